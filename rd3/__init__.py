@@ -1,0 +1,33 @@
+"""RD3: make, train on and compare distilled datasets under one frozen protocol.
+
+The names below are loaded when first used, so that ``import rd3`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "SyntheticSet": "rd3.synthetic_set",
+    "evaluate": "rd3.posteval",
+    "resolve_protocol": "rd3.protocol",
+    "open_dataset": "rd3.datasets",
+    "Roots": "rd3.datasets",
+    "Method": "rd3.methods",
+    "Block": "rd3.methods",
+    "Support": "rd3.methods",
+    "register_method": "rd3.methods",
+    "RD3Error": "rd3.errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'rd3' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,65 @@
+"""Errors that a user can act on: one sentence of fact, then one fix.
+
+Everything raised on purpose derives from :class:`RD3Error`; the command line prints the sentence and exits with
+``exit_code``.  A recipe that ends with one of these carries ``status`` into the ledger.
+"""
+
+from __future__ import annotations
+
+
+class RD3Error(Exception):
+    """A mistake or a state of the world that the user can mend.
+
+    ``message`` says what was got, where and what was expected; ``fix`` is one thing to do about it.
+    """
+
+    status = "failed"
+    exit_code = 2
+
+    def __init__(self, message: str, fix: str = ""):
+        super().__init__(message, fix)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message} Fix: {self.fix}" if self.fix else self.message
+
+
+class UnknownName(RD3Error):
+    """A method, dataset, network, loss or field that does not exist."""
+
+
+class BadValue(RD3Error):
+    """A value of the wrong type, out of range, or contradicting another."""
+
+
+class DataMissing(RD3Error):
+    """Files of a dataset, a teacher or a set are not where they should be."""
+
+
+class DataCorrupt(RD3Error):
+    """Files are there, but truncated, altered or of the wrong hash."""
+
+
+class ClassOrderError(RD3Error):
+    """Two things that must share a class list do not."""
+
+
+class Unsupported(RD3Error):
+    """A pair that cannot be made, with the reason the table prints as a footnote."""
+
+    status = "unsupported"
+
+
+class Diverged(RD3Error):
+    """A loss became NaN or infinite."""
+
+    status = "diverged"
+
+
+class StoreError(RD3Error):
+    """The ledger or the artifact store cannot be read or written, or somebody else holds it."""
+
+
+class TrackingError(RD3Error):
+    """The tracking server does not answer, or is not what it should be."""

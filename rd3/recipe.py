@@ -1,0 +1,243 @@
+"""Recipes: what is made, from what, and the key that follows.
+
+A recipe is a frozen value that holds everything that changes a result and nothing else: no device, no number of
+workers, no path.  Its key is ``sha256`` of its canonical JSON, and it names its parents by their keys, so recipes form
+a graph that is known before anything runs.  This module loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rd3.errors import BadValue
+from rd3.protocol import EvalProtocol
+
+Key = str
+"""64 hexadecimal digits; people may shorten it to any unambiguous prefix."""
+
+SourceSplit = Literal["train", "fit", "unknown"]
+"""``train``: all training images; ``fit``: without the validation part; ``unknown``: imported, nobody said."""
+
+
+def neutral(value: Any, **field: Any) -> Any:
+    """A field added after the first release: left out of the key while it equals ``value``."""
+    return Field(default=value, json_schema_extra={"neutral": value}, **field)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
+    return _ENCODER.encode(value)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of a plain value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class Frozen(BaseModel):
+    """Base of all values here: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@functools.cache
+def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
+    extras = ((name, field.json_schema_extra) for name, field in model.model_fields.items())
+    return tuple((name, extra["neutral"]) for name, extra in extras if isinstance(extra, dict) and "neutral" in extra)
+
+
+def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
+    for name, value in _neutral_fields(type(model)):
+        if getattr(model, name) == value:
+            del plain[name]
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            _prune(value, plain[name])
+
+
+def _without_neutral(model: BaseModel) -> dict[str, Any]:
+    """The model as plain data, without fields that hold their declared neutral value."""
+    plain = model.model_dump(mode="json")
+    _prune(model, plain)
+    return plain
+
+
+class Normalisation(Frozen):
+    """Per-channel constants of pixels in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Data(Frozen):
+    """A dataset as it was found: its name, the fingerprint of its content, and the part that was drawn from."""
+
+    name: str
+    fingerprint: str
+    split: SourceSplit = "train"
+
+
+class Recipe(Frozen):
+    """Base of the kinds below."""
+
+    kind: str
+
+    @functools.cached_property
+    def key(self) -> Key:
+        return digest(_without_neutral(self))
+
+    def model_copy(self, **options: Any) -> Self:
+        """As pydantic's; the copy works its own key out."""
+        copy = super().model_copy(**options)
+        copy.__dict__.pop("key", None)
+        return copy
+
+    def parents(self) -> tuple[tuple[str, Key], ...]:
+        """(kind, key) of everything this is made from."""
+        return ()
+
+    def label(self) -> str:
+        """A short name for people: what it is, not which."""
+        raise NotImplementedError
+
+
+class TeacherTraining(Frozen):
+    """How a teacher is trained, completely.  SGD with Nesterov momentum, cosine to zero after a linear warm-up."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    lr: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    crop: Literal["pad", "resized", "none"]
+    """``pad``: random crop after padding by an eighth of the side; ``resized``: RandomResizedCrop(0.08, 1)."""
+    flip: bool = True
+
+
+class TeacherRecipe(Recipe):
+    """A trained network that gives labels or statistics: trained here (``training``) or imported (``weights``)."""
+
+    kind: Literal["teacher"] = "teacher"
+    data: Data
+    classes: str
+    """Hash of the class list, in order."""
+    network: str
+    resolution: int
+    normalisation: Normalisation
+    training: TeacherTraining | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    seed: int | None = None
+    weights: str | None = None
+    """sha256 over the decoded tensors of imported weights."""
+    version: int = 1
+
+    def model_post_init(self, _context: Any) -> None:
+        if (self.training is None) == (self.weights is None):
+            raise ValueError("a teacher is either trained (training) or imported (weights)")
+
+    def label(self) -> str:
+        return f"teacher {self.network} {self.data.name}"
+
+
+class SetRecipe(Recipe):
+    """A synthetic set: made by a method, or imported (method ``imported``, with the digest of its content)."""
+
+    kind: Literal["set"] = "set"
+    method: str
+    version: int
+    """The method's version: raised when a mended bug changes results."""
+    settings: dict[str, Any]
+    data: Data
+    classes: str
+    resolution: int
+    ipc: int = Field(ge=1)
+    teachers: tuple[Key, ...] = ()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    set_seed: int | None = None
+    content: str | None = None
+    """Content digest of an imported set; None for a set that a method makes."""
+
+    def parents(self) -> tuple[tuple[str, Key], ...]:
+        return tuple(("teacher", key) for key in self.teachers)
+
+    def label(self) -> str:
+        return f"set {self.method} {self.data.name} ipc{self.ipc}"
+
+
+class EvaluationRecipe(Recipe):
+    """One student trained on one set under one resolved protocol, tested once."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    set: Key
+    teachers: tuple[Key, ...] = ()
+    """Label teachers; empty for hard labels."""
+    protocol: EvalProtocol
+    student: str
+    student_seed: int
+    data: Data
+    """Where the test images come from; ``split`` is the part that the *set* drew from."""
+    tested_on: Literal["test", "validation"] = "test"
+    classes: str
+    resolution: int
+    normalisation: Normalisation
+    """The student's own constants."""
+    version: int = 1
+
+    def parents(self) -> tuple[tuple[str, Key], ...]:
+        return (("set", self.set), *(("teacher", key) for key in self.teachers))
+
+    def label(self) -> str:
+        return f"evaluation {self.student} {self.data.name} seed{self.student_seed}"
+
+
+AnyRecipe = Annotated[TeacherRecipe | SetRecipe | EvaluationRecipe, Field(discriminator="kind")]
+KINDS = ("teacher", "set", "evaluation")
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyRecipe)
+
+
+def from_json(text: str | bytes) -> TeacherRecipe | SetRecipe | EvaluationRecipe:
+    """The recipe that a JSON document describes; raises :class:`BadValue` with the first wrong field."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise BadValue(
+            f"Not a recipe: {place}: {first['msg']}.", "write recipes with `rd3 plan GRID --recipes DIR`"
+        ) from None
+
+
+def to_json(recipe: Recipe) -> str:
+    """The whole recipe as readable JSON; ``from_json`` gives the same key again."""
+    return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def topological(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """Parents before children, otherwise in the given order."""
+    by_key = {recipe.key: recipe for recipe in recipes}
+    done: dict[str, Recipe] = {}
+
+    def visit(recipe: Recipe) -> None:
+        if recipe.key in done:
+            return
+        for _kind, parent in recipe.parents():
+            if parent in by_key:
+                visit(by_key[parent])
+        done[recipe.key] = recipe
+
+    for recipe in by_key.values():
+        visit(recipe)
+    return list(done.values())

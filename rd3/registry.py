@@ -1,0 +1,96 @@
+"""One lazy registry for methods, datasets, networks and losses.
+
+A registry knows a package whose modules register themselves when imported, and an entry-point group through which
+somebody else's package adds its own.  Nothing is imported before the first look-up.  A plugin that fails to import
+does not take the others down: its name answers with the reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from rd3.errors import RD3Error, UnknownName
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """``"did you mean 'x'?"``, or the whole list when nothing is near."""
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(sorted(known))}."
+
+
+class Registry(Generic[T]):
+    """Names to things of one kind, found in ``package`` and in the entry-point group of the same name."""
+
+    def __init__(self, kind: str, package: str):
+        self.kind = kind
+        self.package = package
+        self._things: dict[str, T] = {}
+        self._broken: dict[str, str] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files a thing under ``name``; registering the same name twice is refused."""
+
+        def file_it(thing: T) -> T:
+            known = self._things.get(name)
+            if known is not None and getattr(known, "__qualname__", None) != getattr(thing, "__qualname__", None):
+                raise RD3Error(
+                    f"{self.kind} {name!r} is registered twice, by {known!r} and {thing!r}.",
+                    "give one of them another name",
+                )
+            self._things[name] = thing
+            return thing
+
+        return file_it
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self.package}.{module.name}")
+        for point in entry_points(group=self.package):
+            try:
+                point.load()
+            except Exception as error:
+                self._broken[point.name] = f"{type(error).__name__}: {error}"
+
+    def names(self) -> list[str]:
+        """All names that can be had, sorted."""
+        self._load()
+        return sorted(self._things)
+
+    def broken(self) -> dict[str, str]:
+        """Plugins that failed to import: entry-point name to reason."""
+        self._load()
+        return dict(self._broken)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._things
+
+    def get(self, name: str) -> T:
+        """The thing called ``name``; raises :class:`UnknownName` with a did-you-mean."""
+        if name in self._things:
+            return self._things[name]
+        self._load()
+        if name in self._things:
+            return self._things[name]
+        if name in self._broken:
+            raise UnknownName(
+                f"{self.kind} {name!r} comes from a plugin that fails to import ({self._broken[name]}).",
+                "mend or uninstall that package",
+            )
+        raise UnknownName(f"There is no {self.kind} {name!r}.", did_you_mean(name, self.names()))

@@ -1,0 +1,53 @@
+"""Named random streams derived from one seed.
+
+``generator(seed, "augment", 3)`` is a function of its arguments alone: two streams with different names never share
+numbers, and a stream does not depend on what was drawn before.  Nothing here, and nothing in ``rd3``, seeds the
+process-wide generator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def derive(seed: int, *names: object) -> int:
+    """A 63-bit seed from a seed and the name of a stream."""
+    text = "/".join([str(int(seed)), *(str(name) for name in names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *names: object) -> torch.Generator:
+    """A CPU generator for one stream.  Draws are made on the CPU so that every device sees the same numbers."""
+    import torch
+
+    return torch.Generator().manual_seed(derive(seed, *names))
+
+
+def numpy_generator(seed: int, *names: object) -> np.random.Generator:
+    """The same for NumPy."""
+    import numpy as np
+
+    return np.random.default_rng(derive(seed, *names))
+
+
+@contextlib.contextmanager
+def scoped(stream: torch.Generator) -> Iterator[None]:
+    """Run a block whose code draws from torch's own generator (weight initialisation) on ``stream`` instead.
+
+    The process-wide state is put back afterwards, so nothing leaks out.
+    """
+    import torch
+
+    before = torch.get_rng_state()
+    torch.set_rng_state(stream.get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

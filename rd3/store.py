@@ -1,0 +1,154 @@
+"""Where made things are kept: the protocol that ``rd3`` sees, and a plain folder that implements it.
+
+An :class:`Entry` says that a recipe is done: its result, its files with their sha256, and the digest of its content.
+It is written last and only if absent, so what has an entry is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from rd3.errors import DataCorrupt, DataMissing, StoreError
+
+STATUSES = ("done", "failed", "diverged", "oom", "timeout", "killed", "unsupported", "blocked")
+
+
+class Entry(BaseModel):
+    """What the ledger says of one recipe that is done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    key: str
+    recipe: dict[str, Any]
+    result: dict[str, Any]
+    """Plain figures: ``top1_pct``, ``correct``, ``wall_s`` ... by kind."""
+    files: dict[str, str] = {}
+    """File name (relative, with /) to sha256."""
+    content: str | None = None
+    """Digest of the decoded content (pixels and labels; weights)."""
+    artifact: str | None = None
+    """Where the files are: a URI that the store understands."""
+    run_id: str | None = None
+    made: dict[str, Any] = {}
+    """Provenance that changes no result: code version, device, threads, host, finished_at."""
+
+
+class Store(Protocol):
+    """Get and put by kind and key."""
+
+    def find(self, kind: str, key: str) -> Entry | None:
+        """The entry, or None."""
+
+    def fetch(self, kind: str, key: str) -> Path:
+        """A local folder with the verified files; raises :class:`DataMissing` or :class:`DataCorrupt`."""
+
+    def put(self, entry: Entry, folder: Path) -> Entry:
+        """Keep ``folder`` under the entry's key; if there is one already, keep and return that."""
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_files(folder: Path) -> dict[str, str]:
+    """Relative name to sha256, for every file below ``folder``."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write to a neighbour, flush it to the disk, rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # A temporary file is private; what is kept is for everybody whom the folder lets in.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def check_files(folder: Path, files: dict[str, str], what: str) -> None:
+    """Every file is there and has its hash, or an error that names the first that has not."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataMissing(f"{what} lacks its file {name}.", "make or import it again")
+        if sha256_file(path) != expected:
+            raise DataCorrupt(
+                f"{what}: file {name} has sha256 {sha256_file(path)[:12]}, its record says {expected[:12]}.",
+                "delete it and make or import it again",
+            )
+
+
+def now() -> str:
+    """UTC time, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class FolderStore:
+    """A store in one folder: ``by-key/<kind>/<key>.json`` and ``artifacts/<kind>/<key>/``."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def _entry_path(self, kind: str, key: str) -> Path:
+        return self.root / "by-key" / kind / f"{key}.json"
+
+    def find(self, kind: str, key: str) -> Entry | None:
+        path = self._entry_path(kind, key)
+        if not path.is_file():
+            return None
+        try:
+            return Entry.model_validate_json(path.read_bytes())
+        except ValueError:
+            raise DataCorrupt(f"Ledger entry {path} is not readable.", "delete that file") from None
+
+    def fetch(self, kind: str, key: str) -> Path:
+        entry = self.find(kind, key)
+        folder = self.root / "artifacts" / kind / key
+        if entry is None:
+            raise DataMissing(f"The store has no {kind} {key[:12]}.", "make or import it first")
+        check_files(folder, entry.files, f"{kind} {key[:12]}")
+        return folder
+
+    def put(self, entry: Entry, folder: Path) -> Entry:
+        known = self.find(entry.kind, entry.key)
+        if known is not None:
+            return known
+        target = self.root / "artifacts" / entry.kind / entry.key
+        try:
+            if folder.resolve() != target.resolve():
+                staging = target.with_name(f".{target.name}.{os.getpid()}")
+                shutil.rmtree(staging, ignore_errors=True)
+                shutil.copytree(folder, staging)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(staging, target)
+            entry = entry.model_copy(update={"artifact": target.as_uri() if target.is_absolute() else str(target)})
+            write_atomically(
+                self._entry_path(entry.kind, entry.key), json.dumps(entry.model_dump(mode="json"), indent=1)
+            )
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to {self.root}: {error.strerror}.", "free space or choose another folder"
+            ) from None
+        return entry

@@ -1,0 +1,132 @@
+"""Keys: stable, sensitive to what matters, blind to what does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from rd3.errors import BadValue
+from rd3.protocol import resolve_protocol
+from rd3.recipe import (
+    Data,
+    EvaluationRecipe,
+    Frozen,
+    Normalisation,
+    SetRecipe,
+    TeacherRecipe,
+    _without_neutral,
+    digest,
+    from_json,
+    neutral,
+    to_json,
+    topological,
+)
+
+DATA = Data(name="digits", fingerprint="f" * 32)
+UNIT = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def teacher(**changed: object) -> TeacherRecipe:
+    fields = dict(data=DATA, classes="c", network="resnet18", resolution=32, normalisation=UNIT, weights="ab")
+    return TeacherRecipe(**{**fields, **changed})
+
+
+def a_set(**changed: object) -> SetRecipe:
+    fields = dict(method="random", version=1, settings={}, data=DATA, classes="c", resolution=32, ipc=1, set_seed=0)
+    return SetRecipe(**{**fields, **changed})
+
+
+def evaluation(of: SetRecipe, **changed: object) -> EvaluationRecipe:
+    fields = dict(
+        set=of.key,
+        teachers=(teacher().key,),
+        protocol=resolve_protocol("rd3", factor=1, same_network=True, set_size=10),
+        student="resnet18",
+        student_seed=0,
+        data=DATA,
+        classes="c",
+        resolution=32,
+        normalisation=UNIT,
+    )
+    return EvaluationRecipe(**{**fields, **changed})
+
+
+def test_key_is_sha256_of_sorted_compact_json():
+    recipe = a_set()
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    assert recipe.key == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_key_ignores_the_order_of_settings():
+    assert a_set(settings={"a": 1, "b": 2}).key == a_set(settings={"b": 2, "a": 1}).key
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"ipc": 2}, {"set_seed": 1}, {"version": 2}, {"settings": {"a": 1}}, {"precision": "bf16"}, {"method": "rded"}],
+)
+def test_key_follows_everything_that_changes_a_result(changed):
+    assert a_set(**changed).key != a_set().key
+
+
+@pytest.mark.parametrize("recipe", [teacher(), a_set(), evaluation(a_set())], ids=lambda recipe: recipe.kind)
+def test_json_round_trip_keeps_the_key(recipe):
+    again = from_json(to_json(recipe))
+    assert type(again) is type(recipe)
+    assert again.key == recipe.key
+
+
+def test_a_neutral_field_does_not_rekey_the_past():
+    class Before(Frozen):
+        ipc: int
+
+    class After(Frozen):
+        ipc: int
+        shine: float = neutral(0.0)
+
+    assert digest(_without_neutral(After(ipc=1))) == digest(_without_neutral(Before(ipc=1)))
+    assert digest(_without_neutral(After(ipc=1, shine=0.5))) != digest(_without_neutral(Before(ipc=1)))
+
+
+def test_a_neutral_field_of_a_field_is_left_out_too():
+    class Inner(Frozen):
+        shine: float = neutral(0.0)
+
+    class Outer(Frozen):
+        inner: Inner
+
+    assert _without_neutral(Outer(inner=Inner())) == {"inner": {}}
+    assert _without_neutral(Outer(inner=Inner(shine=1.0))) == {"inner": {"shine": 1.0}}
+
+
+def test_a_changed_copy_has_a_key_of_its_own():
+    recipe = a_set()
+    assert recipe.key != recipe.model_copy(update={"ipc": 2}).key == a_set(ipc=2).key
+
+
+def test_a_teacher_is_trained_or_imported_never_neither():
+    with pytest.raises(ValidationError, match="either trained"):
+        teacher(weights=None)
+
+
+def test_a_broken_document_names_the_field():
+    document = json.loads(to_json(a_set()))
+    document["ipc"] = "many"
+    with pytest.raises(BadValue, match=r"set\.ipc"):
+        from_json(json.dumps(document))
+
+
+def test_parents_come_first():
+    made, parent = a_set(teachers=(teacher().key,)), teacher()
+    child = evaluation(made)
+    assert [recipe.kind for recipe in topological([child, made, parent])] == ["teacher", "set", "evaluation"]
+
+
+def test_recipes_load_neither_torch_nor_engines():
+    code = "import sys, rd3, rd3.recipe, rd3.store; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
