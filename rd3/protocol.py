@@ -1,0 +1,145 @@
+"""The post-evaluation protocol: every choice that can move a student's accuracy, as one frozen value.
+
+A *preset* (``presets/*.yaml``) is a rule; :func:`resolve_protocol` turns it into an :class:`EvalProtocol` in which
+nothing is left open: the schedule and batch size by student, the shuffle factor by dataset, the batch capped at the
+set's size.  Only resolved values enter a key.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rd3.errors import BadValue, UnknownName
+from rd3.registry import did_you_mean
+
+
+class EvalProtocol(BaseModel):
+    """A resolved protocol.  Sources: paper Tables 8 and 9; decisions the paper leaves open are named ``open``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    """On tensors with more than one dimension only (open: 0.01)."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    zeta: float = Field(gt=0)
+    """Learning-rate smoothing: rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
+    labels: Literal["soft", "hard"] = "soft"
+    loss: str = "kl"
+    """A registered loss; ``ce`` with hard labels."""
+    temperature: float = Field(default=20.0, gt=0)
+    """Of teacher and student in the KL (open: 20)."""
+    scale_t2: bool = False
+    """Multiply the KL by temperature squared (open: no, as in the released code)."""
+    gamma: float = Field(default=0.025, ge=0)
+    """Weight of the hard-label term in MSE-GT."""
+    hard_mix: Literal["weighted", "base"] = "weighted"
+    """Hard labels under CutMix: both labels by area of the clipped box, or the base image's alone (open: weighted)."""
+    factor: int = Field(ge=1)
+    """Patch-shuffle grid side; the resized crop draws areas from (1/factor, 1).  1 switches both off."""
+    antialias: bool = True
+    """In the resized crop (open: on)."""
+    flip: bool = True
+    mix: Literal["cutmix", "none"] = "cutmix"
+    teacher_mode: Literal["eval", "batch"] = "eval"
+    """``batch``: teachers normalise with the statistics of the batch (open: eval)."""
+    extra_student_forward: bool = False
+    """The released RDED loop's second, gradient-free student pass, which moves BN statistics (open: off)."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of teacher and student passes; master weights, statistics and losses stay fp32."""
+    test_epochs: tuple[int, ...] = ()
+    """Further epochs (1-based) at which to test; diagnostics, never the headline."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvalProtocol:
+        if self.labels == "hard" and self.loss != "ce":
+            raise ValueError(f"labels 'hard' need loss 'ce', not {self.loss!r}")
+        if self.labels == "soft" and self.loss == "ce":
+            raise ValueError("loss 'ce' needs labels 'hard'")
+        late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
+        if late:
+            raise ValueError(f"test_epochs {late} are outside 1..{self.epochs}")
+        return self
+
+
+class Preset(BaseModel):
+    """A protocol as a rule: fields for all, and fields by whether student and teacher are the same network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    reduces: str | None = None
+    """The preset whose published settings this one cuts short; its results get no paper value."""
+    all: dict[str, Any] = {}
+    same_network: dict[str, Any] = {}
+    other_network: dict[str, Any] = {}
+
+
+@functools.cache
+def presets() -> dict[str, Preset]:
+    """The presets that ship with RD3, by name."""
+    found: dict[str, Preset] = {}
+    for entry in sorted(files("rd3").joinpath("presets").iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".yaml"):
+            preset = Preset.model_validate(yaml.safe_load(entry.read_text()))
+            found[preset.name] = preset
+    return found
+
+
+def preset(name: str) -> Preset:
+    """The preset called ``name``."""
+    if name not in presets():
+        raise UnknownName(f"There is no protocol {name!r}.", did_you_mean(name, list(presets())))
+    return presets()[name]
+
+
+def resolve_protocol(
+    name: str,
+    *,
+    factor: int,
+    same_network: bool,
+    set_size: int,
+    overrides: dict[str, Any] | None = None,
+) -> EvalProtocol:
+    """Resolve a preset for one student and one set.
+
+    ``factor`` is the dataset's; ``same_network`` says whether student and label teacher are one architecture;
+    ``set_size`` is |S| in images.  ``overrides`` are fields that a grid or a user sets; they win over the preset,
+    and the batch is capped at |S| all the same.
+    """
+    rule = preset(name)
+    values = {"factor": factor, **rule.all, **(rule.same_network if same_network else rule.other_network)}
+    changed = dict(overrides or {})
+    unknown = [field for field in changed if field not in EvalProtocol.model_fields]
+    if unknown:
+        raise UnknownName(
+            f"A protocol has no field {unknown[0]!r}.", did_you_mean(unknown[0], list(EvalProtocol.model_fields))
+        )
+    if changed.get("labels") == "hard":
+        changed.setdefault("loss", "ce")
+    values |= changed
+    values["batch_size"] = min(values.get("batch_size", 1), set_size)
+    try:
+        return EvalProtocol.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadValue(f"Protocol {name}{': ' + place if place else ''}: {first['msg']}.") from None
+
+
+def reductions(name: str, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:
+    """What a run does less of than published: field to (made, published).  Today only epochs can be cut."""
+    rule = preset(name)
+    published = preset(rule.reduces).all["epochs"] if rule.reduces else rule.all["epochs"]
+    return {"epochs": (resolved.epochs, published)} if resolved.epochs < published else {}
