@@ -1,0 +1,47 @@
+"""Datasets: what they are called, which classes they have in which order, and how to open them.
+
+``dataset_info(name)`` needs no data on disk; ``open_dataset(name, roots)`` does.  A subset has a name of its own and is
+never taken for the whole.
+"""
+
+from rd3.datasets._base import SPLITS, Dataset, DatasetInfo, Roots, Split, class_list_hash
+from rd3.datasets._classes import ClassList, check_order, class_list
+from rd3.datasets._registry import (
+    SOURCES,
+    dataset_fingerprint,
+    dataset_info,
+    dataset_names,
+    dataset_source,
+    open_dataset,
+    register_dataset,
+)
+from rd3.datasets._source import Copy, Counts, FileSource, Source
+from rd3.datasets._upkeep import Finding, doctor, fetch
+from rd3.datasets._user import add_folder
+
+__all__ = [
+    "SOURCES",
+    "SPLITS",
+    "ClassList",
+    "Copy",
+    "Counts",
+    "Dataset",
+    "DatasetInfo",
+    "FileSource",
+    "Finding",
+    "Roots",
+    "Source",
+    "Split",
+    "add_folder",
+    "check_order",
+    "class_list",
+    "class_list_hash",
+    "dataset_fingerprint",
+    "dataset_info",
+    "dataset_names",
+    "dataset_source",
+    "doctor",
+    "fetch",
+    "open_dataset",
+    "register_dataset",
+]

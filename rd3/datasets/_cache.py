@@ -1,0 +1,97 @@
+"""Files that RD3 derives from datasets and keeps under ``<home>/data``: written atomically, mapped when read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rd3.errors import StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+CHUNK_BYTES = 16 * 2**20
+
+
+def short_hash(lines: Iterable[str]) -> str:
+    """32 hexadecimal digits of the sha256 of some lines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def cache_file(home: Path, name: str, stamp: Sequence[str]) -> Path:
+    """Where the data derived from source files with this stamp (names, sizes, times) lies."""
+    return home / "data" / f"{name}-{short_hash(stamp)[:16]}.safetensors"
+
+
+def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
+    """32 hexadecimal digits over the bytes of arrays (with type and shape) and some lines.
+
+    A hash of the hashes of 16 MiB chunks, so that two cores share the work.
+    """
+    import numpy as np
+
+    chunks = [memoryview(b"\n".join(line.encode() for line in lines))]
+    for array in arrays:
+        chunks.append(memoryview(f"{array.dtype.str}{array.shape}".encode()))
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        chunks += [flat[start : start + CHUNK_BYTES].data for start in range(0, len(flat), CHUNK_BYTES)]
+    with ThreadPoolExecutor(2) as pool:
+        digests = list(pool.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks))
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, moved onto it when the block ends well and removed when it does not."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}).",
+            "free some space there, or choose another home folder for RD3",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, replaced atomically."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None:
+    """A safetensors file with string metadata, replaced atomically."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with replacing(path) as part:
+        try:
+            save_file(arrays, part, metadata=meta)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_arrays(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """Tensors that map the file, with its metadata; None when it is missing or not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None

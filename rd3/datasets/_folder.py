@@ -1,0 +1,130 @@
+"""Class folders: ``train/<class>/...`` and ``val/<class>/...`` as in the ImageNet family's archives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rd3.datasets._base import DatasetInfo
+from rd3.datasets._cache import content_hash
+from rd3.datasets._records import Found, Records
+from rd3.errors import DataCorrupt, DataMissing
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+
+
+class File(NamedTuple):
+    """One image file."""
+
+    name: str
+    """Relative to the folder of the split."""
+    label: int
+    bytes: int
+    time_ns: int
+
+
+def image_files(folder: Path, prefix: str, label: int) -> list[File]:
+    """The image files directly in a folder, sorted by name; ``prefix`` goes before the names."""
+    with os.scandir(folder) as entries:
+        images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")]
+    stats = [(entry.name, entry.stat()) for entry in images]
+    return sorted(File(prefix + name, label, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+class FolderRecords(Records):
+    """Image files below one folder.
+
+    Names are kept as one array of bytes: 1.28 million strings would take 150 MiB in every process.
+    """
+
+    def __init__(self, root: Path, files: Iterable[File]):
+        self.root = root
+        table = list(files)
+        encoded = [os.fsencode(file.name) for file in table]
+        self._names = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._labels = np.array([file.label for file in table], dtype=np.int64)
+        self._sizes = np.array([file.bytes for file in table], dtype=np.int64)
+        self._times = np.array([file.time_ns for file in table], dtype=np.int64)
+
+    @classmethod
+    def scan(cls, root: Path, class_ids: Sequence[str]) -> FolderRecords:
+        """All images in ``root/<class>`` or ``root/<class>/images``: classes in label order, names sorted."""
+        files: list[File] = []
+        for label, class_id in enumerate(class_ids):
+            for inner in ("", "images/"):
+                folder = root / class_id / inner
+                if folder.is_dir():
+                    files += image_files(folder, f"{class_id}/{inner}", label)
+        return cls(root, files)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def name(self, index: int) -> str:
+        """The relative name of one file."""
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+
+    def where(self, index: int) -> str:
+        return str(self.root / self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        """One file's bytes."""
+        path = self.root / self.name(index)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataMissing(f"{path} cannot be read ({error.strerror}).", "get that file again") from error
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.encoded, range(len(self)))
+
+    def take(self, positions: np.ndarray) -> FolderRecords:
+        """Some of the images, in the given order."""
+        columns = (self._labels, self._sizes, self._times)
+        return FolderRecords(
+            self.root, (File(self.name(int(i)), *(int(column[i]) for column in columns)) for i in positions)
+        )
+
+    def content(self) -> list[np.ndarray]:
+        """Names, labels and sizes: what the fingerprint of streamed folders is made from."""
+        return [self._names, self._ends, self._labels, self._sizes]
+
+    def stamp(self) -> list[str]:
+        return [content_hash([*self.content(), self._times], [])]
+
+
+def check_folders(root: Path, info: DatasetInfo) -> None:
+    """Every class has its folder."""
+    missing = [class_id for class_id in info.class_ids if not (root / class_id).is_dir()]
+    if missing:
+        raise DataCorrupt(
+            f"{root} has {info.num_classes - len(missing)} of the {info.num_classes} class folders of {info.name}; "
+            f"{missing[0]} is the first that is missing.",
+            f"unpack {info.name} completely",
+        )
+
+
+def find_folder(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> Found | None:
+    """The dataset in ``folder/train/<class>`` and ``folder/<test name>/<class>``; None when there is no ``train``."""
+    train = folder / "train"
+    if not train.is_dir():
+        return None
+    test = next((folder / name for name in test_names if (folder / name).is_dir()), None)
+    if test is None:
+        raise DataMissing(
+            f"{folder} has a folder train, and none called {' or '.join(test_names)}.",
+            f"put the missing split of {info.name} there",
+        )
+    check_folders(train, info)
+    check_folders(test, info)
+    return Found(folder, "folders", FolderRecords.scan(train, info.class_ids), FolderRecords.scan(test, info.class_ids))

@@ -1,0 +1,86 @@
+"""Datasets of 32 and 64 pixels: decoded once, kept as uint8 in a mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rd3.datasets._base import Dataset, DatasetInfo, Split
+from rd3.datasets._cache import cache_file, content_hash, read_arrays, write_arrays
+from rd3.datasets._records import Found, settled
+from rd3.datasets._splits import SplitDataset
+from rd3.errors import DataCorrupt
+
+if TYPE_CHECKING:
+    import torch
+
+ARRAYS = ("train", "train_labels", "test", "test_labels")
+"""What a decoded file holds, in the order of its fingerprint."""
+
+
+class MemoryDataset(SplitDataset):
+    """Decoded images in memory (or in a mapped file that several processes share).
+
+    ``pixels`` holds ``train`` and ``test`` as (N, 3, H, W) uint8.
+
+    Deviations: ``original`` answers at ``info.resolution``; what was resized on decoding is not kept.
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        fingerprint: str,
+        pixels: dict[str, torch.Tensor],
+        labels: dict[str, np.ndarray],
+    ):
+        super().__init__(info, fingerprint, labels["train"], labels["test"])
+        self._pixels = pixels
+
+    def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
+        """(B, 3, H, W) uint8.  A range with step 1 of ``train`` or ``test`` is a view: do not write into it."""
+        import torch
+
+        part, positions = self._stored(split, indices)
+        if isinstance(positions, range) and positions.step == 1:
+            return self._pixels[part][positions.start : positions.stop]
+        return self._pixels[part][torch.from_numpy(np.array(positions, dtype=np.int64))]
+
+    def original(self, split: Split, index: int) -> torch.Tensor:
+        part, positions = self._stored(split, [index])
+        return self._pixels[part][int(positions[0])]
+
+
+def open_in_memory(info: DatasetInfo, found: Found, home: Path) -> Dataset:
+    """Decoded images: from the file of an earlier opening, checked against its hash, or decoded now and kept."""
+    how = f"decoded 1 {info.resolution} {info.test_resize} {info.classes}"
+    path = cache_file(home, info.name, [how, *found.train.stamp(), "test", *found.test.stamp()])
+    opened = _checked(path, info, found)
+    if opened is None:
+        arrays = {}
+        for part, records in found.parts().items():
+            arrays[f"{part}_labels"] = records.labels
+            arrays[part] = records.pixels(info)
+        fingerprint = content_hash([arrays[name] for name in ARRAYS], info.class_ids)
+        write_arrays(path, arrays, {"fingerprint": fingerprint})
+        opened = _checked(path, info, found)
+    if opened is None:
+        raise DataCorrupt(f"{path} was written and cannot be read back.", "check the disk that holds RD3's home folder")
+    return opened
+
+
+def _checked(path: Path, info: DatasetInfo, found: Found) -> MemoryDataset | None:
+    """The dataset in a decoded file; None when the file is missing, truncated or altered."""
+    cached = read_arrays(path)
+    if cached is None or not set(ARRAYS) <= set(cached[0]):
+        return None
+    tensors, meta = cached
+    arrays = {name: tensors[name].numpy() for name in ARRAYS}
+    fingerprint = content_hash(list(arrays.values()), info.class_ids)
+    if fingerprint != meta.get("fingerprint"):
+        return None
+    labels = {part: arrays[f"{part}_labels"] for part in ("train", "test")}
+    pixels = {part: tensors[part] for part in ("train", "test")}
+    return MemoryDataset(settled(info, found, labels), fingerprint, pixels, labels)

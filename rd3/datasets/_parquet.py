@@ -1,0 +1,200 @@
+"""Parquet files in the Hugging Face image layout: ``image: struct<bytes, path>``, ``label: int64``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rd3.datasets._classes import check_order
+from rd3.datasets._records import Found, Records, file_stamp
+from rd3.errors import DataCorrupt, DataMissing
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+    from rd3.datasets._base import DatasetInfo
+
+SHARD = re.compile(r"(?P<split>train|test|validation|valid|val)(?:-(?P<n>\d+)-of-(?P<of>\d+)(?:-[0-9a-f]+)?)?\.parquet")
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("fine_label", "label", "labels")
+
+
+def shards(folder: Path) -> dict[str, list[Path]]:
+    """Parquet files of each split in a folder (or its ``data``), in order; an incomplete series is refused."""
+    found: dict[str, list[tuple[int, int, Path]]] = {}
+    for place in (folder, folder / "data"):
+        for path in sorted(place.glob("*.parquet")):
+            if match := SHARD.fullmatch(path.name):
+                entry = (int(match["n"] or 0), int(match["of"] or 1), path)
+                found.setdefault(match["split"], []).append(entry)
+        if found:
+            break
+    for split, entries in found.items():
+        of = entries[0][1]
+        if [n for n, _of, _path in entries] != list(range(of)):
+            raise DataMissing(
+                f"{entries[0][2].parent} has {len(entries)} Parquet files of split {split}, their names say {of}.",
+                "get the missing files, or remove those that do not belong there",
+            )
+    return {split: [path for _n, _of, path in entries] for split, entries in found.items()}
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataCorrupt(
+            f"{path} is not a whole Parquet file ({path.stat().st_size} bytes: {str(error).splitlines()[0]}).",
+            "get that file again from its source",
+        ) from error
+
+
+def _column(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
+    have = opened.schema_arrow.names
+    for name in names:
+        if name in have:
+            return name
+    raise DataCorrupt(
+        f"{path} has the columns {', '.join(have)}; expected one called {' or '.join(names)}.",
+        "convert it to the Hugging Face image layout",
+    )
+
+
+class ParquetRecords(Records):
+    """One split in one or several Parquet files."""
+
+    def __init__(self, files: Sequence[Path], info: DatasetInfo):
+        self.files = list(files)
+        self.info = info
+        opened = [_open(path) for path in self.files]
+        self.label_column = _column(opened[0], self.files[0], LABEL_COLUMNS)
+        self.image_column = _column(opened[0], self.files[0], IMAGE_COLUMNS)
+        self.counts = [one.metadata.num_rows for one in opened]
+        for one, path in zip(opened, self.files, strict=True):
+            self._check_features(one.schema_arrow.metadata or {}, path)
+
+    def _check_features(self, metadata: dict[bytes, bytes], path: Path) -> None:
+        try:
+            features: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+            names = features[self.label_column]["names"]
+        except (KeyError, TypeError, ValueError):
+            return
+        check_order(names, self.info.class_ids, self.info.class_names, str(path))
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def where(self, index: int) -> str:
+        for path, count in zip(self.files, self.counts, strict=True):
+            if index < count:
+                return f"{path}, row {index}"
+            index -= count
+        return f"{self.files[-1]}, after the last row"
+
+    def stamp(self) -> list[str]:
+        return [file_stamp(path, path.name) for path in self.files]
+
+    def _batches(self, column: str) -> Iterator[Any]:
+        """Arrow arrays of one column, in order."""
+        import pyarrow as pa
+
+        for path in self.files:
+            try:
+                for batch in _open(path).iter_batches(batch_size=512, columns=[column]):
+                    yield batch.column(0)
+            except (pa.ArrowException, OSError) as error:
+                raise DataCorrupt(
+                    f"{path} cannot be read to its end ({str(error).splitlines()[0]}).",
+                    "get that file again from its source",
+                ) from error
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        import pyarrow as pa
+
+        parts: list[np.ndarray] = []
+        for array in self._batches(self.label_column):
+            if not pa.types.is_integer(array.type):
+                raise DataCorrupt(
+                    f"{self.files[0]}: column {self.label_column} is {array.type}, expected int64.",
+                    "convert it to the Hugging Face image layout",
+                )
+            if array.null_count:
+                row = sum(map(len, parts)) + array.is_valid().to_pylist().index(False)
+                raise DataCorrupt(f"{self.where(row)}: no label.", "get that file again from its source")
+            # Through the buffer: pyarrow's own conversion to NumPy imports pandas, which takes seconds.
+            whole = array.cast(pa.int64())
+            values = np.frombuffer(whole.buffers()[1], dtype=np.int64)
+            parts.append(values[whole.offset : whole.offset + len(whole)])
+        labels = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        wrong = np.flatnonzero((labels < 0) | (labels >= self.info.num_classes))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataCorrupt(
+                f"{self.where(row)}: label {labels[row]}, expected 0 to {self.info.num_classes - 1} "
+                f"({len(wrong)} rows like this).",
+                f"get the labelled files of {self.info.name}",
+            )
+        return labels
+
+    def __iter__(self) -> Iterator[bytes]:
+        row = 0
+        for array in self._batches(self.image_column):
+            for encoded in self._bytes(array):
+                if not encoded:
+                    raise DataCorrupt(f"{self.where(row)}: no image bytes.", "get that file again from its source")
+                yield encoded
+                row += 1
+
+    def _bytes(self, array: Any) -> list[bytes | None]:
+        import pyarrow as pa
+
+        if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
+            return array.field("bytes").to_pylist()
+        raise DataCorrupt(
+            f"{self.files[0]}: column {self.image_column} is {array.type}, expected struct<bytes, path>.",
+            "convert it to the Hugging Face image layout",
+        )
+
+
+def find_parquet(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> Found | None:
+    """The dataset in a folder of Parquet files; None when it has none.  ``test_names``: what may be the test split."""
+    by_split = shards(folder)
+    if not by_split:
+        return None
+    test = next((name for name in test_names if name in by_split), None)
+    if "train" not in by_split or test is None:
+        raise DataMissing(
+            f"{folder} has Parquet files of {', '.join(sorted(by_split))}; "
+            f"expected train and {' or '.join(test_names)}.",
+            f"put the missing split of {info.name} there",
+        )
+    source = _description(folder, info)
+    return Found(
+        folder, "parquet", ParquetRecords(by_split["train"], info), ParquetRecords(by_split[test], info), source
+    )
+
+
+def _description(folder: Path, info: DatasetInfo) -> str:
+    """What ``dataset_info.json`` says of the data; its class list is checked."""
+    path = folder / "dataset_info.json"
+    if not path.is_file():
+        return ""
+    try:
+        plain = json.loads(path.read_text())
+        lists = [plain[name] for name in ("wnids", "class_names") if name in plain]
+        description = str(plain.get("description", ""))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataCorrupt(f"{path} is not a JSON object ({error}).", "get that file again, or remove it") from error
+    for names in lists:
+        check_order(names, info.class_ids, info.class_names, str(path))
+    return description

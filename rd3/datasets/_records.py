@@ -1,0 +1,91 @@
+"""One part of a dataset as it lies on disk, in whatever layout."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rd3.datasets._decode import decode, fit_size, planes
+from rd3.errors import DataCorrupt
+
+if TYPE_CHECKING:
+    from rd3.datasets._base import DatasetInfo
+
+
+class Records(ABC):
+    """Encoded images and their labels, in a fixed order."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many, without reading the images."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """(N,) int64."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[bytes]:
+        """The encoded images, in order."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """File and row of one image, for messages."""
+
+    @abstractmethod
+    def stamp(self) -> list[str]:
+        """Names, sizes and times of the files: changes when they do."""
+
+    def pixels(self, info: DatasetInfo) -> np.ndarray:
+        """(N, 3, H, W) uint8: everything decoded at ``info.resolution``."""
+        side = info.resolution
+        out = np.empty((len(self), 3, side, side), dtype=np.uint8)
+        for index, encoded in enumerate(self):
+            out[index] = planes(fit_size(decode(encoded, self.where(index)), info.test_resize, side))
+        return out
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dataset that was found: where, in which layout, and its two parts."""
+
+    folder: Path
+    layout: str
+    train: Records
+    test: Records
+    source: str = ""
+    """What the folder says of itself, if it does."""
+
+    def parts(self) -> dict[str, Records]:
+        return {"train": self.train, "test": self.test}
+
+
+def file_stamp(path: Path, name: str) -> str:
+    """Name, size and time of one file."""
+    stat = path.stat()
+    return f"{name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def settled(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
+    """The info of what was really found: counts, and what the folder says of its origin."""
+    per_class = np.bincount(labels["train"], minlength=info.num_classes)
+    if per_class.min() < 2:
+        label = int(per_class.argmin())
+        raise DataCorrupt(
+            f"{found.folder}: class {info.class_ids[label]} has {per_class[label]} training images, "
+            "expected 2 or more.",
+            f"complete {info.name}",
+        )
+    return info.model_copy(
+        update={
+            "source": found.source or info.source,
+            "train_count": len(labels["train"]),
+            "test_count": len(labels["test"]),
+            "train_per_class": int(per_class.min()),
+        }
+    )

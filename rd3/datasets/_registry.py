@@ -1,0 +1,48 @@
+"""Which datasets there are, and how to open one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rd3.datasets._base import Dataset, DatasetInfo, Roots
+from rd3.datasets._source import Source
+from rd3.datasets._user import user_sources
+from rd3.errors import UnknownName
+from rd3.registry import Registry, did_you_mean
+
+SOURCES: Registry[type[Source]] = Registry("dataset", "rd3.datasets")
+
+
+def register_dataset(name: str) -> Callable[[type[Source]], type[Source]]:
+    """File a dataset under a name; its ``info.name`` has to be the same."""
+    return SOURCES.register(name)
+
+
+def dataset_names(roots: Roots | None = None) -> list[str]:
+    """All datasets that RD3 knows; with ``roots`` also those the user registered."""
+    return sorted({*SOURCES.names(), *(user_sources(roots) if roots else {})})
+
+
+def dataset_source(name: str, roots: Roots | None = None) -> Source:
+    """The source of that name; raises UnknownName with a did-you-mean."""
+    users = user_sources(roots) if roots else {}
+    if name in users:
+        return users[name]
+    if name not in SOURCES and name not in SOURCES.broken():
+        raise UnknownName(f"There is no dataset {name!r}.", did_you_mean(name, dataset_names(roots)))
+    return SOURCES.get(name)()
+
+
+def dataset_info(name: str, roots: Roots | None = None) -> DatasetInfo:
+    """What is known of a dataset before any of its files is read."""
+    return dataset_source(name, roots).info
+
+
+def open_dataset(name: str, roots: Roots) -> Dataset:
+    """Open a dataset; raises DataMissing with the folders that were looked in, DataCorrupt or ClassOrderError."""
+    return dataset_source(name, roots).open(roots)
+
+
+def dataset_fingerprint(name: str, roots: Roots) -> str:
+    """The fingerprint of a dataset, without opening it again where its files have not changed; raises as opening."""
+    return dataset_source(name, roots).fingerprint(roots)

@@ -1,0 +1,161 @@
+"""Where a dataset comes from: the folders that are looked in, the counts that are accepted, how it is opened."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rd3.datasets._base import Dataset, DatasetInfo, Roots
+from rd3.datasets._cache import replacing, short_hash
+from rd3.datasets._folder import find_folder
+from rd3.datasets._memory import open_in_memory
+from rd3.datasets._parquet import find_parquet
+from rd3.datasets._records import Found, settled
+from rd3.datasets._stream import open_stream
+from rd3.errors import DataCorrupt, DataMissing
+
+MEMORY_SIDE = 64
+"""Datasets up to this many pixels a side live decoded in memory; larger ones stream."""
+
+
+class Counts(NamedTuple):
+    """How many images a complete copy has, and which copy that is."""
+
+    train: int
+    test: int
+    source: str
+
+
+class Copy(NamedTuple):
+    """A copy of a dataset that was found and checked, without decoding its images."""
+
+    folder: Path | None
+    layout: str
+    info: DatasetInfo
+    """With the counts that were found."""
+
+
+class Source(ABC):
+    """One dataset, before it is opened; for whoever adds one.
+
+    ``info`` may be a class attribute.  ``obtain`` says how a user gets the data where RD3 cannot fetch it;
+    ``{folder}`` in it becomes the folder to put it into.
+    """
+
+    info: DatasetInfo
+    obtain: str = "put it into {folder}"
+    fetches: bool = False
+    """Whether ``fetch`` can download it."""
+
+    def places(self, roots: Roots) -> list[Path]:
+        """Folders that are looked in, first wins."""
+        return []
+
+    @abstractmethod
+    def survey(self, roots: Roots) -> Copy:
+        """What is there, checked but not decoded; raises as ``open`` does."""
+
+    @abstractmethod
+    def open(self, roots: Roots) -> Dataset:
+        """Open it; raises DataMissing, DataCorrupt or ClassOrderError."""
+
+    @abstractmethod
+    def stamp(self, roots: Roots) -> list[str]:
+        """Names, sizes and times of what is on disk: the same lines mean the same data."""
+
+    def fingerprint(self, roots: Roots) -> str:
+        """The fingerprint of what is there, remembered from an earlier opening while the files keep their stamp.
+
+        For planning: whoever works with the images opens them, which checks their content.
+        """
+        lines = [self.info.name, self.info.classes, str(self.info.resolution), *self.stamp(roots)]
+        path = roots.home / "data" / f"{self.info.name}-{short_hash(lines)[:16]}.fingerprint"
+        if not path.is_file():
+            fingerprint = self.open(roots).fingerprint
+            with replacing(path) as part:
+                part.write_text(fingerprint)
+        return path.read_text()
+
+    def fetch(self, folder: Path) -> None:
+        """Download it into ``folder``, which exists and is empty."""
+        raise NotImplementedError
+
+    def how_to_get(self, roots: Roots) -> str:
+        """One thing to do about a dataset that is missing."""
+        if self.fetches:
+            return f"rd3 data fetch {self.info.name}"
+        return self.obtain.format(folder=(roots.data or roots.home / "data") / self.info.name)
+
+
+class FileSource(Source):
+    """A dataset in files: Parquet, class folders or an archive's own layout."""
+
+    folders: Sequence[str] = ()
+    """Folders below a root in which an official archive may lie, besides the one called like the dataset."""
+    test_names: Sequence[str] = ("test",)
+    """Names of the files or folders that hold the test split."""
+    accepts: Sequence[Counts] = ()
+    """Complete copies other than the one whose counts ``info`` has."""
+
+    def complete(self) -> list[Counts]:
+        """All copies that are taken for this dataset."""
+        return [Counts(self.info.train_count, self.info.test_count, self.info.source), *self.accepts]
+
+    def places(self, roots: Roots) -> list[Path]:
+        bases = [base for base in (roots.data, roots.home / "data") if base is not None]
+        return [base / name for base in bases for name in (self.info.name, *self.folders)]
+
+    def look(self, folder: Path) -> Found | None:
+        """The dataset in one folder, or None when there is nothing of it."""
+        parquet = find_parquet(folder, self.info, self.test_names)
+        return parquet or find_folder(folder, self.info, self.test_names)
+
+    def find(self, roots: Roots) -> Found:
+        """The first copy there is, its counts checked."""
+        places = self.places(roots)
+        for folder in places:
+            found = self.look(folder) if folder.is_dir() else None
+            if found is not None:
+                counts = self.check_counts(found)
+                return replace(found, source=found.source or counts.source)
+        raise DataMissing(
+            f"Dataset {self.info.name} is not there; looked in {', '.join(map(str, places))}.", self.how_to_get(roots)
+        )
+
+    def check_counts(self, found: Found) -> Counts:
+        """Refuse a part for the whole, the whole for a part, and anything incomplete."""
+        from rd3.datasets._registry import SOURCES
+
+        got, name = (len(found.train), len(found.test)), self.info.name
+        for counts in self.complete():
+            if got == counts[:2]:
+                return counts
+        for other in (SOURCES.get(known)() for known in SOURCES):
+            related = other.info.parent == name or other.info.name == self.info.parent
+            if related and isinstance(other, FileSource) and got in [counts[:2] for counts in other.complete()]:
+                raise DataCorrupt(
+                    f"{found.folder} holds {other.info.name} ({got[0]} training and {got[1]} test images), not {name}.",
+                    f"use dataset {other.info.name}, or put {name} there",
+                )
+        wanted = " or ".join(f"{counts.train} and {counts.test}" for counts in self.complete())
+        raise DataCorrupt(
+            f"{found.folder} holds {got[0]} training and {got[1]} test images; {name} has {wanted}.",
+            f"complete it, or register it under another name: rd3 data add NAME --folder {found.folder}",
+        )
+
+    def survey(self, roots: Roots) -> Copy:
+        found = self.find(roots)
+        labels = {part: records.labels for part, records in found.parts().items()}
+        return Copy(found.folder, found.layout, settled(self.info, found, labels))
+
+    def stamp(self, roots: Roots) -> list[str]:
+        found = self.find(roots)
+        return [*found.train.stamp(), "test", *found.test.stamp()]
+
+    def open(self, roots: Roots) -> Dataset:
+        found = self.find(roots)
+        opener = open_in_memory if self.info.resolution <= MEMORY_SIDE else open_stream
+        return opener(self.info, found, roots.home)

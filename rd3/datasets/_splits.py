@@ -1,0 +1,88 @@
+"""How a split is carved out of another: balanced, deterministic, the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rd3.datasets._base import Dataset, DatasetInfo, Split
+from rd3.seeding import derive
+
+VALIDATION_SHARE = 10
+"""One training image in this many goes to validation: the smallest class's count divided by it, at least one."""
+CARVE_SEED = 0
+"""Fixed: the parts of a dataset never depend on a recipe's seeds."""
+
+
+def _scores(stream: str, label: int, count: int) -> np.ndarray:
+    """(count,) uint64: a hash of (seed, stream, label, rank) for each rank within a class.
+
+    SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) rather than a
+    NumPy generator, whose streams may change between versions.
+    """
+    state = np.uint64(derive(CARVE_SEED, "carve", stream, label))
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + state
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def carve(labels: np.ndarray, num_classes: int, share: int, stream: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions drawn, the same number of every class, and the positions left.
+
+    ``labels`` is (N,).  The drawn positions are class-interleaved, so that the first ``k * num_classes`` hold ``k`` of
+    every class; those left keep their order.
+    """
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    take = max(1, int(np.diff(bounds).min()) // share)
+    drawn = np.empty((take, num_classes), dtype=np.int64)
+    for label in range(num_classes):
+        members = order[bounds[label] : bounds[label + 1]]
+        ranked = np.argsort(_scores(stream, label, len(members)), kind="stable")
+        drawn[:, label] = members[ranked[:take]]
+    left = np.ones(len(labels), dtype=bool)
+    left[drawn.ravel()] = False
+    return drawn.ravel(), np.flatnonzero(left)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+class SplitDataset(Dataset):
+    """A dataset stored in two parts, ``train`` and ``test``; ``fit`` and ``validation`` are carved from the first."""
+
+    def __init__(self, info: DatasetInfo, fingerprint: str, train_labels: np.ndarray, test_labels: np.ndarray):
+        self.info = info
+        self._fingerprint = fingerprint
+        self._labels: dict[str, np.ndarray] = {
+            "train": _frozen(np.array(train_labels, dtype=np.int64)),
+            "test": _frozen(np.array(test_labels, dtype=np.int64)),
+        }
+        self._carved: dict[str, np.ndarray] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _carve(self) -> dict[str, np.ndarray]:
+        if not self._carved:
+            drawn, left = carve(self._labels["train"], self.info.num_classes, VALIDATION_SHARE, "validation")
+            self._carved = {"validation": drawn, "fit": left}
+            for split, positions in self._carved.items():
+                self._labels[split] = _frozen(self._labels["train"][positions])
+        return self._carved
+
+    def labels(self, split: Split) -> np.ndarray:
+        if split not in self._labels:
+            self._carve()
+        return self._labels[split]
+
+    def _stored(self, split: Split, indices: Sequence[int]) -> tuple[str, Sequence[int] | np.ndarray]:
+        """The stored part that these images lie in, and their positions there; a range stays a range."""
+        if split in ("train", "test"):
+            return split, indices
+        return "train", self._carve()[split][np.asarray(indices, dtype=np.int64)]

@@ -1,0 +1,173 @@
+"""Datasets of 224 pixels: encoded images are kept, and decoded when a batch is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rd3.datasets._base import Dataset, DatasetInfo, Split
+from rd3.datasets._cache import cache_file, content_hash, read_arrays, replacing
+from rd3.datasets._decode import decode, fit_size, planes
+from rd3.datasets._folder import FolderRecords
+from rd3.datasets._records import Found, Records, settled
+from rd3.datasets._splits import SplitDataset
+from rd3.errors import DataCorrupt
+
+if TYPE_CHECKING:
+    import torch
+
+HEADER_BYTES = 4096
+"""Room for the header of an unpacked file, which is written last."""
+
+
+class Encoded(Protocol):
+    """Random access to the encoded images of one part."""
+
+    def encoded(self, index: int) -> bytes: ...
+
+    def where(self, index: int) -> str: ...
+
+
+class StreamDataset(SplitDataset):
+    """Images decoded on demand, on as many threads as torch may use here; nothing decoded is kept."""
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        fingerprint: str,
+        parts: dict[str, Encoded],
+        labels: dict[str, np.ndarray],
+    ):
+        super().__init__(info, fingerprint, labels["train"], labels["test"])
+        self._parts = parts
+
+    def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
+        import torch
+
+        name, positions = self._stored(split, indices)
+        part, side = self._parts[name], self.info.resolution
+        out = np.empty((len(positions), 3, side, side), dtype=np.uint8)
+
+        def fill(place: int) -> None:
+            index = int(positions[place])
+            image = decode(part.encoded(index), part.where(index))
+            out[place] = planes(fit_size(image, self.info.test_resize, side))
+
+        _each(fill, len(positions), torch.get_num_threads())
+        return torch.from_numpy(out)
+
+    def original(self, split: Split, index: int) -> torch.Tensor:
+        import torch
+
+        name, positions = self._stored(split, [index])
+        part, position = self._parts[name], int(positions[0])
+        image = decode(part.encoded(position), part.where(position))
+        return torch.from_numpy(np.ascontiguousarray(planes(image)))
+
+
+def _each(work: Callable[[int], None], count: int, threads: int) -> None:
+    if threads == 1 or count == 1:
+        for place in range(count):
+            work(place)
+        return
+    with ThreadPoolExecutor(min(threads, count)) as pool:
+        for _done in pool.map(work, range(count)):
+            pass
+
+
+class UnpackedRecords:
+    """Encoded images in one mapped file, with a checksum each."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], part: str, records: Records):
+        self._bytes = tensors["bytes"].numpy()
+        self._starts = tensors[f"{part}_starts"].numpy()
+        self._sums = tensors[f"{part}_crc32"].numpy()
+        self._records = records
+
+    def where(self, index: int) -> str:
+        return self._records.where(index)
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of one image, checked."""
+        data = self._bytes[self._starts[index] : self._starts[index + 1]].tobytes()
+        if zlib.crc32(data) != self._sums[index]:
+            raise DataCorrupt(
+                f"{self.where(index)}: RD3's unpacked copy of the image was altered.",
+                "remove this dataset's files from the data folder in RD3's home; they are made again",
+            )
+        return data
+
+
+def _unpack(path: Path, found: Found, class_ids: Sequence[str]) -> None:
+    """Write every encoded image of Parquet files, which give no random access, one after the other into a file.
+
+    Written as a stream: a header of fixed room first, filled in at the end, as the sizes are not known before.
+    """
+    digest = hashlib.sha256("\n".join(class_ids).encode())
+    arrays: dict[str, np.ndarray] = {}
+    total = 0
+    with replacing(path) as temporary, temporary.open("wb") as out:
+        out.write(b" " * HEADER_BYTES)
+        for part, records in found.parts().items():
+            starts, sums = [total], []
+            for encoded in records:
+                out.write(encoded)
+                digest.update(hashlib.sha256(encoded).digest())
+                total += len(encoded)
+                starts.append(total)
+                sums.append(zlib.crc32(encoded))
+            arrays[f"{part}_starts"] = np.asarray(starts, dtype=np.int64)
+            arrays[f"{part}_crc32"] = np.asarray(sums, dtype=np.int64)
+            digest.update(records.labels.tobytes())
+        padding = -total % 8
+        out.write(b"\0" * padding)
+        header: dict[str, Any] = {
+            "__metadata__": {"fingerprint": digest.hexdigest()[:32]},
+            "bytes": {"dtype": "U8", "shape": [total + padding], "data_offsets": [0, total + padding]},
+        }
+        at = total + padding
+        for name, array in arrays.items():
+            out.write(array.tobytes())
+            header[name] = {"dtype": "I64", "shape": [len(array)], "data_offsets": [at, at + array.nbytes]}
+            at += array.nbytes
+        out.seek(0)
+        text = json.dumps(header).encode()
+        out.write(struct.pack("<Q", HEADER_BYTES - 8) + text.ljust(HEADER_BYTES - 8))
+
+
+def open_stream(info: DatasetInfo, found: Found, home: Path) -> Dataset:
+    """Open without decoding.
+
+    Class folders are listed anew each time (a few seconds for ImageNet-1K, so that no change is missed); Parquet files
+    are unpacked once, under ``home``.
+    """
+    parts: dict[str, Encoded] = {}
+    labels = {part: records.labels for part, records in found.parts().items()}
+    if isinstance(found.train, FolderRecords) and isinstance(found.test, FolderRecords):
+        parts = {"train": found.train, "test": found.test}
+        fingerprint = content_hash([*found.train.content(), *found.test.content()], info.class_ids)
+    else:
+        tensors, fingerprint = _unpacked(info, found, home)
+        parts = {part: UnpackedRecords(tensors, part, records) for part, records in found.parts().items()}
+    return StreamDataset(settled(info, found, labels), fingerprint, parts, labels)
+
+
+def _unpacked(info: DatasetInfo, found: Found, home: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The mapped file of an earlier opening, or a new one; and its fingerprint."""
+    path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.train.stamp(), "test", *found.test.stamp()])
+    cached = read_arrays(path)
+    if cached is None:
+        _unpack(path, found, info.class_ids)
+        cached = read_arrays(path)
+    if cached is None:
+        raise DataCorrupt(f"{path} was written and cannot be read back.", "check the disk that holds RD3's home folder")
+    tensors, meta = cached
+    return tensors, meta["fingerprint"]

@@ -1,0 +1,214 @@
+"""Datasets that a user registered: class folders of images, remembered in ``<home>/datasets.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rd3.datasets._base import DatasetInfo, Roots
+from rd3.datasets._cache import write_json
+from rd3.datasets._classes import check_order
+from rd3.datasets._decode import decode, fit_size, planes
+from rd3.datasets._folder import FolderRecords, check_folders, image_files
+from rd3.datasets._records import Found
+from rd3.datasets._source import Counts, FileSource
+from rd3.datasets._splits import carve
+from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.recipe import Normalisation
+
+TEST_NAMES = ("test", "validation", "val", "valid")
+TEST_SHARE = 5
+"""Without a test folder, one image in this many of the smallest class is carved out of every class."""
+MEASURED_IMAGES = 2_000
+"""The normalisation is measured on this many training images, balanced over the classes."""
+TEST_RESIZE = {32: 32, 64: 64, 224: 256}
+PATCH_FACTOR = {32: 1, 64: 1, 224: 2}
+
+Resolution = Literal[32, 64, 224]
+
+
+class Registration(BaseModel):
+    """One entry of ``datasets.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    test: str | None
+    """The subfolder with the test split beside ``train``; None: class folders only, the test split is carved out."""
+    info: DatasetInfo
+
+
+class UserSource(FileSource):
+    """A registered folder."""
+
+    def __init__(self, registration: Registration):
+        self.info = registration.info
+        self.registration = registration
+
+    def places(self, roots: Roots) -> list[Path]:
+        return [self.registration.folder]
+
+    def how_to_get(self, roots: Roots) -> str:
+        return f"put the folder back, or register another: rd3 data add {self.info.name} --folder DIR"
+
+    def look(self, folder: Path) -> Found | None:
+        return read_folder(folder, self.registration.test, self.info)
+
+    def check_counts(self, found: Found) -> Counts:
+        got, wanted = (len(found.train), len(found.test)), (self.info.train_count, self.info.test_count)
+        if got != wanted:
+            raise DataCorrupt(
+                f"{found.folder} holds {got[0]} training and {got[1]} test images; "
+                f"{wanted[0]} and {wanted[1]} were there when {self.info.name} was registered.",
+                f"register it again: rd3 data add {self.info.name} --folder {found.folder}",
+            )
+        return Counts(*got, self.info.source)
+
+
+def read_folder(folder: Path, test: str | None, info: DatasetInfo) -> Found:
+    """The two parts of a registered folder."""
+    if test is not None:
+        roots = (folder / "train", folder / test)
+        for root in roots:
+            check_folders(root, info)
+        train_part, test_part = (FolderRecords.scan(root, info.class_ids) for root in roots)
+        return Found(folder, "folders", train_part, test_part)
+    check_folders(folder, info)
+    everything = FolderRecords.scan(folder, info.class_ids)
+    drawn, left = carve(everything.labels, info.num_classes, TEST_SHARE, "user-test")
+    return Found(folder, "folders, test split carved", everything.take(left), everything.take(drawn))
+
+
+def registry_file(roots: Roots) -> Path:
+    """Where registrations are kept."""
+    return roots.home / "datasets.json"
+
+
+def _plain(roots: Roots) -> dict[str, Any]:
+    path = registry_file(roots)
+    if not path.is_file():
+        return {}
+    try:
+        plain = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataCorrupt(f"{path} is not JSON ({error}).", "mend it, or remove it and register again") from error
+    if not isinstance(plain, dict):
+        raise DataCorrupt(f"{path} holds a {type(plain).__name__}, expected an object.", "remove it and register again")
+    return plain
+
+
+def user_sources(roots: Roots) -> dict[str, UserSource]:
+    """Registered datasets by name."""
+    try:
+        return {name: UserSource(Registration.model_validate(entry)) for name, entry in _plain(roots).items()}
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataCorrupt(
+            f"{registry_file(roots)}, {'.'.join(map(str, first['loc']))}: {first['msg']}.",
+            "mend it, or remove it and register again",
+        ) from error
+
+
+def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 224) -> DatasetInfo:
+    """Register a user's folder as a dataset; a name of the user's own is replaced.
+
+    The folder holds either ``train/<class>`` and ``test/<class>`` (or validation, val, valid), or class folders only:
+    then a balanced test split is carved out of them.  Class order: alphabetical.
+    """
+    from rd3.datasets._registry import SOURCES
+
+    folder = folder.resolve()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise BadValue(f"{name!r} cannot be a dataset's name.", "use small letters, digits, '-', '_' and '.'")
+    if name in SOURCES:
+        raise BadValue(f"{name!r} is a dataset that RD3 brings itself.", "choose another name")
+    if resolution not in TEST_RESIZE:
+        raise BadValue(f"Resolution {resolution} is not supported.", "use 32, 64 or 224")
+    if not folder.is_dir():
+        raise DataMissing(f"{folder} is not a folder.", "name the folder that holds a subfolder for each class")
+    test = _test_folder(folder)
+    class_ids = _class_folders(folder / "train" if test else folder)
+    if test:
+        check_order(_class_folders(folder / test), class_ids, class_ids, str(folder / test))
+    blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    info = DatasetInfo(
+        name=name,
+        source=f"registered folder {folder.name}" + ("" if test else ", test split carved out by RD3"),
+        class_ids=class_ids,
+        class_names=class_ids,
+        resolution=resolution,
+        test_resize=TEST_RESIZE[resolution],
+        factor=PATCH_FACTOR[resolution],
+        normalisation=blank,
+        train_count=0,
+        test_count=0,
+        train_per_class=0,
+    )
+    found = read_folder(folder, test, info)
+    per_class = np.bincount(found.train.labels, minlength=len(class_ids))
+    if per_class.min() < 2:
+        label = int(per_class.argmin())
+        raise BadValue(
+            f"{folder}: class {class_ids[label]} has {per_class[label]} training images"
+            f"{'' if test else ' after the test split'}, expected 2 or more.",
+            "add images of that class, or leave it out",
+        )
+    counts = {
+        "train_count": len(found.train),
+        "test_count": len(found.test),
+        "train_per_class": int(per_class.min()),
+        "normalisation": _measured(found.train, info),
+    }
+    info = info.model_copy(update=counts)
+    entries = _plain(roots)
+    entries[name] = {"folder": str(folder), "test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
+    write_json(registry_file(roots), entries)
+    return info
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        raise BadValue(f"{folder} has {len(names)} class folders, expected 2 or more.", "make one subfolder a class")
+    for name in names:
+        if not image_files(folder / name, "", 0):
+            raise BadValue(f"{folder / name} holds no image.", "remove it, or put that class's images there")
+    return tuple(names)
+
+
+def _test_folder(folder: Path) -> str | None:
+    """The name of the test folder beside ``train``; None where there is no ``train``."""
+    if not (folder / "train").is_dir():
+        return None
+    for name in TEST_NAMES:
+        if (folder / name).is_dir():
+            return name
+    raise DataMissing(
+        f"{folder} has a folder train, and none called {', '.join(TEST_NAMES)}.",
+        f"add the test folder, or register {folder / 'train'} to have a test split carved out",
+    )
+
+
+def _measured(records: FolderRecords, info: DatasetInfo) -> Normalisation:
+    """Mean and standard deviation of every channel over a balanced part of the training images, 4 decimals."""
+    share = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
+    chosen, _rest = carve(records.labels, info.num_classes, share, "measure")
+    sums, squares = np.zeros(3), np.zeros(3)
+    for index in map(int, chosen):
+        image = fit_size(decode(records.encoded(index), records.where(index)), info.test_resize, info.resolution)
+        values = planes(image).reshape(3, -1).astype(np.float64) / 255
+        sums, squares = sums + values.mean(axis=1), squares + (values**2).mean(axis=1)
+    mean = sums / len(chosen)
+    # A channel without contrast would divide by zero.
+    std = np.sqrt(np.maximum(squares / len(chosen) - mean**2, 1e-4))
+    return Normalisation(mean=_rounded(mean), std=_rounded(std))
+
+
+def _rounded(values: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (round(float(value), 4) for value in values)
+    return red, green, blue

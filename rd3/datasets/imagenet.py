@@ -1,0 +1,121 @@
+"""ImageNet-1K, its ten-class parts Imagenette and ImageWoof, and the subsets of those that RD3's tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rd3.datasets._base import DatasetInfo
+from rd3.datasets._classes import class_list
+from rd3.datasets._folder import find_folder
+from rd3.datasets._records import Found
+from rd3.datasets._registry import register_dataset
+from rd3.datasets._source import Counts, FileSource
+from rd3.recipe import Normalisation
+
+IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+WHOLE = "imagenet1k"
+
+
+class _ImageNetFamily(FileSource):
+    test_names = ("validation", "val", "valid")
+
+    def look(self, folder: Path) -> Found | None:
+        if folder.name == WHOLE and self.info.name != WHOLE:
+            # The whole's class folders also hold these ten classes; its Parquet files do not come apart.
+            return find_folder(folder, self.info, self.test_names)
+        return super().look(folder)
+
+
+@register_dataset(WHOLE)
+class ImageNet1K(_ImageNetFamily):
+    """ILSVRC 2012: 1,281,167 training and 50,000 validation images, 1,000 classes in the order of their wnids."""
+
+    obtain = "get ILSVRC 2012 from image-net.org and unpack it into {folder}/train/<wnid> and {folder}/val/<wnid>"
+    info = DatasetInfo(
+        name=WHOLE,
+        source="ImageNet-1K (ILSVRC 2012), complete; the validation split is the test split",
+        class_ids=class_list(WHOLE).ids,
+        class_names=class_list(WHOLE).names,
+        resolution=224,
+        test_resize=256,
+        factor=2,
+        normalisation=IMAGENET_NORMALISATION,
+        train_count=1_281_167,
+        test_count=50_000,
+        train_per_class=732,
+    )
+
+
+def _ten(name: str, title: str, train_count: int, test_count: int, train_per_class: int) -> DatasetInfo:
+    """The info of a ten-class part, with the counts of fast.ai's version 2."""
+    return DatasetInfo(
+        name=name,
+        source=f"{title} version 2 (fast.ai): ImageNet-1K images split anew, so that most test images were "
+        "ImageNet-1K training images",
+        class_ids=class_list(name).ids,
+        class_names=class_list(name).names,
+        resolution=224,
+        test_resize=256,
+        factor=2,
+        normalisation=IMAGENET_NORMALISATION,
+        train_count=train_count,
+        test_count=test_count,
+        train_per_class=train_per_class,
+    )
+
+
+def _balanced(whole: DatasetInfo, train_per_class: int, test_per_class: int) -> DatasetInfo:
+    """The info of a class-balanced subset, stored at 224x224 without keeping the aspect ratio."""
+    return whole.model_copy(
+        update={
+            "name": f"{whole.name}-224",
+            "source": f"class-balanced subset of {whole.name}, {train_per_class} training and {test_per_class} test "
+            "images a class, squashed to 224x224",
+            "test_resize": 224,
+            "train_count": 10 * train_per_class,
+            "test_count": 10 * test_per_class,
+            "train_per_class": train_per_class,
+            "parent": whole.name,
+        }
+    )
+
+
+@register_dataset("imagenette")
+class Imagenette(_ImageNetFamily):
+    """Ten easy classes of ImageNet-1K, from ImageNet-1K's own folders or from fast.ai's re-split."""
+
+    fetches = True
+    folders = ("imagenette/imagenette2", "imagenette/imagenette2-320", "imagenette2", "imagenette2-320", WHOLE)
+    accepts = (Counts(12_894, 500, "the ten Imagenette classes of ImageNet-1K, split as ImageNet-1K"),)
+    info = _ten("imagenette", "Imagenette", 9_469, 3_925, 858)
+
+    def fetch(self, folder: Path) -> None:
+        import torchvision
+
+        torchvision.datasets.Imagenette(folder, split="train", size="full", download=True)
+
+
+@register_dataset("imagewoof")
+class ImageWoof(_ImageNetFamily):
+    """Ten breeds of dogs from ImageNet-1K, in the order of their wnids."""
+
+    folders = ("imagewoof/imagewoof2", "imagewoof/imagewoof2-320", "imagewoof2", "imagewoof2-320", WHOLE)
+    accepts = (Counts(12_454, 500, "the ten ImageWoof classes of ImageNet-1K, split as ImageNet-1K"),)
+    obtain = "unpack https://s3.amazonaws.com/fast-ai-imageclas/imagewoof2.tgz into {folder}"
+    info = _ten("imagewoof", "ImageWoof", 9_025, 3_929, 580)
+
+
+@register_dataset("imagenette-224")
+class ImagenetteSubset(_ImageNetFamily):
+    """A class-balanced subset of Imagenette: 200 training and 150 test images a class."""
+
+    obtain = "put train.parquet and validation.parquet of the subset into {folder}"
+    info = _balanced(Imagenette.info, 200, 150)
+
+
+@register_dataset("imagewoof-224")
+class ImageWoofSubset(_ImageNetFamily):
+    """A class-balanced subset of ImageWoof: 100 training and 50 test images a class."""
+
+    obtain = "put train.parquet and validation.parquet of the subset into {folder}"
+    info = _balanced(ImageWoof.info, 100, 50)

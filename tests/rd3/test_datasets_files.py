@@ -1,0 +1,376 @@
+"""Datasets in files: every layout, the copies RD3 derives from them, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from rd3.datasets import FileSource, Roots, dataset_info, open_dataset
+from rd3.datasets._decode import fit_size
+from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
+from rd3.recipe import Normalisation
+
+CLASSES = ("ant", "bee", "cat")
+
+
+class Toy(FileSource):
+    """Three classes, 12 training and 6 test images."""
+
+    test_names = ("test", "val")
+
+    def __init__(self, resolution=32, resize=32):
+        self.info = dataset_info("digits").model_copy(
+            update={
+                "name": "toy",
+                "class_ids": CLASSES,
+                "class_names": CLASSES,
+                "resolution": resolution,
+                "test_resize": resize,
+                "train_count": 12,
+                "test_count": 6,
+                "train_per_class": 4,
+                "normalisation": Normalisation(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+            }
+        )
+
+
+def picture(seed, size=(32, 32), mode="RGB", kind="PNG"):
+    channels = {"RGB": (3,), "L": ()}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def parquet(path, images, labels, names=None, columns=("image", "label")):
+    structs = [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({columns[0]: pa.array(structs, kind), columns[1]: pa.array(labels, pa.int64())})
+    if names:
+        features = {columns[0]: {"_type": "Image"}, columns[1]: {"_type": "ClassLabel", "names": list(names)}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=5)
+
+
+TRAIN = [picture(i) for i in range(12)]
+TEST = [picture(100 + i, mode="L" if i == 3 else "RGB") for i in range(6)]
+TRAIN_LABELS, TEST_LABELS = [i % 3 for i in range(12)], [i % 3 for i in range(6)]
+
+
+@pytest.fixture
+def roots(tmp_path):
+    parquet(tmp_path / "data/toy/train-00000-of-00002.parquet", TRAIN[:7], TRAIN_LABELS[:7], CLASSES)
+    parquet(tmp_path / "data/toy/train-00001-of-00002.parquet", TRAIN[7:], TRAIN_LABELS[7:], CLASSES)
+    parquet(tmp_path / "data/toy/test.parquet", TEST, TEST_LABELS)
+    return Roots(tmp_path / "data", tmp_path / "home")
+
+
+def folders(base, train="train", test="val"):
+    """The same images as class folders."""
+    for part, images, labels in ((train, TRAIN, TRAIN_LABELS), (test, TEST, TEST_LABELS)):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = base / part / CLASSES[label] / f"{index:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
+
+
+def plain(encoded):
+    with Image.open(io.BytesIO(encoded)) as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
+
+
+def test_parquet_in_shards_is_decoded_in_order(roots):
+    toy = Toy().open(roots)
+    assert toy.labels("train").tolist() == TRAIN_LABELS and toy.labels("test").tolist() == TEST_LABELS
+    assert torch.equal(toy.images("train", range(12)), torch.stack([plain(image) for image in TRAIN]))
+    assert torch.equal(toy.images("test", [3, 1]), torch.stack([plain(TEST[3]), plain(TEST[1])]))
+
+
+def test_the_same_pixels_have_the_same_fingerprint_in_another_container(roots, tmp_path):
+    first = Toy().open(roots).fingerprint
+    other = tmp_path / "other/toy"
+    order = sorted(range(12), key=lambda i: (TRAIN_LABELS[i], i))
+    test_order = sorted(range(6), key=lambda i: (TEST_LABELS[i], i))
+    parquet(other / "train.parquet", [TRAIN[i] for i in order], [TRAIN_LABELS[i] for i in order])
+    parquet(other / "test.parquet", [TEST[i] for i in test_order], [TEST_LABELS[i] for i in test_order])
+    folders(tmp_path / "third/toy")
+    by_class, in_folders = (Toy().open(Roots(tmp_path / name, tmp_path / "home")) for name in ("other", "third"))
+    assert by_class.fingerprint == in_folders.fingerprint != first
+    assert torch.equal(by_class.images("test", range(6)), in_folders.images("test", range(6)))
+
+
+def test_second_opening_decodes_nothing(roots, monkeypatch):
+    first = Toy().open(roots)
+    monkeypatch.setattr("rd3.datasets._records.decode", None)
+    second = Toy().open(roots)
+    assert second.fingerprint == first.fingerprint
+    assert torch.equal(second.images("train", range(12)), first.images("train", range(12)))
+    assert [path.suffix for path in (roots.home / "data").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter"])
+def test_a_damaged_decoded_file_is_made_again(roots, damage):
+    fingerprint = Toy().open(roots).fingerprint
+    (cached,) = (roots.home / "data").iterdir()
+    content = bytearray(cached.read_bytes())
+    content[-100] ^= 1
+    cached.unlink()
+    cached.write_bytes(content[:-50] if damage == "truncate" else content)
+    again = Toy().open(roots)
+    assert again.fingerprint == fingerprint
+    assert torch.equal(again.images("train", range(12)), torch.stack([plain(image) for image in TRAIN]))
+
+
+def test_changed_files_are_noticed(roots):
+    before = Toy().open(roots).fingerprint
+    parquet(roots.data / "toy/test.parquet", [*TEST[:5], picture(7, (32, 32), "L")], TEST_LABELS)
+    assert Toy().open(roots).fingerprint != before
+
+
+def test_several_open_at_once(roots):
+    """Nothing is locked: each writes under a name of its own and moves it into place."""
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _n: Toy().open(roots).fingerprint, range(8)))) == 1
+    assert len(list((roots.home / "data").iterdir())) == 1
+
+
+@pytest.mark.parametrize("layout", ["parquet", "folders"])
+def test_streams_decode_on_demand_as_torchvision_would(tmp_path, layout):
+    sizes = [(40, 30), (30, 45), (32, 32), (28, 51)]
+    images = [picture(i, sizes[i % 4], kind="JPEG") for i in range(12)]
+    base = tmp_path / "data/toy"
+    if layout == "parquet":
+        parquet(base / "train.parquet", images, sorted(TRAIN_LABELS), columns=("img", "fine_label"))
+        parquet(base / "validation.parquet", images[:6], sorted(TEST_LABELS))
+    else:
+        for part, count, labels in (("train", 12, TRAIN_LABELS), ("validation", 6, TEST_LABELS)):
+            for index, label in enumerate(sorted(labels)):
+                path = base / part / CLASSES[label] / f"{index:02}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(images[:count][index])
+    toy = Toy(resolution=72, resize=80)
+    toy.test_names = ("validation",)
+    opened = toy.open(Roots(tmp_path / "data", tmp_path / "home"))
+    transform = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(80), torchvision.transforms.CenterCrop(72)]
+    )
+    expected = []
+    for encoded in images:
+        with Image.open(io.BytesIO(encoded)) as image:
+            expected.append(torch.from_numpy(np.asarray(transform(image.convert("RGB"))).copy()).permute(2, 0, 1))
+    assert torch.equal(opened.images("train", range(12)), torch.stack(expected))
+    assert torch.equal(opened.images("test", [4, 2]), torch.stack([expected[4], expected[2]]))
+    assert torch.equal(opened.original("train", 1), plain(images[1]))
+    assert opened.fingerprint == toy.open(Roots(tmp_path / "data", tmp_path / "home")).fingerprint
+
+
+def test_streamed_copy_that_was_altered_is_refused(roots):
+    toy = Toy(resolution=72, resize=72)
+    toy.open(roots)
+    (cached,) = (roots.home / "data").iterdir()
+    content = bytearray(cached.read_bytes())
+    content[4096 + len(TRAIN[0]) + 20] ^= 1
+    cached.unlink()
+    cached.write_bytes(content)
+    opened = toy.open(roots)
+    opened.images("train", [0, 2])
+    with pytest.raises(DataCorrupt, match=r"train-00000-of-00002\.parquet, row 1: .*altered"):
+        opened.images("train", [1])
+
+
+def test_sizes_that_fit_are_left_alone():
+    image = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
+    assert fit_size(image, 32, 32) is image
+
+
+def test_missing_dataset_names_the_folders_and_a_fix(tmp_path):
+    with pytest.raises(DataMissing) as caught:
+        open_dataset("cifar10", Roots(tmp_path / "data", tmp_path / "home"))
+    assert str(tmp_path / "data" / "cifar10") in caught.value.message
+    assert str(tmp_path / "home" / "data" / "cifar10") in caught.value.message
+    assert caught.value.fix == "rd3 data fetch cifar10"
+    assert not (tmp_path / "home").exists()
+
+
+def test_missing_split(roots):
+    (roots.data / "toy/test.parquet").unlink()
+    with pytest.raises(DataMissing, match="expected train and test or val"):
+        Toy().open(roots)
+
+
+def test_missing_shard(roots):
+    (roots.data / "toy/train-00000-of-00002.parquet").unlink()
+    with pytest.raises(DataMissing, match="1 Parquet files of split train, their names say 2"):
+        Toy().open(roots)
+
+
+def test_truncated_parquet(roots):
+    path = roots.data / "toy/test.parquet"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataCorrupt, match=r"test\.parquet is not a whole Parquet file"):
+        Toy().open(roots)
+
+
+def test_parquet_with_a_damaged_page(roots):
+    path = roots.data / "toy/test.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:1500] = bytes(1496)
+    path.write_bytes(content)
+    with pytest.raises(DataCorrupt, match=r"test\.parquet"):
+        Toy().open(roots)
+
+
+@pytest.mark.parametrize("resolution", [32, 72])
+def test_undecodable_image_names_file_and_row(roots, resolution):
+    images = [*TEST[:4], TEST[4][: len(TEST[4]) // 2], TEST[5]]
+    parquet(roots.data / "toy/test.parquet", images, TEST_LABELS)
+    with pytest.raises(DataCorrupt, match=r"test\.parquet, row 4: the image cannot be decoded"):
+        Toy(resolution, resolution).open(roots).images("test", range(6))
+    assert not list(roots.home.glob("data/.*"))
+
+
+def test_row_without_an_image(roots):
+    parquet(roots.data / "toy/test.parquet", [*TEST[:2], None, *TEST[3:]], TEST_LABELS)
+    with pytest.raises(DataCorrupt, match="row 2: no image bytes"):
+        Toy().open(roots)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_label_out_of_range_names_file_and_row(roots, label):
+    labels = list(TRAIN_LABELS[7:])
+    labels[2] = label
+    parquet(roots.data / "toy/train-00001-of-00002.parquet", TRAIN[7:], labels)
+    with pytest.raises(DataCorrupt, match=rf"train-00001-of-00002\.parquet, row 2: label {label}, expected 0 to 2"):
+        Toy().open(roots)
+
+
+def test_wrong_columns(roots):
+    parquet(roots.data / "toy/test.parquet", TEST, TEST_LABELS, columns=("picture", "label"))
+    with pytest.raises(DataCorrupt, match="columns picture, label; expected one called image or img"):
+        Toy().open(roots)
+
+
+def test_class_list_in_another_order(roots):
+    parquet(roots.data / "toy/test.parquet", TEST, TEST_LABELS, ("ant", "cat", "bee"))
+    with pytest.raises(ClassOrderError, match=r"class 1 as 'cat', expected 'bee' \(first of 2 differences\)"):
+        Toy().open(roots)
+
+
+def test_class_list_of_dataset_info_json(roots):
+    (roots.data / "toy/dataset_info.json").write_text(json.dumps({"class_names": ["bee", "ant", "cat"]}))
+    with pytest.raises(ClassOrderError, match=r"dataset_info\.json lists class 0 as 'bee', expected 'ant'"):
+        Toy().open(roots)
+
+
+def test_incomplete_copy_is_refused(roots):
+    parquet(roots.data / "toy/test.parquet", TEST[:3], TEST_LABELS[:3])
+    with pytest.raises(DataCorrupt, match="holds 12 training and 3 test images; toy has 12 and 6"):
+        Toy().open(roots)
+
+
+def test_a_missing_class_folder_is_named(tmp_path):
+    folders(tmp_path / "data/toy")
+    (tmp_path / "data/toy/train/bee").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataCorrupt, match="2 of the 3 class folders of toy; bee is the first"):
+        Toy().open(Roots(tmp_path / "data", tmp_path / "home"))
+
+
+def empty_images(base, counts):
+    info = dataset_info("imagenette")
+    for part, count in counts.items():
+        for index in range(count):
+            folder = base / part / info.class_ids[index % 10]
+            if index < 10:
+                folder.mkdir(parents=True)
+            (folder / f"{index}.JPEG").touch()
+
+
+@pytest.mark.parametrize(("name", "asked", "layout"), [("imagenette-224", "imagenette", "imagenette2/val")])
+def test_a_subset_is_never_the_whole(tmp_path, name, asked, layout):
+    folder, part = layout.split("/")
+    empty_images(tmp_path / "data" / folder, {"train": 2_000, part: 1_500})
+    with pytest.raises(DataCorrupt, match=f"holds {name} .2000 training and 1500 test images., not {asked}") as caught:
+        open_dataset(asked, Roots(tmp_path / "data", tmp_path / "home"))
+    assert caught.value.fix.startswith(f"use dataset {name}")
+
+
+def test_imagenette_is_found_within_imagenet(tmp_path):
+    """The ten classes of ImageNet-1K's folders are Imagenette in ImageNet's split, and the info says so."""
+    empty_images(tmp_path / "data/imagenet1k", {"train": 12_894, "val": 500})
+    (tmp_path / "data/imagenet1k/train/n00000001").mkdir()
+    opened = open_dataset("imagenette", Roots(tmp_path / "data", tmp_path / "home"))
+    assert (opened.info.train_count, opened.info.test_count) == (12_894, 500)
+    assert "split as ImageNet-1K" in opened.info.source and opened.info.train_per_class == 1_289
+
+
+def test_official_cifar_archive_is_checked_before_it_is_read(tmp_path, monkeypatch):
+    """torchvision's layout; the MD5 sums are those of small stand-ins."""
+    folder = tmp_path / "data/cifar10/cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    sums, pixels = {}, {}
+    for name, content in {
+        "data_batch_1": {
+            "data": rng.integers(0, 256, (40, 3072), dtype=np.uint8),
+            "labels": [i % 10 for i in range(40)],
+        },
+        "test_batch": {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))},
+        "batches.meta": {"label_names": list(dataset_info("cifar10").class_names)},
+    }.items():
+        encoded = pickle.dumps(content)
+        (folder / name).write_bytes(encoded)
+        sums[name], pixels[name] = hashlib.md5(encoded).hexdigest(), content.get("data")
+    cifar = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]})
+    monkeypatch.setattr("rd3.datasets.cifar.BatchRecords.__len__", lambda self: 40 if self.train else 10)
+    monkeypatch.setattr("rd3.datasets._source.FileSource.check_counts", lambda self, found: self.complete()[0])
+    roots = Roots(tmp_path / "data", tmp_path / "home")
+    opened = open_dataset("cifar10", roots)
+    assert np.array_equal(opened.images("train", range(40)).numpy(), pixels["data_batch_1"].reshape(-1, 3, 32, 32))
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels["test_batch"], "labels": [0] * 10}))
+    with pytest.raises(DataCorrupt, match="MD5 differs"):
+        open_dataset("cifar10", roots)
+
+
+def test_tiny_imagenet_archive(tmp_path):
+    """The archive's own layout: images/ inside the class folders, validation labels in a text file."""
+    from rd3.datasets.tinyimagenet import TinyImageNet
+
+    ids = dataset_info("tinyimagenet").class_ids
+    base = tmp_path / "data/tiny-imagenet-200"
+    lines = []
+    for label, class_id in enumerate(ids):
+        images = base / "train" / class_id / "images"
+        images.mkdir(parents=True)
+        for k in range(2):
+            (images / f"{class_id}_{k}.JPEG").write_bytes(picture(label, (64, 64), kind="JPEG"))
+        lines.append(f"val_{label}.JPEG\t{ids[199 - label]}\t0\t0\t63\t63")
+    (base / "val/images").mkdir(parents=True)
+    for label in range(200):
+        (base / f"val/images/val_{label}.JPEG").write_bytes(picture(300 + label, (64, 64), kind="JPEG"))
+    (base / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
+
+    class Small(TinyImageNet):
+        info = TinyImageNet.info.model_copy(update={"train_count": 400, "test_count": 200})
+
+    opened = Small().open(Roots(tmp_path / "data", tmp_path / "home"))
+    assert opened.labels("train").tolist() == [label for label in range(200) for _k in range(2)]
+    assert opened.labels("test").tolist() == list(range(199, -1, -1))
+    assert torch.equal(opened.images("test", [7])[0], plain(picture(307, (64, 64), kind="JPEG")))
+    (base / "val/val_annotations.txt").write_text(lines[0].replace(ids[199], "n00000000"))
+    with pytest.raises(DataCorrupt, match="line 1: class 'n00000000'"):
+        Small().open(Roots(tmp_path / "data", tmp_path / "home"))

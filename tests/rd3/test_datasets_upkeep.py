@@ -1,0 +1,199 @@
+"""Registering, fetching and looking after datasets; and the real ones, where they are."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from rd3.datasets import (
+    Roots,
+    add_folder,
+    dataset_fingerprint,
+    dataset_info,
+    dataset_names,
+    dataset_source,
+    doctor,
+    fetch,
+    open_dataset,
+)
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, StoreError, Unsupported
+
+
+def image_folder(base, classes=("b", "a", "c"), count=10, size=(40, 50)):
+    for label, name in enumerate(classes):
+        (base / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((size[1], size[0], 3), 20 * label + index, np.uint8)
+            Image.fromarray(pixels).save(base / name / f"{index}.png")
+    return base
+
+
+@pytest.fixture
+def roots(tmp_path):
+    return Roots(None, tmp_path / "home")
+
+
+@pytest.mark.parametrize("resolution", [32, 224])
+def test_class_folders_become_a_dataset(tmp_path, roots, resolution):
+    info = add_folder("mine", image_folder(tmp_path / "mine"), roots, resolution)
+    assert info.class_ids == ("a", "b", "c") and (info.train_count, info.test_count) == (24, 6)
+    assert dataset_info("mine", roots) == info and "mine" in dataset_names(roots)
+    opened = open_dataset("mine", roots)
+    assert opened.labels("test").tolist() == [0, 1, 2] * 2
+    assert opened.images("train", [0]).shape == (1, 3, resolution, resolution)
+    # grey value 20 * (place in the unsorted list) + index: every image is in one part only, under its label
+    seen = {part: opened.images(part, range(len(opened.labels(part))))[:, 0, 0, 0] for part in ("train", "test")}
+    assert sorted(torch.cat(list(seen.values())).tolist()) == sorted(20 * k + i for k in range(3) for i in range(10))
+    assert all(
+        int(value) // 20 == 1 for value, label in zip(seen["test"], opened.labels("test"), strict=True) if not label
+    )
+    assert opened.fingerprint == open_dataset("mine", roots).fingerprint
+
+
+def test_normalisation_is_measured_on_the_training_images(tmp_path, roots):
+    base = tmp_path / "mine"
+    image_folder(base / "train", count=4)
+    image_folder(base / "test", count=2)
+    info = add_folder("mine", base, roots, 32)
+    values = np.array([20 * label + index for label in range(3) for index in range(4)]) / 255
+    assert info.normalisation.mean[1] == pytest.approx(values.mean(), abs=1e-4)
+    assert info.normalisation.std[1] == pytest.approx(values.std(), abs=1e-4)
+    assert (info.train_count, info.test_count) == (12, 6)
+
+
+def test_what_cannot_be_registered(tmp_path, roots):
+    base = image_folder(tmp_path / "mine", count=2)
+    with pytest.raises(BadValue, match="RD3 brings itself"):
+        add_folder("cifar10", base, roots)
+    with pytest.raises(BadValue, match="cannot be a dataset's name"):
+        add_folder("../mine", base, roots)
+    with pytest.raises(BadValue, match="Resolution 100"):
+        add_folder("mine", base, roots, 100)
+    with pytest.raises(DataMissing, match="is not a folder"):
+        add_folder("mine", tmp_path / "absent", roots)
+    with pytest.raises(BadValue, match="class a has 1 training images after the test split"):
+        add_folder("mine", base, roots)
+    (base / "empty").mkdir()
+    with pytest.raises(BadValue, match="empty holds no image"):
+        add_folder("mine", base, roots)
+    split = tmp_path / "split"
+    image_folder(split / "train")
+    with pytest.raises(DataMissing, match="none called test"):
+        add_folder("mine", split, roots)
+    image_folder(split / "test", ("a", "b", "d"))
+    with pytest.raises(ClassOrderError, match="class 2 as 'd', expected 'c'"):
+        add_folder("mine", split, roots)
+    assert not roots.home.exists()
+
+
+def test_a_registered_folder_that_changed(tmp_path, roots):
+    base = image_folder(tmp_path / "mine")
+    add_folder("mine", base, roots, 32)
+    (base / "a" / "3.png").unlink()
+    with pytest.raises(DataCorrupt, match="26 training and 3 test images; 24 and 6 were there") as caught:
+        open_dataset("mine", roots)
+    assert caught.value.fix == f"register it again: rd3 data add mine --folder {base}"
+    add_folder("mine", base, roots, 32)
+    assert open_dataset("mine", roots).info.train_per_class == 8
+
+
+def test_registrations_that_cannot_be_read(roots):
+    roots.home.mkdir()
+    (roots.home / "datasets.json").write_text("{")
+    with pytest.raises(DataCorrupt, match=r"datasets\.json is not JSON"):
+        dataset_names(roots)
+    (roots.home / "datasets.json").write_text('{"mine": {"folder": "/x"}}')
+    with pytest.raises(DataCorrupt, match=r"datasets\.json, test: Field required"):
+        dataset_names(roots)
+
+
+def test_doctor_tells_ok_missing_and_wrong(tmp_path, roots):
+    base = image_folder(tmp_path / "mine")
+    add_folder("mine", base, roots, 32)
+    broken = roots.home / "data/cifar100"
+    broken.mkdir(parents=True)
+    (broken / "train.parquet").write_bytes(b"PAR1")
+    found = {finding.dataset: finding for finding in doctor(roots)}
+    assert found["digits"].state == "ok" and found["mine"].train_count == 24
+    assert found["cifar10"].state == "missing" and found["cifar10"].fix == "rd3 data fetch cifar10"
+    assert found["cifar100"].state == "wrong" and str(broken) in found["cifar100"].message
+    assert set(found) == set(dataset_names(roots))
+
+
+def test_fetch_puts_a_whole_download_in_place(roots, monkeypatch):
+    def download(self, folder):
+        image_folder(folder / "partial")
+        raise OSError("no network")
+
+    monkeypatch.setattr("rd3.datasets.cifar.Cifar10.fetch", download)
+    with pytest.raises(DataMissing, match="no network"):
+        fetch("cifar10", roots)
+    assert list((roots.home / "data").iterdir()) == []
+    with pytest.raises(Unsupported, match="cannot be downloaded"):
+        fetch("imagenet1k", roots)
+    assert fetch("digits", roots).layout == "scikit-learn"
+
+
+def test_fetch_does_not_overwrite(roots):
+    (roots.home / "data/cifar10").mkdir(parents=True)
+    with pytest.raises(StoreError, match="is in the way"):
+        fetch("cifar10", roots)
+
+
+def test_home_that_cannot_be_written(tmp_path):
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        add_folder("mine", image_folder(tmp_path / "mine"), Roots(None, tmp_path / "home"), 32)
+
+
+@pytest.mark.parametrize("name", ["imagenette-224", "imagewoof-224"])
+def test_real_streamed_subset(data_root, tmp_path, name):
+    opened = open_dataset(name, Roots(data_root, tmp_path))
+    info = dataset_info(name)
+    assert np.bincount(opened.labels("train")).tolist() == [info.train_per_class] * 10
+    rows = pq.read_table(data_root / name / "validation.parquet").slice(40, 3).to_pylist()
+    for position, row in enumerate(rows, 40):
+        with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+            expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        assert np.array_equal(opened.images("test", [position])[0].numpy(), expected)
+        assert opened.labels("test")[position] == row["label"]
+    # the first multiple of the class count is balanced, for whoever takes a prefix
+    assert np.bincount(opened.labels("validation")[:50]).tolist() == [5] * 10
+
+
+def test_real_tiny_subset_is_not_tiny_imagenet(data_root, tmp_path):
+    (tmp_path / "tinyimagenet").symlink_to(data_root / "tiny-imagenet-64")
+    with pytest.raises(DataCorrupt, match="holds tiny-imagenet-64"):
+        open_dataset("tinyimagenet", Roots(tmp_path, tmp_path / "home"))
+
+
+def test_real_folders_are_all_well(data_root, tmp_path):
+    found = {finding.dataset: finding for finding in doctor(Roots(data_root, tmp_path))}
+    for name in ("cifar10", "cifar100", "tiny-imagenet-64", "imagenette-224", "imagewoof-224"):
+        declared = json.loads((data_root / name / "dataset_info.json").read_text())["splits"]
+        rows = sorted(split["rows"] for split in declared.values())
+        assert found[name].state == "ok"
+        assert sorted((found[name].train_count, found[name].test_count)) == rows
+    assert found["imagenette"].state == "missing"
+
+
+def test_a_fingerprint_is_remembered_while_the_files_stay(tmp_path, monkeypatch):
+    roots = Roots(None, tmp_path)
+    first = dataset_fingerprint("digits", roots)
+    assert first == open_dataset("digits", roots).fingerprint
+    source = type(dataset_source("digits"))
+
+    def opened(self, roots):
+        raise AssertionError("opened again")
+
+    monkeypatch.setattr(source, "open", opened)
+    assert dataset_fingerprint("digits", roots) == first
+    monkeypatch.setattr(source, "stamp", lambda self, roots: ["other files"])
+    with pytest.raises(AssertionError, match="opened again"):
+        dataset_fingerprint("digits", roots)
