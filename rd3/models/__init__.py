@@ -1,0 +1,34 @@
+"""Networks: what a name means at each resolution, and how to build it, for teachers and students alike.
+
+``networks.yaml`` is the table; ``architectures/`` holds what it builds.  Names, notes and errors cost no torch import.
+A network in another package registers itself with :func:`register_network` under the entry-point group ``rd3.models``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rd3.models._base import NETWORKS, Network, NetworkInfo, network_info, network_names, register_network
+from rd3.models._build import build_network, forward_flops, parameter_count
+
+if TYPE_CHECKING:
+    from rd3.models._normalised import NormalisedNetwork
+
+__all__ = [
+    "NETWORKS",
+    "Network",
+    "NetworkInfo",
+    "NormalisedNetwork",
+    "build_network",
+    "forward_flops",
+    "network_info",
+    "network_names",
+    "parameter_count",
+    "register_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "NormalisedNetwork":
+        from rd3.models._normalised import NormalisedNetwork
+
+        return NormalisedNetwork
+    raise AttributeError(f"module 'rd3.models' has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""From a name to a module, its size and its cost."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from rd3.models._base import find
+from rd3.recipe import Normalisation
+from rd3.seeding import generator, scoped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from rd3.models._normalised import NormalisedNetwork
+
+
+def build_network(
+    name: str,
+    num_classes: int,
+    resolution: int,
+    normalisation: Normalisation,
+    stream: torch.Generator | None = None,
+) -> NormalisedNetwork:
+    """A network that takes pixels in [0, 1], (B, 3, H, W), and normalises them itself; on the CPU, in train mode.
+
+    Weights are drawn on ``stream``; without one they come from a fixed stream, for those who load weights next.
+    """
+    from rd3.models._normalised import NormalisedNetwork
+
+    network = find(name, resolution)
+    with scoped(stream if stream is not None else generator(0, "init")):
+        return NormalisedNetwork(network.build(num_classes, resolution), normalisation)
+
+
+@functools.cache
+def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
+    """The bare network without storage: for counting."""
+    import torch
+
+    network = find(name, resolution)
+    with scoped(generator(0, "init")), torch.device("meta"):
+        return network.build(num_classes, resolution).eval()
+
+
+def parameter_count(name: str, num_classes: int, resolution: int) -> int:
+    """Trainable parameters."""
+    return sum(weight.numel() for weight in _on_meta(name, num_classes, resolution).parameters())
+
+
+@functools.cache
+def forward_flops(name: str, num_classes: int, resolution: int) -> float:
+    """Work of one image's forward pass; a multiply-add counts as two.  Convolutions and matrix products only."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    pixels = torch.empty(1, 3, resolution, resolution, device="meta")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        _on_meta(name, num_classes, resolution)(pixels)
+    return float(counter.get_total_flops())

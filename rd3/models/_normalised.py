@@ -1,0 +1,54 @@
+"""A network with its own normalisation: a dataset stays in [0, 1], and teachers of different constants share a pool."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rd3.recipe import Normalisation
+
+
+class NormalisedNetwork(nn.Module):
+    """``network`` behind ``(pixels - mean) / std``; the constants are buffers that no state dict holds."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, normalisation: Normalisation):
+        super().__init__()
+        self.network = network
+        self.normalisation = normalisation
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1), persistent=False)
+        self.head_name = _last_linear(network)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        head = self.network.get_submodule(self.head_name)
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] to what the bare network was trained on."""
+        return (pixels - self.mean) / self.std
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] to logits (B, C)."""
+        return self.network(self.normalise(pixels))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] to what the last linear layer sees, (B, D)."""
+        seen: list[torch.Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            self.network(self.normalise(pixels))
+        finally:
+            hook.remove()
+        return seen[0]
+
+
+def _last_linear(network: nn.Module) -> str:
+    # Distinct layers in order of registration, which for every network here is the order of use.
+    *_rest, last = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
+    return last

@@ -1,0 +1,17 @@
+"""ShuffleNetV2 for small images.
+
+Source: CRD ``models/ShuffleNetv2.py``, which differs from torchvision's network in its stem alone.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision import models
+
+
+def small_stem(num_classes: int, resolution: int, *, width: str = "x0_5") -> nn.Module:
+    """torchvision's network behind a 1x1 stride-1 stem to 24 channels, without the max-pool."""
+    network = models.get_model(f"shufflenet_v2_{width}", weights=None, num_classes=num_classes)
+    network.conv1[0] = nn.Conv2d(3, 24, 1, bias=False)
+    network.maxpool = nn.Identity()
+    return network

@@ -1,0 +1,28 @@
+"""Files every row of ``networks.yaml`` in the registry; the architecture's module is imported when it is built."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rd3.models._base import register_network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _register(name: str, summary: str, forms: dict[int, dict[str, Any]]) -> None:
+    def build(num_classes: int, resolution: int) -> nn.Module:
+        form = forms[resolution]
+        module, function = form["build"].split(".")
+        builder = getattr(importlib.import_module(f"rd3.models.architectures.{module}"), function)
+        return builder(num_classes, resolution, **form.get("options", {}))
+
+    register_network(name, summary=summary, resolutions={side: form["note"] for side, form in forms.items()})(build)
+
+
+for _name, _row in yaml.safe_load(files("rd3.models").joinpath("networks.yaml").read_text(encoding="utf-8")).items():
+    _register(_name, _row["summary"], _row["at"])
