@@ -1,0 +1,191 @@
+"""Batched augmentation on the device, for post-evaluation and for methods that crop and flip while they synthesise.
+
+Every function takes ``images: (B, C, H, W)`` and a CPU generator.  All random numbers are drawn on the CPU, so every
+device sees the same views; the pixels are moved on the device of the images.  Sources: LINs-lab/RDED
+``validation/utils.py`` (patch shuffle, CutMix), torchvision ``RandomResizedCrop``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from rd3.protocol import EvalProtocol
+
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class View:
+    """One batch as the networks see it."""
+
+    images: torch.Tensor
+    """(B, C, H, W) float32 in [0, 1]."""
+    permutation: torch.Tensor
+    """(B,) int64: image k carries a box of image ``permutation[k]``; the identity without CutMix."""
+    lam: float
+    """Share of the pixels that are the base image's own, from the clipped box; 1 without CutMix."""
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0-255 to float32 in [0, 1]; floats are taken to be in [0, 1] already."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def protocol_view(images: torch.Tensor, protocol: EvalProtocol, stream: torch.Generator) -> View:
+    """Patch shuffle, resized crop, flip and CutMix of a batch, in this order, as the protocol says.
+
+    ``images``: (B, C, H, W) uint8 or float in [0, 1].  A factor of 1 leaves out shuffle and crop, which would be exact
+    no-ops: with area (1, 1) every box that fits is the whole image.
+    """
+    pixels = to_unit(images)
+    if protocol.factor > 1:
+        pixels = patch_shuffle(pixels, protocol.factor, stream)
+        pixels = resized_crop(
+            pixels, pixels.shape[-1], min_area=1 / protocol.factor, antialias=protocol.antialias, stream=stream
+        )
+    if protocol.flip:
+        pixels = horizontal_flip(pixels, stream)
+    if protocol.mix == "cutmix":
+        return cutmix(pixels, stream)
+    return View(pixels, torch.arange(len(pixels), device=pixels.device), 1.0)
+
+
+def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) -> torch.Tensor:
+    """Permute whole columns of tiles and then whole rows of tiles, within each image on its own.
+
+    The grid has ``factor`` strips each way; the last takes the remainder.  For factor 2 an image has exactly four
+    outcomes: patches never leave their row or column partners, and never their image.
+    """
+    if factor == 1:
+        return images
+    batch, channels, height, width = images.shape
+    columns = _shuffled_strips(batch, width, factor, stream).to(images.device)
+    rows = _shuffled_strips(batch, height, factor, stream).to(images.device)
+    images = images.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
+    return images.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+
+
+def _shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator) -> torch.Tensor:
+    """(batch, side) int64: for each image, which source line stands at each place."""
+    place = torch.rand(batch, factor, generator=stream).argsort(dim=1)
+    strip = (torch.arange(side) // (side // factor)).clamp_(max=factor - 1)
+    # A stable sort of the lines by the new place of their strip keeps the order within the strip.
+    return place[:, strip].argsort(dim=1, stable=True)
+
+
+def crop_boxes(
+    batch: int,
+    height: int,
+    width: int,
+    min_area: float,
+    stream: torch.Generator,
+    *,
+    max_area: float = 1.0,
+    ratio: tuple[float, float] = RATIO,
+) -> torch.Tensor:
+    """(batch, 4) int64 boxes (top, left, height, width) by the law of torchvision's ``RandomResizedCrop``.
+
+    Ten tries of area and log-uniform ratio; the first that fits wins; otherwise the largest central box whose ratio is
+    allowed.
+    """
+    share = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, max_area, generator=stream)
+    area = height * width * share
+    log_ratio = torch.empty(batch, TRIES, dtype=torch.float64)
+    shape = log_ratio.uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=stream).exp()
+    place = torch.rand(batch, 2, generator=stream, dtype=torch.float64)
+
+    wide, high = (area * shape).sqrt().round().long(), (area / shape).sqrt().round().long()
+    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    wide, high = wide.gather(1, first)[:, 0], high.gather(1, first)[:, 0]
+    top = (place[:, 0] * (height - high + 1)).floor().long()
+    left = (place[:, 1] * (width - wide + 1)).floor().long()
+    boxes = torch.stack([top, left, high, wide], dim=1)
+
+    whole_ratio = min(max(width / height, ratio[0]), ratio[1])
+    central_wide = min(width, round(height * whole_ratio))
+    central_high = min(height, round(width / whole_ratio))
+    central = [(height - central_high) // 2, (width - central_wide) // 2, central_high, central_wide]
+    return torch.where(fits.any(dim=1, keepdim=True), boxes, torch.tensor(central))
+
+
+def crop_and_resize(images: torch.Tensor, boxes: torch.Tensor, size: int, *, antialias: bool = True) -> torch.Tensor:
+    """Cut a box of its own out of each image and resize it to ``size`` x ``size``, bilinear.
+
+    ``boxes``: (B, 4) int64 of top, left, height, width.  A separable resize is two matrix products, one matrix per
+    image and direction; that equals ``torchvision.transforms.functional.resized_crop`` up to rounding.
+    """
+    boxes = boxes.to(images.device)
+    down = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[2], size, antialias).to(images.dtype)
+    across = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[3], size, antialias).to(images.dtype)
+    return torch.einsum("bcsw,btw->bcst", torch.einsum("bsh,bchw->bcsw", down, images), across)
+
+
+def _resize_weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int, antialias: bool) -> torch.Tensor:
+    """(B, size, side) float32 weights of a linear resize of ``length`` pixels from ``start``, zero outside the box.
+
+    With antialias the triangle is as wide as the scale, and cut at the border of the box; without it is one pixel
+    wide, with positions clamped to the box.  Both as in ATen's ``upsample_bilinear2d``.
+    """
+    scale = (length.double() / size)[:, None, None]
+    # Positions of pixel centres in the box: of what is wanted (size) and of what is there (side).
+    wanted = scale * (torch.arange(size, device=start.device).double() + 0.5)[None, :, None]
+    there = (torch.arange(side, device=start.device)[None] - start[:, None]).double()[:, None, :] + 0.5
+    if antialias:
+        reach = scale.clamp(min=1.0)
+    else:
+        reach = torch.ones_like(scale)
+        wanted = torch.minimum(wanted.clamp(min=0.5), length.double()[:, None, None] - 0.5)
+    weights = (1 - (there - wanted).abs() / reach).clamp_(min=0)
+    weights = weights * ((there > 0) & (there < length[:, None, None]))
+    return (weights / weights.sum(dim=2, keepdim=True)).float()
+
+
+def resized_crop(
+    images: torch.Tensor,
+    size: int,
+    min_area: float,
+    stream: torch.Generator,
+    *,
+    ratio: tuple[float, float] = RATIO,
+    antialias: bool = True,
+) -> torch.Tensor:
+    """A random box of each image, of at least ``min_area`` of its area, resized to ``size`` x ``size``."""
+    boxes = crop_boxes(len(images), images.shape[2], images.shape[3], min_area, stream, ratio=ratio)
+    return crop_and_resize(images, boxes, size, antialias=antialias)
+
+
+def horizontal_flip(images: torch.Tensor, stream: torch.Generator, probability: float = 0.5) -> torch.Tensor:
+    """Mirror each image left to right with this probability."""
+    chosen = torch.rand(len(images), generator=stream) < probability
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the box that a draw means: half-extents by integer division, clipped."""
+    cut = math.sqrt(1 - lam)
+    half_high, half_wide = int(cut * height) // 2, int(cut * width) // 2
+    row, column = centre
+    return (
+        max(row - half_high, 0),
+        min(row + half_high, height),
+        max(column - half_wide, 0),
+        min(column + half_wide, width),
+    )
+
+
+def cutmix(images: torch.Tensor, stream: torch.Generator) -> View:
+    """Paste one box of a permuted batch into the batch: the same box for all images, lam uniform, every batch."""
+    batch, _channels, height, width = images.shape
+    lam = torch.rand((), generator=stream, dtype=torch.float64).item()
+    row = int(torch.randint(height, (), generator=stream))
+    column = int(torch.randint(width, (), generator=stream))
+    partner = torch.randperm(batch, generator=stream).to(images.device)
+    top, bottom, left, right = cutmix_box(lam, (row, column), height, width)
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    return View(mixed, partner, 1 - (bottom - top) * (right - left) / (height * width))

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+from torch import nn
+from torch.nn import functional as F
+
+from rd3 import posteval
+from rd3.augment import protocol_view
+from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.protocol import EvalProtocol
+from rd3.recipe import Data, EvaluationRecipe, Normalisation
+from rd3.seeding import generator, scoped
+
+C, SIDE = 3, 8
+PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def patterns(labels: torch.Tensor, seed: int) -> torch.Tensor:
+    """(N, 3, 8, 8) uint8: noise with one bright colour channel, which is the class."""
+    pixels = torch.randint(0, 120, (len(labels), 3, SIDE, SIDE), generator=generator(seed, "noise"))
+    pixels[torch.arange(len(labels)), labels] += 100
+    return pixels.to(torch.uint8)
+
+
+class Fake:
+    """Three classes that a student can tell apart; counts how often each test image is read."""
+
+    fingerprint = "f" * 8
+
+    def __init__(self, count: int = 300):
+        self.info = SimpleNamespace(
+            name="fake", num_classes=C, classes="c" * 64, resolution=SIDE, factor=1, normalisation=PLAIN
+        )
+        self._labels = np.arange(count) % C
+        self._labels.setflags(write=False)
+        self._images = patterns(torch.tensor(self._labels), seed=1)
+        self.read = np.zeros(count, dtype=int)
+        self.splits: set[str] = set()
+
+    def labels(self, split):
+        return self._labels
+
+    def images(self, split, indices):
+        self.splits.add(split)
+        self.read[indices] += 1
+        return self._images[list(indices)]
+
+
+class Tiny(nn.Module):
+    """A small network with everything that matters here: batch norm, dropout, matrices and vectors."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(8, C)
+
+    def forward(self, pixels):
+        return self.head(self.drop(F.relu(self.norm(self.conv(pixels - 0.5))).mean((2, 3))))
+
+
+class Oracle(nn.Module):
+    """A teacher that knows the rule; notes what it sees, and can break at a given call (the first is the check)."""
+
+    def __init__(self, breaks_at: int = 0):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.breaks_at, self.calls = breaks_at, 0
+
+    def forward(self, pixels):
+        SEEN["teacher"].append(pixels.detach().clone())
+        self.calls += 1
+        logits = 20 * self.norm(pixels).mean((2, 3))
+        return logits * float("nan") if self.calls == self.breaks_at else logits
+
+
+SEEN: dict[str, list[torch.Tensor]] = {}
+
+
+@pytest.fixture(autouse=True)
+def tiny_students(monkeypatch):
+    """Students are small; the last one built can be looked at, and what it saw in training too."""
+    SEEN.update(teacher=[], student=[])
+    built = SimpleNamespace(student=None, dropout=0.0)
+
+    def build(name, num_classes, resolution, normalisation, stream):
+        with scoped(stream):
+            built.student = Tiny(built.dropout)
+        built.student.register_forward_pre_hook(
+            lambda module, inputs: SEEN["student"].append(inputs[0].detach().clone()) if module.training else None
+        )
+        return built.student
+
+    monkeypatch.setattr(posteval, "build_network", build)
+    return built
+
+
+def recipe(*, seed: int = 0, **fields) -> EvaluationRecipe:
+    base = {"epochs": 3, "batch_size": 4, "zeta": 1.0, "factor": 1, "lr": 0.01, "precision": "fp32"}
+    return EvaluationRecipe(
+        set="s" * 64,
+        protocol=EvalProtocol(**base | fields),
+        student="tiny",
+        student_seed=seed,
+        data=Data(name="fake", fingerprint="f" * 8),
+        classes="c" * 64,
+        resolution=SIDE,
+        normalisation=PLAIN,
+    )
+
+
+LABELS = torch.arange(12) % C
+IMAGES = patterns(LABELS, seed=2)
+
+
+def run(one: EvaluationRecipe, teachers=None, images=IMAGES, labels=LABELS, dataset=None, **options):
+    if teachers is None:
+        teachers = [Oracle()] if one.protocol.labels == "soft" else []
+    return posteval.train_and_test(one, images, labels, teachers, dataset or Fake(), device="cpu", **options)
+
+
+def outcome(result: posteval.EvalResult) -> dict:
+    """All that must repeat."""
+    plain = dataclasses.asdict(result)
+    return {name: value for name, value in plain.items() if name not in ("wall_s", "process_s", "peak_mib")}
+
+
+def test_a_seed_repeats_and_another_differs():
+    first, again, other = run(recipe(seed=1)), run(recipe(seed=1)), run(recipe(seed=2))
+    assert outcome(first) == outcome(again)
+    assert [row["loss"] for row in first.curve] != [row["loss"] for row in other.curve]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"labels": "hard", "loss": "ce"}, {"loss": "mse_gt"}, {"optimizer": "sgd", "lr": 1.0}]
+)
+def test_the_student_learns(fields):
+    result = run(recipe(epochs=25, **fields))
+    assert result.top1_pct > 60
+    assert result.correct == sum(result.per_class_correct)
+    assert result.tested == 300 and result.top1_pct == pytest.approx(result.correct / 3)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_equals_a_plain_loop(factor, tiny_students):
+    """One batch at a time, teachers asked for that batch only, AdamW by its formula: the story without its speed."""
+    one = recipe(seed=5, factor=factor, epochs=4)
+    protocol, teachers = one.protocol, [Oracle(), Oracle()]
+    teachers[1].norm.weight.data.mul_(0.5)
+    result = run(one, teachers)
+    learnt = copy.deepcopy(tiny_students.student.state_dict())
+
+    student = posteval.build_network("tiny", C, SIDE, PLAIN, generator(5, "init"))
+    decayed = {"conv.weight", "head.weight"}
+    first = {name: 0.0 for name, _ in student.named_parameters()}
+    second, step = dict(first), 0
+    order, augment = generator(5, "order"), generator(5, "augment")
+    for teacher in teachers:
+        teacher.eval()
+    for epoch in range(4):
+        lr, total = 0.01 * (1 + np.cos(np.pi * epoch / 4)) / 2, 0.0
+        for picked in torch.randperm(12, generator=order).split(4):
+            pixels = protocol_view(IMAGES[picked], protocol, augment).images
+            with torch.no_grad():
+                soft = torch.softmax((teachers[0](pixels) + teachers[1](pixels)) / 2 / 20, dim=1)
+            log_p = torch.log_softmax(student(pixels) / 20, dim=1)
+            loss = (soft * (soft.log() - log_p)).sum() / 4
+            student.zero_grad()
+            loss.backward()
+            step += 1
+            for name, parameter in student.named_parameters():
+                gradient = parameter.grad
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                move = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
+                parameter.data -= lr * (move + (0.01 * parameter.data if name in decayed else 0.0))
+            total += loss.item() / 3
+        assert result.curve[epoch]["loss"] == pytest.approx(total, rel=1e-4)
+    for name, value in student.state_dict().items():
+        assert torch.allclose(learnt[name].float(), value.float(), atol=1e-4), name
+
+
+def test_teachers_that_run_ahead_change_nothing(monkeypatch):
+    ahead = run(recipe(epochs=6))
+    calls = len(SEEN["teacher"]) - 1  # the first asks for the number of classes
+    monkeypatch.setattr(posteval, "AHEAD", 1)
+    alone = run(recipe(epochs=6))
+    assert (calls, len(SEEN["teacher"]) - calls - 2) == (1, 18)
+    assert ahead.correct == alone.correct
+    for one, other in zip(ahead.curve, alone.curve, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_teacher_and_student_see_the_same_pixels():
+    run(recipe(factor=2))
+    assert torch.equal(torch.cat(SEEN["teacher"][1:]), torch.cat(SEEN["student"]))
+
+
+@pytest.mark.parametrize(("count", "batch", "sizes"), [(12, 5, [5, 5, 2]), (11, 5, [5, 5]), (10, 10, [10])])
+def test_batches_of_an_epoch(count, batch, sizes):
+    run(recipe(batch_size=batch, epochs=2), images=IMAGES[:count], labels=LABELS[:count])
+    assert [len(pixels) for pixels in SEEN["student"]] == sizes * 2
+
+
+def test_each_epoch_shuffles_the_whole_set():
+    run(recipe(flip=False, mix="none"))
+    epochs = torch.cat(SEEN["student"]).split(12)
+    known = IMAGES / 255
+    orders = [[int((known == pixels).flatten(1).all(1).nonzero()) for pixels in epoch] for epoch in epochs]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert orders[0] != orders[1]
+
+
+def test_learning_rates_of_the_curve():
+    rates = [row["lr"] for row in run(recipe(epochs=4, zeta=2.0)).curve]
+    assert rates == pytest.approx([0.01, 0.009619, 0.008536, 0.006913], rel=1e-3)
+
+
+def test_weight_decay_is_for_matrices_named_weight():
+    student = Tiny()
+    student.position = nn.Parameter(torch.ones(2, 2))
+    decayed, plain = posteval._optimizer(student, recipe(weight_decay=0.3).protocol).param_groups
+    assert [tuple(tensor.shape) for tensor in decayed["params"]] == [(8, 3, 3, 3), (C, 8)]
+    assert sorted(tuple(tensor.shape) for tensor in plain["params"]) == [(2, 2), (3,), (8,), (8,)]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0)
+
+
+def test_the_headline_reads_each_test_image_once():
+    dataset = Fake(count=posteval.TEST_BATCH + 7)
+    run(recipe(), dataset=dataset)
+    assert dataset.read.tolist() == [1] * (posteval.TEST_BATCH + 7)
+    assert dataset.splits == {"test"}
+
+
+def test_validation_is_a_split_like_any_other():
+    dataset = Fake()
+    result = run(recipe().model_copy(update={"tested_on": "validation"}), dataset=dataset)
+    assert dataset.splits == {"validation"} and result.tested_on == "validation"
+
+
+def test_further_test_epochs_are_diagnostics_only(tiny_students):
+    tiny_students.dropout = 0.3
+    plain, watched = run(recipe(epochs=4)), run(recipe(epochs=4, test_epochs=(1, 3, 4)))
+    assert plain.diagnostics == {} and list(watched.diagnostics) == [1, 3, 4]
+    assert watched.diagnostics[4] == watched.top1_pct
+    assert outcome(plain) | {"diagnostics": 0} == outcome(watched) | {"diagnostics": 0}
+    assert watched.flat()["diagnostic_top1_pct_epoch_3"] == watched.diagnostics[3]
+
+
+def test_dropout_repeats_and_leaves_the_process_wide_generator_alone(tiny_students):
+    tiny_students.dropout = 0.5
+    before = torch.get_rng_state()
+    first = run(recipe())
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng():
+        torch.rand(7)
+        assert outcome(run(recipe())) == outcome(first)
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_a_teacher_is_never_changed(mode):
+    teacher = Oracle().train()
+    before = copy.deepcopy(teacher.state_dict())
+    run(recipe(teacher_mode=mode), [teacher])
+    assert teacher.training and teacher.norm.track_running_stats and teacher.norm.weight.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_teachers_on_batch_statistics():
+    one = recipe(teacher_mode="batch")
+    batches = posteval._labelled_views(
+        IMAGES, LABELS, [posteval._frozen(Oracle(), one.protocol, torch.device("cpu"))], one.protocol, 0
+    )
+    for batch in batches:
+        pixels = batch.images
+        centred = pixels - pixels.mean((0, 2, 3), keepdim=True)
+        expected = 20 * (centred / (pixels.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()).mean((2, 3))
+        assert torch.allclose(batch.targets.teacher_logits, expected, atol=1e-4)
+
+
+def test_hard_labels_name_both_images_of_a_mix():
+    batches = list(posteval._views(IMAGES, LABELS, recipe(epochs=8).protocol, 0))
+    known = IMAGES / 255
+    for batch in batches:
+        targets, changed = batch.targets, False
+        for k, pixels in enumerate(batch.images):
+            match = torch.maximum((known == pixels).all(1), (known.flip(3) == pixels).all(1)).sum((1, 2))
+            shares = torch.zeros(C).scatter_reduce(0, LABELS, match.float(), "amax") / SIDE**2
+            if targets.lam > 0.6:
+                assert shares[targets.labels[k]] >= targets.lam - 1e-6
+            changed |= bool(targets.labels[k] != targets.labels_mixed[k])
+    assert any((batch.targets.labels != batch.targets.labels_mixed).any() for batch in batches)
+
+
+def test_second_student_forward_moves_the_statistics_twice(tiny_students):
+    run(recipe())
+    assert int(tiny_students.student.norm.num_batches_tracked) == 9
+    run(recipe(extra_student_forward=True))
+    assert int(tiny_students.student.norm.num_batches_tracked) == 18
+
+
+def test_bf16_keeps_weights_and_statistics_in_fp32(tiny_students):
+    result = run(recipe(precision="bf16", epochs=10))
+    assert {value.dtype for value in tiny_students.student.state_dict().values()} == {torch.float32, torch.int64}
+    assert result.curve[0]["loss"] == pytest.approx(run(recipe(epochs=10)).curve[0]["loss"], rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
+    monkeypatch.setattr(posteval, "AHEAD", 1)
+    with pytest.raises(Diverged, match=r"nan in epoch 2, step 2 of 3; the last finite one was 0\.\d+") as caught:
+        run(recipe(), [Oracle(breaks_at=6)])
+    assert caught.value.status == "diverged"
+    with pytest.raises(Diverged, match="epoch 1, step 1 of 3; the last finite one was none"):
+        run(recipe(), [Oracle(breaks_at=2)])
+
+
+def test_progress_only_grows_and_ends_at_one():
+    seen = []
+    run(recipe(), progress=lambda fraction, note: seen.append((fraction, note)))
+    fractions = [fraction for fraction, _note in seen]
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
+    assert seen[0][1].startswith("training, epoch 1/3, ") and seen[-1][1] == "testing, epoch 3/3, 0 s left"
+
+
+def test_result_on_disk(tmp_path):
+    result = run(recipe(test_epochs=(2,)))
+    result.write(tmp_path)
+    plain = json.loads((tmp_path / "result.json").read_text())
+    assert plain["correct"] == result.correct and plain["diagnostics"] == {"2": result.diagnostics[2]}
+    assert parquet.read_table(tmp_path / "curve.parquet").to_pylist() == result.curve
+    assert all(isinstance(value, int | float | str) for value in result.flat().values())
+
+
+BAD = {
+    "shape": (lambda: run(recipe(), images=IMAGES[:, :, :4]), BadValue, r"\(N, 3, 8, 8\)"),
+    "count": (lambda: run(recipe(), labels=LABELS[:5]), BadValue, r"labels \(5,\)"),
+    "dtype": (lambda: run(recipe(), images=IMAGES.double()), BadValue, "float64 images"),
+    "range": (lambda: run(recipe(), images=IMAGES.float()), BadValue, r"pixels in \[0, 1\]"),
+    "nan": (lambda: run(recipe(), images=IMAGES.float() * float("nan")), BadValue, r"pixels in \[0, 1\]"),
+    "label": (lambda: run(recipe(), labels=LABELS + 1), BadValue, "labels run from 1 to 3"),
+    "one image": (lambda: run(recipe(), images=IMAGES[:1], labels=LABELS[:1]), BadValue, "needs two"),
+    "batch of one": (lambda: run(recipe(batch_size=1)), BadValue, "needs two"),
+    "no teacher": (lambda: run(recipe(), []), BadValue, "need a teacher"),
+    "class list": (
+        lambda: run(recipe().model_copy(update={"classes": "d" * 64})),
+        ClassOrderError,
+        "class list dddddddddddd, fake has cccccccccccc",
+    ),
+    "teacher's classes": (
+        lambda: run(recipe(), [nn.Sequential(nn.Flatten(), nn.Linear(192, 5))]),
+        BadValue,
+        "5 classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_before_any_work(case):
+    call, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_evaluate_builds_the_recipe():
+    options = {"epochs": 2, "precision": "fp32", "batch_size": 4, "zeta": 1.0}
+    one = recipe(seed=3, epochs=2, lr=1e-3)
+    soft = posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student_seed=3, **options)
+    assert outcome(soft) == outcome(run(one))
+    hard = posteval.evaluate(IMAGES, LABELS.int(), Fake(), student_seed=3, **options)
+    assert outcome(hard) == outcome(run(recipe(seed=3, epochs=2, lr=1e-3, labels="hard", loss="ce")))
+
+
+def test_evaluate_resolves_the_protocol_by_student():
+    kept = []
+
+    def keep(one, *_rest, **_options):
+        kept.append(one)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posteval, "train_and_test", keep)
+        posteval.evaluate(IMAGES, LABELS, Fake(), Oracle())
+        posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student="alexnet")
+    same, other = (one.protocol for one in kept)
+    assert (same.zeta, same.batch_size, same.epochs) == (1.0, 12, 400)
+    assert (other.zeta, other.batch_size, other.epochs) == (2.0, 12, 400)
+
+
+def test_images_in_float_equal_images_in_bytes():
+    assert outcome(run(recipe(), images=IMAGES / 255)) == outcome(run(recipe()))
