@@ -1,0 +1,246 @@
+"""A teacher's folder: what its manifest says, how it is written, and the checks on the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from rd3.augment import to_unit
+from rd3.datasets import Dataset, Split
+from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
+from rd3.models import NormalisedNetwork, build_network
+from rd3.recipe import Normalisation, TeacherRecipe
+from rd3.store import sha256_file, write_atomically
+
+WEIGHTS, MANIFEST, CURVE = "weights.safetensors", "manifest.json", "curve.parquet"
+VERIFIED_IMAGES = 1000
+"""The verification list is this many images from the start of the validation split, or all if it has fewer."""
+TOLERANCE_PCT = 0.5
+"""Largest difference of a recount, in points; room for another device's rounding, none for other weights."""
+TEST_BATCH = 250
+
+Progress = Callable[[float, str], None]
+
+
+class Verification(BaseModel):
+    """Right predictions on a fixed list of images, counted in fp32 when the teacher was made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: Split
+    count: int
+    correct: int
+    precision: Literal["fp32"] = "fp32"
+
+
+class TeacherManifest(BaseModel):
+    """What ``manifest.json`` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    recipe: dict[str, Any]
+    network: str
+    dataset: str
+    classes: str
+    """Hash of the class list, in order."""
+    resolution: int
+    normalisation: Normalisation
+    weights_sha256: str
+    """Of the file."""
+    origin: str
+    """Where the weights are from: trained here, or what was imported."""
+    test_top1_pct: float
+    test_correct: int
+    test_count: int
+    test_precision: Literal["fp32", "bf16"]
+    verification: Verification
+    curve: list[dict[str, float]] = []
+    """A row an epoch: ``epoch`` from 1, ``loss`` (mean over images), ``train_top1_pct``, ``lr`` (of the last step)."""
+
+
+def count_correct(
+    network: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    count: int,
+    *,
+    device: torch.device,
+    precision: Literal["fp32", "bf16"],
+    progress: Progress = lambda fraction, note: None,
+) -> int:
+    """Right top-1 predictions on the first ``count`` images of a split; ``network`` takes [0, 1], in eval mode."""
+    labels = torch.from_numpy(dataset.labels(split)[:count].copy())
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        for start in range(0, count, TEST_BATCH):
+            stop = min(start + TEST_BATCH, count)
+            pixels = to_unit(dataset.images(split, range(start, stop)).to(device))
+            if precision == "bf16":
+                pixels = pixels.to(memory_format=torch.channels_last)
+            right += (network(pixels).argmax(dim=1) == labels[start:stop].to(device)).sum()
+            progress(stop / count, f"{split} images {stop}/{count}")
+    return int(right)
+
+
+def write_teacher(
+    out: Path,
+    recipe: TeacherRecipe,
+    network: NormalisedNetwork,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    origin: str,
+    curve: list[dict[str, float]],
+    progress: Progress,
+) -> TeacherManifest:
+    """Test a finished network, count its verification list and write the folder, the manifest last.
+
+    The test runs in the recipe's precision; an imported teacher has none and is tested in bf16, which takes a quarter
+    of the time on a CPU.  The verification list is counted in fp32.
+    """
+    network.eval()
+    precision = recipe.precision or "bf16"
+    if precision == "bf16":
+        network = network.to(memory_format=torch.channels_last)
+    validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
+    tested = len(dataset.labels("test"))
+    whole = tested + validation
+    correct = count_correct(
+        network, dataset, "test", tested, device=device, precision=precision,
+        progress=lambda fraction, note: progress(fraction * tested / whole, note),
+    )  # fmt: skip
+    verified = count_correct(
+        network, dataset, "validation", validation, device=device, precision="fp32",
+        progress=lambda fraction, note: progress((tested + fraction * validation) / whole, note),
+    )  # fmt: skip
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.network.state_dict().items()}
+    write_atomically(out / WEIGHTS, save(tensors))
+    manifest = TeacherManifest(
+        key=recipe.key,
+        recipe=recipe.model_dump(mode="json"),
+        network=recipe.network,
+        dataset=recipe.data.name,
+        classes=recipe.classes,
+        resolution=recipe.resolution,
+        normalisation=recipe.normalisation,
+        weights_sha256=sha256_file(out / WEIGHTS),
+        origin=origin,
+        test_top1_pct=100 * correct / tested,
+        test_correct=correct,
+        test_count=tested,
+        test_precision=precision,
+        verification=Verification(split="validation", count=validation, correct=verified),
+        curve=curve,
+    )
+    write_atomically(out / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path) -> TeacherManifest:
+    """The manifest of a teacher's folder."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataMissing(f"{folder} holds no teacher: it has no {MANIFEST}.", "train or import the teacher")
+    try:
+        return TeacherManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
+        raise DataCorrupt(
+            f"{path} is not a teacher's manifest: {place}: {error.errors()[0]['msg']}.", "train or import it again"
+        ) from None
+
+
+def load(
+    folder: Path,
+    recipe: TeacherRecipe,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    verify: bool = True,
+) -> NormalisedNetwork:
+    """The teacher in ``folder``: fp32, frozen, in eval mode, on ``device``; it takes pixels in [0, 1].
+
+    Refuses a folder of another teacher, weights that are not those of the manifest, a dataset of another class list,
+    and, with ``verify``, a recount on the verification list that is more than half a point off.
+    """
+    network, manifest = _load(Path(folder), recipe, dataset, torch.device(device))
+    if verify:
+        _recount(network, manifest, dataset, torch.device(device))
+    return network
+
+
+def verify(folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load with all checks and say what the recount found; raises where :func:`load` would."""
+    network, manifest = _load(Path(folder), recipe, dataset, torch.device(device))
+    correct = _recount(network, manifest, dataset, torch.device(device))
+    recorded = manifest.verification
+    return {
+        "split": recorded.split,
+        "count": recorded.count,
+        "correct": correct,
+        "recorded": recorded.correct,
+        "difference_pct": 100 * (correct - recorded.correct) / recorded.count,
+        "test_top1_pct": manifest.test_top1_pct,
+    }
+
+
+def _load(
+    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device
+) -> tuple[NormalisedNetwork, TeacherManifest]:
+    manifest = read_manifest(folder)
+    info = dataset.info
+    for what, classes in ((f"The teacher in {folder}", manifest.classes), (f"Dataset {info.name}", info.classes)):
+        if classes != recipe.classes:
+            raise ClassOrderError(
+                f"{what} has class list {classes[:12]}, the recipe expects {recipe.classes[:12]}.",
+                "use a teacher of this dataset, with its classes in the same order",
+            )
+    if manifest.key != recipe.key:
+        raise DataCorrupt(
+            f"{folder} holds {manifest.network} for {manifest.dataset} at {manifest.resolution} pixels with key "
+            f"{manifest.key[:12]}, expected {recipe.network} for {recipe.data.name} at {recipe.resolution} pixels with "
+            f"key {recipe.key[:12]}.",
+            "fetch or make that teacher",
+        )
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise DataMissing(f"{folder} lacks {WEIGHTS}.", "train or import the teacher again")
+    if sha256_file(path) != manifest.weights_sha256:
+        raise DataCorrupt(
+            f"{path} has sha256 {sha256_file(path)[:12]}, its manifest says {manifest.weights_sha256[:12]}.",
+            "train or import the teacher again",
+        )
+    network = build_network(recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation)
+    try:
+        network.network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise DataCorrupt(
+            f"{path} does not fit {recipe.network}: {str(error).splitlines()[-1].strip()}", "train or import it again"
+        ) from None
+    return network.eval().requires_grad_(False).to(device), manifest
+
+
+def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dataset, device: torch.device) -> int:
+    recorded = manifest.verification
+    if len(dataset.labels(recorded.split)) < recorded.count:
+        raise DataCorrupt(
+            f"Dataset {dataset.info.name} has {len(dataset.labels(recorded.split))} {recorded.split} images, "
+            f"the teacher was verified on {recorded.count}.",
+            "use the dataset that the teacher was made for",
+        )
+    correct = count_correct(network, dataset, recorded.split, recorded.count, device=device, precision="fp32")
+    if 100 * abs(correct - recorded.correct) > TOLERANCE_PCT * recorded.count:
+        raise DataCorrupt(
+            f"Teacher {manifest.key[:12]} gets {correct} of {recorded.count} {recorded.split} images of "
+            f"{dataset.info.name} right, its manifest says {recorded.correct}.",
+            "use the dataset and the weights that it was made with",
+        )
+    return correct

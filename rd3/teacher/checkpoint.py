@@ -1,0 +1,58 @@
+"""The state of a training between two epochs, in one file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+
+from rd3.store import write_atomically
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class Counters:
+    """How far a training is: a row of ``curve`` for every finished epoch, and the time of all attempts."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    wall_s: float = 0.0
+    process_s: float = 0.0
+
+
+def write_checkpoint(
+    path: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer, counters: Counters
+) -> None:
+    """Weights, buffers, momentum and counters."""
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(plain, {"key": key, "counters": json.dumps(asdict(counters))}))
+
+
+def read_checkpoint(path: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Counters | None:
+    """Put the state back and say how far it was; None without a checkpoint of this recipe."""
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as stored:
+        about = stored.metadata()
+        if about["key"] != key:
+            return None
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+    )
+    for name, parameter in network.named_parameters():
+        if f"momentum.{name}" in tensors:
+            # In the parameter's own layout, as the optimizer would have made it.
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+    return Counters(**json.loads(about["counters"]))

@@ -1,0 +1,237 @@
+"""Train a teacher from scratch, an epoch at a time, so that it can be stopped and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from rd3.augment import horizontal_flip, resized_crop, to_unit
+from rd3.datasets import Dataset, Split
+from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.models import NormalisedNetwork, build_network
+from rd3.recipe import TeacherRecipe, TeacherTraining
+from rd3.seeding import derive, generator
+from rd3.teacher.artifact import CURVE, Progress, write_teacher
+from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
+
+HELD_BYTES = 2 << 30
+"""Training images up to this size are held on an accelerator as uint8 instead of being sent batch by batch."""
+TRAINING_SHARE = 0.97
+"""Part of the progress that training takes; the rest is testing."""
+
+
+def train(
+    recipe: TeacherRecipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda fraction, note: None,
+) -> dict[str, Any]:
+    """Train the recipe's network, test it, write the folder, and return the figures of the ledger.
+
+    Takes up a checkpoint of the same recipe in ``out``; every random number is a function of seed and epoch, so the
+    result is that of an undisturbed run.  The last epoch's weights are kept, never the best.  Raises :class:`Diverged`
+    with the first step whose loss is not finite.
+
+    Deviations: draws are per image but a batch at a time; ``pad`` fills with zeros (black), ``resized`` cuts out of the
+    dataset's own resized and centre-cropped images rather than the files; the rate moves every step; a last batch of
+    a single image is left out.
+    """
+    wall, process = time.perf_counter(), time.process_time()
+    device, out = torch.device(device), Path(out)
+    training, seed = _checked(recipe, dataset)
+    network = build_network(
+        recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
+    ).to(device)
+    if recipe.precision == "bf16":
+        network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=training.lr, momentum=training.momentum, nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+    )  # fmt: skip
+    counters = read_checkpoint(out / CHECKPOINT, recipe.key, network, optimizer) or Counters()
+    epoch_s = []
+    images = _Images(dataset, recipe.data.split, device)
+    for epoch in range(len(counters.curve), training.epochs):
+        started = time.perf_counter()
+        with _own_randomness(seed, epoch, device):
+            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device)
+        counters.curve.append(row)
+        epoch_s.append(time.perf_counter() - started)
+        now = Counters(
+            counters.curve,
+            counters.wall_s + time.perf_counter() - wall,
+            counters.process_s + time.process_time() - process,
+        )
+        write_checkpoint(out / CHECKPOINT, recipe.key, network, optimizer, now)
+        left_s = (training.epochs - epoch - 1) * sum(epoch_s) / len(epoch_s)
+        progress(
+            TRAINING_SHARE * (epoch + 1) / training.epochs,
+            f"epoch {epoch + 1}/{training.epochs}, loss {row['loss']:.3f}, train {row['train_top1_pct']:.1f} %, "
+            f"{_duration(left_s)} left",
+        )
+    _write_curve(out / CURVE, counters.curve)
+    manifest = write_teacher(
+        out, recipe, network, dataset, device=device, origin="trained by RD3", curve=counters.curve,
+        progress=lambda fraction, note: progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction, note),
+    )  # fmt: skip
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return {
+        "top1_pct": manifest.test_top1_pct,
+        "correct": manifest.test_correct,
+        "tested": manifest.test_count,
+        "epochs": training.epochs,
+        "final_loss": counters.curve[-1]["loss"],
+        "wall_s": counters.wall_s + time.perf_counter() - wall,
+        "process_s": counters.process_s + time.process_time() - process,
+    }
+
+
+def _checked(recipe: TeacherRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:
+    """Training settings and seed, once recipe and dataset fit together."""
+    info = dataset.info
+    if recipe.training is None or recipe.seed is None:
+        raise BadValue(
+            f"Teacher {recipe.key[:12]} has no training settings or no seed; nothing can train it.",
+            "import its weights",
+        )
+    if recipe.classes != info.classes:
+        raise ClassOrderError(
+            f"The teacher was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "plan it again with this dataset",
+        )
+    if recipe.resolution != info.resolution:
+        raise BadValue(
+            f"The teacher was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
+            "plan it again with this dataset",
+        )
+    if recipe.data.split == "unknown":
+        raise BadValue("A teacher cannot be trained on split 'unknown'.", "plan it on 'train' or 'fit'")
+    return recipe.training, recipe.seed
+
+
+def learning_rate(training: TeacherTraining, step: int, steps_per_epoch: int) -> float:
+    """Rate of one step, counted from 0: a linear climb over the warm-up, then half a cosine to zero at the end."""
+    warm, whole = training.warmup_epochs * steps_per_epoch, training.epochs * steps_per_epoch
+    if step < warm:
+        return training.lr * min(1.0, (step + 1) / warm)
+    return training.lr * (1 + math.cos(math.pi * (step - warm) / (whole - warm))) / 2
+
+
+def _train_epoch(
+    epoch: int,
+    network: NormalisedNetwork,
+    optimizer: torch.optim.Optimizer,
+    images: _Images,
+    recipe: TeacherRecipe,
+    training: TeacherTraining,
+    device: torch.device,
+) -> dict[str, float]:
+    """One pass over the training images; the row of the curve."""
+    seed = recipe.seed
+    order = torch.randperm(len(images.labels), generator=generator(seed, "order", epoch))
+    batches = [batch for batch in order.split(training.batch_size) if len(batch) > 1]
+    stream = generator(seed, "augment", epoch)
+    network.train()
+    losses, right, lr = [], torch.zeros((), dtype=torch.int64, device=device), 0.0
+    for index, batch in enumerate(batches):
+        pixels, labels = images.batch(batch)
+        views = _augment(pixels, training, stream)
+        if recipe.precision == "bf16":
+            views = views.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits = network(views)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
+        lr = learning_rate(training, epoch * len(batches) + index, len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        right += (logits.detach().argmax(dim=1) == labels).sum()
+    # The one place of an epoch that waits for the device.
+    values = torch.stack(losses).tolist()
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise Diverged(
+                f"The loss of {recipe.label()} became {value} in epoch {epoch + 1} of {training.epochs}, "
+                f"step {index + 1} of {len(batches)}.",
+                "lower the learning rate or lengthen the warm-up",
+            )
+    seen = sum(len(batch) for batch in batches)
+    loss_sum = sum(value * len(batch) for value, batch in zip(values, batches, strict=True))
+    return {"epoch": epoch + 1, "loss": loss_sum / seen, "train_top1_pct": 100 * int(right) / seen, "lr": lr}
+
+
+def _augment(pixels: torch.Tensor, training: TeacherTraining, stream: torch.Generator) -> torch.Tensor:
+    """(B, 3, H, W) uint8 to float32 in [0, 1]: crop and flip, every image with draws of its own."""
+    if training.crop == "pad":
+        pixels = pad_crop(pixels, pixels.shape[-1] // 8, stream)
+    views = to_unit(pixels)
+    if training.crop == "resized":
+        views = resized_crop(views, views.shape[-1], 0.08, stream)
+    return horizontal_flip(views, stream) if training.flip else views
+
+
+def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
+    """torchvision's ``RandomCrop(side, padding)`` for a batch (B, C, H, W): zeros around, a random place for each."""
+    batch, channels, height, width = images.shape
+    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=stream).to(images.device)
+    rows = (top + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (left + torch.arange(width, device=images.device))[:, None, None, :]
+    wide = F.pad(images, (padding, padding, padding, padding))
+    rows = rows.expand(batch, channels, height, wide.shape[3])
+    return wide.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
+
+
+class _Images:
+    """Batches of a split on the device: cut out of a copy there where it fits, sent one by one elsewhere."""
+
+    def __init__(self, dataset: Dataset, split: str, device: torch.device):
+        self.dataset, self.device = dataset, device
+        self.split: Split = "fit" if split == "fit" else "train"
+        self.labels = torch.from_numpy(dataset.labels(self.split).copy()).to(device)
+        size = len(self.labels) * 3 * dataset.info.resolution**2
+        held = device.type != "cpu" and size <= HELD_BYTES
+        self.pixels = dataset.images(self.split, range(len(self.labels))).to(device) if held else None
+
+    def batch(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) uint8 and (B,) int64 at these positions."""
+        there = positions.to(self.device)
+        if self.pixels is not None:
+            return self.pixels[there], self.labels[there]
+        return self.dataset.images(self.split, positions.tolist()).to(self.device), self.labels[there]
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Dropout and stochastic depth draw from torch's own generators: a stream an epoch, and the state put back."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.set_rng_state(generator(seed, "dropout", epoch).get_state())
+        if cuda:
+            state = torch.Generator(device).manual_seed(derive(seed, "dropout", epoch)).get_state()
+            torch.cuda.set_rng_state(state, device)
+        yield
+
+
+def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(curve), path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,138 @@
+"""Teacher roles: what a grid's ``teacher: resnet18`` means on a dataset, as a recipe; costs no torch import.
+
+Shipped roles are data (``teacher_roles.yaml``); a user names others by importing weights; the name of any network is a
+role on any dataset.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from rd3.datasets import DatasetInfo
+from rd3.errors import UnknownName
+from rd3.models import network_info, network_names
+from rd3.recipe import Data, Frozen, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining
+from rd3.registry import did_you_mean
+
+NOT_IMPORTED = "not imported"
+"""Stands for the digest of weights that nobody has imported yet: a key that nothing can ever have."""
+
+
+class Trained(Frozen):
+    """A teacher that can be trained; ``training`` None takes the row of the dataset's resolution."""
+
+    network: str
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
+    training: TeacherTraining | None = None
+
+
+class Imported(Frozen):
+    """A teacher whose weights come from elsewhere."""
+
+    network: str
+    hint: str
+    """The command that imports it."""
+    normalisation: Normalisation | None = None
+    """What it was trained with; None: the dataset's."""
+    weights: str | None = None
+    """Digest, where it is known beforehand."""
+    split: SourceSplit = "unknown"
+
+
+class Role(Frozen):
+    """One row, or a teacher that a user named (``registered``)."""
+
+    dataset: str
+    name: str
+    source: str
+    nearest: bool = False
+    """True where nobody published this teacher's training for this dataset."""
+    train: Trained | None = None
+    imported: Imported | None = Field(default=None, alias="import")
+    registered: TeacherRecipe | None = None
+
+    @property
+    def network(self) -> str:
+        """Its architecture."""
+        found = self.train or self.imported or self.registered
+        assert found is not None
+        return found.network
+
+    @property
+    def hint(self) -> str:
+        """How to import it; empty for a teacher that can be trained."""
+        if self.registered is not None and self.registered.weights is not None:
+            return f"rd3 teacher import WEIGHTS --dataset {self.dataset} --network {self.network} --role {self.name}"
+        return self.imported.hint if self.imported is not None else ""
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, Any]]]:
+    return yaml.safe_load(files("rd3").joinpath("teacher_roles.yaml").read_text(encoding="utf-8"))
+
+
+UserRole = Callable[[str, str], Mapping[str, Any] | None]
+"""(dataset, role) to the teacher that a user gave this name, as a plain recipe, if any."""
+
+
+def role_names(dataset: str) -> list[str]:
+    """The shipped roles of a dataset; every network's name is one besides."""
+    return sorted(name for name in _table().get(dataset, {}) if name != "any")
+
+
+def teacher_role(dataset: str, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
+    """What ``role`` means on ``dataset``: a teacher the user named, else the shipped row, else a network by its name.
+
+    Raises :class:`UnknownName` with a did-you-mean.
+    """
+    found = user_role(dataset, role)
+    if found is not None:
+        recipe = TeacherRecipe.model_validate(found)
+        return Role(dataset=dataset, name=role, source="named by the user", registered=recipe)
+    rows = _table().get(dataset, {})
+    if role in rows and role != "any":
+        return Role.model_validate({"dataset": dataset, "name": role, **rows[role]})
+    try:
+        network_info(role)
+    except UnknownName:
+        raise UnknownName(
+            f"Dataset {dataset} has no teacher {role!r}.", did_you_mean(role, [*role_names(dataset), *network_names()])
+        ) from None
+    row = rows.get("any", {"source": "the nearest dataset of this resolution", "nearest": True, "train": {}})
+    return Role.model_validate({"dataset": dataset, "name": role, **row, "train": {"network": role, **row["train"]}})
+
+
+def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: SourceSplit = "train") -> TeacherRecipe:
+    """The recipe of a role on a dataset as it was found; ``split`` is what a teacher trained here learns from.
+
+    A role whose weights nobody has imported gets a recipe that nothing can satisfy: whatever needs it is blocked.
+    """
+    if role.registered is not None:
+        return role.registered
+    if role.imported is not None:
+        made = {
+            "data": Data(name=info.name, fingerprint=fingerprint, split=role.imported.split),
+            "normalisation": role.imported.normalisation or info.normalisation,
+            "weights": role.imported.weights or NOT_IMPORTED,
+        }
+    else:
+        assert role.train is not None
+        training = role.train.training
+        if training is None:
+            nearest = _table()[f"{min((32, 64, 224), key=lambda side: abs(side - info.resolution))}px"]
+            training = TeacherTraining.model_validate(nearest["any"]["train"]["training"])
+        made = {
+            "data": Data(name=info.name, fingerprint=fingerprint, split=split),
+            "normalisation": info.normalisation,
+            "training": training,
+            "precision": role.train.precision,
+            "seed": role.train.seed,
+        }
+    return TeacherRecipe(classes=info.classes, network=role.network, resolution=info.resolution, **made)
