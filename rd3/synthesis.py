@@ -1,0 +1,134 @@
+"""Making one synthetic set: the loop over a method's blocks, with resume and measurement."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rd3.datasets import Dataset
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
+from rd3.methods import METHODS, Context, Method
+from rd3.recipe import SetRecipe
+from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
+from rd3.synthetic_set.opened import SyntheticSet
+from rd3.synthetic_set.writer import SetWriter
+
+if TYPE_CHECKING:
+    import torch
+
+_MIB = 2**20
+
+
+def synthesize(
+    recipe: SetRecipe,
+    dataset: Dataset,
+    teachers: Sequence[torch.nn.Module],
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float, str], None] = lambda fraction, note: None,
+    only_blocks: Collection[int] | None = None,
+    shared_machine: bool | None = None,
+) -> Manifest | None:
+    """Make the set of ``recipe`` in the folder ``out``; blocks that are already there and whole are kept.
+
+    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``.  ``progress`` gets the
+    done fraction of the whole set and a note.  ``only_blocks`` makes a share of the blocks; the manifest is written,
+    and returned, by the call that finds the last one done, and until then the answer is None.  ``shared_machine`` is
+    noted in the manifest: the caller knows whether other work runs beside this.
+    """
+    import torch
+
+    device, out = torch.device(device), Path(out)
+    method = _checked(recipe, dataset, teachers)
+    info = dataset.info
+    if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
+        return SyntheticSet.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
+    blocks = method.blocks(recipe, info)
+    writer = SetWriter(out, recipe, info, blocks)
+    (out / MANIFEST).unlink(missing_ok=True)
+    done = writer.done()
+    context = Context(
+        recipe=recipe,
+        settings=method.Settings.model_validate(recipe.settings),
+        info=info,
+        dataset=dataset,
+        teachers=teachers,
+        device=device,
+    )
+    wanted = [block for block in blocks if only_blocks is None or block.index in only_blocks]
+    finished = sum(block.index in done for block in wanted)
+    for block in wanted:
+        if block.index in done:
+            continue
+        note = f"block {finished + 1} of {len(wanted)}"
+        progress(finished / len(wanted), note)
+        before = finished / len(wanted)
+        context.progress = lambda fraction, before=before, note=note: progress(before + fraction / len(wanted), note)
+        context.phases = {}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        images = method.make(block, context)
+        writer.add(block, images, phases=context.phases, peak_mib=_peak_mib(device))
+        finished += 1
+    progress(1.0, f"{finished} of {len(wanted)} blocks")
+    if len(writer.done()) < len(blocks):
+        return None
+    return writer.finish(device=_device_name(device), threads=torch.get_num_threads(), shared_machine=shared_machine)
+
+
+def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Module]) -> Method:
+    """The method, once recipe, dataset and teachers fit together."""
+    method, info = METHODS.get(recipe.method)(), dataset.info
+    if method.version != recipe.version:
+        raise BadValue(
+            f"The recipe wants version {recipe.version} of method {recipe.method}, this is {method.version}.",
+            "plan the grid again",
+        )
+    if recipe.classes != info.classes:
+        raise ClassOrderError(
+            f"Recipe {recipe.key[:8]} has class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "plan the grid again with this dataset",
+        )
+    if (recipe.data.name, recipe.data.fingerprint) != (info.name, dataset.fingerprint):
+        raise DataCorrupt(
+            f"Recipe {recipe.key[:8]} draws from {recipe.data.name} {recipe.data.fingerprint[:12]}, the data opened is "
+            f"{info.name} {dataset.fingerprint[:12]}.",
+            "restore that data, or plan the grid again",
+        )
+    if recipe.resolution != info.resolution:
+        raise BadValue(f"The recipe wants {recipe.resolution} pixels, {info.name} has {info.resolution}.")
+    if len(teachers) != len(recipe.teachers):
+        raise BadValue(f"Recipe {recipe.key[:8]} names {len(recipe.teachers)} teachers, got {len(teachers)}.")
+    for number, teacher in enumerate(teachers):
+        if teacher.training or any(parameter.requires_grad for parameter in teacher.parameters()):
+            raise BadValue(
+                f"Teacher {number} of recipe {recipe.key[:8]} is in training mode or not frozen.",
+                "call `teacher.eval().requires_grad_(False)`",
+            )
+    support = method.supports(info, recipe.ipc)
+    if not support.ok:
+        raise Unsupported(f"Method {recipe.method} cannot make this set: {support.reason}.")
+    return method
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Peak so far: torch's allocator on a GPU (of this block), the process's resident memory on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _MIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / _MIB if sys.platform == "darwin" else peak / 1024
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()})"

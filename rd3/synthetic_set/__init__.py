@@ -1,0 +1,25 @@
+"""Synthetic sets on disk: written block by block, opened through checks, imported and exported.
+
+A set is a folder: ``manifest.json`` (written last: a folder with one is whole) and ``blocks/00000.safetensors`` ...
+Rows are k-major: image ``k`` of class ``label`` is row ``k * C + label``, so the first ``k * C`` rows of a set of a
+method that nests are its IPC-``k`` set.
+"""
+
+from rd3.synthetic_set.export import contact_sheet, export_parquet, export_png
+from rd3.synthetic_set.foreign import import_folder, import_tensors
+from rd3.synthetic_set.manifest import Manifest, Phase, read_manifest
+from rd3.synthetic_set.opened import SyntheticSet
+from rd3.synthetic_set.writer import SetWriter
+
+__all__ = [
+    "Manifest",
+    "Phase",
+    "SetWriter",
+    "SyntheticSet",
+    "contact_sheet",
+    "export_parquet",
+    "export_png",
+    "import_folder",
+    "import_tensors",
+    "read_manifest",
+]

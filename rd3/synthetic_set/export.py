@@ -1,0 +1,113 @@
+"""A set as PNG files, as Parquet that other people's tools open, and as one sheet to look at."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rd3.errors import BadValue
+from rd3.store import write_atomically
+from rd3.synthetic_set.opened import SyntheticSet
+
+if TYPE_CHECKING:
+    import torch
+
+_SHEET_SIDE = 2400
+"""Longest side of a contact sheet, pixels."""
+_GAP = 2
+
+
+def _eight_bit(images: torch.Tensor) -> torch.Tensor:
+    """uint8 as it is; float in [0, 1] rounded to 8 bits."""
+    return images if images.dtype.itemsize == 1 else (images * 255).round().byte()
+
+
+def _png(image: torch.Tensor) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _png_name(class_id: str, k: int) -> str:
+    return f"{class_id}/{k:05d}.png"
+
+
+def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
+    """``folder/<class id>/<k>.png``, which :func:`import_folder` reads back; float images are rounded to 8 bits."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise BadValue(f"{folder} is not empty.", "choose a new folder, so that old images do not mix in")
+    ids = synthetic_set.manifest.class_ids
+    unsafe = [name for name in ids if not _is_file_name(name)]
+    names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
+    for row, image in enumerate(_eight_bit(synthetic_set.images)):
+        k, label = divmod(row, len(ids))
+        path = folder / _png_name(names[label], k)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_png(image))
+    return folder
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and name == Path(name).name and name not in (".", "..")
+
+
+def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
+    """One Parquet file in the Hugging Face image layout: ``image`` (PNG bytes) and ``label`` with the class ids.
+
+    ``datasets.load_dataset("parquet", data_files=path)`` gives Image and ClassLabel columns.  Float images are rounded
+    to 8 bits.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    manifest = synthetic_set.manifest
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(manifest.class_ids), "_type": "ClassLabel"},
+    }
+    notes = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "rd3": json.dumps({"key": manifest.key, "method": manifest.method, "content": manifest.content}),
+    }
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=notes)
+    rows = [
+        {
+            "image": {"bytes": _png(image), "path": f"{label:05d}_{row // synthetic_set.num_classes:05d}.png"},
+            "label": label,
+        }
+        for row, (image, label) in enumerate(
+            zip(_eight_bit(synthetic_set.images), synthetic_set.labels.tolist(), strict=True)
+        )
+    ]
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
+    write_atomically(Path(path), stream.getvalue())
+    return Path(path)
+
+
+def contact_sheet(synthetic_set: SyntheticSet, path: Path, per_class: int = 10) -> Path:
+    """One PNG: a row for every class (the first that fit), its first ``per_class`` images in columns."""
+    from PIL import Image
+
+    side, classes = synthetic_set.manifest.resolution, synthetic_set.num_classes
+    columns = min(per_class, synthetic_set.manifest.ipc, _SHEET_SIDE // (16 + _GAP))
+    thumb = max(16, min(max(side, 64), _SHEET_SIDE // max(columns, min(classes, 20)) - _GAP))
+    rows = min(classes, _SHEET_SIDE // (thumb + _GAP))
+    sheet = Image.new("RGB", (columns * (thumb + _GAP) + _GAP, rows * (thumb + _GAP) + _GAP), "white")
+    # Small pictures are enlarged pixel by pixel, large ones are reduced smoothly.
+    resample = Image.Resampling.NEAREST if thumb >= side else Image.Resampling.BOX
+    for label in range(rows):
+        for k in range(columns):
+            pixels = _eight_bit(synthetic_set.images[k * classes + label])
+            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize((thumb, thumb), resample)
+            sheet.paste(picture, (_GAP + k * (thumb + _GAP), _GAP + label * (thumb + _GAP)))
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    write_atomically(Path(path), stream.getvalue())
+    return Path(path)

@@ -1,0 +1,202 @@
+"""Writing a set block by block, so that a killed making loses one block at most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rd3.datasets import DatasetInfo
+from rd3.errors import BadValue
+from rd3.recipe import SetRecipe
+from rd3.store import now, sha256_file, write_atomically
+from rd3.synthetic_set.manifest import MANIFEST, Manifest, Phase, content_digest, row_digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from rd3.methods import Block
+
+BLOCKS = "blocks"
+
+
+def block_name(index: int) -> str:
+    """Relative file name of a block."""
+    return f"{BLOCKS}/{index:05d}.safetensors"
+
+
+class SetWriter:
+    """Writes the blocks of one set into a folder and then its manifest.
+
+    A block's file says in its own header which recipe it belongs to, what making it took and the digest of its
+    content, so a resumed making needs no other record and phase times survive a kill.
+    """
+
+    def __init__(self, folder: Path, recipe: SetRecipe, info: DatasetInfo, blocks: Sequence[Block]):
+        self.folder, self.recipe, self.info = Path(folder), recipe, info
+        self.blocks = {block.index: block for block in blocks}
+        members = [member for block in blocks for member in block.members]
+        wanted = {(label, k) for label in range(info.num_classes) for k in range(recipe.ipc)}
+        if len(members) != len(wanted) or set(members) != wanted or len(self.blocks) != len(blocks):
+            raise BadValue(
+                f"Method {recipe.method}: its blocks do not hold every (label, k) of {info.num_classes} classes x "
+                f"{recipe.ipc} exactly once.",
+                f"run `rd3 method test {recipe.method}`",
+            )
+        self._told: dict[int, dict[str, Any]] = {}
+
+    def _row(self, member: tuple[int, int]) -> int:
+        label, k = member
+        return k * self.info.num_classes + label
+
+    def done(self) -> set[int]:
+        """Indices of the blocks that are whole on disk and belong to this recipe; others are deleted."""
+        for index, block in self.blocks.items():
+            path = self.folder / block_name(index)
+            if index in self._told or not path.exists():
+                continue
+            told = self._read(path, block)
+            if told is None:
+                path.unlink()
+            else:
+                self._told[index] = told
+        return set(self._told)
+
+    def _read(self, path: Path, block: Block) -> dict[str, Any] | None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as opened:
+                told = json.loads((opened.metadata() or {}).get("rd3", "{}"))
+                if told.get("key") != self.recipe.key:
+                    return None
+                rows, images = opened.get_tensor("rows").tolist(), opened.get_tensor("images")
+        except (SafetensorError, OSError, ValueError):
+            return None
+        if rows != [self._row(member) for member in block.members]:
+            return None
+        return told if [row_digest(image).hex() for image in images.numpy()] == told["digests"] else None
+
+    def add(
+        self,
+        block: Block,
+        images: torch.Tensor,
+        *,
+        phases: Mapping[str, Mapping[str, float]] | None = None,
+        peak_mib: float | None = None,
+    ) -> None:
+        """Write one block.  ``images``: (n, 3, H, W) uint8, or float32 in [0, 1], in the order of ``block.members``."""
+        import torch
+        from safetensors.torch import save
+
+        images = images.detach().cpu().contiguous()
+        self._check(block, images)
+        told = {
+            "key": self.recipe.key,
+            "dtype": str(images.dtype).removeprefix("torch."),
+            "digests": [row_digest(image).hex() for image in images.numpy()],
+            "phases": {name: dict(spent) for name, spent in (phases or {}).items()},
+            "peak_mib": peak_mib,
+        }
+        tensors = {
+            "images": images,
+            "labels": torch.tensor(block.labels, dtype=torch.int64),
+            "rows": torch.tensor([self._row(member) for member in block.members], dtype=torch.int64),
+        }
+        write_atomically(self.folder / block_name(block.index), save(tensors, {"rd3": json.dumps(told)}))
+        self._told[block.index] = told
+
+    def _check(self, block: Block, images: torch.Tensor) -> None:
+        import torch
+
+        side = self.recipe.resolution
+        where = f"Method {self.recipe.method}, block {block.index}"
+        if tuple(images.shape) != (len(block.members), 3, side, side):
+            raise BadValue(
+                f"{where}: images have shape {tuple(images.shape)}, expected {(len(block.members), 3, side, side)}."
+            )
+        if images.dtype == torch.uint8:
+            return
+        if images.dtype != torch.float32:
+            raise BadValue(f"{where}: images are {images.dtype}, expected uint8, or float32 in [0, 1].")
+        low, high = images.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise BadValue(f"{where}: float images reach from {low:.3g} to {high:.3g}, expected [0, 1].")
+
+    def finish(
+        self,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        shared_machine: bool | None = None,
+        code_version: str | None = None,
+    ) -> Manifest:
+        """Write the manifest; every block must be done."""
+        missing = sorted(set(self.blocks) - self.done())
+        if missing:
+            raise BadValue(f"Set {self.recipe.key[:8]}: {len(missing)} blocks are not made yet, first {missing[0]}.")
+        told = [self._told[index] for index in sorted(self.blocks)]
+        dtypes = sorted({each["dtype"] for each in told})
+        if len(dtypes) > 1:
+            raise BadValue(f"Method {self.recipe.method} made blocks of different types: {', '.join(dtypes)}.")
+        files = {block_name(index): sha256_file(self.folder / block_name(index)) for index in sorted(self.blocks)}
+        self._remove_strays(set(files))
+        phases = _summed(told)
+        peaks = [each["peak_mib"] for each in told if each["peak_mib"] is not None]
+        count = self.recipe.ipc * self.info.num_classes
+        side = self.recipe.resolution
+        manifest = Manifest(
+            recipe=self.recipe.model_dump(mode="json"),
+            key=self.recipe.key,
+            method=self.recipe.method,
+            dataset=self.info.name,
+            class_ids=self.info.class_ids,
+            classes=self.info.classes,
+            ipc=self.recipe.ipc,
+            resolution=side,
+            dtype=dtypes[0],
+            count=count,
+            files=files,
+            content=content_digest(dtypes[0], (count, 3, side, side), self._rows()),
+            phases=phases,
+            generation_wall_s=sum(phase.wall_s for phase in phases.values()),
+            generation_process_s=sum(phase.process_s for phase in phases.values()),
+            peak_mib=max(peaks, default=None),
+            threads=threads,
+            device=device,
+            shared_machine=shared_machine,
+            code_version=code_version or _version(),
+            made_at=now(),
+        )
+        write_atomically(self.folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1))
+        return manifest
+
+    def _rows(self) -> list[tuple[bytes, int]]:
+        rows: dict[int, tuple[bytes, int]] = {}
+        for index, block in self.blocks.items():
+            for member, digest in zip(block.members, self._told[index]["digests"], strict=True):
+                rows[self._row(member)] = (bytes.fromhex(digest), member[0])
+        return [rows[row] for row in sorted(rows)]
+
+    def _remove_strays(self, known: set[str]) -> None:
+        """What a kill in mid-write or another recipe left behind would otherwise be kept with the set."""
+        for path in (self.folder / BLOCKS).iterdir():
+            if f"{BLOCKS}/{path.name}" not in known:
+                path.unlink()
+
+
+def _summed(told: list[dict[str, Any]]) -> dict[str, Phase]:
+    total: dict[str, dict[str, float]] = {}
+    for each in told:
+        for name, spent in each["phases"].items():
+            known = total.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
+            for unit in known:
+                known[unit] += spent[unit]
+    return {name: Phase(**spent) for name, spent in total.items()}
+
+
+def _version() -> str:
+    from rd3 import __version__
+
+    return __version__

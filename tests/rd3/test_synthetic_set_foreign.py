@@ -1,0 +1,180 @@
+"""Sets that come from elsewhere and go elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.recipe import Normalisation
+from rd3.synthetic_set import SyntheticSet, export_png, import_folder, import_tensors
+from rd3.testing import ToyDataset
+
+TOY = ToyDataset(side=16)
+INFO = TOY.info
+IMAGES = TOY.images("train", range(12))
+LABELS = torch.arange(12) % 3
+
+
+def _import(source, out, **options):
+    return import_tensors(source, TOY, out, **options)
+
+
+def test_rows_are_sorted_k_major_and_the_key_follows_content(tmp_path):
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    recipe = _import((IMAGES[order], LABELS[order]), tmp_path / "a")
+    opened = SyntheticSet.open(tmp_path / "a", class_ids=INFO.class_ids)
+    manifest = opened.manifest
+    assert opened.labels.tolist() == LABELS.tolist() and manifest.key == recipe.key
+    assert (recipe.method, recipe.ipc, recipe.data.split, recipe.set_seed) == ("imported", 4, "unknown", None)
+    assert recipe.content == manifest.content
+    for label in range(3):
+        given, kept = IMAGES[order][LABELS[order] == label], opened.images[opened.labels == label]
+        assert torch.equal(given, kept)
+    again = _import((opened.images, opened.labels), tmp_path / "b")
+    assert again.key == recipe.key
+    other = _import((255 - opened.images, opened.labels), tmp_path / "c")
+    assert other.key != recipe.key
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "pair"])
+def test_files_of_tensors(tmp_path, suffix):
+    path = tmp_path / f"set.{suffix.replace('pair', 'pt')}"
+    if suffix == "safetensors":
+        save_file({"images": IMAGES, "labels": LABELS}, path)
+    else:
+        torch.save((IMAGES, LABELS) if suffix == "pair" else {"images": IMAGES, "labels": LABELS}, path)
+    recipe = _import(path, tmp_path / "out")
+    assert recipe == _import((IMAGES, LABELS), tmp_path / "memory")
+
+
+class _Trap:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    torch.save({"images": _Trap(), "labels": LABELS}, tmp_path / "bad.pt")
+    with pytest.raises(DataCorrupt, match="cannot be read as tensors alone"):
+        _import(tmp_path / "bad.pt", tmp_path / "out")
+
+
+def test_files_that_are_no_sets(tmp_path):
+    with pytest.raises(DataMissing, match="There is no file"):
+        _import(tmp_path / "none.pt", tmp_path / "out")
+    (tmp_path / "torn.safetensors").write_bytes(b"12345678torn")
+    with pytest.raises(DataCorrupt, match="cannot be read"):
+        _import(tmp_path / "torn.safetensors", tmp_path / "out")
+    save_file({"x": IMAGES}, tmp_path / "x.safetensors")
+    with pytest.raises(BadValue, match="holds x, expected tensors 'images' and 'labels'"):
+        _import(tmp_path / "x.safetensors", tmp_path / "out")
+    (tmp_path / "x.npy").write_bytes(b"")
+    with pytest.raises(BadValue, match=r"ends in '\.npy'"):
+        _import(tmp_path / "x.npy", tmp_path / "out")
+
+
+def test_float_ranges(tmp_path):
+    plain = IMAGES.float() / 255
+    _import((plain, LABELS), tmp_path / "float")
+    kept = SyntheticSet.open(tmp_path / "float")
+    assert kept.manifest.dtype == "float32" and torch.equal(kept.images, plain)
+    constants = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (constants.mean, constants.std))
+    normalised = (plain - mean) / std
+    _import((normalised, LABELS), tmp_path / "back", normalised=constants)
+    torch.testing.assert_close(SyntheticSet.open(tmp_path / "back").images, plain)
+    with pytest.raises(BadValue, match=r"expected \[0, 1\]\. Fix: say which constants .*--normalised"):
+        _import((normalised, LABELS), tmp_path / "no")
+    with pytest.raises(BadValue, match="Fix: divide by 255"):
+        _import((IMAGES.float(), LABELS), tmp_path / "no")
+    with pytest.raises(BadValue, match="these are other constants"):
+        _import((normalised * 2, LABELS), tmp_path / "no", normalised=constants)
+    with pytest.raises(BadValue, match="not finite"):
+        _import((plain / 0, LABELS), tmp_path / "no")
+    with pytest.raises(BadValue, match="said to be normalised"):
+        _import((IMAGES, LABELS), tmp_path / "no", normalised=constants)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES, LABELS + 1, r"Row 2 has label 3, toy has labels 0 to 2"),
+        (IMAGES, LABELS.float(), "labels are torch.float32"),
+        (IMAGES, LABELS[:5], r"expected \(12,\) integers"),
+        (IMAGES[:11], LABELS[:11], r"Class 2 \(toy2\) has 3 images, most classes have 4"),
+        (IMAGES.permute(0, 2, 3, 1), LABELS, r"Fix: call images\.permute\(0, 3, 1, 2\)"),
+        (IMAGES[..., :8], LABELS, r"needs \(N, 3, 16, 16\)"),
+        (IMAGES.int(), LABELS, "expected uint8 or float"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path, images, labels, message):
+    with pytest.raises(BadValue, match=message):
+        _import((images, labels), tmp_path / "out")
+
+
+@pytest.mark.parametrize("naming", ["class_ids", "class_names", "numbers"])
+def test_folders_by_id_name_or_number(tmp_path, naming):
+    names = [f"{label:05d}" for label in range(3)] if naming == "numbers" else getattr(INFO, naming)
+    for row, image in enumerate(IMAGES):
+        path = tmp_path / "images" / names[row % 3] / f"{row:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    (tmp_path / "images" / names[0] / "notes.txt").write_text("not an image")
+    recipe = import_folder(tmp_path / "images", TOY, tmp_path / "set", split="train")
+    assert recipe.content == _import((IMAGES, LABELS), tmp_path / "same").content
+    assert recipe.data.split == "train"
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    def bring(folder):
+        return import_folder(folder, TOY, tmp_path / "set")
+
+    with pytest.raises(DataMissing, match="There is no folder"):
+        bring(tmp_path / "none")
+    (tmp_path / "a" / "toy0").mkdir(parents=True)
+    with pytest.raises(DataMissing, match="holds no images"):
+        bring(tmp_path / "a")
+    (tmp_path / "a" / "toy0" / "x.png").write_bytes(b"\x89PNG torn")
+    with pytest.raises(DataCorrupt, match=r"x\.png cannot be decoded"):
+        bring(tmp_path / "a")
+    Image.new("RGB", (20, 16)).save(tmp_path / "a" / "toy0" / "x.png")
+    with pytest.raises(BadValue, match=r"x\.png is 20x16 pixels, this dataset has 16x16"):
+        bring(tmp_path / "a")
+    (tmp_path / "a" / "cat").mkdir()
+    with pytest.raises(BadValue, match="cat is no class of toy"):
+        bring(tmp_path / "a")
+
+
+@pytest.fixture
+def opened(tmp_path):
+    _import((IMAGES, LABELS), tmp_path / "set")
+    return SyntheticSet.open(tmp_path / "set")
+
+
+def test_png_there_and_back(opened, tmp_path):
+    opened.export_png(tmp_path / "png")
+    recipe = import_folder(tmp_path / "png", TOY, tmp_path / "back")
+    assert recipe.content == opened.manifest.content
+    with pytest.raises(BadValue, match="is not empty"):
+        export_png(opened, tmp_path / "png")
+
+
+def test_parquet_opens_with_the_datasets_library(opened, tmp_path, monkeypatch):
+    path = opened.export_parquet(tmp_path / "set.parquet")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    found = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert isinstance(found.features["image"], datasets.Image)
+    assert found.features["label"] == datasets.ClassLabel(names=list(INFO.class_ids))
+    assert found["label"][:] == opened.labels.tolist()
+    for row, image in enumerate(found["image"][:]):
+        assert np.array_equal(np.asarray(image), opened.images[row].permute(1, 2, 0).numpy())
+
+
+def test_float_sets_are_rounded_when_exported(tmp_path):
+    _import((torch.full((3, 3, 16, 16), 0.4999), torch.arange(3)), tmp_path / "set")
+    export_png(SyntheticSet.open(tmp_path / "set"), tmp_path / "png")
+    assert np.asarray(Image.open(tmp_path / "png" / "toy0" / "00000.png")).max() == 127
