@@ -1,0 +1,33 @@
+"""The plugin contract: a method is one class in one file.
+
+Copy ``random.py``, rename the class, done.  A method in another package is found by the entry-point group
+``rd3.methods``.
+"""
+
+from rd3.methods._base import (
+    METHODS,
+    Block,
+    Context,
+    Cost,
+    Method,
+    Needs,
+    Settings,
+    Support,
+    method_names,
+    register_method,
+    resolve_settings,
+)
+
+__all__ = [
+    "METHODS",
+    "Block",
+    "Context",
+    "Cost",
+    "Method",
+    "Needs",
+    "Settings",
+    "Support",
+    "method_names",
+    "register_method",
+    "resolve_settings",
+]

@@ -1,0 +1,241 @@
+"""What a method is, and what it is given."""
+
+from __future__ import annotations
+
+import functools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rd3.datasets import Dataset, DatasetInfo, Split
+from rd3.errors import BadValue, UnknownName
+from rd3.recipe import SetRecipe
+from rd3.registry import Registry, did_you_mean
+from rd3.seeding import generator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Settings(BaseModel):
+    """Base of a method's settings: typed, strict, resolved into the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Support(NamedTuple):
+    """Can this method make this set?  If not, ``reason`` becomes a footnote of the table."""
+
+    ok: bool
+    reason: str = ""
+
+
+class Needs(NamedTuple):
+    """What a set is made from besides the data: teacher roles, in the order the method wants them."""
+
+    teachers: tuple[str, ...] = ()
+
+
+class Cost(NamedTuple):
+    """Work of making one set, for the plan.  ``flops`` counts a multiply-add as two."""
+
+    flops: float
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images that are made together and independently of all others: the unit of resume, progress and sharding.
+
+    ``members`` are (label, k): image number ``k`` of class ``label``, 0 <= k < ipc.
+    """
+
+    index: int
+    members: tuple[tuple[int, int], ...]
+
+    @property
+    def labels(self) -> list[int]:
+        return [label for label, _k in self.members]
+
+
+@dataclass
+class Context:
+    """What a method may use while it makes a block."""
+
+    recipe: SetRecipe
+    settings: Any
+    info: DatasetInfo
+    dataset: Dataset
+    teachers: Sequence[torch.nn.Module]
+    """Frozen, in eval mode, on ``device``; they take pixels in [0, 1] and normalise themselves."""
+    device: torch.device
+    progress: Callable[[float], None] = lambda fraction: None
+    """Call with the done fraction (0-1) of the current block; cheap."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Scratch that lives as long as the set's making, e.g. a class's sorted candidates."""
+    phases: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def rng(self, stream: str, block: int | None = None) -> torch.Generator:
+        """A CPU random stream of this set: a function of set seed, name and block alone."""
+        names = (stream,) if block is None else (stream, block)
+        return generator(self.recipe.set_seed or 0, "synthesize", *names)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Run network passes in the recipe's precision; statistics and losses stay fp32 (cast what comes out)."""
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def class_indices(self, label: int) -> np.ndarray:
+        """Positions of one class in the split that the recipe draws from, ascending."""
+        import numpy as np
+
+        split = self.split
+        labels = self.shared.get("labels")
+        if labels is None:
+            labels = self.shared["labels"] = self.dataset.labels(split)
+        return np.flatnonzero(labels == label)
+
+    @property
+    def split(self) -> Split:
+        """The split that the recipe draws from."""
+        if self.recipe.data.split == "unknown":
+            raise BadValue("A set that a method makes draws from split 'train' or 'fit', not 'unknown'.")
+        return self.recipe.data.split
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside as generation time of phase ``name`` (``wall_s`` and ``process_s``)."""
+        wall, process = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                import torch
+
+                torch.cuda.synchronize(self.device)
+            spent = self.phases.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
+            spent["wall_s"] += time.perf_counter() - wall
+            spent["process_s"] += time.process_time() - process
+
+
+class Method(ABC):
+    """A way to make a synthetic set.  Subclasses are stateless; their docstring is their card."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    Settings: ClassVar[type[Settings]]
+    counted: ClassVar[tuple[str, ...]] = ()
+    """Settings that say how much work goes into a set: fewer than published is reported as reduced."""
+    quick: ClassVar[dict[str, Any]] = {}
+    """Settings under which the conformance suite runs, so that it takes seconds."""
+
+    def supports(self, info: DatasetInfo, ipc: int) -> Support:
+        """Whether this method can make ``ipc`` images a class of this dataset."""
+        if ipc > info.train_per_class:
+            return Support(False, f"{info.name} has {info.train_per_class} training images a class, IPC is {ipc}")
+        return Support(True)
+
+    def needs(self, info: DatasetInfo, settings: Any, teacher: str) -> Needs:
+        """Teacher roles; ``teacher`` is the role that the grid names."""
+        return Needs()
+
+    def resolve_size(self, settings: Any, info: DatasetInfo, ipc: int) -> Any:
+        """Settings that follow from the size of the set (RDED's images a class, say), made explicit."""
+        return settings
+
+    @abstractmethod
+    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
+        """All blocks, in order; together they hold every (label, k) exactly once."""
+
+    @abstractmethod
+    def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        """(len(block.members), 3, H, W) uint8, or float32 in [0, 1]: the images of one block."""
+
+    @abstractmethod
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+        """Work of the whole set; ``forward_flops(key)`` is one image's forward pass through the teacher of that key."""
+
+
+METHODS: Registry[type[Method]] = Registry("method", "rd3.methods")
+
+
+def register_method(name: str, *, version: int) -> Callable[[type[Method]], type[Method]]:
+    """File a method under a name.  Raise ``version`` whenever a mended bug changes its results."""
+
+    def file_it(method: type[Method]) -> type[Method]:
+        method.name, method.version = name, version
+        return METHODS.register(name)(method)
+
+    return file_it
+
+
+def method_names() -> list[str]:
+    """All methods that can be had."""
+    return METHODS.names()
+
+
+class Published(NamedTuple):
+    """Preset settings of a method on a dataset."""
+
+    values: dict[str, Any]
+    source: str
+    nearest: bool
+    """True where the authors gave no settings for this dataset and the nearest were taken."""
+    reduces: dict[str, float]
+    """Fields that are smaller than published even by default (digits), with the published value."""
+
+
+@functools.cache
+def _presets(method: str) -> dict[str, Any]:
+    path = files("rd3.methods").joinpath("presets", f"{method}.yaml")
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def published(method: str, info: DatasetInfo) -> Published:
+    """The preset of a method for a dataset (or for the whole it is a subset of): ``presets/<method>.yaml``."""
+    table = _presets(method)
+    for name in (info.name, info.parent, f"{info.resolution}px", "default"):
+        if name in table:
+            row = dict(table[name])
+            source, nearest = row.pop("source", ""), bool(row.pop("nearest", False)) or name != info.name
+            return Published(row, source, nearest, row.pop("reduces", {}))
+    return Published({}, "", True, {})
+
+
+def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[str, Any] | None = None) -> Settings:
+    """Preset, then overrides, then what follows from the set's size; strict, with a did-you-mean."""
+    cls = METHODS.get(method)
+    changed = dict(overrides or {})
+    for name in changed:
+        if name not in cls.Settings.model_fields:
+            raise UnknownName(
+                f"Method {method} has no setting {name!r}.", did_you_mean(name, list(cls.Settings.model_fields))
+            )
+    try:
+        settings = cls.Settings.model_validate({**published(method, info).values, **changed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadValue(f"Method {method}, setting {place}: {first['msg']}, got {first['input']!r}.") from None
+    return cls().resolve_size(settings, info, ipc)
+
+
+def reductions(method: str, info: DatasetInfo, settings: Settings) -> dict[str, tuple[float, float]]:
+    """What a set has less of than its authors published, by counted setting: (made, published)."""
+    preset = published(method, info)
+    reference = {**preset.values, **preset.reduces}
+    cut: dict[str, tuple[float, float]] = {}
+    for name in METHODS.get(method).counted:
+        made, expected = getattr(settings, name), reference.get(name)
+        if expected is not None and made < expected:
+            cut[name] = (made, expected)
+    return cut

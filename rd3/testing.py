@@ -1,0 +1,353 @@
+"""For authors of methods: a suite that a method must pass, and the one file to start from.
+
+``check_method("mine", tmp=folder)`` runs the method on digits with a small untrained teacher, in seconds; it needs no
+test framework.  Heavy settings are replaced by the method's own ``quick`` ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
+from rd3.errors import RD3Error, Unsupported
+from rd3.methods import METHODS, Block, Method, resolve_settings
+from rd3.recipe import Data, Normalisation, SetRecipe, digest
+from rd3.seeding import generator
+from rd3.synthesis import synthesize
+from rd3.synthetic_set import Manifest, SyntheticSet
+
+if TYPE_CHECKING:
+    import torch
+
+_IPC = 2
+
+
+class CheckResult(NamedTuple):
+    """One demand and whether the method meets it."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What the checks share."""
+
+    method: type[Method]
+    dataset: Dataset
+    teachers: tuple[torch.nn.Module, ...]
+    recipe: SetRecipe
+    tmp: Path
+
+    def make(
+        self, folder: str, recipe: SetRecipe | None = None, only_blocks: list[int] | None = None
+    ) -> Manifest | None:
+        recipe = recipe or self.recipe
+        return synthesize(recipe, self.dataset, self.teachers, self.tmp / folder, only_blocks=only_blocks)
+
+    def whole(self, folder: str) -> Manifest:
+        """The undisturbed set, made once."""
+        manifest = self.make(folder)
+        assert manifest is not None
+        return manifest
+
+    def blocks(self) -> list[Block]:
+        return self.method().blocks(self.recipe, self.dataset.info)
+
+
+def trial_recipe(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> SetRecipe:
+    """A set recipe of a method with its ``quick`` settings, for one untrained teacher of each role that it needs."""
+    method, info = METHODS.get(name), dataset.info
+    resolved = resolve_settings(name, info, ipc, {**method.quick, **settings})
+    roles = method().needs(info, resolved, "teacher").teachers
+    return SetRecipe(
+        method=name,
+        version=method.version,
+        settings=resolved.model_dump(mode="json"),
+        data=Data(name=info.name, fingerprint=dataset.fingerprint),
+        classes=info.classes,
+        resolution=info.resolution,
+        ipc=ipc,
+        teachers=tuple(digest(f"trial teacher {number}") for number in range(len(roles))),
+        set_seed=set_seed,
+    )
+
+
+def trial_teacher(dataset: Dataset, number: int = 0) -> torch.nn.Module:
+    """A small untrained network with BatchNorm, frozen, in eval mode; the same at every call."""
+    from rd3.models import build_network
+
+    info, stream = dataset.info, generator(0, "trial teacher", number)
+    network = build_network("resnet18_w16", info.num_classes, info.resolution, info.normalisation, stream)
+    return network.eval().requires_grad_(False)
+
+
+class ToyDataset(Dataset):
+    """Coloured noise in memory: every class has a hue of its own.  A function of its sizes alone; for tests."""
+
+    def __init__(self, *, classes: int = 3, per_class: int = 8, side: int = 32, factor: int = 1):
+        import torch
+
+        count = classes * per_class
+        self.info = DatasetInfo(
+            name="toy",
+            source="drawn from a fixed random stream; not real images",
+            class_ids=tuple(f"toy{label}" for label in range(classes)),
+            class_names=tuple(f"toy class {label}" for label in range(classes)),
+            resolution=side,
+            test_resize=side,
+            factor=factor,
+            normalisation=Normalisation(mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3)),
+            train_count=count,
+            test_count=count,
+            train_per_class=per_class,
+        )
+        self._labels = np.arange(count, dtype=np.int64) % classes
+        hues = torch.rand((classes, 3, 1, 1), generator=generator(0, "toy", "hues"))[torch.from_numpy(self._labels)]
+        noise = torch.rand((count, 3, side // 4, side // 4), generator=generator(0, "toy", "noise"))
+        noise = noise.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        self._images = (255 * (0.4 * hues + 0.6 * noise)).to(torch.uint8)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([self.info.model_dump(mode="json"), "toy"])[:32]
+
+    def labels(self, split: Split) -> np.ndarray:
+        return self._labels
+
+    def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
+        return self._images[list(indices)]
+
+    def original(self, split: Split, index: int) -> torch.Tensor:
+        return self._images[index]
+
+
+def toy_teacher(dataset: Dataset, number: int = 0) -> torch.nn.Module:
+    """Two convolutions with BatchNorm and weights from a fixed random stream, frozen, in eval mode; for tests."""
+    import torch
+    from torch import nn
+
+    from rd3.models import NormalisedNetwork
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, dataset.info.num_classes),
+    )
+    stream = generator(0, "toy teacher", number)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            noise = torch.randn(tensor.shape, generator=stream)
+            if tensor.ndim > 1:
+                tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5)
+            elif name.endswith(("weight", "running_var")):
+                tensor.copy_((1 + 0.1 * noise).clamp(min=0.5))
+            elif tensor.is_floating_point():
+                tensor.copy_(0.1 * noise)
+    return NormalisedNetwork(network, dataset.info.normalisation).eval().requires_grad_(False)
+
+
+def check_method(name: str, *, tmp: Path) -> list[CheckResult]:
+    """Run every check on a registered method; ``tmp`` is an empty folder to write in."""
+    dataset = open_dataset("digits", Roots(None, Path(tmp) / "home"))
+    recipe = trial_recipe(name, dataset, _IPC)
+    teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipe.teachers)))
+    trial = _Trial(METHODS.get(name), dataset, teachers, recipe, Path(tmp))
+    return [_run(check, trial) for check in _CHECKS]
+
+
+def _run(check: Callable[[_Trial], str | None], trial: _Trial) -> CheckResult:
+    """A check answers None, or what is wrong."""
+    title = (check.__doc__ or check.__name__).strip().rstrip(".")
+    try:
+        wrong = check(trial)
+    except Exception as error:
+        wrong = f"{type(error).__name__}: {error}"
+    return CheckResult(title, wrong is None, wrong or "")
+
+
+def _card(trial: _Trial) -> str | None:
+    """The docstring is a card: what it does in the first line, and a `Source:`."""
+    text = inspect.cleandoc(trial.method.__doc__ or "")
+    if not text.splitlines() or not text.splitlines()[0].strip().endswith((".", ":")):
+        return "the class has no docstring whose first line is a sentence"
+    return None if re.search(r"Source:\s*\S", text) else "the docstring says no 'Source:'"
+
+
+def _strict(trial: _Trial) -> str | None:
+    """Settings are frozen and refuse unknown fields."""
+    config = trial.method.Settings.model_config
+    if config.get("extra") != "forbid" or not config.get("frozen"):
+        return "derive the settings from rd3.methods.Settings"
+    try:
+        resolve_settings(trial.recipe.method, trial.dataset.info, _IPC, {"no_such_setting": 1})
+    except RD3Error:
+        return None
+    return "an unknown setting was accepted"
+
+
+def _resolved(trial: _Trial) -> str | None:
+    """Resolved settings are plain JSON and resolve to themselves."""
+    settings = trial.method.Settings.model_validate(trial.recipe.settings)
+    again = trial.method().resolve_size(settings, trial.dataset.info, _IPC)
+    return None if again == settings else f"resolve_size changed {settings!r} to {again!r} the second time"
+
+
+def _reasons(trial: _Trial) -> str | None:
+    """supports() says yes to digits, and gives a reason wherever it says no."""
+    method, info = trial.method(), trial.dataset.info
+    if not method.supports(info, _IPC).ok:
+        return f"digits at IPC {_IPC} is refused: {method.supports(info, _IPC).reason}"
+    for ipc in (1, info.train_per_class, info.train_per_class + 1):
+        support = method.supports(info, ipc)
+        if not support.ok and not support.reason:
+            return f"IPC {ipc} is refused without a reason"
+    return None
+
+
+def _covered(trial: _Trial) -> str | None:
+    """Blocks hold every (label, k) exactly once and are numbered from 0."""
+    blocks = trial.blocks()
+    members = [member for block in blocks for member in block.members]
+    wanted = {(label, k) for label in range(trial.dataset.info.num_classes) for k in range(_IPC)}
+    if [block.index for block in blocks] != list(range(len(blocks))):
+        return "block indices are not 0, 1, 2, ..."
+    if len(members) != len(set(members)):
+        return "a (label, k) is in two blocks"
+    return None if set(members) == wanted else f"{len(wanted ^ set(members))} (label, k) are missing or too many"
+
+
+def _opened(trial: _Trial) -> str | None:
+    """The set that comes out passes every check of opening it: shape, type, range, labels, digest."""
+    manifest = trial.whole("whole")
+    opened = SyntheticSet.open(trial.tmp / "whole", class_ids=trial.dataset.info.class_ids)
+    return None if opened.manifest == manifest else "the manifest on disk is another one"
+
+
+def _phases(trial: _Trial) -> str | None:
+    """Time is counted in phases."""
+    phases = trial.whole("whole").phases
+    if not phases:
+        return "nothing ran inside `with ctx.phase(...)`"
+    return None if all(phase.wall_s >= 0 for phase in phases.values()) else f"negative times: {phases}"
+
+
+def _repeatable(trial: _Trial) -> str | None:
+    """The same recipe gives the same content, whatever the process-wide generator holds."""
+    import torch
+
+    first = trial.whole("whole").content
+    with torch.random.fork_rng(devices=[]):
+        torch.randn(3)
+        second = trial.whole("again").content
+    return None if first == second else "two makings of one recipe differ: draw from ctx.rng alone"
+
+
+def _generators(trial: _Trial) -> str | None:
+    """The process-wide generators are left alone."""
+    import torch
+
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    trial.make("generators", only_blocks=[0])
+    after = torch.get_rng_state(), np.random.get_state()[1]
+    same = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
+    return None if same else "torch's or NumPy's own generator was drawn from or seeded"
+
+
+def _seeded(trial: _Trial) -> str | None:
+    """Another set seed gives another set."""
+    other = trial.make("other seed", trial.recipe.model_copy(update={"set_seed": 1}))
+    different = other is not None and other.content != trial.whole("whole").content
+    return None if different else "set seeds 0 and 1 give the same images"
+
+
+def _independent(trial: _Trial) -> str | None:
+    """Blocks made alone, last first, give the same content as in one go; so does a making that was killed."""
+    for block in reversed(trial.blocks()):
+        last = trial.make("shares", only_blocks=[block.index])
+    if last is None or last.content != trial.whole("whole").content:
+        return "a block depends on which blocks were made before it"
+    trial.make("killed", only_blocks=[0])
+    torn = trial.tmp / "killed" / "blocks" / f"{len(trial.blocks()) - 1:05d}.safetensors"
+    torn.write_bytes(b"torn")
+    resumed = trial.whole("killed")
+    return None if resumed.content == last.content else "a resumed making differs from an undisturbed one"
+
+
+def _cost(trial: _Trial) -> str | None:
+    """cost() is finite, not negative, and grows with IPC or stays."""
+    costs = []
+    for ipc in (1, _IPC):
+        recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
+        costs.append(trial.method().cost(recipe, trial.dataset.info, lambda key: 1e6))
+    if not all(0 <= value < float("inf") for cost in costs for value in cost):
+        return f"costs are {costs}"
+    return None if costs[0].flops <= costs[1].flops else "IPC 2 costs less than IPC 1"
+
+
+def _too_few(trial: _Trial) -> str | None:
+    """A class that has too few images in the split is refused as unsupported, not with a crash."""
+    info = trial.dataset.info
+    ipc = info.train_per_class + 1
+    if trial.method().supports(info, ipc).ok:
+        return None
+    recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
+    try:
+        synthesize(recipe, trial.dataset, trial.teachers, trial.tmp / "too few", only_blocks=[0])
+    except Unsupported:
+        return None
+    return f"IPC {ipc} was not refused"
+
+
+_CHECKS = (
+    _card,
+    _strict,
+    _resolved,
+    _reasons,
+    _covered,
+    _opened,
+    _phases,
+    _repeatable,
+    _generators,
+    _seeded,
+    _independent,
+    _cost,
+    _too_few,
+)
+
+
+def template(name: str) -> str:
+    """The one file that a new method called ``name`` starts from: random, renamed, which passes every check."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise RD3Error(f"{name!r} cannot name a method.", "use lower-case letters, digits and underscores")
+    from rd3.methods import random
+
+    title = "".join(part.capitalize() for part in name.split("_"))
+    card = f'''"""What {name} makes its images from, in one sentence.
+
+    How it goes, in a few more.  Settings belong into ``{title}Settings``; time counts inside ``ctx.phase(...)`` alone.
+
+    Source: authors, title, venue and year; repository and file.
+
+    Deviations: what is done in another way than published, and why.
+    """'''
+    text = inspect.getsource(random)
+    text = text.replace('"""Random: real images drawn uniformly."""', f'"""{title}: a method of RD3."""', 1)
+    text = text.replace(f'"""{inspect.getdoc(random.Random).splitlines()[0]}', "\0", 1)
+    text = re.sub(r'\0.*?"""', lambda _match: card, text, count=1, flags=re.DOTALL)
+    text = text.replace('@register_method("random"', f'@register_method("{name}"')
+    return re.sub(r"\bRandom(Settings)?\b", lambda match: f"{title}{match[1] or ''}", text)

@@ -1,0 +1,59 @@
+"""Every registered method, and the template, pass the suite for authors."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+
+from rd3.errors import RD3Error
+from rd3.methods import METHODS, Method, method_names
+from rd3.testing import check_method, template
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_method_conforms(name, tmp_path):
+    results = check_method(name, tmp=tmp_path)
+    assert len(results) >= 12
+    assert not [result for result in results if not result.ok]
+
+
+def _load(text, path, monkeypatch):
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    method_names()
+    monkeypatch.setattr(METHODS, "_things", dict(METHODS._things))
+    return METHODS
+
+
+def test_the_template_is_a_method_that_conforms(registry, tmp_path, monkeypatch):
+    text = template("my_method")
+    assert "Random" not in text and '"random"' not in text
+    _load(text, tmp_path / "my_method.py", monkeypatch)
+    assert issubclass(METHODS.get("my_method"), Method)
+    assert not [result for result in check_method("my_method", tmp=tmp_path / "trial") if not result.ok]
+
+
+def test_a_bad_method_is_told_what_is_wrong(registry, tmp_path, monkeypatch):
+    text = template("careless")
+    text = text.replace('generator=ctx.rng("select", label)', "")
+    text = text.replace('with ctx.phase("select"):', "if True:").replace("Source:", "From:")
+    _load(text, tmp_path / "careless.py", monkeypatch)
+    wrong = {result.detail for result in check_method("careless", tmp=tmp_path / "trial") if not result.ok}
+    assert "nothing ran inside `with ctx.phase(...)`" in wrong
+    assert "the docstring says no 'Source:'" in wrong
+    assert "two makings of one recipe differ: draw from ctx.rng alone" in wrong
+    assert "torch's or NumPy's own generator was drawn from or seeded" in wrong
+
+
+def test_a_name_that_is_no_name():
+    with pytest.raises(RD3Error, match="cannot name a method"):
+        template("My Method")
