@@ -1,0 +1,235 @@
+"""One recipe, with no engine: ``python -m rd3.run RECIPE.json --store DIR --out DIR``.
+
+For machines that have neither Ray nor MLflow.  Parents are read from the store and the result is put into it, so a
+chain of recipes (teacher, set, evaluation) runs one command after the other; ``rd3 import-results DIR`` brings the
+store into the ledger and MLflow later.  Trials of a grid call :func:`perform`, the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rd3 import __version__
+from rd3.datasets import Dataset, Roots, open_dataset
+from rd3.errors import ClassOrderError, DataCorrupt, RD3Error
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, digest, from_json
+from rd3.store import Entry, FolderStore, Store, now, sha256_files, write_atomically
+
+Progress = Callable[[float, str], None]
+
+
+def _silent(fraction: float, note: str) -> None:
+    """No progress shown."""
+
+
+def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
+    """The dataset of a recipe, which must be the very data that the recipe was written for."""
+    dataset = open_dataset(recipe.data.name, roots)
+    if dataset.fingerprint != recipe.data.fingerprint:
+        raise DataCorrupt(
+            f"Dataset {recipe.data.name} here has fingerprint {dataset.fingerprint[:12]}, "
+            f"the recipe was written for {recipe.data.fingerprint[:12]}.",
+            "bring the same files, or plan again with these",
+        )
+    if dataset.info.classes != recipe.classes:
+        raise ClassOrderError(
+            f"Dataset {recipe.data.name} has class list {dataset.info.classes[:12]}, "
+            f"the recipe expects {recipe.classes[:12]}.",
+            "plan again with this version",
+        )
+    return dataset
+
+
+def _load_teachers(keys: tuple[str, ...], store: Store, dataset: Dataset, roots: Roots, device: str) -> list[Any]:
+    """Teachers from the store, each verified on its recorded images once per machine, device and torch version."""
+    import torch
+
+    from rd3 import teacher
+
+    loaded = []
+    for key in keys:
+        folder = store.fetch("teacher", key)
+        entry = store.find("teacher", key)
+        recipe = TeacherRecipe.model_validate(entry.recipe)
+        setting = digest([entry.files, dataset.fingerprint, torch.__version__, device])
+        verified = roots.home / "verified" / f"{key[:16]}-{setting[:16]}"
+        loaded.append(teacher.load(folder, recipe, dataset, device=device, verify=not verified.exists()))
+        if not verified.exists():
+            write_atomically(verified, now())
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What a recipe is made with."""
+
+    store: Store
+    roots: Roots
+    dataset: Dataset
+    out: Path
+    device: str
+    shared_machine: bool | None
+    progress: Progress
+
+    def teachers(self, keys: tuple[str, ...]) -> list[Any]:
+        return _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
+
+
+_Made = tuple[dict[str, Any], str | None]
+"""Figures for the ledger, and the digest of the content where there is one."""
+
+
+def _make_teacher(recipe: TeacherRecipe, bench: _Bench) -> _Made:
+    from rd3 import teacher
+
+    if recipe.training is None:
+        raise RD3Error(
+            f"Teacher {recipe.key[:12]} is an import; nothing can train it.", "import it: rd3 teacher import"
+        )
+    result = teacher.train(recipe, bench.dataset, bench.out, device=bench.device, progress=bench.progress)
+    return result, None
+
+
+def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
+    from rd3.synthesis import synthesize
+    from rd3.synthetic_set import SyntheticSet, contact_sheet
+
+    if recipe.content is not None:
+        raise RD3Error(f"Set {recipe.key[:12]} is an import; no method can make it.", "import it: rd3 set import")
+    teachers = bench.teachers(recipe.teachers)
+    manifest = synthesize(
+        recipe,
+        bench.dataset,
+        teachers,
+        bench.out,
+        device=bench.device,
+        progress=bench.progress,
+        shared_machine=bench.shared_machine,
+    )
+    made = SyntheticSet.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
+    contact_sheet(made, bench.out / "contact_sheet.png")
+    result = {
+        "count": manifest.count,
+        "generation_wall_s": manifest.generation_wall_s,
+        "generation_process_s": manifest.generation_process_s,
+        "peak_mib": manifest.peak_mib,
+        **{f"{phase}_{unit}": value for phase, spent in manifest.phases.items() for unit, value in spent},
+    }
+    return result, manifest.content
+
+
+def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
+    from rd3.posteval import train_and_test
+    from rd3.synthetic_set import SyntheticSet
+
+    made = SyntheticSet.open(
+        bench.store.fetch("set", recipe.set), classes=recipe.classes, class_ids=bench.dataset.info.class_ids
+    )
+    result = train_and_test(
+        recipe,
+        made.images,
+        made.labels,
+        bench.teachers(recipe.teachers),
+        bench.dataset,
+        device=bench.device,
+        progress=bench.progress,
+    )
+    result.write(bench.out)
+    return result.flat(), None
+
+
+_MAKERS = {"teacher": _make_teacher, "set": _make_set, "evaluation": _make_evaluation}
+
+
+def perform(
+    recipe: TeacherRecipe | SetRecipe | EvaluationRecipe,
+    store: Store,
+    roots: Roots,
+    out: Path,
+    *,
+    device: str = "cpu",
+    shared_machine: bool | None = None,
+    progress: Progress = _silent,
+) -> Entry:
+    """Do one recipe into ``out/result`` and say what came of it; resumes what an earlier attempt left there.
+
+    Parents come from ``store``; the caller keeps the files and the entry, and knows whether other work runs beside this
+    (``shared_machine``), which a set's manifest says of its times.  Raises :class:`RD3Error` children.
+    """
+    import torch
+
+    folder = Path(out) / "result"
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, progress)
+    result, content = _MAKERS[recipe.kind](recipe, bench)
+    return Entry(
+        kind=recipe.kind,
+        key=recipe.key,
+        recipe=recipe.model_dump(mode="json"),
+        result=result,
+        files=sha256_files(folder),
+        content=content,
+        made={
+            "code_version": __version__,
+            "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "host": platform.node(),
+            "finished_at": now(),
+        },
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exit code 0 done, 2 a mistake that the sentence names, 3 the recipe failed."""
+    parser = argparse.ArgumentParser(prog="python -m rd3.run", description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", type=Path, help="a recipe as JSON (rd3 plan GRID --recipes DIR writes them)")
+    parser.add_argument("--store", type=Path, required=True, help="folder with parents; the result is put there")
+    parser.add_argument("--out", type=Path, required=True, help="scratch folder; an interrupted run resumes from it")
+    parser.add_argument("--data", type=Path, help="folder of datasets")
+    parser.add_argument("--home", type=Path, default=Path(".rd3"), help="folder for decoded data (default .rd3)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    chosen = parser.parse_args(arguments)
+    try:
+        import torch
+
+        torch.set_num_threads(chosen.threads)
+        torch.set_flush_denormal(True)
+        if not chosen.recipe.is_file():
+            raise RD3Error(f"There is no file {chosen.recipe}.", "write recipes with `rd3 plan GRID --recipes DIR`")
+        recipe = from_json(chosen.recipe.read_bytes())
+        store = FolderStore(chosen.store.absolute())
+        known = store.find(recipe.kind, recipe.key)
+        if known is not None:
+            sys.stderr.write(f"{recipe.label()} {recipe.key[:12]}: already in the store\n")
+            return 0
+        out = chosen.out.absolute() / recipe.key
+
+        def show(fraction: float, note: str) -> None:
+            sys.stderr.write(f"\r{recipe.label()} {100 * fraction:5.1f} %  {note:<60.60}")
+            sys.stderr.flush()
+
+        roots = Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
+        entry = perform(recipe, store, roots, out, device=chosen.device, progress=show)
+        store.put(entry, out / "result")
+        figures = ", ".join(
+            f"{name} {value:.4g}" for name, value in entry.result.items() if isinstance(value, int | float)
+        )
+        sys.stderr.write(f"\n{recipe.label()} {recipe.key[:12]}: {figures}\n")
+        return 0
+    except RD3Error as error:
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        return 3 if error.status in ("diverged", "unsupported") else error.exit_code
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    raise SystemExit(main())
