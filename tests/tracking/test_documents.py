@@ -1,0 +1,106 @@
+"""Documents in a folder, and what is said when a folder or an S3 server cannot be used."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rd3.errors import StoreError
+from tracking.documents import FolderDocuments, S3Documents, local_path, open_documents
+
+
+def test_a_document_comes_back_and_can_be_removed(tmp_path: Path) -> None:
+    documents = open_documents(str(tmp_path / "new" / "root"))
+    assert documents.get("by-key/set/a.json") is None
+    assert documents.put("by-key/set/a.json", b"one")
+    assert documents.put("by-key/set/a.json", b"two")
+    assert documents.get("by-key/set/a.json") == b"two"
+    assert not documents.put("by-key/set/a.json", b"three", only_if_absent=True)
+    assert documents.get("by-key/set/a.json") == b"two"
+    documents.delete("by-key/set/a.json")
+    documents.delete("by-key/set/a.json")
+    assert documents.get("by-key/set/a.json") is None
+
+
+def test_names_start_with_the_prefix_and_hide_what_is_being_written(tmp_path: Path) -> None:
+    documents = open_documents(tmp_path)
+    for name in ("by-key/set/ab1.json", "by-key/set/ab2.json", "by-key/set/b.json", "by-key/teacher/ab.json"):
+        documents.put(name, b"")
+    (tmp_path / "by-key/set/.ab3.json.x1").write_bytes(b"half")
+    assert set(documents.names("by-key/set/ab")) == {"by-key/set/ab1.json", "by-key/set/ab2.json"}
+    assert len(list(documents.names("by-key/"))) == 4
+    assert len(list(documents.names())) == 4
+    assert list(documents.names("nowhere/")) == []
+
+
+def test_of_many_writers_exactly_one_wins(tmp_path: Path) -> None:
+    documents = open_documents(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: documents.put("x/y.json", b"%d" % n, only_if_absent=True), range(40)))
+    assert sum(won) == 1
+    assert documents.get("x/y.json") == b"%d" % won.index(True)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["y.json"]
+
+
+def test_roots_are_folders_or_buckets(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    assert open_documents(folder.as_uri()).root == str(folder)
+    assert local_path(folder.as_uri()) == folder
+    assert isinstance(open_documents(folder), FolderDocuments)
+    bucket = open_documents("s3://bucket/some/prefix/")
+    assert isinstance(bucket, S3Documents)
+    assert (bucket.bucket, bucket.prefix) == ("bucket", "some/prefix/")
+    assert S3Documents("s3://bucket").prefix == ""
+    with pytest.raises(StoreError, match="cannot live at gs://bucket"):
+        open_documents("gs://bucket")
+    with pytest.raises(StoreError, match="names no bucket"):
+        open_documents("s3:///prefix")
+
+
+def test_a_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    documents = open_documents(tmp_path / "file" / "artifacts")
+    with pytest.raises(StoreError, match=r"artifact folder .*file/artifacts: Not a directory\. Fix: make"):
+        documents.put("a.json", b"")
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    try:
+        documents = open_documents(tmp_path)
+        with pytest.raises(StoreError, match=r"No space left on device\. Fix: free space"):
+            documents.put("a.json", bytes(64 * 1024), only_if_absent=True)
+        assert list(documents.names()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_an_s3_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(StoreError, match=rf"127.0.0.1:{closed_port} does not answer \(EndpointConnectionError\)"):
+        open_documents("s3://bucket/x").get("a.json")
+
+
+def test_no_s3_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StoreError, match=r"no S3 credentials for s3://bucket/x\. Fix: set AWS_ACCESS_KEY_ID"):
+        open_documents("s3://bucket/x").put("a.json", b"")

@@ -1,0 +1,135 @@
+"""One driver per ledger: leases are refused, inherited from the dead, and given back."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from rd3.errors import StoreError
+from tracking.ledger import Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def leave(ledger: Ledger, **holder: Any) -> None:
+    """What a driver that did not say goodbye leaves behind."""
+    now = time.time()
+    left = {"token": "t0", "host": socket.gethostname(), "pid": os.getpid(), "started": None, "since": now, "time": now}
+    ledger.documents.put("leases/driver.json", json.dumps(left | holder).encode())
+
+
+def test_a_second_driver_is_told_who_is_there(ledger: Ledger) -> None:
+    with ledger.lease() as held:
+        held.check()
+        with (
+            pytest.raises(
+                StoreError, match=rf"in use by process {os.getpid()} on {socket.gethostname()} since 20\d\d-.*Fix: wait"
+            ),
+            ledger.lease(),
+        ):
+            pass
+        with ledger.lease("other"):
+            pass
+    with ledger.lease():
+        pass
+    assert list(ledger.documents.names("leases/")) == []
+
+
+def test_a_driver_in_another_process_is_refused(ledger: Ledger) -> None:
+    code = (
+        "import sys\nfrom tracking.ledger import Ledger\nfrom rd3.errors import StoreError\n"
+        "try:\n    Ledger(sys.argv[1]).lease().__enter__()\nexcept StoreError as error:\n    print(error.message)"
+    )
+    with ledger.lease():
+        said = subprocess.run([sys.executable, "-c", code, ledger.root], capture_output=True, text=True, check=True)
+    assert f"in use by process {os.getpid()} on " in said.stdout
+
+
+def test_the_dead_of_this_machine_are_succeeded_at_once(ledger: Ledger, dead_pid: int) -> None:
+    leave(ledger, pid=dead_pid)
+    with ledger.lease() as held:
+        held.beat()
+        held.check()
+    assert list(ledger.documents.names("leases/")) == []
+
+
+def test_a_later_process_with_the_same_number_is_not_the_holder(ledger: Ledger) -> None:
+    leave(ledger, started="1")
+    with ledger.lease():
+        pass
+
+
+def test_another_machine_is_believed_for_a_minute(ledger: Ledger) -> None:
+    leave(ledger, host="elsewhere", time=time.time() - 50)
+    with pytest.raises(StoreError, match="on elsewhere since"), ledger.lease():
+        pass
+    leave(ledger, host="elsewhere", time=time.time() - 70)
+    ledger.documents.put("leases/driver.beat-t0.json", json.dumps({"time": time.time() - 20}).encode())
+    with pytest.raises(StoreError, match="on elsewhere since"), ledger.lease():
+        pass
+    ledger.documents.put("leases/driver.beat-t0.json", json.dumps({"time": time.time() - 70}).encode())
+    with ledger.lease():
+        pass
+
+
+def test_a_driver_that_was_succeeded_learns_of_it_and_leaves_its_successor_alone(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = ledger.lease()
+    sleeper.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr("tracking.lease.STALE_S", -1.0)
+        successor = ledger.lease()
+        successor.__enter__()
+    sleeper.beat()
+    with pytest.raises(StoreError, match="in use by process"):
+        sleeper.check()
+    sleeper.__exit__()
+    successor.beat()
+    successor.check()
+    with pytest.raises(StoreError, match="in use by process"), ledger.lease():
+        pass
+    successor.__exit__()
+    assert list(ledger.documents.names("leases/")) == []
+
+
+@pytest.mark.parametrize("dead_holder", [False, True])
+def test_of_many_at_the_same_moment_one_gets_it(ledger: Ledger, dead_pid: int, dead_holder: bool) -> None:
+    for _round in range(5):
+        if dead_holder:
+            leave(ledger, pid=dead_pid)
+        start = Barrier(8)
+
+        def take(_number: int, start: Barrier = start) -> Any:
+            lease = ledger.lease()
+            start.wait()
+            try:
+                return lease.__enter__()
+            except StoreError:
+                return None
+
+        with ThreadPoolExecutor(8) as pool:
+            held = [lease for lease in pool.map(take, range(8)) if lease is not None]
+        assert len(held) == 1
+        held[0].__exit__()
+        assert list(ledger.documents.names("leases/")) == []

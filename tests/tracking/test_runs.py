@@ -1,0 +1,235 @@
+"""One MLflow run per recipe, on a real SQLite store: what it shows, and that a retry adds nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rd3.errors import DataMissing, StoreError, TrackingError
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe
+from rd3.store import Entry, sha256_files
+from tracking.fields import metrics
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.rebuild import rebuild
+from tracking.runs import Tracker
+from tracking.store import TrackedStore
+
+# SQLAlchemy says this of MLflow's own models.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+FACTS = {"method": "rded", "ipc": 1, "protocol": "rd3", "teacher": "resnet18"}
+CURVE = [{"epoch": epoch, "loss": 1 / epoch, "lr": 0.1, "train_top1_pct": epoch / 10} for epoch in range(1, 301)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A fresh home, as it is on a machine that has never run anything."""
+    home = tmp_path_factory.mktemp("it's a home") / "rd3"
+    return Place(tracking_uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "artifacts"), home=home)
+
+
+@pytest.fixture(scope="module")
+def tracker(place: Place) -> Tracker:
+    return Tracker(place)
+
+
+@pytest.fixture(scope="module")
+def experiment_id(tracker: Tracker) -> str:
+    return tracker.experiment("grid")
+
+
+def a_set(seed: int = 0, **more: Any) -> SetRecipe:
+    settings = {"crops": 5, "resolution": 80, "jpeg": None}
+    data = Data(name="cifar10", fingerprint="f" * 64)
+    own = {"method": "rded", "version": 1, "settings": settings, "data": data, "classes": "c" * 64, "resolution": 32}
+    return SetRecipe(**(own | {"ipc": 1, "teachers": ("7" * 64,), "set_seed": seed} | more))
+
+
+def an_evaluation(seed: int = 0) -> EvaluationRecipe:
+    return EvaluationRecipe(
+        set=a_set().key,
+        teachers=("7" * 64,),
+        protocol=resolve_protocol("rd3", factor=1, same_network=True, set_size=10),
+        student="resnet18",
+        student_seed=seed,
+        data=Data(name="cifar10", fingerprint="f" * 64),
+        classes="c" * 64,
+        resolution=32,
+        normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+    )
+
+
+def result_of(recipe: Any, folder: Path, result: dict[str, Any]) -> Entry:
+    """A finished result folder, and its entry as the maker hands it over."""
+    (folder / "deep").mkdir(parents=True)
+    (folder / "images.bin").write_bytes(recipe.key.encode())
+    (folder / "deep" / "contact_sheet.png").write_bytes(b"png")
+    plain = recipe.model_dump(mode="json")
+    return Entry(kind=recipe.kind, key=recipe.key, recipe=plain, result=result, files=sha256_files(folder))
+
+
+def points(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((metric.step, metric.value) for metric in tracker.client.get_metric_history(run_id, name))
+
+
+def test_experiments_keep_files_below_the_artifact_root(tracker: Tracker, experiment_id: str, place: Place) -> None:
+    assert tracker.experiment("grid") == experiment_id
+    found = tracker.client.get_experiment(experiment_id)
+    assert found.artifact_location == (Path(place.artifacts) / "runs").as_uri()
+    gone = tracker.experiment("gone")
+    tracker.client.delete_experiment(gone)
+    with pytest.raises(TrackingError, match=rf"'gone' was deleted in MLflow\. Fix: restore it.*{gone}"):
+        tracker.experiment("gone")
+
+
+def test_only_finite_figures_become_metrics() -> None:
+    assert metrics({"a": 1, "b": math.nan, "c": math.inf, "d": "x", "e": {"f": 0.5}, "g": [1]}) == {
+        "a": 1.0,
+        "e.f": 0.5,
+    }
+
+
+def test_the_run_of_a_set(tracker: Tracker, experiment_id: str, tmp_path: Path, place: Place) -> None:
+    recipe = a_set(seed=1)
+    figures = {"generation_wall_s": 2.5, "phases": {"select": {"wall_s": 1.5}}, "ok": True}
+    entry = result_of(recipe, tmp_path / "out", figures)
+    grid = tracker.grid_run(experiment_id, "demo", grid_yaml="methods: [rded]\n", tags={"rd3.code": "1"})
+    run = tracker.begin(recipe, {"teacher": "resnet18"}, experiment_id=experiment_id, parent_run_id=grid)
+    assert tracker.client.get_run(run.run_id).info.status == "RUNNING"
+    kept = run.finish(entry, tmp_path / "out")
+
+    shown = tracker.client.get_run(run.run_id)
+    assert shown.info.status == "FINISHED"
+    assert shown.info.run_name == "set rded cifar10 ipc1"
+    assert shown.data.tags["mlflow.parentRunId"] == grid
+    assert shown.data.tags["rd3.key"] == recipe.key
+    assert shown.data.metrics == {"generation_wall_s": 2.5, "phases.select.wall_s": 1.5}
+    expected = {"method": "rded", "dataset": "cifar10", "ipc": "1", "teacher": "resnet18", "crops": "5"}
+    assert expected.items() <= shown.data.params.items()
+    assert (shown.data.params["resolution"], shown.data.params["settings.resolution"]) == ("32", "80")
+    assert shown.data.params["teachers"] == "7" * 12
+    assert "jpeg" not in shown.data.params
+    assert (kept.run_id, kept.files, kept.result) == (run.run_id, entry.files, entry.result)
+    folder = Path(place.artifacts) / "runs" / run.run_id / "artifacts"
+    assert sha256_files(folder / "set") == entry.files
+    assert Entry.model_validate_json((folder / "entry.json").read_text()) == kept
+    assert tracker.grid_run(experiment_id, "demo", grid_yaml="methods: [sre2l]\n") == grid
+    tracker.close_grid(grid, ok=False)
+    assert tracker.client.get_run(grid).info.status == "FAILED"
+
+
+def test_the_run_of_an_evaluation_and_its_retry(tracker: Tracker, experiment_id: str, tmp_path: Path) -> None:
+    recipe = an_evaluation()
+    run = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+    run.fail("diverged", "The loss is nan." * 1000)
+    failed = tracker.client.get_run(run.run_id)
+    assert (failed.info.status, failed.data.tags["rd3.status"]) == ("FAILED", "diverged")
+    assert failed.data.tags["rd3.reason"].startswith("The loss is nan.")
+
+    entry = result_of(recipe, tmp_path / "out", {"top1_pct": 37.25, "correct": 3725, "wall_s": 9.0})
+    seen = {"name": "rded cifar10 ipc1", "digest": "d" * 64, "source": "file:///somewhere", "images": 10}
+    again = tracker.begin(recipe, FACTS | {"protocol": "alias", "new": 1.5}, experiment_id=experiment_id, attempt=2)
+    assert again.run_id == run.run_id
+    again.finish(entry, tmp_path / "out", curve=CURVE, set_input=seen)
+    before = {name: points(tracker, run.run_id, name) for name in ("top1_pct", "loss", "lr", "train_top1_pct")}
+    third = tracker.begin(recipe, FACTS, experiment_id=experiment_id, attempt=2)
+    third.finish(entry, tmp_path / "out", curve=CURVE, set_input=seen)
+    assert {name: points(tracker, run.run_id, name) for name in before} == before
+
+    shown = tracker.client.get_run(run.run_id)
+    assert shown.info.status == "FINISHED"
+    assert shown.info.run_name == "evaluation rded cifar10 ipc1 resnet18 seed0"
+    assert (shown.data.tags["rd3.status"], shown.data.tags["rd3.attempt"]) == ("done", "2")
+    assert "rd3.reason" not in shown.data.tags
+    expected = {"zeta": "1.0", "batch_size": "10", "temperature": "20.0", "loss": "kl", "protocol": "rd3", "new": "1.5"}
+    assert expected.items() <= shown.data.params.items()
+    assert shown.data.metrics["top1_pct"] == 37.25
+    loss = before["loss"]
+    assert len(loss) == 100
+    assert (loss[0], loss[-1]) == ((1, 1.0), (300, 1 / 300))
+    assert loss[40] == (round(40 * 299 / 99) + 1, 1 / (round(40 * 299 / 99) + 1))
+    (given,) = shown.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("rded cifar10 ipc1", "d" * 32)
+    assert json.loads(given.dataset.source) == {"uri": "file:///somewhere"}
+    assert json.loads(given.dataset.profile) == {"key": recipe.set, "images": 10}
+    found = tracker.search([experiment_id], {"rd3.key": recipe.key})
+    assert [one.info.run_id for one in found] == [run.run_id]
+
+
+def test_a_later_attempt_has_the_last_word(tracker: Tracker, experiment_id: str, tmp_path: Path) -> None:
+    recipe = an_evaluation(seed=7)
+    for attempt, wall_s in ((1, 30.0), (2, 10.0)):
+        run = tracker.begin(recipe, FACTS, experiment_id=experiment_id, attempt=attempt)
+        entry = result_of(recipe, tmp_path / str(attempt), {"wall_s": wall_s})
+        run.finish(entry, tmp_path / str(attempt))
+    shown = tracker.client.get_run(run.run_id)
+    assert shown.data.metrics["wall_s"] == 10.0
+    assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
+
+
+def test_runs_of_dead_drivers_are_closed(tracker: Tracker, experiment_id: str, place: Place) -> None:
+    grid = tracker.grid_run(experiment_id, "killed", grid_yaml="")
+    orphan = tracker.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id, parent_run_id=grid)
+    elsewhere = Tracker(Place(tracking_uri=place.tracking_uri, artifacts="s3://other/ledger", home=place.home))
+    stranger = elsewhere.begin(an_evaluation(seed=4), FACTS, experiment_id=experiment_id)
+    assert tracker.reap(experiment_id, "the driver was killed") == 2
+    assert tracker.reap(experiment_id, "the driver was killed") == 0
+    ended = tracker.client.get_run(orphan.run_id)
+    assert (ended.info.status, ended.data.tags["rd3.reason"]) == ("KILLED", "the driver was killed")
+    assert tracker.client.get_run(grid).info.status == "KILLED"
+    assert tracker.client.get_run(stranger.run_id).info.status == "RUNNING"
+    again = tracker.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id, attempt=2)
+    again.fail("killed", "interrupted")
+    assert tracker.client.get_run(orphan.run_id).info.status == "KILLED"
+    stranger.fail("failed", "over")
+
+
+def test_the_store_by_hand_and_the_ledger_rebuilt(tracker: Tracker, place: Place, tmp_path: Path) -> None:
+    store = TrackedStore(place)
+    made, lost = a_set(seed=21), a_set(seed=22)
+    kept = {}
+    for recipe in (made, lost):
+        entry = result_of(recipe, tmp_path / recipe.key, {"count": 10})
+        kept[recipe.key] = store.put(entry, tmp_path / recipe.key)
+        assert store.find("set", recipe.key) == kept[recipe.key]
+        assert store.put(entry, tmp_path / "not there") == kept[recipe.key]
+    folder = store.fetch("set", made.key)
+    assert sha256_files(folder) == store.find("set", made.key).files
+    with pytest.raises(DataMissing, match=f"has no set {'e' * 12}"):
+        store.fetch("set", "e" * 64)
+
+    for path in sorted(store.fetch("set", lost.key).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    before = {kind: store.ledger.keys(kind) for kind in ("set", "evaluation")}
+    for kind, keys in before.items():
+        for key in keys:
+            store.ledger.forget(kind, key)
+    ledger = Ledger(place.artifacts)
+    assert rebuild(ledger, place) >= 1
+    assert ledger.find("set", made.key) == kept[made.key]
+    assert ledger.find("set", lost.key) is None
+    assert rebuild(ledger, place) == 0
+
+
+def test_a_store_that_cannot_take_the_files(place: Place, tmp_path: Path, tracker: Tracker) -> None:
+    (tmp_path / "file").write_text("in the way")
+    blocked = Place(tracking_uri=place.tracking_uri, artifacts=str(tmp_path / "file"), home=place.home)
+    recipe = a_set(seed=31)
+    entry = result_of(recipe, tmp_path / "out", {})
+    other = Tracker(blocked)
+    run = other.begin(recipe, {}, experiment_id=other.experiment("blocked"))
+    with pytest.raises(StoreError, match=r"files cannot be kept at .*file: (Not a directory|File exists)"):
+        run.finish(entry, tmp_path / "out")
+
+
+def test_mlflow_itself_failing(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    broken = Tracker(Place(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path), home=tmp_path))
+    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.* failed: .*not a database"):
+        broken.experiment("any")

@@ -1,0 +1,123 @@
+"""A tracking server that is down, deaf, closed to us or something else is named at once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from rd3.errors import TrackingError
+from tracking.place import Place
+from tracking.runs import Tracker
+
+ASK = "/api/2.0/mlflow/experiments/search"
+
+
+def check(uri: str, seconds: float = 5.0) -> None:
+    Tracker(Place(tracking_uri=uri, artifacts="unused", home=Path("unused"))).check(seconds)
+
+
+@pytest.fixture
+def serve() -> Iterator[object]:
+    """Starts servers that answer as a table of path -> (status, body) says."""
+    running: list[ThreadingHTTPServer] = []
+
+    def start(table: dict[str, tuple[int, str]]) -> str:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = table.get(self.path.partition("?")[0], (404, "nothing here"))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_said: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        running.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_that_is_mlflow(serve) -> None:
+    check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (200, "{}")}))
+
+
+def test_a_server_that_is_down() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with pytest.raises(TrackingError, match=rf"127.0.0.1:{port} does not answer: Connection refused\. Fix: start it"):
+        check(f"http://127.0.0.1:{port}")
+    with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127.0.0.1:\d+/db does not answer") as caught:
+        check(f"postgresql+psycopg2://me:secret@127.0.0.1:{port}/db")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_accepts_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(TrackingError, match=r"does not answer"):
+        check(f"http://127.0.0.1:{deaf.getsockname()[1]}", seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {},
+        {"/health": (200, "<html>welcome</html>"), "/version": (200, "<html>welcome</html>")},
+        {"/health": (200, "OK"), "/version": (200, "OK")},
+        {"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (500, "")},
+    ],
+)
+def test_a_server_that_is_something_else(serve, table: dict[str, tuple[int, str]]) -> None:
+    with pytest.raises(TrackingError, match="is not an MLflow server"):
+        check(serve(table))
+
+
+def test_what_is_no_web_server_at_all() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as caller:
+                caller.recv(1000)
+                caller.sendall(b"220 mail ready\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(TrackingError, match="does not answer"):
+            check(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_does_not_let_us_in(serve, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    closed = (status, "You are not authenticated")
+    with pytest.raises(TrackingError, match=rf"does not let us in \(HTTP {status}\)\. Fix: set MLFLOW_"):
+        check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: closed}))
+
+
+def test_a_server_that_refuses_its_own_name(serve) -> None:
+    said = "Invalid Host header - possible DNS rebinding attack detected"
+    with pytest.raises(TrackingError, match=r"refuses that host name \(403.*--allowed-hosts"):
+        check(serve({"/health": (403, said)}))
+
+
+def test_databases_and_what_is_none(tmp_path: Path) -> None:
+    check(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
+    (tmp_path / "text.db").write_text("this is not a database, however long it may be" * 20)
+    with pytest.raises(TrackingError, match=r"text.db cannot be written: file is not a database"):
+        check(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(TrackingError, match=r"cannot be made: (Not a directory|File exists)"):
+        check(f"sqlite:///{tmp_path / 'text.db' / 'mlflow.db'}")
+    with pytest.raises(TrackingError, match=r"'\./mlruns' is no tracking server or database"):
+        check("./mlruns")

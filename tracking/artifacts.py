@@ -1,0 +1,134 @@
+"""The files behind a ledger entry: are they there, are they whole, and where to read them on this machine.
+
+An entry's ``artifact`` is a folder (``file://``, used in place), ``s3://bucket/prefix`` (read directly), or anything
+that MLflow understands, such as ``mlflow-artifacts:/`` behind a tracking server (read through MLflow, which then needs
+``tracking_uri``).  What is not on this machine is kept in ``cache/<kind>/<key>``; every use verifies every sha256.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rd3.errors import DataCorrupt, DataMissing, StoreError
+from rd3.store import Entry, check_files
+from tracking.documents import S3Documents, folder_errors, local_path
+
+
+def what(entry: Entry) -> str:
+    """How messages call an entry."""
+    return f"{entry.kind} {entry.key[:12]}"
+
+
+def _address(entry: Entry) -> str:
+    if not entry.artifact:
+        raise DataMissing(f"The ledger entry of {what(entry)} names no artifact.", "make or import it again")
+    return entry.artifact
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith("file:") or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
+
+
+def _repository(uri: str, tracking_uri: str) -> Any:
+    from tracking.mlflow_client import quiet_mlflow
+
+    quiet_mlflow()
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(uri, tracking_uri=tracking_uri)
+
+
+def exists(entry: Entry, tracking_uri: str = "") -> bool:
+    """Are all files of the entry there?  Names only: one listing, nothing read."""
+    if not entry.artifact:
+        return False
+    uri = entry.artifact
+    if _is_local(uri):
+        folder = local_path(uri)
+        return all((folder / name).is_file() for name in entry.files)
+    if uri.startswith("s3://"):
+        return set(entry.files) <= set(S3Documents(uri).names())
+    from mlflow.exceptions import MlflowException
+
+    repository = _repository(uri, tracking_uri)
+    parents = {PurePosixPath(name).parent.as_posix() for name in entry.files}
+    try:
+        found = {
+            item.path for parent in parents for item in repository.list_artifacts(None if parent == "." else parent)
+        }
+    except MlflowException as error:
+        raise StoreError(
+            f"Cannot list {uri}: {_first_line(error)}.", "check MLFLOW_TRACKING_URI and its server"
+        ) from None
+    return set(entry.files) <= found
+
+
+def verify(entry: Entry, cache: Path, tracking_uri: str = "") -> None:
+    """Raise :class:`DataMissing` or :class:`DataCorrupt` unless every file has its hash; downloads what is far."""
+    fetch(entry, cache, tracking_uri)
+
+
+def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
+    """A folder on this machine with the verified files of ``entry``.
+
+    A damaged copy in the cache is fetched again, once; damage at the source is an error.
+    """
+    uri = _address(entry)
+    if _is_local(uri):
+        folder = local_path(uri)
+        check_files(folder, entry.files, what(entry))
+        return folder
+    target = cache / entry.kind / entry.key
+    if target.is_dir():
+        try:
+            check_files(target, entry.files, what(entry))
+            return target
+        except (DataMissing, DataCorrupt):
+            _remove(target)
+    with folder_errors(cache):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{entry.key[:12]}."))
+    try:
+        _download(entry, uri, staging, tracking_uri)
+        check_files(staging, entry.files, what(entry))
+        try:
+            staging.rename(target)
+        except OSError:  # another process of this machine was faster
+            check_files(target, entry.files, what(entry))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder out of the way in one step, then delete it: nobody sees half of it."""
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged."))
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
+    if uri.startswith("s3://"):
+        source = S3Documents(uri)
+        for name in entry.files:
+            with folder_errors(folder):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                found = source.download(name, folder / name)
+            if not found:
+                raise DataMissing(f"{what(entry)} lacks its file {name} at {uri}.", "make or import it again")
+        return
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _repository(uri, tracking_uri).download_artifacts("", dst_path=str(folder))
+    except MlflowException as error:
+        raise StoreError(
+            f"Cannot download {uri}: {_first_line(error)}.", "check MLFLOW_TRACKING_URI and its server"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,99 @@
+"""What an MLflow run shows of a recipe: parameters under the paper's names, metrics, curves of at most 100 points.
+
+Everything is flat, so that the columns, filters and charts of MLflow's own pages work on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rd3.recipe import EvaluationRecipe, Recipe
+
+Fact = str | float
+
+CURVES = ("loss", "lr", "train_top1_pct")
+CURVE_POINTS = 100
+_LONGEST = 500
+"""Characters of a parameter; longer ones are for reading, not for filtering, and ``entry.json`` has them whole."""
+
+_HASHES = ("classes", "set", "content", "weights", "fingerprint")
+_NOT_SHOWN = ("kind", "normalisation")
+_OPENED = ("settings", "protocol", "training")
+"""Fields of recipes whose own fields are shown in their place."""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(_text(item) for item in value)
+    return str(value)
+
+
+def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
+    """Parameters of a run: ``facts`` (names that a recipe does not hold, such as the protocol's) and its own fields.
+
+    A setting that has the name of another field is shown as ``settings.<name>``.  None is not shown.
+    """
+    plain = recipe.model_dump(mode="json")
+    flat: dict[str, Any] = dict(facts)
+    data = plain.pop("data")
+    outer = {"dataset": data["name"], "fingerprint": data["fingerprint"], "split": data["split"]}
+    outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN and name not in _OPENED}
+    outer["teachers"] = [key[:12] for key in plain.get("teachers", ())] or None
+    for name, value in outer.items():
+        flat.setdefault(name, value[:12] if name in _HASHES and value else value)
+    for group in _OPENED:
+        inside = plain.get(group)
+        for name, value in (inside or {}).items():
+            flat[f"{group}.{name}" if name in flat else name] = value
+    return {name: _text(value)[:_LONGEST] for name, value in flat.items() if value is not None}
+
+
+def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
+    """What the run is called: ``evaluation rded cifar10 ipc10 resnet18 seed0``."""
+    if not isinstance(recipe, EvaluationRecipe) or "method" not in facts:
+        return recipe.label()
+    size = f" ipc{facts['ipc']}" if "ipc" in facts else ""
+    return f"evaluation {facts['method']} {recipe.data.name}{size} {recipe.student} seed{recipe.student_seed}"
+
+
+def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every finite figure of an entry's result; nested ones as ``outer.inner``."""
+    flat: dict[str, float] = {}
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            flat |= metrics(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+def thin(rows: Sequence[Mapping[str, float]], most: int = CURVE_POINTS) -> list[Mapping[str, float]]:
+    """At most ``most`` rows, evenly spaced, with the first and the last."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+
+
+def curve_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int]]:
+    """(metric, value, epoch) of the curves to be drawn; infinities are left out."""
+    return [
+        (name, float(row[name]), int(row.get("epoch", place)))
+        for place, row in enumerate(thin(rows))
+        for name in CURVES
+        if name in row and math.isfinite(row[name])
+    ]
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """The rows of ``curve.parquet`` in a result folder; none where there is no such file."""
+    path = folder / "curve.parquet"
+    if not path.is_file():
+        return []
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist()

@@ -1,0 +1,146 @@
+"""The ledger: which recipes are done, with their results.  The truth; MLflow is the view.
+
+Layout below the artifact root, a folder or S3::
+
+    by-key/<kind>/<key>.json      one Entry, written last and only if absent
+    roles/<dataset>/<role>.json   teachers that a user has named
+    leases/<name>...json          who drives at the moment
+
+Reading and writing it needs no MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote, unquote
+
+from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
+from rd3.recipe import KINDS, Key
+from rd3.registry import did_you_mean
+from rd3.store import Entry
+from tracking.documents import S3Documents, open_documents
+from tracking.lease import Lease
+
+_THREADS = 24
+"""Reads in flight on S3, where each waits for the network."""
+
+
+def _name(kind: str, key: Key) -> str:
+    if kind not in KINDS:
+        raise UnknownName(f"The ledger keeps no {kind!r}.", did_you_mean(kind, KINDS))
+    return f"by-key/{kind}/{key}.json"
+
+
+class Ledger:
+    """All entries below one artifact root."""
+
+    def __init__(self, root: str):
+        self.documents = open_documents(root)
+        self.root = self.documents.root
+
+    def keys(self, kind: str) -> set[Key]:
+        """Keys of everything of ``kind`` that is done: one listing, no reads."""
+        return self._keys(kind, "")
+
+    def _keys(self, kind: str, start: str) -> set[Key]:
+        name = _name(kind, start).removesuffix(".json")
+        return {found.rpartition("/")[2].removesuffix(".json") for found in self.documents.names(name)}
+
+    def find(self, kind: str, key: Key) -> Entry | None:
+        """The entry, or None."""
+        name = _name(kind, key)
+        raw = self.documents.get(name)
+        if raw is None:
+            return None
+        try:
+            return Entry.model_validate_json(raw)
+        except ValueError:
+            raise DataCorrupt(
+                f"Ledger entry {self.root}/{name} is not readable.", "delete that file; its recipe runs again"
+            ) from None
+
+    def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]:
+        """The entries that there are among ``keys``."""
+        wanted = list(dict.fromkeys(keys))
+        if isinstance(self.documents, S3Documents) and len(wanted) > 1:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = list(pool.map(lambda key: self.find(kind, key), wanted))
+        else:
+            found = [self.find(kind, key) for key in wanted]
+        return {entry.key: entry for entry in found if entry is not None}
+
+    def mark(self, entry: Entry) -> Entry:
+        """Write ``entry`` unless there is one of its key; return the one that stands."""
+        data = (json.dumps(entry.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+        name = _name(entry.kind, entry.key)
+        for _attempt in range(5):  # S3 may refuse two writers at once, so neither an own write nor a winner is certain
+            if self.documents.put(name, data, only_if_absent=True):
+                return entry
+            winner = self.find(entry.kind, entry.key)
+            if winner is not None:
+                return winner
+        raise StoreError(
+            f"Cannot write {self.root}/{name}: it is neither absent nor readable.", "run the command again"
+        )
+
+    def forget(self, kind: str, key: Key) -> None:
+        """Remove the entry, so that its recipe counts as missing; its artifacts stay."""
+        self.documents.delete(_name(kind, key))
+
+    def resolve(self, kind: str, prefix: str) -> Key:
+        """The one key of ``kind`` that starts with ``prefix``, as people write it."""
+        start = prefix.strip().lower()
+        if not start or set(start) - set(string.hexdigits):
+            raise BadValue(f"{prefix!r} is not the start of a key.", "give the first hexadecimal digits of one")
+        found = sorted(self._keys(kind, start))
+        if not found:
+            raise UnknownName(
+                f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_LISTED[kind]}` shows what there is"
+            )
+        if len(found) > 1:
+            shown = ", ".join(key[: len(start) + 6] for key in found[:4]) + (", ..." if len(found) > 4 else "")
+            raise BadValue(f"{prefix} is the start of {len(found)} keys of kind {kind}: {shown}.", "give more digits")
+        return found[0]
+
+    def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
+        """Let grids call this teacher recipe ``role`` on ``dataset``; replaces what had that name."""
+        data = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
+        self.documents.put(_role_name(dataset, role), data.encode())
+
+    def role(self, dataset: str, role: str) -> dict[str, Any] | None:
+        """The teacher recipe that a user has called ``role``, as plain data."""
+        name = _role_name(dataset, role)
+        raw = self.documents.get(name)
+        if raw is None:
+            return None
+        try:
+            return json.loads(raw)
+        except ValueError:
+            raise DataCorrupt(
+                f"Teacher role {self.root}/{name} is not readable.", "delete that file and name it again"
+            ) from None
+
+    def roles(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(dataset, role) to teacher recipe, for all that users have named."""
+        found = {}
+        for name in sorted(self.documents.names("roles/")):
+            _roles, dataset, role = (unquote(part) for part in name.removesuffix(".json").split("/"))
+            recipe = self.role(dataset, role)
+            if recipe is not None:
+                found[dataset, role] = recipe
+        return found
+
+    def lease(self, name: str = "driver") -> Lease:
+        """``with ledger.lease(): ...``: only one process at a time; the others get a :class:`StoreError`."""
+        return Lease(self.documents, name)
+
+
+_LISTED = {"teacher": "teacher list", "set": "set list", "evaluation": "status GRID"}
+
+
+def _role_name(dataset: str, role: str) -> str:
+    return f"roles/{quote(dataset, safe='')}/{quote(role, safe='')}.json"

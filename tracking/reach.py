@@ -1,0 +1,173 @@
+"""Is the tracking server there?  Asked with a clock running, because MLflow's own client tries for minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import sqlite3
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rd3.errors import TrackingError
+from tracking.mlflow_client import quiet_mlflow, without_password
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_START = "start it, or set MLFLOW_TRACKING_URI to the right one"
+_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+
+
+def check(uri: str, seconds: float) -> None:
+    """Raise :class:`TrackingError` within about ``seconds`` if ``uri`` cannot be used."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme == "sqlite":
+        sqlite(uri, seconds)
+    elif scheme in ("http", "https"):
+        answered = _within(seconds, uri, lambda: _server(uri.rstrip("/"), seconds))
+        if answered in (401, 403):
+            quiet_mlflow()
+            import mlflow.utils.rest_utils  # noqa: F401 - loaded here, where no clock is running
+
+            _within(seconds, uri, lambda: _logged_in(uri.rstrip("/"), seconds))
+    elif scheme in _PORTS:
+        _within(seconds, uri, lambda: _database(uri, _PORTS[scheme], seconds))
+    else:
+        raise TrackingError(
+            f"{without_password(uri)!r} is no tracking server or database that RD3 can use.",
+            "set MLFLOW_TRACKING_URI to http://..., postgresql+psycopg2://... or sqlite:////absolute/path.db",
+        )
+
+
+def sqlite_path(uri: str) -> Path:
+    """The file of an SQLite database; its folder is made if need be."""
+    path = Path(urlsplit(uri).path.removeprefix("/"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(
+            f"The MLflow database {path} cannot be made: {error.strerror}.",
+            "make that folder writable, or set RD3_HOME",
+        ) from None
+    return path
+
+
+def sqlite(uri: str, seconds: float) -> None:
+    """Open the database for writing; changes nothing in it."""
+    path = sqlite_path(uri)
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"The MLflow database {path} cannot be written: {error}.", "make it writable, or set MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
+    """What ``ask`` returns; gives up after ``seconds``, whatever it waits for (a name server, a trickle of bytes)."""
+    answers: list[Any] = []
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:  # handed to the caller below
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="reach")
+    thread.start()
+    thread.join(seconds)
+    if caught:
+        raise caught[0]
+    if not answers:
+        raise TrackingError(
+            f"The tracking server {without_password(uri)} does not answer within {seconds:g} s.", _START
+        )
+    return answers[0]
+
+
+def _database(uri: str, port: int, seconds: float) -> None:
+    parts = urlsplit(uri)
+    try:
+        socket.create_connection((parts.hostname or "localhost", parts.port or port), timeout=seconds).close()
+    except OSError as error:
+        raise TrackingError(
+            f"The tracking database {without_password(uri)} does not answer: {error.strerror or error}.", _START
+        ) from None
+
+
+def _get(url: str, seconds: float) -> tuple[int, str]:
+    """(status, beginning of the body) of a plain GET; raises :class:`OSError` if nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            return answer.status, answer.read(400).decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(400).decode(errors="replace")
+
+
+_ASK = "/api/2.0/mlflow/experiments/search"
+
+
+def _server(uri: str, seconds: float) -> int:
+    """The status with which the server answers a request without credentials: 200, 401 or 403."""
+    shown = without_password(uri)
+    try:
+        status, health = _get(f"{uri}/health", seconds)
+        if status == 200:
+            version = _get(f"{uri}/version", seconds)[1].strip()
+            if health.strip() != "OK" or not re.fullmatch(r"\d+\.\d+\S{0,20}", version):
+                raise _not_mlflow(shown, f"/health says {health.strip()[:40]!r}")
+            status, _body = _get(f"{uri}{_ASK}?max_results=1", seconds)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingError(
+            f"The tracking server {shown} does not answer: {getattr(reason, 'strerror', None) or reason}.", _START
+        ) from None
+    if "Invalid Host header" in health:
+        raise TrackingError(
+            f"The tracking server {shown} refuses that host name ({status}, protection against DNS rebinding).",
+            "start it with --allowed-hosts and that name",
+        )
+    if status not in (200, 401, 403):
+        raise _not_mlflow(shown, f"it answers {status}")
+    return status
+
+
+def _not_mlflow(shown: str, why: str) -> TrackingError:
+    return TrackingError(f"What answers at {shown} is not an MLflow server ({why}).", _START)
+
+
+def _logged_in(uri: str, seconds: float) -> int:
+    """The same question with the credentials that MLflow's client would use."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    shown = without_password(uri)
+    try:
+        status: int = http_request(
+            get_default_host_creds(uri),
+            _ASK,
+            "GET",
+            params={"max_results": 1},
+            timeout=seconds,
+            max_retries=0,
+            raise_on_status=False,
+        ).status_code
+    except MlflowException as error:
+        first = str(error).splitlines()[0]
+        raise TrackingError(f"The tracking server {shown} does not answer: {first}.", _START) from None
+    if status in (401, 403):
+        raise TrackingError(f"The tracking server {shown} does not let us in (HTTP {status}).", _LOGIN)
+    if status != 200:
+        raise _not_mlflow(shown, f"it answers {status}")
+    return status

@@ -1,0 +1,41 @@
+"""The ledger from MLflow: for a ledger that was lost, or left behind with another machine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rd3.recipe import canonical, from_json
+from rd3.store import Entry
+from tracking import artifacts
+from tracking.ledger import Ledger
+from tracking.mlflow_client import mlflow_errors
+from tracking.place import Place
+from tracking.runs import Tracker
+
+
+def rebuild(ledger: Ledger, place: Place) -> int:
+    """Mark every finished run whose files are still there; how many entries the ledger lacked."""
+    tracker = Tracker(place)
+    known = {kind: ledger.keys(kind) for kind in ("teacher", "set", "evaluation")}
+    added = 0
+    for run in _done_runs(tracker):
+        tags = run.data.tags
+        if tags["rd3.key"] in known.get(tags["rd3.kind"], {tags["rd3.key"]}):
+            continue
+        with mlflow_errors(place), tempfile.TemporaryDirectory() as scratch:
+            copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
+            entry = Entry.model_validate_json(Path(copy).read_bytes())
+        # A key says what its recipe is: an entry that does not keep that promise would poison every reuse.
+        if from_json(canonical(entry.recipe)).key == entry.key and artifacts.exists(entry, place.tracking_uri):
+            ledger.mark(entry)
+            known[entry.kind].add(entry.key)
+            added += 1
+    return added
+
+
+def _done_runs(tracker: Tracker) -> list[Any]:
+    with mlflow_errors(tracker.place):
+        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
+        return tracker.search(experiments, {"rd3.status": "done"}, "attributes.status = 'FINISHED'")

@@ -1,0 +1,235 @@
+"""The life of an MLflow run: one per recipe, found again by its key, so that a retry never makes a second one.
+
+Only ``MlflowClient`` is used: no active run, no global tracking URI.  Tags that RD3 sets: ``rd3.kind`` (a recipe's
+kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rd3.errors import TrackingError
+from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.store import Entry
+from tracking import reach
+from tracking.documents import local_path
+from tracking.fields import Fact, curve_points, metrics, params, read_curve, run_name
+from tracking.mlflow_client import mlflow_errors, open_client
+from tracking.place import Place
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_TAG = 4000
+"""Characters of a reason that are kept; MLflow takes 8000."""
+
+
+class Tracker:
+    """MLflow as one place sees it."""
+
+    def __init__(self, place: Place):
+        self.place = place
+
+    @cached_property
+    def client(self) -> Any:
+        if self.place.tracking_uri.startswith("sqlite"):
+            reach.sqlite_path(self.place.tracking_uri)
+        with mlflow_errors(self.place):
+            return open_client(self.place)
+
+    def check(self, seconds: float = 5.0) -> None:
+        """Raise :class:`TrackingError` within ``seconds`` unless the tracking server is there and lets us in."""
+        reach.check(self.place.tracking_uri, seconds)
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment, made if need be.
+
+        With a database as tracking store its files go below the artifact root; a server has its own place for them.
+        """
+        where = None
+        if self.place.tracking_uri.startswith(_DATABASES):
+            root = self.place.artifacts.rstrip("/")
+            where = f"{root}/runs" if root.startswith("s3://") else (local_path(root).absolute() / "runs").as_uri()
+        with mlflow_errors(self.place):
+            from mlflow.exceptions import MlflowException
+
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    return self.client.create_experiment(name, artifact_location=where)
+                except MlflowException:  # somebody else made it just now, or there is a real reason, which comes back
+                    found = self.client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+            if found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"Experiment {name!r} was deleted in MLflow.",
+                    f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
+                )
+            return found.experiment_id
+
+    def search(self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "") -> list[Any]:
+        """All runs with these tags (and ``extra``, a term of MLflow's search language), oldest first."""
+        terms = [f"tags.`{name}` = {_quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                experiment_ids, " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=token
+            )
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
+        """The parent run of a grid, the same one each time; its file is kept as ``grid.yaml``."""
+        own = {"rd3.kind": "grid", "rd3.grid": name, "rd3.ledger": self.place.artifacts, **(tags or {})}
+        with mlflow_errors(self.place):
+            found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name})
+            if found:
+                run_id = found[0].info.run_id
+                self.log(run_id, tags=own)
+                self.client.update_run(run_id, status="RUNNING")
+            else:
+                run_id = self.client.create_run(experiment_id, run_name=f"grid {name}", tags=own).info.run_id
+            self.client.log_text(run_id, grid_yaml, "grid.yaml")
+        return run_id
+
+    def close_grid(self, run_id: str, ok: bool) -> None:
+        """The grid is through; ``ok``: every recipe is done."""
+        with mlflow_errors(self.place):
+            self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+
+    def begin(
+        self,
+        recipe: Recipe,
+        facts: Mapping[str, Fact],
+        *,
+        experiment_id: str,
+        parent_run_id: str | None = None,
+        attempt: int = 1,
+    ) -> OpenRun:
+        """Open the run of a recipe: a new one, or the one of an earlier attempt, with status RUNNING.
+
+        ``facts``: what the recipe does not hold but people filter by (method, ipc, name of the protocol ...).
+        """
+        tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
+        tags |= {"rd3.ledger": self.place.artifacts, "rd3.status": "running"}
+        if parent_run_id:
+            tags["mlflow.parentRunId"] = parent_run_id
+        shown = params(recipe, facts)
+        with mlflow_errors(self.place):
+            found = self.search([experiment_id], {"rd3.key": recipe.key})
+            if found:
+                run = found[0]
+                tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
+                # A parameter cannot change; another grid may call the same protocol by another name.
+                shown = {name: value for name, value in shown.items() if name not in run.data.params}
+                self.client.update_run(run.info.run_id, status="RUNNING")
+                if "rd3.reason" in run.data.tags:
+                    self.client.delete_tag(run.info.run_id, "rd3.reason")
+            else:
+                run = self.client.create_run(experiment_id, run_name=run_name(recipe, facts), tags=tags)
+            self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
+        return OpenRun(self, run.info, recipe, attempt)
+
+    def reap(self, experiment_id: str, reason: str) -> int:
+        """Close as KILLED every run of this ledger that is still RUNNING; how many there were.
+
+        For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
+        """
+        with mlflow_errors(self.place):
+            stale = self.search([experiment_id], {"rd3.ledger": self.place.artifacts}, "attributes.status = 'RUNNING'")
+            for run in stale:
+                self.log(run.info.run_id, tags={"rd3.status": "killed", "rd3.reason": reason[:_TAG]})
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        return len(stale)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        points: list[tuple[str, float, int, int]] | None = None,
+        parameters: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log all this in one request.  ``points``: (metric, value, timestamp, step)."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, when, step) for name, value, when, step in points or ()],
+            params=[Param(name, value) for name, value in list((parameters or {}).items())[:100]],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+
+
+def _quoted(text: str) -> str:
+    """A string in MLflow's search language, which knows both quotation marks and no escape."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+class OpenRun:
+    """A run in state RUNNING; ends with :meth:`finish` or :meth:`fail`."""
+
+    def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int):
+        self.tracker = tracker
+        self.run_id: str = info.run_id
+        self.recipe = recipe
+        self.attempt = attempt
+        self._info = info
+
+    def finish(
+        self,
+        entry: Entry,
+        folder: Path,
+        *,
+        curve: list[dict[str, float]] | None = None,
+        set_input: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Keep ``folder`` and the figures, close the run as FINISHED; the entry now says where everything is.
+
+        ``curve`` defaults to the folder's ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``,
+        ``source``, anything else as its profile) is what MLflow shows as the run's dataset.
+        """
+        client = self.tracker.client
+        entry = entry.model_copy(
+            update={"run_id": self.run_id, "artifact": f"{self._info.artifact_uri.rstrip('/')}/{entry.kind}"}
+        )
+        started = self._info.start_time  # timestamps follow from it, so that logging twice adds nothing
+        points = [(name, value, started + self.attempt, 0) for name, value in metrics(entry.result).items()]
+        rows = read_curve(folder) if curve is None else curve
+        points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
+        with mlflow_errors(self.tracker.place):
+            client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
+            self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done"})
+            if isinstance(self.recipe, EvaluationRecipe):
+                self._log_set(set_input or {}, self.recipe)
+            # Last, and whole: the ledger can be rebuilt from these.
+            client.log_text(self.run_id, json.dumps(entry.model_dump(mode="json"), indent=1), "entry.json")
+            client.set_terminated(self.run_id, "FINISHED")
+        return entry
+
+    def _log_set(self, said: Mapping[str, Any], recipe: EvaluationRecipe) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = str(said.get("source") or "")
+        profile = {name: value for name, value in said.items() if name not in ("name", "digest", "source")}
+        dataset = Dataset(
+            name=str(said.get("name") or f"set {recipe.set[:12]}"),
+            digest=str(said.get("digest") or recipe.set)[:32],
+            source_type="s3" if source.startswith("s3://") else "local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({"key": recipe.set, **profile}),
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.tracker.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def fail(self, status: str, reason: str) -> None:
+        """Close the run with the status a recipe ended with (``failed``, ``diverged``, ``killed`` ...) and why."""
+        with mlflow_errors(self.tracker.place):
+            self.tracker.log(self.run_id, tags={"rd3.status": status, "rd3.reason": reason[:_TAG]})
+            self.tracker.client.set_terminated(self.run_id, "KILLED" if status == "killed" else "FAILED")

@@ -1,0 +1,65 @@
+"""The store that trials and commands use: ledger for what is done, artifacts for the files, MLflow for the view."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from rd3.errors import DataMissing, RD3Error
+from rd3.recipe import canonical, from_json
+from rd3.store import Entry
+from tracking import artifacts
+from tracking.fields import Fact
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.runs import Tracker
+
+HAND = "rd3"
+"""The experiment of what is made or imported by hand, outside a grid."""
+
+
+class TrackedStore:
+    """Implements :class:`rd3.store.Store` over one :class:`Place`."""
+
+    def __init__(self, place: Place, experiment: str = HAND):
+        self.place = place
+        self.ledger = Ledger(place.artifacts)
+        self.experiment = experiment
+
+    @property
+    def cache(self) -> Path:
+        return self.place.home / "cache"
+
+    def find(self, kind: str, key: str) -> Entry | None:
+        return self.ledger.find(kind, key)
+
+    def exists(self, entry: Entry) -> bool:
+        """Are the entry's files there, by name?"""
+        return artifacts.exists(entry, self.place.tracking_uri)
+
+    def verify(self, entry: Entry) -> None:
+        """Raise :class:`DataMissing` or :class:`DataCorrupt` unless the entry's files are there, by hash."""
+        artifacts.verify(entry, self.cache, self.place.tracking_uri)
+
+    def fetch(self, kind: str, key: str) -> Path:
+        entry = self.find(kind, key)
+        if entry is None:
+            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
+        return artifacts.fetch(entry, self.cache, self.place.tracking_uri)
+
+    def put(self, entry: Entry, folder: Path, facts: dict[str, Fact] | None = None) -> Entry:
+        """An MLflow run with the files, then the ledger; what is there already stays and is returned."""
+        known = self.find(entry.kind, entry.key)
+        if known is not None:
+            return known
+        tracker = Tracker(self.place)
+        experiment_id = tracker.experiment(self.experiment)
+        recipe = from_json(canonical(entry.recipe))
+        run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id)
+        try:
+            kept = run.finish(entry, folder)
+        except BaseException as error:
+            with contextlib.suppress(RD3Error):  # the first error is the one to tell
+                run.fail("failed", str(error))
+            raise
+        return self.ledger.mark(kept)
