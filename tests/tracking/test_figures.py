@@ -1,0 +1,162 @@
+"""Charts: what is drawn is read back from the axes' data or from the SVG's text."""
+
+from __future__ import annotations
+
+import io
+import re
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from PIL import Image
+
+from rd3.errors import BadValue
+from tracking import figures
+from tracking.scores import Score, spread
+from tracking.tables import result_table
+
+
+def _score(method="rded", ipc=10, tops=(40.0, 41.0), **more):
+    fields = {
+        "dataset": "digits",
+        "teacher": "t",
+        "student": "resnet18_w16",
+        "protocol": "rd3",
+        "labels": "soft",
+        "varied": {},
+        "overrides": {},
+        "planned": 2,
+        "generation_wall_s": 3.0,
+        "generation_process_s": 2.5 * ipc,
+        "reduced": {},
+        "paper": None,
+        "apart": (),
+        "unsupported": "",
+        "resolved": {"temperature": 20.0, "batch_size": 50, "zeta": 1.0, "loss": "kl"},
+    } | more
+    if fields["varied"]:
+        fields["resolved"] = {**fields["resolved"], **fields["varied"]} | more.get("resolved", {})
+    return Score(method=method, ipc=ipc, spread=spread(tops, [0] * len(tops)) if tops else None, **fields)
+
+
+def _text(svg: bytes) -> list[str]:
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")]
+
+
+def test_accuracy_chart_names_methods_and_ipc_and_prints_the_means():
+    table = result_table([_score("random", 1, (21.26,)), _score("random", 10), _score("rded", 10, (44.44, 44.44))])
+    words = _text(figures.accuracy_chart(table))
+    assert {"random", "rded", "IPC 1", "IPC 10", "21.3", "40.5", "44.4"} <= set(words)
+
+
+def test_charts_are_well_formed_follow_the_page_and_fetch_nothing():
+    table = result_table([_score(), _score("random")])
+    svg = figures.accuracy_chart(table, name="one").decode()
+    ElementTree.fromstring(svg)
+    assert "currentColor" in svg
+    assert figures.INK not in svg
+    assert not re.search(r'(?:href|src)="(?!#)', svg)
+    identifiers = re.findall(r'\bid="([^"]+)"', svg)
+    assert identifiers and all(identifier.startswith("one-") for identifier in identifiers)
+    assert all(target in identifiers for target in re.findall(r'href="#([^"]+)"', svg))
+    assert all(target in identifiers for target in re.findall(r"url\(#([^)]+)\)", svg))
+
+
+def test_the_same_scores_give_the_same_bytes():
+    table = result_table([_score(), _score("random")])
+    assert figures.accuracy_chart(table) == figures.accuracy_chart(table)
+
+
+def test_png():
+    image = Image.open(io.BytesIO(figures.cost_chart([_score(), _score("random")], kind="png")))
+    assert image.format == "PNG"
+    assert image.width > 300
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(BadValue, match="'svg' or 'png', not 'gif'"):
+        figures.cost_chart([_score()], kind="gif")
+
+
+def test_pyplot_is_left_alone():
+    figures.cost_chart([_score()])
+    assert Gcf.get_all_fig_managers() == []
+
+
+def test_sensitivity_lines_hold_the_base_point_and_the_moved_ones_in_order():
+    given = [
+        _score(varied={"temperature": 40.0}, tops=(39.0,)),
+        _score(varied={"temperature": 1.0}, tops=(30.0,)),
+        _score(),
+        _score(varied={"zeta": 2.0}),
+        _score(ipc=1),  # a base point that no temperature was tried at
+        _score(varied={"temperature": 4.0}, tops=()),  # not done
+    ]
+    lines = figures.sensitivity_lines(given, "temperature")
+    ((label, points),) = lines.items()
+    assert label == "rded"
+    assert [(value, score.spread.mean) for value, score in points] == [(1.0, 30.0), (20.0, 40.5), (40.0, 39.0)]
+    assert [bool(score.varied) for _, score in points] == [True, False, True]
+
+
+def test_a_batch_that_was_capped_stands_where_it_ran():
+    given = [_score(), _score(varied={"batch_size": 400}, resolved={"batch_size": 50})]
+    ((_, points),) = figures.sensitivity_lines(given, "batch_size").items()
+    assert [value for value, _ in points] == [50]
+
+
+def test_lines_are_told_apart_by_what_differs():
+    given = [
+        _score(method, ipc, varied=varied)
+        for method in ("random", "rded")
+        for ipc in (1, 10)
+        for varied in ({}, {"zeta": 2.0})
+    ]
+    assert set(figures.sensitivity_lines(given, "zeta")) == {
+        "random, IPC 1",
+        "random, IPC 10",
+        "rded, IPC 1",
+        "rded, IPC 10",
+    }
+
+
+def _ticks(svg: bytes) -> list[float]:
+    """Horizontal places of the ticks of the x axis."""
+    axis = re.search(rb'id="s-matplotlib.axis_1".*?id="s-matplotlib.axis_2"', svg, re.DOTALL).group()
+    return [float(x) for x in re.findall(rb'<use xlink:href="#s-[^"]*" x="([\d.]+)"', axis)]
+
+
+def test_values_over_decades_stand_on_a_logarithmic_axis_others_on_a_plain_one():
+    decades = [_score(), *(_score(varied={"temperature": value}) for value in (2.0, 200.0))]
+    low, middle, high = _ticks(figures.sensitivity_chart(decades, "temperature", name="s"))
+    assert high - middle == pytest.approx(middle - low, rel=1e-3)
+    near = [_score(), *(_score(varied={"zeta": value}) for value in (1.5, 3.0))]
+    low, middle, high = _ticks(figures.sensitivity_chart(near, "zeta", name="s"))
+    assert high - middle == pytest.approx(3 * (middle - low), rel=1e-3)
+
+
+def test_values_that_are_no_numbers_stand_in_plain_steps():
+    given = [_score(), _score(varied={"loss": "mse_gt"})]
+    words = _text(figures.sensitivity_chart(given, "loss"))
+    assert {"kl", "mse_gt", "base point", "loss"} <= set(words)
+
+
+def test_a_field_that_nothing_moved_is_refused():
+    with pytest.raises(BadValue, match="No result moves 'zeta'"):
+        figures.sensitivity_chart([_score()], "zeta")
+
+
+def test_cost_needs_a_result():
+    with pytest.raises(BadValue, match="both an accuracy and a generation time"):
+        figures.cost_chart([_score(tops=())])
+
+
+def test_text_is_escaped_and_no_mathematics_is_read_into_it():
+    table = result_table([_score("a<b>$x$")])
+    assert "a<b>$x$" in _text(figures.accuracy_chart(table))
+
+
+def test_the_papers_methods_look_different_from_each_other():
+    looks = figures._looks(["random", "zz", "rded", "sre2l"])
+    assert len(set(looks.values())) == len(looks)
+    assert looks["rded"] == figures._looks(["rded"])["rded"]

@@ -1,0 +1,265 @@
+"""The report, from a real store on disk: what the page says, and that it is one well-formed file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from rd3.cell import Cell
+from rd3.protocol import resolve_protocol
+from rd3.store import Entry, FolderStore, sha256_files
+from tracking.report import write_report
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+NASTY = "<script>alert('x')</script> & \"quotes\" | pipe"
+
+
+class Reader(HTMLParser):
+    """Checks that tags nest and collects what a page shows and would load."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values["href"]] if tag == "a" else []
+        self.loaded += [values[name] for name in ("src", "srcset", "data", "poster") if name in values]
+        self.loaded += [values["href"]] if tag == "link" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _put(store, folder, kind, key, recipe, result, picture=None):
+    folder = folder / key
+    folder.mkdir(parents=True, exist_ok=True)
+    if picture is not None:
+        Image.new("RGB", (32, 64), picture).save(folder / "contact_sheet.png")
+    made = {"code_version": "9.8.7", "device": "Test CPU", "threads": 1, "finished_at": "2026-11-23T10:00:00+00:00"}
+    files = sha256_files(folder)
+    store.put(Entry(kind=kind, key=key, recipe=recipe, result=result, files=files, made=made), folder)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A grid with results, a varied field, a failed repeat and an unsupported pair; returns (paths, keys, store)."""
+    root = tmp_path_factory.mktemp("report")
+    store, scratch = FolderStore(root / "store"), root / "scratch"
+    teacher = _key("teacher")
+    _put(store, scratch, "teacher", teacher, {"network": "resnet18", "weights": "w"}, {"top1_pct": 89.53})
+    cells, keys = [], {"teacher": teacher}
+    points = [("random", {}, 39.7), ("rded", {}, 40.7), ("rded", {"temperature": 4.0}, 38.0)]
+    points += [("rded", {"temperature": 40.0}, 41.0), ("sre2l", {}, 28.0)]
+    for method, varied, top in points:
+        made = _key(method)
+        keys[method] = made
+        figures = {"generation_wall_s": 12.5, "generation_process_s": 11.25}
+        recipe = {"teachers": [] if method == "random" else [teacher]}
+        _put(store, scratch, "set", made, recipe, figures, None if method == "random" else "red")
+        protocol = resolve_protocol("rd3", factor=1, same_network=True, set_size=100, overrides=varied)
+        for seed in range(2):
+            key = _key(method, varied, seed)
+            reduced = {"iterations": (100, 1000)} if method == "sre2l" else {}
+            cells.append(
+                Cell(
+                    method=method,
+                    dataset="cifar10",
+                    ipc=10,
+                    teacher="r18",
+                    student="resnet18",
+                    protocol="rd3",
+                    labels="soft",
+                    varied=varied,
+                    set_seed=0,
+                    student_seed=seed,
+                    set=made,
+                    evaluation=key,
+                    reduced=reduced,
+                )
+            )
+            if (method, seed) == ("sre2l", 1):
+                keys["failed"] = key
+                continue
+            recipe = {"protocol": protocol.model_dump(mode="json"), "teachers": [teacher], "tested_on": "test"}
+            result = {"top1_pct": top + seed, "correct": round(100 * (top + seed)), "tested": 10000, "wall_s": 61.0}
+            _put(store, scratch, "evaluation", key, recipe, result)
+    cells.append(
+        Cell(
+            method="edc",
+            dataset="cifar10",
+            ipc=10,
+            teacher="r18",
+            student="resnet18",
+            protocol="rd3",
+            labels="soft",
+            set_seed=0,
+            student_seed=0,
+            set=None,
+            evaluation=None,
+            reason=NASTY,
+        )
+    )
+    facts = {"description": NASTY, "failures": {keys["failed"]: "diverged: loss is NaN"}, "timing": "shared"}
+    paths = write_report("my <grid>", cells, store.find, store.fetch, root / "out", facts=facts)
+    return paths, keys, store, cells
+
+
+@pytest.fixture(scope="module")
+def page(report) -> Reader:
+    return Reader(report[0]["report.html"].read_text(encoding="utf-8"))
+
+
+def test_four_files_are_written(report):
+    assert set(report[0]) == {"report.md", "results.csv", "evaluations.csv", "report.html"}
+    assert all(path.name == name and path.is_file() for name, path in report[0].items())
+
+
+def test_the_page_is_well_formed(page):
+    assert page.problems == []
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link[0] == "#" and link[1:] in page.ids for link in page.links)
+
+
+def test_the_page_needs_nothing_but_itself(report, page):
+    assert page.loaded and all(source.startswith("data:image/png;base64,") for source in page.loaded)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    text = report[0]["report.html"].read_text(encoding="utf-8")
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_contact_sheets_are_the_stored_pictures(report, page):
+    stored = (report[2].fetch("set", report[1]["rded"]) / "contact_sheet.png").read_bytes()
+    pictures = [base64.b64decode(source.split(",", 1)[1], validate=True) for source in page.loaded]
+    assert len(pictures) == 2  # rded and sre2l; random has none, and says so
+    assert stored in pictures
+    for picture in pictures:
+        assert Image.open(io.BytesIO(picture)).size == (32, 64)
+    assert "the set has no contact sheet" in page.text
+
+
+def test_everything_is_escaped(report, page):
+    assert "script" not in page.tags
+    assert NASTY in page.text
+    assert "<script" not in report[0]["report.md"].read_text(encoding="utf-8")
+    assert "my <grid>" in page.text
+
+
+def test_results_beside_the_papers(page):
+    assert "40.2 ± 0.7 (2)" in page.text  # random: 39.7 and 40.7
+    assert "paper 42.3 ± 0.3, difference −2.1" in page.text
+    assert "paper 37.3 ± 0.4, difference +3.9" in page.text  # rded: 40.7 and 41.7
+    assert "iterations 100/1000 paper 29.7 ± 0.8 made in" in page.text  # reduced: no difference
+    assert "made in 12.5 s (process 11.2 s)" in page.text
+
+
+def test_what_was_run_is_said(page):
+    for words in ("Test CPU, 1 thread(s) a trial", "9.8.7", "2026-11-23 10:00:00 UTC", "89.53 %", "imported", "timing"):
+        assert words in page.text
+    assert "temperature 20.0" in page.text
+    assert "8 done" not in page.text and "9 done, 1 missing, 1 unsupported" in page.text
+
+
+def test_what_has_no_result_is_said_with_its_reason(page):
+    assert "missing: diverged: loss is NaN" in page.text
+    assert f"unsupported: {NASTY}" in page.text
+
+
+def test_sensitivity_and_cost_are_drawn(page):
+    assert page.tags.count("svg") == 3
+    assert "Sensitivity to temperature" in page.text
+    assert "temperature=40.0" in page.text
+
+
+def test_keys_are_given(report, page):
+    assert all(report[1][name][:12] in page.text for name in ("teacher", "rded", "random"))
+
+
+def test_markdown_tables_have_equal_rows(report):
+    text = report[0]["report.md"].read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    block: list[int] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            block.append(len(re.findall(r"(?<!\\)\|", line)))
+        else:
+            assert len(set(block)) <= 1
+            block = []
+    assert "| rded | 10 | 41.2 ± 0.7 (2) | 37.3 ± 0.4 | +3.9 |" in text
+
+
+def test_csv_holds_every_score_and_every_evaluation(report):
+    lines = list(csv.DictReader(report[0]["results.csv"].read_text(encoding="utf-8").splitlines()))
+    assert [(line["method"], line["varied"]) for line in lines] == [
+        ("random", ""),
+        ("sre2l", ""),
+        ("edc", ""),
+        ("rded", ""),
+        ("rded", "temperature=4.0"),
+        ("rded", "temperature=40.0"),
+    ]
+    evaluations = list(csv.DictReader(report[0]["evaluations.csv"].read_text(encoding="utf-8").splitlines()))
+    assert [line["evaluation"] for line in evaluations] == [cell.evaluation or "" for cell in report[3]]
+    assert [int(line["correct"]) for line in evaluations if line["correct"]] == [
+        *(3970, 4070, 4070, 4170, 3800, 3900, 4100, 4200, 2800),
+    ]
+
+
+def test_a_grid_without_any_result_has_a_report_too(tmp_path, report):
+    store = FolderStore(tmp_path / "empty")
+    paths = write_report("later", report[3], store.find, store.fetch, tmp_path, facts={})
+    page = Reader(paths["report.html"].read_text(encoding="utf-8"))
+    assert page.problems == []
+    assert "not done" in page.text
+    assert "svg" not in page.tags
+    assert "not run yet" in page.text
+
+
+def test_a_broken_artifact_costs_its_picture_only(tmp_path, report):
+    _paths, keys, store, cells = report
+
+    def fetch(kind, key):
+        source = FolderStore(tmp_path / "gone") if key == keys["rded"] else store
+        return source.fetch(kind, key)
+
+    paths = write_report("damaged", cells, store.find, fetch, tmp_path, facts={})
+    page = Reader(paths["report.html"].read_text(encoding="utf-8"))
+    assert f"No picture: The store has no set {keys['rded'][:12]}." in page.text
+    assert len(page.loaded) == 1

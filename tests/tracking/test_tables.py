@@ -1,0 +1,277 @@
+"""From cells and entries to tables: means and spreads computed by hand or by the standard library's statistics."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import random
+import statistics
+
+import pytest
+
+from rd3.cell import Cell
+from rd3.errors import BadValue
+from rd3.protocol import EvalProtocol, resolve_protocol
+from rd3.store import Entry
+from tracking.query import COLUMNS, rows
+from tracking.scores import scores, spread
+from tracking.tables import letter, reduced_text, result_table, result_tables, spread_text, to_csv, to_markdown
+
+TEACHER = "aa" * 32
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class Results:
+    """Cells of a made-up grid and a ledger that answers for them."""
+
+    def __init__(self, network: str = "resnet18"):
+        self.cells: list[Cell] = []
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self._file("teacher", TEACHER, {"network": network}, {"top1_pct": 89.5})
+
+    def find(self, kind: str, key: str) -> Entry | None:
+        return self.entries.get((kind, key))
+
+    def _file(self, kind: str, key: str, recipe: dict, result: dict) -> None:
+        self.entries[kind, key] = Entry(kind=kind, key=key, recipe=recipe, result=result)
+
+    def add(self, method, ipc, tops, *, set_seed=0, tested_on="test", reason="", **more):
+        """One cell for each of ``tops`` (student seeds 0, 1 ...); None is a repeat that is not done."""
+        fields = {
+            "dataset": "cifar10",
+            "teacher": "r18",
+            "student": "resnet18",
+            "protocol": "rd3",
+            "labels": "soft",
+            "varied": {},
+            "overrides": {},
+        } | more
+        changed = fields["varied"] | fields["overrides"] | ({"labels": "hard"} if fields["labels"] == "hard" else {})
+        changed = {name: value for name, value in changed.items() if name in EvalProtocol.model_fields}
+        resolved = resolve_protocol(
+            fields["protocol"], factor=1, same_network=True, set_size=10 * ipc, overrides=changed
+        ).model_dump(mode="json")
+        made = _key(method, ipc, set_seed, fields["dataset"])
+        teachers = [] if method == "random" else [TEACHER]
+        self._file(
+            "set", made, {"teachers": teachers}, {"generation_wall_s": 10.0 + set_seed, "generation_process_s": 9.0}
+        )
+        for seed, top in enumerate(tops):
+            key = None if reason else _key(made, seed, sorted(map(str, fields.items())), tested_on)
+            self.cells.append(
+                Cell(
+                    method=method,
+                    ipc=ipc,
+                    set_seed=set_seed,
+                    student_seed=seed,
+                    set=None if reason else made,
+                    evaluation=key,
+                    reason=reason,
+                    **fields,
+                )
+            )
+            if key is not None and top is not None:
+                recipe = {
+                    "protocol": resolved,
+                    "teachers": [TEACHER] if fields["labels"] == "soft" else [],
+                    "tested_on": tested_on,
+                }
+                result = {"top1_pct": top, "correct": round(top * 100), "tested": 10000, "wall_s": 60.0}
+                self._file("evaluation", key, recipe, result)
+
+    def scores(self):
+        return scores(rows(self.cells, self.find))
+
+
+def test_rows_hold_the_cell_and_what_the_ledger_says():
+    results = Results()
+    results.add("rded", 10, [40.5, None])
+    results.add("edc", 10, [None], reason="needs more images")
+    frame = rows(results.cells, results.find)
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame["status"].tolist() == ["done", "missing", "unsupported"]
+    done = frame.iloc[0]
+    assert (done["top1_pct"], done["correct"], done["tested"]) == (40.5, 4050, 10000)
+    assert (done["generation_wall_s"], done["generation_process_s"]) == (10.0, 9.0)
+    assert done["teacher_network"] == "resnet18"
+    assert frame.iloc[1]["top1_pct"] is None
+    assert frame.iloc[2]["reason"] == "needs more images"
+
+
+def test_rows_of_nothing():
+    frame = rows([], lambda kind, key: None)
+    assert list(frame.columns) == list(COLUMNS)
+    assert scores(frame) == []
+
+
+def test_mean_and_spread_over_student_seeds():
+    values = [41.0, 42.0, 44.5]
+    got = spread(values, [0, 0, 0])
+    assert got.n == 3
+    assert got.mean == pytest.approx(statistics.mean(values))
+    assert got.std == pytest.approx(statistics.stdev(values))
+    assert got.std_sets is None and got.std_students is None
+    # t quantile 0.975 with two degrees of freedom, from a printed table.
+    assert got.half_95 == pytest.approx(4.302653 * statistics.stdev(values) / 3**0.5, rel=1e-6)
+
+
+def test_spread_is_split_where_both_seeds_vary():
+    first, second = [40.0, 41.0], [44.0, 47.0]
+    got = spread([*first, *second], [0, 0, 1, 1])
+    assert got.mean == pytest.approx(43.0)
+    assert got.std == pytest.approx(statistics.stdev([*first, *second]))
+    assert got.std_sets == pytest.approx(statistics.stdev([40.5, 45.5]))
+    assert got.std_students == pytest.approx(((0.5 + 4.5) / 2) ** 0.5)
+    # Sets are what is independent: one degree of freedom.
+    assert got.half_95 == pytest.approx(12.706205 * statistics.stdev([40.5, 45.5]) / 2**0.5, rel=1e-6)
+
+
+def test_one_value_has_no_spread():
+    got = spread([40.0], [0])
+    assert (got.n, got.std, got.half_95) == (1, None, None)
+
+
+def test_seeds_become_one_score_and_the_text_says_how_many():
+    results = Results()
+    results.add("rded", 10, [40.0, 41.0, 42.0])
+    results.add("rded", 1, [22.0])
+    one, ten = results.scores()
+    assert spread_text(one) == "22.0 (n=1)"
+    assert spread_text(ten) == "41.0 ± 1.0 (3)"
+    assert ten.delta == pytest.approx(41.0 - 37.3)
+
+
+def test_text_shows_both_spreads_and_generation_time_is_the_mean_over_sets():
+    results = Results()
+    results.add("rded", 10, [40.0, 41.0], set_seed=0)
+    results.add("rded", 10, [44.0, 47.0], set_seed=1)
+    (score,) = results.scores()
+    assert spread_text(score) == "43.0 ± 3.2 (4; set seeds ± 3.5, student seeds ± 1.6)"
+    assert score.generation_wall_s == pytest.approx(10.5)
+
+
+def test_a_reduced_cell_shows_made_over_published_and_no_difference():
+    results = Results()
+    results.add("sre2l", 10, [28.0, 29.0], reduced={"iterations": (100, 1000)})
+    (score,) = results.scores()
+    assert score.paper.mean == 29.7
+    assert score.delta is None
+    assert reduced_text(score) == "iterations 100/1000"
+    (line,) = (line for line in to_markdown(result_table([score])).splitlines() if line.startswith("| sre2l"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:6] == ["sre2l", "10", "28.5 ± 0.7 (2)", "29.7 ± 0.8", "", "iterations 100/1000"]
+
+
+@pytest.mark.parametrize(
+    ("more", "network"),
+    [
+        ({"overrides": {"temperature": 4.0}}, "resnet18"),
+        ({"protocol": "rd3-reduced"}, "resnet18"),
+        ({"tested_on": "validation"}, "resnet18"),
+        ({"dataset": "digits"}, "resnet18"),
+        ({}, "resnet18_w16"),
+    ],
+)
+def test_another_experiment_has_no_difference(more, network):
+    results = Results(network)
+    results.add("rded", 10, [40.0], **more)
+    (score,) = results.scores()
+    assert score.delta is None
+
+
+def test_the_difference_survives_what_the_paper_leaves_open():
+    results = Results()
+    results.add("rded", 10, [40.0], overrides={"precision": "fp32"})
+    results.add("random", 10, [24.5], labels="hard", overrides={"labels": "hard"})
+    by_method = {score.method: score for score in results.scores()}
+    assert by_method["rded"].delta == pytest.approx(2.7)
+    assert by_method["random"].delta == pytest.approx(24.5 - 23.5)
+
+
+def test_a_column_refuses_two_protocols():
+    results = Results()
+    results.add("rded", 10, [40.0])
+    results.add("random", 10, [39.0], protocol="rd3-reduced")
+    with pytest.raises(BadValue, match=r"Column cifar10, IPC 10 mixes protocols: rd3 .* and rd3-reduced"):
+        result_table(results.scores())
+    assert len(result_tables(results.scores())) == 2
+
+
+def test_a_column_refuses_two_sets_of_fields_under_one_name():
+    results = Results()
+    results.add("rded", 10, [40.0])
+    results.add("random", 10, [39.0], overrides={"temperature": 4.0})
+    with pytest.raises(BadValue, match="mixes protocols"):
+        result_table(results.scores())
+
+
+def test_soft_and_hard_labels_are_tables_of_their_own():
+    results = Results()
+    results.add("random", 10, [39.0])
+    results.add("random", 10, [24.0], labels="hard", overrides={"labels": "hard"})
+    soft, hard = result_tables(results.scores())
+    assert (soft.labels, hard.labels) == ("soft", "hard")
+    assert hard.changed == ""
+
+
+def test_order_does_not_follow_the_order_of_cells():
+    results = Results()
+    for method in ("rded", "zebra", "random", "sre2l"):
+        for ipc in (50, 1, 10):
+            results.add(method, ipc, [30.0, 31.0])
+    expected = to_markdown(result_tables(results.scores())[0])
+    lines = [line.split("|")[1:3] for line in expected.splitlines() if line.startswith(("| r", "| s", "| z"))]
+    assert [(a.strip(), int(b)) for a, b in lines] == [
+        (method, ipc) for method in ("random", "sre2l", "rded", "zebra") for ipc in (1, 10, 50)
+    ]
+    for seed in range(3):
+        random.Random(seed).shuffle(results.cells)
+        assert to_markdown(result_tables(results.scores())[0]) == expected
+
+
+def test_footnotes_for_unsupported_and_partial_cells():
+    results = Results()
+    results.add("rded", 10, [40.0, None, 41.0])
+    results.add("edc", 10, [None], reason="needs <50> images | a class")
+    (table,) = result_tables(results.scores())
+    text = to_markdown(table)
+    assert "| rded | 10 | 40.5 ± 0.7 (2) [b] |" in text
+    assert "| edc | 10 | – [a] |" in text
+    assert "[a] edc at IPC 10: needs &lt;50> images \\| a class." in text
+    assert "[b] rded at IPC 10: 2 of 3 repeats are done." in text
+
+
+def test_settings_that_differ_between_rows_name_them_and_shared_ones_go_to_the_caption():
+    results = Results()
+    results.add("rded", 10, [40.0], overrides={"crops": 5})
+    results.add("rded", 10, [41.0], overrides={"crops": 8})
+    (table,) = result_tables(results.scores())
+    assert [row.label for row in table.rows] == ["rded (crops=5)", "rded (crops=8)"]
+    shared = Results()
+    shared.add("rded", 10, [40.0], overrides={"temperature": 4.0})
+    (table,) = result_tables(shared.scores())
+    assert table.setting == "protocol rd3 with temperature=4.0, teacher r18"
+    assert table.rows[0].label == "rded"
+
+
+def test_varied_points_are_in_the_csv_and_not_in_the_tables():
+    results = Results()
+    results.add("rded", 10, [40.0, 41.0])
+    results.add("rded", 10, [38.0, 39.0], varied={"temperature": 4.0})
+    found = results.scores()
+    (table,) = result_tables(found)
+    assert spread_text(table.rows[0].scores[10]) == "40.5 ± 0.7 (2)"
+    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert [line["varied"] for line in lines] == ["", "temperature=4.0"]
+    assert [float(line["top1_pct_mean"]) for line in lines] == [40.5, 38.5]
+    assert float(lines[0]["difference"]) == pytest.approx(40.5 - 37.3)
+    assert lines[1]["difference"] == ""
+    assert len(lines[0]["evaluations"].split()) == 2
+
+
+def test_letters_of_footnotes():
+    assert [letter(index) for index in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]

@@ -1,0 +1,317 @@
+"""The report of a grid: Markdown, CSV, and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from rd3.cell import Cell
+from rd3.errors import RD3Error
+from rd3.store import now, write_atomically
+from tracking import figures, tables
+from tracking.query import Find, rows
+from tracking.scores import Score, scores
+from tracking.tables import ResultTable
+
+Fetch = Callable[[str, str], Path]
+"""(kind, key) to a local folder with the verified files."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with the words that stand for it."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A set's contact sheet as a data URI, or why there is none."""
+
+    title: str
+    caption: str
+    source: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One result table with its chart."""
+
+    table: ResultTable
+    chart: Chart | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the templates show, worked out."""
+
+    grid: str
+    description: str
+    made_at: str
+    lines: dict[str, str]
+    """What was run, by name."""
+    protocols: dict[str, dict[str, str]]
+    """Name of a protocol to its fields."""
+    teachers: list[dict[str, str]]
+    sections: list[Section]
+    sensitivity: list[Chart]
+    varied: list[Score]
+    cost: Chart | None
+    sheets: list[Sheet]
+    undone: list[dict[str, str]]
+    provenance: list[dict[str, str]]
+    scores: list[Score]
+
+
+def _svg(data: bytes) -> Markup:
+    """A chart drawn here, whose text matplotlib has escaped, to stand in the page as it is."""
+    return Markup(data.decode())
+
+
+def _when(moment: str) -> str:
+    """ISO 8601 for people."""
+    return moment.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _seen(frame: pd.DataFrame, column: str) -> list[str]:
+    return [str(value) for value in dict.fromkeys(frame[column].tolist()) if value is not None]
+
+
+def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What was run: the caller's facts first, then what the entries say."""
+    given = {name: str(value) for name, value in facts.items() if name not in ("description", "failures")}
+    counts = frame["status"].value_counts()
+    dates = sorted(_seen(frame, "finished_at"))
+    threads = _seen(frame, "threads")
+    said = {
+        "datasets": ", ".join(_seen(frame, "dataset")),
+        "methods": ", ".join(_seen(frame, "method")),
+        "IPC": ", ".join(_seen(frame, "ipc")),
+        "students": ", ".join(_seen(frame, "student")),
+        "set seeds": ", ".join(_seen(frame, "set_seed")),
+        "student seeds": ", ".join(_seen(frame, "student_seed")),
+        "evaluations": ", ".join(f"{count} {status}" for status, count in counts.items()),
+        "hardware": ", ".join(_seen(frame, "device")) + (f", {'/'.join(threads)} thread(s) a trial" if threads else ""),
+        "hosts": ", ".join(_seen(frame, "host")),
+        "tested on": ", ".join(_seen(frame, "tested_on")),
+        "finished": " to ".join(dict.fromkeys([_when(dates[0]), _when(dates[-1])])) if dates else "",
+        "code version": ", ".join(_seen(frame, "code_version")),
+        "torch": ", ".join(_seen(frame, "torch")),
+    }
+    return {name: value for name, value in {**said, **given}.items() if value}
+
+
+def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
+    """The resolved fields of each base protocol; one that follows from the cell (a capped batch) lists its values."""
+    merged: dict[str, dict[str, dict[str, None]]] = {}
+    for score in found:
+        if score.resolved and not score.varied:
+            fields = merged.setdefault(f"{score.protocol}, {score.labels} labels", {})
+            for name, value in score.resolved.items():
+                fields.setdefault(name, {})[json.dumps(value)] = None
+    return {
+        title: {name: ", ".join(values).replace('"', "") for name, values in fields.items()}
+        for title, fields in merged.items()
+    }
+
+
+def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
+    found = []
+    for (dataset, role, key), _ in frame.dropna(subset=["teacher_key"]).groupby(
+        ["dataset", "teacher", "teacher_key"], sort=False
+    ):
+        entry = find("teacher", key)
+        if entry is None:
+            continue
+        accuracy = entry.result.get("top1_pct", entry.result.get("test_top1_pct"))
+        found.append(
+            {
+                "dataset": dataset,
+                "role": role,
+                "network": str(entry.recipe.get("network", "")),
+                "accuracy": "not known" if accuracy is None else f"{accuracy:.2f} %",
+                "origin": "imported" if entry.recipe.get("weights") else "trained here",
+                "key": key[:12],
+            }
+        )
+    return found
+
+
+def _sections(found: Sequence[Score]) -> list[Section]:
+    sections = []
+    for index, table in enumerate(tables.result_tables(found)):
+        chart = None
+        if any(score.spread for row in table.rows for score in row.scores.values()):
+            caption = "Dots: mean over seeds; bars: one standard deviation."
+            drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
+            chart = Chart(f"Accuracy, {table.title}", caption, _svg(drawn))
+        sections.append(Section(table, chart))
+    return sections
+
+
+def _sensitivity(found: Sequence[Score]) -> list[Chart]:
+    charts = []
+    for index, field in enumerate(figures.varied_fields(found)):
+        if figures.sensitivity_lines(found, field):
+            drawn = figures.sensitivity_chart(found, field, name=f"sensitivity{index}")
+            caption = f"Only {field} moves, from the ringed base point. Bars: one standard deviation over seeds."
+            charts.append(Chart(f"Sensitivity to {field}", caption, _svg(drawn)))
+    return charts
+
+
+def _cost(found: Sequence[Score]) -> Chart | None:
+    """Cost against accuracy, where there are at least two points of one dataset under one protocol."""
+    shown = [score for score in found if score.spread and score.generation_process_s and not score.varied]
+    soft = [score for score in shown if score.labels == shown[0].labels]
+    alike = {(score.dataset, score.protocol, score.student) for score in soft}
+    if len(soft) < 2 or len(alike) > 1:
+        return None
+    drawn = figures.cost_chart(soft, name="cost")
+    caption = "Process seconds spent inside the method, teachers excluded, against the accuracy that the set gives."
+    return Chart("Generation time and accuracy", caption, _svg(drawn))
+
+
+def _sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[Sheet]:
+    """The contact sheet of the first set of each method, dataset and IPC."""
+    sheets: dict[str, Sheet] = {}
+    for score in found:
+        key = score.sets[0] if score.sets else None
+        if key is None or key in sheets or find("set", key) is None:
+            continue
+        title = f"{score.method}, {score.dataset}, IPC {score.ipc}"
+        spent = tables.seconds_text(score.generation_process_s)
+        caption = f"set {key[:12]}" + (f", made in {spent} process seconds" if spent else "")
+        try:
+            path = fetch("set", key) / "contact_sheet.png"
+            if path.is_file():
+                encoded = base64.b64encode(path.read_bytes()).decode()
+                sheets[key] = Sheet(title, caption, f"data:image/png;base64,{encoded}")
+            else:
+                sheets[key] = Sheet(title, caption, "", "the set has no contact sheet")
+        except RD3Error as error:
+            sheets[key] = Sheet(title, caption, "", error.message)
+    return list(sheets.values())
+
+
+def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, str]]:
+    """Cells without a number, with the reason; ``failures`` maps keys of recipes to what became of them."""
+    found: dict[tuple[str, str], int] = {}
+    for row in frame[frame["status"] != "done"].to_dict("records"):
+        varied = tables.changes_text(row["varied"])
+        name = f"{row['method']}, {row['dataset']}, IPC {row['ipc']}, {row['protocol']}, {row['labels']} labels"
+        name += f", {varied}" if varied else ""
+        why = failures.get(row["evaluation"]) or failures.get(row["set"]) or row["reason"] or "not run yet"
+        place = (name, f"{row['status']}: {why}")
+        found[place] = found.get(place, 0) + 1
+    return [{"cell": name, "why": why, "count": str(count)} for (name, why), count in found.items()]
+
+
+def _provenance(frame: pd.DataFrame) -> list[dict[str, str]]:
+    return [
+        {
+            "method": row["method"],
+            "dataset": row["dataset"],
+            "ipc": str(row["ipc"]),
+            "varied": tables.changes_text(row["varied"]),
+            "labels": row["labels"],
+            "seeds": f"{'–' if row['set_seed'] is None else row['set_seed']} / {row['student_seed']}",
+            "correct": "" if row["correct"] is None else f"{row['correct']} of {row['tested']}",
+            "top1": "" if row["top1_pct"] is None else f"{row['top1_pct']:.2f}",
+            "wall": tables.seconds_text(row["wall_s"]),
+            "set": (row["set"] or "")[:12],
+            "evaluation": (row["evaluation"] or "")[:12],
+            "teacher": (row["teacher_key"] or "")[:12],
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _evaluations_csv(frame: pd.DataFrame) -> str:
+    """One line an evaluation, with all that is known of it; nested fields as JSON."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(frame.columns)
+    for row in frame.itertuples(index=False, name=None):
+        writer.writerow([json.dumps(value) if isinstance(value, dict) else value for value in row])
+    return out.getvalue()
+
+
+def _environment(html: bool) -> Environment:
+    environment = Environment(
+        autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals |= {
+        "letter": tables.letter,
+        "paper_text": tables.paper_text,
+        "delta_text": tables.delta_text,
+        "reduced_text": tables.reduced_text,
+        "spread_text": tables.spread_text,
+        "seconds_text": tables.seconds_text,
+        "changes_text": tables.changes_text,
+        "no_interval": tables.NO_INTERVAL,
+        "to_markdown": tables.to_markdown,
+    }
+    environment.filters["cell"] = tables.escape_markdown
+    return environment
+
+
+def _fill(template: str, page: Page) -> str:
+    source = files("tracking").joinpath("templates", template).read_text(encoding="utf-8")
+    return _environment(template.endswith(".html.j2")).from_string(source).render(page=page)
+
+
+def write_report(
+    grid_name: str,
+    cells: Sequence[Cell],
+    find: Find,
+    fetch: Fetch,
+    out: Path,
+    *,
+    facts: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Write ``report.md``, ``results.csv``, ``evaluations.csv`` and ``report.html`` into ``out``.
+
+    Returns file name to path.  ``find`` and ``fetch`` are a store's.  ``facts`` are further lines of what was run, by
+    name, and two names of their own: ``description``, and ``failures`` (key of a recipe to what became of it).
+    """
+    frame = rows(cells, find)
+    found = scores(frame)
+    page = Page(
+        grid=grid_name,
+        description=str(facts.get("description", "")),
+        made_at=_when(now()),
+        lines=_lines(frame, facts),
+        protocols=_protocols(found),
+        teachers=_teachers(frame, find),
+        sections=_sections(found),
+        sensitivity=_sensitivity(found),
+        varied=[score for score in found if score.varied],
+        cost=_cost(found),
+        sheets=_sheets(found, find, fetch),
+        undone=_undone(frame, facts.get("failures", {})),
+        provenance=_provenance(frame),
+        scores=found,
+    )
+    written = {
+        "report.md": _fill("report.md.j2", page),
+        "results.csv": tables.to_csv(found),
+        "evaluations.csv": _evaluations_csv(frame),
+        "report.html": _fill("report.html.j2", page),
+    }
+    for name, text in written.items():
+        write_atomically(out / name, text)
+    return {name: out / name for name in written}

@@ -1,0 +1,191 @@
+"""Repeats become one number: evaluations that differ only in their seeds, with their spread and the paper's value."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from rd3.errors import BadValue
+from rd3.stats import confidence_interval, mean, std
+from tracking.paper import PaperValue, incomparable, names, paper_value, place_of
+
+POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides")
+"""What repeats share: everything of a cell but its seeds."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and spread of repeats, accuracies 0-100, standard deviations with ddof 1 (None for a single value)."""
+
+    n: int
+    mean: float
+    std: float | None
+    """Over all repeats."""
+    std_sets: float | None
+    """Of the means per set seed; None unless several set seeds and several student seeds were used."""
+    std_students: float | None
+    """Pooled within set seeds; None in the same case."""
+    half_95: float | None
+    """Half of the 95 % t interval of the mean: over means per set seed where these vary, else over student seeds."""
+
+
+def spread(values: Sequence[float], set_seeds: Sequence[int | None]) -> Spread:
+    """Sum up repeats; ``set_seeds[i]`` is the seed of the set behind ``values[i]``."""
+    by_set: dict[int | None, list[float]] = {}
+    for value, seed in zip(values, set_seeds, strict=True):
+        by_set.setdefault(seed, []).append(float(value))
+    groups = list(by_set.values())
+    means = [mean(group) for group in groups]
+    everything = [value for group in groups for value in group]
+    both = len(groups) > 1 and any(len(group) > 1 for group in groups)
+    within = sum((value - centre) ** 2 for group, centre in zip(groups, means, strict=True) for value in group)
+    independent = means if len(groups) > 1 else everything
+    low, high = confidence_interval(independent) if len(independent) > 1 else (None, None)
+    return Spread(
+        n=len(everything),
+        mean=mean(everything),
+        std=std(everything),
+        std_sets=std(means) if both else None,
+        std_students=math.sqrt(within / (len(everything) - len(groups))) if both else None,
+        half_95=None if low is None or high is None else (high - low) / 2,
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a table: a point of the grid over all its seeds."""
+
+    method: str
+    dataset: str
+    ipc: int
+    teacher: str
+    student: str
+    protocol: str
+    labels: str
+    varied: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    planned: int
+    """Repeats that the grid asks for."""
+    spread: Spread | None
+    """Of the repeats that are done; None while there is none."""
+    generation_wall_s: float | None
+    """Mean over the sets."""
+    generation_process_s: float | None
+    reduced: Mapping[str, tuple[float, float]]
+    """Field to (made, published)."""
+    paper: PaperValue | None
+    apart: tuple[str, ...]
+    """What keeps the number from being compared with the paper; empty where nothing does."""
+    unsupported: str
+    """The reason, or empty."""
+    resolved: Mapping[str, Any] | None
+    """The protocol that ran, field by field; None while nothing has."""
+    sets: tuple[str, ...] = field(default=())
+    """Keys, first set seed first."""
+    evaluations: tuple[str, ...] = field(default=())
+
+    @property
+    def status(self) -> str:
+        """``done``, ``partial``, ``missing`` or ``unsupported``."""
+        if self.unsupported:
+            return "unsupported"
+        if self.spread is None:
+            return "missing"
+        return "done" if self.spread.n == self.planned else "partial"
+
+    @property
+    def delta(self) -> float | None:
+        """Points above the paper's mean; None where either is missing or the two are not the same experiment.
+
+        A plain difference: the paper does not say over how many runs its spread is, so there is no interval.
+        """
+        if self.spread is None or self.paper is None or self.reduced or self.apart:
+            return None
+        return self.spread.mean - self.paper.mean
+
+
+def _plain(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def comparable_protocol(resolved: Mapping[str, Any]) -> str:
+    """A resolved protocol as text, without the fields that leave results comparable."""
+    return _plain({name: value for name, value in resolved.items() if name not in names()["open"]})
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
+    first = repeats[0]
+    done = [row for row in repeats if row["status"] == "done"]
+    protocols = {comparable_protocol(row["resolved"]) for row in done if row["resolved"]}
+    if len(protocols) > 1:
+        raise BadValue(
+            f"Repeats of {first['method']} on {first['dataset']} at IPC {first['ipc']} ran under "
+            f"{len(protocols)} protocols.",
+            "report each grid by itself",
+        )
+    reduced = {name: tuple(pair) for row in repeats for name, pair in row["reduced"].items()}
+    apart = incomparable(first["protocol"], first["overrides"], first["labels"])
+    apart += [f"{name}={value}" for name, value in first["varied"].items()]
+    apart += ["tested on validation images"] if any(row["tested_on"] == "validation" for row in done) else []
+    per_set = {row["set"]: row for row in repeats if row["set"]}
+    return Score(
+        **{name: first[name] for name in POINT},
+        planned=len(repeats),
+        spread=spread([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
+        generation_wall_s=_mean(row["generation_wall_s"] for row in per_set.values()),
+        generation_process_s=_mean(row["generation_process_s"] for row in per_set.values()),
+        reduced=reduced,
+        paper=paper_value(first["method"], first["dataset"], first["ipc"], first["student"], network, first["labels"]),
+        apart=tuple(apart),
+        unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
+        resolved=next((row["resolved"] for row in done), None),
+        sets=tuple(per_set),
+        evaluations=tuple(row["evaluation"] for row in done),
+    )
+
+
+def scores(frame: pd.DataFrame) -> list[Score]:
+    """Every point of ``query.rows`` over its seeds, ordered by dataset, protocol, method and IPC whatever came in."""
+    points: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    networks: dict[tuple[str, str], str] = {}
+    for row in frame.to_dict("records"):
+        key = tuple(_plain(row[name]) if isinstance(row[name], dict) else str(row[name]) for name in POINT)
+        points.setdefault(key, []).append(row)
+        if row["teacher_network"]:
+            networks[row["dataset"], row["teacher"]] = row["teacher_network"]
+    found = []
+    for repeats in points.values():
+        repeats.sort(key=lambda row: (row["set_seed"] or 0, row["student_seed"]))
+        networks_met = [row["teacher_network"] for row in repeats if row["teacher_network"]]
+        waiting = all(row["status"] != "done" for row in repeats)
+        likely = networks.get((repeats[0]["dataset"], repeats[0]["teacher"])) if waiting else None
+        found.append(_score(repeats, networks_met[0] if networks_met else likely))
+    return sorted(found, key=_order)
+
+
+def _order(score: Score) -> tuple[Any, ...]:
+    varied = [
+        (name, isinstance(value, str), value if isinstance(value, int | float) else 0, str(value))
+        for name, value in score.varied.items()
+    ]
+    return (
+        place_of("datasets", score.dataset),
+        score.protocol,
+        score.teacher,
+        score.student,
+        ("soft", "hard").index(score.labels),
+        place_of("methods", score.method),
+        _plain(score.overrides),
+        score.ipc,
+        varied,
+    )

@@ -1,0 +1,247 @@
+"""Result tables as Markdown and CSV: method x IPC for one dataset under one protocol, the paper's value beside ours."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rd3.errors import BadValue
+from rd3.protocol import EvalProtocol
+from tracking.scores import Score, comparable_protocol
+
+NO_INTERVAL = (
+    "Difference: our mean minus the paper's, in points, without an interval, because the paper does not say over how "
+    "many runs its spread is."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with its settings, over IPC."""
+
+    label: str
+    scores: dict[int, Score]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One dataset, one protocol, one teacher, one student, one kind of labels."""
+
+    dataset: str
+    protocol: str
+    teacher: str
+    student: str
+    labels: str
+    changed: str
+    """Fields that the grid changed for every row."""
+    ipcs: tuple[int, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    """Footnotes in the order of their letters."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset}, {self.labels} labels, student {self.student}"
+
+    @property
+    def setting(self) -> str:
+        """Protocol, teacher and what the grid changed, in one line."""
+        changed = f" with {self.changed}" if self.changed else ""
+        return f"protocol {self.protocol}{changed}, teacher {self.teacher}"
+
+    def marks(self, score: Score) -> list[str]:
+        """Letters of the footnotes that a number carries."""
+        return [letter(self.notes.index(note)) for note in notes_of(score)]
+
+
+def letter(index: int) -> str:
+    """0 to a, 25 to z, 26 to aa."""
+    return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+
+
+def notes_of(score: Score) -> list[str]:
+    """What a reader must know of one number."""
+    found = []
+    if score.unsupported:
+        found.append(f"{score.method} at IPC {score.ipc}: {score.unsupported}")
+    if score.status == "partial" and score.spread is not None:
+        found.append(f"{score.method} at IPC {score.ipc}: {score.spread.n} of {score.planned} repeats are done")
+    if score.paper is not None and score.paper.remark:
+        found.append(f"the paper's Table {score.paper.table}: {score.paper.remark}")
+    if score.paper is not None and score.apart:
+        found.append(f"not the paper's experiment ({', '.join(score.apart)}), so no difference is given")
+    return found
+
+
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """``{"zeta": 2}`` as ``zeta=2``."""
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def reduced_text(score: Score) -> str:
+    """``epochs 40/400``: made/published, for everything done less than published."""
+    return ", ".join(f"{name} {made:g}/{published:g}" for name, (made, published) in score.reduced.items())
+
+
+def spread_text(score: Score) -> str:
+    """``41.2 ± 0.3 (3)``, ``41.2 (n=1)``, or the status where there is no number."""
+    got = score.spread
+    if got is None:
+        return "–" if score.unsupported else "not done"
+    if got.std is None:
+        return f"{got.mean:.1f} (n=1)"
+    split = ""
+    if got.std_sets is not None:
+        split = f"; set seeds ± {got.std_sets:.1f}, student seeds ± {got.std_students:.1f}"
+    return f"{got.mean:.1f} ± {got.std:.1f} ({got.n}{split})"
+
+
+def paper_text(score: Score) -> str:
+    """The paper's value, or nothing."""
+    if score.paper is None:
+        return ""
+    return f"{score.paper.mean:.1f}" + ("" if score.paper.std is None else f" ± {score.paper.std:.1f}")
+
+
+def delta_text(score: Score) -> str:
+    """Signed points, or nothing."""
+    return "" if score.delta is None else f"{score.delta:+.1f}".replace("-", "−")
+
+
+def seconds_text(value: float | None) -> str:
+    """Seconds to about three digits."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _check_columns(scores: Sequence[Score]) -> None:
+    """A column holds one protocol, or the comparison of its rows means nothing."""
+    columns: dict[tuple[str, int], dict[tuple[str, str, str], None]] = {}
+    for score in scores:
+        fields = comparable_protocol(score.resolved) if score.resolved else ""
+        columns.setdefault((score.dataset, score.ipc), {})[score.protocol, score.labels, fields] = None
+    for (dataset, ipc), met in columns.items():
+        known = [place for place in met if place[2]] or list(met)
+        named = {(protocol, labels) for protocol, labels, _ in met}
+        if len(named) > 1 or len(known) > 1:
+            listed = sorted({f"{protocol} ({labels} labels)" for protocol, labels in named})
+            what = " and ".join(listed) if len(listed) > 1 else f"{listed[0]} with {len(known)} sets of fields"
+            raise BadValue(f"Column {dataset}, IPC {ipc} mixes protocols: {what}.", "make one table per protocol")
+
+
+def result_table(scores: Sequence[Score]) -> ResultTable:
+    """One table of these scores, which must share dataset, protocol, teacher, student and labels.
+
+    Raises :class:`BadValue` where a column would mix protocols.
+    """
+    _check_columns(scores)
+    first = scores[0]
+    common = {
+        name: value
+        for name, value in first.overrides.items()
+        if all(name in score.overrides and score.overrides[name] == value for score in scores)
+    }
+    rows: dict[str, dict[int, Score]] = {}
+    for score in scores:
+        own = changes_text({name: value for name, value in score.overrides.items() if name not in common})
+        rows.setdefault(f"{score.method} ({own})" if own else score.method, {})[score.ipc] = score
+    common.pop("labels", None)
+    return ResultTable(
+        dataset=first.dataset,
+        protocol=first.protocol,
+        teacher=first.teacher,
+        student=first.student,
+        labels=first.labels,
+        changed=changes_text(common),
+        ipcs=tuple(sorted({score.ipc for score in scores})),
+        rows=tuple(Row(label, by_ipc) for label, by_ipc in rows.items()),
+        notes=tuple(dict.fromkeys(note for score in scores for note in notes_of(score))),
+    )
+
+
+def _table_of(score: Score) -> tuple[str, ...]:
+    """What scores of one table share."""
+    fields = {name: value for name, value in score.overrides.items() if name in EvalProtocol.model_fields}
+    shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels)
+    return (*shared, json.dumps(fields, sort_keys=True))
+
+
+def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
+    """A table for each dataset, protocol, teacher, student and kind of labels; without the varied points."""
+    base = [score for score in scores if not score.varied]
+    order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, base)))}
+    grouped = groupby(sorted(base, key=lambda score: order[_table_of(score)]), key=_table_of)
+    return [result_table(list(group)) for _key, group in grouped]
+
+
+def escape_markdown(text: str) -> str:
+    """Text that cannot break out of a table cell or become HTML."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+HEADINGS = ("Method", "IPC", "Top-1 %", "Paper %", "Difference", "Reduced", "Generation s (wall)", "(process)")
+
+
+def to_markdown(table: ResultTable) -> str:
+    """The table with its caption and footnotes, one line a method and IPC."""
+    lines = [
+        f"**{escape_markdown(table.title)}** ({escape_markdown(table.setting)}; mean ± standard deviation (n))",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|---|--:|---|---|--:|---|--:|--:|",
+    ]
+    for row in table.rows:
+        for ipc, score in row.scores.items():
+            marks = "".join(f" [{mark}]" for mark in table.marks(score))
+            values = (
+                row.label,
+                str(ipc),
+                spread_text(score) + marks,
+                paper_text(score),
+                delta_text(score),
+                reduced_text(score),
+                seconds_text(score.generation_wall_s),
+                seconds_text(score.generation_process_s),
+            )
+            lines.append("| " + " | ".join(escape_markdown(value) for value in values) + " |")
+    notes = [f"[{letter(index)}] {escape_markdown(note)}." for index, note in enumerate(table.notes)]
+    if any(score.delta is not None for row in table.rows for score in row.scores.values()):
+        notes.append(NO_INTERVAL)
+    return "\n".join([*lines, *(line for note in notes for line in ("", note))]) + "\n"
+
+
+CSV_COLUMNS = (
+    *("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides"),
+    *("status", "reason", "planned", "n", "top1_pct_mean", "top1_pct_std", "std_set_seeds", "std_student_seeds"),
+    *("half_95", "reduced", "paper_mean", "paper_std", "paper_table", "paper_remark", "difference", "not_comparable"),
+    *("generation_wall_s", "generation_process_s", "sets", "evaluations"),
+)
+
+
+def to_csv(scores: Sequence[Score]) -> str:
+    """Every score, varied points included, one a line, to six decimals."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for score in scores:
+        got, paper = score.spread, score.paper
+        values = [
+            *(score.method, score.dataset, score.ipc, score.teacher, score.student, score.protocol, score.labels),
+            *(changes_text(score.varied), changes_text(score.overrides)),
+            *(score.status, score.unsupported, score.planned),
+            *((got.n, got.mean, got.std, got.std_sets, got.std_students, got.half_95) if got else (0, *[None] * 5)),
+            reduced_text(score),
+            *((paper.mean, paper.std, paper.table, paper.remark) if paper else [None] * 4),
+            score.delta,
+            ", ".join(score.apart),
+            *(score.generation_wall_s, score.generation_process_s),
+            *(" ".join(score.sets), " ".join(score.evaluations)),
+        ]
+        writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
+    return out.getvalue()
