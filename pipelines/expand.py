@@ -1,0 +1,347 @@
+"""From a grid to cells and recipes: roles, presets and caps resolved, equal recipes shared, nothing run.
+
+Keys are known when this returns.  It reads no ledger and imports no torch; ten thousand cells take about two seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_role
+from pipelines.places import GridErrors, Problem
+from rd3.cell import Cell
+from rd3.datasets import DatasetInfo
+from rd3.datasets._splits import VALIDATION_SHARE
+from rd3.errors import RD3Error, Unsupported
+from rd3.methods import METHODS, resolve_settings
+from rd3.methods._base import reductions as settings_reductions
+from rd3.models import network_info
+from rd3.protocol import EvalProtocol, reductions, resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, Key, Recipe, SetRecipe, SourceSplit, TeacherRecipe, canonical
+from rd3.teacher_roles import teacher_recipe, teacher_role
+
+MISSING = "missing"
+"""Stands for the fingerprint of a dataset that is not there; what depends on it is blocked."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A role on a dataset, resolved."""
+
+    dataset: str
+    role: str
+    network: str
+    recipe: TeacherRecipe
+    hint: str
+    """How to import it; empty for a teacher that a run can train."""
+
+
+@dataclass
+class Expansion:
+    """Everything that a grid asks for.  By-hand commands make one with a few recipes and no grid."""
+
+    recipes: dict[Key, Recipe]
+    """Parents before children."""
+    grid: Grid | None = None
+    cells: list[Cell] = field(default_factory=list)
+    blocked: dict[Key, str] = field(default_factory=dict)
+    """Recipes of datasets that are not there: key to reason."""
+    imports: dict[Key, str] = field(default_factory=dict)
+    """Teachers that no run can make: key to reason, with the command; they block unless the ledger has them."""
+    labels: dict[Key, str] = field(default_factory=dict)
+    """What to call a recipe on the screen, where that says more than ``recipe.label()``."""
+    teachers: dict[tuple[str, str], Teacher] = field(default_factory=dict)
+    """(dataset, role) to teacher, for every pair that the grid names."""
+    infos: dict[str, DatasetInfo] = field(default_factory=dict)
+    """Facts of every dataset, for the cost; without them a recipe counts as free."""
+
+    def label(self, key: Key) -> str:
+        """A short name for people."""
+        return self.labels.get(key) or self.recipes[key].label()
+
+    @cached_property
+    def _cells_by_key(self) -> dict[Key, Cell]:
+        found: dict[Key, Cell] = {}
+        for cell in self.cells:
+            for key in (cell.evaluation, cell.set):
+                if key is not None:
+                    found.setdefault(key, cell)
+        return found
+
+    def facts(self, key: Key) -> dict[str, str | int]:
+        """What the grid calls the things in a recipe: for the tracking server's parameters and filters."""
+        recipe = self.recipes[key]
+        for teacher in self.teachers.values():
+            if teacher.recipe.key == key:
+                return {"dataset": teacher.dataset, "teacher": teacher.role, "network": teacher.network}
+        cell = self._cells_by_key.get(key)
+        if cell is None:
+            return {}
+        facts: dict[str, str | int] = {"method": cell.method, "dataset": cell.dataset, "ipc": cell.ipc}
+        if isinstance(recipe, SetRecipe) or cell.labels == "soft":
+            facts["teacher"] = cell.teacher
+        if cell.set_seed is not None:
+            facts["set_seed"] = cell.set_seed
+        if isinstance(recipe, EvaluationRecipe):
+            facts |= {"student": cell.student, "protocol": cell.protocol, "student_seed": cell.student_seed}
+        return facts
+
+
+def expand(
+    grid: Grid,
+    *,
+    info_of: InfoOf,
+    fingerprint_of: Callable[[str], str],
+    user_role: UserRole = no_user_role,
+) -> Expansion:
+    """Cells and recipes of a grid.
+
+    ``fingerprint_of(name)`` opens a dataset; where it raises, the dataset's recipes are there, but blocked.
+    A grid in which no pair is supported is refused with :class:`GridErrors`.
+    """
+    work = _Expander(grid, info_of, fingerprint_of, user_role)
+    for part in grid.parts:
+        for dataset in part.datasets:
+            work.product(part, dataset)
+    result = work.result
+    if not any(cell.evaluation for cell in result.cells):
+        reasons = dict.fromkeys(cell.reason for cell in result.cells)
+        raise GridErrors(
+            grid.name, [Problem("the file", f"The grid expands to nothing: {reason}.") for reason in reasons]
+        )
+    return result
+
+
+class _MadeSet(NamedTuple):
+    """One set of a part, or the reason why there is none."""
+
+    recipe: SetRecipe | None
+    reason: str = ""
+    changed: dict[str, Any] = {}
+    reduced: dict[str, tuple[float, float]] = {}
+
+
+class _Rule(NamedTuple):
+    """One resolved protocol with what the grid changed in it."""
+
+    protocol: EvalProtocol
+    changed: dict[str, Any]
+    reduced: dict[str, tuple[float, float]]
+
+
+class _Expander:
+    """Resolves each thing once: datasets, teachers, settings, protocols; only seeds are left to the inner loop."""
+
+    def __init__(self, grid: Grid, info_of: InfoOf, fingerprint_of: Callable[[str], str], user_role: UserRole):
+        self.grid = grid
+        self.split: SourceSplit = "train" if grid.test_on == "test" else "fit"
+        self.info_of = info_of
+        self.fingerprint_of = fingerprint_of
+        self.user_role = user_role
+        self.result = Expansion(recipes={}, grid=grid)
+        self.data: dict[str, Data] = {}
+        self.absent: dict[str, str] = {}
+        """Dataset to the reason why it cannot be opened."""
+        self.seen: set[tuple[str, int, Key | None]] = set()
+
+    def product(self, part: Part, dataset: str) -> None:
+        """All cells of one part on one dataset: methods, IPC, students, protocols, varied fields, then seeds."""
+        info = self._info(dataset)
+        teacher = self._teacher(dataset, part.teacher[dataset])
+        students = part.students or (teacher.network,)
+        reasons = {student: _network_reason(student, info) for student in students}
+        for chosen in part.methods:
+            for ipc in part.ipc:
+                sets = self._sets(chosen, dataset, ipc, part.teacher[dataset], part.set_seeds)
+                size = ipc * info.num_classes
+                for student in students:
+                    for preset, varied in _points(part):
+                        rule = _rule(part, preset, varied, info.factor, student == teacher.network, size)
+                        for seed, made in sets.items():
+                            shape = _Shape(chosen.name, info, ipc, teacher, student, preset.name, varied)
+                            self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
+
+    def _cells(
+        self, shape: _Shape, made: _MadeSet, rule: _Rule, set_seed: int, student_seeds: tuple[int, ...], reason: str
+    ) -> None:
+        """The cells that differ in the student seed alone."""
+        supported = made.recipe is not None and not reason
+        taught = rule.protocol.labels == "soft" or (made.recipe is not None and bool(made.recipe.teachers))
+        if supported:
+            self._add_set(made.recipe, shape)
+        values = {
+            "method": shape.method,
+            "dataset": shape.info.name,
+            "ipc": shape.ipc,
+            "teacher": shape.teacher.role,
+            "teacher_network": shape.teacher.network if taught else None,
+            "student": shape.student,
+            "protocol": shape.preset,
+            "labels": rule.protocol.labels,
+            "varied": shape.varied,
+            "overrides": made.changed | rule.changed,
+            "set_seed": set_seed,
+            "set": made.recipe.key if supported else None,
+            "reduced": made.reduced | rule.reduced,
+            "reason": reason,
+        }
+        if supported and rule.protocol.labels == "soft":
+            self._add_teacher(shape.teacher)
+        shared = canonical(values)
+        for seed in student_seeds:
+            recipe = self._evaluation(shape, made.recipe, rule.protocol, seed) if supported else None
+            key = recipe.key if recipe is not None else None
+            identity = (shared, seed, key)
+            if identity in self.seen:  # a part repeats what an earlier one asked for
+                continue
+            self.seen.add(identity)
+            self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key))
+            if recipe is not None and key not in self.result.recipes:
+                text = f"{shape.method} {shape.info.name} ipc{shape.ipc} -> {shape.student} {rule.protocol.labels}"
+                moved = "".join(f" {name}={value}" for name, value in shape.varied.items())
+                self._add(recipe, f"{text}{moved} seed{set_seed}.{seed}", shape.info.name)
+
+    def _evaluation(
+        self, shape: _Shape, made: SetRecipe, protocol: EvalProtocol, student_seed: int
+    ) -> EvaluationRecipe:
+        return EvaluationRecipe(
+            set=made.key,
+            teachers=(shape.teacher.recipe.key,) if protocol.labels == "soft" else (),
+            protocol=protocol,
+            student=shape.student,
+            student_seed=student_seed,
+            data=made.data,
+            tested_on=self.grid.test_on,
+            classes=made.classes,
+            resolution=made.resolution,
+            normalisation=shape.info.normalisation,
+        )
+
+    def _add(self, recipe: Recipe, label: str, dataset: str) -> None:
+        self.result.recipes[recipe.key] = recipe
+        self.result.labels[recipe.key] = label
+        if dataset in self.absent:
+            self.result.blocked[recipe.key] = self.absent[dataset]
+
+    def _add_set(self, recipe: SetRecipe, shape: _Shape) -> None:
+        if recipe.key in self.result.recipes:
+            return
+        for teacher in list(self.result.teachers.values()):
+            if teacher.recipe.key in recipe.teachers:
+                self._add_teacher(teacher)
+        self._add(recipe, f"{shape.method} {shape.info.name} ipc{shape.ipc} seed{recipe.set_seed}", shape.info.name)
+
+    def _add_teacher(self, teacher: Teacher) -> None:
+        if teacher.recipe.key in self.result.recipes:
+            return
+        self._add(teacher.recipe, f"teacher {teacher.role} {teacher.dataset}", teacher.dataset)
+        if teacher.hint:
+            said = f"teacher {teacher.role} of {teacher.dataset} has to be imported: {teacher.hint}"
+            self.result.imports[teacher.recipe.key] = said
+
+    def _info(self, dataset: str) -> DatasetInfo:
+        """Facts of a dataset; opens it once, for its fingerprint."""
+        if dataset not in self.result.infos:
+            self.result.infos[dataset] = _drawn_from(self.info_of(dataset), self.split)
+            try:
+                fingerprint = self.fingerprint_of(dataset)
+            except RD3Error as error:
+                fingerprint = MISSING
+                self.absent[dataset] = str(error)
+            self.data[dataset] = Data(name=dataset, fingerprint=fingerprint, split=self.split)
+        return self.result.infos[dataset]
+
+    def _teacher(self, dataset: str, name: str) -> Teacher:
+        known = self.result.teachers.get((dataset, name))
+        if known is None:
+            role = teacher_role(dataset, name, self.user_role)
+            # a teacher that is trained here must not see the images that students are tested on: same split as the sets
+            recipe = teacher_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
+            known = Teacher(dataset, name, role.network, recipe, role.hint)
+            self.result.teachers[dataset, name] = known
+        return known
+
+    def _sets(self, chosen: Chosen, dataset: str, ipc: int, role: str, seeds: tuple[int, ...]) -> dict[int, _MadeSet]:
+        """A method's sets by set seed, or for each the reason why it cannot make them."""
+        info = self.result.infos[dataset]
+        method = METHODS.get(chosen.name)()
+        support = method.supports(info, ipc)
+        if not support.ok:
+            return dict.fromkeys(seeds, _MadeSet(None, support.reason))
+        try:
+            settings = resolve_settings(chosen.name, info, ipc, chosen.values)
+            plain = resolve_settings(chosen.name, info, ipc) if chosen.values else settings
+            roles = method.needs(info, settings, role).teachers
+        except Unsupported as error:
+            return dict.fromkeys(seeds, _MadeSet(None, error.message))
+        values = {
+            "method": chosen.name,
+            "version": method.version,
+            "settings": settings.model_dump(mode="json"),
+            "data": self.data[dataset],
+            "classes": info.classes,
+            "resolution": info.resolution,
+            "ipc": ipc,
+            "teachers": tuple(self._teacher(dataset, name).recipe.key for name in roles),
+        }
+        changed = {
+            f"{chosen.name}.{name}": getattr(settings, name)
+            for name in chosen.values
+            if getattr(settings, name) != getattr(plain, name)
+        }
+        reduced = settings_reductions(chosen.name, info, settings)
+        return {seed: _MadeSet(SetRecipe(**values, set_seed=seed), "", changed, reduced) for seed in seeds}
+
+
+class _Shape(NamedTuple):
+    """What cells share that differ in seeds alone."""
+
+    method: str
+    info: DatasetInfo
+    ipc: int
+    teacher: Teacher
+    student: str
+    preset: str
+    varied: dict[str, Any]
+
+
+def _points(part: Part) -> Iterator[tuple[Chosen, dict[str, Any]]]:
+    """Every protocol of a part, at the base point and with each varied value."""
+    for preset in part.protocols:
+        for varied in part.points():
+            yield preset, varied
+
+
+def _rule(part: Part, preset: Chosen, varied: dict[str, Any], factor: int, same_network: bool, set_size: int) -> _Rule:
+    """The protocol at one point, batch capped at the set's size."""
+    fixed = part.protocol | preset.values
+    frame = {"factor": factor, "same_network": same_network, "set_size": set_size}
+    protocol = resolve_protocol(preset.name, **frame, overrides=fixed | varied)
+    plain = resolve_protocol(preset.name, **frame)
+    changed = {name: getattr(protocol, name) for name in fixed if getattr(protocol, name) != getattr(plain, name)}
+    return _Rule(protocol, changed, reductions(preset.name, protocol))
+
+
+def _network_reason(student: str, info: DatasetInfo) -> str:
+    """Why a network cannot be a student here; empty if it can."""
+    sides = network_info(student).resolutions
+    if info.resolution in sides:
+        return ""
+    return (
+        f"{student} has no form at {info.resolution} pixels, only at {', '.join(str(side) for side in sorted(sides))}"
+    )
+
+
+def _drawn_from(info: DatasetInfo, split: str) -> DatasetInfo:
+    """The facts of the part that sets are made from: ``fit`` has fewer images a class than ``train``."""
+    if split == "train":
+        return info
+    carved = max(1, info.train_per_class // VALIDATION_SHARE)
+    left = {
+        "train_per_class": info.train_per_class - carved,
+        "train_count": info.train_count - carved * info.num_classes,
+    }
+    return info.model_copy(update=left)

@@ -1,0 +1,361 @@
+"""From a YAML document to a :class:`Grid`, with every mistake noted at its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole
+from pipelines.places import Located, Path, place_text
+from rd3.datasets import DatasetInfo
+from rd3.errors import RD3Error, StoreError
+from rd3.losses import LOSSES
+from rd3.methods import METHODS, resolve_settings
+from rd3.methods._base import published
+from rd3.models import network_info
+from rd3.protocol import EvalProtocol, preset, resolve_protocol
+from rd3.registry import did_you_mean
+from rd3.teacher_roles import teacher_role
+
+PART_KEYS = tuple(name for name in Part.model_fields)
+FILE_KEYS = ("name", "description", "timing", "test_on", *PART_KEYS, "also")
+REQUIRED = ("methods", "datasets", "ipc", "teacher")
+BIGGEST_SEED = 2**63 - 1
+
+
+def check_document(document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole) -> Grid | None:
+    """The grid, or None with at least one problem added to ``document``."""
+    data = document.data
+    if data is None:
+        document.problem((), "The file is empty.", "name methods, datasets, ipc and a teacher")
+        return None
+    if not isinstance(data, dict):
+        document.problem((), f"A grid is a mapping of keys, not {_what(data)}.", "begin with `methods:`")
+        return None
+    _unknown_keys(document, data, FILE_KEYS, ())
+    head = {
+        "name": _text(document, data, "name", name),
+        "description": _text(document, data, "description", ""),
+        "timing": _one_of(document, data, "timing", ("shared", "exclusive")),
+        "test_on": _one_of(document, data, "test_on", ("test", "validation")),
+    }
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
+        document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
+    base = {key: value for key, value in data.items() if key in PART_KEYS}
+    parts = [_PartCheck(document, base, dict.fromkeys(base, ()), info_of, user_role).part()]
+    for place, changes in enumerate(_also(document, data)):
+        path = ("also", place)
+        if not isinstance(changes, dict) or not changes:
+            document.problem(
+                path, f"Expected keys that change the grid, got {_what(changes)}.", "e.g. `methods: [random]`"
+            )
+            continue
+        _unknown_keys(document, changes, PART_KEYS, path)
+        changed = {key: value for key, value in changes.items() if key in PART_KEYS}
+        homes: dict[str, Path] = {**dict.fromkeys(base, ()), **dict.fromkeys(changed, path)}
+        parts.append(_PartCheck(document, base | changed, homes, info_of, user_role).part())
+    if document.problems:
+        return None
+    return Grid(**head, parts=tuple(part for part in parts if part is not None), text=text)
+
+
+def _what(value: Any) -> str:
+    """How a person calls a YAML value."""
+    if value is None:
+        return "nothing"
+    kinds = {bool: "the truth value", str: "the text", int: "the number", float: "the number"}
+    if type(value) in kinds:
+        return f"{kinds[type(value)]} {json.dumps(value, ensure_ascii=False)[:60]}"
+    return "a list" if isinstance(value, list) else "a mapping"
+
+
+def _unknown_keys(document: Located, data: dict[str, Any], known: tuple[str, ...], path: Path) -> None:
+    for key in data:
+        if key not in known:
+            document.problem((*path, key), f"A grid has no key {key!r} here.", did_you_mean(key, known))
+
+
+def _text(document: Located, data: dict[str, Any], key: str, default: str) -> str:
+    value = data.get(key, default)
+    if isinstance(value, str):
+        return value
+    document.problem((key,), f"Expected text, got {_what(value)}.", "put it in quotes")
+    return default
+
+
+def _one_of(document: Located, data: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    value = data.get(key, choices[0])
+    if isinstance(value, str) and value in choices:
+        return value
+    document.problem((key,), f"Expected {' or '.join(choices)}, got {_what(value)}.", did_you_mean(str(value), choices))
+    return choices[0]
+
+
+def _also(document: Located, data: dict[str, Any]) -> list[Any]:
+    value = data.get("also", [])
+    if isinstance(value, list):
+        return value
+    document.problem(("also",), f"Expected a list of partial grids, got {_what(value)}.", "begin each with '- '")
+    return []
+
+
+class _PartCheck:
+    """Checks one product; ``homes`` says where in the file each key stands (top level, or an item of ``also``)."""
+
+    def __init__(
+        self, document: Located, data: dict[str, Any], homes: dict[str, Path], info_of: InfoOf, user_role: UserRole
+    ):
+        self.document = document
+        self.data = data
+        self.homes = homes
+        self.info_of = info_of
+        self.user_role = user_role
+
+    def part(self) -> Part | None:
+        before = len(self.document.problems)
+        for key in REQUIRED:
+            if key not in self.data:
+                self.document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
+        infos = self._datasets()
+        ipc = self._numbers("ipc", least=1)
+        methods = self._chosen("methods", lambda name: METHODS.get(name))
+        protocols = self._chosen("protocols", preset, [{"rd3": {}}])
+        values: dict[str, Any] = {
+            "methods": tuple(chosen for chosen, _path in methods),
+            "datasets": tuple(infos),
+            "ipc": ipc,
+            "teacher": self._teacher(infos),
+            "students": self._students(),
+            "protocols": tuple(chosen for chosen, _path in protocols),
+            "protocol": self._mapping("protocol"),
+            "set_seeds": self._numbers("set_seeds", least=0, default=[0]),
+            "student_seeds": self._numbers("student_seeds", least=0, default=[0, 1, 2]),
+            "vary": self._vary(),
+        }
+        self._settings(methods, infos, ipc)
+        self._protocols(protocols, values["protocol"], values["vary"])
+        return Part(**values) if len(self.document.problems) == before else None
+
+    def _at(self, key: str, *more: str | int) -> Path:
+        return (*self.homes.get(key, ()), key, *more)
+
+    @contextmanager
+    def _noting(self, path: Path) -> Iterator[None]:
+        """A mistake that RD3 finds by itself becomes a problem at ``path``; a store that fails is not the file's."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except RD3Error as error:
+            self.document.problem(path, error.message, error.fix)
+
+    def _list(self, key: str, default: list[Any] | None = None) -> list[Any]:
+        """The items of a list that may be neither empty nor repeat itself."""
+        value = self.data.get(key, default)
+        if value is default:
+            return default or []
+        if not isinstance(value, list):
+            self.document.problem(self._at(key), f"Expected a list, got {_what(value)}.", f"write `{key}: [...]`")
+            return []
+        if not value:
+            self.document.problem(
+                self._at(key), "The list is empty: the grid would expand to nothing.", "name at least one"
+            )
+        self._repeats(value, self._at(key))
+        return value
+
+    def _repeats(self, items: list[Any], path: Path) -> None:
+        seen: dict[str, int] = {}
+        for place, item in enumerate(items):
+            number = isinstance(item, int | float) and not isinstance(item, bool)
+            text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
+            if text in seen:
+                said = f"This repeats {place_text((*path, seen[text]))}."
+                self.document.problem((*path, place), said, "keep one of them")
+            seen.setdefault(text, place)
+
+    def _names(self, key: str, look_up: Callable[[str], Any]) -> dict[str, Any]:
+        found = {}
+        for place, name in enumerate(self._list(key)):
+            if not isinstance(name, str):
+                self.document.problem(self._at(key, place), f"Expected a name, got {_what(name)}.")
+                continue
+            with self._noting(self._at(key, place)):
+                found[name] = look_up(name)
+        return found
+
+    def _datasets(self) -> dict[str, DatasetInfo]:
+        return self._names("datasets", self.info_of)
+
+    def _students(self) -> tuple[str, ...] | None:
+        return tuple(self._names("students", network_info)) if "students" in self.data else None
+
+    def _numbers(self, key: str, *, least: int, default: list[int] | None = None) -> tuple[int, ...]:
+        good = []
+        for place, number in enumerate(self._list(key, default)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                self.document.problem(self._at(key, place), f"Expected a whole number, got {_what(number)}.")
+            elif not least <= number <= BIGGEST_SEED:
+                bound = f"of at least {least}" if number < least else "below 2^63"
+                said = f"Expected a whole number {bound}, got {number}."
+                self.document.problem(self._at(key, place), said)
+            else:
+                good.append(number)
+        return tuple(good)
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        value = self.data.get(key, {})
+        if isinstance(value, dict):
+            return value
+        self.document.problem(
+            self._at(key), f"Expected fields with values, got {_what(value)}.", "write `field: value`"
+        )
+        return {}
+
+    def _chosen(
+        self, key: str, look_up: Callable[[str], Any], default: list[Any] | None = None
+    ) -> list[tuple[Chosen, Path]]:
+        """``- name`` or ``- name: {field: value}``, with the place of the values; unknown names stay out."""
+        good = []
+        for place, item in enumerate(self._list(key, default)):
+            path = self._at(key, place)
+            if isinstance(item, str):
+                item = {item: {}}
+            if not isinstance(item, dict) or len(item) != 1:
+                self.document.problem(path, f"Expected a name, or one name with its values, got {_what(item)}.")
+                continue
+            [(name, values)] = item.items()
+            if not isinstance(values, dict):
+                said = f"Expected fields with values, got {_what(values)}."
+                self.document.problem((*path, name), said, f"write `{name}: {{field: value}}`, or the name alone")
+                continue
+            with self._noting(path):
+                look_up(name)
+                good.append((Chosen(name=name, values=values), (*path, name)))
+        return good
+
+    def _teacher(self, infos: dict[str, DatasetInfo]) -> dict[str, str]:
+        """Dataset to role."""
+        value = self.data.get("teacher")
+        if value is None and "teacher" not in self.data:
+            return {}
+        if not isinstance(value, dict):
+            if not isinstance(value, str):
+                said = f"Expected a role, or a role for each dataset, got {_what(value)}."
+                self.document.problem(self._at("teacher"), said, "e.g. `teacher: resnet18`")
+                return {}
+            roles, places = dict.fromkeys(infos, value), dict.fromkeys(infos, self._at("teacher"))
+        else:
+            roles, places = {}, {}
+            for dataset, role in value.items():
+                places[dataset] = self._at("teacher", dataset)
+                if isinstance(role, str):
+                    roles[dataset] = role
+                else:
+                    self.document.problem(places[dataset], f"Expected a role, got {_what(role)}.")
+            for dataset in value:
+                with self._noting(places[dataset]):
+                    self.info_of(dataset)
+            for dataset in infos:
+                if dataset not in value:
+                    said = f"Dataset {dataset} has no teacher."
+                    self.document.problem(self._at("teacher"), said, f"add `{dataset}: ROLE`")
+        for dataset, role in roles.items():
+            if dataset in infos:
+                with self._noting(places[dataset]):
+                    teacher_role(dataset, role, self.user_role)
+        return {dataset: role for dataset, role in roles.items() if dataset in infos}
+
+    def _vary(self) -> dict[str, tuple[Any, ...]]:
+        good = {}
+        for name, values in self._mapping("vary").items():
+            path = self._at("vary", name)
+            if not isinstance(values, list) or not values:
+                self.document.problem(
+                    path, f"Expected a list of values, got {_what(values)}.", f"write `{name}: [...]`"
+                )
+                continue
+            self._repeats(values, path)
+            good[name] = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+        return good
+
+    def _field(
+        self, model: type[BaseModel], base: dict[str, Any], name: str, value: Any, path: Path, owner: str
+    ) -> bool:
+        """Check one value against its field alone, without any coercion."""
+        if name not in model.model_fields:
+            fix = did_you_mean(name, list(model.model_fields))
+            self.document.problem(path, f"{owner} has no field {name!r}.", fix)
+            return False
+        try:
+            # JSON rules: a list may be a tuple, but neither "100" nor true is a number
+            model.model_validate_json(json.dumps(base | {name: value}), strict=True)
+        except ValidationError as error:
+            said = [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
+            if said:
+                self.document.problem(path, f"{' / '.join(said)}, got {_what(value)}.")
+            return not said
+        return True
+
+    def _settings(
+        self, methods: list[tuple[Chosen, Path]], infos: dict[str, DatasetInfo], ipc: tuple[int, ...]
+    ) -> None:
+        for chosen, path in methods:
+            model, owner = METHODS.get(chosen.name).Settings, f"Method {chosen.name}"
+            for info in infos.values():
+                base = published(chosen.name, info).values
+                checks = [
+                    self._field(model, base, name, value, (*path, name), owner) for name, value in chosen.values.items()
+                ]
+                if all(checks) and checks and ipc:
+                    with self._noting(path):
+                        resolve_settings(chosen.name, info, ipc[0], chosen.values)
+
+    def _protocols(
+        self, protocols: list[tuple[Chosen, Path]], shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
+    ) -> None:
+        """Every protocol of the part resolves: fields one by one, then the pairs that may contradict each other."""
+        base = resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
+        checks = []
+        given = [(name, value, self._at("protocol", name)) for name, value in shared.items()]
+        given += [(name, value, (*path, name)) for chosen, path in protocols for name, value in chosen.values.items()]
+        given += [
+            (
+                name,
+                value,
+                self._at("vary", name, place) if name in EvalProtocol.model_fields else self._at("vary", name),
+            )
+            for name, values in varied.items()
+            for place, value in enumerate(values)
+        ]
+        for name, value, path in given:
+            checks.append(self._field(EvalProtocol, base, name, value, path, "A protocol"))
+        twice = [(self._at("vary", name), "protocol") for name in varied if name in shared]
+        for chosen, path in protocols:
+            twice += [((*path, name), "protocol") for name in chosen.values if name in shared]
+            twice += [((*path, name), "vary") for name in chosen.values if name in varied]
+        for path, other in twice:
+            self.document.problem(path, f"This field is also set in '{other}'.", "remove it from one of the two")
+        if all(checks) and not twice:
+            for chosen, path in protocols:
+                self._contradictions(chosen, path, shared, varied)
+
+    def _contradictions(
+        self, chosen: Chosen, path: Path, shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
+    ) -> None:
+        points: list[tuple[Path, dict[str, Any]]] = [
+            (path if chosen.values or not shared else self._at("protocol"), {})
+        ]
+        for name, values in varied.items():
+            points += [(self._at("vary", name, place), {name: value}) for place, value in enumerate(values)]
+        for where, moved in points:
+            fields = shared | chosen.values | moved
+            with self._noting(where):
+                resolve_protocol(chosen.name, factor=1, same_network=True, set_size=10**9, overrides=fields)
+                if "loss" in fields:
+                    LOSSES.get(fields["loss"])

@@ -1,0 +1,134 @@
+"""YAML with places: plain data, the line of every value, and all mistakes of a file in one error."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import yaml
+
+from rd3.errors import RD3Error
+
+Path = tuple[str | int, ...]
+"""Way to a value: ``("methods", 1, "sre2l", "iterations")``."""
+
+
+def place_text(path: Path) -> str:
+    """``methods[1].sre2l.iterations``; the whole file is ``the file``."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return text.removeprefix(".") or "the file"
+
+
+class Problem(NamedTuple):
+    """One mistake in a grid file."""
+
+    place: str
+    message: str
+    """A sentence: what was got, what was expected."""
+    fix: str = ""
+    line: int | None = None
+    """1-based, where the file has such a line."""
+
+    def __str__(self) -> str:
+        at = f"{self.place} (line {self.line})" if self.line else self.place
+        return f"{at}: {self.message}" + (f" Fix: {self.fix}" if self.fix else "")
+
+
+class GridErrors(RD3Error):
+    """Every mistake of one grid file, at once."""
+
+    def __init__(self, source: str, problems: Iterable[Problem]):
+        self.source = source
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"Grid {source} has {count} mistake{'s' if count != 1 else ''}:\n{lines}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.problems)
+
+
+@dataclass
+class Located:
+    """A YAML document as plain data, with the line of every value and what is wrong with the text itself."""
+
+    data: Any = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def line(self, path: Path) -> int | None:
+        """The line of a value, or of the nearest thing around it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path)
+
+    def problem(self, path: Path, message: str, fix: str = "") -> None:
+        """File a mistake once."""
+        found = Problem(place_text(path), message, fix, self.line(path))
+        if found not in self.problems:
+            self.problems.append(found)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, with two differences: ``1e-3`` is a number, and a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_located(text: str) -> Located:
+    """Read one YAML document; a syntax error is a problem like any other."""
+    found = Located()
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            found.data = _plain(loader, node, (), found, set())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        said = error.problem or error.context or "unreadable"
+        found.problems.append(Problem("the file", f"Not YAML: {said}.", "", mark.line + 1 if mark else None))
+    except yaml.YAMLError as error:
+        found.problems.append(Problem("the file", f"Not YAML: {str(error).splitlines()[0]}."))
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return found
+
+
+def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:
+    """The node as plain data; notes lines, repeated keys, keys that are not text and numbers that are not finite."""
+    found.lines.setdefault(path, node.start_mark.line + 1)
+    if id(node) in seen:  # PyYAML gives an alias as the very node of its anchor: small text, endless data
+        found.problem(path, "Grid files have no aliases (*name).", "write the value out, or use 'also'")
+        return None
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(loader, item, (*path, place), found, seen) for place, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                found.problem(path, f"Key {key_node.value!r} is not text.", "put it in quotes")
+                continue
+            found.lines[*path, key] = key_node.start_mark.line + 1
+            if key in values:
+                found.problem((*path, key), f"Key {key!r} stands here twice.", "keep one of them")
+            values[key] = _plain(loader, value_node, (*path, key), found, seen)
+        return values
+    value = loader.construct_object(node)
+    if isinstance(value, float) and not math.isfinite(value):
+        found.problem(path, f"{node.value} is not a finite number.", "write a number")
+        return None
+    return value

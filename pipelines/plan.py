@@ -1,0 +1,260 @@
+"""The plan: what of a grid is there already, what a run would make, what stands in the way, and what it costs.
+
+It reads the ledger, one listing a kind, and nothing else; nothing is run or written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pipelines.expand import Expansion
+from pipelines.settings import Session
+from rd3.cost import CPU_THREAD, Rates, Work, work
+from rd3.errors import DataCorrupt, DataMissing
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe
+from rd3.store import Entry
+
+Status = Literal["reuse", "run", "blocked", "unsupported"]
+STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
+_THREADS = 16
+"""Existence checks in flight; on S3 each waits for the network."""
+
+
+class LedgerView(Protocol):
+    """What a plan needs of the ledger."""
+
+    def keys(self, kind: str) -> set[Key]: ...
+
+    def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]: ...
+
+
+class Item(NamedTuple):
+    """One recipe of the grid, or one pair that cannot be made (``key`` None)."""
+
+    key: Key | None
+    kind: str
+    label: str
+    status: Status
+    reason: str = ""
+    cost_s: float = 0.0
+    """Estimated process seconds on one slot; 0 unless it runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Items in the order of their making: parents before children."""
+
+    grid: str
+    items: list[Item]
+    stale: list[tuple[str, Key]] = field(default_factory=list)
+    """Ledger entries whose artifact is gone or does not verify: a run forgets them before it begins."""
+    cells: int = 0
+    flops: float = 0.0
+    """Of everything that runs."""
+    slots: int = 1
+    wall_s: float = 0.0
+    """Expected, with ``slots`` recipes at a time: the work divided by the slots, or the longest chain."""
+
+    def status_of(self, key: Key) -> Status | None:
+        """What the plan says of a recipe; None for one that nothing needs."""
+        return self._by_key.get(key)
+
+    def keys(self, status: Status) -> list[Key]:
+        """Recipes with that status, parents before children."""
+        return [item.key for item in self.items if item.status == status and item.key is not None]
+
+    @property
+    def process_s(self) -> float:
+        """Estimated process seconds of everything that runs."""
+        return sum(item.cost_s for item in self.items)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Kind to status to number of items."""
+        found = Counter((item.kind, item.status) for item in self.items)
+        return {kind: {status: found[kind, status] for status in STATUSES} for kind in KINDS}
+
+    def totals(self) -> dict[str, int]:
+        """Status to number of items."""
+        found = Counter(item.status for item in self.items)
+        return {status: found[status] for status in STATUSES}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "grid": self.grid,
+            "cells": self.cells,
+            "totals": self.totals(),
+            "counts": self.counts(),
+            "cost": {
+                "flops": self.flops,
+                "process_s": round(self.process_s, 1),
+                "wall_s": round(self.wall_s, 1),
+                "slots": self.slots,
+            },
+            "stale": [{"kind": kind, "key": key} for kind, key in self.stale],
+            "items": [item._asdict() | {"cost_s": round(item.cost_s, 2)} for item in self.items],
+        }
+
+    def __post_init__(self) -> None:
+        by_key = {item.key: item.status for item in self.items if item.key is not None}
+        object.__setattr__(self, "_by_key", by_key)
+
+
+def plan_session(expansion: Expansion, ledger: LedgerView, session: Session, **options: Any) -> Plan:
+    """The plan of a user's session: artifacts are looked for where the session keeps them."""
+    from tracking import artifacts
+
+    uri = session.place.tracking_uri
+    return make_plan(
+        expansion,
+        ledger,
+        exists=partial(artifacts.exists, tracking_uri=uri),
+        verify=partial(artifacts.verify, cache=session.home / "cache", tracking_uri=uri),
+        **options,
+    )
+
+
+def make_plan(
+    expansion: Expansion,
+    ledger: LedgerView,
+    *,
+    exists: Callable[[Entry], bool],
+    verify: Callable[[Entry], None],
+    rates: Rates = CPU_THREAD,
+    slots: int = 1,
+) -> Plan:
+    """What to do for ``expansion``.
+
+    Sets and evaluations are results: those that are missing run.  A teacher is only a means: it is planned where
+    something that runs needs it, and left out otherwise.  ``verify`` (raises DataMissing or DataCorrupt) reads what
+    something that runs is made from; everything else has only to exist.
+    """
+    there, stale = _what_is_there(expansion, ledger, exists)
+    wanted = _wanted(expansion, ledger, there, stale, verify)
+    blocked = _blocked(expansion, wanted)
+    items: list[Item] = []
+    costs = _Costs(expansion, rates)
+    finish: dict[Key, float] = {}
+    flops = 0.0
+    for key, recipe in expansion.recipes.items():
+        label = expansion.label(key)
+        if key in blocked:
+            items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
+        elif key in wanted:
+            amount = costs.work(recipe)
+            seconds = rates.seconds(amount)
+            flops += amount.flops
+            finish[key] = seconds + max((finish.get(parent, 0.0) for _kind, parent in recipe.parents()), default=0.0)
+            items.append(Item(key, recipe.kind, label, "run", "", seconds))
+        elif key in there:
+            items.append(Item(key, recipe.kind, label, "reuse"))
+    items += _unsupported(expansion)
+    total = sum(item.cost_s for item in items)
+    return Plan(
+        grid=expansion.grid.name if expansion.grid else "",
+        items=items,
+        stale=stale,
+        cells=len(expansion.cells),
+        flops=flops,
+        slots=slots,
+        wall_s=max([total / slots, *finish.values()]),
+    )
+
+
+def _what_is_there(
+    expansion: Expansion, ledger: LedgerView, exists: Callable[[Entry], bool]
+) -> tuple[set[Key], list[tuple[str, Key]]]:
+    """Keys whose entry and files exist, and entries whose files do not."""
+    there: set[Key] = set()
+    stale: list[tuple[str, Key]] = []
+    for kind in KINDS:
+        listed = ledger.keys(kind)
+        keys = [key for key, recipe in expansion.recipes.items() if recipe.kind == kind and key in listed]
+        entries = list(ledger.find_many(kind, keys).values()) if keys else []
+        with ThreadPoolExecutor(_THREADS) as pool:
+            present = list(pool.map(exists, entries))
+        there |= {entry.key for entry, found in zip(entries, present, strict=True) if found}
+        stale += [(kind, entry.key) for entry, found in zip(entries, present, strict=True) if not found]
+    return there, stale
+
+
+def _wanted(
+    expansion: Expansion,
+    ledger: LedgerView,
+    there: set[Key],
+    stale: list[tuple[str, Key]],
+    verify: Callable[[Entry], None],
+) -> set[Key]:
+    """Recipes that have to run.  Children first, so that a parent knows whether anything will be made from it."""
+    wanted: set[Key] = set()
+    needed: set[Key] = set()
+    for key, recipe in reversed(expansion.recipes.items()):
+        if key in there and key in needed:
+            entry = ledger.find_many(recipe.kind, [key]).get(key)
+            try:
+                if entry is None:
+                    raise DataMissing(f"{recipe.label()} left the ledger while it was read.")
+                verify(entry)
+            except (DataMissing, DataCorrupt):
+                there.discard(key)
+                stale.append((recipe.kind, key))
+        if key not in there and (key in needed or not isinstance(recipe, TeacherRecipe)):
+            wanted.add(key)
+            needed |= {parent for _kind, parent in recipe.parents()}
+    return wanted
+
+
+def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
+    """What cannot run, with the first cause: data that is not there, or a teacher that only an import brings."""
+    blocked: dict[Key, str] = {}
+    for key, recipe in expansion.recipes.items():
+        if key not in wanted:
+            continue
+        reason = expansion.blocked.get(key) or expansion.imports.get(key)
+        for _kind, parent in recipe.parents():
+            reason = reason or blocked.get(parent)
+        if reason:
+            blocked[key] = reason
+    return blocked
+
+
+def _unsupported(expansion: Expansion) -> list[Item]:
+    """One item for each reason and pair, however many seeds it stands for."""
+    found: dict[Item, None] = {}
+    for cell in expansion.cells:
+        if cell.reason:
+            label = f"{cell.method} {cell.dataset} ipc{cell.ipc} -> {cell.student}"
+            found[Item(None, "evaluation", label, "unsupported", cell.reason)] = None
+    return list(found)
+
+
+class _Costs:
+    """Work of each recipe; evaluations that differ in the seed alone are counted once."""
+
+    def __init__(self, expansion: Expansion, rates: Rates):
+        self.recipes = expansion.recipes
+        self.infos = expansion.infos
+        self.known: dict[Any, Work] = {}
+
+    def _network(self, key: Key) -> str:
+        teacher = self.recipes[key]
+        assert isinstance(teacher, TeacherRecipe)
+        return teacher.network
+
+    def work(self, recipe: Recipe) -> Work:
+        info = self.infos.get(recipe.data.name)
+        if info is None:
+            return Work(0.0)
+        if not isinstance(recipe, EvaluationRecipe):
+            return work(recipe, info, self._network)
+        made = self.recipes[recipe.set]
+        assert isinstance(made, SetRecipe)
+        same = (id(recipe.protocol), recipe.student, recipe.teachers, made.ipc, recipe.data.name)
+        if same not in self.known:
+            self.known[same] = work(recipe, info, self._network, made.ipc * info.num_classes)
+        return self.known[same]

@@ -1,0 +1,293 @@
+"""Expansion against counts by hand, a plain product, and recipes written out one by one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from pipelines.expand import Expansion, expand
+from pipelines.grid import Chosen, Grid, GridErrors, Part, load_grid, parse_grid, shipped_grids
+from rd3.datasets import dataset_info
+from rd3.errors import DataMissing
+from rd3.methods import register_method
+from rd3.methods._base import METHODS
+from rd3.methods.random import Random
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, topological
+
+
+def opened(name: str) -> str:
+    """A fingerprint, without data."""
+    return f"fingerprint of {name}"
+
+
+def expanded(text: str, fingerprint_of: Any = opened) -> Expansion:
+    return expand(parse_grid(text, "test"), info_of=dataset_info, fingerprint_of=fingerprint_of)
+
+
+def of_kind(expansion: Expansion, kind: str) -> list[Any]:
+    return [recipe for recipe in expansion.recipes.values() if recipe.kind == kind]
+
+
+DIGITS = "datasets: [digits]\nteacher: resnet18_w16\n"
+SMALL = DIGITS + "methods: [random]\nipc: [1]\nstudent_seeds: [0]\n"
+
+
+def test_the_demo_counted_by_hand():
+    demo = expand(load_grid("demo"), info_of=dataset_info, fingerprint_of=opened)
+    assert len(demo.cells) == 3 * 1 * 2 * 2
+    assert [len(of_kind(demo, kind)) for kind in ("teacher", "set", "evaluation")] == [1, 6, 12]
+
+
+def test_the_cifar10_grid_counted_by_hand():
+    grid = expand(load_grid("cifar10"), info_of=dataset_info, fingerprint_of=opened)
+    assert len(grid.cells) == 3 * 2 * 3 + 1 * 2 * 3
+    assert [len(of_kind(grid, kind)) for kind in ("teacher", "set", "evaluation")] == [1, 6, 24]
+    hard = [cell for cell in grid.cells if cell.labels == "hard"]
+    assert {cell.method for cell in hard} == {"random"} and hard[0].overrides == {"labels": "hard"}
+    soft_sets = {cell.set for cell in grid.cells if cell.labels == "soft" and cell.method == "random"}
+    assert {cell.set for cell in hard} == soft_sets, "hard labels reuse the sets"
+
+
+def test_the_sensitivity_grid_counted_by_hand():
+    grid = expand(load_grid("sensitivity"), info_of=dataset_info, fingerprint_of=opened)
+    assert len(grid.cells) == 2 * 3 * (1 + 5 + 4 + 5)
+    # zeta 1, batch 50 and temperature 20 are the base point itself
+    assert len(of_kind(grid, "evaluation")) == 2 * 3 * (1 + 4 + 3 + 4)
+    assert len(of_kind(grid, "set")) == 2
+
+
+@pytest.mark.parametrize("name", shipped_grids())
+def test_every_shipped_grid_expands(name):
+    expansion = expand(load_grid(name), info_of=dataset_info, fingerprint_of=opened)
+    assert expansion.cells and all(cell.evaluation for cell in expansion.cells)
+    order = list(expansion.recipes)
+    for key, recipe in expansion.recipes.items():
+        assert recipe.key == key
+        assert all(order.index(parent) < order.index(key) for _kind, parent in recipe.parents())
+        assert expansion.label(key) and expansion.facts(key)["dataset"] == recipe.data.name
+    assert [recipe.key for recipe in topological(expansion.recipes.values())] == order
+
+
+def test_cells_are_the_plain_product():
+    text = """\
+methods: [random, {sre2l: {iterations: 5}}]
+datasets: [digits, cifar10]
+ipc: [1, 3]
+teacher: {digits: resnet18_w16, cifar10: resnet18}
+students: [convnet, resnet18]
+protocols: [rd3, rd3-reduced]
+set_seeds: [0, 4]
+student_seeds: [1, 2]
+"""
+    expansion = expanded(text)
+    product = set(
+        itertools.product(
+            ["random", "sre2l"],
+            ["digits", "cifar10"],
+            [1, 3],
+            ["convnet", "resnet18"],
+            ["rd3", "rd3-reduced"],
+            [0, 4],
+            [1, 2],
+        )
+    )
+    found = [
+        (cell.method, cell.dataset, cell.ipc, cell.student, cell.protocol, cell.set_seed, cell.student_seed)
+        for cell in expansion.cells
+    ]
+    assert len(found) == len(set(found)) == len(product)
+    assert set(found) == product
+    for cell in expansion.cells:
+        made, recipe = expansion.recipes[cell.set], expansion.recipes[cell.evaluation]
+        same = cell.student == cell.teacher
+        protocol = resolve_protocol(cell.protocol, factor=1, same_network=same, set_size=10 * cell.ipc)
+        assert recipe.protocol == protocol
+        assert (made.method, made.ipc, made.set_seed, made.data.name) == (
+            cell.method,
+            cell.ipc,
+            cell.set_seed,
+            cell.dataset,
+        )
+        assert (recipe.set, recipe.student, recipe.student_seed) == (made.key, cell.student, cell.student_seed)
+        assert [expansion.recipes[key].network for key in recipe.teachers] == [cell.teacher]
+
+
+def test_a_recipe_written_out_has_the_same_key():
+    expansion = expanded(SMALL)
+    info = dataset_info("digits")
+    data = Data(name="digits", fingerprint=opened("digits"))
+    made = SetRecipe(
+        method="random",
+        version=Random.version,
+        settings=Random.Settings().model_dump(mode="json"),
+        data=data,
+        classes=info.classes,
+        resolution=32,
+        ipc=1,
+        set_seed=0,
+    )
+    [teacher] = of_kind(expansion, "teacher")
+    assert isinstance(teacher, TeacherRecipe) and teacher.data == data
+    evaluation = EvaluationRecipe(
+        set=made.key,
+        teachers=(teacher.key,),
+        protocol=resolve_protocol("rd3", factor=1, same_network=True, set_size=10),
+        student="resnet18_w16",
+        student_seed=0,
+        data=data,
+        classes=info.classes,
+        resolution=32,
+        normalisation=info.normalisation,
+    )
+    [cell] = expansion.cells
+    assert (cell.set, cell.evaluation) == (made.key, evaluation.key)
+
+
+def test_equal_settings_are_one_key():
+    # ten classes at IPC 1: batches of 50 and 100 are both capped at 10 images, so zeta alone tells students apart
+    text = (
+        DIGITS
+        + "methods: [random]\nipc: [IPC]\nstudent_seeds: [0]\nvary: {batch_size: [10, 50, 100], zeta: [1.0, 2.0]}\n"
+    )
+    small, large = expanded(text.replace("IPC", "1")), expanded(text.replace("IPC", "10"))
+    assert len(small.cells) == len(large.cells) == 1 + 3 + 2
+    assert len(of_kind(small, "evaluation")) == 2
+    assert len(of_kind(large, "evaluation")) == 4
+    assert {cell.varied["batch_size"] for cell in small.cells if "batch_size" in cell.varied} == {10, 50, 100}
+
+
+def test_the_protocol_follows_the_student():
+    expansion = expanded(SMALL.replace("[1]", "[20]") + "students: [resnet18_w16, convnet]\n")
+    found = {
+        cell.student: (
+            expansion.recipes[cell.evaluation].protocol.zeta,
+            expansion.recipes[cell.evaluation].protocol.batch_size,
+        )
+        for cell in expansion.cells
+    }
+    assert found == {"resnet18_w16": (1.0, 50), "convnet": (2.0, 100)}
+
+
+def test_hard_labels_need_no_teacher():
+    expansion = expanded(SMALL + "protocol: {labels: hard}\n")
+    assert of_kind(expansion, "teacher") == []
+    [cell] = expansion.cells
+    evaluation = expansion.recipes[cell.evaluation]
+    assert evaluation.teachers == () and evaluation.protocol.loss == "ce" and cell.labels == "hard"
+    assert evaluation.protocol.zeta == 1.0, "the student still is the network of the grid's teacher"
+    assert "teacher" not in expansion.facts(cell.evaluation)
+
+
+def test_what_the_grid_changes_and_what_it_cuts_is_told():
+    text = SMALL.replace("[random]", "[{sre2l: {iterations: 7, batch_classes: 5}}]")
+    [cell] = expanded(text + "protocol: {temperature: 4.0, flip: true}\nprotocols: [{rd3: {epochs: 10}}]\n").cells
+    assert cell.overrides == {"sre2l.iterations": 7, "sre2l.batch_classes": 5, "temperature": 4.0, "epochs": 10}
+    assert cell.reduced["epochs"] == (10, 400)
+    assert cell.reduced["iterations"][0] == 7 < cell.reduced["iterations"][1]
+    [plain] = expanded(SMALL).cells
+    assert plain.overrides == plain.reduced == {}
+
+
+def test_a_partial_grid_that_repeats_cells_adds_none():
+    text = SMALL + "also:\n  - student_seeds: [0, 1]\n"
+    assert [cell.student_seed for cell in expanded(text).cells] == [0, 1]
+
+
+def test_more_images_than_the_class_has_is_unsupported():
+    expansion = expanded(SMALL.replace("[1]", "[1, 141]"))
+    good, bad = expansion.cells
+    assert good.evaluation and not good.reason
+    assert bad.set is None and bad.evaluation is None
+    assert "140 training images a class" in bad.reason and "141" in bad.reason
+    assert all(recipe.ipc == 1 for recipe in of_kind(expansion, "set"))
+
+
+def test_the_validation_part_is_not_drawn_from():
+    text = SMALL.replace("[1]", "[126, 127]") + "test_on: validation\n"
+    expansion = expanded(text)
+    good, bad = expansion.cells
+    assert "126 training images" in bad.reason, "a tenth of the smallest class's 140 images is set apart"
+    for recipe in expansion.recipes.values():
+        assert recipe.data.split == "fit"
+    assert expansion.recipes[good.evaluation].tested_on == "validation"
+
+
+def test_a_pair_that_a_method_refuses_is_unsupported():
+    with Refusal():
+        expansion = expanded(SMALL.replace("[random]", "[random, refuses]"))
+        assert [cell.reason for cell in expansion.cells] == ["", "needs colour"]
+        with pytest.raises(GridErrors, match="expands to nothing: needs colour"):
+            expanded(SMALL.replace("[random]", "[refuses]"))
+
+
+class Refusal:
+    """A method that makes nothing, registered for a while."""
+
+    def __enter__(self) -> None:
+        from rd3.methods import Support
+
+        @register_method("refuses", version=1)
+        class Refuses(Random):
+            def supports(self, info: Any, ipc: int) -> Support:
+                return Support(False, "needs colour")
+
+    def __exit__(self, *_error: object) -> None:
+        del METHODS._things["refuses"]
+
+
+def test_a_student_without_a_form_at_the_resolution_is_unsupported():
+    from rd3.models import NETWORKS, register_network
+
+    register_network("only224", summary="for one test", resolutions={224: ""})(lambda num_classes, resolution: None)
+    try:
+        expansion = expanded(SMALL + "students: [resnet18_w16, only224]\n")
+    finally:
+        del NETWORKS._things["only224"]
+    assert [bool(cell.evaluation) for cell in expansion.cells] == [True, False]
+    assert expansion.cells[1].reason == "only224 has no form at 32 pixels, only at 224"
+
+
+def test_missing_data_blocks_and_does_not_fail():
+    def absent(name: str) -> str:
+        if name == "cifar10":
+            raise DataMissing("No CIFAR-10 in /data.", "rd3 data fetch cifar10")
+        return opened(name)
+
+    text = SMALL.replace("[digits]", "[digits, cifar10]").replace(
+        "resnet18_w16", "{digits: resnet18_w16, cifar10: resnet18}"
+    )
+    expansion = expanded(text, absent)
+    blocked = {key for key, recipe in expansion.recipes.items() if recipe.data.name == "cifar10"}
+    assert set(expansion.blocked) == blocked and len(blocked) == 3
+    assert set(expansion.blocked.values()) == {"No CIFAR-10 in /data. Fix: rd3 data fetch cifar10"}
+
+
+def test_each_dataset_is_opened_once():
+    asked: list[str] = []
+    expanded(SMALL + "also: [{ipc: [2]}, {ipc: [3]}]\n", lambda name: asked.append(name) or "f")
+    assert asked == ["digits"]
+
+
+def test_other_data_has_other_keys():
+    one, two = expanded(SMALL), expanded(SMALL, lambda name: "other pixels")
+    assert not set(one.recipes) & set(two.recipes)
+
+
+def test_ten_thousand_cells():
+    part = Part(
+        methods=tuple(Chosen(name="sre2l", values={"iterations": n}) for n in range(1, 6)),
+        datasets=("digits", "cifar10"),
+        ipc=(1, 10),
+        teacher={"digits": "resnet18_w16", "cifar10": "resnet18"},
+        students=("convnet",),
+        set_seeds=tuple(range(10)),
+        student_seeds=tuple(range(50)),
+    )
+    grid = Grid(name="big", parts=(part,))
+    expansion = expand(grid, info_of=dataset_info, fingerprint_of=opened)
+    assert len(expansion.cells) == len(of_kind(expansion, "evaluation")) == 5 * 2 * 2 * 10 * 50
+    assert len(of_kind(expansion, "set")) == 5 * 2 * 2 * 10
+    assert len(of_kind(expansion, "teacher")) == 2

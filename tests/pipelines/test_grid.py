@@ -1,0 +1,230 @@
+"""Grid files: what is read, and that every mistake is reported at once, at its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.grid import GridErrors, load_grid, parse_grid, shipped_grids
+from rd3.errors import DataMissing, UnknownName
+
+BASE = """\
+methods: [random]
+datasets: [digits]
+ipc: [1]
+teacher: resnet18_w16
+"""
+
+
+def problems(text: str) -> dict[str, str]:
+    """Place to message and fix of every problem that a text has."""
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(text, "test")
+    assert caught.value.exit_code == 2
+    found = {problem.place: f"{problem.message} {problem.fix}" for problem in caught.value.problems}
+    assert len(found) == len(caught.value.problems), caught.value.problems
+    return found
+
+
+def lines(text: str) -> dict[str, int | None]:
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(text, "test")
+    return {problem.place: problem.line for problem in caught.value.problems}
+
+
+def test_the_defaults_are_those_of_the_benchmark():
+    grid = parse_grid(BASE, "mine")
+    [part] = grid.parts
+    assert (grid.name, grid.timing, grid.test_on) == ("mine", "shared", "test")
+    assert [chosen.name for chosen in part.protocols] == ["rd3"]
+    assert (part.set_seeds, part.student_seeds, part.students) == ((0,), (0, 1, 2), None)
+    assert part.teacher == {"digits": "resnet18_w16"}
+    assert part.points() == [{}]
+
+
+def test_also_overrides_keys_and_keeps_the_others():
+    grid = parse_grid(BASE + "also:\n  - protocols: [{rd3: {labels: hard}}]\n    ipc: [2]\n", "test")
+    first, second = grid.parts
+    assert (first.ipc, second.ipc) == ((1,), (2,))
+    assert second.protocols[0].values == {"labels": "hard"}
+    assert (second.methods, second.teacher) == (first.methods, first.teacher)
+
+
+def test_the_key_of_a_grid_ignores_names_and_layout():
+    one = parse_grid(BASE, "one")
+    assert one.key == parse_grid("# a comment\nname: two\n" + BASE, "x").key
+    assert one.key != parse_grid(BASE.replace("ipc: [1]", "ipc: [2]"), "one").key
+
+
+def test_a_number_may_be_written_as_1e_3():
+    grid = parse_grid(BASE + "protocol: {lr: 1e-3, test_epochs: [1, 2]}\n", "test")
+    assert grid.parts[0].protocol == {"lr": 0.001, "test_epochs": [1, 2]}
+
+
+def test_every_mistake_is_reported_at_once_with_its_place():
+    text = """\
+methods:
+  - random
+  - sre2l: {iteratons: 5, iterations: 0}
+  - rdd
+datasets: [digits, cifar11]
+ipc: [1, 0, "2"]
+teacher: resnet18_w16
+students: [resnet19]
+protocol: {temprature: 4.0, epochs: "10"}
+protocols: [rd4]
+set_seeds: [-1]
+student_seeds: [0, 0]
+vary: {zeta: 2.0}
+timing: alone
+set_seed: 3
+"""
+    found = problems(text)
+    assert set(found) == {
+        "methods[1].sre2l.iteratons",
+        "methods[1].sre2l.iterations",
+        "methods[2]",
+        "datasets[1]",
+        "ipc[1]",
+        "ipc[2]",
+        "students[0]",
+        "protocol.temprature",
+        "protocol.epochs",
+        "protocols[0]",
+        "set_seeds[0]",
+        "student_seeds[1]",
+        "vary.zeta",
+        "timing",
+        "set_seed",
+    }
+    for place, hint in {
+        "methods[1].sre2l.iteratons": "'iterations'",
+        "methods[2]": "'rded'",
+        "datasets[1]": "'cifar10'",
+        "students[0]": "'resnet18'",
+        "protocol.temprature": "'temperature'",
+        "protocols[0]": "'rd3'",
+        "set_seed": "'set_seeds'",
+    }.items():
+        assert "did you mean" in found[place] and hint in found[place], found[place]
+    where = lines(text)
+    assert (where["methods[1].sre2l.iterations"], where["ipc[1]"], where["set_seed"]) == (3, 6, 15)
+
+
+def test_the_message_lists_all_problems_with_their_lines():
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(BASE.replace("random", "randm").replace("[1]", "[0]"), "mine")
+    text = str(caught.value)
+    assert text.startswith("Grid mine has 2 mistakes:")
+    assert text.index("methods[0]") < text.index("ipc[0]"), "in the order of the file"
+    assert "methods[0] (line 1): There is no method 'randm'. Fix: did you mean 'random'?" in text
+    assert "ipc[0] (line 3): Expected a whole number of at least 1, got 0." in text
+
+
+@pytest.mark.parametrize("value", ['"20"', "true", "[20]", "{a: 1}", "null"])
+def test_nothing_is_coerced(value):
+    assert "protocol.temperature" in problems(BASE + f"protocol: {{temperature: {value}}}\n")
+    assert "student_seeds[0]" in problems(BASE + f"student_seeds: [{value}]\n")
+
+
+def test_method_settings_are_as_strict_as_protocol_fields():
+    for value in ('"4"', "true", "4.5"):
+        text = BASE.replace("[random]", f"[{{sre2l: {{iterations: {value}}}}}]")
+        assert set(problems(text)) == {"methods[0].sre2l.iterations"}
+
+
+def test_contradictory_pairs():
+    hard = problems(BASE + "protocol: {labels: hard, loss: kl}\n")
+    assert "need loss 'ce'" in hard["protocol"]
+    assert "needs labels 'hard'" in problems(BASE + "protocols: [{rd3: {loss: ce}}]\n")["protocols[0].rd3"]
+    assert "outside 1..5" in problems(BASE + "protocol: {epochs: 5, test_epochs: [9]}\n")["protocol"]
+    assert "'protocol'" in problems(BASE + "protocol: {zeta: 2.0}\nvary: {zeta: [1.0, 2.0]}\n")["vary.zeta"]
+    twice = problems(BASE + "protocol: {zeta: 2.0}\nprotocols: [{rd3: {zeta: 1.0}}]\n")
+    assert "'protocol'" in twice["protocols[0].rd3.zeta"]
+    moved = problems(BASE + "protocols: [{rd3: {zeta: 1.0}}]\nvary: {zeta: [1.0, 2.0]}\n")
+    assert "'vary'" in moved["protocols[0].rd3.zeta"]
+    assert "no loss 'kk'" in problems(BASE + "vary: {loss: [kl, kk]}\n")["vary.loss[1]"]
+
+
+def test_varied_values_are_checked_one_by_one():
+    found = problems(BASE + "vary: {temperature: [1.0, -1.0, hot], tempo: [1]}\n")
+    assert set(found) == {"vary.temperature[1]", "vary.temperature[2]", "vary.tempo"}
+
+
+def test_repeated_values():
+    assert "ipc[0]" in problems(BASE.replace("[1]", "[1, 1]"))["ipc[1]"]
+    assert set(problems(BASE.replace("[random]", "[random, random]"))) == {"methods[1]"}
+    assert set(problems(BASE + "vary: {zeta: [1, 1.0]}\n")) == {"vary.zeta[1]"}
+    assert "twice" in problems(BASE + "ipc: [2]\n")["ipc"]
+
+
+@pytest.mark.parametrize("key", ["methods", "datasets", "ipc", "set_seeds", "student_seeds", "students", "protocols"])
+def test_an_empty_list_is_a_grid_that_expands_to_nothing(key):
+    text = "\n".join(line for line in BASE.splitlines() if not line.startswith(key)) + f"\n{key}: []\n"
+    assert "expand to nothing" in problems(text)[key]
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(GridErrors) as caught:
+        parse_grid("ipc: [1]\n", "test")
+    said = " ".join(problem.message for problem in caught.value.problems)
+    assert all(f"'{key}'" in said for key in ("methods", "datasets", "teacher"))
+
+
+def test_teachers_by_dataset():
+    text = BASE.replace("[digits]", "[digits, cifar10]").replace("resnet18_w16", "{digits: resnet18_w16}")
+    assert "cifar10 has no teacher" in problems(text)["teacher"]
+    good = text.replace("16}", "16, cifar10: resnet18}")
+    assert parse_grid(good, "test").parts[0].teacher == {"digits": "resnet18_w16", "cifar10": "resnet18"}
+    assert "did you mean 'digits'" in problems(good.replace("{digits", "{digts"))["teacher.digts"]
+    assert "did you mean" in problems(BASE.replace("resnet18_w16", "resnet18_w17"))["teacher"]
+
+
+def test_mistakes_of_a_partial_grid_have_their_own_place():
+    found = problems(BASE + "also:\n  - {ipc: [0]}\n  - {name: x}\n  - {}\n")
+    assert set(found) == {"also[0].ipc[0]", "also[1].name", "also[2]"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "line"),
+    [
+        ("methods: [random\nipc: [1]\n", "Not YAML", 2),
+        ("methods:\n\t- random\n", "Not YAML", 2),
+        ("- random\n", "a mapping of keys, not a list", 1),
+        ("", "empty", None),
+        ("x: !!python/object:os.system 1\n", "Not YAML", 1),
+        ("ipc: &a [1]\nset_seeds: *a\n", "no aliases", 2),
+        ("? [a, b]\n: 1\n", "is not text", 1),
+        (BASE + "protocol: {zeta: .inf}\n", "not a finite number", 5),
+        (BASE + "name: a/b\n", "is no name", 5),
+        (BASE + "methods: x\n", "Expected a list", 5),
+        ("\x00", "Not YAML", None),
+    ],
+)
+def test_texts_that_are_no_grid(text, said, line):
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(text, "test")
+    [problem] = [problem for problem in caught.value.problems if said in problem.message]
+    assert problem.line == line, problem
+
+
+def test_files_and_names(tmp_path: Path):
+    path = tmp_path / "own.yaml"
+    path.write_text(BASE)
+    assert load_grid(path).name == "own"
+    assert load_grid(str(path)).text == BASE
+    with pytest.raises(DataMissing, match="no grid file"):
+        load_grid(tmp_path / "other.yaml")
+    with pytest.raises(UnknownName, match="did you mean 'demo'"):
+        load_grid("dmeo")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(GridErrors, match="UTF-8"):
+        load_grid(path)
+
+
+def test_every_shipped_grid_loads_and_says_what_it_is():
+    assert {"demo", "cifar10", "sensitivity"} <= set(shipped_grids())
+    for name in shipped_grids():
+        assert load_grid(name).name == name
+        assert load_grid(name).description.endswith(".")

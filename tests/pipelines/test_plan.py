@@ -1,0 +1,199 @@
+"""Plans against a small ledger in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from pipelines.expand import Expansion, expand
+from pipelines.grid import load_grid, parse_grid
+from pipelines.plan import Plan, make_plan
+from rd3.cost import Rates
+from rd3.datasets import dataset_info
+from rd3.errors import DataCorrupt, DataMissing
+from rd3.recipe import KINDS, Recipe
+from rd3.store import Entry
+
+TEXT = """\
+methods: [random, rded]
+datasets: [digits]
+ipc: [1]
+teacher: resnet18_w16
+student_seeds: [0, 1]
+"""
+
+
+class Memory:
+    """A ledger of entries in memory that counts how it is read."""
+
+    def __init__(self, recipes: Iterable[Recipe] = ()):
+        self.entries = {recipe.key: Entry(kind=recipe.kind, key=recipe.key, recipe={}, result={}) for recipe in recipes}
+        self.gone: set[str] = set()
+        self.altered: set[str] = set()
+        self.listed: list[str] = []
+        self.verified: list[str] = []
+
+    def keys(self, kind: str) -> set[str]:
+        self.listed.append(kind)
+        return {key for key, entry in self.entries.items() if entry.kind == kind}
+
+    def find_many(self, kind: str, keys: Iterable[str]) -> dict[str, Entry]:
+        return {key: self.entries[key] for key in keys if key in self.entries and self.entries[key].kind == kind}
+
+    def exists(self, entry: Entry) -> bool:
+        return entry.key not in self.gone
+
+    def verify(self, entry: Entry) -> None:
+        self.verified.append(entry.key)
+        if entry.key in self.altered:
+            raise DataCorrupt("altered")
+
+
+@pytest.fixture(scope="module")
+def expansion() -> Expansion:
+    return expand(parse_grid(TEXT, "small"), info_of=dataset_info, fingerprint_of=lambda name: "f")
+
+
+def planned(expansion: Expansion, memory: Memory, **options: Any) -> Plan:
+    return make_plan(expansion, memory, exists=memory.exists, verify=memory.verify, **options)
+
+
+def of_kind(expansion: Expansion, kind: str) -> list[Recipe]:
+    return [recipe for recipe in expansion.recipes.values() if recipe.kind == kind]
+
+
+def named(expansion: Expansion, method: str) -> Recipe:
+    return next(recipe for recipe in of_kind(expansion, "set") if recipe.method == method)
+
+
+def test_an_empty_ledger_runs_everything_parents_first(expansion):
+    memory = Memory()
+    plan = planned(expansion, memory)
+    assert plan.keys("run") == list(expansion.recipes)
+    assert plan.counts()["teacher"]["run"] == 1 and plan.counts()["set"]["run"] == 2
+    assert plan.counts()["evaluation"] == {"reuse": 0, "run": 4, "blocked": 0, "unsupported": 0}
+    assert sorted(memory.listed) == sorted(KINDS), "one listing a kind"
+    assert all(item.cost_s > 0 for item in plan.items) and plan.flops > 0
+
+
+def test_a_full_ledger_runs_nothing_and_hashes_nothing(expansion):
+    memory = Memory(expansion.recipes.values())
+    plan = planned(expansion, memory)
+    assert plan.totals() == {"reuse": 7, "run": 0, "blocked": 0, "unsupported": 0}
+    assert (plan.process_s, plan.wall_s, plan.flops, memory.verified) == (0, 0, 0, [])
+
+
+def test_only_what_something_is_made_from_is_hashed(expansion):
+    one = of_kind(expansion, "evaluation")[0]
+    memory = Memory(recipe for recipe in expansion.recipes.values() if recipe is not one)
+    plan = planned(expansion, memory)
+    assert plan.keys("run") == [one.key]
+    assert set(memory.verified) == {key for _kind, key in one.parents()}
+
+
+def test_a_teacher_that_nothing_needs_is_left_out(expansion):
+    [teacher] = of_kind(expansion, "teacher")
+    memory = Memory(recipe for recipe in expansion.recipes.values() if recipe is not teacher)
+    plan = planned(expansion, memory)
+    assert plan.keys("run") == [] and plan.status_of(teacher.key) is None
+    assert len(plan.items) == 6
+
+
+def test_a_set_is_a_result_of_its_own(expansion):
+    made, [teacher] = named(expansion, "rded"), of_kind(expansion, "teacher")
+    memory = Memory(recipe for recipe in expansion.recipes.values() if recipe not in (made, teacher))
+    assert planned(expansion, memory).keys("run") == [teacher.key, made.key]
+
+
+def test_an_artifact_that_is_gone_is_made_again(expansion):
+    memory = Memory(expansion.recipes.values())
+    one = of_kind(expansion, "evaluation")[0]
+    memory.gone = {one.key}
+    plan = planned(expansion, memory)
+    assert plan.keys("run") == [one.key] and plan.stale == [("evaluation", one.key)]
+
+
+def test_an_altered_parent_is_made_again_from_its_own_parents(expansion):
+    made, [teacher] = named(expansion, "rded"), of_kind(expansion, "teacher")
+    child = next(recipe for recipe in of_kind(expansion, "evaluation") if recipe.set == made.key)
+    memory = Memory(recipe for recipe in expansion.recipes.values() if recipe is not child)
+    memory.altered = {made.key, teacher.key}
+    plan = planned(expansion, memory)
+    assert plan.keys("run") == [teacher.key, made.key, child.key]
+    assert sorted(plan.stale) == [("set", made.key), ("teacher", teacher.key)]
+
+
+def test_an_import_that_is_not_there_blocks_what_needs_it(expansion):
+    [teacher] = of_kind(expansion, "teacher")
+    needs = Expansion(**{**vars(expansion), "imports": {teacher.key: "import it: rd3 teacher import"}})
+    plan = planned(needs, Memory())
+    assert plan.keys("run") == [named(expansion, "random").key], "real images need no teacher"
+    assert len(plan.keys("blocked")) == 6
+    assert {item.reason for item in plan.items if item.status == "blocked"} == {"import it: rd3 teacher import"}
+    assert planned(needs, Memory([teacher])).totals()["blocked"] == 0
+
+
+def test_hard_labels_run_without_the_teacher():
+    text = TEXT.replace("[random, rded]", "[random]") + "protocol: {labels: hard}\n"
+    hard = expand(parse_grid(text, "hard"), info_of=dataset_info, fingerprint_of=lambda name: "f")
+    plan = planned(hard, Memory())
+    assert plan.totals() == {"reuse": 0, "run": 3, "blocked": 0, "unsupported": 0}
+
+
+def test_missing_data_blocks_with_its_reason():
+    def absent(name: str) -> str:
+        raise DataMissing("No digits.", "get some")
+
+    missing = expand(parse_grid(TEXT, "x"), info_of=dataset_info, fingerprint_of=absent)
+    plan = planned(missing, Memory())
+    assert plan.totals()["blocked"] == len(missing.recipes) == len(plan.items)
+    assert plan.items[0].reason == "No digits. Fix: get some"
+
+
+def test_unsupported_pairs_are_listed_once():
+    text = TEXT.replace("[1]", "[1, 500]").replace("[random, rded]", "[random]")
+    grid = expand(parse_grid(text, "x"), info_of=dataset_info, fingerprint_of=lambda name: "f")
+    plan = planned(grid, Memory())
+    [item] = [item for item in plan.items if item.status == "unsupported"]
+    assert item.key is None and "500" in item.reason and item.label.startswith("random digits ipc500")
+
+
+def test_the_wall_time_is_work_by_slots_or_the_longest_chain(expansion):
+    second_each = Rates("r", fp32=float("inf"), bf16=float("inf"), step_s=0.0, start_s=1.0)
+    one, two, many = (planned(expansion, Memory(), rates=second_each, slots=n) for n in (1, 2, 100))
+    assert one.process_s == two.process_s == 7
+    assert (one.wall_s, two.wall_s, many.wall_s) == (7, 3.5, 3)
+
+
+def test_the_plan_as_json(expansion):
+    plain = json.loads(json.dumps(planned(expansion, Memory()).to_json()))
+    assert plain["grid"] == "small" and plain["cells"] == 4 and plain["totals"]["run"] == 7
+    assert {"key", "kind", "label", "status", "reason", "cost_s"} == set(plain["items"][0])
+
+
+def test_the_shipped_demo_is_cheap_enough():
+    demo = expand(load_grid("demo"), info_of=dataset_info, fingerprint_of=lambda name: "f")
+    assert planned(demo, Memory(), slots=2).wall_s < 360
+
+
+def test_planning_loads_neither_torch_nor_mlflow_nor_ray():
+    code = """
+import sys
+from pipelines.expand import expand
+from pipelines.grid import load_grid
+from pipelines.plan import make_plan
+from rd3.datasets import dataset_info
+class Empty:
+    def keys(self, kind): return set()
+    def find_many(self, kind, keys): return {}
+for name in ("demo", "cifar10", "sensitivity"):
+    expansion = expand(load_grid(name), info_of=dataset_info, fingerprint_of=lambda name: "f")
+    assert make_plan(expansion, Empty(), exists=None, verify=None).items
+assert not {"torch", "mlflow", "ray", "boto3"} & set(sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
