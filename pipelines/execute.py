@@ -1,0 +1,266 @@
+"""Carries a plan out: takes the driver's lease, opens the grid's run, lets Ray work, keeps the ledger, and closes all.
+
+The driver may be killed at any moment.  The same command then continues: what is in the ledger is reused, runs that
+were left RUNNING are closed, and a recipe that was being made is resumed from its folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipelines import trial_log
+from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
+from pipelines.driver import Driver, Leave
+from pipelines.interrupts import EXIT_CODE, Interrupts
+from pipelines.progress import Eta, View, open_view
+from pipelines.queue import Closed, Demand, RecipeQueue
+from pipelines.settings import Session
+from pipelines.trial import Job, in_use, work_folder
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, canonical
+from rd3.store import Entry
+from tracking.ledger import Ledger
+from tracking.runs import Tracker
+from tracking.store import HAND
+
+if TYPE_CHECKING:
+    from pipelines.expand import Expansion
+    from pipelines.plan import Plan
+
+_UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
+_WORKERS_GONE_S = 15.0
+
+
+class Failure(NamedTuple):
+    """A recipe that the run did not make."""
+
+    label: str
+    key: Key
+    status: str
+    reason: str
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    done: list[Key] = field(default_factory=list)
+    reused: list[Key] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    interrupted: str = ""
+    """Name of the signal that stopped the run."""
+
+    @property
+    def exit_code(self) -> int:
+        """0: all there; 3: some recipes failed or are blocked; 130: interrupted."""
+        return EXIT_CODE if self.interrupted else 3 if self.failed else 0
+
+
+def execute(
+    expansion: Expansion,
+    plan: Plan,
+    session: Session,
+    *,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    gpu_share: float = 0.25,
+    view: bool = True,
+    experiment: str | None = None,
+) -> Outcome:
+    """Make what the plan says is to be run, and report what is there afterwards.
+
+    ``address``: a Ray cluster, else Ray is started on this machine.  ``max_concurrent``: trials at a time, whatever the
+    cluster has now (for one that grows); else as many as fit.  ``gpu_share``: part of a GPU that an evaluation takes.
+    """
+    if not plan.keys("run"):
+        return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
+    tracker = Tracker(session.place)
+    tracker.check()
+    ledger = Ledger(session.place.artifacts)
+    with Interrupts() as interrupts, ledger.lease() as lease:
+        run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check)
+        try:
+            there = run.tidy()
+            if there.issuperset(plan.keys("run")):
+                return _outcome(expansion, _queue(expansion, plan, there, _UNKNOWN))
+            run.open_runs(experiment or HAND)
+            with ray_cluster(session.home, address):
+                interrupts.arm()
+                exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
+                demands = cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
+                queue = run.queue = _queue(expansion, plan, there, demands)
+                with run.open_view(max_concurrent, wanted=view) as shown:
+                    run.work(shown, max_concurrent)
+        except (Leave, KeyboardInterrupt):
+            if run.fatal is not None:
+                run.abandon(f"the driver failed: {run.fatal}")
+                raise run.fatal from None
+            run.abandon(f"interrupted by {interrupts.name or 'Ctrl-C'}")
+            outcome = _outcome(expansion, run.queue)
+            outcome.interrupted = interrupts.name or "SIGINT"
+            return outcome
+        except BaseException as error:
+            run.abandon(f"the driver failed: {error}")
+            raise
+        outcome = _outcome(expansion, queue)
+        run.close(ok=not outcome.failed)
+        return outcome
+
+
+def _queue(expansion: Expansion, plan: Plan, there: set[Key], demands: dict[str, Demand]) -> RecipeQueue:
+    """The plan as a queue; ``there``: what has come into the ledger since."""
+    items = {item.key: item for item in plan.items if item.key is not None}
+    return RecipeQueue(
+        {key: recipe for key, recipe in expansion.recipes.items() if key in items},
+        reused=[key for key, item in items.items() if item.status == "reuse" or key in there],
+        closed={
+            key: Closed("blocked", item.reason)
+            for key, item in items.items()
+            if item.status == "blocked" and key not in there
+        },
+        demands=demands,
+    )
+
+
+def _outcome(expansion: Expansion, queue: RecipeQueue | None) -> Outcome:
+    if queue is None:
+        return Outcome()
+    failed = [Failure(expansion.label(key), key, *queue.closed[key]) for key in queue.recipes if key in queue.closed]
+    return Outcome(
+        done=[key for key in queue.recipes if key in queue.done],
+        reused=[key for key in queue.recipes if key in queue.reused],
+        failed=failed,
+    )
+
+
+@dataclass
+class _Run:
+    """One execution, from lease to close."""
+
+    expansion: Expansion
+    plan: Plan
+    session: Session
+    ledger: Ledger
+    tracker: Tracker
+    interrupts: Interrupts
+    check_lease: Callable[[], Any]
+    experiment_id: str = ""
+    grid_run_id: str | None = None
+    queue: RecipeQueue | None = None
+    fatal: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        return self.expansion.grid.name if self.expansion.grid else "rd3"
+
+    def tidy(self) -> set[Key]:
+        """Forget what the plan found damaged, remove scratch of what is done; keys that are done by now."""
+        for kind, key in self.plan.stale:
+            self.forget(kind, key)
+        wanted = set(self.plan.keys("run")) | set(self.plan.keys("blocked"))
+        kinds = {self.expansion.recipes[key].kind for key in wanted}
+        there = wanted & set().union(*(self.ledger.keys(kind) for kind in kinds))
+        for folder in (self.session.home / "work").glob("*/*"):
+            if folder.name in there or self.plan.status_of(folder.name) == "reuse":
+                shutil.rmtree(folder, ignore_errors=True)
+        return there
+
+    def open_runs(self, experiment: str) -> None:
+        """The experiment, without runs of dead drivers, and the grid's own run."""
+        self.experiment_id = self.tracker.experiment(experiment)
+        self.tracker.reap(self.experiment_id, "its driver died")
+        grid = self.expansion.grid
+        if grid is not None:
+            self.grid_run_id = self.tracker.grid_run(self.experiment_id, grid.name, grid_yaml=grid.text)
+
+    def open_view(self, max_concurrent: int | None, *, wanted: bool) -> View:
+        slots = max_concurrent or int(cluster_devices()[0])
+        costs = {item.key: item.cost_s for item in self.plan.items if item.key is not None}
+        assert self.queue is not None
+        eta = Eta(costs, slots)
+        return open_view(self.name, self.queue, eta, label=self.expansion.label, wanted=wanted, out=sys.stderr)
+
+    def work(self, view: View, max_concurrent: int | None) -> None:
+        """Let Ray work the queue off; signals only stop it between two steps."""
+        from pipelines.tune import work_off
+
+        assert self.queue is not None
+        driver = Driver(
+            self.queue,
+            view,
+            job=self.job,
+            keep=self.keep,
+            forget=self.forget,
+            devices=cluster_devices,
+            max_concurrent=max_concurrent,
+            stopping=lambda: bool(self.interrupts.name),
+        )
+        self.interrupts.deferred = True
+        try:
+            work_off(driver, self.session.home)
+        finally:
+            self.interrupts.deferred = False
+            self.fatal = driver.fatal
+
+    def job(self, recipe: Recipe, demand: Demand) -> Job:
+        place = self.session.place
+        return Job(
+            kind=recipe.kind,
+            key=recipe.key,
+            recipe=canonical(recipe.model_dump(mode="json")),
+            facts=self.facts(recipe),
+            tracking_uri=place.tracking_uri,
+            artifacts=place.artifacts,
+            home=str(place.home),
+            data=str(self.session.roots.data) if self.session.roots.data else None,
+            experiment_id=self.experiment_id,
+            parent_run_id=self.grid_run_id,
+            gpu=demand.gpus > 0,
+            alone=demand.whole,
+        )
+
+    def facts(self, recipe: Recipe) -> dict[str, Any]:
+        """What people filter by: the grid's names, or what the set of an evaluation by hand says of itself."""
+        facts = self.expansion.facts(recipe.key)
+        if not facts and isinstance(recipe, EvaluationRecipe):
+            made = self.expansion.recipes.get(recipe.set)
+            if isinstance(made, SetRecipe):
+                return {"method": made.method, "ipc": made.ipc}
+            entry = self.ledger.find("set", recipe.set)
+            return {"method": entry.recipe["method"], "ipc": entry.recipe["ipc"]} if entry else {}
+        return dict(facts)
+
+    def keep(self, entry: dict[str, Any]) -> None:
+        """A finished recipe: into the ledger, then its scratch may go."""
+        self.check_lease()
+        kept = self.ledger.mark(Entry.model_validate(entry))
+        shutil.rmtree(work_folder(self.session.home, kept.kind, kept.key), ignore_errors=True)
+
+    def forget(self, kind: str, key: Key) -> None:
+        """Its artifact is gone or damaged: it counts as missing."""
+        self.ledger.forget(kind, key)
+        shutil.rmtree(work_folder(self.session.home, kind, key), ignore_errors=True)
+        trial_log.append(self.session.home, "forgotten", kind, key)
+
+    def abandon(self, reason: str) -> None:
+        """Nothing of ours stays RUNNING.  Workers go with the cluster; their locks tell when the last one is gone."""
+        running = list(self.queue.running) if self.queue else []
+        folders = [work_folder(self.session.home, self.expansion.recipes[key].kind, key) for key in running]
+        deadline = time.monotonic() + _WORKERS_GONE_S
+        while any(in_use(folder) for folder in folders) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for key in running:
+            kind = self.expansion.recipes[key].kind
+            trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
+        if self.experiment_id:
+            self.tracker.reap(self.experiment_id, reason)
+
+    def close(self, *, ok: bool) -> None:
+        """The grid is through.  A worker that died for good could not close its own run."""
+        if self.grid_run_id is not None:
+            self.tracker.close_grid(self.grid_run_id, ok)
+        self.tracker.reap(self.experiment_id, "its process died")

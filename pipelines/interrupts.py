@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM: the first one asks to stop in good order, the second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+EXIT_CODE = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Inside ``with``, the first signal raises KeyboardInterrupt, or only sets ``name`` while ``deferred``."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        """Name of the signal that came, empty before."""
+        self.deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self.arm()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def arm(self) -> None:
+        """Take the signals (again): Ray takes SIGTERM for itself when it starts."""
+        for number in self._before:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.name:
+            os._exit(EXIT_CODE)
+        self.name = signal.Signals(number).name
+        if not self.deferred:
+            raise KeyboardInterrupt

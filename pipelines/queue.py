@@ -1,0 +1,176 @@
+"""Which recipe runs next: the graph of a grid while it is being worked off.  Pure bookkeeping, no Ray.
+
+A recipe is *waiting* (a parent is missing), *ready*, *running*, or settled: *done*, *reused*, or closed with a status
+and a reason.  Ready recipes go out teachers first, then evaluations, then sets: an evaluation starts as soon as its
+set is there, while other sets are still being made; within a kind, in the order of the grid.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rd3.recipe import Key, Recipe
+
+_RANK = {"teacher": 0, "evaluation": 1, "set": 2}
+
+
+class Closed(NamedTuple):
+    """How a recipe ended that is not done."""
+
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one trial takes of a machine."""
+
+    cpus: float
+    gpus: float = 0.0
+    whole: bool = False
+    """Takes whole devices; while one is ready or running, nothing else is handed out (``timing: exclusive``)."""
+
+
+class RecipeQueue:
+    """Hands out recipes whose parents are done, and closes what can no longer be made."""
+
+    def __init__(
+        self,
+        recipes: Mapping[Key, Recipe],
+        *,
+        reused: Iterable[Key] = (),
+        closed: Mapping[Key, Closed] | None = None,
+        demands: Mapping[str, Demand],
+    ):
+        """``recipes``: all of a grid, parents first; ``demands`` by kind.
+
+        A parent that is not among the recipes counts as done.
+        """
+        self.recipes = dict(recipes)
+        self.demands = dict(demands)
+        self.order = {key: place for place, key in enumerate(self.recipes)}
+        self.reused = {key for key in reused if key in self.recipes}
+        self.done: set[Key] = set()
+        self.running: set[Key] = set()
+        self.closed: dict[Key, Closed] = {}
+        self.children: dict[Key, list[Key]] = {}
+        self._missing: dict[Key, set[Key]] = {}
+        self._ready: dict[bool, list[tuple[int, int, Key]]] = {True: [], False: []}
+        self._used = [0.0, 0.0]
+        for key, recipe in self.recipes.items():
+            for _kind, parent in recipe.parents():
+                self.children.setdefault(parent, []).append(key)
+        for key in self.recipes:
+            if key not in self.reused:
+                self._await_parents(key)
+        for key, how in (closed or {}).items():
+            if key in self.recipes:
+                self.close(key, how.status, how.reason)
+
+    def _await_parents(self, key: Key) -> None:
+        parents = {parent for _kind, parent in self.recipes[key].parents()}
+        self._missing[key] = {parent for parent in parents if parent in self.recipes and not self._there(parent)}
+        if not self._missing[key]:
+            self._make_ready(key)
+
+    def _make_ready(self, key: Key) -> None:
+        heapq.heappush(self._ready[self.demand(key).whole], (_RANK[self.recipes[key].kind], self.order[key], key))
+
+    def _there(self, key: Key) -> bool:
+        return key in self.reused or key in self.done
+
+    def demand(self, key: Key) -> Demand:
+        return self.demands[self.recipes[key].kind]
+
+    def _is_open(self, key: Key) -> bool:
+        return not (self._there(key) or key in self.running or key in self.closed or self._missing[key])
+
+    def _next(self, whole: bool) -> Key | None:
+        """The first ready recipe of a heap; what was settled since it was pushed is dropped on the way."""
+        heap = self._ready[whole]
+        while heap and not self._is_open(heap[0][2]):
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is running and nothing can start."""
+        return not self.running and self._next(True) is None and self._next(False) is None
+
+    def take(self, cpus: float, gpus: float = 0.0) -> Recipe | None:
+        """The next recipe to start on a cluster with so many devices in all, or None.
+
+        A ready recipe that takes whole devices holds back all others until it has run, so it cannot starve.  When
+        nothing runs, the next recipe goes out even if it does not fit: a cluster that grows on demand must see it.
+        """
+        if any(self.demand(key).whole for key in self.running):
+            return None
+        key = self._next(True) or self._next(False)
+        if key is None:
+            return None
+        demand = self.demand(key)
+        too_much = self._used[0] + demand.cpus > cpus + 1e-9 or self._used[1] + demand.gpus > gpus + 1e-9
+        if too_much and self.running:
+            return None
+        heapq.heappop(self._ready[demand.whole])
+        self.running.add(key)
+        self._use(demand, 1)
+        return self.recipes[key]
+
+    def _use(self, demand: Demand, sign: int) -> None:
+        self._used[0] += sign * demand.cpus
+        self._used[1] += sign * demand.gpus
+
+    def _stop_running(self, key: Key) -> None:
+        if key in self.running:
+            self.running.discard(key)
+            self._use(self.demand(key), -1)
+
+    def finish(self, key: Key) -> None:
+        """``key`` is in the ledger now; its children may become ready."""
+        self._stop_running(key)
+        self.done.add(key)
+        for child in self.children.get(key, ()):
+            missing = self._missing.get(child, set())
+            if key in missing:
+                missing.discard(key)
+                if not missing and child not in self.closed:
+                    self._make_ready(child)
+
+    def close(self, key: Key, status: str, reason: str) -> None:
+        """``key`` will not be made by this run; what is made from it is closed as ``blocked``."""
+        self._stop_running(key)
+        self.closed[key] = Closed(status, reason)
+        for child in self.children.get(key, ()):
+            if child not in self.closed and not self._there(child) and child not in self.running:
+                what = self.recipes[key].label()
+                cause = reason if status == "blocked" else f"its {what} ({key[:12]}) ended as {status}: {reason}"
+                self.close(child, "blocked", cause)
+
+    def again(self, key: Key) -> None:
+        """``key`` goes back: its process died, or its artifact turned out to be gone."""
+        self._stop_running(key)
+        self.done.discard(key)
+        self.reused.discard(key)
+        self._await_parents(key)
+        for child in self.children.get(key, ()):
+            if child not in self.closed and not self._there(child) and child not in self.running:
+                self._missing[child].add(key)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By kind: how many are done, reused, running, failed and waiting."""
+        table: dict[str, dict[str, int]] = {}
+        for key, recipe in self.recipes.items():
+            row = table.setdefault(recipe.kind, dict.fromkeys(("done", "reused", "running", "failed", "waiting"), 0))
+            row[self.state(key)] += 1
+        return table
+
+    def state(self, key: Key) -> str:
+        """One of ``done``, ``reused``, ``running``, ``failed``, ``waiting``."""
+        for name, keys in (("reused", self.reused), ("done", self.done), ("running", self.running)):
+            if key in keys:
+                return name
+        return "failed" if key in self.closed else "waiting"

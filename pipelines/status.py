@@ -1,0 +1,49 @@
+"""How far a grid is, for somebody who looks from another terminal: the ledger, and the log that trials write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import trial_log
+from rd3.recipe import KINDS, Key
+from tracking.ledger import Ledger
+
+if TYPE_CHECKING:
+    from pipelines.expand import Expansion
+
+
+@dataclass(frozen=True)
+class GridStatus:
+    """``counts``: kind to ``done``, ``running``, ``failed``, ``missing``."""
+
+    counts: dict[str, dict[str, int]]
+    running: list[dict[str, Any]] = field(default_factory=list)
+    """Recipes that a live process of this machine makes: ``label``, ``key``, ``attempt``, ``since``, ``pid``."""
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    """Recipes whose last attempt failed: ``label``, ``key``, ``status``, ``reason``."""
+
+
+def grid_status(expansion: Expansion, ledger: Ledger, home: Path) -> GridStatus:
+    """What of a grid is done, running or failed now; changes nothing."""
+    last: dict[Key, dict[str, Any]] = {
+        event["key"]: event for event in trial_log.events(home) if event["key"] in expansion.recipes
+    }
+    done = {kind: ledger.keys(kind) for kind in KINDS}
+    status = GridStatus({})
+    for key, recipe in expansion.recipes.items():
+        row = status.counts.setdefault(recipe.kind, dict.fromkeys(("done", "running", "failed", "missing"), 0))
+        event = last.get(key, {})
+        named = {"label": expansion.label(key), "key": key}
+        if key in done[recipe.kind]:
+            row["done"] += 1
+        elif event.get("event") == "start" and trial_log.alive(event):
+            row["running"] += 1
+            status.running.append({**named, "attempt": event["attempt"], "since": event["time"], "pid": event["pid"]})
+        elif event.get("event") == "fail":
+            row["failed"] += 1
+            status.failed.append({**named, "status": event["status"], "reason": event["reason"]})
+        else:
+            row["missing"] += 1
+    return status

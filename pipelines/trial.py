@@ -1,0 +1,290 @@
+"""One trial: makes one recipe in a worker process, tracked, and says how it ended.  Never writes the ledger.
+
+A trial may die at any moment and be started again, here or after the driver's death.  So it works in a folder of its
+recipe, under a lock that an orphan of a killed driver still holds; what an earlier attempt left there is resumed, an
+attempt that had finished is only reported, and the MLflow run is found again by the recipe's key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import trial_log
+from rd3.datasets import Roots
+from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.recipe import EvaluationRecipe, Recipe, from_json
+from rd3.store import Entry, Store, write_atomically
+from tracking.place import Place
+
+if TYPE_CHECKING:
+    from tracking.runs import Tracker
+
+ORPHAN_WAIT_S = 120.0
+"""How long a new attempt waits for an older process to let go of the recipe's folder."""
+REPORT_EVERY_S = 3.0
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told: plain data."""
+
+    kind: str
+    key: str
+    recipe: str
+    """JSON."""
+    facts: dict[str, Any]
+    """Names for the MLflow run that the recipe itself does not hold, such as the teacher's role."""
+    tracking_uri: str
+    artifacts: str
+    home: str
+    data: str | None
+    experiment_id: str
+    parent_run_id: str | None
+    gpu: bool = False
+    alone: bool = False
+    """Nothing else runs on this machine meanwhile (``timing: exclusive``)."""
+
+    @property
+    def place(self) -> Place:
+        return Place(tracking_uri=self.tracking_uri, artifacts=self.artifacts, home=Path(self.home))
+
+    @property
+    def roots(self) -> Roots:
+        return Roots(data=Path(self.data) if self.data else None, home=Path(self.home))
+
+    @property
+    def folder(self) -> Path:
+        return work_folder(Path(self.home), self.kind, self.key)
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended: ``entry`` if it is done, else a status and a reason."""
+
+    status: str
+    reason: str = ""
+    entry: dict[str, Any] | None = None
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    """Parents (kind, key) whose artifact is missing or damaged."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialEnd:
+        plain = json.loads(text)
+        return cls(**{**plain, "broken": [(kind, key) for kind, key in plain["broken"]]})
+
+
+def work_folder(home: Path, kind: str, key: str) -> Path:
+    """Where a recipe is made; what is in it is scratch."""
+    return home / "work" / kind / key
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The trainable that Tune runs in a worker process; ``config["job"]`` is a :class:`Job` as JSON."""
+    from ray import tune
+
+    job = Job(**json.loads(config["job"]))
+    _settle_process(job.gpu)
+    last = [time.monotonic()]
+
+    def progress(fraction: float, note: str) -> None:
+        if time.monotonic() - last[0] >= REPORT_EVERY_S:
+            last[0] = time.monotonic()
+            tune.report({"fraction": fraction, "note": note})
+
+    tune.report({"end": attempt(job, progress).to_json()})
+
+
+def _settle_process(gpu: bool) -> None:
+    """One thread, and no look at a GPU that the trial was not given (Ray leaves it visible to CPU-only work)."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    _die_with_parent()
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+@cache
+def _die_with_parent() -> None:
+    """Leave when the process that started this worker is gone: a killed driver takes Ray down, but not the workers."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+def attempt(job: Job, progress: Progress) -> TrialEnd:
+    """Make the recipe of a job, or say why not.  Only the death of the process is left to the caller to see."""
+    recipe = from_json(job.recipe)
+    home = Path(job.home)
+    try:
+        with _alone_in(job.folder, progress):
+            finished = job.folder / "entry.json"
+            if finished.is_file():
+                entry = Entry.model_validate_json(finished.read_bytes())
+                _log_done(job, trial_log.attempts(home, job.key))
+            else:
+                entry = _make(job, recipe, progress)
+            return TrialEnd("done", entry=entry.model_dump(mode="json"))
+    except _BrokenParents as error:
+        end = TrialEnd(error.status, str(error), broken=error.parents)
+    except Exception as error:  # whatever it is, it is this recipe's, and the others go on
+        end = TrialEnd(*_why(error))
+    trial_log.append(home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
+    return end
+
+
+def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
+    """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
+    from rd3.run import perform
+    from tracking.store import TrackedStore
+
+    home = Path(job.home)
+    number = trial_log.attempts(home, job.key) + 1
+    trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
+    store = TrackedStore(job.place)
+    _sweep(job, store)
+    run = _tracker(job.place).begin(
+        recipe, job.facts, experiment_id=job.experiment_id, parent_run_id=job.parent_run_id, attempt=number
+    )
+    try:
+        _check_parents(recipe, store)
+        device = "cuda" if job.gpu else "cpu"
+        entry = perform(
+            recipe, store, job.roots, job.folder, device=device, shared_machine=not job.alone, progress=progress
+        )
+        entry = run.finish(entry, job.folder / "result", set_input=_set_input(recipe, store))
+    except Exception as error:
+        # A tracking server that fails as well must not hide why the recipe failed.
+        with contextlib.suppress(RD3Error):
+            run.fail(*_why(error))
+        raise
+    write_atomically(job.folder / "entry.json", entry.model_dump_json())
+    _log_done(job, number)
+    return entry
+
+
+@cache
+def _tracker(place: Place) -> Tracker:
+    """One connection a process: opening MLflow's database costs more than a small trial."""
+    from tracking.runs import Tracker
+
+    return Tracker(place)
+
+
+class _BrokenParents(RD3Error):
+    """Something that this recipe is made from is no longer what the ledger says."""
+
+    def __init__(self, message: str, parents: list[tuple[str, str]]):
+        super().__init__(message)
+        self.parents = parents
+
+
+def _check_parents(recipe: Recipe, store: Store) -> None:
+    broken, reasons = [], []
+    for kind, key in recipe.parents():
+        try:
+            store.fetch(kind, key)
+        except (DataMissing, DataCorrupt) as error:
+            broken.append((kind, key))
+            reasons.append(error.message)
+    if broken:
+        raise _BrokenParents(" ".join(reasons), broken)
+
+
+def _log_done(job: Job, number: int) -> None:
+    if not trial_log.is_done(Path(job.home), job.key):
+        trial_log.append(Path(job.home), "done", job.kind, job.key, attempt=number)
+
+
+def _why(error: BaseException) -> tuple[str, str]:
+    """Status and reason of an error; an unexpected one names the line that raised it."""
+    if isinstance(error, RD3Error):
+        return error.status, str(error)
+    reason = f"{type(error).__name__}: {error}"
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in reason:
+        return "oom", reason
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return "failed", f"{reason} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def _set_input(recipe: Recipe, store: Store) -> dict[str, Any] | None:
+    """The set of an evaluation, as its MLflow run names it."""
+    entry = store.find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
+    if entry is None:
+        return None
+    name = f"{entry.recipe['method']} {entry.recipe['data']['name']} ipc{entry.recipe['ipc']}"
+    return {"name": name, "digest": entry.content, "source": entry.artifact}
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a recipe's folder.
+
+    The lock is the kernel's, so it goes with the process that holds it, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as lock:
+        deadline = time.monotonic() + ORPHAN_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                if time.monotonic() > deadline:
+                    raise RD3Error(
+                        f"Process {holder} still works in {folder} after {ORPHAN_WAIT_S:.0f} s.",
+                        f"end process {holder}",
+                    ) from None
+                progress(0.0, f"waiting for process {holder} to end")
+                time.sleep(0.1)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process works in a recipe's folder at this moment."""
+    try:
+        with open(folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _sweep(job: Job, store: Store) -> None:
+    """Remove finished folders on this machine whose entry the driver, on another one, has put into the ledger."""
+    for finished in (Path(job.home) / "work").glob("*/*/entry.json"):
+        kind, key = finished.parts[-3:-1]
+        if key != job.key and store.find(kind, key) is not None:
+            shutil.rmtree(finished.parent, ignore_errors=True)

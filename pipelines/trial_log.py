@@ -1,0 +1,77 @@
+"""What trials did, line by line: ``<home>/trials.jsonl``, append-only, one JSON object a line.
+
+Every attempt writes ``start`` and then ``done`` or ``fail``; an attempt that was killed leaves its ``start`` alone.
+The driver adds ``forgotten`` where a finished artifact was found damaged and is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rd3.store import now
+
+
+def log_path(home: Path) -> Path:
+    return home / "trials.jsonl"
+
+
+def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
+    """One line, in one write: lines of several processes do not mix (``O_APPEND``)."""
+    where = {"pid": os.getpid(), "host": platform.node(), "time": now()}
+    line = {"event": event, "kind": kind, "key": key, **where, **more}
+    home.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def events(home: Path, key: str | None = None) -> Iterator[dict[str, Any]]:
+    """All lines in order, or those of one key.  A line that a crash of the machine cut short is left out."""
+    path = log_path(home)
+    if not path.is_file():
+        return
+    with open(path, "rb") as lines:
+        for line in lines:
+            if key is not None and key.encode() not in line:
+                continue
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if key is None or event["key"] == key:
+                yield event
+
+
+def attempts(home: Path, key: str) -> int:
+    """How often a recipe was started here."""
+    return sum(event["event"] == "start" for event in events(home, key))
+
+
+def is_done(home: Path, key: str) -> bool:
+    """Whether a recipe was finished here, and not forgotten since."""
+    done = False
+    for event in events(home, key):
+        done = event["event"] == "done" or (done and event["event"] != "forgotten")
+    return done
+
+
+def alive(event: dict[str, Any]) -> bool:
+    """Whether the process that wrote a line still runs.  False for another machine, of which nothing is known."""
+    if event["host"] != platform.node():
+        return False
+    try:
+        os.kill(event["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    stat = Path(f"/proc/{event['pid']}/stat")
+    # A zombie is dead, only nobody has asked yet how it ended.
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

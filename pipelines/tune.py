@@ -1,0 +1,105 @@
+"""Works a queue off on Ray Tune: one experiment, whose searcher hands out a recipe when its parents are done.
+
+What Tune itself keeps (its storage, its checkpoints) is scratch: all that matters is in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from pipelines.driver import Driver, Leave
+from pipelines.trial import run_trial
+
+
+class Graph(Searcher):
+    """Asks the driver; keeps nothing itself, as there is nothing to restore."""
+
+    def __init__(self, driver: Driver):
+        super().__init__()
+        self.driver = driver
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        config = self.driver.next_config(trial_id)
+        if config is None and (self.driver.queue.finished or self.driver.leaving):
+            return Searcher.FINISHED  # None with nothing running would make Tune wait for minutes
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.driver.on_progress(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if not error:
+            self.driver.on_end(trial_id, result)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Watch(tune.Callback):
+    """Hears of processes that died, and leaves when the driver must."""
+
+    def __init__(self, driver: Driver):
+        self.driver = driver
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_info: Any) -> None:
+        if self.driver.leaving:
+            raise Leave
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_info: Any) -> None:
+        self.driver.on_death(trial.trial_id, f"{type(trial.get_pickled_error()).__name__} {trial.get_error() or ''}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+
+
+def work_off(driver: Driver, home: Path) -> None:
+    """Run Tune until the driver's queue is finished.  Raises :class:`Leave` if the driver has to stop."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    scratch, name = home / "ray", uuid.uuid4().hex[:8]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tune.Tuner(
+                tune.with_resources(run_trial, _resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=Graph(driver),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_name_creator=_name,
+                    trial_dirname_creator=_name,
+                ),
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=str(scratch),
+                    verbose=0,
+                    callbacks=[Watch(driver)],
+                    # A dead process is the driver's business: Tune retries none that dies while its actor is reused.
+                    failure_config=tune.FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(scratch / name, ignore_errors=True)
+    if driver.leaving and not driver.queue.finished:
+        raise Leave
+
+
+def _name(trial: Any) -> str:
+    return str(trial.trial_id)

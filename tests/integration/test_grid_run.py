@@ -1,0 +1,153 @@
+"""A tiny real grid on Ray, ledger and MLflow: made, reused, mended, exclusive, and brought in from elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pipelines import cluster, trial_log
+from pipelines.imports import import_results
+from pipelines.plan import plan_session
+from pipelines.status import grid_status
+from rd3.errors import DataCorrupt
+from rd3.recipe import to_json
+from tracking.ledger import Ledger
+from tracking.runs import Tracker
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tiny_grid", Path(__file__).with_name("tiny_grid.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("grid")
+
+
+@pytest.fixture(scope="module")
+def ray_here(home: Path) -> Iterator[None]:
+    """One Ray for the whole module: a run uses the Ray that is there."""
+    with cluster.ray_cluster(home):
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tiny: ModuleType, home: Path, ray_here: None) -> Any:
+    """The outcome of the first run."""
+    return tiny.run(home, evaluations=2, epochs=2, sets=2)
+
+
+def _runs(tiny: ModuleType, home: Path) -> dict[str, Any]:
+    """MLflow's runs by recipe key; the grid's own under ``grid``."""
+    client = Tracker(tiny.session_in(home).place).client
+    found = client.search_runs([client.get_experiment_by_name("rd3").experiment_id])
+    keyed = {run.data.tags.get("rd3.key", "grid"): run for run in found}
+    assert len(keyed) == len(found), "one run a recipe"
+    return keyed
+
+
+def _events(home: Path) -> list[str]:
+    return sorted(f"{event['kind']} {event['event']}" for event in trial_log.events(home))
+
+
+def test_everything_is_made_tracked_and_cleaned_up(tiny: ModuleType, home: Path, made: Any):
+    session = tiny.session_in(home)
+    expansion = tiny.tiny(session, evaluations=2, epochs=2, sets=2)
+    assert (made.exit_code, made.failed, made.reused) == (0, [], [])
+    assert set(made.done) == set(expansion.recipes)
+    ledger = Ledger(session.place.artifacts)
+    runs = _runs(tiny, home)
+    assert set(runs) == {*expansion.recipes, "grid"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for key, recipe in expansion.recipes.items():
+        assert ledger.find(recipe.kind, key).run_id == runs[key].info.run_id
+        assert runs[key].data.tags["mlflow.parentRunId"] == runs["grid"].info.run_id
+    assert not list((home / "work").glob("*/*"))
+    assert not list((home / "ray").glob("*"))
+    assert _events(home) == sorted(
+        f"{recipe.kind} {event}" for recipe in expansion.recipes.values() for event in ("start", "done")
+    )
+    status = grid_status(expansion, ledger, home)
+    assert {row["done"] for row in status.counts.values()} == {1, 2, 4}
+    assert (status.running, status.failed) == ([], [])
+
+
+def test_a_second_run_makes_nothing(tiny: ModuleType, home: Path, made: Any):
+    before = _events(home)
+    again = tiny.run(home, evaluations=2, epochs=2, sets=2)
+    assert (set(again.reused), again.done, again.exit_code) == (set(made.done), [], 0)
+    assert _events(home) == before
+
+
+def test_a_set_that_is_damaged_after_planning_is_made_again(
+    tiny: ModuleType, home: Path, made: Any, ray_here: None, monkeypatch: pytest.MonkeyPatch
+):
+    session = tiny.session_in(home)
+    ledger = Ledger(session.place.artifacts)
+    expansion = tiny.tiny(session, evaluations=3, epochs=2, sets=1)  # one more student of a set that is there
+    plan = plan_session(expansion, ledger, session)
+    (key,) = plan.keys("run")
+    entry = ledger.find("set", expansion.recipes[key].set)
+    folder = Path(entry.artifact.removeprefix("file://"))
+    victim = max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    outcome = tiny.execute(expansion, plan, session, view=False)
+    assert outcome.failed == []
+    assert set(outcome.done) == {key, entry.key}
+    assert ledger.find("set", entry.key).content == entry.content
+    assert [event["event"] for event in trial_log.events(home, entry.key)] == [
+        "start", "done", "forgotten", "start", "done"
+    ]  # fmt: skip
+
+
+def test_a_recipe_that_cannot_be_made_does_not_stop_the_others(tiny: ModuleType, home: Path, made: Any, ray_here: None):
+    session = tiny.session_in(home)
+    expansion = tiny.tiny(session, evaluations=1, epochs=1, sets=3, timing="exclusive")
+    *others, made_badly, evaluated = expansion.recipes.values()
+    broken = type(made_badly)(**{**made_badly.model_dump(), "settings": {"no_such_setting": 1}})
+    lost = type(evaluated)(**{**evaluated.model_dump(), "set": broken.key})
+    expansion.recipes = {recipe.key: recipe for recipe in (*others, broken, lost)}
+    plan = plan_session(expansion, Ledger(session.place.artifacts), session)
+    outcome = tiny.execute(expansion, plan, session, view=False)
+    assert outcome.exit_code == 3
+    assert [(failure.key, failure.status) for failure in outcome.failed] == [
+        (broken.key, "failed"),
+        (lost.key, "blocked"),
+    ]
+    assert "no_such_setting" in outcome.failed[0].reason
+    assert "no_such_setting" in outcome.failed[1].reason
+    assert len(outcome.done) == 2
+    runs = _runs(tiny, home)
+    assert runs[broken.key].info.status == "FAILED"
+    assert "no_such_setting" in runs[broken.key].data.tags["rd3.reason"]
+    assert runs["grid"].info.status == "FAILED"
+
+
+def test_results_made_without_the_engine_come_in_once(tiny: ModuleType, home: Path, made: Any, tmp_path: Path):
+    session = tiny.session_in(home)
+    expansion = tiny.tiny(session, evaluations=1, epochs=1, sets=6)
+    recipe = list(expansion.recipes.values())[-2]
+    (tmp_path / "recipe.json").write_text(to_json(recipe))
+    command = [sys.executable, "-m", "rd3.run", tmp_path / "recipe.json", "--store", tmp_path / "store"]
+    subprocess.run([*command, "--out", tmp_path / "out", "--home", home], check=True, capture_output=True)
+    (first,) = import_results(tmp_path / "store", session)
+    (again,) = import_results(tmp_path / "store", session)
+    assert (first.key, first.new, again.key, again.new) == (recipe.key, True, recipe.key, False)
+    assert Ledger(session.place.artifacts).find("set", recipe.key).run_id is not None
+    path = tmp_path / "store" / "by-key" / "set" / f"{recipe.key}.json"
+    path.rename(path.with_name(f"{'0' * 64}.json"))
+    with pytest.raises(DataCorrupt, match="holds the recipe set"):
+        import_results(tmp_path / "store", session)

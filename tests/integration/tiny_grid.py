@@ -1,0 +1,82 @@
+"""A grid of seconds on digits, and a driver for it: ``python tiny_grid.py HOME [EVALUATIONS] [EPOCHS]``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipelines.execute import Outcome, execute
+from pipelines.expand import Expansion
+from pipelines.grid_parts import Grid
+from pipelines.plan import plan_session
+from pipelines.settings import Session
+from rd3.datasets import Roots, dataset_info, open_dataset
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining
+from tracking.ledger import Ledger
+from tracking.place import Place
+
+NETWORK = "resnet18_w16"
+
+
+def session_in(home: Path) -> Session:
+    """Everything below one folder."""
+    return Session(
+        roots=Roots(data=None, home=home),
+        place=Place(tracking_uri=f"sqlite:///{home / 'mlflow.db'}", artifacts=str(home / "artifacts"), home=home),
+    )
+
+
+def tiny(
+    session: Session, *, evaluations: int = 2, epochs: int = 3, sets: int = 2, timing: str = "shared"
+) -> Expansion:
+    """A teacher of one epoch, random sets of one image a class, and evaluations of each by student seed."""
+    info = dataset_info("digits", session.roots)
+    data = Data(name="digits", fingerprint=open_dataset("digits", session.roots).fingerprint)
+    common = {"data": data, "classes": info.classes, "resolution": info.resolution}
+    training = TeacherTraining(
+        epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, crop="pad", flip=False
+    )
+    teacher = TeacherRecipe(
+        **common, network=NETWORK, normalisation=info.normalisation, training=training, precision="fp32", seed=0
+    )
+    protocol = resolve_protocol(
+        "rd3-reduced",
+        factor=info.factor,
+        same_network=True,
+        set_size=info.num_classes,
+        overrides={"epochs": epochs, "precision": "fp32"},
+    )
+    recipes = [teacher]
+    for seed in range(sets):
+        recipes.append(SetRecipe(**common, method="random", version=1, settings={}, ipc=1, set_seed=seed))
+        recipes += [
+            EvaluationRecipe(
+                **common,
+                set=recipes[-1].key,
+                teachers=(teacher.key,),
+                protocol=protocol,
+                student=NETWORK,
+                student_seed=number,
+                normalisation=info.normalisation,
+            )
+            for number in range(evaluations)
+        ]
+    return Expansion(
+        recipes={recipe.key: recipe for recipe in recipes},
+        grid=Grid(name="tiny", parts=(), timing=timing, text="name: tiny\n"),
+        infos={"digits": info},
+    )
+
+
+def run(home: Path, *, view: bool = False, **shape: int | str) -> Outcome:
+    """Plan and execute the grid in a store of its own."""
+    session = session_in(home)
+    expansion = tiny(session, **shape)
+    ledger = Ledger(session.place.artifacts)
+    return execute(expansion, plan_session(expansion, ledger, session), session, view=view)
+
+
+if __name__ == "__main__":
+    home, evaluations, epochs = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    raise SystemExit(run(home, view=True, evaluations=evaluations, epochs=epochs).exit_code)

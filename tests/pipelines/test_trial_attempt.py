@@ -1,0 +1,202 @@
+"""One attempt at a recipe, without Ray and MLflow: what is kept, what is resumed, how it ends when it fails."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rd3.run
+import tracking.store
+from pipelines import trial, trial_log
+from rd3.errors import DataCorrupt, Diverged, TrackingError
+from rd3.recipe import Data, SetRecipe, canonical
+from rd3.store import Entry, FolderStore
+
+TEACHER = "ab" * 32
+
+
+class FakeRun:
+    """An MLflow run that remembers how it ended."""
+
+    def __init__(self, ends: list[Any], broken: bool):
+        self.ends, self.broken = ends, broken
+
+    def finish(self, entry: Entry, folder: Path, *, set_input: Any = None) -> Entry:
+        self.ends.append("finished")
+        return entry.model_copy(update={"run_id": "run1", "artifact": folder.as_uri()})
+
+    def fail(self, status: str, reason: str) -> None:
+        if self.broken:
+            raise TrackingError("MLflow went away.")
+        self.ends.append((status, reason))
+
+
+class Bench:
+    """A trial whose recipe, store and tracking server are in the hands of the test."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch):
+        self.home = home
+        self.store = FolderStore(home / "store")
+        self.ends: list[Any] = []
+        self.begun: list[int] = []
+        self.performed = 0
+        self.raises: Exception | None = None
+        self.run_breaks = False
+        data = Data(name="digits", fingerprint="f")
+        self.recipe = SetRecipe(
+            method="random", version=1, settings={}, data=data, classes="c", resolution=32, ipc=1, teachers=(TEACHER,)
+        )
+        self.job = trial.Job(
+            kind="set",
+            key=self.recipe.key,
+            recipe=canonical(self.recipe.model_dump(mode="json")),
+            facts={},
+            tracking_uri="",
+            artifacts="",
+            home=str(home),
+            data=None,
+            experiment_id="0",
+            parent_run_id=None,
+        )
+        parent = home / "parent"
+        parent.mkdir()
+        (parent / "weights").write_text("w")
+        self.store.put(
+            Entry(kind="teacher", key=TEACHER, recipe={}, result={}, files=rd3.run.sha256_files(parent)), parent
+        )
+        monkeypatch.setattr(rd3.run, "perform", self._perform)
+        monkeypatch.setattr(trial, "_tracker", lambda _place: self)
+        monkeypatch.setattr(tracking.store, "TrackedStore", lambda _place: self.store)
+
+    def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
+        self.begun.append(attempt)
+        return FakeRun(self.ends, self.run_breaks)
+
+    def _perform(
+        self, recipe: Any, store: Any, roots: Any, out: Path, *, device: str, shared_machine: bool, progress: Any
+    ) -> Entry:
+        self.performed += 1
+        assert shared_machine
+        assert device == "cpu"
+        if self.raises is not None:
+            raise self.raises
+        (out / "result").mkdir(exist_ok=True)
+        return Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={"count": 10})
+
+    def attempt(self) -> trial.TrialEnd:
+        end = trial.attempt(self.job, lambda fraction, note: None)
+        return trial.TrialEnd.from_json(end.to_json())
+
+    def events(self) -> list[str]:
+        return [event["event"] for event in trial_log.events(self.home)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_a_finished_recipe_is_reported_with_its_run_and_logged_once(bench: Bench):
+    end = bench.attempt()
+    assert end.status == "done"
+    assert Entry.model_validate(end.entry).run_id == "run1"
+    assert bench.ends == ["finished"]
+    assert bench.events() == ["start", "done"]
+    assert bench.store.find("set", bench.recipe.key) is None, "a trial does not write the ledger"
+
+
+def test_what_was_finished_before_the_driver_died_is_only_reported(bench: Bench):
+    first = bench.attempt()
+    again = bench.attempt()
+    assert again == first
+    assert (bench.performed, bench.begun) == (1, [1])
+    assert bench.events() == ["start", "done"]
+
+
+def test_an_attempt_that_died_before_its_last_line_completes_the_log(bench: Bench):
+    bench.attempt()
+    log = trial_log.log_path(bench.home)
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    bench.attempt()
+    assert bench.events() == ["start", "done"]
+    assert bench.performed == 1
+
+
+def test_an_attempt_after_one_that_was_killed_is_the_second(bench: Bench):
+    trial_log.append(bench.home, "start", "set", bench.recipe.key, attempt=1)
+    assert bench.attempt().status == "done"
+    assert bench.begun == [2]
+    assert bench.events() == ["start", "start", "done"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (Diverged("The loss is nan in epoch 3.", "lower lr"), "diverged", "epoch 3. Fix: lower lr"),
+        (MemoryError("no"), "oom", "MemoryError"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "oom", "allocate"),
+        (ZeroDivisionError("division by zero"), "failed", "test_trial_attempt.py, line"),
+    ],
+)
+def test_an_error_is_caught_once_with_its_status_and_reason(bench: Bench, error: Exception, status: str, says: str):
+    bench.raises = error
+    end = bench.attempt()
+    assert (end.status, end.entry) == (status, None)
+    assert says in end.reason
+    assert bench.ends == [(status, end.reason)]
+    assert bench.events() == ["start", "fail"]
+    bench.raises = None
+    assert bench.attempt().status == "done"
+
+
+def test_a_tracking_server_that_fails_as_well_does_not_hide_why(bench: Bench):
+    bench.raises, bench.run_breaks = DataCorrupt("cifar10 has changed.", "fetch it again"), True
+    assert bench.attempt().reason == "cifar10 has changed. Fix: fetch it again"
+
+
+def test_a_damaged_parent_is_named(bench: Bench):
+    (bench.home / "store" / "artifacts" / "teacher" / TEACHER / "weights").write_text("changed")
+    end = bench.attempt()
+    assert end.status == "failed"
+    assert end.broken == [("teacher", TEACHER)]
+    assert "weights has sha256" in end.reason
+    assert bench.performed == 0
+
+
+def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trial, "ORPHAN_WAIT_S", 0.0)
+    bench.job.folder.mkdir(parents=True)
+    notes: list[str] = []
+    with open(bench.job.folder / "lock", "w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert trial.in_use(bench.job.folder)
+        end = trial.attempt(bench.job, lambda fraction, note: notes.append(note))
+    assert end.status == "failed"
+    assert "Process 4711 still works in" in end.reason
+    assert not trial.in_use(bench.job.folder)
+    assert bench.attempt().status == "done"
+
+
+def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
+    done = trial.work_folder(bench.home, "teacher", TEACHER)
+    unfinished = trial.work_folder(bench.home, "teacher", "cd" * 32)
+    for folder in (done, unfinished):
+        folder.mkdir(parents=True)
+        (folder / "entry.json").write_text("{}")
+    bench.attempt()
+    assert not done.exists()
+    assert unfinished.exists()
+
+
+def test_a_job_travels_as_json(bench: Bench):
+    job = replace(bench.job, gpu=True, facts={"method": "random", "ipc": 1})
+    assert trial.Job(**json.loads(json.dumps(job.__dict__))) == job

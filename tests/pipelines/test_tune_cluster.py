@@ -1,0 +1,56 @@
+"""Starting Ray: a late node is tried again, any other failure is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines import cluster
+from rd3.errors import RD3Error
+
+LATE = "The current node timed out during startup. This could happen because some of the raylet failed."
+
+
+@pytest.fixture
+def inits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What ``ray.init`` raises, call by call; calls are put at the end."""
+    planned: list[Any] = []
+
+    def init(**options: Any) -> None:
+        planned.append(options)
+        error = planned.pop(0)
+        if isinstance(error, Exception):
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    return planned
+
+
+def test_a_node_that_is_late_is_started_again(inits: list[Any], tmp_path: Path):
+    inits += [Exception(LATE), Exception(LATE), None]
+    with cluster.ray_cluster(tmp_path):
+        assert [options["address"] for options in inits] == ["local"] * 3
+
+
+def test_a_node_that_never_comes_is_named(inits: list[Any], tmp_path: Path):
+    inits += [Exception(LATE)] * 3
+    with pytest.raises(RD3Error, match="Cannot start with Ray on this machine: The current node timed out"):
+        cluster.ray_cluster(tmp_path).__enter__()
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(inits: list[Any], tmp_path: Path):
+    inits += [ConnectionError("Could not find any running Ray instance.\nmore")]
+    with pytest.raises(RD3Error, match=r"the cluster at 10\.0\.0\.9:6379: Could not find any running Ray instance"):
+        cluster.ray_cluster(tmp_path, "10.0.0.9:6379").__enter__()
+    assert [options["address"] for options in inits] == ["10.0.0.9:6379"]
+
+
+def test_the_socket_folder_is_short_and_one_a_home(tmp_path: Path):
+    one, other = cluster._ray_folder(tmp_path / ("x" * 200)), cluster._ray_folder(tmp_path)
+    assert one != other
+    assert len(f"{one}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store") < 107

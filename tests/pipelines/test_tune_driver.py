@@ -1,0 +1,175 @@
+"""The driver's decisions, with trials played by the test: no Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from pipelines.driver import DEATHS, Driver
+from pipelines.progress import Eta, LineView
+from pipelines.queue import Demand, RecipeQueue
+from pipelines.trial import Job, TrialEnd
+from rd3.errors import StoreError
+
+
+class Stub:
+    """A recipe as queue and driver see it."""
+
+    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
+        self.kind, self.key, self._parents = kind, key, parents
+
+    def parents(self):
+        return self._parents
+
+    def label(self) -> str:
+        return f"{self.kind} {self.key}"
+
+
+def job(recipe: Any, demand: Demand) -> Job:
+    return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None, demand.gpus > 0)
+
+
+class Play:
+    """A driver, and the trials that it thinks are out."""
+
+    def __init__(self, recipes: dict[str, Stub], **options: Any):
+        kinds = {recipe.kind for recipe in recipes.values()}
+        self.queue = RecipeQueue(recipes, demands=dict.fromkeys(kinds, Demand(1.0)))
+        self.kept: list[str] = []
+        self.forgotten: list[tuple[str, str]] = []
+        self.out = io.StringIO()
+        self.driver = Driver(
+            self.queue,
+            LineView("grid", self.queue, Eta({}), None, self.out),
+            **{
+                "job": job,
+                "keep": lambda entry: self.kept.append(entry["key"]),
+                "forget": lambda kind, key: self.forgotten.append((kind, key)),
+                "devices": lambda: (2.0, 0.0),
+                **options,
+            },
+        )
+        self._count = 0
+
+    def start(self) -> tuple[str, str] | None:
+        """(trial, key) of the next trial."""
+        trial_id = f"trial{self._count}"
+        self._count += 1
+        config = self.driver.next_config(trial_id)
+        return None if config is None else (trial_id, json.loads(config["job"])["key"])
+
+    def end(self, trial_id: str, end: TrialEnd) -> None:
+        self.driver.on_end(trial_id, {"end": end.to_json()})
+
+
+def done(key: str) -> TrialEnd:
+    return TrialEnd("done", entry={"key": key})
+
+
+CHAIN = {"s": Stub("set", "s"), "e": Stub("evaluation", "e", ("set", "s"))}
+
+
+def test_a_finished_recipe_is_kept_before_its_children_start():
+    play = Play(CHAIN)
+    trial_id, key = play.start()
+    assert key == "s"
+    assert play.start() is None
+    play.end(trial_id, done("s"))
+    assert play.kept == ["s"]
+    assert play.start()[1] == "e"
+
+
+def test_a_failure_is_told_and_closes_what_needs_it():
+    play = Play(CHAIN)
+    play.end(play.start()[0], TrialEnd("diverged", "The loss is nan."))
+    assert play.start() is None
+    assert play.queue.finished
+    assert play.queue.closed["e"].status == "blocked"
+    assert "set s s: diverged" in play.out.getvalue()
+    assert "The loss is nan." in play.out.getvalue()
+
+
+def test_a_dead_process_is_replaced_a_few_times():
+    play = Play(CHAIN)
+    for _death in range(DEATHS - 1):
+        play.driver.on_death(play.start()[0], "RayActorError")
+    trial_id, key = play.start()
+    assert key == "s"
+    play.driver.on_death(trial_id, "RayActorError")
+    assert play.queue.closed["s"].status == "killed"
+    assert f"died {DEATHS} times" in play.queue.closed["s"].reason
+
+
+def test_a_process_that_ray_killed_for_its_memory_is_not_started_again():
+    play = Play(CHAIN)
+    play.driver.on_death(play.start()[0], "OutOfMemoryError: the node ran low")
+    assert play.queue.closed["s"].status == "oom"
+
+
+def test_a_damaged_parent_is_forgotten_and_made_again_once():
+    play = Play(CHAIN)
+    play.end(play.start()[0], done("s"))
+    for attempt in range(2):
+        trial_id, key = play.start()
+        assert key == "e"
+        play.end(trial_id, TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
+        if attempt == 0:
+            assert play.forgotten == [("set", "s")]
+            trial_id, key = play.start()
+            assert key == "s"
+            play.end(trial_id, done("s"))
+    assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
+    assert play.forgotten == [("set", "s")]
+
+
+def test_a_damaged_parent_that_this_grid_cannot_make_is_only_told():
+    play = Play({"e": CHAIN["e"]})
+    play.end(play.start()[0], TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
+    assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
+    assert play.forgotten == []
+
+
+def test_a_ledger_that_cannot_be_written_stops_everything():
+    def keep(entry: Any) -> None:
+        raise StoreError("No space left.")
+
+    play = Play({"a": Stub("set", "a"), "b": Stub("set", "b"), "c": Stub("set", "c")}, keep=keep)
+    play.end(play.start()[0], done("a"))
+    assert isinstance(play.driver.fatal, StoreError)
+    assert play.start() is None
+
+
+def test_no_more_than_asked_for_and_none_when_stopping():
+    stop = []
+    recipes = {name: Stub("set", name) for name in "abcde"}
+    play = Play(recipes, max_concurrent=3, devices=lambda: (1.0, 0.0), stopping=lambda: bool(stop))
+    assert [play.start() is not None for _trial in range(4)] == [True, True, True, False]
+    play.driver.on_end("trial0", {"end": done("a").to_json()})
+    stop.append(True)
+    assert play.start() is None
+
+
+def test_evaluations_share_a_gpu_and_sets_have_it_alone():
+    recipes = {f"e{n}": Stub("evaluation", f"e{n}") for n in range(6)}
+    recipes |= {f"s{n}": Stub("set", f"s{n}") for n in range(2)}
+    queue = RecipeQueue(recipes, demands={"evaluation": Demand(1.0, 0.25), "set": Demand(1.0, 1.0)})
+    first = [queue.take(16, 1) for _slot in range(5)]
+    assert [recipe and recipe.kind for recipe in first] == ["evaluation"] * 4 + [None]
+    for _more in range(6):
+        for key in list(queue.running):
+            queue.finish(key)
+        while queue.take(16, 1):
+            pass
+        kinds = {queue.recipes[key].kind for key in queue.running}
+        assert len(kinds) <= 1 and (kinds != {"set"} or len(queue.running) == 1)
+    assert queue.finished
+
+
+@pytest.mark.parametrize("result", [None, {}, {"fraction": 0.5}])
+def test_a_trial_that_ends_without_a_word_has_failed(result: Any):
+    play = Play(CHAIN)
+    play.driver.on_end(play.start()[0], result)
+    assert play.queue.closed["s"].status == "failed"

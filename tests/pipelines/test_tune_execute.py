@@ -1,0 +1,157 @@
+"""What happens around Ray in a run: signals, reuse without Ray, state that is left, status from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import execute as execution
+from pipelines import trial_log
+from pipelines.execute import Failure, Outcome, execute
+from pipelines.expand import Expansion
+from pipelines.interrupts import Interrupts
+from pipelines.plan import Item, Plan
+from pipelines.settings import Session
+from pipelines.status import grid_status
+from pipelines.trial import work_folder
+from rd3.datasets import Roots
+from rd3.errors import StoreError
+from rd3.recipe import Data, SetRecipe
+from rd3.store import Entry
+from tracking.ledger import Ledger
+from tracking.place import Place
+
+
+def set_recipe(seed: int) -> SetRecipe:
+    data = Data(name="digits", fingerprint="f")
+    return SetRecipe(
+        method="random", version=1, settings={}, data=data, classes="c", resolution=32, ipc=1, set_seed=seed
+    )
+
+
+RECIPES = {recipe.key: recipe for recipe in map(set_recipe, range(3))}
+KEYS = list(RECIPES)
+
+
+class SilentTracker:
+    """Stands for MLflow; counts what is asked of it."""
+
+    calls: list[str] = []
+
+    def __init__(self, place: Place):
+        self.calls.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_args, **_kwargs: self.calls.append(name) or "7"
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    monkeypatch.setattr(execution, "Tracker", SilentTracker)
+    place = Place(tracking_uri="", artifacts=str(tmp_path / "artifacts"), home=tmp_path)
+    return Session(Roots(data=None, home=tmp_path), place)
+
+
+def plan(*statuses: str, stale: tuple[tuple[str, str], ...] = ()) -> Plan:
+    items = [
+        Item(key, "set", f"set {place}", status, "no data" if status == "blocked" else "")
+        for place, (key, status) in enumerate(zip(KEYS, statuses, strict=True))
+    ]
+    return Plan("grid", items, stale=list(stale))
+
+
+def test_nothing_to_run_needs_neither_ray_nor_mlflow(session: Session, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "ray_cluster", None)
+    monkeypatch.setattr(execution, "Tracker", None)
+    outcome = execute(Expansion(RECIPES), plan("reuse", "reuse", "blocked"), session)
+    assert outcome.reused == KEYS[:2]
+    assert outcome.failed == [Failure(RECIPES[KEYS[2]].label(), KEYS[2], "blocked", "no data")]
+    assert outcome.exit_code == 3
+
+
+def test_exit_codes():
+    assert Outcome(done=["a"]).exit_code == 0
+    assert Outcome(failed=[Failure("a", "b", "oom", "c")]).exit_code == 3
+    assert Outcome(failed=[Failure("a", "b", "oom", "c")], interrupted="SIGINT").exit_code == 130
+
+
+def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "ray_cluster", None)
+    ledger = Ledger(session.place.artifacts)
+    leftovers = [work_folder(session.home, "set", key) for key in KEYS]
+    for folder in leftovers:
+        folder.mkdir(parents=True)
+    for key in KEYS[:2]:
+        ledger.mark(Entry(kind="set", key=key, recipe={}, result={}))
+    outcome = execute(Expansion(RECIPES), plan("run", "run", "blocked"), session)
+    assert outcome.reused == KEYS[:2]
+    assert [folder.exists() for folder in leftovers] == [False, False, True]
+
+
+def test_two_drivers_on_one_ledger(session: Session):
+    with Ledger(session.place.artifacts).lease(), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+        execute(Expansion(RECIPES), plan("run", "run", "run"), session)
+
+
+def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_damaged(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    def no_ray(*_arguments: Any) -> Any:
+        raise StoreError("no Ray today")
+
+    monkeypatch.setattr(execution, "ray_cluster", no_ray)
+    ledger = Ledger(session.place.artifacts)
+    ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
+    with pytest.raises(StoreError, match="no Ray today"):
+        execute(Expansion(RECIPES), plan("run", "run", "run", stale=(("set", KEYS[0]),)), session)
+    assert ledger.find("set", KEYS[0]) is None
+    assert [event["event"] for event in trial_log.events(session.home, KEYS[0])] == ["forgotten"]
+    assert SilentTracker.calls == ["check", "experiment", "reap", "reap"]
+    with ledger.lease():
+        """The lease is free again."""
+
+
+def test_the_first_signal_interrupts_or_is_noted_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.name == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.name == "SIGINT"
+
+
+def test_the_second_signal_leaves_at_once():
+    code = (
+        "import os, signal\n"
+        "from pipelines.interrupts import Interrupts\n"
+        "with Interrupts() as interrupts:\n"
+        "    interrupts.deferred = True\n"
+        "    for _signal in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "raise SystemExit('still here')\n"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 130
+
+
+def test_status_from_another_terminal(session: Session):
+    ledger = Ledger(session.place.artifacts)
+    expansion = Expansion(RECIPES, labels={KEYS[2]: "the third"})
+    ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
+    for key in KEYS:
+        trial_log.append(session.home, "start", "set", key, attempt=1)
+    trial_log.append(session.home, "fail", "set", KEYS[2], status="oom", reason="too large")
+    trial_log.append(session.home, "start", "set", "of another grid", attempt=1)
+    status = grid_status(expansion, ledger, session.home)
+    assert status.counts == {"set": {"done": 1, "running": 1, "failed": 1, "missing": 0}}
+    assert [item["key"] for item in status.running] == [KEYS[1]]
+    assert status.failed == [{"label": "the third", "key": KEYS[2], "status": "oom", "reason": "too large"}]
