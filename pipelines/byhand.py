@@ -1,0 +1,115 @@
+"""One recipe by hand: ``rd3 distill``, ``rd3 evaluate`` and ``rd3 teacher train`` take the same path as a grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.execute import Outcome, execute
+from pipelines.expand import Expansion
+from pipelines.plan import plan_session
+from pipelines.settings import Session
+from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
+from rd3.errors import BadValue, DataMissing, Unsupported
+from rd3.methods import METHODS, resolve_settings
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
+from rd3.teacher_roles import teacher_recipe, teacher_role
+from tracking.ledger import Ledger
+
+
+def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
+    """The recipe that a role stands for; an import that nobody made yet is refused with the command that makes it."""
+    info = dataset_info(dataset, session.roots)
+    ledger = Ledger(session.place.artifacts)
+    found = teacher_role(dataset, role, ledger.role)
+    recipe = teacher_recipe(found, info, dataset_fingerprint(dataset, session.roots))
+    if found.hint and recipe.key not in ledger.keys("teacher"):
+        raise DataMissing(f"Teacher {role} of {dataset} has to be imported.", found.hint)
+    return recipe
+
+
+def set_of(
+    method: str, dataset: str, ipc: int, teacher: str | None, seed: int, settings: dict[str, Any], session: Session
+) -> list[Recipe]:
+    """A set's recipe after those of its teachers."""
+    made, info = METHODS.get(method)(), dataset_info(dataset, session.roots)
+    support = made.supports(info, ipc)
+    if not support.ok:
+        raise Unsupported(f"Method {method} cannot make {dataset} at IPC {ipc}: {support.reason}.")
+    resolved = resolve_settings(method, info, ipc, settings)
+    roles = made.needs(info, resolved, teacher or "").teachers
+    if roles and not teacher:
+        raise BadValue(f"Method {method} needs a teacher.", "name its role: --teacher ROLE")
+    teachers = [teacher_of(dataset, role, session) for role in roles]
+    recipe = SetRecipe(
+        method=method,
+        version=made.version,
+        settings=resolved.model_dump(mode="json"),
+        data=Data(name=dataset, fingerprint=dataset_fingerprint(dataset, session.roots)),
+        classes=info.classes,
+        resolution=info.resolution,
+        ipc=ipc,
+        teachers=tuple(teacher.key for teacher in teachers),
+        set_seed=seed,
+    )
+    return [*teachers, recipe]
+
+
+def evaluations_of(
+    key: str,
+    teacher: str | None,
+    student: str | None,
+    protocol: str,
+    seeds: Sequence[int],
+    fields: dict[str, Any],
+    session: Session,
+) -> list[Recipe]:
+    """Evaluations of a set that the ledger has, one a student seed, after the recipe of the label teacher."""
+    ledger = Ledger(session.place.artifacts)
+    entry = ledger.find("set", ledger.resolve("set", key))
+    made = SetRecipe.model_validate(entry.recipe)
+    info = dataset_info(made.data.name, session.roots)
+    label_teacher = teacher_of(info.name, teacher, session) if teacher else None
+    if student is None and label_teacher is None:
+        raise BadValue("Neither a student nor a teacher is named.", "say --student NETWORK or --teacher ROLE")
+    network = student or label_teacher.network
+    soft = fields.get("labels", "soft") == "soft"
+    if soft and label_teacher is None:
+        raise BadValue("Soft labels need a teacher.", "say --teacher ROLE, or --field labels=hard")
+    resolved = resolve_protocol(
+        protocol,
+        factor=info.factor,
+        same_network=label_teacher is not None and label_teacher.network == network,
+        set_size=made.ipc * info.num_classes,
+        overrides=fields,
+    )
+    data = made.data.model_copy(update={"fingerprint": dataset_fingerprint(info.name, session.roots)})
+    recipes: list[Recipe] = [label_teacher] if soft else []
+    recipes.append(made)
+    for seed in seeds:
+        recipes.append(
+            EvaluationRecipe(
+                set=made.key,
+                teachers=(label_teacher.key,) if soft else (),
+                protocol=resolved,
+                student=network,
+                student_seed=seed,
+                data=data,
+                classes=info.classes,
+                resolution=info.resolution,
+                normalisation=info.normalisation,
+            )
+        )
+    return recipes
+
+
+def run_recipes(recipes: Sequence[Recipe], session: Session, *, address: str | None = None) -> Outcome:
+    """Make what is missing of these recipes, parents before children."""
+    infos: dict[str, DatasetInfo] = {
+        name: dataset_info(name, session.roots) for name in {recipe.data.name for recipe in recipes}
+    }
+    expansion = Expansion(recipes={recipe.key: recipe for recipe in recipes}, infos=infos)
+    plan = plan_session(expansion, Ledger(session.place.artifacts), session, slots=os.cpu_count() or 1)
+    return execute(expansion, plan, session, address=address)

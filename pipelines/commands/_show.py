@@ -1,0 +1,75 @@
+"""How commands print: a table for people, JSON for programs, a progress bar for what takes long."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rd3.errors import BadValue
+
+console = Console(highlight=False)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:
+    """Rows with equal keys, as a table or as a JSON array of objects."""
+    if as_json:
+        sys.stdout.write(json.dumps(list(rows), indent=1, default=str) + "\n")
+        return
+    if not rows:
+        console.print("nothing here yet")
+        return
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console.print(table)
+
+
+def show_reasons(found: Iterable[tuple[str, str, str]]) -> None:
+    """(status, reason, label) of what is not done, each reason once with the number of recipes it stands for."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for status, reason, label in found:
+        grouped.setdefault((status, reason), []).append(label)
+    for (status, reason), labels in grouped.items():
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        console.print(f"{status}: {labels[0]}{more}: {reason}", markup=False, soft_wrap=True)
+
+
+def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """``name=value`` words of the command line; values are read as YAML scalars (``0.5``, ``true``, ``[1, 2]``)."""
+    fields: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise BadValue(f"Got {pair!r} where NAME=VALUE was expected.", "write for example: temperature=4")
+        try:
+            fields[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadValue(f"Cannot read the value in {pair!r}.", "use a plain number or word, or quote it") from None
+    return fields
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar with ETA; yields the function to call with (fraction, note)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=1.0, note="")
+        yield lambda fraction, note="": bar.update(task, completed=fraction, note=note)

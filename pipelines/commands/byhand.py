@@ -1,0 +1,90 @@
+"""``rd3 distill``, ``rd3 evaluate``, ``rd3 import-results``: one thing at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands._show import console, parse_fields, show_reasons, show_table
+from pipelines.settings import session
+
+if TYPE_CHECKING:
+    from pipelines.execute import Outcome
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("distill")(distill)
+    app.command("evaluate")(evaluate)
+    app.command("import-results")(import_outcomes)
+
+
+def distill(
+    method: Annotated[str, typer.Argument(help="rd3 list methods")],
+    dataset: Annotated[str, typer.Option(help="rd3 list datasets")],
+    ipc: Annotated[int, typer.Option(help="Images per class.", min=1)],
+    teacher: Annotated[str | None, typer.Option(help="Role of the teacher, or a network's name.")] = None,
+    set_seed: Annotated[int, typer.Option(help="Seed of the set.")] = 0,
+    setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the method; may be repeated.")] = None,
+) -> None:
+    """Make one synthetic set; its teacher is trained first where it has a recipe and is missing."""
+    from pipelines.byhand import run_recipes, set_of
+
+    here = session()
+    recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
+    finish(run_recipes(recipes, here))
+    key = recipes[-1].key[:12]
+    console.print(f"set {key}. Next: rd3 evaluate {key} --teacher ROLE")
+
+
+def evaluate(
+    key: Annotated[str, typer.Argument(help="The set's key, or its first digits.", metavar="SET")],
+    teacher: Annotated[str | None, typer.Option(help="Role of the teacher that labels.")] = None,
+    student: Annotated[str | None, typer.Option(help="Network to train (default: the teacher's).")] = None,
+    protocol: Annotated[str, typer.Option(help="rd3 list protocols")] = "rd3",
+    student_seed: Annotated[list[int] | None, typer.Option(help="May be repeated (default 0, 1, 2).")] = None,
+    field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the protocol; may be repeated.")] = None,
+) -> None:
+    """Train students on a set and test them, each once, on the whole test set."""
+    from pipelines.byhand import evaluations_of, run_recipes
+    from rd3.stats import mean, std
+    from tracking.ledger import Ledger
+
+    here = session()
+    seeds = student_seed or [0, 1, 2]
+    recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), here)
+    finish(run_recipes(recipes, here))
+    ledger = Ledger(here.place.artifacts)
+    entries = [ledger.find("evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
+    show_table(
+        [
+            {
+                "evaluation": entry.key[:12],
+                "seed": entry.recipe["student_seed"],
+                "top1_pct": f"{entry.result['top1_pct']:.2f}",
+                "correct": f"{entry.result['correct']}/{entry.result['tested']}",
+            }
+            for entry in entries
+        ]
+    )
+    accuracies = [entry.result["top1_pct"] for entry in entries]
+    spread = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
+    console.print(f"top-1 {mean(accuracies):.2f}{spread} % (n={len(seeds)})")
+
+
+def import_outcomes(
+    folder: Annotated[Path, typer.Argument(help="The --store folder of `python -m rd3.run`.")],
+) -> None:
+    """Bring results made without Ray and MLflow into the ledger and MLflow."""
+    from pipelines.imports import import_results
+
+    imported = import_results(folder, session())
+    show_table([{"kind": one.kind, "key": one.key[:12], "what": one.label, "new": one.new} for one in imported])
+
+
+def finish(outcome: Outcome) -> None:
+    """Say each reason once, and leave with the outcome's exit code unless all is there."""
+    show_reasons((failure.status, failure.reason, failure.label) for failure in outcome.failed)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,60 @@
+"""``rd3 data``: what is there, what is wrong, how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.commands._show import console, progress_bar, show_table
+from pipelines.settings import session
+
+app = typer.Typer(help="Datasets: doctor, fetch, add.", no_args_is_help=True)
+
+
+@app.command("doctor")
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say which datasets are there, which are damaged, and what to do about it."""
+    from rd3 import datasets
+
+    findings = datasets.doctor(session().roots)
+    show_table([describe(finding, whole=as_json) for finding in findings], as_json=as_json)
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(3)
+
+
+def describe(finding: Any, *, whole: bool = True) -> dict[str, Any]:
+    """A finding as a row: everything for programs, what matters for people."""
+    if whole:
+        return {"name": finding.dataset, **asdict(finding)}
+    counts = f"{finding.train_count} train, {finding.test_count} test" if finding.state == "ok" else finding.message
+    return {"dataset": finding.dataset, "state": finding.state, "found": counts, "fix": finding.fix}
+
+
+@app.command("fetch")
+def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision can download.")]) -> None:
+    """Download a dataset into RD3's own folder."""
+    from rd3 import datasets
+
+    with progress_bar(f"fetch {name}") as progress:
+        copy = datasets.fetch(name, session().roots)
+        progress(1.0, "")
+    console.print(f"{name} is in {copy.folder}")
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="A name that no other dataset has.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Class folders, or train/ and test/ with class folders.")],
+    resolution: Annotated[int, typer.Option(help="Side at which networks see the images: 32, 64 or 224.")] = 224,
+) -> None:
+    """Register an image folder of your own as a dataset."""
+    from rd3 import datasets
+
+    info = datasets.add_folder(name, folder, session().roots, resolution=resolution)
+    console.print(
+        f"{name}: {info.num_classes} classes, {info.train_count} training and {info.test_count} test images, "
+        f"class list {info.classes[:12]}"
+    )

@@ -1,0 +1,189 @@
+"""``rd3 plan``, ``rd3 run``, ``rd3 status``, ``rd3 report``: a grid from intention to page."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands._show import console, show_reasons, show_table
+from pipelines.commands.byhand import finish
+from pipelines.settings import Session, session
+
+if TYPE_CHECKING:
+    from pipelines.expand import Expansion
+    from pipelines.plan import Plan
+    from tracking.ledger import Ledger
+
+GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
+AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address; default: this machine.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("plan")(plan)
+    app.command("run")(run)
+    app.command("status")(status)
+    app.command("report")(report)
+
+
+def expanded(grid: str, here: Session) -> Expansion:
+    """The grid's cells and recipes, with the user's own datasets and teachers."""
+    from pipelines.expand import expand
+    from pipelines.grid import info_reader, load_grid
+    from rd3.datasets import dataset_fingerprint
+    from tracking.ledger import Ledger
+
+    role, info_of = Ledger(here.place.artifacts).role, info_reader(here.roots)
+    loaded = load_grid(grid, info_of=info_of, user_role=role)
+    return expand(
+        loaded,
+        info_of=info_of,
+        fingerprint_of=lambda name: dataset_fingerprint(name, here.roots),
+        user_role=role,
+    )
+
+
+def planned(expansion: Expansion, here: Session) -> Plan:
+    from pipelines.plan import plan_session
+    from tracking.ledger import Ledger
+
+    return plan_session(expansion, Ledger(here.place.artifacts), here, slots=os.cpu_count() or 1)
+
+
+def plan(
+    grid: GridArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="A line for every recipe.")] = False,
+    recipes: Annotated[Path | None, typer.Option(help="Write each recipe that runs as JSON into this folder.")] = None,
+) -> None:
+    """Say what a run would reuse, make, and cannot make, and what it costs.  Nothing is run."""
+    from rd3.recipe import to_json
+    from rd3.store import write_atomically
+
+    expansion = expanded(grid, session())
+    made = planned(expansion, session())
+    if as_json:
+        sys.stdout.write(json.dumps(made.to_json(), indent=1) + "\n")
+    else:
+        show_plan(made, every=every)
+    if recipes is not None:
+        for key in made.keys("run"):
+            recipe = expansion.recipes[key]
+            write_atomically(recipes / f"{recipe.kind}-{key}.json", to_json(recipe))
+
+
+def show_plan(made: Plan, *, every: bool = False) -> None:
+    """Counts by kind, then each reason once; every recipe where asked for."""
+    show_table([{"kind": kind, **row} for kind, row in made.counts().items() if any(row.values())])
+    if every:
+        for item in made.items:
+            cost = f"  about {item.cost_s:.0f} s" if item.cost_s else ""
+            console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}", markup=False)
+    show_reasons((item.status, item.reason, item.label) for item in made.items if item.reason)
+    if made.keys("run"):
+        console.print(
+            f"{made.cells} cells; about {made.process_s / 60:.1f} process minutes, "
+            f"{made.wall_s / 60:.1f} minutes with {made.slots} at a time (rough, before anything ran)",
+            soft_wrap=True,
+        )
+
+
+def run(
+    grid: GridArgument,
+    address: AddressOption = None,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")] = None,
+    gpu_share: Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)] = 0.25,
+) -> None:
+    """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
+    from pipelines.execute import execute
+
+    here = session()
+    expansion = expanded(grid, here)
+    made = planned(expansion, here)
+    show_plan(made)
+    outcome = execute(expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share)
+    console.print(f"{len(outcome.done)} made, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked")
+    if outcome.interrupted:
+        console.print(f"interrupted by {outcome.interrupted}; the same command goes on")
+    finish(outcome)
+    console.print(f"Next: rd3 report {grid}")
+
+
+def status(grid: GridArgument) -> None:
+    """Say how far a grid is, from another terminal or after a run."""
+    from pipelines.status import grid_status
+    from tracking.ledger import Ledger
+
+    here = session()
+    found = grid_status(expanded(grid, here), Ledger(here.place.artifacts), here.home)
+    show_table([{"kind": kind, **row} for kind, row in found.counts.items()])
+    for one in found.running:
+        console.print(f"running  {one['label']}, attempt {one['attempt']}, since {one['since']}", markup=False)
+    for one in found.failed:
+        console.print(f"{one['status']}  {one['label']}: {one['reason']}", markup=False)
+
+
+def report(
+    grid: GridArgument,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to (default: reports/GRID in RD3's home).")] = None,
+) -> None:
+    """Write the tables as Markdown and CSV and one self-contained HTML page."""
+    from pipelines.status import grid_status
+    from tracking.ledger import Ledger
+    from tracking.report import write_report
+    from tracking.store import TrackedStore
+
+    here = session()
+    expansion = expanded(grid, here)
+    ledger = Ledger(here.place.artifacts)
+    store = TrackedStore(here.place)
+    name = expansion.grid.name
+    folder = out or here.home / "reports" / name
+    found = grid_status(expansion, ledger, here.home)
+    facts = {
+        "description": expansion.grid.description,
+        "failures": {one["key"]: f"{one['status']}: {one['reason']}" for one in found.failed},
+    }
+    written = write_report(name, expansion.cells, ledger.find, store.fetch, folder, facts=facts)
+    show_table(result_rows(expansion, ledger))
+    for path in written.values():
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    console.print(ui_line(here), markup=False, soft_wrap=True)
+
+
+def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | int]]:
+    """The grid's numbers for the terminal, one a point."""
+    from tracking.query import rows
+    from tracking.scores import scores
+    from tracking.tables import changes_text, reduced_text, spread_text
+
+    found = [
+        {
+            "dataset": score.dataset,
+            "method": score.method,
+            "IPC": score.ipc,
+            "labels": score.labels,
+            "student": score.student,
+            "changed": changes_text({**score.overrides, **score.varied}),
+            "top-1 %": spread_text(score),
+            "paper": f"{score.paper.mean:.1f}" if score.paper else "",
+            "made/published": reduced_text(score),
+        }
+        for score in scores(rows(expansion.cells, ledger.find))
+    ]
+    # A column that says the same everywhere is for the page, not for a terminal.
+    dull = {name for name in ("dataset", "labels", "student", "changed") if len({row[name] for row in found}) == 1}
+    dull |= {name for name in ("paper", "made/published") if not any(row[name] for row in found)}
+    return [{name: value for name, value in row.items() if name not in dull} for row in found]
+
+
+def ui_line(here: Session) -> str:
+    """How to look at the runs."""
+    uri = here.place.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        return f"MLflow UI: {uri}"
+    return f"MLflow UI: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"

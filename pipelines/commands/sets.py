@@ -1,0 +1,119 @@
+"""``rd3 set``: list, show, import, export and verify synthetic sets."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._show import console, show_table
+from pipelines.settings import session
+
+app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
+
+KeyArgument = Annotated[str, typer.Argument(help="The set's key, or its first digits.")]
+
+
+@app.command("list")
+def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Synthetic sets in the ledger."""
+    from tracking.ledger import Ledger
+
+    ledger = Ledger(session().place.artifacts)
+    entries = [ledger.find("set", key) for key in sorted(ledger.keys("set"))]
+    rows = [
+        {
+            "name": entry.key[:12],
+            "method": entry.recipe["method"],
+            "dataset": entry.recipe["data"]["name"],
+            "ipc": entry.recipe["ipc"],
+            "generation_process_s": entry.result.get("generation_process_s"),
+            "content": (entry.content or "")[:12],
+        }
+        for entry in entries
+        if entry is not None
+    ]
+    show_table(rows, as_json=as_json)
+
+
+@app.command("show")
+def show(key: KeyArgument) -> None:
+    """Print a set's ledger entry."""
+    from tracking.ledger import Ledger
+
+    ledger = Ledger(session().place.artifacts)
+    console.print_json(ledger.find("set", ledger.resolve("set", key)).model_dump_json())
+
+
+@app.command("verify")
+def verify(key: KeyArgument) -> None:
+    """Check every file, the content digest and the class list of a set."""
+    made = opened(key)
+    console.print(f"whole: {len(made.labels)} images, content {made.manifest.content[:12]}")
+
+
+@app.command("export")
+def export(
+    key: KeyArgument,
+    png: Annotated[Path | None, typer.Option(help="Write a folder of PNG files, one folder a class.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file that datasets.load_dataset opens.")] = None,
+) -> None:
+    """Write a set in a form that other programs read."""
+    from rd3.errors import BadValue
+
+    if png is None and parquet is None:
+        raise BadValue("Nothing to write.", "say --png FOLDER or --parquet FILE")
+    made = opened(key)
+    if png is not None:
+        made.export_png(png)
+        console.print(f"wrote {png}")
+    if parquet is not None:
+        made.export_parquet(parquet)
+        console.print(f"wrote {parquet}")
+
+
+@app.command("import")
+def import_set(
+    source: Annotated[Path, typer.Argument(help="A folder of images per class, or a tensor file (images, labels).")],
+    dataset: Annotated[str, typer.Option(help="The dataset whose classes it has.")],
+    normalised: Annotated[
+        bool, typer.Option(help="Pixels were normalised with the dataset's constants; undo that.")
+    ] = False,
+) -> None:
+    """Bring somebody else's synthetic set into the ledger."""
+    from rd3.datasets import open_dataset
+    from rd3.store import Entry, sha256_files
+    from rd3.synthetic_set import import_folder, import_tensors
+    from tracking.store import TrackedStore
+
+    here = session()
+    data = open_dataset(dataset, here.roots)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "set"
+        if source.is_dir():
+            recipe = import_folder(source, data, folder)
+        else:
+            recipe = import_tensors(source, data, folder, normalised=data.info.normalisation if normalised else None)
+        entry = Entry(
+            kind="set",
+            key=recipe.key,
+            recipe=recipe.model_dump(mode="json"),
+            result={"count": recipe.ipc * data.info.num_classes},
+            files=sha256_files(folder),
+            content=recipe.content,
+        )
+        TrackedStore(here.place).put(entry, folder)
+    console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} --teacher ROLE")
+
+
+def opened(key: str):
+    """The verified set behind an abbreviated key."""
+    from rd3.synthetic_set import SyntheticSet
+    from tracking.ledger import Ledger
+    from tracking.store import TrackedStore
+
+    here = session()
+    whole = Ledger(here.place.artifacts).resolve("set", key)
+    return SyntheticSet.open(TrackedStore(here.place).fetch("set", whole))

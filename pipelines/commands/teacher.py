@@ -1,0 +1,111 @@
+"""``rd3 teacher``: train, import, verify and list teachers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._show import console, progress_bar, show_table
+from pipelines.settings import session
+
+app = typer.Typer(help="Teachers: train, import, verify, list.", no_args_is_help=True)
+
+
+@app.command("train")
+def train(
+    dataset: str,
+    role: Annotated[str, typer.Option(help="Which teacher: a role of that dataset, or a network's name.")],
+) -> None:
+    """Train the teacher that a role stands for; an interrupted training resumes at its last epoch."""
+    from pipelines.byhand import run_recipes, teacher_of
+
+    outcome = run_recipes([teacher_of(dataset, role, session())], session())
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command("import")
+def import_teacher(
+    source: Annotated[str, typer.Argument(help="A state dict (.safetensors, .pt) or torchvision:resnet18.")],
+    dataset: Annotated[str, typer.Option(help="The dataset whose classes it knows.")],
+    network: Annotated[str, typer.Option(help="The network the weights fit.")] = "resnet18",
+    role: Annotated[str | None, typer.Option(help="Grids find it under this role (default: the network).")] = None,
+    split: Annotated[str, typer.Option(help="What it was trained on: train, fit or unknown.")] = "unknown",
+    prune: Annotated[bool, typer.Option(help="Keep only this dataset's rows of a 1,000-class head.")] = False,
+) -> None:
+    """Bring a trained network into the ledger, after testing it on this dataset."""
+    from rd3.datasets import open_dataset
+    from rd3.errors import BadValue
+    from rd3.store import Entry, sha256_files
+    from rd3.teacher import import_weights
+    from tracking.ledger import Ledger
+    from tracking.store import TrackedStore
+
+    if split not in ("train", "fit", "unknown"):
+        raise BadValue(f"Got --split {split!r}.", "use train, fit or unknown")
+    here = session()
+    opened = open_dataset(dataset, here.roots)
+    with tempfile.TemporaryDirectory() as folder, progress_bar(f"test {network}") as progress:
+        recipe, result = import_weights(
+            source,
+            dataset=opened,
+            network=network,
+            out=Path(folder),
+            split=split,
+            prune_to_classes=prune,
+            device="cpu",
+            progress=progress,
+        )
+        entry = Entry(
+            kind="teacher",
+            key=recipe.key,
+            recipe=recipe.model_dump(mode="json"),
+            result=result,
+            files=sha256_files(Path(folder)),
+            content=recipe.weights,
+        )
+        TrackedStore(here.place).put(entry, Path(folder))
+    Ledger(here.place.artifacts).set_role(dataset, role or network, recipe.model_dump(mode="json"))
+    console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
+
+
+@app.command("verify")
+def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its first digits.")]) -> None:
+    """Count a teacher's correct predictions on its recorded images again."""
+    from rd3 import teacher
+    from rd3.datasets import open_dataset
+    from rd3.recipe import TeacherRecipe
+    from tracking.ledger import Ledger
+    from tracking.store import TrackedStore
+
+    here = session()
+    store = TrackedStore(here.place)
+    whole = Ledger(here.place.artifacts).resolve("teacher", key)
+    recipe = TeacherRecipe.model_validate(store.find("teacher", whole).recipe)
+    found = teacher.verify(
+        store.fetch("teacher", whole), recipe, open_dataset(recipe.data.name, here.roots), device="cpu"
+    )
+    show_table([found])
+
+
+@app.command("list")
+def list_teachers(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Teachers in the ledger."""
+    from tracking.ledger import Ledger
+
+    ledger = Ledger(session().place.artifacts)
+    entries = [ledger.find("teacher", key) for key in sorted(ledger.keys("teacher"))]
+    rows = [
+        {
+            "name": entry.key[:12],
+            "dataset": entry.recipe["data"]["name"],
+            "network": entry.recipe["network"],
+            "top1_pct": entry.result.get("top1_pct"),
+            "made": "imported" if entry.recipe["weights"] else f"{entry.recipe['training']['epochs']} epochs here",
+        }
+        for entry in entries
+        if entry is not None
+    ]
+    show_table(rows, as_json=as_json)

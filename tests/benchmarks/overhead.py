@@ -1,0 +1,115 @@
+"""What Ray, ledger and MLflow cost, beside the same evaluations called directly.
+
+    python tests/benchmarks/overhead.py [--epochs 40 --epochs 600] [--count 3]
+
+For each length: `count` evaluations (digits, random IPC 10, resnet18_w16), first by `rd3.run.perform` in one process,
+then as a grid on Ray, one trial at a time, with other student seeds and equal threads.  Both are warm: the grid makes
+one evaluation of one epoch first, in which its worker imports torch and MLflow.  That, the start of Ray and its end
+are paid once a run (or worker) and shown apart.  Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from statistics import mean
+
+from pipelines import trial_log
+from pipelines.byhand import set_of
+from pipelines.execute import execute
+from pipelines.expand import Expansion
+from pipelines.plan import plan_session
+from pipelines.settings import Session
+from rd3.datasets import Roots, dataset_info
+from rd3.protocol import resolve_protocol
+from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.run import perform
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.store import TrackedStore
+
+
+def run_grid(recipes: list[Recipe], session: Session) -> float:
+    """Wall seconds of one run, one trial at a time."""
+    infos = {"digits": dataset_info("digits", session.roots)}
+    expansion = Expansion(recipes={recipe.key: recipe for recipe in recipes}, infos=infos)
+    start = time.perf_counter()
+    plan = plan_session(expansion, Ledger(session.place.artifacts), session)
+    outcome = execute(expansion, plan, session, max_concurrent=1, view=False)
+    assert outcome.exit_code == 0, outcome.failed
+    return time.perf_counter() - start
+
+
+def main(lengths: list[int], count: int, home: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    session = Session(Roots(None, home), Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home))
+    info = dataset_info("digits", session.roots)
+    teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, session)[0]
+    made = set_of("random", "digits", 10, None, 0, {}, session)[0]
+    store = TrackedStore(session.place)
+
+    def evaluation(epochs: int, seed: int) -> EvaluationRecipe:
+        protocol = resolve_protocol(
+            "rd3", factor=info.factor, same_network=True, set_size=100, overrides={"epochs": epochs}
+        )
+        return EvaluationRecipe(
+            set=made.key,
+            teachers=(teacher.key,),
+            protocol=protocol,
+            student="resnet18_w16",
+            student_seed=seed,
+            data=made.data,
+            classes=info.classes,
+            resolution=info.resolution,
+            normalisation=info.normalisation,
+        )
+
+    print(
+        f"preparing (teacher, set, one short evaluation): {run_grid([teacher, made, evaluation(1, 0)], session):.1f} s"
+    )
+    perform(evaluation(1, 1), store, session.roots, home / "direct" / "warm")
+    for epochs in lengths:
+        direct = []
+        for seed in range(count):
+            start = time.perf_counter()
+            perform(evaluation(epochs, seed), store, session.roots, home / "direct" / f"{epochs}-{seed}")
+            direct.append(time.perf_counter() - start)
+        warm = evaluation(1, 1000 + epochs)
+        recipes = [evaluation(epochs, 1000 + seed) for seed in range(count)]
+        total = run_grid([teacher, made, warm, *recipes], session)
+        keys = [recipe.key for recipe in recipes]
+        done = {
+            event["key"]: datetime.fromisoformat(event["time"]).timestamp()
+            for event in trial_log.events(home)
+            if event["event"] == "done"
+        }
+        busy = max(done[key] for key in keys) - done[warm.key]
+        inside = [store.find("evaluation", key).result["wall_s"] for key in keys]
+        per_trial = (busy - sum(inside)) / count
+        figures = {
+            "epochs": epochs,
+            "direct_wall_s": round(mean(direct), 2),
+            "grid_wall_s": round(total, 2),
+            "evaluation_inside_trial_s": round(mean(inside), 2),
+            "overhead_per_evaluation_s": round((busy - sum(direct)) / count, 2),
+            "of_which_tracking_and_scheduling_s": round(per_trial, 2),
+            "once_a_run_and_worker_s": round(total - busy, 2),
+            "overhead_per_evaluation_pct": round(100 * (busy - sum(direct)) / sum(direct), 1),
+        }
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=int, action="append")
+    parser.add_argument("--count", type=int, default=3)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        main(chosen.epochs or [40, 600], chosen.count, Path(folder))

@@ -1,0 +1,66 @@
+"""Do bf16 and fp32 evaluation agree?  Two one-sided tests over paired student seeds, on the digits.
+
+    python tests/benchmarks/precision.py [--seeds 40] [--margin 1.0]
+
+Fixed beforehand: random, IPC 10, resnet18_w16 teacher and student, protocol rd3-reduced, seeds 0 .. n-1; a pair shares
+its initial weights, order and views.  Prints every pair, the mean difference, its interval and the verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from pipelines.byhand import run_recipes, set_of
+from pipelines.settings import Session
+from rd3.datasets import Roots, dataset_info
+from rd3.protocol import resolve_protocol
+from rd3.recipe import EvaluationRecipe
+from rd3.stats import equivalence
+from tracking.ledger import Ledger
+from tracking.place import Place
+
+
+def main(seeds: int, margin: float, home: Path) -> None:
+    place = Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
+    session = Session(Roots(None, home), place)
+    info = dataset_info("digits", session.roots)
+    teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, session)[0]
+    made = set_of("random", "digits", 10, None, 0, {}, session)[0]
+
+    def evaluation(precision: str, seed: int) -> EvaluationRecipe:
+        protocol = resolve_protocol(
+            "rd3-reduced", factor=info.factor, same_network=True, set_size=100, overrides={"precision": precision}
+        )
+        return EvaluationRecipe(
+            set=made.key,
+            teachers=(teacher.key,),
+            protocol=protocol,
+            student="resnet18_w16",
+            student_seed=seed,
+            data=made.data,
+            classes=info.classes,
+            resolution=info.resolution,
+            normalisation=info.normalisation,
+        )
+
+    pairs = [(evaluation("bf16", seed), evaluation("fp32", seed)) for seed in range(seeds)]
+    outcome = run_recipes([teacher, made, *(recipe for pair in pairs for recipe in pair)], session)
+    if outcome.exit_code:
+        raise SystemExit(f"{len(outcome.failed)} failed: {outcome.failed[:3]}")
+    ledger = Ledger(place.artifacts)
+    scores = [tuple(ledger.find("evaluation", one.key).result["top1_pct"] for one in pair) for pair in pairs]
+    for seed, (bf16, fp32) in enumerate(scores):
+        print(f"seed {seed}: bf16 {bf16:.2f}  fp32 {fp32:.2f}  difference {bf16 - fp32:+.2f}")
+    print(equivalence([one for one, _two in scores], [two for _one, two in scores], margin))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--margin", type=float, default=1.0, help="points")
+    parser.add_argument("--home", type=Path, help="keep the results here (default: a temporary folder)")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        main(chosen.seeds, chosen.margin, (chosen.home or Path(folder)).absolute())

@@ -1,0 +1,167 @@
+"""The command line: what programs read from it, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipelines import cli
+from pipelines.commands._show import parse_fields
+from rd3.errors import BadValue
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("RD3_HOME", str(folder))
+    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def rd3(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command in this process; gives exit code, standard output and standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rd3", *words])
+        monkeypatch.setenv("COLUMNS", "300")
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def state(home: Path) -> set[str]:
+    """Everything that RD3 wrote, but for decoded data."""
+    return {path.name for path in home.rglob("*") if path.is_file() and path.parent.name != "data"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        ("methods", {"random", "rded", "sre2l"}),
+        ("datasets", {"digits", "cifar10", "imagenette", "imagenette-224"}),
+        ("networks", {"resnet18", "resnet18_w16", "convnet", "convnet_in", "vit_b_16"}),
+        ("protocols", {"rd3", "rd3-reduced"}),
+        ("losses", {"kl", "ce", "mse_gt"}),
+        ("grids", {"demo", "cifar10", "sensitivity"}),
+    ],
+)
+def test_lists_are_arrays_of_objects_with_a_name(rd3, kind, known):
+    code, out, _err = rd3("list", kind, "--json")
+    assert code == 0
+    assert known <= {row["name"] for row in json.loads(out)}
+
+
+def test_an_unknown_kind_and_an_unknown_grid_suggest_another(rd3):
+    assert rd3("list", "method")[2].count("did you mean 'methods'?") == 1
+    code, _out, err = rd3("plan", "dmo")
+    assert code == 2
+    assert "UnknownName: There is no grid 'dmo'" in err
+    assert "Fix: did you mean 'demo'?" in err
+
+
+def test_every_mistake_of_a_grid_is_said_and_nothing_is_written(rd3, home, tmp_path):
+    grid = tmp_path / "bad.yaml"
+    grid.write_text("name: bad\nmethods: [randm]\ndatasets: [digits]\nipc: [0]\nteacher: resnet18\nsudents: [x]\n")
+    for command in ("plan", "run", "report", "status"):
+        code, _out, err = rd3(command, str(grid))
+        assert code == 2
+        assert all(word in err for word in ("did you mean 'random'", "ipc", "did you mean 'students'"))
+    assert state(home) == set()
+
+
+def test_a_tracking_server_that_is_down_is_named_soon_and_nothing_is_written(rd3, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    start = time.monotonic()
+    code, _out, err = rd3("run", "demo")
+    assert code == 2
+    assert "http://127.0.0.1:9" in err
+    assert time.monotonic() - start < 60  # the client's own default is minutes
+    assert state(home) == set()
+
+
+def test_a_ledger_that_cannot_be_read_is_said(rd3, home, tmp_path, monkeypatch):
+    (tmp_path / "a_file").write_text("")
+    monkeypatch.setenv("RD3_ARTIFACTS", str(tmp_path / "a_file"))
+    code, _out, err = rd3("run", "demo")
+    assert code == 2
+    assert "StoreError" in err
+
+
+def test_a_plan_as_json_and_its_recipes(rd3, home, tmp_path):
+    code, out, _err = rd3("plan", "demo", "--json", "--recipes", str(tmp_path / "recipes"))
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["totals"] == {"reuse": 0, "run": 19, "blocked": 0, "unsupported": 0}
+    assert len(list((tmp_path / "recipes").iterdir())) == 19
+
+
+def test_missing_data_is_blocked_with_the_way_to_mend_it(rd3):
+    code, out, _err = rd3("plan", "cifar10")
+    assert code == 0
+    assert "blocked" in out
+    assert "rd3 data fetch cifar10" in out
+
+
+def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    save_file({"images": images, "labels": torch.arange(20) % 10}, tmp_path / "mine.safetensors")
+    code, out, err = rd3("set", "import", str(tmp_path / "mine.safetensors"), "--dataset", "digits")
+    assert code == 0, err
+    assert "IPC 2" in out
+    _code, out, _err = rd3("set", "list", "--json")
+    [row] = json.loads(out)
+    assert (row["method"], row["ipc"], row["dataset"]) == ("imported", 2, "digits")
+    assert "whole: 20 images" in rd3("set", "verify", row["name"])[1]
+    assert rd3("set", "export", row["name"], "--png", str(tmp_path / "png"))[0] == 0
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 20
+    code, _out, err = rd3("set", "verify", "ffff")
+    assert code == 2
+    assert "ffff" in err
+
+
+def test_a_method_starts_from_one_file(rd3, tmp_path):
+    code, out, _err = rd3("method", "new", "mine", "--folder", str(tmp_path))
+    assert code == 0
+    assert 'register_method("mine"' in (tmp_path / "mine.py").read_text()
+    assert rd3("method", "new", "mine", "--folder", str(tmp_path))[0] == 2
+    code, out, _err = rd3("method", "show", "sre2l")
+    assert "Source:" in out
+
+
+def test_bad_words_by_hand(rd3):
+    for words, message in [
+        (("distill", "sre2l", "--dataset", "digits", "--ipc", "1"), "needs a teacher"),
+        (("distill", "random", "--dataset", "digits", "--ipc", "1000"), "IPC is 1000"),
+        (("distill", "random", "--dataset", "digts", "--ipc", "1"), "did you mean 'digits'"),
+        (("distill", "random", "--dataset", "digits", "--ipc", "1", "--setting", "x=1"), "no setting 'x'"),
+        (("evaluate", "ffff", "--teacher", "resnet18"), "ffff"),
+    ]:
+        code, _out, err = rd3(*words)
+        assert code == 2
+        assert message in err
+
+
+def test_fields_are_read_as_yaml():
+    assert parse_fields(["a=1", "b=0.5", "c=x", "d=[1, 2]", "e=true"]) == {
+        "a": 1,
+        "b": 0.5,
+        "c": "x",
+        "d": [1, 2],
+        "e": True,
+    }
+    with pytest.raises(BadValue, match="NAME=VALUE"):
+        parse_fields(["a"])
