@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,3 @@ class EvalResult:
         curve = plain.pop("curve")
         (folder / "result.json").write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
         parquet.write_table(pa.Table.from_pylist(curve), folder / "curve.parquet")
-
-
-def peak_mib(device: torch.device) -> float:
-    """Most memory held so far, MiB: on CUDA by tensors since the last reset, elsewhere by the whole process."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

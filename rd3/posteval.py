@@ -22,13 +22,14 @@ from torch import nn
 
 from rd3.augment import protocol_view, to_unit
 from rd3.errors import BadValue, ClassOrderError, Diverged
-from rd3.eval_result import EvalResult, peak_mib
+from rd3.eval_result import EvalResult
 from rd3.losses import LOSSES, LossTargets
+from rd3.memory import peak_mib
 from rd3.models import build_network
 from rd3.protocol import EvalProtocol, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.schedule import zeta_cosine
-from rd3.seeding import derive, generator
+from rd3.seeding import generator, own_draws
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
@@ -279,13 +280,8 @@ def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     Dropout and stochastic depth draw from torch's own generators, which get a stream of this seed; cuDNN takes
     deterministic kernels and does not round fp32 convolutions to TF32, as it would by default.
     """
-    cuda = [device] if device.type == "cuda" else []
     kernels = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with torch.random.fork_rng(devices=cuda), kernels:
-        torch.set_rng_state(generator(seed, "dropout").get_state())
-        if cuda:
-            state = torch.Generator(device).manual_seed(derive(seed, "dropout")).get_state()
-            torch.cuda.set_rng_state(state, device)
+    with own_draws(device, seed, "dropout"), kernels:
         yield
 
 

@@ -51,3 +51,20 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+@contextlib.contextmanager
+def own_draws(device: torch.device, seed: int, *names: object) -> Iterator[None]:
+    """Run a block whose layers draw from torch's own generators (dropout, stochastic depth) on a stream of this name.
+
+    On the CPU and on ``device``; both states are put back afterwards.
+    """
+    import torch
+
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.set_rng_state(generator(seed, *names).get_state())
+        if cuda:
+            state = torch.Generator(device).manual_seed(derive(seed, *names)).get_state()
+            torch.cuda.set_rng_state(state, device)
+        yield

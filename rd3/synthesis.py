@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rd3.datasets import Dataset
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
+from rd3.memory import peak_mib
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
@@ -19,8 +18,6 @@ from rd3.synthetic_set.writer import SetWriter
 
 if TYPE_CHECKING:
     import torch
-
-_MIB = 2**20
 
 
 def synthesize(
@@ -73,7 +70,7 @@ def synthesize(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         images = method.make(block, context)
-        writer.add(block, images, phases=context.phases, peak_mib=_peak_mib(device))
+        writer.add(block, images, phases=context.phases, peak_mib=peak_mib(device))
         finished += 1
     progress(1.0, f"{finished} of {len(wanted)} blocks")
     if len(writer.done()) < len(blocks):
@@ -114,16 +111,6 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Mo
     if not support.ok:
         raise Unsupported(f"Method {recipe.method} cannot make this set: {support.reason}.")
     return method
-
-
-def _peak_mib(device: torch.device) -> float:
-    """Peak so far: torch's allocator on a GPU (of this block), the process's resident memory on a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _MIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MIB if sys.platform == "darwin" else peak / 1024
 
 
 def _device_name(device: torch.device) -> str:

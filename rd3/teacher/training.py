@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from rd3.datasets import Dataset, Split
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import TeacherRecipe, TeacherTraining
-from rd3.seeding import derive, generator
+from rd3.seeding import generator, own_draws
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
 
@@ -62,7 +60,7 @@ def train(
     images = _Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
-        with _own_randomness(seed, epoch, device):
+        with own_draws(device, seed, "dropout", epoch):
             row = _train_epoch(epoch, network, optimizer, images, recipe, training, device)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
@@ -210,18 +208,6 @@ class _Images:
         if self.pixels is not None:
             return self.pixels[there], self.labels[there]
         return self.dataset.images(self.split, positions.tolist()).to(self.device), self.labels[there]
-
-
-@contextlib.contextmanager
-def _own_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Dropout and stochastic depth draw from torch's own generators: a stream an epoch, and the state put back."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.set_rng_state(generator(seed, "dropout", epoch).get_state())
-        if cuda:
-            state = torch.Generator(device).manual_seed(derive(seed, "dropout", epoch)).get_state()
-            torch.cuda.set_rng_state(state, device)
-        yield
 
 
 def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
