@@ -18,18 +18,17 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean
 
+from subject import Subject
+
 from pipelines import trial_log
-from pipelines.byhand import set_of
 from pipelines.execute import execute
 from pipelines.expand import Expansion
 from pipelines.plan import plan_session
 from pipelines.settings import Session
-from rd3.datasets import Roots, dataset_info
-from rd3.protocol import resolve_protocol
+from rd3.datasets import dataset_info
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.run import perform
 from tracking.ledger import Ledger
-from tracking.place import Place
 from tracking.store import TrackedStore
 
 
@@ -49,31 +48,15 @@ def main(lengths: list[int], count: int, home: Path) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    session = Session(Roots(None, home), Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home))
-    info = dataset_info("digits", session.roots)
-    teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, session)[0]
-    made = set_of("random", "digits", 10, None, 0, {}, session)[0]
+    subject = Subject(home)
+    session = subject.session
     store = TrackedStore(session.place)
 
     def evaluation(epochs: int, seed: int) -> EvaluationRecipe:
-        protocol = resolve_protocol(
-            "rd3", factor=info.factor, same_network=True, set_size=100, overrides={"epochs": epochs}
-        )
-        return EvaluationRecipe(
-            set=made.key,
-            teachers=(teacher.key,),
-            protocol=protocol,
-            student="resnet18_w16",
-            student_seed=seed,
-            data=made.data,
-            classes=info.classes,
-            resolution=info.resolution,
-            normalisation=info.normalisation,
-        )
+        return subject.evaluation("rd3", seed, epochs=epochs)
 
-    print(
-        f"preparing (teacher, set, one short evaluation): {run_grid([teacher, made, evaluation(1, 0)], session):.1f} s"
-    )
+    preparing = run_grid([*subject.parents, evaluation(1, 0)], session)
+    print(f"preparing (teacher, set, one short evaluation): {preparing:.1f} s")
     perform(evaluation(1, 1), store, session.roots, home / "direct" / "warm")
     for epochs in lengths:
         direct = []
@@ -83,7 +66,7 @@ def main(lengths: list[int], count: int, home: Path) -> None:
             direct.append(time.perf_counter() - start)
         warm = evaluation(1, 1000 + epochs)
         recipes = [evaluation(epochs, 1000 + seed) for seed in range(count)]
-        total = run_grid([teacher, made, warm, *recipes], session)
+        total = run_grid([*subject.parents, warm, *recipes], session)
         keys = [recipe.key for recipe in recipes]
         done = {
             event["key"]: datetime.fromisoformat(event["time"]).timestamp()

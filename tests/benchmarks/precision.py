@@ -12,44 +12,23 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipelines.byhand import run_recipes, set_of
-from pipelines.settings import Session
-from rd3.datasets import Roots, dataset_info
-from rd3.protocol import resolve_protocol
-from rd3.recipe import EvaluationRecipe
+from subject import Subject
+
+from pipelines.byhand import run_recipes
 from rd3.stats import equivalence
 from tracking.ledger import Ledger
-from tracking.place import Place
 
 
 def main(seeds: int, margin: float, home: Path) -> None:
-    place = Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
-    session = Session(Roots(None, home), place)
-    info = dataset_info("digits", session.roots)
-    teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, session)[0]
-    made = set_of("random", "digits", 10, None, 0, {}, session)[0]
-
-    def evaluation(precision: str, seed: int) -> EvaluationRecipe:
-        protocol = resolve_protocol(
-            "rd3-reduced", factor=info.factor, same_network=True, set_size=100, overrides={"precision": precision}
-        )
-        return EvaluationRecipe(
-            set=made.key,
-            teachers=(teacher.key,),
-            protocol=protocol,
-            student="resnet18_w16",
-            student_seed=seed,
-            data=made.data,
-            classes=info.classes,
-            resolution=info.resolution,
-            normalisation=info.normalisation,
-        )
-
-    pairs = [(evaluation("bf16", seed), evaluation("fp32", seed)) for seed in range(seeds)]
-    outcome = run_recipes([teacher, made, *(recipe for pair in pairs for recipe in pair)], session)
+    subject = Subject(home)
+    pairs = [
+        tuple(subject.evaluation("rd3-reduced", seed, precision=precision) for precision in ("bf16", "fp32"))
+        for seed in range(seeds)
+    ]
+    outcome = run_recipes([*subject.parents, *(recipe for pair in pairs for recipe in pair)], subject.session)
     if outcome.exit_code:
         raise SystemExit(f"{len(outcome.failed)} failed: {outcome.failed[:3]}")
-    ledger = Ledger(place.artifacts)
+    ledger = Ledger(subject.session.place.artifacts)
     scores = [tuple(ledger.find("evaluation", one.key).result["top1_pct"] for one in pair) for pair in pairs]
     for seed, (bf16, fp32) in enumerate(scores):
         print(f"seed {seed}: bf16 {bf16:.2f}  fp32 {fp32:.2f}  difference {bf16 - fp32:+.2f}")
