@@ -152,6 +152,39 @@ class TeacherRecipe(Recipe):
         return f"teacher {self.network} {self.data.name}"
 
 
+class Collection(Frozen):
+    """How statistics of a network's layers are collected: one pass over the training images."""
+
+    patch: int = Field(ge=1)
+    """Side of the tiles, pixels of a layer's input, whose moments are kept besides those of channels."""
+    crop: Literal["pad", "resized", "none"]
+    """As of :class:`TeacherTraining`."""
+    flip: bool = True
+    batch_size: int = Field(ge=1)
+    """Variances are of batches: another batch size is another figure."""
+
+
+class StatisticsRecipe(Recipe):
+    """Moments of the inputs of a teacher's layers over the training images, of all and of every class."""
+
+    kind: Literal["statistics"] = "statistics"
+    data: Data
+    classes: str
+    resolution: int
+    teacher: Key
+    collection: Collection
+    precision: Literal["fp32"] = "fp32"
+    seed: int = 0
+    """Of crops and flips."""
+    version: int = 1
+
+    def parents(self) -> tuple[tuple[str, Key], ...]:
+        return (("teacher", self.teacher),)
+
+    def label(self) -> str:
+        return f"statistics {self.data.name} of {self.teacher[:8]}"
+
+
 class SetRecipe(Recipe):
     """A synthetic set: made by a method, or imported (method ``imported``, with the digest of its content)."""
 
@@ -165,13 +198,21 @@ class SetRecipe(Recipe):
     resolution: int
     ipc: int = Field(ge=1)
     teachers: tuple[Key, ...] = ()
+    statistics: tuple[Key, ...] = neutral(())
+    """One for each of ``teachers``, where the method matches collected statistics."""
+    init: Key | None = neutral(None)
+    """The set whose images the method starts from; None: from noise, or from none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     set_seed: int | None = None
     content: str | None = None
     """Content digest of an imported set; None for a set that a method makes."""
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
-        return tuple(("teacher", key) for key in self.teachers)
+        return (
+            *(("teacher", key) for key in self.teachers),
+            *(("statistics", key) for key in self.statistics),
+            *([("set", self.init)] if self.init else []),
+        )
 
     def label(self) -> str:
         return f"set {self.method} {self.data.name} ipc{self.ipc}"
@@ -203,12 +244,12 @@ class EvaluationRecipe(Recipe):
         return f"evaluation {self.student} {self.data.name} seed{self.student_seed}"
 
 
-AnyRecipe = Annotated[TeacherRecipe | SetRecipe | EvaluationRecipe, Field(discriminator="kind")]
-KINDS = ("teacher", "set", "evaluation")
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyRecipe)
+AnyRecipe = TeacherRecipe | StatisticsRecipe | SetRecipe | EvaluationRecipe
+KINDS = ("teacher", "statistics", "set", "evaluation")
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
 
 
-def from_json(text: str | bytes) -> TeacherRecipe | SetRecipe | EvaluationRecipe:
+def from_json(text: str | bytes) -> AnyRecipe:
     """The recipe that a JSON document describes; raises :class:`BadValue` with the first wrong field."""
     try:
         return _ADAPTER.validate_json(text)

@@ -6,6 +6,7 @@ Copy ``random.py``, rename the class, done.  A method in another package is foun
 
 from rd3.methods._base import (
     METHODS,
+    NOISE,
     Block,
     Context,
     Cost,
@@ -20,6 +21,7 @@ from rd3.methods._base import (
 
 __all__ = [
     "METHODS",
+    "NOISE",
     "Block",
     "Context",
     "Cost",

@@ -16,13 +16,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.errors import BadValue, UnknownName
-from rd3.recipe import SetRecipe
+from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from rd3.layer_statistics import LayerStatistics
+    from rd3.synthetic_set import SyntheticSet
 
 
 class Settings(BaseModel):
@@ -38,10 +41,20 @@ class Support(NamedTuple):
     reason: str = ""
 
 
+NOISE = "noise"
+"""The start of a set that has no other set as a parent."""
+
+
 class Needs(NamedTuple):
-    """What a set is made from besides the data: teacher roles, in the order the method wants them."""
+    """What a set is made from besides the data."""
 
     teachers: tuple[str, ...] = ()
+    """Roles, in the order the method wants them; more than one is a pool."""
+    collection: Collection | None = None
+    """How statistics are collected, of each of these teachers; None: none are needed."""
+    init: str = NOISE
+    """What images are started from: ``noise``, the name of a method that needs no start of its own (``random``,
+    ``rded``), whose set of equal size is made first, or the key of any set of this dataset."""
 
 
 class Cost(NamedTuple):
@@ -77,6 +90,10 @@ class Context:
     teachers: Sequence[torch.nn.Module]
     """Frozen, in eval mode, on ``device``; they take pixels in [0, 1] and normalise themselves."""
     device: torch.device
+    statistics: Sequence[LayerStatistics] = ()
+    """One for each teacher, on ``device``, where the recipe names them."""
+    init: SyntheticSet | None = None
+    """The set to start from: the recipe's dataset and resolution, at least its IPC."""
     progress: Callable[[float], None] = lambda fraction: None
     """Call with the done fraction (0-1) of the current block; cheap."""
     shared: dict[str, Any] = field(default_factory=dict)

@@ -14,13 +14,61 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from rd3.errors import Diverged, Unsupported
+from rd3.methods import NOISE, Block, Context, Settings
+from rd3.methods._pixels import SaveFormat
 
 if TYPE_CHECKING:
     import torch
 
 _CHECK_EVERY = 50
 """Iterations between looks at the loss: each waits for the device."""
+
+
+class RecoverySettings(Settings):
+    """What every method of the family can set."""
+
+    iterations: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    """Of Adam on normalised pixels, at the start of its cosine."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    beta2: float = Field(default=0.9, ge=0, lt=1)
+    first_multiplier: float = Field(default=10.0, ge=0)
+    """Of the statistics term of the first layer that is matched."""
+    init: str = Field(default=NOISE, exclude=True)
+    """``noise``, ``random``, ``rded`` or the key of a set; the recipe holds it as the key of that set alone."""
+    save_format: SaveFormat = "png"
+    """``jpeg`` is what most of the authors did."""
+
+
+def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
+    """Batches of one image each of ``size`` classes: image number 0 of every class in class order, then number 1."""
+    labels = range(num_classes)
+    batches = [(k, labels[first : first + size]) for k in range(ipc) for first in labels[::size]]
+    return [Block(index, tuple((label, k) for label in group)) for index, (k, group) in enumerate(batches)]
+
+
+def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Block]:
+    """Batches of ``size`` images, class after class; first the images of the first of ``parts`` shares of 0..ipc-1."""
+    shares = [range(ipc * part // parts, ipc * (part + 1) // parts) for part in range(parts)]
+    members = [(label, k) for share in shares for label in range(num_classes) for k in share]
+    return [
+        Block(index, tuple(members[first : first + size])) for index, first in enumerate(range(0, len(members), size))
+    ]
+
+
+def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
+    """(B, 3, H, W) in normalised space: what a block is optimised from, Gaussian noise or the recipe's init set."""
+    import torch
+
+    side = ctx.info.resolution
+    if ctx.init is None:
+        return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
+    rows = [k * ctx.info.num_classes + label for label, k in block.members]
+    images = ctx.init.images[rows].to(ctx.device)
+    return space.from_unit(images if images.is_floating_point() else images.float() / 255)
 
 
 def cosine(iteration: int, iterations: int) -> float:
@@ -149,6 +197,14 @@ class PixelSpace:
 
         torch.maximum(images, -self.mean / self.std, out=images)
         torch.minimum(images, (1 - self.mean) / self.std, out=images)
+
+    def from_unit(self, pixels: torch.Tensor) -> torch.Tensor:
+        """From pixels in [0, 1]."""
+        return (pixels - self.mean) / self.std
+
+    def to_unit(self, images: torch.Tensor) -> torch.Tensor:
+        """To pixels in [0, 1], not clamped and differentiable: what a network takes that normalises by itself."""
+        return images * self.std + self.mean
 
     def to_255(self, images: torch.Tensor) -> torch.Tensor:
         """Back to pixels, 0-255, as floats."""

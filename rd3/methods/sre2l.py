@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
-from rd3.methods import Block, Context, Cost, Method, Needs, Settings, Support, register_method
-from rd3.methods._pixels import SaveFormat, to_uint8
-from rd3.methods._recovery import BatchNormLoss, PixelSpace, Views, optimise
+from rd3.methods import Block, Context, Cost, Method, Needs, Support, register_method
+from rd3.methods._pixels import to_uint8
+from rd3.methods._recovery import BatchNormLoss, PixelSpace, RecoverySettings, Views, by_image, optimise, start
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import torch
 
 
-class SRe2LSettings(Settings):
+class SRe2LSettings(RecoverySettings):
     """Of the released ``recover*.sh`` scripts."""
 
-    iterations: int = Field(ge=1)
-    lr: float = Field(gt=0)
-    """Of Adam on normalised pixels, at the start of its cosine."""
     bn_weight: float = Field(ge=0)
     """Weight of the BatchNorm statistics against the cross-entropy."""
     batch_classes: int = Field(ge=1)
@@ -34,12 +31,6 @@ class SRe2LSettings(Settings):
     crop_scale_min: float | None = Field(default=None, gt=0, le=1)
     """Smallest area of the random resized crop; None: neither crop nor flip is wanted at this size."""
     flip: bool = False
-    first_multiplier: float = Field(default=10.0, ge=0)
-    """Of the first BatchNorm layer's term."""
-    beta1: float = Field(default=0.5, ge=0, lt=1)
-    beta2: float = Field(default=0.9, ge=0, lt=1)
-    save_format: SaveFormat = "png"
-    """``jpeg`` is what the authors did."""
 
 
 @register_method("sre2l", version=1)
@@ -67,15 +58,13 @@ class SRe2L(Method):
         return Support(True)
 
     def needs(self, info: DatasetInfo, settings: Any, teacher: str) -> Needs:
-        return Needs(teachers=(teacher,))
+        return Needs(teachers=(teacher,), init=settings.init)
 
     def resolve_size(self, settings: SRe2LSettings, info: DatasetInfo, ipc: int) -> SRe2LSettings:
         return settings.model_copy(update={"batch_classes": min(settings.batch_classes, info.num_classes)})
 
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        size, labels = recipe.settings["batch_classes"], range(info.num_classes)
-        batches = [(k, labels[first : first + size]) for k in range(recipe.ipc) for first in labels[::size]]
-        return [Block(index, tuple((label, k) for label in group)) for index, (k, group) in enumerate(batches)]
+        return by_image(recipe.ipc, info.num_classes, recipe.settings["batch_classes"])
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         import torch
@@ -87,7 +76,7 @@ class SRe2L(Method):
         views = Views(side, settings.crop_scale_min, settings.flip, settings.jitter, settings.two_sided)
         labels = torch.tensor(block.labels, device=ctx.device)
         with ctx.phase("recover"):
-            noise = torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
+            images = start(block, ctx, space, stream)
             with BatchNormLoss(teacher.network, settings.first_multiplier) as statistics:
 
                 def loss_of(images: torch.Tensor, _iteration: int) -> torch.Tensor:
@@ -97,7 +86,7 @@ class SRe2L(Method):
                     return F.cross_entropy(logits.float(), labels) + settings.bn_weight * statistics.value()
 
                 images = optimise(
-                    noise,
+                    images,
                     loss_of,
                     space,
                     iterations=settings.iterations,

@@ -57,7 +57,7 @@ def evaluation(of: SetRecipe, **changed: object) -> EvaluationRecipe:
 
 
 def test_key_is_sha256_of_sorted_compact_json():
-    recipe = a_set()
+    recipe = teacher()
     text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     assert recipe.key == hashlib.sha256(text.encode()).hexdigest()
 

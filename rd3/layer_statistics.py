@@ -1,0 +1,1 @@
+"""Statistics of a teacher's layers over the training images: collected once, matched by G-VBSM and EDC."""
