@@ -12,9 +12,9 @@ from pipelines.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
 from rd3.errors import BadValue, DataMissing, Unsupported
-from rd3.methods import METHODS, resolve_settings
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
+from rd3.set_recipes import plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
 from tracking.ledger import Ledger
 
@@ -23,7 +23,7 @@ def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
     """The recipe that a role stands for; an import that nobody made yet is refused with the command that makes it."""
     info = dataset_info(dataset, session.roots)
     ledger = Ledger(session.place.artifacts)
-    found = teacher_role(dataset, role, ledger.role)
+    found = teacher_role(info, role, ledger.role)
     recipe = teacher_recipe(found, info, dataset_fingerprint(dataset, session.roots))
     if found.hint and recipe.key not in ledger.keys("teacher"):
         raise DataMissing(f"Teacher {role} of {dataset} has to be imported.", found.hint)
@@ -33,28 +33,27 @@ def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
 def set_of(
     method: str, dataset: str, ipc: int, teacher: str | None, seed: int, settings: dict[str, Any], session: Session
 ) -> list[Recipe]:
-    """A set's recipe after those of its teachers."""
-    made, info = METHODS.get(method)(), dataset_info(dataset, session.roots)
-    support = made.supports(info, ipc)
-    if not support.ok:
-        raise Unsupported(f"Method {method} cannot make {dataset} at IPC {ipc}: {support.reason}.")
-    resolved = resolve_settings(method, info, ipc, settings)
-    roles = made.needs(info, resolved, teacher or "").teachers
-    if roles and not teacher:
-        raise BadValue(f"Method {method} needs a teacher.", "name its role: --teacher ROLE")
-    teachers = [teacher_of(dataset, role, session) for role in roles]
-    recipe = SetRecipe(
-        method=method,
-        version=made.version,
-        settings=resolved.model_dump(mode="json"),
-        data=Data(name=dataset, fingerprint=dataset_fingerprint(dataset, session.roots)),
-        classes=info.classes,
-        resolution=info.resolution,
-        ipc=ipc,
-        teachers=tuple(teacher.key for teacher in teachers),
-        set_seed=seed,
-    )
-    return [*teachers, recipe]
+    """A set's recipe after those of all that it is made from."""
+
+    def role_of(role: str) -> TeacherRecipe:
+        if not role:
+            raise BadValue(f"Method {method} needs a teacher.", "name its role: --teacher ROLE")
+        return teacher_of(dataset, role, session)
+
+    try:
+        planned = plan_set(
+            method,
+            dataset_info(dataset, session.roots),
+            Data(name=dataset, fingerprint=dataset_fingerprint(dataset, session.roots)),
+            ipc,
+            settings,
+            teacher=teacher or "",
+            teacher_of=role_of,
+            known_set=Ledger(session.place.artifacts).known_set,
+        )
+    except Unsupported as error:
+        raise Unsupported(f"Method {method} cannot make {dataset} at IPC {ipc}: {error.message}.") from None
+    return planned.recipes(seed)
 
 
 def evaluations_of(

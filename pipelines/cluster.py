@@ -113,6 +113,7 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
     gpus = any(node.get("GPU", 0.0) for node in nodes)
     return {
         "teacher": Demand(1.0, 1.0 if gpus else 0.0),
+        "statistics": Demand(1.0, 1.0 if gpus else 0.0),
         "set": Demand(cores if exclusive else 1.0, 1.0 if gpus else 0.0, whole=exclusive),
         "evaluation": Demand(1.0, gpu_share if gpus else 0.0),
     }

@@ -123,6 +123,7 @@ def _queue(expansion: Expansion, plan: Plan, there: set[Key], demands: dict[str,
             if item.status == "blocked" and key not in there
         },
         demands=demands,
+        after=expansion.within,
     )
 
 
@@ -221,11 +222,14 @@ class _Run:
             parent_run_id=self.grid_run_id,
             gpu=demand.gpus > 0,
             alone=demand.whole,
+            larger=self.expansion.within.get(recipe.key),
         )
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """What people filter by: the grid's names, or what the set of an evaluation by hand says of itself."""
         facts = self.expansion.facts(recipe.key)
+        if not facts and isinstance(recipe, SetRecipe):
+            return {"method": recipe.method, "ipc": recipe.ipc}
         if not facts and isinstance(recipe, EvaluationRecipe):
             made = self.expansion.recipes.get(recipe.set)
             if isinstance(made, SetRecipe):

@@ -16,11 +16,22 @@ from rd3.cell import Cell
 from rd3.datasets import DatasetInfo
 from rd3.datasets._splits import VALIDATION_SHARE
 from rd3.errors import RD3Error, Unsupported
-from rd3.methods import METHODS, resolve_settings
+from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
 from rd3.protocol import EvalProtocol, reductions, resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Key, Recipe, SetRecipe, SourceSplit, TeacherRecipe, canonical
+from rd3.recipe import (
+    Data,
+    EvaluationRecipe,
+    Key,
+    Recipe,
+    SetRecipe,
+    SourceSplit,
+    StatisticsRecipe,
+    TeacherRecipe,
+    canonical,
+)
+from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
 
 MISSING = "missing"
@@ -57,6 +68,8 @@ class Expansion:
     """(dataset, role) to teacher, for every pair that the grid names."""
     infos: dict[str, DatasetInfo] = field(default_factory=dict)
     """Facts of every dataset, for the cost; without them a recipe counts as free."""
+    within: dict[Key, Key] = field(default_factory=dict)
+    """Sets whose images are the first of a larger one that the grid asks for as well, to that larger one."""
 
     def label(self, key: Key) -> str:
         """A short name for people."""
@@ -70,6 +83,12 @@ class Expansion:
                 if key is not None:
                     found.setdefault(key, cell)
         return found
+
+    def is_result(self, key: Key) -> bool:
+        """Whether a recipe is asked for by itself, and not only to make another from it."""
+        if self.grid is None:
+            return self.recipes[key].kind in ("set", "evaluation")
+        return key in self._cells_by_key
 
     def facts(self, key: Key) -> dict[str, str | int]:
         """What the grid calls the things in a recipe: for the tracking server's parameters and filters."""
@@ -96,17 +115,20 @@ def expand(
     info_of: InfoOf,
     fingerprint_of: Callable[[str], str],
     user_role: UserRole = no_user_role,
+    known_set: KnownSet = no_known_set,
 ) -> Expansion:
     """Cells and recipes of a grid.
 
     ``fingerprint_of(name)`` opens a dataset; where it raises, the dataset's recipes are there, but blocked.
-    A grid in which no pair is supported is refused with :class:`GridErrors`.
+    ``known_set`` looks up a set that a method is to start from.  A grid in which no pair is supported is refused with
+    :class:`GridErrors`.
     """
-    work = _Expander(grid, info_of, fingerprint_of, user_role)
+    work = _Expander(grid, info_of, fingerprint_of, user_role, known_set)
     for part in grid.parts:
         for dataset in part.datasets:
             work.product(part, dataset)
     result = work.result
+    result.within = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     if not any(cell.evaluation for cell in result.cells):
         reasons = dict.fromkeys(cell.reason for cell in result.cells)
         raise GridErrors(
@@ -120,6 +142,8 @@ class _MadeSet(NamedTuple):
 
     recipe: SetRecipe | None
     reason: str = ""
+    chain: tuple[Recipe, ...] = ()
+    """What it is made from, parents first, and itself."""
     changed: dict[str, Any] = {}
     reduced: dict[str, tuple[float, float]] = {}
 
@@ -135,12 +159,20 @@ class _Rule(NamedTuple):
 class _Expander:
     """Resolves each thing once: datasets, teachers, settings, protocols; only seeds are left to the inner loop."""
 
-    def __init__(self, grid: Grid, info_of: InfoOf, fingerprint_of: Callable[[str], str], user_role: UserRole):
+    def __init__(
+        self,
+        grid: Grid,
+        info_of: InfoOf,
+        fingerprint_of: Callable[[str], str],
+        user_role: UserRole,
+        known_set: KnownSet,
+    ):
         self.grid = grid
         self.split: SourceSplit = "train" if grid.test_on == "test" else "fit"
         self.info_of = info_of
         self.fingerprint_of = fingerprint_of
         self.user_role = user_role
+        self.known_set = known_set
         self.result = Expansion(recipes={}, grid=grid)
         self.data: dict[str, Data] = {}
         self.absent: dict[str, str] = {}
@@ -171,7 +203,7 @@ class _Expander:
         supported = made.recipe is not None and not reason
         taught = rule.protocol.labels == "soft" or (made.recipe is not None and bool(made.recipe.teachers))
         if supported:
-            self._add_set(made.recipe, shape)
+            self._add_chain(made.chain, shape)
         values = {
             "method": shape.method,
             "dataset": shape.info.name,
@@ -226,13 +258,22 @@ class _Expander:
         if dataset in self.absent:
             self.result.blocked[recipe.key] = self.absent[dataset]
 
-    def _add_set(self, recipe: SetRecipe, shape: _Shape) -> None:
-        if recipe.key in self.result.recipes:
+    def _add_chain(self, chain: tuple[Recipe, ...], shape: _Shape) -> None:
+        """A set after all that it is made from."""
+        if chain[-1].key in self.result.recipes:
             return
-        for teacher in list(self.result.teachers.values()):
-            if teacher.recipe.key in recipe.teachers:
-                self._add_teacher(teacher)
-        self._add(recipe, f"{shape.method} {shape.info.name} ipc{shape.ipc} seed{recipe.set_seed}", shape.info.name)
+        named = {teacher.recipe.key: teacher for teacher in self.result.teachers.values()}
+        for recipe in chain:
+            if recipe.key in self.result.recipes:
+                continue
+            if isinstance(recipe, TeacherRecipe):
+                self._add_teacher(named[recipe.key])
+            elif isinstance(recipe, StatisticsRecipe):
+                role = named[recipe.teacher].role
+                self._add(recipe, f"statistics of {role} {shape.info.name}", shape.info.name)
+            elif isinstance(recipe, SetRecipe):
+                text = f"{recipe.method} {shape.info.name} ipc{recipe.ipc} seed{recipe.set_seed}"
+                self._add(recipe, text, shape.info.name)
 
     def _add_teacher(self, teacher: Teacher) -> None:
         if teacher.recipe.key in self.result.recipes:
@@ -257,7 +298,7 @@ class _Expander:
     def _teacher(self, dataset: str, name: str) -> Teacher:
         known = self.result.teachers.get((dataset, name))
         if known is None:
-            role = teacher_role(dataset, name, self.user_role)
+            role = teacher_role(self.result.infos[dataset], name, self.user_role)
             # a teacher that is trained here must not see the images that students are tested on: same split as the sets
             recipe = teacher_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
             known = Teacher(dataset, name, role.network, recipe, role.hint)
@@ -267,33 +308,35 @@ class _Expander:
     def _sets(self, chosen: Chosen, dataset: str, ipc: int, role: str, seeds: tuple[int, ...]) -> dict[int, _MadeSet]:
         """A method's sets by set seed, or for each the reason why it cannot make them."""
         info = self.result.infos[dataset]
-        method = METHODS.get(chosen.name)()
-        support = method.supports(info, ipc)
-        if not support.ok:
-            return dict.fromkeys(seeds, _MadeSet(None, support.reason))
         try:
-            settings = resolve_settings(chosen.name, info, ipc, chosen.values)
-            plain = resolve_settings(chosen.name, info, ipc) if chosen.values else settings
-            roles = method.needs(info, settings, role).teachers
+            planned = plan_set(
+                chosen.name,
+                info,
+                self.data[dataset],
+                ipc,
+                chosen.values,
+                teacher=role,
+                teacher_of=lambda name: self._teacher(dataset, name).recipe,
+                known_set=self.known_set,
+            )
         except Unsupported as error:
             return dict.fromkeys(seeds, _MadeSet(None, error.message))
-        values = {
-            "method": chosen.name,
-            "version": method.version,
-            "settings": settings.model_dump(mode="json"),
-            "data": self.data[dataset],
-            "classes": info.classes,
-            "resolution": info.resolution,
-            "ipc": ipc,
-            "teachers": tuple(self._teacher(dataset, name).recipe.key for name in roles),
-        }
+        settings = planned.settings
+        plain = resolve_settings(chosen.name, info, ipc) if chosen.values else settings
         changed = {
             f"{chosen.name}.{name}": getattr(settings, name)
             for name in chosen.values
             if getattr(settings, name) != getattr(plain, name)
         }
         reduced = settings_reductions(chosen.name, info, settings)
-        return {seed: _MadeSet(SetRecipe(**values, set_seed=seed), "", changed, reduced) for seed in seeds}
+        return {seed: _made(planned, seed, changed, reduced) for seed in seeds}
+
+
+def _made(planned: PlannedSet, seed: int, changed: dict[str, Any], reduced: dict[str, tuple[float, float]]) -> _MadeSet:
+    chain = tuple(planned.recipes(seed))
+    made = chain[-1]
+    assert isinstance(made, SetRecipe)
+    return _MadeSet(made, "", chain, changed, reduced)
 
 
 class _Shape(NamedTuple):

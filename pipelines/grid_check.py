@@ -268,7 +268,7 @@ class _PartCheck:
         for dataset, role in roles.items():
             if dataset in infos:
                 with self._noting(places[dataset]):
-                    teacher_role(dataset, role, self.user_role)
+                    teacher_role(infos[dataset], role, self.user_role)
         return {dataset: role for dataset, role in roles.items() if dataset in infos}
 
     def _vary(self) -> dict[str, tuple[Any, ...]]:

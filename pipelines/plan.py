@@ -130,9 +130,9 @@ def make_plan(
 ) -> Plan:
     """What to do for ``expansion``.
 
-    Sets and evaluations are results: those that are missing run.  A teacher is only a means: it is planned where
-    something that runs needs it, and left out otherwise.  ``verify`` (raises DataMissing or DataCorrupt) reads what
-    something that runs is made from; everything else has only to exist.
+    What cells name are results: those that are missing run.  Everything else (teachers, statistics, sets to start
+    from) is only a means: it is planned where something that runs needs it, and left out otherwise.  ``verify`` (raises
+    DataMissing or DataCorrupt) reads what something that runs is made from; everything else has only to exist.
     """
     there, stale = _what_is_there(expansion, ledger, exists)
     wanted = _wanted(expansion, ledger, there, stale, verify)
@@ -141,15 +141,17 @@ def make_plan(
     costs = _Costs(expansion, rates)
     finish: dict[Key, float] = {}
     flops = 0.0
-    for key, recipe in expansion.recipes.items():
+    for key, recipe in _larger_first(expansion):
         label = expansion.label(key)
         if key in blocked:
             items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
         elif key in wanted:
-            amount = costs.work(recipe)
+            taken = expansion.within.get(key)
+            amount = costs.work(recipe) if taken not in there and taken not in wanted else Work(0.0)
             seconds = rates.seconds(amount)
             flops += amount.flops
-            finish[key] = seconds + max((finish.get(parent, 0.0) for _kind, parent in recipe.parents()), default=0.0)
+            before = [parent for _kind, parent in recipe.parents()] + ([taken] if taken else [])
+            finish[key] = seconds + max((finish.get(parent, 0.0) for parent in before), default=0.0)
             items.append(Item(key, recipe.kind, label, "run", "", seconds))
         elif key in there:
             items.append(Item(key, recipe.kind, label, "reuse"))
@@ -203,7 +205,7 @@ def _wanted(
             except (DataMissing, DataCorrupt):
                 there.discard(key)
                 stale.append((recipe.kind, key))
-        if key not in there and (key in needed or not isinstance(recipe, TeacherRecipe)):
+        if key not in there and (key in needed or expansion.is_result(key)):
             wanted.add(key)
             needed |= {parent for _kind, parent in recipe.parents()}
     return wanted
@@ -221,6 +223,27 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
         if reason:
             blocked[key] = reason
     return blocked
+
+
+def _larger_first(expansion: Expansion) -> list[tuple[Key, Recipe]]:
+    """Parents before children, and a set before those whose images it holds."""
+    recipes = expansion.recipes
+    if not expansion.within:
+        return list(recipes.items())
+    ordered: dict[Key, Recipe] = {}
+
+    def visit(key: Key) -> None:
+        if key in ordered or key not in recipes:
+            return
+        for _kind, parent in recipes[key].parents():
+            visit(parent)
+        if key in expansion.within:
+            visit(expansion.within[key])
+        ordered[key] = recipes[key]
+
+    for key in recipes:
+        visit(key)
+    return list(ordered.items())
 
 
 def _unsupported(expansion: Expansion) -> list[Item]:
@@ -248,7 +271,7 @@ class _Costs:
 
     def work(self, recipe: Recipe) -> Work:
         info = self.infos.get(recipe.data.name)
-        if info is None:
+        if info is None or any(parent not in self.recipes for _kind, parent in recipe.parents()):
             return Work(0.0)
         if not isinstance(recipe, EvaluationRecipe):
             return work(recipe, info, self._network)

@@ -1,8 +1,8 @@
 """Which recipe runs next: the graph of a grid while it is being worked off.  Pure bookkeeping, no Ray.
 
 A recipe is *waiting* (a parent is missing), *ready*, *running*, or settled: *done*, *reused*, or closed with a status
-and a reason.  Ready recipes go out teachers first, then evaluations, then sets: an evaluation starts as soon as its
-set is there, while other sets are still being made; within a kind, in the order of the grid.
+and a reason.  Ready recipes go out teachers first, then statistics, then evaluations, then sets: an evaluation starts
+as soon as its set is there, while other sets are still being made; within a kind, in the order of the grid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rd3.recipe import Key, Recipe
 
-_RANK = {"teacher": 0, "evaluation": 1, "set": 2}
+_RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3}
 
 
 class Closed(NamedTuple):
@@ -44,11 +44,14 @@ class RecipeQueue:
         reused: Iterable[Key] = (),
         closed: Mapping[Key, Closed] | None = None,
         demands: Mapping[str, Demand],
+        after: Mapping[Key, Key] | None = None,
     ):
         """``recipes``: all of a grid, parents first; ``demands`` by kind.
 
-        A parent that is not among the recipes counts as done.
+        A parent that is not among the recipes counts as done.  ``after``: recipes that wait until another is settled,
+        however it ends (small sets that are taken out of a larger one).
         """
+        self.after = dict(after or {})
         self.recipes = dict(recipes)
         self.demands = dict(demands)
         self.order = {key: place for place, key in enumerate(self.recipes)}
@@ -63,6 +66,9 @@ class RecipeQueue:
         for key, recipe in self.recipes.items():
             for _kind, parent in recipe.parents():
                 self.children.setdefault(parent, []).append(key)
+        self._waiting_for: dict[Key, list[Key]] = {}
+        for key, first in self.after.items():
+            self._waiting_for.setdefault(first, []).append(key)
         for key in self.recipes:
             if key not in self.reused:
                 self._await_parents(key)
@@ -72,6 +78,9 @@ class RecipeQueue:
 
     def _await_parents(self, key: Key) -> None:
         parents = {parent for _kind, parent in self.recipes[key].parents()}
+        first = self.after.get(key)
+        if first is not None and first not in self.closed:
+            parents.add(first)
         self._missing[key] = {parent for parent in parents if parent in self.recipes and not self._there(parent)}
         if not self._missing[key]:
             self._make_ready(key)
@@ -133,7 +142,11 @@ class RecipeQueue:
         """``key`` is in the ledger now; its children may become ready."""
         self._stop_running(key)
         self.done.add(key)
-        for child in self.children.get(key, ()):
+        self._settle(key, [*self.children.get(key, ()), *self._waiting_for.get(key, ())])
+
+    def _settle(self, key: Key, waiting: Iterable[Key]) -> None:
+        """``key`` holds these back no longer."""
+        for child in waiting:
             missing = self._missing.get(child, set())
             if key in missing:
                 missing.discard(key)
@@ -149,6 +162,7 @@ class RecipeQueue:
                 what = self.recipes[key].label()
                 cause = reason if status == "blocked" else f"its {what} ({key[:12]}) ended as {status}: {reason}"
                 self.close(child, "blocked", cause)
+        self._settle(key, self._waiting_for.get(key, ()))
 
     def again(self, key: Key) -> None:
         """``key`` goes back: its process died, or its artifact turned out to be gone."""

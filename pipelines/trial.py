@@ -57,6 +57,8 @@ class Job:
     gpu: bool = False
     alone: bool = False
     """Nothing else runs on this machine meanwhile (``timing: exclusive``)."""
+    larger: str | None = None
+    """Key of a set of which this one is the first images, if there is one."""
 
     @property
     def place(self) -> Place:
@@ -174,7 +176,14 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
         _check_parents(recipe, store)
         device = "cuda" if job.gpu else "cpu"
         entry = perform(
-            recipe, store, job.roots, job.folder, device=device, shared_machine=not job.alone, progress=progress
+            recipe,
+            store,
+            job.roots,
+            job.folder,
+            device=device,
+            shared_machine=not job.alone,
+            larger=job.larger,
+            progress=progress,
         )
         entry = run.finish(entry, job.folder / "result", set_input=_set_input(recipe, store))
     except Exception as error:

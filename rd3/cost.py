@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 from rd3.datasets import DatasetInfo
 from rd3.methods import METHODS, Cost
-from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 TRAIN_FACTOR = 3
 """Forward and backward pass together, in forward passes."""
+COLLECT_FACTOR = 2
+"""A forward pass with the moments of every layer's input, in forward passes."""
 TABLE_CLASSES = (10, 20)
 """The two class counts from which ``flops.json`` is made; work is a straight line in the classes."""
 
@@ -97,6 +99,8 @@ def work(recipe: Recipe, info: DatasetInfo, network_of: Callable[[Key], str], se
     """
     if isinstance(recipe, TeacherRecipe):
         return _teacher_work(recipe, info)
+    if isinstance(recipe, StatisticsRecipe):
+        return _statistics_work(recipe, info, network_of)
     if isinstance(recipe, SetRecipe):
         return _set_work(recipe, info, network_of)
     assert isinstance(recipe, EvaluationRecipe)
@@ -110,6 +114,12 @@ def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo) -> Work:
     epochs, batch = recipe.training.epochs, recipe.training.batch_size
     images = TRAIN_FACTOR * epochs * info.train_count + info.test_count
     return Work(images * forward, epochs * math.ceil(info.train_count / batch), recipe.precision or "fp32")
+
+
+def _statistics_work(recipe: StatisticsRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
+    forward = forward_flops(network_of(recipe.teacher), info.num_classes, recipe.resolution)
+    batches = math.ceil(info.train_count / recipe.collection.batch_size)
+    return Work(COLLECT_FACTOR * info.train_count * forward, batches)
 
 
 def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:

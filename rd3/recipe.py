@@ -112,7 +112,7 @@ class Recipe(Frozen):
 
 
 class TeacherTraining(Frozen):
-    """How a teacher is trained, completely.  SGD with Nesterov momentum, cosine to zero after a linear warm-up."""
+    """How a teacher is trained, completely.  SGD with momentum, a cosine after a linear warm-up."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
@@ -120,6 +120,8 @@ class TeacherTraining(Frozen):
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(ge=0)
+    zeta: float | None = neutral(1.0)
+    """The cosine reaches zero after ``zeta * epochs``; None: the rate stays as it is."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     crop: Literal["pad", "resized", "none"]

@@ -14,13 +14,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rd3 import __version__
 from rd3.datasets import Dataset, Roots, open_dataset
-from rd3.errors import ClassOrderError, DataCorrupt, RD3Error
-from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, digest, from_json
+from rd3.errors import ClassOrderError, DataCorrupt, DataMissing, RD3Error
+from rd3.recipe import (
+    AnyRecipe,
+    EvaluationRecipe,
+    Key,
+    Recipe,
+    SetRecipe,
+    StatisticsRecipe,
+    TeacherRecipe,
+    digest,
+    from_json,
+)
 from rd3.store import Entry, FolderStore, Store, now, sha256_files, write_atomically
+
+if TYPE_CHECKING:
+    from rd3.synthetic_set import SyntheticSet
 
 Progress = Callable[[float, str], None]
 
@@ -76,10 +89,46 @@ class _Bench:
     out: Path
     device: str
     shared_machine: bool | None
+    larger: Key | None
     progress: Progress
 
     def teachers(self, keys: tuple[str, ...]) -> list[Any]:
         return _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
+
+    def statistics(self, keys: tuple[str, ...]) -> list[Any]:
+        """Collected statistics, as :func:`rd3.layer_statistics.load` gives them."""
+        from rd3 import layer_statistics
+
+        found = [(key, self.store.fetch("statistics", key)) for key in keys]
+        recipes = [StatisticsRecipe.model_validate(self.store.find("statistics", key).recipe) for key in keys]
+        return [
+            layer_statistics.load(folder, recipe, device=self.device)
+            for (_key, folder), recipe in zip(found, recipes, strict=True)
+        ]
+
+    def set(self, key: Key, classes: str) -> SyntheticSet:
+        """A set from the store, checked."""
+        from rd3.synthetic_set import SyntheticSet
+
+        return SyntheticSet.open(self.store.fetch("set", key), classes=classes, class_ids=self.dataset.info.class_ids)
+
+    def blocks_of_larger(self) -> Path | None:
+        """The folder of the larger set that this one may be taken out of, if it is whole."""
+        if self.larger is None or self.store.find("set", self.larger) is None:
+            return None
+        try:
+            return self.store.fetch("set", self.larger)
+        except (DataMissing, DataCorrupt):  # then this one is made by itself
+            return None
+
+    def spent(self, recipe: SetRecipe) -> dict[str, float]:
+        """Generation time of what a set is made from, teachers apart; also where it was made long ago."""
+        spent = {"wall_s": 0.0, "process_s": 0.0}
+        for kind, key in recipe.parents():
+            result = {} if kind == "teacher" else self.store.find(kind, key).result
+            for unit in spent:
+                spent[unit] += result.get(f"generation_{unit}", result.get(unit, 0.0))
+        return spent
 
 
 _Made = tuple[dict[str, Any], str | None]
@@ -97,28 +146,41 @@ def _make_teacher(recipe: TeacherRecipe, bench: _Bench) -> _Made:
     return result, None
 
 
+def _make_statistics(recipe: StatisticsRecipe, bench: _Bench) -> _Made:
+    from rd3 import layer_statistics
+
+    [teacher] = bench.teachers((recipe.teacher,))
+    result = layer_statistics.collect(
+        recipe, teacher, bench.dataset, bench.out, device=bench.device, progress=bench.progress
+    )
+    return result, None
+
+
 def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
     from rd3.synthesis import synthesize
     from rd3.synthetic_set import SyntheticSet, contact_sheet
 
     if recipe.content is not None:
         raise RD3Error(f"Set {recipe.key[:12]} is an import; no method can make it.", "import it: rd3 set import")
-    teachers = bench.teachers(recipe.teachers)
     manifest = synthesize(
         recipe,
         bench.dataset,
-        teachers,
+        bench.teachers(recipe.teachers),
         bench.out,
+        statistics=bench.statistics(recipe.statistics),
+        init=bench.set(recipe.init, recipe.classes) if recipe.init else None,
+        larger=bench.blocks_of_larger(),
         device=bench.device,
         progress=bench.progress,
         shared_machine=bench.shared_machine,
     )
     made = SyntheticSet.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
     contact_sheet(made, bench.out / "contact_sheet.png")
+    before = bench.spent(recipe)
     result = {
         "count": manifest.count,
-        "generation_wall_s": manifest.generation_wall_s,
-        "generation_process_s": manifest.generation_process_s,
+        "generation_wall_s": manifest.generation_wall_s + before["wall_s"],
+        "generation_process_s": manifest.generation_process_s + before["process_s"],
         "peak_mib": manifest.peak_mib,
         **{f"{phase}_{unit}": value for phase, spent in manifest.phases.items() for unit, value in spent},
     }
@@ -127,11 +189,8 @@ def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
 
 def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
     from rd3.posteval import train_and_test
-    from rd3.synthetic_set import SyntheticSet
 
-    made = SyntheticSet.open(
-        bench.store.fetch("set", recipe.set), classes=recipe.classes, class_ids=bench.dataset.info.class_ids
-    )
+    made = bench.set(recipe.set, recipe.classes)
     result = train_and_test(
         recipe,
         made.images,
@@ -145,29 +204,31 @@ def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
     return result.flat(), None
 
 
-_MAKERS = {"teacher": _make_teacher, "set": _make_set, "evaluation": _make_evaluation}
+_MAKERS = {"teacher": _make_teacher, "statistics": _make_statistics, "set": _make_set, "evaluation": _make_evaluation}
 
 
 def perform(
-    recipe: TeacherRecipe | SetRecipe | EvaluationRecipe,
+    recipe: AnyRecipe,
     store: Store,
     roots: Roots,
     out: Path,
     *,
     device: str = "cpu",
     shared_machine: bool | None = None,
+    larger: Key | None = None,
     progress: Progress = _silent,
 ) -> Entry:
     """Do one recipe into ``out/result`` and say what came of it; resumes what an earlier attempt left there.
 
     Parents come from ``store``; the caller keeps the files and the entry, and knows whether other work runs beside this
-    (``shared_machine``), which a set's manifest says of its times.  Raises :class:`RD3Error` children.
+    (``shared_machine``), which a set's manifest says of its times.  ``larger`` is the key of a set of which this one is
+    the first images: where the store has it, they are taken from there.  Raises :class:`RD3Error` children.
     """
     import torch
 
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, progress)
+    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress)
     result, content = _MAKERS[recipe.kind](recipe, bench)
     return Entry(
         kind=recipe.kind,

@@ -19,6 +19,8 @@ from rd3.synthetic_set.writer import SetWriter
 if TYPE_CHECKING:
     import torch
 
+    from rd3.layer_statistics import LayerStatistics
+
 
 def synthesize(
     recipe: SetRecipe,
@@ -26,6 +28,9 @@ def synthesize(
     teachers: Sequence[torch.nn.Module],
     out: Path,
     *,
+    statistics: Sequence[LayerStatistics] = (),
+    init: SyntheticSet | None = None,
+    larger: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[float, str], None] = lambda fraction, note: None,
     only_blocks: Collection[int] | None = None,
@@ -33,15 +38,18 @@ def synthesize(
 ) -> Manifest | None:
     """Make the set of ``recipe`` in the folder ``out``; blocks that are already there and whole are kept.
 
-    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``.  ``progress`` gets the
-    done fraction of the whole set and a note.  ``only_blocks`` makes a share of the blocks; the manifest is written,
-    and returned, by the call that finds the last one done, and until then the answer is None.  ``shared_machine`` is
-    noted in the manifest: the caller knows whether other work runs beside this.
+    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, where the
+    recipe names them, are of these.  ``init`` is the set that images start from.  ``larger`` is the folder of a set of
+    which this one is the first images: its blocks are taken, with the time they took.  ``progress`` gets the done
+    fraction of the whole set and a note.  ``only_blocks`` makes a share of the blocks; the manifest is written, and
+    returned, by the call that finds the last one done, and until then the answer is None.  ``shared_machine`` is noted
+    in the manifest: the caller knows whether other work runs beside this.
     """
     import torch
 
     device, out = torch.device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
+    _check_parents(recipe, statistics, init)
     info = dataset.info
     if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
         return SyntheticSet.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
@@ -49,6 +57,8 @@ def synthesize(
     writer = SetWriter(out, recipe, info, blocks)
     (out / MANIFEST).unlink(missing_ok=True)
     done = writer.done()
+    if larger is not None:
+        done = writer.take_from(larger, method.blocks(read_manifest(larger).recipe_of_set(), info))
     context = Context(
         recipe=recipe,
         settings=method.Settings.model_validate(recipe.settings),
@@ -56,6 +66,8 @@ def synthesize(
         dataset=dataset,
         teachers=teachers,
         device=device,
+        statistics=statistics,
+        init=init,
     )
     wanted = [block for block in blocks if only_blocks is None or block.index in only_blocks]
     finished = sum(block.index in done for block in wanted)
@@ -111,6 +123,43 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Mo
     if not support.ok:
         raise Unsupported(f"Method {recipe.method} cannot make this set: {support.reason}.")
     return method
+
+
+def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], init: SyntheticSet | None) -> None:
+    """Statistics are of the recipe's teachers, in their order, and the start is a set of this dataset."""
+    if len(statistics) != len(recipe.statistics):
+        raise BadValue(
+            f"Recipe {recipe.key[:8]} names statistics of {len(recipe.statistics)} teachers, got {len(statistics)}."
+        )
+    for number, (found, expected) in enumerate(zip(statistics, recipe.teachers, strict=False)):
+        if found.teacher != expected:
+            raise BadValue(
+                f"Statistics {number} of recipe {recipe.key[:8]} are of teacher {found.teacher[:12]}, expected "
+                f"{expected[:12]}.",
+                "collect statistics of that teacher",
+            )
+    if (init is None) != (recipe.init is None):
+        raise BadValue(f"Recipe {recipe.key[:8]} starts from {recipe.init or 'no set'}, and another was given.")
+    if init is None:
+        return
+    manifest = init.manifest
+    expected = (recipe.data.name, recipe.resolution)
+    if (manifest.dataset, manifest.resolution) != expected:
+        raise BadValue(
+            f"{manifest.short}, to start from, is of {manifest.dataset} at {manifest.resolution} pixels, expected "
+            f"{expected[0]} at {expected[1]}.",
+            "start from a set of the same dataset",
+        )
+    if manifest.classes != recipe.classes:
+        raise ClassOrderError(
+            f"{manifest.short}, to start from, has class list {manifest.classes[:12]}, expected {recipe.classes[:12]}.",
+            "start from a set with the classes in the same order",
+        )
+    if manifest.ipc < recipe.ipc:
+        raise BadValue(
+            f"{manifest.short}, to start from, has {manifest.ipc} images a class, IPC is {recipe.ipc}.",
+            "start from a set of at least that IPC",
+        )
 
 
 def _device_name(device: torch.device) -> str:

@@ -25,12 +25,14 @@ NOT_IMPORTED = "not imported"
 
 
 class Trained(Frozen):
-    """A teacher that can be trained; ``training`` None takes the row of the dataset's resolution."""
+    """A teacher that can be trained."""
 
     network: str
+    normalisation: Normalisation | None = None
+    """None: the dataset's."""
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
-    training: TeacherTraining | None = None
+    training: TeacherTraining
 
 
 class Imported(Frozen):
@@ -82,31 +84,40 @@ UserRole = Callable[[str, str], Mapping[str, Any] | None]
 """(dataset, role) to the teacher that a user gave this name, as a plain recipe, if any."""
 
 
+def _rows(info: DatasetInfo) -> dict[str, dict[str, Any]]:
+    """The dataset's rows, after those of its resolution."""
+    return {**_table().get(f"{info.resolution}px", {}), **_table().get(info.name, {})}
+
+
 def role_names(dataset: str) -> list[str]:
     """The shipped roles of a dataset; every network's name is one besides."""
-    return sorted(name for name in _table().get(dataset, {}) if name != "any")
+    return sorted(name for name in _table().get(dataset, {}) if not name.endswith("any"))
 
 
-def teacher_role(dataset: str, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
-    """What ``role`` means on ``dataset``: a teacher the user named, else the shipped row, else a network by its name.
+def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
+    """What ``role`` means on a dataset: a teacher the user named, else the shipped row, else a network by its name.
 
-    Raises :class:`UnknownName` with a did-you-mean.
+    A row ``any`` is for networks by their plain names, ``gvbsm-any`` for ``gvbsm-<network>``.  Raises
+    :class:`UnknownName` with a did-you-mean.
     """
-    found = user_role(dataset, role)
+    found = user_role(info.name, role)
     if found is not None:
         recipe = TeacherRecipe.model_validate(found)
-        return Role(dataset=dataset, name=role, source="named by the user", registered=recipe)
-    rows = _table().get(dataset, {})
-    if role in rows and role != "any":
-        return Role.model_validate({"dataset": dataset, "name": role, **rows[role]})
+        return Role(dataset=info.name, name=role, source="named by the user", registered=recipe)
+    rows = _rows(info)
+    if role in rows and not role.endswith("any"):
+        return Role.model_validate({"dataset": info.name, "name": role, **rows[role]})
+    family = max((name for name in rows if name.endswith("any") and role.startswith(name[:-3])), key=len)
+    network = role.removeprefix(family[:-3])
     try:
-        network_info(role)
+        network_info(network)
     except UnknownName:
-        raise UnknownName(
-            f"Dataset {dataset} has no teacher {role!r}.", did_you_mean(role, [*role_names(dataset), *network_names()])
-        ) from None
-    row = rows.get("any", {"source": "the nearest dataset of this resolution", "nearest": True, "train": {}})
-    return Role.model_validate({"dataset": dataset, "name": role, **row, "train": {"network": role, **row["train"]}})
+        known = [*(name for name in rows if not name.endswith("any")), *network_names()]
+        raise UnknownName(f"Dataset {info.name} has no teacher {role!r}.", did_you_mean(role, known)) from None
+    row = rows[family]
+    return Role.model_validate(
+        {"dataset": info.name, "name": role, **row, "train": {"network": network, **row["train"]}}
+    )
 
 
 def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: SourceSplit = "train") -> TeacherRecipe:
@@ -125,12 +136,9 @@ def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: Sourc
     else:
         assert role.train is not None
         training = role.train.training
-        if training is None:
-            nearest = _table()[f"{min((32, 64, 224), key=lambda side: abs(side - info.resolution))}px"]
-            training = TeacherTraining.model_validate(nearest["any"]["train"]["training"])
         made = {
             "data": Data(name=info.name, fingerprint=fingerprint, split=split),
-            "normalisation": info.normalisation,
+            "normalisation": role.train.normalisation or info.normalisation,
             "training": training,
             "precision": role.train.precision,
             "seed": role.train.seed,

@@ -18,8 +18,9 @@ import numpy as np
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.errors import RD3Error, Unsupported
 from rd3.methods import METHODS, Block, Method, resolve_settings
-from rd3.recipe import Data, Normalisation, SetRecipe, digest
+from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe, digest
 from rd3.seeding import generator
+from rd3.set_recipes import plan_set
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import Manifest, SyntheticSet
 
@@ -44,14 +45,26 @@ class _Trial:
     method: type[Method]
     dataset: Dataset
     teachers: tuple[torch.nn.Module, ...]
-    recipe: SetRecipe
+    recipes: list[Recipe]
     tmp: Path
 
+    @property
+    def recipe(self) -> SetRecipe:
+        made = self.recipes[-1]
+        assert isinstance(made, SetRecipe)
+        return made
+
     def make(
-        self, folder: str, recipe: SetRecipe | None = None, only_blocks: list[int] | None = None
+        self, folder: str, recipes: list[Recipe] | None = None, only_blocks: list[int] | None = None
     ) -> Manifest | None:
-        recipe = recipe or self.recipe
-        return synthesize(recipe, self.dataset, self.teachers, self.tmp / folder, only_blocks=only_blocks)
+        return trial_set(
+            recipes or self.recipes,
+            self.dataset,
+            self.teachers,
+            self.tmp,
+            self.tmp / folder,
+            only_blocks=only_blocks,
+        )
 
     def whole(self, folder: str) -> Manifest:
         """The undisturbed set, made once."""
@@ -63,22 +76,60 @@ class _Trial:
         return self.method().blocks(self.recipe, self.dataset.info)
 
 
+def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> list[Recipe]:
+    """A set of a method with its ``quick`` settings after all that it is made from; every role is a trial teacher."""
+    info = dataset.info
+
+    def teacher_of(role: str) -> TeacherRecipe:
+        return TeacherRecipe(
+            data=Data(name=info.name, fingerprint=dataset.fingerprint),
+            classes=info.classes,
+            network="resnet18_w16",
+            resolution=info.resolution,
+            normalisation=info.normalisation,
+            weights=digest(f"trial teacher {role}"),
+        )
+
+    data = Data(name=info.name, fingerprint=dataset.fingerprint)
+    values = {**METHODS.get(name).quick, **settings}
+    return plan_set(name, info, data, ipc, values, teacher="teacher", teacher_of=teacher_of).recipes(set_seed)
+
+
 def trial_recipe(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> SetRecipe:
-    """A set recipe of a method with its ``quick`` settings, for one untrained teacher of each role that it needs."""
-    method, info = METHODS.get(name), dataset.info
-    resolved = resolve_settings(name, info, ipc, {**method.quick, **settings})
-    roles = method().needs(info, resolved, "teacher").teachers
-    return SetRecipe(
-        method=name,
-        version=method.version,
-        settings=resolved.model_dump(mode="json"),
-        data=Data(name=info.name, fingerprint=dataset.fingerprint),
-        classes=info.classes,
-        resolution=info.resolution,
-        ipc=ipc,
-        teachers=tuple(digest(f"trial teacher {number}") for number in range(len(roles))),
-        set_seed=set_seed,
-    )
+    """The set's recipe of :func:`trial_recipes`."""
+    recipe = trial_recipes(name, dataset, ipc, set_seed=set_seed, **settings)[-1]
+    assert isinstance(recipe, SetRecipe)
+    return recipe
+
+
+def trial_set(
+    recipes: Sequence[Recipe],
+    dataset: Dataset,
+    teachers: Sequence[torch.nn.Module],
+    tmp: Path,
+    folder: Path,
+    **options: Any,
+) -> Manifest | None:
+    """Make the last of ``recipes`` in ``folder``, and in ``tmp`` once what it is made from.
+
+    ``teachers`` are those of the last recipe; a set that it starts from gets the first of them.
+    """
+    from rd3 import layer_statistics
+
+    *before, recipe = recipes
+    assert isinstance(recipe, SetRecipe)
+    by_key = dict(zip(recipe.teachers, teachers, strict=True))
+    statistics, init = [], None
+    for parent in before:
+        place = tmp / "parents" / parent.key
+        if isinstance(parent, StatisticsRecipe) and parent.key in recipe.statistics:
+            if not place.is_dir():
+                layer_statistics.collect(parent, by_key[parent.teacher], dataset, place, device="cpu")
+            statistics.append(layer_statistics.load(place, parent))
+        elif isinstance(parent, SetRecipe):
+            synthesize(parent, dataset, [by_key.get(key, teachers[0]) for key in parent.teachers], place)
+            init = SyntheticSet.open(place)
+    return synthesize(recipe, dataset, teachers, folder, statistics=statistics, init=init, **options)
 
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> torch.nn.Module:
@@ -164,9 +215,9 @@ def toy_teacher(dataset: Dataset, number: int = 0) -> torch.nn.Module:
 def check_method(name: str, *, tmp: Path) -> list[CheckResult]:
     """Run every check on a registered method; ``tmp`` is an empty folder to write in."""
     dataset = open_dataset("digits", Roots(None, Path(tmp) / "home"))
-    recipe = trial_recipe(name, dataset, _IPC)
-    teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipe.teachers)))
-    trial = _Trial(METHODS.get(name), dataset, teachers, recipe, Path(tmp))
+    recipes = trial_recipes(name, dataset, _IPC)
+    teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipes[-1].teachers)))
+    trial = _Trial(METHODS.get(name), dataset, teachers, recipes, Path(tmp))
     return [_run(check, trial) for check in _CHECKS]
 
 
@@ -270,7 +321,7 @@ def _generators(trial: _Trial) -> str | None:
 
 def _seeded(trial: _Trial) -> str | None:
     """Another set seed gives another set."""
-    other = trial.make("other seed", trial.recipe.model_copy(update={"set_seed": 1}))
+    other = trial.make("other seed", trial_recipes(trial.recipe.method, trial.dataset, _IPC, set_seed=1))
     different = other is not None and other.content != trial.whole("whole").content
     return None if different else "set seeds 0 and 1 give the same images"
 
@@ -305,8 +356,8 @@ def _too_few(trial: _Trial) -> str | None:
     ipc = info.train_per_class + 1
     if trial.method().supports(info, ipc).ok:
         return None
-    recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
     try:
+        recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
         synthesize(recipe, trial.dataset, trial.teachers, trial.tmp / "too few", only_blocks=[0])
     except Unsupported:
         return None

@@ -19,9 +19,9 @@ CURVE_POINTS = 100
 _LONGEST = 500
 """Characters of a parameter; longer ones are for reading, not for filtering, and ``entry.json`` has them whole."""
 
-_HASHES = ("classes", "set", "content", "weights", "fingerprint")
+_HASHES = ("classes", "set", "init", "content", "weights", "fingerprint")
 _NOT_SHOWN = ("kind", "normalisation")
-_OPENED = ("settings", "protocol", "training")
+_OPENED = ("settings", "protocol", "training", "collection")
 """Fields of recipes whose own fields are shown in their place."""
 
 
@@ -43,7 +43,8 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     data = plain.pop("data")
     outer = {"dataset": data["name"], "fingerprint": data["fingerprint"], "split": data["split"]}
     outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN and name not in _OPENED}
-    outer["teachers"] = [key[:12] for key in plain.get("teachers", ())] or None
+    for name in ("teachers", "statistics"):
+        outer[name] = [key[:12] for key in plain.get(name, ())] or None
     for name, value in outer.items():
         flat.setdefault(name, value[:12] if name in _HASHES and value else value)
     for group in _OPENED:

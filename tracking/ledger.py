@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
-from rd3.recipe import KINDS, Key
+from rd3.recipe import KINDS, Key, SetRecipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry
 from tracking.documents import S3Documents, open_documents
@@ -106,6 +106,14 @@ class Ledger:
             raise BadValue(f"{prefix} is the start of {len(found)} keys of kind {kind}: {shown}.", "give more digits")
         return found[0]
 
+    def known_set(self, text: str) -> SetRecipe | None:
+        """The recipe of the set that a key, or its first digits, means; None for text that is no key here."""
+        start = text.strip().lower()
+        if not start or set(start) - set(string.hexdigits) or not self._keys("set", start):
+            return None
+        entry = self.find("set", self.resolve("set", start))
+        return SetRecipe.model_validate(entry.recipe) if entry is not None else None
+
     def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
         """Let grids call this teacher recipe ``role`` on ``dataset``; replaces what had that name."""
         data = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
@@ -139,7 +147,12 @@ class Ledger:
         return Lease(self.documents, name)
 
 
-_LISTED = {"teacher": "teacher list", "set": "set list", "evaluation": "status GRID"}
+_LISTED = {
+    "teacher": "teacher list",
+    "statistics": "status GRID",
+    "set": "set list",
+    "evaluation": "status GRID",
+}
 
 
 def _role_name(dataset: str, role: str) -> str:

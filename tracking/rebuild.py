@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rd3.recipe import canonical, from_json
+from rd3.recipe import KINDS, canonical, from_json
 from rd3.store import Entry
 from tracking import artifacts
 from tracking.ledger import Ledger
@@ -18,7 +18,7 @@ from tracking.runs import Tracker
 def rebuild(ledger: Ledger, place: Place) -> int:
     """Mark every finished run whose files are still there; how many entries the ledger lacked."""
     tracker = Tracker(place)
-    known = {kind: ledger.keys(kind) for kind in ("teacher", "set", "evaluation")}
+    known = {kind: ledger.keys(kind) for kind in KINDS}
     added = 0
     for run in _done_runs(tracker):
         tags = run.data.tags

@@ -169,6 +169,14 @@ class Method(ABC):
         """Settings that follow from the size of the set (RDED's images a class, say), made explicit."""
         return settings
 
+    def nests(self, settings: Any, info: DatasetInfo) -> bool:
+        """Whether the images of a smaller IPC are those of a larger one, all else equal.
+
+        Then the plan makes the largest set and takes the others out of it: every block of the smaller set has to be the
+        beginning of the larger one's block of the same index.
+        """
+        return False
+
     @abstractmethod
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         """All blocks, in order; together they hold every (label, k) exactly once."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.recipe import canonical
+from rd3.recipe import SetRecipe, canonical
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -60,6 +60,10 @@ class Manifest(BaseModel):
     """Whether other work ran beside it, so that ``wall_s`` is not clean; None: nobody said."""
     code_version: str
     made_at: str
+
+    def recipe_of_set(self) -> SetRecipe:
+        """The recipe that this set was made by."""
+        return SetRecipe.model_validate(self.recipe)
 
     @property
     def short(self) -> str:

@@ -78,6 +78,25 @@ class SetWriter:
             return None
         return told if [row_digest(image).hex() for image in images.numpy()] == told["digests"] else None
 
+    def take_from(self, larger: Path, its_blocks: Sequence[Block]) -> set[int]:
+        """Take missing blocks out of a larger set whose blocks of equal index begin with them; indices that are done.
+
+        What making a block took is taken over whole: the images that are left behind cost nothing of their own, or
+        were made together with these.
+        """
+        from safetensors import safe_open
+
+        theirs = {block.index: block for block in its_blocks}
+        for index in set(self.blocks) - self.done():
+            block, count = self.blocks[index], len(self.blocks[index].members)
+            if index not in theirs or theirs[index].members[:count] != block.members:
+                continue
+            with safe_open(larger / block_name(index), framework="pt") as opened:
+                told = json.loads(opened.metadata()["rd3"])
+                images = opened.get_slice("images")[:count]
+            self.add(block, images, phases=told["phases"], peak_mib=told["peak_mib"])
+        return self.done()
+
     def add(
         self,
         block: Block,

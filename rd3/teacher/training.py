@@ -117,10 +117,13 @@ def _checked(recipe: TeacherRecipe, dataset: Dataset) -> tuple[TeacherTraining, 
 
 
 def learning_rate(training: TeacherTraining, step: int, steps_per_epoch: int) -> float:
-    """Rate of one step, counted from 0: a linear climb over the warm-up, then half a cosine to zero at the end."""
-    warm, whole = training.warmup_epochs * steps_per_epoch, training.epochs * steps_per_epoch
+    """Rate of one step, counted from 0: a linear climb over the warm-up, then half a cosine, or no change."""
+    warm = training.warmup_epochs * steps_per_epoch
     if step < warm:
         return training.lr * min(1.0, (step + 1) / warm)
+    if training.zeta is None:
+        return training.lr
+    whole = training.zeta * training.epochs * steps_per_epoch
     return training.lr * (1 + math.cos(math.pi * (step - warm) / (whole - warm))) / 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from collections.abc import Iterable
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_an_altered_parent_is_made_again_from_its_own_parents(expansion):
 
 def test_an_import_that_is_not_there_blocks_what_needs_it(expansion):
     [teacher] = of_kind(expansion, "teacher")
-    needs = Expansion(**{**vars(expansion), "imports": {teacher.key: "import it: rd3 teacher import"}})
+    needs = replace(expansion, imports={teacher.key: "import it: rd3 teacher import"})
     plan = planned(needs, Memory())
     assert plan.keys("run") == [named(expansion, "random").key], "real images need no teacher"
     assert len(plan.keys("blocked")) == 6

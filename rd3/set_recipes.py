@@ -1,0 +1,170 @@
+"""From a method, a dataset and an IPC to the recipe of a set and of all that it is made from; loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rd3.datasets import DatasetInfo
+from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
+from rd3.methods import METHODS, NOISE, Settings, resolve_settings
+from rd3.recipe import Data, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
+from rd3.registry import did_you_mean
+
+TeacherOf = Callable[[str], TeacherRecipe]
+"""Role to recipe, on the dataset at hand."""
+KnownSet = Callable[[str], SetRecipe | None]
+"""A key, or its first digits, to the set that the ledger has; None if that means nothing there."""
+
+
+def no_known_set(_key: str) -> None:
+    """For those who start from no set by its key."""
+
+
+@dataclass(frozen=True)
+class PlannedSet:
+    """A method's set on a dataset, resolved; only the set seed is open."""
+
+    method: str
+    settings: Settings
+    info: DatasetInfo
+    data: Data
+    ipc: int
+    teachers: tuple[TeacherRecipe, ...] = ()
+    statistics: tuple[StatisticsRecipe, ...] = ()
+    init: PlannedSet | SetRecipe | None = None
+
+    def recipes(self, set_seed: int) -> list[Recipe]:
+        """What the set is made from, parents first, and its own recipe last."""
+        before: list[Recipe] = [*self.teachers, *self.statistics]
+        if isinstance(self.init, PlannedSet):
+            before += self.init.recipes(set_seed)
+        elif self.init is not None:
+            before.append(self.init)
+        recipe = SetRecipe(
+            method=self.method,
+            version=METHODS.get(self.method).version,
+            settings=self.settings.model_dump(mode="json"),
+            data=self.data,
+            classes=self.info.classes,
+            resolution=self.info.resolution,
+            ipc=self.ipc,
+            teachers=tuple(teacher.key for teacher in self.teachers),
+            statistics=tuple(statistics.key for statistics in self.statistics),
+            init=before[-1].key if self.init is not None else None,
+            set_seed=set_seed,
+        )
+        return [*before, recipe]
+
+
+def plan_set(
+    method: str,
+    info: DatasetInfo,
+    data: Data,
+    ipc: int,
+    values: dict[str, Any],
+    *,
+    teacher: str,
+    teacher_of: TeacherOf,
+    known_set: KnownSet = no_known_set,
+) -> PlannedSet:
+    """Settings, teachers, statistics and start of a set; ``teacher`` is the role that the grid names.
+
+    Raises :class:`Unsupported` for a pair that cannot be made, and other :class:`RD3Error` for mistakes.
+    """
+    made = METHODS.get(method)()
+    support = made.supports(info, ipc)
+    if not support.ok:
+        raise Unsupported(support.reason)
+    settings = resolve_settings(method, info, ipc, values)
+    needs = made.needs(info, settings, teacher)
+    teachers = tuple(_of_this_class_list(teacher_of(role), role, info) for role in needs.teachers)
+    statistics = [
+        StatisticsRecipe(
+            data=data,
+            classes=info.classes,
+            resolution=info.resolution,
+            teacher=each.key,
+            collection=needs.collection,
+        )
+        for each in (teachers if needs.collection is not None else ())
+    ]
+    init = _init(needs.init, info, data, ipc, teacher, teacher_of, known_set)
+    return PlannedSet(method, settings, info, data, ipc, teachers, tuple(statistics), init)
+
+
+def _of_this_class_list(teacher: TeacherRecipe, role: str, info: DatasetInfo) -> TeacherRecipe:
+    if teacher.classes != info.classes:
+        raise ClassOrderError(
+            f"Teacher {role} has class list {teacher.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "use a teacher of this dataset, with its classes in the same order",
+        )
+    return teacher
+
+
+def _init(
+    start: str,
+    info: DatasetInfo,
+    data: Data,
+    ipc: int,
+    teacher: str,
+    teacher_of: TeacherOf,
+    known_set: KnownSet,
+) -> PlannedSet | SetRecipe | None:
+    """What images are started from: nothing, a set that is made first, or one that is there."""
+    if start == NOISE:
+        return None
+    if start in METHODS.names():
+        first = plan_set(start, info, data, ipc, {}, teacher=teacher, teacher_of=teacher_of)
+        if first.init is not None:
+            raise BadValue(f"A set cannot start from one of {start}, which itself starts from another.", "use its key")
+        return first
+    known = known_set(start)
+    if known is None:
+        raise UnknownName(f"There is no start {start!r}.", did_you_mean(start, [NOISE, *METHODS.names()]))
+    what = f"The set {known.key[:12]} to start from"
+    if known.data.name != info.name or known.resolution != info.resolution:
+        raise BadValue(
+            f"{what} is of {known.data.name} at {known.resolution} pixels, expected {info.name} at {info.resolution}.",
+            "start from a set of the same dataset",
+        )
+    if known.classes != info.classes:
+        raise ClassOrderError(
+            f"{what} has class list {known.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "start from a set with the classes in the same order",
+        )
+    if known.ipc < ipc:
+        raise BadValue(f"{what} has {known.ipc} images a class, IPC is {ipc}.", "start from a set of at least that IPC")
+    if data.split == "fit" and known.data.split != "fit":
+        raise BadValue(
+            f"{what} was made from split {known.data.split}, which the validation images are part of.",
+            "start from a set that was made for validation",
+        )
+    return known
+
+
+def largest_sets(recipes: list[Recipe], info_of: Callable[[str], DatasetInfo]) -> dict[str, str]:
+    """Small sets to the largest one that holds their images: keys of sets that are equal but for the IPC.
+
+    Only where the method nests, and the sets that they start from do so as well.
+    """
+    found: dict[str, str] = {}
+    sets = [recipe for recipe in recipes if isinstance(recipe, SetRecipe)]
+    # those that start from a set come second: whether they nest depends on whether these do
+    for level in ([one for one in sets if one.init is None], [one for one in sets if one.init is not None]):
+        groups: dict[tuple[str, str | None], list[SetRecipe]] = {}
+        for recipe in level:
+            if recipe.content is None and _nests(recipe, info_of):
+                init = found.get(recipe.init, recipe.init) if recipe.init else None
+                alike = recipe.model_copy(update={"ipc": 1, "init": None})
+                groups.setdefault((alike.key, init), []).append(recipe)
+        for group in groups.values():
+            most = max(group, key=lambda recipe: recipe.ipc)
+            found.update({recipe.key: most.key for recipe in group if recipe.ipc < most.ipc})
+    return found
+
+
+def _nests(recipe: SetRecipe, info_of: Callable[[str], DatasetInfo]) -> bool:
+    method = METHODS.get(recipe.method)
+    return method().nests(method.Settings.model_validate(recipe.settings), info_of(recipe.data.name))
