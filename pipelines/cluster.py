@@ -115,6 +115,7 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
         "teacher": Demand(1.0, 1.0 if gpus else 0.0),
         "statistics": Demand(1.0, 1.0 if gpus else 0.0),
         "set": Demand(cores if exclusive else 1.0, 1.0 if gpus else 0.0, whole=exclusive),
+        "share": Demand(1.0, 1.0 if gpus else 0.0),
         "evaluation": Demand(1.0, gpu_share if gpus else 0.0),
     }
 

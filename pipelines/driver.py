@@ -102,8 +102,9 @@ class Driver:
                 self._close(key, "failed", "the trial ended without a word")
                 return
             end = TrialEnd.from_json(result["end"])
-            if end.entry is not None:
-                self.keep(end.entry)
+            if end.status == "done":
+                if end.entry is not None:
+                    self.keep(end.entry)
                 self.queue.finish(key)
                 self.view.ended(key, "done")
             elif end.broken and self._make_again(key, end.broken):

@@ -20,6 +20,7 @@ from pipelines.interrupts import EXIT_CODE, Interrupts
 from pipelines.progress import Eta, View, open_view
 from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
+from pipelines.shares import Share, discard, share_out
 from pipelines.trial import Job, in_use, work_folder
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, canonical
 from rd3.store import Entry
@@ -68,6 +69,7 @@ def execute(
     address: str | None = None,
     max_concurrent: int | None = None,
     gpu_share: float = 0.25,
+    shares: int = 1,
     view: bool = True,
     experiment: str | None = None,
 ) -> Outcome:
@@ -75,6 +77,7 @@ def execute(
 
     ``address``: a Ray cluster, else Ray is started on this machine.  ``max_concurrent``: trials at a time, whatever the
     cluster has now (for one that grows); else as many as fit.  ``gpu_share``: part of a GPU that an evaluation takes.
+    ``shares``: trials that make one set together, where the grid does not want exclusive times.
     """
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
@@ -92,7 +95,7 @@ def execute(
                 interrupts.arm()
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
                 demands = cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
-                queue = run.queue = _queue(expansion, plan, there, demands)
+                queue = run.queue = _queue(expansion, plan, there, demands, 1 if exclusive else shares)
                 with run.open_view(max_concurrent, wanted=view) as shown:
                     run.work(shown, max_concurrent)
         except (Leave, KeyboardInterrupt):
@@ -111,11 +114,17 @@ def execute(
         return outcome
 
 
-def _queue(expansion: Expansion, plan: Plan, there: set[Key], demands: dict[str, Demand]) -> RecipeQueue:
-    """The plan as a queue; ``there``: what has come into the ledger since."""
+def _queue(
+    expansion: Expansion, plan: Plan, there: set[Key], demands: dict[str, Demand], shares: int = 1
+) -> RecipeQueue:
+    """The plan as a queue; ``there``: what has come into the ledger since; ``shares`` of every set that is made."""
     items = {item.key: item for item in plan.items if item.key is not None}
+    recipes: dict[Key, Recipe] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
+    made = [recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within]
+    shared = share_out(made, shares, expansion.infos.get) if shares > 1 else {}
+    recipes |= {share.key: share for each in shared.values() for share in each}
     return RecipeQueue(
-        {key: recipe for key, recipe in expansion.recipes.items() if key in items},
+        recipes,
         reused=[key for key, item in items.items() if item.status == "reuse" or key in there],
         closed={
             key: Closed("blocked", item.reason)
@@ -123,17 +132,19 @@ def _queue(expansion: Expansion, plan: Plan, there: set[Key], demands: dict[str,
             if item.status == "blocked" and key not in there
         },
         demands=demands,
-        after=expansion.within,
+        after={key: [larger] for key, larger in expansion.within.items()}
+        | {key: [share.key for share in each] for key, each in shared.items()},
     )
 
 
 def _outcome(expansion: Expansion, queue: RecipeQueue | None) -> Outcome:
     if queue is None:
         return Outcome()
-    failed = [Failure(expansion.label(key), key, *queue.closed[key]) for key in queue.recipes if key in queue.closed]
+    recipes = [key for key in queue.recipes if key in expansion.recipes]
+    failed = [Failure(expansion.label(key), key, *queue.closed[key]) for key in recipes if key in queue.closed]
     return Outcome(
-        done=[key for key in queue.recipes if key in queue.done],
-        reused=[key for key in queue.recipes if key in queue.reused],
+        done=[key for key in recipes if key in queue.done],
+        reused=[key for key in recipes if key in queue.reused],
         failed=failed,
     )
 
@@ -183,7 +194,11 @@ class _Run:
         costs = {item.key: item.cost_s for item in self.plan.items if item.key is not None}
         assert self.queue is not None
         eta = Eta(costs, slots)
-        return open_view(self.name, self.queue, eta, label=self.expansion.label, wanted=wanted, out=sys.stderr)
+        return open_view(self.name, self.queue, eta, label=self.label, wanted=wanted, out=sys.stderr)
+
+    def label(self, key: Key) -> str:
+        """What the view calls a recipe, or a share of one."""
+        return self.expansion.label(key) if key in self.expansion.recipes else self.queue.recipes[key].label()
 
     def work(self, view: View, max_concurrent: int | None) -> None:
         """Let Ray work the queue off; signals only stop it between two steps."""
@@ -207,8 +222,10 @@ class _Run:
             self.interrupts.deferred = False
             self.fatal = driver.fatal
 
-    def job(self, recipe: Recipe, demand: Demand) -> Job:
-        place = self.session.place
+    def job(self, recipe: Recipe | Share, demand: Demand) -> Job:
+        place, blocks = self.session.place, None
+        if isinstance(recipe, Share):
+            recipe, blocks = recipe.of, recipe.blocks
         return Job(
             kind=recipe.kind,
             key=recipe.key,
@@ -223,6 +240,7 @@ class _Run:
             gpu=demand.gpus > 0,
             alone=demand.whole,
             larger=self.expansion.within.get(recipe.key),
+            blocks=blocks,
         )
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
@@ -243,6 +261,8 @@ class _Run:
         self.check_lease()
         kept = self.ledger.mark(Entry.model_validate(entry))
         shutil.rmtree(work_folder(self.session.home, kept.kind, kept.key), ignore_errors=True)
+        if self.queue is not None and self.queue.after.get(kept.key):
+            discard(self.ledger.documents, kept.key)
 
     def forget(self, kind: str, key: Key) -> None:
         """Its artifact is gone or damaged: it counts as missing."""
@@ -253,12 +273,12 @@ class _Run:
     def abandon(self, reason: str) -> None:
         """Nothing of ours stays RUNNING.  Workers go with the cluster; their locks tell when the last one is gone."""
         running = list(self.queue.running) if self.queue else []
-        folders = [work_folder(self.session.home, self.expansion.recipes[key].kind, key) for key in running]
+        folders = [work_folder(self.session.home, self.queue.recipes[key].kind, key) for key in running]
         deadline = time.monotonic() + _WORKERS_GONE_S
         while any(in_use(folder) for folder in folders) and time.monotonic() < deadline:
             time.sleep(0.1)
         for key in running:
-            kind = self.expansion.recipes[key].kind
+            kind = self.queue.recipes[key].kind
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
             self.tracker.reap(self.experiment_id, reason)

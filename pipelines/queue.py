@@ -8,13 +8,13 @@ as soon as its set is there, while other sets are still being made; within a kin
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from rd3.recipe import Key, Recipe
 
-_RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3}
+_RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}
 
 
 class Closed(NamedTuple):
@@ -44,12 +44,12 @@ class RecipeQueue:
         reused: Iterable[Key] = (),
         closed: Mapping[Key, Closed] | None = None,
         demands: Mapping[str, Demand],
-        after: Mapping[Key, Key] | None = None,
+        after: Mapping[Key, Collection[Key]] | None = None,
     ):
         """``recipes``: all of a grid, parents first; ``demands`` by kind.
 
-        A parent that is not among the recipes counts as done.  ``after``: recipes that wait until another is settled,
-        however it ends (small sets that are taken out of a larger one).
+        A parent that is not among the recipes counts as done.  ``after``: recipes that wait until others are
+        settled, however these end (small sets that are taken out of a larger one, sets that are made in shares).
         """
         self.after = dict(after or {})
         self.recipes = dict(recipes)
@@ -67,8 +67,9 @@ class RecipeQueue:
             for _kind, parent in recipe.parents():
                 self.children.setdefault(parent, []).append(key)
         self._waiting_for: dict[Key, list[Key]] = {}
-        for key, first in self.after.items():
-            self._waiting_for.setdefault(first, []).append(key)
+        for key, others in self.after.items():
+            for first in others:
+                self._waiting_for.setdefault(first, []).append(key)
         for key in self.recipes:
             if key not in self.reused:
                 self._await_parents(key)
@@ -78,9 +79,7 @@ class RecipeQueue:
 
     def _await_parents(self, key: Key) -> None:
         parents = {parent for _kind, parent in self.recipes[key].parents()}
-        first = self.after.get(key)
-        if first is not None and first not in self.closed:
-            parents.add(first)
+        parents.update(first for first in self.after.get(key, ()) if first not in self.closed)
         self._missing[key] = {parent for parent in parents if parent in self.recipes and not self._there(parent)}
         if not self._missing[key]:
             self._make_ready(key)

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import trial_log
+from pipelines.shares import collect, deliver
 from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, Store, write_atomically
+from tracking.documents import open_documents
 from tracking.place import Place
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class Job:
     """Nothing else runs on this machine meanwhile (``timing: exclusive``)."""
     larger: str | None = None
     """Key of a set of which this one is the first images, if there is one."""
+    blocks: tuple[int, int] | None = None
+    """(first, step) of the blocks of a set that this trial makes, for another to put together; None: all of it."""
 
     @property
     def place(self) -> Place:
@@ -70,7 +74,10 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return work_folder(Path(self.home), self.kind, self.key)
+        if self.blocks is None:
+            return work_folder(Path(self.home), self.kind, self.key)
+        first, step = self.blocks
+        return work_folder(Path(self.home), "share", f"{self.key}-{first + 1}of{step}")
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,9 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
     home = Path(job.home)
     try:
         with _alone_in(job.folder, progress):
+            if job.blocks is not None:
+                _make_share(job, recipe, progress)
+                return TrialEnd("done")
             finished = job.folder / "entry.json"
             if finished.is_file():
                 entry = Entry.model_validate_json(finished.read_bytes())
@@ -155,8 +165,23 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
         end = TrialEnd(error.status, str(error), broken=error.parents)
     except Exception as error:  # whatever it is, it is this recipe's, and the others go on
         end = TrialEnd(*_why(error))
-    trial_log.append(home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
+    if job.blocks is None:
+        trial_log.append(home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
     return end
+
+
+def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
+    """Some blocks of a set, sent to where the trial finds them that puts the set together."""
+    from rd3.run import perform_blocks
+    from tracking.store import TrackedStore
+
+    store, result = TrackedStore(job.place), job.folder / "result"
+    _check_parents(recipe, store)
+    collect(open_documents(job.artifacts), job.key, result)
+    device = "cuda" if job.gpu else "cpu"
+    perform_blocks(recipe, store, job.roots, job.folder, tuple(job.blocks), device=device, progress=progress)
+    deliver(open_documents(job.artifacts), job.key, result)
+    shutil.rmtree(result, ignore_errors=True)
 
 
 def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
@@ -174,6 +199,8 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     )
     try:
         _check_parents(recipe, store)
+        if job.kind == "set":
+            collect(open_documents(job.artifacts), job.key, job.folder / "result")
         device = "cuda" if job.gpu else "cpu"
         entry = perform(
             recipe,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rd3 import __version__
 from rd3.datasets import Dataset, Roots, open_dataset
-from rd3.errors import ClassOrderError, DataCorrupt, DataMissing, RD3Error
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import (
     AnyRecipe,
     EvaluationRecipe,
@@ -33,7 +33,7 @@ from rd3.recipe import (
 from rd3.store import Entry, FolderStore, Store, now, sha256_files, write_atomically
 
 if TYPE_CHECKING:
-    from rd3.synthetic_set import SyntheticSet
+    from rd3.synthetic_set import Manifest, SyntheticSet
 
 Progress = Callable[[float, str], None]
 
@@ -156,24 +156,29 @@ def _make_statistics(recipe: StatisticsRecipe, bench: _Bench) -> _Made:
     return result, None
 
 
-def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
+def _synthesize(recipe: SetRecipe, bench: _Bench, **options: Any) -> Manifest | None:
     from rd3.synthesis import synthesize
-    from rd3.synthetic_set import SyntheticSet, contact_sheet
 
     if recipe.content is not None:
         raise RD3Error(f"Set {recipe.key[:12]} is an import; no method can make it.", "import it: rd3 set import")
-    manifest = synthesize(
+    return synthesize(
         recipe,
         bench.dataset,
         bench.teachers(recipe.teachers),
         bench.out,
         statistics=bench.statistics(recipe.statistics),
         init=bench.set(recipe.init, recipe.classes) if recipe.init else None,
-        larger=bench.blocks_of_larger(),
         device=bench.device,
         progress=bench.progress,
         shared_machine=bench.shared_machine,
+        **options,
     )
+
+
+def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
+    from rd3.synthetic_set import SyntheticSet, contact_sheet
+
+    manifest = _synthesize(recipe, bench, larger=bench.blocks_of_larger())
     made = SyntheticSet.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
     contact_sheet(made, bench.out / "contact_sheet.png")
     before = bench.spent(recipe)
@@ -248,6 +253,40 @@ def perform(
     )
 
 
+def perform_blocks(
+    recipe: SetRecipe,
+    store: Store,
+    roots: Roots,
+    out: Path,
+    blocks: tuple[int, int],
+    *,
+    device: str = "cpu",
+    progress: Progress = _silent,
+) -> None:
+    """Make every ``step``-th block of a set from block ``first`` (``blocks``) in ``out/result``.
+
+    Whoever brings the blocks of all shares together in one such folder finishes the set there with :func:`perform`.
+    """
+    from rd3.methods import METHODS
+
+    folder = Path(out) / "result"
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, None, None, progress)
+    first, step = blocks
+    every = METHODS.get(recipe.method)().blocks(recipe, bench.dataset.info)
+    _synthesize(recipe, bench, only_blocks=[block.index for block in every[first::step]])
+
+
+def _share(text: str, recipe: Recipe) -> tuple[int, int]:
+    """``2/4`` as (first block, step)."""
+    number, _slash, count = text.partition("/")
+    if not isinstance(recipe, SetRecipe) or not number.isdigit() or not count.isdigit():
+        raise BadValue(f"--share {text} of a {recipe.kind}: expected K/N, of a set.", "e.g. --share 1/4")
+    if not 1 <= int(number) <= int(count):
+        raise BadValue(f"--share {text}: there is no share {number} of {count}.", f"use 1/{count} to {count}/{count}")
+    return int(number) - 1, int(count)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit code 0 done, 2 a mistake that the sentence names, 3 the recipe failed."""
     parser = argparse.ArgumentParser(prog="python -m rd3.run", description=__doc__.split("\n")[0])
@@ -257,6 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of datasets")
     parser.add_argument("--home", type=Path, default=Path(".rd3"), help="folder for decoded data (default .rd3)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--share", metavar="K/N", help="of a set: make only share K of N of its blocks")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     chosen = parser.parse_args(arguments)
     try:
@@ -279,6 +319,10 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.flush()
 
         roots = Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
+        if chosen.share:
+            perform_blocks(recipe, store, roots, out, _share(chosen.share, recipe), device=chosen.device, progress=show)
+            sys.stderr.write(f"\nshare {chosen.share} is in {out / 'result'}\n")
+            return 0
         entry = perform(recipe, store, roots, out, device=chosen.device, progress=show)
         store.put(entry, out / "result")
         figures = ", ".join(

@@ -96,6 +96,7 @@ def run(
     grid: GridArgument,
     address: AddressOption = None,
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")] = None,
+    shares: Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)] = 1,
     gpu_share: Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)] = 0.25,
 ) -> None:
     """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
@@ -105,7 +106,9 @@ def run(
     expansion = expanded(grid, here)
     made = planned(expansion, here)
     show_plan(made)
-    outcome = execute(expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share)
+    outcome = execute(
+        expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
+    )
     console.print(f"{len(outcome.done)} made, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked")
     if outcome.interrupted:
         console.print(f"interrupted by {outcome.interrupted}; the same command goes on")

@@ -57,7 +57,7 @@ class Bench:
             recipe=canonical(self.recipe.model_dump(mode="json")),
             facts={},
             tracking_uri="",
-            artifacts="",
+            artifacts=str(home / "artifacts"),
             home=str(home),
             data=None,
             experiment_id="0",
@@ -78,7 +78,16 @@ class Bench:
         return FakeRun(self.ends, self.run_breaks)
 
     def _perform(
-        self, recipe: Any, store: Any, roots: Any, out: Path, *, device: str, shared_machine: bool, progress: Any
+        self,
+        recipe: Any,
+        store: Any,
+        roots: Any,
+        out: Path,
+        *,
+        device: str,
+        shared_machine: bool,
+        larger: str | None,
+        progress: Any,
     ) -> Entry:
         self.performed += 1
         assert shared_machine

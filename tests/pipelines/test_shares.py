@@ -1,0 +1,82 @@
+"""Sets in shares: every block once, and the same bytes as a set made in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.queue import Demand, RecipeQueue
+from pipelines.shares import Share, collect, deliver, discard, share_out
+from rd3.methods import METHODS
+from rd3.recipe import SetRecipe
+from rd3.synthesis import synthesize
+from rd3.testing import ToyDataset, toy_teacher, trial_recipe
+from tracking.documents import FolderDocuments
+
+TOY = ToyDataset()
+RECIPE = trial_recipe("sre2l", TOY, 3, batch_classes=2)
+
+
+def test_shares_hold_every_block_once():
+    blocks = METHODS.get("sre2l")().blocks(RECIPE, TOY.info)
+    [shares] = share_out([RECIPE], 4, lambda name: TOY.info).values()
+    held = [index for share in shares for index in range(*share.blocks[:1], len(blocks), share.blocks[1])]
+    assert sorted(held) == [block.index for block in blocks]
+    assert len({share.key for share in shares}) == 4
+    assert all(share.parents() == RECIPE.parents() for share in shares)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [trial_recipe("random", TOY, 1), RECIPE.model_copy(update={"content": "ab", "method": "imported"})],
+    ids=["one block", "imported"],
+)
+def test_what_cannot_be_shared_out_is_not(recipe: SetRecipe):
+    assert share_out([recipe], 4, lambda name: TOY.info) == {}
+
+
+def test_a_set_in_shares_is_the_set_made_in_one_go(tmp_path: Path):
+    teachers, documents = (toy_teacher(TOY),), FolderDocuments(tmp_path / "root")
+    [shares] = share_out([RECIPE], 3, lambda name: TOY.info).values()
+    blocks = METHODS.get("sre2l")().blocks(RECIPE, TOY.info)
+    for share in reversed(shares):
+        folder = tmp_path / share.key
+        first, step = share.blocks
+        chosen = [block.index for block in blocks[first::step]]
+        assert synthesize(RECIPE, TOY, teachers, folder, only_blocks=chosen) is None
+        deliver(documents, RECIPE.key, folder)
+    collect(documents, RECIPE.key, tmp_path / "whole")
+    together = synthesize(RECIPE, TOY, (_refuses(),), tmp_path / "whole")
+    alone = synthesize(RECIPE, TOY, teachers, tmp_path / "alone")
+    assert together.content == alone.content
+    discard(documents, RECIPE.key)
+    assert not list(documents.names())
+
+
+def _refuses():
+    """A teacher that must not be asked: all blocks are there."""
+    teacher = toy_teacher(TOY)
+    teacher.network.register_forward_pre_hook(lambda *_: pytest.fail("a block was made again"))
+    return teacher
+
+
+def test_a_set_waits_for_its_shares_and_for_the_larger_one_even_if_these_fail():
+    shares = share_out([RECIPE], 2, lambda name: TOY.info)[RECIPE.key]
+    small = RECIPE.model_copy(update={"ipc": 1})
+    demands = dict.fromkeys(("set", "share"), Demand(1.0))
+    queue = RecipeQueue(
+        {recipe.key: recipe for recipe in (RECIPE, small, *shares)},
+        demands=demands,
+        after={RECIPE.key: [share.key for share in shares], small.key: [RECIPE.key]},
+    )
+    first, second = queue.take(8), queue.take(8)
+    assert [type(first), type(second), queue.take(8)] == [Share, Share, None]
+    queue.finish(first.key)
+    assert queue.take(8) is None
+    queue.close(second.key, "failed", "no disk")
+    assert queue.take(8) is RECIPE
+    queue.close(RECIPE.key, "failed", "no disk")
+    assert queue.take(8) is small
+    queue.finish(small.key)
+    assert queue.finished
