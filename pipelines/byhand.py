@@ -85,23 +85,21 @@ def evaluations_of(
         overrides=fields,
     )
     data = made.data.model_copy(update={"fingerprint": dataset_fingerprint(info.name, session.roots)})
-    recipes: list[Recipe] = [label_teacher] if soft else []
-    recipes.append(made)
-    for seed in seeds:
-        recipes.append(
-            EvaluationRecipe(
-                set=made.key,
-                teachers=(label_teacher.key,) if soft else (),
-                protocol=resolved,
-                student=network,
-                student_seed=seed,
-                data=data,
-                classes=info.classes,
-                resolution=info.resolution,
-                normalisation=info.normalisation,
-            )
+    before: list[Recipe] = [label_teacher, made] if soft else [made]
+    evaluations = [
+        EvaluationRecipe.of(
+            made,
+            teacher=label_teacher,
+            protocol=resolved,
+            student=network,
+            student_seed=seed,
+            normalisation=info.normalisation,
+            data=data,
+            classes=info.classes,
         )
-    return recipes
+        for seed in seeds
+    ]
+    return [*before, *evaluations]
 
 
 def run_recipes(recipes: Sequence[Recipe], session: Session, *, address: str | None = None) -> Outcome:

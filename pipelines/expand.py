@@ -239,17 +239,14 @@ class _Expander:
     def _evaluation(
         self, shape: _Shape, made: SetRecipe, protocol: EvalProtocol, student_seed: int
     ) -> EvaluationRecipe:
-        return EvaluationRecipe(
-            set=made.key,
-            teachers=(shape.teacher.recipe.key,) if protocol.labels == "soft" else (),
+        return EvaluationRecipe.of(
+            made,
+            teacher=shape.teacher.recipe,
             protocol=protocol,
             student=shape.student,
             student_seed=student_seed,
-            data=made.data,
-            tested_on=self.grid.test_on,
-            classes=made.classes,
-            resolution=made.resolution,
             normalisation=shape.info.normalisation,
+            tested_on=self.grid.test_on,
         )
 
     def _add(self, recipe: Recipe, label: str, dataset: str) -> None:

@@ -10,10 +10,9 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from rd3.store import now
 
 
 def log_path(home: Path) -> Path:
@@ -22,7 +21,8 @@ def log_path(home: Path) -> Path:
 
 def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
     """One line, in one write: lines of several processes do not mix (``O_APPEND``)."""
-    where = {"pid": os.getpid(), "host": platform.node(), "time": now()}
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    where = {"pid": os.getpid(), "host": platform.node(), "time": time}
     line = {"event": event, "kind": kind, "key": key, **where, **more}
     home.mkdir(parents=True, exist_ok=True)
     handle = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

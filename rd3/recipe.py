@@ -239,6 +239,29 @@ class EvaluationRecipe(Recipe):
     """The student's own constants."""
     version: int = 1
 
+    @classmethod
+    def of(
+        cls,
+        made: SetRecipe,
+        *,
+        teacher: TeacherRecipe | None,
+        protocol: EvalProtocol,
+        student: str,
+        student_seed: int,
+        normalisation: Normalisation,
+        **changed: Any,
+    ) -> EvaluationRecipe:
+        """The evaluation of a set; ``teacher`` gives the labels if the protocol wants soft ones."""
+        return cls(
+            set=made.key,
+            teachers=(teacher.key,) if protocol.labels == "soft" and teacher is not None else (),
+            protocol=protocol,
+            student=student,
+            student_seed=student_seed,
+            normalisation=normalisation,
+            **{"data": made.data, "classes": made.classes, "resolution": made.resolution, **changed},
+        )
+
     def parents(self) -> tuple[tuple[str, Key], ...]:
         return (("set", self.set), *(("teacher", key) for key in self.teachers))
 
