@@ -33,7 +33,7 @@ from rd3.recipe import (
 from rd3.store import Entry, FolderStore, Store, now, sha256_files, write_atomically
 
 if TYPE_CHECKING:
-    from rd3.synthetic_set import Manifest, SyntheticSet
+    from rd3.synthetic_set import Manifest, SetOnDisk
 
 Progress = Callable[[float, str], None]
 
@@ -106,11 +106,14 @@ class _Bench:
             for (_key, folder), recipe in zip(found, recipes, strict=True)
         ]
 
-    def set(self, key: Key, classes: str) -> SyntheticSet:
-        """A set from the store, checked."""
-        from rd3.synthetic_set import SyntheticSet
+    def init(self, recipe: SetRecipe) -> SetOnDisk | None:
+        """The set that a set starts from, checked."""
+        from rd3.synthetic_set import SetOnDisk
 
-        return SyntheticSet.open(self.store.fetch("set", key), classes=classes, class_ids=self.dataset.info.class_ids)
+        if recipe.init is None:
+            return None
+        folder = self.store.fetch("set", recipe.init)
+        return SetOnDisk.open(folder, classes=recipe.classes, class_ids=self.dataset.info.class_ids)
 
     def blocks_of_larger(self) -> Path | None:
         """The folder of the larger set that this one may be taken out of, if it is whole."""
@@ -167,7 +170,7 @@ def _synthesize(recipe: SetRecipe, bench: _Bench, **options: Any) -> Manifest | 
         bench.teachers(recipe.teachers),
         bench.out,
         statistics=bench.statistics(recipe.statistics),
-        init=bench.set(recipe.init, recipe.classes) if recipe.init else None,
+        init=bench.init(recipe),
         device=bench.device,
         progress=bench.progress,
         shared_machine=bench.shared_machine,
@@ -176,10 +179,10 @@ def _synthesize(recipe: SetRecipe, bench: _Bench, **options: Any) -> Manifest | 
 
 
 def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
-    from rd3.synthetic_set import SyntheticSet, contact_sheet
+    from rd3.synthetic_set import SetOnDisk, contact_sheet
 
     manifest = _synthesize(recipe, bench, larger=bench.blocks_of_larger())
-    made = SyntheticSet.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
+    made = SetOnDisk.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
     contact_sheet(made, bench.out / "contact_sheet.png")
     before = bench.spent(recipe)
     result = {
@@ -194,8 +197,11 @@ def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
 
 def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
     from rd3.posteval import train_and_test
+    from rd3.synthetic_set import SyntheticSet
 
-    made = bench.set(recipe.set, recipe.classes)
+    made = SyntheticSet.open(
+        bench.store.fetch("set", recipe.set), classes=recipe.classes, class_ids=bench.dataset.info.class_ids
+    )
     result = train_and_test(
         recipe,
         made.images,

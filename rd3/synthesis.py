@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
+    from rd3.synthetic_set import SetOnDisk
 
 
 def synthesize(
@@ -29,7 +30,7 @@ def synthesize(
     out: Path,
     *,
     statistics: Sequence[LayerStatistics] = (),
-    init: SyntheticSet | None = None,
+    init: SetOnDisk | None = None,
     larger: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[float, str], None] = lambda fraction, note: None,
@@ -125,7 +126,7 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Mo
     return method
 
 
-def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], init: SyntheticSet | None) -> None:
+def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], init: SetOnDisk | None) -> None:
     """Statistics are of the recipe's teachers, in their order, and the start is a set of this dataset."""
     if len(statistics) != len(recipe.statistics):
         raise BadValue(

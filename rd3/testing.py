@@ -22,7 +22,7 @@ from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe,
 from rd3.seeding import generator
 from rd3.set_recipes import plan_set
 from rd3.synthesis import synthesize
-from rd3.synthetic_set import Manifest, SyntheticSet
+from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def trial_set(
             statistics.append(layer_statistics.load(place, parent))
         elif isinstance(parent, SetRecipe):
             synthesize(parent, dataset, [by_key.get(key, teachers[0]) for key in parent.teachers], place)
-            init = SyntheticSet.open(place)
+            init = SetOnDisk.open(place)
     return synthesize(recipe, dataset, teachers, folder, statistics=statistics, init=init, **options)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
-    from rd3.synthetic_set import SyntheticSet
+    from rd3.synthetic_set import SetOnDisk
 
 
 class Settings(BaseModel):
@@ -92,7 +92,7 @@ class Context:
     device: torch.device
     statistics: Sequence[LayerStatistics] = ()
     """One for each teacher, on ``device``, where the recipe names them."""
-    init: SyntheticSet | None = None
+    init: SetOnDisk | None = None
     """The set to start from: the recipe's dataset and resolution, at least its IPC."""
     progress: Callable[[float], None] = lambda fraction: None
     """Call with the done fraction (0-1) of the current block; cheap."""

@@ -67,7 +67,7 @@ def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator
     if ctx.init is None:
         return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
     rows = [k * ctx.info.num_classes + label for label, k in block.members]
-    images = ctx.init.images[rows].to(ctx.device)
+    images = ctx.init.rows(rows).to(ctx.device)
     return space.from_unit(images if images.is_floating_point() else images.float() / 255)
 
 

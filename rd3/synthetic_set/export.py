@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rd3.errors import BadValue
 from rd3.store import write_atomically
-from rd3.synthetic_set.opened import SyntheticSet
+from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     return Path(path)
 
 
-def contact_sheet(synthetic_set: SyntheticSet, path: Path, per_class: int = 10) -> Path:
+def contact_sheet(synthetic_set: SetOnDisk, path: Path, per_class: int = 10) -> Path:
     """One PNG: a row for every class (the first that fit), its first ``per_class`` images in columns."""
     from PIL import Image
 
@@ -104,7 +104,7 @@ def contact_sheet(synthetic_set: SyntheticSet, path: Path, per_class: int = 10) 
     resample = Image.Resampling.NEAREST if thumb >= side else Image.Resampling.BOX
     for label in range(rows):
         for k in range(columns):
-            pixels = _eight_bit(synthetic_set.images[k * classes + label])
+            pixels = _eight_bit(synthetic_set.rows([k * classes + label])[0])
             picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize((thumb, thumb), resample)
             sheet.paste(picture, (_GAP + k * (thumb + _GAP), _GAP + label * (thumb + _GAP)))
     stream = io.BytesIO()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,49 @@ if TYPE_CHECKING:
     import torch
 
 _REMEDY = "delete the folder and make or import the set again"
+
+
+@dataclass(frozen=True)
+class SetOnDisk:
+    """A whole, checked set whose images stay on disk; checking and reading hold one block at a time."""
+
+    folder: Path
+    manifest: Manifest
+    places: dict[int, tuple[str, int]]
+    """Row to block file and place in it."""
+
+    @classmethod
+    def open(
+        cls, folder: Path | str, *, classes: str | None = None, class_ids: Sequence[str] | None = None
+    ) -> SetOnDisk:
+        """With all checks of :meth:`SyntheticSet.open`."""
+        folder, manifest = Path(folder), _checked_manifest(Path(folder), classes, class_ids)
+        places: dict[int, tuple[str, int]] = {}
+        for name, _images, rows in _checked_blocks(folder, manifest):
+            places.update((row, (name, place)) for place, row in enumerate(rows.tolist()))
+        return cls(folder, manifest, places)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.manifest.class_ids)
+
+    def rows(self, rows: Sequence[int]) -> torch.Tensor:
+        """(len(rows), 3, H, W), uint8 or float32 in [0, 1], in the order asked for."""
+        import torch
+        from safetensors import safe_open
+
+        side = self.manifest.resolution
+        images = torch.empty((len(rows), 3, side, side), dtype=getattr(torch, self.manifest.dtype))
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for target, row in enumerate(rows):
+            name, place = self.places[row]
+            wanted.setdefault(name, []).append((target, place))
+        for name, pairs in wanted.items():
+            with safe_open(self.folder / name, framework="pt") as block:
+                stored = block.get_slice("images")
+                for target, place in pairs:
+                    images[target] = stored[place]
+        return images
 
 
 @dataclass(frozen=True)
@@ -39,34 +82,12 @@ class SyntheticSet:
         """
         import torch
 
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        _check_classes(manifest, classes, class_ids)
+        manifest = _checked_manifest(Path(folder), classes, class_ids)
         side, count = manifest.resolution, manifest.count
-        num_classes = len(manifest.class_ids)
-        if count != manifest.ipc * num_classes:
-            raise DataCorrupt(
-                f"{manifest.short} says {count} images, but IPC {manifest.ipc} x {num_classes} classes.", _REMEDY
-            )
         images = torch.empty((count, 3, side, side), dtype=getattr(torch, manifest.dtype))
-        labels = torch.full((count,), -1, dtype=torch.int64)
-        for name, sha256 in manifest.files.items():
-            block_images, block_labels, rows = _read_block(folder, name, sha256, manifest)
-            images[rows], labels[rows] = block_images, block_labels
-        wrong = (labels != torch.arange(count) % num_classes).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            raise DataCorrupt(
-                f"{manifest.short}: row {row} has label {int(labels[row])}, expected {row % num_classes}.", _REMEDY
-            )
-        rows_told = zip((row_digest(image) for image in images.numpy()), labels.tolist(), strict=True)
-        content = content_digest(manifest.dtype, tuple(images.shape), rows_told)
-        if content != manifest.content:
-            raise DataCorrupt(
-                f"{manifest.short}: its images have digest {content[:12]}, its manifest says {manifest.content[:12]}.",
-                _REMEDY,
-            )
-        return cls(manifest, images, labels)
+        for _name, block_images, rows in _checked_blocks(Path(folder), manifest):
+            images[rows] = block_images
+        return cls(manifest, images, torch.arange(count) % len(manifest.class_ids))
 
     @property
     def num_classes(self) -> int:
@@ -90,6 +111,44 @@ class SyntheticSet:
         from rd3.synthetic_set.export import export_parquet
 
         return export_parquet(self, path)
+
+
+def _checked_manifest(folder: Path, classes: str | None, class_ids: Sequence[str] | None) -> Manifest:
+    manifest = read_manifest(folder)
+    _check_classes(manifest, classes, class_ids)
+    if manifest.count != manifest.ipc * len(manifest.class_ids):
+        raise DataCorrupt(
+            f"{manifest.short} says {manifest.count} images, but IPC {manifest.ipc} x {len(manifest.class_ids)} "
+            "classes.",
+            _REMEDY,
+        )
+    return manifest
+
+
+def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(file name, images, rows) of every block; raises at a block that is wrong, or after the last if the whole is."""
+    num_classes = len(manifest.class_ids)
+    told: dict[int, tuple[bytes, int]] = {}
+    for name, sha256 in manifest.files.items():
+        images, labels, rows = _read_block(folder, name, sha256, manifest)
+        for image, label, row in zip(images.numpy(), labels.tolist(), rows.tolist(), strict=True):
+            if label != row % num_classes:
+                raise DataCorrupt(
+                    f"{manifest.short}: row {row} has label {label}, expected {row % num_classes}.", _REMEDY
+                )
+            told[row] = row_digest(image), label
+        yield name, images, rows
+    if len(told) != manifest.count:
+        missing = next(row for row in range(manifest.count) if row not in told)
+        raise DataCorrupt(f"{manifest.short}: no file holds row {missing}.", _REMEDY)
+    side = manifest.resolution
+    shape = (manifest.count, 3, side, side)
+    content = content_digest(manifest.dtype, shape, (told[row] for row in range(manifest.count)))
+    if content != manifest.content:
+        raise DataCorrupt(
+            f"{manifest.short}: its images have digest {content[:12]}, its manifest says {manifest.content[:12]}.",
+            _REMEDY,
+        )
 
 
 def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[str] | None) -> None:

@@ -15,7 +15,7 @@ from rd3.methods import METHODS, Method
 from rd3.recipe import Data, SetRecipe, TeacherRecipe, digest, from_json, to_json
 from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
 from rd3.synthesis import synthesize
-from rd3.synthetic_set import SyntheticSet
+from rd3.synthetic_set import SetOnDisk, SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher
 
 TOY = ToyDataset()
@@ -116,7 +116,7 @@ def test_synthesize_refuses_another_start(tmp_path: Path):
         synthesize(recipe, TOY, teachers, tmp_path / "none")
     synthesize(first.model_copy(update={"ipc": 1}), TOY, (), tmp_path / "small")
     with pytest.raises(BadValue, match="has 1 images a class, IPC is 2"):
-        synthesize(recipe, TOY, teachers, tmp_path / "few", init=SyntheticSet.open(tmp_path / "small"))
+        synthesize(recipe, TOY, teachers, tmp_path / "few", init=SetOnDisk.open(tmp_path / "small"))
 
 
 class TestLargestSets:

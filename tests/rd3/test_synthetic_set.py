@@ -14,7 +14,7 @@ from safetensors import safe_open
 from rd3.datasets import class_list_hash
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.methods import Block
-from rd3.synthetic_set import SetWriter, SyntheticSet, contact_sheet, read_manifest
+from rd3.synthetic_set import SetOnDisk, SetWriter, SyntheticSet, contact_sheet, read_manifest
 from rd3.synthetic_set.manifest import content_digest, row_digest
 from rd3.testing import ToyDataset, trial_recipe
 
@@ -228,11 +228,18 @@ def test_a_block_carries_its_own_record(folder):
         assert json.loads(opened.metadata()["rd3"])["key"] == read_manifest(folder).key
 
 
+def test_rows_are_read_from_disk_in_the_order_asked_for(folder):
+    whole, lazy = SyntheticSet.open(folder), SetOnDisk.open(folder)
+    rows = [5, 0, whole.manifest.count - 1, 0]
+    assert lazy.rows(rows).equal(whole.images[rows])
+    assert lazy.manifest == whole.manifest
+
+
 def test_contact_sheet_has_a_row_for_each_class(folder, tmp_path):
     import numpy as np
     from PIL import Image
 
-    sheet = np.asarray(Image.open(contact_sheet(SyntheticSet.open(folder), tmp_path / "sheet.png", per_class=2)))
+    sheet = np.asarray(Image.open(contact_sheet(SetOnDisk.open(folder), tmp_path / "sheet.png", per_class=2)))
     assert sheet.shape == (3 * 66 + 2, 2 * 66 + 2, 3)
     centres = sheet[34::66, 34::66, 0][:3, :2]
     assert centres.tolist() == [[0, 3], [1, 4], [2, 5]]
