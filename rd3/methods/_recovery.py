@@ -107,11 +107,12 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
     """Distance of a batch's statistics from the running ones, over all BatchNorm2d layers of a bare network.
 
     For every layer, in module order, the channel means and biased variances of its *input*:
-    ``sum_l m_l (||running_var_l - var_l|| + ||running_mean_l - mean_l||)``, plain L2 norms, ``m_0 = first_multiplier``
-    and 1 elsewhere.  Used as a context: inside, every forward pass of the network sets :meth:`value`.
+    ``sum_l m_l (v ||running_var_l - var_l|| + ||running_mean_l - mean_l||)``, plain L2 norms, ``m_0 =
+    first_multiplier`` and 1 elsewhere, ``v = variance_weight``.  Used as a context: inside, every forward pass of the
+    network sets :meth:`value`.
     """
 
-    def __init__(self, network: torch.nn.Module, first_multiplier: float):
+    def __init__(self, network: torch.nn.Module, first_multiplier: float, variance_weight: float = 1.0):
         import torch
 
         modules = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -122,6 +123,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
                 "use a teacher with batch normalisation",
             )
         self.weights = [first_multiplier] + [1.0] * (len(self.layers) - 1)
+        self.variance_weight = variance_weight
         self._terms: dict[int, torch.Tensor] = {}
         self._handles: list[Any] = []
 
@@ -141,7 +143,8 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
 
         def measure(layer: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
             mean, variance = moments(inputs[0].float())
-            self._terms[number] = (layer.running_var - variance).norm() + (layer.running_mean - mean).norm()
+            of_variance, of_mean = (layer.running_var - variance).norm(), (layer.running_mean - mean).norm()
+            self._terms[number] = self.variance_weight * of_variance + of_mean
 
         return measure
 
