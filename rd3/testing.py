@@ -339,6 +339,21 @@ def _independent(trial: _Trial) -> str | None:
     return None if resumed.content == last.content else "a resumed making differs from an undisturbed one"
 
 
+def _nested(trial: _Trial) -> str | None:
+    """Where the method says that sets nest, the IPC-1 set is the first images of a larger one, block by block."""
+    method, info = trial.method(), trial.dataset.info
+    if not method.nests(method.Settings.model_validate(trial.recipe.settings), info):
+        return None
+    recipes = trial_recipes(trial.recipe.method, trial.dataset, 1)
+    for small, large in zip(method.blocks(recipes[-1], info), trial.blocks(), strict=False):
+        if (small.index, small.members) != (large.index, large.members[: len(small.members)]):
+            return f"block {small.index} of IPC 1 is not the beginning of the larger set's"
+    trial.make("nested", recipes)
+    trial.whole("whole")
+    small, large = (SyntheticSet.open(trial.tmp / folder).prefix(1)[0] for folder in ("nested", "whole"))
+    return None if small.equal(large) else f"IPC 1 has other images than the first of IPC {_IPC}"
+
+
 def _cost(trial: _Trial) -> str | None:
     """cost() is finite, not negative, and grows with IPC or stays."""
     costs = []
@@ -376,6 +391,7 @@ _CHECKS = (
     _generators,
     _seeded,
     _independent,
+    _nested,
     _cost,
     _too_few,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import Unsupported
@@ -32,6 +32,9 @@ class Random(Method):
     """
 
     Settings = RandomSettings
+
+    def nests(self, settings: Any, info: DatasetInfo) -> bool:
+        return True
 
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         groups = [range(first, min(first + _GROUP, info.num_classes)) for first in range(0, info.num_classes, _GROUP)]

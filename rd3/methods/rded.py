@@ -75,6 +75,10 @@ class RDED(Method):
             raise BadValue(f"Method rded, setting factor: {factor} tiles do not fit into {info.resolution} pixels.")
         return settings.model_copy(update={"factor": factor, "mipc": max(settings.mipc, ipc * factor**2)})
 
+    def nests(self, settings: RDEDSettings, info: DatasetInfo) -> bool:
+        # A block is a class, its images best patch first; in a mosaic of several a larger set takes others.
+        return settings.factor == 1
+
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         images = range(recipe.ipc)
         return [Block(label, tuple((label, k) for k in images)) for label in range(info.num_classes)]

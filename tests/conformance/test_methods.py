@@ -57,3 +57,16 @@ def test_a_bad_method_is_told_what_is_wrong(registry, tmp_path, monkeypatch):
 def test_a_name_that_is_no_name():
     with pytest.raises(RD3Error, match="cannot name a method"):
         template("My Method")
+
+
+def test_a_method_that_nests_in_words_alone_is_told_so(registry, tmp_path, monkeypatch):
+    text = template("grows")
+    text = text.replace('ctx.rng("select", label)', 'ctx.rng(f"select {ctx.recipe.ipc}", label)')
+    _load(text, tmp_path / "grows.py", monkeypatch)
+    wrong = [result.detail for result in check_method("grows", tmp=tmp_path / "trial") if not result.ok]
+    assert wrong == ["IPC 1 has other images than the first of IPC 2"]
+
+    text = template("backwards").replace("for k in range(recipe.ipc)", "for k in reversed(range(recipe.ipc))")
+    _load(text, tmp_path / "backwards.py", monkeypatch)
+    wrong = [result.detail for result in check_method("backwards", tmp=tmp_path / "trial") if not result.ok]
+    assert wrong == ["block 0 of IPC 1 is not the beginning of the larger set's"]
