@@ -8,7 +8,7 @@ from torch import nn
 
 from rd3.errors import Diverged, Unsupported
 from rd3.methods import METHODS
-from rd3.methods._recovery import BatchNormLoss, PixelSpace, Views, cosine, optimise
+from rd3.methods._recovery import BatchNormLoss, PixelSpace, Views, _moments, cosine, optimise
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
@@ -62,6 +62,14 @@ def test_bn_loss_equals_var_mean_and_its_gradient_finite_differences():
         step[place] = 1e-5
         slope = (plain(images + step) - plain(images - step)).item() / 2e-5
         assert float(gradient[place]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
+
+
+def test_the_written_out_gradient_of_moments_in_double_precision():
+    """Against finite differences, and both moments against torch's own."""
+    batch = torch.randn((2, 3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance, mean = torch.var_mean(batch, (0, 2, 3), correction=0)
+    torch.testing.assert_close(_moments()(batch), (mean, variance))
+    assert torch.autograd.gradcheck(_moments(), batch.requires_grad_(True))
 
 
 def test_bn_loss_is_small_on_what_the_statistics_are_of():
