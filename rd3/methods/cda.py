@@ -1,0 +1,61 @@
+"""CDA: recovery that starts from whole images and ends with SRe2L's small crops."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from rd3.methods import register_method
+from rd3.methods._bn_matching import BatchNormMatching, MatchingSettings
+from rd3.methods._recovery import Views
+
+Curriculum = Literal["cosine", "linear", "step", "none"]
+
+
+class CDASettings(MatchingSettings):
+    """Of ``recover_cda_*.py`` and the README that calls them."""
+
+    crop_scale_min: float = Field(default=0.08, gt=0, le=1)
+    """Smallest area of the random resized crop at the end of the curriculum."""
+    flip: bool = True
+    curriculum: Curriculum = "cosine"
+    """How the smallest area falls from 1; ``none``: it stays at ``crop_scale_min``, everything else being equal."""
+    milestone: float = Field(default=1.0, ge=0, le=1)
+    """Share of the iterations after which the curriculum has ended."""
+
+
+@register_method("cda", version=1)
+class CDA(BatchNormMatching):
+    """SRe2L whose crops grow harder: the whole image first, then ever smaller parts of it, down to SRe2L's own.
+
+    The smallest area that a crop may take falls from 1 to ``crop_scale_min`` during the first ``milestone`` of the
+    iterations, along a cosine or a line, or at its end (``step``); the largest is always 1.  All else is SRe2L's: one
+    view shared by the batch, flip, roll, cross-entropy plus BatchNorm term, Adam, clamp, last iterate.  Areas near 1
+    fit no oblong box: then the view is the whole image.  Sets nest.
+
+    Source: Yin and Shen, "Dataset Distillation via Curriculum Data Synthesis in Large Data Era" (CDA), TMLR 2024;
+    VILA-Lab/SRe2L ``CDA/recover_cda_in1k.py``, ``CDA/recover_cda_tiny.py``, ``CDA/README.md``.
+
+    Deviations: as SRe2L (the resized crop is antialiased; pixels are clamped to the teacher's own constants; one random
+    stream per batch instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``), and at 32 pixels
+    crop and flip are on, which SRe2L leaves out there: without a crop there is no curriculum.
+    """
+
+    Settings = CDASettings
+
+    def views(self, settings: CDASettings, side: int, iteration: int) -> Views:
+        end = settings.milestone * settings.iterations
+        area = smallest_area(iteration, end, settings.curriculum, settings.crop_scale_min)
+        return Views(side, area, settings.flip, settings.jitter, settings.two_sided)
+
+
+def smallest_area(iteration: int, end: float, curriculum: Curriculum, lowest: float) -> float:
+    """Lower bound of a crop's share of the image's area; the curriculum goes from iteration 0 to before ``end``."""
+    if curriculum == "none" or iteration >= end:
+        return lowest
+    done = iteration / end
+    fallen = {"cosine": (1 - math.cos(math.pi * done)) / 2, "linear": done, "step": 0.0}[curriculum]
+    # In this form rounding never gives more than 1, which no crop could be drawn from.
+    return 1 - (1 - lowest) * fallen
