@@ -86,7 +86,7 @@ class Expansion:
 
     def is_result(self, key: Key) -> bool:
         """Whether a recipe is asked for by itself, and not only to make another from it."""
-        if self.grid is None:
+        if not self.cells:
             return self.recipes[key].kind in ("set", "evaluation")
         return key in self._cells_by_key
 

@@ -13,13 +13,18 @@ from typing import Any
 import pytest
 
 from pipelines import cluster, trial_log
+from pipelines.expand import Expansion
 from pipelines.imports import import_results
 from pipelines.plan import plan_session
 from pipelines.status import grid_status
+from rd3.datasets import dataset_info
 from rd3.errors import DataCorrupt
 from rd3.recipe import to_json
+from rd3.run import perform
+from rd3.set_recipes import largest_sets, plan_set
 from tracking.ledger import Ledger
 from tracking.runs import Tracker
+from tracking.store import TrackedStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
@@ -134,6 +139,41 @@ def test_a_recipe_that_cannot_be_made_does_not_stop_the_others(tiny: ModuleType,
     assert runs[broken.key].info.status == "FAILED"
     assert "no_such_setting" in runs[broken.key].data.tags["rd3.reason"]
     assert runs["grid"].info.status == "FAILED"
+
+
+def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Path, made: Any, ray_here: None):
+    import torch
+
+    session = tiny.session_in(home)
+    ledger = Ledger(session.place.artifacts)
+    teacher, *_others = tiny.tiny(session).recipes.values()
+    values = {"iterations": 2, "batch_classes": 5}
+    sets = [
+        plan_set(
+            "sre2l", dataset_info("digits"), teacher.data, ipc, values, teacher="", teacher_of=lambda role: teacher
+        ).recipes(0)[-1]
+        for ipc in (1, 3)
+    ]
+    small, large = sets
+    expansion = Expansion(
+        recipes={recipe.key: recipe for recipe in (teacher, small, large)}, infos={"digits": dataset_info("digits")}
+    )
+    expansion.within = largest_sets(sets, dataset_info)
+    assert expansion.within == {small.key: large.key}
+    plan = plan_session(expansion, ledger, session)
+    outcome = tiny.execute(expansion, plan, session, view=False, shares=2)
+    assert (outcome.failed, set(outcome.done)) == ([], {large.key, small.key})
+    assert not list(ledger.documents.names("blocks/"))
+    store, before = TrackedStore(session.place), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for recipe in sets:
+            alone = perform(recipe, store, session.roots, home / "alone" / recipe.key)
+            assert ledger.find("set", recipe.key).content == alone.content
+    finally:
+        torch.set_num_threads(before)
+    spent = {recipe.ipc: ledger.find("set", recipe.key).result["generation_process_s"] for recipe in sets}
+    assert 0 < spent[1] < spent[3]
 
 
 def test_results_made_without_the_engine_come_in_once(tiny: ModuleType, home: Path, made: Any, tmp_path: Path):
