@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,6 +53,20 @@ CONSTANTS = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 )
 def test_published_parameter_counts(name, num_classes, resolution, published):
     assert parameter_count(name, num_classes, resolution) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "features"),
+    [
+        ("convnet_d1", [3, 128], 128 * 16 * 16),
+        ("convnet_d2", [3, 128, 128], 128 * 8 * 8),
+        ("convnet_w32", [3, 32, 32, 32], 32 * 4 * 4),
+    ],
+)
+def test_the_small_convnets_of_edcs_pool_by_hand(name, channels, features):
+    """A block has 9 weights for every pair of channels and a bias, and two numbers a channel of its norm."""
+    blocks = sum(9 * inputs * outputs + outputs + 2 * outputs for inputs, outputs in pairwise(channels))
+    assert parameter_count(name, 10, 32) == blocks + 10 * features + 10
 
 
 def test_small_shufflenet_is_the_published_one_at_width_one():

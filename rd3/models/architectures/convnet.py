@@ -10,16 +10,16 @@ from typing import Literal
 
 from torch import nn
 
-WIDTH = 128
 
-
-def convnet(num_classes: int, resolution: int, *, depth: int, norm: Literal["batch", "instance"]) -> nn.Module:
-    """``depth`` blocks of 128 channels; instance norm is a group norm of one channel a group, affine, as published."""
+def convnet(
+    num_classes: int, resolution: int, *, depth: int, norm: Literal["batch", "instance"], width: int = 128
+) -> nn.Module:
+    """``depth`` blocks of ``width`` channels; instance norm is a group norm of one channel a group, affine."""
     layers: list[nn.Module] = []
     for index in range(depth):
         layers += [
-            nn.Conv2d(WIDTH if index else 3, WIDTH, 3, padding=1),
-            nn.BatchNorm2d(WIDTH) if norm == "batch" else nn.GroupNorm(WIDTH, WIDTH),
+            nn.Conv2d(width if index else 3, width, 3, padding=1),
+            nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width),
             nn.ReLU(inplace=True),
             nn.AvgPool2d(2),
         ]
@@ -28,6 +28,6 @@ def convnet(num_classes: int, resolution: int, *, depth: int, norm: Literal["bat
         OrderedDict(
             features=nn.Sequential(*layers),
             flatten=nn.Flatten(),
-            classifier=nn.Linear(WIDTH * side * side, num_classes),
+            classifier=nn.Linear(width * side * side, num_classes),
         )
     )
