@@ -1,1 +1,308 @@
-"""Statistics of a teacher's layers over the training images: collected once, matched by G-VBSM and EDC."""
+"""Statistics of a teacher's layers over the training images: collected once, matched by G-VBSM and EDC.
+
+A folder of them is ``statistics.safetensors`` and ``manifest.json`` (written last: a folder with one is whole).
+
+Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; the figures of every class are those of
+shaoshitong/EDC ``Branch_*/recover``.
+
+Deviations: images are cut out of the dataset's own resized and centre-cropped ones, as for teachers; sums are kept in
+float64; EDC's released code swaps patch means and patch variances of classes on their way to the disk and reads them
+back under the wrong names, here every figure keeps its name.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn import functional as F
+
+from rd3.datasets import Dataset
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.models import NormalisedNetwork
+from rd3.recipe import Key, StatisticsRecipe
+from rd3.seeding import generator
+from rd3.store import sha256_file, write_atomically
+from rd3.teacher.training import Images, augment
+
+STATISTICS, MANIFEST = "statistics.safetensors", "manifest.json"
+
+
+class Moments(NamedTuple):
+    """Means and biased variances of a layer's input, of its D channels and of its T tiles (row-major)."""
+
+    mean: torch.Tensor
+    """(..., D)"""
+    var: torch.Tensor
+    patch_mean: torch.Tensor | None = None
+    """(..., T), over all channels and all pixels of a tile; None for BatchNorm layers."""
+    patch_var: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Moments of the inputs of a teacher's layers, by the layers' names in the bare network; float32."""
+
+    teacher: Key
+    patch: int
+    """Side of a tile, pixels of the layer's input."""
+    whole: Mapping[str, Moments]
+    """Of all training images, of convolutions alone: what a batch has on average.  BatchNorm layers know their own."""
+    classes: Mapping[str, Moments]
+    """(C, D) and (C, T), of convolutions and BatchNorm layers: what an image of this class has on average, its variance
+    being that *within* the image."""
+
+
+class StatisticsManifest(BaseModel):
+    """What ``manifest.json`` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    recipe: dict[str, Any]
+    teacher: str
+    """Its key."""
+    dataset: str
+    classes: str
+    """Hash of the class list, in order."""
+    images: int
+    layers: int
+    statistics_sha256: str
+    """Of the file."""
+
+
+def matched_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.BatchNorm2d]:
+    """Every convolution, and every BatchNorm2d that has running statistics, in the order of ``named_modules``."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.BatchNorm2d) and module.running_mean is not None)
+    }
+
+
+def whole_tiles(maps: torch.Tensor, patch: int) -> torch.Tensor:
+    """(B, D, H, W) resized, bilinear without antialias, to the next multiples of ``patch``; differentiable."""
+    side = [-(-length // patch) * patch for length in maps.shape[-2:]]
+    return maps if side == list(maps.shape[-2:]) else F.interpolate(maps, side, mode="bilinear", align_corners=False)
+
+
+def tile_means(maps: torch.Tensor, patch: int) -> torch.Tensor:
+    """(..., H, W) -> (..., T): means of ``patch`` x ``patch`` tiles, row-major."""
+    *leading, height, width = maps.shape
+    tiles = maps.reshape(*leading, height // patch, patch, width // patch, patch)
+    return tiles.mean((-3, -1)).flatten(-2)
+
+
+def spread_tiles(values: torch.Tensor, patch: int, height: int, width: int) -> torch.Tensor:
+    """(..., T) -> (..., H, W): every pixel gets the value of its tile; the reverse of :func:`tile_means`."""
+    tiles = values.unflatten(-1, (height // patch, width // patch))
+    return tiles.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+
+
+def moments_of_images(maps: torch.Tensor, patch: int | None) -> Moments:
+    """(B, D, H, W) -> (B, D) and (B, T): moments of every image on its own; no tiles without ``patch``."""
+    variance, mean = torch.var_mean(maps, (2, 3), correction=0)
+    if patch is None:
+        return Moments(mean, variance)
+    maps = whole_tiles(maps, patch)
+    patch_mean = tile_means(maps.mean(1), patch)
+    centred = maps - spread_tiles(patch_mean, patch, *maps.shape[-2:])[:, None]
+    return Moments(mean, variance, patch_mean, tile_means(centred.square_().mean(1), patch))
+
+
+def collect(
+    recipe: StatisticsRecipe,
+    teacher: NormalisedNetwork,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float, str], None] = lambda fraction, note: None,
+) -> dict[str, Any]:
+    """One pass over the training images in random order; writes the folder, and returns the figures of the ledger.
+
+    ``teacher`` is the recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages over batches,
+    weighted by their size, of the moments of a batch; those of a class are averages over its images.
+    """
+    wall, process = time.perf_counter(), time.process_time()
+    device, out = torch.device(device), Path(out)
+    _check(recipe, teacher, dataset)
+    images = Images(dataset, recipe.data.split, device)
+    counts = _class_counts(images.labels, dataset)
+    total = len(images.labels)
+    order = torch.randperm(total, generator=generator(recipe.seed, "statistics", "order"))
+    stream = generator(recipe.seed, "statistics", "augment")
+    seen = 0
+    with torch.inference_mode(), _Sums(teacher.network, recipe.collection.patch, len(counts)) as sums:
+        for batch in order.split(recipe.collection.batch_size):
+            pixels, sums.labels = images.batch(batch)
+            teacher(augment(pixels, recipe.collection, stream))
+            seen += len(batch)
+            progress(seen / total, f"images {seen}/{total}")
+        tensors = sums.averages(total, counts)
+    write_atomically(out / STATISTICS, save(tensors))
+    manifest = StatisticsManifest(
+        key=recipe.key,
+        recipe=recipe.model_dump(mode="json"),
+        teacher=recipe.teacher,
+        dataset=recipe.data.name,
+        classes=recipe.classes,
+        images=total,
+        layers=len(sums.layers),
+        statistics_sha256=sha256_file(out / STATISTICS),
+    )
+    write_atomically(out / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    return {
+        "images": total,
+        "layers": len(sums.layers),
+        "wall_s": time.perf_counter() - wall,
+        "process_s": time.process_time() - process,
+    }
+
+
+def _check(recipe: StatisticsRecipe, teacher: NormalisedNetwork, dataset: Dataset) -> None:
+    """Whether recipe, dataset and teacher fit together."""
+    info = dataset.info
+    if recipe.classes != info.classes:
+        raise ClassOrderError(
+            f"The statistics were planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "plan them again with this dataset",
+        )
+    if (recipe.data.name, recipe.data.fingerprint) != (info.name, dataset.fingerprint):
+        raise DataCorrupt(
+            f"The statistics were planned for {recipe.data.name} {recipe.data.fingerprint[:12]}, the data opened is "
+            f"{info.name} {dataset.fingerprint[:12]}.",
+            "restore that data, or plan them again",
+        )
+    if recipe.resolution != info.resolution:
+        raise BadValue(
+            f"The statistics were planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
+            "plan them again with this dataset",
+        )
+    if recipe.data.split == "unknown":
+        raise BadValue("Statistics cannot be collected on split 'unknown'.", "plan them on 'train' or 'fit'")
+    if teacher.training:
+        raise BadValue("Statistics were asked of a teacher in training mode.", "call `teacher.eval()`")
+
+
+def _class_counts(labels: torch.Tensor, dataset: Dataset) -> torch.Tensor:
+    """(C,) images of every class; raises :class:`DataMissing` where there are none."""
+    counts = torch.bincount(labels, minlength=dataset.info.num_classes)
+    if not bool(counts.all()):
+        label = int((counts == 0).nonzero()[0])
+        raise DataMissing(
+            f"Class {dataset.info.class_ids[label]} of {dataset.info.name} has no training image to learn from.",
+            "use a dataset with images of every class",
+        )
+    return counts
+
+
+class _Sums(AbstractContextManager["_Sums"]):
+    """Running sums of moments.  Used as a context: inside, every pass adds a batch; set ``labels`` before each."""
+
+    def __init__(self, network: nn.Module, patch: int, num_classes: int):
+        self.layers = matched_layers(network)
+        self.patch, self.num_classes = patch, num_classes
+        self.labels = torch.empty(0, dtype=torch.int64)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Sums:
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._hook(name, isinstance(layer, nn.Conv2d))))
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str, convolution: bool) -> Callable[..., None]:
+        def add(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            single = moments_of_images(inputs[0].float(), self.patch if convolution else None)
+            for field, values in single._asdict().items():
+                if values is not None:
+                    target = self._sum(f"{name}/class/{field}", values, rows=self.num_classes)
+                    target.index_add_(0, self.labels, values.double())
+            if not convolution:
+                return
+            assert single.patch_mean is not None and single.patch_var is not None
+            for prefix, mean, var in (("", single.mean, single.var), ("patch_", single.patch_mean, single.patch_var)):
+                # Images are of equal size: the batch's variance is that within them plus that of their means.
+                spread, middle = torch.var_mean(mean.double(), 0, correction=0)
+                self._sum(f"{name}/whole/{prefix}mean", mean).add_(middle, alpha=len(mean))
+                self._sum(f"{name}/whole/{prefix}var", var).add_(spread + var.double().mean(0), alpha=len(var))
+
+        return add
+
+    def _sum(self, key: str, values: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        """The float64 sum called ``key``, (rows, D) or (D,) for ``values`` of (B, D); zeros at first."""
+        if key not in self._sums:
+            shape = values.shape[1:] if rows is None else (rows, *values.shape[1:])
+            self._sums[key] = values.new_zeros(shape, dtype=torch.float64)
+        return self._sums[key]
+
+    def averages(self, total: int, counts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Everything as float32 on the CPU, by ``layer/whole|class/field``."""
+        return {
+            key: (value / (counts[:, None] if "/class/" in key else total)).float().cpu()
+            for key, value in self._sums.items()
+        }
+
+
+def load(folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str = "cpu") -> LayerStatistics:
+    """The statistics in ``folder``, on ``device``.
+
+    Refuses a folder of other statistics, of another class list, or whose file is not the manifest's.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    if manifest.classes != recipe.classes:
+        raise ClassOrderError(
+            f"The statistics in {folder} have class list {manifest.classes[:12]}, the recipe expects "
+            f"{recipe.classes[:12]}.",
+            "use statistics of this dataset, with its classes in the same order",
+        )
+    if manifest.key != recipe.key:
+        raise DataCorrupt(
+            f"{folder} holds statistics {manifest.key[:12]} of teacher {manifest.teacher[:12]} on {manifest.dataset}, "
+            f"expected {recipe.key[:12]} of teacher {recipe.teacher[:12]} on {recipe.data.name}.",
+            "fetch or collect those statistics",
+        )
+    path = folder / STATISTICS
+    if not path.is_file():
+        raise DataMissing(f"{folder} lacks {STATISTICS}.", "collect the statistics again")
+    if sha256_file(path) != manifest.statistics_sha256:
+        raise DataCorrupt(
+            f"{path} has sha256 {sha256_file(path)[:12]}, its manifest says {manifest.statistics_sha256[:12]}.",
+            "collect the statistics again",
+        )
+    parts: dict[str, dict[str, dict[str, torch.Tensor]]] = {"whole": {}, "class": {}}
+    for key, value in load_file(path, device=str(device)).items():
+        layer, part, field = key.rsplit("/", 2)
+        parts[part].setdefault(layer, {})[field] = value
+    whole, classes = ({layer: Moments(**fields) for layer, fields in part.items()} for part in parts.values())
+    return LayerStatistics(recipe.teacher, recipe.collection.patch, whole, classes)
+
+
+def _read_manifest(folder: Path) -> StatisticsManifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataMissing(f"{folder} holds no statistics: it has no {MANIFEST}.", "collect the statistics")
+    try:
+        return StatisticsManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
+        raise DataCorrupt(
+            f"{path} is not a manifest of statistics: {place}: {error.errors()[0]['msg']}.",
+            "collect the statistics again",
+        ) from None

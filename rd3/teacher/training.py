@@ -14,7 +14,7 @@ from rd3.augment import horizontal_flip, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
-from rd3.recipe import TeacherRecipe, TeacherTraining
+from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator, own_draws
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
@@ -57,7 +57,7 @@ def train(
     )  # fmt: skip
     counters = read_checkpoint(out / CHECKPOINT, recipe.key, network, optimizer) or Counters()
     epoch_s = []
-    images = _Images(dataset, recipe.data.split, device)
+    images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
         with own_draws(device, seed, "dropout", epoch):
@@ -131,7 +131,7 @@ def _train_epoch(
     epoch: int,
     network: NormalisedNetwork,
     optimizer: torch.optim.Optimizer,
-    images: _Images,
+    images: Images,
     recipe: TeacherRecipe,
     training: TeacherTraining,
     device: torch.device,
@@ -145,7 +145,7 @@ def _train_epoch(
     losses, right, lr = [], torch.zeros((), dtype=torch.int64, device=device), 0.0
     for index, batch in enumerate(batches):
         pixels, labels = images.batch(batch)
-        views = _augment(pixels, training, stream)
+        views = augment(pixels, training, stream)
         if recipe.precision == "bf16":
             views = views.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -173,14 +173,14 @@ def _train_epoch(
     return {"epoch": epoch + 1, "loss": loss_sum / seen, "train_top1_pct": 100 * int(right) / seen, "lr": lr}
 
 
-def _augment(pixels: torch.Tensor, training: TeacherTraining, stream: torch.Generator) -> torch.Tensor:
+def augment(pixels: torch.Tensor, how: TeacherTraining | Collection, stream: torch.Generator) -> torch.Tensor:
     """(B, 3, H, W) uint8 to float32 in [0, 1]: crop and flip, every image with draws of its own."""
-    if training.crop == "pad":
+    if how.crop == "pad":
         pixels = pad_crop(pixels, pixels.shape[-1] // 8, stream)
     views = to_unit(pixels)
-    if training.crop == "resized":
+    if how.crop == "resized":
         views = resized_crop(views, views.shape[-1], 0.08, stream)
-    return horizontal_flip(views, stream) if training.flip else views
+    return horizontal_flip(views, stream) if how.flip else views
 
 
 def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
@@ -194,7 +194,7 @@ def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> tor
     return wide.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
 
 
-class _Images:
+class Images:
     """Batches of a split on the device: cut out of a copy there where it fits, sent one by one elsewhere."""
 
     def __init__(self, dataset: Dataset, split: str, device: torch.device):
