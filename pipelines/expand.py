@@ -325,7 +325,7 @@ class _Expander:
             for name in chosen.values
             if getattr(settings, name) != getattr(plain, name)
         }
-        reduced = settings_reductions(chosen.name, info, settings)
+        reduced = settings_reductions(chosen.name, info, settings, ipc)
         return {seed: _made(planned, seed, changed, reduced) for seed in seeds}
 
 

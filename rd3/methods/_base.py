@@ -225,12 +225,16 @@ def _presets(method: str) -> dict[str, Any]:
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
-def published(method: str, info: DatasetInfo) -> Published:
-    """The preset of a method for a dataset (or for the whole it is a subset of): ``presets/<method>.yaml``."""
+def published(method: str, info: DatasetInfo, ipc: int | None = None) -> Published:
+    """The preset of a method for a dataset (or for the whole it is a subset of): ``presets/<method>.yaml``.
+
+    A row's ``at_ipc`` holds the values that differ at some IPC; they count where ``ipc`` is that one.
+    """
     table = _presets(method)
     for name in (info.name, info.parent, f"{info.resolution}px", "default"):
         if name in table:
             row = dict(table[name])
+            row |= row.pop("at_ipc", {}).get(ipc, {})
             source, nearest = row.pop("source", ""), bool(row.pop("nearest", False)) or name != info.name
             return Published(row, source, nearest, row.pop("reduces", {}))
     return Published({}, "", True, {})
@@ -246,7 +250,7 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
                 f"Method {method} has no setting {name!r}.", did_you_mean(name, list(cls.Settings.model_fields))
             )
     try:
-        settings = cls.Settings.model_validate({**published(method, info).values, **changed})
+        settings = cls.Settings.model_validate({**published(method, info, ipc).values, **changed})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -254,9 +258,11 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
     return cls().resolve_size(settings, info, ipc)
 
 
-def reductions(method: str, info: DatasetInfo, settings: Settings) -> dict[str, tuple[float, float]]:
-    """What a set has less of than its authors published, by counted setting: (made, published)."""
-    preset = published(method, info)
+def reductions(
+    method: str, info: DatasetInfo, settings: Settings, ipc: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """What a set of this IPC has less of than its authors published, by counted setting: (made, published)."""
+    preset = published(method, info, ipc)
     reference = {**preset.values, **preset.reduces}
     cut: dict[str, tuple[float, float]] = {}
     for name in METHODS.get(method).counted:

@@ -60,8 +60,10 @@ def test_presets_name_datasets_and_settings_that_exist():
     for path in (Path(rd3.methods.__file__).parent / "presets").glob("*.yaml"):
         rows = yaml.safe_load(path.read_text())
         assert set(rows) <= known
-        fields = {*METHODS.get(path.stem).Settings.model_fields, "source", "nearest", "reduces"}
+        fields = {*METHODS.get(path.stem).Settings.model_fields, "source", "nearest", "reduces", "at_ipc"}
         assert all(set(row) <= fields for row in rows.values())
+        some = [values for row in rows.values() for values in row.get("at_ipc", {}).values()]
+        assert all(set(values) <= set(METHODS.get(path.stem).Settings.model_fields) for values in some)
 
 
 def test_reductions_count_work_alone():
@@ -73,6 +75,18 @@ def test_reductions_count_work_alone():
     assert reductions("rded", digits, resolve_settings("rded", digits, 1)) == {}
     fewer = resolve_settings("rded", cifar10, 1, {"mipc": 30, "num_crop": 1, "factor": 1})
     assert reductions("rded", cifar10, fewer) == {"mipc": (30, 300), "num_crop": (1, 5)}
+
+
+def test_a_preset_may_differ_at_an_ipc_and_overrides_win():
+    cifar10, cifar100 = dataset_info("cifar10"), dataset_info("cifar100")
+    iterations = {ipc: resolve_settings("edc", cifar10, ipc).iterations for ipc in (1, 10, 50)}
+    assert iterations == {1: 75, 10: 2000, 50: 2000}
+    assert resolve_settings("edc", cifar100, 1).iterations == 2000
+    fewer = resolve_settings("edc", cifar10, 1, {"iterations": 60})
+    assert fewer.iterations == 60
+    assert reductions("edc", cifar10, fewer, 1) == {"iterations": (60, 75)}
+    assert reductions("edc", cifar10, fewer, 10) == {"iterations": (60, 2000)}
+    assert reductions("edc", cifar10, resolve_settings("edc", cifar10, 1), 1) == {}
 
 
 def test_wrong_settings():

@@ -1,0 +1,139 @@
+"""Shared steps of G-VBSM and EDC: images made class after class, under a pool of teachers that take turns.
+
+Source: shaoshitong/G_VBSM_Dataset_Condensation
+``Branch_*/recover/data_synthesis_with_svd_with_db_with_all_statistic.py``; shaoshitong/EDC ``Branch_*/recover``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rd3.datasets import DatasetInfo
+from rd3.methods import Block, Context, Cost, Method, Needs
+from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
+from rd3.methods._recovery import PixelSpace, RecoverySettings, Views, by_class
+from rd3.recipe import Collection, SetRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PoolSettings(RecoverySettings):
+    """What both methods can set."""
+
+    pool: tuple[str, ...] = Field(default=(), exclude=True)
+    """Roles of the teachers, which take turns, one an iteration; none: the grid's teacher alone.  The recipe holds
+    them as its teachers."""
+    batch_size: int = Field(ge=1)
+    """Images that are made together, class after class (all of them where there are fewer); moments are of these."""
+    matching_weight: float = Field(ge=0)
+    """Of the statistics against the cross-entropy."""
+    ema: float = Field(ge=0, lt=1)
+    """Share of its past in the moving average of a moment, which starts at zero."""
+    drop_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Chance of a convolution to be left out of an iteration."""
+    crop_scale_min: float | None = Field(default=None, gt=0, le=1)
+    """Smallest area of the random resized crop; None: a crop of full size after padding by an eighth of the side."""
+    flip: bool = True
+    """Of the views, here and where statistics are collected."""
+    patch: int = Field(ge=1)
+    """Side of the tiles whose moments are matched, pixels of a layer's input."""
+    statistics_crop: Literal["pad", "resized", "none"]
+    """Crop under which statistics are collected."""
+    statistics_batch: int = Field(ge=1)
+    """Images of a batch there."""
+
+
+class PoolMethod(Method):
+    """What both methods answer alike."""
+
+    counted = ("iterations",)
+    quick = {"iterations": 3}
+
+    def needs(self, info: DatasetInfo, settings: PoolSettings, teacher: str) -> Needs:
+        collection = Collection(
+            patch=settings.patch,
+            crop=settings.statistics_crop,
+            flip=settings.flip,
+            batch_size=settings.statistics_batch,
+        )
+        return Needs(teachers=settings.pool or (teacher,), collection=collection, init=settings.init)
+
+    def resolve_size(self, settings: PoolSettings, info: DatasetInfo, ipc: int) -> PoolSettings:
+        return settings.model_copy(update={"batch_size": min(settings.batch_size, ipc * info.num_classes)})
+
+    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
+        return by_class(recipe.ipc, info.num_classes, recipe.settings["batch_size"], recipe.settings.get("parts", 1))
+
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+        # Weights are frozen: a backward pass to the pixels costs about one forward pass.
+        passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
+        return Cost(flops=passes * sum(map(forward_flops, recipe.teachers)) / len(recipe.teachers))
+
+
+def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, *, jitter: int = 0) -> torch.Tensor:
+    """(B, 3, H, W) in normalised space: one crop, one flip and one roll by 0 to ``jitter``, shared by the batch."""
+    if settings.crop_scale_min is None:
+        images = padded_crop(images, images.shape[-1] // 8, stream)
+    return Views(images.shape[-1], settings.crop_scale_min, settings.flip, jitter, two_sided=False)(images, stream)
+
+
+def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
+    """One crop of full size for the whole batch (B, 3, H, W), out of ``padding`` zeros around: the mean colour."""
+    import torch
+    import torch.nn.functional as F
+
+    top, left = torch.randint(2 * padding + 1, (2,), generator=stream).tolist()
+    wide = F.pad(images, (padding, padding, padding, padding))
+    return wide[:, :, top : top + images.shape[2], left : left + images.shape[3]]
+
+
+class Pool:
+    """The teachers of a block, one an iteration, each with its own matching loss.
+
+    The turn goes on from block to block as a counter that is never reset: iteration ``t`` of block ``b`` is taken by
+    teacher ``(b * iterations + t) % K``.  ``category_weight`` is the share of the target that are the statistics of the
+    batch's classes instead of all images'.
+    """
+
+    def __init__(self, block: Block, ctx: Context, space: PixelSpace, *, category_weight: float = 0.0):
+        import torch
+
+        settings: PoolSettings = ctx.settings
+        self.teachers, self.space, self.autocast = ctx.teachers, space, ctx.autocast
+        self.first_turn = block.index * settings.iterations
+        labels, stream = torch.tensor(block.labels, device=ctx.device), ctx.rng("drop", block.index)
+        self.losses = []
+        for teacher, statistics in zip(ctx.teachers, ctx.statistics, strict=True):
+            targets = [(1 - category_weight, targets_of_all(teacher.network, statistics))]
+            if category_weight:
+                targets.append((category_weight, targets_of_labels(teacher.network, statistics, labels)))
+            self.losses.append(
+                MatchingLoss(
+                    teacher.network,
+                    targets,
+                    patch=statistics.patch,
+                    first_multiplier=settings.first_multiplier,
+                    ema=settings.ema,
+                    drop_rate=settings.drop_rate,
+                    stream=stream,
+                )
+            )
+
+    def turn(self, iteration: int) -> int:
+        """Which teacher's turn it is."""
+        return (self.first_turn + iteration) % len(self.teachers)
+
+    def look(self, views: torch.Tensor, iteration: int) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Logits (B, C) of the teacher whose turn it is, for views in normalised space, and its matching loss."""
+        with self.losses[self.turn(iteration)] as loss:
+            logits = self.logits(views, iteration)
+            return logits, loss.value()
+
+    def logits(self, views: torch.Tensor, iteration: int) -> torch.Tensor:
+        """(B, C) float32, of the same teacher, matching nothing."""
+        with self.autocast():
+            return self.teachers[self.turn(iteration)](self.space.to_unit(views)).float()

@@ -1,0 +1,109 @@
+"""EDC: real images refined until a pool of networks' layers see the statistics of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.datasets import DatasetInfo
+from rd3.methods import Block, Context, Cost, register_method
+from rd3.methods._pixels import to_uint8
+from rd3.methods._pool import Pool, PoolMethod, PoolSettings, view
+from rd3.methods._recovery import PixelSpace, optimise, start
+from rd3.recipe import SetRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+_TEMPERATURE = 4.0
+"""Of the logits that the flatness term compares."""
+
+
+class EDCSettings(PoolSettings):
+    """Of the scripts in ``Branch_*/recover``."""
+
+    category_weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of the target that are the statistics of the batch's classes; the rest is that of all images."""
+    flatness_weight: float = Field(default=0.0, ge=0)
+    """Of the flatness term: the paper has it at 1, no released script passes the flag that switches it on."""
+    image_ema: float = Field(default=0.99, ge=0, lt=1)
+    """Share of its past in the moving average of the images that the flatness term compares with."""
+
+
+@register_method("edc", version=1)
+class EDC(PoolMethod):
+    """Images of an init set, refined until a pool classifies them and its layers see what their classes have.
+
+    A batch holds whole classes, as far as they fit; every image of the init set is flipped or not at its start.  Every
+    iteration takes one random view of the batch (crop and flip: shared by all its images) and the next teacher of the
+    pool, and adds the cross-entropy and ``matching_weight`` times the distance of the statistics of its layers
+    (BatchNorm and convolutions; channels and tiles) from those of all images and of the batch's classes ("soft
+    category-aware matching"), and where wanted the flatness term.  The last iterate is kept.  Sets do not nest.
+
+    Source: Shao et al., "Elucidating the Design Space of Dataset Condensation", NeurIPS 2024; shaoshitong/EDC
+    ``Branch_*/recover``.
+
+    Deviations: image k of a class starts from image k of the init set's class, not from one drawn with replacement;
+    moving averages of statistics start anew with every batch, so that batches can be made apart; every teacher sees
+    pixels under its own constants, and the first one's make the space of the optimisation; the resized crop is
+    antialiased; the second clamp of the CIFAR-10 script, before the backward pass, is left out, since images that start
+    in [0, 1] and are clamped after every step never leave it; the flatness term works for every dataset, where two of
+    the released branches have a constant zero, and its averaged images pass the teacher without being matched; one
+    random stream per batch instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    """
+
+    Settings = EDCSettings
+
+    def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        from rd3.augment import horizontal_flip
+
+        settings: EDCSettings = ctx.settings
+        space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
+        labels = torch.tensor(block.labels, device=ctx.device)
+        with ctx.phase("recover"):
+            pool = Pool(block, ctx, space, category_weight=settings.category_weight)
+            images = start(block, ctx, space, stream)
+            if settings.flip:
+                images = horizontal_flip(images, ctx.rng("start", block.index))
+            averaged = images.clone()
+
+            def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
+                if not settings.flatness_weight:
+                    logits, matching = pool.look(view(images, settings, stream), iteration)
+                    return F.cross_entropy(logits, labels) + settings.matching_weight * matching
+                # Cut as one batch, so that both are seen under the same draw.
+                seen, seen_averaged = view(torch.cat([images, averaged]), settings, stream).chunk(2)
+                logits, matching = pool.look(seen, iteration)
+                with torch.no_grad():
+                    wanted = pool.logits(seen_averaged, iteration)
+                    averaged.lerp_(images, 1 - settings.image_ema)
+                loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
+                return loss + settings.flatness_weight * flatness(logits, wanted)
+
+            images = optimise(
+                images,
+                loss_of,
+                space,
+                iterations=settings.iterations,
+                lr=settings.lr,
+                betas=(settings.beta1, settings.beta2),
+                where=f"EDC, block {block.index}",
+                progress=ctx.progress,
+            )
+            return to_uint8(space.to_255(images), settings.save_format)
+
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+        cost = super().cost(recipe, info, forward_flops)
+        # The averaged images take one forward pass more, besides the two of forward and backward.
+        return Cost(1.5 * cost.flops) if recipe.settings["flatness_weight"] else cost
+
+
+def flatness(logits: torch.Tensor, averaged: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(averaged / 4) || softmax(logits / 4)) of logits (B, C), the mean over batch *and* classes."""
+    wanted = (averaged / _TEMPERATURE).log_softmax(1)
+    return (wanted.exp() * (wanted - (logits / _TEMPERATURE).log_softmax(1))).mean()

@@ -1,0 +1,123 @@
+"""G-VBSM: images that meet the statistics of many networks' layers, and are unlike each other within a class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.datasets import DatasetInfo
+from rd3.methods import Block, Context, Support, register_method
+from rd3.methods._pixels import to_uint8
+from rd3.methods._pool import Pool, PoolMethod, PoolSettings, view
+from rd3.methods._recovery import PixelSpace, optimise, start
+
+if TYPE_CHECKING:
+    import torch
+
+_SIDE = 32
+"""Pixels that data densification looks at, a side."""
+_TEMPERATURE = 4.0
+"""Of the flatter spectrum that data densification leads to."""
+
+
+class GVBSMSettings(PoolSettings):
+    """Of the scripts in ``Branch_*/recover``."""
+
+    density_weight: float = Field(default=1.0, ge=0)
+    """Of data densification against the cross-entropy."""
+    jitter: int = Field(default=32, ge=0)
+    """Largest roll, pixels; the same for images of 32 pixels, which it turns all the way round."""
+    parts: int = Field(default=1, ge=1)
+    """Shares of a class's images that are made one after the other, each with all classes."""
+
+
+@register_method("gvbsm", version=1)
+class GVBSM(PoolMethod):
+    """Noise optimised until a pool of networks classifies it and all their layers see the statistics of real data.
+
+    A batch holds whole classes, as far as they fit.  Every iteration takes one random view of the batch (crop, flip,
+    roll: shared by all its images) and the next teacher of the pool, and adds the cross-entropy, ``matching_weight``
+    times the distance from the running statistics of BatchNorm layers and from collected ones of convolutions
+    (channels and tiles), and ``density_weight`` times data densification, which makes the images of a class differ.
+    The last iterate is kept.  Sets do not nest: a batch depends on the IPC.
+
+    Source: Shao et al., "Generalized Large-Scale Data Condensation via Various Backbone and Statistical Matching",
+    CVPR 2024; shaoshitong/G_VBSM_Dataset_Condensation
+    ``Branch_*/recover/data_synthesis_with_svd_with_db_with_all_statistic.py`` and ``utils.py``.
+
+    Deviations: moving averages of statistics start anew with every batch, so that batches can be made apart, where the
+    authors' run on from the batch before; eigenvalues come from a symmetric solver; every teacher sees pixels under
+    its own constants, and the first one's make the space of the optimisation; the resized crop is antialiased; one
+    random stream per batch instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    """
+
+    Settings = GVBSMSettings
+
+    def supports(self, info: DatasetInfo, ipc: int) -> Support:
+        return Support(True)
+
+    def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        settings: GVBSMSettings = ctx.settings
+        space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
+        labels = torch.tensor(block.labels, device=ctx.device)
+        with ctx.phase("recover"):
+            pool, groups = Pool(block, ctx, space), class_groups(labels)
+
+            def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
+                seen = view(images, settings, stream, jitter=settings.jitter)
+                logits, matching = pool.look(seen, iteration)
+                loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
+                return loss + settings.density_weight * densification(seen, groups)
+
+            images = optimise(
+                start(block, ctx, space, stream),
+                loss_of,
+                space,
+                iterations=settings.iterations,
+                lr=settings.lr,
+                betas=(settings.beta1, settings.beta2),
+                where=f"G-VBSM, block {block.index}",
+                progress=ctx.progress,
+            )
+            return to_uint8(space.to_255(images), settings.save_format)
+
+
+def class_groups(labels: torch.Tensor) -> list[torch.Tensor]:
+    """Positions of the images of every class of a batch that has at least two: (G, n) for the G classes of n."""
+    import torch
+
+    by_count: dict[int, list[torch.Tensor]] = {}
+    for label in labels.unique():
+        positions = (labels == label).nonzero().flatten()
+        by_count.setdefault(len(positions), []).append(positions)
+    return [torch.stack(positions) for count, positions in by_count.items() if count > 1]
+
+
+def densification(images: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
+    """How far the images of each class are from being spread evenly, summed over classes; 0 without ``groups``.
+
+    For the eigenvalues l of a class's Gram matrix, of images pooled to 32 x 32: KL(softmax(l / 4) || softmax(l)), the
+    flatter side a constant.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    total = images.new_zeros(())
+    if not groups:
+        return total
+    vectors = F.adaptive_avg_pool2d(images, _SIDE).flatten(1)
+    for positions in groups:
+        of_class = vectors[positions]
+        try:
+            # The gradient of eigenvalues alone, without the vectors, is finite where two of them coincide.
+            spectrum = torch.linalg.eigvalsh(of_class @ of_class.mT)
+        except torch.linalg.LinAlgError:
+            # Pixels that are not finite: the loss says so, with its iteration.
+            return total + torch.nan
+        flat = (spectrum.detach() / _TEMPERATURE).log_softmax(-1)
+        total = total + (flat.exp() * (flat - spectrum.log_softmax(-1))).sum()
+    return total
