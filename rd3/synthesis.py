@@ -13,14 +13,13 @@ from rd3.memory import peak_mib
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
-from rd3.synthetic_set.opened import SyntheticSet
+from rd3.synthetic_set.opened import SetOnDisk
 from rd3.synthetic_set.writer import SetWriter
 
 if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
-    from rd3.synthetic_set import SetOnDisk
 
 
 def synthesize(
@@ -53,7 +52,7 @@ def synthesize(
     _check_parents(recipe, statistics, init)
     info = dataset.info
     if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
-        return SyntheticSet.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
+        return SetOnDisk.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
     blocks = method.blocks(recipe, info)
     writer = SetWriter(out, recipe, info, blocks)
     (out / MANIFEST).unlink(missing_ok=True)
