@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.queue import RecipeQueue
-from rd3.recipe import KINDS, Key
+from rd3.recipe import Key
 
 COLUMNS = ("done", "reused", "running", "failed", "waiting")
 
@@ -68,6 +68,11 @@ def span(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def plural(kind: str) -> str:
+    """``sets``, ``statistics``."""
+    return kind if kind.endswith("s") else f"{kind}s"
+
+
 class View:
     """Follows a queue.  ``started``, ``moved`` and ``ended`` are called by the driver, drawing is up to the view."""
 
@@ -105,7 +110,7 @@ class View:
         parts = []
         for kind, row in self.queue.counts().items():
             failed = f" ({row['failed']} failed)" if row["failed"] else ""
-            parts.append(f"{kind}s {row['done'] + row['reused']}/{sum(row.values())}{failed}")
+            parts.append(f"{plural(kind)} {row['done'] + row['reused']}/{sum(row.values())}{failed}")
         return ", ".join(parts)
 
     def elapsed(self) -> str:
@@ -168,9 +173,8 @@ class LiveView(View):
         table.add_column("")
         for column in COLUMNS:
             table.add_column(column, justify="right")
-        for kind in KINDS:
-            if kind in counts:
-                table.add_row(f"{kind}s", *(str(counts[kind][column]) for column in COLUMNS))
+        for kind, row in counts.items():
+            table.add_row(plural(kind), *(str(row[column]) for column in COLUMNS))
         parts: list[Table | Text] = [table]
         now = time.monotonic()
         for key, item in list(self.running.items()):
