@@ -1,13 +1,14 @@
-"""Brings outcomes of ``python -m rd3.run``, from a machine without Ray and MLflow, into the ledger and MLflow."""
+"""Results as a folder: out of the ledger for others, and into ledger and MLflow from others or from ``rd3.run``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Session
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.recipe import KINDS, canonical, from_json
+from rd3.recipe import KINDS, Recipe, canonical, from_json
 from rd3.store import FolderStore
 from tracking.store import TrackedStore
 
@@ -19,6 +20,23 @@ class Imported(NamedTuple):
     key: str
     label: str
     new: bool
+
+
+def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> int:
+    """Put what is done of these recipes into a store folder that :func:`import_results` reads; how much is new there.
+
+    Teachers are large and stay out unless wanted; what is there already stays.
+    """
+    own, target = TrackedStore(session.place), FolderStore(Path(folder).absolute())
+    new = 0
+    for recipe in recipes:
+        if recipe.kind == "teacher" and not teachers:
+            continue
+        entry = own.find(recipe.kind, recipe.key)
+        if entry is not None and target.find(recipe.kind, recipe.key) is None:
+            target.put(entry, own.fetch(recipe.kind, recipe.key))
+            new += 1
+    return new
 
 
 def import_results(folder: Path, session: Session) -> list[Imported]:

@@ -37,7 +37,7 @@ class Entry(BaseModel):
     content: str | None = None
     """Digest of the decoded content (pixels and labels; weights)."""
     artifact: str | None = None
-    """Where the files are: a URI that the store understands."""
+    """Where the files are: a URI that the store understands; None where they lie beside the entry."""
     run_id: str | None = None
     made: dict[str, Any] = {}
     """Provenance that changes no result: code version, device, threads, host, finished_at."""
@@ -106,7 +106,7 @@ def now() -> str:
 
 
 class FolderStore:
-    """A store in one folder: ``by-key/<kind>/<key>.json`` and ``artifacts/<kind>/<key>/``."""
+    """A store in one folder, which may be moved: ``by-key/<kind>/<key>.json`` and ``artifacts/<kind>/<key>/``."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
@@ -143,7 +143,7 @@ class FolderStore:
                 shutil.copytree(folder, staging)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(staging, target)
-            entry = entry.model_copy(update={"artifact": target.as_uri() if target.is_absolute() else str(target)})
+            entry = entry.model_copy(update={"artifact": None, "run_id": None})
             write_atomically(
                 self._entry_path(entry.kind, entry.key), json.dumps(entry.model_dump(mode="json"), indent=1)
             )

@@ -28,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("run")(run)
     app.command("status")(status)
     app.command("report")(report)
+    app.command("export-results")(export_outcomes)
 
 
 def expanded(grid: str, here: Session) -> Expansion:
@@ -156,6 +157,19 @@ def report(
     for path in written.values():
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     console.print(ui_line(here), markup=False, soft_wrap=True)
+
+
+def export_outcomes(
+    grid: GridArgument,
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; `rd3 import-results` reads it elsewhere.")],
+    teachers: Annotated[bool, typer.Option("--teachers", help="The teachers as well.")] = False,
+) -> None:
+    """Copy what is done of a grid into a folder for others: sets, evaluations, and what they were made from."""
+    from pipelines.imports import export_results
+
+    here = session()
+    new = export_results(expanded(grid, here).recipes.values(), folder, here, teachers=teachers)
+    console.print(f"{new} results are new in {folder}", markup=False, soft_wrap=True)
 
 
 def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | int]]:

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import cluster, trial_log
 from pipelines.expand import Expansion
-from pipelines.imports import import_results
+from pipelines.imports import export_results, import_results
 from pipelines.plan import plan_session
 from pipelines.status import grid_status
 from rd3.datasets import dataset_info
@@ -174,6 +174,20 @@ def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Pat
         torch.set_num_threads(before)
     spent = {recipe.ipc: ledger.find("set", recipe.key).result["generation_process_s"] for recipe in sets}
     assert 0 < spent[1] < spent[3]
+
+
+def test_results_go_to_another_home_without_the_way_to_this_one(
+    tiny: ModuleType, home: Path, made: Any, tmp_path: Path
+):
+    session = tiny.session_in(home)
+    recipes = tiny.tiny(session, evaluations=2, epochs=2, sets=2).recipes
+    assert export_results(recipes.values(), tmp_path / "out", session) == 6
+    assert export_results(recipes.values(), tmp_path / "out", session) == 0
+    told = "".join(path.read_text() for path in (tmp_path / "out").rglob("by-key/*/*.json"))
+    assert str(home) not in told
+    assert not (tmp_path / "out" / "by-key" / "teacher").exists()
+    imported = import_results(tmp_path / "out", tiny.session_in(tmp_path / "other"))
+    assert sorted(one.kind for one in imported if one.new) == ["evaluation"] * 4 + ["set"] * 2
 
 
 def test_results_made_without_the_engine_come_in_once(tiny: ModuleType, home: Path, made: Any, tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
+from rd3.layer_statistics import LayerStatistics
 from rd3.methods import METHODS, Method
 from rd3.recipe import Data, SetRecipe, TeacherRecipe, digest, from_json, to_json
 from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
@@ -117,6 +118,22 @@ def test_synthesize_refuses_another_start(tmp_path: Path):
     synthesize(first.model_copy(update={"ipc": 1}), TOY, (), tmp_path / "small")
     with pytest.raises(BadValue, match="has 1 images a class, IPC is 2"):
         synthesize(recipe, TOY, teachers, tmp_path / "few", init=SetOnDisk.open(tmp_path / "small"))
+
+
+def test_synthesize_refuses_statistics_of_another_teacher(tmp_path: Path):
+    recipe = planned("gvbsm", pool=["one", "two"]).recipes(0)[-1]
+    assert len(recipe.teachers) == len(recipe.statistics) == 2
+    teachers = (toy_teacher(TOY), toy_teacher(TOY, 1))
+    swapped = [LayerStatistics(key, 4, {}, {}) for key in reversed(recipe.teachers)]
+    with pytest.raises(BadValue, match=f"Statistics 0 of recipe .* are of teacher {recipe.teachers[1][:12]}, expected"):
+        synthesize(recipe, TOY, teachers, tmp_path, statistics=swapped)
+    with pytest.raises(BadValue, match="names statistics of 2 teachers, got 1"):
+        synthesize(recipe, TOY, teachers, tmp_path, statistics=swapped[:1])
+
+
+def test_both_methods_with_a_pool_share_their_statistics():
+    of_gvbsm, of_edc = (planned(name, pool=["one"]).recipes(0) for name in ("gvbsm", "edc"))
+    assert of_gvbsm[-1].statistics == of_edc[-1].statistics
 
 
 class TestLargestSets:
