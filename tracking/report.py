@@ -20,6 +20,7 @@ from rd3.cell import Cell
 from rd3.errors import RD3Error
 from rd3.store import now, write_atomically
 from tracking import figures, tables
+from tracking.pairs import Pair, interval_text, pairs
 from tracking.query import Find, rows
 from tracking.scores import Score, scores
 from tracking.tables import ResultTable
@@ -70,6 +71,7 @@ class Page:
     sections: list[Section]
     sensitivity: list[Chart]
     varied: list[Score]
+    pairs: list[Pair]
     cost: Chart | None
     sheets: list[Sheet]
     undone: list[dict[str, str]]
@@ -262,6 +264,7 @@ def _environment(html: bool) -> Environment:
         "spread_text": tables.spread_text,
         "seconds_text": tables.seconds_text,
         "changes_text": tables.changes_text,
+        "interval_text": interval_text,
         "no_interval": tables.NO_INTERVAL,
         "to_markdown": tables.to_markdown,
     }
@@ -300,6 +303,7 @@ def write_report(
         sections=_sections(found),
         sensitivity=_sensitivity(found),
         varied=[score for score in found if score.varied],
+        pairs=pairs(frame),
         cost=_cost(found),
         sheets=_sheets(found, find, fetch),
         undone=_undone(frame, facts.get("failures", {})),

@@ -1,0 +1,68 @@
+"""Differences on the same seeds, against numbers worked out by scipy and by hand."""
+
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+from tests.tracking.test_tables import Results
+from tracking.pairs import interval_text, pairs
+from tracking.query import rows
+
+
+def of(results: Results):
+    return pairs(rows(results.cells, results.find))
+
+
+def test_one_set_is_compared_over_student_seeds():
+    results = Results()
+    results.add("dwa", 10, [40.0, 41.0, 42.5])
+    results.add("dwa", 10, [39.0, 41.5, None, 50.0], overrides={"dwa.steps": 0})
+    [pair] = of(results)
+    assert (pair.changed, pair.seeds, pair.unit) == ({"steps": 0}, 2, "student seeds")
+    assert (pair.plain, pair.variant) == (40.5, 40.25)
+    expected = stats.ttest_rel([39.0, 41.5], [40.0, 41.0])
+    assert pair.difference.p_value == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval(0.95)
+    assert (pair.difference.low, pair.difference.high) == (pytest.approx(low), pytest.approx(high))
+    assert interval_text(pair) == f"−0.2 [−{-low:.1f}, {high:.1f}], p 0.8 (2 student seeds)"
+
+
+def test_several_sets_count_one_each():
+    results = Results()
+    for seed, (plain, changed) in enumerate([((10.0, 12.0), (13.0, 15.0)), ((11.0, 11.0), (12.0, 12.0))]):
+        results.add("cda", 1, plain, set_seed=seed)
+        results.add("cda", 1, changed, set_seed=seed, overrides={"cda.curriculum": "none"})
+    [pair] = of(results)
+    assert (pair.seeds, pair.unit, pair.difference.n) == (4, "set seeds", 2)
+    assert pair.difference.mean == pytest.approx(2.0)  # the mean of 3 and 1
+
+
+def test_a_single_pair_has_no_interval():
+    results = Results()
+    results.add("edc", 1, [30.0])
+    results.add("edc", 1, [28.5], overrides={"edc.init": "noise"})
+    [pair] = of(results)
+    assert pair.difference is None
+    assert interval_text(pair) == "−1.5 (1 pair, no interval)"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"ipc": 10}, {"labels": "hard"}, {"overrides": {"dwa.steps": 0, "temperature": 4.0}}, {"dataset": "digits"}],
+)
+def test_only_what_is_equal_otherwise_is_a_pair(other):
+    results = Results()
+    results.add("dwa", 1, [40.0, 41.0])
+    fields = {"ipc": 1, "overrides": {"dwa.steps": 0}} | other
+    results.add("dwa", fields.pop("ipc"), [39.0, 41.5], **fields)
+    assert of(results) == []
+
+
+def test_a_variant_without_its_method_and_what_is_not_done_are_no_pairs():
+    results = Results()
+    results.add("dwa", 1, [40.0], overrides={"dwa.steps": 0})
+    results.add("sre2l", 1, [None])
+    results.add("sre2l", 1, [20.0], overrides={"sre2l.init": "rded"})
+    results.add("random", 1, [20.0], overrides={"temperature": 4.0})
+    assert of(results) == []

@@ -1,0 +1,93 @@
+"""A method with and without one of its ideas: the same seeds under two settings, the difference and its interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from rd3.stats import PairedDifference, mean, paired_difference
+
+SHARED = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied")
+Seeds = tuple[int | None, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A variant of a method beside the method as published, everything else equal; accuracies 0-100."""
+
+    method: str
+    dataset: str
+    ipc: int
+    student: str
+    labels: str
+    changed: Mapping[str, Any]
+    """Settings of the variant that differ, by name."""
+    plain: float
+    """Mean of the method as published, over the seeds that both have."""
+    variant: float
+    seeds: int
+    """Evaluations on either side."""
+    unit: str
+    """What counts as one: ``set seeds``, over means within each, where these vary, else ``student seeds``."""
+    difference: PairedDifference | None
+    """Variant minus plain; None for a single unit, whose spread nobody knows."""
+
+
+def pairs(frame: pd.DataFrame) -> list[Pair]:
+    """Every variant in ``query.rows`` whose plain method is there as well, in the order of the rows."""
+    groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
+    for row in frame[frame["status"] == "done"].to_dict("records"):
+        own = {name: value for name, value in row["overrides"].items() if name.startswith(f"{row['method']}.")}
+        rest = {name: value for name, value in row["overrides"].items() if name not in own}
+        shared = json.dumps([*(row[name] for name in SHARED), rest], sort_keys=True, default=str)
+        variants = groups.setdefault(shared, {})
+        variants.setdefault(json.dumps(own, sort_keys=True), {})[row["set_seed"], row["student_seed"]] = row
+    found = []
+    for variants in groups.values():
+        plain = variants.get("{}")
+        for own, repeats in variants.items():
+            if own == "{}" or plain is None:
+                continue
+            both = sorted(set(plain) & set(repeats), key=lambda seeds: (seeds[0] or 0, seeds[1]))
+            if both:
+                sides = ([one[seeds] for seeds in both] for one in (plain, repeats))
+                found.append(_pair(json.loads(own), *sides))
+    return found
+
+
+def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[str, Any]]) -> Pair:
+    first = plain[0]
+    several = len({row["set_seed"] for row in plain}) > 1
+    before, after = (_values(rows, several) for rows in (plain, variant))
+    return Pair(
+        **{name: first[name] for name in ("method", "dataset", "ipc", "student", "labels")},
+        changed={name.removeprefix(f"{first['method']}."): value for name, value in own.items()},
+        plain=mean([row["top1_pct"] for row in plain]),
+        variant=mean([row["top1_pct"] for row in variant]),
+        seeds=len(plain),
+        unit="set seeds" if several else "student seeds",
+        difference=paired_difference(after, before) if len(after) > 1 else None,
+    )
+
+
+def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
+    """One value a unit: students of one set are no independent witnesses of the method."""
+    if not several_sets:
+        return [row["top1_pct"] for row in rows]
+    by_set: dict[int | None, list[float]] = {}
+    for row in rows:
+        by_set.setdefault(row["set_seed"], []).append(row["top1_pct"])
+    return [mean(values) for values in by_set.values()]
+
+
+def interval_text(pair: Pair) -> str:
+    """``+1.2 [−0.3, 2.7], p 0.09 (3 set seeds)``."""
+    if pair.difference is None:
+        return f"{pair.variant - pair.plain:+.1f} (1 pair, no interval)".replace("-", "−")
+    got = pair.difference
+    text = f"{got.mean:+.1f} [{got.low:.1f}, {got.high:.1f}], p {got.p_value:.2g} ({got.n} {pair.unit})"
+    return text.replace("-", "−")
