@@ -59,9 +59,9 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
     from rd3.layer_statistics import Moments, whole_tiles
 
     channels = _moments()(maps)
-    return (
-        Moments(*channels) if patch is None else Moments(*channels, *_tile_moments()(whole_tiles(maps, patch), patch))
-    )
+    if patch is None:
+        return Moments(*channels)
+    return Moments(*channels, *_tile_moments()(whole_tiles(maps, patch), patch))
 
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
@@ -135,7 +135,7 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
         self.targets = targets
         self.patch, self.ema, self.drop_rate, self.stream = patch, ema, drop_rate, stream
-        self.weights = dict.fromkeys(self.layers, 1.0) | {next(iter(self.layers)): first_multiplier}
+        self.weights = {name: 1.0 if number else first_multiplier for number, name in enumerate(self.layers)}
         self._averages: dict[str, Moments] = {}
         self._terms: dict[str, torch.Tensor] = {}
         self._handles: list[Any] = []
