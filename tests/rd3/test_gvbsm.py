@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import rd3.methods.gvbsm
 from rd3.datasets import dataset_info
 from rd3.errors import Diverged
 from rd3.layer_statistics import collect, load
@@ -159,6 +160,24 @@ def test_densification_gradient_and_equal_eigenvalues():
     value = densification(leaf, class_groups(torch.zeros(3, dtype=torch.int64)))
     (gradient,) = torch.autograd.grad(value, leaf)
     assert float(value.detach()) == pytest.approx(0, abs=1e-6) and gradient.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_densification_of_pixels_that_are_not_finite_is_nan(count):
+    """The solver itself raises for three images; the loss has to reach the check that names its iteration."""
+    images = torch.randn((count, 3, 16, 16), generator=generator(0, "images"))
+    images[0, 0, 0, 0] = math.nan
+    assert math.isnan(float(densification(images, class_groups(torch.zeros(count, dtype=torch.int64)))))
+
+
+def test_densification_is_part_of_the_loss(tmp_path, monkeypatch):
+    """With the brightness of the views in its place, its weight brightens what is made."""
+    monkeypatch.setattr(rd3.methods.gvbsm, "densification", lambda images, groups: -images.sum() * len(groups))
+    bright, plain = (
+        _make(tmp_path, str(weight), 2, density_weight=weight, lr=0.5)[0].images.float().mean()
+        for weight in (10.0, 0.0)
+    )
+    assert bright > plain + 20
 
 
 def test_views_pad_at_small_sizes_and_resize_at_large_ones():
