@@ -24,7 +24,7 @@ from rd3.augment import protocol_view, to_unit
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
 from rd3.losses import LOSSES, LossTargets
-from rd3.memory import peak_mib
+from rd3.memory import peak_mib, reset_peak
 from rd3.models import build_network
 from rd3.protocol import EvalProtocol, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
@@ -64,8 +64,7 @@ def train_and_test(
     wall, process = time.perf_counter(), time.process_time()
     device, protocol, info = torch.device(device), recipe.protocol, dataset.info
     _check(recipe, images, labels, teachers, dataset)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(device)
 
     images, labels = images.to(device), labels.to(device)
     frozen = [_frozen(teacher, protocol, device) for teacher in teachers]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rd3.datasets import Dataset
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
-from rd3.memory import peak_mib
+from rd3.memory import peak_mib, reset_peak
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
@@ -79,8 +79,7 @@ def synthesize(
         before = finished / len(wanted)
         context.progress = lambda fraction, before=before, note=note: progress(before + fraction / len(wanted), note)
         context.phases = {}
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        reset_peak(device)
         images = method.make(block, context)
         writer.add(block, images, phases=context.phases, peak_mib=peak_mib(device))
         finished += 1
