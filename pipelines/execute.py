@@ -246,8 +246,6 @@ class _Run:
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """What people filter by: the grid's names, or what the set of an evaluation by hand says of itself."""
         facts = self.expansion.facts(recipe.key)
-        if not facts and isinstance(recipe, SetRecipe):
-            return {"method": recipe.method, "ipc": recipe.ipc}
         if not facts and isinstance(recipe, EvaluationRecipe):
             made = self.expansion.recipes.get(recipe.set)
             if isinstance(made, SetRecipe):

@@ -93,12 +93,13 @@ class Expansion:
     def facts(self, key: Key) -> dict[str, str | int]:
         """What the grid calls the things in a recipe: for the tracking server's parameters and filters."""
         recipe = self.recipes[key]
+        of_teacher = recipe.teacher if isinstance(recipe, StatisticsRecipe) else key
         for teacher in self.teachers.values():
-            if teacher.recipe.key == key:
+            if teacher.recipe.key == of_teacher:
                 return {"dataset": teacher.dataset, "teacher": teacher.role, "network": teacher.network}
         cell = self._cells_by_key.get(key)
         if cell is None:
-            return {}
+            return _facts_of_set(recipe) if isinstance(recipe, SetRecipe) else {}
         facts: dict[str, str | int] = {"method": cell.method, "dataset": cell.dataset, "ipc": cell.ipc}
         if isinstance(recipe, SetRecipe) or cell.labels == "soft":
             facts["teacher"] = cell.teacher
@@ -107,6 +108,12 @@ class Expansion:
         if isinstance(recipe, EvaluationRecipe):
             facts |= {"student": cell.student, "protocol": cell.protocol, "student_seed": cell.student_seed}
         return facts
+
+
+def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
+    """Of a set that no cell names: another starts from it, or it was made by hand."""
+    facts: dict[str, str | int] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
+    return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 
 def expand(

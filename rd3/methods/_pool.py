@@ -51,7 +51,7 @@ class PoolMethod(Method):
     """What both methods answer alike."""
 
     counted = ("iterations",)
-    quick = {"iterations": 3, "batch_size": 10}
+    quick = {"iterations": 3, "batch_size": 10, "pool": ("teacher", "another")}
 
     def needs(self, info: DatasetInfo, settings: PoolSettings, teacher: str) -> Needs:
         collection = Collection(
