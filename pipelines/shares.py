@@ -63,9 +63,11 @@ def _place(key: Key) -> str:
 
 
 def deliver(documents: Documents, key: Key, folder: Path) -> None:
-    """Send the blocks in a set's folder to where the others find them."""
+    """Send the blocks in a set's folder to where the others find them, if they are not there yet."""
+    there = set(documents.names(_place(key)))
     for path in sorted((folder / BLOCKS).glob("*.safetensors")):
-        documents.put(_place(key) + path.name, path.read_bytes())
+        if _place(key) + path.name not in there:
+            documents.put(_place(key) + path.name, path.read_bytes())
 
 
 def collect(documents: Documents, key: Key, folder: Path) -> None:
