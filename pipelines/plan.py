@@ -16,7 +16,7 @@ from pipelines.expand import Expansion
 from pipelines.settings import Session
 from rd3.cost import CPU_THREAD, Rates, Work, work
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe, topological
 from rd3.store import Entry
 
 Status = Literal["reuse", "run", "blocked", "unsupported"]
@@ -141,7 +141,8 @@ def make_plan(
     costs = _Costs(expansion, rates)
     finish: dict[Key, float] = {}
     flops = 0.0
-    for key, recipe in _larger_first(expansion):
+    for recipe in topological(expansion.recipes.values(), expansion.within):
+        key = recipe.key
         label = expansion.label(key)
         if key in blocked:
             items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
@@ -223,27 +224,6 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
         if reason:
             blocked[key] = reason
     return blocked
-
-
-def _larger_first(expansion: Expansion) -> list[tuple[Key, Recipe]]:
-    """Parents before children, and a set before those whose images it holds."""
-    recipes = expansion.recipes
-    if not expansion.within:
-        return list(recipes.items())
-    ordered: dict[Key, Recipe] = {}
-
-    def visit(key: Key) -> None:
-        if key in ordered or key not in recipes:
-            return
-        for _kind, parent in recipes[key].parents():
-            visit(parent)
-        if key in expansion.within:
-            visit(expansion.within[key])
-        ordered[key] = recipes[key]
-
-    for key in recipes:
-        visit(key)
-    return list(ordered.items())
 
 
 def _unsupported(expansion: Expansion) -> list[Item]:

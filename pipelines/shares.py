@@ -70,11 +70,16 @@ def deliver(documents: Documents, key: Key, folder: Path) -> None:
             documents.put(_place(key) + path.name, path.read_bytes())
 
 
-def collect(documents: Documents, key: Key, folder: Path) -> None:
-    """Bring the blocks that wait for a set into its folder; whoever opens them checks them."""
+def collect(documents: Documents, key: Key, folder: Path, blocks: tuple[int, int] = (0, 1)) -> None:
+    """Bring the blocks that wait for a set into its folder; whoever opens them checks them.
+
+    ``blocks`` is (first, step) of those that are wanted.
+    """
+    first, step = blocks
     for name in documents.names(_place(key)):
         target = folder / BLOCKS / name.rpartition("/")[2]
-        content = None if target.exists() else documents.get(name)
+        wanted = int(target.stem) % step == first and not target.exists()
+        content = documents.get(name) if wanted else None
         if content is not None:
             write_atomically(target, content)
 

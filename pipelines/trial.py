@@ -177,7 +177,7 @@ def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
 
     store, result = TrackedStore(job.place), job.folder / "result"
     _check_parents(recipe, store)
-    collect(open_documents(job.artifacts), job.key, result)
+    collect(open_documents(job.artifacts), job.key, result, tuple(job.blocks))
     device = "cuda" if job.gpu else "cpu"
     perform_blocks(recipe, store, job.roots, job.folder, tuple(job.blocks), device=device, progress=progress)
     deliver(open_documents(job.artifacts), job.key, result)

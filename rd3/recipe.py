@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -291,17 +291,18 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
-def topological(recipes: Iterable[Recipe]) -> list[Recipe]:
-    """Parents before children, otherwise in the given order."""
+def topological(recipes: Iterable[Recipe], after: Mapping[Key, Key] | None = None) -> list[Recipe]:
+    """Parents before children, and a recipe behind the one that ``after`` names for it; else in the given order."""
+    after = after or {}
     by_key = {recipe.key: recipe for recipe in recipes}
     done: dict[str, Recipe] = {}
 
     def visit(recipe: Recipe) -> None:
         if recipe.key in done:
             return
-        for _kind, parent in recipe.parents():
-            if parent in by_key:
-                visit(by_key[parent])
+        for before in (*(parent for _kind, parent in recipe.parents()), after.get(recipe.key)):
+            if before in by_key:
+                visit(by_key[before])
         done[recipe.key] = recipe
 
     for recipe in by_key.values():

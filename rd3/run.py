@@ -99,12 +99,12 @@ class _Bench:
         """Collected statistics, as :func:`rd3.layer_statistics.load` gives them."""
         from rd3 import layer_statistics
 
-        found = [(key, self.store.fetch("statistics", key)) for key in keys]
-        recipes = [StatisticsRecipe.model_validate(self.store.find("statistics", key).recipe) for key in keys]
-        return [
-            layer_statistics.load(folder, recipe, device=self.device)
-            for (_key, folder), recipe in zip(found, recipes, strict=True)
-        ]
+        loaded = []
+        for key in keys:
+            folder = self.store.fetch("statistics", key)
+            recipe = StatisticsRecipe.model_validate(self.store.find("statistics", key).recipe)
+            loaded.append(layer_statistics.load(folder, recipe, device=self.device))
+        return loaded
 
     def init(self, recipe: SetRecipe) -> SetOnDisk | None:
         """The set that a set starts from, checked."""

@@ -79,10 +79,11 @@ class _Trial:
 def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> list[Recipe]:
     """A set of a method with its ``quick`` settings after all that it is made from; every role is a trial teacher."""
     info = dataset.info
+    data = Data(name=info.name, fingerprint=dataset.fingerprint)
 
     def teacher_of(role: str) -> TeacherRecipe:
         return TeacherRecipe(
-            data=Data(name=info.name, fingerprint=dataset.fingerprint),
+            data=data,
             classes=info.classes,
             network="resnet18_w16",
             resolution=info.resolution,
@@ -90,7 +91,6 @@ def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, *
             weights=digest(f"trial teacher {role}"),
         )
 
-    data = Data(name=info.name, fingerprint=dataset.fingerprint)
     values = {**METHODS.get(name).quick, **settings}
     return plan_set(name, info, data, ipc, values, teacher="teacher", teacher_of=teacher_of).recipes(set_seed)
 

@@ -14,7 +14,16 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.methods import Block, Context, Cost, Method, Needs, Support
 from rd3.methods._pixels import to_uint8
-from rd3.methods._recovery import BatchNormLoss, PixelSpace, RecoverySettings, Views, by_image, optimise, start
+from rd3.methods._recovery import (
+    BatchNormLoss,
+    PixelSpace,
+    RecoverySettings,
+    Views,
+    by_image,
+    optimise,
+    recovery_cost,
+    start,
+)
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -144,18 +153,14 @@ class BatchNormMatching(Method):
                 images,
                 loss_of,
                 space,
-                iterations=settings.iterations,
-                lr=settings.lr,
-                betas=(settings.beta1, settings.beta2),
+                **settings.descent,
                 where=f"{type(self).__name__}, block {batch.index}",
                 progress=progress,
             )
         return space.to_255(images)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
-        # Weights are frozen: a backward pass to the pixels costs about one forward pass.
-        passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
-        return Cost(flops=passes * forward_flops(recipe.teachers[0]))
+        return recovery_cost(recipe, info, forward_flops)
 
 
 def _tell(progress: Callable[[float], None], number: int, batches: int, fraction: float) -> None:

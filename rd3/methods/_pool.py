@@ -14,7 +14,7 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
-from rd3.methods._recovery import PixelSpace, RecoverySettings, Views, by_class
+from rd3.methods._recovery import PixelSpace, RecoverySettings, Views, by_class, recovery_cost
 from rd3.recipe import Collection, SetRecipe
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class PoolMethod(Method):
         return by_class(recipe.ipc, info.num_classes, recipe.settings["batch_size"], recipe.settings.get("parts", 1))
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
-        # Weights are frozen: a backward pass to the pixels costs about one forward pass.
-        passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
-        return Cost(flops=passes * sum(map(forward_flops, recipe.teachers)) / len(recipe.teachers))
+        return recovery_cost(recipe, info, forward_flops)
 
 
 def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, *, jitter: int = 0) -> torch.Tensor:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from rd3.datasets import DatasetInfo
 from rd3.errors import Diverged, Unsupported
-from rd3.methods import NOISE, Block, Context, Settings
+from rd3.methods import NOISE, Block, Context, Cost, Settings
 from rd3.methods._pixels import SaveFormat
+from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,20 @@ class RecoverySettings(Settings):
     """``noise``, ``random``, ``rded`` or the key of a set; the recipe holds it as the key of that set alone."""
     save_format: SaveFormat = "png"
     """``jpeg`` is what most of the authors did."""
+
+    @property
+    def descent(self) -> dict[str, Any]:
+        """What :func:`optimise` wants to know of them."""
+        return {"iterations": self.iterations, "lr": self.lr, "betas": (self.beta1, self.beta2)}
+
+
+def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+    """Every iteration takes every image through one of the teachers and back.
+
+    Weights are frozen: a backward pass to the pixels costs about one forward pass.
+    """
+    passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
+    return Cost(flops=passes * sum(map(forward_flops, recipe.teachers)) / len(recipe.teachers))
 
 
 def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
@@ -211,7 +227,7 @@ class PixelSpace:
 
     def to_255(self, images: torch.Tensor) -> torch.Tensor:
         """Back to pixels, 0-255, as floats."""
-        return (images * self.std + self.mean).clamp(0, 1) * 255
+        return self.to_unit(images).clamp(0, 1) * 255
 
 
 def optimise(

@@ -89,9 +89,7 @@ class EDC(PoolMethod):
                 images,
                 loss_of,
                 space,
-                iterations=settings.iterations,
-                lr=settings.lr,
-                betas=(settings.beta1, settings.beta2),
+                **settings.descent,
                 where=f"EDC, block {block.index}",
                 progress=ctx.progress,
             )

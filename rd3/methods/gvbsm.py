@@ -77,9 +77,7 @@ class GVBSM(PoolMethod):
                 start(block, ctx, space, stream),
                 loss_of,
                 space,
-                iterations=settings.iterations,
-                lr=settings.lr,
-                betas=(settings.beta1, settings.beta2),
+                **settings.descent,
                 where=f"G-VBSM, block {block.index}",
                 progress=ctx.progress,
             )

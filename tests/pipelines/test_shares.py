@@ -46,6 +46,10 @@ def test_a_set_in_shares_is_the_set_made_in_one_go(tmp_path: Path):
         chosen = [block.index for block in blocks[first::step]]
         assert synthesize(RECIPE, TOY, teachers, folder, only_blocks=chosen) is None
         deliver(documents, RECIPE.key, folder)
+    collect(documents, RECIPE.key, tmp_path / "second", shares[1].blocks)
+    assert sorted(int(path.stem) for path in (tmp_path / "second").rglob("*.safetensors")) == [
+        block.index for block in blocks[1::3]
+    ]
     collect(documents, RECIPE.key, tmp_path / "whole")
     together = synthesize(RECIPE, TOY, (_refuses(),), tmp_path / "whole")
     alone = synthesize(RECIPE, TOY, teachers, tmp_path / "alone")
