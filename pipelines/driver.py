@@ -79,14 +79,15 @@ class Driver:
         recipe = self.queue.take(*(endless if self.max_concurrent else self._devices()))
         if recipe is None:
             return None
-        self._out[trial_id] = recipe.key
         demand = self.queue.demand(recipe.key)
+        try:
+            job = self.job(recipe, demand)
+        except RD3Error as error:
+            self._give_up(error)
+            return None
+        self._out[trial_id] = recipe.key
         self.view.started(recipe.key)
-        return {
-            "job": json.dumps(asdict(self.job(recipe, demand))),
-            "cpus": demand.cpus,
-            "gpus": demand.gpus,
-        }
+        return {"job": json.dumps(asdict(job)), "cpus": demand.cpus, "gpus": demand.gpus}
 
     def on_progress(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._out and "fraction" in result:
@@ -112,6 +113,11 @@ class Driver:
             else:
                 self._close(key, end.status, end.reason)
         except RD3Error as error:
+            self._give_up(error)
+
+    def _give_up(self, error: RD3Error) -> None:
+        """The ledger failed us; if we were leaving anyway, that is why we leave."""
+        if not self.stopping():
             self.fatal = error
 
     def on_death(self, trial_id: str, reason: str) -> None:

@@ -6,11 +6,13 @@ were left RUNNING are closed, and a recipe that was being made is resumed from i
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import trial_log
@@ -22,9 +24,11 @@ from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
 from pipelines.shares import Share, discard, share_out
 from pipelines.trial import Job, in_use, work_folder
-from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, canonical
+from rd3.errors import Away
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, canonical, from_json
 from rd3.store import Entry
 from tracking.ledger import Ledger
+from tracking.patience import patiently
 from tracking.runs import Tracker
 from tracking.store import HAND
 
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
 
 _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
 _WORKERS_GONE_S = 15.0
+_LAST_WORDS_S = 10.0
+"""How long a driver that has to leave waits for a tracking server that is away."""
+_SETTLED = 256
+"""Of so many recipes a trial hears that their scratch may go."""
 
 
 class Failure(NamedTuple):
@@ -164,6 +172,14 @@ class _Run:
     grid_run_id: str | None = None
     queue: RecipeQueue | None = None
     fatal: BaseException | None = None
+    say: Callable[[str], None] = lambda _note: None
+    """Tells whoever watches what the driver waits for."""
+    known: dict[Key, Entry] = field(default_factory=dict)
+    """Entries that were read or written already."""
+    forgotten: set[Key] = field(default_factory=set)
+    """What turned out to be gone or damaged and is to be made again."""
+    settled: list[str] = field(default_factory=list)
+    """``kind/key`` of what this run has put into the ledger."""
 
     @property
     def name(self) -> str:
@@ -205,6 +221,7 @@ class _Run:
         from pipelines.tune import work_off
 
         assert self.queue is not None
+        self.say = view.say
         driver = Driver(
             self.queue,
             view,
@@ -224,8 +241,11 @@ class _Run:
 
     def job(self, recipe: Recipe | Share, demand: Demand) -> Job:
         place, blocks = self.session.place, None
+        in_shares = bool(self.queue.after.get(recipe.key)) and recipe.key not in self.expansion.within
         if isinstance(recipe, Share):
             recipe, blocks = recipe.of, recipe.blocks
+        larger = self.expansion.within.get(recipe.key)
+        parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
         return Job(
             kind=recipe.kind,
             key=recipe.key,
@@ -239,9 +259,30 @@ class _Run:
             parent_run_id=self.grid_run_id,
             gpu=demand.gpus > 0,
             alone=demand.whole,
-            larger=self.expansion.within.get(recipe.key),
+            larger=larger,
             blocks=blocks,
+            in_shares=in_shares,
+            given=[entry.model_dump(mode="json") for entry in self.entries(parents).values()],
+            anew=recipe.key in self.forgotten,
+            settled=self.settled[-_SETTLED:],
         )
+
+    def entries(self, wanted: Iterable[tuple[str, Key]]) -> dict[Key, Entry]:
+        """Ledger entries of these, and of all that they were made from."""
+        found: dict[Key, Entry] = {}
+        for kind, key in wanted:
+            if key not in self.known:
+                entry = self.patiently(partial(self.ledger.find, kind, key))
+                if entry is None:
+                    continue
+                self.known[key] = entry
+            parents = from_json(canonical(self.known[key].recipe)).parents()
+            found |= self.entries(parents) | {key: self.known[key]}
+        return found
+
+    def patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask a store that may be away, and say so; a signal ends the waiting."""
+        return patiently(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """What people filter by: the grid's names, or what the set of an evaluation by hand says of itself."""
@@ -257,14 +298,19 @@ class _Run:
     def keep(self, entry: dict[str, Any]) -> None:
         """A finished recipe: into the ledger, then its scratch may go."""
         self.check_lease()
-        kept = self.ledger.mark(Entry.model_validate(entry))
+        kept = self.patiently(partial(self.ledger.mark, Entry.model_validate(entry)))
+        self.known[kept.key] = kept
+        self.forgotten.discard(kept.key)
+        self.settled.append(f"{kept.kind}/{kept.key}")
         shutil.rmtree(work_folder(self.session.home, kept.kind, kept.key), ignore_errors=True)
         if self.queue is not None and self.queue.after.get(kept.key):
-            discard(self.ledger.documents, kept.key)
+            self.patiently(partial(discard, self.ledger.documents, kept.key))
 
     def forget(self, kind: str, key: Key) -> None:
         """Its artifact is gone or damaged: it counts as missing."""
-        self.ledger.forget(kind, key)
+        self.patiently(partial(self.ledger.forget, kind, key))
+        self.known.pop(key, None)
+        self.forgotten.add(key)
         shutil.rmtree(work_folder(self.session.home, kind, key), ignore_errors=True)
         trial_log.append(self.session.home, "forgotten", kind, key)
 
@@ -279,10 +325,11 @@ class _Run:
             kind = self.queue.recipes[key].kind
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
-            self.tracker.reap(self.experiment_id, reason)
+            with contextlib.suppress(Away):  # then the next run closes them
+                patiently(partial(self.tracker.reap, self.experiment_id, reason), patience_s=_LAST_WORDS_S)
 
     def close(self, *, ok: bool) -> None:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
-            self.tracker.close_grid(self.grid_run_id, ok)
-        self.tracker.reap(self.experiment_id, "its process died")
+            self.patiently(partial(self.tracker.close_grid, self.grid_run_id, ok))
+        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died"))

@@ -17,21 +17,25 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines import trial_log
 from pipelines.shares import collect, deliver
 from rd3.datasets import Roots
-from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
-from rd3.store import Entry, Store, write_atomically
+from rd3.store import Entry, Store, check_files, write_atomically
 from tracking.documents import open_documents
+from tracking.patience import patiently
 from tracking.place import Place
+from tracking.store import GivenStore
 
 if TYPE_CHECKING:
-    from tracking.runs import Tracker
+    from tracking.runs import OpenRun, Tracker
+
+T = TypeVar("T")
 
 ORPHAN_WAIT_S = 120.0
 """How long a new attempt waits for an older process to let go of the recipe's folder."""
@@ -63,6 +67,14 @@ class Job:
     """Key of a set of which this one is the first images, if there is one."""
     blocks: tuple[int, int] | None = None
     """(first, step) of the blocks of a set that this trial makes, for another to put together; None: all of it."""
+    in_shares: bool = False
+    """Others have made blocks of this set, which wait at the artifact root."""
+    given: list[dict[str, Any]] = field(default_factory=list)
+    """Ledger entries of all that the recipe is made from."""
+    anew: bool = False
+    """What was made before is gone or damaged: nothing of it is to be reported again."""
+    settled: list[str] = field(default_factory=list)
+    """``kind/key`` of what came into the ledger lately: its scratch on any machine may go."""
 
     @property
     def place(self) -> Place:
@@ -71,6 +83,10 @@ class Job:
     @property
     def roots(self) -> Roots:
         return Roots(data=Path(self.data) if self.data else None, home=Path(self.home))
+
+    @property
+    def store(self) -> GivenStore:
+        return GivenStore(self.place, [Entry.model_validate(entry) for entry in self.given])
 
     @property
     def folder(self) -> Path:
@@ -155,6 +171,9 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
                 _make_share(job, recipe, progress)
                 return TrialEnd("done")
             finished = job.folder / "entry.json"
+            if job.anew:
+                finished.unlink(missing_ok=True)
+                (job.folder / "made.json").unlink(missing_ok=True)
             if finished.is_file():
                 entry = Entry.model_validate_json(finished.read_bytes())
                 _log_done(job, trial_log.attempts(home, job.key))
@@ -173,54 +192,79 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
 def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
     """Some blocks of a set, sent to where the trial finds them that puts the set together."""
     from rd3.run import perform_blocks
-    from tracking.store import TrackedStore
 
-    store, result = TrackedStore(job.place), job.folder / "result"
-    _check_parents(recipe, store)
-    collect(open_documents(job.artifacts), job.key, result, tuple(job.blocks))
+    store, result = job.store, job.folder / "result"
+    documents = open_documents(job.artifacts)
+    _check_parents(recipe, store, progress)
+    _patiently(lambda: collect(documents, job.key, result, tuple(job.blocks)), progress)
     device = "cuda" if job.gpu else "cpu"
     perform_blocks(recipe, store, job.roots, job.folder, tuple(job.blocks), device=device, progress=progress)
-    deliver(open_documents(job.artifacts), job.key, result)
+    _patiently(lambda: deliver(documents, job.key, result), progress, 1.0)
     shutil.rmtree(result, ignore_errors=True)
 
 
 def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
-    from rd3.run import perform
-    from tracking.store import TrackedStore
-
     home = Path(job.home)
     number = trial_log.attempts(home, job.key) + 1
     trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
-    store = TrackedStore(job.place)
-    _sweep(job, store)
-    run = _tracker(job.place).begin(
-        recipe, job.facts, experiment_id=job.experiment_id, parent_run_id=job.parent_run_id, attempt=number
-    )
-    try:
-        _check_parents(recipe, store)
-        if job.kind == "set":
-            collect(open_documents(job.artifacts), job.key, job.folder / "result")
-        device = "cuda" if job.gpu else "cpu"
-        entry = perform(
-            recipe,
-            store,
-            job.roots,
-            job.folder,
-            device=device,
-            shared_machine=not job.alone,
-            larger=job.larger,
-            progress=progress,
+    _sweep(job)
+    store, run = job.store, None
+
+    def begin() -> OpenRun:
+        return _tracker(job.place).begin(
+            recipe, job.facts, experiment_id=job.experiment_id, parent_run_id=job.parent_run_id, attempt=number
         )
-        entry = run.finish(entry, job.folder / "result", set_input=_set_input(recipe, store))
+
+    try:
+        with contextlib.suppress(Away):  # its run can be opened when there is something to say
+            run = begin()
+        entry = _made(job, recipe, store, progress)
+        if run is None:
+            run = _patiently(begin, progress, 1.0)
+        finish = partial(run.finish, entry, job.folder / "result", set_input=_set_input(recipe, store))
+        entry = _patiently(finish, progress, 1.0)
     except Exception as error:
         # A tracking server that fails as well must not hide why the recipe failed.
         with contextlib.suppress(RD3Error):
-            run.fail(*_why(error))
+            if run is not None:
+                run.fail(*_why(error))
         raise
     write_atomically(job.folder / "entry.json", entry.model_dump_json())
     _log_done(job, number)
     return entry
+
+
+def _made(job: Job, recipe: Any, store: Store, progress: Progress) -> Entry:
+    """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
+    from rd3.run import perform
+
+    kept, result = job.folder / "made.json", job.folder / "result"
+    if kept.is_file():
+        entry = Entry.model_validate_json(kept.read_bytes())
+        with contextlib.suppress(DataMissing, DataCorrupt):
+            check_files(result, entry.files, recipe.label())
+            return entry
+    _check_parents(recipe, store, progress)
+    if job.in_shares:
+        _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
+    entry = perform(
+        recipe,
+        store,
+        job.roots,
+        job.folder,
+        device="cuda" if job.gpu else "cpu",
+        shared_machine=not job.alone,
+        larger=job.larger,
+        progress=progress,
+    )
+    write_atomically(kept, entry.model_dump_json())
+    return entry
+
+
+def _patiently(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) -> T:
+    """Ask a server that may be away; whoever looks at the run sees what it waits for, and with how much done."""
+    return patiently(ask, waiting=lambda reason: progress(fraction, f"waiting: {reason}"))
 
 
 @cache
@@ -239,11 +283,11 @@ class _BrokenParents(RD3Error):
         self.parents = parents
 
 
-def _check_parents(recipe: Recipe, store: Store) -> None:
+def _check_parents(recipe: Recipe, store: Store, progress: Progress) -> None:
     broken, reasons = [], []
     for kind, key in recipe.parents():
         try:
-            store.fetch(kind, key)
+            _patiently(partial(store.fetch, kind, key), progress)
         except (DataMissing, DataCorrupt) as error:
             broken.append((kind, key))
             reasons.append(error.message)
@@ -318,9 +362,9 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def _sweep(job: Job, store: Store) -> None:
-    """Remove finished folders on this machine whose entry the driver, on another one, has put into the ledger."""
-    for finished in (Path(job.home) / "work").glob("*/*/entry.json"):
-        kind, key = finished.parts[-3:-1]
-        if key != job.key and store.find(kind, key) is not None:
-            shutil.rmtree(finished.parent, ignore_errors=True)
+def _sweep(job: Job) -> None:
+    """Remove finished folders on this machine that the driver, on another one, has put into the ledger."""
+    for name in job.settled:
+        folder = Path(job.home) / "work" / name
+        if (folder / "entry.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -63,3 +63,15 @@ class StoreError(RD3Error):
 
 class TrackingError(RD3Error):
     """The tracking server does not answer, or is not what it should be."""
+
+
+class Away(RD3Error):
+    """The other side does not answer at the moment, and may again: what was asked can be asked later."""
+
+
+class StoreAway(Away, StoreError):
+    """The ledger or the artifact store does not answer at the moment."""
+
+
+class TrackingAway(Away, TrackingError):
+    """The tracking server does not answer at the moment."""

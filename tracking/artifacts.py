@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rd3.errors import DataCorrupt, DataMissing, StoreError
+from rd3.errors import DataCorrupt, DataMissing
 from rd3.store import Entry, check_files
 from tracking.documents import S3Documents, folder_errors, local_path
+from tracking.mlflow_client import mlflow_errors, quiet_mlflow
 
 
 def what(entry: Entry) -> str:
@@ -33,8 +34,6 @@ def _is_local(uri: str) -> bool:
 
 
 def _repository(uri: str, tracking_uri: str) -> Any:
-    from tracking.mlflow_client import quiet_mlflow
-
     quiet_mlflow()
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -51,18 +50,12 @@ def exists(entry: Entry, tracking_uri: str = "") -> bool:
         return all((folder / name).is_file() for name in entry.files)
     if uri.startswith("s3://"):
         return set(entry.files) <= set(S3Documents(uri).names())
-    from mlflow.exceptions import MlflowException
-
     repository = _repository(uri, tracking_uri)
     parents = {PurePosixPath(name).parent.as_posix() for name in entry.files}
-    try:
+    with mlflow_errors(tracking_uri, uri):
         found = {
             item.path for parent in parents for item in repository.list_artifacts(None if parent == "." else parent)
         }
-    except MlflowException as error:
-        raise StoreError(
-            f"Cannot list {uri}: {_first_line(error)}.", "check MLFLOW_TRACKING_URI and its server"
-        ) from None
     return set(entry.files) <= found
 
 
@@ -120,15 +113,5 @@ def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
             if not found:
                 raise DataMissing(f"{what(entry)} lacks its file {name} at {uri}.", "make or import it again")
         return
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with mlflow_errors(tracking_uri, uri):
         _repository(uri, tracking_uri).download_artifacts("", dst_path=str(folder))
-    except MlflowException as error:
-        raise StoreError(
-            f"Cannot download {uri}: {_first_line(error)}.", "check MLFLOW_TRACKING_URI and its server"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
-from rd3.errors import StoreError
+from rd3.errors import StoreAway, StoreError
 
 
 class Documents(Protocol):
@@ -124,11 +124,13 @@ class FolderDocuments:
 _REFUSED = {"403", "401", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"}
 _TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
 _ABSENT = {"404", "NoSuchKey"}
+_BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
 
 
 @contextlib.contextmanager
 def s3_errors(root: str, endpoint: str) -> Iterator[None]:
     """Turn what an S3 server, or its absence, does into one sentence."""
+    from boto3.exceptions import Boto3Error
     from botocore import exceptions as botocore
 
     try:
@@ -149,14 +151,22 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
                 f"{endpoint} refuses the S3 credentials for {root} ({code}).",
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what that key may do",
             ) from None
-        raise StoreError(
+        busy = code in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        raise (StoreAway if busy else StoreError)(
             f"{endpoint} failed on {root} ({code or error}).", "look into the log of that server"
         ) from None
-    except botocore.BotoCoreError as error:
-        raise StoreError(
+    except (botocore.BotoCoreError, Boto3Error) as error:
+        raise StoreAway(
             f"The S3 server {endpoint} does not answer ({type(error).__name__}).",
             "start it, or set AWS_ENDPOINT_URL to the right one",
         ) from None
+
+
+def s3_credentials() -> bool:
+    """Whether this process has credentials for S3, wherever boto3 finds them."""
+    import boto3
+
+    return boto3.session.Session().get_credentials() is not None
 
 
 class S3Documents:
@@ -235,6 +245,11 @@ class S3Documents:
     def delete(self, name: str) -> None:
         with self.errors():
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def upload(self, name: str, source: Path) -> None:
+        """A file of any size, in parts where it is large; visible when it is whole."""
+        with self.errors(), open(source, "rb") as stream:
+            self.client.upload_fileobj(stream, self.bucket, self.prefix + name)
 
     def download(self, name: str, target: Path) -> bool:
         """A large object into a file; False if there is none."""

@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from rd3.errors import RD3Error, StoreError, TrackingError
+from rd3.errors import RD3Error, StoreError, TrackingAway, TrackingError
+from tracking.documents import s3_errors
 from tracking.place import Place
 
 
@@ -22,6 +23,8 @@ def quiet_mlflow() -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        # The client's own seven attempts are silent for minutes; whoever can wait says so (tracking.patience).
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
@@ -45,14 +48,17 @@ def without_password(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def mlflow_errors(place: Place) -> Iterator[None]:
-    """What MLflow, its database and its artifact stores raise, as :class:`TrackingError` or :class:`StoreError`."""
+def mlflow_errors(tracking_uri: str, files: str) -> Iterator[None]:
+    """What MLflow, its database and its artifact stores raise, as :class:`TrackingError` or :class:`StoreError`.
+
+    ``files``: where the files are kept, for the message.
+    """
     try:
         yield
     except RD3Error:
         raise
     except Exception as error:
-        named = _named(error, place)
+        named = _named(error, tracking_uri, files)
         if named is None:
             raise
         raise named from error
@@ -62,23 +68,38 @@ _TRACKING = ("mlflow", "sqlalchemy", "requests", "urllib3")
 _S3 = ("boto3", "botocore", "s3transfer")
 
 
-def _named(error: Exception, place: Place) -> RD3Error | None:
+def _named(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
     """Told apart by the package that raised it, since importing them all to ask costs a second."""
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        return TrackingError(
-            f"MLflow at {without_password(place.tracking_uri)} failed: {first}.",
+        return (TrackingAway if _is_away(error) else TrackingError)(
+            f"MLflow at {without_password(tracking_uri)} failed: {first}.",
             "`rd3 doctor` checks the server; the same command continues where it stopped",
         )
     if package in _S3:
-        return StoreError(
-            f"The files cannot be kept at {place.artifacts}: {error}.",
-            "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
+        try:
+            with s3_errors(files, "the S3 server"):
+                raise error
+        except StoreError as named:
+            return named
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        return StoreError(
-            f"The files cannot be kept at {place.artifacts}: {reason}.", "free space or make that folder writable"
-        )
+        return StoreError(f"The files cannot be kept at {files}: {reason}.", "free space or make that folder writable")
     return None
+
+
+_UNHEARD = ("ChunkedEncodingError", "ConnectionError", "ConnectTimeout", "OperationalError", "ReadTimeout", "Timeout")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the server, or a database in its place, may answer if it is asked again.
+
+    MLflow's client calls what it cannot name, a refused connection too, an internal error; so does a server whose own
+    database is away.
+    """
+    if hasattr(error, "get_http_status_code"):
+        status = error.get_http_status_code()
+    else:  # of requests, which MLflow lets through from its artifact service
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+    return status >= 500 or status == 429 or type(error).__name__ in _UNHEARD

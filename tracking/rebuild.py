@@ -10,7 +10,6 @@ from rd3.recipe import KINDS, canonical, from_json
 from rd3.store import Entry
 from tracking import artifacts
 from tracking.ledger import Ledger
-from tracking.mlflow_client import mlflow_errors
 from tracking.place import Place
 from tracking.runs import Tracker
 
@@ -24,7 +23,7 @@ def rebuild(ledger: Ledger, place: Place) -> int:
         tags = run.data.tags
         if tags["rd3.key"] in known.get(tags["rd3.kind"], {tags["rd3.key"]}):
             continue
-        with mlflow_errors(place), tempfile.TemporaryDirectory() as scratch:
+        with tracker.errors(), tempfile.TemporaryDirectory() as scratch:
             copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
             entry = Entry.model_validate_json(Path(copy).read_bytes())
         # A key says what its recipe is: an entry that does not keep that promise would poison every reuse.
@@ -36,6 +35,6 @@ def rebuild(ledger: Ledger, place: Place) -> int:
 
 
 def _done_runs(tracker: Tracker) -> list[Any]:
-    with mlflow_errors(tracker.place):
+    with tracker.errors():
         experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
         return tracker.search(experiments, {"rd3.status": "done"}, "attributes.status = 'FINISHED'")

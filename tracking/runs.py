@@ -6,6 +6,7 @@ kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,7 +17,7 @@ from rd3.errors import TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
 from tracking import reach
-from tracking.documents import local_path
+from tracking.documents import S3Documents, local_path, s3_credentials
 from tracking.fields import Fact, curve_points, metrics, params, read_curve, run_name
 from tracking.mlflow_client import mlflow_errors, open_client
 from tracking.place import Place
@@ -24,6 +25,10 @@ from tracking.place import Place
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _TAG = 4000
 """Characters of a reason that are kept; MLflow takes 8000."""
+DIRECT_ABOVE = 256 * 2**20
+"""Bytes of files above which they go straight to S3, where this process may write there, and not through the server."""
+_SHOWN_BELOW = 2**20
+"""Bytes of a file that MLflow's pages show all the same."""
 
 
 class Tracker:
@@ -36,8 +41,12 @@ class Tracker:
     def client(self) -> Any:
         if self.place.tracking_uri.startswith("sqlite"):
             reach.sqlite_path(self.place.tracking_uri)
-        with mlflow_errors(self.place):
+        with self.errors():
             return open_client(self.place)
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """What MLflow raises, in one sentence."""
+        return mlflow_errors(self.place.tracking_uri, self.place.artifacts)
 
     def check(self, seconds: float = 5.0) -> None:
         """Raise :class:`TrackingError` within ``seconds`` unless the tracking server is there and lets us in."""
@@ -52,7 +61,7 @@ class Tracker:
         if self.place.tracking_uri.startswith(_DATABASES):
             root = self.place.artifacts.rstrip("/")
             where = f"{root}/runs" if root.startswith("s3://") else (local_path(root).absolute() / "runs").as_uri()
-        with mlflow_errors(self.place):
+        with self.errors():
             from mlflow.exceptions import MlflowException
 
             found = self.client.get_experiment_by_name(name)
@@ -87,7 +96,7 @@ class Tracker:
     def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
         """The parent run of a grid, the same one each time; its file is kept as ``grid.yaml``."""
         own = {"rd3.kind": "grid", "rd3.grid": name, "rd3.ledger": self.place.artifacts, **(tags or {})}
-        with mlflow_errors(self.place):
+        with self.errors():
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name})
             if found:
                 run_id = found[0].info.run_id
@@ -100,7 +109,7 @@ class Tracker:
 
     def close_grid(self, run_id: str, ok: bool) -> None:
         """The grid is through; ``ok``: every recipe is done."""
-        with mlflow_errors(self.place):
+        with self.errors():
             self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
     def begin(
@@ -121,7 +130,7 @@ class Tracker:
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)
-        with mlflow_errors(self.place):
+        with self.errors():
             found = self.search([experiment_id], {"rd3.key": recipe.key})
             if found:
                 run = found[0]
@@ -141,7 +150,7 @@ class Tracker:
 
         For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
         """
-        with mlflow_errors(self.place):
+        with self.errors():
             stale = self.search([experiment_id], {"rd3.ledger": self.place.artifacts}, "attributes.status = 'RUNNING'")
             for run in stale:
                 self.log(run.info.run_id, tags={"rd3.status": "killed", "rd3.reason": reason[:_TAG]})
@@ -192,19 +201,18 @@ class OpenRun:
     ) -> Entry:
         """Keep ``folder`` and the figures, close the run as FINISHED; the entry now says where everything is.
 
+        Doing it again adds nothing, so that an attempt that a server's death cut short is simply repeated.
         ``curve`` defaults to the folder's ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``,
         ``source``, anything else as its profile) is what MLflow shows as the run's dataset.
         """
         client = self.tracker.client
-        entry = entry.model_copy(
-            update={"run_id": self.run_id, "artifact": f"{self._info.artifact_uri.rstrip('/')}/{entry.kind}"}
-        )
+        entry = entry.model_copy(update={"run_id": self.run_id})
         started = self._info.start_time  # timestamps follow from it, so that logging twice adds nothing
         points = [(name, value, started + self.attempt, 0) for name, value in metrics(entry.result).items()]
         rows = read_curve(folder) if curve is None else curve
         points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
-        with mlflow_errors(self.tracker.place):
-            client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
+        with self.tracker.errors():
+            entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)})
             self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done"})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
@@ -212,6 +220,24 @@ class OpenRun:
             client.log_text(self.run_id, json.dumps(entry.model_dump(mode="json"), indent=1), "entry.json")
             client.set_terminated(self.run_id, "FINISHED")
         return entry
+
+    def _keep_files(self, entry: Entry, folder: Path) -> str:
+        """Send the files where they are kept, and say where that is."""
+        client, place = self.tracker.client, self.tracker.place
+        sizes = {name: (folder / name).stat().st_size for name in entry.files}
+        through_server = self._info.artifact_uri.startswith("mlflow-artifacts:")
+        large = through_server and place.artifacts.startswith("s3://") and sum(sizes.values()) > DIRECT_ABOVE
+        if not large or not s3_credentials():
+            client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
+            return f"{self._info.artifact_uri.rstrip('/')}/{entry.kind}"
+        target = S3Documents(f"{place.artifacts.rstrip('/')}/files/{entry.kind}/{entry.key}")
+        for name in entry.files:
+            target.upload(name, folder / name)
+        for name, size in sizes.items():
+            if size < _SHOWN_BELOW and "/" not in name:
+                client.log_artifact(self.run_id, str(folder / name), artifact_path=entry.kind)
+        self.tracker.log(self.run_id, tags={"rd3.files": target.root})
+        return target.root
 
     def _log_set(self, said: Mapping[str, Any], recipe: EvaluationRecipe) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -230,6 +256,6 @@ class OpenRun:
 
     def fail(self, status: str, reason: str) -> None:
         """Close the run with the status a recipe ended with (``failed``, ``diverged``, ``killed`` ...) and why."""
-        with mlflow_errors(self.tracker.place):
+        with self.tracker.errors():
             self.tracker.log(self.run_id, tags={"rd3.status": status, "rd3.reason": reason[:_TAG]})
             self.tracker.client.set_terminated(self.run_id, "KILLED" if status == "killed" else "FAILED")

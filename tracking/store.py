@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from rd3.errors import DataMissing, RD3Error
@@ -63,3 +64,23 @@ class TrackedStore:
                 run.fail("failed", str(error))
             raise
         return self.ledger.mark(kept)
+
+
+class GivenStore:
+    """What a trial reads: entries that the driver sent along, files from where these say.
+
+    No ledger is asked, so a trial needs no S3 credentials where a tracking server keeps the files.
+    """
+
+    def __init__(self, place: Place, entries: Iterable[Entry]):
+        self.place = place
+        self._entries = {(entry.kind, entry.key): entry for entry in entries}
+
+    def find(self, kind: str, key: str) -> Entry | None:
+        return self._entries.get((kind, key))
+
+    def fetch(self, kind: str, key: str) -> Path:
+        entry = self.find(kind, key)
+        if entry is None:
+            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
+        return artifacts.fetch(entry, self.place.home / "cache", self.place.tracking_uri)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import rd3.run
-import tracking.store
 from pipelines import trial, trial_log
-from rd3.errors import DataCorrupt, Diverged, TrackingError
+from rd3.errors import DataCorrupt, Diverged, TrackingAway, TrackingError
 from rd3.recipe import Data, SetRecipe, canonical
 from rd3.store import Entry, FolderStore
+from tracking import patience
 
 TEACHER = "ab" * 32
 
@@ -23,10 +23,13 @@ TEACHER = "ab" * 32
 class FakeRun:
     """An MLflow run that remembers how it ended."""
 
-    def __init__(self, ends: list[Any], broken: bool):
-        self.ends, self.broken = ends, broken
+    def __init__(self, bench: Bench):
+        self.bench, self.ends, self.broken = bench, bench.ends, bench.run_breaks
 
     def finish(self, entry: Entry, folder: Path, *, set_input: Any = None) -> Entry:
+        if self.bench.away > 0:
+            self.bench.away -= 1
+            raise TrackingAway("MLflow does not answer.")
         self.ends.append("finished")
         return entry.model_copy(update={"run_id": "run1", "artifact": folder.as_uri()})
 
@@ -47,6 +50,10 @@ class Bench:
         self.performed = 0
         self.raises: Exception | None = None
         self.run_breaks = False
+        self.closed = False
+        """The tracking server lets nobody begin."""
+        self.away = 0
+        """How often it does not answer at the end."""
         data = Data(name="digits", fingerprint="f")
         self.recipe = SetRecipe(
             method="random", version=1, settings={}, data=data, classes="c", resolution=32, ipc=1, teachers=(TEACHER,)
@@ -71,11 +78,13 @@ class Bench:
         )
         monkeypatch.setattr(rd3.run, "perform", self._perform)
         monkeypatch.setattr(trial, "_tracker", lambda _place: self)
-        monkeypatch.setattr(tracking.store, "TrackedStore", lambda _place: self.store)
+        monkeypatch.setattr(trial.Job, "store", property(lambda _job: self.store))
 
     def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
         self.begun.append(attempt)
-        return FakeRun(self.ends, self.run_breaks)
+        if self.closed:
+            raise TrackingAway("MLflow does not answer.")
+        return FakeRun(self)
 
     def _perform(
         self,
@@ -92,10 +101,13 @@ class Bench:
         self.performed += 1
         assert shared_machine
         assert device == "cpu"
+        self.closed = False
         if self.raises is not None:
             raise self.raises
         (out / "result").mkdir(exist_ok=True)
-        return Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={"count": 10})
+        (out / "result" / "images").write_text("pixels")
+        files = rd3.run.sha256_files(out / "result")
+        return Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}, files=files)
 
     def attempt(self) -> trial.TrialEnd:
         end = trial.attempt(self.job, lambda fraction, note: None)
@@ -195,12 +207,51 @@ def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
     assert bench.attempt().status == "done"
 
 
+def test_a_server_that_is_away_for_a_while_costs_nothing_that_was_made(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
+    bench.closed, bench.away = True, 3
+    notes: list[str] = []
+    end = trial.attempt(bench.job, lambda fraction, note: notes.append(note))
+    assert end.status == "done"
+    assert bench.begun == [1, 1], "once before there was an answer, once after"
+    assert bench.ends == ["finished"]
+    assert bench.performed == 1
+    assert notes == ["waiting: MLflow does not answer."] * 3
+
+
+def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial, "patiently", lambda ask, **_options: ask())
+    bench.away = 1
+    end = bench.attempt()
+    assert (end.status, end.reason) == ("failed", "MLflow does not answer.")
+    assert bench.attempt().status == "done"
+    assert bench.performed == 1
+    assert bench.events() == ["start", "fail", "start", "done"]
+
+
+def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial, "patiently", lambda ask, **_options: ask())
+    bench.away = 1
+    bench.attempt()
+    (bench.job.folder / "result" / "images").write_text("pixelz")
+    assert bench.attempt().status == "done"
+    assert bench.performed == 2
+
+
+def test_a_recipe_that_is_to_be_made_anew_is_not_reported_from_what_lies_here(bench: Bench):
+    bench.attempt()
+    bench.job = replace(bench.job, anew=True)
+    assert bench.attempt().status == "done"
+    assert bench.performed == 2
+
+
 def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
     done = trial.work_folder(bench.home, "teacher", TEACHER)
     unfinished = trial.work_folder(bench.home, "teacher", "cd" * 32)
     for folder in (done, unfinished):
         folder.mkdir(parents=True)
-        (folder / "entry.json").write_text("{}")
+    (done / "entry.json").write_text("{}")
+    bench.job = replace(bench.job, settled=[f"teacher/{TEACHER}", f"teacher/{'cd' * 32}"])
     bench.attempt()
     assert not done.exists()
     assert unfinished.exists()

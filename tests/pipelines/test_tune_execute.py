@@ -155,3 +155,17 @@ def test_status_from_another_terminal(session: Session):
     assert status.counts == {"set": {"done": 1, "running": 1, "failed": 1, "missing": 0}}
     assert [item["key"] for item in status.running] == [KEYS[1]]
     assert status.failed == [{"label": "the third", "key": KEYS[2], "status": "oom", "reason": "too large"}]
+
+
+def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(session: Session):
+    ledger = Ledger(session.place.artifacts)
+    start, made = set_recipe(10), set_recipe(11).model_copy(update={"init": set_recipe(10).key})
+    for recipe in (start, made, set_recipe(12)):
+        ledger.mark(Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}))
+    run = execution._Run(Expansion({}), plan("run", "run", "run"), session, ledger, None, Interrupts(), lambda: None)
+    assert list(run.entries([("set", made.key), ("teacher", "ab" * 32)])) == [start.key, made.key]
+    ledger.forget("set", made.key)
+    assert list(run.entries([("set", made.key)])) == [start.key, made.key], "what was read is not asked for again"
+    run.forget("set", made.key)
+    assert list(run.entries([("set", made.key)])) == []
+    assert run.forgotten == {made.key}
