@@ -187,6 +187,7 @@ class OpenRun:
     def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int):
         self.tracker = tracker
         self.run_id: str = info.run_id
+        self.artifact_uri: str = info.artifact_uri.rstrip("/")
         self.recipe = recipe
         self.attempt = attempt
         self._info = info
@@ -225,11 +226,11 @@ class OpenRun:
         """Send the files where they are kept, and say where that is."""
         client, place = self.tracker.client, self.tracker.place
         sizes = {name: (folder / name).stat().st_size for name in entry.files}
-        through_server = self._info.artifact_uri.startswith("mlflow-artifacts:")
+        through_server = self.artifact_uri.startswith("mlflow-artifacts:")
         large = through_server and place.artifacts.startswith("s3://") and sum(sizes.values()) > DIRECT_ABOVE
         if not large or not s3_credentials():
             client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
-            return f"{self._info.artifact_uri.rstrip('/')}/{entry.kind}"
+            return f"{self.artifact_uri}/{entry.kind}"
         target = S3Documents(f"{place.artifacts.rstrip('/')}/files/{entry.kind}/{entry.key}")
         for name in entry.files:
             target.upload(name, folder / name)
