@@ -48,6 +48,11 @@ class Tracker:
         """What MLflow raises, in one sentence."""
         return mlflow_errors(self.place.tracking_uri, self.place.artifacts)
 
+    @property
+    def _ours(self) -> dict[str, str]:
+        """The tag that tells runs of this ledger from those of others that share the server."""
+        return {"rd3.ledger": self.place.artifacts}
+
     def check(self, seconds: float = 5.0) -> None:
         """Raise :class:`TrackingError` within ``seconds`` unless the tracking server is there and lets us in."""
         reach.check(self.place.tracking_uri, seconds)
@@ -95,9 +100,9 @@ class Tracker:
 
     def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
         """The parent run of a grid, the same one each time; its file is kept as ``grid.yaml``."""
-        own = {"rd3.kind": "grid", "rd3.grid": name, "rd3.ledger": self.place.artifacts, **(tags or {})}
+        own = {"rd3.kind": "grid", "rd3.grid": name, **self._ours, **(tags or {})}
         with self.errors():
-            found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name})
+            found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
                 run_id = found[0].info.run_id
                 self.log(run_id, tags=own)
@@ -126,12 +131,12 @@ class Tracker:
         ``facts``: what the recipe does not hold but people filter by (method, ipc, name of the protocol ...).
         """
         tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
-        tags |= {"rd3.ledger": self.place.artifacts, "rd3.status": "running"}
+        tags |= {"rd3.status": "running", **self._ours}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)
         with self.errors():
-            found = self.search([experiment_id], {"rd3.key": recipe.key})
+            found = self.search([experiment_id], {"rd3.key": recipe.key, **self._ours})
             if found:
                 run = found[0]
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
@@ -151,7 +156,7 @@ class Tracker:
         For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
         """
         with self.errors():
-            stale = self.search([experiment_id], {"rd3.ledger": self.place.artifacts}, "attributes.status = 'RUNNING'")
+            stale = self.search([experiment_id], self._ours, "attributes.status = 'RUNNING'")
             for run in stale:
                 self.log(run.info.run_id, tags={"rd3.status": "killed", "rd3.reason": reason[:_TAG]})
                 self.client.set_terminated(run.info.run_id, "KILLED")

@@ -188,6 +188,9 @@ def test_runs_of_dead_drivers_are_closed(tracker: Tracker, experiment_id: str, p
     again.fail("killed", "interrupted")
     assert tracker.client.get_run(orphan.run_id).info.status == "KILLED"
     stranger.fail("failed", "over")
+    theirs = elsewhere.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id)
+    assert theirs.run_id != orphan.run_id, "two ledgers on one server do not share runs, nor files"
+    theirs.fail("failed", "over")
 
 
 def test_the_store_by_hand_and_the_ledger_rebuilt(tracker: Tracker, place: Place, tmp_path: Path) -> None:
