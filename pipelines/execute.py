@@ -335,4 +335,5 @@ class _Run:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
             self.patiently(partial(self.tracker.close_grid, self.grid_run_id, ok))
-        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died"))
+        ends = dict(self.queue.closed) if self.queue else {}
+        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died", ends))

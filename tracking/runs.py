@@ -150,15 +150,17 @@ class Tracker:
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run.info, recipe, attempt)
 
-    def reap(self, experiment_id: str, reason: str) -> int:
+    def reap(self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None) -> int:
         """Close as KILLED every run of this ledger that is still RUNNING; how many there were.
 
         For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
+        ``ends``: (status, reason) by recipe key, where more is known than ``reason``.
         """
         with self.errors():
             stale = self.search([experiment_id], self._ours, "attributes.status = 'RUNNING'")
             for run in stale:
-                self.log(run.info.run_id, tags={"rd3.status": "killed", "rd3.reason": reason[:_TAG]})
+                status, why = (ends or {}).get(run.data.tags.get("rd3.key", ""), ("killed", reason))
+                self.log(run.info.run_id, tags={"rd3.status": status, "rd3.reason": why[:_TAG]})
                 self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
