@@ -131,6 +131,9 @@ class Postgres(Part):
         env = self.place.plain | {"LC_ALL": "C.UTF-8"}
         if not self.data.is_dir():
             self._initialise(binaries, env)
+        # Every process of ours has ended; the number of one that was killed may linger as a zombie, which PostgreSQL
+        # would take for a running server.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.place.postgres_port,

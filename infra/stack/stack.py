@@ -30,12 +30,13 @@ def _alone(place: Place) -> Iterator[None]:
 
 def start(parts: list[Part]) -> None:
     """Start what does not run, in order, each when the one before answers; what runs is left alone."""
-    for part in parts:
+    parts = list(parts)
+    for part in parts:  # may grow
         if part.processes.alive() and part.answers():
             continue
         part.processes.end(part.stop_with, part.stop_s)  # what a crash has left
         if isinstance(part, RayHead):
-            RayWorker(part.place).processes.kill()  # a new head does not know the worker of the old one
+            _follow(part, parts)
         part.check_ports()
         begun = time.monotonic()
         part.launch()
@@ -45,6 +46,15 @@ def start(parts: list[Part]) -> None:
             time.sleep(0.2)
         part.ready()
         print(f"{part.name:<11} {part.address}  ({time.monotonic() - begun:.1f} s)", flush=True)
+
+
+def _follow(head: RayHead, parts: list[Part]) -> None:
+    """A new head does not know the worker of the old one, which is started again."""
+    worker = RayWorker(head.place)
+    if worker.processes.members():
+        worker.processes.kill()
+        if not any(isinstance(part, RayWorker) for part in parts):
+            parts.append(worker)
 
 
 def _last_words(part: Part) -> str:
