@@ -49,9 +49,9 @@ class _Found(NamedTuple):
     changed: float
 
 
-def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool, now: float | None = None) -> Iterator[Garbage]:
-    """Everything that may go; ``now`` is for those who cannot wait for things to age."""
-    moment = time.time() if now is None else now
+def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterator[Garbage]:
+    """Everything that may go."""
+    moment = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
     yield from _deliveries(ledger.documents, keys["set"], moment)
     if isinstance(ledger.documents, S3Documents):
