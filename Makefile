@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint clean-venv
+.PHONY: demo test lint stack stack-stop clean-venv
 
 demo: .venv/ready
 	$(BIN)/rd3 run demo
@@ -12,6 +12,12 @@ demo: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+stack: .venv/ready
+	infra/stack/stack.sh start
+
+stack-stop:
+	infra/stack/stack.sh stop
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -93,7 +93,7 @@ def execute(
     tracker.check()
     ledger = Ledger(session.place.artifacts)
     with Interrupts() as interrupts, ledger.lease() as lease:
-        run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check)
+        run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check, carry=address is not None)
         try:
             there = run.tidy()
             if there.issuperset(plan.keys("run")):
@@ -168,6 +168,8 @@ class _Run:
     tracker: Tracker
     interrupts: Interrupts
     check_lease: Callable[[], Any]
+    carry: bool = False
+    """Machines may vanish: unfinished work is kept elsewhere as well."""
     experiment_id: str = ""
     grid_run_id: str | None = None
     queue: RecipeQueue | None = None
@@ -263,6 +265,7 @@ class _Run:
             blocks=blocks,
             in_shares=in_shares,
             given=[entry.model_dump(mode="json") for entry in self.entries(parents).values()],
+            carry=self.carry,
             anew=recipe.key in self.forgotten,
             settled=self.settled[-_SETTLED:],
         )
@@ -332,4 +335,5 @@ class _Run:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
             self.patiently(partial(self.tracker.close_grid, self.grid_run_id, ok))
-        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died"))
+        ends = dict(self.queue.closed) if self.queue else {}
+        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died", ends))

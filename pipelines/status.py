@@ -38,7 +38,7 @@ def grid_status(expansion: Expansion, ledger: Ledger, home: Path) -> GridStatus:
         named = {"label": expansion.label(key), "key": key}
         if key in done[recipe.kind]:
             row["done"] += 1
-        elif event.get("event") == "start" and trial_log.alive(event):
+        elif event.get("event") in ("start", "made") and trial_log.alive(event):
             row["running"] += 1
             status.running.append({**named, "attempt": event["attempt"], "since": event["time"], "pid": event["pid"]})
         elif event.get("event") == "fail":

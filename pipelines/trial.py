@@ -33,6 +33,7 @@ from tracking.place import Place
 from tracking.store import GivenStore
 
 if TYPE_CHECKING:
+    from tracking.carry import Carrier
     from tracking.runs import OpenRun, Tracker
 
 T = TypeVar("T")
@@ -71,6 +72,8 @@ class Job:
     """Others have made blocks of this set, which wait at the artifact root."""
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of all that the recipe is made from."""
+    carry: bool = False
+    """Unfinished work is to outlive this machine."""
     anew: bool = False
     """What was made before is gone or damaged: nothing of it is to be reported again."""
     settled: list[str] = field(default_factory=list)
@@ -205,6 +208,8 @@ def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
 
 def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
+    from tracking.carry import Carrier
+
     home = Path(job.home)
     number = trial_log.attempts(home, job.key) + 1
     trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
@@ -219,11 +224,15 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     try:
         with contextlib.suppress(Away):  # its run can be opened when there is something to say
             run = begin()
-        entry = _made(job, recipe, store, progress)
+        carrier = Carrier(run, job.folder / "result") if job.carry and run is not None else None
+        entry = _made(job, recipe, store, progress, carrier)
+        trial_log.append(home, "made", job.kind, job.key, attempt=number)
         if run is None:
             run = _patiently(begin, progress, 1.0)
         finish = partial(run.finish, entry, job.folder / "result", set_input=_set_input(recipe, store))
         entry = _patiently(finish, progress, 1.0)
+        if carrier is not None:
+            carrier.drop()
     except Exception as error:
         # A tracking server that fails as well must not hide why the recipe failed.
         with contextlib.suppress(RD3Error):
@@ -235,7 +244,7 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     return entry
 
 
-def _made(job: Job, recipe: Any, store: Store, progress: Progress) -> Entry:
+def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carrier | None) -> Entry:
     """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
     from rd3.run import perform
 
@@ -248,6 +257,8 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress) -> Entry:
     _check_parents(recipe, store, progress)
     if job.in_shares:
         _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
+    if carrier is not None:
+        carrier.fetch()
     entry = perform(
         recipe,
         store,
@@ -256,10 +267,18 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress) -> Entry:
         device="cuda" if job.gpu else "cpu",
         shared_machine=not job.alone,
         larger=job.larger,
-        progress=progress,
+        progress=progress if carrier is None else _carried(progress, carrier),
     )
     write_atomically(kept, entry.model_dump_json())
     return entry
+
+
+def _carried(progress: Progress, carrier: Carrier) -> Progress:
+    def tell(fraction: float, note: str) -> None:
+        progress(fraction, note)
+        carrier.carry()
+
+    return tell
 
 
 def _patiently(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) -> T:

@@ -1,6 +1,7 @@
 """What trials did, line by line: ``<home>/trials.jsonl``, append-only, one JSON object a line.
 
-Every attempt writes ``start`` and then ``done`` or ``fail``; an attempt that was killed leaves its ``start`` alone.
+Every attempt writes ``start``, ``made`` when the result is on the disk and only has to be sent, and then ``done`` or
+``fail``; an attempt that was killed writes no more.
 The driver adds ``forgotten`` where a finished artifact was found damaged and is made again.
 """
 

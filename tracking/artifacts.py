@@ -96,6 +96,12 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
     return target
 
 
+def delete(uri: str, tracking_uri: str = "") -> None:
+    """Delete a folder of artifacts, wherever it is."""
+    with mlflow_errors(tracking_uri, uri):
+        _repository(uri, tracking_uri).delete_artifacts()
+
+
 def _remove(folder: Path) -> None:
     """Take a folder out of the way in one step, then delete it: nobody sees half of it."""
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged."))

@@ -48,6 +48,11 @@ class Tracker:
         """What MLflow raises, in one sentence."""
         return mlflow_errors(self.place.tracking_uri, self.place.artifacts)
 
+    @property
+    def _ours(self) -> dict[str, str]:
+        """The tag that tells runs of this ledger from those of others that share the server."""
+        return {"rd3.ledger": self.place.artifacts}
+
     def check(self, seconds: float = 5.0) -> None:
         """Raise :class:`TrackingError` within ``seconds`` unless the tracking server is there and lets us in."""
         reach.check(self.place.tracking_uri, seconds)
@@ -95,9 +100,9 @@ class Tracker:
 
     def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
         """The parent run of a grid, the same one each time; its file is kept as ``grid.yaml``."""
-        own = {"rd3.kind": "grid", "rd3.grid": name, "rd3.ledger": self.place.artifacts, **(tags or {})}
+        own = {"rd3.kind": "grid", "rd3.grid": name, **self._ours, **(tags or {})}
         with self.errors():
-            found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name})
+            found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
                 run_id = found[0].info.run_id
                 self.log(run_id, tags=own)
@@ -126,12 +131,12 @@ class Tracker:
         ``facts``: what the recipe does not hold but people filter by (method, ipc, name of the protocol ...).
         """
         tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
-        tags |= {"rd3.ledger": self.place.artifacts, "rd3.status": "running"}
+        tags |= {"rd3.status": "running", **self._ours}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)
         with self.errors():
-            found = self.search([experiment_id], {"rd3.key": recipe.key})
+            found = self.search([experiment_id], {"rd3.key": recipe.key, **self._ours})
             if found:
                 run = found[0]
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
@@ -145,15 +150,17 @@ class Tracker:
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run.info, recipe, attempt)
 
-    def reap(self, experiment_id: str, reason: str) -> int:
+    def reap(self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None) -> int:
         """Close as KILLED every run of this ledger that is still RUNNING; how many there were.
 
         For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
+        ``ends``: (status, reason) by recipe key, where more is known than ``reason``.
         """
         with self.errors():
-            stale = self.search([experiment_id], {"rd3.ledger": self.place.artifacts}, "attributes.status = 'RUNNING'")
+            stale = self.search([experiment_id], self._ours, "attributes.status = 'RUNNING'")
             for run in stale:
-                self.log(run.info.run_id, tags={"rd3.status": "killed", "rd3.reason": reason[:_TAG]})
+                status, why = (ends or {}).get(run.data.tags.get("rd3.key", ""), ("killed", reason))
+                self.log(run.info.run_id, tags={"rd3.status": status, "rd3.reason": why[:_TAG]})
                 self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
@@ -187,6 +194,7 @@ class OpenRun:
     def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int):
         self.tracker = tracker
         self.run_id: str = info.run_id
+        self.artifact_uri: str = info.artifact_uri.rstrip("/")
         self.recipe = recipe
         self.attempt = attempt
         self._info = info
@@ -225,11 +233,11 @@ class OpenRun:
         """Send the files where they are kept, and say where that is."""
         client, place = self.tracker.client, self.tracker.place
         sizes = {name: (folder / name).stat().st_size for name in entry.files}
-        through_server = self._info.artifact_uri.startswith("mlflow-artifacts:")
+        through_server = self.artifact_uri.startswith("mlflow-artifacts:")
         large = through_server and place.artifacts.startswith("s3://") and sum(sizes.values()) > DIRECT_ABOVE
         if not large or not s3_credentials():
             client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
-            return f"{self._info.artifact_uri.rstrip('/')}/{entry.kind}"
+            return f"{self.artifact_uri}/{entry.kind}"
         target = S3Documents(f"{place.artifacts.rstrip('/')}/files/{entry.kind}/{entry.key}")
         for name in entry.files:
             target.upload(name, folder / name)

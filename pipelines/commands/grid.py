@@ -38,13 +38,14 @@ def expanded(grid: str, here: Session) -> Expansion:
     from rd3.datasets import dataset_fingerprint
     from tracking.ledger import Ledger
 
-    role, info_of = Ledger(here.place.artifacts).role, info_reader(here.roots)
-    loaded = load_grid(grid, info_of=info_of, user_role=role)
+    ledger, info_of = Ledger(here.place.artifacts), info_reader(here.roots)
+    loaded = load_grid(grid, info_of=info_of, user_role=ledger.role)
     return expand(
         loaded,
         info_of=info_of,
         fingerprint_of=lambda name: dataset_fingerprint(name, here.roots),
-        user_role=role,
+        user_role=ledger.role,
+        known_set=ledger.known_set,
     )
 
 

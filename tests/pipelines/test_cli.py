@@ -128,6 +128,15 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     assert "whole: 20 images" in rd3("set", "verify", row["name"])[1]
     assert rd3("set", "export", row["name"], "--png", str(tmp_path / "png"))[0] == 0
     assert len(list((tmp_path / "png").rglob("*.png"))) == 20
+
+    grid = tmp_path / "start.yaml"
+    grid.write_text(
+        f"methods: [{{sre2l: {{init: '{row['name']}'}}}}]\ndatasets: [digits]\nipc: [2]\nteacher: resnet18_w16\n"
+    )
+    code, out, err = rd3("plan", str(grid), "--json")
+    assert code == 0, err
+    items = {(item["kind"], item["status"]) for item in json.loads(out)["items"]}
+    assert ("set", "reuse") in items, "the set that the grid starts from, by the first digits of its key"
     code, _out, err = rd3("set", "verify", "ffff")
     assert code == 2
     assert "ffff" in err

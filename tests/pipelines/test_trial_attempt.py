@@ -127,7 +127,7 @@ def test_a_finished_recipe_is_reported_with_its_run_and_logged_once(bench: Bench
     assert end.status == "done"
     assert Entry.model_validate(end.entry).run_id == "run1"
     assert bench.ends == ["finished"]
-    assert bench.events() == ["start", "done"]
+    assert bench.events() == ["start", "made", "done"]
     assert bench.store.find("set", bench.recipe.key) is None, "a trial does not write the ledger"
 
 
@@ -136,7 +136,7 @@ def test_what_was_finished_before_the_driver_died_is_only_reported(bench: Bench)
     again = bench.attempt()
     assert again == first
     assert (bench.performed, bench.begun) == (1, [1])
-    assert bench.events() == ["start", "done"]
+    assert bench.events() == ["start", "made", "done"]
 
 
 def test_an_attempt_that_died_before_its_last_line_completes_the_log(bench: Bench):
@@ -152,7 +152,7 @@ def test_an_attempt_after_one_that_was_killed_is_the_second(bench: Bench):
     trial_log.append(bench.home, "start", "set", bench.recipe.key, attempt=1)
     assert bench.attempt().status == "done"
     assert bench.begun == [2]
-    assert bench.events() == ["start", "start", "done"]
+    assert bench.events() == ["start", "start", "made", "done"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monk
     assert (end.status, end.reason) == ("failed", "MLflow does not answer.")
     assert bench.attempt().status == "done"
     assert bench.performed == 1
-    assert bench.events() == ["start", "fail", "start", "done"]
+    assert bench.events() == ["start", "made", "fail", "start", "made", "done"]
 
 
 def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
