@@ -10,6 +10,7 @@ from pipelines.settings import Session
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import KINDS, Key, Recipe, canonical, from_json
 from rd3.store import FolderStore, Store
+from tracking.fields import parent_facts
 from tracking.place import Place
 from tracking.runs import Tracker
 from tracking.store import TrackedStore
@@ -110,7 +111,5 @@ def _bring(names: Iterable[tuple[str, Key]], source: Store, target: TrackedStore
         new = target.find(kind, key) is None
         if new:
             files = source.fetch(kind, key)
-            made = source.find("set", recipe.set) or target.find("set", recipe.set) if kind == "evaluation" else None
-            facts = {"method": made.recipe["method"], "ipc": made.recipe["ipc"]} if made else {}
-            target.put(entry, files, facts)
+            target.put(entry, files, parent_facts(recipe, target.find))
         yield Imported(kind, key, recipe.label(), new)
