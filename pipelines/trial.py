@@ -28,6 +28,7 @@ from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, Store, check_files, write_atomically
 from tracking.documents import open_documents
+from tracking.fields import note
 from tracking.patience import patiently
 from tracking.place import Place
 from tracking.store import GivenStore
@@ -229,7 +230,8 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         if run is None:
             run = _patiently(begin, progress, 1.0)
-        finish = partial(run.finish, entry, job.folder / "result", set_input=_set_input(recipe, store))
+        shown = {"set_input": _set_input(recipe, store), "note": note(recipe, store.find)}
+        finish = partial(run.finish, entry, job.folder / "result", **shown)
         entry = _patiently(finish, progress, 1.0)
         if carrier is not None:
             carrier.drop()

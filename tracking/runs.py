@@ -23,6 +23,8 @@ from tracking.mlflow_client import mlflow_errors, open_client
 from tracking.place import Place
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets MLflow's pages open on runs and their metrics, not on traces of language models."""
 _TAG = 4000
 """Characters of a reason that are kept; MLflow takes 8000."""
 DIRECT_ABOVE = 256 * 2**20
@@ -72,7 +74,7 @@ class Tracker:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    return self.client.create_experiment(name, artifact_location=where)
+                    return self.client.create_experiment(name, artifact_location=where, tags=_KIND)
                 except MlflowException:  # somebody else made it just now, or there is a real reason, which comes back
                     found = self.client.get_experiment_by_name(name)
                     if found is None:
@@ -111,6 +113,13 @@ class Tracker:
                 run_id = self.client.create_run(experiment_id, run_name=f"grid {name}", tags=own).info.run_id
             self.client.log_text(run_id, grid_yaml, "grid.yaml")
         return run_id
+
+    def find_grid(self, experiment: str, name: str) -> str | None:
+        """The run of a grid that has been run, or None."""
+        with self.errors():
+            found = self.client.get_experiment_by_name(experiment)
+            runs = self.search([found.experiment_id], {"rd3.kind": "grid", "rd3.grid": name}) if found else []
+        return runs[0].info.run_id if runs else None
 
     def close_grid(self, run_id: str, ok: bool) -> None:
         """The grid is through; ``ok``: every recipe is done."""
@@ -206,12 +215,14 @@ class OpenRun:
         *,
         curve: list[dict[str, float]] | None = None,
         set_input: Mapping[str, Any] | None = None,
+        note: str = "",
     ) -> Entry:
         """Keep ``folder`` and the figures, close the run as FINISHED; the entry now says where everything is.
 
         Doing it again adds nothing, so that an attempt that a server's death cut short is simply repeated.
         ``curve`` defaults to the folder's ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``,
-        ``source``, anything else as its profile) is what MLflow shows as the run's dataset.
+        ``source``, anything else as its profile) is what MLflow shows as the run's dataset, ``note`` (Markdown) as its
+        description.
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
@@ -221,7 +232,8 @@ class OpenRun:
         points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
         with self.tracker.errors():
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)})
-            self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done"})
+            described = {"mlflow.note.content": note} if note else {}
+            self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done", **described})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Last, and whole: the ledger can be rebuilt from these.

@@ -16,15 +16,20 @@ from typing import Any
 
 import pytest
 
+from pipelines.imports import push_results
+from pipelines.settings import Session
+from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tracking import artifacts
 from tracking.documents import S3Documents, open_documents
+from tracking.garbage import Garbage, find_garbage
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.rebuild import rebuild
 from tracking.store import TrackedStore
+from tracking.verification import check_entries, everything
 
 pytestmark = [
     pytest.mark.integration,
@@ -193,3 +198,71 @@ def test_wrong_secret_and_wrong_bucket(bucket: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody:here")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials"):
         Ledger(f"{bucket}/x").keys("set")
+
+
+def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(f"sqlite:///{tmp_path}/home/mlflow.db", f"{bucket}/garbage", tmp_path / "home")
+    store = TrackedStore(place)
+    kept = {}
+    for seed in (1, 2, 3):
+        recipe = a_set(seed)
+        kept[seed] = store.put(made(recipe, tmp_path / str(seed)), tmp_path / str(seed))
+    store.ledger.forget("set", kept[3].key)
+    documents = store.ledger.documents
+    assert isinstance(documents, S3Documents)
+    waiting = f"blocks/{kept[1].key}/00000.safetensors"
+    for name in (waiting, f"blocks/{kept[3].key}/00000.safetensors", f"files/set/{kept[3].key}/deep/images.bin"):
+        documents.put(name, bytes(100))
+    part = {"Bucket": documents.bucket, "Key": f"{documents.prefix}files/set/{kept[2].key}/images.bin"}
+    part["UploadId"] = documents.client.create_multipart_upload(**part)["UploadId"]
+    documents.client.upload_part(**part, PartNumber=1, Body=bytes(5 * 2**20))
+
+    def garbage(*, driver_lives: bool = False) -> dict[str, Garbage]:
+        return {one.what: one for one in find_garbage(place, store.ledger, driver_lives=driver_lives)}
+
+    assert garbage() == {}
+    monkeypatch.setattr("tracking.garbage.YOUNG_S", -60.0)
+    assert set(garbage(driver_lives=True)) == {"blocks of a set that is done"}
+    monkeypatch.setattr("tracking.garbage.UPLOAD_S", -60.0)
+    found = garbage()
+    assert {what: one.size for what, one in found.items() if "run" not in what} == {
+        "blocks of a set that is done": 100,
+        "files without ledger entry": 100,
+        "unfinished upload": 5 * 2**20,
+    }
+    assert found["files of a run without ledger entry"].size > 100_000
+    before = set(documents.names())
+    for one in found.values():
+        one.remove()
+    run_prefix = kept[3].artifact.removeprefix(f"{place.artifacts}/").removesuffix("/set")
+    gone = before - set(documents.names())
+    assert gone == {
+        waiting,
+        f"files/set/{kept[3].key}/deep/images.bin",
+        f"{run_prefix}/entry.json",
+        f"{run_prefix}/set/blocks/0.bin",
+        f"{run_prefix}/set/manifest.json",
+    }
+    assert garbage() == {}
+    assert not documents.client.list_multipart_uploads(Bucket=documents.bucket, Prefix=documents.prefix).get("Uploads")
+
+    store.fetch("set", kept[2].key)  # a good copy in the cache must not hide what happened at the source
+    S3Documents(kept[2].artifact).put("manifest.json", b"altered")
+    checked = {one.key: one.damage for one in check_entries(store, everything(store.ledger))}
+    assert checked[kept[1].key] == ""
+    assert "file manifest.json has sha256" in checked[kept[2].key]
+    assert {path.name for path in (place.home / "cache").iterdir()} == {"set"}
+
+
+def test_results_of_a_local_home_are_pushed(bucket: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    own = Session(Roots(None, home), Place(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home))
+    recipe = a_set(seed=4)
+    entry = TrackedStore(own.place).put(made(recipe, tmp_path / "out"), tmp_path / "out")
+    other = (f"{bucket}/pushed", f"sqlite:///{tmp_path}/other.db")
+    for new in (True, False):
+        (brought,) = push_results([("set", recipe.key)], own, *other)
+        assert (brought.key, brought.new) == (recipe.key, new)
+    there = TrackedStore(Place(other[1], other[0], tmp_path / "elsewhere"))
+    assert there.find("set", recipe.key).artifact.startswith(f"{bucket}/pushed/runs/")
+    assert sha256_files(there.fetch("set", recipe.key)) == entry.files
