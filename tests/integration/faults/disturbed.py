@@ -27,7 +27,7 @@ class Disturbed:
     """A ledger, a home and the drivers that work on them, one after the other."""
 
     def __init__(self, env: dict[str, str], grid: Path, home: Path, name: str):
-        """``env``: what reaches the servers and the cluster; ``name``: of the ledger, a new one in the stack's bucket."""
+        """``env``: what reaches the servers and the cluster; ``name``: beginning of the name of a new ledger there."""
         home.mkdir(parents=True, exist_ok=True)
         bucket = env["RD3_ARTIFACTS"].removeprefix("s3://").split("/")[0]
         self.place = Place(env["MLFLOW_TRACKING_URI"], f"s3://{bucket}/{name}-{uuid.uuid4().hex[:8]}", home)

@@ -22,7 +22,7 @@ from disturbed import Disturbed, kill
 from tracking.documents import open_documents
 from tracking.ledger import Ledger
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 CELLS = Path(__file__).with_name("cells.yaml")
 OUTAGE_S = 20.0
