@@ -13,7 +13,7 @@ import warnings
 import typer
 from rich.console import Console
 
-from pipelines.commands import artifacts, byhand, data, doctor, grid, listing, method, sets, teacher
+from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, listing, method, sets, teacher
 from rd3.errors import RD3Error
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.add_typer(teacher.app, name="teacher")
 app.add_typer(sets.app, name="set")
 app.add_typer(method.app, name="method")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(infra.app, name="infra")
 
 
 def main() -> None:

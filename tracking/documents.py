@@ -144,7 +144,12 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             bucket = urlparse(root).netloc
             raise StoreError(
-                f"{endpoint} has no bucket {bucket!r}.", f"create it, for example `aws s3 mb s3://{bucket}`"
+                f"{endpoint} has no bucket {bucket!r}.", "`rd3 infra init` makes it; or set RD3_ARTIFACTS to another"
+            ) from None
+        if code == "RequestTimeTooSkewed":
+            raise StoreError(
+                f"{endpoint} refuses us because its clock and ours differ by minutes ({code}).",
+                "set the clock (NTP) on both machines",
             ) from None
         if code in _REFUSED:
             raise StoreError(

@@ -118,7 +118,8 @@ class Tracker:
         """The run of a grid that has been run, or None."""
         with self.errors():
             found = self.client.get_experiment_by_name(experiment)
-            runs = self.search([found.experiment_id], {"rd3.kind": "grid", "rd3.grid": name}) if found else []
+            wanted = {"rd3.kind": "grid", "rd3.grid": name, **self._ours}
+            runs = self.search([found.experiment_id], wanted) if found else []
         return runs[0].info.run_id if runs else None
 
     def close_grid(self, run_id: str, ok: bool) -> None:

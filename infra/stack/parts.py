@@ -327,7 +327,7 @@ class RayNode(Part):
         if status != 200:
             return False
         nodes = json.loads(body)["data"]["summary"]
-        return any(node["ip"] == self.ip and node["raylet"].get("state") == "ALIVE" for node in nodes)
+        return any(node.get("ip") == self.ip and node["raylet"].get("state") == "ALIVE" for node in nodes)
 
 
 _SERVICES = (

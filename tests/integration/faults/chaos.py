@@ -90,17 +90,16 @@ def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faul
         subprocess.run([str(script), *words], check=True, stdout=subprocess.DEVNULL)
 
     folder = Path(tempfile.mkdtemp(prefix="rd3-chaos-"))
-    stamp = time.strftime("%H%M%S")
     grid = grid_of(cells, epochs, folder)
     env = dict(os.environ)
     begun = time.monotonic()
-    quiet = Disturbed(env, grid, folder / "quiet", f"chaos-{stamp}-quiet")
+    quiet = Disturbed(env, grid, folder / "quiet", "chaos-quiet")
     quiet.finish()
     peace_s = time.monotonic() - begun
     print(f"in peace: {len(quiet.correct())} evaluations in {peace_s:.0f} s", flush=True)
 
     draw = random.Random(seed)
-    rough = Disturbed(env, grid, folder / "rough", f"chaos-{stamp}-rough")
+    rough = Disturbed(env, grid, folder / "rough", "chaos-rough")
     chaos = Chaos(rough, do, draw, outage_s)
     begun = time.monotonic()
     for number in range(moments):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,10 @@ class Disturbed:
     """A ledger, a home and the drivers that work on them, one after the other."""
 
     def __init__(self, env: dict[str, str], grid: Path, home: Path, name: str):
-        """``env``: what reaches the servers and the cluster; ``name``: of the ledger, in the stack's bucket."""
+        """``env``: what reaches the servers and the cluster; ``name``: beginning of the name of a new ledger there."""
         home.mkdir(parents=True, exist_ok=True)
         bucket = env["RD3_ARTIFACTS"].removeprefix("s3://").split("/")[0]
-        self.place = Place(env["MLFLOW_TRACKING_URI"], f"s3://{bucket}/{name}", home)
+        self.place = Place(env["MLFLOW_TRACKING_URI"], f"s3://{bucket}/{name}-{uuid.uuid4().hex[:8]}", home)
         self.env = {**os.environ, **env, "RD3_HOME": str(home), "RD3_ARTIFACTS": self.place.artifacts}
         self.grid, self.home = grid, home
         self.driver: subprocess.Popen[bytes] | None = None

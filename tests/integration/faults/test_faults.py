@@ -22,7 +22,7 @@ from disturbed import Disturbed, kill
 from tracking.documents import open_documents
 from tracking.ledger import Ledger
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 CELLS = Path(__file__).with_name("cells.yaml")
 OUTAGE_S = 20.0
@@ -96,11 +96,11 @@ def test_the_driver_has_to_leave(disturb: Disturb, quiet: Disturbed):
     driver.send_signal(signal.SIGTERM)
     assert run.wait() == 130
     assert "RUNNING" not in {status for _key, status in run.statuses()}
-    blocks = _blocks(run, victim)
-    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in blocks}
+    before = {path.name: path.stat().st_ino for path in _blocks(run, victim)}
     assert before, "what was finished is on the disk"
     run.start()
-    run.until(lambda: run.in_flight("evaluation"))
+    grown = run.until(lambda: _more_than(len(before), _blocks(run, victim)))
+    assert before.items() <= {path.name: path.stat().st_ino for path in grown}.items(), "and is not made again"
     run.finish()
     run.check(quiet)
 
@@ -219,6 +219,10 @@ def _below(event: dict[str, Any] | None, ancestors: set[int]) -> dict[str, Any] 
 
 def _blocks(run: Disturbed, event: dict[str, Any]) -> list[Path]:
     return sorted((run.home / "work" / "set" / event["key"] / "result" / "blocks").glob("[!.]*"))
+
+
+def _more_than(count: int, paths: list[Path]) -> list[Path]:
+    return paths if len(paths) > count else []
 
 
 def _set_half_made(run: Disturbed) -> dict[str, Any] | None:
