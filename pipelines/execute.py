@@ -21,6 +21,7 @@ from pipelines import trial_log
 from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
 from pipelines.driver import Driver, Leave
 from pipelines.interrupts import EXIT_CODE, Interrupts
+from pipelines.preflight import check_platform
 from pipelines.progress import Eta, View, open_view
 from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
@@ -93,7 +94,7 @@ def execute(
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
     tracker = Tracker(session.place)
-    tracker.check()
+    check_platform(session, address)
     ledger = Ledger(session.place.artifacts)
     with Interrupts() as interrupts, ledger.lease() as lease:
         run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check, carry=address is not None)

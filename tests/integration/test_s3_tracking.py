@@ -1,18 +1,12 @@
-"""Ledger, leases, artifacts and MLflow runs against a real S3 server that checks signatures.
-
-The server's own environment is installed once into ``$RD3_TEST_CACHE`` (default: below the temporary folder).
-"""
+"""Ledger, leases, artifacts and MLflow runs against a real S3 server that checks signatures."""
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,66 +25,24 @@ from tracking.rebuild import rebuild
 from tracking.store import TrackedStore
 from tracking.verification import check_entries, everything
 
+if TYPE_CHECKING:
+    from conftest import Stack
+
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.timeout(600),  # the first test starts the servers
     # SQLAlchemy says this of MLflow's own models.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
-SCRIPT = Path(__file__).parents[2] / "infra" / "s3" / "swift.sh"
 BUCKET = "rd3-tests"
 
 
-def free_ports() -> int:
-    """A port P such that P, P+10, P+11 and P+12 are free on loopback."""
-    for first in range(21000 + os.getpid() % 5000, 32000, 13):
-        try:
-            for port in (first, first + 10, first + 11, first + 12):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running S3 server; the AWS variables that reach it."""
-    cache = Path(os.environ.get("RD3_TEST_CACHE") or Path(tempfile.gettempdir()) / "rd3-test-cache")
-    cache.mkdir(parents=True, exist_ok=True)
-    port = free_ports()
-    own = {
-        "S3_HOME": str(tmp_path_factory.mktemp("s3")),
-        "S3_VENV": str(cache / "swift"),
-        "S3_PORT": str(port),
-        "AWS_ACCESS_KEY_ID": "rd3:rd3",
-        "AWS_SECRET_ACCESS_KEY": "rd3-development-secret",
-    }
-    environment = os.environ | own
-    started = subprocess.run([str(SCRIPT), "start"], env=environment, capture_output=True, text=True)
-    if started.returncode:
-        subprocess.run([str(SCRIPT), "stop"], env=environment, check=True)
-        if os.environ.get("CI"):
-            pytest.fail(f"the S3 server did not start: {started.stdout}{started.stderr}")
-        pytest.skip(f"no S3 server here: {started.stderr.strip().splitlines()[-1:]}")
-    yield {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": own["AWS_ACCESS_KEY_ID"],
-        "AWS_SECRET_ACCESS_KEY": own["AWS_SECRET_ACCESS_KEY"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-        # Nothing of the user's own may leak in.
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    subprocess.run([str(SCRIPT), "stop"], env=environment, check=True)
-
-
-@pytest.fixture(scope="module")
-def bucket(server: dict[str, str]) -> Iterator[str]:
+def bucket(servers: Stack) -> Iterator[str]:
+    """A bucket of these tests alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("AWS_PROFILE", raising=False)
-        for name, value in server.items():
-            patch.setenv(name, value)
+        servers.reach(patch)
         S3Documents(f"s3://{BUCKET}").client.create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
 
@@ -190,7 +142,7 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
 
 
 def test_wrong_secret_and_wrong_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: create it"):
+    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: `rd3 infra init` makes it"):
         open_documents("s3://rd3-nowhere/x").put("a.json", b"")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://rd3-tests/x \(SignatureDoesNotMatch\)"):
