@@ -252,9 +252,14 @@ class S3Documents:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def upload(self, name: str, source: Path) -> None:
-        """A file of any size, in parts where it is large; visible when it is whole."""
-        with self.errors(), open(source, "rb") as stream:
-            self.client.upload_fileobj(stream, self.bucket, self.prefix + name)
+        """A file of any size, in parts where it is large; visible when it is whole.
+
+        By name, because of an open file the parts wait in memory; and past ``upload_file``, which hides what S3 said.
+        """
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        with self.errors(), create_transfer_manager(self.client, TransferConfig()) as transfers:
+            transfers.upload(str(source), self.bucket, self.prefix + name).result()
 
     def download(self, name: str, target: Path) -> bool:
         """A large object into a file; False if there is none."""

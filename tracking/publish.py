@@ -24,8 +24,9 @@ def publish(tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], fin
 
     A result that another grid made stays under that one's run; the tag ``rd3.grids`` names all that it belongs to.
     """
-    described = summary(scores(rows(cells, find)))
-    keys = {key for cell in cells for key in (cell.evaluation, cell.set) if key is not None}
+    frame = rows(cells, find)
+    described = summary(scores(frame))
+    keys = {key for column in ("evaluation", "set", "teacher_key") for key in frame[column] if key is not None}
     with tracker.errors():
         tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
         tracker.log(run_id, tags={"mlflow.note.content": described})

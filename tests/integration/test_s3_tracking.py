@@ -218,3 +218,18 @@ def test_results_of_a_local_home_are_pushed(bucket: str, tmp_path: Path) -> None
     there = TrackedStore(Place(other[1], other[0], tmp_path / "elsewhere"))
     assert there.find("set", recipe.key).artifact.startswith(f"{bucket}/pushed/runs/")
     assert sha256_files(there.fetch("set", recipe.key)) == entry.files
+
+
+def test_large_files_and_what_s3_says_of_them(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(20 * 2**20))  # several parts
+    there = S3Documents(f"{bucket}/large")
+    there.upload("deep/large", source)
+    assert there.download("deep/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert not there.download("absent", tmp_path / "absent")
+    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'"):
+        S3Documents("s3://rd3-nowhere/x").upload("large", source)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreError, match=r"refuses the S3 credentials .*SignatureDoesNotMatch"):
+        S3Documents(f"{bucket}/large").upload("large", source)
