@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import platform
 import re
@@ -33,6 +34,11 @@ STOP_WAIT_S = 60
 """How long a job that is stopped may take to close its runs before Ray kills it (Ray's own default is 3 s)."""
 PROBE = "python -c 'import platform, ray; print(\"rd3-probe\", platform.python_version(), ray.__version__)'"
 """Run on the head before anything is sent."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _PROBE_WITHIN_S = 120.0
 _LOOK_EVERY_S = 1.0
 
@@ -161,6 +167,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     with job_errors(address or "the address that Ray's variables name"):
         from ray.job_submission import JobSubmissionClient
 
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         return JobSubmissionClient(address)
 
 
@@ -172,7 +180,8 @@ def check_versions(printed: str, where: str) -> None:
     if found is None:
         last = (printed.strip().splitlines() or ["nothing"])[-1]
         raise RD3Error(
-            f"{where} does not start Python with Ray: it said {last[:200]!r}.", "install RD3's packages on its nodes"
+            f"{where} does not start Python with Ray: it said {last[:200]!r}.",
+            "install RD3's packages there, and start Ray with their Python first in PATH",
         )
     python, theirs = found.groups()
     ours = platform.python_version()

@@ -89,8 +89,8 @@ def _found(job: str, address: str | None) -> tuple[Any, str, Any]:
         infos = [info for info in client.list_jobs() if info.submission_id and info.submission_id.startswith(job)]
     exact = [info for info in infos if info.submission_id == job]
     if len(infos) != 1 and not exact:
-        found = "several jobs" if infos else "no job"
-        raise UnknownName(f"{found[0].upper()}{found[1:]} at {where} begin with {job!r}.", "see `rd3 jobs list`")
+        found = f"{len(infos)} jobs begin" if infos else "No job begins"
+        raise UnknownName(f"{found} with {job!r} at {where}.", "see `rd3 jobs list`")
     return client, where, (exact or infos)[0]
 
 
@@ -126,7 +126,8 @@ def status(
     from pipelines.submit import exit_code
 
     _client, _where, info = _found(job, address)
-    show_table([{**_row(info), "said": info.message or "", "command": info.entrypoint}], as_json=as_json)
+    facts = {**_row(info), "said": info.message or "", "command": info.entrypoint}
+    show_table([facts] if as_json else [{"": name, " ": value} for name, value in facts.items()], as_json=as_json)
     raise typer.Exit(exit_code(info) if info.status.is_terminal() else 0)
 
 
