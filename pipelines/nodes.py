@@ -31,25 +31,25 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if set(nodes) == {here}:
         return
     names = sorted(set(datasets))
     with _marked(place) as marks:
-        asked = {
-            name: ray.remote(num_cpus=0)(_missing)
+        asked = [
+            ray.remote(num_cpus=0)(_missing)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
             .remote(place, roots, marks, names)
-            for node, name in sorted(nodes.items())
-        }
-        for name, answer in asked.items():
+            for node in nodes
+        ]
+        for address, answer in zip(nodes.values(), asked, strict=True):
             marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
             if marks_missing:
-                raise _unseen(name, marks_missing[0], place)
+                raise _unseen(address, marks_missing[0], place)
             if refused is not None:
-                raise TrackingError(f"On node {name}: {refused[0]}", refused[1])
+                raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
             for dataset in datasets_missing:
-                _pushed(dataset, name, place)
+                _pushed(dataset, address, place)
 
 
 def _missing(

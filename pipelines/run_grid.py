@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import os
 import socket
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -33,15 +32,24 @@ def run_grid(
     from pipelines import cli
     from pipelines.commands._show import errors_told
 
-    with errors_told(), tempfile.TemporaryDirectory(prefix="rd3-grid-") as folder:
+    with errors_told():
         os.environ.update(addresses(env or []))
         os.environ.setdefault("RD3_HOME", HOME)
         if text:
-            grid = str(Path(folder) / Path(grid).name)
-            Path(grid).write_bytes(base64.urlsafe_b64decode(text))
+            grid = keep(grid, text)
         check_here(grid)
         pull_missing(pull or [])
         cli.main(["run", grid, "--address", "auto", *context.args])
+
+
+def keep(name: str, text: str) -> str:
+    """A grid that came as text, as a file in this machine's home, where `rd3 status` and `rd3 report` find it too."""
+    from pipelines.settings import session
+    from rd3.store import write_atomically
+
+    path = session().home / "grids" / Path(name).name
+    write_atomically(path, base64.urlsafe_b64decode(text))
+    return str(path)
 
 
 def pull_missing(names: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import platform
 import shlex
 import subprocess
@@ -150,7 +151,7 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
     monkeypatch.setattr(run_grid, "pull_missing", called.append)
     for name in run_grid.ADDRESSES:
         monkeypatch.setenv(name, "")
-    monkeypatch.delenv("RD3_HOME")
+    monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
     submitted = submit.Submission("mine", grid.name, grid, ["--shares", "2"], {"RD3_DATA": "/d"}, ["cifar10"])
     done = CliRunner().invoke(run_grid.app, launcher.words(submitted))
     assert done.exit_code == 0, done.output
@@ -160,7 +161,17 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
         "run", "a grid.yaml", ["--address", "auto", "--shares", "2"]
     )  # fmt: skip
     assert text == GRID
-    assert (run_grid.os.environ["RD3_DATA"], run_grid.os.environ["RD3_HOME"]) == ("/d", "~/.rd3")
+    assert os.environ["RD3_DATA"] == "/d"
+    assert Path(words[1]) == tmp_path / "home" / "grids" / "a grid.yaml"
+
+
+def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
+    monkeypatch.setattr(cli, "main", lambda _words: None)
+    for name in run_grid.ADDRESSES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("RD3_HOME")
+    assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
+    assert os.environ["RD3_HOME"] == "~/.rd3"
 
 
 def test_a_grid_file_that_stayed_behind_is_named():
