@@ -47,3 +47,8 @@ def session() -> Session:
             home=home,
         ),
     )
+
+
+def addresses_set() -> dict[str, str]:
+    """The addresses that the user has set and that a cluster may share: of the ledger and of the tracking server."""
+    return {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS") if os.environ.get(name)}

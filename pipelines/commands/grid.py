@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address; default: this machine.")]
 
+ConcurrentOption = Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")]
+SharesOption = Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)]
+GpuShareOption = Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)]
+
 
 def add_to(app: typer.Typer) -> None:
     app.command("plan")(plan)
@@ -97,9 +101,9 @@ def show_plan(made: Plan, *, every: bool = False) -> None:
 def run(
     grid: GridArgument,
     address: AddressOption = None,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")] = None,
-    shares: Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)] = 1,
-    gpu_share: Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)] = 0.25,
+    concurrent: ConcurrentOption = None,
+    shares: SharesOption = 1,
+    gpu_share: GpuShareOption = 0.25,
 ) -> None:
     """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
     from pipelines.execute import execute

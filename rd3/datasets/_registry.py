@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._source import Source
-from rd3.datasets._user import user_sources
+from rd3.datasets._user import Registration, UserSource, user_sources
 from rd3.errors import UnknownName
 from rd3.registry import Registry, did_you_mean
 
@@ -46,3 +49,12 @@ def open_dataset(name: str, roots: Roots) -> Dataset:
 def dataset_fingerprint(name: str, roots: Roots) -> str:
     """The fingerprint of a dataset, without opening it again where its files have not changed; raises as opening."""
     return dataset_source(name, roots).fingerprint(roots)
+
+
+def fingerprint_in(folder: Path, roots: Roots, entry: dict[str, Any] | None = None) -> str:
+    """The fingerprint of a copy of a dataset in a folder that is called like it; raises as opening.
+
+    ``entry``: what the user has registered, for a dataset of the user's own.
+    """
+    source = UserSource(Registration(folder=folder, **entry)) if entry else SOURCES.get(folder.name)()
+    return source.fingerprint(replace(roots, data=folder.parent))

@@ -165,10 +165,19 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         "normalisation": _measured(found.train, info),
     }
     info = info.model_copy(update=counts)
-    entries = _plain(roots)
-    entries[name] = {"folder": str(folder), "test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
-    write_json(registry_file(roots), entries)
+    register(name, {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
+
+
+def registration(name: str, roots: Roots) -> dict[str, Any] | None:
+    """What is registered under a name, without its folder: fit for another machine.  None for no dataset of a user."""
+    entry = _plain(roots).get(name)
+    return {field: value for field, value in entry.items() if field != "folder"} if entry else None
+
+
+def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> None:
+    """Register what :func:`registration` said elsewhere, for its copy in ``folder``."""
+    write_json(registry_file(roots), _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
