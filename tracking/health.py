@@ -101,8 +101,9 @@ def probe_artifacts(place: Place) -> None:
         repository = get_artifact_repository(location, tracking_uri=place.tracking_uri)
         repository.log_artifact(str(sent))
         try:
-            back = Path(repository.download_artifacts(name, dst_path=str(Path(folder, "back"))))
-            if back.read_text() != name:
+            Path(folder, "back").mkdir()
+            repository.download_artifacts(name, dst_path=str(Path(folder, "back")))
+            if Path(folder, "back", name).read_text() != name:
                 raise TrackingError(f"{location} does not give back what was written.", "look into the server's log")
         finally:
             with contextlib.suppress(RD3Error):
