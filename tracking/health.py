@@ -67,7 +67,7 @@ def ahead_of(headers: Mapping[str, str], asked: float, answered: float) -> float
 
 def probe_store(root: str) -> None:
     """Write, read, refuse to overwrite, list and delete one small document; raises unless each does as it should."""
-    documents, name = open_documents(root), f"probe/{uuid.uuid4().hex}"
+    documents, name = open_documents(root), f"probe-{uuid.uuid4().hex}"
     try:
         documents.put(name, b"one", only_if_absent=True)
         if documents.get(name) != b"one":
