@@ -53,7 +53,7 @@ def clock_ahead_s(documents: S3Documents) -> float:
     """Seconds by which the clock of this machine is ahead of the S3 server's, give or take one."""
     asked = time.time()
     with documents.errors():
-        answer = documents.client.list_objects_v2(Bucket=documents.bucket, MaxKeys=1)
+        answer = documents.client.list_objects_v2(Bucket=documents.bucket, Prefix=documents.prefix, MaxKeys=1)
     return ahead_of(answer["ResponseMetadata"]["HTTPHeaders"], asked, time.time())
 
 
