@@ -42,6 +42,16 @@ class Stack:
         """One command of ``stack.sh``; whether it succeeds is for the caller to see."""
         return subprocess.run([SCRIPT, *words], env=self.own, capture_output=True, text=True, check=False)
 
+    def do(self, *words: str) -> str:
+        """One command of ``stack.sh`` that must succeed; what it says."""
+        done = self(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def pids(self, part: str) -> set[int]:
+        """The processes of a part."""
+        return {int(word) for word in self.do("pids", part).split()}
+
     def start(self, *parts: str) -> None:
         """Start parts, by default all.  In CI one that does not start is a failure, elsewhere the tests are skipped."""
         started = self("start", *parts)
@@ -76,7 +86,7 @@ def servers() -> Iterator[Stack]:
         Path(folder).chmod(0o711)
         try:
             made.start("postgres", "s3", "mlflow")
-            said = (line.removeprefix("export ") for line in made("env").stdout.splitlines())
+            said = (line.removeprefix("export ") for line in made.do("env").splitlines())
             made.env.update(shlex.split(line)[0].split("=", 1) for line in said)
             # Nothing of the user's own may leak in.
             made.env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
