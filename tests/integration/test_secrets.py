@@ -149,7 +149,14 @@ def written(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wr
 
 def test_nothing_that_is_written_holds_a_secret(written: Written):
     places = [where for where, _content in written.texts()]
-    for kind in ("cluster-run.txt", "trials.jsonl", "s3://rd3/secrets/by-key/", "table mlflow.params", "/logs/"):
+    for kind in (
+        "cluster-run.txt",
+        "trials.jsonl",
+        "s3://rd3/secrets/by-key/",
+        "table mlflow.params",
+        "/logs/",
+        "/report/results.csv",
+    ):
         assert any(kind in where for where in places), f"the scan does not see {kind}"
     assert written.leaks() == set()
 
