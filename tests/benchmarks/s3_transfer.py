@@ -39,9 +39,7 @@ def up_plain(there: S3Documents, folder: Path) -> None:
 
 def down_ours(there: S3Documents, folder: Path) -> None:
     """With every sha256, as whoever uses a set gets it."""
-    cache = folder.parent / "cache"
-    artifacts.fetch(entry_of(there, folder), cache)
-    shutil.rmtree(cache)
+    artifacts.fetch(entry_of(folder), folder.parent / "down")
 
 
 def down_unhashed(there: S3Documents, folder: Path) -> None:
@@ -57,14 +55,13 @@ def _down(folder: Path, get: Callable[[str, Path], Any]) -> None:
     target.mkdir()
     for name in names(folder):
         get(name, target / name)
-    shutil.rmtree(target)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def entry_of(there: S3Documents, folder: Path) -> Entry:
+def entry_of(folder: Path) -> Entry:
     """The hashes are in a file beside the folder, so that nobody's clock runs while they are made."""
     return Entry.model_validate_json((folder.parent / "entry.json").read_bytes())
 
@@ -95,7 +92,9 @@ def child(root: str, folder: Path, way: str, answer: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
     idle, cpu, start = peak_kib(), time.process_time(), time.perf_counter()
     WAYS[way](there, folder)
-    answer.send((time.perf_counter() - start, time.process_time() - cpu, (peak_kib() - idle) / 1024))
+    wall_s, process_s = time.perf_counter() - start, time.process_time() - cpu
+    answer.send((wall_s, process_s, (peak_kib() - idle) / 1024))
+    shutil.rmtree(folder.parent / "down", ignore_errors=True)
 
 
 def measure(root: str, folder: Path, way: str) -> tuple[float, float, float]:

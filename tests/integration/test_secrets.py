@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -21,6 +22,8 @@ from tracking.runs import Tracker
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
+DIRECT = "direct"
+"""The database of the run that uses no tracking server."""
 ROOT = Path(__file__).parents[2]
 GRID = """name: secrets
 methods: [random]
@@ -44,9 +47,8 @@ class Written:
 
     @property
     def ray_logs(self) -> Path:
-        return (
-            Path(tempfile.gettempdir()) / f"rd3-stack-{hashlib.sha256(str(self.stack.home).encode()).hexdigest()[:8]}"
-        )
+        name = hashlib.sha256(str(self.stack.home).encode()).hexdigest()[:8]
+        return Path(tempfile.gettempdir()) / f"rd3-stack-{name}"
 
     def texts(self) -> Iterator[tuple[str, bytes]]:
         """(where, content) of every file, object and database row."""
@@ -60,19 +62,12 @@ class Written:
         yield from self._database()
 
     def _database(self) -> Iterator[tuple[str, bytes]]:
-        import psycopg2
-
-        for name in ("mlflow", "mlflow_auth"):
-            where = {"host": "127.0.0.1", "port": self.stack.port + 1, "user": "mlflow", "dbname": name}
-            with (
-                psycopg2.connect(**where, password=self.secrets["database"]) as connection,
-                connection.cursor() as asked,
-            ):
+        for name in ("mlflow", "mlflow_auth", DIRECT):
+            with _connected(self.stack, "mlflow", self.secrets["database"], name) as asked:
                 asked.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
                 for (table,) in asked.fetchall():
                     asked.execute(f'SELECT * FROM "{table}"')
                     yield f"table {name}.{table}", repr(asked.fetchall()).encode()
-            connection.close()
 
     def leaks(self) -> set[tuple[str, str]]:
         """(secret, place) of everything that holds one."""
@@ -82,6 +77,16 @@ class Written:
             for name, secret in self.secrets.items()
             if secret.encode() in content
         }
+
+
+@contextlib.contextmanager
+def _connected(stack: Any, user: str, password: str, database: str) -> Iterator[Any]:
+    import psycopg2
+
+    where = {"host": "127.0.0.1", "port": stack.port + 1, "user": user, "dbname": database}
+    with contextlib.closing(psycopg2.connect(**where, password=password)) as connection:
+        connection.autocommit = True
+        yield connection.cursor()
 
 
 def _keeps_secrets(path: Path) -> bool:
@@ -111,7 +116,9 @@ def written(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wr
     assert all(len(secret) >= 32 for secret in secrets.values())
     env = {**os.environ, **stack.env, "PYTHONPATH": str(ROOT), "PGPASSWORD": secrets["database"]}
     env |= {"AWS_SESSION_TOKEN_OF_ANOTHER": secrets["bystander"], "HF_TOKEN": secrets["bystander"]}
-    database = f"postgresql+psycopg2://mlflow@127.0.0.1:{stack.port + 1}/mlflow"
+    with _connected(stack, "postgres", secrets["superuser"], "postgres") as asked:
+        asked.execute(f"CREATE DATABASE {DIRECT} OWNER mlflow")
+    database = f"postgresql+psycopg2://mlflow@127.0.0.1:{stack.port + 1}/{DIRECT}"
     runs = {
         "cluster": (["--address", stack.env["RAY_ADDRESS"]], {"RD3_ARTIFACTS": "s3://rd3/secrets"}),
         "database": ([], {"MLFLOW_TRACKING_URI": database, "RD3_ARTIFACTS": str(folder / "artifacts")}),
@@ -142,7 +149,14 @@ def written(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wr
 
 def test_nothing_that_is_written_holds_a_secret(written: Written):
     places = [where for where, _content in written.texts()]
-    for kind in ("cluster-run.txt", "trials.jsonl", "s3://rd3/secrets/by-key/", "table mlflow.params", "/logs/"):
+    for kind in (
+        "cluster-run.txt",
+        "trials.jsonl",
+        "s3://rd3/secrets/by-key/",
+        "table mlflow.params",
+        "/logs/",
+        "/report/results.csv",
+    ):
         assert any(kind in where for where in places), f"the scan does not see {kind}"
     assert written.leaks() == set()
 

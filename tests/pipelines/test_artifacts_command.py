@@ -115,6 +115,8 @@ def test_verify_lists_damage_and_forgets_it(rd3: Run, home: Path) -> None:
     assert "file manifest.json has sha256" in row["damage"]
     assert [entry.key for entry in entries(home)] == [first.key, second.key]
 
+    assert rd3("verify", "--grid", "demo")[:2] == (0, "0 whole, 0 damaged\n")
+
     stale = home / "work" / "set" / first.key
     stale.mkdir(parents=True)
     code, out, _err = rd3("verify", "--forget")
