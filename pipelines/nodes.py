@@ -32,6 +32,11 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
 
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if not ray.cluster_resources().get("CPU"):
+        raise RD3Error(
+            f"No node of the cluster takes trials: {len(nodes)} there, with 0 CPUs.",
+            "wait until `ray status` shows a worker",
+        )
     if set(nodes) == {here}:
         return
     names = sorted(set(datasets))
