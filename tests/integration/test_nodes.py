@@ -37,14 +37,10 @@ def test_a_cluster_that_can_and_one_that_cannot(cluster: Cluster, tmp_path: Path
     cluster.add_node(num_cpus=1)
     check_nodes(place, roots, ["digits"])
     assert list((tmp_path / "artifacts").iterdir()) + list((tmp_path / "db").iterdir()) == []
-    with pytest.raises(
-        DataMissing, match=r"cifar10 is not on node [\d.]+, and nobody has pushed it.*push cifar10"
-    ):
+    with pytest.raises(DataMissing, match=r"cifar10 is not on node [\d.]+, and nobody has pushed it.*push cifar10"):
         check_nodes(place, roots, ["digits", "cifar10"])
     (tmp_path / "home" / "data" / "cifar10").mkdir(parents=True)
     check_nodes(place, roots, ["digits", "cifar10"])
     away = Place("http://127.0.0.1:9", place.artifacts, place.home)
-    with pytest.raises(
-        TrackingError, match=r"On node [\d.]+: The tracking server http://.*:9 does not answer"
-    ):
+    with pytest.raises(TrackingError, match=r"On node [\d.]+: The tracking server http://.*:9 does not answer"):
         check_nodes(away, roots, ["digits"])
