@@ -4,14 +4,27 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint wheel clean-venv
+.PHONY: demo test test-platform chaos lint wheel stack stack-stop
 
 demo: .venv/ready
 	$(BIN)/rd3 run demo
 	$(BIN)/rd3 report demo
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not platform"
+
+# What needs the whole stack, or kills parts of it.
+test-platform: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m platform
+
+chaos: stack
+	eval "$$(infra/stack/stack.sh env)" && $(BIN)/rd3 infra init && $(BIN)/python tests/integration/faults/chaos.py $(CHAOS)
+
+stack: .venv/ready
+	infra/stack/stack.sh start
+
+stack-stop:
+	infra/stack/stack.sh stop
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from pipelines.commands import byhand, data, doctor, grid, jobs, listing, method, sets, teacher
+from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, jobs, listing, method, sets, teacher
 from pipelines.commands._show import errors_told
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(sets.app, name="set")
 app.add_typer(method.app, name="method")
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(infra.app, name="infra")
 
 
 def main(words: Sequence[str] | None = None) -> None:

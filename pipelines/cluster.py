@@ -11,10 +11,12 @@ import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.joining import check_address, first_line, not_joined
 from pipelines.queue import Demand
 from rd3.errors import RD3Error
 
@@ -45,7 +47,7 @@ def _children() -> set[int]:
     return {int(process) for listed in lists for process in listed.read_text().split()}
 
 
-def _start(what: str, fix: str, **options: Any) -> None:
+def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
     """Start or join; Ray gives a node 30 s to come up, which a busy machine may exceed, so it is tried a few times."""
     import ray
 
@@ -59,8 +61,13 @@ def _start(what: str, fix: str, **options: Any) -> None:
             for process in _children() - before:  # shutdown knows nothing of a node that did not come up
                 os.kill(process, signal.SIGKILL)
             if last or "timed out during startup" not in str(error):
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise RD3Error(f"Cannot start with {what}: {first}", fix) from None
+                raise explain(error) from None
+
+
+def _not_started(error: Exception) -> RD3Error:
+    return RD3Error(
+        f"Cannot start Ray on this machine: {first_line(error)}", "run the command again when the machine is less busy"
+    )
 
 
 @contextlib.contextmanager
@@ -77,12 +84,12 @@ def ray_cluster(home: Path, address: str | None = None) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address:
-            _start(f"the cluster at {address}", "check the address with `ray status`", address=address)
+            check_address(address)
+            _start(partial(not_joined, address), address=address)
         else:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed driver left
             _start(
-                "Ray on this machine",
-                "run the command again when the machine is less busy",
+                _not_started,
                 address="local",
                 num_cpus=len(os.sched_getaffinity(0)),
                 include_dashboard=False,

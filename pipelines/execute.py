@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import trial_log
@@ -20,14 +22,16 @@ from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
 from pipelines.driver import Driver, Leave
 from pipelines.interrupts import EXIT_CODE, Interrupts
 from pipelines.nodes import check_nodes
+from pipelines.preflight import check_platform
 from pipelines.progress import Eta, View, open_view
 from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
 from pipelines.shares import Share, discard, share_out
 from pipelines.trial import Job, in_use, work_folder
 from rd3.errors import Away
-from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, canonical, from_json
+from rd3.recipe import KINDS, Key, Recipe, canonical, from_json
 from rd3.store import Entry
+from tracking.fields import parent_facts
 from tracking.ledger import Ledger
 from tracking.patience import patiently
 from tracking.runs import Tracker
@@ -91,7 +95,7 @@ def execute(
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
     tracker = Tracker(session.place)
-    tracker.check()
+    check_platform(session, address)
     ledger = Ledger(session.place.artifacts)
     with Interrupts() as interrupts, ledger.lease() as lease:
         run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check, carry=address is not None)
@@ -290,16 +294,19 @@ class _Run:
         """Ask a store that may be away, and say so; a signal ends the waiting."""
         return patiently(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
 
+    def publish(self) -> None:
+        """Tables and charts of the grid, with its run."""
+        from tracking.publish import publish_tables
+
+        grid, cells = self.expansion.grid, self.expansion.cells
+        if cells:
+            with tempfile.TemporaryDirectory() as folder:
+                publish_tables(self.tracker, self.grid_run_id, grid.name, cells, self.ledger.find, Path(folder))
+
     def facts(self, recipe: Recipe) -> dict[str, Any]:
-        """What people filter by: the grid's names, or what the set of an evaluation by hand says of itself."""
-        facts = self.expansion.facts(recipe.key)
-        if not facts and isinstance(recipe, EvaluationRecipe):
-            made = self.expansion.recipes.get(recipe.set)
-            if isinstance(made, SetRecipe):
-                return {"method": made.method, "ipc": made.ipc}
-            entry = self.ledger.find("set", recipe.set)
-            return {"method": entry.recipe["method"], "ipc": entry.recipe["ipc"]} if entry else {}
-        return dict(facts)
+        """What people filter by: the grid's names, and what the things say that a recipe is made from."""
+        known = self.entries(recipe.parents())
+        return parent_facts(recipe, lambda _kind, key: known.get(key)) | self.expansion.facts(recipe.key)
 
     def keep(self, entry: dict[str, Any]) -> None:
         """A finished recipe: into the ledger, then its scratch may go."""
@@ -337,5 +344,7 @@ class _Run:
     def close(self, *, ok: bool) -> None:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
+            self.patiently(self.publish)
             self.patiently(partial(self.tracker.close_grid, self.grid_run_id, ok))
-        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died"))
+        ends = dict(self.queue.closed) if self.queue else {}
+        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died", ends))

@@ -107,6 +107,8 @@ class Expansion:
             facts["set_seed"] = cell.set_seed
         if isinstance(recipe, EvaluationRecipe):
             facts |= {"student": cell.student, "protocol": cell.protocol, "student_seed": cell.student_seed}
+            changed = ", ".join(f"{name}={value}" for name, value in {**cell.overrides, **cell.varied}.items())
+            facts |= {"changed": changed} if changed else {}
         return facts
 
 

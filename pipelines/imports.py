@@ -1,15 +1,18 @@
-"""Results as a folder: out of the ledger for others, and into ledger and MLflow from others or from ``rd3.run``."""
+"""Results travel: as a folder for others and from others or ``rd3.run``, and from one ledger to another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Session
-from rd3.errors import DataCorrupt, DataMissing
-from rd3.recipe import KINDS, Recipe, canonical, from_json
-from rd3.store import FolderStore
+from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.recipe import KINDS, Key, Recipe, canonical, from_json
+from rd3.store import FolderStore, Store
+from tracking.fields import parent_facts
+from tracking.place import Place
+from tracking.runs import Tracker
 from tracking.store import TrackedStore
 
 
@@ -48,23 +51,65 @@ def import_results(folder: Path, session: Session) -> list[Imported]:
             f"{folder} holds no results: there is no by-key/<kind>/<key>.json.",
             "give the folder that was --store of `python -m rd3.run`",
         )
+    names = [(path.parent.name, path.stem) for path in paths]
+    return list(_bring(names, foreign, TrackedStore(session.place), str(foreign.root)))
+
+
+def push_results(
+    wanted: Iterable[tuple[str, Key]], session: Session, artifacts: str, tracking_uri: str
+) -> list[Imported]:
+    """Bring these entries of the own ledger into the one at ``artifacts``, their runs and files into its MLflow.
+
+    All they were made from comes along, and the names that users gave to teachers where the other ledger lacks them.
+    """
     own = TrackedStore(session.place)
-    imported = []
-    for path in paths:
-        kind, key = path.parent.name, path.stem
-        entry = foreign.find(kind, key)
+    place = Place(tracking_uri=tracking_uri, artifacts=artifacts, home=session.home)
+    other = TrackedStore(place)
+    if other.ledger.root == own.ledger.root:
+        raise BadValue(f"{artifacts} is the ledger that the results are in.", "name another one")
+    if tracking_uri == session.place.tracking_uri and not tracking_uri.startswith("http"):
+        raise BadValue(
+            "The other ledger needs a tracking server or a database of its own.", "name it: --tracking http://..."
+        )
+    Tracker(place).check()
+    brought = list(_bring(_with_parents(own, wanted), own, other, own.ledger.root))
+    there = other.ledger.roles()
+    for (dataset, role), recipe in own.ledger.roles().items():
+        if (dataset, role) not in there:
+            other.ledger.set_role(dataset, role, recipe)
+    return brought
+
+
+def _with_parents(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> list[tuple[str, Key]]:
+    """These entries after all that they were made from, as far as the ledger has it."""
+    found: dict[tuple[str, Key], None] = {}
+
+    def add(kind: str, key: Key) -> None:
+        entry = store.find(kind, key)
+        if (kind, key) not in found and entry is not None:
+            for parent in from_json(canonical(entry.recipe)).parents():
+                add(*parent)
+            found[kind, key] = None
+
+    for kind, key in wanted:
+        add(kind, key)
+    return list(found)
+
+
+def _bring(names: Iterable[tuple[str, Key]], source: Store, target: TrackedStore, where: str) -> Iterator[Imported]:
+    """Put entries of ``source`` (at ``where``, for messages), parents before children, into another ledger."""
+    for kind, key in names:
+        entry = source.find(kind, key)
+        if entry is None:
+            raise DataMissing(f"{where} has no {kind} {key[:12]}.", "make or import it first")
         recipe = from_json(canonical(entry.recipe))
         if (recipe.kind, recipe.key, entry.key) != (kind, key, key):
             raise DataCorrupt(
-                f"{path} holds the recipe {recipe.kind} {recipe.key[:12]}, not {kind} {key[:12]}.",
-                "make it again with `python -m rd3.run`",
+                f"Entry {kind} {key[:12]} at {where} holds the recipe {recipe.kind} {recipe.key[:12]}.",
+                "remove that entry and make it again",
             )
-        if own.find(kind, key) is not None:
-            imported.append(Imported(kind, key, recipe.label(), False))
-            continue
-        files = foreign.fetch(kind, key)
-        made = foreign.find("set", recipe.set) or own.find("set", recipe.set) if kind == "evaluation" else None
-        facts = {"method": made.recipe["method"], "ipc": made.recipe["ipc"]} if made else {}
-        own.put(entry, files, facts)
-        imported.append(Imported(kind, key, recipe.label(), True))
-    return imported
+        new = target.find(kind, key) is None
+        if new:
+            files = source.fetch(kind, key)
+            target.put(entry, files, parent_facts(recipe, target.find))
+        yield Imported(kind, key, recipe.label(), new)

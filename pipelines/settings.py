@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rd3.datasets import Roots
+from rd3.errors import BadValue
 from tracking.place import Place
 
 
@@ -22,6 +24,17 @@ class Session:
         return self.place.home
 
 
+def _without_secret(uri: str) -> str:
+    """The address as it is: it travels to every trial, into logs and tables, so no password may be in it."""
+    if ":" not in urlsplit(uri).netloc.rpartition("@")[0]:
+        return uri
+    if uri.startswith("http"):
+        fix = "take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    else:
+        fix = "take it out and set PGPASSWORD, or PGPASSFILE to a file that only you can read"
+    raise BadValue("MLFLOW_TRACKING_URI holds a password, which others would see.", fix)
+
+
 def session() -> Session:
     """From ``RD3_HOME`` (default ``.rd3``), ``RD3_DATA``, ``MLFLOW_TRACKING_URI`` and ``RD3_ARTIFACTS``."""
     home = Path(os.environ.get("RD3_HOME") or ".rd3").expanduser().absolute()
@@ -29,7 +42,7 @@ def session() -> Session:
     return Session(
         roots=Roots(data=Path(data).expanduser().absolute() if data else None, home=home),
         place=Place(
-            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
+            tracking_uri=_without_secret(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
             artifacts=os.environ.get("RD3_ARTIFACTS") or str(home / "artifacts"),
             home=home,
         ),

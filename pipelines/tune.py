@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from pipelines.driver import Driver, Leave
@@ -70,9 +71,14 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
 
 
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+
+
 def work_off(driver: Driver, home: Path) -> None:
     """Run Tune until the driver's queue is finished.  Raises :class:`Leave` if the driver has to stop."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Tune would hand the driver's S3 keys to every trial, on command lines and in logs of Ray.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_S3_KEYS)
     scratch, name = home / "ray", uuid.uuid4().hex[:8]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -144,7 +144,12 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             bucket = urlparse(root).netloc
             raise StoreError(
-                f"{endpoint} has no bucket {bucket!r}.", f"create it, for example `aws s3 mb s3://{bucket}`"
+                f"{endpoint} has no bucket {bucket!r}.", "`rd3 infra init` makes it; or set RD3_ARTIFACTS to another"
+            ) from None
+        if code == "RequestTimeTooSkewed":
+            raise StoreError(
+                f"{endpoint} refuses us because its clock and ours differ by minutes ({code}).",
+                "set the clock (NTP) on both machines",
             ) from None
         if code in _REFUSED:
             raise StoreError(
@@ -247,9 +252,14 @@ class S3Documents:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def upload(self, name: str, source: Path) -> None:
-        """A file of any size, in parts where it is large; visible when it is whole."""
-        with self.errors(), open(source, "rb") as stream:
-            self.client.upload_fileobj(stream, self.bucket, self.prefix + name)
+        """A file of any size, in parts where it is large; visible when it is whole.
+
+        By name, because of an open file the parts wait in memory; and past ``upload_file``, which hides what S3 said.
+        """
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        with self.errors(), create_transfer_manager(self.client, TransferConfig()) as transfers:
+            transfers.upload(str(source), self.bucket, self.prefix + name).result()
 
     def download(self, name: str, target: Path) -> bool:
         """A large object into a file; False if there is none."""

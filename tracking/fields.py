@@ -6,13 +6,16 @@ Everything is flat, so that the columns, filters and charts of MLflow's own page
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, canonical, from_json
+from rd3.store import Entry
 
 Fact = str | float
+Find = Callable[[str, Key], Entry | None]
+"""(kind, key) to the ledger's entry, or None."""
 
 CURVES = ("loss", "lr", "train_top1_pct")
 CURVE_POINTS = 100
@@ -54,12 +57,35 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     return {name: _text(value)[:_LONGEST] for name, value in flat.items() if value is not None}
 
 
+def parent_facts(recipe: Recipe, find: Find) -> dict[str, Fact]:
+    """What the entries that a recipe is made from say of it, under the names that a grid uses."""
+    facts: dict[str, Fact] = {}
+    if isinstance(recipe, EvaluationRecipe) and (made := find("set", recipe.set)) is not None:
+        facts = {name: made.recipe[name] for name in ("method", "ipc", "set_seed") if made.recipe.get(name) is not None}
+    if isinstance(recipe, SetRecipe | EvaluationRecipe) and recipe.teachers:
+        networks = [entry.recipe["network"] for key in recipe.teachers if (entry := find("teacher", key)) is not None]
+        facts |= {"teacher": ",".join(networks)} if networks else {}
+    return facts
+
+
 def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
-    """What the run is called: ``evaluation rded cifar10 ipc10 resnet18 seed0``."""
+    """What the run is called: ``evaluation rded cifar10 ipc10 resnet18 temperature=4 seed0``."""
     if not isinstance(recipe, EvaluationRecipe) or "method" not in facts:
         return recipe.label()
     size = f" ipc{facts['ipc']}" if "ipc" in facts else ""
-    return f"evaluation {facts['method']} {recipe.data.name}{size} {recipe.student} seed{recipe.student_seed}"
+    changed = f" {facts['changed']}" if facts.get("changed") else ""
+    return f"evaluation {facts['method']} {recipe.data.name}{size} {recipe.student}{changed} seed{recipe.student_seed}"
+
+
+def note(recipe: Recipe, find: Find) -> str:
+    """Markdown with a link to the run of everything that a recipe is made from; MLflow shows it on the run's page."""
+    lines = [f"`rd3 artifacts fetch {recipe.key[:12]}` brings the files.\n"]
+    for kind, key in recipe.parents():
+        entry = find(kind, key)
+        label = from_json(canonical(entry.recipe)).label() if entry is not None else kind
+        link = f"[{label}](#/runs/{entry.run_id})" if entry is not None and entry.run_id else label
+        lines.append(f"- made from {link}, key `{key[:12]}`")
+    return "\n".join(lines)
 
 
 def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

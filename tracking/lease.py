@@ -88,6 +88,11 @@ class Lease:
             "wait for it to end, or stop it",
         )
 
+    def holder(self) -> dict[str, Any] | None:
+        """``host``, ``pid`` and ``since`` of whoever holds it and lives."""
+        chain = self._chain()
+        return chain[-1][1] if chain and self._alive(chain[-1][1]) else None
+
     def __enter__(self) -> Lease:
         now = time.time()
         me = {

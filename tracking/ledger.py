@@ -93,18 +93,33 @@ class Ledger:
 
     def resolve(self, kind: str, prefix: str) -> Key:
         """The one key of ``kind`` that starts with ``prefix``, as people write it."""
-        start = prefix.strip().lower()
-        if not start or set(start) - set(string.hexdigits):
-            raise BadValue(f"{prefix!r} is not the start of a key.", "give the first hexadecimal digits of one")
-        found = sorted(self._keys(kind, start))
+        found = self._starting(prefix, (kind,))
         if not found:
             raise UnknownName(
                 f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_LISTED[kind]}` shows what there is"
             )
-        if len(found) > 1:
-            shown = ", ".join(key[: len(start) + 6] for key in found[:4]) + (", ..." if len(found) > 4 else "")
-            raise BadValue(f"{prefix} is the start of {len(found)} keys of kind {kind}: {shown}.", "give more digits")
-        return found[0]
+        return self._only(prefix, found)[1]
+
+    def resolve_any(self, prefix: str) -> tuple[str, Key]:
+        """(kind, key) of the one entry, whatever it is, whose key starts with ``prefix``."""
+        found = self._starting(prefix, KINDS)
+        if not found:
+            shown = ", ".join(f"`rd3 {command}`" for command in dict.fromkeys(_LISTED.values()))
+            raise UnknownName(f"The ledger {self.root} has no key {prefix}.", f"see {shown}")
+        return self._only(prefix, found)
+
+    def _starting(self, prefix: str, kinds: Iterable[str]) -> list[tuple[str, Key]]:
+        start = prefix.strip().lower()
+        if not start or set(start) - set(string.hexdigits):
+            raise BadValue(f"{prefix!r} is not the start of a key.", "give the first hexadecimal digits of one")
+        return [(kind, key) for kind in kinds for key in sorted(self._keys(kind, start))]
+
+    def _only(self, prefix: str, found: list[tuple[str, Key]]) -> tuple[str, Key]:
+        if len(found) == 1:
+            return found[0]
+        digits = len(prefix.strip()) + 6
+        shown = ", ".join(f"{kind} {key[:digits]}" for kind, key in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise BadValue(f"{prefix} is the start of {len(found)} keys: {shown}.", "give more digits")
 
     def known_set(self, text: str) -> SetRecipe | None:
         """The recipe of the set that a key, or its first digits, means; None for text that is no key here."""

@@ -123,8 +123,9 @@ def _server(uri: str, seconds: float) -> int:
     try:
         status, health = _get(f"{uri}/health", seconds)
         if status == 200:
-            version = _get(f"{uri}/version", seconds)[1].strip()
-            if health.strip() != "OK" or not re.fullmatch(r"\d+\.\d+\S{0,20}", version):
+            known, version = _get(f"{uri}/version", seconds)
+            answers = known in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
+            if health.strip() != "OK" or not answers:
                 raise _not_mlflow(shown, f"/health says {health.strip()[:40]!r}")
             status, _body = _get(f"{uri}{_ASK}?max_results=1", seconds)
     except (OSError, ValueError, HTTPException) as error:
@@ -136,6 +137,10 @@ def _server(uri: str, seconds: float) -> int:
         raise TrackingError(
             f"The tracking server {shown} refuses that host name ({status}, protection against DNS rebinding).",
             "start it with --allowed-hosts and that name",
+        )
+    if status >= 500:
+        raise TrackingError(
+            f"The tracking server {shown} is there, but fails ({status}).", "look into its log; is its database up?"
         )
     if status not in (200, 401, 403):
         raise _not_mlflow(shown, f"it answers {status}")

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -36,6 +37,10 @@ class Chart:
     title: str
     caption: str
     svg: Markup
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class Page:
     undone: list[dict[str, str]]
     provenance: list[dict[str, str]]
     scores: list[Score]
+
+    @property
+    def charts(self) -> list[Chart]:
+        return [chart for chart in (*(one.chart for one in self.sections), *self.sensitivity, self.cost) if chart]
 
 
 def _svg(data: bytes) -> Markup:
@@ -286,7 +295,7 @@ def write_report(
     *,
     facts: Mapping[str, Any],
 ) -> dict[str, Path]:
-    """Write ``report.md``, ``results.csv``, ``evaluations.csv`` and ``report.html`` into ``out``.
+    """Write ``report.md``, ``results.csv``, ``evaluations.csv``, ``report.html`` and ``charts/*.svg`` into ``out``.
 
     Returns file name to path.  ``find`` and ``fetch`` are a store's.  ``facts`` are further lines of what was run, by
     name, and two names of their own: ``description``, and ``failures`` (key of a recipe to what became of it).
@@ -315,7 +324,7 @@ def write_report(
         "results.csv": tables.to_csv(found),
         "evaluations.csv": _evaluations_csv(frame),
         "report.html": _fill("report.html.j2", page),
-    }
+    } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
     for name, text in written.items():
         write_atomically(out / name, text)
     return {name: out / name for name in written}

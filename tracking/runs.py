@@ -23,6 +23,8 @@ from tracking.mlflow_client import mlflow_errors, open_client
 from tracking.place import Place
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets MLflow's pages open on runs and their metrics, not on traces of language models."""
 _TAG = 4000
 """Characters of a reason that are kept; MLflow takes 8000."""
 DIRECT_ABOVE = 256 * 2**20
@@ -72,7 +74,7 @@ class Tracker:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    return self.client.create_experiment(name, artifact_location=where)
+                    return self.client.create_experiment(name, artifact_location=where, tags=_KIND)
                 except MlflowException:  # somebody else made it just now, or there is a real reason, which comes back
                     found = self.client.get_experiment_by_name(name)
                     if found is None:
@@ -112,6 +114,14 @@ class Tracker:
             self.client.log_text(run_id, grid_yaml, "grid.yaml")
         return run_id
 
+    def find_grid(self, experiment: str, name: str) -> str | None:
+        """The run of a grid that has been run, or None."""
+        with self.errors():
+            found = self.client.get_experiment_by_name(experiment)
+            wanted = {"rd3.kind": "grid", "rd3.grid": name, **self._ours}
+            runs = self.search([found.experiment_id], wanted) if found else []
+        return runs[0].info.run_id if runs else None
+
     def close_grid(self, run_id: str, ok: bool) -> None:
         """The grid is through; ``ok``: every recipe is done."""
         with self.errors():
@@ -150,15 +160,17 @@ class Tracker:
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run.info, recipe, attempt)
 
-    def reap(self, experiment_id: str, reason: str) -> int:
+    def reap(self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None) -> int:
         """Close as KILLED every run of this ledger that is still RUNNING; how many there were.
 
         For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
+        ``ends``: (status, reason) by recipe key, where more is known than ``reason``.
         """
         with self.errors():
             stale = self.search([experiment_id], self._ours, "attributes.status = 'RUNNING'")
             for run in stale:
-                self.log(run.info.run_id, tags={"rd3.status": "killed", "rd3.reason": reason[:_TAG]})
+                status, why = (ends or {}).get(run.data.tags.get("rd3.key", ""), ("killed", reason))
+                self.log(run.info.run_id, tags={"rd3.status": status, "rd3.reason": why[:_TAG]})
                 self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
@@ -204,12 +216,14 @@ class OpenRun:
         *,
         curve: list[dict[str, float]] | None = None,
         set_input: Mapping[str, Any] | None = None,
+        note: str = "",
     ) -> Entry:
         """Keep ``folder`` and the figures, close the run as FINISHED; the entry now says where everything is.
 
         Doing it again adds nothing, so that an attempt that a server's death cut short is simply repeated.
         ``curve`` defaults to the folder's ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``,
-        ``source``, anything else as its profile) is what MLflow shows as the run's dataset.
+        ``source``, anything else as its profile) is what MLflow shows as the run's dataset, ``note`` (Markdown) as its
+        description.
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
@@ -219,7 +233,8 @@ class OpenRun:
         points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
         with self.tracker.errors():
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)})
-            self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done"})
+            described = {"mlflow.note.content": note} if note else {}
+            self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done", **described})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Last, and whole: the ledger can be rebuilt from these.

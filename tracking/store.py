@@ -10,7 +10,7 @@ from rd3.errors import DataMissing, RD3Error
 from rd3.recipe import canonical, from_json
 from rd3.store import Entry
 from tracking import artifacts
-from tracking.fields import Fact
+from tracking.fields import Fact, note
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import Tracker
@@ -58,7 +58,7 @@ class TrackedStore:
         recipe = from_json(canonical(entry.recipe))
         run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id)
         try:
-            kept = run.finish(entry, folder)
+            kept = run.finish(entry, folder, note=note(recipe, self.find))
         except BaseException as error:
             with contextlib.suppress(RD3Error):  # the first error is the one to tell
                 run.fail("failed", str(error))

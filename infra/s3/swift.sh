@@ -2,12 +2,13 @@
 # A real, persistent S3 server with signed requests on 127.0.0.1: OpenStack Swift with its s3api, from pip.
 # For development and tests, without root, Docker or anything outside this machine.
 #
-#   swift.sh install|start|stop|wipe|status|env
+#   swift.sh install|configure|start|stop|wipe|status|env
 #
 # S3_HOME (state; default ./.s3)   S3_VENV (default $S3_HOME/venv)   S3_PORT (default 9000; uses also +10, +11, +12)
 # AWS_ACCESS_KEY_ID (form account:user; default rd3:rd3)   AWS_SECRET_ACCESS_KEY
 # The file system of S3_HOME must keep extended attributes (ext4, xfs, overlay do).
 set -euo pipefail
+umask 077 # the configuration has the secret
 
 SWIFT=swift==2.38.3
 S3_HOME=${S3_HOME:-$PWD/.s3}
@@ -134,6 +135,7 @@ status() {
 
 case ${1:-} in
   install) install ;;
+  configure) install && configure ;;
   start) start ;;
   stop) stop ;;
   wipe) stop && rm -rf "$CONF" "$LOG" "$RUN" "$S3_HOME/cache" "$S3_HOME/disks" ;;

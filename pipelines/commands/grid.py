@@ -161,7 +161,25 @@ def report(
     show_table(result_rows(expansion, ledger))
     for path in written.values():
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    show_in_mlflow(expansion, ledger, here, folder)
     console.print(ui_line(here), markup=False, soft_wrap=True)
+
+
+def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: Path) -> None:
+    """The report with the grid's run, where there is one; a server that is away does not spoil the report."""
+    from rd3.errors import TrackingError
+    from tracking.publish import publish
+    from tracking.runs import Tracker
+    from tracking.store import HAND
+
+    tracker, name = Tracker(here.place), expansion.grid.name
+    try:
+        tracker.check()
+        run_id = tracker.find_grid(HAND, name)
+        if run_id is not None:
+            publish(tracker, run_id, name, expansion.cells, ledger.find, folder)
+    except TrackingError as error:
+        console.print(f"not shown in MLflow: {error}", markup=False, soft_wrap=True)
 
 
 def export_outcomes(

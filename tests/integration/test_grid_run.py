@@ -83,7 +83,7 @@ def test_everything_is_made_tracked_and_cleaned_up(tiny: ModuleType, home: Path,
     assert not list((home / "work").glob("*/*"))
     assert not list((home / "ray").glob("*"))
     assert _events(home) == sorted(
-        f"{recipe.kind} {event}" for recipe in expansion.recipes.values() for event in ("start", "done")
+        f"{recipe.kind} {event}" for recipe in expansion.recipes.values() for event in ("start", "made", "done")
     )
     status = grid_status(expansion, ledger, home)
     assert {row["done"] for row in status.counts.values()} == {1, 2, 4}
@@ -114,7 +114,7 @@ def test_a_set_that_is_damaged_after_planning_is_made_again(
     assert set(outcome.done) == {key, entry.key}
     assert ledger.find("set", entry.key).content == entry.content
     assert [event["event"] for event in trial_log.events(home, entry.key)] == [
-        "start", "done", "forgotten", "start", "done"
+        "start", "made", "done", "forgotten", "start", "made", "done"
     ]  # fmt: skip
 
 

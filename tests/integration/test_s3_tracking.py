@@ -1,91 +1,48 @@
-"""Ledger, leases, artifacts and MLflow runs against a real S3 server that checks signatures.
-
-The server's own environment is installed once into ``$RD3_TEST_CACHE`` (default: below the temporary folder).
-"""
+"""Ledger, leases, artifacts and MLflow runs against a real S3 server that checks signatures."""
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipelines.imports import push_results
+from pipelines.settings import Session
+from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tracking import artifacts
 from tracking.documents import S3Documents, open_documents
+from tracking.garbage import Garbage, find_garbage
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.rebuild import rebuild
 from tracking.store import TrackedStore
+from tracking.verification import check_entries, everything
+
+if TYPE_CHECKING:
+    from conftest import Stack
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.timeout(600),  # the first test starts the servers
     # SQLAlchemy says this of MLflow's own models.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
-SCRIPT = Path(__file__).parents[2] / "infra" / "s3" / "swift.sh"
 BUCKET = "rd3-tests"
 
 
-def free_ports() -> int:
-    """A port P such that P, P+10, P+11 and P+12 are free on loopback."""
-    for first in range(21000 + os.getpid() % 5000, 32000, 13):
-        try:
-            for port in (first, first + 10, first + 11, first + 12):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running S3 server; the AWS variables that reach it."""
-    cache = Path(os.environ.get("RD3_TEST_CACHE") or Path(tempfile.gettempdir()) / "rd3-test-cache")
-    cache.mkdir(parents=True, exist_ok=True)
-    port = free_ports()
-    own = {
-        "S3_HOME": str(tmp_path_factory.mktemp("s3")),
-        "S3_VENV": str(cache / "swift"),
-        "S3_PORT": str(port),
-        "AWS_ACCESS_KEY_ID": "rd3:rd3",
-        "AWS_SECRET_ACCESS_KEY": "rd3-development-secret",
-    }
-    environment = os.environ | own
-    started = subprocess.run([str(SCRIPT), "start"], env=environment, capture_output=True, text=True)
-    if started.returncode:
-        subprocess.run([str(SCRIPT), "stop"], env=environment, check=True)
-        if os.environ.get("CI"):
-            pytest.fail(f"the S3 server did not start: {started.stdout}{started.stderr}")
-        pytest.skip(f"no S3 server here: {started.stderr.strip().splitlines()[-1:]}")
-    yield {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": own["AWS_ACCESS_KEY_ID"],
-        "AWS_SECRET_ACCESS_KEY": own["AWS_SECRET_ACCESS_KEY"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-        # Nothing of the user's own may leak in.
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    subprocess.run([str(SCRIPT), "stop"], env=environment, check=True)
-
-
-@pytest.fixture(scope="module")
-def bucket(server: dict[str, str]) -> Iterator[str]:
+def bucket(servers: Stack) -> Iterator[str]:
+    """A bucket of these tests alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("AWS_PROFILE", raising=False)
-        for name, value in server.items():
-            patch.setenv(name, value)
+        servers.reach(patch)
         S3Documents(f"s3://{BUCKET}").client.create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
 
@@ -185,7 +142,7 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
 
 
 def test_wrong_secret_and_wrong_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: create it"):
+    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: `rd3 infra init` makes it"):
         open_documents("s3://rd3-nowhere/x").put("a.json", b"")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://rd3-tests/x \(SignatureDoesNotMatch\)"):
@@ -193,3 +150,86 @@ def test_wrong_secret_and_wrong_bucket(bucket: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody:here")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials"):
         Ledger(f"{bucket}/x").keys("set")
+
+
+def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(f"sqlite:///{tmp_path}/home/mlflow.db", f"{bucket}/garbage", tmp_path / "home")
+    store = TrackedStore(place)
+    kept = {}
+    for seed in (1, 2, 3):
+        recipe = a_set(seed)
+        kept[seed] = store.put(made(recipe, tmp_path / str(seed)), tmp_path / str(seed))
+    store.ledger.forget("set", kept[3].key)
+    documents = store.ledger.documents
+    assert isinstance(documents, S3Documents)
+    waiting = f"blocks/{kept[1].key}/00000.safetensors"
+    for name in (waiting, f"blocks/{kept[3].key}/00000.safetensors", f"files/set/{kept[3].key}/deep/images.bin"):
+        documents.put(name, bytes(100))
+    part = {"Bucket": documents.bucket, "Key": f"{documents.prefix}files/set/{kept[2].key}/images.bin"}
+    part["UploadId"] = documents.client.create_multipart_upload(**part)["UploadId"]
+    documents.client.upload_part(**part, PartNumber=1, Body=bytes(5 * 2**20))
+
+    def garbage(*, driver_lives: bool = False) -> dict[str, Garbage]:
+        return {one.what: one for one in find_garbage(place, store.ledger, driver_lives=driver_lives)}
+
+    assert garbage() == {}
+    monkeypatch.setattr("tracking.garbage.YOUNG_S", -60.0)
+    assert set(garbage(driver_lives=True)) == {"blocks of a set that is done"}
+    monkeypatch.setattr("tracking.garbage.UPLOAD_S", -60.0)
+    found = garbage()
+    assert {what: one.size for what, one in found.items() if "run" not in what} == {
+        "blocks of a set that is done": 100,
+        "files without ledger entry": 100,
+        "unfinished upload": 5 * 2**20,
+    }
+    assert found["files of a run without ledger entry"].size > 100_000
+    before = set(documents.names())
+    for one in found.values():
+        one.remove()
+    run_prefix = kept[3].artifact.removeprefix(f"{place.artifacts}/").removesuffix("/set")
+    gone = before - set(documents.names())
+    assert gone == {
+        waiting,
+        f"files/set/{kept[3].key}/deep/images.bin",
+        f"{run_prefix}/entry.json",
+        f"{run_prefix}/set/blocks/0.bin",
+        f"{run_prefix}/set/manifest.json",
+    }
+    assert garbage() == {}
+    assert not documents.client.list_multipart_uploads(Bucket=documents.bucket, Prefix=documents.prefix).get("Uploads")
+
+    store.fetch("set", kept[2].key)  # a good copy in the cache must not hide what happened at the source
+    S3Documents(kept[2].artifact).put("manifest.json", b"altered")
+    checked = {one.key: one.damage for one in check_entries(store, everything(store.ledger))}
+    assert checked[kept[1].key] == ""
+    assert "file manifest.json has sha256" in checked[kept[2].key]
+    assert {path.name for path in (place.home / "cache").iterdir()} == {"set"}
+
+
+def test_results_of_a_local_home_are_pushed(bucket: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    own = Session(Roots(None, home), Place(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home))
+    recipe = a_set(seed=4)
+    entry = TrackedStore(own.place).put(made(recipe, tmp_path / "out"), tmp_path / "out")
+    other = (f"{bucket}/pushed", f"sqlite:///{tmp_path}/other.db")
+    for new in (True, False):
+        (brought,) = push_results([("set", recipe.key)], own, *other)
+        assert (brought.key, brought.new) == (recipe.key, new)
+    there = TrackedStore(Place(other[1], other[0], tmp_path / "elsewhere"))
+    assert there.find("set", recipe.key).artifact.startswith(f"{bucket}/pushed/runs/")
+    assert sha256_files(there.fetch("set", recipe.key)) == entry.files
+
+
+def test_large_files_and_what_s3_says_of_them(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(20 * 2**20))  # several parts
+    there = S3Documents(f"{bucket}/large")
+    there.upload("deep/large", source)
+    assert there.download("deep/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert not there.download("absent", tmp_path / "absent")
+    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'"):
+        S3Documents("s3://rd3-nowhere/x").upload("large", source)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreError, match=r"refuses the S3 credentials .*SignatureDoesNotMatch"):
+        S3Documents(f"{bucket}/large").upload("large", source)

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,49 +17,16 @@ from tracking.rebuild import rebuild
 from tracking.runs import Tracker
 from tracking.store import TrackedStore
 
-pytestmark = pytest.mark.integration
+if TYPE_CHECKING:
+    from conftest import Stack
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running tracking server."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | quiet, stdout=out, stderr=out, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 240
-        while not _healthy(address):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait()
-
-
-def _healthy(address: str) -> bool:
-    try:
-        return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def test_a_set_behind_a_server(server: str, tmp_path: Path) -> None:
-    place = Place(tracking_uri=server, artifacts=str(tmp_path / "artifacts"), home=tmp_path / "home")
+def test_a_set_behind_a_server(driver: Stack, tmp_path: Path) -> None:
+    place = Place(
+        tracking_uri=driver.env["MLFLOW_TRACKING_URI"], artifacts=str(tmp_path / "artifacts"), home=tmp_path / "home"
+    )
     Tracker(place).check()
     data = Data(name="digits", fingerprint="f" * 64)
     recipe = SetRecipe(

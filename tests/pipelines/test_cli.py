@@ -93,6 +93,21 @@ def test_a_tracking_server_that_is_down_is_named_soon_and_nothing_is_written(rd3
     assert state(home) == set()
 
 
+@pytest.mark.parametrize(
+    ("uri", "fix"),
+    [
+        ("http://me:hunter2@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql+psycopg2://me:hunter2@127.0.0.1:9/mlflow", "PGPASSFILE"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(rd3, home, monkeypatch, uri, fix):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for command in (("run", "demo"), ("artifacts", "verify"), ("doctor",)):
+        code, out, err = rd3(*command)
+        assert (code, fix in err, "hunter2" in out + err) == (2, True, False)
+    assert state(home) == set()
+
+
 def test_a_ledger_that_cannot_be_read_is_said(rd3, home, tmp_path, monkeypatch):
     (tmp_path / "a_file").write_text("")
     monkeypatch.setenv("RD3_ARTIFACTS", str(tmp_path / "a_file"))

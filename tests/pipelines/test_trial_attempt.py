@@ -26,7 +26,8 @@ class FakeRun:
     def __init__(self, bench: Bench):
         self.bench, self.ends, self.broken = bench, bench.ends, bench.run_breaks
 
-    def finish(self, entry: Entry, folder: Path, *, set_input: Any = None) -> Entry:
+    def finish(self, entry: Entry, folder: Path, *, set_input: Any = None, note: str = "") -> Entry:
+        assert f"made from teacher resnet18 digits, key `{TEACHER[:12]}`" in note
         if self.bench.away > 0:
             self.bench.away -= 1
             raise TrackingAway("MLflow does not answer.")
@@ -73,9 +74,10 @@ class Bench:
         parent = home / "parent"
         parent.mkdir()
         (parent / "weights").write_text("w")
-        self.store.put(
-            Entry(kind="teacher", key=TEACHER, recipe={}, result={}, files=rd3.run.sha256_files(parent)), parent
-        )
+        plain = {"kind": "teacher", "network": "resnet18", "data": data.model_dump(), "classes": "c", "resolution": 32}
+        plain |= {"weights": "w", "normalisation": {"mean": (0, 0, 0), "std": (1, 1, 1)}}
+        files = rd3.run.sha256_files(parent)
+        self.store.put(Entry(kind="teacher", key=TEACHER, recipe=plain, result={}, files=files), parent)
         monkeypatch.setattr(rd3.run, "perform", self._perform)
         monkeypatch.setattr(trial, "_tracker", lambda _place: self)
         monkeypatch.setattr(trial.Job, "store", property(lambda _job: self.store))

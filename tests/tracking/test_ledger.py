@@ -54,7 +54,7 @@ def test_keys_may_be_shortened(ledger: Ledger) -> None:
         ledger.mark(entry(key))
     assert ledger.resolve("set", "d") == "d" * 64
     assert ledger.resolve("set", " ABC2 ") == "abc2" + "0" * 60
-    with pytest.raises(BadValue, match=r"abc is the start of 2 keys of kind set: abc100000, abc200000\."):
+    with pytest.raises(BadValue, match=r"abc is the start of 2 keys: set abc100000, set abc200000\."):
         ledger.resolve("set", "abc")
     with pytest.raises(UnknownName, match=r"has no set e1"):
         ledger.resolve("set", "e1")
@@ -62,6 +62,18 @@ def test_keys_may_be_shortened(ledger: Ledger) -> None:
         ledger.resolve("set", "../x")
     with pytest.raises(BadValue, match="not the start of a key"):
         ledger.resolve("set", "")
+
+
+def test_a_key_of_any_kind_may_be_shortened(ledger: Ledger) -> None:
+    ledger.mark(entry("abc1" + "0" * 60))
+    ledger.mark(entry("abc1" + "f" * 60, kind="teacher"))
+    assert ledger.resolve_any("ABC1F") == ("teacher", "abc1" + "f" * 60)
+    with pytest.raises(BadValue, match=r"abc1 is the start of 2 keys: teacher abc1ffffff, set abc1000000\."):
+        ledger.resolve_any("abc1")
+    with pytest.raises(
+        UnknownName, match=r"has no key e1\. Fix: see `rd3 teacher list`, `rd3 status GRID`, `rd3 set list`"
+    ):
+        ledger.resolve_any("e1")
 
 
 def test_a_kind_that_does_not_exist(ledger: Ledger) -> None:

@@ -146,9 +146,13 @@ def page(report) -> Reader:
     return Reader(report[0]["report.html"].read_text(encoding="utf-8"))
 
 
-def test_four_files_are_written(report):
-    assert set(report[0]) == {"report.md", "results.csv", "evaluations.csv", "report.html"}
-    assert all(path.name == name and path.is_file() for name, path in report[0].items())
+def test_page_tables_and_charts_are_written(report):
+    charts = {name for name in report[0] if name.startswith("charts/")}
+    assert set(report[0]) - charts == {"report.md", "results.csv", "evaluations.csv", "report.html"}
+    assert "charts/2-sensitivity-to-temperature.svg" in charts
+    page = report[0]["report.html"].read_text(encoding="utf-8")
+    assert all(report[0][name].read_text(encoding="utf-8") in page for name in charts)
+    assert all(path.as_posix().endswith(name) and path.is_file() for name, path in report[0].items())
 
 
 def test_the_page_is_well_formed(page):

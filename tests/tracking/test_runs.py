@@ -185,7 +185,9 @@ def test_runs_of_dead_drivers_are_closed(tracker: Tracker, experiment_id: str, p
     assert tracker.client.get_run(grid).info.status == "KILLED"
     assert tracker.client.get_run(stranger.run_id).info.status == "RUNNING"
     again = tracker.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id, attempt=2)
-    again.fail("killed", "interrupted")
+    assert tracker.reap(experiment_id, "its process died", {again.recipe.key: ("oom", "it ran out of memory")}) == 1
+    ended = tracker.client.get_run(orphan.run_id)
+    assert (ended.data.tags["rd3.status"], ended.data.tags["rd3.reason"]) == ("oom", "it ran out of memory")
     assert tracker.client.get_run(orphan.run_id).info.status == "KILLED"
     stranger.fail("failed", "over")
     theirs = elsewhere.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id)

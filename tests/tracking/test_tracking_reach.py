@@ -74,12 +74,17 @@ def test_a_server_that_accepts_and_says_nothing() -> None:
         {},
         {"/health": (200, "<html>welcome</html>"), "/version": (200, "<html>welcome</html>")},
         {"/health": (200, "OK"), "/version": (200, "OK")},
-        {"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (500, "")},
+        {"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (404, "")},
     ],
 )
 def test_a_server_that_is_something_else(serve, table: dict[str, tuple[int, str]]) -> None:
     with pytest.raises(TrackingError, match="is not an MLflow server"):
         check(serve(table))
+
+
+def test_a_server_without_its_database(serve) -> None:
+    with pytest.raises(TrackingError, match=r"is there, but fails \(500\)\. Fix: .*database"):
+        check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (500, "")}))
 
 
 def test_what_is_no_web_server_at_all() -> None:
@@ -97,13 +102,16 @@ def test_what_is_no_web_server_at_all() -> None:
         thread.join()
 
 
+@pytest.mark.parametrize("version", [(200, "3.17.2"), (401, "You are not authenticated")])
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_does_not_let_us_in(serve, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_let_us_in(
+    serve, status: int, version: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     closed = (status, "You are not authenticated")
     with pytest.raises(TrackingError, match=rf"does not let us in \(HTTP {status}\)\. Fix: set MLFLOW_"):
-        check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: closed}))
+        check(serve({"/health": (200, "OK"), "/version": version, ASK: closed}))
 
 
 def test_a_server_that_refuses_its_own_name(serve) -> None:

@@ -1,0 +1,154 @@
+"""Where a stack lives: its folders, ports and secrets, for every part of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+BUCKET = "rd3"
+S3_KEY = "rd3:rd3"
+USER = "rd3"
+HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"
+_PASSED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "PYTHONPATH", "RD3_DATA", "OMP_NUM_THREADS", "VIRTUAL_ENV")
+"""What the parts hear of the environment; neither credentials nor proxies of whoever starts them."""
+
+
+class StackError(Exception):
+    """A sentence for whoever started the stack."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One stack: everything below ``home`` (but for Ray's sockets), 200 ports from ``port``."""
+
+    home: Path
+    port: int
+
+    @classmethod
+    def from_environment(cls) -> Place:
+        home = Path(os.environ.get("STACK_HOME") or ".stack").expanduser().absolute()
+        return cls(home, int(os.environ.get("STACK_PORT") or 15000))
+
+    def prepare(self) -> None:
+        """The folders: the database's user may pass through ``home``, and nobody else reads what is in it."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o711)
+        for folder in (self.secrets, self.run, self.logs, self.ray_folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def secrets(self) -> Path:
+        return self.home / "secrets"
+
+    @property
+    def run(self) -> Path:
+        return self.home / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "log"
+
+    @property
+    def s3_home(self) -> Path:
+        return self.home / "s3"
+
+    @cached_property
+    def ray_folder(self) -> Path:
+        """Ray's sockets must have short paths."""
+        return Path(tempfile.gettempdir()) / f"rd3-stack-{hashlib.sha256(str(self.home).encode()).hexdigest()[:8]}"
+
+    def secret(self, name: str) -> str:
+        """A generated secret, made at the first call and kept in a file that only its owner reads."""
+        path = self.secrets / name
+        if not path.exists():
+            self.write_secret(name, secrets.token_hex(24))
+        return path.read_text()
+
+    def write_secret(self, name: str, text: str) -> Path:
+        """``text`` in a file of mode 600, whole or not at all."""
+        path = self.secrets / name
+        handle, neighbour = tempfile.mkstemp(dir=self.secrets)  # mkstemp makes it 600
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        os.replace(neighbour, path)
+        return path
+
+    @property
+    def mlflow_port(self) -> int:
+        return self.port
+
+    @property
+    def postgres_port(self) -> int:
+        return self.port + 1
+
+    @property
+    def s3_port(self) -> int:
+        return self.port + 20  # uses +10, +11, +12 of it as well
+
+    @property
+    def ray_ports(self) -> range:
+        """Head: the first ten, workers' processes from +60; see :mod:`ray_nodes`."""
+        return range(self.port + 40, self.port + 200)
+
+    @property
+    def mlflow_uri(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def s3_uri(self) -> str:
+        return f"http://127.0.0.1:{self.s3_port}"
+
+    @property
+    def ray_address(self) -> str:
+        return f"{HEAD_IP}:{self.ray_ports[0]}"
+
+    @property
+    def dashboard_uri(self) -> str:
+        return f"http://127.0.0.1:{self.ray_ports[1]}"
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """The environment that every part starts from."""
+        passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        return passed | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"}
+
+    @property
+    def login(self) -> dict[str, str]:
+        """How an ordinary user reaches the tracking server."""
+        return {
+            "MLFLOW_TRACKING_URI": self.mlflow_uri,
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": self.secret("mlflow-user"),
+        }
+
+    @property
+    def s3(self) -> dict[str, str]:
+        """How the driver and the tracking server reach the objects."""
+        return {
+            "AWS_ENDPOINT_URL": self.s3_uri,
+            "AWS_ACCESS_KEY_ID": S3_KEY,
+            "AWS_SECRET_ACCESS_KEY": self.secret("s3"),
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    @property
+    def ray_token(self) -> dict[str, str]:
+        self.secret("ray-token")
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.secrets / "ray-token")}
+
+    @property
+    def outside(self) -> dict[str, str]:
+        """What a driver sets to use the stack."""
+        return (
+            self.login
+            | self.s3
+            | {"RD3_ARTIFACTS": f"s3://{BUCKET}/rd3", "RAY_ADDRESS": self.ray_address}
+            | self.ray_token
+            | {"RAY_API_SERVER_ADDRESS": self.dashboard_uri}
+        )

@@ -1,0 +1,97 @@
+"""Processes of a part: started in sessions of their own, found again by a later command, ended to the last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class _Stat(NamedTuple):
+    parent: int
+    session: int
+    started: int
+    zombie: bool
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return _Stat(int(fields[1]), int(fields[3]), int(fields[19]), fields[0] == "Z")
+
+
+def _all() -> dict[int, _Stat]:
+    found = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    return {pid: stat for pid, stat in found.items() if stat is not None and not stat.zombie}
+
+
+class Processes:
+    """The processes of one part.  ``record`` keeps (pid, start time) of those that were started, the leaders."""
+
+    def __init__(self, record: Path):
+        self.record = record
+
+    def start(self, command: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> None:
+        """One more process, the leader of a session; its output is added to ``log``."""
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                command,
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        stat = _stat(process.pid)
+        leaders = [*self._leaders(), (process.pid, stat.started if stat else 0)]
+        self.record.write_text(json.dumps(leaders))
+
+    def _leaders(self) -> list[tuple[int, int]]:
+        return [tuple(one) for one in json.loads(self.record.read_text())] if self.record.exists() else []
+
+    def alive(self) -> bool:
+        """Whether every leader lives."""
+        leaders, running = self._leaders(), _all()
+        return bool(leaders) and all(pid in running and running[pid].started == at for pid, at in leaders)
+
+    def members(self) -> set[int]:
+        """The leaders, their sessions, and all that descends from these, also where a leader is gone."""
+        running = _all()
+        # A number that somebody else has by now leads nothing of ours.
+        ours = {pid for pid, at in self._leaders() if pid not in running or running[pid].started == at}
+        found = {pid for pid, stat in running.items() if pid in ours or stat.session in ours}
+        while more := {pid for pid, stat in running.items() if stat.parent in found} - found:
+            found |= more
+        return found
+
+    def end(self, how: signal.Signals, patience_s: float) -> None:
+        """Tell the leaders, wait, and kill whatever is left then."""
+        left = self.members()
+        for pid, _at in self._leaders():
+            if pid in left:
+                os.kill(pid, how)
+        deadline = time.monotonic() + patience_s
+        while left and time.monotonic() < deadline:
+            time.sleep(0.05)
+            left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()
+        self.kill(left)
+
+    def kill(self, also: set[int] = frozenset()) -> None:
+        """SIGKILL to all at once, as a crash would; what they have started meanwhile as well."""
+        left = self.members() | also
+        while left:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+            left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()
+        self.record.unlink(missing_ok=True)

@@ -1,0 +1,27 @@
+"""``rd3 infra``: prepares what a platform keeps things in."""
+
+from __future__ import annotations
+
+import typer
+
+from pipelines.commands._show import console
+from pipelines.settings import session
+
+app = typer.Typer(help="Prepare a platform.", no_args_is_help=True)
+
+
+@app.callback()
+def infra() -> None:
+    """Prepare a platform."""
+
+
+@app.command("init")
+def init() -> None:
+    """Make the bucket (or folder) of RD3_ARTIFACTS private and tidy, and check that it does what RD3 needs.
+
+    Done again it changes nothing.
+    """
+    from tracking.bucket import prepare_store
+
+    for line in prepare_store(session().place.artifacts):
+        console.print(line, markup=False, soft_wrap=True)

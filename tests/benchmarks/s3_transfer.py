@@ -1,0 +1,149 @@
+"""A set of 1 GiB through S3 by the artifact path, beside boto3's own upload_file and download_file in the same run.
+
+    python tests/benchmarks/s3_transfer.py s3://bucket/prefix [--mib 1024] [--files 8] [--rounds 5]
+
+The AWS_ variables say which server; the bucket must exist.  Ours and plain alternate, each transfer in a process of its
+own that has made its client, sent and fetched a small object, and only then sets its clock and its peak of memory.
+``ours`` is what RD3 does: down it hashes every file as well (``fetch``); ``download`` is that without the hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rd3.store import Entry, sha256_files
+from tracking import artifacts
+from tracking.documents import S3Documents
+
+Transfer = Callable[[S3Documents, Path], None]
+
+
+def up_ours(there: S3Documents, folder: Path) -> None:
+    for name in names(folder):
+        there.upload(name, folder / name)
+
+
+def up_plain(there: S3Documents, folder: Path) -> None:
+    for name in names(folder):
+        there.client.upload_file(str(folder / name), there.bucket, there.prefix + name)
+
+
+def down_ours(there: S3Documents, folder: Path) -> None:
+    """With every sha256, as whoever uses a set gets it."""
+    artifacts.fetch(entry_of(folder), folder.parent / "down")
+
+
+def down_unhashed(there: S3Documents, folder: Path) -> None:
+    _down(folder, lambda name, target: there.download(name, target))
+
+
+def down_plain(there: S3Documents, folder: Path) -> None:
+    _down(folder, lambda name, target: there.client.download_file(there.bucket, there.prefix + name, str(target)))
+
+
+def _down(folder: Path, get: Callable[[str, Path], Any]) -> None:
+    target = folder.parent / "down"
+    target.mkdir()
+    for name in names(folder):
+        get(name, target / name)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def entry_of(folder: Path) -> Entry:
+    """The hashes are in a file beside the folder, so that nobody's clock runs while they are made."""
+    return Entry.model_validate_json((folder.parent / "entry.json").read_bytes())
+
+
+WAYS: dict[str, Transfer] = {
+    "upload ours": up_ours,
+    "upload plain": up_plain,
+    "fetch ours": down_ours,
+    "download ours": down_unhashed,
+    "download plain": down_plain,
+}
+
+
+def peak_kib() -> int:
+    """Largest resident size of this process since the mark was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def child(root: str, folder: Path, way: str, answer: Any) -> None:
+    """One transfer: (wall seconds, process seconds, MiB above idle)."""
+    there = S3Documents(root)
+    small = folder.parent / f"small{os.getpid()}"
+    small.write_bytes(bytes(1000))
+    there.upload("small", small)
+    there.download("small", small)
+    small.unlink()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
+    idle, cpu, start = peak_kib(), time.process_time(), time.perf_counter()
+    WAYS[way](there, folder)
+    wall_s, process_s = time.perf_counter() - start, time.process_time() - cpu
+    answer.send((wall_s, process_s, (peak_kib() - idle) / 1024))
+    shutil.rmtree(folder.parent / "down", ignore_errors=True)
+
+
+def measure(root: str, folder: Path, way: str) -> tuple[float, float, float]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(root, folder, way, sender))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{way} failed")
+    return receiver.recv()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root")
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "set"
+        folder.mkdir()
+        for number in range(asked.files):
+            with open(folder / f"{number:05d}.bin", "wb") as stream:
+                for _mib in range(asked.mib // asked.files):
+                    stream.write(os.urandom(2**20))
+        entry = Entry(kind="set", key="0" * 64, recipe={}, result={}, files=sha256_files(folder), artifact=asked.root)
+        (Path(scratch) / "entry.json").write_text(entry.model_dump_json())
+        found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
+        for number in range(asked.rounds):
+            for way in WAYS if number % 2 == 0 else reversed(WAYS):
+                found[way].append(measure(asked.root, folder, way))
+        artifacts.verify(entry, Path(scratch) / "last")  # what is there now is what was sent, by hash
+    print(f"{asked.mib} MiB in {asked.files} files, {asked.rounds} rounds; load average {os.getloadavg()[0]:.1f}")
+    print(f"{'':15} {'median s':>9} {'best s':>8} {'CPU s':>7} {'MiB above idle':>15}")
+    for way, runs in found.items():
+        wall, cpu, peak = zip(*runs, strict=True)
+        print(
+            f"{way:15} {statistics.median(wall):9.2f} {min(wall):8.2f} {statistics.median(cpu):7.2f} {max(peak):15.0f}"
+        )
+    for ours, plain in (
+        ("upload ours", "upload plain"),
+        ("fetch ours", "download plain"),
+        ("download ours", "download plain"),
+    ):
+        ratios = [one[0] / other[0] for one, other in zip(found[ours], found[plain], strict=True)]
+        print(f"{ours} / {plain}: median of the rounds {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

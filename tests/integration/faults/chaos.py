@@ -1,0 +1,135 @@
+"""Kills parts of a platform at random moments while a grid is being made, and compares with a run in peace.
+
+    python tests/integration/faults/chaos.py --seed 0 [--moments 20] [--cells 50] [--outage 60]
+
+Works on the stack of ``infra/stack/stack.sh``, whose variables must be set (``make chaos`` does all of that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from disturbed import ROOT, Disturbed, kill
+
+SERVERS = ("mlflow", "postgres", "s3")
+KILLS = ("worker", "node", "driver")
+SETTLE_S = 3.0
+"""A moment comes at most so long after a recipe was seen in flight."""
+
+
+@dataclass
+class Chaos:
+    """What is done to a run: ``do`` starts and kills parts of the stack."""
+
+    run: Disturbed
+    do: Callable[..., Any]
+    draw: random.Random
+    outage_s: float
+    struck: list[str] = field(default_factory=list)
+    """Each strike, with the recipe that was in flight."""
+
+    def strike(self, what: str) -> None:
+        """Wait until something is being made, and a moment more, then strike once."""
+        self._see()
+        time.sleep(self.draw.uniform(0.0, SETTLE_S))
+        event = self._see()
+        self.struck.append(f"{what} while {event['label']} was in flight")
+        if what == "worker":
+            kill(event["pid"])
+        elif what == "driver":
+            self.run.driver.kill()
+            self.run.driver.wait()
+        else:
+            part = "ray-worker" if what == "node" else what
+            self.do("kill", part)
+            time.sleep(self.outage_s)
+            self.do("start", part)
+
+    def _see(self) -> dict[str, Any]:
+        if self.run.driver is None or self.run.driver.poll() is not None:
+            self.run.start()
+        return self.run.until(self.run.in_flight)
+
+
+def grid_of(cells: int, epochs: int, folder: Path) -> Path:
+    """The grid of ``cells.yaml`` with so many evaluations, or a few more, of so many epochs."""
+    plain = yaml.safe_load(Path(__file__).with_name("cells.yaml").read_text())
+    plain["student_seeds"] = list(range(-(-cells // 3)))
+    plain["protocols"] = [{"rd3-reduced": {"epochs": epochs, "precision": "fp32"}}]
+    path = folder / "chaos.yaml"
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def settle(run: Disturbed, tries: int = 4) -> None:
+    """Run the command until all is done; a recipe that died too often is a failure of one run only."""
+    for _ in range(tries):
+        if run.driver is None or run.driver.poll() is not None:
+            run.start()
+        if run.wait() == 0:
+            return
+    raise AssertionError(f"not done after {tries} runs:\n{run.words()}")
+
+
+def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faults: tuple[str, ...]) -> None:
+    script = ROOT / "infra" / "stack" / "stack.sh"
+
+    def do(*words: str) -> None:
+        subprocess.run([str(script), *words], check=True, stdout=subprocess.DEVNULL)
+
+    folder = Path(tempfile.mkdtemp(prefix="rd3-chaos-"))
+    grid = grid_of(cells, epochs, folder)
+    env = dict(os.environ)
+    begun = time.monotonic()
+    quiet = Disturbed(env, grid, folder / "quiet", "chaos-quiet")
+    quiet.finish()
+    peace_s = time.monotonic() - begun
+    print(f"in peace: {len(quiet.correct())} evaluations in {peace_s:.0f} s", flush=True)
+
+    draw = random.Random(seed)
+    rough = Disturbed(env, grid, folder / "rough", "chaos-rough")
+    chaos = Chaos(rough, do, draw, outage_s)
+    begun = time.monotonic()
+    for number in range(moments):
+        what = draw.choice(faults)
+        chaos.strike(what)
+        print(f"{time.monotonic() - begun:6.0f} s  {number + 1}/{moments}  {chaos.struck[-1]}", flush=True)
+    settle(rough)
+    wall_s = time.monotonic() - begun
+    rough.check(quiet)
+    figures = {
+        "seed": seed,
+        "evaluations": len(quiet.correct()),
+        "strikes": dict(Counter(text.split(" while ")[0] for text in chaos.struck)),
+        "outage_s": outage_s,
+        "second_attempts": rough.second_attempts(),
+        "peace_s": round(peace_s),
+        "wall_s": round(wall_s),
+        "equal": rough.correct() == quiet.correct(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--moments", type=int, default=20)
+    parser.add_argument("--cells", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--outage", type=float, default=60.0)
+    parser.add_argument("--kills-only", action="store_true")
+    chosen = parser.parse_args()
+    faults = KILLS if chosen.kills_only else (*KILLS, *SERVERS)
+    main(chosen.seed, chosen.moments, chosen.cells, chosen.epochs, chosen.outage, faults)

@@ -1,0 +1,137 @@
+"""One grid on a stack of real servers, run by the command that users run, and what is true of it at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines import trial_log
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.runs import Tracker
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_S = 600.0
+Event = dict[str, Any]
+
+
+class Disturbed:
+    """A ledger, a home and the drivers that work on them, one after the other."""
+
+    def __init__(self, env: dict[str, str], grid: Path, home: Path, name: str):
+        """``env``: what reaches the servers and the cluster; ``name``: beginning of the name of a new ledger there."""
+        home.mkdir(parents=True, exist_ok=True)
+        bucket = env["RD3_ARTIFACTS"].removeprefix("s3://").split("/")[0]
+        self.place = Place(env["MLFLOW_TRACKING_URI"], f"s3://{bucket}/{name}-{uuid.uuid4().hex[:8]}", home)
+        self.env = {**os.environ, **env, "RD3_HOME": str(home), "RD3_ARTIFACTS": self.place.artifacts}
+        self.grid, self.home = grid, home
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    def start(self, **env: str) -> subprocess.Popen[bytes]:
+        """A driver in a process of its own; its words go to ``driver.log``."""
+        command = [sys.executable, "-m", "pipelines.cli", "run", str(self.grid), "--address", self.env["RAY_ADDRESS"]]
+        with open(self.home / "driver.log", "ab") as log:
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
+        return self.driver
+
+    def wait(self) -> int:
+        return self.driver.wait(timeout=DEADLINE_S)
+
+    def finish(self) -> None:
+        """Run the command until it says that all is done."""
+        if self.driver is None or self.driver.poll() is not None:
+            self.start()
+        code = self.wait()
+        assert code == 0, f"exit code {code}:\n{self.words()}"
+
+    def words(self) -> str:
+        return (self.home / "driver.log").read_text()[-4000:]
+
+    def close(self) -> None:
+        if self.driver is not None and self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
+
+    def until(self, what: Callable[[], Any]) -> Any:
+        """What ``what`` returns once that is true; fails when time is up or the driver has ended before."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            found = what()
+            if found:
+                return found
+            if self.driver is not None and self.driver.poll() is not None:
+                raise AssertionError(f"the driver ended with {self.driver.returncode} too early:\n{self.words()}")
+            time.sleep(0.05)
+        raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain:\n{self.words()}")
+
+    def in_flight(self, kind: str | None = None, event: str = "start") -> Event | None:
+        """A recipe that a live process makes now; ``event`` ``made``: that is on the disk and not yet sent."""
+        last = {each["key"]: each for each in trial_log.events(self.home)}
+        for each in reversed(list(last.values())):
+            if each["event"] == event and kind in (None, each["kind"]) and trial_log.alive(each):
+                return each
+        return None
+
+    def attempts(self, key: str) -> int:
+        return trial_log.attempts(self.home, key)
+
+    def is_done(self, key: str) -> bool:
+        return trial_log.is_done(self.home, key)
+
+    # What is asked of a grid that is through; none of it needs the driver.
+
+    def correct(self) -> dict[str, int]:
+        """Right test predictions by evaluation."""
+        with self.environment():
+            ledger = Ledger(self.place.artifacts)
+            return {key: ledger.find("evaluation", key).result["correct"] for key in ledger.keys("evaluation")}
+
+    def statuses(self) -> list[tuple[str, str]]:
+        """(recipe key, status) of every MLflow run of this ledger."""
+        with self.environment():
+            tracker = Tracker(self.place)
+            runs = tracker.search([tracker.experiment("rd3")], {"rd3.ledger": self.place.artifacts})
+            return sorted((run.data.tags.get("rd3.key", "grid"), run.info.status) for run in runs)
+
+    def done(self) -> list[str]:
+        """Keys in the order of their ``done`` lines."""
+        return [event["key"] for event in trial_log.events(self.home) if event["event"] == "done"]
+
+    def second_attempts(self) -> int:
+        return sum(event["event"] == "start" and event["attempt"] > 1 for event in trial_log.events(self.home))
+
+    def check(self, quiet: Disturbed, *, again: bool = True) -> None:
+        """The same results as the undisturbed run; every recipe completed once, in one run that is FINISHED.
+
+        ``again``: the fault must have cost some recipe an attempt.
+        """
+        assert self.correct() == quiet.correct()
+        done = self.done()
+        assert len(done) == len(set(done)), "a key was completed twice"
+        assert sorted(done) == sorted(quiet.done())
+        assert self.statuses() == [(key, "FINISHED") for key in sorted([*done, "grid"])]
+        if again:
+            assert self.second_attempts() >= 1
+
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """This process speaks to the servers as the driver does."""
+        before = dict(os.environ)
+        os.environ.update(self.env)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)

@@ -1,0 +1,245 @@
+"""Every part of a platform dies while a grid is being made; the results are those of a run that nobody disturbed.
+
+Real processes of a real stack.  Each test sees that work was in flight when it struck.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import KILLS, Chaos, settle
+from disturbed import Disturbed, kill
+
+from tracking.documents import open_documents
+from tracking.ledger import Ledger
+
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
+
+CELLS = Path(__file__).with_name("cells.yaml")
+OUTAGE_S = 20.0
+
+Disturb = Callable[[str], Disturbed]
+
+
+@pytest.fixture(scope="module")
+def quiet(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    """The same grid, undisturbed, in an empty ledger."""
+    run = Disturbed(stack.env, CELLS, tmp_path_factory.mktemp("quiet"), "quiet")
+    run.finish()
+    assert run.second_attempts() == 0
+    assert len(run.correct()) == 6
+    return run
+
+
+@pytest.fixture
+def disturb(stack: Any, quiet: Disturbed, tmp_path: Path) -> Iterator[Disturb]:
+    """Makes runs in ledgers of their own; afterwards their drivers are gone and the whole stack is up."""
+    made: list[Disturbed] = []
+
+    def make(name: str) -> Disturbed:
+        made.append(Disturbed(stack.env, CELLS, tmp_path / name, name))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.close()
+    stack.do("start")
+
+
+def test_a_worker_is_killed(disturb: Disturb, quiet: Disturbed):
+    run = disturb("worker")
+    run.start()
+    victim = run.until(lambda: run.in_flight("evaluation"))
+    kill(victim["pid"])
+    assert not run.is_done(victim["key"])
+    run.finish()
+    assert run.attempts(victim["key"]) >= 2
+    run.check(quiet)
+
+
+def test_a_node_is_killed(stack: Any, disturb: Disturb, quiet: Disturbed):
+    run = disturb("node")
+    run.start()
+    lost = stack.pids("ray-worker")
+    victim = run.until(lambda: _below(run.in_flight(), lost))
+    stack.do("kill", "ray-worker")
+    assert not run.is_done(victim["key"])
+    run.finish()
+    run.check(quiet)
+
+
+def test_the_driver_is_killed(disturb: Disturb, quiet: Disturbed):
+    run = disturb("driver")
+    driver = run.start()
+    victim = run.until(lambda: run.in_flight("evaluation"))
+    driver.kill()
+    assert not run.is_done(victim["key"])
+    driver.wait()
+    run.finish()
+    run.check(quiet)
+
+
+def test_the_driver_has_to_leave(disturb: Disturb, quiet: Disturbed):
+    """SIGTERM with time to spare, as a cloud gives it to a machine that it takes back."""
+    run = disturb("notice")
+    driver = run.start()
+    victim = run.until(lambda: _set_half_made(run))
+    driver.send_signal(signal.SIGTERM)
+    assert run.wait() == 130
+    assert "RUNNING" not in {status for _key, status in run.statuses()}
+    before = {path.name: path.stat().st_ino for path in _blocks(run, victim)}
+    assert before, "what was finished is on the disk"
+    run.start()
+    grown = run.until(lambda: _more_than(len(before), _blocks(run, victim)))
+    assert before.items() <= {path.name: path.stat().st_ino for path in grown}.items(), "and is not made again"
+    run.finish()
+    run.check(quiet)
+
+
+@pytest.mark.parametrize("part", ["mlflow", "postgres", "s3"])
+def test_a_server_is_away(stack: Any, disturb: Disturb, quiet: Disturbed, part: str):
+    run = disturb(part)
+    run.start()
+    victim = run.until(lambda: run.in_flight("evaluation"))
+    stack.do("kill", part)
+    assert not run.is_done(victim["key"])
+    time.sleep(OUTAGE_S)
+    stack.do("start", part)
+    run.finish()
+    run.check(quiet, again=False)
+    assert run.second_attempts() == 0, "an outage of seconds costs nobody an attempt"
+
+
+def test_s3_dies_while_something_is_sent(stack: Any, disturb: Disturb, quiet: Disturbed):
+    run = disturb("upload")
+    run.start()
+    victim = run.until(lambda: run.in_flight(event="made"))
+    stack.do("kill", "s3")
+    assert not run.is_done(victim["key"])
+    with run.environment():
+        stack.do("start", "s3")
+        assert Ledger(run.place.artifacts).find(victim["kind"], victim["key"]) is None, "not whole, so not visible"
+    run.finish()
+    run.check(quiet, again=False)
+
+
+def test_a_full_disk(disturb: Disturb, quiet: Disturbed, tmp_path: Path):
+    run = disturb("full")
+    if os.geteuid():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("only root can mount a small disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(run.home)], check=True)
+    try:
+        run.start()
+        run.until(lambda: run.in_flight("set"))
+        ballast = run.home / "ballast"
+        _fill(ballast)
+        assert run.wait() in (2, 3)
+        assert "No space left" in run.words()
+        ballast.unlink()
+        run.finish()
+        run.check(quiet)
+    finally:
+        run.close()
+        kept = tmp_path / "kept"
+        shutil.copytree(run.home, kept, ignore=shutil.ignore_patterns("ray"))
+        subprocess.run(["umount", "-l", str(run.home)], check=True)
+
+
+def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
+    """In the cache of a machine it is fetched again, at its source it is made again."""
+    run = disturb("damaged")
+    run.start()
+    run.until(lambda: run.in_flight("evaluation"))
+    run.driver.kill()
+    run.driver.wait()
+    [teacher] = (run.home / "cache" / "teacher").iterdir()
+    _damage(teacher)
+    run.start()
+    run.until(lambda: run.in_flight("evaluation"))
+    assert run.attempts(teacher.name) == 1, "the teacher's files are whole at their source"
+    run.driver.kill()
+    run.driver.wait()
+    with run.environment():
+        entry = Ledger(run.place.artifacts).find("teacher", teacher.name)
+        source = open_documents(f"s3://rd3/mlflow/{entry.artifact.removeprefix('mlflow-artifacts:/')}")
+        weights = next(name for name in source.names() if name.endswith(".safetensors"))
+        source.put(weights, source.get(weights)[:-1])
+    _damage(teacher)
+    run.finish()
+    assert run.attempts(teacher.name) == 2
+    assert run.correct() == quiet.correct()
+    assert "RUNNING" not in {status for _key, status in run.statuses()}
+
+
+def test_random_kills(stack: Any, disturb: Disturb, quiet: Disturbed):
+    run = disturb("random")
+    chaos = Chaos(run, stack.do, random.Random(0), outage_s=1.0)
+    for what in chaos.draw.choices(KILLS, k=5):
+        chaos.strike(what)
+    settle(run)
+    run.check(quiet)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses the S3 credentials"),
+        ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, "does not let us in"),
+    ],
+)
+def test_a_wrong_secret(disturb: Disturb, wrong: dict[str, str], says: str):
+    run = disturb("secret")
+    run.start(**wrong)
+    assert run.wait() == 2
+    assert says in run.words()
+    assert not (run.home / "trials.jsonl").exists(), "no trial has begun"
+
+
+def _below(event: dict[str, Any] | None, ancestors: set[int]) -> dict[str, Any] | None:
+    """The event, if its process descends from one of these."""
+    process = event["pid"] if event else 0
+    while process > 1:
+        if process in ancestors:
+            return event
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except FileNotFoundError:
+            return None
+    return None
+
+
+def _blocks(run: Disturbed, event: dict[str, Any]) -> list[Path]:
+    return sorted((run.home / "work" / "set" / event["key"] / "result" / "blocks").glob("[!.]*"))
+
+
+def _more_than(count: int, paths: list[Path]) -> list[Path]:
+    return paths if len(paths) > count else []
+
+
+def _set_half_made(run: Disturbed) -> dict[str, Any] | None:
+    event = run.in_flight("set")
+    return event if event and 1 <= len(_blocks(run, event)) <= 2 else None
+
+
+def _fill(path: Path) -> None:
+    try:
+        with open(path, "wb") as stream:
+            while True:
+                stream.write(b"\0" * 2**16)
+                stream.flush()
+    except OSError:
+        pass
+
+
+def _damage(folder: Path) -> None:
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])

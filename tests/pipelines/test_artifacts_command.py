@@ -1,0 +1,283 @@
+"""``rd3 artifacts`` over a home with real results: damage is found, garbage goes and nothing else, results travel."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli, trial_log
+from rd3.recipe import Data, SetRecipe
+from rd3.store import Entry, sha256_files
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.rebuild import rebuild
+from tracking.runs import Tracker
+from tracking.store import TrackedStore
+
+# SQLAlchemy says this of MLflow's own models.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+Run = Callable[..., tuple[int, str, str]]
+DAY_S = 86400.0
+
+
+def place_in(home: Path) -> Place:
+    return Place(tracking_uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "artifacts"), home=home)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make one."""
+    place = place_in(tmp_path_factory.mktemp("empty"))
+    Tracker(place).client.search_experiments()
+    return place.home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with two sets."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(empty_database, folder)
+    monkeypatch.setenv("RD3_HOME", str(folder))
+    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    store = TrackedStore(place_in(folder))
+    for seed in range(2):
+        put_set(store, a_set(seed), tmp_path / "out")
+    return folder
+
+
+def a_set(seed: int) -> SetRecipe:
+    data = Data(name="digits", fingerprint="f" * 64)
+    own = {"method": "random", "version": 1, "settings": {}, "ipc": 1, "set_seed": seed}
+    return SetRecipe(**own, data=data, classes="c" * 64, resolution=32)
+
+
+def put_set(store: TrackedStore, recipe: SetRecipe, out: Path) -> None:
+    (out / "blocks").mkdir(parents=True)
+    (out / "blocks" / "00000.bin").write_bytes(bytes([recipe.set_seed]) * 1000)
+    (out / "manifest.json").write_text("{}")
+    plain = recipe.model_dump(mode="json")
+    store.put(Entry(kind="set", key=recipe.key, recipe=plain, result={"count": 10}, files=sha256_files(out)), out)
+    shutil.rmtree(out)
+
+
+@pytest.fixture
+def rd3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command in this process; gives exit code, standard output and standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rd3", "artifacts", *words])
+        monkeypatch.setenv("COLUMNS", "300")
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def entries(home: Path) -> list[Entry]:
+    ledger = Ledger(str(home / "artifacts"))
+    return [ledger.find("set", key) for key in sorted(ledger.keys("set"))]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def age(folder: Path, seconds: float) -> None:
+    """Let everything in a folder look that old."""
+    then = time.time() - seconds
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (then, then))
+
+
+def test_verify_lists_damage_and_forgets_it(rd3: Run, home: Path) -> None:
+    assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
+    first, second = entries(home)
+    manifest = Path(first.artifact.removeprefix("file://")) / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    assert rd3("verify", second.key[:8])[0] == 0
+    code, out, _err = rd3("verify", "--json")
+    (row,) = json.loads(out)
+    assert (code, row["key"], row["what"]) == (3, first.key[:12], "set random digits ipc1")
+    assert "file manifest.json has sha256" in row["damage"]
+    assert [entry.key for entry in entries(home)] == [first.key, second.key]
+
+    assert rd3("verify", "--grid", "demo")[:2] == (0, "0 whole, 0 damaged\n")
+
+    stale = home / "work" / "set" / first.key
+    stale.mkdir(parents=True)
+    code, out, _err = rd3("verify", "--forget")
+    assert (code, "1 whole, 1 damaged" in out) == (3, True)
+    assert [entry.key for entry in entries(home)] == [second.key]
+    assert not stale.exists()
+    assert [event["event"] for event in trial_log.events(home, first.key)] == ["forgotten"]
+    assert rd3("verify")[:2] == (0, "1 whole, 0 damaged\n")
+
+
+def test_verify_finds_an_entry_that_holds_another_recipe(rd3: Run, home: Path) -> None:
+    first, second = entries(home)
+    path = home / "artifacts" / "by-key" / "set" / f"{first.key}.json"
+    path.write_text(first.model_copy(update={"recipe": second.recipe}).model_dump_json())
+    code, out, _err = rd3("verify")
+    assert code == 3
+    assert f"holds the recipe set {second.key[:12]}" in out
+    path.write_text("{")
+    assert "is not readable" in rd3("verify", first.key[:10])[1]
+
+
+def test_forgetting_waits_for_the_driver(rd3: Run, home: Path) -> None:
+    first, _second = entries(home)
+    (Path(first.artifact.removeprefix("file://")) / "manifest.json").unlink()
+    with Ledger(str(home / "artifacts")).lease():
+        code, _out, err = rd3("verify", "--forget")
+    assert (code, "is in use by process" in err) == (2, True)
+    assert len(entries(home)) == 2
+
+
+def litter(home: Path) -> SetRecipe:
+    """What attempts and deaths leave behind: a finished run without entry, scratch, deliveries."""
+    store = TrackedStore(place_in(home))
+    first, second = entries(home)
+    recipe = a_set(seed=5)
+    put_set(store, recipe, home.parent / "out")
+    store.ledger.forget("set", recipe.key)
+    store.ledger.documents.put(f"blocks/{first.key}/00000.safetensors", bytes(200))
+    store.ledger.documents.put(f"blocks/{recipe.key}/00000.safetensors", bytes(200))
+    for name, size in {
+        f"work/set/{second.key}/result/a.bin": 30,
+        f"work/share/{second.key}-1of2/a.bin": 4,
+        f"work/set/{recipe.key}/half.bin": 7000,
+        f"cache/set/{first.key}/manifest.json": 500,
+        "cache/set/.staging/part": 10,
+    }.items():
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_bytes(bytes(size))
+    return recipe
+
+
+def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
+    recipe = litter(home)
+    assert json.loads(rd3("gc", "--json")[1]) == []  # nothing is an hour old
+    tracker = Tracker(place_in(home))
+    experiment = tracker.client.get_experiment_by_name("rd3").experiment_id
+    (run,) = tracker.search([experiment], {"rd3.key": recipe.key})
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET end_time = end_time - ?", (2 * 3600 * 1000,))
+    for name in ("blocks", "../work", "../cache"):
+        age(home / "artifacts" / name, 2 * 3600)
+    before = files(home)
+    first, second = entries(home)
+    found = {
+        (one["what"], one["where"].removeprefix("file://")): one["bytes"] for one in json.loads(rd3("gc", "--json")[1])
+    }
+    run_size = found.pop(("files of a run without ledger entry", run.info.artifact_uri.removeprefix("file://")))
+    assert run_size > 1000
+    assert found == {
+        ("blocks of a set that is done", f"{home}/artifacts/blocks/{first.key}"): 200,
+        ("work folder", f"{home}/work/set/{second.key}"): 30,
+        ("work folder", f"{home}/work/share/{second.key}-1of2"): 4,
+        ("cache", f"{home}/cache/set/{first.key}"): 500,
+        ("cache", f"{home}/cache/set/.staging"): 10,
+    }
+    assert files(home) == before
+
+    with Ledger(str(home / "artifacts")).lease():
+        assert [one["what"] for one in json.loads(rd3("gc", "--json")[1])] == ["blocks of a set that is done"]
+    code, out, _err = rd3("gc", "--yes")
+    assert (code, "in 6 pieces deleted" in out) == (0, True)
+    gone = {name for name in before - files(home) if not name.startswith("artifacts/leases")}
+    own = Path(run.info.artifact_uri.removeprefix("file://")).relative_to(home).as_posix()
+    assert gone == {
+        f"{own}/set/blocks/00000.bin",
+        f"{own}/set/manifest.json",
+        f"{own}/entry.json",
+        f"artifacts/blocks/{first.key}/00000.safetensors",
+        f"work/set/{second.key}/result/a.bin",
+        f"work/share/{second.key}-1of2/a.bin",
+        f"cache/set/{first.key}/manifest.json",
+        "cache/set/.staging/part",
+    }
+    assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
+    assert rd3("gc")[1].startswith("0.0 MiB in 0 pieces")
+    assert rebuild(Ledger(str(home / "artifacts")), place_in(home)) == 0
+    age(home / "work", 8 * DAY_S)
+    assert [one["bytes"] for one in json.loads(rd3("gc", "--json")[1])] == [7000]
+
+
+def test_gc_does_not_empty_a_store_whose_ledger_is_lost(rd3: Run, home: Path) -> None:
+    shutil.rmtree(home / "artifacts" / "by-key")
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET end_time = end_time - ?", (2 * 3600 * 1000,))
+    code, _out, err = rd3("gc", "--yes")
+    assert (code, "is empty, but MLflow has finished runs of it." in err) == (2, True)
+    assert rd3("rebuild")[:2] == (0, "2 entries were missing\n")
+    assert rd3("gc")[1].startswith("0.0 MiB in 0 pieces")
+    assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
+
+
+def test_fetch_copies_verified_files(rd3: Run, home: Path, tmp_path: Path) -> None:
+    first, second = entries(home)
+    code, out, _err = rd3("fetch", first.key[:9])
+    assert (code, out.strip()) == (0, first.artifact.removeprefix("file://"))
+    code, out, _err = rd3("fetch", first.key[:9], second.key, "--out", str(tmp_path / "out"))
+    assert code == 0
+    for entry, folder in zip((first, second), out.split(), strict=True):
+        assert folder == f"{tmp_path}/out/set-{entry.key[:12]}"
+        assert sha256_files(Path(folder)) == entry.files
+    code, _out, err = rd3("fetch", first.key, "--out", str(tmp_path / "out"))
+    assert (code, "is there already." in err) == (2, True)
+    for words, said in ((("fetch", "zz"), "'zz' is not the start of a key"), (("fetch", "0" * 64), "has no key 000")):
+        code, _out, err = rd3(*words)
+        assert (code, said in err) == (2, True)
+    next(Path(second.artifact.removeprefix("file://")).glob("blocks/*")).write_bytes(b"")
+    code, _out, err = rd3("fetch", second.key, "--out", str(tmp_path / "other"))
+    assert (code, "DataCorrupt" in err, (tmp_path / "other").exists()) == (2, True, False)
+
+
+def test_push_fills_another_ledger_once(rd3: Run, home: Path, tmp_path: Path, empty_database: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(empty_database, other)
+    words = ("push", str(other / "artifacts"), "--tracking", f"sqlite:///{other}/mlflow.db")
+    Ledger(str(home / "artifacts")).set_role("digits", "mine", {"network": "resnet18"})
+    first, _second = entries(home)
+    assert rd3(*words, first.key[:8])[:2] == (0, "1 new, 0 there already\n")
+    assert rd3(*words)[:2] == (0, "1 new, 1 there already\n")
+    for entry in entries(home):
+        twin = Ledger(str(other / "artifacts")).find("set", entry.key)
+        assert twin.model_copy(update={"artifact": entry.artifact, "run_id": entry.run_id}) == entry
+        assert twin.artifact.startswith(f"file://{other}/artifacts/runs/")
+        assert Tracker(place_in(other)).client.get_run(twin.run_id).info.status == "FINISHED"
+    assert Ledger(str(other / "artifacts")).role("digits", "mine") == {"network": "resnet18"}
+
+
+def test_push_says_where_it_cannot_go(rd3: Run, home: Path, tmp_path: Path) -> None:
+    before = files(home)
+    for words, said in [
+        (
+            (str(home / "artifacts"), "--tracking", f"sqlite:///{tmp_path}/o.db"),
+            "is the ledger that the results are in",
+        ),
+        (
+            (str(tmp_path / "o"), "--tracking", f"sqlite:///{home}/mlflow.db"),
+            "a tracking server or a database of its own",
+        ),
+        ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "http://127.0.0.1:9 does not answer"),
+    ]:
+        code, _out, err = rd3("push", *words)
+        assert (code, said in err) == (2, True), err
+    assert files(home) == before
+    assert not (tmp_path / "o").exists()

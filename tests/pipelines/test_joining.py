@@ -1,0 +1,86 @@
+"""Why a Ray cluster cannot be joined: told in one sentence, and at once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from ray.exceptions import AuthenticationError
+
+from pipelines.joining import check_address, not_joined
+from rd3.errors import RD3Error
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[bytes], str]]:
+    """Starts servers that say the same to everybody."""
+    listeners: list[socket.socket] = []
+
+    def start(answer: bytes) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def run() -> None:
+            asked, _who = listener.accept()
+            with asked:
+                asked.recv(100)
+                asked.sendall(answer)
+
+        threading.Thread(target=run, daemon=True).start()
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+def test_what_speaks_http_2_may_be_a_cluster(serve):
+    check_address(serve(SETTINGS))
+    check_address("ray://" + serve(SETTINGS))
+
+
+def test_words_that_ray_resolves_are_left_to_it():
+    check_address("auto")
+    check_address("local")
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_another_server(serve, answer: bytes):
+    address = serve(answer)
+    with pytest.raises(RD3Error, match=rf"What answers at {address} is not the head of a Ray cluster\. Fix: give the"):
+        check_address(address)
+
+
+def test_a_host_that_does_not_exist():
+    with pytest.raises(RD3Error, match=r"The Ray cluster at nowhere\.invalid:6379 does not answer: "):
+        check_address("nowhere.invalid:6379")
+
+
+def test_other_versions():
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.10.4\n"
+        "This process on node was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
+    assert str(not_joined("head:6379", RuntimeError(said))).startswith(
+        "The Ray cluster at head:6379 has Ray 2.50.0 and Python 3.10.4, this machine has Ray 2.60.0 and Python 3.11.7. "
+        "Fix: install the same versions"
+    )
+
+
+def test_no_token_and_the_wrong_one():
+    missing = not_joined("head:6379", AuthenticationError("No token was found. Ensure that"))
+    assert missing.message == "There is no usable token for the Ray cluster at head:6379: No token was found."
+    refused = not_joined("head:6379", ConnectionError("Failed to connect to Ray cluster at head:6379"))
+    assert refused.message == "The Ray cluster at head:6379 is there, but does not let us in."
+    assert {missing.fix, refused.fix} == {
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+    }
+
+
+def test_anything_else_is_told_by_its_first_line():
+    told = not_joined("head:6379", RuntimeError("Something new.\nand a page of it"))
+    assert told.message == "Cannot join the Ray cluster at head:6379: Something new."

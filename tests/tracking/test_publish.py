@@ -1,0 +1,91 @@
+"""A grid's run in a real MLflow store: its table, its files, and its name on every run that belongs to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rd3.cell import Cell
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe
+from rd3.store import Entry
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.publish import publish_tables, summary
+from tracking.query import rows
+from tracking.runs import Tracker
+from tracking.scores import scores
+from tracking.tables import to_csv
+
+# SQLAlchemy says this of MLflow's own models.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
+
+
+def an_evaluation(temperature: float, seed: int) -> tuple[EvaluationRecipe, Cell]:
+    made = SetRecipe(**COMMON, method="random", version=1, settings={}, ipc=1, set_seed=0)
+    varied = {"temperature": temperature} if temperature != 20.0 else {}
+    recipe = EvaluationRecipe(
+        **COMMON,
+        set=made.key,
+        teachers=("7" * 64,),
+        protocol=resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=varied),
+        student="resnet18",
+        student_seed=seed,
+        normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    )
+    own = {"method": "random", "dataset": "digits", "ipc": 1, "teacher": "mine", "student": "resnet18"}
+    own |= {"protocol": "rd3", "labels": "soft", "varied": varied, "set_seed": 0, "student_seed": seed}
+    return recipe, Cell(**own, set=made.key, evaluation=recipe.key)
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker(Place(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"), tmp_path))
+
+
+def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path: Path) -> None:
+    ledger = Ledger(tracker.place.artifacts)
+    experiment_id = tracker.experiment("rd3")
+    assert tracker.find_grid("rd3", "study") is None
+    grids = {name: tracker.grid_run(experiment_id, name, grid_yaml="") for name in ("first", "study")}
+    assert tracker.find_grid("rd3", "study") == grids["study"]
+    assert tracker.find_grid("elsewhere", "study") is None
+    cells, run_of = [], {}
+    for temperature, seed, top1 in ((20.0, 0, 40.0), (20.0, 1, 42.0), (4.0, 0, 30.5), (4.0, 1, 31.5)):
+        recipe, cell = an_evaluation(temperature, seed)
+        cells.append(cell)
+        facts = {"method": "random", "ipc": 1}
+        run = tracker.begin(recipe, facts, experiment_id=experiment_id, parent_run_id=grids["first"])
+        tracker.client.set_terminated(run.run_id)
+        run_of[recipe.key] = run.run_id
+        result = {"top1_pct": top1, "correct": 1, "tested": 10}
+        ledger.mark(Entry(kind="evaluation", key=recipe.key, recipe=recipe.model_dump(mode="json"), result=result))
+
+    publish_tables(tracker, grids["first"], "first", cells[:2], ledger.find, tmp_path / "first")
+    for _twice in range(2):
+        publish_tables(tracker, grids["study"], "study", cells, ledger.find, tmp_path / "study", description="why")
+    said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
+    assert list(said.values()) == ["first study", "first study", "study", "study"]
+    shown = tracker.client.get_run(grids["study"]).data.tags["mlflow.note.content"]
+    assert "| random | digits | 1 | resnet18 | rd3 | soft |  | 41.0 ± 1.4 (2) |" in shown
+    assert "| random | digits | 1 | resnet18 | rd3 | soft | temperature=4.0 | 31.0 ± 0.7 (2) |" in shown
+    files = Path(tracker.client.get_run(grids["study"]).info.artifact_uri.removeprefix("file://")) / "report"
+    assert (files / "results.csv").read_text() == to_csv(scores(rows(cells, ledger.find)))
+    assert {path.name for path in (files / "charts").iterdir()} == {
+        "1-accuracy-digits-soft-labels-student-resnet18.svg",
+        "2-sensitivity-to-temperature.svg",
+    }
+    assert "why" in (files / "report.html").read_text()
+
+
+def test_a_long_summary_says_what_it_leaves_out() -> None:
+    cells = [an_evaluation(float(temperature), 0)[1] for temperature in range(1, 101)]
+    text = summary(scores(rows(cells, lambda _kind, _key: None)))
+    lines = text.splitlines()
+    assert len(text) < 5100
+    shown = sum(line.startswith("| random") for line in lines)
+    assert lines[-1] == f"{100 - shown} more in `report/results.csv`."
+    assert 10 < shown < 100

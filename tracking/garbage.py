@@ -1,0 +1,202 @@
+"""What nothing refers to any more: files of attempts that died or were forgotten, deliveries, caches.
+
+The ledger decides.  What is younger than an hour stays, so that nobody's work of this moment is in danger; what belongs
+to a driver (runs, scratch, cache) is looked at only while no driver lives.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rd3.errors import StoreError
+from rd3.recipe import KINDS, Key
+from rd3.store import Entry
+from tracking.documents import Documents, FolderDocuments, S3Documents
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.runs import Tracker
+
+YOUNG_S = 3600.0
+UPLOAD_S = 86400.0
+"""Age at which an upload in parts counts as given up."""
+UNFINISHED_S = 7 * 86400.0
+"""Age at which nobody will go on with what a work folder holds."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing to delete."""
+
+    what: str
+    where: str
+    size: int
+    """Bytes."""
+    remove: Callable[[], Any]
+
+
+class _Found(NamedTuple):
+    """A file or an object: relative name, bytes, seconds since 1970."""
+
+    name: str
+    size: int
+    changed: float
+
+
+def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterator[Garbage]:
+    """Everything that may go."""
+    moment = time.time()
+    keys = {kind: ledger.keys(kind) for kind in KINDS}
+    yield from _deliveries(ledger.documents, keys["set"], moment)
+    if isinstance(ledger.documents, S3Documents):
+        yield from _uploads(ledger.documents, moment)
+    if driver_lives:
+        return
+    entries = [entry for kind, known in keys.items() for entry in ledger.find_many(kind, known).values()]
+    yield from _direct_files(ledger.documents, entries, moment)
+    yield from _runs(Tracker(place), ledger, entries, moment)
+    yield from _scratch(place.home, keys, moment)
+
+
+def _deliveries(documents: Documents, done: set[Key], moment: float) -> Iterator[Garbage]:
+    """Blocks that wait for a set which is whole by now."""
+    for key, found in _grouped(documents, "blocks/", depth=1).items():
+        if key in done and _old(found, moment, YOUNG_S):
+            yield _objects("blocks of a set that is done", documents, f"blocks/{key}", found)
+
+
+def _direct_files(documents: Documents, entries: list[Entry], moment: float) -> Iterator[Garbage]:
+    """Files that went straight to the artifact root, and that no entry names."""
+    named = {entry.artifact for entry in entries}
+    for name, found in _grouped(documents, "files/", depth=2).items():
+        if f"{documents.root}/files/{name}" not in named and _old(found, moment, YOUNG_S):
+            yield _objects("files without ledger entry", documents, f"files/{name}", found)
+
+
+def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float) -> Iterator[Garbage]:
+    """Files of ended runs of this ledger that no entry names."""
+    named = {entry.run_id for entry in entries}
+    with tracker.errors():
+        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
+        runs = tracker.search(experiments, {"rd3.ledger": tracker.place.artifacts}) if experiments else []
+        over = [
+            run
+            for run in runs
+            if run.data.tags.get("rd3.kind") in KINDS
+            and run.info.run_id not in named
+            and run.info.end_time is not None
+            and moment - run.info.end_time / 1000 > YOUNG_S
+        ]
+    if not entries and any(run.data.tags.get("rd3.status") == "done" for run in over):
+        raise StoreError(
+            f"The ledger {ledger.root} is empty, but MLflow has finished runs of it.",
+            "check RD3_ARTIFACTS, or fill the ledger: rd3 artifacts rebuild",
+        )
+    for run in over:
+        with tracker.errors():
+            size = _size(_repository(tracker, run), None)
+        if size:
+            remove = partial(_empty, tracker, run)
+            yield Garbage("files of a run without ledger entry", run.info.artifact_uri, size, remove)
+
+
+def _repository(tracker: Tracker, run: Any) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(run.info.artifact_uri, tracking_uri=tracker.place.tracking_uri)
+
+
+def _empty(tracker: Tracker, run: Any) -> None:
+    """Delete the files of a run, which then no longer says that it is done."""
+    with tracker.errors():
+        tracker.log(run.info.run_id, tags={"rd3.status": "removed", "rd3.reason": "no ledger entry named its files"})
+        _repository(tracker, run).delete_artifacts()
+
+
+def _size(repository: Any, path: str | None) -> int:
+    return sum(
+        _size(repository, item.path) if item.is_dir else item.file_size or 0 for item in repository.list_artifacts(path)
+    )
+
+
+def _uploads(documents: S3Documents, moment: float) -> Iterator[Garbage]:
+    """Uploads in parts that nobody has finished: no listing shows them, but they are paid for."""
+    client, bucket = documents.client, documents.bucket
+    with documents.errors():
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=documents.prefix)
+        for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+            if moment - upload["Initiated"].timestamp() > UPLOAD_S:
+                one = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                parts = client.get_paginator("list_parts").paginate(**one)
+                size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
+                yield Garbage(
+                    "unfinished upload", f"s3://{bucket}/{upload['Key']}", size, partial(_abort, documents, one)
+                )
+
+
+def _abort(documents: S3Documents, upload: dict[str, str]) -> None:
+    with documents.errors():
+        documents.client.abort_multipart_upload(**upload)
+
+
+def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[Garbage]:
+    """Work folders of what is done or given up, and the cache, whose files are kept elsewhere."""
+    done = set().union(*keys.values())
+    for folder in sorted((home / "work").glob("*/*")):
+        age_s = YOUNG_S if folder.name.partition("-")[0] in done else UNFINISHED_S
+        yield from _folder("work folder", folder, moment, age_s)
+    for folder in sorted((home / "cache").glob("*/*")):
+        yield from _folder("cache", folder, moment, YOUNG_S)
+
+
+def _folder(what: str, folder: Path, moment: float, age_s: float) -> Iterator[Garbage]:
+    found = [_Found("", 0, folder.stat().st_mtime), *_files(folder)]
+    if _old(found, moment, age_s):
+        remove = partial(shutil.rmtree, folder, ignore_errors=True)
+        yield Garbage(what, str(folder), sum(one.size for one in found), remove)
+
+
+def _objects(what: str, documents: Documents, place: str, found: list[_Found]) -> Garbage:
+    def remove() -> None:
+        for one in found:
+            documents.delete(one.name)
+
+    return Garbage(what, f"{documents.root}/{place}", sum(one.size for one in found), remove)
+
+
+def _old(found: list[_Found], moment: float, age_s: float) -> bool:
+    return all(moment - one.changed > age_s for one in found)
+
+
+def _grouped(documents: Documents, prefix: str, depth: int) -> dict[str, list[_Found]]:
+    """What lies below ``prefix``, by the ``depth`` steps of the name that follow it."""
+    groups: dict[str, list[_Found]] = defaultdict(list)
+    for one in _listing(documents, prefix):
+        steps = one.name.removeprefix(prefix).split("/")
+        groups["/".join(steps[:depth])].append(one)
+    return groups
+
+
+def _listing(documents: Documents, prefix: str) -> Iterator[_Found]:
+    if isinstance(documents, FolderDocuments):
+        for one in _files(documents.folder / prefix):
+            yield one._replace(name=prefix + one.name)
+    elif isinstance(documents, S3Documents):
+        with documents.errors():
+            pages = documents.client.get_paginator("list_objects_v2").paginate(
+                Bucket=documents.bucket, Prefix=documents.prefix + prefix
+            )
+            for item in (item for page in pages for item in page.get("Contents", ())):
+                name = item["Key"][len(documents.prefix) :]
+                yield _Found(name, item["Size"], item["LastModified"].timestamp())
+
+
+def _files(folder: Path) -> list[_Found]:
+    found = [(path, path.lstat()) for path in folder.rglob("*") if path.is_file()]
+    return [_Found(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime) for path, stat in found]

@@ -1,0 +1,110 @@
+"""Does the memory answer, and do what RD3 asks of it?  For runs before they start, and for ``rd3 doctor``."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from rd3.errors import RD3Error, StoreError, TrackingError
+from tracking.documents import S3Documents, open_documents
+from tracking.mlflow_client import quiet_mlflow
+from tracking.place import Place
+from tracking.runs import Tracker
+from tracking.store import HAND
+
+CLOCKS_S = 30.0
+"""How far clocks may be apart: the lease on a ledger tolerates half a minute."""
+NOTICED_S = 5.0
+"""How far apart they are when it is worth a word."""
+
+
+def check_place(place: Place) -> None:
+    """Raise one sentence unless tracking server and artifact root are there, let us in, and have our time."""
+    Tracker(place).check()
+    check_store(place.artifacts)
+
+
+def check_store(root: str) -> None:
+    """Raise :class:`StoreError` unless bucket or folder answers to our credentials, and its clock is ours."""
+    documents = open_documents(root)
+    if not isinstance(documents, S3Documents):
+        next(documents.names(), None)
+        return
+    ahead_s = clock_ahead_s(documents)
+    if abs(ahead_s) > CLOCKS_S:
+        raise StoreError(
+            clocks_apart(ahead_s, f"the S3 server {documents.client.meta.endpoint_url}"), "set the clock (NTP) on both"
+        )
+
+
+def clocks_apart(ahead_s: float, other: str) -> str:
+    """The sentence for it."""
+    return (
+        f"The clock of this machine is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {other}."
+    )
+
+
+def clock_ahead_s(documents: S3Documents) -> float:
+    """Seconds by which the clock of this machine is ahead of the S3 server's, give or take one."""
+    asked = time.time()
+    with documents.errors():
+        answer = documents.client.list_objects_v2(Bucket=documents.bucket, Prefix=documents.prefix, MaxKeys=1)
+    return ahead_of(answer["ResponseMetadata"]["HTTPHeaders"], asked, time.time())
+
+
+def ahead_of(headers: Mapping[str, str], asked: float, answered: float) -> float:
+    """The same from the headers of an answer; a server without a ``Date`` is taken to have our time."""
+    if "date" not in headers:
+        return 0.0
+    server = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # it tells whole seconds
+    return (asked + answered) / 2 - server
+
+
+def probe_store(root: str) -> None:
+    """Write, read, refuse to overwrite, list and delete one small document; raises unless each does as it should."""
+    documents, name = open_documents(root), f"probe-{uuid.uuid4().hex}"
+    try:
+        documents.put(name, b"one", only_if_absent=True)
+        if documents.get(name) != b"one":
+            raise StoreError(f"{root} does not give back what was written.", "look into the log of that server")
+        if documents.put(name, b"two", only_if_absent=True) or documents.get(name) != b"one":
+            raise StoreError(
+                f"{root} overwrites a document that was to be written only if absent (If-None-Match).",
+                "use a server that knows conditional writes: RD3's lease and ledger rely on them",
+            )
+        if list(documents.names(name)) != [name]:
+            raise StoreError(f"{root} does not list what was written.", "look into the log of that server")
+    finally:
+        documents.delete(name)
+    if documents.get(name) is not None:
+        raise StoreError(f"{root} keeps what was deleted.", "let RD3's key delete objects")
+
+
+def probe_artifacts(place: Place) -> None:
+    """Write, read and delete a small file the way trials keep theirs: through the tracking server, if it has one."""
+    tracker = Tracker(place)
+    tracker.check()
+    experiment_id = tracker.experiment(HAND)
+    quiet_mlflow()
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tracker.errors(), tempfile.TemporaryDirectory() as folder:
+        name = f"probe-{uuid.uuid4().hex}"
+        sent = Path(folder) / name
+        sent.write_text(name)
+        location = tracker.client.get_experiment(experiment_id).artifact_location
+        repository = get_artifact_repository(location, tracking_uri=place.tracking_uri)
+        repository.log_artifact(str(sent))
+        try:
+            Path(folder, "back").mkdir()
+            repository.download_artifacts(name, dst_path=str(Path(folder, "back")))
+            if Path(folder, "back", name).read_text() != name:
+                raise TrackingError(f"{location} does not give back what was written.", "look into the server's log")
+        finally:
+            with contextlib.suppress(RD3Error):
+                repository.delete_artifacts(name)

@@ -1,0 +1,78 @@
+"""A grid as MLflow's pages show it: its numbers on the page of its run, tables and charts among the run's files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rd3.cell import Cell
+from rd3.errors import DataMissing
+from rd3.recipe import Key
+from tracking.query import Find, rows
+from tracking.report import write_report
+from tracking.runs import Tracker
+from tracking.scores import Score, scores
+from tracking.tables import changes_text, escape_markdown, paper_text, spread_text
+
+FOLDER = "report"
+_LONGEST = 5000
+"""Characters of a description; MLflow takes 8000."""
+
+
+def publish(tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], find: Find, report: Path) -> None:
+    """Show a grid with its run ``run_id``: what is in the folder ``report``, its numbers, its name on all its runs.
+
+    A result that another grid made stays under that one's run; the tag ``rd3.grids`` names all that it belongs to.
+    """
+    frame = rows(cells, find)
+    described = summary(scores(frame))
+    keys = {key for column in ("evaluation", "set", "teacher_key") for key in frame[column] if key is not None}
+    with tracker.errors():
+        tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
+        tracker.log(run_id, tags={"mlflow.note.content": described})
+        _name_runs(tracker, run_id, name, keys)
+
+
+def publish_tables(
+    tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], find: Find, out: Path, **facts: object
+) -> None:
+    """:func:`publish` what the ledger alone can tell; the pictures stay with the runs of their sets."""
+
+    def elsewhere(kind: str, key: Key) -> Path:
+        raise DataMissing(f"The run of {kind} {key[:12]} has it.")
+
+    write_report(name, cells, find, elsewhere, out, facts=facts)
+    publish(tracker, run_id, name, cells, find, out)
+
+
+def _name_runs(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) -> None:
+    experiment_id = tracker.client.get_run(run_id).info.experiment_id
+    for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts}):
+        named = run.data.tags.get("rd3.grids", "").split(" ")
+        if run.data.tags.get("rd3.key") in keys and name not in named:
+            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip()})
+
+
+_COLUMNS = ("method", "dataset", "IPC", "student", "protocol", "labels", "changed", "top-1 %", "paper %")
+
+
+def summary(found: Sequence[Score]) -> str:
+    """Every number of a grid as a Markdown table: mean ± standard deviation (n)."""
+    lines = [
+        "Top-1 of the last epoch: mean ± standard deviation (n). Charts and all columns: Artifacts, `report/`.",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        f"|{'---|' * len(_COLUMNS)}",
+    ]
+    size = sum(len(line) + 1 for line in lines)
+    for place, score in enumerate(found):
+        changed = changes_text({**score.overrides, **score.varied})
+        cells = (score.method, score.dataset, score.ipc, score.student, score.protocol, score.labels, changed)
+        texts = [escape_markdown(str(text)) for text in (*cells, spread_text(score), paper_text(score))]
+        line = f"| {' | '.join(texts)} |"
+        size += len(line) + 1
+        if size > _LONGEST:
+            lines += ["", f"{len(found) - place} more in `report/results.csv`."]
+            break
+        lines.append(line)
+    return "\n".join(lines)
