@@ -20,7 +20,12 @@ from PIL import Image
 from pipelines import submit
 from rd3.errors import RD3Error
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.platform,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(900),
+]
 
 HERE = Path(__file__).parent
 GRID = HERE / "six_cells.yaml"
