@@ -21,7 +21,6 @@ from pipelines import trial_log
 from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
 from pipelines.driver import Driver, Leave
 from pipelines.interrupts import EXIT_CODE, Interrupts
-from pipelines.nodes import check_nodes
 from pipelines.preflight import check_platform
 from pipelines.progress import Eta, View, open_view
 from pipelines.queue import Closed, Demand, RecipeQueue
@@ -95,7 +94,7 @@ def execute(
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
     tracker = Tracker(session.place)
-    check_platform(session, address)
+    check_platform(session, address, {recipe.data.name for recipe in expansion.recipes.values()})
     ledger = Ledger(session.place.artifacts)
     with Interrupts() as interrupts, ledger.lease() as lease:
         run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check, carry=address is not None)
@@ -106,8 +105,6 @@ def execute(
             run.open_runs(experiment or HAND)
             with ray_cluster(session.home, address):
                 interrupts.arm()
-                if address is not None:
-                    check_nodes(session.place, session.roots, (each.data.name for each in expansion.recipes.values()))
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
                 demands = cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
                 queue = run.queue = _queue(expansion, plan, there, demands, 1 if exclusive else shares)

@@ -32,6 +32,11 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
 
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if not ray.cluster_resources().get("CPU"):
+        raise RD3Error(
+            f"No node of the cluster takes trials: {len(nodes)} there, with 0 CPUs.",
+            "wait until `ray status` shows a worker",
+        )
     if set(nodes) == {here}:
         return
     names = sorted(set(datasets))
@@ -68,7 +73,7 @@ def _missing(
 @contextlib.contextmanager
 def _marked(place: Place) -> Iterator[list[Path]]:
     """A file in each folder of this machine that all nodes must share, gone afterwards."""
-    folders = [] if place.artifacts.startswith("s3://") else [local_path(place.artifacts).absolute()]
+    folders = [] if place.artifacts.startswith("s3://") else [local_path(place.artifacts).expanduser().absolute()]
     if place.tracking_uri.startswith("sqlite"):
         folders.append(sqlite_path(place.tracking_uri).parent)
     marks = [folder / f".nodes-{uuid.uuid4().hex}" for folder in folders]
@@ -84,7 +89,7 @@ def _marked(place: Place) -> Iterator[list[Path]]:
 
 
 def _unseen(node: str, mark: Path, place: Place) -> RD3Error:
-    if mark.parent == local_path(place.artifacts).absolute():
+    if mark.parent == local_path(place.artifacts).expanduser().absolute():
         return StoreError(
             f"Node {node} does not see the artifact folder {mark.parent} of the driver.",
             "set RD3_ARTIFACTS to s3://bucket/prefix, or to a folder that all nodes share",

@@ -48,7 +48,9 @@ def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> Parcel 
     """The parcel of a dataset, the latest where no fingerprint is asked for; None if nobody has pushed it."""
     wanted = {"rd3.kind": "data", "rd3.data": name} | ({"rd3.fingerprint": fingerprint} if fingerprint else {})
     with tracker.errors(), tempfile.TemporaryDirectory() as folder:
-        runs = tracker.search([tracker.experiment(EXPERIMENT)], wanted, "attributes.status = 'FINISHED'")
+        experiment = tracker.client.get_experiment_by_name(EXPERIMENT)
+        ids = [experiment.experiment_id] if experiment is not None else []
+        runs = tracker.search(ids, wanted, "attributes.status = 'FINISHED'") if ids else []
         if not runs:
             return None
         manifest = tracker.client.download_artifacts(runs[-1].info.run_id, _MANIFEST, folder)
