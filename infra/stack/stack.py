@@ -38,8 +38,8 @@ def start(parts: list[Part]) -> None:
         if isinstance(part, RayHead):
             _follow(part, parts)
         part.check_ports()
+        part.launch()  # which may install something first
         begun = time.monotonic()
-        part.launch()
         while not part.answers():
             if not part.processes.alive() or time.monotonic() - begun > part.patience_s:
                 raise StackError(_last_words(part))

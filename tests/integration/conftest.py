@@ -67,6 +67,12 @@ class Stack:
             why = f"the stack did not start: {started.stderr.strip()}"
             (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
 
+    def read_env(self) -> None:
+        """Learn what a driver has to set; nothing of the user's own may leak in."""
+        said = (line.removeprefix("export ") for line in self.do("env").splitlines())
+        self.env.update(shlex.split(line)[0].split("=", 1) for line in said)
+        self.env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+
     def reach(self, patch: pytest.MonkeyPatch) -> None:
         """Make this process a driver of the stack, and of nothing else that its user has."""
         for name in ("AWS_PROFILE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_TOKEN"):
@@ -94,10 +100,7 @@ def servers() -> Iterator[Stack]:
         Path(folder).chmod(0o711)
         try:
             made.start("postgres", "s3", "mlflow")
-            said = (line.removeprefix("export ") for line in made.do("env").splitlines())
-            made.env.update(shlex.split(line)[0].split("=", 1) for line in said)
-            # Nothing of the user's own may leak in.
-            made.env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+            made.read_env()
             prepare = [sys.executable, "-m", "pipelines.cli", "infra", "init"]
             subprocess.run(prepare, cwd=ROOT, env=made.own | made.env, check=True, stdout=subprocess.DEVNULL)
             yield made

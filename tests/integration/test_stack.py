@@ -21,6 +21,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from rd3.errors import StoreError
 from tracking.documents import open_documents
 from tracking.health import probe_artifacts
 from tracking.place import Place
@@ -244,3 +245,27 @@ def test_a_part_that_does_not_exist(servers: Stack):
     refused = servers("start", "minio")
     assert refused.returncode == 2
     assert "there is no part 'minio'; there are postgres, s3, mlflow, ray-head, ray-worker" in refused.stderr
+
+
+def test_secrets_can_be_changed(stack: Stack, driver: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The last test here: whoever comes later reads the environment again."""
+    documents = open_documents(stack.env["RD3_ARTIFACTS"])
+    documents.put("before.txt", b"kept")
+    before = dict(stack.env), Path(stack.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    experiment = Tracker(place_of(stack.env, tmp_path)).experiment("before")
+    stack.do("stop")
+    for name in ("s3", "ray-token", "mlflow-user", "mlflow-flask", "postgres-mlflow"):
+        (stack.home / "secrets" / name).unlink()
+    stack.do("start")
+    stack.read_env()
+    stack.reach(monkeypatch)
+    old, old_token = before
+    jobs, asked = stack.env["RAY_API_SERVER_ADDRESS"] + "/api/jobs/", stack.env["MLFLOW_TRACKING_URI"] + ASK
+    assert status_of(asked, Authorization=basic("rd3", old["MLFLOW_TRACKING_PASSWORD"])) == 401
+    assert status_of(asked, Authorization=basic("rd3", stack.env["MLFLOW_TRACKING_PASSWORD"])) == 200
+    assert status_of(jobs, Authorization=f"Bearer {old_token}") in (401, 403)
+    assert open_documents(stack.env["RD3_ARTIFACTS"]).get("before.txt") == b"kept"
+    with pytest.raises(StoreError, match="SignatureDoesNotMatch"):
+        documents.get("before.txt")  # a client that still has the old key
+    assert Tracker(place_of(stack.env, tmp_path)).experiment("before") == experiment
+    probe_artifacts(place_of(stack.env, tmp_path))
