@@ -105,9 +105,9 @@ def everywhere(name: str, value: str) -> str:
 def without_secret(name: str, value: str) -> str:
     """An address that holds no password: it would be shown with the job."""
     authority = value.partition("://")[2].partition("/")[0]
-    if "@" in authority:
+    if ":" in authority.rpartition("@")[0]:
         raise BadValue(
-            f"{name} holds a user or a password, which would be shown with the job.",
+            f"{name} holds a password, which would be shown with the job.",
             f"leave it out of {name} and set it in the environment of the nodes",
         )
     return value
