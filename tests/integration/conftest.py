@@ -23,6 +23,14 @@ SCRIPT = ROOT / "infra" / "stack" / "stack.sh"
 PORTS = 200
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses real servers belongs to the platform's tests."""
+    for item in items:
+        if "servers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.platform)
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack of its own; ``env`` is what a driver has to set."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import boto3
 import grpc
@@ -54,12 +56,27 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def in_ray(env: dict[str, str], code: str) -> Any:
-    """What a driver in a process of its own prints as JSON, in its last line."""
-    script = f"import json, os, ray\nray.init(os.environ['RAY_ADDRESS'], logging_level='CRITICAL')\n{code}"
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+ON_EVERY_NODE = """
+import json, os, sys, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+ray.init(os.environ["RAY_ADDRESS"], logging_level="CRITICAL", log_to_driver=False)
+look = ray.remote(num_cpus=1)(lambda: (ray.util.get_node_ip_address(), dict(os.environ)))
+nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+print(json.dumps(ray.get([look.options(scheduling_strategy=node).remote() for node in nodes])), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def in_ray(stack: Stack) -> Iterator[dict[str, dict[str, str]]]:
+    """A process of ours on every node of the cluster, by the node's address: its environment."""
+    command = [sys.executable, "-c", ON_EVERY_NODE]
+    with subprocess.Popen(
+        command, env=os.environ | stack.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        yield dict(json.loads(driver.stdout.readline()))
+        driver.communicate()
 
 
 def place_of(env: dict[str, str], home: Path) -> Place:
@@ -139,11 +156,8 @@ def test_objects_want_a_signature(driver: Stack):
 
 
 def test_trials_hold_a_password_of_the_tracking_server_and_no_key_of_the_objects(stack: Stack):
-    code = (
-        "f = ray.remote(num_cpus=1)(lambda: (ray.util.get_node_ip_address(), dict(os.environ)))\n"
-        "print(json.dumps(ray.get([f.options(scheduling_strategy='SPREAD').remote() for _ in range(8)])))"
-    )
-    seen = dict(in_ray(stack.env, code))
+    with in_ray(stack) as seen:
+        pass
     assert set(seen) == {"127.0.0.2", "127.0.0.3"}
     for names in seen.values():
         assert not [name for name in names if name.startswith("AWS_")]
@@ -173,23 +187,29 @@ def listening(pids: set[int]) -> list[tuple[str, int]]:
 
 
 def test_nothing_is_open_to_the_network_but_what_ray_opens_and_that_wants_the_token(stack: Stack):
-    in_ray(stack.env, "print(json.dumps(ray.get(ray.remote(lambda: 1).remote())))")  # so that workers listen as well
     open_to_all = set()
-    for part in PARTS:
-        sockets = listening(stack.pids(part))
-        assert sockets, part
-        outside = {port for address, port in sockets if not address.startswith("127.")}
-        assert not outside or part.startswith("ray-"), f"{part} listens on {outside}"
-        open_to_all |= outside
-    assert len(open_to_all) >= 8, "Ray cannot be told an interface; if it can now, tell it"
-    for port in open_to_all:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            codes = []
-            for service in SERVICES:
-                with pytest.raises(grpc.RpcError) as refused:
-                    channel.unary_unary(service)(b"", timeout=20)
-                codes.append(refused.value.code())
-        assert grpc.StatusCode.UNAUTHENTICATED in codes, f"port {port}: {codes}"
+    with in_ray(stack):  # so that processes of trials listen as well
+        for part in PARTS:
+            sockets = listening(stack.pids(part))
+            assert sockets, part
+            outside = {port for address, port in sockets if not address.startswith("127.")}
+            assert not outside or part.startswith("ray-"), f"{part} listens on {outside}"
+            open_to_all |= outside
+        # Head: 4 of its services.  Worker: 3.  A process on each.  Should Ray learn to be told an interface, tell it.
+        assert len(open_to_all) >= 9
+        for port in open_to_all:
+            assert grpc.StatusCode.UNAUTHENTICATED in answers(port), port
+
+
+def answers(port: int) -> list[grpc.StatusCode]:
+    """How a port takes each kind of question that has no token; it must answer none."""
+    codes = []
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for service in SERVICES:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(service)(b"", timeout=20)
+            codes.append(refused.value.code())
+    return codes
 
 
 def test_the_jobs_of_ray_want_the_token(stack: Stack):
