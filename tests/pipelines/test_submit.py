@@ -54,8 +54,9 @@ def test_a_working_directory_is_code_and_the_grid_and_runs_alone(tmp_path, sessi
 
 def test_a_large_working_directory_is_refused(tmp_path, session, grid, monkeypatch):
     monkeypatch.setattr(submit, "LIMIT_BYTES", 2**18)
-    with pytest.raises(StoreError, match=r"has \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
+    with pytest.raises(StoreError, match=r"have \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
         submit.working_directory(tmp_path / "sent", submit.submission(str(grid), session, {}, {}, []))
+    assert not (tmp_path / "sent").exists()
 
 
 def test_the_command_carries_grid_addresses_and_datasets_with_files(session, grid):
