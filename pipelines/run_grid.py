@@ -31,9 +31,10 @@ def run_grid(
     """As `rd3 run GRID --address auto`, with the same options."""
     from pipelines import cli
     from pipelines.commands._show import errors_told
+    from pipelines.settings import driver_secrets
 
     with errors_told():
-        os.environ.update(addresses(env or []))
+        os.environ.update(driver_secrets() | addresses(env or []))
         os.environ.setdefault("RD3_HOME", HOME)
         if text:
             grid = keep(grid, text)

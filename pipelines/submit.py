@@ -105,30 +105,38 @@ def everywhere(name: str, value: str) -> str:
 def without_secret(name: str, value: str) -> str:
     """An address that holds no password: it would be shown with the job."""
     authority = value.partition("://")[2].partition("/")[0]
-    if "@" in authority:
+    if ":" in authority.rpartition("@")[0]:
         raise BadValue(
-            f"{name} holds a user or a password, which would be shown with the job.",
+            f"{name} holds a password, which would be shown with the job.",
             f"leave it out of {name} and set it in the environment of the nodes",
         )
     return value
 
 
 def working_directory(folder: Path, submitted: Submission) -> int:
-    """RD3's packages and the grid file in an empty folder; their size in bytes."""
-    for package in PACKAGES:
-        source = Path(__file__).parents[1] / package
-        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    """RD3's packages and the grid file in an empty folder; their size in bytes, looked at before anything is copied."""
+    root = Path(__file__).parents[1]
+    code = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
+    files = {path: path.relative_to(root) for path in code if not _left_out(path.relative_to(root))}
     if submitted.file is not None:
-        shutil.copyfile(submitted.file, folder / submitted.grid)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        files[submitted.file] = Path(submitted.grid)
+    sizes = {path: path.stat().st_size for path in files}
+    size = sum(sizes.values())
     if size > LIMIT_BYTES:
-        largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        largest = max(sizes, key=sizes.__getitem__)
         raise StoreError(
-            f"The working directory has {size / 2**20:.1f} MiB, the limit is {LIMIT_BYTES / 2**20:.0f} MiB; the "
-            f"largest file is {largest.relative_to(folder)}.",
-            "keep data and results out of the packages rd3, tracking and pipelines",
+            f"The working directory would have {size / 2**20:.1f} MiB, the limit is {LIMIT_BYTES / 2**20:.0f} MiB; the "
+            f"largest file is {files[largest]}.",
+            f"keep data and results out of the packages {', '.join(PACKAGES)}",
         )
+    for path, name in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
     return size
+
+
+def _left_out(path: Path) -> bool:
+    return any(part == "__pycache__" or part.startswith(".") for part in path.parts)
 
 
 @contextlib.contextmanager
@@ -205,6 +213,8 @@ def probe(client: JobSubmissionClient, address: str) -> None:
         while not (info := client.get_job_info(job)).status.is_terminal() and time.monotonic() < deadline:
             time.sleep(_LOOK_EVERY_S / 2)
         printed = client.get_job_logs(job) or info.message or ""
+        if info.status.is_terminal():
+            client.delete_job(job)
     check_versions(printed, f"The cluster at {address}")
 
 

@@ -321,7 +321,7 @@ class RayNode(Part):
         shutil.rmtree(scratch, ignore_errors=True)  # sessions that have ended
         own |= {"min-worker-port": processes[0], "max-worker-port": processes[49]}
         # No AWS_ variable: trials reach files through the tracking server, as an ordinary user of it.
-        env = place.plain | place.login | place.ray_token
+        env = place.plain | place.login | place.ray_token | self.driver()
         env |= {"RD3_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
         env |= {"RAY_enable_metrics_collection": "0"}  # its port would be open on every interface, to everybody
         command = [shutil.which("ray", path=env["PATH"]) or "ray", "start", "--block", f"--node-ip-address={self.ip}"]
@@ -332,6 +332,10 @@ class RayNode(Part):
 
     def more(self) -> list[str]:
         raise NotImplementedError
+
+    def driver(self) -> dict[str, str]:
+        """What only the driver of a job needs, and the trials beside it do not."""
+        return {}
 
     def answers(self) -> bool:
         """Whether the head's dashboard, which wants the token, knows this node as alive."""
@@ -362,6 +366,10 @@ class RayHead(RayNode):
     @property
     def address(self) -> str:
         return f"{self.place.ray_address}, {self.place.dashboard_uri}"
+
+    def driver(self) -> dict[str, str]:
+        lines = "".join(f"{name}={value}\n" for name, value in self.place.s3.items())
+        return {"RD3_DRIVER_ENV": str(self.place.write_secret("driver.env", lines))}
 
     def more(self) -> list[str]:
         gcs, dashboard = self.place.ray_ports[:2]

@@ -100,7 +100,7 @@ def _row(info: Any) -> dict[str, str]:
 
     return {
         "job": info.submission_id,
-        "grid": info.metadata.get("rd3.grid", ""),
+        "grid": (info.metadata or {}).get("rd3.grid", ""),
         "state": str(info.status.value).lower(),
         "started (UTC)": when(info.start_time),
         "ended": when(info.end_time),
@@ -115,7 +115,7 @@ def listed(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
     client = jobs.connect(address)
     with jobs.job_errors(client.get_address()):
         infos = [info for info in client.list_jobs() if (info.metadata or {}).get("rd3.grid")]
-    show_table([_row(info) for info in sorted(infos, key=lambda info: -info.start_time)], as_json=as_json)
+    show_table([_row(info) for info in sorted(infos, key=lambda info: -(info.start_time or 0))], as_json=as_json)
 
 
 @app.command("status")

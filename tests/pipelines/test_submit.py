@@ -16,7 +16,7 @@ import ray
 from typer.testing import CliRunner
 
 from pipelines import cli, launcher, run_grid, submit
-from pipelines.settings import Session
+from pipelines.settings import Session, driver_secrets
 from rd3.datasets import Roots
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
 from tracking.place import Place
@@ -54,8 +54,9 @@ def test_a_working_directory_is_code_and_the_grid_and_runs_alone(tmp_path, sessi
 
 def test_a_large_working_directory_is_refused(tmp_path, session, grid, monkeypatch):
     monkeypatch.setattr(submit, "LIMIT_BYTES", 2**18)
-    with pytest.raises(StoreError, match=r"has \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
+    with pytest.raises(StoreError, match=r"have \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
         submit.working_directory(tmp_path / "sent", submit.submission(str(grid), session, {}, {}, []))
+    assert not (tmp_path / "sent").exists()
 
 
 def test_the_command_carries_grid_addresses_and_datasets_with_files(session, grid):
@@ -77,9 +78,11 @@ def test_a_path_of_this_machine_does_not_travel(session, grid, value):
     assert said.env == {"RD3_ARTIFACTS": "/shared"}
 
 
-@pytest.mark.parametrize("given", [({"MLFLOW_TRACKING_URI": "http://me:secret@host"}, {}), ({}, {"X": "http://t@h/"})])
+@pytest.mark.parametrize(
+    "given", [({"MLFLOW_TRACKING_URI": "http://me:secret@host"}, {}), ({}, {"X": "http://u:secret@h/"})]
+)
 def test_no_secret_travels(session, grid, given):
-    with pytest.raises(BadValue, match="holds a user or a password") as caught:
+    with pytest.raises(BadValue, match="holds a password") as caught:
         submit.submission(str(grid), session, *given, [])
     assert "secret" not in str(caught.value)
 
@@ -201,3 +204,18 @@ def test_the_grid_as_text_survives_a_shell(grid):
 def test_a_cluster_file_that_is_not_there(tmp_path):
     with pytest.raises(DataMissing, match=r"no cluster file .*none\.yaml"):
         launcher.probe(tmp_path / "none.yaml")
+
+
+def test_secrets_of_the_driver_are_in_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("RD3_DRIVER_ENV", raising=False)
+    assert driver_secrets() == {}
+    path = tmp_path / "driver.env"
+    monkeypatch.setenv("RD3_DRIVER_ENV", str(path))
+    with pytest.raises(BadValue, match=r"RD3_DRIVER_ENV names .*driver\.env: No such file"):
+        driver_secrets()
+    path.write_text("# of the ledger\nAWS_ACCESS_KEY_ID=a:b\n\nAWS_SECRET_ACCESS_KEY=c=d\n")
+    path.chmod(0o640)
+    with pytest.raises(BadValue, match=r"Others may read .*chmod 600"):
+        driver_secrets()
+    path.chmod(0o600)
+    assert driver_secrets() == {"AWS_ACCESS_KEY_ID": "a:b", "AWS_SECRET_ACCESS_KEY": "c=d"}
