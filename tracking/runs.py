@@ -278,7 +278,7 @@ class OpenRun:
         try:
             self.tracker.client.log_inputs(self.run_id, datasets=given)
         except MlflowException as error:
-            # MLflow looks, then inserts: of two evaluations of a set that end at once, one is refused.  Now it is there.
+            # MLflow looks, then inserts: of two evaluations of a set that end at once, one is refused, once.
             if not any(word in str(error).lower() for word in ("unique", "duplicate")):
                 raise
             self.tracker.client.log_inputs(self.run_id, datasets=given)
