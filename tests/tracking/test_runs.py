@@ -238,3 +238,29 @@ def test_mlflow_itself_failing(place: Place, tmp_path: Path) -> None:
     broken = Tracker(Place(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path), home=tmp_path))
     with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.* failed: .*not a database"):
         broken.experiment("any")
+
+
+def test_two_evaluations_of_a_set_that_end_at_once(
+    tracker: Tracker, experiment_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow refuses the second of two that enter the same set among its datasets at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    recipe = an_evaluation(seed=40)
+    run = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+    refusals = ["(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, datasets.name"]
+    enter = tracker.client.log_inputs
+
+    def log_inputs(*words: Any, **more: Any) -> None:
+        if refusals:
+            raise MlflowException(refusals.pop())
+        enter(*words, **more)
+
+    monkeypatch.setattr(tracker.client, "log_inputs", log_inputs)
+    run.finish(result_of(recipe, tmp_path / "out", {}), tmp_path / "out")
+    shown = tracker.client.get_run(run.run_id)
+    assert shown.info.status == "FINISHED"
+    assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
+    refusals.append("The disk is full.")
+    with pytest.raises(TrackingError, match="The disk is full"):
+        run.finish(result_of(recipe, tmp_path / "again", {}), tmp_path / "again")
