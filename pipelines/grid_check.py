@@ -18,7 +18,7 @@ from rd3.losses import LOSSES
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published
 from rd3.models import network_info
-from rd3.protocol import EvalProtocol, preset, resolve_protocol
+from rd3.protocol import EvalProtocol, PresetOf, preset, resolve_protocol
 from rd3.registry import did_you_mean
 from rd3.teacher_roles import teacher_role
 
@@ -28,7 +28,9 @@ REQUIRED = ("methods", "datasets", "ipc", "teacher")
 BIGGEST_SEED = 2**63 - 1
 
 
-def check_document(document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole) -> Grid | None:
+def check_document(
+    document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole, preset_of: PresetOf = preset
+) -> Grid | None:
     """The grid, or None with at least one problem added to ``document``."""
     data = document.data
     if data is None:
@@ -47,7 +49,7 @@ def check_document(document: Located, name: str, text: str, info_of: InfoOf, use
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
         document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
     base = {key: value for key, value in data.items() if key in PART_KEYS}
-    parts = [_PartCheck(document, base, dict.fromkeys(base, ()), info_of, user_role).part()]
+    parts = [PartCheck(document, base, dict.fromkeys(base, ()), info_of, user_role, preset_of).part()]
     for place, changes in enumerate(_also(document, data)):
         path = ("also", place)
         if not isinstance(changes, dict) or not changes:
@@ -58,7 +60,7 @@ def check_document(document: Located, name: str, text: str, info_of: InfoOf, use
         _unknown_keys(document, changes, PART_KEYS, path)
         changed = {key: value for key, value in changes.items() if key in PART_KEYS}
         homes: dict[str, Path] = {**dict.fromkeys(base, ()), **dict.fromkeys(changed, path)}
-        parts.append(_PartCheck(document, base | changed, homes, info_of, user_role).part())
+        parts.append(PartCheck(document, base | changed, homes, info_of, user_role, preset_of).part())
     if document.problems:
         return None
     return Grid(**head, parts=tuple(part for part in parts if part is not None), text=text)
@@ -104,17 +106,24 @@ def _also(document: Located, data: dict[str, Any]) -> list[Any]:
     return []
 
 
-class _PartCheck:
+class PartCheck:
     """Checks one product; ``homes`` says where in the file each key stands (top level, or an item of ``also``)."""
 
     def __init__(
-        self, document: Located, data: dict[str, Any], homes: dict[str, Path], info_of: InfoOf, user_role: UserRole
+        self,
+        document: Located,
+        data: dict[str, Any],
+        homes: dict[str, Path],
+        info_of: InfoOf,
+        user_role: UserRole,
+        preset_of: PresetOf = preset,
     ):
         self.document = document
         self.data = data
         self.homes = homes
         self.info_of = info_of
         self.user_role = user_role
+        self.preset_of = preset_of
 
     def part(self) -> Part | None:
         before = len(self.document.problems)
@@ -124,7 +133,7 @@ class _PartCheck:
         infos = self._datasets()
         ipc = self._numbers("ipc", least=1)
         methods = self._chosen("methods", lambda name: METHODS.get(name))
-        protocols = self._chosen("protocols", preset, [{"rd3": {}}])
+        protocols = self._chosen("protocols", self.preset_of, [{"rd3": {}}])
         values: dict[str, Any] = {
             "methods": tuple(chosen for chosen, _path in methods),
             "datasets": tuple(infos),
@@ -356,6 +365,7 @@ class _PartCheck:
         for where, moved in points:
             fields = shared | chosen.values | moved
             with self._noting(where):
-                resolve_protocol(chosen.name, factor=1, same_network=True, set_size=10**9, overrides=fields)
+                rule = self.preset_of(chosen.name)
+                resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)
                 if "loss" in fields:
                     LOSSES.get(fields["loss"])

@@ -21,6 +21,11 @@ class Session:
     def home(self) -> Path:
         return self.place.home
 
+    @property
+    def presets(self) -> Path:
+        """The user's own protocols, one YAML file each."""
+        return self.home / "presets"
+
 
 def session() -> Session:
     """From ``RD3_HOME`` (default ``.rd3``), ``RD3_DATA``, ``MLFLOW_TRACKING_URI`` and ``RD3_ARTIFACTS``."""

@@ -140,12 +140,13 @@ def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
         if entry is None:
             continue
         accuracy = entry.result.get("top1_pct", entry.result.get("test_top1_pct"))
+        seen = " of the validation images" if entry.result.get("tested_on") == "validation" else ""
         found.append(
             {
                 "dataset": dataset,
                 "role": role,
                 "network": str(entry.recipe.get("network", "")),
-                "accuracy": "not known" if accuracy is None else f"{accuracy:.2f} %",
+                "accuracy": "not known" if accuracy is None else f"{accuracy:.2f} %{seen}",
                 "origin": "imported" if entry.recipe.get("weights") else "trained here",
                 "key": key[:12],
             }

@@ -65,11 +65,11 @@ def _resolutions(notes: dict[int, str]) -> str:
 
 
 def protocols() -> list[Row]:
-    from rd3.protocol import presets
+    from rd3.protocol import presets, user_presets
 
     return [
         {"name": preset.name, "epochs": preset.all["epochs"], "reduces": preset.reduces, "source": preset.source}
-        for preset in presets().values()
+        for preset in {**user_presets(session().presets), **presets()}.values()
     ]
 
 
