@@ -37,13 +37,14 @@ def _folder() -> Any:
     return files("pipelines").joinpath("grids")
 
 
-def _names(folder: Any) -> list[str]:
+def file_names(folder: Any) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def shipped_grids() -> list[str]:
     """Names of the grids that ship with RD3."""
-    return _names(_folder())
+    return file_names(_folder())
 
 
 def load_grid(
@@ -64,7 +65,7 @@ def load_grid(
 
 def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
     """Name and text of a ``what`` (grid, sweep) that ships in a folder under that name, or of the file at that path."""
-    text, names = str(source), _names(shipped)
+    text, names = str(source), file_names(shipped)
     if text in names:
         return text, shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
     path = Path(source)

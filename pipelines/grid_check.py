@@ -37,14 +37,14 @@ def check_document(
         document.problem((), "The file is empty.", "name methods, datasets, ipc and a teacher")
         return None
     if not isinstance(data, dict):
-        document.problem((), f"A grid is a mapping of keys, not {_what(data)}.", "begin with `methods:`")
+        document.problem((), f"A grid is a mapping of keys, not {what(data)}.", "begin with `methods:`")
         return None
-    _unknown_keys(document, data, FILE_KEYS, ())
+    unknown_keys(document, data, FILE_KEYS, ())
     head = {
-        "name": _text(document, data, "name", name),
-        "description": _text(document, data, "description", ""),
-        "timing": _one_of(document, data, "timing", ("shared", "exclusive")),
-        "test_on": _one_of(document, data, "test_on", ("test", "validation")),
+        "name": text_of(document, data, "name", name),
+        "description": text_of(document, data, "description", ""),
+        "timing": one_of(document, data, "timing", ("shared", "exclusive")),
+        "test_on": one_of(document, data, "test_on", ("test", "validation")),
     }
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
         document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
@@ -54,10 +54,10 @@ def check_document(
         path = ("also", place)
         if not isinstance(changes, dict) or not changes:
             document.problem(
-                path, f"Expected keys that change the grid, got {_what(changes)}.", "e.g. `methods: [random]`"
+                path, f"Expected keys that change the grid, got {what(changes)}.", "e.g. `methods: [random]`"
             )
             continue
-        _unknown_keys(document, changes, PART_KEYS, path)
+        unknown_keys(document, changes, PART_KEYS, path)
         changed = {key: value for key, value in changes.items() if key in PART_KEYS}
         homes: dict[str, Path] = {**dict.fromkeys(base, ()), **dict.fromkeys(changed, path)}
         parts.append(PartCheck(document, base | changed, homes, info_of, user_role, preset_of).part())
@@ -66,7 +66,7 @@ def check_document(
     return Grid(**head, parts=tuple(part for part in parts if part is not None), text=text)
 
 
-def _what(value: Any) -> str:
+def what(value: Any) -> str:
     """How a person calls a YAML value."""
     if value is None:
         return "nothing"
@@ -76,25 +76,27 @@ def _what(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
-def _unknown_keys(document: Located, data: dict[str, Any], known: tuple[str, ...], path: Path) -> None:
+def unknown_keys(
+    document: Located, data: dict[str, Any], known: tuple[str, ...], path: Path, owner: str = "A grid"
+) -> None:
     for key in data:
         if key not in known:
-            document.problem((*path, key), f"A grid has no key {key!r} here.", did_you_mean(key, known))
+            document.problem((*path, key), f"{owner} has no key {key!r} here.", did_you_mean(key, known))
 
 
-def _text(document: Located, data: dict[str, Any], key: str, default: str) -> str:
+def text_of(document: Located, data: dict[str, Any], key: str, default: str) -> str:
     value = data.get(key, default)
     if isinstance(value, str):
         return value
-    document.problem((key,), f"Expected text, got {_what(value)}.", "put it in quotes")
+    document.problem((key,), f"Expected text, got {what(value)}.", "put it in quotes")
     return default
 
 
-def _one_of(document: Located, data: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
+def one_of(document: Located, data: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
     value = data.get(key, choices[0])
     if isinstance(value, str) and value in choices:
         return value
-    document.problem((key,), f"Expected {' or '.join(choices)}, got {_what(value)}.", did_you_mean(str(value), choices))
+    document.problem((key,), f"Expected {' or '.join(choices)}, got {what(value)}.", did_you_mean(str(value), choices))
     return choices[0]
 
 
@@ -102,7 +104,7 @@ def _also(document: Located, data: dict[str, Any]) -> list[Any]:
     value = data.get("also", [])
     if isinstance(value, list):
         return value
-    document.problem(("also",), f"Expected a list of partial grids, got {_what(value)}.", "begin each with '- '")
+    document.problem(("also",), f"Expected a list of partial grids, got {what(value)}.", "begin each with '- '")
     return []
 
 
@@ -132,7 +134,7 @@ class PartCheck:
                 self.document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
         infos = self._datasets()
         ipc = self._numbers("ipc", least=1)
-        methods = self._chosen("methods", lambda name: METHODS.get(name))
+        methods = self._chosen("methods", self._method)
         protocols = self._chosen("protocols", self.preset_of, [{"rd3": {}}])
         values: dict[str, Any] = {
             "methods": tuple(chosen for chosen, _path in methods),
@@ -169,16 +171,16 @@ class PartCheck:
         if value is default:
             return default or []
         if not isinstance(value, list):
-            self.document.problem(self._at(key), f"Expected a list, got {_what(value)}.", f"write `{key}: [...]`")
+            self.document.problem(self._at(key), f"Expected a list, got {what(value)}.", f"write `{key}: [...]`")
             return []
         if not value:
             self.document.problem(
                 self._at(key), "The list is empty: the grid would expand to nothing.", "name at least one"
             )
-        self._repeats(value, self._at(key))
+        self.repeats(value, self._at(key))
         return value
 
-    def _repeats(self, items: list[Any], path: Path) -> None:
+    def repeats(self, items: list[Any], path: Path) -> None:
         seen: dict[str, int] = {}
         for place, item in enumerate(items):
             number = isinstance(item, int | float) and not isinstance(item, bool)
@@ -192,23 +194,31 @@ class PartCheck:
         found = {}
         for place, name in enumerate(self._list(key)):
             if not isinstance(name, str):
-                self.document.problem(self._at(key, place), f"Expected a name, got {_what(name)}.")
+                self.document.problem(self._at(key, place), f"Expected a name, got {what(name)}.")
                 continue
             with self._noting(self._at(key, place)):
                 found[name] = look_up(name)
         return found
 
+    @staticmethod
+    def _method(name: str) -> Any:
+        return METHODS.get(name)
+
+    @staticmethod
+    def _network(name: str) -> Any:
+        return network_info(name)
+
     def _datasets(self) -> dict[str, DatasetInfo]:
         return self._names("datasets", self.info_of)
 
     def _students(self) -> tuple[str, ...] | None:
-        return tuple(self._names("students", network_info)) if "students" in self.data else None
+        return tuple(self._names("students", self._network)) if "students" in self.data else None
 
     def _numbers(self, key: str, *, least: int, default: list[int] | None = None) -> tuple[int, ...]:
         good = []
         for place, number in enumerate(self._list(key, default)):
             if isinstance(number, bool) or not isinstance(number, int):
-                self.document.problem(self._at(key, place), f"Expected a whole number, got {_what(number)}.")
+                self.document.problem(self._at(key, place), f"Expected a whole number, got {what(number)}.")
             elif not least <= number <= BIGGEST_SEED:
                 bound = f"of at least {least}" if number < least else "below 2^63"
                 said = f"Expected a whole number {bound}, got {number}."
@@ -221,9 +231,7 @@ class PartCheck:
         value = self.data.get(key, {})
         if isinstance(value, dict):
             return value
-        self.document.problem(
-            self._at(key), f"Expected fields with values, got {_what(value)}.", "write `field: value`"
-        )
+        self.document.problem(self._at(key), f"Expected fields with values, got {what(value)}.", "write `field: value`")
         return {}
 
     def _chosen(
@@ -236,11 +244,11 @@ class PartCheck:
             if isinstance(item, str):
                 item = {item: {}}
             if not isinstance(item, dict) or len(item) != 1:
-                self.document.problem(path, f"Expected a name, or one name with its values, got {_what(item)}.")
+                self.document.problem(path, f"Expected a name, or one name with its values, got {what(item)}.")
                 continue
             [(name, values)] = item.items()
             if not isinstance(values, dict):
-                said = f"Expected fields with values, got {_what(values)}."
+                said = f"Expected fields with values, got {what(values)}."
                 self.document.problem((*path, name), said, f"write `{name}: {{field: value}}`, or the name alone")
                 continue
             with self._noting(path):
@@ -255,7 +263,7 @@ class PartCheck:
             return {}
         if not isinstance(value, dict):
             if not isinstance(value, str):
-                said = f"Expected a role, or a role for each dataset, got {_what(value)}."
+                said = f"Expected a role, or a role for each dataset, got {what(value)}."
                 self.document.problem(self._at("teacher"), said, "e.g. `teacher: resnet18`")
                 return {}
             roles, places = dict.fromkeys(infos, value), dict.fromkeys(infos, self._at("teacher"))
@@ -266,7 +274,7 @@ class PartCheck:
                 if isinstance(role, str):
                     roles[dataset] = role
                 else:
-                    self.document.problem(places[dataset], f"Expected a role, got {_what(role)}.")
+                    self.document.problem(places[dataset], f"Expected a role, got {what(role)}.")
             for dataset in value:
                 with self._noting(places[dataset]):
                     self.info_of(dataset)
@@ -285,15 +293,13 @@ class PartCheck:
         for name, values in self._mapping("vary").items():
             path = self._at("vary", name)
             if not isinstance(values, list) or not values:
-                self.document.problem(
-                    path, f"Expected a list of values, got {_what(values)}.", f"write `{name}: [...]`"
-                )
+                self.document.problem(path, f"Expected a list of values, got {what(values)}.", f"write `{name}: [...]`")
                 continue
-            self._repeats(values, path)
+            self.repeats(values, path)
             good[name] = tuple(tuple(value) if isinstance(value, list) else value for value in values)
         return good
 
-    def _field(
+    def field(
         self, model: type[BaseModel], base: dict[str, Any], name: str, value: Any, path: Path, owner: str
     ) -> bool:
         """Check one value against its field alone, without any coercion."""
@@ -307,7 +313,7 @@ class PartCheck:
         except ValidationError as error:
             said = [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
             if said:
-                self.document.problem(path, f"{' / '.join(said)}, got {_what(value)}.")
+                self.document.problem(path, f"{' / '.join(said)}, got {what(value)}.")
             return not said
         return True
 
@@ -319,7 +325,7 @@ class PartCheck:
             for info in infos.values():
                 base = published(chosen.name, info).values
                 checks = [
-                    self._field(model, base, name, value, (*path, name), owner) for name, value in chosen.values.items()
+                    self.field(model, base, name, value, (*path, name), owner) for name, value in chosen.values.items()
                 ]
                 if all(checks) and checks and ipc:
                     with self._noting(path):
@@ -343,7 +349,7 @@ class PartCheck:
             for place, value in enumerate(values)
         ]
         for name, value, path in given:
-            checks.append(self._field(EvalProtocol, base, name, value, path, "A protocol"))
+            checks.append(self.field(EvalProtocol, base, name, value, path, "A protocol"))
         twice = [(self._at("vary", name), "protocol") for name in varied if name in shared]
         for chosen, path in protocols:
             twice += [((*path, name), "protocol") for name in chosen.values if name in shared]

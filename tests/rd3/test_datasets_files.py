@@ -393,7 +393,7 @@ def test_training_only_opens_no_test_file(roots, tmp_path, resolution, layout):
         path.unlink()
         path.mkdir()  # there by its name, and nothing that anybody can read
     with pytest.raises((DataCorrupt, DataMissing)):
-        source.open(Roots(roots.data, tmp_path / "other"))
+        source.open(Roots(roots.data, tmp_path / "other")).images("test", [0])
     part = source.open_training(Roots(roots.data, tmp_path / "other"))
     assert torch.equal(part.images("validation", [0, 2]), whole.images("validation", [0, 2]))
     assert (part.labels("fit") == whole.labels("fit")).all()
