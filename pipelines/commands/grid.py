@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipelines.expand import Expansion
     from pipelines.grid_parts import Grid
     from pipelines.plan import Plan
+    from rd3.protocol import PresetOf
     from tracking.ledger import Ledger
 
 GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
@@ -42,8 +43,8 @@ def expanded(grid: str, here: Session) -> Expansion:
     return expanded_grid(load_grid(grid, info_of=info_of, user_role=ledger.role, preset_of=preset_of), here)
 
 
-def expanded_grid(grid: Grid, here: Session) -> Expansion:
-    """Cells and recipes of a grid that was read or put together."""
+def expanded_grid(grid: Grid, here: Session, preset_of: PresetOf | None = None) -> Expansion:
+    """Cells and recipes of a grid that was read or put together; ``preset_of`` finds its protocols."""
     from pipelines.expand import expand
     from pipelines.grid import info_reader
     from rd3.datasets import dataset_fingerprint
@@ -58,7 +59,7 @@ def expanded_grid(grid: Grid, here: Session) -> Expansion:
         fingerprint_of=lambda name: dataset_fingerprint(name, here.roots, training_only=training_only),
         user_role=ledger.role,
         known_set=ledger.known_set,
-        preset_of=preset_reader(here.presets),
+        preset_of=preset_of or preset_reader(here.presets),
     )
 
 
