@@ -13,7 +13,7 @@ import warnings
 import typer
 from rich.console import Console
 
-from pipelines.commands import byhand, data, doctor, grid, listing, method, sets, teacher
+from pipelines.commands import byhand, data, doctor, grid, listing, method, sets, sweep, teacher
 from rd3.errors import RD3Error
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 listing.add_to(app)
 grid.add_to(app)
+sweep.add_to(app)
 byhand.add_to(app)
 doctor.add_to(app)
 app.add_typer(data.app, name="data")

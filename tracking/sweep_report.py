@@ -42,7 +42,7 @@ class MethodSection:
     validation: Row
     """``base`` and ``winner`` on validation images."""
     tests: Sequence[Row]
-    """``winner``, ``base``, ``difference``, ``params``, ``validation``, ``when``, ``sweep``, ``current`` (yes or no)."""
+    """``winner``, ``base``, ``difference``, ``params``, ``validation``, ``when``, ``sweep``, ``current``: yes or no."""
     trials: Sequence[Row]
     plots: Sequence[Plot]
 
@@ -59,11 +59,6 @@ class SweepPage:
     """What the methods share, or that there is one only."""
     sections: Sequence[MethodSection]
     made_at: str = ""
-
-    @property
-    def warned(self) -> bool:
-        """Whether some target has met more winners than one."""
-        return any(len(section.tests) > 1 for section in self.sections)
 
 
 def write_sweep_report(page: SweepPage, out: Path) -> dict[str, Path]:

@@ -285,8 +285,9 @@ class SweepRun:
 
     def _test(self) -> None:
         """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
+        bests = {subject.label: self.outcome.tunings[subject.label].best() for subject in self.subjects}
         for subject in self.subjects:
-            best = self.outcome.tunings[subject.label].best()
+            best = bests[subject.label]
             if best is None:
                 said = "no trial ran to its end, so there is no winner"
                 self.outcome.failed.append(("failed", said, subject.label))
@@ -294,16 +295,18 @@ class SweepRun:
             preset = winner_preset(subject, best, self.sweep.trials)
             write_preset(preset, self.session.presets)
             self.outcome.winners[subject.label] = preset
-            winner, base = self._sides(subject)
-            patiently(partial(record, subject, best, winner, base, self.memory))
-        if not self.outcome.winners:
+        won = [subject for subject in self.subjects if subject.label in self.outcome.winners]
+        if not won:
             return
         expansion = self.test_expansion()
+        if not expansion.blocked:  # else no key is known of what would be tested
+            for subject in won:
+                winner, base = self._sides(subject)
+                patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
         plan = plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
         self._made(expansion, plan)
-        for subject in self.subjects:
-            if subject.label in self.outcome.winners:
-                self._read_tests(subject)
+        for subject in won:
+            self._read_tests(subject)
 
     def test_expansion(self) -> Expansion:
         """The grid of the winners' tests."""

@@ -6,6 +6,7 @@ any moment and be run again.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -143,7 +144,7 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
     roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
     scratch = scratch_folder(attempt.place.home)
     scratch.mkdir(parents=True, exist_ok=True)
-    out = Path(tempfile.mkdtemp(prefix=recipe.key[:12], dir=scratch))
+    out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))
     try:
         device = "cuda" if attempt.gpu else "cpu"
         result = perform(recipe, store, roots, out, device=device, tested=tested).result
