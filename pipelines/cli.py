@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, jobs, listing, method, sets, teacher
+from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, jobs, listing, method, sets, sweep, teacher
 from pipelines.commands._show import errors_told
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 listing.add_to(app)
 grid.add_to(app)
+sweep.add_to(app)
 byhand.add_to(app)
 doctor.add_to(app)
 jobs.add_to(app)

@@ -23,6 +23,11 @@ class Session:
     def home(self) -> Path:
         return self.place.home
 
+    @property
+    def presets(self) -> Path:
+        """The user's own protocols, one YAML file each."""
+        return self.home / "presets"
+
 
 def _without_secret(uri: str) -> str:
     """The address as it is: it travels to every trial, into logs and tables, so no password may be in it."""
