@@ -101,9 +101,10 @@ class Disturbed:
             runs = tracker.search([tracker.experiment("rd3")], {"rd3.ledger": self.place.artifacts})
             return sorted((run.data.tags.get("rd3.key", "grid"), run.info.status) for run in runs)
 
-    def done(self) -> list[str]:
-        """Keys in the order of their ``done`` lines."""
-        return [event["key"] for event in trial_log.events(self.home) if event["event"] == "done"]
+    def done(self, kind: str | None = None) -> list[str]:
+        """Keys, of one kind or all, in the order of their ``done`` lines."""
+        events = (event for event in trial_log.events(self.home) if event["event"] == "done")
+        return [event["key"] for event in events if kind in (None, event["kind"])]
 
     def second_attempts(self) -> int:
         return sum(event["event"] == "start" and event["attempt"] > 1 for event in trial_log.events(self.home))

@@ -158,17 +158,16 @@ def test_a_full_disk(disturb: Disturb, quiet: Disturbed, tmp_path: Path):
 def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
     """In the cache of a machine it is fetched again, at its source it is made again."""
     run = disturb("damaged")
-    run.start()
-    run.until(lambda: run.in_flight("evaluation"))
-    run.driver.kill()
-    run.driver.wait()
-    [teacher] = (run.home / "cache" / "teacher").iterdir()
+    driver = run.start()
+    teacher = run.until(lambda: run.in_flight("evaluation") and _cached_teacher(run))
+    driver.kill()
+    driver.wait()
     _damage(teacher)
-    run.start()
-    run.until(lambda: run.in_flight("evaluation"))
+    driver = run.start()
+    run.until(lambda: run.in_flight("evaluation") and run.done("evaluation"))
     assert run.attempts(teacher.name) == 1, "the teacher's files are whole at their source"
-    run.driver.kill()
-    run.driver.wait()
+    driver.kill()
+    driver.wait()
     with run.environment():
         entry = Ledger(run.place.artifacts).find("teacher", teacher.name)
         source = open_documents(f"s3://rd3/mlflow/{entry.artifact.removeprefix('mlflow-artifacts:/')}")
@@ -225,6 +224,10 @@ def _blocks(run: Disturbed, event: dict[str, Any]) -> list[Path]:
 def _set_half_made(run: Disturbed) -> dict[str, Any] | None:
     event = run.in_flight("set")
     return event if event and 1 <= len(_blocks(run, event)) <= 2 else None
+
+
+def _cached_teacher(run: Disturbed) -> Path | None:
+    return next((run.home / "cache" / "teacher").glob("[!.]*"), None)
 
 
 def _fill(path: Path) -> None:
