@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-platform chaos lint stack stack-stop
+.PHONY: demo test test-platform chaos lint wheel stack stack-stop
 
 demo: .venv/ready
 	$(BIN)/rd3 run demo
@@ -30,6 +30,12 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# What the nodes of a cluster install: RD3's wheel and the versions of everything else.
+wheel: .venv/ready
+	rm -rf dist
+	$(BIN)/uv build --quiet --wheel --build-constraint constraints.txt --out-dir dist
+	cp constraints.txt dist/
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("RD3 needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'

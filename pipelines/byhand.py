@@ -12,7 +12,7 @@ from pipelines.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
 from rd3.errors import BadValue, DataMissing, Unsupported
-from rd3.protocol import resolve_protocol
+from rd3.protocol import preset_reader, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.set_recipes import plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
@@ -78,7 +78,7 @@ def evaluations_of(
     if soft and label_teacher is None:
         raise BadValue("Soft labels need a teacher.", "say --teacher ROLE, or --field labels=hard")
     resolved = resolve_protocol(
-        protocol,
+        preset_reader(session.presets)(protocol),
         factor=info.factor,
         same_network=label_teacher is not None and label_teacher.network == network,
         set_size=made.ipc * info.num_classes,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 
 import typer
-from rich.console import Console
 
-from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, listing, method, sets, teacher
-from rd3.errors import RD3Error
+from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, jobs, listing, method, sets, sweep, teacher
+from pipelines.commands._show import errors_told
 
 app = typer.Typer(
     name="rd3",
@@ -25,9 +25,12 @@ app = typer.Typer(
 )
 listing.add_to(app)
 grid.add_to(app)
+sweep.add_to(app)
 byhand.add_to(app)
 doctor.add_to(app)
+jobs.add_to(app)
 app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(sets.app, name="set")
 app.add_typer(method.app, name="method")
@@ -35,22 +38,14 @@ app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(infra.app, name="infra")
 
 
-def main() -> None:
-    """Entry point: an :class:`RD3Error` becomes one sentence on stderr and its exit code."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point; ``words``: the command line, else the process's own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    try:
-        app()
-    except RD3Error as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        console.print(error.message, markup=False)
-        if error.fix:
-            console.print("[bold]Fix:[/] ", end="")
-            console.print(error.fix, markup=False)
-        raise SystemExit(error.exit_code) from None
+    with errors_told():
+        app(words)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rd3.errors import RD3Error, Unsupported
 from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
-from rd3.protocol import EvalProtocol, reductions, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, PresetOf, preset, reductions, resolve_protocol
 from rd3.recipe import (
     Data,
     EvaluationRecipe,
@@ -125,14 +125,15 @@ def expand(
     fingerprint_of: Callable[[str], str],
     user_role: UserRole = no_user_role,
     known_set: KnownSet = no_known_set,
+    preset_of: PresetOf = preset,
 ) -> Expansion:
     """Cells and recipes of a grid.
 
-    ``fingerprint_of(name)`` opens a dataset; where it raises, the dataset's recipes are there, but blocked.
-    ``known_set`` looks up a set that a method is to start from.  A grid in which no pair is supported is refused with
-    :class:`GridErrors`.
+    ``fingerprint_of(name)`` opens a dataset, without its test split where the grid is tested on validation images;
+    where it raises, the dataset's recipes are there, but blocked.  ``known_set`` looks up a set that a method is to
+    start from, ``preset_of`` a protocol.  A grid in which no pair is supported is refused with :class:`GridErrors`.
     """
-    work = _Expander(grid, info_of, fingerprint_of, user_role, known_set)
+    work = _Expander(grid, info_of, fingerprint_of, user_role, known_set, preset_of)
     for part in grid.parts:
         for dataset in part.datasets:
             work.product(part, dataset)
@@ -175,8 +176,10 @@ class _Expander:
         fingerprint_of: Callable[[str], str],
         user_role: UserRole,
         known_set: KnownSet,
+        preset_of: PresetOf,
     ):
         self.grid = grid
+        self.preset_of = preset_of
         self.split: SourceSplit = "train" if grid.test_on == "test" else "fit"
         self.info_of = info_of
         self.fingerprint_of = fingerprint_of
@@ -199,10 +202,12 @@ class _Expander:
                 sets = self._sets(chosen, dataset, ipc, part.teacher[dataset], part.set_seeds)
                 size = ipc * info.num_classes
                 for student in students:
-                    for preset, varied in _points(part):
-                        rule = _rule(part, preset, varied, info.factor, student == teacher.network, size)
+                    same = student == teacher.network
+                    for protocol, varied in _points(part):
+                        named = self.preset_of(protocol.name)
+                        rule = _rule(part, protocol, named, varied, info.factor, same, size)
                         for seed, made in sets.items():
-                            shape = _Shape(chosen.name, info, ipc, teacher, student, preset.name, varied)
+                            shape = _Shape(chosen.name, info, ipc, teacher, student, protocol.name, varied)
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
 
     def _cells(
@@ -359,19 +364,21 @@ class _Shape(NamedTuple):
 
 def _points(part: Part) -> Iterator[tuple[Chosen, dict[str, Any]]]:
     """Every protocol of a part, at the base point and with each varied value."""
-    for preset in part.protocols:
+    for protocol in part.protocols:
         for varied in part.points():
-            yield preset, varied
+            yield protocol, varied
 
 
-def _rule(part: Part, preset: Chosen, varied: dict[str, Any], factor: int, same_network: bool, set_size: int) -> _Rule:
+def _rule(
+    part: Part, chosen: Chosen, rule: Preset, varied: dict[str, Any], factor: int, same_network: bool, set_size: int
+) -> _Rule:
     """The protocol at one point, batch capped at the set's size."""
-    fixed = part.protocol | preset.values
+    fixed = part.protocol | chosen.values
     frame = {"factor": factor, "same_network": same_network, "set_size": set_size}
-    protocol = resolve_protocol(preset.name, **frame, overrides=fixed | varied)
-    plain = resolve_protocol(preset.name, **frame)
+    protocol = resolve_protocol(rule, **frame, overrides=fixed | varied)
+    plain = resolve_protocol(rule, **frame)
     changed = {name: getattr(protocol, name) for name in fixed if getattr(protocol, name) != getattr(plain, name)}
-    return _Rule(protocol, changed, reductions(preset.name, protocol))
+    return _Rule(protocol, changed, reductions(rule, protocol))
 
 
 def _network_reason(student: str, info: DatasetInfo) -> str:

@@ -15,6 +15,7 @@ from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_r
 from pipelines.places import GridErrors, Located, Problem, read_located
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import DataMissing, UnknownName
+from rd3.protocol import PresetOf, preset
 from rd3.registry import did_you_mean
 
 __all__ = [
@@ -36,38 +37,62 @@ def _folder() -> Any:
     return files("pipelines").joinpath("grids")
 
 
+def file_names(folder: Any) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
 def shipped_grids() -> list[str]:
     """Names of the grids that ship with RD3."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+    return file_names(_folder())
 
 
-def load_grid(source: str | Path, *, info_of: InfoOf | None = None, user_role: UserRole = no_user_role) -> Grid:
+def load_grid(
+    source: str | Path,
+    *,
+    info_of: InfoOf | None = None,
+    user_role: UserRole = no_user_role,
+    preset_of: PresetOf = preset,
+) -> Grid:
     """The grid of that name or at that path; raises :class:`GridErrors` with every mistake of the file.
 
-    ``info_of`` and ``user_role`` add the user's own datasets and teacher roles to those that RD3 knows.
+    ``info_of``, ``user_role`` and ``preset_of`` add the user's own datasets, teacher roles and protocols to those that
+    RD3 knows.
     """
-    text = str(source)
-    if text in shipped_grids():
-        return parse_grid(_folder().joinpath(f"{text}.yaml").read_text(encoding="utf-8"), text, info_of, user_role)
+    name, content = read_named(source, _folder(), "grid")
+    return parse_grid(content, name, info_of, user_role, preset_of)
+
+
+def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
+    """Name and text of a ``what`` (grid, sweep) that ships in a folder under that name, or of the file at that path."""
+    text, names = str(source), file_names(shipped)
+    if text in names:
+        return text, shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
     path = Path(source)
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
             raise DataMissing(
-                f"There is no grid file {text}.", "check the path; `rd3 list grids` shows those that ship"
+                f"There is no {what} file {text}.", f"check the path; `rd3 list {what}s` shows those that ship"
             )
-        raise UnknownName(f"There is no grid {text!r}.", did_you_mean(text, shipped_grids()))
+        raise UnknownName(f"There is no {what} {text!r}.", did_you_mean(text, names))
     try:
-        content = path.read_text(encoding="utf-8")
+        return path.stem, path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise GridErrors(text, [Problem("the file", f"Cannot be read as UTF-8 text ({error}).")]) from None
-    return parse_grid(content, path.stem, info_of, user_role)
+        problem = Problem("the file", f"Cannot be read as UTF-8 text ({error}).")
+        raise GridErrors(text, [problem], what.capitalize()) from None
 
 
-def parse_grid(text: str, name: str, info_of: InfoOf | None = None, user_role: UserRole = no_user_role) -> Grid:
+def parse_grid(
+    text: str,
+    name: str,
+    info_of: InfoOf | None = None,
+    user_role: UserRole = no_user_role,
+    preset_of: PresetOf = preset,
+) -> Grid:
     """The grid that a YAML text describes; ``name`` is used where the text gives none."""
     document: Located = read_located(text)
     unreadable = bool(document.problems) and document.data is None
-    grid = None if unreadable else check_document(document, name, text, info_of or dataset_info, user_role)
+    grid = None if unreadable else check_document(document, name, text, info_of or dataset_info, user_role, preset_of)
     if grid is None or document.problems:
         raise GridErrors(name, sorted(document.problems, key=lambda problem: problem.line or 0))
     return grid

@@ -18,7 +18,7 @@ from rd3.losses import LOSSES
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published
 from rd3.models import network_info
-from rd3.protocol import EvalProtocol, preset, resolve_protocol
+from rd3.protocol import EvalProtocol, PresetOf, preset, resolve_protocol
 from rd3.registry import did_you_mean
 from rd3.teacher_roles import teacher_role
 
@@ -28,43 +28,45 @@ REQUIRED = ("methods", "datasets", "ipc", "teacher")
 BIGGEST_SEED = 2**63 - 1
 
 
-def check_document(document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole) -> Grid | None:
+def check_document(
+    document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole, preset_of: PresetOf = preset
+) -> Grid | None:
     """The grid, or None with at least one problem added to ``document``."""
     data = document.data
     if data is None:
         document.problem((), "The file is empty.", "name methods, datasets, ipc and a teacher")
         return None
     if not isinstance(data, dict):
-        document.problem((), f"A grid is a mapping of keys, not {_what(data)}.", "begin with `methods:`")
+        document.problem((), f"A grid is a mapping of keys, not {what(data)}.", "begin with `methods:`")
         return None
-    _unknown_keys(document, data, FILE_KEYS, ())
+    unknown_keys(document, data, FILE_KEYS, ())
     head = {
-        "name": _text(document, data, "name", name),
-        "description": _text(document, data, "description", ""),
-        "timing": _one_of(document, data, "timing", ("shared", "exclusive")),
-        "test_on": _one_of(document, data, "test_on", ("test", "validation")),
+        "name": text_of(document, data, "name", name),
+        "description": text_of(document, data, "description", ""),
+        "timing": one_of(document, data, "timing", ("shared", "exclusive")),
+        "test_on": one_of(document, data, "test_on", ("test", "validation")),
     }
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
         document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
     base = {key: value for key, value in data.items() if key in PART_KEYS}
-    parts = [_PartCheck(document, base, dict.fromkeys(base, ()), info_of, user_role).part()]
+    parts = [PartCheck(document, base, dict.fromkeys(base, ()), info_of, user_role, preset_of).part()]
     for place, changes in enumerate(_also(document, data)):
         path = ("also", place)
         if not isinstance(changes, dict) or not changes:
             document.problem(
-                path, f"Expected keys that change the grid, got {_what(changes)}.", "e.g. `methods: [random]`"
+                path, f"Expected keys that change the grid, got {what(changes)}.", "e.g. `methods: [random]`"
             )
             continue
-        _unknown_keys(document, changes, PART_KEYS, path)
+        unknown_keys(document, changes, PART_KEYS, path)
         changed = {key: value for key, value in changes.items() if key in PART_KEYS}
         homes: dict[str, Path] = {**dict.fromkeys(base, ()), **dict.fromkeys(changed, path)}
-        parts.append(_PartCheck(document, base | changed, homes, info_of, user_role).part())
+        parts.append(PartCheck(document, base | changed, homes, info_of, user_role, preset_of).part())
     if document.problems:
         return None
     return Grid(**head, parts=tuple(part for part in parts if part is not None), text=text)
 
 
-def _what(value: Any) -> str:
+def what(value: Any) -> str:
     """How a person calls a YAML value."""
     if value is None:
         return "nothing"
@@ -74,25 +76,27 @@ def _what(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
-def _unknown_keys(document: Located, data: dict[str, Any], known: tuple[str, ...], path: Path) -> None:
+def unknown_keys(
+    document: Located, data: dict[str, Any], known: tuple[str, ...], path: Path, owner: str = "A grid"
+) -> None:
     for key in data:
         if key not in known:
-            document.problem((*path, key), f"A grid has no key {key!r} here.", did_you_mean(key, known))
+            document.problem((*path, key), f"{owner} has no key {key!r} here.", did_you_mean(key, known))
 
 
-def _text(document: Located, data: dict[str, Any], key: str, default: str) -> str:
+def text_of(document: Located, data: dict[str, Any], key: str, default: str) -> str:
     value = data.get(key, default)
     if isinstance(value, str):
         return value
-    document.problem((key,), f"Expected text, got {_what(value)}.", "put it in quotes")
+    document.problem((key,), f"Expected text, got {what(value)}.", "put it in quotes")
     return default
 
 
-def _one_of(document: Located, data: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
+def one_of(document: Located, data: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
     value = data.get(key, choices[0])
     if isinstance(value, str) and value in choices:
         return value
-    document.problem((key,), f"Expected {' or '.join(choices)}, got {_what(value)}.", did_you_mean(str(value), choices))
+    document.problem((key,), f"Expected {' or '.join(choices)}, got {what(value)}.", did_you_mean(str(value), choices))
     return choices[0]
 
 
@@ -100,21 +104,28 @@ def _also(document: Located, data: dict[str, Any]) -> list[Any]:
     value = data.get("also", [])
     if isinstance(value, list):
         return value
-    document.problem(("also",), f"Expected a list of partial grids, got {_what(value)}.", "begin each with '- '")
+    document.problem(("also",), f"Expected a list of partial grids, got {what(value)}.", "begin each with '- '")
     return []
 
 
-class _PartCheck:
+class PartCheck:
     """Checks one product; ``homes`` says where in the file each key stands (top level, or an item of ``also``)."""
 
     def __init__(
-        self, document: Located, data: dict[str, Any], homes: dict[str, Path], info_of: InfoOf, user_role: UserRole
+        self,
+        document: Located,
+        data: dict[str, Any],
+        homes: dict[str, Path],
+        info_of: InfoOf,
+        user_role: UserRole,
+        preset_of: PresetOf = preset,
     ):
         self.document = document
         self.data = data
         self.homes = homes
         self.info_of = info_of
         self.user_role = user_role
+        self.preset_of = preset_of
 
     def part(self) -> Part | None:
         before = len(self.document.problems)
@@ -123,8 +134,8 @@ class _PartCheck:
                 self.document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
         infos = self._datasets()
         ipc = self._numbers("ipc", least=1)
-        methods = self._chosen("methods", lambda name: METHODS.get(name))
-        protocols = self._chosen("protocols", preset, [{"rd3": {}}])
+        methods = self._chosen("methods", self._method)
+        protocols = self._chosen("protocols", self.preset_of, [{"rd3": {}}])
         values: dict[str, Any] = {
             "methods": tuple(chosen for chosen, _path in methods),
             "datasets": tuple(infos),
@@ -160,16 +171,16 @@ class _PartCheck:
         if value is default:
             return default or []
         if not isinstance(value, list):
-            self.document.problem(self._at(key), f"Expected a list, got {_what(value)}.", f"write `{key}: [...]`")
+            self.document.problem(self._at(key), f"Expected a list, got {what(value)}.", f"write `{key}: [...]`")
             return []
         if not value:
             self.document.problem(
                 self._at(key), "The list is empty: the grid would expand to nothing.", "name at least one"
             )
-        self._repeats(value, self._at(key))
+        self.repeats(value, self._at(key))
         return value
 
-    def _repeats(self, items: list[Any], path: Path) -> None:
+    def repeats(self, items: list[Any], path: Path) -> None:
         seen: dict[str, int] = {}
         for place, item in enumerate(items):
             number = isinstance(item, int | float) and not isinstance(item, bool)
@@ -183,23 +194,31 @@ class _PartCheck:
         found = {}
         for place, name in enumerate(self._list(key)):
             if not isinstance(name, str):
-                self.document.problem(self._at(key, place), f"Expected a name, got {_what(name)}.")
+                self.document.problem(self._at(key, place), f"Expected a name, got {what(name)}.")
                 continue
             with self._noting(self._at(key, place)):
                 found[name] = look_up(name)
         return found
 
+    @staticmethod
+    def _method(name: str) -> Any:
+        return METHODS.get(name)
+
+    @staticmethod
+    def _network(name: str) -> Any:
+        return network_info(name)
+
     def _datasets(self) -> dict[str, DatasetInfo]:
         return self._names("datasets", self.info_of)
 
     def _students(self) -> tuple[str, ...] | None:
-        return tuple(self._names("students", network_info)) if "students" in self.data else None
+        return tuple(self._names("students", self._network)) if "students" in self.data else None
 
     def _numbers(self, key: str, *, least: int, default: list[int] | None = None) -> tuple[int, ...]:
         good = []
         for place, number in enumerate(self._list(key, default)):
             if isinstance(number, bool) or not isinstance(number, int):
-                self.document.problem(self._at(key, place), f"Expected a whole number, got {_what(number)}.")
+                self.document.problem(self._at(key, place), f"Expected a whole number, got {what(number)}.")
             elif not least <= number <= BIGGEST_SEED:
                 bound = f"of at least {least}" if number < least else "below 2^63"
                 said = f"Expected a whole number {bound}, got {number}."
@@ -212,9 +231,7 @@ class _PartCheck:
         value = self.data.get(key, {})
         if isinstance(value, dict):
             return value
-        self.document.problem(
-            self._at(key), f"Expected fields with values, got {_what(value)}.", "write `field: value`"
-        )
+        self.document.problem(self._at(key), f"Expected fields with values, got {what(value)}.", "write `field: value`")
         return {}
 
     def _chosen(
@@ -227,11 +244,11 @@ class _PartCheck:
             if isinstance(item, str):
                 item = {item: {}}
             if not isinstance(item, dict) or len(item) != 1:
-                self.document.problem(path, f"Expected a name, or one name with its values, got {_what(item)}.")
+                self.document.problem(path, f"Expected a name, or one name with its values, got {what(item)}.")
                 continue
             [(name, values)] = item.items()
             if not isinstance(values, dict):
-                said = f"Expected fields with values, got {_what(values)}."
+                said = f"Expected fields with values, got {what(values)}."
                 self.document.problem((*path, name), said, f"write `{name}: {{field: value}}`, or the name alone")
                 continue
             with self._noting(path):
@@ -246,7 +263,7 @@ class _PartCheck:
             return {}
         if not isinstance(value, dict):
             if not isinstance(value, str):
-                said = f"Expected a role, or a role for each dataset, got {_what(value)}."
+                said = f"Expected a role, or a role for each dataset, got {what(value)}."
                 self.document.problem(self._at("teacher"), said, "e.g. `teacher: resnet18`")
                 return {}
             roles, places = dict.fromkeys(infos, value), dict.fromkeys(infos, self._at("teacher"))
@@ -257,7 +274,7 @@ class _PartCheck:
                 if isinstance(role, str):
                     roles[dataset] = role
                 else:
-                    self.document.problem(places[dataset], f"Expected a role, got {_what(role)}.")
+                    self.document.problem(places[dataset], f"Expected a role, got {what(role)}.")
             for dataset in value:
                 with self._noting(places[dataset]):
                     self.info_of(dataset)
@@ -276,15 +293,13 @@ class _PartCheck:
         for name, values in self._mapping("vary").items():
             path = self._at("vary", name)
             if not isinstance(values, list) or not values:
-                self.document.problem(
-                    path, f"Expected a list of values, got {_what(values)}.", f"write `{name}: [...]`"
-                )
+                self.document.problem(path, f"Expected a list of values, got {what(values)}.", f"write `{name}: [...]`")
                 continue
-            self._repeats(values, path)
+            self.repeats(values, path)
             good[name] = tuple(tuple(value) if isinstance(value, list) else value for value in values)
         return good
 
-    def _field(
+    def field(
         self, model: type[BaseModel], base: dict[str, Any], name: str, value: Any, path: Path, owner: str
     ) -> bool:
         """Check one value against its field alone, without any coercion."""
@@ -298,7 +313,7 @@ class _PartCheck:
         except ValidationError as error:
             said = [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
             if said:
-                self.document.problem(path, f"{' / '.join(said)}, got {_what(value)}.")
+                self.document.problem(path, f"{' / '.join(said)}, got {what(value)}.")
             return not said
         return True
 
@@ -310,7 +325,7 @@ class _PartCheck:
             for info in infos.values():
                 base = published(chosen.name, info).values
                 checks = [
-                    self._field(model, base, name, value, (*path, name), owner) for name, value in chosen.values.items()
+                    self.field(model, base, name, value, (*path, name), owner) for name, value in chosen.values.items()
                 ]
                 if all(checks) and checks and ipc:
                     with self._noting(path):
@@ -334,7 +349,7 @@ class _PartCheck:
             for place, value in enumerate(values)
         ]
         for name, value, path in given:
-            checks.append(self._field(EvalProtocol, base, name, value, path, "A protocol"))
+            checks.append(self.field(EvalProtocol, base, name, value, path, "A protocol"))
         twice = [(self._at("vary", name), "protocol") for name in varied if name in shared]
         for chosen, path in protocols:
             twice += [((*path, name), "protocol") for name in chosen.values if name in shared]
@@ -356,6 +371,7 @@ class _PartCheck:
         for where, moved in points:
             fields = shared | chosen.values | moved
             with self._noting(where):
-                resolve_protocol(chosen.name, factor=1, same_network=True, set_size=10**9, overrides=fields)
+                rule = self.preset_of(chosen.name)
+                resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)
                 if "loss" in fields:
                     LOSSES.get(fields["loss"])

@@ -38,17 +38,18 @@ class Problem(NamedTuple):
 
 
 class GridErrors(RD3Error):
-    """Every mistake of one grid file, at once."""
+    """Every mistake of one grid file, or of another kind of file (``what``), at once."""
 
-    def __init__(self, source: str, problems: Iterable[Problem]):
+    def __init__(self, source: str, problems: Iterable[Problem], what: str = "Grid"):
         self.source = source
+        self.what = what
         self.problems = list(problems)
         count = len(self.problems)
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"Grid {source} has {count} mistake{'s' if count != 1 else ''}:\n{lines}")
+        super().__init__(f"{what} {source} has {count} mistake{'s' if count != 1 else ''}:\n{lines}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.problems)
+        return type(self), (self.source, self.problems, self.what)
 
 
 @dataclass

@@ -23,6 +23,11 @@ class Session:
     def home(self) -> Path:
         return self.place.home
 
+    @property
+    def presets(self) -> Path:
+        """The user's own protocols, one YAML file each."""
+        return self.home / "presets"
+
 
 def _without_secret(uri: str) -> str:
     """The address as it is: it travels to every trial, into logs and tables, so no password may be in it."""
@@ -47,3 +52,23 @@ def session() -> Session:
             home=home,
         ),
     )
+
+
+def addresses_set() -> dict[str, str]:
+    """The addresses that the user has set and that a cluster may share: of the ledger and of the tracking server."""
+    return {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS") if os.environ.get(name)}
+
+
+def driver_secrets() -> dict[str, str]:
+    """Variables in the file that ``RD3_DRIVER_ENV`` names: credentials of a driver on a node whose trials have none."""
+    named = os.environ.get("RD3_DRIVER_ENV")
+    if not named:
+        return {}
+    path = Path(named).expanduser()
+    try:
+        if path.stat().st_mode & 0o077:
+            raise BadValue(f"Others may read {path}, which RD3_DRIVER_ENV names.", f"chmod 600 {path}")
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    except OSError as error:
+        raise BadValue(f"RD3_DRIVER_ENV names {path}: {error.strerror}.", "mend or unset it") from None
+    return {name.strip(): value for name, _equals, value in (line.partition("=") for line in lines)}

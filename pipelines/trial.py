@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines import trial_log
+from pipelines.parcels import ensure_data
 from pipelines.shares import collect, deliver
 from rd3.datasets import Roots
 from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error
@@ -199,6 +200,7 @@ def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
 
     store, result = job.store, job.folder / "result"
     documents = open_documents(job.artifacts)
+    _bring_data(job, recipe, progress)
     _check_parents(recipe, store, progress)
     _patiently(lambda: collect(documents, job.key, result, tuple(job.blocks)), progress)
     device = "cuda" if job.gpu else "cpu"
@@ -256,6 +258,7 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
         with contextlib.suppress(DataMissing, DataCorrupt):
             check_files(result, entry.files, recipe.label())
             return entry
+    _bring_data(job, recipe, progress)
     _check_parents(recipe, store, progress)
     if job.in_shares:
         _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
@@ -273,6 +276,11 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
     )
     write_atomically(kept, entry.model_dump_json())
     return entry
+
+
+def _bring_data(job: Job, recipe: Any, progress: Progress) -> None:
+    """The dataset, where this machine lacks it."""
+    _patiently(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
 
 
 def _carried(progress: Progress, carrier: Carrier) -> Progress:

@@ -40,6 +40,8 @@ TEST_BATCH = 250
 
 Progress = Callable[[float, str], None]
 """Called with the done fraction (0-1) and a note for people, at least once an epoch."""
+Tested = Callable[[int, float], None]
+"""Called with an epoch (1-based) and the top-1 accuracy in per cent after it."""
 
 
 def train_and_test(
@@ -51,12 +53,14 @@ def train_and_test(
     *,
     device: torch.device | str,
     progress: Progress = lambda fraction, note: None,
+    tested: Tested | None = None,
 ) -> EvalResult:
     """Train the recipe's student on a synthetic set and test it on the recipe's test split.
 
     ``images``: (N, 3, H, W) uint8 or float32 in [0, 1]; ``labels``: (N,) int64; ``teachers`` take pixels in [0, 1] and
     are never changed.  Every random number comes from the student seed, so a run on one CPU thread repeats bit by bit.
-    Raises :class:`Diverged` at the end of the epoch in which a loss is not finite.
+    Raises :class:`Diverged` at the end of the epoch in which a loss is not finite.  ``tested`` is called after each
+    test at the protocol's ``test_epochs``; what it raises ends the training, which is how a sweep stops a poor trial.
 
     Deviations: the references augment per sample in loader workers; here a batch at a time on the device, by the same
     laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.
@@ -80,6 +84,7 @@ def train_and_test(
     test_epochs = set(protocol.test_epochs) | {protocol.epochs}
     watch = _Watch(protocol.epochs, len(images), len(test_epochs) * len(dataset.labels(recipe.tested_on)), progress)
 
+    total = len(dataset.labels(recipe.tested_on))
     curve: list[dict[str, float]] = []
     tests: dict[int, torch.Tensor] = {}
     with _repeatable(recipe.student_seed, device):
@@ -109,8 +114,9 @@ def train_and_test(
             watch.trained(epoch)
             if epoch in test_epochs:
                 tests[epoch] = _right_per_class(student, dataset, recipe, device, watch)
+                if tested is not None and epoch in protocol.test_epochs:
+                    tested(epoch, 100 * int(tests[epoch].sum()) / total)
 
-    total = len(dataset.labels(recipe.tested_on))
     correct = int(tests[protocol.epochs].sum())
     return EvalResult(
         tested_on=recipe.tested_on,

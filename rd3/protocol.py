@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -98,27 +100,60 @@ def presets() -> dict[str, Preset]:
 
 
 def preset(name: str) -> Preset:
-    """The preset called ``name``."""
-    if name not in presets():
-        raise UnknownName(f"There is no protocol {name!r}.", did_you_mean(name, list(presets())))
-    return presets()[name]
+    """The preset that ships under ``name``."""
+    return _known(name, presets())
+
+
+PresetOf = Callable[[str], Preset]
+"""Name to preset; raises :class:`UnknownName`."""
+
+
+def user_presets(folder: Path) -> dict[str, Preset]:
+    """A user's own presets by name: ``<name>.yaml`` in ``folder``, none where there is no such folder."""
+    return {path.stem: read_preset(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def preset_reader(folder: Path) -> PresetOf:
+    """Finds the presets that ship and those in ``folder``; a name that ships cannot be taken by another."""
+    return lambda name: presets()[name] if name in presets() else _known(name, {**user_presets(folder), **presets()})
+
+
+def read_preset(path: Path) -> Preset:
+    """One preset file; raises :class:`BadValue` with the first mistake."""
+    try:
+        found = Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "mend it or remove it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadValue(f"{path} is no protocol: {place}: {first['msg']}.", "mend it or remove it") from None
+    if found.name != path.stem:
+        raise BadValue(f"{path} calls its protocol {found.name!r}.", f"name the file {found.name}.yaml")
+    return found
+
+
+def _known(name: str, known: dict[str, Preset]) -> Preset:
+    if name not in known:
+        raise UnknownName(f"There is no protocol {name!r}.", did_you_mean(name, list(known)))
+    return known[name]
 
 
 def resolve_protocol(
-    name: str,
+    rule: str | Preset,
     *,
     factor: int,
     same_network: bool,
     set_size: int,
     overrides: dict[str, Any] | None = None,
 ) -> EvalProtocol:
-    """Resolve a preset for one student and one set.
+    """Resolve a preset, or the shipped one of that name, for one student and one set.
 
     ``factor`` is the dataset's; ``same_network`` says whether student and label teacher are one architecture;
     ``set_size`` is |S| in images.  ``overrides`` are fields that a grid or a user sets; they win over the preset,
     and the batch is capped at |S| all the same.
     """
-    rule = preset(name)
+    rule = preset(rule) if isinstance(rule, str) else rule
     values = {"factor": factor, **rule.all, **(rule.same_network if same_network else rule.other_network)}
     changed = dict(overrides or {})
     unknown = [field for field in changed if field not in EvalProtocol.model_fields]
@@ -135,11 +170,11 @@ def resolve_protocol(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise BadValue(f"Protocol {name}{': ' + place if place else ''}: {first['msg']}.") from None
+        raise BadValue(f"Protocol {rule.name}{': ' + place if place else ''}: {first['msg']}.") from None
 
 
-def reductions(name: str, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:
+def reductions(rule: str | Preset, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:
     """What a run does less of than published: field to (made, published).  Today only epochs can be cut."""
-    rule = preset(name)
+    rule = preset(rule) if isinstance(rule, str) else rule
     published = preset(rule.reduces).all["epochs"] if rule.reduces else rule.all["epochs"]
     return {"epochs": (resolved.epochs, published)} if resolved.epochs < published else {}

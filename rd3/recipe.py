@@ -80,7 +80,10 @@ class Normalisation(Frozen):
 
 
 class Data(Frozen):
-    """A dataset as it was found: its name, the fingerprint of its content, and the part that was drawn from."""
+    """A dataset as it was found: its name, the fingerprint of its content, and the part that was drawn from.
+
+    The fingerprint is of all images, or of the training images alone where nothing else is used.
+    """
 
     name: str
     fingerprint: str
@@ -101,6 +104,11 @@ class Recipe(Frozen):
         copy = super().model_copy(**options)
         copy.__dict__.pop("key", None)
         return copy
+
+    @property
+    def training_only(self) -> bool:
+        """Made without a look at the test split; ``data.fingerprint`` is then that of the training images alone."""
+        return self.data.split == "fit"
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
         """(kind, key) of everything this is made from."""
@@ -261,6 +269,10 @@ class EvaluationRecipe(Recipe):
             normalisation=normalisation,
             **{"data": made.data, "classes": made.classes, "resolution": made.resolution, **changed},
         )
+
+    @property
+    def training_only(self) -> bool:
+        return self.data.split == "fit" and self.tested_on == "validation"
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
         return (("set", self.set), *(("teacher", key) for key in self.teachers))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from rd3.synthetic_set import Manifest, SetOnDisk
 
 Progress = Callable[[float, str], None]
+Tested = Callable[[int, float], None]
+"""Called with an epoch (1-based) and the top-1 accuracy in per cent after it."""
 
 
 def _silent(fraction: float, note: str) -> None:
@@ -43,8 +45,11 @@ def _silent(fraction: float, note: str) -> None:
 
 
 def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
-    """The dataset of a recipe, which must be the very data that the recipe was written for."""
-    dataset = open_dataset(recipe.data.name, roots)
+    """The dataset of a recipe, which must be the very data that the recipe was written for.
+
+    What is made and tested within the training images is given no others.
+    """
+    dataset = open_dataset(recipe.data.name, roots, training_only=recipe.training_only)
     if dataset.fingerprint != recipe.data.fingerprint:
         raise DataCorrupt(
             f"Dataset {recipe.data.name} here has fingerprint {dataset.fingerprint[:12]}, "
@@ -91,6 +96,7 @@ class _Bench:
     shared_machine: bool | None
     larger: Key | None
     progress: Progress
+    tested: Tested | None = None
 
     def teachers(self, keys: tuple[str, ...]) -> list[Any]:
         return _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
@@ -210,6 +216,7 @@ def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
         bench.dataset,
         device=bench.device,
         progress=bench.progress,
+        tested=bench.tested,
     )
     result.write(bench.out)
     return result.flat(), None
@@ -228,18 +235,20 @@ def perform(
     shared_machine: bool | None = None,
     larger: Key | None = None,
     progress: Progress = _silent,
+    tested: Tested | None = None,
 ) -> Entry:
     """Do one recipe into ``out/result`` and say what came of it; resumes what an earlier attempt left there.
 
     Parents come from ``store``; the caller keeps the files and the entry, and knows whether other work runs beside this
     (``shared_machine``), which a set's manifest says of its times.  ``larger`` is the key of a set of which this one is
-    the first images: where the store has it, they are taken from there.  Raises :class:`RD3Error` children.
+    the first images: where the store has it, they are taken from there.  ``tested`` hears of an evaluation's tests
+    under way, as :func:`rd3.posteval.train_and_test` says.  Raises :class:`RD3Error` children.
     """
     import torch
 
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress)
+    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested)
     result, content = _MAKERS[recipe.kind](recipe, bench)
     return Entry(
         kind=recipe.kind,

@@ -53,7 +53,7 @@ def clock_ahead_s(documents: S3Documents) -> float:
     """Seconds by which the clock of this machine is ahead of the S3 server's, give or take one."""
     asked = time.time()
     with documents.errors():
-        answer = documents.client.list_objects_v2(Bucket=documents.bucket, MaxKeys=1)
+        answer = documents.client.list_objects_v2(Bucket=documents.bucket, Prefix=documents.prefix, MaxKeys=1)
     return ahead_of(answer["ResponseMetadata"]["HTTPHeaders"], asked, time.time())
 
 
@@ -67,7 +67,7 @@ def ahead_of(headers: Mapping[str, str], asked: float, answered: float) -> float
 
 def probe_store(root: str) -> None:
     """Write, read, refuse to overwrite, list and delete one small document; raises unless each does as it should."""
-    documents, name = open_documents(root), f"probe/{uuid.uuid4().hex}"
+    documents, name = open_documents(root), f"probe-{uuid.uuid4().hex}"
     try:
         documents.put(name, b"one", only_if_absent=True)
         if documents.get(name) != b"one":
@@ -101,8 +101,9 @@ def probe_artifacts(place: Place) -> None:
         repository = get_artifact_repository(location, tracking_uri=place.tracking_uri)
         repository.log_artifact(str(sent))
         try:
-            back = Path(repository.download_artifacts(name, dst_path=str(Path(folder, "back"))))
-            if back.read_text() != name:
+            Path(folder, "back").mkdir()
+            repository.download_artifacts(name, dst_path=str(Path(folder, "back")))
+            if Path(folder, "back", name).read_text() != name:
                 raise TrackingError(f"{location} does not give back what was written.", "look into the server's log")
         finally:
             with contextlib.suppress(RD3Error):

@@ -9,12 +9,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd3.cell import Cell
@@ -93,7 +92,7 @@ def _svg(data: bytes) -> Markup:
     return Markup(data.decode())
 
 
-def _when(moment: str) -> str:
+def when(moment: str) -> str:
     """ISO 8601 for people."""
     return moment.replace("T", " ").replace("+00:00", " UTC")
 
@@ -119,7 +118,7 @@ def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
         "hardware": ", ".join(_seen(frame, "device")) + (f", {'/'.join(threads)} thread(s) a trial" if threads else ""),
         "hosts": ", ".join(_seen(frame, "host")),
         "tested on": ", ".join(_seen(frame, "tested_on")),
-        "finished": " to ".join(dict.fromkeys([_when(dates[0]), _when(dates[-1])])) if dates else "",
+        "finished": " to ".join(dict.fromkeys([when(dates[0]), when(dates[-1])])) if dates else "",
         "code version": ", ".join(_seen(frame, "code_version")),
         "torch": ", ".join(_seen(frame, "torch")),
     }
@@ -149,12 +148,13 @@ def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
         if entry is None:
             continue
         accuracy = entry.result.get("top1_pct", entry.result.get("test_top1_pct"))
+        seen = " of the validation images" if entry.result.get("tested_on") == "validation" else ""
         found.append(
             {
                 "dataset": dataset,
                 "role": role,
                 "network": str(entry.recipe.get("network", "")),
-                "accuracy": "not known" if accuracy is None else f"{accuracy:.2f} %",
+                "accuracy": "not known" if accuracy is None else f"{accuracy:.2f} %{seen}",
                 "origin": "imported" if entry.recipe.get("weights") else "trained here",
                 "key": key[:12],
             }
@@ -263,7 +263,12 @@ def _evaluations_csv(frame: pd.DataFrame) -> str:
 
 def _environment(html: bool) -> Environment:
     environment = Environment(
-        autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        loader=PackageLoader("tracking"),
     )
     environment.globals |= {
         "letter": tables.letter,
@@ -281,9 +286,9 @@ def _environment(html: bool) -> Environment:
     return environment
 
 
-def _fill(template: str, page: Page) -> str:
-    source = files("tracking").joinpath("templates", template).read_text(encoding="utf-8")
-    return _environment(template.endswith(".html.j2")).from_string(source).render(page=page)
+def fill(template: str, page: Any) -> str:
+    """A template of this package with what it calls ``page``."""
+    return _environment(template.endswith(".html.j2")).get_template(template).render(page=page)
 
 
 def write_report(
@@ -305,7 +310,7 @@ def write_report(
     page = Page(
         grid=grid_name,
         description=str(facts.get("description", "")),
-        made_at=_when(now()),
+        made_at=when(now()),
         lines=_lines(frame, facts),
         protocols=_protocols(found),
         teachers=_teachers(frame, find),
@@ -320,10 +325,10 @@ def write_report(
         scores=found,
     )
     written = {
-        "report.md": _fill("report.md.j2", page),
+        "report.md": fill("report.md.j2", page),
         "results.csv": tables.to_csv(found),
         "evaluations.csv": _evaluations_csv(frame),
-        "report.html": _fill("report.html.j2", page),
+        "report.html": fill("report.html.j2", page),
     } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
     for name, text in written.items():
         write_atomically(out / name, text)

@@ -67,10 +67,18 @@ class Part:
                     ) from None
 
 
-def get(url: str, headers: dict[str, str] | None = None, body: object = None) -> tuple[int, bytes]:
-    """(status, body) of a request; 0 where nobody answers."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
+def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """(status, body) of a GET; 0 where nobody answers."""
+    return _ask(urllib.request.Request(url, headers=headers or {}))
+
+
+def send(method: str, url: str, headers: dict[str, str], body: object) -> tuple[int, bytes]:
+    """(status, body) of a request that carries JSON."""
+    headers = {"Content-Type": "application/json", **headers}
+    return _ask(urllib.request.Request(url, json.dumps(body).encode(), headers, method=method))
+
+
+def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
             return answer.status, answer.read()
@@ -270,9 +278,12 @@ class Mlflow(Part):
         if get(f"{ask}/experiments/search?max_results=1", _basic(USER, password))[0] == 200:
             return
         admin = _basic("admin", self.place.secret("mlflow-admin"))
-        status, said = get(f"{ask}/users/create", admin, {"username": USER, "password": password})
+        login = {"username": USER, "password": password}
+        status, said = send("POST", f"{ask}/users/create", admin, login)
+        if status != 200:  # it is there, with a password that is no longer the one of the file
+            status, said = send("PATCH", f"{ask}/users/update-password", admin, login)
         if status != 200:
-            raise StackError(f"MLflow does not make its user {USER} ({status}: {said[:200].decode()}).")
+            raise StackError(f"MLflow does not let its user {USER} in ({status}: {said[:200].decode()}).")
 
 
 _AUTH = """[mlflow]
@@ -306,19 +317,25 @@ class RayNode(Part):
         home = place.home / self.name
         home.mkdir(mode=0o700, exist_ok=True)
         processes = ports[60 + 50 * (self.first > 0) :]
+        scratch = place.ray_folder / self.name.removeprefix("ray-")
+        shutil.rmtree(scratch, ignore_errors=True)  # sessions that have ended
         own |= {"min-worker-port": processes[0], "max-worker-port": processes[49]}
         # No AWS_ variable: trials reach files through the tracking server, as an ordinary user of it.
-        env = place.plain | place.login | place.ray_token
+        env = place.plain | place.login | place.ray_token | self.driver()
         env |= {"RD3_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
         env |= {"RAY_enable_metrics_collection": "0"}  # its port would be open on every interface, to everybody
         command = [shutil.which("ray", path=env["PATH"]) or "ray", "start", "--block", f"--node-ip-address={self.ip}"]
         command += ["--num-cpus=1", "--object-store-memory=200000000", "--disable-usage-stats"]
-        command += [f"--temp-dir={place.ray_folder / self.name.removeprefix('ray-')}", "--log-color=false"]
+        command += [f"--temp-dir={scratch}", "--log-color=false"]
         command += [f"--{name}={port}" for name, port in own.items()]
         self.spawn([*command, *self.more()], env)
 
     def more(self) -> list[str]:
         raise NotImplementedError
+
+    def driver(self) -> dict[str, str]:
+        """What only the driver of a job needs, and the trials beside it do not."""
+        return {}
 
     def answers(self) -> bool:
         """Whether the head's dashboard, which wants the token, knows this node as alive."""
@@ -349,6 +366,10 @@ class RayHead(RayNode):
     @property
     def address(self) -> str:
         return f"{self.place.ray_address}, {self.place.dashboard_uri}"
+
+    def driver(self) -> dict[str, str]:
+        lines = "".join(f"{name}={value}\n" for name, value in self.place.s3.items())
+        return {"RD3_DRIVER_ENV": str(self.place.write_secret("driver.env", lines))}
 
     def more(self) -> list[str]:
         gcs, dashboard = self.place.ray_ports[:2]

@@ -38,8 +38,8 @@ def start(parts: list[Part]) -> None:
         if isinstance(part, RayHead):
             _follow(part, parts)
         part.check_ports()
+        part.launch()  # which may install something first
         begun = time.monotonic()
-        part.launch()
         while not part.answers():
             if not part.processes.alive() or time.monotonic() - begun > part.patience_s:
                 raise StackError(_last_words(part))
@@ -103,10 +103,13 @@ def main() -> None:
         ("stop", "end parts in an orderly way"),
         ("kill", "end parts as a crash would, with SIGKILL"),
         ("status", "say what is up; exit code 1 if anything is not"),
+        ("pids", "print the numbers of all processes of parts"),
     ):
         command = commands.add_parser(name, help=text)
-        count = "+" if name == "kill" else "*"
-        command.add_argument("parts", nargs=count, metavar="PART", help=f"of {', '.join(names)} (default: all)")
+        if name == "kill":
+            command.add_argument("parts", nargs="+", metavar="PART", help=f"of {', '.join(names)}")
+        else:
+            command.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)} (default: all)")
     commands.add_parser("env", help='print what a shell has to export to use the stack: eval "$(stack.sh env)"')
     commands.add_parser("wipe", help="stop all, remove data, secrets and logs")
     asked = parser.parse_args()
@@ -121,6 +124,8 @@ def main() -> None:
             wipe(place)
         elif asked.command == "status":
             raise SystemExit(0 if status(parts) else 1)
+        elif asked.command == "pids":
+            print(*sorted(set().union(*(part.processes.members() for part in parts))))
         else:
             {"start": start, "stop": stop, "kill": kill}[asked.command](parts)
 

@@ -13,9 +13,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rd3.errors import BadValue
+from rd3.errors import BadValue, RD3Error
 
 console = Console(highlight=False)
+
+
+@contextlib.contextmanager
+def errors_told() -> Iterator[None]:
+    """An :class:`RD3Error` becomes one sentence on stderr, one fix, and its exit code."""
+    try:
+        yield
+    except RD3Error as error:
+        told = Console(stderr=True, highlight=False, soft_wrap=True)
+        told.print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        told.print(error.message, markup=False)
+        if error.fix:
+            told.print("[bold]Fix:[/] ", end="")
+            told.print(error.fix, markup=False)
+        raise SystemExit(error.exit_code) from None
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:

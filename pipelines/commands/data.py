@@ -11,7 +11,7 @@ import typer
 from pipelines.commands._show import console, progress_bar, show_table
 from pipelines.settings import session
 
-app = typer.Typer(help="Datasets: doctor, fetch, add.", no_args_is_help=True)
+app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
 
 
 @app.command("doctor")
@@ -58,3 +58,30 @@ def add(
         f"{name}: {info.num_classes} classes, {info.train_count} training and {info.test_count} test images, "
         f"class list {info.classes[:12]}"
     )
+
+
+@app.command("push")
+def push(names: Annotated[list[str], typer.Argument(help="Datasets of this machine.", metavar="NAME...")]) -> None:
+    """Send datasets to the tracking server, from where the nodes of a cluster pull them; once a fingerprint."""
+    from pipelines.parcels import push
+
+    here = session()
+    for name in names:
+        with progress_bar(f"push {name}") as progress:
+            parcel, new = push(name, here.place, here.roots, progress)
+            progress(1.0, "")
+        size = f"{parcel.files} files, {parcel.bytes / 2**20:.1f} MiB, fingerprint {parcel.fingerprint[:12]}"
+        console.print(f"{name}: {size}, {'pushed' if new else 'was there'}", markup=False, soft_wrap=True)
+
+
+@app.command("pull")
+def pull(names: Annotated[list[str], typer.Argument(help="Datasets that were pushed.", metavar="NAME...")]) -> None:
+    """Fetch datasets from the tracking server into RD3's own folder, where this machine lacks them."""
+    from pipelines.parcels import pull
+
+    here = session()
+    for name in names:
+        with progress_bar(f"pull {name}") as progress:
+            folder = pull(name, here.place, here.roots, progress=progress)
+            progress(1.0, "")
+        console.print(f"{name}: {folder or 'was here'}", markup=False, soft_wrap=True)

@@ -16,11 +16,17 @@ from pipelines.settings import Session, session
 
 if TYPE_CHECKING:
     from pipelines.expand import Expansion
+    from pipelines.grid_parts import Grid
     from pipelines.plan import Plan
+    from rd3.protocol import PresetOf
     from tracking.ledger import Ledger
 
 GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address; default: this machine.")]
+
+ConcurrentOption = Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")]
+SharesOption = Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)]
+GpuShareOption = Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,19 +39,31 @@ def add_to(app: typer.Typer) -> None:
 
 def expanded(grid: str, here: Session) -> Expansion:
     """The grid's cells and recipes, with the user's own datasets and teachers."""
-    from pipelines.expand import expand
     from pipelines.grid import info_reader, load_grid
-    from rd3.datasets import dataset_fingerprint
+    from rd3.protocol import preset_reader
     from tracking.ledger import Ledger
 
-    ledger, info_of = Ledger(here.place.artifacts), info_reader(here.roots)
-    loaded = load_grid(grid, info_of=info_of, user_role=ledger.role)
+    ledger, info_of, preset_of = Ledger(here.place.artifacts), info_reader(here.roots), preset_reader(here.presets)
+    return expanded_grid(load_grid(grid, info_of=info_of, user_role=ledger.role, preset_of=preset_of), here)
+
+
+def expanded_grid(grid: Grid, here: Session, preset_of: PresetOf | None = None) -> Expansion:
+    """Cells and recipes of a grid that was read or put together; ``preset_of`` finds its protocols."""
+    from pipelines.expand import expand
+    from pipelines.grid import info_reader
+    from rd3.datasets import dataset_fingerprint
+    from rd3.protocol import preset_reader
+    from tracking.ledger import Ledger
+
+    ledger = Ledger(here.place.artifacts)
+    training_only = grid.test_on == "validation"
     return expand(
-        loaded,
-        info_of=info_of,
-        fingerprint_of=lambda name: dataset_fingerprint(name, here.roots),
+        grid,
+        info_of=info_reader(here.roots),
+        fingerprint_of=lambda name: dataset_fingerprint(name, here.roots, training_only=training_only),
         user_role=ledger.role,
         known_set=ledger.known_set,
+        preset_of=preset_of or preset_reader(here.presets),
     )
 
 
@@ -97,9 +115,9 @@ def show_plan(made: Plan, *, every: bool = False) -> None:
 def run(
     grid: GridArgument,
     address: AddressOption = None,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")] = None,
-    shares: Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)] = 1,
-    gpu_share: Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)] = 0.25,
+    concurrent: ConcurrentOption = None,
+    shares: SharesOption = 1,
+    gpu_share: GpuShareOption = 0.25,
 ) -> None:
     """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
     from pipelines.execute import execute

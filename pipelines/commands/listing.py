@@ -65,11 +65,11 @@ def _resolutions(notes: dict[int, str]) -> str:
 
 
 def protocols() -> list[Row]:
-    from rd3.protocol import presets
+    from rd3.protocol import presets, user_presets
 
     return [
         {"name": preset.name, "epochs": preset.all["epochs"], "reduces": preset.reduces, "source": preset.source}
-        for preset in presets().values()
+        for preset in {**user_presets(session().presets), **presets()}.values()
     ]
 
 
@@ -86,6 +86,13 @@ def grids() -> list[Row]:
     return [{"name": grid.name, "description": grid.description} for grid in found]
 
 
+def sweeps() -> list[Row]:
+    from pipelines.sweep.files import load_sweep, shipped_sweeps
+
+    found = [load_sweep(name) for name in shipped_sweeps()]
+    return [{"name": sweep.name, "description": sweep.description} for sweep in found]
+
+
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "methods": methods,
     "datasets": datasets,
@@ -93,6 +100,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "protocols": protocols,
     "losses": losses,
     "grids": grids,
+    "sweeps": sweeps,
 }
 
 
@@ -102,7 +110,7 @@ def add_to(app: typer.Typer) -> None:
         kind: Annotated[str, typer.Argument(help=" | ".join(KINDS))],
         as_json: Annotated[bool, typer.Option("--json", help="An array of objects, each with a name.")] = False,
     ) -> None:
-        """List methods, datasets, networks, protocols, losses or grids."""
+        """List methods, datasets, networks, protocols, losses, grids or sweeps."""
         if kind not in KINDS:
             raise UnknownName(f"There is nothing called {kind!r} to list.", did_you_mean(kind, list(KINDS)))
         show_table(KINDS[kind](), as_json=as_json)

@@ -12,12 +12,13 @@ from rd3.datasets._registry import (
     dataset_info,
     dataset_names,
     dataset_source,
+    fingerprint_in,
     open_dataset,
     register_dataset,
 )
 from rd3.datasets._source import Copy, Counts, FileSource, Source
 from rd3.datasets._upkeep import Finding, doctor, fetch
-from rd3.datasets._user import add_folder
+from rd3.datasets._user import add_folder, register, registration
 
 __all__ = [
     "SOURCES",
@@ -42,6 +43,9 @@ __all__ = [
     "dataset_source",
     "doctor",
     "fetch",
+    "fingerprint_in",
     "open_dataset",
+    "register",
     "register_dataset",
+    "registration",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,16 @@ from rd3.errors import DataCorrupt
 if TYPE_CHECKING:
     import torch
 
-ARRAYS = ("train", "train_labels", "test", "test_labels")
-"""What a decoded file holds, in the order of its fingerprint."""
+
+def _arrays(parts: Iterable[str]) -> list[str]:
+    """What a decoded file holds, in the order of its fingerprint."""
+    return [name for part in parts for name in (part, f"{part}_labels")]
 
 
 class MemoryDataset(SplitDataset):
     """Decoded images in memory (or in a mapped file that several processes share).
 
-    ``pixels`` holds ``train`` and ``test`` as (N, 3, H, W) uint8.
+    ``pixels`` holds ``train`` and, unless it was opened without, ``test`` as (N, 3, H, W) uint8.
 
     Deviations: ``original`` answers at ``info.resolution``; what was resized on decoding is not kept.
     """
@@ -36,7 +38,7 @@ class MemoryDataset(SplitDataset):
         pixels: dict[str, torch.Tensor],
         labels: dict[str, np.ndarray],
     ):
-        super().__init__(info, fingerprint, labels["train"], labels["test"])
+        super().__init__(info, fingerprint, labels["train"], labels.get("test"))
         self._pixels = pixels
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
@@ -53,34 +55,35 @@ class MemoryDataset(SplitDataset):
         return self._pixels[part][int(positions[0])]
 
 
-def open_in_memory(info: DatasetInfo, found: Found, home: Path) -> Dataset:
+def open_in_memory(info: DatasetInfo, found: Found, home: Path, training_only: bool = False) -> Dataset:
     """Decoded images: from the file of an earlier opening, checked against its hash, or decoded now and kept."""
     how = f"decoded 1 {info.resolution} {info.test_resize} {info.classes}"
-    path = cache_file(home, info.name, [how, *found.train.stamp(), "test", *found.test.stamp()])
-    opened = _checked(path, info, found)
+    path = cache_file(home, info.name, [how, *found.stamp(training_only)])
+    parts = found.parts(training_only)
+    opened = _checked(path, info, found, parts)
     if opened is None:
         arrays = {}
-        for part, records in found.parts().items():
+        for part, records in parts.items():
             arrays[f"{part}_labels"] = records.labels
             arrays[part] = records.pixels(info)
-        fingerprint = content_hash([arrays[name] for name in ARRAYS], info.class_ids)
+        fingerprint = content_hash([arrays[name] for name in _arrays(parts)], info.class_ids)
         write_arrays(path, arrays, {"fingerprint": fingerprint})
-        opened = _checked(path, info, found)
+        opened = _checked(path, info, found, parts)
     if opened is None:
         raise DataCorrupt(f"{path} was written and cannot be read back.", "check the disk that holds RD3's home folder")
     return opened
 
 
-def _checked(path: Path, info: DatasetInfo, found: Found) -> MemoryDataset | None:
+def _checked(path: Path, info: DatasetInfo, found: Found, parts: Iterable[str]) -> MemoryDataset | None:
     """The dataset in a decoded file; None when the file is missing, truncated or altered."""
     cached = read_arrays(path)
-    if cached is None or not set(ARRAYS) <= set(cached[0]):
+    if cached is None or not set(_arrays(parts)) <= set(cached[0]):
         return None
     tensors, meta = cached
-    arrays = {name: tensors[name].numpy() for name in ARRAYS}
+    arrays = {name: tensors[name].numpy() for name in _arrays(parts)}
     fingerprint = content_hash(list(arrays.values()), info.class_ids)
     if fingerprint != meta.get("fingerprint"):
         return None
-    labels = {part: arrays[f"{part}_labels"] for part in ("train", "test")}
-    pixels = {part: tensors[part] for part in ("train", "test")}
+    labels = {part: arrays[f"{part}_labels"] for part in parts}
+    pixels = {part: tensors[part] for part in parts}
     return MemoryDataset(settled(info, found, labels), fingerprint, pixels, labels)

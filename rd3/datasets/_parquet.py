@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -69,32 +69,46 @@ def _column(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
     )
 
 
+class _Layout(NamedTuple):
+    label_column: str
+    image_column: str
+    counts: list[int]
+    """Rows of each file."""
+
+
 class ParquetRecords(Records):
     """One split in one or several Parquet files."""
 
     def __init__(self, files: Sequence[Path], info: DatasetInfo):
         self.files = list(files)
         self.info = info
-        opened = [_open(path) for path in self.files]
-        self.label_column = _column(opened[0], self.files[0], LABEL_COLUMNS)
-        self.image_column = _column(opened[0], self.files[0], IMAGE_COLUMNS)
-        self.counts = [one.metadata.num_rows for one in opened]
-        for one, path in zip(opened, self.files, strict=True):
-            self._check_features(one.schema_arrow.metadata or {}, path)
 
-    def _check_features(self, metadata: dict[bytes, bytes], path: Path) -> None:
+    @cached_property
+    def _layout(self) -> _Layout:
+        """What the files say of themselves; read when it is wanted, so that a part that nobody uses stays closed."""
+        opened = [_open(path) for path in self.files]
+        label_column = _column(opened[0], self.files[0], LABEL_COLUMNS)
+        for one, path in zip(opened, self.files, strict=True):
+            self._check_features(one.schema_arrow.metadata or {}, path, label_column)
+        return _Layout(
+            label_column,
+            _column(opened[0], self.files[0], IMAGE_COLUMNS),
+            [one.metadata.num_rows for one in opened],
+        )
+
+    def _check_features(self, metadata: dict[bytes, bytes], path: Path, label_column: str) -> None:
         try:
             features: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-            names = features[self.label_column]["names"]
+            names = features[label_column]["names"]
         except (KeyError, TypeError, ValueError):
             return
         check_order(names, self.info.class_ids, self.info.class_names, str(path))
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return sum(self._layout.counts)
 
     def where(self, index: int) -> str:
-        for path, count in zip(self.files, self.counts, strict=True):
+        for path, count in zip(self.files, self._layout.counts, strict=True):
             if index < count:
                 return f"{path}, row {index}"
             index -= count
@@ -122,10 +136,10 @@ class ParquetRecords(Records):
         import pyarrow as pa
 
         parts: list[np.ndarray] = []
-        for array in self._batches(self.label_column):
+        for array in self._batches(self._layout.label_column):
             if not pa.types.is_integer(array.type):
                 raise DataCorrupt(
-                    f"{self.files[0]}: column {self.label_column} is {array.type}, expected int64.",
+                    f"{self.files[0]}: column {self._layout.label_column} is {array.type}, expected int64.",
                     "convert it to the Hugging Face image layout",
                 )
             if array.null_count:
@@ -148,7 +162,7 @@ class ParquetRecords(Records):
 
     def __iter__(self) -> Iterator[bytes]:
         row = 0
-        for array in self._batches(self.image_column):
+        for array in self._batches(self._layout.image_column):
             for encoded in self._bytes(array):
                 if not encoded:
                     raise DataCorrupt(f"{self.where(row)}: no image bytes.", "get that file again from its source")
@@ -161,7 +175,7 @@ class ParquetRecords(Records):
         if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
             return array.field("bytes").to_pylist()
         raise DataCorrupt(
-            f"{self.files[0]}: column {self.image_column} is {array.type}, expected struct<bytes, path>.",
+            f"{self.files[0]}: column {self._layout.image_column} is {array.type}, expected struct<bytes, path>.",
             "convert it to the Hugging Face image layout",
         )
 

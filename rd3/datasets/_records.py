@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,8 +61,25 @@ class Found:
     source: str = ""
     """What the folder says of itself, if it does."""
 
-    def parts(self) -> dict[str, Records]:
-        return {"train": self.train, "test": self.test}
+    def parts(self, training_only: bool = False) -> dict[str, Records]:
+        return {"train": self.train} if training_only else {"train": self.train, "test": self.test}
+
+    def counts(self, training_only: bool = False) -> tuple[int, ...]:
+        """Images of each part."""
+        return tuple(len(records) for records in self.parts(training_only).values())
+
+    def stamp(self, training_only: bool = False) -> list[str]:
+        """Changes when a file of these parts does."""
+        return (
+            ["training only", *self.train.stamp()]
+            if training_only
+            else [*self.train.stamp(), "test", *self.test.stamp()]
+        )
+
+
+def counts_text(counts: Sequence[int]) -> str:
+    """``200 training and 150 test``, or the first alone."""
+    return " and ".join(f"{count} {part}" for count, part in zip(counts, ("training", "test"), strict=False))
 
 
 def file_stamp(path: Path, name: str) -> str:
@@ -85,7 +102,7 @@ def settled(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> D
         update={
             "source": found.source or info.source,
             "train_count": len(labels["train"]),
-            "test_count": len(labels["test"]),
+            "test_count": len(labels["test"]) if "test" in labels else info.test_count,
             "train_per_class": int(per_class.min()),
         }
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._source import Source
-from rd3.datasets._user import user_sources
+from rd3.datasets._user import Registration, UserSource, user_sources
 from rd3.errors import UnknownName
 from rd3.registry import Registry, did_you_mean
 
@@ -38,11 +41,24 @@ def dataset_info(name: str, roots: Roots | None = None) -> DatasetInfo:
     return dataset_source(name, roots).info
 
 
-def open_dataset(name: str, roots: Roots) -> Dataset:
-    """Open a dataset; raises DataMissing with the folders that were looked in, DataCorrupt or ClassOrderError."""
-    return dataset_source(name, roots).open(roots)
+def open_dataset(name: str, roots: Roots, *, training_only: bool = False) -> Dataset:
+    """Open a dataset; raises DataMissing with the folders that were looked in, DataCorrupt or ClassOrderError.
+
+    ``training_only``: without its test split.  No test file is opened, and asking for a test image raises.
+    """
+    source = dataset_source(name, roots)
+    return source.open_training(roots) if training_only else source.open(roots)
 
 
-def dataset_fingerprint(name: str, roots: Roots) -> str:
+def dataset_fingerprint(name: str, roots: Roots, *, training_only: bool = False) -> str:
     """The fingerprint of a dataset, without opening it again where its files have not changed; raises as opening."""
-    return dataset_source(name, roots).fingerprint(roots)
+    return dataset_source(name, roots).fingerprint(roots, training_only)
+
+
+def fingerprint_in(folder: Path, roots: Roots, entry: dict[str, Any] | None = None) -> str:
+    """The fingerprint of a copy of a dataset in a folder that is called like it; raises as opening.
+
+    ``entry``: what the user has registered, for a dataset of the user's own.
+    """
+    source = UserSource(Registration(folder=folder, **entry)) if entry else SOURCES.get(folder.name)()
+    return source.fingerprint(replace(roots, data=folder.parent))

@@ -13,7 +13,8 @@ from rd3.datasets._cache import replacing, short_hash
 from rd3.datasets._folder import find_folder
 from rd3.datasets._memory import open_in_memory
 from rd3.datasets._parquet import find_parquet
-from rd3.datasets._records import Found, settled
+from rd3.datasets._records import Found, counts_text, settled
+from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
 
@@ -62,19 +63,24 @@ class Source(ABC):
     def open(self, roots: Roots) -> Dataset:
         """Open it; raises DataMissing, DataCorrupt or ClassOrderError."""
 
+    def open_training(self, roots: Roots) -> Dataset:
+        """Open it without its test split, with a fingerprint of what is left; raises as ``open`` does."""
+        return TrainingOnly(self.open(roots))
+
     @abstractmethod
-    def stamp(self, roots: Roots) -> list[str]:
+    def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
         """Names, sizes and times of what is on disk: the same lines mean the same data."""
 
-    def fingerprint(self, roots: Roots) -> str:
+    def fingerprint(self, roots: Roots, training_only: bool = False) -> str:
         """The fingerprint of what is there, remembered from an earlier opening while the files keep their stamp.
 
         For planning: whoever works with the images opens them, which checks their content.
         """
-        lines = [self.info.name, self.info.classes, str(self.info.resolution), *self.stamp(roots)]
+        part = ["training only"] if training_only else []
+        lines = [self.info.name, self.info.classes, str(self.info.resolution), *part, *self.stamp(roots, training_only)]
         path = roots.home / "data" / f"{self.info.name}-{short_hash(lines)[:16]}.fingerprint"
         if not path.is_file():
-            fingerprint = self.open(roots).fingerprint
+            fingerprint = (self.open_training if training_only else self.open)(roots).fingerprint
             with replacing(path) as part:
                 part.write_text(fingerprint)
         return path.read_text()
@@ -113,36 +119,36 @@ class FileSource(Source):
         parquet = find_parquet(folder, self.info, self.test_names)
         return parquet or find_folder(folder, self.info, self.test_names)
 
-    def find(self, roots: Roots) -> Found:
-        """The first copy there is, its counts checked."""
+    def find(self, roots: Roots, training_only: bool = False) -> Found:
+        """The first copy there is, its counts checked; with ``training_only`` no test file is opened."""
         places = self.places(roots)
         for folder in places:
             found = self.look(folder) if folder.is_dir() else None
             if found is not None:
-                counts = self.check_counts(found)
+                counts = self.check_counts(found, training_only)
                 return replace(found, source=found.source or counts.source)
         raise DataMissing(
             f"Dataset {self.info.name} is not there; looked in {', '.join(map(str, places))}.", self.how_to_get(roots)
         )
 
-    def check_counts(self, found: Found) -> Counts:
+    def check_counts(self, found: Found, training_only: bool = False) -> Counts:
         """Refuse a part for the whole, the whole for a part, and anything incomplete."""
         from rd3.datasets._registry import SOURCES
 
-        got, name = (len(found.train), len(found.test)), self.info.name
+        got, name = found.counts(training_only), self.info.name
         for counts in self.complete():
-            if got == counts[:2]:
+            if got == counts[: len(got)]:
                 return counts
         for other in (SOURCES.get(known)() for known in SOURCES):
             related = other.info.parent == name or other.info.name == self.info.parent
-            if related and isinstance(other, FileSource) and got in [counts[:2] for counts in other.complete()]:
+            if related and isinstance(other, FileSource) and got in [counts[: len(got)] for counts in other.complete()]:
                 raise DataCorrupt(
-                    f"{found.folder} holds {other.info.name} ({got[0]} training and {got[1]} test images), not {name}.",
+                    f"{found.folder} holds {other.info.name} ({counts_text(got)} images), not {name}.",
                     f"use dataset {other.info.name}, or put {name} there",
                 )
-        wanted = " or ".join(f"{counts.train} and {counts.test}" for counts in self.complete())
+        wanted = " or ".join(" and ".join(map(str, counts[: len(got)])) for counts in self.complete())
         raise DataCorrupt(
-            f"{found.folder} holds {got[0]} training and {got[1]} test images; {name} has {wanted}.",
+            f"{found.folder} holds {counts_text(got)} images; {name} has {wanted}.",
             f"complete it, or register it under another name: rd3 data add NAME --folder {found.folder}",
         )
 
@@ -151,11 +157,16 @@ class FileSource(Source):
         labels = {part: records.labels for part, records in found.parts().items()}
         return Copy(found.folder, found.layout, settled(self.info, found, labels))
 
-    def stamp(self, roots: Roots) -> list[str]:
-        found = self.find(roots)
-        return [*found.train.stamp(), "test", *found.test.stamp()]
+    def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
+        return self.find(roots, training_only).stamp(training_only)
 
     def open(self, roots: Roots) -> Dataset:
-        found = self.find(roots)
+        return self._opened(roots, training_only=False)
+
+    def open_training(self, roots: Roots) -> Dataset:
+        return self._opened(roots, training_only=True)
+
+    def _opened(self, roots: Roots, training_only: bool) -> Dataset:
+        found = self.find(roots, training_only)
         opener = open_in_memory if self.info.resolution <= MEMORY_SIDE else open_stream
-        return opener(self.info, found, roots.home)
+        return opener(self.info, found, roots.home, training_only)

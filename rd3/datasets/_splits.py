@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
+from rd3.datasets._cache import short_hash
+from rd3.errors import BadValue
 from rd3.seeding import derive
+
+if TYPE_CHECKING:
+    import torch
 
 VALIDATION_SHARE = 10
 """One training image in this many goes to validation: the smallest class's count divided by it, at least one."""
@@ -53,15 +59,17 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 class SplitDataset(Dataset):
-    """A dataset stored in two parts, ``train`` and ``test``; ``fit`` and ``validation`` are carved from the first."""
+    """A dataset stored in two parts, ``train`` and ``test``; ``fit`` and ``validation`` are carved from the first.
 
-    def __init__(self, info: DatasetInfo, fingerprint: str, train_labels: np.ndarray, test_labels: np.ndarray):
+    Without ``test_labels`` it was opened for training only, and refuses the test split.
+    """
+
+    def __init__(self, info: DatasetInfo, fingerprint: str, train_labels: np.ndarray, test_labels: np.ndarray | None):
         self.info = info
         self._fingerprint = fingerprint
-        self._labels: dict[str, np.ndarray] = {
-            "train": _frozen(np.array(train_labels, dtype=np.int64)),
-            "test": _frozen(np.array(test_labels, dtype=np.int64)),
-        }
+        self._labels: dict[str, np.ndarray] = {"train": _frozen(np.array(train_labels, dtype=np.int64))}
+        if test_labels is not None:
+            self._labels["test"] = _frozen(np.array(test_labels, dtype=np.int64))
         self._carved: dict[str, np.ndarray] = {}
 
     @property
@@ -77,12 +85,49 @@ class SplitDataset(Dataset):
         return self._carved
 
     def labels(self, split: Split) -> np.ndarray:
+        if split == "test" and split not in self._labels:
+            raise no_test(self.info)
         if split not in self._labels:
             self._carve()
         return self._labels[split]
 
     def _stored(self, split: Split, indices: Sequence[int]) -> tuple[str, Sequence[int] | np.ndarray]:
         """The stored part that these images lie in, and their positions there; a range stays a range."""
+        if split == "test" and split not in self._labels:
+            raise no_test(self.info)
         if split in ("train", "test"):
             return split, indices
         return "train", self._carve()[split][np.asarray(indices, dtype=np.int64)]
+
+
+def no_test(info: DatasetInfo) -> BadValue:
+    """Somebody asks for test images where there must be none."""
+    return BadValue(f"Dataset {info.name} was opened without its test split.", "open the whole dataset")
+
+
+class TrainingOnly(Dataset):
+    """A whole dataset without its test split, for sources that cannot be opened in part."""
+
+    def __init__(self, whole: Dataset):
+        self._whole = whole
+        self.info = whole.info
+
+    @property
+    def fingerprint(self) -> str:
+        return short_hash([self._whole.fingerprint, "training only"])
+
+    def _refuse(self, split: Split) -> None:
+        if split == "test":
+            raise no_test(self.info)
+
+    def labels(self, split: Split) -> np.ndarray:
+        self._refuse(split)
+        return self._whole.labels(split)
+
+    def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
+        self._refuse(split)
+        return self._whole.images(split, indices)
+
+    def original(self, split: Split, index: int) -> torch.Tensor:
+        self._refuse(split)
+        return self._whole.original(split, index)

@@ -46,7 +46,7 @@ class StreamDataset(SplitDataset):
         parts: dict[str, Encoded],
         labels: dict[str, np.ndarray],
     ):
-        super().__init__(info, fingerprint, labels["train"], labels["test"])
+        super().__init__(info, fingerprint, labels["train"], labels.get("test"))
         self._parts = parts
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
@@ -106,7 +106,7 @@ class UnpackedRecords:
         return data
 
 
-def _unpack(path: Path, found: Found, class_ids: Sequence[str]) -> None:
+def _unpack(path: Path, parts: dict[str, Records], class_ids: Sequence[str]) -> None:
     """Write every encoded image of Parquet files, which give no random access, one after the other into a file.
 
     Written as a stream: a header of fixed room first, filled in at the end, as the sizes are not known before.
@@ -116,7 +116,7 @@ def _unpack(path: Path, found: Found, class_ids: Sequence[str]) -> None:
     total = 0
     with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(b" " * HEADER_BYTES)
-        for part, records in found.parts().items():
+        for part, records in parts.items():
             starts, sums = [total], []
             for encoded in records:
                 out.write(encoded)
@@ -143,29 +143,31 @@ def _unpack(path: Path, found: Found, class_ids: Sequence[str]) -> None:
         out.write(struct.pack("<Q", HEADER_BYTES - 8) + text.ljust(HEADER_BYTES - 8))
 
 
-def open_stream(info: DatasetInfo, found: Found, home: Path) -> Dataset:
+def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool = False) -> Dataset:
     """Open without decoding.
 
     Class folders are listed anew each time (a few seconds for ImageNet-1K, so that no change is missed); Parquet files
     are unpacked once, under ``home``.
     """
+    records = found.parts(training_only)
     parts: dict[str, Encoded] = {}
-    labels = {part: records.labels for part, records in found.parts().items()}
-    if isinstance(found.train, FolderRecords) and isinstance(found.test, FolderRecords):
-        parts = {"train": found.train, "test": found.test}
-        fingerprint = content_hash([*found.train.content(), *found.test.content()], info.class_ids)
+    labels = {part: own.labels for part, own in records.items()}
+    folders = {part: own for part, own in records.items() if isinstance(own, FolderRecords)}
+    if len(folders) == len(records):
+        parts = dict(folders)
+        fingerprint = content_hash([array for own in folders.values() for array in own.content()], info.class_ids)
     else:
-        tensors, fingerprint = _unpacked(info, found, home)
-        parts = {part: UnpackedRecords(tensors, part, records) for part, records in found.parts().items()}
+        path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.stamp(training_only)])
+        tensors, fingerprint = _unpacked(path, info, records)
+        parts = {part: UnpackedRecords(tensors, part, own) for part, own in records.items()}
     return StreamDataset(settled(info, found, labels), fingerprint, parts, labels)
 
 
-def _unpacked(info: DatasetInfo, found: Found, home: Path) -> tuple[dict[str, torch.Tensor], str]:
+def _unpacked(path: Path, info: DatasetInfo, parts: dict[str, Records]) -> tuple[dict[str, torch.Tensor], str]:
     """The mapped file of an earlier opening, or a new one; and its fingerprint."""
-    path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.train.stamp(), "test", *found.test.stamp()])
     cached = read_arrays(path)
     if cached is None:
-        _unpack(path, found, info.class_ids)
+        _unpack(path, parts, info.class_ids)
         cached = read_arrays(path)
     if cached is None:
         raise DataCorrupt(f"{path} was written and cannot be read back.", "check the disk that holds RD3's home folder")

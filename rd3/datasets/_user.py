@@ -15,7 +15,7 @@ from rd3.datasets._cache import write_json
 from rd3.datasets._classes import check_order
 from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords, check_folders, image_files
-from rd3.datasets._records import Found
+from rd3.datasets._records import Found, counts_text
 from rd3.datasets._source import Counts, FileSource
 from rd3.datasets._splits import carve
 from rd3.errors import BadValue, DataCorrupt, DataMissing
@@ -59,15 +59,15 @@ class UserSource(FileSource):
     def look(self, folder: Path) -> Found | None:
         return read_folder(folder, self.registration.test, self.info)
 
-    def check_counts(self, found: Found) -> Counts:
-        got, wanted = (len(found.train), len(found.test)), (self.info.train_count, self.info.test_count)
-        if got != wanted:
+    def check_counts(self, found: Found, training_only: bool = False) -> Counts:
+        whole, got = (self.info.train_count, self.info.test_count), found.counts(training_only)
+        if got != whole[: len(got)]:
             raise DataCorrupt(
-                f"{found.folder} holds {got[0]} training and {got[1]} test images; "
-                f"{wanted[0]} and {wanted[1]} were there when {self.info.name} was registered.",
+                f"{found.folder} holds {counts_text(got)} images; "
+                f"{' and '.join(map(str, whole[: len(got)]))} were there when {self.info.name} was registered.",
                 f"register it again: rd3 data add {self.info.name} --folder {found.folder}",
             )
-        return Counts(*got, self.info.source)
+        return Counts(*whole, self.info.source)
 
 
 def read_folder(folder: Path, test: str | None, info: DatasetInfo) -> Found:
@@ -165,10 +165,19 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         "normalisation": _measured(found.train, info),
     }
     info = info.model_copy(update=counts)
-    entries = _plain(roots)
-    entries[name] = {"folder": str(folder), "test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
-    write_json(registry_file(roots), entries)
+    register(name, {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
+
+
+def registration(name: str, roots: Roots) -> dict[str, Any] | None:
+    """What is registered under a name, without its folder: fit for another machine.  None for no dataset of a user."""
+    entry = _plain(roots).get(name)
+    return {field: value for field, value in entry.items() if field != "folder"} if entry else None
+
+
+def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> None:
+    """Register what :func:`registration` said elsewhere, for its copy in ``folder``."""
+    write_json(registry_file(roots), _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:

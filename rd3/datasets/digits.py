@@ -60,7 +60,7 @@ class Digits(Source):
     def survey(self, roots: Roots) -> Copy:
         return Copy(None, "scikit-learn", self.info)
 
-    def stamp(self, roots: Roots) -> list[str]:
+    def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
         return [f"scikit-learn {version('scikit-learn')}, RD3 {__version__}"]
 
     def open(self, roots: Roots) -> Dataset:

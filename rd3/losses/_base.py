@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,14 @@ Loss = Callable[["torch.Tensor", LossTargets, EvalProtocol], "torch.Tensor"]
 LOSSES: Registry[Loss] = Registry("loss", "rd3.losses")
 
 
-def register_loss(name: str) -> Callable[[Loss], Loss]:
-    """File a loss under a name, which is then a value of the protocol field ``loss``."""
-    return LOSSES.register(name)
+def register_loss(name: str, *, reads: Collection[str] | None = None) -> Callable[[Loss], Loss]:
+    """File a loss under a name, which is then a value of the protocol field ``loss``.
+
+    ``reads`` names the fields of the protocol that change it; None where nobody says.  A sweep refuses to move others.
+    """
+
+    def file_it(loss: Loss) -> Loss:
+        loss.reads = reads
+        return LOSSES.register(name)(loss)
+
+    return file_it

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@register_loss("ce")
+@register_loss("ce", reads=("hard_mix",))
 def ce(student_logits: torch.Tensor, targets: LossTargets, protocol: EvalProtocol) -> torch.Tensor:
     """Cross-entropy with hard labels; under CutMix both labels by area, or the base label alone (``hard_mix``)."""
     from torch.nn import functional as F

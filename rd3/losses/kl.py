@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@register_loss("kl")
+@register_loss("kl", reads=("temperature", "scale_t2"))
 def kl(student_logits: torch.Tensor, targets: LossTargets, protocol: EvalProtocol) -> torch.Tensor:
     """KL of teacher and student at one temperature, summed over classes, mean over images.
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@register_loss("mse_gt")
+@register_loss("mse_gt", reads=("gamma",))
 def mse_gt(student_logits: torch.Tensor, targets: LossTargets, protocol: EvalProtocol) -> torch.Tensor:
     """Squared error of raw logits, mean over images and classes, plus gamma times cross-entropy with the base labels.
 

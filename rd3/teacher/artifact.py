@@ -61,6 +61,8 @@ class TeacherManifest(BaseModel):
     test_correct: int
     test_count: int
     test_precision: Literal["fp32", "bf16"]
+    tested_on: Split = "test"
+    """``validation`` for a teacher that learned without these images: its uses are not to know the test split."""
     verification: Verification
     curve: list[dict[str, float]] = []
     """A row an epoch: ``epoch`` from 1, ``loss`` (mean over images), ``train_top1_pct``, ``lr`` (of the last step)."""
@@ -103,6 +105,8 @@ def write_teacher(
 ) -> TeacherManifest:
     """Test a finished network, count its verification list and write the folder, the manifest last.
 
+    A teacher of the ``fit`` part is tested on the validation images, which it has not seen, and no others.
+
     The test runs in the recipe's precision; an imported teacher has none and is tested in bf16, which takes a quarter
     of the time on a CPU.  The verification list is counted in fp32.
     """
@@ -111,10 +115,11 @@ def write_teacher(
     if precision == "bf16":
         network = network.to(memory_format=torch.channels_last)
     validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
-    tested = len(dataset.labels("test"))
+    split: Split = "validation" if recipe.data.split == "fit" else "test"
+    tested = len(dataset.labels(split))
     whole = tested + validation
     correct = count_correct(
-        network, dataset, "test", tested, device=device, precision=precision,
+        network, dataset, split, tested, device=device, precision=precision,
         progress=lambda fraction, note: progress(fraction * tested / whole, note),
     )  # fmt: skip
     verified = count_correct(
@@ -137,6 +142,7 @@ def write_teacher(
         test_correct=correct,
         test_count=tested,
         test_precision=precision,
+        tested_on=split,
         verification=Verification(split="validation", count=validation, correct=verified),
         curve=curve,
     )
@@ -188,6 +194,7 @@ def verify(folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.
         "correct": correct,
         "recorded": recorded.correct,
         "difference_pct": 100 * (correct - recorded.correct) / recorded.count,
+        "tested_on": manifest.tested_on,
         "test_top1_pct": manifest.test_top1_pct,
     }
 

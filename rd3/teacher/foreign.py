@@ -73,6 +73,7 @@ def import_weights(
         "top1_pct": manifest.test_top1_pct,
         "correct": manifest.test_correct,
         "tested": manifest.test_count,
+        "tested_on": manifest.tested_on,
         "wall_s": time.perf_counter() - wall,
         "process_s": time.process_time() - process,
     }

@@ -86,6 +86,7 @@ def train(
         "top1_pct": manifest.test_top1_pct,
         "correct": manifest.test_correct,
         "tested": manifest.test_count,
+        "tested_on": manifest.tested_on,
         "epochs": training.epochs,
         "final_loss": counters.curve[-1]["loss"],
         "wall_s": counters.wall_s + time.perf_counter() - wall,

@@ -23,6 +23,14 @@ SCRIPT = ROOT / "infra" / "stack" / "stack.sh"
 PORTS = 200
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses real servers belongs to the platform's tests."""
+    for item in items:
+        if "servers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.platform)
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack of its own; ``env`` is what a driver has to set."""
@@ -42,12 +50,28 @@ class Stack:
         """One command of ``stack.sh``; whether it succeeds is for the caller to see."""
         return subprocess.run([SCRIPT, *words], env=self.own, capture_output=True, text=True, check=False)
 
+    def do(self, *words: str) -> str:
+        """One command of ``stack.sh`` that must succeed; what it says."""
+        done = self(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def pids(self, part: str) -> set[int]:
+        """The processes of a part."""
+        return {int(word) for word in self.do("pids", part).split()}
+
     def start(self, *parts: str) -> None:
         """Start parts, by default all.  In CI one that does not start is a failure, elsewhere the tests are skipped."""
         started = self("start", *parts)
         if started.returncode:
             why = f"the stack did not start: {started.stderr.strip()}"
             (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+
+    def read_env(self) -> None:
+        """Learn what a driver has to set; nothing of the user's own may leak in."""
+        said = (line.removeprefix("export ") for line in self.do("env").splitlines())
+        self.env.update(shlex.split(line)[0].split("=", 1) for line in said)
+        self.env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
 
     def reach(self, patch: pytest.MonkeyPatch) -> None:
         """Make this process a driver of the stack, and of nothing else that its user has."""
@@ -76,10 +100,7 @@ def servers() -> Iterator[Stack]:
         Path(folder).chmod(0o711)
         try:
             made.start("postgres", "s3", "mlflow")
-            said = (line.removeprefix("export ") for line in made("env").stdout.splitlines())
-            made.env.update(shlex.split(line)[0].split("=", 1) for line in said)
-            # Nothing of the user's own may leak in.
-            made.env.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+            made.read_env()
             prepare = [sys.executable, "-m", "pipelines.cli", "infra", "init"]
             subprocess.run(prepare, cwd=ROOT, env=made.own | made.env, check=True, stdout=subprocess.DEVNULL)
             yield made

@@ -54,7 +54,7 @@ class SilentTracker:
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setattr(execution, "Tracker", SilentTracker)
-    monkeypatch.setattr(execution, "check_platform", lambda _session, _address: SilentTracker.calls.append("check"))
+    monkeypatch.setattr(execution, "check_platform", lambda *_given: SilentTracker.calls.append("check"))
     place = Place(tracking_uri="", artifacts=str(tmp_path / "artifacts"), home=tmp_path)
     return Session(Roots(data=None, home=tmp_path), place)
 

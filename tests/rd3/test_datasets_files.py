@@ -16,9 +16,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from rd3.datasets import FileSource, Roots, dataset_info, open_dataset
+from rd3.datasets import FileSource, Roots, dataset_fingerprint, dataset_info, open_dataset
 from rd3.datasets._decode import fit_size
-from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
 
 CLASSES = ("ant", "bee", "cat")
@@ -337,7 +337,9 @@ def test_official_cifar_archive_is_checked_before_it_is_read(tmp_path, monkeypat
     monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]})
     monkeypatch.setattr("rd3.datasets.cifar.BatchRecords.__len__", lambda self: 40 if self.train else 10)
-    monkeypatch.setattr("rd3.datasets._source.FileSource.check_counts", lambda self, found: self.complete()[0])
+    monkeypatch.setattr(
+        "rd3.datasets._source.FileSource.check_counts", lambda self, found, training_only: self.complete()[0]
+    )
     roots = Roots(tmp_path / "data", tmp_path / "home")
     opened = open_dataset("cifar10", roots)
     assert np.array_equal(opened.images("train", range(40)).numpy(), pixels["data_batch_1"].reshape(-1, 3, 32, 32))
@@ -374,3 +376,48 @@ def test_tiny_imagenet_archive(tmp_path):
     (base / "val/val_annotations.txt").write_text(lines[0].replace(ids[199], "n00000000"))
     with pytest.raises(DataCorrupt, match="line 1: class 'n00000000'"):
         Small().open(Roots(tmp_path / "data", tmp_path / "home"))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "layout"), [(32, "parquet"), (224, "parquet"), (32, "folders"), (224, "folders")]
+)
+def test_training_only_opens_no_test_file(roots, tmp_path, resolution, layout):
+    source = Toy(resolution=resolution, resize=resolution)
+    home = tmp_path / "data/toy"
+    if layout == "folders":
+        for path in home.glob("*.parquet"):
+            path.unlink()
+        folders(home)
+    whole = source.open(roots)
+    for path in [*home.glob("test*.parquet"), *(home / "val").rglob("*.png")]:
+        path.unlink()
+        path.mkdir()  # there by its name, and nothing that anybody can read
+    with pytest.raises((DataCorrupt, DataMissing)):
+        source.open(Roots(roots.data, tmp_path / "other")).images("test", [0])
+    part = source.open_training(Roots(roots.data, tmp_path / "other"))
+    assert torch.equal(part.images("validation", [0, 2]), whole.images("validation", [0, 2]))
+    assert (part.labels("fit") == whole.labels("fit")).all()
+    assert part.fingerprint == source.fingerprint(Roots(roots.data, tmp_path / "third"), training_only=True)
+    assert part.fingerprint != whole.fingerprint
+    assert part.info.test_count == 6
+    for ask in (part.labels, lambda split: part.images(split, [0]), lambda split: part.original(split, 0)):
+        with pytest.raises(BadValue, match="toy was opened without its test split"):
+            ask("test")
+
+
+def test_a_source_without_files_refuses_its_test_split_as_well(tmp_path):
+    roots = Roots(None, tmp_path)
+    whole, part = open_dataset("digits", roots), open_dataset("digits", roots, training_only=True)
+    assert torch.equal(part.images("train", range(3)), whole.images("train", range(3)))
+    assert (part.labels("validation") == whole.labels("validation")).all()
+    assert part.fingerprint == dataset_fingerprint("digits", roots, training_only=True) != whole.fingerprint
+    for ask in (part.labels, lambda split: part.images(split, [0]), lambda split: part.original(split, 0)):
+        with pytest.raises(BadValue, match="without its test split"):
+            ask("test")
+
+
+def test_training_only_still_counts_the_training_images(roots):
+    (roots.data / "toy/train-00001-of-00002.parquet").unlink()
+    (roots.data / "toy/train-00000-of-00002.parquet").rename(roots.data / "toy/train.parquet")
+    with pytest.raises(DataCorrupt, match="holds 7 training images; toy has 12"):
+        Toy().open_training(roots)

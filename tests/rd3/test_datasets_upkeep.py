@@ -194,6 +194,6 @@ def test_a_fingerprint_is_remembered_while_the_files_stay(tmp_path, monkeypatch)
 
     monkeypatch.setattr(source, "open", opened)
     assert dataset_fingerprint("digits", roots) == first
-    monkeypatch.setattr(source, "stamp", lambda self, roots: ["other files"])
+    monkeypatch.setattr(source, "stamp", lambda self, roots, training_only: ["other files"])
     with pytest.raises(AssertionError, match="opened again"):
         dataset_fingerprint("digits", roots)

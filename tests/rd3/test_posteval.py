@@ -256,6 +256,20 @@ def test_further_test_epochs_are_diagnostics_only(tiny_students):
     assert watched.flat()["diagnostic_top1_pct_epoch_3"] == watched.diagnostics[3]
 
 
+def test_whoever_hears_of_the_tests_may_stop_the_training(tiny_students):
+    heard, told = [], []
+    result = run(recipe(epochs=4, test_epochs=(1, 3)), tested=lambda epoch, top1_pct: heard.append((epoch, top1_pct)))
+    assert heard == list(result.diagnostics.items()), "the last epoch is the headline, unless it is asked for"
+
+    def stop(epoch, top1_pct):
+        told.append(epoch)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(recipe(epochs=4, test_epochs=(1, 3)), tested=stop)
+    assert told == [1]
+
+
 def test_dropout_repeats_and_leaves_the_process_wide_generator_alone(tiny_students):
     tiny_students.dropout = 0.5
     before = torch.get_rng_state()

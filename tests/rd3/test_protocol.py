@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rd3.errors import BadValue, UnknownName
-from rd3.protocol import presets, reductions, resolve_protocol
+from rd3.protocol import preset_reader, presets, reductions, resolve_protocol
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,35 @@ def test_fewer_epochs_than_published_are_a_reduction():
         assert reductions(name, full) == ({} if full.epochs == 400 else {"epochs": (full.epochs, 400)})
     cut = resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides={"epochs": 3})
     assert reductions("rd3", cut) == {"epochs": (3, 400)}
+
+
+def test_a_users_own_presets_are_found_beside_those_that_ship(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nsource: me\nreduces: rd3\nall: {epochs: 30, zeta: 1.5, batch_size: 4}\n"
+    )
+    preset_of = preset_reader(tmp_path)
+    protocol = resolve_protocol(preset_of("mine"), factor=1, same_network=True, set_size=10)
+    assert (protocol.epochs, protocol.zeta) == (30, 1.5)
+    assert reductions(preset_of("mine"), protocol) == {"epochs": (30, 400)}
+    assert preset_of("rd3") == presets()["rd3"]
+    with pytest.raises(UnknownName, match="did you mean 'mine'"):
+        preset_of("min")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: other\nsource: me\n", "calls its protocol 'other'.*Fix: name the file other.yaml"),
+        ("name: mine\n", "mine.yaml is no protocol: source: Field required"),
+        ("name: [", "mine.yaml is not YAML"),
+    ],
+)
+def test_a_bad_preset_file_is_named(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(BadValue, match=message):
+        preset_reader(tmp_path)("mine")
+
+
+def test_a_preset_that_ships_is_found_whatever_lies_in_the_users_folder(tmp_path):
+    (tmp_path / "rd3.yaml").write_text("name: rd3\nsource: me\nall: {epochs: 1}\n")
+    assert preset_reader(tmp_path)("rd3").all["epochs"] == 400

@@ -1,0 +1,34 @@
+"""Makes the MLflow user that driver and trials log in as; done again, it changes nothing.
+
+MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the new user.
+"""
+
+import base64
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+
+
+def ask(path: str, user: str, password: str, body: dict[str, str] | None = None) -> tuple[int, str]:
+    """(status, answer) of MLflow's REST interface."""
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    request = urllib.request.Request(
+        f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/api/2.0/mlflow/{path}",
+        headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
+        data=json.dumps(body).encode() if body else None,
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+user, password = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
+if ask("experiments/search?max_results=1", user, password)[0] != 200:
+    new = {"username": user, "password": password}
+    status, said = ask("users/create", "admin", os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"], new)
+    if status != 200:
+        sys.exit(f"MLflow does not make its user {user} ({status}): {said[:300]}")

@@ -1,0 +1,201 @@
+"""What ``rd3 doctor`` looks at: rows of what, state (ok, warning, wrong, missing) and detail, each from a real try."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.settings import Session
+from rd3.datasets import Roots
+from rd3.errors import RD3Error
+from tracking.documents import S3Documents, open_documents, s3_credentials
+from tracking.health import (
+    CLOCKS_S,
+    NOTICED_S,
+    clock_ahead_s,
+    clocks_apart,
+    probe_artifacts,
+    probe_store,
+)
+from tracking.mlflow_client import without_password
+from tracking.place import Place
+from tracking.reach import check
+
+PACKAGES = ("torch", "torchvision", "timm", "mlflow", "optuna", "ray", "boto3")
+SAME = ("ray", "rd3")
+"""Packages that driver and workers must have in the same version, as they must have the same Python."""
+_LEAST_GIB = 1.0
+_SERVER_WITHIN_S = 10.0
+_NODE_WITHIN_S = 120.0
+
+
+class Row(NamedTuple):
+    """One thing that was looked at."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def rows_here(session: Session) -> Iterator[Row]:
+    """This machine, as the driver of runs."""
+    place = session.place
+    yield Row("python", "ok", platform.python_version())
+    yield from map(_package, PACKAGES)
+    yield _devices()
+    yield _disk(session.home)
+    yield from _tracking(place)
+    yield _tried("ledger", place.artifacts, lambda: probe_store(place.artifacts))
+    documents = open_documents(place.artifacts)
+    if isinstance(documents, S3Documents):
+        yield _clock("clock", lambda: clock_ahead_s(documents), f"the S3 server {documents.client.meta.endpoint_url}")
+    yield from _data(session.roots)
+
+
+def rows_there(session: Session, address: str) -> Iterator[Row]:
+    """The Ray cluster at ``address``, and everything a trial needs as one of its workers sees it."""
+    from pipelines.cluster import ray_cluster
+
+    try:
+        with ray_cluster(session.home, address):
+            yield from _cluster(session)
+    except RD3Error as error:
+        yield Row("ray cluster", "wrong", str(error))
+
+
+def _cluster(session: Session) -> Iterator[Row]:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    yield Row("ray cluster", "ok", f"{len(nodes)} nodes, {ray.cluster_resources().get('CPU', 0):g} CPUs")
+    # A node that is not the head, if there is one: the head is often the driver's own machine.
+    node = min(nodes, key=lambda node: "node:__internal_head__" in node["Resources"])
+    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    worker = f"worker {node['NodeManagerAddress']}"
+
+    def ask(task: Callable[..., Any], *told: Any) -> Any:
+        remote = ray.remote(num_cpus=0)(task).options(scheduling_strategy=where)
+        return ray.get(remote.remote(*told), timeout=_NODE_WITHIN_S)
+
+    try:
+        seen = ask(look_around, session.place, session.roots, _versions())
+        asked = time.time()  # a process is there now, so the question takes no time
+        now = ask(_now)
+        answered = time.time()
+    except RayError as error:
+        yield Row(worker, "wrong", f"{_reason(error)}. Fix: install the same rd3 there, or see the log of that node")
+        return
+    yield _clock(f"{worker}: clock", lambda: (asked + answered) / 2 - now, worker)
+    yield from (Row(f"{worker}: {what}", state, detail) for what, state, detail in seen)
+
+
+def _now() -> float:
+    return time.time()
+
+
+def look_around(place: Place, roots: Roots, versions: dict[str, str]) -> list[Row]:
+    """On a worker, with the addresses and folders that trials are told."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    rows = [_same(name, theirs, _versions()[name]) for name, theirs in versions.items()]
+    if is_token_auth_enabled():
+        rows.append(Row("ray token", "ok", "asked for"))
+    else:
+        rows.append(Row("ray token", "wrong", "anybody may run code there. Fix: set RAY_AUTH_MODE=token on every node"))
+    rows.append(_disk(place.home))
+    rows += _tracking(place)
+    if place.artifacts.startswith("s3://") and not s3_credentials():
+        rows.append(Row("s3", "ok", "no credentials, as it should be: files go through the tracking server"))
+    else:
+        rows.append(_tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts)))
+    return [*rows, *_data(roots)]
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what may be a traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in SAME}
+
+
+def _same(name: str, driver: str, here: str) -> Row:
+    if driver == here:
+        return Row(name, "ok", here)
+    return Row(name, "wrong", f"{here} there, {driver} on the driver. Fix: install the same on both")
+
+
+def _package(name: str) -> Row:
+    try:
+        return Row(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Row(name, "wrong", f"not installed; pip install {name}")
+
+
+def _devices() -> Row:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        return Row("device", "ok", names)
+    return Row("device", "ok", f"CPU only, {torch.get_num_threads()} threads")
+
+
+def _disk(home: Path) -> Row:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(b"1")
+    except OSError as error:
+        return Row(
+            "disk", "wrong", f"{home} cannot be written ({error.strerror}). Fix: set RD3_HOME to a folder that can"
+        )
+    free_gib = shutil.disk_usage(home).free / 2**30
+    if free_gib < _LEAST_GIB:
+        return Row(
+            "disk", "wrong", f"{free_gib:.1f} GiB free at {home}. Fix: free space, or set RD3_HOME to another disk"
+        )
+    return Row("disk", "ok", f"{free_gib:.1f} GiB free at {home}")
+
+
+def _tracking(place: Place) -> Iterator[Row]:
+    """That it lets us in; behind a server also that files travel through it."""
+    reached = _tried("tracking", place.tracking_uri, lambda: check(place.tracking_uri, _SERVER_WITHIN_S))
+    yield reached
+    if reached.state == "ok" and place.tracking_uri.startswith("http"):
+        yield _tried("files through tracking", place.tracking_uri, lambda: probe_artifacts(place))
+
+
+def _tried(what: str, where: str, attempt: Callable[[], Any]) -> Row:
+    try:
+        attempt()
+    except RD3Error as error:
+        return Row(what, "wrong", str(error))
+    return Row(what, "ok", without_password(where))
+
+
+def _clock(what: str, ask: Callable[[], float], other: str) -> Row:
+    try:
+        ahead_s = ask()
+    except RD3Error as error:
+        return Row(what, "wrong", str(error))
+    if abs(ahead_s) <= NOTICED_S:
+        return Row(what, "ok", f"agrees with {other}")
+    state = "wrong" if abs(ahead_s) > CLOCKS_S else "warning"
+    return Row(what, state, f"{clocks_apart(ahead_s, other)} Fix: set the clock (NTP) on both")
+
+
+def _data(roots: Roots) -> Iterator[Row]:
+    from rd3 import datasets
+
+    for one in datasets.doctor(roots):
+        yield Row(f"data {one.dataset}", one.state, one.message or str(one.folder))

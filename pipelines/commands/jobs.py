@@ -1,0 +1,158 @@
+"""``rd3 submit`` and ``rd3 jobs``: a grid on a Ray cluster that is somewhere else."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.commands._show import console, show_table
+from pipelines.commands.grid import ConcurrentOption, GpuShareOption, GridArgument, SharesOption
+from pipelines.settings import addresses_set, session
+
+app = typer.Typer(help="Jobs that `rd3 submit` has sent: list, status, logs, stop.", no_args_is_help=True)
+
+AddressOption = Annotated[
+    str | None, typer.Option(help="URL of the head's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL")
+]
+JobArgument = Annotated[str, typer.Argument(help="Id that `rd3 submit` printed, or its first characters.")]
+
+
+def add_to(root: typer.Typer) -> None:
+    root.command("submit")(submit)
+
+
+def submit(
+    grid: GridArgument,
+    address: AddressOption = None,
+    launcher: Annotated[
+        Path | None, typer.Option(help="A cluster file of `ray up`: send by `ray submit` instead.", metavar="FILE")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="An address as the nodes see it, for example RD3_HOME=/scratch/rd3.", metavar="NAME=VALUE"),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the grid is through.")] = True,
+    concurrent: ConcurrentOption = None,
+    shares: SharesOption = 1,
+    gpu_share: GpuShareOption = 0.25,
+) -> None:
+    """Run a grid on a Ray cluster: by its Jobs API, or with Ray's launcher.  Exit codes are those of `rd3 run`."""
+    from pipelines import launcher as launched
+    from pipelines import submit as jobs
+    from pipelines.run_grid import addresses
+
+    options = [] if concurrent is None else ["--concurrent", str(concurrent)]
+    options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]
+    submitted = jobs.submission(grid, session(), addresses(env or []), addresses_set(), options)
+    if launcher is not None:
+        launched.probe(launcher)
+        raise typer.Exit(launched.submit(launcher, submitted))
+    client = jobs.connect(address)
+    where = client.get_address()
+    jobs.probe(client, where)
+    with tempfile.TemporaryDirectory(prefix="rd3-submit-") as folder:
+        size = jobs.working_directory(Path(folder), submitted)
+        console.print(f"sending {size / 2**20:.1f} MiB to {where}: {', '.join(jobs.PACKAGES)} and the grid")
+        job = jobs.send(client, where, submitted, Path(folder))
+    console.print(f"job {job}; `rd3 jobs status|logs|stop {job}`", soft_wrap=True)
+    if wait:
+        raise typer.Exit(_follow(client, where, job))
+
+
+def _follow(client: Any, where: str, job: str) -> int:
+    from pipelines.submit import follow
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        return follow(client, where, job, write)
+    except KeyboardInterrupt:
+        console.print(f"\nthe job goes on; `rd3 jobs logs {job}` shows it again, `rd3 jobs stop {job}` ends it")
+        return 130
+
+
+def _found(job: str, address: str | None) -> tuple[Any, str, Any]:
+    """(client, its address, the one job whose id begins so)."""
+    from pipelines import submit as jobs
+    from rd3.errors import UnknownName
+
+    client = jobs.connect(address)
+    where = client.get_address()
+    with jobs.job_errors(where):
+        infos = [info for info in client.list_jobs() if info.submission_id and info.submission_id.startswith(job)]
+    exact = [info for info in infos if info.submission_id == job]
+    if len(infos) != 1 and not exact:
+        found = f"{len(infos)} jobs begin" if infos else "No job begins"
+        raise UnknownName(f"{found} with {job!r} at {where}.", "see `rd3 jobs list`")
+    return client, where, (exact or infos)[0]
+
+
+def _row(info: Any) -> dict[str, str]:
+    def when(millis: int | None) -> str:
+        return datetime.fromtimestamp(millis / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") if millis else ""
+
+    return {
+        "job": info.submission_id,
+        "grid": (info.metadata or {}).get("rd3.grid", ""),
+        "state": str(info.status.value).lower(),
+        "started (UTC)": when(info.start_time),
+        "ended": when(info.end_time),
+    }
+
+
+@app.command("list")
+def listed(address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """The grids that were sent to a cluster, newest first."""
+    from pipelines import submit as jobs
+
+    client = jobs.connect(address)
+    with jobs.job_errors(client.get_address()):
+        infos = [info for info in client.list_jobs() if (info.metadata or {}).get("rd3.grid")]
+    show_table([_row(info) for info in sorted(infos, key=lambda info: -(info.start_time or 0))], as_json=as_json)
+
+
+@app.command("status")
+def status(
+    job: JobArgument, address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """Where a job is; exit code 0 while it is under way or done, else that of its command."""
+    from pipelines.submit import exit_code
+
+    _client, _where, info = _found(job, address)
+    facts = {**_row(info), "said": info.message or "", "command": info.entrypoint}
+    show_table([facts] if as_json else [{"": name, " ": value} for name, value in facts.items()], as_json=as_json)
+    raise typer.Exit(exit_code(info) if info.status.is_terminal() else 0)
+
+
+@app.command("logs")
+def logs(
+    job: JobArgument,
+    address: AddressOption = None,
+    follow: Annotated[bool, typer.Option(help="Go on until the job ends.")] = False,
+) -> None:
+    """What a job has said."""
+    from pipelines import submit as jobs
+
+    client, where, info = _found(job, address)
+    if follow:
+        raise typer.Exit(_follow(client, where, info.submission_id))
+    with jobs.job_errors(where):
+        sys.stdout.write(client.get_job_logs(info.submission_id))
+
+
+@app.command("stop")
+def stop(job: JobArgument, address: AddressOption = None) -> None:
+    """End a job in good order: it closes its runs, and the same grid goes on when it is sent again."""
+    from pipelines import submit as jobs
+
+    client, where, info = _found(job, address)
+    with jobs.job_errors(where):
+        ended = jobs.stop(client, info.submission_id)
+    console.print(f"job {info.submission_id}: {ended}")

@@ -1,0 +1,130 @@
+"""``rd3 sweep``: protocol fields tuned on validation images, the winner tested once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands._show import console, show_reasons, show_table
+from pipelines.commands.grid import AddressOption, expanded_grid, show_plan, ui_line
+from pipelines.settings import session
+
+if TYPE_CHECKING:
+    from pipelines.sweep.run import SweepOutcome
+    from pipelines.sweep.subject import Subject
+    from pipelines.sweep.values import Sweep
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("sweep")(sweep)
+
+
+def sweep(
+    file: Annotated[str, typer.Argument(help="A sweep that ships with RD3 (rd3 list sweeps), or a YAML file.")],
+    address: AddressOption = None,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).", min=1)] = None,
+    gpu_share: Annotated[float, typer.Option(help="Part of a GPU that a trial takes.", min=0.01, max=1)] = 0.25,
+    storage: Annotated[
+        str, typer.Option(help="Where the studies are: journal, tracking (its PostgreSQL database), or a URL.")
+    ] = "journal",
+    save_to: Annotated[Path | None, typer.Option(help="Write the winners' protocols into this folder as well.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
+) -> None:
+    """Tune a protocol on validation images and test the winner once.  Killed, the same command goes on."""
+    from pipelines.grid import info_reader
+    from pipelines.sweep.files import load_sweep
+    from pipelines.sweep.page import page_of
+    from pipelines.sweep.run import SweepRun
+    from pipelines.sweep.subject import subjects
+    from pipelines.sweep.winner import write_preset
+    from rd3.protocol import preset_reader
+    from tracking.ledger import Ledger
+    from tracking.sweep_report import write_sweep_report
+
+    here = session()
+    ledger, preset_of = Ledger(here.place.artifacts), preset_reader(here.presets)
+    loaded = load_sweep(file, info_of=info_reader(here.roots), user_role=ledger.role, preset_of=preset_of)
+    found = subjects(loaded, lambda grid: expanded_grid(grid, here), preset_of)
+    running = SweepRun(
+        loaded,
+        found,
+        here,
+        lambda grid, winners: expanded_grid(grid, here, lambda name: winners.get(name) or preset_of(name)),
+        address=address,
+        concurrent=concurrent,
+        gpu_share=gpu_share,
+        storage=storage,
+        plan_shown=lambda plan: show_plan(plan) if plan.keys("run") else None,
+    )
+    if not report:
+        show_intent(loaded, found)
+    outcome = running.look() if report else running.run()
+    folder = here.home / "reports" / loaded.name
+    page = page_of(loaded, outcome, ledger, storage)
+    written = write_sweep_report(page, folder)
+    if not report and not outcome.exit_code:
+        running.close(report_files(outcome, written))
+    show_winners(outcome)
+    for preset in outcome.winners.values() if save_to is not None else ():
+        console.print(f"wrote {write_preset(preset, save_to)}", markup=False, soft_wrap=True)
+    for name in ("report.md", "report.html"):
+        console.print(f"wrote {written[name]}", markup=False, soft_wrap=True)
+    console.print(ui_line(here), markup=False, soft_wrap=True)
+    show_reasons(outcome.failed)
+    if outcome.interrupted:
+        console.print(f"interrupted by {outcome.interrupted}; the same command goes on")
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def show_intent(asked: Sweep, found: list[Subject]) -> None:
+    """What is going to happen, before it does."""
+    from pipelines.sweep.page import fairness
+
+    seconds = sum(subject.trial_s() for subject in found) * asked.trials
+    tests = 2 * len(asked.test_seeds) * len(found)
+    console.print(f"{asked.name}: {fairness(asked)}", markup=False, soft_wrap=True)
+    console.print(
+        f"At most about {seconds / 60:.1f} process minutes of trials (rough, at the base point); then each winner is "
+        f"tested once beside {asked.protocol.name}, {tests} evaluations at most, with sets and teacher of all training "
+        "images.",
+        markup=False,
+        soft_wrap=True,
+    )
+    for saw in dict.fromkeys(subject.teacher_saw for subject in found):
+        console.print(f"Teacher {asked.teacher}: {saw}.", markup=False, soft_wrap=True)
+
+
+def show_winners(outcome: SweepOutcome) -> None:
+    """Every test on record, one a line; a target that has met several winners says so."""
+    rows = [
+        {
+            "protocol": outcome.winners[label].name if test.current else f"(sweep {test.sweep}, another winner)",
+            "method": label,
+            "on validation": f"{test.validation_top1_pct:.2f}",
+            "test winner": test.text()["winner"],
+            "test base": test.text()["base"],
+            "difference": test.text()["difference"].partition(", p ")[0],
+        }
+        for label, tests in outcome.tests.items()
+        for test in tests
+    ]
+    if rows:
+        show_table(rows)
+    for label, tests in outcome.tests.items():
+        if len(tests) > 1:
+            console.print(
+                f"{label}: {len(tests)} winners have met the test split; the best is no fair number any more."
+            )
+
+
+def report_files(outcome: SweepOutcome, written: dict[str, Path]) -> dict[str, bytes | str]:
+    """Report and plots for the sweep's MLflow run: SVG as in the report, PNG for MLflow's own pages."""
+    from pipelines.sweep.plots import draw
+
+    files: dict[str, bytes | str] = {name: path.read_bytes() for name, path in written.items()}
+    for label, tuning in outcome.tunings.items():
+        files |= {f"{label}-{name}.png": png for name, png in draw(tuning, "png").items()}
+    return files

@@ -1,0 +1,109 @@
+"""Do all nodes of a cluster see what a run lives on?  Asked before the first trial, because each would fail alone."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipelines.parcels import absent
+from rd3.datasets import Roots
+from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
+from tracking import parcels
+from tracking.documents import folder_errors, local_path
+from tracking.mlflow_client import without_password
+from tracking.place import Place
+from tracking.reach import check, sqlite_path
+from tracking.runs import Tracker
+
+_ANSWER_WITHIN_S = 120.0
+_SERVER_WITHIN_S = 10.0
+
+
+def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
+    """Raise one :class:`RD3Error` unless every node of Ray's cluster can do trials.
+
+    A node needs the artifact folder and the tracking database where these are paths, the tracking server and a login
+    where it is one, and the datasets, or a copy to pull.  Nodes that join later are not asked.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if not ray.cluster_resources().get("CPU"):
+        raise RD3Error(
+            f"No node of the cluster takes trials: {len(nodes)} there, with 0 CPUs.",
+            "wait until `ray status` shows a worker",
+        )
+    if set(nodes) == {here}:
+        return
+    names = sorted(set(datasets))
+    with _marked(place) as marks:
+        asked = [
+            ray.remote(num_cpus=0)(_missing)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote(place, roots, marks, names)
+            for node in nodes
+        ]
+        for address, answer in zip(nodes.values(), asked, strict=True):
+            marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+            if marks_missing:
+                raise _unseen(address, marks_missing[0], place)
+            if refused is not None:
+                raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
+            for dataset in datasets_missing:
+                _pushed(dataset, address, place)
+
+
+def _missing(
+    place: Place, roots: Roots, marks: list[Path], names: list[str]
+) -> tuple[list[Path], list[str], tuple[str, str] | None]:
+    """On a node: marks that it does not see, datasets that it lacks, and what the tracking server says to it."""
+    refused = None
+    if place.tracking_uri.startswith("http"):
+        try:
+            check(place.tracking_uri, _SERVER_WITHIN_S)
+        except RD3Error as error:
+            refused = error.message, error.fix
+    return [mark for mark in marks if not mark.exists()], [name for name in names if absent(name, roots)], refused
+
+
+@contextlib.contextmanager
+def _marked(place: Place) -> Iterator[list[Path]]:
+    """A file in each folder of this machine that all nodes must share, gone afterwards."""
+    folders = [] if place.artifacts.startswith("s3://") else [local_path(place.artifacts).expanduser().absolute()]
+    if place.tracking_uri.startswith("sqlite"):
+        folders.append(sqlite_path(place.tracking_uri).parent)
+    marks = [folder / f".nodes-{uuid.uuid4().hex}" for folder in folders]
+    try:
+        for mark in marks:
+            with folder_errors(mark.parent):
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+        yield marks
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+
+
+def _unseen(node: str, mark: Path, place: Place) -> RD3Error:
+    if mark.parent == local_path(place.artifacts).expanduser().absolute():
+        return StoreError(
+            f"Node {node} does not see the artifact folder {mark.parent} of the driver.",
+            "set RD3_ARTIFACTS to s3://bucket/prefix, or to a folder that all nodes share",
+        )
+    return TrackingError(
+        f"Node {node} does not see the tracking database in {mark.parent} of the driver.",
+        "set MLFLOW_TRACKING_URI to a server that all nodes reach",
+    )
+
+
+def _pushed(dataset: str, node: str, place: Place) -> None:
+    if parcels.find(Tracker(place), dataset) is None:
+        raise DataMissing(
+            f"Dataset {dataset} is not on node {node}, and nobody has pushed it to "
+            f"{without_password(place.tracking_uri)}.",
+            f"on a machine that has it: rd3 data push {dataset}",
+        )

@@ -1,0 +1,279 @@
+"""Sends a grid to a Ray cluster by the Jobs API: a small working directory, the command, and its log until the end.
+
+The working directory holds RD3's own code and the grid file, so that driver and workers run the submitter's code; the
+nodes bring Python, Ray and the other packages.  No secret travels: credentials are in the environment of the nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import re
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.settings import Session
+from rd3.errors import BadValue, RD3Error, StoreError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+PACKAGES = ("rd3", "tracking", "pipelines")
+LIMIT_BYTES = 20 * 2**20
+"""No working directory is larger; Ray itself would take 500 MiB, and send it to every node."""
+STOP_WAIT_S = 60
+"""How long a job that is stopped may take to close its runs before Ray kills it (Ray's own default is 3 s)."""
+PROBE = "python -c 'import platform, ray; print(\"rd3-probe\", platform.python_version(), ray.__version__)'"
+"""Run on the head before anything is sent."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+_PROBE_WITHIN_S = 120.0
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is sent: a grid, the options of ``rd3 run``, addresses, and the datasets that the driver needs."""
+
+    name: str
+    grid: str
+    """Name of a grid that ships, or of the file in the working directory."""
+    file: Path | None = None
+    options: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    pull: list[str] = field(default_factory=list)
+
+    @property
+    def words(self) -> list[str]:
+        """The command line of :mod:`pipelines.run_grid`."""
+        env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
+        pull = [word for name in self.pull for word in ("--pull", name)]
+        return [self.grid, *env, *pull, *self.options]
+
+    @property
+    def entrypoint(self) -> str:
+        return shlex.join(["python", "-m", "pipelines.run_grid", *self.words])
+
+
+def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, str], options: list[str]) -> Submission:
+    """A grid that was read and checked here, made ready to be sent.
+
+    ``env``: addresses as the cluster sees them; ``own``: those that the submitter uses, which travel where they mean
+    the same everywhere.
+    """
+    from pipelines.grid import info_reader, load_grid, shipped_grids
+    from rd3.datasets import dataset_source
+    from tracking.ledger import Ledger
+
+    loaded = load_grid(grid, info_of=info_reader(session.roots), user_role=Ledger(session.place.artifacts).role)
+    names = sorted({name for part in loaded.parts for name in part.datasets})
+    file = None if grid in shipped_grids() else Path(grid)
+    return Submission(
+        name=loaded.name,
+        grid=file.name if file else grid,
+        file=file,
+        options=options,
+        env={name: everywhere(name, value) for name, value in own.items() if name not in env}
+        | {name: without_secret(name, value) for name, value in env.items()},
+        pull=[name for name in names if dataset_source(name, session.roots).places(session.roots)],
+    )
+
+
+def everywhere(name: str, value: str) -> str:
+    """An address that means the same on every machine."""
+    if "://" not in value or value.startswith(("file:", "sqlite:")):
+        raise BadValue(
+            f"{name} is {value}, a path of this machine, which the cluster does not see.",
+            f"set it to {'s3://bucket/prefix' if name == 'RD3_ARTIFACTS' else 'http://server'}, or name a path that "
+            f"all nodes share: --env {name}=...",
+        )
+    return without_secret(name, value)
+
+
+def without_secret(name: str, value: str) -> str:
+    """An address that holds no password: it would be shown with the job."""
+    authority = value.partition("://")[2].partition("/")[0]
+    if ":" in authority.rpartition("@")[0]:
+        raise BadValue(
+            f"{name} holds a password, which would be shown with the job.",
+            f"leave it out of {name} and set it in the environment of the nodes",
+        )
+    return value
+
+
+def working_directory(folder: Path, submitted: Submission) -> int:
+    """RD3's packages and the grid file in an empty folder; their size in bytes, looked at before anything is copied."""
+    root = Path(__file__).parents[1]
+    code = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
+    files = {path: path.relative_to(root) for path in code if not _left_out(path.relative_to(root))}
+    if submitted.file is not None:
+        files[submitted.file] = Path(submitted.grid)
+    sizes = {path: path.stat().st_size for path in files}
+    size = sum(sizes.values())
+    if size > LIMIT_BYTES:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise StoreError(
+            f"The working directory would have {size / 2**20:.1f} MiB, the limit is {LIMIT_BYTES / 2**20:.0f} MiB; the "
+            f"largest file is {files[largest]}.",
+            f"keep data and results out of the packages {', '.join(PACKAGES)}",
+        )
+    for path, name in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    return size
+
+
+def _left_out(path: Path) -> bool:
+    return any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+
+
+@contextlib.contextmanager
+def job_errors(address: str) -> Iterator[None]:
+    """What Ray's client raises, in one sentence."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError:
+        raise RD3Error(
+            f"The Ray cluster at {address} does not let us in: its token is another one, or none was sent.",
+            "export RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token",
+        ) from None
+    except (ConnectionError, requests.RequestException) as error:
+        raise RD3Error(
+            f"No Ray cluster answers at {address} ({type(error).__name__}).",
+            "give the URL of the head's dashboard, for example --address http://127.0.0.1:8265",
+        ) from None
+    except RuntimeError as error:  # all that Ray's client makes of an answer it does not like
+        said = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
+        reason = said.group(2).strip().splitlines()[-1] if said else str(error).splitlines()[0]
+        raise RD3Error(f"The Ray cluster at {address} refused: {reason}", "see `rd3 jobs list`") from None
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """The Jobs API at a dashboard's URL, or where Ray's own variables say."""
+    if address is not None and not address.startswith(("http://", "https://")):
+        raise BadValue(
+            f"--address takes the URL of the head's dashboard, got {address!r}.",
+            "write for example http://127.0.0.1:8265",
+        )
+    if address is not None:
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers its own variables to what its client is told
+    with job_errors(address or "the address that Ray's variables name"):
+        from ray.job_submission import JobSubmissionClient
+
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return JobSubmissionClient(address)
+
+
+def check_versions(printed: str, where: str) -> None:
+    """Compare what :data:`PROBE` printed with this process; raise :class:`RD3Error` where the versions differ."""
+    import ray
+
+    found = re.search(r"rd3-probe (\S+) (\S+)", printed)
+    if found is None:
+        last = (printed.strip().splitlines() or ["nothing"])[-1]
+        raise RD3Error(
+            f"{where} does not start Python with Ray: it said {last[:200]!r}.",
+            "install RD3's packages there, and start Ray with their Python first in PATH",
+        )
+    python, theirs = found.groups()
+    ours = platform.python_version()
+    if theirs != ray.__version__:
+        raise RD3Error(
+            f"{where} runs Ray {theirs}, this machine has Ray {ray.__version__}.",
+            f"install ray=={ray.__version__} on its nodes, or ray=={theirs} here",
+        )
+    if python.split(".")[:2] != ours.split(".")[:2]:
+        raise RD3Error(
+            f"{where} runs Python {python}, this machine has Python {ours}.",
+            f"use Python {'.'.join(ours.split('.')[:2])} on its nodes, or submit from one that matches",
+        )
+
+
+def probe(client: JobSubmissionClient, address: str) -> None:
+    """Ask the head for its versions, by a job of its own."""
+    with job_errors(address):
+        job = client.submit_job(entrypoint=PROBE, submission_id=f"rd3-probe-{secrets.token_hex(4)}")
+        deadline = time.monotonic() + _PROBE_WITHIN_S
+        while not (info := client.get_job_info(job)).status.is_terminal() and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY_S / 2)
+        printed = client.get_job_logs(job) or info.message or ""
+        if info.status.is_terminal():
+            client.delete_job(job)
+    check_versions(printed, f"The cluster at {address}")
+
+
+def send(client: JobSubmissionClient, address: str, submitted: Submission, folder: Path) -> str:
+    """Start the job; its id."""
+    from rd3 import __version__
+
+    with job_errors(address):
+        return client.submit_job(
+            entrypoint=submitted.entrypoint,
+            submission_id=f"rd3-{re.sub('[^A-Za-z0-9-]', '-', submitted.name)}-{secrets.token_hex(4)}",
+            runtime_env={
+                "working_dir": str(folder),
+                # Of the process that stops the job, not of the job.
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            },
+            metadata={"rd3.grid": submitted.name, "rd3.version": __version__},
+        )
+
+
+def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[[str], Any]) -> int:
+    """Write a job's log as it grows, until the job ends; the exit code of its command.
+
+    A connection that breaks is made again, and what was written is not written twice.
+    """
+    written = 0
+
+    async def tail() -> None:
+        nonlocal written
+        seen = 0
+        async for chunk in client.tail_job_logs(job):
+            seen += len(chunk)
+            if seen > written:
+                write(chunk[len(chunk) - (seen - written) :])
+                written = seen
+
+    while True:
+        with contextlib.suppress(RuntimeError, OSError):
+            asyncio.run(tail())
+        with job_errors(address):
+            info = client.get_job_info(job)
+        if info.status.is_terminal():
+            return exit_code(info)
+        time.sleep(_LOOK_EVERY_S)
+
+
+def stop(client: JobSubmissionClient, job: str) -> str:
+    """Ask the job to end and wait until it has; the state it ended in."""
+    client.stop_job(job)
+    deadline = time.monotonic() + STOP_WAIT_S + 10
+    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S / 2)
+    return str(status.value).lower()
+
+
+def exit_code(info: Any) -> int:
+    """0 for a job that succeeded, else what its command returned; 130 where it was stopped."""
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.status == "STOPPED":
+        return 130
+    return info.driver_exit_code or 1

@@ -1,0 +1,1 @@
+"""Sweeps: protocol fields tuned on validation images, and the winner tested once."""

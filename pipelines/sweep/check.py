@@ -1,0 +1,162 @@
+"""From a YAML document to a :class:`Sweep`, with every mistake noted at its place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+from pipelines.grid_check import BIGGEST_SEED, PartCheck, one_of, text_of, unknown_keys, what
+from pipelines.grid_parts import Chosen, InfoOf, UserRole
+from pipelines.places import Located, Path
+from pipelines.sweep.space import SpaceCheck
+from pipelines.sweep.values import PrunerName, SamplerName, Sweep
+from rd3.datasets import DatasetInfo
+from rd3.errors import RD3Error
+from rd3.protocol import EvalProtocol, PresetOf, presets, resolve_protocol
+from rd3.teacher_roles import teacher_role
+
+REQUIRED = ("methods", "dataset", "ipc", "teacher", "protocol", "space", "trials")
+KEYS = (
+    "name", "description", *REQUIRED, "student", "batch", "sampler", "pruner", "validate_epochs", "seed", "set_seed",
+    "student_seeds", "test", "test_on",
+)  # fmt: skip
+SINGLE = {"datasets": "dataset", "ipc": "ipc", "students": "student", "protocols": "protocol"}
+"""What a grid lists and a sweep names once."""
+
+
+def check_sweep(
+    document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole, preset_of: PresetOf
+) -> Sweep | None:
+    """The sweep, or None with at least one problem added to ``document``."""
+    data = document.data
+    if data is None:
+        document.problem((), "The file is empty.", f"name {', '.join(REQUIRED)}")
+        return None
+    if not isinstance(data, dict):
+        document.problem((), f"A sweep is a mapping of keys, not {what(data)}.", "begin with `methods:`")
+        return None
+    unknown_keys(document, data, KEYS, (), "A sweep")
+    for key in REQUIRED:
+        if key not in data:
+            document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
+    check = _SweepCheck(document, data, dict.fromkeys(data, ()), info_of, user_role, preset_of)
+    values = check.values(name)
+    return Sweep(**values, text=text) if not document.problems else None
+
+
+class _SweepCheck(PartCheck):
+    """A sweep's methods, dataset, teacher and protocol are checked as a grid's, which has lists of them."""
+
+    def values(self, name: str) -> dict[str, Any]:
+        """Everything that a :class:`Sweep` holds, as far as it is right."""
+        document, data = self.document, self.data
+        head = {
+            "name": text_of(document, data, "name", name),
+            "description": text_of(document, data, "description", ""),
+            "sampler": one_of(document, data, "sampler", get_args(SamplerName)),
+            "pruner": one_of(document, data, "pruner", get_args(PrunerName)),
+        }
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
+            document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
+        if data.get("test_on", "validation") != "validation":
+            document.problem(
+                ("test_on",),
+                f"A sweep is tuned on validation images, got {what(data['test_on'])}.",
+                "remove it: the winner alone is tested, once",
+            )
+        infos = self._datasets()
+        ipc = self._numbers("ipc", least=1) if "ipc" in data else ()
+        methods = self._chosen("methods", self._method) if "methods" in data else []
+        protocols = self._chosen("protocols", self.preset_of) if "protocol" in data else []
+        students = self._names("students", self._network) if "student" in data else {}
+        roles = self._teacher(infos) if isinstance(data.get("teacher"), str) else self._no_role()
+        self._settings(methods, infos, ipc)
+        self._protocols(protocols, {}, {})
+        numbers = {
+            key: self._number(key, least, default)
+            for key, least, default in (
+                ("trials", 1, None), ("batch", 1, 4), ("validate_epochs", 1, 5), ("seed", 0, 0), ("set_seed", 0, 0),
+            )
+        }  # fmt: skip
+        values = {
+            **head,
+            **numbers,
+            "methods": tuple(chosen for chosen, _path in methods),
+            "dataset": next(iter(infos), ""),
+            "ipc": next(iter(ipc), 1),
+            "teacher": next(iter(roles.values()), ""),
+            "student": next(iter(students), None),
+            "protocol": next((chosen for chosen, _path in protocols), None),
+            "student_seeds": self._numbers("student_seeds", least=0, default=[0]),
+            "test_seeds": self._test_seeds(),
+        }
+        values["space"] = self._space(values, infos)
+        self._preset_names(head["name"], values["methods"])
+        return values
+
+    def _at(self, key: str, *more: str | int) -> Path:
+        return (SINGLE[key], *more[1:]) if key in SINGLE else super()._at(key, *more)
+
+    def _list(self, key: str, default: list[Any] | None = None) -> list[Any]:
+        if key not in SINGLE:
+            return super()._list(key, default)
+        return [self.data[SINGLE[key]]] if SINGLE[key] in self.data else []
+
+    def _no_role(self) -> dict[str, str]:
+        if "teacher" in self.data:
+            said = f"Expected a role, got {what(self.data['teacher'])}."
+            self.document.problem(("teacher",), said, "e.g. `teacher: resnet18`")
+        return {}
+
+    def _number(self, key: str, least: int, default: int | None) -> int | None:
+        value = self.data.get(key, default)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if key in self.data and not (whole and least <= value <= BIGGEST_SEED):
+            said = f"Expected a whole number of at least {least}, got {what(value)}."
+            self.document.problem((key,), said)
+        return value
+
+    def _test_seeds(self) -> tuple[int, ...]:
+        test = self.data.get("test", {})
+        if not isinstance(test, dict):
+            self.document.problem(("test",), f"Expected student_seeds, got {what(test)}.", "e.g. {student_seeds: [0]}")
+            return ()
+        unknown_keys(self.document, test, ("student_seeds",), ("test",), "A sweep's test")
+        inner = _SweepCheck(
+            self.document, test, dict.fromkeys(test, ("test",)), self.info_of, self.user_role, self.preset_of
+        )
+        return inner._numbers("student_seeds", least=0, default=[0, 1, 2])
+
+    def _space(self, values: dict[str, Any], infos: dict[str, DatasetInfo]) -> Any:
+        """The space, judged by the protocol that it starts from on the set that it is tried on."""
+        chosen: Chosen | None = values["protocol"]
+        base = None
+        if chosen is not None and infos and not self.document.problems:
+            [info] = infos.values()
+            network = teacher_role(info, values["teacher"], self.user_role).network
+            try:
+                base = resolve_protocol(
+                    self.preset_of(chosen.name),
+                    factor=info.factor,
+                    same_network=values["student"] in (None, network),
+                    set_size=values["ipc"] * info.num_classes,
+                    overrides=chosen.values,
+                )
+            except RD3Error as error:
+                self.document.problem(("protocol",), error.message, error.fix)
+        size = values["ipc"] * next(iter(infos.values())).num_classes if infos else None
+        fixed = chosen.values if chosen is not None else {}
+        space = SpaceCheck(self, base or _any_protocol(), size, fixed)
+        return space.dimensions(values["sampler"], values["trials"])
+
+    def _preset_names(self, name: str, methods: tuple[Chosen, ...]) -> None:
+        """A winner becomes a protocol of that name, which must not be one that ships."""
+        for chosen in methods:
+            if f"{name}-{chosen.name}" in presets():
+                said = f"The winner would be called {name}-{chosen.name}, which is a protocol that RD3 brings itself."
+                self.document.problem(("name",), said, "give the sweep another name")
+
+
+def _any_protocol() -> EvalProtocol:
+    """For a file whose own protocol is wrong: its space is checked all the same."""
+    return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9)

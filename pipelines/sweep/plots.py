@@ -1,0 +1,63 @@
+"""Optuna's own plots of a study, drawn with matplotlib, as PNG or SVG."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+from pipelines.sweep.study import Tuning, quiet_optuna
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PLOTS = {
+    "history": "Every trial in order, and the best so far",
+    "importance": "How much of the spread of the scores each field explains (PED-ANOVA)",
+    "parallel": "A line for each trial that ran to its end, through its point",
+}
+SCORE = "top-1 % on validation images"
+FEWEST = 3
+"""Complete trials that importance and coordinates need to say anything."""
+
+
+def draw(tuning: Tuning, kind: str = "svg") -> dict[str, bytes]:
+    """Name of a plot (:data:`PLOTS`) to its picture; those that too few trials allow are left out."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    quiet_optuna()
+    found = {}
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore")
+        for name, axes in _axes(tuning).items():
+            found[name] = _picture(axes, kind, f"{name}-{tuning.name}")
+    return found
+
+
+def _axes(tuning: Tuning) -> dict[str, Axes]:
+    from optuna.visualization import matplotlib as drawn
+
+    study = tuning.study
+    scores = [trial.value for trial in tuning.trials() if trial.state.name == "COMPLETE"]
+    found = {}
+    if scores:
+        found["history"] = drawn.plot_optimization_history(study, target_name=SCORE)
+    if len(scores) >= FEWEST and len(set(scores)) > 1:
+        found["importance"] = drawn.plot_param_importances(study, target_name=SCORE)
+        found["parallel"] = drawn.plot_parallel_coordinate(study, target_name=SCORE)
+    return found
+
+
+def _picture(axes: Axes, kind: str, salt: str) -> bytes:
+    import matplotlib
+    from matplotlib import pyplot
+
+    figure, out = axes.get_figure(), io.BytesIO()
+    axes.set_title("")
+    figure.set_size_inches(8.0, 4.2)
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        meta = {"Date": None} if kind == "svg" else None
+        figure.savefig(out, format=kind, dpi=130, bbox_inches="tight", facecolor="white", metadata=meta)
+    pyplot.close(figure)
+    return out.getvalue()

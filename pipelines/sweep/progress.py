@@ -1,0 +1,68 @@
+"""What a person sees while trials run: one bar a study on a terminal, a line a batch in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipelines.progress import span
+
+if TYPE_CHECKING:
+    from pipelines.sweep.study import Tuning
+
+
+class TrialView:
+    """Follows one study; what was there when it began does not count for the time that is left."""
+
+    def __init__(self, label: str, tuning: Tuning, out: TextIO, bar: Progress | None):
+        self.label, self.tuning, self.out, self.bar = label, tuning, out, bar
+        self.total = tuning.sweep.trials
+        self.before = self.done = len(tuning.trials())
+        self.began = time.monotonic()
+        if bar is not None:
+            self.task = bar.add_task(label, total=self.total, completed=self.done, note=self.note())
+
+    def note(self) -> str:
+        """``best 81.30 % (trial 7), 5 pruned, 3 min 20 s left``."""
+        pruned = sum(trial.state.name == "PRUNED" for trial in self.tuning.trials())
+        best = self.tuning.best()
+        parts = [f"best {best.value:.2f} % (trial {best.number})"] if best is not None else []
+        parts += [f"{pruned} pruned"]
+        if self.before < self.done < self.total:
+            each = (time.monotonic() - self.began) / (self.done - self.before)
+            parts.append(f"{span(each * (self.total - self.done))} left")
+        return ", ".join(parts)
+
+    def one_more(self) -> None:
+        """A trial has ended, though its batch may not be through."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+
+    def batch_ended(self) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, note=self.note())
+            return
+        took = span(time.monotonic() - self.began)
+        self.out.write(f"{self.label}: {self.done}/{self.total} trials, {self.note()} | {took}\n")
+        self.out.flush()
+
+
+@contextlib.contextmanager
+def open_trial_view(label: str, tuning: Tuning, out: TextIO) -> Iterator[TrialView]:
+    """The view that suits ``out``."""
+    console = Console(file=out, highlight=False)
+    if not console.is_terminal:
+        yield TrialView(label, tuning, out, None)
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        yield TrialView(label, tuning, out, bar)

@@ -1,0 +1,357 @@
+"""Runs a sweep: sets and teachers on validation's terms, the trials, the winner, its one test.
+
+The driver may be killed at any moment; the same command goes on where the studies stand.  It alone writes studies,
+scores, presets and MLflow runs, under a lease of the sweep's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipelines.cluster import cluster_devices, ray_cluster
+from pipelines.execute import Outcome, execute
+from pipelines.expand import Expansion
+from pipelines.grid_parts import Grid
+from pipelines.interrupts import EXIT_CODE, Interrupts
+from pipelines.plan import Plan, plan_session
+from pipelines.settings import Session
+from pipelines.sweep.progress import TrialView, open_trial_view
+from pipelines.sweep.storage import open_storage
+from pipelines.sweep.study import Tuning
+from pipelines.sweep.subject import Subject, sweep_key
+from pipelines.sweep.values import Sweep
+from pipelines.sweep.winner import Tested, record, sides, tests_of, winner_preset, write_preset
+from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
+from rd3.errors import Away, RD3Error
+from rd3.protocol import Preset
+from rd3.recipe import EvaluationRecipe, Key, canonical
+from tracking.fields import params as shown_params
+from tracking.ledger import Ledger
+from tracking.patience import patiently
+from tracking.runs import Tracker
+from tracking.sweeps import Memory, SweepRuns, TrialRun
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+RETRIES = 2
+"""How often a trial whose process died is started again."""
+_LOOK_EVERY_S = 0.5
+Expand = Callable[[Grid, dict[str, Preset]], Expansion]
+"""A grid with the presets that only this sweep knows yet."""
+
+
+@dataclass
+class SweepOutcome:
+    """What came of a sweep."""
+
+    subjects: list[Subject]
+    tunings: dict[str, Tuning] = field(default_factory=dict)
+    """By label of the method."""
+    winners: dict[str, Preset] = field(default_factory=dict)
+    tests: dict[str, list[Tested]] = field(default_factory=dict)
+    """Every test on record for what each method was tuned for."""
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
+    """(status, reason, label) of what could not be made."""
+    interrupted: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """As of a grid's run."""
+        return EXIT_CODE if self.interrupted else 3 if self.failed else 0
+
+
+class TrialFailed(RD3Error):
+    """A trial ended neither well nor as a poor one: its process died for good, or something is missing."""
+
+
+@dataclass
+class SweepRun:
+    """One execution of a sweep file."""
+
+    sweep: Sweep
+    subjects: list[Subject]
+    session: Session
+    expand: Expand
+    address: str | None = None
+    concurrent: int | None = None
+    gpu_share: float = 0.25
+    storage: str = "journal"
+    plan_shown: Callable[[Plan], None] = lambda _plan: None
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.session.place.artifacts)
+        self.memory = Memory(self.ledger.documents)
+        self.key = sweep_key(self.subjects)
+        self.tracker = Tracker(self.session.place)
+        self.outcome = SweepOutcome(self.subjects)
+        self.runs: SweepRuns | None = None
+
+    def run(self) -> SweepOutcome:
+        """Everything that is missing; what is there already is only shown."""
+        outcome = self.outcome
+        validation = joined([subject.expansion for subject in self.subjects], self.sweep)
+        plan = plan_session(validation, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+        self.plan_shown(plan)
+        self.tracker.check()
+        with Interrupts() as interrupts, self.ledger.lease(self._lease) as lease:
+            self.interrupts, self.check_lease = interrupts, lease.check
+            try:
+                self._open()
+                waiting = any(tuning.next_batch() for tuning in outcome.tunings.values())
+                with ray_cluster(self.session.home, self.address) if waiting else contextlib.nullcontext():
+                    interrupts.arm()
+                    if self._made(validation, plan):
+                        self._tune()
+                        self._test()
+            except KeyboardInterrupt:
+                outcome.interrupted = interrupts.name or "SIGINT"
+                self._close("killed", f"interrupted by {outcome.interrupted}")
+            except TrialFailed as error:
+                outcome.failed.append(("failed", error.message, "trial"))
+                self._close("failed", error.message)
+            except BaseException as error:
+                self._close("killed", f"the driver failed: {error}")
+                raise
+            else:
+                if outcome.interrupted:
+                    self._close("killed", f"interrupted by {outcome.interrupted}")
+                elif outcome.failed:
+                    self._close("failed", outcome.failed[0][1])
+        return outcome
+
+    def close(self, files: dict[str, bytes | str]) -> None:
+        """The report is written: keep it with the parent run, and close that."""
+        figures = {}
+        for label, tuning in self.outcome.tunings.items():
+            best = tuning.best()
+            if best is not None:
+                figures[f"{label}.best_validation_top1_pct"] = best.value
+        if self.runs is not None:
+            patiently(partial(self.runs.attach, files, figures))
+            self._close("done")
+
+    def look(self) -> SweepOutcome:
+        """What is there, for a report: nothing is made or tested."""
+        with self.ledger.lease(self._lease):
+            self._studies()
+            for subject in self.subjects:
+                tuning = self.outcome.tunings[subject.label]
+                best = tuning.best()
+                if best is not None and not tuning.next_batch():
+                    self.outcome.winners[subject.label] = winner_preset(subject, best, self.sweep.trials)
+                    self._read_tests(subject)
+        return self.outcome
+
+    @property
+    def _lease(self) -> str:
+        return f"sweep-{self.key[:12]}"
+
+    def _studies(self) -> None:
+        journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
+        storage = open_storage(self.storage, self.session.place.tracking_uri, journal)
+        for subject in self.subjects:
+            self.outcome.tunings[subject.label] = Tuning(self.sweep, subject.study, storage)
+
+    def _open(self) -> None:
+        """Studies, and the parent run with a child for every trial that a killed driver had no time to log."""
+        shutil.rmtree(scratch_folder(self.session.home), ignore_errors=True)
+        self._studies()
+        self.runs = SweepRuns(self.tracker, self.key)
+        saw = {subject.teacher_saw for subject in self.subjects}
+        tags = {"tested_on": "validation", "rd3.teacher": "; ".join(sorted(saw))}
+        self.runs.open(self.sweep.name, self.sweep.text, tags)
+        for subject in self.subjects:
+            for trial in self.outcome.tunings[subject.label].trials():
+                self._log(subject, trial)
+
+    def _made(self, expansion: Expansion, plan: Plan) -> bool:
+        """Make what a plan says; False if the sweep cannot go on."""
+        made = execute(
+            expansion, plan, self.session, address=self.address, max_concurrent=self.concurrent,
+            gpu_share=self.gpu_share,
+        )  # fmt: skip
+        self._note(made)
+        return not made.exit_code
+
+    def _note(self, made: Outcome) -> None:
+        self.outcome.interrupted = self.outcome.interrupted or made.interrupted
+        self.outcome.failed += [(failure.status, failure.reason, failure.label) for failure in made.failed]
+
+    def _tune(self) -> None:
+        for subject in self.subjects:
+            tuning = self.outcome.tunings[subject.label]
+            with open_trial_view(f"{self.sweep.name} {subject.label}", tuning, sys.stderr) as view:
+                while batch := tuning.next_batch():
+                    self._batch(subject, tuning, batch, view)
+
+    def _batch(self, subject: Subject, tuning: Tuning, batch: dict[int, dict[str, Any]], view: TrialView) -> None:
+        """All trials of a batch, then the study's next rows in one go."""
+        before = tuning.before(min(batch))
+        attempts = {number: self._attempt(subject, number, point) for number, point in batch.items()}
+        began = dict.fromkeys(batch, datetime.now())
+        answers: dict[int, Answer] = {}
+        with contextlib.closing(self._answers(attempts, before)) as coming:
+            for number, answer in coming:
+                self.check_lease()
+                for key, score in answer.scores.items():
+                    patiently(partial(self.memory.keep_score, key, asdict(score)))
+                if answer.ended is None:
+                    raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
+                answers[number] = answer
+                view.one_more()
+        for number, point in batch.items():
+            tuning.tell(number, point, answers[number].ended, began[number])
+            self._log(subject, tuning.trials()[number])
+        view.batch_ended()
+
+    def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
+        recipes = subject.evaluations(point)
+        known = {recipe.key: patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
+        return Attempt(
+            study=subject.study,
+            number=number,
+            evaluations=[canonical(recipe.model_dump(mode="json")) for recipe in recipes],
+            pruning=subject.pruning,
+            place=self.session.place,
+            data=str(self.session.roots.data) if self.session.roots.data else None,
+            given=self._given(recipes),
+            known={key: score for key, score in known.items() if score is not None},
+            gpu=cluster_devices()[1] > 0,
+        )
+
+    def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:
+        """Ledger entries of set and teachers."""
+        parents = dict.fromkeys(parent for recipe in recipes for parent in recipe.parents())
+        entries = [self.ledger.find(kind, key) for kind, key in parents]
+        return [entry.model_dump(mode="json") for entry in entries if entry is not None]
+
+    def _answers(self, attempts: dict[int, Attempt], before: list[FrozenTrial]) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each trial, as they come; a signal ends the waiting and the work."""
+        import ray
+
+        gpus = self.gpu_share if cluster_devices()[1] > 0 else 0.0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_attempt)
+        shared = ray.put(before)
+        waiting = list(attempts.items())
+        running: dict[Any, int] = {}
+        self.interrupts.deferred = True
+        try:
+            while waiting or running:
+                while waiting and len(running) < (self.concurrent or len(attempts)):
+                    number, attempt = waiting.pop(0)
+                    running[task.remote(attempt, shared)] = number
+                done, _rest = ray.wait(list(running), timeout=_LOOK_EVERY_S)
+                if self.interrupts.name:
+                    raise KeyboardInterrupt
+                for reference in done:
+                    number = running.pop(reference)
+                    yield number, _answer(reference)
+        finally:
+            self.interrupts.deferred = False
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _log(self, subject: Subject, trial: FrozenTrial) -> None:
+        """A finished trial as a run of MLflow."""
+        recipe = subject.evaluations(trial.params)[0]
+        facts = {
+            "method": subject.label, "ipc": self.sweep.ipc, "teacher": self.sweep.teacher,
+            "protocol": self.sweep.protocol.name, "trial": trial.number,
+        }  # fmt: skip
+        stopped = trial.user_attrs.get("stopped")
+        run = TrialRun(
+            study=subject.study,
+            number=trial.number,
+            name=f"{subject.label} trial {trial.number}",
+            parameters=shown_params(recipe, facts),
+            curve=sorted(trial.intermediate_values.items()),
+            top1_pct=trial.value if trial.state.name == "COMPLETE" else None,
+            tags={
+                "rd3.state": trial.state.name,
+                "tested_on": "validation",
+                **({"rd3.reason": stopped} if stopped else {}),
+            },
+        )
+        patiently(partial(self.runs.log, run))
+
+    def _test(self) -> None:
+        """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
+        bests = {subject.label: self.outcome.tunings[subject.label].best() for subject in self.subjects}
+        for subject in self.subjects:
+            best = bests[subject.label]
+            if best is None:
+                said = "no trial ran to its end, so there is no winner"
+                self.outcome.failed.append(("failed", said, subject.label))
+                continue
+            preset = winner_preset(subject, best, self.sweep.trials)
+            write_preset(preset, self.session.presets)
+            self.outcome.winners[subject.label] = preset
+        won = [subject for subject in self.subjects if subject.label in self.outcome.winners]
+        if not won:
+            return
+        expansion = self.test_expansion()
+        if not expansion.blocked:  # else no key is known of what would be tested
+            for subject in won:
+                winner, base = self._sides(subject)
+                patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
+        plan = plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+        self._made(expansion, plan)
+        for subject in won:
+            self._read_tests(subject)
+
+    def test_expansion(self) -> Expansion:
+        """The grid of the winners' tests."""
+        winners = self.outcome.winners
+        names = {subject.label: subject.preset for subject in self.subjects if subject.label in winners}
+        return self.expand(self.sweep.test_grid(names), {preset.name: preset for preset in winners.values()})
+
+    def _sides(self, subject: Subject) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
+        preset = self.outcome.winners[subject.label]
+        grid = self.sweep.test_grid({subject.label: subject.preset})
+        return sides(subject, self.expand(grid, {preset.name: preset}))
+
+    def _read_tests(self, subject: Subject) -> None:
+        winner, base = self._sides(subject)
+        self.outcome.tests[subject.label] = tests_of(winner, base, self.memory, self.ledger.find)
+
+    def _close(self, status: str, reason: str = "") -> None:
+        if self.runs is not None:
+            with contextlib.suppress(Away):
+                patiently(partial(self.runs.close, status, reason), patience_s=10.0)
+
+
+def _answer(reference: Any) -> Answer:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        lost = f"its process died {RETRIES + 1} times ({type(error).__name__})"
+        return Answer(None, {}, lost)
+
+
+def joined(expansions: list[Expansion], sweep: Sweep) -> Expansion:
+    """One expansion of the methods' own: what they share is made once."""
+    first = expansions[0]
+    recipes: dict[Key, Any] = {}
+    for expansion in expansions:
+        recipes |= {key: recipe for key, recipe in expansion.recipes.items() if key not in recipes}
+    return Expansion(
+        recipes=recipes,
+        grid=sweep.validation_grid(sweep.methods),
+        cells=[cell for expansion in expansions for cell in expansion.cells],
+        blocked={key: why for expansion in expansions for key, why in expansion.blocked.items()},
+        imports={key: why for expansion in expansions for key, why in expansion.imports.items()},
+        labels={key: label for expansion in expansions for key, label in expansion.labels.items()},
+        teachers={place: teacher for expansion in expansions for place, teacher in expansion.teachers.items()},
+        infos=first.infos,
+    )

@@ -1,0 +1,189 @@
+"""The space of a sweep: what a file may ask for, and what it would ask for in vain."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pipelines.grid_check import unknown_keys, what
+from pipelines.places import Path
+from pipelines.sweep.values import Dimension
+from rd3.errors import RD3Error
+from rd3.losses import LOSSES
+from rd3.protocol import EvalProtocol
+from rd3.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from pipelines.grid_check import PartCheck
+
+RANGE = ("low", "high", "log", "step")
+LOSS_FIELDS = ("temperature", "scale_t2", "gamma", "hard_mix")
+"""Fields that matter only to a loss that reads them."""
+
+
+class SpaceCheck:
+    """Checks ``space``; ``base`` is the protocol without it, ``size`` the number of images of the set, if known."""
+
+    def __init__(self, check: PartCheck, base: EvalProtocol, size: int | None, fixed: dict[str, Any]):
+        self.check, self.document = check, check.document
+        self.base, self.size, self.fixed = base, size, fixed
+
+    def dimensions(self, sampler: str, trials: int | None) -> tuple[Dimension, ...]:
+        """Every field that is right by itself; then what they are together."""
+        space = self.check.data.get("space", {})
+        if not isinstance(space, dict) or not space:
+            if "space" in self.check.data:
+                said = f"Expected protocol fields with ranges or choices, got {what(space) if space else 'nothing'}."
+                self.document.problem(("space",), said, "e.g. `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`")
+            return ()
+        found = [self._dimension(field, value) for field, value in space.items()]
+        good = tuple(dimension for dimension in found if dimension is not None)
+        if len(good) == len(found):
+            self._labels(good)
+            for dimension in good:
+                self._matters(dimension, good)
+            if sampler == "grid":
+                self._countable(good, trials)
+        return good
+
+    def _say(self, path: Path, message: str, fix: str = "") -> None:
+        self.document.problem(("space", *path), message, fix)
+
+    def _dimension(self, field: str, value: Any) -> Dimension | None:
+        before = len(self.document.problems)
+        known = [name for name in EvalProtocol.model_fields if name != "test_epochs"]
+        if field == "test_epochs":
+            self._say((field,), "This field changes no result, only when it is looked at.", "see `validate_epochs`")
+        elif field not in known:
+            self._say((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))
+        elif field in self.fixed:
+            self._say((field,), "This field is also set in 'protocol'.", "remove it from one of the two")
+        elif isinstance(value, list):
+            self._choices(field, value)
+            return Dimension(field=field, choices=tuple(value)) if len(self.document.problems) == before else None
+        elif isinstance(value, dict):
+            unknown_keys(self.document, value, RANGE, ("space", field), "A range")
+            self._range(field, value)
+            right = len(self.document.problems) == before
+            return Dimension(field=field, **value) if right else None
+        else:
+            said = f"Expected a range or a list of choices, got {what(value)}."
+            self._say((field,), said, "write {low: ..., high: ...} or [...]")
+        return None
+
+    def _value(self, field: str, value: Any, *place: str | int) -> None:
+        """One value against its field alone."""
+        base = self.base.model_dump(mode="json") | {"test_epochs": []}
+        right = self.check.field(EvalProtocol, base, field, value, ("space", field, *place), "A protocol")
+        if right and field == "batch_size" and value < 2:
+            self._say((field, *place), f"Batch normalisation needs two images, got {value}.", "begin at 2 or more")
+        if right and field == "loss":
+            try:
+                LOSSES.get(value)
+            except RD3Error as error:
+                self._say((field, *place), error.message, error.fix)
+
+    def _choices(self, field: str, values: list[Any]) -> None:
+        if len(values) < 2:
+            held = f"{values[0]!r} alone" if values else "nothing"
+            self._say((field,), f"There is no choice: the list holds {held}.", "name two values or more")
+        self.check.repeats(values, ("space", field))
+        for place, value in enumerate(values):
+            self._value(field, value, place)
+
+    def _range(self, field: str, value: dict[str, Any]) -> None:
+        annotation = EvalProtocol.model_fields[field].annotation
+        if annotation not in (int, float):
+            self._say((field,), f"The field {field!r} is not a number.", "give a list of choices")
+            return
+        before = len(self.document.problems)
+        for end in ("low", "high"):
+            if end not in value:
+                self._say((field,), f"The range has no {end!r}.", "write {low: ..., high: ...}")
+            else:
+                self._value(field, value[end], end)
+        log, step = value.get("log", False), value.get("step")
+        if not isinstance(log, bool):
+            self._say((field, "log"), f"Expected true or false, got {what(log)}.")
+        number = isinstance(step, int if annotation is int else int | float) and not isinstance(step, bool)
+        if step is not None and not (number and step > 0):
+            self._say((field, "step"), f"Expected a {'whole ' * (annotation is int)}number above 0, got {what(step)}.")
+        if len(self.document.problems) > before:
+            return
+        low, high = value["low"], value["high"]
+        if low >= high:
+            kind = "is empty" if low > high else "holds one value only"
+            self._say((field,), f"The range from {low} to {high} {kind}.", "make 'high' larger than 'low'")
+        elif log and step is not None:
+            self._say((field, "step"), "A logarithmic range has no steps.", "remove 'log' or 'step'")
+        elif log and low <= 0:
+            self._say((field, "low"), f"A logarithmic range cannot begin at {low}.", "begin above 0")
+        elif step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9):
+            self._say(
+                (field, "step"), f"Steps of {step} from {low} do not lead to {high}.", "choose another step or end"
+            )
+
+    def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:
+        """Values that a field may have in a trial, where it has a list of them."""
+        moved = next((dimension for dimension in space if dimension.field == field), None)
+        return moved.choices if moved is not None and moved.choices else (getattr(self.base, field),)
+
+    def _labels(self, space: tuple[Dimension, ...]) -> None:
+        """Labels and loss stay consistent: hard labels bring cross-entropy, soft labels any other loss."""
+        fields = {dimension.field: dimension for dimension in space}
+        if "labels" in fields and self.base.labels == "hard":
+            self._say(("labels",), "The protocol to start from has hard labels.", "start from one with soft labels")
+        elif "loss" in fields and "ce" in fields["loss"].choices:
+            place = fields["loss"].choices.index("ce")
+            fix = "remove it, and add `labels: [soft, hard]` to the space"
+            self._say(("loss", place), "Loss 'ce' is that of hard labels, and comes with them.", fix)
+        elif "loss" in fields and self.base.labels == "hard":
+            self._say(
+                ("loss",), "Hard labels have the loss 'ce' and no other.", "start from a protocol with soft labels"
+            )
+
+    def _losses(self, space: tuple[Dimension, ...]) -> set[str]:
+        """Losses that a trial may have."""
+        labels = self._possible("labels", space)
+        soft = set(self._possible("loss", space)) if "soft" in labels else set()
+        return soft | ({"ce"} if "hard" in labels else set())
+
+    def _matters(self, dimension: Dimension, space: tuple[Dimension, ...]) -> None:
+        """Refuse a field that changes no result here."""
+        field = dimension.field
+        reasons = {
+            **{name: self._unread(name, space) for name in LOSS_FIELDS},
+            "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
+            "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
+            "batch_size": self._capped(dimension),
+        }
+        if field == "hard_mix" and "cutmix" not in self._possible("mix", space):
+            reasons[field] = "mix is 'none'"
+        if reasons.get(field):
+            self._say((field,), f"This field changes no result here: {reasons[field]}.", "remove it from the space")
+
+    def _unread(self, field: str, space: tuple[Dimension, ...]) -> str:
+        losses = self._losses(space)
+        read = [LOSSES.get(loss).reads for loss in losses]
+        if any(fields is None or field in fields for fields in read):
+            return ""
+        return f"loss {' and '.join(sorted(losses))} do{'es' * (len(losses) == 1)} not read it"
+
+    def _capped(self, dimension: Dimension) -> str:
+        if dimension.field != "batch_size" or self.size is None:
+            return ""
+        lowest = min(dimension.choices) if dimension.choices else dimension.low
+        return f"the set has {self.size} images, and every batch is capped there" if lowest >= self.size else ""
+
+    def _countable(self, space: tuple[Dimension, ...], trials: int | None) -> None:
+        points = 1
+        for dimension in space:
+            values = dimension.values()
+            if values is None:
+                fix = "give it a step or a list, or take sampler tpe or random"
+                self._say((dimension.field,), "Sampler 'grid' cannot count a continuous range.", fix)
+                return
+            points *= len(values)
+        if isinstance(trials, int) and trials > points:
+            said = f"Sampler 'grid' has {points} points, got {trials} trials."
+            self.document.problem(("trials",), said, f"write `trials: {points}` or less")

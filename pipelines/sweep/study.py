@@ -1,0 +1,247 @@
+"""One method's study: Optuna proposes points in batches, and a study is always a prefix of the sequence of trials.
+
+The order is fixed by the file alone.  Trial ``k`` is proposed from the finished batches before its own and from the
+points of its batch that come before it, with a sampler whose seed follows from ``k``; it is pruned by comparison with
+the finished batches.  Nothing depends on which worker was faster.  A batch is written when all of it is through, a
+trial in one piece, in order: a driver that is killed leaves no trial RUNNING, and the next one proposes the same points
+again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pipelines.sweep.values import Dimension, Sweep
+from rd3.seeding import derive
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+STARTUP_TRIALS = 5
+"""The median rule prunes nothing before so many trials are complete."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of one point."""
+
+    state: str
+    """``COMPLETE`` or ``PRUNED``."""
+    top1_pct: float | None
+    """On validation images after the last epoch, the mean over student seeds; None for a pruned trial."""
+    curve: dict[int, float] = field(default_factory=dict)
+    """Epoch to top-1 accuracy (%) of the first student seed, as far as it went."""
+    rungs: dict[str, float] = field(default_factory=dict)
+    """What a halving pruner noted of the trial."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Keys of the evaluations, scores by student seed, why it ended early."""
+
+
+def quiet_optuna() -> None:
+    """No lines on its own; it calls much of what has been stable for years experimental."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def distributions(space: Sequence[Dimension]) -> dict[str, BaseDistribution]:
+    """The space in Optuna's terms; a field's type decides between whole numbers and others."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for one in space:
+        if one.choices:
+            found[one.field] = CategoricalDistribution(one.choices)
+        elif one.integer:
+            found[one.field] = IntDistribution(int(one.low), int(one.high), log=one.log, step=int(one.step or 1))
+        else:
+            found[one.field] = FloatDistribution(float(one.low), float(one.high), log=one.log, step=one.step)
+    return found
+
+
+def _tpe(sweep: Sweep, seed: int) -> BaseSampler:
+    from optuna.samplers import TPESampler
+
+    return TPESampler(seed=seed, constant_liar=True)
+
+
+def _random(sweep: Sweep, seed: int) -> BaseSampler:
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed)
+
+
+def _grid(sweep: Sweep, seed: int) -> BaseSampler:
+    from optuna.samplers import GridSampler
+
+    # Its order is a shuffle by the seed, which must be the same for all trials.
+    return GridSampler({one.field: list(one.values() or ()) for one in sweep.space}, seed=sweep.seed)
+
+
+SAMPLERS: dict[str, Callable[[Sweep, int], BaseSampler]] = {"tpe": _tpe, "random": _random, "grid": _grid}
+
+
+def _median(pruning: Pruning) -> BasePruner:
+    from optuna.pruners import MedianPruner
+
+    return MedianPruner(n_startup_trials=STARTUP_TRIALS)
+
+
+def _halving(pruning: Pruning) -> BasePruner:
+    from optuna.pruners import SuccessiveHalvingPruner
+
+    return SuccessiveHalvingPruner(min_resource=pruning.every, reduction_factor=3)
+
+
+def _hyperband(pruning: Pruning) -> BasePruner:
+    from optuna.pruners import HyperbandPruner
+
+    return HyperbandPruner(min_resource=pruning.every, max_resource=pruning.longest, reduction_factor=3)
+
+
+def _none(pruning: Pruning) -> BasePruner:
+    from optuna.pruners import NopPruner
+
+    return NopPruner()
+
+
+PRUNERS: dict[str, Callable[[Pruning], BasePruner]] = {
+    "median": _median,
+    "successive_halving": _halving,
+    "hyperband": _hyperband,
+    "none": _none,
+}
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The rule by which poor trials end early; plain data that travels to a worker."""
+
+    rule: str
+    every: int
+    """Epochs between two looks."""
+    longest: int
+    """Epochs of the longest trial."""
+
+
+class Contest:
+    """A trial on its way, judged by the finished batches before its own (``before``, trials 0, 1, 2 ...)."""
+
+    def __init__(self, study_name: str, number: int, before: Sequence[FrozenTrial], pruning: Pruning):
+        from optuna.trial import TrialState, create_trial
+
+        quiet_optuna()
+        self._study = _snapshot(study_name, before)
+        while len(self._study.get_trials(deepcopy=False)) < number:  # its own batch, of which it knows nothing
+            self._study.add_trial(create_trial(state=TrialState.RUNNING))
+        self._study.pruner = PRUNERS[pruning.rule](pruning)
+        self._trial = self._study.ask()
+        self.curve: dict[int, float] = {}
+
+    def report(self, epoch: int, top1_pct: float) -> bool:
+        """Note an accuracy; True if the trial is to end here."""
+        self.curve[epoch] = top1_pct
+        self._trial.report(top1_pct, epoch)
+        return self._trial.should_prune()
+
+    @property
+    def rungs(self) -> dict[str, float]:
+        """What a halving pruner noted."""
+        own = self._study.get_trials(deepcopy=False)[self._trial.number]
+        return {name: value for name, value in own.system_attrs.items() if name.startswith("completed_rung")}
+
+
+def _snapshot(name: str, trials: Sequence[FrozenTrial]) -> Study:
+    """A study in memory with these trials, which are numbered from 0 again."""
+    import optuna
+
+    study = optuna.create_study(study_name=name, direction="maximize", storage=optuna.storages.InMemoryStorage())
+    study.add_trials(trials)
+    return study
+
+
+class Tuning:
+    """The study of one method in a storage that this process alone writes."""
+
+    def __init__(self, sweep: Sweep, name: str, storage: BaseStorage):
+        import optuna
+
+        quiet_optuna()
+        self.sweep, self.name = sweep, name
+        self.study = optuna.create_study(study_name=name, direction="maximize", storage=storage, load_if_exists=True)
+        self.space = distributions(sweep.space)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All that is through, in order."""
+        return self.study.get_trials(deepcopy=False)
+
+    def before(self, number: int) -> list[FrozenTrial]:
+        """The finished batches before the one of a trial."""
+        from optuna.trial import create_trial
+
+        return [
+            create_trial(
+                state=trial.state,
+                value=trial.value,
+                params=trial.params,
+                distributions=trial.distributions,
+                intermediate_values=trial.intermediate_values,
+                system_attrs=trial.user_attrs.get("rungs", {}),
+            )
+            for trial in self.trials()[: number - number % self.sweep.batch]
+        ]
+
+    def next_batch(self) -> dict[int, dict[str, Any]]:
+        """Number to point of the trials that come next; empty when there are as many as the file asks for."""
+        done = self.trials()
+        first = len(done) - len(done) % self.sweep.batch
+        numbers = range(first, min(first + self.sweep.batch, self.sweep.trials))
+        points: list[dict[str, Any]] = []
+        for number in numbers:
+            points.append(dict(done[number].params) if number < len(done) else self._propose(number, points))
+        return {number: point for number, point in zip(numbers, points, strict=True) if number >= len(done)}
+
+    def _propose(self, number: int, mates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        from optuna.trial import TrialState, create_trial
+
+        study = _snapshot(self.name, self.before(number))
+        for params in mates:
+            study.add_trial(create_trial(state=TrialState.RUNNING, params=dict(params), distributions=self.space))
+        seed = derive(self.sweep.seed, "sweep", number) % 2**32
+        study.sampler = SAMPLERS[self.sweep.sampler](self.sweep, seed)
+        return dict(study.ask(fixed_distributions=self.space).params)
+
+    def tell(self, number: int, point: Mapping[str, Any], ended: Ended, began: datetime) -> None:
+        """Write the next trial, in one piece."""
+        from optuna.trial import TrialState, create_trial
+
+        assert number == len(self.trials()), "trials are written in order"
+        state = TrialState[ended.state]
+        last = ended.curve[max(ended.curve)] if ended.curve else None
+        trial = create_trial(
+            state=state,
+            value=ended.top1_pct if state == TrialState.COMPLETE else last,
+            params=dict(point),
+            distributions=self.space,
+            intermediate_values=dict(ended.curve),
+            user_attrs={**ended.facts, **({"rungs": ended.rungs} if ended.rungs else {})},
+        )
+        trial.datetime_start = began
+        self.study.add_trial(trial)
+
+    def best(self) -> FrozenTrial | None:
+        """The complete trial with the best validation accuracy, the first of equals."""
+        from optuna.trial import TrialState
+
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)

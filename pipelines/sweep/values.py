@@ -1,0 +1,129 @@
+"""A sweep as a value: what was asked for, names and numbers checked, nothing resolved yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pipelines.grid_parts import Chosen, Grid, Part
+from rd3.protocol import EvalProtocol
+from rd3.recipe import Frozen
+
+SamplerName = Literal["tpe", "random", "grid"]
+PrunerName = Literal["median", "successive_halving", "hyperband", "none"]
+
+
+class Dimension(Frozen):
+    """One protocol field of the space: a list of choices, or a range."""
+
+    field: str
+    choices: tuple[Any, ...] = ()
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+    step: float | int | None = None
+
+    @property
+    def integer(self) -> bool:
+        """Whether a range holds whole numbers: the field's type decides."""
+        return EvalProtocol.model_fields[self.field].annotation is int
+
+    def values(self) -> tuple[Any, ...] | None:
+        """All its values in order; None for a continuous range."""
+        if self.choices:
+            return self.choices
+        step = self.step or (1 if self.integer and not self.log else None)
+        if step is None or self.low is None or self.high is None:
+            return None
+        values = [self.low + number * step for number in range(round((self.high - self.low) / step) + 1)]
+        return tuple(int(value) if self.integer else round(value, 12) for value in values)
+
+
+class Sweep(Frozen):
+    """A whole sweep file."""
+
+    name: str
+    description: str = ""
+    methods: tuple[Chosen, ...]
+    dataset: str
+    ipc: int
+    teacher: str
+    """A role."""
+    student: str | None = None
+    """None: the network of the teacher."""
+    protocol: Chosen
+    """The preset to start from, with what is fixed otherwise."""
+    space: tuple[Dimension, ...]
+    trials: int
+    """For each method."""
+    batch: int = 4
+    """Trials that are asked for together and know nothing of each other."""
+    sampler: SamplerName = "tpe"
+    pruner: PrunerName = "median"
+    validate_epochs: int = 5
+    """Epochs between two looks at the validation accuracy."""
+    seed: int = 0
+    """Of the sampler."""
+    set_seed: int = 0
+    student_seeds: tuple[int, ...] = (0,)
+    """A trial's score is the mean over these."""
+    test_seeds: tuple[int, ...] = (0, 1, 2)
+    """Student seeds of the test that the winner gets."""
+    text: str = ""
+    """The file as it was written."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What changes the tuning, as plain data: not names, layout of the file, methods besides, or the later test."""
+        return self.model_dump(mode="json", exclude={"name", "description", "text", "methods", "test_seeds"})
+
+    def labels(self) -> dict[str, Chosen]:
+        """The methods by what they are called here: a method that comes twice, with other settings, is numbered."""
+        named: dict[str, Chosen] = {}
+        for chosen in self.methods:
+            again = sum(other.name == chosen.name for other in named.values())
+            named[f"{chosen.name}-{again + 1}" if again else chosen.name] = chosen
+        return named
+
+    def validation_grid(self, methods: tuple[Chosen, ...]) -> Grid:
+        """The base protocol on validation images: it brings sets and teachers, and is what a winner must beat."""
+        return Grid(
+            name=f"{self.name}-validation",
+            description=self.description,
+            test_on="validation",
+            parts=(self._part(methods, (self.protocol,), self.student_seeds),),
+            text=self.text,
+        )
+
+    def test_grid(self, winners: Mapping[str, str]) -> Grid:
+        """Base and winner (method's label to preset's name) on the test split, with sets of all training images."""
+        labels = self.labels()
+        return Grid(
+            name=f"{self.name}-test",
+            description=self.description,
+            parts=tuple(
+                self._part((labels[label],), (self.protocol, Chosen(name=preset)), self.test_seeds)
+                for label, preset in winners.items()
+            ),
+            text=self.text,
+        )
+
+    def _part(self, methods: tuple[Chosen, ...], protocols: tuple[Chosen, ...], seeds: tuple[int, ...]) -> Part:
+        return Part(
+            methods=methods,
+            datasets=(self.dataset,),
+            ipc=(self.ipc,),
+            teacher={self.dataset: self.teacher},
+            students=(self.student,) if self.student else None,
+            protocols=protocols,
+            set_seeds=(self.set_seed,),
+            student_seeds=seeds,
+        )
+
+
+def overrides(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Protocol fields of a point: hard labels bring their own loss, so that the two never contradict each other."""
+    fields = dict(params)
+    if fields.get("labels") == "hard":
+        fields["loss"] = "ce"
+    return fields

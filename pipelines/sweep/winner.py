@@ -1,0 +1,154 @@
+"""The winner: a protocol with provenance, and the one test on the test split that it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipelines.expand import Expansion
+from pipelines.sweep.subject import Subject
+from pipelines.sweep.values import overrides
+from rd3.protocol import Preset
+from rd3.recipe import EvaluationRecipe, Key, digest
+from rd3.stats import PairedDifference, mean, paired_difference, std
+from rd3.store import Entry, now, write_atomically
+from tracking.sweeps import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna.trial import FrozenTrial
+
+
+def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
+    """The best trial as a protocol: its fields for all students, the rest as in the protocol that it started from."""
+    rule, moved = subject.rule, subject.sweep.protocol.values | overrides(best.params)
+    date = best.datetime_complete.date().isoformat()
+    source = (
+        f"sweep {subject.sweep.name}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
+        f"{best.value:.2f} % on {best.user_attrs['tested']} validation images of {subject.info.name}; "
+        f"from {rule.name}, {date}"
+    )
+    return Preset(
+        name=subject.preset,
+        source=source,
+        reduces=rule.reduces or rule.name,
+        all=rule.all | moved,
+        same_network={name: value for name, value in rule.same_network.items() if name not in moved},
+        other_network={name: value for name, value in rule.other_network.items() if name not in moved},
+    )
+
+
+def write_preset(preset: Preset, folder: Path) -> Path:
+    """``<name>.yaml`` in a folder, from which grids find it by name."""
+    plain = preset.model_dump(mode="json")
+    path = folder / f"{preset.name}.yaml"
+    write_atomically(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
+    return path
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One winner on the test split, beside the base protocol on the same seeds; accuracies 0-100."""
+
+    sweep: str
+    method: str
+    params: dict[str, Any]
+    validation_top1_pct: float
+    recorded_at: str
+    seeds: list[int]
+    winner: list[float]
+    """By student seed; empty while the test is not through."""
+    base: list[float]
+    current: bool
+    """Whether it is the winner of the sweep as its file stands now."""
+
+    @property
+    def difference(self) -> PairedDifference | None:
+        """Winner minus base; None for a single seed, or before the test is through."""
+        return paired_difference(self.winner, self.base) if len(self.winner) > 1 else None
+
+    def text(self) -> dict[str, str]:
+        """For tables."""
+        return {
+            "winner": _spread(self.winner),
+            "base": _spread(self.base),
+            "difference": _difference(self.winner, self.base, self.difference),
+        }
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "not tested yet"
+    spread = std(values)
+    return f"{mean(values):.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(values)})"
+
+
+def _difference(winner: list[float], base: list[float], got: PairedDifference | None) -> str:
+    if not winner:
+        return ""
+    if got is None:
+        return f"{mean(winner) - mean(base):+.2f} (1 seed, no interval)".replace("-", "−")
+    text = f"{got.mean:+.2f} [{got.low:.2f}, {got.high:.2f}], p {got.p_value:.2g} ({got.n} student seeds)"
+    return text.replace("-", "−")
+
+
+def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
+    """Test evaluations of a method under its winner and under the base protocol, by student seed."""
+    part = subject.sweep.test_grid({subject.label: subject.preset}).parts[0]
+    found: dict[str, list[EvaluationRecipe]] = {chosen.name: [] for chosen in part.protocols}
+    for cell in expansion.cells:
+        found[cell.protocol].append(expansion.recipes[cell.evaluation])
+    return found[subject.preset], found[subject.sweep.protocol.name]
+
+
+def target_of(base: Iterable[EvaluationRecipe]) -> str:
+    """What was tuned for, whatever the sweep is called: the set, the data and the student of the test."""
+    first = next(iter(base))
+    return digest([first.set, first.student, first.data.model_dump(mode="json"), first.normalisation.model_dump()])[:32]
+
+
+def record(
+    subject: Subject, best: FrozenTrial, winner: list[EvaluationRecipe], base: list[EvaluationRecipe], memory: Memory
+) -> None:
+    """Put the test on record, before it is made."""
+    memory.record_test(
+        target_of(base),
+        {
+            "sweep": subject.sweep.name,
+            "key": subject.key,
+            "method": subject.label,
+            "params": best.params,
+            "validation_top1_pct": best.value,
+            "evaluations": [recipe.key for recipe in winner],
+            "base": [recipe.key for recipe in base],
+            "seeds": [recipe.student_seed for recipe in winner],
+            "recorded_at": now(),
+        },
+    )
+
+
+def tests_of(
+    winner: list[EvaluationRecipe],
+    base: list[EvaluationRecipe],
+    memory: Memory,
+    find: Callable[[str, Key], Entry | None],
+) -> list[Tested]:
+    """Every test on record for this target, with its result."""
+    current = [recipe.key for recipe in winner]
+    found = []
+    for test in memory.tests(target_of(base)):
+        scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
+        whole = all(entry is not None for entries in scores.values() for entry in entries)
+        values = {side: [entry.result["top1_pct"] for entry in entries if whole] for side, entries in scores.items()}
+        found.append(
+            Tested(
+                test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],
+                test["seeds"], values["evaluations"], values["base"], test["evaluations"] == current,
+            )
+        )  # fmt: skip
+    return found

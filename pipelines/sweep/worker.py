@@ -1,0 +1,162 @@
+"""One trial of a sweep in a worker process: trains students, and stops where the pruner says so.
+
+It writes no study, no ledger and no tracking server: what it returns is all that becomes of it, so that it may die at
+any moment and be run again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.sweep.study import Contest, Ended, Pruning
+from rd3.datasets import Roots
+from rd3.errors import Diverged, RD3Error
+from rd3.recipe import EvaluationRecipe, Key, from_json
+from rd3.store import Entry
+from tracking.place import Place
+from tracking.store import GivenStore
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is known of one evaluation; one that was stopped is known as far as it went."""
+
+    curve: dict[int, float]
+    """Epoch to top-1 accuracy (%) on validation images."""
+    top1_pct: float | None = None
+    """After the last epoch; None where it was stopped or diverged."""
+    diverged: str = ""
+    tested: int = 0
+    """Images of the validation part."""
+    wall_s: float = 0.0
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Score:
+        """From JSON, whose keys are text."""
+        return cls(**{**plain, "curve": {int(epoch): value for epoch, value in plain["curve"].items()}})
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a worker is told of one trial: plain data, but for the trials before it."""
+
+    study: str
+    number: int
+    evaluations: list[str]
+    """Recipes as JSON, one a student seed; the first is the one that is judged on its way."""
+    pruning: Pruning
+    place: Place
+    data: str | None
+    given: list[dict[str, Any]]
+    """Ledger entries of set and teachers."""
+    known: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    """Scores of these evaluations that an earlier trial, or an earlier driver, has found."""
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a trial ended, and every score that it found on the way; ``failed`` says why there is no end."""
+
+    ended: Ended | None
+    scores: dict[Key, Score]
+    failed: str = ""
+
+
+class _Stop(Exception):
+    """Ends a training from inside."""
+
+
+def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
+    """Judge a point; ``before`` are the finished batches that it is compared with."""
+    from pipelines.trial import _settle_process
+
+    _settle_process(attempt.gpu)
+    return judge(attempt, before)
+
+
+def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
+    """As :func:`run_attempt`, in this process.  Only the first student seed is pruned, the others run to their end."""
+    first, *others = (from_json(text) for text in attempt.evaluations)
+    facts: dict[str, Any] = {"evaluations": [first.key, *(recipe.key for recipe in others)]}
+    scores: dict[Key, Score] = {}
+
+    def contest() -> Contest:
+        return Contest(attempt.study, attempt.number, before, attempt.pruning)
+
+    try:
+        judged = contest()
+        score, pruned = _replayed(attempt.known.get(first.key), judged)
+        if score is None:
+            judged = contest()
+            score, pruned = _trained(attempt, first, judged)
+        scores[first.key] = score
+        for recipe in others if score.top1_pct is not None and not pruned else ():
+            score, _never = _replayed(attempt.known.get(recipe.key), None)
+            scores[recipe.key] = score or _trained(attempt, recipe, None)[0]
+    except RD3Error as error:
+        return Answer(None, scores, str(error))
+    except Exception as error:  # whatever it is, it is this trial's: the driver says it and stops
+        return Answer(None, scores, f"{type(error).__name__}: {error}")
+    diverged = next((score.diverged for score in scores.values() if score.diverged), "")
+    if pruned or diverged:
+        facts["stopped"] = diverged if not pruned else f"pruned after epoch {max(judged.curve)}"
+        return Answer(Ended("PRUNED", None, judged.curve, judged.rungs, facts), scores)
+    found = [scores[key].top1_pct for key in facts["evaluations"]]
+    facts |= {"top1_pct": found, "tested": scores[first.key].tested}
+    curve = {**judged.curve, first.protocol.epochs: found[0]}
+    return Answer(Ended("COMPLETE", sum(found) / len(found), curve, judged.rungs, facts), scores)
+
+
+def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Score | None, bool]:
+    """A known score, judged as if it came now, and whether the pruner ends it; None where not enough is known."""
+    if known is None:
+        return None, False
+    score = Score.from_plain(known)
+    if contest is not None and any(contest.report(*look) for look in sorted(score.curve.items())):
+        return score, True
+    return (score if score.diverged or score.top1_pct is not None else None), False
+
+
+def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
+    """The score of an evaluation that is made now, and whether the pruner has ended it."""
+    from rd3.run import perform
+
+    curve: dict[int, float] = {}
+    began = time.perf_counter()
+
+    def tested(epoch: int, top1_pct: float) -> None:
+        curve[epoch] = top1_pct
+        if contest is not None and contest.report(epoch, top1_pct):
+            raise _Stop
+
+    store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
+    roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
+    scratch = scratch_folder(attempt.place.home)
+    scratch.mkdir(parents=True, exist_ok=True)
+    out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))
+    try:
+        device = "cuda" if attempt.gpu else "cpu"
+        result = perform(recipe, store, roots, out, device=device, tested=tested).result
+    except _Stop:
+        return Score(curve, wall_s=time.perf_counter() - began), True
+    except Diverged as error:
+        return Score(curve, diverged=error.message, wall_s=time.perf_counter() - began), False
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    return Score(curve, result["top1_pct"], tested=result["tested"], wall_s=time.perf_counter() - began), False
+
+
+def scratch_folder(home: Path) -> Path:
+    """Where trials of sweeps work on this machine; nothing in it is kept."""
+    return home / "work" / "sweep"

@@ -1,0 +1,151 @@
+"""Datasets that travel: whole or not at all, once a node, and named where nobody has them."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.parcels import absent, ensure_data, pull, push
+from rd3.datasets import Roots, add_folder, dataset_fingerprint, dataset_info, open_dataset
+from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
+from rd3.recipe import Data
+from tracking import parcels
+from tracking.place import Place
+from tracking.runs import Tracker
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A tracking database and an artifact folder that all the test's machines share."""
+    shared = tmp_path_factory.mktemp("shared")
+    return Place(f"sqlite:///{shared / 'mlflow.db'}", str(shared / "artifacts"), shared / "home")
+
+
+@pytest.fixture
+def here(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Roots]:
+    """A machine with a dataset of the user's own."""
+    name = request.node.name.replace("test_", "")[:40].replace("_", "-")
+    roots = Roots(None, tmp_path / "here")
+    for part in ("train", "test"):
+        for label, class_id in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / part / class_id
+            folder.mkdir(parents=True)
+            for index in range(3):
+                pixels = np.full((8, 8, 3), 40 * label + 9 * index + len(part) + len(name), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    (tmp_path / "images" / ".cache").mkdir()
+    (tmp_path / "images" / ".cache" / "state").write_text("of no use elsewhere")
+    add_folder(name, tmp_path / "images", roots, 32)
+    return name, roots
+
+
+def left(roots: Roots) -> list[str]:
+    """What a node holds of datasets, but for what is derived and the lock."""
+    return [path.name for path in (roots.home / "data").iterdir() if path.is_dir()]
+
+
+def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
+    name, roots = here
+    monkeypatch.setattr(parcels, "PART_BYTES", 200)  # several parts
+    parcel, new = push(name, place, roots)
+    assert (new, parcel.files, len(parcel.parts) > 2) == (True, 12, True)
+    assert push(name, place, roots) == (parcel, False)
+    shutil.rmtree(tmp_path / "images")
+    there = Roots(None, tmp_path / "there")
+    assert absent(name, there)
+    ensure_data(place, there, Data(name=name, fingerprint=parcel.fingerprint))
+    assert dataset_fingerprint(name, there) == parcel.fingerprint
+    assert dataset_info(name, there) == dataset_info(name, roots)
+    assert len(open_dataset(name, there).labels("train")) == 6
+    assert left(there) == [name]
+    assert pull(name, place, there) is None
+
+
+def test_what_comes_with_a_package_needs_nothing(place, tmp_path):
+    roots = Roots(None, tmp_path / "home")
+    ensure_data(Place("http://127.0.0.1:9", "/nowhere", tmp_path), roots, Data(name="digits", fingerprint="f"))
+    assert not roots.home.exists()
+    with pytest.raises(BadValue, match="digits comes with RD3's packages"):
+        push("digits", place, roots)
+
+
+def test_nobody_has_pushed_it(here, place, tmp_path):
+    there = Roots(None, tmp_path / "there")
+    with pytest.raises(DataMissing, match=f"{here[0]} is not on .*, and nobody has pushed it to sqlite:.*data push"):
+        pull(here[0], place, there)
+    push(here[0], place, here[1])
+    with pytest.raises(DataMissing, match="nobody has pushed it with fingerprint ffffffffffff"):
+        ensure_data(place, there, Data(name=here[0], fingerprint="f" * 32))
+    assert left(there) == []
+
+
+def test_a_damaged_part_is_refused_and_leaves_nothing(here, place, tmp_path):
+    name, roots = here
+    parcel, _new = push(name, place, roots)
+    artifacts = Path(Tracker(place).client.get_run(parcel.run_id).info.artifact_uri.removeprefix("file://"))
+    [part] = (artifacts / "parts").iterdir()
+    whole = part.read_bytes()
+    part.write_bytes(whole[:700] + b"!" + whole[701:])
+    there = Roots(None, tmp_path / "there")
+    with pytest.raises(DataCorrupt, match=r"damaged: 00000\.tar has sha256"):
+        pull(name, place, there)
+    assert left(there) == []
+    assert absent(name, there)
+    part.write_bytes(whole)
+    assert pull(name, place, there) == there.home / "data" / name
+
+
+def test_other_data_under_the_right_hashes_is_refused(here, place, tmp_path, monkeypatch):
+    name, roots = here
+    monkeypatch.setattr("pipelines.parcels.dataset_fingerprint", lambda *_: "e" * 32)
+    push(name, place, roots)
+    there = Roots(None, tmp_path / "there")
+    with pytest.raises(DataCorrupt, match="was pushed with fingerprint eeeeeeeeeeee and arrives with"):
+        pull(name, place, there)
+    assert left(there) == []
+
+
+def test_a_push_that_was_cut_off_is_never_read(here, place, tmp_path, monkeypatch):
+    name, roots = here
+    tracker = Tracker(place)
+    monkeypatch.setattr(parcels, "sha256_file", lambda _path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        push(name, place, roots)
+    monkeypatch.undo()
+    assert parcels.find(tracker, name) is None
+    runs = tracker.search([tracker.experiment(parcels.EXPERIMENT)], {"rd3.data": name})
+    assert [run.info.status for run in runs] == ["FAILED"]
+    assert push(name, place, roots).new
+
+
+def test_one_process_of_a_node_fetches(here, place, tmp_path, monkeypatch):
+    name, roots = here
+    push(name, place, roots)
+    fetched, unpack = [], parcels.unpack
+    monkeypatch.setattr(parcels, "unpack", lambda *words: (fetched.append(words), unpack(*words)))
+    there = Roots(None, tmp_path / "there")
+    with ThreadPoolExecutor(4) as pool:
+        came = list(pool.map(lambda _: pull(name, place, there), range(4)))
+    assert len(fetched) == 1
+    assert sorted(came, key=str) == [there.home / "data" / name, None, None, None]
+
+
+def test_a_tar_that_leaves_its_folder_is_refused(here, place, tmp_path, monkeypatch):
+    name, roots = here
+    add = tarfile.TarFile.add
+    monkeypatch.setattr(
+        tarfile.TarFile, "add", lambda tar, path, arcname, **more: add(tar, path, f"../../{arcname}", **more)
+    )
+    push(name, place, roots)
+    there = Roots(None, tmp_path / "there")
+    with pytest.raises((tarfile.FilterError, RD3Error)):
+        pull(name, place, there)
+    assert left(there) == []

@@ -1,0 +1,221 @@
+"""What is sent to a cluster, what is refused before anything is sent, and what the head does with it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from pipelines import cli, launcher, run_grid, submit
+from pipelines.settings import Session, driver_secrets
+from rd3.datasets import Roots
+from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
+from tracking.place import Place
+
+PYTHON = platform.python_version()
+GRID = "name: mine\nmethods: [random]\ndatasets: [digits, cifar10]\nipc: [1]\nteacher: resnet18\n"
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    home = tmp_path / "home"
+    return Session(Roots(None, home), Place(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home))
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "a grid.yaml"
+    path.write_text(GRID)
+    return path
+
+
+def test_a_working_directory_is_code_and_the_grid_and_runs_alone(tmp_path, session, grid):
+    submitted = submit.submission(str(grid), session, {}, {}, [])
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    size = submit.working_directory(folder, submitted)
+    assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3 * 2**20
+    assert {path.name for path in folder.iterdir()} == {"rd3", "tracking", "pipelines", "a grid.yaml"}
+    assert not list(folder.rglob("__pycache__")) + list(folder.rglob(".*"))
+    code = "import pipelines.grid as grid; print(grid.__file__); print(grid.load_grid('a grid.yaml').name)"
+    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == [str(folder / "pipelines" / "grid.py"), "mine"], said.stderr
+
+
+def test_a_large_working_directory_is_refused(tmp_path, session, grid, monkeypatch):
+    monkeypatch.setattr(submit, "LIMIT_BYTES", 2**18)
+    with pytest.raises(StoreError, match=r"have \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
+        submit.working_directory(tmp_path / "sent", submit.submission(str(grid), session, {}, {}, []))
+    assert not (tmp_path / "sent").exists()
+
+
+def test_the_command_carries_grid_addresses_and_datasets_with_files(session, grid):
+    env = {"RD3_HOME": "~/a home"}
+    submitted = submit.submission(str(grid), session, env, {"RD3_ARTIFACTS": "s3://b/p"}, ["--shares", "2"])
+    python, module, name, *words = shlex.split(submitted.entrypoint)
+    assert (python, module, name, words[0]) == ("python", "-m", "pipelines.run_grid", "a grid.yaml")
+    assert words[1:] == [
+        "--env", "RD3_ARTIFACTS=s3://b/p", "--env", "RD3_HOME=~/a home", "--pull", "cifar10", "--shares", "2"
+    ]  # fmt: skip
+    assert submit.submission("demo", session, {}, {}, []).words == ["demo"]
+
+
+@pytest.mark.parametrize("value", ["/data/rd3", "artifacts", "file:///data/rd3", "sqlite:////data/mlflow.db"])
+def test_a_path_of_this_machine_does_not_travel(session, grid, value):
+    with pytest.raises(BadValue, match=r"RD3_ARTIFACTS is .*, a path of this machine.*--env RD3_ARTIFACTS="):
+        submit.submission(str(grid), session, {}, {"RD3_ARTIFACTS": value}, [])
+    said = submit.submission(str(grid), session, {"RD3_ARTIFACTS": "/shared"}, {"RD3_ARTIFACTS": value}, [])
+    assert said.env == {"RD3_ARTIFACTS": "/shared"}
+
+
+@pytest.mark.parametrize(
+    "given", [({"MLFLOW_TRACKING_URI": "http://me:secret@host"}, {}), ({}, {"X": "http://u:secret@h/"})]
+)
+def test_no_secret_travels(session, grid, given):
+    with pytest.raises(BadValue, match="holds a password") as caught:
+        submit.submission(str(grid), session, *given, [])
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("printed", "message"),
+    [
+        (
+            f"noise\nrd3-probe {platform.python_version()} 2.40.0\n",
+            f"Ray 2.40.0, this machine has Ray {ray.__version__}",
+        ),
+        (f"rd3-probe 3.8.1 {ray.__version__}\n", f"Python 3.8.1, this machine has Python {platform.python_version()}"),
+        ("bash: python: command not found\n", "does not start Python with Ray: it said 'bash: python: command not"),
+        ("", "it said 'nothing'"),
+    ],
+)
+def test_other_versions_are_named(printed, message):
+    with pytest.raises(RD3Error) as caught:
+        submit.check_versions(printed, "The cluster at x")
+    assert message in str(caught.value)
+
+
+def test_the_probe_is_true_of_this_machine():
+    said = subprocess.run([sys.executable, *shlex.split(submit.PROBE)[1:]], capture_output=True, text=True)
+    submit.check_versions(said.stdout, "This machine")
+
+
+def test_no_cluster(session):
+    with pytest.raises(BadValue, match=r"takes the URL of the head's dashboard, got '127\.0\.0\.1:6379'"):
+        submit.connect("127.0.0.1:6379")
+
+
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with pytest.raises(RD3Error, match=r"No Ray cluster answers at http://127\.0\.0\.1:9 "):
+        submit.connect("http://127.0.0.1:9")
+
+
+class Client:
+    """A job whose log comes in pieces over connections that break."""
+
+    def __init__(self, connections: list[list[str]], states: list[str]):
+        self.connections, self.states = connections, states
+
+    async def tail_job_logs(self, _job: str) -> Any:
+        for piece in self.connections.pop(0):
+            yield piece
+        if self.connections:
+            raise RuntimeError("the connection broke")
+
+    def get_job_info(self, _job: str) -> Any:
+        from ray.dashboard.modules.job.pydantic_models import JobDetails
+
+        return JobDetails(type="SUBMISSION", status=self.states.pop(0), entrypoint="x", driver_exit_code=3)
+
+
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 3), ("STOPPED", 130)])
+def test_a_log_is_written_once_whatever_breaks(monkeypatch, state, code):
+    monkeypatch.setattr(submit, "_LOOK_EVERY_S", 0.0)
+    client = Client([["one ", "two "], ["on", "e two th"], ["one two three"]], ["RUNNING", "RUNNING", state])
+    written: list[str] = []
+    assert submit.follow(client, "http://x", "job", written.append) == code
+    assert "".join(written) == "one two three"
+
+
+def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
+    called: list[Any] = []
+    monkeypatch.setattr(cli, "main", lambda words: called.append((words, Path(words[1]).read_text())))
+    monkeypatch.setattr(run_grid, "pull_missing", called.append)
+    for name in run_grid.ADDRESSES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
+    submitted = submit.Submission("mine", grid.name, grid, ["--shares", "2"], {"RD3_DATA": "/d"}, ["cifar10"])
+    done = CliRunner().invoke(run_grid.app, launcher.words(submitted))
+    assert done.exit_code == 0, done.output
+    pulled, (words, text) = called
+    assert pulled == ["cifar10"]
+    assert (words[0], Path(words[1]).name, words[2:]) == (
+        "run", "a grid.yaml", ["--address", "auto", "--shares", "2"]
+    )  # fmt: skip
+    assert text == GRID
+    assert os.environ["RD3_DATA"] == "/d"
+    assert Path(words[1]) == tmp_path / "home" / "grids" / "a grid.yaml"
+
+
+def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
+    monkeypatch.setattr(cli, "main", lambda _words: None)
+    for name in run_grid.ADDRESSES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("RD3_HOME")
+    assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
+    assert os.environ["RD3_HOME"] == "~/.rd3"
+
+
+def test_a_grid_file_that_stayed_behind_is_named():
+    with pytest.raises(DataMissing, match=r"no grid file mine\.yaml on the cluster's node .*rd3 submit mine\.yaml"):
+        run_grid.check_here("mine.yaml")
+    run_grid.check_here("demo")
+
+
+def test_only_addresses_are_taken():
+    assert run_grid.addresses(["RD3_DATA=/a=b"]) == {"RD3_DATA": "/a=b"}
+    for word, message in [
+        ("AWS_SECRET_ACCESS_KEY=x", "got 'AWS_SECRET_ACCESS_KEY'"),
+        ("RD3_DATTA=x", "did you mean 'RD3_DATA'"),
+        ("RD3_DATA", "write RD3_DATA=VALUE"),
+    ]:
+        with pytest.raises(BadValue, match=message):
+            run_grid.addresses([word])
+
+
+def test_the_grid_as_text_survives_a_shell(grid):
+    words = launcher.words(submit.Submission("mine", grid.name, grid))
+    text = words[words.index("--text") + 1]
+    assert shlex.quote(text) == text
+    assert base64.urlsafe_b64decode(text).decode() == GRID
+
+
+def test_a_cluster_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataMissing, match=r"no cluster file .*none\.yaml"):
+        launcher.probe(tmp_path / "none.yaml")
+
+
+def test_secrets_of_the_driver_are_in_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("RD3_DRIVER_ENV", raising=False)
+    assert driver_secrets() == {}
+    path = tmp_path / "driver.env"
+    monkeypatch.setenv("RD3_DRIVER_ENV", str(path))
+    with pytest.raises(BadValue, match=r"RD3_DRIVER_ENV names .*driver\.env: No such file"):
+        driver_secrets()
+    path.write_text("# of the ledger\nAWS_ACCESS_KEY_ID=a:b\n\nAWS_SECRET_ACCESS_KEY=c=d\n")
+    path.chmod(0o640)
+    with pytest.raises(BadValue, match=r"Others may read .*chmod 600"):
+        driver_secrets()
+    path.chmod(0o600)
+    assert driver_secrets() == {"AWS_ACCESS_KEY_ID": "a:b", "AWS_SECRET_ACCESS_KEY": "c=d"}

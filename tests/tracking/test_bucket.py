@@ -1,0 +1,114 @@
+"""How a bucket is prepared where Swift cannot show it: with the answers of AWS, checked by botocore's own model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+
+from rd3.errors import StoreError
+from tracking import bucket
+from tracking.documents import S3Documents
+
+OURS = bucket._RULE
+THEIRS = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}
+FOUND = "get_bucket_lifecycle_configuration"
+PUT = "put_bucket_lifecycle_configuration"
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+
+
+def documents_of(region: str = "us-east-1") -> tuple[S3Documents, Stubber]:
+    documents = S3Documents("s3://theirs/rd3")
+    documents._made = boto3.client("s3", region_name=region)
+    return documents, Stubber(documents._made)
+
+
+@pytest.mark.parametrize("before", [[], [THEIRS], [THEIRS, {**OURS, "Status": "Disabled"}]])
+def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
+    documents, stub = documents_of()
+    if before:
+        stub.add_response(FOUND, {"Rules": before}, {"Bucket": "theirs"})
+    else:
+        stub.add_client_error(FOUND, "NoSuchLifecycleConfiguration", http_status_code=404)
+    after = [rule for rule in before if rule["ID"] == "theirs"] + [OURS]
+    stub.add_response(PUT, {}, {"Bucket": "theirs", "LifecycleConfiguration": {"Rules": after}})
+    with stub:
+        assert bucket._tidy(documents) == "theirs: lifecycle (unfinished uploads end after 7 days) set"
+    stub.assert_no_pending_responses()
+
+
+def test_all_public_access_is_blocked():
+    documents, stub = documents_of()
+    names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+    wanted = {"Bucket": "theirs", "PublicAccessBlockConfiguration": dict.fromkeys(names, True)}
+    stub.add_response("put_public_access_block", {}, wanted)
+    with stub:
+        assert bucket._close(documents) == "theirs: public access block set"
+    stub.assert_no_pending_responses()
+
+
+def test_a_key_that_may_not_set_it_is_no_failure():
+    documents, stub = documents_of()
+    stub.add_client_error("put_public_access_block", "AccessDenied", http_status_code=403)
+    with stub:
+        assert bucket._close(documents) == "theirs: this key may not set the public access block; its owner should"
+
+
+@pytest.mark.parametrize(
+    ("region", "more"),
+    [("us-east-1", {}), ("eu-west-1", {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}})],
+)
+def test_a_bucket_is_made_in_its_region(region: str, more: dict):
+    documents, stub = documents_of(region)
+    stub.add_client_error("list_objects_v2", "NoSuchBucket", http_status_code=404)
+    stub.add_response("create_bucket", {}, {"Bucket": "theirs", **more})
+    with stub:
+        assert bucket._create(documents) == "theirs: made"
+    stub.assert_no_pending_responses()
+
+
+def test_the_name_of_somebody_else():
+    documents, stub = documents_of()
+    stub.add_client_error("list_objects_v2", "AccessDenied", http_status_code=403)
+    with stub, pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://theirs/rd3 \(AccessDenied\)"):
+        bucket._create(documents)
+
+
+@pytest.fixture
+def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server that lists its buckets to everybody."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert "Authorization" not in self.headers
+            body = b"<ListBucketResult><Name>theirs</Name><KeyCount>0</KeyCount></ListBucketResult>"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_said: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+def test_a_bucket_that_everybody_may_list(open_to_all):
+    with pytest.raises(StoreError, match=r"Bucket 'theirs' can be listed by anybody.* Fix: remove its public policy"):
+        bucket._check_private(S3Documents("s3://theirs/rd3"))

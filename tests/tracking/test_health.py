@@ -1,0 +1,75 @@
+"""What is asked of a store before it is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from rd3.errors import StoreError
+from tracking import health
+from tracking.bucket import prepare_store
+from tracking.documents import FolderDocuments
+
+
+def test_a_clock_from_a_header():
+    """The server says whole seconds: 1000 stands for anything until 1001."""
+    headers = {"date": formatdate(1000, usegmt=True)}
+    assert health.ahead_of(headers, 1000.4, 1000.6) == pytest.approx(0.0)
+    assert health.ahead_of(headers, 1045.4, 1045.6) == pytest.approx(45.0)
+    assert health.ahead_of(headers, 980.0, 981.0) == pytest.approx(-20.0)
+    assert health.ahead_of({}, 5.0, 6.0) == 0.0
+
+
+def test_a_folder_is_made_and_left_empty(tmp_path: Path):
+    root = tmp_path / "artifacts"
+    assert list(prepare_store(str(root))) == [f"{root}: write, read, conditional write, list and delete work"]
+    assert list(root.rglob("*")) == []
+    health.check_store(str(root))
+
+
+class Forgetful(FolderDocuments):
+    """Takes documents and loses them."""
+
+    def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
+        return True
+
+
+class Overwriting(FolderDocuments):
+    """Does not know conditional writes, as some S3 servers."""
+
+    def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
+        return super().put(name, data)
+
+
+class Blind(FolderDocuments):
+    """Does not list what it has."""
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        yield from ()
+
+
+class Keeping(FolderDocuments):
+    """Does not delete."""
+
+    def delete(self, name: str) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Forgetful, "does not give back what was written"),
+        (Overwriting, r"overwrites a document that was to be written only if absent .* Fix: use a server that knows"),
+        (Blind, "does not list what was written"),
+        (Keeping, "keeps what was deleted. Fix: let RD3's key delete"),
+    ],
+)
+def test_a_store_that_does_not_do_as_it_should(
+    kind: Callable[[Path], FolderDocuments], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(health, "open_documents", lambda root: kind(Path(root)))
+    with pytest.raises(StoreError, match=said):
+        health.probe_store(str(tmp_path))

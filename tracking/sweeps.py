@@ -1,0 +1,157 @@
+"""What is remembered of sweeps: scores of trials, every test that was made of a winner, and the runs that MLflow shows.
+
+Below the artifact root::
+
+    sweeps/scores/<evaluation>.json          what a trial found on validation images, so that nobody finds it twice
+    sweeps/tests/<target>/<winner>.json      one tested winner; a target is what was tuned for: sets, teachers, student
+
+The runs are in an experiment of their own: a parent for a sweep, a child for each Optuna trial, both found again by
+the tags ``rd3.sweep`` (the sweep's key), ``rd3.study`` and ``rd3.trial`` (its number).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rd3.errors import DataCorrupt
+from rd3.recipe import Key, digest
+from tracking.documents import Documents
+from tracking.runs import Tracker
+
+EXPERIMENT = "rd3 sweeps"
+
+
+class Memory:
+    """Scores and tests, as documents."""
+
+    def __init__(self, documents: Documents):
+        self.documents = documents
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        raw = self.documents.get(name)
+        try:
+            return None if raw is None else json.loads(raw)
+        except ValueError:
+            raise DataCorrupt(f"{self.documents.root}/{name} is not readable.", "delete that file") from None
+
+    def _write(self, name: str, value: Mapping[str, Any], only_if_absent: bool = False) -> None:
+        data = json.dumps(value, indent=1, sort_keys=True) + "\n"
+        self.documents.put(name, data.encode(), only_if_absent)
+
+    def score(self, evaluation: Key) -> dict[str, Any] | None:
+        """What is known of an evaluation on validation images."""
+        return self._read(f"sweeps/scores/{evaluation}.json")
+
+    def keep_score(self, evaluation: Key, score: Mapping[str, Any]) -> None:
+        """The longer of two looks at one evaluation stays."""
+        known = self.score(evaluation)
+        if known is None or len(known["curve"]) <= len(score["curve"]):
+            self._write(f"sweeps/scores/{evaluation}.json", score)
+
+    def record_test(self, target: str, test: Mapping[str, Any]) -> None:
+        """Before a winner is tested: whatever becomes of it, the test is on record.  ``test["evaluations"]``: keys."""
+        self._write(f"sweeps/tests/{target}/{digest(test['evaluations'])[:32]}.json", test, only_if_absent=True)
+
+    def tests(self, target: str) -> list[dict[str, Any]]:
+        """Every test on record for a target, oldest first."""
+        found = [self._read(name) for name in self.documents.names(f"sweeps/tests/{target}/")]
+        return sorted((test for test in found if test), key=lambda test: (test["recorded_at"], test["evaluations"]))
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """One finished Optuna trial as MLflow shows it."""
+
+    study: str
+    number: int
+    name: str
+    parameters: Mapping[str, str]
+    curve: Sequence[tuple[int, float]]
+    """(epoch, top-1 accuracy in per cent on validation images)."""
+    top1_pct: float | None
+    tags: Mapping[str, str]
+    """``rd3.state`` and whatever else people filter by."""
+
+
+class SweepRuns:
+    """The runs of one sweep; only its driver writes them."""
+
+    def __init__(self, tracker: Tracker, key: str):
+        self.tracker, self.key = tracker, key
+        self.experiment_id = tracker.experiment(EXPERIMENT)
+        self.run_id = ""
+        self.started = 0
+        self._logged: dict[tuple[str, str], Any] = {}
+
+    @property
+    def _tags(self) -> dict[str, str]:
+        return {"rd3.sweep": self.key, "rd3.ledger": self.tracker.place.artifacts}
+
+    def open(self, name: str, text: str, tags: Mapping[str, str]) -> None:
+        """The parent run, the same one each time, in state RUNNING; its file is kept as ``sweep.yaml``."""
+        own = {**self._tags, "rd3.kind": "sweep", "rd3.status": "running", **tags}
+        client = self.tracker.client
+        with self.tracker.errors():
+            runs = self.tracker.search([self.experiment_id], self._tags)
+            parents = [run for run in runs if run.data.tags.get("rd3.kind") == "sweep"]
+            if parents:
+                run = parents[0]
+                self.tracker.log(run.info.run_id, tags=own)
+                client.update_run(run.info.run_id, status="RUNNING")
+                if "rd3.reason" in run.data.tags:
+                    client.delete_tag(run.info.run_id, "rd3.reason")
+            else:
+                run = client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=own)
+            self.run_id, self.started = run.info.run_id, run.info.start_time
+            self._logged = {_place(run): run for run in runs if run.data.tags.get("rd3.kind") == "sweep trial"}
+            client.log_text(self.run_id, text, "sweep.yaml")
+
+    def log(self, trial: TrialRun) -> None:
+        """A child run, closed; one that is there already and closed stays as it is."""
+        place = (trial.study, str(trial.number))
+        known = self._logged.get(place)
+        if known is not None and known.info.status != "RUNNING":
+            return
+        tags = {
+            **self._tags, **trial.tags, "rd3.kind": "sweep trial", "rd3.study": trial.study, "rd3.trial": place[1],
+            "mlflow.parentRunId": self.run_id,
+        }  # fmt: skip
+        client = self.tracker.client
+        with self.tracker.errors():
+            run = known or client.create_run(self.experiment_id, run_name=trial.name, tags=tags)
+            begun = run.info.start_time  # timestamps follow from it, so that logging twice adds nothing
+            points = [("validation_top1_pct", value, begun + epoch, epoch) for epoch, value in trial.curve]
+            if trial.top1_pct is not None:
+                points.append(("score", trial.top1_pct, begun, 0))
+            self.tracker.log(run.info.run_id, points=points, parameters=trial.parameters)
+            client.set_terminated(run.info.run_id, "FINISHED")
+            self._logged[place] = client.get_run(run.info.run_id)
+
+    def attach(self, files: Mapping[str, bytes | str], figures: Mapping[str, float]) -> None:
+        """Report and plots, and figures of the whole sweep."""
+        import tempfile
+        from pathlib import Path
+
+        with self.tracker.errors(), tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
+            self.tracker.client.log_artifacts(self.run_id, folder)
+            self.tracker.log(self.run_id, points=[(name, value, self.started, 0) for name, value in figures.items()])
+
+    def close(self, status: str, reason: str = "") -> None:
+        """``done``, ``failed`` or ``killed``: nothing stays RUNNING."""
+        if not self.run_id:
+            return
+        tags = {"rd3.status": "finished" if status == "done" else status, **({"rd3.reason": reason} if reason else {})}
+        ends = {"done": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+        with self.tracker.errors():
+            self.tracker.log(self.run_id, tags=tags)
+            self.tracker.client.set_terminated(self.run_id, ends[status])
+
+
+def _place(run: Any) -> tuple[str, str]:
+    return run.data.tags["rd3.study"], run.data.tags["rd3.trial"]
