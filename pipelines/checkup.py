@@ -116,7 +116,12 @@ def look_around(place: Place, roots: Roots, versions: dict[str, str]) -> list[Ro
         rows.append(Row("s3", "ok", "no credentials, as it should be: files go through the tracking server"))
     else:
         rows.append(_tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts)))
-    return [*rows, *_data(roots)]
+    data = list(_data(roots))
+    absent = ", ".join(row.what.removeprefix("data ") for row in data if row.state == "missing")
+    rows += [row for row in data if row.state != "missing"]
+    if absent:
+        rows.append(Row("data not there", "missing", f"{absent}; what `rd3 data push` has put up is pulled when needed"))
+    return rows
 
 
 def _reason(error: Exception) -> str:

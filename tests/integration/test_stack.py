@@ -232,12 +232,13 @@ def test_a_second_stack_cannot_take_the_ports_of_the_first(servers: Stack, tmp_p
 
 
 def test_a_part_that_does_not_start_says_its_last_words(servers: Stack, tmp_path: Path):
-    """A tracking server without its database."""
+    """A database whose folder is empty."""
     other = type(servers)(tmp_path / "other", servers.port + 3)
-    failed = other("start", "mlflow")
+    (other.home / "postgres" / "data").mkdir(parents=True)
+    failed = other("start", "postgres")
     assert failed.returncode == 1
-    assert "mlflow did not come up; the last lines of" in failed.stderr
-    assert "Connection refused" in failed.stderr
+    assert f"postgres did not come up; the last lines of {other.home}/log/postgres.log:" in failed.stderr
+    assert "could not access" in failed.stderr
     assert other("wipe").returncode == 0
 
 
