@@ -62,7 +62,7 @@ class Subject:
             factor=self.info.factor,
             same_network=self.same_network,
             set_size=self.size,
-            overrides=self.sweep.protocol.values | overrides(params),
+            overrides=overrides(self.sweep.protocol.values | dict(params)),
         )
         looks = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": looks})
