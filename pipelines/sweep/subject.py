@@ -100,13 +100,13 @@ def subjects(sweep: Sweep, expand: Expand, preset_of: PresetOf) -> list[Subject]
     """Every method of a sweep; raises :class:`GridErrors` for one that cannot make the set."""
     found, problems = [], []
     for place, (label, chosen) in enumerate(sweep.labels().items()):
-        expansion = expand(sweep.validation_grid((chosen,)))
-        cells = expansion.cells
-        reason = next((cell.reason for cell in cells if cell.reason), "")
-        if reason:
-            problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set: {reason}."))
+        try:
+            expansion = expand(sweep.validation_grid((chosen,)))
+        except GridErrors as error:
+            said = " ".join(problem.message for problem in error.problems)
+            problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set. {said}"))
             continue
-        bases = tuple(expansion.recipes[cell.evaluation] for cell in cells)
+        bases = tuple(expansion.recipes[cell.evaluation] for cell in expansion.cells)
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
         rule = preset_of(sweep.protocol.name)

@@ -132,7 +132,7 @@ def record(
     )
 
 
-def tests_of(
+def recorded_tests(
     winner: list[EvaluationRecipe],
     base: list[EvaluationRecipe],
     memory: Memory,
