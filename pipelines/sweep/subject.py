@@ -89,6 +89,8 @@ class Subject:
     @property
     def teacher_saw(self) -> str:
         """What is known of the teacher and the validation images."""
+        if self.teacher.key not in self.expansion.recipes:
+            return "not used"
         return {
             "fit": "trained without the validation images",
             "train": "trained on all training images, the validation images among them",
