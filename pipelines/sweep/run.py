@@ -28,7 +28,7 @@ from pipelines.sweep.storage import open_storage
 from pipelines.sweep.study import Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
-from pipelines.sweep.winner import Tested, record, sides, tests_of, winner_preset, write_preset
+from pipelines.sweep.winner import Tested, record, recorded_tests, sides, winner_preset, write_preset
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
@@ -321,7 +321,7 @@ class SweepRun:
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)
-        self.outcome.tests[subject.label] = tests_of(winner, base, self.memory, self.ledger.find)
+        self.outcome.tests[subject.label] = recorded_tests(winner, base, self.memory, self.ledger.find)
 
     def _close(self, status: str, reason: str = "") -> None:
         if self.runs is not None:

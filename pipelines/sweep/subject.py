@@ -62,7 +62,7 @@ class Subject:
             factor=self.info.factor,
             same_network=self.same_network,
             set_size=self.size,
-            overrides=self.sweep.protocol.values | overrides(params),
+            overrides=overrides(self.sweep.protocol.values | dict(params)),
         )
         looks = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": looks})
@@ -89,6 +89,8 @@ class Subject:
     @property
     def teacher_saw(self) -> str:
         """What is known of the teacher and the validation images."""
+        if self.teacher.key not in self.expansion.recipes:
+            return "not used"
         return {
             "fit": "trained without the validation images",
             "train": "trained on all training images, the validation images among them",
@@ -100,13 +102,13 @@ def subjects(sweep: Sweep, expand: Expand, preset_of: PresetOf) -> list[Subject]
     """Every method of a sweep; raises :class:`GridErrors` for one that cannot make the set."""
     found, problems = [], []
     for place, (label, chosen) in enumerate(sweep.labels().items()):
-        expansion = expand(sweep.validation_grid((chosen,)))
-        cells = expansion.cells
-        reason = next((cell.reason for cell in cells if cell.reason), "")
-        if reason:
-            problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set: {reason}."))
+        try:
+            expansion = expand(sweep.validation_grid((chosen,)))
+        except GridErrors as error:
+            said = " ".join(problem.message for problem in error.problems)
+            problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set. {said}"))
             continue
-        bases = tuple(expansion.recipes[cell.evaluation] for cell in cells)
+        bases = tuple(expansion.recipes[cell.evaluation] for cell in expansion.cells)
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
         rule = preset_of(sweep.protocol.name)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     """The best trial as a protocol: its fields for all students, the rest as in the protocol that it started from."""
-    rule, moved = subject.rule, subject.sweep.protocol.values | overrides(best.params)
+    rule, moved = subject.rule, overrides(subject.sweep.protocol.values | best.params)
     date = best.datetime_complete.date().isoformat()
     source = (
         f"sweep {subject.sweep.name}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
@@ -132,7 +132,7 @@ def record(
     )
 
 
-def tests_of(
+def recorded_tests(
     winner: list[EvaluationRecipe],
     base: list[EvaluationRecipe],
     memory: Memory,

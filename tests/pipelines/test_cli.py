@@ -57,6 +57,7 @@ def state(home: Path) -> set[str]:
         ("protocols", {"rd3", "rd3-reduced"}),
         ("losses", {"kl", "ce", "mse_gt"}),
         ("grids", {"demo", "cifar10", "sensitivity"}),
+        ("sweeps", {"demo"}),
     ],
 )
 def test_lists_are_arrays_of_objects_with_a_name(rd3, kind, known):
@@ -189,3 +190,27 @@ def test_fields_are_read_as_yaml():
     }
     with pytest.raises(BadValue, match="NAME=VALUE"):
         parse_fields(["a"])
+
+
+def test_every_mistake_of_a_sweep_is_said_and_nothing_is_written(rd3, home, tmp_path):
+    sweep = tmp_path / "bad.yaml"
+    sweep.write_text(
+        "methods: [randm]\ndataset: digits\nipc: 1\nteacher: resnet18\nprotocol: rd3\nspace: {zeta: [1]}\n"
+    )
+    code, _out, err = rd3("sweep", str(sweep))
+    assert code == 2
+    assert "Sweep bad has 3 mistakes" in err
+    assert "did you mean 'random'?" in err and "The key 'trials' is missing" in err and "There is no choice" in err
+    assert state(home) == set()
+
+
+def test_a_users_protocol_is_listed_and_taken_by_grids(rd3, home, tmp_path):
+    (home / "presets").mkdir(parents=True)
+    (home / "presets" / "mine.yaml").write_text(
+        "name: mine\nsource: me\nreduces: rd3\nall: {epochs: 3, zeta: 1, batch_size: 5}\n"
+    )
+    assert "mine" in {row["name"] for row in json.loads(rd3("list", "protocols", "--json")[1])}
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nprotocols: [mine]\n")
+    code, out, _err = rd3("plan", str(grid), "--json")
+    assert code == 0 and json.loads(out)["cells"] == 3

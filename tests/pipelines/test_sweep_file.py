@@ -1,0 +1,197 @@
+"""Sweep files: what is read, and how each mistake is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.places import GridErrors
+from pipelines.sweep.files import load_sweep, parse_sweep, shipped_sweeps
+from pipelines.sweep.study import distributions
+from pipelines.sweep.values import Dimension, overrides
+from rd3.errors import DataMissing, UnknownName
+from rd3.protocol import Preset
+
+FILE = """
+name: mine
+methods: [random]
+dataset: digits
+ipc: 5
+teacher: resnet18_w16
+protocol: rd3-reduced
+space:
+  lr: {low: 0.001, high: 0.1, log: true}
+trials: 3
+"""
+SPACE = "  lr: {low: 0.001, high: 0.1, log: true}\n"
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(GridErrors) as caught:
+        parse_sweep(text, "x")
+    assert str(caught.value).startswith("Sweep x has ")
+    return [str(problem) for problem in caught.value.problems]
+
+
+def space(text: str, **other: str) -> str:
+    """The file with another space, and other lines changed."""
+    found = FILE.replace(SPACE, f"  {text}\n")
+    for key, value in other.items():
+        lines = [line for line in found.splitlines() if not line.startswith(f"{key}:")]
+        found = "\n".join([*lines, f"{key}: {value}"])
+    return found
+
+
+def test_what_a_file_says_and_what_it_leaves_out():
+    sweep = parse_sweep(FILE, "x")
+    assert (sweep.name, sweep.trials, sweep.batch, sweep.sampler, sweep.pruner) == ("mine", 3, 4, "tpe", "median")
+    assert (sweep.student_seeds, sweep.test_seeds, sweep.student) == ((0,), (0, 1, 2), None)
+    assert sweep.space == (Dimension(field="lr", low=0.001, high=0.1, log=True),)
+
+
+@pytest.mark.parametrize("name", shipped_sweeps())
+def test_every_shipped_sweep_is_right(name):
+    assert load_sweep(name).name == name
+
+
+def test_the_type_of_a_field_decides_between_whole_numbers_and_others():
+    text = space("epochs: {low: 10, high: 40, step: 10}\n  zeta: {low: 1, high: 2}\n  flip: [true, false]")
+    kinds = {name: type(one).__name__ for name, one in distributions(parse_sweep(text, "x").space).items()}
+    assert kinds == {"epochs": "IntDistribution", "zeta": "FloatDistribution", "flip": "CategoricalDistribution"}
+
+
+def test_all_mistakes_come_at_once_each_with_its_line():
+    text = FILE.replace("[random]", "[randm]").replace("trials: 3", "trials: 0\nsudent: x").replace("lr:", "lrr:")
+    assert mistakes(text) == [
+        "methods[0] (line 3): There is no method 'randm'. Fix: did you mean 'random'?",
+        "space.lrr (line 9): A protocol has no field 'lrr'. Fix: did you mean 'lr'?",
+        "trials (line 10): Expected a whole number of at least 1, got the number 0.",
+        "sudent (line 11): A sweep has no key 'sudent' here. Fix: did you mean 'student'?",
+    ]
+
+
+@pytest.mark.parametrize("key", ["methods", "dataset", "ipc", "teacher", "protocol", "space", "trials"])
+def test_a_missing_key_is_named(key):
+    rest = FILE.replace(SPACE, "").replace("space:\n", "space: {lr: {low: 0.1, high: 1}}\n")
+    text = "\n".join(line for line in rest.splitlines() if not line.startswith(f"{key}:"))
+    assert mistakes(text) == [f"the file (line 2): The key {key!r} is missing. Fix: add `{key}:`"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("dataset", "digit", "dataset (line 10): There is no dataset 'digit'. Fix: did you mean 'digits'?"),
+        ("ipc", "0", "ipc (line 10): Expected a whole number of at least 1, got 0."),
+        ("ipc", "[1]", "ipc (line 10): Expected a whole number, got a list."),
+        ("teacher", "resnet18_w61", "teacher (line 10): Dataset digits has no teacher 'resnet18_w61'."),
+        ("teacher", "[resnet18]", "teacher (line 10): Expected a role, got a list."),
+        ("student", "resnet81", "student (line 11): There is no network 'resnet81'."),
+        ("protocol", "rd4", "protocol (line 10): There is no protocol 'rd4'. Fix: did you mean 'rd3'?"),
+        ("protocol", "{rd3: {epoch: 3}}", "protocol.rd3.epoch (line 10): A protocol has no field 'epoch'."),
+        ("sampler", "tpee", "sampler (line 11): Expected tpe or random or grid, got the text"),
+        ("pruner", "medium", "pruner (line 11): Expected median or successive_halving or hyperband or none"),
+        ("batch", "0", "batch (line 11): Expected a whole number of at least 1, got the number 0."),
+        ("test_on", "test", "test_on (line 11): A sweep is tuned on validation images, got the text \"test\""),
+        ("test", "{seeds: [0]}", "test.seeds (line 11): A sweep's test has no key 'seeds' here."),
+        ("test", "{student_seeds: []}", "test.student_seeds (line 11): The list is empty"),
+        ("name", "'a b'", "name (line 10): 'a b' is no name."),
+    ],
+)  # fmt: skip
+def test_each_key_is_checked(key, value, said):
+    text = "\n".join(line for line in FILE.splitlines() if not line.startswith(f"{key}:"))
+    [found] = mistakes(f"{text}\n{key}: {value}\n")
+    assert found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("lr: {low: 1, high: 0.1}", "space.lr (line 9): The range from 1 to 0.1 is empty."),
+        ("lr: {low: 1, high: 1}", "space.lr (line 9): The range from 1 to 1 holds one value only."),
+        ("lr: [0.1]", "space.lr (line 9): There is no choice: the list holds 0.1 alone."),
+        ("lr: []", "space.lr (line 9): There is no choice: the list holds nothing."),
+        ("lr: [0.1, 0.1]", "space.lr[1] (line 9): This repeats space.lr[0]."),
+        ("lr: {low: 0.1}", "space.lr (line 9): The range has no 'high'."),
+        ("lr: {low: 0.1, high: 1, lag: true}", "space.lr.lag (line 9): A range has no key 'lag' here."),
+        ("lr: {low: 0.1, high: x}", "space.lr.high (line 9): Input should be a valid number"),
+        ("lr: {low: 0.1, high: 1, log: 1}", "space.lr.log (line 9): Expected true or false"),
+        ("lr: {low: 0.1, high: 1, log: true, step: 0.1}", "space.lr.step (line 9): A logarithmic range has no steps."),
+        ("lr: {low: 0.1, high: 1, step: 0}", "space.lr.step (line 9): Expected a number above 0"),
+        ("lr: {low: 0.1, high: 1, step: 0.4}", "space.lr.step (line 9): Steps of 0.4 from 0.1 do not lead to 1."),
+        ("epochs: {low: 2, high: 9, step: 0.5}", "space.epochs.step (line 9): Expected a whole number above 0"),
+        ("weight_decay: {low: 0, high: 1, log: true}", "space.weight_decay.low (line 9): A logarithmic range cannot"),
+        ("lr: 0.1", "space.lr (line 9): Expected a range or a list of choices, got the number 0.1."),
+        ("flip: {low: 0, high: 1}", "space.flip (line 9): The field 'flip' is not a number."),
+        ("loss: [kl, klo]", "space.loss[1] (line 9): There is no loss 'klo'."),
+        ("loss: [kl, ce]", "space.loss[1] (line 9): Loss 'ce' is that of hard labels, and comes with them."),
+        ("batch_size: [1, 2]", "space.batch_size[0] (line 9): Batch normalisation needs two images, got 1."),
+        ("test_epochs: [[1], [2]]", "space.test_epochs (line 9): This field changes no result"),
+        ("gamma: [0.1, 0.2]", "space.gamma (line 9): This field changes no result here: loss kl does not read it."),
+        ("hard_mix: [weighted, base]", "space.hard_mix (line 9): This field changes no result here: loss kl does not"),
+        ("batch_size: {low: 50, high: 90}", "space.batch_size (line 9): This field changes no result here: the set"),
+        ("batch_size: [50, 100]", "space.batch_size (line 9): This field changes no result here: the set has 50"),
+    ],
+)  # fmt: skip
+def test_each_field_of_the_space_is_checked(field, said):
+    [found] = mistakes(space(field))
+    assert found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("field", "protocol", "said"),
+    [
+        ("temperature: [1, 2]", "{rd3: {labels: hard}}", "loss ce does not read it"),
+        ("teacher_mode: [eval, batch]", "{rd3: {labels: hard}}", "hard labels need no teacher"),
+        ("beta2: [0.9, 0.99]", "{rd3: {optimizer: sgd}}", "the optimizer is sgd"),
+        ("hard_mix: [weighted, base]", "{rd3: {labels: hard, mix: none}}", "mix is 'none'"),
+        ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels have the loss 'ce' and no other."),
+        ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
+    ],
+)
+def test_the_protocol_to_start_from_decides_what_matters(field, protocol, said):
+    [found] = mistakes(space(field, protocol=protocol))
+    assert said in found
+
+
+def test_soft_labels_are_not_found_from_hard_ones():
+    hard = Preset(
+        name="hard", source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1, "labels": "hard", "loss": "ce"}
+    )
+    with pytest.raises(GridErrors, match="The protocol to start from has hard labels"):
+        parse_sweep(space("labels: [soft, hard]", protocol="hard"), "x", preset_of=lambda _name: hard)
+
+
+def test_a_field_matters_as_soon_as_one_trial_may_read_it():
+    parse_sweep(space("loss: [kl, mse_gt]\n  gamma: [0.1, 0.2]\n  temperature: [1, 2]"), "x")
+    parse_sweep(space("labels: [soft, hard]\n  hard_mix: [weighted, base]\n  temperature: [1, 2]"), "x")
+    parse_sweep(space("batch_size: [10, 100]"), "x")
+
+
+def test_hard_labels_bring_their_loss():
+    assert overrides({"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
+    assert overrides({"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+
+
+def test_a_grid_is_counted():
+    [found] = mistakes(space("zeta: {low: 1, high: 2, step: 0.5}\n  flip: [true, false]", sampler="grid", trials="7"))
+    assert found.endswith("Sampler 'grid' has 6 points, got 7 trials. Fix: write `trials: 6` or less")
+    [found] = mistakes(space("zeta: {low: 1, high: 2}", sampler="grid"))
+    assert "Sampler 'grid' cannot count a continuous range." in found
+
+
+def test_a_winner_may_not_take_the_name_of_a_protocol_that_ships(monkeypatch):
+    monkeypatch.setattr("pipelines.sweep.check.presets", lambda: {"mine-random": None})
+    [found] = mistakes(FILE)
+    assert "The winner would be called mine-random, which is a protocol that RD3 brings itself." in found
+
+
+def test_no_file_and_no_name():
+    with pytest.raises(UnknownName, match=r"There is no sweep 'dmo'.*did you mean 'demo'"):
+        load_sweep("dmo")
+    with pytest.raises(DataMissing, match=r"There is no sweep file dmo\.yaml.*rd3 list sweeps"):
+        load_sweep("dmo.yaml")
+    assert mistakes("") == [
+        "the file: The file is empty. Fix: name methods, dataset, ipc, teacher, protocol, space, trials"
+    ]
+    assert mistakes("[1]") == [
+        "the file (line 1): A sweep is a mapping of keys, not a list. Fix: begin with `methods:`"
+    ]

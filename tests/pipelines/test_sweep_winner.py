@@ -1,0 +1,182 @@
+"""The winner as a protocol, and the record of its test."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+from pipelines.commands.grid import expanded_grid
+from pipelines.grid_parts import Chosen
+from pipelines.places import GridErrors
+from pipelines.settings import Session
+from pipelines.sweep.files import load_sweep
+from pipelines.sweep.page import fairness, page_of
+from pipelines.sweep.run import SweepOutcome, joined
+from pipelines.sweep.study import Ended, Tuning
+from pipelines.sweep.subject import Subject, subjects
+from pipelines.sweep.winner import record, recorded_tests, sides, target_of, winner_preset, write_preset
+from rd3.datasets import Roots
+from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
+from tracking.documents import open_documents
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.sweep_report import write_sweep_report
+from tracking.sweeps import Memory
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Session:
+    return Session(
+        Roots(None, tmp_path), Place(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
+    )
+
+
+def found(here: Session, **changed) -> list[Subject]:
+    sweep = load_sweep("demo").model_copy(update={"trials": 4, **changed})
+    return subjects(sweep, lambda grid: expanded_grid(grid, here), preset)
+
+
+def tuned(subject: Subject) -> Tuning:
+    """Four trials, the third is the best."""
+    tuning = Tuning(subject.sweep, subject.study, optuna.storages.InMemoryStorage())
+    scores = (50.0, 60.0, 70.0, None)
+    for (number, point), score in zip(tuning.next_batch().items(), scores, strict=True):
+        facts = {"tested": 140} if score else {"stopped": "pruned after epoch 5"}
+        end = Ended("COMPLETE" if score else "PRUNED", score, {5: 40.0 + number}, facts=facts)
+        tuning.tell(number, point, end, datetime(2026, 1, 2))
+    return tuning
+
+
+def both_sides(subject: Subject, here: Session, made):
+    grid = subject.sweep.test_grid({subject.label: subject.preset})
+    return sides(subject, expanded_grid(grid, here, lambda name: made if name == made.name else preset(name)))
+
+
+def test_everything_of_a_trial_stays_within_the_training_images(here):
+    for subject in found(here):
+        for recipe in subject.evaluations({"lr": 0.01}):
+            assert (recipe.tested_on, recipe.data.split, recipe.training_only) == ("validation", "fit", True)
+        assert subject.teacher.data.split == "fit"
+        assert subject.teacher_saw == "trained without the validation images"
+        assert {recipe.training_only for recipe in subject.expansion.recipes.values()} == {True}
+        assert subject.protocol({}).test_epochs == (5, 10, 15, 20, 25, 30, 35)
+
+
+def test_the_methods_share_a_space_and_differ_in_their_studies(here):
+    one, other = found(here)
+    assert (one.label, other.label) == ("random", "rded")
+    assert one.key != other.key
+    assert found(here, test_seeds=(7,))[0].key == one.key, "what is tested later tunes nothing"
+    assert found(here, seed=1)[0].key != one.key
+    together = joined([one.expansion, other.expansion], one.sweep)
+    assert set(together.recipes) == {*one.expansion.recipes, *other.expansion.recipes}
+    assert "Each of the 2 methods has a study of its own with the same space and the same budget" in fairness(one.sweep)
+
+
+def test_a_method_that_comes_twice_is_numbered(here):
+    twice = (Chosen(name="rded"), Chosen(name="rded", values={"factor": 1}))
+    assert [subject.label for subject in found(here, methods=twice)] == ["rded", "rded-2"]
+
+
+def test_a_method_that_cannot_make_the_set_is_refused_before_any_trial(here):
+    with pytest.raises(GridErrors, match=r"Sweep demo has 2 mistakes(.|\n)*126 training images"):
+        found(here, ipc=127)
+
+
+def test_the_preset_is_the_trial(here, tmp_path):
+    subject = found(here)[0]
+    best = tuned(subject).best()
+    made = winner_preset(subject, best, 4)
+    write_preset(made, tmp_path / "presets")
+    read = preset_reader(tmp_path / "presets")("demo-random")
+    assert read == made
+    protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
+    assert protocol == subject.protocol(best.params).model_copy(update={"test_epochs": ()})
+    assert read.source.startswith(
+        f"sweep demo, study {subject.study} (key {subject.key}): trial 2 of 4, 70.00 % on 140"
+    )
+    assert reductions(read, protocol) == {"epochs": (40, 400)}, "as the protocol that it started from"
+    other = resolve_protocol(read, factor=1, same_network=False, set_size=50)
+    assert (other.zeta, other.lr) == (protocol.zeta, protocol.lr)
+
+
+def test_hard_labels_of_the_base_keep_their_loss(here):
+    base = Chosen(name="rd3-reduced", values={"labels": "hard"})
+    space = tuple(one for one in load_sweep("demo").space if one.field != "temperature")
+    subject = found(here, protocol=base, space=space)[0]
+    made = winner_preset(subject, tuned(subject).best(), 4)
+    assert (made.all["labels"], made.all["loss"]) == ("hard", "ce")
+    assert subject.evaluations({})[0].teachers == ()
+
+
+def test_the_test_has_sets_and_teacher_of_all_training_images_on_the_same_seeds(here):
+    subject = found(here)[0]
+    winner, base = both_sides(subject, here, winner_preset(subject, tuned(subject).best(), 4))
+    assert [recipe.student_seed for recipe in winner] == [recipe.student_seed for recipe in base] == [0, 1, 2]
+    for recipe in (*winner, *base):
+        assert (recipe.tested_on, recipe.data.split) == ("test", "train")
+    assert {recipe.set for recipe in winner} == {recipe.set for recipe in base}
+    assert winner[0].protocol != base[0].protocol
+
+
+def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp_path):
+    memory = Memory(open_documents(tmp_path / "artifacts"))
+    subject = found(here)[0]
+    trials = tuned(subject).trials()
+    values = {}
+
+    def find(_kind, key):
+        return SimpleNamespace(result={"top1_pct": values[key]}) if key in values else None
+
+    made = winner_preset(subject, trials[2], 4)
+    winner, base = both_sides(subject, here, made)
+    record(subject, trials[2], winner, base, memory)
+    record(subject, trials[2], winner, base, memory)
+    [waiting] = recorded_tests(winner, base, memory, find)
+    assert (waiting.current, waiting.text()["winner"], waiting.difference) == (True, "not tested yet", None)
+    values |= dict(zip([one.key for one in winner], [70.0, 72.0, 74.0], strict=True))
+    values |= dict(zip([one.key for one in base], [69.0, 70.0, 71.0], strict=True))
+    [tested] = recorded_tests(winner, base, memory, find)
+    assert (tested.winner, tested.base) == ([70.0, 72.0, 74.0], [69.0, 70.0, 71.0])
+    assert tested.difference.mean == pytest.approx(2.0)
+    assert tested.text()["difference"].startswith("+2.00 [−0.48, 4.48], p 0.07")
+
+    renamed = found(here, name="other")[0]
+    elsewhere, same_base = both_sides(renamed, here, winner_preset(renamed, trials[1], 4))
+    assert target_of(same_base) == target_of(base)
+    record(renamed, trials[1], elsewhere, same_base, memory)
+    both = recorded_tests(elsewhere, same_base, memory, find)
+    assert sorted((test.sweep, test.current, bool(test.winner)) for test in both) == [
+        ("demo", False, True), ("other", True, False)
+    ]  # fmt: skip
+
+
+def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
+    both = found(here)
+    tunings = {subject.label: tuned(subject) for subject in both}
+    outcome = SweepOutcome(both, tunings)
+    subject = both[0]
+    made = winner_preset(subject, tunings["random"].best(), 4)
+    outcome.winners["random"] = made
+    winner, base = both_sides(subject, here, made)
+    memory = Memory(open_documents(tmp_path / "artifacts"))
+    record(subject, tunings["random"].best(), winner, base, memory)
+    outcome.tests["random"] = recorded_tests(winner, base, memory, lambda _kind, _key: None) * 2
+    page = page_of(subject.sweep, outcome, Ledger(here.place.artifacts), "journal")
+    written = write_sweep_report(page, tmp_path / "report")
+    assert {"report.md", "report.html", "random-history.svg", "random-importance.svg", "random-parallel.svg"} <= set(
+        written
+    )
+    text, html = (written[name].read_text() for name in ("report.md", "report.html"))
+    for shown in (text, html):
+        assert "trained without the validation images" in shown
+        assert "2 winners have met the test split here" in shown
+        assert "4 of 4 trials: 3 complete, 1 pruned" in shown
+        assert "pruned after epoch 5" in shown
+        assert "protocol: demo-random" in shown and "protocol: demo-rded" not in shown
+    assert html.count("data:image/svg+xml;base64,") == 6
+    assert "http://" not in html and "https://" not in html

@@ -1,0 +1,145 @@
+"""A trial in a worker: what it trains, what it takes from earlier scores, how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.sweep.study import Pruning
+from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
+from rd3.errors import DataCorrupt, Diverged
+from rd3.protocol import EvalProtocol
+from rd3.recipe import Data, EvaluationRecipe, Normalisation, canonical
+from tracking.place import Place
+
+PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def recipe(seed: int) -> EvaluationRecipe:
+    return EvaluationRecipe(
+        set="s" * 64,
+        protocol=EvalProtocol(epochs=12, batch_size=4, zeta=1, factor=1, test_epochs=(4, 8)),
+        student="resnet18_w16",
+        student_seed=seed,
+        data=Data(name="digits", fingerprint="f", split="fit"),
+        tested_on="validation",
+        classes="c",
+        resolution=32,
+        normalisation=PLAIN,
+    )
+
+
+FIRST, SECOND = recipe(0), recipe(1)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands for the training: accuracies by student seed; ``keys`` is what was trained."""
+    world = SimpleNamespace(scores={0: (20.0, 40.0, 60.0), 1: (10.0, 30.0, 70.0)}, keys=[], error=None)
+
+    def perform(one, store, roots, out, *, device, tested):
+        world.keys.append(one.key)
+        assert out.is_dir() and out.parent == scratch_folder(roots.home)
+        *looks, last = world.scores[one.student_seed]
+        for epoch, look in zip(one.protocol.test_epochs, looks, strict=True):
+            tested(epoch, look)
+        if world.error is not None:
+            raise world.error
+        return SimpleNamespace(result={"top1_pct": last, "tested": 140})
+
+    monkeypatch.setattr("rd3.run.perform", perform)
+    return world
+
+
+@pytest.fixture
+def attempt(tmp_path) -> Attempt:
+    return Attempt(
+        study="study",
+        number=0,
+        evaluations=[canonical(one.model_dump(mode="json")) for one in (FIRST, SECOND)],
+        pruning=Pruning("none", 4, 12),
+        place=Place("sqlite://", str(tmp_path / "artifacts"), tmp_path),
+        data=None,
+        given=[],
+    )
+
+
+class Ends:
+    """A pruner that ends a trial at an epoch."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def prune(self, study, trial) -> bool:
+        return trial.last_step >= self.epoch
+
+
+@pytest.fixture
+def pruned_at_8(monkeypatch, attempt) -> Attempt:
+    monkeypatch.setitem(
+        __import__("pipelines.sweep.study", fromlist=["PRUNERS"]).PRUNERS, "at 8", lambda _rule: Ends(8)
+    )
+    return replace(attempt, pruning=Pruning("at 8", 4, 12))
+
+
+def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
+    answer = judge(attempt, [])
+    assert (answer.ended.state, answer.ended.top1_pct, answer.failed) == ("COMPLETE", 65.0, "")
+    assert answer.ended.curve == {4: 20.0, 8: 40.0, 12: 60.0}, "of the first student seed"
+    assert answer.ended.facts == {"evaluations": [FIRST.key, SECOND.key], "top1_pct": [60.0, 70.0], "tested": 140}
+    assert answer.scores[SECOND.key].curve == {4: 10.0, 8: 30.0}
+    assert list(scratch_folder(tmp_path).iterdir()) == []
+
+
+def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):
+    answer = judge(pruned_at_8, [])
+    assert trained.keys == [FIRST.key]
+    assert (answer.ended.state, answer.ended.top1_pct, answer.ended.curve) == ("PRUNED", None, {4: 20.0, 8: 40.0})
+    assert answer.ended.facts["stopped"] == "pruned after epoch 8"
+    assert answer.scores[FIRST.key].top1_pct is None
+
+
+def test_what_is_known_is_not_trained_again(trained, attempt):
+    first = judge(attempt, [])
+    known = {key: asdict(score) for key, score in first.scores.items()}
+    again = judge(replace(attempt, known=known), [])
+    assert again.ended == first.ended
+    assert trained.keys == [FIRST.key, SECOND.key]
+
+
+def test_a_known_score_is_pruned_where_it_would_have_been(trained, attempt, pruned_at_8):
+    known = {key: asdict(score) for key, score in judge(attempt, []).scores.items()}
+    fresh, replayed = judge(pruned_at_8, []), judge(replace(pruned_at_8, known=known), [])
+    assert replayed.ended == fresh.ended
+
+
+def test_a_score_that_was_stopped_is_trained_where_it_would_go_on(trained, attempt, pruned_at_8):
+    known = {key: asdict(score) for key, score in judge(pruned_at_8, []).scores.items()}
+    trained.keys.clear()
+    assert judge(replace(attempt, known=known), []).ended.top1_pct == 65.0
+    assert trained.keys == [FIRST.key, SECOND.key]
+
+
+def test_divergence_is_a_poor_trial_and_not_a_failure(trained, attempt):
+    trained.error = Diverged("The loss is nan in epoch 9.")
+    answer = judge(attempt, [])
+    assert (answer.ended.state, answer.ended.facts["stopped"]) == ("PRUNED", "The loss is nan in epoch 9.")
+    trained.error, known = None, {key: asdict(score) for key, score in answer.scores.items()}
+    assert judge(replace(attempt, known=known), []).ended == answer.ended
+    assert trained.keys == [FIRST.key]
+
+
+@pytest.mark.parametrize("error", [DataCorrupt("The set is damaged.", "make it again"), KeyError("nobody knows")])
+def test_anything_else_is_a_failure_with_its_reason(trained, attempt, error):
+    trained.error = error
+    answer = judge(attempt, [])
+    assert answer.ended is None
+    assert answer.failed == (str(error) if isinstance(error, DataCorrupt) else "KeyError: 'nobody knows'")
+
+
+def test_a_score_survives_json():
+    score = Score({4: 1.5}, 2.5, tested=3, wall_s=0.1)
+    plain = {**asdict(score), "curve": {"4": 1.5}}
+    assert Score.from_plain(plain) == score
