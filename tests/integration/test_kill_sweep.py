@@ -21,7 +21,12 @@ from tracking.place import Place
 from tracking.runs import Tracker
 from tracking.sweeps import EXPERIMENT
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.platform,
+    pytest.mark.timeout(2400),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 TRIALS = 10
 DEADLINE_S = 900.0

@@ -21,7 +21,7 @@ from pipelines.sweep.study import Ended, Tuning
 from tracking.place import Place
 from tracking.runs import Tracker
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.filterwarnings("ignore")]
 
 
 def _binaries() -> Path:
