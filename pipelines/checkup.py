@@ -120,8 +120,7 @@ def look_around(place: Place, roots: Roots, versions: dict[str, str]) -> list[Ro
     absent = ", ".join(row.what.removeprefix("data ") for row in data if row.state == "missing")
     rows += [row for row in data if row.state != "missing"]
     if absent:
-        text = f"{absent}; what `rd3 data push` has put up is pulled when needed"
-        rows.append(Row("data not there", "missing", text))
+        rows.append(Row("data not there", "missing", f"{absent}; what was pushed (rd3 data push) is pulled"))
     return rows
 
 
