@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOTS = {
-    "history": "Every trial in order, and the best so far",
+    "history": "Every trial that ran to its end, in order, and the best so far",
     "importance": "How much of the spread of the scores each field explains (PED-ANOVA)",
     "parallel": "A line for each trial that ran to its end, through its point",
 }
-SCORE = "top-1 % on validation images"
+SCORE = "validation top-1 %"
 FEWEST = 3
 """Complete trials that importance and coordinates need to say anything."""
 
@@ -55,6 +55,7 @@ def _picture(axes: Axes, kind: str, salt: str) -> bytes:
 
     figure, out = axes.get_figure(), io.BytesIO()
     axes.set_title("")
+    axes.set_title("", loc="left")
     figure.set_size_inches(8.0, 4.2)
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         meta = {"Date": None} if kind == "svg" else None
