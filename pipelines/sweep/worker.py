@@ -12,14 +12,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.parcels import ensure_data
 from pipelines.sweep.study import Contest, Ended, Pruning
 from rd3.datasets import Roots
 from rd3.errors import Diverged, RD3Error
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
+from tracking.patience import patiently
 from tracking.place import Place
 from tracking.store import GivenStore
 
@@ -140,8 +143,9 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
         if contest is not None and contest.report(epoch, top1_pct):
             raise _Stop
 
-    store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
     roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
+    patiently(partial(ensure_data, attempt.place, roots, recipe.data))
+    store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
     scratch = scratch_folder(attempt.place.home)
     scratch.mkdir(parents=True, exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))

@@ -69,6 +69,15 @@ def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
     assert pull(name, place, there) is None
 
 
+def test_what_needs_the_training_images_alone_takes_the_same_parcel(here, place, tmp_path):
+    name, roots = here
+    push(name, place, roots)
+    there = Roots(None, tmp_path / "elsewhere")
+    training = dataset_fingerprint(name, roots, training_only=True)
+    ensure_data(place, there, Data(name=name, fingerprint=training, split="fit"))
+    assert dataset_fingerprint(name, there, training_only=True) == training
+
+
 def test_what_comes_with_a_package_needs_nothing(place, tmp_path):
     roots = Roots(None, tmp_path / "home")
     ensure_data(Place("http://127.0.0.1:9", "/nowhere", tmp_path), roots, Data(name="digits", fingerprint="f"))
