@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from disturbed import ROOT, Disturbed, kill
+from disturbed import DEADLINE_S, ROOT, Disturbed, kill
 
 SERVERS = ("mlflow", "postgres", "s3")
 KILLS = ("worker", "node", "driver")
 SETTLE_S = 3.0
 """A moment comes at most so long after a recipe was seen in flight."""
+
+
+class Through(Exception):  # noqa: N818 - no error
+    """The grid is done: there is nothing left to disturb."""
 
 
 @dataclass
@@ -58,9 +62,19 @@ class Chaos:
             self.do("start", part)
 
     def _see(self) -> dict[str, Any]:
-        if self.run.driver is None or self.run.driver.poll() is not None:
-            self.run.start()
-        return self.run.until(self.run.in_flight)
+        """A recipe in flight; a driver that is gone is started again, unless it was through."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            code = None if self.run.driver is None else self.run.driver.poll()
+            if code == 0:
+                raise Through
+            if self.run.driver is None or code is not None:
+                self.run.start()
+            event = self.run.in_flight()
+            if event:
+                return event
+            time.sleep(0.05)
+        raise AssertionError(f"nothing was in flight for {DEADLINE_S:.0f} s:\n{self.run.words()}")
 
 
 def grid_of(cells: int, epochs: int, folder: Path) -> Path:
@@ -103,8 +117,11 @@ def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faul
     chaos = Chaos(rough, do, draw, outage_s)
     begun = time.monotonic()
     for number in range(moments):
-        what = draw.choice(faults)
-        chaos.strike(what)
+        try:
+            chaos.strike(draw.choice(faults))
+        except Through:
+            print(f"the grid was through after {number} of {moments} moments", flush=True)
+            break
         print(f"{time.monotonic() - begun:6.0f} s  {number + 1}/{moments}  {chaos.struck[-1]}", flush=True)
     settle(rough)
     wall_s = time.monotonic() - begun
