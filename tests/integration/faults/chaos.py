@@ -29,7 +29,7 @@ SETTLE_S = 3.0
 """A moment comes at most so long after a recipe was seen in flight."""
 
 
-class Through(Exception):  # noqa: N818 - no error
+class Through(Exception):
     """The grid is done: there is nothing left to disturb."""
 
 
