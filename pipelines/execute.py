@@ -27,7 +27,7 @@ from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
 from pipelines.shares import Share, discard, share_out
 from pipelines.trial import Job, in_use, work_folder
-from rd3.errors import Away
+from rd3.errors import Away, RD3Error
 from rd3.recipe import KINDS, Key, Recipe, canonical, from_json
 from rd3.store import Entry
 from tracking.fields import parent_facts
@@ -291,6 +291,11 @@ class _Run:
         """Ask a store that may be away, and say so; a signal ends the waiting."""
         return patiently(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
 
+    def as_holder(self, write: Callable[[], Any]) -> Any:
+        """Write to the ledger, if nobody has taken it over while we waited."""
+        self.check_lease()
+        return write()
+
     def publish(self) -> None:
         """Tables and charts of the grid, with its run."""
         from tracking.publish import publish_tables
@@ -307,8 +312,7 @@ class _Run:
 
     def keep(self, entry: dict[str, Any]) -> None:
         """A finished recipe: into the ledger, then its scratch may go."""
-        self.check_lease()
-        kept = self.patiently(partial(self.ledger.mark, Entry.model_validate(entry)))
+        kept = self.patiently(partial(self.as_holder, partial(self.ledger.mark, Entry.model_validate(entry))))
         self.known[kept.key] = kept
         self.forgotten.discard(kept.key)
         self.settled.append(f"{kept.kind}/{kept.key}")
@@ -318,8 +322,9 @@ class _Run:
 
     def forget(self, kind: str, key: Key) -> None:
         """Its artifact is gone or damaged: it counts as missing."""
-        self.patiently(partial(self.ledger.forget, kind, key))
+        self.patiently(partial(self.as_holder, partial(self.ledger.forget, kind, key)))
         self.known.pop(key, None)
+        self.settled = [name for name in self.settled if name != f"{kind}/{key}"]
         self.forgotten.add(key)
         shutil.rmtree(work_folder(self.session.home, kind, key), ignore_errors=True)
         trial_log.append(self.session.home, "forgotten", kind, key)
@@ -341,7 +346,9 @@ class _Run:
     def close(self, *, ok: bool) -> None:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
-            self.patiently(self.publish)
             self.patiently(partial(self.tracker.close_grid, self.grid_run_id, ok))
         ends = dict(self.queue.closed) if self.queue else {}
         self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died", ends))
+        if self.grid_run_id is not None:
+            with contextlib.suppress(RD3Error):  # `rd3 report` does it again
+                self.patiently(self.publish)

@@ -48,7 +48,13 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
             for node in nodes
         ]
         for address, answer in zip(nodes.values(), asked, strict=True):
-            marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+            try:
+                marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+            except ray.exceptions.RayError as error:
+                said = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+                raise RD3Error(
+                    f"Node {address} cannot be asked: {said}.", "the same version of RD3 has to be on every node"
+                ) from None
             if marks_missing:
                 raise _unseen(address, marks_missing[0], place)
             if refused is not None:
@@ -62,7 +68,7 @@ def _missing(
 ) -> tuple[list[Path], list[str], tuple[str, str] | None]:
     """On a node: marks that it does not see, datasets that it lacks, and what the tracking server says to it."""
     refused = None
-    if place.tracking_uri.startswith("http"):
+    if not place.tracking_uri.startswith("sqlite"):
         try:
             check(place.tracking_uri, _SERVER_WITHIN_S)
         except RD3Error as error:

@@ -96,6 +96,8 @@ def _settle(tracker: Tracker, parcel: Parcel, roots: Roots, progress: Progress) 
                 f"push it with the version of RD3 that runs here: rd3 data push {parcel.name}",
             )
         with folder_errors(base):
+            if target.exists():  # of a pull that was cut short, or of a registration that is gone
+                target.rename(Path(scratch) / "before")
             copy.rename(target)
     if entry is not None:
         register(parcel.name, entry, target, roots)

@@ -75,9 +75,22 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
     """
     from pipelines.grid import info_reader, load_grid, shipped_grids
     from rd3.datasets import dataset_source
+    from rd3.protocol import preset_reader, presets
     from tracking.ledger import Ledger
 
-    loaded = load_grid(grid, info_of=info_reader(session.roots), user_role=Ledger(session.place.artifacts).role)
+    loaded = load_grid(
+        grid,
+        info_of=info_reader(session.roots),
+        user_role=Ledger(session.place.artifacts).role,
+        preset_of=preset_reader(session.presets),
+    )
+    own_protocols = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
+    if own_protocols:
+        name = sorted(own_protocols)[0]
+        raise BadValue(
+            f"Protocol {name} of grid {loaded.name} is one of this machine's own and does not travel.",
+            f"copy {session.presets / f'{name}.yaml'} to presets/ in RD3_HOME on the head, and run the grid there",
+        )
     names = sorted({name for part in loaded.parts for name in part.datasets})
     file = None if grid in shipped_grids() else Path(grid)
     return Submission(

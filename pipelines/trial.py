@@ -28,6 +28,7 @@ from rd3.datasets import Roots
 from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, Store, check_files, write_atomically
+from tracking import artifacts
 from tracking.documents import open_documents
 from tracking.fields import note
 from tracking.patience import patiently
@@ -179,8 +180,8 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
             if job.anew:
                 finished.unlink(missing_ok=True)
                 (job.folder / "made.json").unlink(missing_ok=True)
-            if finished.is_file():
-                entry = Entry.model_validate_json(finished.read_bytes())
+            entry = _finished(job, finished, progress)
+            if entry is not None:
                 _log_done(job, trial_log.attempts(home, job.key))
             else:
                 entry = _make(job, recipe, progress)
@@ -192,6 +193,17 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
     if job.blocks is None:
         trial_log.append(home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
     return end
+
+
+def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
+    """What an attempt before a driver's death had finished, if its files are still where it sent them."""
+    if not path.is_file():
+        return None
+    entry = Entry.model_validate_json(path.read_bytes())
+    if _patiently(partial(artifacts.exists, entry, job.tracking_uri), progress, 1.0):
+        return entry
+    path.unlink()
+    return None
 
 
 def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
@@ -225,8 +237,11 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
         )
 
     try:
-        with contextlib.suppress(Away):  # its run can be opened when there is something to say
-            run = begin()
+        if job.carry:
+            run = _patiently(begin, progress)  # what another machine had made lies there
+        else:
+            with contextlib.suppress(Away):  # its run can be opened when there is something to say
+                run = begin()
         carrier = Carrier(run, job.folder / "result") if job.carry and run is not None else None
         entry = _made(job, recipe, store, progress, carrier)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
@@ -263,7 +278,7 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
     if job.in_shares:
         _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
     if carrier is not None:
-        carrier.fetch()
+        _patiently(carrier.fetch, progress)
     entry = perform(
         recipe,
         store,
@@ -284,9 +299,14 @@ def _bring_data(job: Job, recipe: Any, progress: Progress) -> None:
 
 
 def _carried(progress: Progress, carrier: Carrier) -> Progress:
+    """Carries when the note changes: at the begin of a block or an epoch, where no phase of a set is being timed."""
+    last = [""]
+
     def tell(fraction: float, note: str) -> None:
         progress(fraction, note)
-        carrier.carry()
+        if note != last[0]:
+            last[0] = note
+            carrier.carry()
 
     return tell
 

@@ -31,10 +31,11 @@ class Carrier:
 
     def _files(self) -> dict[str, float]:
         """Relative name to time of change; what is being written has a name with a dot in front."""
+        found = ((path, path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
         return {
-            path.relative_to(self.folder).as_posix(): path.stat().st_mtime
-            for path in self.folder.rglob("[!.]*")
-            if path.is_file()
+            name.as_posix(): path.stat().st_mtime
+            for path, name in found
+            if not any(part.startswith(".") for part in name.parts)
         }
 
     def carry(self) -> None:
@@ -50,20 +51,22 @@ class Carrier:
         self._last = time.monotonic()
 
     def fetch(self) -> None:
-        """Bring what another machine had sent, unless there is work here already.  Whoever opens a file checks it."""
-        if self._files():
-            return
+        """Bring what another machine had sent and this one lacks.  Whoever opens a file checks it.
+
+        Raises :class:`rd3.errors.Away`: going on without it would overwrite what was sent.
+        """
         client, run_id = self.run.tracker.client, self.run.run_id
-        with contextlib.suppress(RD3Error), self.run.tracker.errors():
+        with self.run.tracker.errors():
             if not client.list_artifacts(run_id, UNFINISHED):
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as scratch:
+            with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=".fetch-") as scratch:
                 found = Path(client.download_artifacts(run_id, UNFINISHED, scratch))
                 for path in [path for path in found.rglob("*") if path.is_file()]:
                     target = self.folder / path.relative_to(found)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(path, target)
+                    if not target.exists():
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        os.replace(path, target)
 
     def drop(self) -> None:
         """The recipe is done."""

@@ -130,11 +130,14 @@ _BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
 @contextlib.contextmanager
 def s3_errors(root: str, endpoint: str) -> Iterator[None]:
     """Turn what an S3 server, or its absence, does into one sentence."""
-    from boto3.exceptions import Boto3Error
+    from boto3.exceptions import Boto3Error, S3UploadFailedError
     from botocore import exceptions as botocore
 
     try:
-        yield
+        try:
+            yield
+        except S3UploadFailedError as error:  # boto3's wrapping of what the server said
+            raise error.__context__ or error from None
     except (botocore.NoCredentialsError, botocore.PartialCredentialsError):
         raise StoreError(
             f"There are no S3 credentials for {root}.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -160,11 +163,13 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
         raise (StoreAway if busy else StoreError)(
             f"{endpoint} failed on {root} ({code or error}).", "look into the log of that server"
         ) from None
-    except (botocore.BotoCoreError, Boto3Error) as error:
+    except (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error) as error:
         raise StoreAway(
             f"The S3 server {endpoint} does not answer ({type(error).__name__}).",
             "start it, or set AWS_ENDPOINT_URL to the right one",
         ) from None
+    except botocore.BotoCoreError as error:
+        raise StoreError(f"S3 cannot be used for {root}: {error}.", "check the AWS_ variables") from None
 
 
 def s3_credentials() -> bool:

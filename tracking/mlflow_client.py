@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,16 @@ def _named(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
     return None
 
 
+_LASTING = (
+    "authentication failed",
+    "does not exist",
+    "no such table",
+    "readonly database",
+    "disk is full",
+    "unable to open",
+)
+_DOWNLOAD = "The following failures occurred while downloading"
+"""MLflow's words around whatever went wrong; all of it counts as an internal error there."""
 _UNHEARD = ("ChunkedEncodingError", "ConnectionError", "ConnectTimeout", "OperationalError", "ReadTimeout", "Timeout")
 
 
@@ -98,6 +109,11 @@ def _is_away(error: Exception) -> bool:
     MLflow's client calls what it cannot name, a refused connection too, an internal error; so does a server whose own
     database is away.
     """
+    text = str(error)
+    if any(words in text for words in _LASTING):
+        return False
+    if _DOWNLOAD in text:
+        return re.search(r"\b(429|5\d\d)\b|[Cc]onnection|timed out|Max retries", text) is not None
     if hasattr(error, "get_http_status_code"):
         status = error.get_http_status_code()
     else:  # of requests, which MLflow lets through from its artifact service

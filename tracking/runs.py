@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rd3.errors import TrackingError
+from rd3.errors import StoreAway, StoreError, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
 from tracking import reach
@@ -107,6 +107,8 @@ class Tracker:
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
                 run_id = found[0].info.run_id
+                for name in {"rd3.status", "rd3.reason"} & found[0].data.tags.keys():
+                    self.client.delete_tag(run_id, name)
                 self.log(run_id, tags=own)
                 self.client.update_run(run_id, status="RUNNING")
             else:
@@ -252,8 +254,14 @@ class OpenRun:
             client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
             return f"{self.artifact_uri}/{entry.kind}"
         target = S3Documents(f"{place.artifacts.rstrip('/')}/files/{entry.kind}/{entry.key}")
-        for name in entry.files:
-            target.upload(name, folder / name)
+        try:
+            for name in entry.files:
+                target.upload(name, folder / name)
+        except StoreAway:
+            raise
+        except StoreError:  # these credentials are for something else
+            client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
+            return f"{self.artifact_uri}/{entry.kind}"
         for name, size in sizes.items():
             if size < _SHOWN_BELOW and "/" not in name:
                 client.log_artifact(self.run_id, str(folder / name), artifact_path=entry.kind)

@@ -70,6 +70,16 @@ def test_the_command_carries_grid_addresses_and_datasets_with_files(session, gri
     assert submit.submission("demo", session, {}, {}, []).words == ["demo"]
 
 
+def test_a_protocol_of_this_machine_does_not_travel(tmp_path, session):
+    session.presets.mkdir(parents=True)
+    own = "name: mine\nsource: tests\nall: {epochs: 10, batch_size: 10, zeta: 1.0}\n"
+    (session.presets / "mine.yaml").write_text(own)
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID + "protocols: [mine]\n")
+    with pytest.raises(BadValue, match=r"Protocol mine of grid mine is one of .*Fix: copy .*mine.yaml"):
+        submit.submission(str(path), session, {}, {}, [])
+
+
 @pytest.mark.parametrize("value", ["/data/rd3", "artifacts", "file:///data/rd3", "sqlite:////data/mlflow.db"])
 def test_a_path_of_this_machine_does_not_travel(session, grid, value):
     with pytest.raises(BadValue, match=r"RD3_ARTIFACTS is .*, a path of this machine.*--env RD3_ARTIFACTS="):

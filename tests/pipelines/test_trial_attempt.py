@@ -141,6 +141,14 @@ def test_what_was_finished_before_the_driver_died_is_only_reported(bench: Bench)
     assert bench.events() == ["start", "made", "done"]
 
 
+def test_what_was_finished_and_has_lost_its_files_is_sent_again(bench: Bench):
+    bench.attempt()
+    (bench.job.folder / "result" / "images").unlink()
+    assert bench.attempt().status == "done"
+    assert bench.performed == 2
+    assert bench.ends == ["finished", "finished"]
+
+
 def test_an_attempt_that_died_before_its_last_line_completes_the_log(bench: Bench):
     bench.attempt()
     log = trial_log.log_path(bench.home)

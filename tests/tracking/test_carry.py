@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rd3.errors import TrackingAway
 from rd3.recipe import Data, SetRecipe
 from tracking.carry import Carrier
 from tracking.place import Place
@@ -49,9 +50,18 @@ def test_work_travels_and_leaves_nothing_behind(run: OpenRun, tmp_path: Path) ->
     other.fetch()
     assert files(there) == {"blocks/0": "first", "blocks/1": "second", "checkpoint": "epoch 3"}
 
-    (here / "checkpoint").write_text("epoch 4")
+    (there / "checkpoint").write_text("epoch 4")
+    (there / "blocks" / "1").unlink()
     other.fetch()
-    assert files(there)["checkpoint"] == "epoch 3", "where there is work, nothing is fetched"
+    assert files(there) == {"blocks/0": "first", "blocks/1": "second", "checkpoint": "epoch 4"}, "what is here stays"
+    (there / ".cut-short").mkdir()
+    (there / ".cut-short" / "2").write_text("half")
+    last = Carrier(run, there, every_s=0.0)
+    last.carry()
+    assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == [
+        "unfinished/blocks",
+        "unfinished/checkpoint",
+    ]
 
     other.drop()
     assert run.tracker.client.list_artifacts(run.run_id, "unfinished") == []
@@ -80,3 +90,7 @@ def test_a_server_that_is_away_stops_no_work(run: OpenRun, tmp_path: Path, monke
         carrier.carry()
     carrier.carry()
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == ["unfinished/block"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run.tracker.client, "list_artifacts", away)
+        with pytest.raises(TrackingAway):  # whoever goes on without it would overwrite it
+            Carrier(run, tmp_path / "there").fetch()
