@@ -12,7 +12,7 @@ import yaml
 from pipelines.expand import Expansion
 from pipelines.sweep.subject import Subject
 from pipelines.sweep.values import overrides
-from rd3.protocol import Preset
+from rd3.protocol import Preset, presets
 from rd3.recipe import EvaluationRecipe, Key, digest
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -36,7 +36,7 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     return Preset(
         name=subject.preset,
         source=source,
-        reduces=rule.reduces or rule.name,
+        reduces=rule.reduces or (rule.name if rule.name in presets() else None),
         all=rule.all | moved,
         same_network={name: value for name, value in rule.same_network.items() if name not in moved},
         other_network={name: value for name, value in rule.other_network.items() if name not in moved},

@@ -104,6 +104,18 @@ def test_the_preset_is_the_trial(here, tmp_path):
     assert (other.zeta, other.lr) == (protocol.zeta, protocol.lr)
 
 
+def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
+    own = preset("rd3").model_copy(update={"name": "own", "all": {"epochs": 30}})
+    sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
+    preset_of = lambda name: own if name == "own" else preset(name)  # noqa: E731
+    subject = subjects(sweep, lambda grid: expanded_grid(grid, here, preset_of), preset_of)[0]
+    made = winner_preset(subject, tuned(subject).best(), 4)
+    write_preset(made, tmp_path)
+    read = preset_reader(tmp_path)("demo-random")
+    protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
+    assert (read.reduces, protocol.epochs, reductions(read, protocol)) == (None, 30, {})
+
+
 def test_hard_labels_of_the_base_keep_their_loss(here):
     base = Chosen(name="rd3-reduced", values={"labels": "hard"})
     space = tuple(one for one in load_sweep("demo").space if one.field != "temperature")
