@@ -38,7 +38,7 @@ def sweep(
     from pipelines.sweep.page import page_of
     from pipelines.sweep.run import SweepRun
     from pipelines.sweep.subject import subjects
-    from pipelines.sweep.winner import write_preset
+    from pipelines.sweep.winner import check_free, write_preset
     from rd3.protocol import preset_reader
     from tracking.ledger import Ledger
     from tracking.sweep_report import write_sweep_report
@@ -47,6 +47,8 @@ def sweep(
     ledger, preset_of = Ledger(here.place.artifacts), preset_reader(here.presets)
     loaded = load_sweep(file, info_of=info_reader(here.roots), user_role=ledger.role, preset_of=preset_of)
     found = subjects(loaded, lambda grid: expanded_grid(grid, here), preset_of)
+    for subject in found if save_to is not None else ():
+        check_free(save_to, subject.preset, loaded.name)
     running = SweepRun(
         loaded,
         found,
@@ -68,7 +70,7 @@ def sweep(
         running.close(report_files(outcome, written))
     show_winners(outcome)
     for preset in outcome.winners.values() if save_to is not None else ():
-        console.print(f"wrote {write_preset(preset, save_to)}", markup=False, soft_wrap=True)
+        console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", markup=False, soft_wrap=True)
     for name in ("report.md", "report.html"):
         console.print(f"wrote {written[name]}", markup=False, soft_wrap=True)
     console.print(ui_line(here), markup=False, soft_wrap=True)

@@ -28,7 +28,7 @@ from pipelines.sweep.storage import open_storage
 from pipelines.sweep.study import Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
-from pipelines.sweep.winner import Tested, record, recorded_tests, sides, winner_preset, write_preset
+from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
@@ -98,6 +98,8 @@ class SweepRun:
     def run(self) -> SweepOutcome:
         """Everything that is missing; what is there already is only shown."""
         outcome = self.outcome
+        for subject in self.subjects:
+            check_free(self.session.presets, subject.preset, self.sweep.name)
         validation = joined([subject.expansion for subject in self.subjects], self.sweep)
         plan = plan_session(validation, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
         self.plan_shown(plan)
@@ -293,7 +295,7 @@ class SweepRun:
                 self.outcome.failed.append(("failed", said, subject.label))
                 continue
             preset = winner_preset(subject, best, self.sweep.trials)
-            write_preset(preset, self.session.presets)
+            write_preset(preset, self.session.presets, self.sweep.name)
             self.outcome.winners[subject.label] = preset
         won = [subject for subject in self.subjects if subject.label in self.outcome.winners]
         if not won:

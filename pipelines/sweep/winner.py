@@ -12,7 +12,8 @@ import yaml
 from pipelines.expand import Expansion
 from pipelines.sweep.subject import Subject
 from pipelines.sweep.values import overrides
-from rd3.protocol import Preset, presets
+from rd3.errors import BadValue
+from rd3.protocol import Preset, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key, digest
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -29,7 +30,7 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     rule, moved = subject.rule, overrides(subject.sweep.protocol.values | best.params)
     date = best.datetime_complete.date().isoformat()
     source = (
-        f"sweep {subject.sweep.name}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
+        f"{_whose(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
         f"{best.value:.2f} % on {best.user_attrs['tested']} validation images of {subject.info.name}; "
         f"from {rule.name}, {date}"
     )
@@ -43,8 +44,22 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     )
 
 
-def write_preset(preset: Preset, folder: Path) -> Path:
-    """``<name>.yaml`` in a folder, from which grids find it by name."""
+def check_free(folder: Path, name: str, sweep: str) -> None:
+    """Raise :class:`BadValue` where a folder has a protocol of that name that is no winner of this sweep."""
+    path = folder / f"{name}.yaml"
+    if path.exists() and not read_preset(path).source.startswith(f"{_whose(sweep)}, "):
+        said = f"{path} is no winner of sweep {sweep}, whose winner would be called {name}."
+        raise BadValue(said, "give the sweep another name, or move that file")
+
+
+def _whose(sweep: str) -> str:
+    """How the ``source`` of a sweep's winners begins."""
+    return f"sweep {sweep}"
+
+
+def write_preset(preset: Preset, folder: Path, sweep: str) -> Path:
+    """``<name>.yaml`` in a folder, from which grids find it by name; an earlier winner of the sweep is replaced."""
+    check_free(folder, preset.name, sweep)
     plain = preset.model_dump(mode="json")
     path = folder / f"{preset.name}.yaml"
     write_atomically(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))

@@ -15,11 +15,20 @@ from pipelines.places import GridErrors
 from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.page import fairness, page_of
-from pipelines.sweep.run import SweepOutcome, joined
+from pipelines.sweep.run import SweepOutcome, SweepRun, joined
 from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, subjects
-from pipelines.sweep.winner import record, recorded_tests, sides, target_of, winner_preset, write_preset
+from pipelines.sweep.winner import (
+    check_free,
+    record,
+    recorded_tests,
+    sides,
+    target_of,
+    winner_preset,
+    write_preset,
+)
 from rd3.datasets import Roots
+from rd3.errors import BadValue
 from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
 from tracking.documents import open_documents
 from tracking.ledger import Ledger
@@ -91,7 +100,7 @@ def test_the_preset_is_the_trial(here, tmp_path):
     subject = found(here)[0]
     best = tuned(subject).best()
     made = winner_preset(subject, best, 4)
-    write_preset(made, tmp_path / "presets")
+    write_preset(made, tmp_path / "presets", "demo")
     read = preset_reader(tmp_path / "presets")("demo-random")
     assert read == made
     protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
@@ -110,10 +119,29 @@ def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
     preset_of = lambda name: own if name == "own" else preset(name)  # noqa: E731
     subject = subjects(sweep, lambda grid: expanded_grid(grid, here, preset_of), preset_of)[0]
     made = winner_preset(subject, tuned(subject).best(), 4)
-    write_preset(made, tmp_path)
+    write_preset(made, tmp_path, "demo")
     read = preset_reader(tmp_path)("demo-random")
     protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
     assert (read.reduces, protocol.epochs, reductions(read, protocol)) == (None, 30, {})
+
+
+def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
+    subject = found(here)[0]
+    made = winner_preset(subject, tuned(subject).best(), 4)
+    folder = here.presets
+    path = write_preset(made, folder, "demo")
+    write_preset(made, folder, "demo")
+    for source in ("by hand", "sweep demonstration, study x", "sweep demo-random"):
+        path.write_text(f"name: demo-random\nsource: {source}\nall: {{epochs: 9}}\n")
+        before = path.read_text()
+        for attempt in (
+            lambda: check_free(folder, "demo-random", "demo"),
+            lambda: write_preset(made, folder, "demo"),
+            lambda: SweepRun(subject.sweep, [subject], here, None).run(),
+        ):
+            with pytest.raises(BadValue, match=r"demo-random\.yaml is no winner of sweep demo, .*Fix: give"):
+                attempt()
+        assert path.read_text() == before
 
 
 def test_hard_labels_of_the_base_keep_their_loss(here):
