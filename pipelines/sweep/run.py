@@ -109,7 +109,7 @@ class SweepRun:
             try:
                 self._open()
                 waiting = any(tuning.next_batch() for tuning in outcome.tunings.values())
-                with ray_cluster(self.session.home, self.address) if waiting else contextlib.nullcontext():
+                with self._ray() if waiting else contextlib.nullcontext():
                     interrupts.arm()
                     if self._made(validation, plan):
                         self._tune()
@@ -157,6 +157,9 @@ class SweepRun:
     def _lease(self) -> str:
         return f"sweep-{self.key[:12]}"
 
+    def _ray(self) -> contextlib.AbstractContextManager[None]:
+        return ray_cluster(self.session.home, self.address, self._lease)
+
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
         storage = open_storage(self.storage, self.session.place.tracking_uri, journal)
@@ -165,7 +168,7 @@ class SweepRun:
 
     def _open(self) -> None:
         """Studies, and the parent run with a child for every trial that a killed driver had no time to log."""
-        shutil.rmtree(scratch_folder(self.session.home), ignore_errors=True)
+        shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
         self._studies()
         self.runs = SweepRuns(self.tracker, self.key)
         saw = {subject.teacher_saw for subject in self.subjects}
@@ -219,6 +222,7 @@ class SweepRun:
         recipes = subject.evaluations(point)
         known = {recipe.key: patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
         return Attempt(
+            sweep=self._lease,
             study=subject.study,
             number=number,
             evaluations=[canonical(recipe.model_dump(mode="json")) for recipe in recipes],

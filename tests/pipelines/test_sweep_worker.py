@@ -41,7 +41,7 @@ def trained(monkeypatch):
 
     def perform(one, store, roots, out, *, device, tested):
         world.keys.append(one.key)
-        assert out.is_dir() and out.parent == scratch_folder(roots.home)
+        assert out.is_dir() and out.parent == scratch_folder(roots.home, "sweep-k")
         *looks, last = world.scores[one.student_seed]
         for epoch, look in zip(one.protocol.test_epochs, looks, strict=True):
             tested(epoch, look)
@@ -56,6 +56,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def attempt(tmp_path) -> Attempt:
     return Attempt(
+        sweep="sweep-k",
         study="study",
         number=0,
         evaluations=[canonical(one.model_dump(mode="json")) for one in (FIRST, SECOND)],
@@ -90,7 +91,7 @@ def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
     assert answer.ended.curve == {4: 20.0, 8: 40.0, 12: 60.0}, "of the first student seed"
     assert answer.ended.facts == {"evaluations": [FIRST.key, SECOND.key], "top1_pct": [60.0, 70.0], "tested": 140}
     assert answer.scores[SECOND.key].curve == {4: 10.0, 8: 30.0}
-    assert list(scratch_folder(tmp_path).iterdir()) == []
+    assert list(scratch_folder(tmp_path, "sweep-k").iterdir()) == []
 
 
 def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):
