@@ -94,6 +94,7 @@ class SweepRun:
         self.tracker = Tracker(self.session.place)
         self.outcome = SweepOutcome(self.subjects)
         self.runs: SweepRuns | None = None
+        self.interrupts = Interrupts()
 
     def run(self) -> SweepOutcome:
         """Everything that is missing; what is there already is only shown."""
@@ -101,11 +102,11 @@ class SweepRun:
         for subject in self.subjects:
             check_free(self.session.presets, subject.preset, self.sweep.name)
         validation = joined([subject.expansion for subject in self.subjects], self.sweep)
-        plan = plan_session(validation, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+        plan = self._plan(validation)
         self.plan_shown(plan)
         self.tracker.check()
-        with Interrupts() as interrupts, self.ledger.lease(self._lease) as lease:
-            self.interrupts, self.check_lease = interrupts, lease.check
+        with self.interrupts as interrupts, self.ledger.lease(self._lease) as lease:
+            self.check_lease = lease.check
             try:
                 self._open()
                 waiting = any(tuning.next_batch() for tuning in outcome.tunings.values())
@@ -170,13 +171,25 @@ class SweepRun:
         """Studies, and the parent run with a child for every trial that a killed driver had no time to log."""
         shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
         self._studies()
-        self.runs = SweepRuns(self.tracker, self.key)
+        self.runs = self._patiently(partial(SweepRuns, self.tracker, self.key))
         saw = {subject.teacher_saw for subject in self.subjects}
         tags = {"tested_on": "validation", "rd3.teacher": "; ".join(sorted(saw))}
-        self.runs.open(self.sweep.name, self.sweep.text, tags)
+        self._patiently(partial(self.runs.open, self.sweep.name, self.sweep.text, tags))
         for subject in self.subjects:
             for trial in self.outcome.tunings[subject.label].trials():
                 self._log(subject, trial)
+
+    def _plan(self, expansion: Expansion) -> Plan:
+        return plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask a store that may be away; a signal ends the waiting."""
+        try:
+            return patiently(ask, leaving=lambda: bool(self.interrupts.name))
+        except Away:
+            if self.interrupts.name:
+                raise KeyboardInterrupt from None
+            raise
 
     def _made(self, expansion: Expansion, plan: Plan) -> bool:
         """Make what a plan says; False if the sweep cannot go on."""
@@ -208,7 +221,7 @@ class SweepRun:
             for number, answer in coming:
                 self.check_lease()
                 for key, score in answer.scores.items():
-                    patiently(partial(self.memory.keep_score, key, asdict(score)))
+                    self._patiently(partial(self.memory.keep_score, key, asdict(score)))
                 if answer.ended is None:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
                 answers[number] = answer
@@ -220,7 +233,7 @@ class SweepRun:
 
     def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
         recipes = subject.evaluations(point)
-        known = {recipe.key: patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
+        known = {recipe.key: self._patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
         return Attempt(
             sweep=self._lease,
             study=subject.study,
@@ -237,7 +250,7 @@ class SweepRun:
     def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:
         """Ledger entries of set and teachers."""
         parents = dict.fromkeys(parent for recipe in recipes for parent in recipe.parents())
-        entries = [self.ledger.find(kind, key) for kind, key in parents]
+        entries = [self._patiently(partial(self.ledger.find, kind, key)) for kind, key in parents]
         return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
     def _answers(self, attempts: dict[int, Attempt], before: list[FrozenTrial]) -> Iterator[tuple[int, Answer]]:
@@ -287,7 +300,7 @@ class SweepRun:
                 **({"rd3.reason": stopped} if stopped else {}),
             },
         )
-        patiently(partial(self.runs.log, run))
+        self._patiently(partial(self.runs.log, run))
 
     def _test(self) -> None:
         """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
@@ -308,8 +321,8 @@ class SweepRun:
         if not expansion.blocked:  # else no key is known of what would be tested
             for subject in won:
                 winner, base = self._sides(subject)
-                patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
-        plan = plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+                self._patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
+        plan = self._patiently(partial(self._plan, expansion))
         self._made(expansion, plan)
         for subject in won:
             self._read_tests(subject)
@@ -318,16 +331,18 @@ class SweepRun:
         """The grid of the winners' tests."""
         winners = self.outcome.winners
         names = {subject.label: subject.preset for subject in self.subjects if subject.label in winners}
-        return self.expand(self.sweep.test_grid(names), {preset.name: preset for preset in winners.values()})
+        presets = {preset.name: preset for preset in winners.values()}
+        return self._patiently(partial(self.expand, self.sweep.test_grid(names), presets))
 
     def _sides(self, subject: Subject) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
         preset = self.outcome.winners[subject.label]
         grid = self.sweep.test_grid({subject.label: subject.preset})
-        return sides(subject, self.expand(grid, {preset.name: preset}))
+        return sides(subject, self._patiently(partial(self.expand, grid, {preset.name: preset})))
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)
-        self.outcome.tests[subject.label] = recorded_tests(winner, base, self.memory, self.ledger.find)
+        tests = self._patiently(partial(recorded_tests, winner, base, self.memory, self.ledger.find))
+        self.outcome.tests[subject.label] = tests
 
     def _close(self, status: str, reason: str = "") -> None:
         if self.runs is not None:

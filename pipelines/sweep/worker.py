@@ -148,6 +148,8 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
     roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
     patiently(partial(ensure_data, attempt.place, roots, recipe.data))
     store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
+    for kind, key in recipe.parents():  # into the cache, from where the training takes them
+        patiently(partial(store.fetch, kind, key))
     scratch = scratch_folder(attempt.place.home, attempt.sweep)
     scratch.mkdir(parents=True, exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))
