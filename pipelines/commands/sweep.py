@@ -60,18 +60,23 @@ def sweep(
         storage=storage,
         plan_shown=lambda plan: show_plan(plan) if plan.keys("run") else None,
     )
-    if not report:
+    written: dict[str, Path] = {}
+
+    def publish(outcome: SweepOutcome) -> dict[str, bytes | str]:
+        page = page_of(loaded, outcome, ledger, storage)
+        written.update(write_sweep_report(page, here.home / "reports" / loaded.name))
+        return {} if report or outcome.exit_code else report_files(outcome, written)
+
+    if report:
+        outcome = running.look()
+        publish(outcome)
+    else:
         show_intent(loaded, found)
-    outcome = running.look() if report else running.run()
-    folder = here.home / "reports" / loaded.name
-    page = page_of(loaded, outcome, ledger, storage)
-    written = write_sweep_report(page, folder)
-    if not report and not outcome.exit_code:
-        running.close(report_files(outcome, written))
+        outcome = running.run(publish)
     show_winners(outcome)
     for preset in outcome.winners.values() if save_to is not None else ():
         console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", markup=False, soft_wrap=True)
-    for name in ("report.md", "report.html"):
+    for name in ("report.md", "report.html") if written else ():
         console.print(f"wrote {written[name]}", markup=False, soft_wrap=True)
     console.print(ui_line(here), markup=False, soft_wrap=True)
     show_reasons(outcome.failed)

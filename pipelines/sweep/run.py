@@ -69,6 +69,10 @@ class SweepOutcome:
         return EXIT_CODE if self.interrupted else 3 if self.failed else 0
 
 
+Publish = Callable[[SweepOutcome], dict[str, bytes | str]]
+"""Writes the report, and says which files are kept with the sweep's run."""
+
+
 class TrialFailed(RD3Error):
     """A trial ended neither well nor as a poor one: its process died for good, or something is missing."""
 
@@ -96,8 +100,8 @@ class SweepRun:
         self.runs: SweepRuns | None = None
         self.interrupts = Interrupts()
 
-    def run(self) -> SweepOutcome:
-        """Everything that is missing; what is there already is only shown."""
+    def run(self, publish: Publish) -> SweepOutcome:
+        """Everything that is missing, then the report; what is there already is only shown."""
         outcome = self.outcome
         for subject in self.subjects:
             check_free(self.session.presets, subject.preset, self.sweep.name)
@@ -108,7 +112,8 @@ class SweepRun:
         with self.interrupts as interrupts, self.ledger.lease(self._lease) as lease:
             self.check_lease = lease.check
             try:
-                self._open()
+                with self._undisturbed():
+                    self._open()
                 waiting = any(tuning.next_batch() for tuning in outcome.tunings.values())
                 with self._ray() if waiting else contextlib.nullcontext():
                     interrupts.arm()
@@ -129,18 +134,31 @@ class SweepRun:
                     self._close("killed", f"interrupted by {outcome.interrupted}")
                 elif outcome.failed:
                     self._close("failed", outcome.failed[0][1])
+            self._publish(publish)
         return outcome
 
-    def close(self, files: dict[str, bytes | str]) -> None:
-        """The report is written: keep it with the parent run, and close that."""
+    def _publish(self, publish: Publish) -> None:
+        """The report; the parent run does not stay open, whatever ends it."""
+        try:
+            files = self._patiently(partial(publish, self.outcome))
+            if self.runs is not None:
+                self._patiently(partial(self.runs.attach, files, self._figures()))
+        except KeyboardInterrupt:
+            self.outcome.interrupted = self.interrupts.name or "SIGINT"
+            self._close("killed", f"interrupted by {self.outcome.interrupted}")
+        except BaseException as error:
+            self._close("failed", f"the report failed: {error}")
+            raise
+        self._close("done")
+
+    def _figures(self) -> dict[str, float]:
+        """Of the whole sweep, for the parent run."""
         figures = {}
         for label, tuning in self.outcome.tunings.items():
             best = tuning.best()
             if best is not None:
                 figures[f"{label}.best_validation_top1_pct"] = best.value
-        if self.runs is not None:
-            patiently(partial(self.runs.attach, files, figures))
-            self._close("done")
+        return figures
 
     def look(self) -> SweepOutcome:
         """What is there, for a report: nothing is made or tested."""
@@ -226,9 +244,10 @@ class SweepRun:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
                 answers[number] = answer
                 view.one_more()
-        for number, point in batch.items():
-            tuning.tell(number, point, answers[number].ended, began[number])
-            self._log(subject, tuning.trials()[number])
+        with self._undisturbed():
+            for number, point in batch.items():
+                tuning.tell(number, point, answers[number].ended, began[number])
+                self._log(subject, tuning.trials()[number])
         view.batch_ended()
 
     def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
@@ -344,10 +363,28 @@ class SweepRun:
         tests = self._patiently(partial(recorded_tests, winner, base, self.memory, self.ledger.find))
         self.outcome.tests[subject.label] = tests
 
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """A signal that comes inside is noted, and raised at the end: no run stays half written."""
+        self.interrupts.deferred = True
+        try:
+            yield
+        finally:
+            self.interrupts.deferred = False
+        if self.interrupts.name:
+            raise KeyboardInterrupt
+
     def _close(self, status: str, reason: str = "") -> None:
-        if self.runs is not None:
+        """Close the parent run, once: the first reason stays."""
+        runs, self.runs = self.runs, None
+        if runs is None:
+            return
+        self.interrupts.deferred = True
+        try:
             with contextlib.suppress(Away):
-                patiently(partial(self.runs.close, status, reason), patience_s=10.0)
+                patiently(partial(runs.close, status, reason), patience_s=10.0)
+        finally:
+            self.interrupts.deferred = False
 
 
 def _answer(reference: Any) -> Answer:

@@ -137,7 +137,7 @@ def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
         for attempt in (
             lambda: check_free(folder, "demo-random", "demo"),
             lambda: write_preset(made, folder, "demo"),
-            lambda: SweepRun(subject.sweep, [subject], here, None).run(),
+            lambda: SweepRun(subject.sweep, [subject], here, None).run(None),
         ):
             with pytest.raises(BadValue, match=r"demo-random\.yaml is no winner of sweep demo, .*Fix: give"):
                 attempt()
