@@ -106,6 +106,8 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
 
 def show_winners(outcome: SweepOutcome) -> None:
     """Every test on record, one a line; a target that has met several winners says so."""
+    from pipelines.sweep.winner import winners_of
+
     rows = [
         {
             "protocol": outcome.winners[label].name if test.current else f"(sweep {test.sweep}, another winner)",
@@ -121,10 +123,8 @@ def show_winners(outcome: SweepOutcome) -> None:
     if rows:
         show_table(rows)
     for label, tests in outcome.tests.items():
-        if len(tests) > 1:
-            console.print(
-                f"{label}: {len(tests)} winners have met the test split; the best is no fair number any more."
-            )
+        if (winners := winners_of(tests)) > 1:
+            console.print(f"{label}: {winners} winners have met the test split; the best is no fair number any more.")
 
 
 def report_files(outcome: SweepOutcome, written: dict[str, Path]) -> dict[str, bytes | str]:

@@ -79,6 +79,8 @@ class Tested:
     winner: list[float]
     """By student seed; empty while the test is not through."""
     base: list[float]
+    protocol: str
+    """Digest of the winner as it was resolved: the same protocol on further seeds is no other winner."""
     current: bool
     """Whether it is the winner of the sweep as its file stands now."""
 
@@ -121,6 +123,16 @@ def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe
     return found[subject.preset], found[subject.sweep.protocol.name]
 
 
+def protocol_of(winner: Iterable[EvaluationRecipe]) -> str:
+    """Which winner was tested, on whichever student seeds."""
+    return digest(next(iter(winner)).protocol.model_dump(mode="json"))[:32]
+
+
+def winners_of(tests: Iterable[Tested]) -> int:
+    """How many different winners have met the test split."""
+    return len({test.protocol for test in tests})
+
+
 def target_of(base: Iterable[EvaluationRecipe]) -> str:
     """What was tuned for, whatever the sweep is called: the set, the data and the student of the test."""
     first = next(iter(base))
@@ -139,6 +151,7 @@ def record(
             "method": subject.label,
             "params": best.params,
             "validation_top1_pct": best.value,
+            "protocol": protocol_of(winner),
             "evaluations": [recipe.key for recipe in winner],
             "base": [recipe.key for recipe in base],
             "seeds": [recipe.student_seed for recipe in winner],
@@ -154,16 +167,18 @@ def recorded_tests(
     find: Callable[[str, Key], Entry | None],
 ) -> list[Tested]:
     """Every test on record for this target, with its result."""
-    current = [recipe.key for recipe in winner]
+    current = protocol_of(winner)
     found = []
     for test in memory.tests(target_of(base)):
+        protocol = test.get("protocol", test["evaluations"][0])  # early records do not say it: each counts by itself
         scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
         whole = all(entry is not None for entries in scores.values() for entry in entries)
         values = {side: [entry.result["top1_pct"] for entry in entries if whole] for side, entries in scores.items()}
         found.append(
             Tested(
                 test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],
-                test["seeds"], values["evaluations"], values["base"], test["evaluations"] == current,
+                test["seeds"], values["evaluations"], values["base"], protocol,
+                protocol == current,
             )
         )  # fmt: skip
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from pipelines.sweep.winner import (
     sides,
     target_of,
     winner_preset,
+    winners_of,
     write_preset,
 )
 from rd3.datasets import Roots
@@ -195,6 +197,38 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
     ]  # fmt: skip
 
 
+def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
+    memory = Memory(open_documents(tmp_path / "artifacts"))
+    subject, longer = found(here)[0], found(here, test_seeds=(0, 1, 2, 3))[0]
+    trials = tuned(subject).trials()
+
+    def tests(subject: Subject, trial):
+        winner, base = both_sides(subject, here, winner_preset(subject, trial, 4))
+        record(subject, trial, winner, base, memory)
+        return recorded_tests(winner, base, memory, lambda _kind, _key: None)
+
+    tests(subject, trials[2])
+    again = tests(longer, trials[2])
+    assert [(len(test.seeds), test.current) for test in again] == [(3, True), (4, True)]
+    assert winners_of(again) == 1
+    other = tests(longer, trials[1])
+    assert winners_of(other) == 2
+    assert sorted((len(test.seeds), test.current) for test in other) == [(3, False), (4, False), (4, True)]
+
+
+def test_a_record_that_does_not_say_its_protocol_counts_as_a_winner_of_its_own(here, tmp_path):
+    memory = Memory(open_documents(tmp_path / "artifacts"))
+    subject = found(here)[0]
+    best = tuned(subject).best()
+    winner, base = both_sides(subject, here, winner_preset(subject, best, 4))
+    record(subject, best, winner, base, memory)
+    [test] = memory.tests(target_of(base))
+    early = {name: value for name, value in test.items() if name != "protocol"}
+    memory.record_test(target_of(base), {**early, "evaluations": ["a", "b", "c"]})
+    tests = recorded_tests(winner, base, memory, lambda _kind, _key: None)
+    assert (winners_of(tests), sorted(test.current for test in tests)) == (2, [False, True])
+
+
 def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     both = found(here)
     tunings = {subject.label: tuned(subject) for subject in both}
@@ -205,7 +239,8 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     winner, base = both_sides(subject, here, made)
     memory = Memory(open_documents(tmp_path / "artifacts"))
     record(subject, tunings["random"].best(), winner, base, memory)
-    outcome.tests["random"] = recorded_tests(winner, base, memory, lambda _kind, _key: None) * 2
+    [test] = recorded_tests(winner, base, memory, lambda _kind, _key: None)
+    outcome.tests["random"] = [test, test, replace(test, protocol="another", current=False)]
     page = page_of(subject.sweep, outcome, Ledger(here.place.artifacts), "journal")
     written = write_sweep_report(page, tmp_path / "report")
     assert {"report.md", "report.html", "random-history.svg", "random-importance.svg", "random-parallel.svg"} <= set(
