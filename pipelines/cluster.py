@@ -36,9 +36,9 @@ _QUIET = {
 writes no result files, prints no tables and leaves signals to the driver."""
 
 
-def _ray_folder(home: Path) -> Path:
-    """Ray's own folder, one a home: its sockets must have short paths, and two users must not share it."""
-    return Path(tempfile.gettempdir()) / f"rd3-ray-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+def _ray_folder(home: Path, name: str) -> Path:
+    """Ray's own folder, one a home and lease: its sockets must have short paths, and two users must not share it."""
+    return Path(tempfile.gettempdir()) / f"rd3-ray-{hashlib.sha256(f'{home}/{name}'.encode()).hexdigest()[:8]}"
 
 
 def _children() -> set[int]:
@@ -71,16 +71,19 @@ def _not_started(error: Exception) -> RD3Error:
 
 
 @contextlib.contextmanager
-def ray_cluster(home: Path, address: str | None = None) -> Iterator[None]:
-    """Ray on this machine, or the cluster at ``address``; a Ray that is already there is used and left alone."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+def ray_cluster(home: Path, address: str | None = None, name: str = "driver") -> Iterator[None]:
+    """Ray on this machine, or the cluster at ``address``; a Ray that is already there is used and left alone.
+
+    ``name``: the lease that its one user holds.  What is left in the folder of that lease is of a killed driver.
+    """
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    folder = _ray_folder(home)
+    folder = _ray_folder(home, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address:

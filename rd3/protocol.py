@@ -130,6 +130,12 @@ def read_preset(path: Path) -> Preset:
         raise BadValue(f"{path} is no protocol: {place}: {first['msg']}.", "mend it or remove it") from None
     if found.name != path.stem:
         raise BadValue(f"{path} calls its protocol {found.name!r}.", f"name the file {found.name}.yaml")
+    if found.reduces is not None and found.reduces not in presets():
+        fix = f"leave it out, or use one of: {', '.join(presets())}"
+        raise BadValue(f"{path} reduces {found.reduces!r}, which is no protocol that RD3 brings itself.", fix)
+    by_network = found.same_network.keys() & found.other_network.keys() if found.reduces else set()
+    if "epochs" not in found.all.keys() | by_network:
+        raise BadValue(f"{path} says no epochs for all students.", "add them: `all: {epochs: 400}`")
     return found
 
 

@@ -43,6 +43,8 @@ class MethodSection:
     """``base`` and ``winner`` on validation images."""
     tests: Sequence[Row]
     """``winner``, ``base``, ``difference``, ``params``, ``validation``, ``when``, ``sweep``, ``current``: yes or no."""
+    winners: int
+    """How many different ones have met the test split."""
     trials: Sequence[Row]
     plots: Sequence[Plot]
 

@@ -3,7 +3,7 @@
 Below the artifact root::
 
     sweeps/scores/<evaluation>.json          what a trial found on validation images, so that nobody finds it twice
-    sweeps/tests/<target>/<winner>.json      one tested winner; a target is what was tuned for: sets, teachers, student
+    sweeps/tests/<target>/<test>.json        one tested winner; a target is what was tuned for: sets, teachers, student
 
 The runs are in an experiment of their own: a parent for a sweep, a child for each Optuna trial, both found again by
 the tags ``rd3.sweep`` (the sweep's key), ``rd3.study`` and ``rd3.trial`` (its number).

@@ -38,7 +38,7 @@ def sweep(
     from pipelines.sweep.page import page_of
     from pipelines.sweep.run import SweepRun
     from pipelines.sweep.subject import subjects
-    from pipelines.sweep.winner import write_preset
+    from pipelines.sweep.winner import check_free, write_preset
     from rd3.protocol import preset_reader
     from tracking.ledger import Ledger
     from tracking.sweep_report import write_sweep_report
@@ -47,6 +47,8 @@ def sweep(
     ledger, preset_of = Ledger(here.place.artifacts), preset_reader(here.presets)
     loaded = load_sweep(file, info_of=info_reader(here.roots), user_role=ledger.role, preset_of=preset_of)
     found = subjects(loaded, lambda grid: expanded_grid(grid, here), preset_of)
+    for subject in found if save_to is not None else ():
+        check_free(save_to, subject.preset, loaded.name)
     running = SweepRun(
         loaded,
         found,
@@ -58,18 +60,23 @@ def sweep(
         storage=storage,
         plan_shown=lambda plan: show_plan(plan) if plan.keys("run") else None,
     )
-    if not report:
+    written: dict[str, Path] = {}
+
+    def publish(outcome: SweepOutcome) -> dict[str, bytes | str]:
+        page = page_of(loaded, outcome, ledger, storage)
+        written.update(write_sweep_report(page, here.home / "reports" / loaded.name))
+        return {} if report or outcome.exit_code else report_files(outcome, written)
+
+    if report:
+        outcome = running.look()
+        publish(outcome)
+    else:
         show_intent(loaded, found)
-    outcome = running.look() if report else running.run()
-    folder = here.home / "reports" / loaded.name
-    page = page_of(loaded, outcome, ledger, storage)
-    written = write_sweep_report(page, folder)
-    if not report and not outcome.exit_code:
-        running.close(report_files(outcome, written))
+        outcome = running.run(publish)
     show_winners(outcome)
     for preset in outcome.winners.values() if save_to is not None else ():
-        console.print(f"wrote {write_preset(preset, save_to)}", markup=False, soft_wrap=True)
-    for name in ("report.md", "report.html"):
+        console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", markup=False, soft_wrap=True)
+    for name in ("report.md", "report.html") if written else ():
         console.print(f"wrote {written[name]}", markup=False, soft_wrap=True)
     console.print(ui_line(here), markup=False, soft_wrap=True)
     show_reasons(outcome.failed)
@@ -99,6 +106,8 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
 
 def show_winners(outcome: SweepOutcome) -> None:
     """Every test on record, one a line; a target that has met several winners says so."""
+    from pipelines.sweep.winner import winners_of
+
     rows = [
         {
             "protocol": outcome.winners[label].name if test.current else f"(sweep {test.sweep}, another winner)",
@@ -114,10 +123,8 @@ def show_winners(outcome: SweepOutcome) -> None:
     if rows:
         show_table(rows)
     for label, tests in outcome.tests.items():
-        if len(tests) > 1:
-            console.print(
-                f"{label}: {len(tests)} winners have met the test split; the best is no fair number any more."
-            )
+        if (winners := winners_of(tests)) > 1:
+            console.print(f"{label}: {winners} winners have met the test split; the best is no fair number any more.")
 
 
 def report_files(outcome: SweepOutcome, written: dict[str, Path]) -> dict[str, bytes | str]:

@@ -9,7 +9,7 @@ from pipelines.grid_check import BIGGEST_SEED, PartCheck, one_of, text_of, unkno
 from pipelines.grid_parts import Chosen, InfoOf, UserRole
 from pipelines.places import Located, Path
 from pipelines.sweep.space import SpaceCheck
-from pipelines.sweep.values import PrunerName, SamplerName, Sweep
+from pipelines.sweep.values import PrunerName, SamplerName, Sweep, labelled
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.protocol import EvalProtocol, PresetOf, presets, resolve_protocol
@@ -91,7 +91,7 @@ class _SweepCheck(PartCheck):
             "test_seeds": self._test_seeds(),
         }
         values["space"] = self._space(values, infos)
-        self._preset_names(head["name"], values["methods"])
+        self._preset_names(head["name"], values["methods"], values["protocol"])
         return values
 
     def _at(self, key: str, *more: str | int) -> Path:
@@ -149,12 +149,16 @@ class _SweepCheck(PartCheck):
         space = SpaceCheck(self, base or _any_protocol(), size, fixed)
         return space.dimensions(values["sampler"], values["trials"])
 
-    def _preset_names(self, name: str, methods: tuple[Chosen, ...]) -> None:
-        """A winner becomes a protocol of that name, which must not be one that ships."""
-        for chosen in methods:
-            if f"{name}-{chosen.name}" in presets():
-                said = f"The winner would be called {name}-{chosen.name}, which is a protocol that RD3 brings itself."
+    def _preset_names(self, name: str, methods: tuple[Chosen, ...], base: Chosen | None) -> None:
+        """A winner becomes a protocol of that name: neither one that ships, nor the one that it is compared with."""
+        winners = [f"{name}-{label}" for label in labelled(methods)]
+        for winner in winners:
+            if winner in presets():
+                said = f"The winner would be called {winner}, which is a protocol that RD3 brings itself."
                 self.document.problem(("name",), said, "give the sweep another name")
+        if base is not None and base.name in winners:
+            said = f"The sweep starts from {base.name}, which is what its own winner would be called."
+            self.document.problem(("protocol",), said, "give the sweep another name")
 
 
 def _any_protocol() -> EvalProtocol:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.sweep.plots import PLOTS, draw
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Dimension, Sweep
+from pipelines.sweep.winner import winners_of
 from rd3.stats import mean
 from tracking.report import when
 from tracking.sweep_report import MethodSection, Plot, SweepPage
@@ -111,6 +112,7 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
             }
             for test in outcome.tests.get(subject.label, [])
         ],
+        winners=winners_of(outcome.tests.get(subject.label, [])),
         trials=[_trial(trial) for trial in trials],
         plots=[Plot(name, PLOTS[name], svg) for name, svg in draw(tuning).items()],
     )

@@ -28,7 +28,7 @@ from pipelines.sweep.storage import open_storage
 from pipelines.sweep.study import Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
-from pipelines.sweep.winner import Tested, record, recorded_tests, sides, winner_preset, write_preset
+from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
@@ -69,6 +69,10 @@ class SweepOutcome:
         return EXIT_CODE if self.interrupted else 3 if self.failed else 0
 
 
+Publish = Callable[[SweepOutcome], dict[str, bytes | str]]
+"""Writes the report, and says which files are kept with the sweep's run."""
+
+
 class TrialFailed(RD3Error):
     """A trial ended neither well nor as a poor one: its process died for good, or something is missing."""
 
@@ -94,20 +98,24 @@ class SweepRun:
         self.tracker = Tracker(self.session.place)
         self.outcome = SweepOutcome(self.subjects)
         self.runs: SweepRuns | None = None
+        self.interrupts = Interrupts()
 
-    def run(self) -> SweepOutcome:
-        """Everything that is missing; what is there already is only shown."""
+    def run(self, publish: Publish) -> SweepOutcome:
+        """Everything that is missing, then the report; what is there already is only shown."""
         outcome = self.outcome
+        for subject in self.subjects:
+            check_free(self.session.presets, subject.preset, self.sweep.name)
         validation = joined([subject.expansion for subject in self.subjects], self.sweep)
-        plan = plan_session(validation, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+        plan = self._plan(validation)
         self.plan_shown(plan)
         self.tracker.check()
-        with Interrupts() as interrupts, self.ledger.lease(self._lease) as lease:
-            self.interrupts, self.check_lease = interrupts, lease.check
+        with self.interrupts as interrupts, self.ledger.lease(self._lease) as lease:
+            self.check_lease = lease.check
             try:
-                self._open()
+                with self._undisturbed():
+                    self._open()
                 waiting = any(tuning.next_batch() for tuning in outcome.tunings.values())
-                with ray_cluster(self.session.home, self.address) if waiting else contextlib.nullcontext():
+                with self._ray() if waiting else contextlib.nullcontext():
                     interrupts.arm()
                     if self._made(validation, plan):
                         self._tune()
@@ -126,18 +134,31 @@ class SweepRun:
                     self._close("killed", f"interrupted by {outcome.interrupted}")
                 elif outcome.failed:
                     self._close("failed", outcome.failed[0][1])
+            self._publish(publish)
         return outcome
 
-    def close(self, files: dict[str, bytes | str]) -> None:
-        """The report is written: keep it with the parent run, and close that."""
+    def _publish(self, publish: Publish) -> None:
+        """The report; the parent run does not stay open, whatever ends it."""
+        try:
+            files = self._patiently(partial(publish, self.outcome))
+            if self.runs is not None:
+                self._patiently(partial(self.runs.attach, files, self._figures()))
+        except KeyboardInterrupt:
+            self.outcome.interrupted = self.interrupts.name or "SIGINT"
+            self._close("killed", f"interrupted by {self.outcome.interrupted}")
+        except BaseException as error:
+            self._close("failed", f"the report failed: {error}")
+            raise
+        self._close("done")
+
+    def _figures(self) -> dict[str, float]:
+        """Of the whole sweep, for the parent run."""
         figures = {}
         for label, tuning in self.outcome.tunings.items():
             best = tuning.best()
             if best is not None:
                 figures[f"{label}.best_validation_top1_pct"] = best.value
-        if self.runs is not None:
-            patiently(partial(self.runs.attach, files, figures))
-            self._close("done")
+        return figures
 
     def look(self) -> SweepOutcome:
         """What is there, for a report: nothing is made or tested."""
@@ -155,6 +176,9 @@ class SweepRun:
     def _lease(self) -> str:
         return f"sweep-{self.key[:12]}"
 
+    def _ray(self) -> contextlib.AbstractContextManager[None]:
+        return ray_cluster(self.session.home, self.address, self._lease)
+
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
         storage = open_storage(self.storage, self.session.place.tracking_uri, journal)
@@ -163,15 +187,27 @@ class SweepRun:
 
     def _open(self) -> None:
         """Studies, and the parent run with a child for every trial that a killed driver had no time to log."""
-        shutil.rmtree(scratch_folder(self.session.home), ignore_errors=True)
+        shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
         self._studies()
-        self.runs = SweepRuns(self.tracker, self.key)
+        self.runs = self._patiently(partial(SweepRuns, self.tracker, self.key))
         saw = {subject.teacher_saw for subject in self.subjects}
         tags = {"tested_on": "validation", "rd3.teacher": "; ".join(sorted(saw))}
-        self.runs.open(self.sweep.name, self.sweep.text, tags)
+        self._patiently(partial(self.runs.open, self.sweep.name, self.sweep.text, tags))
         for subject in self.subjects:
             for trial in self.outcome.tunings[subject.label].trials():
                 self._log(subject, trial)
+
+    def _plan(self, expansion: Expansion) -> Plan:
+        return plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask a store that may be away; a signal ends the waiting."""
+        try:
+            return patiently(ask, leaving=lambda: bool(self.interrupts.name))
+        except Away:
+            if self.interrupts.name:
+                raise KeyboardInterrupt from None
+            raise
 
     def _made(self, expansion: Expansion, plan: Plan) -> bool:
         """Make what a plan says; False if the sweep cannot go on."""
@@ -203,20 +239,22 @@ class SweepRun:
             for number, answer in coming:
                 self.check_lease()
                 for key, score in answer.scores.items():
-                    patiently(partial(self.memory.keep_score, key, asdict(score)))
+                    self._patiently(partial(self.memory.keep_score, key, asdict(score)))
                 if answer.ended is None:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
                 answers[number] = answer
                 view.one_more()
-        for number, point in batch.items():
-            tuning.tell(number, point, answers[number].ended, began[number])
-            self._log(subject, tuning.trials()[number])
+        with self._undisturbed():
+            for number, point in batch.items():
+                tuning.tell(number, point, answers[number].ended, began[number])
+                self._log(subject, tuning.trials()[number])
         view.batch_ended()
 
     def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
         recipes = subject.evaluations(point)
-        known = {recipe.key: patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
+        known = {recipe.key: self._patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
         return Attempt(
+            sweep=self._lease,
             study=subject.study,
             number=number,
             evaluations=[canonical(recipe.model_dump(mode="json")) for recipe in recipes],
@@ -231,7 +269,7 @@ class SweepRun:
     def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:
         """Ledger entries of set and teachers."""
         parents = dict.fromkeys(parent for recipe in recipes for parent in recipe.parents())
-        entries = [self.ledger.find(kind, key) for kind, key in parents]
+        entries = [self._patiently(partial(self.ledger.find, kind, key)) for kind, key in parents]
         return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
     def _answers(self, attempts: dict[int, Attempt], before: list[FrozenTrial]) -> Iterator[tuple[int, Answer]]:
@@ -281,7 +319,7 @@ class SweepRun:
                 **({"rd3.reason": stopped} if stopped else {}),
             },
         )
-        patiently(partial(self.runs.log, run))
+        self._patiently(partial(self.runs.log, run))
 
     def _test(self) -> None:
         """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
@@ -293,7 +331,7 @@ class SweepRun:
                 self.outcome.failed.append(("failed", said, subject.label))
                 continue
             preset = winner_preset(subject, best, self.sweep.trials)
-            write_preset(preset, self.session.presets)
+            write_preset(preset, self.session.presets, self.sweep.name)
             self.outcome.winners[subject.label] = preset
         won = [subject for subject in self.subjects if subject.label in self.outcome.winners]
         if not won:
@@ -302,8 +340,8 @@ class SweepRun:
         if not expansion.blocked:  # else no key is known of what would be tested
             for subject in won:
                 winner, base = self._sides(subject)
-                patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
-        plan = plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+                self._patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
+        plan = self._patiently(partial(self._plan, expansion))
         self._made(expansion, plan)
         for subject in won:
             self._read_tests(subject)
@@ -312,21 +350,41 @@ class SweepRun:
         """The grid of the winners' tests."""
         winners = self.outcome.winners
         names = {subject.label: subject.preset for subject in self.subjects if subject.label in winners}
-        return self.expand(self.sweep.test_grid(names), {preset.name: preset for preset in winners.values()})
+        presets = {preset.name: preset for preset in winners.values()}
+        return self._patiently(partial(self.expand, self.sweep.test_grid(names), presets))
 
     def _sides(self, subject: Subject) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
         preset = self.outcome.winners[subject.label]
         grid = self.sweep.test_grid({subject.label: subject.preset})
-        return sides(subject, self.expand(grid, {preset.name: preset}))
+        return sides(subject, self._patiently(partial(self.expand, grid, {preset.name: preset})))
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)
-        self.outcome.tests[subject.label] = recorded_tests(winner, base, self.memory, self.ledger.find)
+        tests = self._patiently(partial(recorded_tests, winner, base, self.memory, self.ledger.find))
+        self.outcome.tests[subject.label] = tests
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """A signal that comes inside is noted, and raised at the end: no run stays half written."""
+        self.interrupts.deferred = True
+        try:
+            yield
+        finally:
+            self.interrupts.deferred = False
+        if self.interrupts.name:
+            raise KeyboardInterrupt
 
     def _close(self, status: str, reason: str = "") -> None:
-        if self.runs is not None:
+        """Close the parent run, once: the first reason stays."""
+        runs, self.runs = self.runs, None
+        if runs is None:
+            return
+        self.interrupts.deferred = True
+        try:
             with contextlib.suppress(Away):
-                patiently(partial(self.runs.close, status, reason), patience_s=10.0)
+                patiently(partial(runs.close, status, reason), patience_s=10.0)
+        finally:
+            self.interrupts.deferred = False
 
 
 def _answer(reference: Any) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pipelines.grid_parts import Chosen, Grid, Part
@@ -78,12 +78,8 @@ class Sweep(Frozen):
         return self.model_dump(mode="json", exclude={"name", "description", "text", "methods", "test_seeds"})
 
     def labels(self) -> dict[str, Chosen]:
-        """The methods by what they are called here: a method that comes twice, with other settings, is numbered."""
-        named: dict[str, Chosen] = {}
-        for chosen in self.methods:
-            again = sum(other.name == chosen.name for other in named.values())
-            named[f"{chosen.name}-{again + 1}" if again else chosen.name] = chosen
-        return named
+        """The methods by what they are called here."""
+        return labelled(self.methods)
 
     def validation_grid(self, methods: tuple[Chosen, ...]) -> Grid:
         """The base protocol on validation images: it brings sets and teachers, and is what a winner must beat."""
@@ -119,6 +115,15 @@ class Sweep(Frozen):
             set_seeds=(self.set_seed,),
             student_seeds=seeds,
         )
+
+
+def labelled(methods: Iterable[Chosen]) -> dict[str, Chosen]:
+    """Methods by label: one that comes twice, with other settings, is numbered."""
+    named: dict[str, Chosen] = {}
+    for chosen in methods:
+        again = sum(other.name == chosen.name for other in named.values())
+        named[f"{chosen.name}-{again + 1}" if again else chosen.name] = chosen
+    return named
 
 
 def overrides(params: Mapping[str, Any]) -> dict[str, Any]:

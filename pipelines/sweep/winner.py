@@ -12,7 +12,8 @@ import yaml
 from pipelines.expand import Expansion
 from pipelines.sweep.subject import Subject
 from pipelines.sweep.values import overrides
-from rd3.protocol import Preset
+from rd3.errors import BadValue
+from rd3.protocol import Preset, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key, digest
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -29,22 +30,36 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     rule, moved = subject.rule, overrides(subject.sweep.protocol.values | best.params)
     date = best.datetime_complete.date().isoformat()
     source = (
-        f"sweep {subject.sweep.name}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
+        f"{_whose(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
         f"{best.value:.2f} % on {best.user_attrs['tested']} validation images of {subject.info.name}; "
         f"from {rule.name}, {date}"
     )
     return Preset(
         name=subject.preset,
         source=source,
-        reduces=rule.reduces or rule.name,
+        reduces=rule.reduces or (rule.name if rule.name in presets() else None),
         all=rule.all | moved,
         same_network={name: value for name, value in rule.same_network.items() if name not in moved},
         other_network={name: value for name, value in rule.other_network.items() if name not in moved},
     )
 
 
-def write_preset(preset: Preset, folder: Path) -> Path:
-    """``<name>.yaml`` in a folder, from which grids find it by name."""
+def check_free(folder: Path, name: str, sweep: str) -> None:
+    """Raise :class:`BadValue` where a folder has a protocol of that name that is no winner of this sweep."""
+    path = folder / f"{name}.yaml"
+    if path.exists() and not read_preset(path).source.startswith(f"{_whose(sweep)}, "):
+        said = f"{path} is no winner of sweep {sweep}, whose winner would be called {name}."
+        raise BadValue(said, "give the sweep another name, or move that file")
+
+
+def _whose(sweep: str) -> str:
+    """How the ``source`` of a sweep's winners begins."""
+    return f"sweep {sweep}"
+
+
+def write_preset(preset: Preset, folder: Path, sweep: str) -> Path:
+    """``<name>.yaml`` in a folder, from which grids find it by name; an earlier winner of the sweep is replaced."""
+    check_free(folder, preset.name, sweep)
     plain = preset.model_dump(mode="json")
     path = folder / f"{preset.name}.yaml"
     write_atomically(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
@@ -64,6 +79,8 @@ class Tested:
     winner: list[float]
     """By student seed; empty while the test is not through."""
     base: list[float]
+    protocol: str
+    """Digest of the winner as it was resolved: the same protocol on further seeds is no other winner."""
     current: bool
     """Whether it is the winner of the sweep as its file stands now."""
 
@@ -106,6 +123,16 @@ def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe
     return found[subject.preset], found[subject.sweep.protocol.name]
 
 
+def protocol_of(winner: Iterable[EvaluationRecipe]) -> str:
+    """Which winner was tested, on whichever student seeds."""
+    return digest(next(iter(winner)).protocol.model_dump(mode="json"))[:32]
+
+
+def winners_of(tests: Iterable[Tested]) -> int:
+    """How many different winners have met the test split."""
+    return len({test.protocol for test in tests})
+
+
 def target_of(base: Iterable[EvaluationRecipe]) -> str:
     """What was tuned for, whatever the sweep is called: the set, the data and the student of the test."""
     first = next(iter(base))
@@ -124,6 +151,7 @@ def record(
             "method": subject.label,
             "params": best.params,
             "validation_top1_pct": best.value,
+            "protocol": protocol_of(winner),
             "evaluations": [recipe.key for recipe in winner],
             "base": [recipe.key for recipe in base],
             "seeds": [recipe.student_seed for recipe in winner],
@@ -139,16 +167,18 @@ def recorded_tests(
     find: Callable[[str, Key], Entry | None],
 ) -> list[Tested]:
     """Every test on record for this target, with its result."""
-    current = [recipe.key for recipe in winner]
+    current = protocol_of(winner)
     found = []
     for test in memory.tests(target_of(base)):
+        protocol = test.get("protocol", test["evaluations"][0])  # early records do not say it: each counts by itself
         scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
         whole = all(entry is not None for entries in scores.values() for entry in entries)
         values = {side: [entry.result["top1_pct"] for entry in entries if whole] for side, entries in scores.items()}
         found.append(
             Tested(
                 test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],
-                test["seeds"], values["evaluations"], values["base"], test["evaluations"] == current,
+                test["seeds"], values["evaluations"], values["base"], protocol,
+                protocol == current,
             )
         )  # fmt: skip
     return found

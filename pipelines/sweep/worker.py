@@ -53,6 +53,8 @@ class Score:
 class Attempt:
     """What a worker is told of one trial: plain data, but for the trials before it."""
 
+    sweep: str
+    """What the sweep's scratch folder is called."""
     study: str
     number: int
     evaluations: list[str]
@@ -146,7 +148,9 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
     roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
     patiently(partial(ensure_data, attempt.place, roots, recipe.data))
     store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
-    scratch = scratch_folder(attempt.place.home)
+    for kind, key in recipe.parents():  # into the cache, from where the training takes them
+        patiently(partial(store.fetch, kind, key))
+    scratch = scratch_folder(attempt.place.home, attempt.sweep)
     scratch.mkdir(parents=True, exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))
     try:
@@ -161,6 +165,6 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
     return Score(curve, result["top1_pct"], tested=result["tested"], wall_s=time.perf_counter() - began), False
 
 
-def scratch_folder(home: Path) -> Path:
-    """Where trials of sweeps work on this machine; nothing in it is kept."""
-    return home / "work" / "sweep"
+def scratch_folder(home: Path, sweep: str) -> Path:
+    """Where trials of a sweep work on this machine; nothing in it is kept."""
+    return home / "work" / "sweep" / sweep

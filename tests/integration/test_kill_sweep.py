@@ -90,7 +90,7 @@ class Bench:
 
     def in_flight(self) -> list[int]:
         """Processes that train a student of a trial at this moment; a trial's scratch folder says whose it is."""
-        names = [path.name for path in (self.home / "work" / "sweep").glob("*")]
+        names = [path.name for path in (self.home / "work" / "sweep").glob("*/*")]
         return [process for process in (int(name.split("-")[1]) for name in names) if Path(f"/proc/{process}").exists()]
 
     def trials_now(self) -> list[Any]:

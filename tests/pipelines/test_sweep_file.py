@@ -184,6 +184,21 @@ def test_a_winner_may_not_take_the_name_of_a_protocol_that_ships(monkeypatch):
     assert "The winner would be called mine-random, which is a protocol that RD3 brings itself." in found
 
 
+def test_a_second_winner_of_a_method_has_a_number_and_may_not_take_a_name_either(monkeypatch):
+    monkeypatch.setattr("pipelines.sweep.check.presets", lambda: {"mine-rded-2": None})
+    [found] = mistakes(FILE.replace("[random]", "[rded, rded: {factor: 1}]"))
+    assert "The winner would be called mine-rded-2" in found
+
+
+@pytest.mark.parametrize("base", ["mine-rded", "mine-rded-2"])
+def test_a_sweep_may_not_start_from_its_own_winner(base):
+    own = Preset(name=base, source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1})
+    text = FILE.replace("rd3-reduced", base).replace("[random]", "[rded, rded: {factor: 1}]")
+    with pytest.raises(GridErrors, match=rf"protocol \(line 7\): The sweep starts from {base}, which is what its own"):
+        parse_sweep(text, "x", preset_of=lambda _name: own)
+    parse_sweep(text.replace("name: mine", "name: other"), "x", preset_of=lambda _name: own)
+
+
 def test_no_file_and_no_name():
     with pytest.raises(UnknownName, match=r"There is no sweep 'dmo'.*did you mean 'demo'"):
         load_sweep("dmo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,21 @@ from pipelines.places import GridErrors
 from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.page import fairness, page_of
-from pipelines.sweep.run import SweepOutcome, joined
+from pipelines.sweep.run import SweepOutcome, SweepRun, joined
 from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, subjects
-from pipelines.sweep.winner import record, recorded_tests, sides, target_of, winner_preset, write_preset
+from pipelines.sweep.winner import (
+    check_free,
+    record,
+    recorded_tests,
+    sides,
+    target_of,
+    winner_preset,
+    winners_of,
+    write_preset,
+)
 from rd3.datasets import Roots
+from rd3.errors import BadValue
 from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
 from tracking.documents import open_documents
 from tracking.ledger import Ledger
@@ -91,7 +102,7 @@ def test_the_preset_is_the_trial(here, tmp_path):
     subject = found(here)[0]
     best = tuned(subject).best()
     made = winner_preset(subject, best, 4)
-    write_preset(made, tmp_path / "presets")
+    write_preset(made, tmp_path / "presets", "demo")
     read = preset_reader(tmp_path / "presets")("demo-random")
     assert read == made
     protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
@@ -102,6 +113,37 @@ def test_the_preset_is_the_trial(here, tmp_path):
     assert reductions(read, protocol) == {"epochs": (40, 400)}, "as the protocol that it started from"
     other = resolve_protocol(read, factor=1, same_network=False, set_size=50)
     assert (other.zeta, other.lr) == (protocol.zeta, protocol.lr)
+
+
+def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
+    own = preset("rd3").model_copy(update={"name": "own", "all": {"epochs": 30}})
+    sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
+    preset_of = lambda name: own if name == "own" else preset(name)  # noqa: E731
+    subject = subjects(sweep, lambda grid: expanded_grid(grid, here, preset_of), preset_of)[0]
+    made = winner_preset(subject, tuned(subject).best(), 4)
+    write_preset(made, tmp_path, "demo")
+    read = preset_reader(tmp_path)("demo-random")
+    protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
+    assert (read.reduces, protocol.epochs, reductions(read, protocol)) == (None, 30, {})
+
+
+def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
+    subject = found(here)[0]
+    made = winner_preset(subject, tuned(subject).best(), 4)
+    folder = here.presets
+    path = write_preset(made, folder, "demo")
+    write_preset(made, folder, "demo")
+    for source in ("by hand", "sweep demonstration, study x", "sweep demo-random"):
+        path.write_text(f"name: demo-random\nsource: {source}\nall: {{epochs: 9}}\n")
+        before = path.read_text()
+        for attempt in (
+            lambda: check_free(folder, "demo-random", "demo"),
+            lambda: write_preset(made, folder, "demo"),
+            lambda: SweepRun(subject.sweep, [subject], here, None).run(None),
+        ):
+            with pytest.raises(BadValue, match=r"demo-random\.yaml is no winner of sweep demo, .*Fix: give"):
+                attempt()
+        assert path.read_text() == before
 
 
 def test_hard_labels_of_the_base_keep_their_loss(here):
@@ -155,6 +197,38 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
     ]  # fmt: skip
 
 
+def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
+    memory = Memory(open_documents(tmp_path / "artifacts"))
+    subject, longer = found(here)[0], found(here, test_seeds=(0, 1, 2, 3))[0]
+    trials = tuned(subject).trials()
+
+    def tests(subject: Subject, trial):
+        winner, base = both_sides(subject, here, winner_preset(subject, trial, 4))
+        record(subject, trial, winner, base, memory)
+        return recorded_tests(winner, base, memory, lambda _kind, _key: None)
+
+    tests(subject, trials[2])
+    again = tests(longer, trials[2])
+    assert [(len(test.seeds), test.current) for test in again] == [(3, True), (4, True)]
+    assert winners_of(again) == 1
+    other = tests(longer, trials[1])
+    assert winners_of(other) == 2
+    assert sorted((len(test.seeds), test.current) for test in other) == [(3, False), (4, False), (4, True)]
+
+
+def test_a_record_that_does_not_say_its_protocol_counts_as_a_winner_of_its_own(here, tmp_path):
+    memory = Memory(open_documents(tmp_path / "artifacts"))
+    subject = found(here)[0]
+    best = tuned(subject).best()
+    winner, base = both_sides(subject, here, winner_preset(subject, best, 4))
+    record(subject, best, winner, base, memory)
+    [test] = memory.tests(target_of(base))
+    early = {name: value for name, value in test.items() if name != "protocol"}
+    memory.record_test(target_of(base), {**early, "evaluations": ["a", "b", "c"]})
+    tests = recorded_tests(winner, base, memory, lambda _kind, _key: None)
+    assert (winners_of(tests), sorted(test.current for test in tests)) == (2, [False, True])
+
+
 def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     both = found(here)
     tunings = {subject.label: tuned(subject) for subject in both}
@@ -165,7 +239,8 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     winner, base = both_sides(subject, here, made)
     memory = Memory(open_documents(tmp_path / "artifacts"))
     record(subject, tunings["random"].best(), winner, base, memory)
-    outcome.tests["random"] = recorded_tests(winner, base, memory, lambda _kind, _key: None) * 2
+    [test] = recorded_tests(winner, base, memory, lambda _kind, _key: None)
+    outcome.tests["random"] = [test, test, replace(test, protocol="another", current=False)]
     page = page_of(subject.sweep, outcome, Ledger(here.place.artifacts), "journal")
     written = write_sweep_report(page, tmp_path / "report")
     assert {"report.md", "report.html", "random-history.svg", "random-importance.svg", "random-parallel.svg"} <= set(

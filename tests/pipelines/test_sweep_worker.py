@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
-from rd3.errors import DataCorrupt, Diverged
+from rd3.errors import Away, DataCorrupt, Diverged
 from rd3.protocol import EvalProtocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, canonical
 from tracking.place import Place
@@ -38,10 +38,11 @@ FIRST, SECOND = recipe(0), recipe(1)
 def trained(monkeypatch):
     """Stands for the training: accuracies by student seed; ``keys`` is what was trained."""
     world = SimpleNamespace(scores={0: (20.0, 40.0, 60.0), 1: (10.0, 30.0, 70.0)}, keys=[], error=None)
+    world.asked, world.away = [], 0
 
     def perform(one, store, roots, out, *, device, tested):
         world.keys.append(one.key)
-        assert out.is_dir() and out.parent == scratch_folder(roots.home)
+        assert out.is_dir() and out.parent == scratch_folder(roots.home, "sweep-k")
         *looks, last = world.scores[one.student_seed]
         for epoch, look in zip(one.protocol.test_epochs, looks, strict=True):
             tested(epoch, look)
@@ -49,13 +50,22 @@ def trained(monkeypatch):
             raise world.error
         return SimpleNamespace(result={"top1_pct": last, "tested": 140})
 
+    def fetch(_store, kind, key):
+        world.asked.append((kind, key))
+        if world.away:
+            world.away -= 1
+            raise Away("The store does not answer.")
+
     monkeypatch.setattr("rd3.run.perform", perform)
+    monkeypatch.setattr("pipelines.sweep.worker.GivenStore.fetch", fetch)
+    monkeypatch.setattr("tracking.patience.time.sleep", lambda _s: None)
     return world
 
 
 @pytest.fixture
 def attempt(tmp_path) -> Attempt:
     return Attempt(
+        sweep="sweep-k",
         study="study",
         number=0,
         evaluations=[canonical(one.model_dump(mode="json")) for one in (FIRST, SECOND)],
@@ -90,7 +100,14 @@ def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
     assert answer.ended.curve == {4: 20.0, 8: 40.0, 12: 60.0}, "of the first student seed"
     assert answer.ended.facts == {"evaluations": [FIRST.key, SECOND.key], "top1_pct": [60.0, 70.0], "tested": 140}
     assert answer.scores[SECOND.key].curve == {4: 10.0, 8: 30.0}
-    assert list(scratch_folder(tmp_path).iterdir()) == []
+    assert list(scratch_folder(tmp_path, "sweep-k").iterdir()) == []
+
+
+def test_a_store_that_is_away_for_a_while_ends_no_trial(trained, attempt):
+    trained.away = 2
+    answer = judge(attempt, [])
+    assert (answer.ended.top1_pct, answer.failed) == (65.0, "")
+    assert trained.asked == [*FIRST.parents()] * 3 + [*SECOND.parents()], "set and teachers, before the training"
 
 
 def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):

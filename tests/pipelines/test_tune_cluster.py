@@ -53,7 +53,19 @@ def test_a_cluster_that_does_not_answer_is_named_before_ray_waits_for_it(inits: 
     assert inits == []
 
 
-def test_the_socket_folder_is_short_and_one_a_home(tmp_path: Path):
-    one, other = cluster._ray_folder(tmp_path / ("x" * 200)), cluster._ray_folder(tmp_path)
-    assert one != other
+def test_the_socket_folder_is_short_and_one_a_home_and_lease(tmp_path: Path):
+    one, other = cluster._ray_folder(tmp_path / ("x" * 200), "driver"), cluster._ray_folder(tmp_path, "driver")
+    assert len({one, other, cluster._ray_folder(tmp_path, "sweep-k")}) == 3
     assert len(f"{one}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store") < 107
+
+
+def test_two_drivers_on_one_home_leave_each_other_alone(inits: list[Any], tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: str(tmp_path))
+    inits += [None, None]
+    with cluster.ray_cluster(tmp_path):
+        live = Path(inits[-1]["_temp_dir"])
+        live.mkdir()
+        with cluster.ray_cluster(tmp_path, name="sweep-k"):
+            assert inits[-1]["_temp_dir"] != str(live)
+        assert live.is_dir()
+    assert not live.exists()

@@ -1,0 +1,153 @@
+"""The driver of a sweep, without Ray: outages that it sits out, and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.commands.grid import expanded_grid
+from pipelines.settings import Session
+from pipelines.sweep.files import load_sweep
+from pipelines.sweep.run import SweepRun
+from pipelines.sweep.study import Ended
+from pipelines.sweep.subject import subjects
+from pipelines.sweep.worker import Answer
+from rd3.datasets import Roots
+from rd3.errors import Away
+from rd3.protocol import preset
+from tracking.place import Place
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
+    """Four trials for one method."""
+    monkeypatch.setattr("tracking.patience.time.sleep", lambda _s: None)
+    here = Session(
+        Roots(None, tmp_path), Place(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
+    )
+    shipped = load_sweep("demo")
+    asked = shipped.model_copy(update={"trials": 4, "methods": shipped.methods[:1]})
+
+    def expand(grid, winners=None):
+        return expanded_grid(grid, here, lambda name: (winners or {}).get(name) or preset(name))
+
+    return SweepRun(asked, subjects(asked, expand, preset), here, expand)
+
+
+class Outage:
+    """Raises :class:`Away` so many times, then asks."""
+
+    def __init__(self, ask, times: int):
+        self.ask, self.times = ask, times
+
+    def __call__(self, *arguments):
+        if self.times:
+            self.times -= 1
+            raise Away("The store does not answer.")
+        return self.ask(*arguments)
+
+
+def test_the_ledger_may_be_away_for_a_while(sweep, monkeypatch):
+    outage = Outage(sweep.ledger.find, 3)
+    monkeypatch.setattr(sweep.ledger, "find", outage)
+    assert sweep._given(sweep.subjects[0].evaluations({})) == []
+    assert outage.times == 0
+
+
+def test_the_tracking_server_may_be_away_when_the_runs_are_opened(sweep, monkeypatch):
+    search, made = Outage(sweep.tracker.search, 2), Outage(sweep.tracker.experiment, 2)
+    monkeypatch.setattr(sweep.tracker, "search", search)
+    monkeypatch.setattr(sweep.tracker, "experiment", made)
+    sweep._open()
+    assert (search.times, made.times) == (0, 0)
+    assert sweep.tracker.client.get_run(sweep.runs.run_id).info.status == "RUNNING"
+
+
+def test_a_signal_ends_the_waiting_as_a_signal(sweep):
+    sweep.interrupts.name = "SIGTERM"
+    with pytest.raises(KeyboardInterrupt):
+        sweep._patiently(Outage(lambda: None, 1))
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def statuses(sweep: SweepRun) -> dict[str, tuple[str, str | None]]:
+    """Name to status and reason of every run of the sweep."""
+    runs = sweep.tracker.search([sweep.tracker.experiment("rd3 sweeps")], {"rd3.sweep": sweep.key})
+    return {run.info.run_name: (run.info.status, run.data.tags.get("rd3.reason")) for run in runs}
+
+
+def test_a_signal_while_a_batch_is_written_comes_after_it(sweep, monkeypatch):
+    monkeypatch.setattr(sweep, "_attempt", lambda *_asked: None)
+    monkeypatch.setattr(
+        sweep, "_answers",
+        lambda attempts, _before: ((number, Answer(Ended("COMPLETE", 50.0, {}), {})) for number in attempts),
+    )  # fmt: skip
+    sweep.check_lease = lambda: None
+    view = SimpleNamespace(one_more=lambda: None, batch_ended=lambda: None)
+    log, [subject] = sweep.tracker.log, sweep.subjects
+
+    def interrupted(*what, **more):
+        """The signal comes between the making of a run and its end."""
+        if not sweep.interrupts.name:
+            terminate()
+        log(*what, **more)
+
+    with sweep.interrupts:
+        sweep._open()
+        monkeypatch.setattr(sweep.tracker, "log", interrupted)
+        tuning = sweep.outcome.tunings[subject.label]
+        with pytest.raises(KeyboardInterrupt):
+            sweep._batch(subject, tuning, tuning.next_batch(), view)
+    assert (sweep.interrupts.name, len(tuning.trials())) == ("SIGTERM", 4)
+    found = statuses(sweep)
+    assert found.pop("sweep demo")[0] == "RUNNING"
+    assert found == {f"random trial {number}": ("FINISHED", None) for number in range(4)}
+
+
+@pytest.fixture
+def through(sweep, monkeypatch) -> SweepRun:
+    """A sweep of which only the report is left to be made."""
+    monkeypatch.setattr("pipelines.sweep.run.ray_cluster", lambda *_asked: contextlib.nullcontext())
+    monkeypatch.setattr(sweep, "_made", lambda *_asked: True)
+    for step in ("_tune", "_test"):
+        monkeypatch.setattr(sweep, step, lambda: None)
+    return sweep
+
+
+def test_the_report_is_kept_with_the_parent_run(through):
+    seen = []
+    assert through.run(lambda outcome: seen.append(outcome) or {"report.md": "# demo"}).exit_code == 0
+    assert seen == [through.outcome]
+    assert statuses(through) == {"sweep demo": ("FINISHED", None)}
+
+
+def test_a_signal_while_the_report_is_made_leaves_no_run_open(through):
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = through.run(lambda _outcome: terminate())
+    assert (outcome.interrupted, outcome.exit_code) == ("SIGTERM", 130)
+    assert statuses(through) == {"sweep demo": ("KILLED", "interrupted by SIGTERM")}
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_report_that_fails_leaves_no_run_open(through):
+    def publish(_outcome):
+        raise ValueError("no ink")
+
+    with pytest.raises(ValueError, match="no ink"):
+        through.run(publish)
+    assert statuses(through) == {"sweep demo": ("FAILED", "the report failed: no ink")}
+
+
+def test_the_reason_why_a_sweep_failed_stays_whatever_becomes_of_its_report(through, monkeypatch):
+    monkeypatch.setattr(through, "_test", lambda: through.outcome.failed.append(("failed", "no winner", "random")))
+    with pytest.raises(ZeroDivisionError):
+        through.run(lambda _outcome: 1 / 0)
+    assert statuses(through) == {"sweep demo": ("FAILED", "no winner")}
