@@ -275,6 +275,9 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
             return entry
     _bring_data(job, recipe, progress)
     _check_parents(recipe, store, progress)
+    if job.larger is not None:
+        with contextlib.suppress(DataMissing, DataCorrupt):  # then this set is made by itself
+            _patiently(partial(store.fetch, "set", job.larger), progress)
     if job.in_shares:
         _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
     if carrier is not None:

@@ -107,7 +107,8 @@ def _is_away(error: Exception) -> bool:
     """Whether the server, or a database in its place, may answer if it is asked again.
 
     MLflow's client calls what it cannot name, a refused connection too, an internal error; so does a server whose own
-    database is away.
+    database is away.  While the database of its accounts is away, a server lets nobody in (401); a wrong password has been
+    named before anything began (:mod:`tracking.reach`).
     """
     text = str(error)
     if any(words in text for words in _LASTING):
@@ -118,4 +119,4 @@ def _is_away(error: Exception) -> bool:
         status = error.get_http_status_code()
     else:  # of requests, which MLflow lets through from its artifact service
         status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status >= 500 or status == 429 or type(error).__name__ in _UNHEARD
+    return status >= 500 or status in (401, 429) or type(error).__name__ in _UNHEARD

@@ -32,6 +32,16 @@ def test_what_mlflow_calls_an_internal_error(text: str, passes: bool) -> None:
     assert isinstance(named(MlflowException(text)), Away) is passes
 
 
+@pytest.mark.parametrize(("status", "passes"), [(401, True), (403, False), (404, False), (503, True)])
+def test_what_the_artifact_service_answers(status: int, passes: bool) -> None:
+    """401 is also what a server says whose database of accounts is away."""
+    import requests
+
+    answer = requests.Response()
+    answer.status_code = status
+    assert isinstance(named(requests.HTTPError("no", response=answer)), Away) is passes
+
+
 @pytest.mark.parametrize(("code", "status", "passes"), [("AccessDenied", 403, False), ("SlowDown", 503, True)])
 def test_an_upload_that_boto3_has_wrapped(code: str, status: int, passes: bool) -> None:
     from boto3.exceptions import S3UploadFailedError
