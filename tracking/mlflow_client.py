@@ -107,8 +107,8 @@ def _is_away(error: Exception) -> bool:
     """Whether the server, or a database in its place, may answer if it is asked again.
 
     MLflow's client calls what it cannot name, a refused connection too, an internal error; so does a server whose own
-    database is away.  While the database of its accounts is away, a server lets nobody in (401); a wrong password has been
-    named before anything began (:mod:`tracking.reach`).
+    database is away.  While the database of its accounts is away, a server lets nobody in (401); a wrong password has
+    been named before anything began (:mod:`tracking.reach`).
     """
     text = str(error)
     if any(words in text for words in _LASTING):
