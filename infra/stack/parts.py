@@ -323,7 +323,7 @@ class RayNode(Part):
         # No AWS_ variable: trials reach files through the tracking server, as an ordinary user of it.
         env = place.plain | place.login | place.ray_token | self.driver()
         env |= {"RD3_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        # Ports of metrics would be open on every interface, to everybody.  Two have no switch but a port that there is not.
+        # Ports of metrics would be open on every interface, to everybody; two have no switch but a port that is none.
         env |= {"RAY_enable_metrics_collection": "0"}
         env |= {"AUTOSCALER_METRIC_PORT": "65536", "DASHBOARD_METRIC_PORT": "65536"}
         command = [shutil.which("ray", path=env["PATH"]) or "ray", "start", "--block", f"--node-ip-address={self.ip}"]
