@@ -212,8 +212,7 @@ def _make_share(job: Job, recipe: Any, progress: Progress) -> None:
 
     store, result = job.store, job.folder / "result"
     documents = open_documents(job.artifacts)
-    _bring_data(job, recipe, progress)
-    _check_parents(recipe, store, progress)
+    _gather(job, recipe, store, progress)
     _patiently(lambda: collect(documents, job.key, result, tuple(job.blocks)), progress)
     device = "cuda" if job.gpu else "cpu"
     perform_blocks(recipe, store, job.roots, job.folder, tuple(job.blocks), device=device, progress=progress)
@@ -273,8 +272,7 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
         with contextlib.suppress(DataMissing, DataCorrupt):
             check_files(result, entry.files, recipe.label())
             return entry
-    _bring_data(job, recipe, progress)
-    _check_parents(recipe, store, progress)
+    _gather(job, recipe, store, progress)
     if job.larger is not None:
         with contextlib.suppress(DataMissing, DataCorrupt):  # then this set is made by itself
             _patiently(partial(store.fetch, "set", job.larger), progress)
@@ -296,9 +294,18 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
     return entry
 
 
-def _bring_data(job: Job, recipe: Any, progress: Progress) -> None:
-    """The dataset, where this machine lacks it."""
+def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
+    """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
     _patiently(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
+    broken, reasons = [], []
+    for kind, key in recipe.parents():
+        try:
+            _patiently(partial(store.fetch, kind, key), progress)
+        except (DataMissing, DataCorrupt) as error:
+            broken.append((kind, key))
+            reasons.append(error.message)
+    if broken:
+        raise _BrokenParents(" ".join(reasons), broken)
 
 
 def _carried(progress: Progress, carrier: Carrier) -> Progress:
@@ -333,18 +340,6 @@ class _BrokenParents(RD3Error):
     def __init__(self, message: str, parents: list[tuple[str, str]]):
         super().__init__(message)
         self.parents = parents
-
-
-def _check_parents(recipe: Recipe, store: Store, progress: Progress) -> None:
-    broken, reasons = [], []
-    for kind, key in recipe.parents():
-        try:
-            _patiently(partial(store.fetch, kind, key), progress)
-        except (DataMissing, DataCorrupt) as error:
-            broken.append((kind, key))
-            reasons.append(error.message)
-    if broken:
-        raise _BrokenParents(" ".join(reasons), broken)
 
 
 def _log_done(job: Job, number: int) -> None:

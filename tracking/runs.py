@@ -246,26 +246,32 @@ class OpenRun:
 
     def _keep_files(self, entry: Entry, folder: Path) -> str:
         """Send the files where they are kept, and say where that is."""
-        client, place = self.tracker.client, self.tracker.place
+        client = self.tracker.client
         sizes = {name: (folder / name).stat().st_size for name in entry.files}
-        through_server = self.artifact_uri.startswith("mlflow-artifacts:")
-        large = through_server and place.artifacts.startswith("s3://") and sum(sizes.values()) > DIRECT_ABOVE
-        if not large or not s3_credentials():
+        root = self._send_past_server(entry, folder) if sum(sizes.values()) > DIRECT_ABOVE else None
+        if root is None:
             client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
             return f"{self.artifact_uri}/{entry.kind}"
-        target = S3Documents(f"{place.artifacts.rstrip('/')}/files/{entry.kind}/{entry.key}")
+        for name, size in sizes.items():
+            if size < _SHOWN_BELOW and "/" not in name:
+                client.log_artifact(self.run_id, str(folder / name), artifact_path=entry.kind)
+        self.tracker.log(self.run_id, tags={"rd3.files": root})
+        return root
+
+    def _send_past_server(self, entry: Entry, folder: Path) -> str | None:
+        """Send the files straight into S3 and say where they are; None where that is no way from here."""
+        root = self.tracker.place.artifacts
+        through_server = self.artifact_uri.startswith("mlflow-artifacts:")
+        if not (through_server and root.startswith("s3://") and s3_credentials()):
+            return None
+        target = S3Documents(f"{root.rstrip('/')}/files/{entry.kind}/{entry.key}")
         try:
             for name in entry.files:
                 target.upload(name, folder / name)
         except StoreAway:
             raise
         except StoreError:  # these credentials are for something else
-            client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
-            return f"{self.artifact_uri}/{entry.kind}"
-        for name, size in sizes.items():
-            if size < _SHOWN_BELOW and "/" not in name:
-                client.log_artifact(self.run_id, str(folder / name), artifact_path=entry.kind)
-        self.tracker.log(self.run_id, tags={"rd3.files": target.root})
+            return None
         return target.root
 
     def _log_set(self, said: Mapping[str, Any], recipe: EvaluationRecipe) -> None:

@@ -1,17 +1,17 @@
 """What an iteration of recovery costs, beside plain loops; and whether memory grows with the size of the set.
 
     python tests/benchmarks/recovery.py speed [--batch 100 --batch 10] [--rounds 5] [--iterations 2]
-    python tests/benchmarks/recovery.py memory [--method dwa] [--ipc 5 --ipc 40]
+    python tests/benchmarks/recovery.py memory [--method dwa] [--ipc 5 --ipc 40] [--dataset imagenette-224]
 
 Speed: SRe2L with ResNet-18 at 32 pixels in fp32 on one thread.  In every round each loop runs as many iterations, one
 after the other in one process, and medians of CPU seconds are compared, so that other work on the machine falls on all
 alike.  The plain loop has forward hooks, `var` and `mean`; its weights are frozen, or as a network comes (trainable).
 Demanded: ours is at least 1.3 times as fast as the loop whose weights are trainable.
 
-Memory: a set at 224 pixels (an untrained ResNet-18, batches of ten, one iteration, which has the peak of thousands) at
-two IPCs, each made with what it starts from, opened and drawn as a contact sheet in a process of its own.  Demanded:
-the peak does not grow by half of what the larger set has more in images.  (Fewer than four blocks peak a little lower:
-the memory allocator has not settled yet.)
+Memory: a set at 224 pixels (an untrained ResNet-18, batches of ten) at two IPCs, each made with what it starts from,
+opened and drawn as a contact sheet in a process of its own; one iteration has the peak of thousands.  Demanded: the
+peak does not grow by half of what the larger set has more in images.  (Fewer than four blocks peak a little lower: the
+memory allocator has not settled yet.)  The images are a dataset's below $RD3_DATA, or else ten toys over and over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rd3.datasets import Split
+from pipelines.settings import session
+from rd3.datasets import Split, open_dataset
 from rd3.memory import peak_mib
 from rd3.methods import METHODS, Block, Context
 from rd3.methods._recovery import PixelSpace, _moments, cosine
@@ -152,20 +153,21 @@ class Repeated(ToyDataset):
         return super().images(split, [index % 10 for index in indices])
 
 
-def make_one(method: str, ipc: int, folder: Path) -> None:
+def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: Path) -> None:
     """One set at 224 pixels; prints the peak of this process in MiB."""
-    dataset = Repeated(ipc)
+    dataset = Repeated(ipc) if name is None else open_dataset(name, session().roots)
     teacher = teacher_of(dataset)
-    recipes = trial_recipes(method, dataset, ipc, iterations=1)
+    recipes = trial_recipes(method, dataset, ipc, iterations=iterations)
     trial_set(recipes, dataset, [teacher], folder, folder / "made")
     contact_sheet(SetOnDisk.open(folder / "made"), folder / "sheet.png")
     print(peak_mib(CPU))
 
 
-def memory(method: str, ipcs: list[int]) -> None:
+def memory(method: str, ipcs: list[int], iterations: int, name: str | None) -> None:
     peaks = []
     for ipc in ipcs:
         command = [sys.executable, __file__, "one", "--method", method, "--ipc", str(ipc)]
+        command += ["--iterations", str(iterations), *(["--dataset", name] if name else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout.split()[-1]))
         images = ipc * 10 * 3 * 224**2 / 2**20
@@ -182,13 +184,14 @@ if __name__ == "__main__":
     parser.add_argument("--iterations", type=int, default=2)
     parser.add_argument("--method", default="dwa")
     parser.add_argument("--ipc", type=int, action="append")
+    parser.add_argument("--dataset")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if chosen.what == "speed":
         speed(chosen.batch or [100, 10], chosen.rounds, chosen.iterations)
     elif chosen.what == "memory":
-        memory(chosen.method, chosen.ipc or [5, 40])
+        memory(chosen.method, chosen.ipc or [5, 40], chosen.iterations, chosen.dataset)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            make_one(chosen.method, chosen.ipc[0], Path(folder))
+            make_one(chosen.method, chosen.ipc[0], chosen.iterations, chosen.dataset, Path(folder))
