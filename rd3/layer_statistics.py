@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from rd3.datasets import Dataset
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.kernels import repeatable_kernels
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Key, StatisticsRecipe
 from rd3.seeding import generator
@@ -144,7 +145,8 @@ def collect(
     order = torch.randperm(total, generator=generator(recipe.seed, "statistics", "order"))
     stream = generator(recipe.seed, "statistics", "augment")
     seen = 0
-    with torch.inference_mode(), _Sums(teacher.network, recipe.collection.patch, len(counts)) as sums:
+    collecting = _Sums(teacher.network, recipe.collection.patch, len(counts))
+    with torch.inference_mode(), repeatable_kernels(), collecting as sums:
         for batch in order.split(recipe.collection.batch_size):
             pixels, sums.labels = images.batch(batch)
             teacher(augment(pixels, recipe.collection, stream))

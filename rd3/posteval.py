@@ -23,6 +23,7 @@ from torch import nn
 from rd3.augment import protocol_view, to_unit
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
+from rd3.kernels import repeatable_kernels
 from rd3.losses import LOSSES, LossTargets
 from rd3.memory import peak_mib, reset_peak
 from rd3.models import build_network
@@ -282,11 +283,9 @@ def _precision(protocol: EvalProtocol, device: torch.device) -> torch.autocast:
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     """Process-wide state for one run, put back afterwards.
 
-    Dropout and stochastic depth draw from torch's own generators, which get a stream of this seed; cuDNN takes
-    deterministic kernels and does not round fp32 convolutions to TF32, as it would by default.
+    Dropout and stochastic depth draw from torch's own generators, which get a stream of this seed.
     """
-    kernels = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with own_draws(device, seed, "dropout"), kernels:
+    with own_draws(device, seed, "dropout"), repeatable_kernels():
         yield
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rd3.datasets import Dataset
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
+from rd3.kernels import repeatable_kernels
 from rd3.memory import peak_mib, reset_peak
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
@@ -80,7 +81,8 @@ def synthesize(
         context.progress = lambda fraction, before=before, note=note: progress(before + fraction / len(wanted), note)
         context.phases = {}
         reset_peak(device)
-        images = method.make(block, context)
+        with repeatable_kernels():
+            images = method.make(block, context)
         writer.add(block, images, phases=context.phases, peak_mib=peak_mib(device))
         finished += 1
     progress(1.0, f"{finished} of {len(wanted)} blocks")

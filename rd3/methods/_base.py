@@ -228,7 +228,7 @@ def _presets(method: str) -> dict[str, Any]:
 def published(method: str, info: DatasetInfo, ipc: int | None = None) -> Published:
     """The preset of a method for a dataset (or for the whole it is a subset of): ``presets/<method>.yaml``.
 
-    A row's ``at_ipc`` holds the values that differ at some IPC; they count where ``ipc`` is that one.
+    A row's ``at_ipc`` holds what differs at some IPC, values or whence they are; it counts where ``ipc`` is that one.
     """
     table = _presets(method)
     for name in (info.name, info.parent, f"{info.resolution}px", "default"):

@@ -49,10 +49,12 @@ class DWA(BatchNormMatching):
     Source: Du et al., "Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment",
     NeurIPS 2024; AngusDujw/Diversity-Driven-Synthesis ``distillation/distillation_*.py``, ``perterb.py``, ``utils.py``.
 
-    Deviations: without ``accumulate``, every batch has the unperturbed teacher to start from and clean gradients; the
-    start is drawn by the set seed, not by the order of a directory, and at 224 pixels is cut square instead of
-    squeezed; the resized crop is antialiased; pixels are clamped to the teacher's own constants; one random stream per
-    block instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    Deviations: without ``accumulate``, every batch has the unperturbed teacher to start from and clean gradients, so
+    the first update of the images goes without the cross-entropy gradients of the perturbation's steps; pixels are
+    clamped to the teacher's own constants, where the authors train on CIFAR-10 under one set and clamp and save under
+    another; the start is drawn by the set seed, not by the order of a directory, and at 224 pixels is cut square
+    instead of squeezed; the resized crop is antialiased; one random stream per block instead of none fixed; stored
+    without loss unless ``save_format`` is ``jpeg``.
     """
 
     Settings = DWASettings

@@ -45,13 +45,17 @@ class EDC(PoolMethod):
     Source: Shao et al., "Elucidating the Design Space of Dataset Condensation", NeurIPS 2024; shaoshitong/EDC
     ``Branch_*/recover``.
 
-    Deviations: image k of a class starts from image k of the init set's class, not from one drawn with replacement;
-    moving averages of statistics start anew with every batch, so that batches can be made apart; every teacher sees
-    pixels under its own constants, and the first one's make the space of the optimisation; the resized crop is
-    antialiased; the second clamp of the CIFAR-10 script, before the backward pass, is left out, since images that start
-    in [0, 1] and are clamped after every step never leave it; the flatness term works for every dataset, where two of
-    the released branches have a constant zero, and its averaged images pass the teacher without being matched; one
-    random stream per batch instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    Deviations: class statistics of tiles keep their names, where the released code writes means as variances and
+    variances as means, so that all its runs matched them swapped: this is the paper's EDC rather than the scripts';
+    CIFAR-10's pool is trained for the five epochs that its script names, of which the released code keeps the first
+    (``e % 10 == 0``), and three of its eight networks there have no published training; image k of a class starts from
+    image k of the init set's class, not from one drawn with replacement; moving averages of statistics start anew with
+    every batch, so that batches can be made apart; every teacher sees pixels under its own constants, and the first
+    one's make the space of the optimisation; the resized crop is antialiased; the second clamp of the CIFAR-10 script,
+    before the backward pass, is left out, since images that start in [0, 1] and are clamped after every step never
+    leave it; the flatness term works for every dataset, where two of the released branches have a constant zero, and
+    its averaged images pass the teacher without being matched; one random stream per batch instead of none fixed;
+    stored without loss unless ``save_format`` is ``jpeg``.
     """
 
     Settings = EDCSettings

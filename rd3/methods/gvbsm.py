@@ -46,10 +46,11 @@ class GVBSM(PoolMethod):
     CVPR 2024; shaoshitong/G_VBSM_Dataset_Condensation
     ``Branch_*/recover/data_synthesis_with_svd_with_db_with_all_statistic.py`` and ``utils.py``.
 
-    Deviations: moving averages of statistics start anew with every batch, so that batches can be made apart, where the
-    authors' run on from the batch before; eigenvalues come from a symmetric solver; every teacher sees pixels under
-    its own constants, and the first one's make the space of the optimisation; the resized crop is antialiased; one
-    random stream per batch instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    Deviations: at IPC 1, of which there is no script, densification has nothing to tell apart; moving averages of
+    statistics start anew with every batch, so that batches can be made apart, where the authors' run on from the batch
+    before; eigenvalues come from a symmetric solver; every teacher sees pixels under its own constants, and the first
+    one's make the space of the optimisation; the resized crop is antialiased; one random stream per batch instead of
+    none fixed; stored without loss unless ``save_format`` is ``jpeg``.
     """
 
     Settings = GVBSMSettings

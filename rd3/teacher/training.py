@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from rd3.augment import horizontal_flip, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
 from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.kernels import repeatable_kernels
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator, own_draws
@@ -60,7 +61,7 @@ def train(
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
-        with own_draws(device, seed, "dropout", epoch):
+        with own_draws(device, seed, "dropout", epoch), repeatable_kernels():
             row = _train_epoch(epoch, network, optimizer, images, recipe, training, device)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)

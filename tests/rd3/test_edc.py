@@ -12,6 +12,7 @@ from rd3.datasets import dataset_info
 from rd3.errors import Diverged
 from rd3.layer_statistics import collect, load
 from rd3.methods import METHODS, Block, Context, resolve_settings
+from rd3.methods._base import published
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
 from rd3.methods._pool import Pool
 from rd3.methods._recovery import PixelSpace
@@ -19,6 +20,7 @@ from rd3.methods.edc import flatness
 from rd3.recipe import SetRecipe, StatisticsRecipe
 from rd3.seeding import generator
 from rd3.synthetic_set import SyntheticSet
+from rd3.teacher_roles import teacher_role
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe, trial_recipes, trial_set
 
 TOY = ToyDataset(side=16)
@@ -56,6 +58,18 @@ def test_published_settings():
     assert fields("cifar10", 10, *names) == (2000, 100, 0.01, 0.8, "random", 0.08, 4)
     same = ("lr", "category_weight", "flatness_weight", "image_ema", "drop_rate", "first_multiplier", "flip")
     assert fields("cifar10", 1, *same) == fields("imagenet1k", 10, *same) == (0.05, 0.5, 0.0, 0.99, 0.0, 10.0, True)
+
+
+def test_what_is_not_published_for_cifar10_is_said():
+    info = dataset_info("cifar10")
+    assert [published("edc", info, ipc).nearest for ipc in (1, 10)] == [False, True]
+    roles = [teacher_role(info, name) for name in resolve_settings("edc", info, 10).pool]
+    assert [role.name for role in roles if role.nearest] == [
+        "gvbsm-convnet_d1",
+        "gvbsm-convnet_d2",
+        "gvbsm-convnet_w32",
+    ]
+    assert all(role.train.training == roles[0].train.training for role in roles)
 
 
 def test_pools_are_the_scripts():
