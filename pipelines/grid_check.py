@@ -231,7 +231,9 @@ class PartCheck:
         value = self.data.get(key, {})
         if isinstance(value, dict):
             return value
-        self.document.problem(self._at(key), f"Expected fields with values, got {what(value)}.", "write `field: value`")
+        meant = f"`protocols: [{value}]`, or for single fields " if key == "protocol" and isinstance(value, str) else ""
+        fix = f"write {meant}`field: value`"
+        self.document.problem(self._at(key), f"Expected fields with values, got {what(value)}.", fix)
         return {}
 
     def _chosen(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Session
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.recipe import KINDS, Key, Recipe, canonical, from_json
-from rd3.store import FolderStore, Store
+from rd3.recipe import KINDS, Key, Recipe, canonical, from_json, to_json
+from rd3.store import FolderStore, Store, write_atomically
 from tracking.fields import parent_facts
 from tracking.place import Place
 from tracking.runs import Tracker
@@ -23,6 +23,13 @@ class Imported(NamedTuple):
     key: str
     label: str
     new: bool
+
+
+def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
+    """A file of each for ``python -m rd3.run``, named so that they sort in this order."""
+    for number, recipe in enumerate(recipes, 1):
+        name = f"{number:0{len(str(len(recipes)))}}-{recipe.kind}-{recipe.key[:12]}.json"
+        write_atomically(folder / name, to_json(recipe))
 
 
 def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> int:

@@ -13,6 +13,7 @@ import typer
 from pipelines.commands._show import console, show_reasons, show_table
 from pipelines.commands.byhand import finish
 from pipelines.settings import Session, session
+from rd3.errors import BadValue
 
 if TYPE_CHECKING:
     from pipelines.expand import Expansion
@@ -78,11 +79,17 @@ def plan(
     grid: GridArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
     every: Annotated[bool, typer.Option("--all", help="A line for every recipe.")] = False,
-    recipes: Annotated[Path | None, typer.Option(help="Write each recipe that runs as JSON into this folder.")] = None,
+    recipes: Annotated[
+        Path | None, typer.Option(help="Write every recipe that runs as JSON into this folder, parents first.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="With --recipes: put what they are made from, and is there, into this folder.")
+    ] = None,
 ) -> None:
     """Say what a run would reuse, make, and cannot make, and what it costs.  Nothing is run."""
-    from rd3.recipe import to_json
-    from rd3.store import write_atomically
+    if store is not None and recipes is None:
+        raise BadValue("--store holds what the recipes of --recipes are made from.", "name a folder for these as well")
+    from pipelines.imports import export_results, write_recipes
 
     expansion = expanded(grid, session())
     made = planned(expansion, session())
@@ -91,9 +98,13 @@ def plan(
     else:
         show_plan(made, every=every)
     if recipes is not None:
-        for key in made.keys("run"):
-            recipe = expansion.recipes[key]
-            write_atomically(recipes / f"{recipe.kind}-{key}.json", to_json(recipe))
+        runs = [expansion.recipes[key] for key in made.keys("run")]
+        write_recipes(runs, recipes)
+        if store is not None:
+            made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(made.keys("run"))
+            export_results([expansion.recipes[key] for key in made_from], store, session(), teachers=True)
+        if not as_json:
+            console.print(f"{len(runs)} recipes are in {recipes}, parents first", markup=False, soft_wrap=True)
 
 
 def show_plan(made: Plan, *, every: bool = False) -> None:
@@ -199,9 +210,9 @@ def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: 
 def export_outcomes(
     grid: GridArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write to; `rd3 import-results` reads it elsewhere.")],
-    teachers: Annotated[bool, typer.Option("--teachers", help="The teachers as well.")] = False,
+    teachers: Annotated[bool, typer.Option("--teachers", help="The teachers as well, which are large.")] = False,
 ) -> None:
-    """Copy what is done of a grid into a folder for others: sets, evaluations, and what they were made from."""
+    """Copy what is done of a grid into a folder for others: statistics, sets and evaluations."""
     from pipelines.imports import export_results
 
     here = session()

@@ -64,7 +64,7 @@ def sweep(
 
     def publish(outcome: SweepOutcome) -> dict[str, bytes | str]:
         page = page_of(loaded, outcome, ledger, storage)
-        written.update(write_sweep_report(page, here.home / "reports" / loaded.name))
+        written.update(write_sweep_report(page, here.home / "reports" / "sweeps" / loaded.name))
         return {} if report or outcome.exit_code else report_files(outcome, written)
 
     if report:

@@ -10,14 +10,16 @@ Demanded: ours is at least 1.3 times as fast as the loop whose weights are train
 
 Memory: a set at 224 pixels (an untrained ResNet-18, batches of ten) at two IPCs, each made with what it starts from,
 opened and drawn as a contact sheet in a process of its own; one iteration has the peak of thousands.  Demanded: the
-peak does not grow by half of what the larger set has more in images.  (Fewer than four blocks peak a little lower: the
-memory allocator has not settled yet.)  The images are a dataset's below $RD3_DATA, or else ten toys over and over.
+peak does not grow by half of what the larger set has more in images.  The allocator gives memory back at once: left to
+itself it keeps what it may need again, and the peaks of equal blocks differ by as much as the images that are looked
+for.  The images are a dataset's below $RD3_DATA, or else ten toys over and over.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +35,7 @@ from torch import nn
 
 from pipelines.settings import session
 from rd3.datasets import Split, open_dataset
-from rd3.memory import peak_mib
+from rd3.memory import peak_mib, reset_peak
 from rd3.methods import METHODS, Block, Context
 from rd3.methods._recovery import PixelSpace, _moments, cosine
 from rd3.models import build_network
@@ -159,8 +161,10 @@ def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: P
     teacher = teacher_of(dataset)
     recipes = trial_recipes(method, dataset, ipc, iterations=iterations)
     trial_set(recipes, dataset, [teacher], folder, folder / "made")
-    contact_sheet(SetOnDisk.open(folder / "made"), folder / "sheet.png")
-    print(peak_mib(CPU))
+    reset_peak(CPU)
+    made = SetOnDisk.open(folder / "made")
+    contact_sheet(made, folder / "sheet.png")
+    print(max(made.manifest.peak_mib, peak_mib(CPU)))
 
 
 def memory(method: str, ipcs: list[int], iterations: int, name: str | None) -> None:
@@ -168,7 +172,8 @@ def memory(method: str, ipcs: list[int], iterations: int, name: str | None) -> N
     for ipc in ipcs:
         command = [sys.executable, __file__, "one", "--method", method, "--ipc", str(ipc)]
         command += ["--iterations", str(iterations), *(["--dataset", name] if name else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+        done = subprocess.run(command, env=os.environ | at_once, capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout.split()[-1]))
         images = ipc * 10 * 3 * 224**2 / 2**20
         print(f"{method} at IPC {ipc}: peak {peaks[-1]:.0f} MiB; its images are {images:.0f} MiB")

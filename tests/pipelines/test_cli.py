@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -123,6 +124,28 @@ def test_a_plan_as_json_and_its_recipes(rd3, home, tmp_path):
     assert code == 0
     assert plan["totals"] == {"reuse": 0, "run": 19, "blocked": 0, "unsupported": 0}
     assert len(list((tmp_path / "recipes").iterdir())) == 19
+
+
+def test_recipes_run_elsewhere_with_what_they_are_made_from(rd3, home, tmp_path):
+    code, _out, err = rd3("distill", "random", "--dataset", "digits", "--ipc", "1")
+    assert code == 0, err
+    (tmp_path / "hard.yaml").write_text(
+        "methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nstudent_seeds: [0]\n"
+        "protocol: {labels: hard, epochs: 1}\n"
+    )
+    recipes, store = tmp_path / "recipes", tmp_path / "store"
+    code, out, err = rd3("plan", str(tmp_path / "hard.yaml"), "--recipes", str(recipes), "--store", str(store))
+    assert code == 0, err
+    [only] = recipes.iterdir()
+    assert only.name.startswith("1-evaluation-") and f"1 recipes are in {recipes}" in out
+    command = [sys.executable, "-m", "rd3.run", only, "--store", store, "--out", tmp_path / "out", "--home", home]
+    subprocess.run(command, check=True, capture_output=True)
+    code, out, _err = rd3("import-results", str(store))
+    assert code == 0 and "evaluation" in out
+    code, out, _err = rd3("plan", str(tmp_path / "hard.yaml"), "--json")
+    assert json.loads(out)["totals"]["run"] == 0
+    code, _out, err = rd3("plan", "demo", "--store", str(store))
+    assert code == 2 and "--store holds what the recipes of --recipes are made from" in err
 
 
 def test_missing_data_is_blocked_with_the_way_to_mend_it(rd3):

@@ -122,6 +122,11 @@ def test_the_message_lists_all_problems_with_their_lines():
     assert "ipc[0] (line 3): Expected a whole number of at least 1, got 0." in text
 
 
+def test_a_protocol_by_name_is_taken_for_one_of_protocols():
+    said = problems(BASE + "protocol: rd3\n")["protocol"]
+    assert "write `protocols: [rd3]`, or for single fields `field: value`" in said
+
+
 @pytest.mark.parametrize("value", ['"20"', "true", "[20]", "{a: 1}", "null"])
 def test_nothing_is_coerced(value):
     assert "protocol.temperature" in problems(BASE + f"protocol: {{temperature: {value}}}\n")

@@ -252,6 +252,6 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
         assert "2 winners have met the test split here" in shown
         assert "4 of 4 trials: 3 complete, 1 pruned" in shown
         assert "pruned after epoch 5" in shown
-        assert "protocol: demo-random" in shown and "protocol: demo-rded" not in shown
+        assert "protocols: [demo-random]" in shown and "protocols: [demo-rded]" not in shown
     assert html.count("data:image/svg+xml;base64,") == 6
     assert "http://" not in html and "https://" not in html
