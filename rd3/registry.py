@@ -1,8 +1,8 @@
 """One lazy registry for methods, datasets, networks and losses.
 
 A registry knows a package whose modules register themselves when imported, and an entry-point group through which
-somebody else's package adds its own.  Nothing is imported before the first look-up.  A plugin that fails to import
-does not take the others down: its name answers with the reason.
+somebody else's package adds its own.  Nothing is imported before the first look-up.  A file or a plugin that fails to
+import does not take the others down: its name answers with the reason.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -57,12 +58,20 @@ class Registry(Generic[T]):
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             if not module.name.startswith("_"):
-                importlib.import_module(f"{self.package}.{module.name}")
+                full = f"{self.package}.{module.name}"
+                where = full.replace(".", "/") + ("/__init__.py" if module.ispkg else ".py")
+                self._attempt(module.name, full, where, partial(importlib.import_module, full))
         for point in entry_points(group=self.package):
-            try:
-                point.load()
-            except Exception as error:
-                self._broken[point.name] = f"{type(error).__name__}: {error}"
+            self._attempt(point.name, point.module, f"plugin {point.value}", point.load)
+
+    def _attempt(self, name: str, module: str, where: str, load: Callable[[], object]) -> None:
+        """Import one module; if it fails, what it had registered by then is taken out and ``name`` is broken."""
+        try:
+            load()
+        except Exception as error:
+            said = " ".join(str(error).split())
+            self._broken[name] = f"{where}: {type(error).__name__}: {said}"
+            self._things = {key: one for key, one in self._things.items() if getattr(one, "__module__", "") != module}
 
     def names(self) -> list[str]:
         """All names that can be had, sorted."""
@@ -70,7 +79,7 @@ class Registry(Generic[T]):
         return sorted(self._things)
 
     def broken(self) -> dict[str, str]:
-        """Plugins that failed to import: entry-point name to reason."""
+        """What failed to import: name of the file or of the entry point, to where it is and the reason."""
         self._load()
         return dict(self._broken)
 
@@ -90,7 +99,6 @@ class Registry(Generic[T]):
             return self._things[name]
         if name in self._broken:
             raise UnknownName(
-                f"{self.kind} {name!r} comes from a plugin that fails to import ({self._broken[name]}).",
-                "mend or uninstall that package",
+                f"{self.kind.capitalize()} {name!r} fails to import: {self._broken[name]}.", "mend or remove it"
             )
         raise UnknownName(f"There is no {self.kind} {name!r}.", did_you_mean(name, self.names()))

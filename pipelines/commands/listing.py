@@ -10,7 +10,7 @@ import typer
 from pipelines.commands._show import show_table
 from pipelines.settings import session
 from rd3.errors import UnknownName
-from rd3.registry import did_you_mean
+from rd3.registry import Registry, did_you_mean
 
 Row = dict[str, Any]
 
@@ -27,17 +27,21 @@ def methods() -> list[Row]:
         {"name": name, "version": METHODS.get(name).version, "summary": first_line(METHODS.get(name).__doc__)}
         for name in METHODS
     ]
-    return rows + [
-        {"name": name, "version": None, "summary": f"broken plugin: {why}"} for name, why in METHODS.broken().items()
-    ]
+    return rows + [{"name": name, "version": None, "summary": why} for name, why in broken(METHODS)]
+
+
+def broken(registry: Registry[Any]) -> list[tuple[str, str]]:
+    """Name and reason of what is there and fails to import."""
+    return [(name, f"broken: {why}") for name, why in registry.broken().items()]
 
 
 def datasets() -> list[Row]:
     from rd3.datasets import dataset_info, dataset_names
+    from rd3.datasets._registry import SOURCES
 
     roots = session().roots
     infos = [dataset_info(name, roots) for name in dataset_names(roots)]
-    return [
+    rows = [
         {
             "name": info.name,
             "classes": info.num_classes,
@@ -49,15 +53,18 @@ def datasets() -> list[Row]:
         }
         for info in infos
     ]
+    return rows + [dict.fromkeys(rows[0]) | {"name": name, "source": why} for name, why in broken(SOURCES)]
 
 
 def networks() -> list[Row]:
     from rd3.models import network_info, network_names
+    from rd3.models._base import NETWORKS
 
-    return [
+    rows = [
         {"name": name, "summary": network_info(name).summary, "at": _resolutions(network_info(name).resolutions)}
         for name in network_names()
     ]
+    return rows + [{"name": name, "summary": why, "at": ""} for name, why in broken(NETWORKS)]
 
 
 def _resolutions(notes: dict[int, str]) -> str:
@@ -76,7 +83,8 @@ def protocols() -> list[Row]:
 def losses() -> list[Row]:
     from rd3.losses import LOSSES
 
-    return [{"name": name, "summary": first_line(LOSSES.get(name).__doc__)} for name in LOSSES]
+    rows = [{"name": name, "summary": first_line(LOSSES.get(name).__doc__)} for name in LOSSES]
+    return rows + [{"name": name, "summary": why} for name, why in broken(LOSSES)]
 
 
 def grids() -> list[Row]:

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 from pipelines import cli
 from pipelines.commands._show import parse_fields
+from rd3 import methods
 from rd3.errors import BadValue
+from rd3.methods import METHODS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -65,6 +67,29 @@ def test_lists_are_arrays_of_objects_with_a_name(rd3, kind, known):
     code, out, _err = rd3("list", kind, "--json")
     assert code == 0
     assert known <= {row["name"] for row in json.loads(out)}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("from rd3.methods import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+        ("def f(:\n", "SyntaxError"),
+    ],
+)
+def test_one_broken_method_is_named_and_the_others_go_on(rd3, home, tmp_path, monkeypatch, text, reason):
+    (tmp_path / "careless.py").write_text(text)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    for name, value in (("_things", dict(METHODS._things)), ("_broken", {}), ("_loaded", False)):
+        monkeypatch.setattr(METHODS, name, value)
+    code, out, _err = rd3("list", "methods", "--json")
+    rows = {row["name"]: row["summary"] for row in json.loads(out)}
+    assert code == 0 and rows["careless"].startswith(f"broken: rd3/methods/careless.py: {reason}")
+    assert {"random", "rded", "sre2l"} < set(rows)
+    assert rd3("plan", "demo")[0] == 0
+    code, out, err = rd3("method", "test", "careless")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"UnknownName: Method 'careless' fails to import: rd3/methods/careless.py: {reason}")
+    assert state(home) == set()
 
 
 def test_an_unknown_kind_and_an_unknown_grid_suggest_another(rd3):

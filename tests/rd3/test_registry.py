@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -33,7 +35,41 @@ def test_a_plugin_that_fails_to_import_says_so_and_harms_no_other(monkeypatch):
     monkeypatch.setattr(rd3.registry, "entry_points", lambda group: [point])
     registry: Registry[type] = Registry("method", "rd3.losses")
     assert registry.names() == []
-    with pytest.raises(
-        UnknownName, match=r"plugin that fails to import \(ModuleNotFoundError.*no_such_module_anywhere"
-    ):
+    with pytest.raises(UnknownName, match=r"'theirs' fails to import: plugin no_such_mod.*: ModuleNotFoundError: "):
         registry.get("theirs")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An empty package of plugins, importable as ``plugins_here``, and the folder that it is."""
+    folder = tmp_path / "plugins_here"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from rd3.registry import Registry\nR = Registry('thing', 'plugins_here')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plugins_here"]:
+        del sys.modules[name]
+
+
+GOOD = "from plugins_here import R\n@R.register('{name}')\ndef thing(): pass\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("from rd3 import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+        ("def f(:\n", "SyntaxError: .*line 1"),
+        (GOOD.format(name="m") + "1 / 0\n", "ZeroDivisionError: division by zero"),
+        (GOOD.format(name="a"), "RD3Error: thing 'a' is registered twice"),
+    ],
+)
+def test_a_file_that_fails_to_import_says_so_and_harms_no_other(package, text, reason):
+    for name in ("a", "z"):
+        (package / f"{name}.py").write_text(GOOD.format(name=name))
+    (package / "m.py").write_text(text.replace("thing", "other"))
+    registry = importlib.import_module("plugins_here").R
+    assert registry.names() == ["a", "z"]
+    with pytest.raises(UnknownName, match=rf"Thing 'm' fails to import: plugins_here/m\.py: {reason}") as caught:
+        registry.get("m")
+    assert caught.value.fix == "mend or remove it"
+    assert list(registry.broken()) == ["m"]
