@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from rd3.errors import RD3Error, UnknownName
+from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName
 
 T = TypeVar("T")
 
@@ -24,6 +28,14 @@ def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     """``"did you mean 'x'?"``, or the whole list when nothing is near."""
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(sorted(known))}."
+
+
+def _reason(error: Exception, file_name: str) -> str:
+    """What a person needs to mend an import: the line of that file, where Python has one, and what it says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).name == file_name]
+    at = f"line {lines[-1]}: " if lines else ""
+    return f"{at}{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class Registry(Generic[T]):
@@ -69,9 +81,29 @@ class Registry(Generic[T]):
         try:
             load()
         except Exception as error:
-            said = " ".join(str(error).split())
-            self._broken[name] = f"{where}: {type(error).__name__}: {said}"
+            self._broken[name] = f"{where}: {_reason(error, Path(where).name)}"
             self._things = {key: one for key, one in self._things.items() if getattr(one, "__module__", "") != module}
+
+    def load_file(self, path: Path) -> list[str]:
+        """Run a Python file that lies anywhere, and give the names that it registers, in its order."""
+        if not path.is_file():
+            raise DataMissing(f"There is no file {path}.", "check the path")
+        self._load()
+        before = dict(self._things)
+        spec = importlib.util.spec_from_file_location(f"rd3_file_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise BadValue(f"{path} is no Python file.", "name a file that ends in .py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except RD3Error:
+            raise
+        except Exception as error:
+            raise BadValue(f"{path} fails to import: {_reason(error, path.name)}.", "mend it") from None
+        names = [name for name, thing in self._things.items() if thing is not before.get(name)]
+        if not names:
+            raise UnknownName(f"{path} registers no {self.kind}.", f"file it with @register_{self.kind}")
+        return names
 
     def names(self) -> list[str]:
         """All names that can be had, sorted."""

@@ -10,7 +10,10 @@ from typing import Annotated
 import typer
 
 from pipelines.commands._show import console
-from rd3.errors import BadValue
+from rd3.errors import BadValue, UnknownName
+
+DATASETS = {"32px": "others at 32 pixels", "64px": "others at 64 pixels", "default": "all others"}
+"""What rows of a method's presets are called that are no dataset's."""
 
 app = typer.Typer(help="Methods: show, test, new.", no_args_is_help=True)
 
@@ -19,29 +22,62 @@ app = typer.Typer(help="Methods: show, test, new.", no_args_is_help=True)
 def show(name: str) -> None:
     """Print a method's card: what it does, its source, its deviations, its settings."""
     from rd3.methods import METHODS
+    from rd3.methods._base import presets_of
 
     method = METHODS.get(name)
     console.print(f"[bold]{name}[/] version {method.version}\n")
-    console.print(inspect.cleandoc(method.__doc__ or ""), markup=False)
+    console.print(inspect.cleandoc(method.__doc__ or ""), markup=False, soft_wrap=True)
     console.print("\n[bold]Settings[/]")
     for field, described in method.Settings.model_fields.items():
-        console.print(f"  {field}: {described.default!r}  {described.description or ''}", markup=False)
+        value = "by dataset" if described.is_required() else repr(described.get_default(call_default_factory=True))
+        meaning = " ".join((described.description or "").split())
+        console.print(f"  {field}: {value}  {meaning}".rstrip(), markup=False, soft_wrap=True)
+    for dataset, row in presets_of(name).items():
+        own = [f"{field}={row[field]!r}" for field in method.Settings.model_fields if field in row]
+        own += [f"at IPC {ipc}: {field}={value!r}" for ipc, more in row.get("at_ipc", {}).items()
+                for field, value in more.items() if field in method.Settings.model_fields]  # fmt: skip
+        console.print(f"\n[bold]On {DATASETS.get(dataset, dataset)}[/] ", end="")
+        console.print(f"({row['source']})\n  {', '.join(own)}", markup=False, soft_wrap=True)
 
 
 @app.command("test")
-def test(name: str) -> None:
+def test(name: Annotated[str, typer.Argument(help="A method's name, or its Python file.", metavar="METHOD")]) -> None:
     """Run the conformance suite on a method, yours or ours."""
     from rd3.testing import check_method
 
-    with tempfile.TemporaryDirectory() as folder:
-        results = check_method(name, tmp=Path(folder))
-    for result in results:
-        console.print(f"{'[green]ok  [/]' if result.ok else '[red]FAIL[/]'} {result.name}  ", end="")
-        console.print(result.detail, markup=False)
-    failed = sum(not result.ok for result in results)
-    console.print(f"{len(results) - failed} of {len(results)} checks passed")
+    failed = 0
+    for method in named(name):
+        with tempfile.TemporaryDirectory() as folder:
+            results = check_method(method, tmp=Path(folder))
+        for result in results:
+            console.print(f"{'[green]ok  [/]' if result.ok else '[red]FAIL[/]'} {result.name}  ", end="")
+            console.print(result.detail, markup=False)
+        passed = sum(result.ok for result in results)
+        failed += len(results) - passed
+        console.print(f"{method}: {passed} of {len(results)} checks passed")
     if failed:
         raise typer.Exit(3)
+
+
+def named(name: str) -> list[str]:
+    """The methods that a file registers, or the one of that name; one that only lies in this folder is pointed at."""
+    from rd3.methods import METHODS
+
+    if name.endswith(".py") or Path(name).name != name:
+        return METHODS.load_file(Path(name))
+    if name not in METHODS and name not in METHODS.broken() and Path(f"{name}.py").is_file():
+        raise UnknownName(
+            f"There is no method {name!r}, but a file {name}.py in this folder.",
+            f"test it with `rd3 method test ./{name}.py`, or move it into {methods_folder()}",
+        )
+    return [name]
+
+
+def methods_folder() -> str:
+    """Where RD3 finds methods by itself."""
+    from rd3 import methods
+
+    return str(Path(methods.__path__[0]))
 
 
 @app.command("new")
@@ -58,7 +94,12 @@ def new(
     if path.exists():
         raise BadValue(f"{path} exists already.", "choose another name or folder")
     path.write_text(template(name))
-    console.print(f"wrote {path}")
-    console.print("Next: put it into rd3/methods/, or name it in your package's entry points:")
-    console.print(f'  [project.entry-points."rd3.methods"]\n  {name} = "your_package.{name}"', markup=False)
-    console.print(f"then run: rd3 method test {name}")
+    shown = path if path.is_absolute() or len(path.parts) > 1 else f"./{path}"
+    for line in (
+        f"wrote {path}",
+        f"Test it: rd3 method test {shown}",
+        f"Then grids find it by its name if you move it into {methods_folder()},",
+        "or name it in your package's entry points:",
+        f'  [project.entry-points."rd3.methods"]\n  {name} = "your_package.{name}"',
+    ):
+        console.print(line, markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Settings(BaseModel):
     """Base of a method's settings: typed, strict, resolved into the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Support(NamedTuple):
@@ -220,7 +220,8 @@ class Published(NamedTuple):
 
 
 @functools.cache
-def _presets(method: str) -> dict[str, Any]:
+def presets_of(method: str) -> dict[str, Any]:
+    """Rows of ``presets/<method>.yaml``, by dataset; empty where the method has no such file."""
     path = files("rd3.methods").joinpath("presets", f"{method}.yaml")
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
@@ -230,7 +231,7 @@ def published(method: str, info: DatasetInfo, ipc: int | None = None) -> Publish
 
     A row's ``at_ipc`` holds what differs at some IPC, values or whence they are; it counts where ``ipc`` is that one.
     """
-    table = _presets(method)
+    table = presets_of(method)
     for name in (info.name, info.parent, f"{info.resolution}px", "default"):
         if name in table:
             row = dict(table[name])

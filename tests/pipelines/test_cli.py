@@ -17,7 +17,7 @@ from pipelines import cli
 from pipelines.commands._show import parse_fields
 from rd3 import methods
 from rd3.errors import BadValue
-from rd3.methods import METHODS
+from rd3.methods import METHODS, method_names
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -72,7 +72,7 @@ def test_lists_are_arrays_of_objects_with_a_name(rd3, kind, known):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("from rd3.methods import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+        ("from rd3.methods import no_such_name\n", "line 1: ImportError: cannot import name 'no_such_name'"),
         ("def f(:\n", "SyntaxError"),
     ],
 )
@@ -207,12 +207,42 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
 
 
 def test_a_method_starts_from_one_file(rd3, tmp_path):
-    code, out, _err = rd3("method", "new", "mine", "--folder", str(tmp_path))
+    code, _out, _err = rd3("method", "new", "mine", "--folder", str(tmp_path))
     assert code == 0
     assert 'register_method("mine"' in (tmp_path / "mine.py").read_text()
     assert rd3("method", "new", "mine", "--folder", str(tmp_path))[0] == 2
-    code, out, _err = rd3("method", "show", "sre2l")
-    assert "Source:" in out
+
+
+def test_a_methods_card_says_what_its_settings_are_and_where_they_come_from(rd3):
+    _code, out, _err = rd3("method", "show", "sre2l")
+    assert "Source:" in out and "Undefined" not in out
+    lines = [line.strip() for line in out.splitlines()]
+    assert "bn_weight: by dataset  Weight of the BatchNorm statistics against the cross-entropy." in lines
+    assert "beta1: 0.5" in lines
+    place = lines.index("On cifar100 (VILA-Lab/SRe2L small-dataset recover_cifar.sh)")
+    assert lines[place + 1] == "iterations=1000, lr=0.25, bn_weight=0.01, batch_classes=100, jitter=4"
+    assert "On others at 32 pixels (none for this dataset; as CIFAR-100)" in lines
+    assert "at IPC 1: iterations=75" in rd3("method", "show", "edc")[1]
+    for name in METHODS:
+        code, out, _err = rd3("method", "show", name)
+        assert (code, "Undefined" in out) == (0, False), name
+
+
+def test_a_method_is_tested_where_it_was_written(rd3, tmp_path, monkeypatch):
+    method_names()
+    monkeypatch.setattr(METHODS, "_things", dict(METHODS._things))
+    monkeypatch.chdir(tmp_path)
+    assert rd3("method", "test", "mymethod")[2].startswith("UnknownName: There is no method 'mymethod'.\nFix: use one")
+    _code, out, _err = rd3("method", "new", "mymethod")
+    assert "Test it: rd3 method test ./mymethod.py" in out
+    code, _out, err = rd3("method", "test", "mymethod")
+    assert code == 2
+    assert "There is no method 'mymethod', but a file mymethod.py in this folder." in err
+    assert "Fix: test it with `rd3 method test ./mymethod.py`, or move it into " in err
+    for words in ("./mymethod.py", "mymethod.py", str(tmp_path / "mymethod.py")):
+        code, out, err = rd3("method", "test", words)
+        assert (code, "mymethod: 14 of 14 checks passed" in out) == (0, True), err
+    assert "There is no file no.py" in rd3("method", "test", "./no.py")[2]
 
 
 def test_bad_words_by_hand(rd3):

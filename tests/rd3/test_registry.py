@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import rd3.registry
-from rd3.errors import RD3Error, UnknownName
+from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName
 from rd3.methods import METHODS, method_names
 from rd3.registry import Registry
 
@@ -57,10 +57,10 @@ GOOD = "from plugins_here import R\n@R.register('{name}')\ndef thing(): pass\n"
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("from rd3 import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+        ("from rd3 import no_such_name\n", "line 1: ImportError: cannot import name 'no_such_name'"),
         ("def f(:\n", "SyntaxError: .*line 1"),
-        (GOOD.format(name="m") + "1 / 0\n", "ZeroDivisionError: division by zero"),
-        (GOOD.format(name="a"), "RD3Error: thing 'a' is registered twice"),
+        (GOOD.format(name="m") + "1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
+        (GOOD.format(name="a"), "line 2: RD3Error: thing 'a' is registered twice"),
     ],
 )
 def test_a_file_that_fails_to_import_says_so_and_harms_no_other(package, text, reason):
@@ -73,3 +73,27 @@ def test_a_file_that_fails_to_import_says_so_and_harms_no_other(package, text, r
         registry.get("m")
     assert caught.value.fix == "mend or remove it"
     assert list(registry.broken()) == ["m"]
+
+
+def test_a_file_anywhere_gives_the_names_that_it_registers(package):
+    (package / "a.py").write_text(GOOD.format(name="a"))
+    registry = importlib.import_module("plugins_here").R
+    path = package.parent / "random.py"
+    path.write_text(GOOD.format(name="mine") + GOOD.format(name="too").replace("thing", "other"))
+    assert registry.load_file(path) == ["mine", "too"]
+    assert registry.names() == ["a", "mine", "too"]
+    assert registry.load_file(path) == ["mine", "too"], "again, after an edit"
+    for text, error, said in [
+        ("x = 1\n", UnknownName, "registers no thing"),
+        ("\nimport no_such_module\n", BadValue, "random.py fails to import: line 2: ModuleNotFoundError"),
+        (GOOD.format(name="a").replace("thing", "other"), RD3Error, "registered twice"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(error, match=said):
+            registry.load_file(path)
+    for other in (package.parent / "absent.py", package):
+        with pytest.raises(DataMissing, match="There is no file"):
+            registry.load_file(other)
+    (package / "text.txt").write_text("")
+    with pytest.raises(BadValue, match="no Python file"):
+        registry.load_file(package / "text.txt")
