@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rd3.datasets import Dataset
+from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.kernels import repeatable_kernels
 from rd3.models import NormalisedNetwork
@@ -137,7 +138,7 @@ def collect(
     weighted by their size, of the moments of a batch; those of a class are averages over its images.
     """
     wall, process = time.perf_counter(), time.process_time()
-    device, out = torch.device(device), Path(out)
+    device, out = usable_device(device), Path(out)
     _check(recipe, teacher, dataset)
     images = Images(dataset, recipe.data.split, device)
     counts = _class_counts(images.labels, dataset)
@@ -291,7 +292,7 @@ def load(folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str =
             "collect the statistics again",
         )
     parts: dict[str, dict[str, dict[str, torch.Tensor]]] = {"whole": {}, "class": {}}
-    for key, value in load_file(path, device=str(device)).items():
+    for key, value in load_file(path, device=str(usable_device(device))).items():
         layer, part, field = key.rsplit("/", 2)
         parts[part].setdefault(layer, {})[field] = value
     whole, classes = ({layer: Moments(**fields) for layer, fields in part.items()} for part in parts.values())

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from rd3.augment import protocol_view, to_unit
+from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
 from rd3.kernels import repeatable_kernels
@@ -67,7 +68,7 @@ def train_and_test(
     laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.
     """
     wall, process = time.perf_counter(), time.process_time()
-    device, protocol, info = torch.device(device), recipe.protocol, dataset.info
+    device, protocol, info = usable_device(device), recipe.protocol, dataset.info
     _check(recipe, images, labels, teachers, dataset)
     reset_peak(device)
 

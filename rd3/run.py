@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rd3 import __version__
 from rd3.datasets import Dataset, Roots, open_dataset
+from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import (
     AnyRecipe,
@@ -321,6 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_flush_denormal(True)
         if not chosen.recipe.is_file():
             raise RD3Error(f"There is no file {chosen.recipe}.", "write recipes with `rd3 plan GRID --recipes DIR`")
+        usable_device(chosen.device)
         recipe = from_json(chosen.recipe.read_bytes())
         store = FolderStore(chosen.store.absolute())
         known = store.find(recipe.kind, recipe.key)

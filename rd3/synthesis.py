@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rd3.datasets import Dataset
+from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
 from rd3.kernels import repeatable_kernels
 from rd3.memory import peak_mib, reset_peak
@@ -48,7 +49,7 @@ def synthesize(
     """
     import torch
 
-    device, out = torch.device(device), Path(out)
+    device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
     _check_parents(recipe, statistics, init)
     info = dataset.info

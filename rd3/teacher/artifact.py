@@ -14,6 +14,7 @@ from torch import nn
 
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, Split
+from rd3.device import usable_device
 from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Normalisation, TeacherRecipe
@@ -177,16 +178,18 @@ def load(
     Refuses a folder of another teacher, weights that are not those of the manifest, a dataset of another class list,
     and, with ``verify``, a recount on the verification list that is more than half a point off.
     """
-    network, manifest = _load(Path(folder), recipe, dataset, torch.device(device))
+    device = usable_device(device)
+    network, manifest = _load(Path(folder), recipe, dataset, device)
     if verify:
-        _recount(network, manifest, dataset, torch.device(device))
+        _recount(network, manifest, dataset, device)
     return network
 
 
 def verify(folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Load with all checks and say what the recount found; raises where :func:`load` would."""
-    network, manifest = _load(Path(folder), recipe, dataset, torch.device(device))
-    correct = _recount(network, manifest, dataset, torch.device(device))
+    device = usable_device(device)
+    network, manifest = _load(Path(folder), recipe, dataset, device)
+    correct = _recount(network, manifest, dataset, device)
     recorded = manifest.verification
     return {
         "split": recorded.split,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rd3.datasets import Dataset, dataset_info
+from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import build_network
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
@@ -64,7 +65,7 @@ def import_weights(
         weights=weights_digest(tensors, info.class_ids, built.normalisation),
     )
     origin = str(source) if str(source).startswith(TORCHVISION) else Path(source).name
-    device = torch.device(device)
+    device = usable_device(device)
     manifest = write_teacher(
         Path(out), recipe, built.to(device), dataset, device=device, origin=f"imported from {origin}", curve=[],
         progress=progress,

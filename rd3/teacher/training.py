@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
+from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.kernels import repeatable_kernels
 from rd3.models import NormalisedNetwork, build_network
@@ -45,7 +46,7 @@ def train(
     a single image is left out.
     """
     wall, process = time.perf_counter(), time.process_time()
-    device, out = torch.device(device), Path(out)
+    device, out = usable_device(device), Path(out)
     training, seed = _checked(recipe, dataset)
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")

@@ -1,0 +1,23 @@
+"""The device that work runs on, as the user names it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rd3.errors import BadValue
+
+if TYPE_CHECKING:
+    import torch
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1`` ... as torch has it; raises :class:`BadValue` for one that this process lacks."""
+    import torch
+
+    here = {"cpu"}
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        here |= {kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))}
+    if str(name) not in here:
+        raise BadValue(f"There is no device {str(name)!r} here.", f"use {' or '.join(sorted(here))}")
+    return torch.device(name)

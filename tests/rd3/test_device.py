@@ -1,0 +1,60 @@
+"""A device that is not there is said in one sentence, wherever one can be named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import rd3
+from rd3 import layer_statistics, run, teacher
+from rd3.datasets import Roots, open_dataset
+from rd3.device import usable_device
+from rd3.errors import BadValue
+from rd3.synthesis import synthesize
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def test_what_is_there_is_taken(no_gpu):
+    assert usable_device("cpu") == usable_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "gpu", "", torch.device("cuda", 1)])
+def test_a_device_that_is_not_there(no_gpu, name):
+    with pytest.raises(BadValue, match=r"^There is no device '.*' here\. Fix: use cpu$"):
+        usable_device(name)
+
+
+def test_the_devices_that_are_there_are_named(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert usable_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(BadValue, match=r"There is no device 'cuda:2' here\. Fix: use cpu or cuda or cuda:0 or cuda:1"):
+        usable_device("cuda:2")
+
+
+def test_everything_that_takes_a_device_says_so(no_gpu, tmp_path, capsys):
+    digits = open_dataset("digits", Roots(None, tmp_path / "home"))
+    images, labels = torch.zeros((10, 3, 32, 32), dtype=torch.uint8), torch.arange(10)
+    nothing = SimpleNamespace(protocol=None)  # the device is looked at before all else
+    for call in (
+        lambda: rd3.evaluate(images, labels, digits, student="convnet", device="cuda"),
+        lambda: synthesize(nothing, digits, [], tmp_path / "out", device="cuda"),
+        lambda: teacher.train(nothing, digits, tmp_path / "out", device="cuda"),
+        lambda: teacher.load(tmp_path, nothing, digits, device="cuda"),
+        lambda: teacher.verify(tmp_path, nothing, digits, device="cuda"),
+        lambda: layer_statistics.collect(nothing, None, digits, tmp_path / "out", device="cuda"),
+    ):
+        with pytest.raises(BadValue, match="There is no device 'cuda' here"):
+            call()
+    (tmp_path / "recipe.json").write_text("{}")
+    words = [str(tmp_path / "recipe.json"), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    assert run.main([*words, "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "\nBadValue: There is no device 'cuda' here. Fix: use cpu\n"
+    assert not (tmp_path / "store").exists() and not (tmp_path / "out").exists()
