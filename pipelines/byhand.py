@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.execute import Outcome, execute
 from pipelines.expand import Expansion
-from pipelines.plan import plan_session
+from pipelines.plan import Plan, plan_session
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
 from rd3.errors import BadValue, DataMissing, Unsupported
@@ -102,11 +102,28 @@ def evaluations_of(
     return [*before, *evaluations]
 
 
-def run_recipes(recipes: Sequence[Recipe], session: Session, *, address: str | None = None) -> Outcome:
-    """Make what is missing of these recipes, parents before children."""
+def run_recipes(
+    recipes: Sequence[Recipe],
+    session: Session,
+    *,
+    address: str | None = None,
+    planned: Callable[[Plan], None] = lambda plan: None,
+) -> Outcome:
+    """Make what is missing of these recipes, parents before children; ``planned`` hears of it before work begins."""
     infos: dict[str, DatasetInfo] = {
         name: dataset_info(name, session.roots) for name in {recipe.data.name for recipe in recipes}
     }
-    expansion = Expansion(recipes={recipe.key: recipe for recipe in recipes}, infos=infos)
+    expansion = Expansion(
+        recipes={recipe.key: recipe for recipe in recipes},
+        labels={recipe.key: _label(recipe) for recipe in recipes},
+        infos=infos,
+    )
     plan = plan_session(expansion, Ledger(session.place.artifacts), session, slots=os.cpu_count() or 1)
+    planned(plan)
     return execute(expansion, plan, session, address=address)
+
+
+def _label(recipe: Recipe) -> str:
+    """A short name, and how long the training is."""
+    rule = recipe.protocol if isinstance(recipe, EvaluationRecipe) else getattr(recipe, "training", None)
+    return f"{recipe.label()} ({rule.epochs} epochs)" if rule is not None else recipe.label()

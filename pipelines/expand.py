@@ -84,11 +84,13 @@ class Expansion:
                     found.setdefault(key, cell)
         return found
 
+    @cached_property
+    def _parents(self) -> set[Key]:
+        return {parent for recipe in self.recipes.values() for _kind, parent in recipe.parents()}
+
     def is_result(self, key: Key) -> bool:
         """Whether a recipe is asked for by itself, and not only to make another from it."""
-        if not self.cells:
-            return self.recipes[key].kind in ("set", "evaluation")
-        return key in self._cells_by_key
+        return key in self._cells_by_key if self.cells else key not in self._parents
 
     def facts(self, key: Key) -> dict[str, str | int]:
         """What the grid calls the things in a recipe: for the tracking server's parameters and filters."""

@@ -15,6 +15,8 @@ from rich.text import Text
 from pipelines.queue import RecipeQueue
 from rd3.recipe import Key
 
+SILENCE_S = 30.0
+"""Longest time that a log says nothing while something moves."""
 COLUMNS = ("done", "reused", "running", "failed", "waiting")
 
 
@@ -122,13 +124,15 @@ class View:
 
 
 class LineView(View):
-    """A line for everything that ends, for logs."""
+    """A line for everything that ends, for logs, and now and then one for what is on its way."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None, out: TextIO):
         super().__init__(name, queue, eta, label)
         self.out = out
+        self._said = time.monotonic()
 
     def _line(self, text: str) -> None:
+        self._said = time.monotonic()
         self.out.write(text + "\n")
         self.out.flush()
 
@@ -137,13 +141,21 @@ class LineView(View):
             self._line(f"{self.name}: {note}")
         super().say(note)
 
+    def moved(self, key: Key, fraction: float, note: str) -> None:
+        super().moved(key, fraction, note)
+        if time.monotonic() - self._said >= SILENCE_S:
+            self._line(self._with_counts(f"{self.label(key)} {key[:8]}: {100 * fraction:.0f} %, {note}"))
+
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.get(key)
         took = f" in {span(time.monotonic() - item.since)}" if item else ""
         super().ended(key, status, reason)
         what = f"{self.label(key)} {key[:8]}: {status}{took}"
+        self._line(self._with_counts(f"{what}{': ' + reason if reason else ''}"))
+
+    def _with_counts(self, what: str) -> str:
         left = f", {self.left()} left" if self.queue.counts() and not self.queue.finished else ""
-        self._line(f"{what}{': ' + reason if reason else ''} | {self.counts_line()}, {self.elapsed()}{left}")
+        return f"{what} | {self.counts_line()}, {self.elapsed()}{left}"
 
 
 class LiveView(View):

@@ -157,9 +157,16 @@ def evaluate(
     ``teacher_network`` is its architecture: the protocol resolves by whether the student has the same.  ``fields`` are
     protocol fields that win over the preset, such as ``epochs=40``.
 
+    A whole protocol takes minutes to hours: ``progress`` is called at least once an epoch with the done fraction (0-1)
+    and a note with epoch, loss and the time that is left; without it nothing is said.
+
     Example::
 
-        result = evaluate(images, labels, open_dataset("digits", roots), teacher, student="resnet18")
+        def progress(fraction, note):
+            print(f"{100 * fraction:.0f} %  {note}")
+
+        data = open_dataset("digits", roots)
+        result = evaluate(images, labels, data, teacher, student="resnet18", progress=progress)
         print(result.top1_pct)
     """
     labels, info = torch.as_tensor(labels).long(), dataset.info

@@ -12,6 +12,7 @@ from pipelines.settings import session
 
 if TYPE_CHECKING:
     from pipelines.execute import Outcome
+    from pipelines.plan import Plan
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +34,7 @@ def distill(
 
     here = session()
     recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
-    finish(run_recipes(recipes, here))
+    finish(run_recipes(recipes, here, planned=show_work))
     key = recipes[-1].key[:12]
     console.print(f"set {key}. Next: rd3 evaluate {key} --teacher ROLE")
 
@@ -54,7 +55,7 @@ def evaluate(
     here = session()
     seeds = student_seed or [0, 1, 2]
     recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), here)
-    finish(run_recipes(recipes, here))
+    finish(run_recipes(recipes, here, planned=show_work))
     ledger = Ledger(here.place.artifacts)
     entries = [ledger.find("evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
     show_table(
@@ -81,6 +82,18 @@ def import_outcomes(
 
     imported = import_results(folder, session())
     show_table([{"kind": one.kind, "key": one.key[:12], "what": one.label, "new": one.new} for one in imported])
+
+
+def show_work(plan: Plan) -> None:
+    """What is there, what is made first and what it takes, before any of it begins."""
+    from pipelines.progress import span
+
+    for item in plan.items:
+        if item.status in ("reuse", "run"):
+            takes = f", about {span(item.cost_s)}" if item.status == "run" else ""
+            console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}", markup=False, soft_wrap=True)
+    if plan.keys("run"):
+        console.print(f"about {span(plan.wall_s)} with {plan.slots} at a time (rough, before anything ran)")
 
 
 def finish(outcome: Outcome) -> None:

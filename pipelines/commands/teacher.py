@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands._show import console, progress_bar, show_table
+from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session
 
 app = typer.Typer(help="Teachers: train, import, verify, list.", no_args_is_help=True)
@@ -21,9 +22,13 @@ def train(
 ) -> None:
     """Train the teacher that a role stands for; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import run_recipes, teacher_of
+    from tracking.ledger import Ledger
 
-    outcome = run_recipes([teacher_of(dataset, role, session())], session())
-    raise typer.Exit(outcome.exit_code)
+    here = session()
+    recipe = teacher_of(dataset, role, here)
+    finish(run_recipes([recipe], here, planned=show_work))
+    result = Ledger(here.place.artifacts).find("teacher", recipe.key).result
+    console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
 
 
 @app.command("import")

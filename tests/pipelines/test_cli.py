@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from pipelines import cli
 from pipelines.commands._show import parse_fields
+from pipelines.execute import Failure, Outcome
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
@@ -256,6 +258,27 @@ def test_bad_words_by_hand(rd3):
         code, _out, err = rd3(*words)
         assert code == 2
         assert message in err
+
+
+def test_what_is_made_by_hand_is_said_before_it_begins(rd3, monkeypatch, capsys):
+    begun = []
+
+    def execute(expansion, plan, *_rest, **_options):
+        begun.append((capsys.readouterr().out, [expansion.recipes[key].kind for key in plan.keys("run")]))
+        return Outcome(failed=[Failure("a teacher", "f" * 64, "failed", "no luck")])
+
+    monkeypatch.setattr("pipelines.byhand.execute", execute)
+    for words, kinds in [
+        (("distill", "sre2l", "--dataset", "digits", "--ipc", "1", "--teacher", "convnet"), ["teacher", "set"]),
+        (("teacher", "train", "digits", "--role", "convnet"), ["teacher"]),
+    ]:
+        code, out, _err = rd3(*words)
+        assert (code, out) == (3, "failed: a teacher: no luck\n")
+        said, made = begun.pop()
+        first, *_rest, last = said.splitlines()
+        assert made == kinds
+        assert re.fullmatch(r"run    teacher convnet digits \(6 epochs\) [0-9a-f]{8}, about \d+ s", first)
+        assert re.fullmatch(r"about \d+ s with \d+ at a time \(rough, before anything ran\)", last)
 
 
 def test_fields_are_read_as_yaml():

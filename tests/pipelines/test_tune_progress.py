@@ -66,6 +66,20 @@ def test_lines_for_what_ends():
     assert second.startswith("set s1 s1: diverged in 0 s: The loss is nan. | sets 1/2 (1 failed)")
 
 
+def test_a_line_now_and_then_for_what_moves(monkeypatch):
+    clock = iter(range(0, 1000, 10))  # every look at the clock is ten seconds later
+    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: float(next(clock)))
+    out, queue = io.StringIO(), queue_of("s0")
+    view = open_view("demo", queue, Eta({}), out=out)
+    queue.take(1)
+    view.started("s0")
+    for step in range(12):
+        view.moved("s0", step / 12, f"step {step}")
+    lines = out.getvalue().splitlines()
+    assert 2 <= len(lines) <= 5, "neither silence nor a line a step"
+    assert lines[0].startswith("set s0 s0: ") and " %, step " in lines[0] and "| sets 0/1" in lines[0]
+
+
 def test_the_live_view_shows_counts_running_recipes_and_problems():
     queue = queue_of("s0", "s1", "e0")
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
