@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,6 +55,17 @@ def session() -> Session:
             home=home,
         ),
     )
+
+
+@contextmanager
+def reading_session() -> Iterator[Session]:
+    """The session of a command that only looks: where RD3's home does not exist, none is made for decoded data."""
+    here = session()
+    if here.home.is_dir():
+        yield here
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield replace(here, roots=replace(here.roots, home=Path(scratch)))
 
 
 def addresses_set() -> dict[str, str]:

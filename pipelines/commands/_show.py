@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from rd3.errors import BadValue, RD3Error
+
+if TYPE_CHECKING:
+    from pipelines.settings import Session
 
 console = Console(highlight=False)
 
@@ -33,13 +36,23 @@ def errors_told() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def show_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:
-    """Rows with equal keys, as a table or as a JSON array of objects."""
+def looked_at(here: Session) -> str:
+    """Which ledger a command has looked at, for somebody who may be in another folder than where RD3 was run."""
+    told = f"ledger {here.place.artifacts}"
+    if here.home.is_dir():
+        return told
+    return f"{told}; RD3's home {here.home} does not exist: go to the folder where you ran RD3, or set RD3_HOME"
+
+
+def show_table(
+    rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None, empty: str = ""
+) -> None:
+    """Rows with equal keys, as a table or as a JSON array of objects; ``empty`` says where none were found."""
     if as_json:
         sys.stdout.write(json.dumps(list(rows), indent=1, default=str) + "\n")
         return
     if not rows:
-        console.print("nothing here yet")
+        console.print(f"nothing yet: {empty}" if empty else "nothing here yet", markup=False, soft_wrap=True)
         return
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands._show import console, show_reasons, show_table
+from pipelines.commands._show import console, looked_at, show_reasons, show_table
 from pipelines.commands.byhand import finish
-from pipelines.settings import Session, session
+from pipelines.settings import Session, reading_session, session
 from rd3.errors import BadValue
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ def status(grid: GridArgument) -> None:
     from pipelines.status import grid_status
     from tracking.ledger import Ledger
 
-    here = session()
-    found = grid_status(expanded(grid, here), Ledger(here.place.artifacts), here.home)
+    with reading_session() as here:
+        found = grid_status(expanded(grid, here), Ledger(here.place.artifacts), here.home)
+    console.print(looked_at(here), markup=False, soft_wrap=True)
     show_table([{"kind": kind, **row} for kind, row in found.counts.items()])
     for one in found.running:
         console.print(f"running  {one['label']}, attempt {one['attempt']}, since {one['since']}", markup=False)

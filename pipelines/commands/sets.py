@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, show_table
+from pipelines.commands._show import console, looked_at, show_table
 from pipelines.settings import session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
@@ -21,7 +21,8 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Synthetic sets in the ledger."""
     from tracking.ledger import Ledger
 
-    ledger = Ledger(session().place.artifacts)
+    here = session()
+    ledger = Ledger(here.place.artifacts)
     entries = [ledger.find("set", key) for key in sorted(ledger.keys("set"))]
     rows = [
         {
@@ -35,7 +36,7 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         for entry in entries
         if entry is not None
     ]
-    show_table(rows, as_json=as_json)
+    show_table(rows, as_json=as_json, empty=looked_at(here))
 
 
 @app.command("show")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, progress_bar, show_table
+from pipelines.commands._show import console, looked_at, progress_bar, show_table
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session
 
@@ -100,7 +100,8 @@ def list_teachers(as_json: Annotated[bool, typer.Option("--json")] = False) -> N
     """Teachers in the ledger."""
     from tracking.ledger import Ledger
 
-    ledger = Ledger(session().place.artifacts)
+    here = session()
+    ledger = Ledger(here.place.artifacts)
     entries = [ledger.find("teacher", key) for key in sorted(ledger.keys("teacher"))]
     rows = [
         {
@@ -113,4 +114,4 @@ def list_teachers(as_json: Annotated[bool, typer.Option("--json")] = False) -> N
         for entry in entries
         if entry is not None
     ]
-    show_table(rows, as_json=as_json)
+    show_table(rows, as_json=as_json, empty=looked_at(here))

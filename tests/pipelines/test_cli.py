@@ -175,6 +175,33 @@ def test_recipes_run_elsewhere_with_what_they_are_made_from(rd3, home, tmp_path)
     assert code == 2 and "--store holds what the recipes of --recipes are made from" in err
 
 
+LOOKING = [
+    ("status", "demo"),
+    ("set", "list"),
+    ("teacher", "list"),
+    ("list", "datasets"),
+    ("list", "protocols"),
+    ("data", "doctor"),
+]
+
+
+@pytest.mark.parametrize("words", LOOKING)
+def test_who_only_looks_makes_no_home(rd3, home, words):
+    code, _out, err = rd3(*words)
+    assert code == 0, err
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("words", LOOKING[:3])
+def test_where_was_looked_is_said(rd3, home, words):
+    _code, out, _err = rd3(*words)
+    where = f"ledger {home / 'artifacts'}"
+    assert f"{where}; RD3's home {home} does not exist: go to the folder where you ran RD3, or set RD3_HOME\n" in out
+    home.mkdir()
+    _code, out, _err = rd3(*words)
+    assert f"{where}\n" in out
+
+
 def test_missing_data_is_blocked_with_the_way_to_mend_it(rd3):
     code, out, _err = rd3("plan", "cifar10")
     assert code == 0

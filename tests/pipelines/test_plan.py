@@ -108,12 +108,12 @@ def test_a_teacher_that_nothing_needs_is_left_out(expansion):
 def test_by_hand_what_nothing_else_is_made_from_is_asked_for(expansion):
     teacher, *_rest = expansion.recipes.values()
     alone = Expansion({teacher.key: teacher}, infos=expansion.infos)
-    assert make_plan(alone, Memory()).keys("run") == [teacher.key]
+    assert planned(alone, Memory()).keys("run") == [teacher.key]
     family = Expansion(dict(expansion.recipes), infos=expansion.infos)
     evaluations = {key for key, recipe in family.recipes.items() if recipe.kind == "evaluation"}
     assert {key for key in family.recipes if family.is_result(key)} == evaluations
     there = Memory([one for one in family.recipes.values() if one.kind == "evaluation"])
-    assert make_plan(family, there).keys("run") == []
+    assert planned(family, there).keys("run") == []
 
 
 def test_a_set_is_a_result_of_its_own(expansion):
