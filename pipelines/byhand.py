@@ -12,7 +12,9 @@ from pipelines.plan import Plan, plan_session
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
 from rd3.errors import BadValue, DataMissing, Unsupported
-from rd3.protocol import preset_reader, resolve_protocol
+from rd3.methods import METHODS
+from rd3.methods._base import reductions as settings_reductions
+from rd3.protocol import preset_reader, reductions, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.set_recipes import plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
@@ -100,6 +102,25 @@ def evaluations_of(
         for seed in seeds
     ]
     return [*before, *evaluations]
+
+
+def reduced_set(made: SetRecipe, session: Session) -> dict[str, tuple[float, float]]:
+    """What a set has less of than its authors published, by setting: (made, published)."""
+    if made.content is not None or made.method not in METHODS:  # an import, or of a plugin that is not here
+        return {}
+    settings = METHODS.get(made.method).Settings.model_validate(made.settings)
+    return settings_reductions(made.method, dataset_info(made.data.name, session.roots), settings, made.ipc)
+
+
+def reduced(recipes: Sequence[Recipe], protocol: str, session: Session) -> dict[str, tuple[float, float]]:
+    """As :func:`reduced_set`, of evaluations under a protocol and of the set that they are of."""
+    cut: dict[str, tuple[float, float]] = {}
+    for recipe in recipes:
+        if isinstance(recipe, SetRecipe):
+            cut |= reduced_set(recipe, session)
+        elif isinstance(recipe, EvaluationRecipe):
+            cut |= reductions(preset_reader(session.presets)(protocol), recipe.protocol)
+    return cut
 
 
 def run_recipes(

@@ -85,7 +85,12 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 
 def reduced_text(score: Score) -> str:
     """``epochs 40/400``: made/published, for everything done less than published."""
-    return ", ".join(f"{name} {made:g}/{published:g}" for name, (made, published) in score.reduced.items())
+    return cuts_text(score.reduced)
+
+
+def cuts_text(reduced: Mapping[str, tuple[float, float]]) -> str:
+    """What :func:`reduced_text` says, of field to (made, published)."""
+    return ", ".join(f"{name} {made:g}/{published:g}" for name, (made, published) in reduced.items())
 
 
 def spread_text(score: Score) -> str:

@@ -18,7 +18,9 @@ from rd3.errors import BadValue, RD3Error
 if TYPE_CHECKING:
     from pipelines.settings import Session
 
-console = Console(highlight=False)
+_ENDLESS = 10_000
+console = Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
+"""For people.  What is piped into a file or another program is not cut to the width of a terminal that is not there."""
 
 
 @contextlib.contextmanager
@@ -58,8 +60,15 @@ def show_table(
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
+
+
+def _cell(value: Any) -> str:
+    """As people write it: a fraction to two decimals, a small one to two digits."""
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 1 or not value else f"{value:.2g}"
+    return "" if value is None else str(value)
 
 
 def show_reasons(found: Iterable[tuple[str, str, str]]) -> None:

@@ -30,13 +30,13 @@ def distill(
     setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the method; may be repeated.")] = None,
 ) -> None:
     """Make one synthetic set; its teacher is trained first where it has a recipe and is missing."""
-    from pipelines.byhand import run_recipes, set_of
+    from pipelines.byhand import reduced_set, run_recipes, set_of
 
     here = session()
     recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
     finish(run_recipes(recipes, here, planned=show_work))
     key = recipes[-1].key[:12]
-    console.print(f"set {key}. Next: rd3 evaluate {key} --teacher ROLE")
+    console.print(f"set {key}{said_of(reduced_set(recipes[-1], here))}. Next: rd3 evaluate {key} --teacher ROLE")
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
     field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the protocol; may be repeated.")] = None,
 ) -> None:
     """Train students on a set and test them, each once, on the whole test set."""
-    from pipelines.byhand import evaluations_of, run_recipes
+    from pipelines.byhand import evaluations_of, reduced, run_recipes
     from rd3.stats import mean, std
     from tracking.ledger import Ledger
 
@@ -71,7 +71,14 @@ def evaluate(
     )
     accuracies = [entry.result["top1_pct"] for entry in entries]
     spread = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
-    console.print(f"top-1 {mean(accuracies):.2f}{spread} % (n={len(seeds)})")
+    console.print(f"top-1 {mean(accuracies):.2f}{spread} % (n={len(seeds)}){said_of(reduced(recipes, protocol, here))}")
+
+
+def said_of(cut: dict[str, tuple[float, float]]) -> str:
+    """What goes with every result of less than published settings."""
+    from tracking.tables import cuts_text
+
+    return f"; made/published: {cuts_text(cut)}" if cut else ""
 
 
 def import_outcomes(

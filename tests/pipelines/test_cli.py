@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines import cli
-from pipelines.commands._show import parse_fields
+from pipelines.commands._show import parse_fields, show_table
 from pipelines.execute import Failure, Outcome
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
+from rd3.store import Entry
+from tracking.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -39,7 +41,6 @@ def rd3(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rd3", *words])
-        monkeypatch.setenv("COLUMNS", "300")
         with pytest.raises(SystemExit) as left:
             cli.main()
         out, err = capsys.readouterr()
@@ -306,6 +307,38 @@ def test_what_is_made_by_hand_is_said_before_it_begins(rd3, monkeypatch, capsys)
         assert made == kinds
         assert re.fullmatch(r"run    teacher convnet digits \(6 epochs\) [0-9a-f]{8}, about \d+ s", first)
         assert re.fullmatch(r"about \d+ s with \d+ at a time \(rough, before anything ran\)", last)
+
+
+def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
+    def execute(expansion, plan, session, **_options):
+        for key in plan.keys("run"):
+            recipe, result = expansion.recipes[key], {"top1_pct": 12.3456, "correct": 42, "tested": 340}
+            made = Entry(kind=recipe.kind, key=key, recipe=recipe.model_dump(mode="json"), result=result)
+            Ledger(session.place.artifacts).mark(made)
+        return Outcome()
+
+    monkeypatch.setattr("pipelines.byhand.execute", execute)
+    monkeypatch.setattr("tracking.artifacts.exists", lambda *_words, **_options: True)
+    monkeypatch.setattr("tracking.artifacts.verify", lambda *_words, **_options: None)
+    distill = ("distill", "sre2l", "--dataset", "cifar10", "--ipc", "1", "--teacher", "resnet18")
+    monkeypatch.setattr("pipelines.byhand.dataset_fingerprint", lambda *_words: "f" * 32)
+    code, out, err = rd3(*distill)
+    assert (code, "made/published" in out) == (0, False), err
+    code, out, err = rd3(*distill, "--setting", "iterations=20")
+    key = re.search(r"set ([0-9a-f]{12}); made/published: iterations 20/1000\. Next: ", out)[1]
+    whole = ("evaluate", key, "--teacher", "resnet18", "--student-seed", "0")
+    assert rd3(*whole)[1].endswith("top-1 12.35 % (n=1); made/published: iterations 20/1000\n")
+    _code, out, _err = rd3(*whole, "--field", "epochs=4")
+    assert out.endswith("top-1 12.35 % (n=1); made/published: iterations 20/1000, epochs 4/400\n")
+
+
+def test_tables_are_for_people_and_json_is_exact(capsys):
+    rows = [{"name": "a" * 200, "top1_pct": 99.41176470588235, "time_s": 0.002758540000000309, "none": None, "n": 0.0}]
+    show_table(rows)
+    _head, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["a" * 200, "99.41", "0.0028", "0.00"], "in one line, where there is no terminal"
+    show_table(rows, as_json=True)
+    assert json.loads(capsys.readouterr().out) == rows
 
 
 def test_fields_are_read_as_yaml():
