@@ -53,11 +53,18 @@ def add(
     """Register an image folder of your own as a dataset."""
     from rd3 import datasets
 
-    info = datasets.add_folder(name, folder, session().roots, resolution=resolution)
-    console.print(
+    roots = session().roots
+    info = datasets.add_folder(name, folder, roots, resolution=resolution)
+    sides = datasets.shorter_sides(name, roots)
+    lines = [
         f"{name}: {info.num_classes} classes, {info.train_count} training and {info.test_count} test images, "
-        f"class list {info.classes[:12]}"
-    )
+        f"class list {info.classes[:12]}",
+        f"networks see {resolution} pixels a side; the images have {sides} (shorter side)",
+    ]
+    if sides.nearest != resolution:
+        lines.append(f"{sides.nearest} is nearer: rd3 data add {name} --folder {folder} --resolution {sides.nearest}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command("push")

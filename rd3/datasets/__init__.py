@@ -18,7 +18,7 @@ from rd3.datasets._registry import (
 )
 from rd3.datasets._source import Copy, Counts, FileSource, Source
 from rd3.datasets._upkeep import Finding, doctor, fetch
-from rd3.datasets._user import add_folder, register, registration
+from rd3.datasets._user import add_folder, register, registration, shorter_sides
 
 __all__ = [
     "SOURCES",
@@ -48,4 +48,5 @@ __all__ = [
     "register",
     "register_dataset",
     "registration",
+    "shorter_sides",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,6 +27,8 @@ TEST_SHARE = 5
 """Without a test folder, one image in this many of the smallest class is carved out of every class."""
 MEASURED_IMAGES = 2_000
 """The normalisation is measured on this many training images, balanced over the classes."""
+SIZED_IMAGES = 200
+"""So many images are opened to say how large they are."""
 TEST_RESIZE = {32: 32, 64: 64, 224: 256}
 PATCH_FACTOR = {32: 1, 64: 1, 224: 2}
 
@@ -167,6 +170,33 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
     info = info.model_copy(update=counts)
     register(name, {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
+
+
+class Sides(NamedTuple):
+    """Shorter sides of a dataset's own images, pixels."""
+
+    least: int
+    median: int
+    most: int
+
+    @property
+    def nearest(self) -> Resolution:
+        """The resolution that changes an image of the median size least."""
+        return min(TEST_RESIZE, key=lambda side: abs(math.log(side / self.median)))
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return str(self.median)
+        return f"{self.least} to {self.most}, in the middle {self.median}"
+
+
+def shorter_sides(name: str, roots: Roots) -> Sides:
+    """How large the images of a registered dataset are, from some of its training images, spread over all classes."""
+    source = user_sources(roots)[name]
+    records = source.find(roots).train
+    chosen = np.unique(np.linspace(0, len(records) - 1, SIZED_IMAGES).astype(int))
+    sides = sorted(min(decode(records.encoded(index), records.where(index)).size) for index in map(int, chosen))
+    return Sides(sides[0], sides[len(sides) // 2], sides[-1])
 
 
 def registration(name: str, roots: Roots) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines import cli
@@ -330,6 +331,21 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
     assert rd3(*whole)[1].endswith("top-1 12.35 % (n=1); made/published: iterations 20/1000\n")
     _code, out, _err = rd3(*whole, "--field", "epochs=4")
     assert out.endswith("top-1 12.35 % (n=1); made/published: iterations 20/1000, epochs 4/400\n")
+
+
+def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (32, 40), (index, 0, 0)).save(tmp_path / "mine" / name / f"{index}.png")
+    add = ("data", "add", "own", "--folder", str(tmp_path / "mine"))
+    first, second, third = rd3(*add)[1].splitlines()
+    assert first.startswith("own: 2 classes, 10 training and 2 test images")
+    assert second == "networks see 224 pixels a side; the images have 32 (shorter side)"
+    assert third == f"32 is nearer: rd3 data add own --folder {tmp_path / 'mine'} --resolution 32"
+    assert rd3(*add, "--resolution", "32")[1].splitlines()[1:] == [
+        "networks see 32 pixels a side; the images have 32 (shorter side)"
+    ]
 
 
 def test_tables_are_for_people_and_json_is_exact(capsys):

@@ -21,6 +21,7 @@ from rd3.datasets import (
     doctor,
     fetch,
     open_dataset,
+    shorter_sides,
 )
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, StoreError, Unsupported
 
@@ -65,6 +66,19 @@ def test_normalisation_is_measured_on_the_training_images(tmp_path, roots):
     assert info.normalisation.mean[1] == pytest.approx(values.mean(), abs=1e-4)
     assert info.normalisation.std[1] == pytest.approx(values.std(), abs=1e-4)
     assert (info.train_count, info.test_count) == (12, 6)
+
+
+@pytest.mark.parametrize(("size", "nearest"), [((32, 40), 32), ((45, 45), 32), ((64, 48), 64), ((500, 180), 224)])
+def test_how_large_images_are_and_which_resolution_is_nearest(tmp_path, roots, size, nearest):
+    base = image_folder(tmp_path / "mine", size=size)
+    add_folder("mine", base, roots)
+    sides = shorter_sides("mine", roots)
+    assert (sides.least, sides.median, sides.most, sides.nearest) == (*[min(size)] * 3, nearest)
+    assert str(sides) == str(min(size))
+    for index in range(10):  # one class of three is larger
+        Image.new("RGB", (300, 300)).save(base / "c" / f"{index}.png")
+    add_folder("mine", base, roots)
+    assert str(shorter_sides("mine", roots)) == f"{min(size)} to 300, in the middle {min(size)}"
 
 
 def test_what_cannot_be_registered(tmp_path, roots):
