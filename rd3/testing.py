@@ -36,6 +36,8 @@ class CheckResult(NamedTuple):
     name: str
     ok: bool
     detail: str = ""
+    ran: bool = True
+    """False: it broke off with the mistake that an earlier check has named."""
 
 
 @dataclass(frozen=True)
@@ -218,16 +220,21 @@ def check_method(name: str, *, tmp: Path) -> list[CheckResult]:
     recipes = trial_recipes(name, dataset, _IPC)
     teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipes[-1].teachers)))
     trial = _Trial(METHODS.get(name), dataset, teachers, recipes, Path(tmp))
-    return [_run(check, trial) for check in _CHECKS]
+    crashes: set[str] = set()
+    return [_run(check, trial, crashes) for check in _CHECKS]
 
 
-def _run(check: Callable[[_Trial], str | None], trial: _Trial) -> CheckResult:
-    """A check answers None, or what is wrong."""
+def _run(check: Callable[[_Trial], str | None], trial: _Trial, crashes: set[str]) -> CheckResult:
+    """A check answers None, or what is wrong; one that raises as an earlier one did, but for numbers, has not run."""
     title = (check.__doc__ or check.__name__).strip().rstrip(".")
     try:
         wrong = check(trial)
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
+        known = re.sub(r"\d+", "", wrong)
+        if known in crashes:
+            return CheckResult(title, False, "not run", ran=False)
+        crashes.add(known)
     return CheckResult(title, wrong is None, wrong or "")
 
 

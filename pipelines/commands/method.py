@@ -50,11 +50,13 @@ def test(name: Annotated[str, typer.Argument(help="A method's name, or its Pytho
         with tempfile.TemporaryDirectory() as folder:
             results = check_method(method, tmp=Path(folder))
         for result in results:
-            console.print(f"{'[green]ok  [/]' if result.ok else '[red]FAIL[/]'} {result.name}  ", end="")
+            mark = "[green]ok  [/]" if result.ok else "[red]FAIL[/]" if result.ran else "[yellow]-   [/]"
+            console.print(f"{mark} {result.name}  ", end="")
             console.print(result.detail, markup=False)
-        passed = sum(result.ok for result in results)
+        passed, unrun = sum(result.ok for result in results), sum(not result.ran for result in results)
         failed += len(results) - passed
-        console.print(f"{method}: {passed} of {len(results)} checks passed")
+        more = f", {unrun} not run for a mistake named above" if unrun else ""
+        console.print(f"{method}: {passed} of {len(results)} checks passed{more}")
     if failed:
         raise typer.Exit(3)
 

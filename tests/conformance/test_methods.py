@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -52,6 +53,19 @@ def test_a_bad_method_is_told_what_is_wrong(registry, tmp_path, monkeypatch):
     assert "the docstring says no 'Source:'" in wrong
     assert "two makings of one recipe differ: draw from ctx.rng alone" in wrong
     assert "torch's or NumPy's own generator was drawn from or seeded" in wrong
+
+
+def test_one_mistake_is_reported_once(registry, tmp_path, monkeypatch):
+    text = template("bright")
+    assert "return " in text.partition("def make")[2]
+    text = re.sub(r"(def make.*?)return ([^\n]+)", r"\1return (\2).float()", text, count=1, flags=re.DOTALL)
+    _load(text, tmp_path / "bright.py", monkeypatch)
+    results = check_method("bright", tmp=tmp_path / "trial")
+    assert sum(result.ok for result in results) >= 6
+    [failed] = [result for result in results if not result.ok and result.ran]
+    assert "[0, 1]" in failed.detail
+    unrun = [result for result in results if not result.ran]
+    assert len(unrun) >= 4 and {(result.ok, result.detail) for result in unrun} == {(False, "not run")}
 
 
 def test_a_name_that_is_no_name():
