@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_role
-from pipelines.places import GridErrors, Problem
+from pipelines.places import GridErrors, Path, problem_in
 from rd3.cell import Cell
 from rd3.datasets import DatasetInfo
 from rd3.datasets._splits import VALIDATION_SHARE
-from rd3.errors import RD3Error, Unsupported
+from rd3.errors import RD3Error, StoreError, Unsupported
 from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
@@ -133,19 +133,16 @@ def expand(
 
     ``fingerprint_of(name)`` opens a dataset, without its test split where the grid is tested on validation images;
     where it raises, the dataset's recipes are there, but blocked.  ``known_set`` looks up a set that a method is to
-    start from, ``preset_of`` a protocol.  A grid in which no pair is supported is refused with :class:`GridErrors`.
+    start from, ``preset_of`` a protocol.  Raises :class:`GridErrors` for mistakes that only show here, and for a grid
+    in which no pair is supported.
     """
     work = _Expander(grid, info_of, fingerprint_of, user_role, known_set, preset_of)
-    for part in grid.parts:
+    for number, part in enumerate(grid.parts):
         for dataset in part.datasets:
-            work.product(part, dataset)
+            work.product(number, part, dataset)
+    work.check()
     result = work.result
     result.within = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
-    if not any(cell.evaluation for cell in result.cells):
-        reasons = dict.fromkeys(cell.reason for cell in result.cells)
-        raise GridErrors(
-            grid.name, [Problem("the file", f"The grid expands to nothing: {reason}.") for reason in reasons]
-        )
     return result
 
 
@@ -192,16 +189,44 @@ class _Expander:
         self.absent: dict[str, str] = {}
         """Dataset to the reason why it cannot be opened."""
         self.seen: set[tuple[str, int, Key | None]] = set()
+        self.mistakes: list[tuple[int, Path, str, str]] = []
+        """Part, place, message and fix of what is wrong with a method's values."""
+        self.refusals: dict[str, tuple[int, Path]] = {}
+        """Why a pair is not supported, to part and place of the first that it is said of."""
 
-    def product(self, part: Part, dataset: str) -> None:
+    def check(self) -> None:
+        """Refuse a grid with mistakes, or of which nothing is left."""
+        found = self.mistakes
+        if not found and not any(cell.evaluation for cell in self.result.cells):
+            said = "The grid expands to nothing: {}."
+            found = [(*place, said.format(reason), "") for reason, place in self.refusals.items()]
+        if found:
+            problems = dict.fromkeys(problem_in(self.grid.text, *each) for each in dict.fromkeys(found))
+            raise GridErrors(self.grid.name, sorted(problems, key=lambda problem: problem.line or 0))
+
+    def product(self, number: int, part: Part, dataset: str) -> None:
         """All cells of one part on one dataset: methods, IPC, students, protocols, varied fields, then seeds."""
         info = self._info(dataset)
         teacher = self._teacher(dataset, part.teacher[dataset])
         students = part.students or (teacher.network,)
         reasons = {student: _network_reason(student, info) for student in students}
-        for chosen in part.methods:
-            for ipc in part.ipc:
-                sets = self._sets(chosen, dataset, ipc, part.teacher[dataset], part.set_seeds)
+        for place, student in enumerate(part.students or ()):
+            if reasons[student]:
+                self.refusals.setdefault(reasons[student], (number, ("students", place)))
+        for at, chosen in enumerate(part.methods):
+            for place, ipc in enumerate(part.ipc):
+                role, seeds = part.teacher[dataset], part.set_seeds
+                try:
+                    sets = self._sets(chosen, dataset, ipc, role, seeds)
+                except StoreError:
+                    raise
+                except RD3Error as error:
+                    self.mistakes.append((number, ("methods", at, chosen.name), error.message, error.fix))
+                    continue
+                for made in sets.values():
+                    if made.reason:
+                        path = ("ipc", place) if ipc > info.train_per_class else ("methods", at)
+                        self.refusals.setdefault(made.reason, (number, path))
                 size = ipc * info.num_classes
                 for student in students:
                     same = student == teacher.network

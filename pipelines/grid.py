@@ -14,7 +14,7 @@ from pipelines.grid_check import check_document
 from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_role
 from pipelines.places import GridErrors, Located, Problem, read_located
 from rd3.datasets import Roots, dataset_info
-from rd3.errors import DataMissing, UnknownName
+from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.protocol import PresetOf, preset
 from rd3.registry import did_you_mean
 
@@ -76,10 +76,25 @@ def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
             )
         raise UnknownName(f"There is no {what} {text!r}.", did_you_mean(text, names))
     try:
-        return path.stem, path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = Problem("the file", f"Cannot be read as UTF-8 text ({error}).")
         raise GridErrors(text, [problem], what.capitalize()) from None
+    other = _other_kind(content, what)
+    if other is not None:
+        raise BadValue(f"{text} is a {other}, not a {what}.", f"use `rd3 {_COMMANDS[other]} {text}`")
+    return path.stem, content
+
+
+_COMMANDS = {"grid": "run", "sweep": "sweep"}
+
+
+def _other_kind(content: str, what: str) -> str | None:
+    """What a file is by the keys that only one kind has, if not a ``what``."""
+    data = read_located(content).data
+    keys = set(data) if isinstance(data, dict) else set()
+    kinds = [kind for kind, own in (("grid", {"datasets"}), ("sweep", {"space", "trials"})) if keys & own]
+    return kinds[0] if kinds and what not in kinds else None
 
 
 def parse_grid(

@@ -73,6 +73,15 @@ class Located:
             self.problems.append(found)
 
 
+def problem_in(text: str, part: int, path: Path, message: str, fix: str = "") -> Problem:
+    """A mistake that came out after a grid's text was checked; ``path`` is within a part (0: the top, then `also`)."""
+    document = read_located(text)
+    also = document.data.get("also", []) if isinstance(document.data, dict) else []
+    changed = bool(part) and part <= len(also) and path[0] in also[part - 1]
+    whole = ("also", part - 1, *path) if changed else path
+    return Problem(place_text(whole), message, fix, document.line(whole))
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML, with two differences: ``1e-3`` is a number, and a date is text."""
 

@@ -381,6 +381,21 @@ def test_every_mistake_of_a_sweep_is_said_and_nothing_is_written(rd3, home, tmp_
     assert state(home) == set()
 
 
+def test_a_sweep_is_no_grid_and_a_grid_no_sweep(rd3, home, tmp_path):
+    grid, sweep, neither = (tmp_path / f"{name}.yaml" for name in ("grid", "sweep", "neither"))
+    grid.write_text("methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\n")
+    sweep.write_text("methods: [random]\ndataset: digits\nipc: 1\nteacher: resnet18_w16\nspace: {}\ntrials: 2\n")
+    neither.write_text("methods: [random]\n")
+    for command in ("run", "plan", "status", "report"):
+        code, _out, err = rd3(command, str(sweep))
+        assert (code, err) == (2, f"BadValue: {sweep} is a sweep, not a grid.\nFix: use `rd3 sweep {sweep}`\n")
+        assert "Grid neither has 3 mistakes" in rd3(command, str(neither))[2]
+    code, _out, err = rd3("sweep", str(grid))
+    assert (code, err) == (2, f"BadValue: {grid} is a grid, not a sweep.\nFix: use `rd3 run {grid}`\n")
+    assert "Sweep neither has 6 mistakes" in rd3("sweep", str(neither))[2]
+    assert not home.exists()
+
+
 def test_a_users_protocol_is_listed_and_taken_by_grids(rd3, home, tmp_path):
     (home / "presets").mkdir(parents=True)
     (home / "presets" / "mine.yaml").write_text(

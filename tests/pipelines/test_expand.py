@@ -14,6 +14,7 @@ from rd3.errors import DataMissing
 from rd3.methods import register_method
 from rd3.methods._base import METHODS
 from rd3.methods.random import Random
+from rd3.models._base import NETWORKS, Network, NetworkInfo, network_names
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, topological
 
@@ -221,6 +222,50 @@ def test_a_pair_that_a_method_refuses_is_unsupported():
         assert [cell.reason for cell in expansion.cells] == ["", "needs colour"]
         with pytest.raises(GridErrors, match="expands to nothing: needs colour"):
             expanded(SMALL.replace("[random]", "[refuses]"))
+
+
+def test_mistakes_that_only_expansion_finds_have_their_places():
+    text = """\
+methods:
+  - random
+  - dwa: {init: foo}
+  - edc: {pool: [nobody]}
+datasets: [digits]
+ipc: [1, 2]
+teacher: resnet18_w16
+also:
+  - methods: [{sre2l: {init: dwa}}]
+  - protocol: {epochs: 2}
+"""
+    with pytest.raises(GridErrors) as caught:
+        expanded(text)
+    found = [(problem.place, problem.line, problem.message) for problem in caught.value.problems]
+    assert [(place, line) for place, line, _message in found] == [
+        ("methods[1].dwa", 3), ("methods[2].edc", 4), ("also[0].methods[0].sre2l", 9)
+    ]  # fmt: skip
+    assert [message.partition(",")[0] for _place, _line, message in found] == [
+        "There is no start 'foo'.",
+        "Dataset digits has no teacher 'nobody'.",
+        "A set cannot start from one of dwa",
+    ]
+    assert "rded" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "line"),
+    [
+        (("ipc: [1]", "ipc: [500, 600]"), ["ipc[0]", "ipc[1]"], 4),
+        (("student_seeds", "students: [odd]\nstudent_seeds"), ["students[0]"], 5),
+    ],
+)
+def test_a_grid_that_expands_to_nothing_says_where(monkeypatch, change, place, line):
+    assert "odd" not in network_names()
+    info = NetworkInfo("odd", "of another size", {64: ""})
+    monkeypatch.setitem(NETWORKS._things, "odd", Network(info, lambda classes, side: None))
+    with pytest.raises(GridErrors, match="The grid expands to nothing: ") as caught:
+        expanded(SMALL.replace(*change))
+    assert [problem.place for problem in caught.value.problems] == place
+    assert {problem.line for problem in caught.value.problems} == {line}
 
 
 class Refusal:
