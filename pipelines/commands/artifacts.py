@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands._show import console, show_table
+from pipelines.commands._show import console, looked_at, show_table
 from pipelines.settings import Session, session
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def verify(
         rows = [{"kind": one.kind, "key": one.key[:12], "what": one.label, "damage": one.damage} for one in damaged]
         show_table(rows, as_json=as_json)
     if not as_json:
-        console.print(f"{len(checked) - len(damaged)} whole, {len(damaged)} damaged")
+        where = "" if checked or grid else f" in {looked_at(here)}"
+        said = f"{len(checked) - len(damaged)} whole, {len(damaged)} damaged{where}"
+        console.print(said, markup=False, soft_wrap=True)
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
         console.print("forgotten; `rd3 run` makes them again")

@@ -100,7 +100,8 @@ def show_work(plan: Plan) -> None:
             takes = f", about {span(item.cost_s)}" if item.status == "run" else ""
             console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}", markup=False, soft_wrap=True)
     if plan.keys("run"):
-        console.print(f"about {span(plan.wall_s)} with {plan.slots} at a time (rough, before anything ran)")
+        takes = f"about {span(plan.wall_s)} with {plan.slots} at a time (rough, before anything ran)"
+        console.print(f"{takes}; starting Ray")
 
 
 def finish(outcome: Outcome) -> None:

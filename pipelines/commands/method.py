@@ -27,7 +27,7 @@ def show(name: str) -> None:
     method = METHODS.get(name)
     console.print(f"[bold]{name}[/] version {method.version}\n")
     console.print(inspect.cleandoc(method.__doc__ or ""), markup=False, soft_wrap=True)
-    console.print("\n[bold]Settings[/]")
+    console.print(f"\n[bold]Settings[/]{'' if method.Settings.model_fields else ': none'}")
     for field, described in method.Settings.model_fields.items():
         value = "by dataset" if described.is_required() else repr(described.get_default(call_default_factory=True))
         meaning = " ".join((described.description or "").split())

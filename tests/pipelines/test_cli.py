@@ -184,6 +184,7 @@ LOOKING = [
     ("list", "datasets"),
     ("list", "protocols"),
     ("data", "doctor"),
+    ("artifacts", "verify"),
 ]
 
 
@@ -199,6 +200,7 @@ def test_where_was_looked_is_said(rd3, home, words):
     _code, out, _err = rd3(*words)
     where = f"ledger {home / 'artifacts'}"
     assert f"{where}; RD3's home {home} does not exist: go to the folder where you ran RD3, or set RD3_HOME\n" in out
+    assert f"0 whole, 0 damaged in {where}" in rd3("artifacts", "verify")[1]
     home.mkdir()
     _code, out, _err = rd3(*words)
     assert f"{where}\n" in out
@@ -254,6 +256,7 @@ def test_a_methods_card_says_what_its_settings_are_and_where_they_come_from(rd3)
     assert lines[place + 1] == "iterations=1000, lr=0.25, bn_weight=0.01, batch_classes=100, jitter=4"
     assert "On others at 32 pixels (none for this dataset; as CIFAR-100)" in lines
     assert "at IPC 1: iterations=75" in rd3("method", "show", "edc")[1]
+    assert "Settings: none" in rd3("method", "show", "random")[1]
     for name in METHODS:
         code, out, _err = rd3("method", "show", name)
         assert (code, "Undefined" in out) == (0, False), name
@@ -307,7 +310,7 @@ def test_what_is_made_by_hand_is_said_before_it_begins(rd3, monkeypatch, capsys)
         first, *_rest, last = said.splitlines()
         assert made == kinds
         assert re.fullmatch(r"run    teacher convnet digits \(6 epochs\) [0-9a-f]{8}, about \d+ s", first)
-        assert re.fullmatch(r"about \d+ s with \d+ at a time \(rough, before anything ran\)", last)
+        assert re.fullmatch(r"about \d+ s with \d+ at a time \(rough, before anything ran\); starting Ray", last)
 
 
 def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
