@@ -130,9 +130,10 @@ def make_plan(
 ) -> Plan:
     """What to do for ``expansion``.
 
-    What cells name are results: those that are missing run.  Everything else (teachers, statistics, sets to start
-    from) is only a means: it is planned where something that runs needs it, and left out otherwise.  ``verify`` (raises
-    DataMissing or DataCorrupt) reads what something that runs is made from; everything else has only to exist.
+    What cells name (by hand: what nothing else is made from) are results: those that are missing run.  Everything else
+    (teachers, statistics, sets to start from) is only a means: it is planned where something that runs needs it, and
+    left out otherwise.  ``verify`` (raises DataMissing or DataCorrupt) reads what something that runs is made from;
+    everything else has only to exist.
     """
     there, stale = _what_is_there(expansion, ledger, exists)
     wanted = _wanted(expansion, ledger, there, stale, verify)
