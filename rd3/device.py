@@ -1,7 +1,8 @@
-"""The device that work runs on, as the user names it."""
+"""The device that work runs on, as the user names it, and what its libraries may not choose by themselves."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from rd3.errors import BadValue
@@ -21,3 +22,13 @@ def usable_device(name: torch.device | str) -> torch.device:
     if str(name) not in here:
         raise BadValue(f"There is no device {str(name)!r} here.", f"use {' or '.join(sorted(here))}")
     return torch.device(name)
+
+
+def repeatable_kernels() -> AbstractContextManager[None]:
+    """cuDNN takes deterministic kernels meanwhile, and does not round fp32 convolutions to TF32 as it would by default.
+
+    For the whole process; what was set before is put back.
+    """
+    import torch
+
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

@@ -27,9 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rd3.datasets import Dataset
-from rd3.device import usable_device
+from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.kernels import repeatable_kernels
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Key, StatisticsRecipe
 from rd3.seeding import generator

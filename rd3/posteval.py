@@ -21,10 +21,9 @@ import torch
 from torch import nn
 
 from rd3.augment import protocol_view, to_unit
-from rd3.device import usable_device
+from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
-from rd3.kernels import repeatable_kernels
 from rd3.losses import LOSSES, LossTargets
 from rd3.memory import peak_mib, reset_peak
 from rd3.models import build_network

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rd3.datasets import Dataset
-from rd3.device import usable_device
+from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
-from rd3.kernels import repeatable_kernels
 from rd3.memory import peak_mib, reset_peak
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import usable_device
+from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
-from rd3.kernels import repeatable_kernels
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator, own_draws

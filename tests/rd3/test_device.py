@@ -1,4 +1,4 @@
-"""A device that is not there is said in one sentence, wherever one can be named."""
+"""A device that is not there is said in one sentence, wherever one can be named; what its libraries may not choose."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 import rd3
 from rd3 import layer_statistics, run, teacher
 from rd3.datasets import Roots, open_dataset
-from rd3.device import usable_device
+from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue
+from rd3.methods import METHODS
 from rd3.synthesis import synthesize
+from rd3.testing import ToyDataset, trial_recipe, trial_set
 
 
 @pytest.fixture
@@ -58,3 +60,31 @@ def test_everything_that_takes_a_device_says_so(no_gpu, tmp_path, capsys):
     assert run.main([*words, "--device", "cuda"]) == 2
     assert capsys.readouterr().err == "\nBadValue: There is no device 'cuda' here. Fix: use cpu\n"
     assert not (tmp_path / "store").exists() and not (tmp_path / "out").exists()
+
+
+def _flags() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+
+
+def test_repeatable_kernels_end_even_with_an_error():
+    before = _flags()
+    with pytest.raises(ZeroDivisionError), repeatable_kernels():
+        assert _flags() == (False, True)
+        _ = 1 / 0
+    assert _flags() == before
+
+
+def test_a_method_works_with_repeatable_kernels(tmp_path, monkeypatch):
+    random, seen = METHODS.get("random"), []
+    make = random.make
+
+    def spy(self, block, ctx):
+        seen.append(_flags())
+        return make(self, block, ctx)
+
+    monkeypatch.setattr(random, "make", spy)
+    dataset = ToyDataset(side=16)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=False, allow_tf32=True):
+        trial_set([trial_recipe("random", dataset, 2)], dataset, (), tmp_path, tmp_path / "made")
+        assert _flags() == (True, False)
+    assert set(seen) == {(False, True)}
