@@ -7,10 +7,11 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipelines.nodes import marked, unseen
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.errors import RD3Error
@@ -86,7 +87,8 @@ def _cluster(session: Session) -> Iterator[Row]:
         return ray.get(remote.remote(*told), timeout=_NODE_WITHIN_S)
 
     try:
-        seen = ask(look_around, session.place, session.roots, _versions())
+        with marked(session.place) as marks:
+            seen = ask(look_around, node["NodeManagerAddress"], session.place, session.roots, _versions(), marks)
         asked = time.time()  # a process is there now, so the question takes no time
         now = ask(_now)
         answered = time.time()
@@ -101,8 +103,10 @@ def _now() -> float:
     return time.time()
 
 
-def look_around(place: Place, roots: Roots, versions: dict[str, str]) -> list[Row]:
-    """On a worker, with the addresses and folders that trials are told."""
+def look_around(
+    address: str, place: Place, roots: Roots, versions: dict[str, str], marks: Collection[Path]
+) -> list[Row]:
+    """On a worker, with the addresses and folders that trials are told; ``marks`` lie where driver and worker share."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     rows = [_same(name, theirs, _versions()[name]) for name, theirs in versions.items()]
@@ -111,17 +115,25 @@ def look_around(place: Place, roots: Roots, versions: dict[str, str]) -> list[Ro
     else:
         rows.append(Row("ray token", "wrong", "anybody may run code there. Fix: set RAY_AUTH_MODE=token on every node"))
     rows.append(_disk(place.home))
-    rows += _tracking(place)
-    if place.artifacts.startswith("s3://") and not s3_credentials():
-        rows.append(Row("s3", "ok", "no credentials, as it should be: files go through the tracking server"))
-    else:
-        rows.append(_tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts)))
+    hidden = [unseen(address, mark, place) for mark in marks if not mark.exists()]
+    rows += [Row("shared folder", "wrong", str(error)) for error in hidden]
+    if not hidden:  # a try would make the folders here, and find them well
+        rows += _shared(place)
     data = list(_data(roots))
     absent = ", ".join(row.what.removeprefix("data ") for row in data if row.state == "missing")
     rows += [row for row in data if row.state != "missing"]
     if absent:
         rows.append(Row("data not there", "missing", f"{absent}; what was pushed (rd3 data push) is pulled"))
     return rows
+
+
+def _shared(place: Place) -> Iterator[Row]:
+    """Tracking server and artifacts, as a trial reaches them."""
+    yield from _tracking(place)
+    if place.artifacts.startswith("s3://") and not s3_credentials():
+        yield Row("s3", "ok", "no credentials, as it should be: files go through the tracking server")
+    else:
+        yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))
 
 
 def _reason(error: Exception) -> str:

@@ -40,7 +40,7 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
     if set(nodes) == {here}:
         return
     names = sorted(set(datasets))
-    with _marked(place) as marks:
+    with marked(place) as marks:
         asked = [
             ray.remote(num_cpus=0)(_missing)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
@@ -56,7 +56,7 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
                     f"Node {address} cannot be asked: {said}.", "the same version of RD3 has to be on every node"
                 ) from None
             if marks_missing:
-                raise _unseen(address, marks_missing[0], place)
+                raise unseen(address, marks_missing[0], place)
             if refused is not None:
                 raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
             for dataset in datasets_missing:
@@ -77,7 +77,7 @@ def _missing(
 
 
 @contextlib.contextmanager
-def _marked(place: Place) -> Iterator[list[Path]]:
+def marked(place: Place) -> Iterator[list[Path]]:
     """A file in each folder of this machine that all nodes must share, gone afterwards."""
     folders = [] if place.artifacts.startswith("s3://") else [local_path(place.artifacts).expanduser().absolute()]
     if place.tracking_uri.startswith("sqlite"):
@@ -94,7 +94,8 @@ def _marked(place: Place) -> Iterator[list[Path]]:
             mark.unlink(missing_ok=True)
 
 
-def _unseen(node: str, mark: Path, place: Place) -> RD3Error:
+def unseen(node: str, mark: Path, place: Place) -> RD3Error:
+    """Which variable has to name something that this node can reach as well."""
     if mark.parent == local_path(place.artifacts).expanduser().absolute():
         return StoreError(
             f"Node {node} does not see the artifact folder {mark.parent} of the driver.",

@@ -182,7 +182,8 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
                 (job.folder / "made.json").unlink(missing_ok=True)
             entry = _finished(job, finished, progress)
             if entry is not None:
-                _log_done(job, trial_log.attempts(home, job.key))
+                if not trial_log.is_done(home, job.key):
+                    trial_log.append(home, "done", job.kind, job.key, attempt=trial_log.attempts(home, job.key))
             else:
                 entry = _make(job, recipe, progress)
             return TrialEnd("done", entry=entry.model_dump(mode="json"))
@@ -202,6 +203,7 @@ def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
     entry = Entry.model_validate_json(path.read_bytes())
     if _patiently(partial(artifacts.exists, entry, job.tracking_uri), progress, 1.0):
         return entry
+    trial_log.append(Path(job.home), "forgotten", job.kind, job.key)
     path.unlink()
     return None
 
@@ -254,11 +256,14 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     except Exception as error:
         # A tracking server that fails as well must not hide why the recipe failed.
         with contextlib.suppress(RD3Error):
-            if run is not None:
+            if not isinstance(error, Away):
+                run = run or _patiently(begin, progress, 1.0)
+                _patiently(partial(run.fail, *_why(error)), progress, 1.0)
+            elif run is not None:  # what is away has been waited for long enough
                 run.fail(*_why(error))
         raise
     write_atomically(job.folder / "entry.json", entry.model_dump_json())
-    _log_done(job, number)
+    trial_log.append(home, "done", job.kind, job.key, attempt=number)
     return entry
 
 
@@ -340,11 +345,6 @@ class _BrokenParents(RD3Error):
     def __init__(self, message: str, parents: list[tuple[str, str]]):
         super().__init__(message)
         self.parents = parents
-
-
-def _log_done(job: Job, number: int) -> None:
-    if not trial_log.is_done(Path(job.home), job.key):
-        trial_log.append(Path(job.home), "done", job.kind, job.key, attempt=number)
 
 
 def _why(error: BaseException) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """What trials did, line by line: ``<home>/trials.jsonl``, append-only, one JSON object a line.
 
 Every attempt writes ``start``, ``made`` when the result is on the disk and only has to be sent, and then ``done`` or
-``fail``; an attempt that was killed writes no more.
-The driver adds ``forgotten`` where a finished artifact was found damaged and is made again.
+``fail``; an attempt that was killed writes no more.  A recipe that is done is not started again, unless a line
+``forgotten`` says that its artifact was found damaged or gone.
 """
 
 from __future__ import annotations

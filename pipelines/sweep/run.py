@@ -22,6 +22,7 @@ from pipelines.expand import Expansion
 from pipelines.grid_parts import Grid
 from pipelines.interrupts import EXIT_CODE, Interrupts
 from pipelines.plan import Plan, plan_session
+from pipelines.preflight import check_platform
 from pipelines.settings import Session
 from pipelines.sweep.progress import TrialView, open_trial_view
 from pipelines.sweep.storage import open_storage
@@ -113,8 +114,12 @@ class SweepRun:
             self.check_lease = lease.check
             try:
                 with self._undisturbed():
-                    self._open()
+                    self._studies()
                 waiting = any(tuning.next_batch() for tuning in outcome.tunings.values())
+                if waiting:
+                    check_platform(self.session, self.address, {subject.info.name for subject in self.subjects})
+                with self._undisturbed():
+                    self._open()
                 with self._ray() if waiting else contextlib.nullcontext():
                     interrupts.arm()
                     if self._made(validation, plan):
@@ -186,9 +191,8 @@ class SweepRun:
             self.outcome.tunings[subject.label] = Tuning(self.sweep, subject.study, storage)
 
     def _open(self) -> None:
-        """Studies, and the parent run with a child for every trial that a killed driver had no time to log."""
+        """The parent run, with a child for every trial that a killed driver had no time to log."""
         shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
-        self._studies()
         self.runs = self._patiently(partial(SweepRuns, self.tracker, self.key))
         saw = {subject.teacher_saw for subject in self.subjects}
         tags = {"tested_on": "validation", "rd3.teacher": "; ".join(sorted(saw))}

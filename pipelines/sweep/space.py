@@ -124,9 +124,9 @@ class SpaceCheck:
             )
 
     def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:
-        """Values that a field may have in a trial, where it has a list of them."""
+        """Values that a field may have in a trial; of a range its ends."""
         moved = next((dimension for dimension in space if dimension.field == field), None)
-        return moved.choices if moved is not None and moved.choices else (getattr(self.base, field),)
+        return (getattr(self.base, field),) if moved is None else moved.choices or (moved.low, moved.high)
 
     def _labels(self, space: tuple[Dimension, ...]) -> None:
         """Labels and loss stay consistent: hard labels bring cross-entropy, soft labels any other loss."""
@@ -156,9 +156,12 @@ class SpaceCheck:
             "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
             "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
             "batch_size": self._capped(dimension),
+            "antialias": "" if max(self._possible("factor", space)) > 1 else "with factor 1 nothing is resized",
         }
         if field == "hard_mix" and "cutmix" not in self._possible("mix", space):
             reasons[field] = "mix is 'none'"
+        if field == "scale_t2" and not reasons[field] and set(self._possible("temperature", space)) == {1}:
+            reasons[field] = "the temperature is 1"
         if reasons.get(field):
             self._say((field,), f"This field changes no result here: {reasons[field]}.", "remove it from the space")
 
@@ -170,10 +173,17 @@ class SpaceCheck:
         return f"loss {' and '.join(sorted(losses))} do{'es' * (len(losses) == 1)} not read it"
 
     def _capped(self, dimension: Dimension) -> str:
+        """Why batch sizes are all one; those that are one beside others are refused by themselves."""
         if dimension.field != "batch_size" or self.size is None:
             return ""
-        lowest = min(dimension.choices) if dimension.choices else dimension.low
-        return f"the set has {self.size} images, and every batch is capped there" if lowest >= self.size else ""
+        said = f"the set has {self.size} images, and every batch is capped there"
+        if min(dimension.choices or (dimension.low,)) >= self.size:
+            return said
+        alike = [value for value in dimension.choices if value >= self.size]
+        if len(alike) > 1 or (not dimension.choices and dimension.high > self.size):
+            whole = f"{self.size} and more" if not alike else " and ".join(map(str, alike))
+            self._say(("batch_size",), f"Batches of {whole} are one: {said}.", f"end at {self.size}")
+        return ""
 
     def _countable(self, space: tuple[Dimension, ...], trials: int | None) -> None:
         points = 1

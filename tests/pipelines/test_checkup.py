@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import checkup
+from rd3.datasets import Roots
 from rd3.errors import StoreError
+from tracking.place import Place
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,16 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_package_that_is_not_there():
     assert checkup._package("rd3-nothing") == ("rd3-nothing", "wrong", "not installed; pip install rd3-nothing")
+
+
+def test_a_worker_that_does_not_share_the_drivers_folders(tmp_path: Path):
+    """What the driver put there is not seen; nothing is made there, and both variables are named."""
+    far = tmp_path / "of_the_driver"
+    place = Place(f"sqlite:///{far / 'mlflow.db'}", str(far / "artifacts"), tmp_path / "home")
+    marks = [far / "artifacts" / ".nodes-1", far / ".nodes-1"]
+    rows = checkup.look_around("10.0.0.2", place, Roots(None, tmp_path / "home"), {}, marks)
+    told = [row.detail for row in rows if row.what == "shared folder"]
+    assert [row.state for row in rows if row.what in ("shared folder", "tracking", "artifacts root")] == ["wrong"] * 2
+    assert "Node 10.0.0.2 does not see the artifact folder" in told[0] and "set RD3_ARTIFACTS to s3://" in told[0]
+    assert "does not see the tracking database" in told[1] and "set MLFLOW_TRACKING_URI to a server" in told[1]
+    assert not far.exists()

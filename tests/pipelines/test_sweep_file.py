@@ -129,6 +129,9 @@ def test_each_key_is_checked(key, value, said):
         ("hard_mix: [weighted, base]", "space.hard_mix (line 9): This field changes no result here: loss kl does not"),
         ("batch_size: {low: 50, high: 90}", "space.batch_size (line 9): This field changes no result here: the set"),
         ("batch_size: [50, 100]", "space.batch_size (line 9): This field changes no result here: the set has 50"),
+        ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batches of 100 and 50 are one: the set has"),
+        ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batches of 50 and more are one: the set has"),
+        ("antialias: [true, false]", "space.antialias (line 9): This field changes no result here: with factor 1"),
     ],
 )  # fmt: skip
 def test_each_field_of_the_space_is_checked(field, said):
@@ -143,6 +146,7 @@ def test_each_field_of_the_space_is_checked(field, said):
         ("teacher_mode: [eval, batch]", "{rd3: {labels: hard}}", "hard labels need no teacher"),
         ("beta2: [0.9, 0.99]", "{rd3: {optimizer: sgd}}", "the optimizer is sgd"),
         ("hard_mix: [weighted, base]", "{rd3: {labels: hard, mix: none}}", "mix is 'none'"),
+        ("scale_t2: [true, false]", "{rd3: {temperature: 1}}", "the temperature is 1"),
         ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels have the loss 'ce' and no other."),
         ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
     ],
@@ -164,6 +168,9 @@ def test_a_field_matters_as_soon_as_one_trial_may_read_it():
     parse_sweep(space("loss: [kl, mse_gt]\n  gamma: [0.1, 0.2]\n  temperature: [1, 2]"), "x")
     parse_sweep(space("labels: [soft, hard]\n  hard_mix: [weighted, base]\n  temperature: [1, 2]"), "x")
     parse_sweep(space("batch_size: [10, 100]"), "x")
+    parse_sweep(space("batch_size: {low: 10, high: 50, step: 10}"), "x")
+    parse_sweep(space("factor: [1, 2]\n  antialias: [true, false]"), "x")
+    parse_sweep(space("temperature: {low: 1, high: 2}\n  scale_t2: [true, false]"), "x")
 
 
 def test_hard_labels_bring_their_loss():

@@ -63,6 +63,7 @@ def test_the_tracking_server_may_be_away_when_the_runs_are_opened(sweep, monkeyp
     search, made = Outage(sweep.tracker.search, 2), Outage(sweep.tracker.experiment, 2)
     monkeypatch.setattr(sweep.tracker, "search", search)
     monkeypatch.setattr(sweep.tracker, "experiment", made)
+    sweep._studies()
     sweep._open()
     assert (search.times, made.times) == (0, 0)
     assert sweep.tracker.client.get_run(sweep.runs.run_id).info.status == "RUNNING"
@@ -101,6 +102,7 @@ def test_a_signal_while_a_batch_is_written_comes_after_it(sweep, monkeypatch):
         log(*what, **more)
 
     with sweep.interrupts:
+        sweep._studies()
         sweep._open()
         monkeypatch.setattr(sweep.tracker, "log", interrupted)
         tuning = sweep.outcome.tunings[subject.label]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,20 @@ class FakeRun:
 
     def finish(self, entry: Entry, folder: Path, *, set_input: Any = None, note: str = "") -> Entry:
         assert f"made from teacher resnet18 digits, key `{TEACHER[:12]}`" in note
-        if self.bench.away > 0:
-            self.bench.away -= 1
-            raise TrackingAway("MLflow does not answer.")
+        self._answer()
         self.ends.append("finished")
         return entry.model_copy(update={"run_id": "run1", "artifact": folder.as_uri()})
 
     def fail(self, status: str, reason: str) -> None:
         if self.broken:
             raise TrackingError("MLflow went away.")
+        self._answer()
         self.ends.append((status, reason))
+
+    def _answer(self) -> None:
+        if self.bench.away > 0:
+            self.bench.away -= 1
+            raise TrackingAway("MLflow does not answer.")
 
 
 class Bench:
@@ -147,6 +152,7 @@ def test_what_was_finished_and_has_lost_its_files_is_sent_again(bench: Bench):
     assert bench.attempt().status == "done"
     assert bench.performed == 2
     assert bench.ends == ["finished", "finished"]
+    assert bench.events() == ["start", "made", "done", "forgotten", "start", "made", "done"]
 
 
 def test_an_attempt_that_died_before_its_last_line_completes_the_log(bench: Bench):
@@ -227,6 +233,21 @@ def test_a_server_that_is_away_for_a_while_costs_nothing_that_was_made(bench: Be
     assert bench.ends == ["finished"]
     assert bench.performed == 1
     assert notes == ["waiting: MLflow does not answer."] * 3
+
+
+def test_a_failure_is_told_to_a_server_that_is_away_for_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
+    bench.closed, bench.away, bench.raises = True, 3, Diverged("The loss is nan in epoch 3.", "lower lr")
+    assert bench.attempt().status == "diverged"
+    assert bench.begun == [1, 1], "once before there was an answer, once after"
+    assert [status for status, _reason in bench.ends] == ["diverged"]
+
+
+def test_a_recipe_that_is_made_twice_is_logged_twice(bench: Bench):
+    bench.attempt()
+    shutil.rmtree(bench.job.folder)
+    bench.attempt()
+    assert (bench.performed, bench.events().count("done")) == (2, 2)
 
 
 def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch):

@@ -120,8 +120,7 @@ def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faul
         try:
             chaos.strike(draw.choice(faults))
         except Through:
-            print(f"the grid was through after {number} of {moments} moments", flush=True)
-            break
+            raise SystemExit(f"the grid was through after {number} of {moments} moments: give more --epochs") from None
         print(f"{time.monotonic() - begun:6.0f} s  {number + 1}/{moments}  {chaos.struck[-1]}", flush=True)
     settle(rough)
     wall_s = time.monotonic() - begun

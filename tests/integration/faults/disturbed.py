@@ -106,6 +106,18 @@ class Disturbed:
         events = (event for event in trial_log.events(self.home) if event["event"] == "done")
         return [event["key"] for event in events if kind in (None, event["kind"])]
 
+    def made_twice(self) -> set[str]:
+        """Keys that were completed again though nobody had found their artifact damaged in between."""
+        whole: set[str] = set()
+        twice: set[str] = set()
+        for event in trial_log.events(self.home):
+            if event["event"] == "done":
+                twice |= whole & {event["key"]}
+                whole.add(event["key"])
+            elif event["event"] == "forgotten":
+                whole.discard(event["key"])
+        return twice
+
     def second_attempts(self) -> int:
         return sum(event["event"] == "start" and event["attempt"] > 1 for event in trial_log.events(self.home))
 
@@ -116,9 +128,9 @@ class Disturbed:
         """
         assert self.correct() == quiet.correct()
         done = self.done()
-        assert len(done) == len(set(done)), "a key was completed twice"
-        assert sorted(done) == sorted(quiet.done())
-        assert self.statuses() == [(key, "FINISHED") for key in sorted([*done, "grid"])]
+        assert not self.made_twice()
+        assert set(done) == set(quiet.done())
+        assert self.statuses() == [(key, "FINISHED") for key in sorted({*done, "grid"})]
         if again:
             assert self.second_attempts() >= 1
 

@@ -180,8 +180,7 @@ def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
     _damage(teacher)
     run.finish()
     assert run.attempts(teacher.name) == 2
-    assert run.correct() == quiet.correct()
-    assert "RUNNING" not in {status for _key, status in run.statuses()}
+    run.check(quiet)
 
 
 def test_random_kills(stack: Any, disturb: Disturb, quiet: Disturbed):
