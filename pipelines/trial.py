@@ -7,6 +7,7 @@ attempt that had finished is only reported, and the MLflow run is found again by
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -154,14 +155,26 @@ def _settle_process(gpu: bool) -> None:
     torch.set_flush_denormal(True)
 
 
+_carriers: set[Carrier] = set()
+"""Of the recipe that this process makes."""
+
+
+def _last_words() -> None:
+    """The machine is taken away with notice (SIGTERM): what is finished of the recipe leaves it."""
+    for carrier in list(_carriers):
+        carrier.carry(leaving=True)
+
+
 @cache
 def _die_with_parent() -> None:
     """Leave when the process that started this worker is gone: a killed driver takes Ray down, but not the workers."""
     parent = os.getppid()
+    atexit.register(_last_words)  # Ray makes an exit of SIGTERM
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        _last_words()
         os._exit(1)
 
     threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
@@ -244,7 +257,8 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
             with contextlib.suppress(Away):  # its run can be opened when there is something to say
                 run = begin()
         carrier = Carrier(run, job.folder / "result") if job.carry and run is not None else None
-        entry = _made(job, recipe, store, progress, carrier)
+        with _carrying(carrier):
+            entry = _made(job, recipe, store, progress, carrier)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         if run is None:
             run = _patiently(begin, progress, 1.0)
@@ -311,6 +325,16 @@ def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
             reasons.append(error.message)
     if broken:
         raise _BrokenParents(" ".join(reasons), broken)
+
+
+@contextlib.contextmanager
+def _carrying(carrier: Carrier | None) -> Iterator[None]:
+    """What is unfinished inside can be told its last words."""
+    _carriers.update({carrier} if carrier is not None else ())
+    try:
+        yield
+    finally:
+        _carriers.clear()
 
 
 def _carried(progress: Progress, carrier: Carrier) -> Progress:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Carrier:
         self.run, self.folder, self.every_s = run, folder, every_s
         self._sent: dict[str, float] = {}
         self._last = time.monotonic()
+        self._one_at_a_time = threading.Lock()
 
     def _files(self) -> dict[str, float]:
         """Relative name to time of change; what is being written has a name with a dot in front."""
@@ -38,11 +40,11 @@ class Carrier:
             if not any(part.startswith(".") for part in name.parts)
         }
 
-    def carry(self) -> None:
-        """Send what has changed, if it is time."""
-        if time.monotonic() - self._last < self.every_s:
+    def carry(self, *, leaving: bool = False) -> None:
+        """Send what has changed, if it is time, or if there will be no other: any thread of the process may say so."""
+        if not leaving and time.monotonic() - self._last < self.every_s:
             return
-        with contextlib.suppress(RD3Error), self.run.tracker.errors():
+        with self._one_at_a_time, contextlib.suppress(RD3Error), self.run.tracker.errors():
             for name, changed in self._files().items():
                 if self._sent.get(name) != changed:
                     parent = Path(UNFINISHED, name).parent.as_posix()

@@ -72,8 +72,11 @@ def test_work_travels_and_leaves_nothing_behind(run: OpenRun, tmp_path: Path) ->
 def test_nothing_is_sent_before_it_is_time(run: OpenRun, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "block").write_text("first")
-    Carrier(run, tmp_path / "here", every_s=1000.0).carry()
+    carrier = Carrier(run, tmp_path / "here", every_s=1000.0)
+    carrier.carry()
     assert run.tracker.client.list_artifacts(run.run_id, "unfinished") == []
+    carrier.carry(leaving=True)
+    assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == ["unfinished/block"]
 
 
 def test_a_server_that_is_away_stops_no_work(run: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

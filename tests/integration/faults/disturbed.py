@@ -72,11 +72,13 @@ class Disturbed:
             time.sleep(0.05)
         raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain:\n{self.words()}")
 
-    def in_flight(self, kind: str | None = None, event: str = "start") -> Event | None:
+    def in_flight(
+        self, kind: str | None = None, event: str = "start", where: Callable[[Event], Any] = lambda event: True
+    ) -> Event | None:
         """A recipe that a live process makes now; ``event`` ``made``: that is on the disk and not yet sent."""
         last = {each["key"]: each for each in trial_log.events(self.home)}
         for each in reversed(list(last.values())):
-            if each["event"] == event and kind in (None, each["kind"]) and trial_log.alive(each):
+            if each["event"] == event and kind in (None, each["kind"]) and trial_log.alive(each) and where(each):
                 return each
         return None
 
@@ -100,6 +102,13 @@ class Disturbed:
             tracker = Tracker(self.place)
             runs = tracker.search([tracker.experiment("rd3")], {"rd3.ledger": self.place.artifacts})
             return sorted((run.data.tags.get("rd3.key", "grid"), run.info.status) for run in runs)
+
+    def files(self, key: str, folder: str) -> list[str]:
+        """Names in a folder of the MLflow run of a recipe; [] while there is neither."""
+        with self.environment():
+            tracker = Tracker(self.place)
+            runs = tracker.search([tracker.experiment("rd3")], {"rd3.ledger": self.place.artifacts, "rd3.key": key})
+            return [each.path for run in runs for each in tracker.client.list_artifacts(run.info.run_id, folder)]
 
     def done(self, kind: str | None = None) -> list[str]:
         """Keys, of one kind or all, in the order of their ``done`` lines."""

@@ -28,8 +28,18 @@ pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filte
 
 CELLS = Path(__file__).with_name("cells.yaml")
 OUTAGE_S = 20.0
+MANY_FILES = """
+name: many
+methods: [random]
+datasets: [digits]
+ipc: [100]
+teacher: resnet18_w16
+protocol: {labels: hard, epochs: 1, precision: fp32}
+protocols: [rd3-reduced]
+student_seeds: [0]
+"""
 
-Disturb = Callable[[str], Disturbed]
+Disturb = Callable[..., Disturbed]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +57,8 @@ def disturb(stack: Any, quiet: Disturbed, tmp_path: Path) -> Iterator[Disturb]:
     """Makes runs in ledgers of their own; afterwards their drivers are gone and the whole stack is up."""
     made: list[Disturbed] = []
 
-    def make(name: str) -> Disturbed:
-        made.append(Disturbed(stack.env, CELLS, tmp_path / name, name))
+    def make(name: str, grid: Path = CELLS) -> Disturbed:
+        made.append(Disturbed(stack.env, grid, tmp_path / name, name))
         return made[-1]
 
     yield make
@@ -72,7 +82,7 @@ def test_a_node_is_killed(stack: Any, disturb: Disturb, quiet: Disturbed):
     run = disturb("node")
     run.start()
     lost = stack.pids("ray-worker")
-    victim = run.until(lambda: _below(run.in_flight(), lost))
+    victim = run.until(lambda: run.in_flight(where=lambda one: _below(one, lost)))
     stack.do("kill", "ray-worker")
     assert not run.is_done(victim["key"])
     run.finish()
@@ -94,7 +104,7 @@ def test_the_driver_has_to_leave(disturb: Disturb, quiet: Disturbed):
     """SIGTERM with time to spare, as a cloud gives it to a machine that it takes back."""
     run = disturb("notice")
     driver = run.start()
-    victim = run.until(lambda: _set_half_made(run))
+    victim = run.until(lambda: run.in_flight("set", where=lambda one: _half_made(run, one)))
     driver.send_signal(signal.SIGTERM)
     assert run.wait() == 130
     assert "RUNNING" not in {status for _key, status in run.statuses()}
@@ -104,6 +114,18 @@ def test_the_driver_has_to_leave(disturb: Disturb, quiet: Disturbed):
     with run.environment():
         after = Ledger(run.place.artifacts).find("set", victim["key"]).files
     assert before.items() <= after.items(), "and is not made again: a block says how long it took"
+    run.check(quiet)
+
+
+def test_a_trial_has_to_leave(disturb: Disturb, quiet: Disturbed):
+    """SIGTERM, as `pipelines.leave` sends it on a machine that is taken back: what is finished of a set leaves it."""
+    run = disturb("leaving")
+    run.start()
+    victim = run.until(lambda: run.in_flight("set", where=lambda one: _half_made(run, one)))
+    assert not run.files(victim["key"], "unfinished/blocks"), "it is too early for that"
+    os.kill(victim["pid"], signal.SIGTERM)
+    run.until(lambda: run.files(victim["key"], "unfinished/blocks"))
+    run.finish()
     run.check(quiet)
 
 
@@ -135,6 +157,28 @@ def test_s3_dies_while_something_is_sent(stack: Any, disturb: Disturb, quiet: Di
             store.verify(seen)
     run.finish()
     run.check(quiet, again=False)
+
+
+def test_s3_dies_in_the_middle_of_an_upload(stack: Any, disturb: Disturb, tmp_path: Path):
+    """Of a set of a hundred files some are there and some are not."""
+    grid = tmp_path / "many.yaml"
+    grid.write_text(MANY_FILES)
+    quiet, run = disturb("upload-quiet", grid), disturb("upload", grid)
+    quiet.finish()
+    run.start()
+    victim = run.until(lambda: run.in_flight("set", event="made"))
+    run.until(lambda: len(run.files(victim["key"], "set/blocks")) >= 10)
+    stack.do("kill", "s3")
+    time.sleep(2.0)  # in which a trial that had sent everything would have said so
+    assert not run.is_done(victim["key"])
+    stack.do("start", "s3")
+    run.finish()
+    run.check(quiet, again=False)
+    [key] = quiet.done("set")
+    assert len(run.files(key, "set/blocks")) == len(quiet.files(key, "set/blocks")) == 100
+    with run.environment():
+        store = TrackedStore(run.place)
+        store.verify(store.find("set", key))
 
 
 def test_a_full_disk(disturb: Disturb, quiet: Disturbed, tmp_path: Path):
@@ -207,26 +251,23 @@ def test_a_wrong_secret(disturb: Disturb, wrong: dict[str, str], says: str):
     assert not (run.home / "trials.jsonl").exists(), "no trial has begun"
 
 
-def _below(event: dict[str, Any] | None, ancestors: set[int]) -> dict[str, Any] | None:
-    """The event, if its process descends from one of these."""
-    process = event["pid"] if event else 0
-    while process > 1:
-        if process in ancestors:
-            return event
+def _below(event: dict[str, Any], ancestors: set[int]) -> bool:
+    """Whether the process of an event descends from one of these."""
+    process = event["pid"]
+    while process > 1 and process not in ancestors:
         try:
             process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
         except FileNotFoundError:
-            return None
-    return None
+            return False
+    return process in ancestors
 
 
 def _blocks(run: Disturbed, event: dict[str, Any]) -> list[Path]:
     return sorted((run.home / "work" / "set" / event["key"] / "result" / "blocks").glob("[!.]*"))
 
 
-def _set_half_made(run: Disturbed) -> dict[str, Any] | None:
-    event = run.in_flight("set")
-    return event if event and 1 <= len(_blocks(run, event)) <= 2 else None
+def _half_made(run: Disturbed, event: dict[str, Any]) -> bool:
+    return 1 <= len(_blocks(run, event)) <= 2
 
 
 def _cached_teacher(run: Disturbed) -> Path | None:
