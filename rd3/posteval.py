@@ -64,7 +64,8 @@ def train_and_test(
     test at the protocol's ``test_epochs``; what it raises ends the training, which is how a sweep stops a poor trial.
 
     Deviations: the references augment per sample in loader workers; here a batch at a time on the device, by the same
-    laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.
+    laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is left out of its epoch,
+    since batch normalisation needs two; the references keep it.
     """
     wall, process = time.perf_counter(), time.process_time()
     device, protocol, info = usable_device(device), recipe.protocol, dataset.info
@@ -334,7 +335,7 @@ def _labelled_views(
 
 
 def _views(images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, seed: int) -> Iterator[_Batch]:
-    """Shuffled, augmented batches without teacher logits.  A rest of one image is left out: batch norm needs two."""
+    """Shuffled, augmented batches without teacher logits; a rest of one image is left out."""
     order, augment = generator(seed, "order"), generator(seed, "augment")
     for epoch in range(1, protocol.epochs + 1):
         for picked in torch.randperm(len(images), generator=order).split(protocol.batch_size):
