@@ -64,13 +64,16 @@ class EvalProtocol(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalProtocol:
+        found = []
         if self.labels == "hard" and self.loss != "ce":
-            raise ValueError(f"labels 'hard' need loss 'ce', not {self.loss!r}")
+            found.append(f"labels 'hard' need loss 'ce', not {self.loss!r}")
         if self.labels == "soft" and self.loss == "ce":
-            raise ValueError("loss 'ce' needs labels 'hard'")
+            found.append("loss 'ce' needs labels 'hard'")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         if late:
-            raise ValueError(f"test_epochs {late} are outside 1..{self.epochs}")
+            found.append(f"test_epochs {late} are outside 1..{self.epochs}")
+        if found:
+            raise ValueError("; ".join(found))
         return self
 
 

@@ -152,6 +152,15 @@ def writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     ]
 
 
+def test_a_start_that_there_is_not_is_said_before_data_is_opened(rd3, home, tmp_path):
+    grid = tmp_path / "bad.yaml"
+    grid.write_text("methods: [{sre2l: {init: nosuch}}]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\n")
+    for command in ("plan", "run"):
+        code, _out, err = rd3(command, str(grid))
+        assert (code, "methods[0].sre2l (line 1): There is no start 'nosuch'." in err) == (2, True)
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
 def refused(rd3: Run, words: tuple[str, ...], uri: str) -> str:
     """What a command says of a server that is away, within seconds; MLflow's own client takes a minute."""
     start = time.monotonic()
