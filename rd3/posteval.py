@@ -24,6 +24,7 @@ from rd3.augment import protocol_view, to_unit
 from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
+from rd3.hybrid import together
 from rd3.losses import LOSSES, LossTargets
 from rd3.memory import peak_mib, reset_peak
 from rd3.models import build_network
@@ -92,7 +93,7 @@ def train_and_test(
     with _repeatable(recipe.student_seed, device):
         views = _labelled_views(images, labels, frozen, protocol, recipe.student_seed)
         for epoch, batches in itertools.groupby(views, key=lambda view: view.epoch):
-            lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta)
+            lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             student.train()
@@ -313,7 +314,7 @@ def _labelled_views(
     protocol: EvalProtocol,
     seed: int,
 ) -> Iterator[_Batch]:
-    """All batches of all epochs, in order, with the teachers' logits (the mean over teachers) for the same pixels.
+    """All batches of all epochs, in order, with what the teachers say together of the same pixels.
 
     Views depend on the two streams alone, not on the student, so teachers may run several batches ahead.
     """
@@ -327,10 +328,11 @@ def _labelled_views(
         if protocol.precision == "bf16":
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), _precision(protocol, pixels.device):
-            logits = sum(teacher(pixels).float() for teacher in teachers) / len(teachers)
-        for batch, own in zip(waiting, logits.split([len(batch.images) for batch in waiting]), strict=True):
+            answers = [teacher(pixels).float() for teacher in teachers]
+        sizes = [len(batch.images) for batch in waiting]
+        for batch, *own in zip(waiting, *(each.split(sizes) for each in answers), strict=True):
             targets = batch.targets
-            batch.targets = LossTargets(own, targets.labels, targets.labels_mixed, targets.lam)
+            batch.targets = LossTargets(together(own, protocol), targets.labels, targets.labels_mixed, targets.lam)
             yield batch
 
 
