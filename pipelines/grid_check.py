@@ -20,6 +20,7 @@ from rd3.methods._base import published
 from rd3.models import network_info
 from rd3.protocol import EvalProtocol, PresetOf, preset, resolve_protocol
 from rd3.registry import did_you_mean
+from rd3.set_recipes import check_start
 from rd3.teacher_roles import teacher_role
 
 PART_KEYS = tuple(name for name in Part.model_fields)
@@ -323,57 +324,54 @@ class PartCheck:
         self, methods: list[tuple[Chosen, Path]], infos: dict[str, DatasetInfo], ipc: tuple[int, ...]
     ) -> None:
         for chosen, path in methods:
-            model, owner = METHODS.get(chosen.name).Settings, f"Method {chosen.name}"
+            made, owner = METHODS.get(chosen.name), f"Method {chosen.name}"
             for info in infos.values():
                 base = published(chosen.name, info).values
-                checks = [
-                    self.field(model, base, name, value, (*path, name), owner) for name, value in chosen.values.items()
-                ]
-                if all(checks) and checks and ipc:
+                right = {
+                    name: value
+                    for name, value in chosen.values.items()
+                    if self.field(made.Settings, base, name, value, (*path, name), owner)
+                }
+                if right and ipc:
                     with self._noting(path):
-                        resolve_settings(chosen.name, info, ipc[0], chosen.values)
+                        settings = resolve_settings(chosen.name, info, ipc[0], right)
+                        check_start(made().needs(info, settings, "").init, info, ipc[0])
 
     def _protocols(
         self, protocols: list[tuple[Chosen, Path]], shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
     ) -> None:
-        """Every protocol of the part resolves: fields one by one, then the pairs that may contradict each other."""
+        """Fields one by one, then what contradicts each other among those that are right."""
         base = resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
-        checks = []
-        given = [(name, value, self._at("protocol", name)) for name, value in shared.items()]
-        given += [(name, value, (*path, name)) for chosen, path in protocols for name, value in chosen.values.items()]
-        given += [
-            (
-                name,
-                value,
-                self._at("vary", name, place) if name in EvalProtocol.model_fields else self._at("vary", name),
-            )
-            for name, values in varied.items()
-            for place, value in enumerate(values)
+
+        def right(name: str, value: Any, path: Path) -> bool:
+            return self.field(EvalProtocol, base, name, value, path, "A protocol")
+
+        shared_right = {name: value for name, value in shared.items() if right(name, value, self._at("protocol", name))}
+        own_right = [
+            {name: value for name, value in chosen.values.items() if right(name, value, (*path, name))}
+            for chosen, path in protocols
         ]
-        for name, value, path in given:
-            checks.append(self.field(EvalProtocol, base, name, value, path, "A protocol"))
+        moved_right: list[tuple[Path, dict[str, Any]]] = []
+        for name, values in varied.items():
+            for place, value in enumerate(values):
+                path = self._at("vary", name, *([place] if name in EvalProtocol.model_fields else []))
+                if right(name, value, path):
+                    moved_right.append((path, {name: value}))
         twice = [(self._at("vary", name), "protocol") for name in varied if name in shared]
         for chosen, path in protocols:
             twice += [((*path, name), "protocol") for name in chosen.values if name in shared]
             twice += [((*path, name), "vary") for name in chosen.values if name in varied]
         for path, other in twice:
             self.document.problem(path, f"This field is also set in '{other}'.", "remove it from one of the two")
-        if all(checks) and not twice:
-            for chosen, path in protocols:
-                self._contradictions(chosen, path, shared, varied)
+        for (chosen, path), own in zip(protocols, own_right, strict=True):
+            at = path if chosen.values or not shared else self._at("protocol")
+            for where, moved in [(at, {}), *moved_right]:
+                self._contradictions(chosen.name, shared_right | own | moved, where)
 
-    def _contradictions(
-        self, chosen: Chosen, path: Path, shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
-    ) -> None:
-        points: list[tuple[Path, dict[str, Any]]] = [
-            (path if chosen.values or not shared else self._at("protocol"), {})
-        ]
-        for name, values in varied.items():
-            points += [(self._at("vary", name, place), {name: value}) for place, value in enumerate(values)]
-        for where, moved in points:
-            fields = shared | chosen.values | moved
+    def _contradictions(self, name: str, fields: dict[str, Any], where: Path) -> None:
+        with self._noting(where):
+            rule = self.preset_of(name)
+            resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)
+        if "loss" in fields:
             with self._noting(where):
-                rule = self.preset_of(chosen.name)
-                resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)
-                if "loss" in fields:
-                    LOSSES.get(fields["loss"])
+                LOSSES.get(fields["loss"])

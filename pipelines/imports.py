@@ -11,8 +11,8 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import KINDS, Key, Recipe, canonical, from_json, to_json
 from rd3.store import FolderStore, Store, write_atomically
 from tracking.fields import parent_facts
+from tracking.health import check_place
 from tracking.place import Place
-from tracking.runs import Tracker
 from tracking.store import TrackedStore
 
 
@@ -58,6 +58,7 @@ def import_results(folder: Path, session: Session) -> list[Imported]:
             f"{folder} holds no results: there is no by-key/<kind>/<key>.json.",
             "give the folder that was --store of `python -m rd3.run`",
         )
+    check_place(session.place)
     names = [(path.parent.name, path.stem) for path in paths]
     return list(_bring(names, foreign, TrackedStore(session.place), str(foreign.root)))
 
@@ -78,7 +79,7 @@ def push_results(
         raise BadValue(
             "The other ledger needs a tracking server or a database of its own.", "name it: --tracking http://..."
         )
-    Tracker(place).check()
+    check_place(place)
     brought = list(_bring(_with_parents(own, wanted), own, other, own.ledger.root))
     there = other.ledger.roles()
     for (dataset, role), recipe in own.ledger.roles().items():

@@ -46,8 +46,9 @@ def push(name: str, place: Place, roots: Roots, progress: Progress = _silent) ->
     folder = dataset_source(name, roots).survey(roots).folder
     if folder is None:
         raise BadValue(f"Dataset {name} comes with RD3's packages and has no files to push.", "every node has it")
-    fingerprint, tracker = dataset_fingerprint(name, roots), Tracker(place)
+    tracker = Tracker(place)
     tracker.check()
+    fingerprint = dataset_fingerprint(name, roots)
     known = parcels.find(tracker, name, fingerprint)
     if known is not None:
         return Pushed(known, False)

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pipelines.expand import Expansion
 from pipelines.settings import Session
 from rd3.cost import CPU_THREAD, Rates, Work, work
-from rd3.errors import DataCorrupt, DataMissing
+from rd3.errors import DataCorrupt, DataMissing, TrackingAway, TrackingError
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe, topological
 from rd3.store import Entry
+from tracking.place import Place
 
 Status = Literal["reuse", "run", "blocked", "unsupported"]
 STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
@@ -106,17 +107,37 @@ class Plan:
 
 
 def plan_session(expansion: Expansion, ledger: LedgerView, session: Session, **options: Any) -> Plan:
-    """The plan of a user's session: artifacts are looked for where the session keeps them."""
+    """The plan of a user's session: artifacts are looked for where the session keeps them.
+
+    Raises :class:`rd3.errors.TrackingAway` within seconds where that is a tracking server which does not answer.
+    """
     from tracking import artifacts
 
     uri = session.place.tracking_uri
+    server = cache(partial(_look_at, session.place))
+
+    def exists(entry: Entry) -> bool:
+        if artifacts.served(entry):
+            server()
+        return artifacts.exists(entry, uri)
+
     return make_plan(
         expansion,
         ledger,
-        exists=partial(artifacts.exists, tracking_uri=uri),
+        exists=exists,
         verify=partial(artifacts.verify, cache=session.home / "cache", tracking_uri=uri),
         **options,
     )
+
+
+def _look_at(place: Place) -> None:
+    """One look, before MLflow's client asks for minutes; whoever has patience may ask again."""
+    from tracking.runs import Tracker
+
+    try:
+        Tracker(place).check()
+    except TrackingError as error:
+        raise TrackingAway(error.message, error.fix) from None
 
 
 def make_plan(

@@ -24,6 +24,19 @@ def usable_device(name: torch.device | str) -> torch.device:
     return torch.device(name)
 
 
+def bf16_in_hardware(device: torch.device) -> bool | None:
+    """Whether ``device`` multiplies bf16 itself, or emulates it slowly; None where this torch cannot tell."""
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return None
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
 def repeatable_kernels() -> AbstractContextManager[None]:
     """cuDNN takes deterministic kernels meanwhile, and does not round fp32 convolutions to TF32 as it would by default.
 

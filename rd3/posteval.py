@@ -24,6 +24,7 @@ from rd3.augment import protocol_view, to_unit
 from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
+from rd3.hybrid import together
 from rd3.losses import LOSSES, LossTargets
 from rd3.memory import peak_mib, reset_peak
 from rd3.models import build_network
@@ -64,7 +65,8 @@ def train_and_test(
     test at the protocol's ``test_epochs``; what it raises ends the training, which is how a sweep stops a poor trial.
 
     Deviations: the references augment per sample in loader workers; here a batch at a time on the device, by the same
-    laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.
+    laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is left out of its epoch,
+    since batch normalisation needs two; the references keep it.
     """
     wall, process = time.perf_counter(), time.process_time()
     device, protocol, info = usable_device(device), recipe.protocol, dataset.info
@@ -91,7 +93,7 @@ def train_and_test(
     with _repeatable(recipe.student_seed, device):
         views = _labelled_views(images, labels, frozen, protocol, recipe.student_seed)
         for epoch, batches in itertools.groupby(views, key=lambda view: view.epoch):
-            lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta)
+            lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             student.train()
@@ -312,7 +314,7 @@ def _labelled_views(
     protocol: EvalProtocol,
     seed: int,
 ) -> Iterator[_Batch]:
-    """All batches of all epochs, in order, with the teachers' logits (the mean over teachers) for the same pixels.
+    """All batches of all epochs, in order, with what the teachers say together of the same pixels.
 
     Views depend on the two streams alone, not on the student, so teachers may run several batches ahead.
     """
@@ -326,15 +328,16 @@ def _labelled_views(
         if protocol.precision == "bf16":
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), _precision(protocol, pixels.device):
-            logits = sum(teacher(pixels).float() for teacher in teachers) / len(teachers)
-        for batch, own in zip(waiting, logits.split([len(batch.images) for batch in waiting]), strict=True):
+            answers = [teacher(pixels).float() for teacher in teachers]
+        sizes = [len(batch.images) for batch in waiting]
+        for batch, *own in zip(waiting, *(each.split(sizes) for each in answers), strict=True):
             targets = batch.targets
-            batch.targets = LossTargets(own, targets.labels, targets.labels_mixed, targets.lam)
+            batch.targets = LossTargets(together(own, protocol), targets.labels, targets.labels_mixed, targets.lam)
             yield batch
 
 
 def _views(images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, seed: int) -> Iterator[_Batch]:
-    """Shuffled, augmented batches without teacher logits.  A rest of one image is left out: batch norm needs two."""
+    """Shuffled, augmented batches without teacher logits; a rest of one image is left out."""
     order, augment = generator(seed, "order"), generator(seed, "augment")
     for epoch in range(1, protocol.epochs + 1):
         for picked in torch.randperm(len(images), generator=order).split(protocol.batch_size):

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rd3.errors import BadValue, UnknownName
+from rd3.neutral import neutral
 from rd3.registry import did_you_mean
 
 
@@ -36,6 +37,8 @@ class EvalProtocol(BaseModel):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     zeta: float = Field(gt=0)
     """Learning-rate smoothing: rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
+    warmup_epochs: int = neutral(0, ge=0)
+    """First epochs in which the rate climbs linearly to lr; the cosine takes those that are left (open: none)."""
     labels: Literal["soft", "hard"] = "soft"
     loss: str = "kl"
     """A registered loss; ``ce`` with hard labels."""
@@ -55,6 +58,9 @@ class EvalProtocol(BaseModel):
     mix: Literal["cutmix", "none"] = "cutmix"
     teacher_mode: Literal["eval", "batch"] = "eval"
     """``batch``: teachers normalise with the statistics of the batch (open: eval)."""
+    hybrid: Literal["logits", "balanced", "softmax"] = neutral("logits")
+    """How several teachers label together: mean of logits; the same after every teacher's logits of a batch are scaled
+    to one norm; mean of softmaxes at ``temperature`` (open: logits)."""
     extra_student_forward: bool = False
     """The released RDED loop's second, gradient-free student pass, which moves BN statistics (open: off)."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -64,13 +70,18 @@ class EvalProtocol(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalProtocol:
+        found = []
         if self.labels == "hard" and self.loss != "ce":
-            raise ValueError(f"labels 'hard' need loss 'ce', not {self.loss!r}")
+            found.append(f"labels 'hard' need loss 'ce', not {self.loss!r}")
         if self.labels == "soft" and self.loss == "ce":
-            raise ValueError("loss 'ce' needs labels 'hard'")
+            found.append("loss 'ce' needs labels 'hard'")
+        if self.hybrid == "softmax" and self.loss == "mse_gt":
+            found.append("hybrid 'softmax' has no raw logits, which loss 'mse_gt' compares")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         if late:
-            raise ValueError(f"test_epochs {late} are outside 1..{self.epochs}")
+            found.append(f"test_epochs {late} are outside 1..{self.epochs}")
+        if found:
+            raise ValueError("; ".join(found))
         return self
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rd3.errors import BadValue
+from rd3.neutral import neutral
 from rd3.protocol import EvalProtocol
 
 Key = str
@@ -23,11 +24,6 @@ Key = str
 
 SourceSplit = Literal["train", "fit", "unknown"]
 """``train``: all training images; ``fit``: without the validation part; ``unknown``: imported, nobody said."""
-
-
-def neutral(value: Any, **field: Any) -> Any:
-    """A field added after the first release: left out of the key while it equals ``value``."""
-    return Field(default=value, json_schema_extra={"neutral": value}, **field)
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)

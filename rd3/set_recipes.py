@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,20 @@ def _of_this_class_list(teacher: TeacherRecipe, role: str, info: DatasetInfo) ->
     return teacher
 
 
+def check_start(start: str, info: DatasetInfo, ipc: int) -> None:
+    """Raise for a start that is neither noise, nor a method that needs none itself, nor the beginning of a key."""
+    if start in METHODS.names():
+        needs = METHODS.get(start)().needs(info, resolve_settings(start, info, ipc), "")
+        if needs.init != NOISE:
+            raise BadValue(f"A set cannot start from one of {start}, which itself starts from another.", "use its key")
+    elif start != NOISE and not re.fullmatch("[0-9a-f]{1,64}", start):
+        raise _no_start(start)
+
+
+def _no_start(start: str) -> UnknownName:
+    return UnknownName(f"There is no start {start!r}.", did_you_mean(start, [NOISE, *METHODS.names()]))
+
+
 def _init(
     start: str,
     info: DatasetInfo,
@@ -113,16 +128,14 @@ def _init(
     known_set: KnownSet,
 ) -> PlannedSet | SetRecipe | None:
     """What images are started from: nothing, a set that is made first, or one that is there."""
+    check_start(start, info, ipc)
     if start == NOISE:
         return None
     if start in METHODS.names():
-        first = plan_set(start, info, data, ipc, {}, teacher=teacher, teacher_of=teacher_of)
-        if first.init is not None:
-            raise BadValue(f"A set cannot start from one of {start}, which itself starts from another.", "use its key")
-        return first
+        return plan_set(start, info, data, ipc, {}, teacher=teacher, teacher_of=teacher_of)
     known = known_set(start)
     if known is None:
-        raise UnknownName(f"There is no start {start!r}.", did_you_mean(start, [NOISE, *METHODS.names()]))
+        raise _no_start(start)
     what = f"The set {known.key[:12]} to start from"
     if known.data.name != info.name or known.resolution != info.resolution:
         raise BadValue(

@@ -33,6 +33,11 @@ def _is_local(uri: str) -> bool:
     return uri.startswith("file:") or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
 
 
+def served(entry: Entry) -> bool:
+    """Whether the tracking server hands the entry's files out, so that nobody can look for them while it is away."""
+    return bool(entry.artifact) and not _is_local(entry.artifact) and not entry.artifact.startswith("s3://")
+
+
 def _repository(uri: str, tracking_uri: str) -> Any:
     quiet_mlflow()
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import sqlite3
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -58,14 +59,17 @@ def sqlite_path(uri: str) -> Path:
 
 
 def sqlite(uri: str, seconds: float) -> None:
-    """Open the database for writing; changes nothing in it."""
+    """Open the database for writing; changes nothing in it, and makes none."""
     path = sqlite_path(uri)
     try:
+        if not path.exists():
+            tempfile.TemporaryFile(dir=path.parent).close()
+            return
         with contextlib.closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             database.execute("ROLLBACK")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise TrackingError(
             f"The MLflow database {path} cannot be written: {error}.", "make it writable, or set MLFLOW_TRACKING_URI"
         ) from None

@@ -84,9 +84,12 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets of this machi
 @app.command("pull")
 def pull(names: Annotated[list[str], typer.Argument(help="Datasets that were pushed.", metavar="NAME...")]) -> None:
     """Fetch datasets from the tracking server into RD3's own folder, where this machine lacks them."""
-    from pipelines.parcels import pull
+    from pipelines.parcels import absent, pull
+    from tracking.runs import Tracker
 
     here = session()
+    if any(absent(name, here.roots) for name in names):
+        Tracker(here.place).check()
     for name in names:
         with progress_bar(f"pull {name}") as progress:
             folder = pull(name, here.place, here.roots, progress=progress)

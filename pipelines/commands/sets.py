@@ -87,10 +87,12 @@ def import_set(
     from rd3.datasets import open_dataset
     from rd3.store import Entry, sha256_files
     from rd3.synthetic_set import import_folder, import_tensors
+    from tracking.health import check_place
     from tracking.store import TrackedStore
 
     here = session()
     data = open_dataset(dataset, here.roots)
+    check_place(here.place)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"
         if source.is_dir():

@@ -45,6 +45,7 @@ def import_teacher(
     from rd3.errors import BadValue
     from rd3.store import Entry, sha256_files
     from rd3.teacher import import_weights
+    from tracking.health import check_place
     from tracking.ledger import Ledger
     from tracking.store import TrackedStore
 
@@ -52,6 +53,7 @@ def import_teacher(
         raise BadValue(f"Got --split {split!r}.", "use train, fit or unknown")
     here = session()
     opened = open_dataset(dataset, here.roots)
+    check_place(here.place)
     with tempfile.TemporaryDirectory() as folder, progress_bar(f"test {network}") as progress:
         recipe, result = import_weights(
             source,

@@ -156,6 +156,7 @@ class SpaceCheck:
             "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
             "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
             "batch_size": self._capped(dimension),
+            "hybrid": "one teacher gives the labels",
             "antialias": "" if max(self._possible("factor", space)) > 1 else "with factor 1 nothing is resized",
         }
         if field == "hard_mix" and "cutmix" not in self._possible("mix", space):

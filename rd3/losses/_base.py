@@ -18,7 +18,8 @@ class LossTargets:
     """What the student should answer for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32, the mean over teachers, of the very pixels that the student sees; None with hard labels."""
+    """(B, C) float32, of all teachers together (:mod:`rd3.hybrid`), of the very pixels that the student sees; None with
+    hard labels."""
     labels: torch.Tensor
     """(B,) int64, of the base images."""
     labels_mixed: torch.Tensor

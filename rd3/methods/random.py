@@ -28,6 +28,10 @@ class Random(Method):
     One permutation of each class, of which the first IPC images are taken: the IPC-1 set is part of the IPC-10 set.
     Images are stored at the dataset's size (shorter side resized with antialias, centre crop), without loss.
 
+    Deviations: others store real images at 224 pixels with the shorter side at 224.  ``imagenet1k``, ``imagenette`` and
+    ``imagewoof`` give theirs as students are tested, with the shorter side at 256 before the crop to 224, so an eighth
+    of that side is cut off; their subsets at 224 pixels are taken whole.
+
     Source: "Rectified Decoupled Dataset Distillation" (RD3), Table 7; the set is fixed by its set seed.
     """
 

@@ -236,7 +236,10 @@ class TestDoctor:
     def test_all_is_well(self, doctor):
         code, rows = doctor()
         assert code == 0
-        assert {state for name, (state, _detail) in rows.items() if "data " not in name} == {"ok"}
+        own = {name for name in rows if "data " in name} | {
+            "device"
+        }  # these depend on the machine, not on the platform
+        assert {state for name, (state, _detail) in rows.items() if name not in own} == {"ok"}
         there = {name.removeprefix("worker 127.0.0.3: ") for name in rows if name.startswith("worker 127.0.0.3: ")}
         assert {"clock", "python", "ray", "rd3", "ray token", "disk", "tracking", "files through tracking"} <= there
         assert {"s3", "data digits"} <= there

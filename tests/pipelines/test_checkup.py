@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines import checkup
 from rd3.datasets import Roots
+from rd3.device import bf16_in_hardware
 from rd3.errors import StoreError
 from tracking.place import Place
 
@@ -70,3 +74,57 @@ def test_a_worker_that_does_not_share_the_drivers_folders(tmp_path: Path):
     assert "Node 10.0.0.2 does not see the artifact folder" in told[0] and "set RD3_ARTIFACTS to s3://" in told[0]
     assert "does not see the tracking database" in told[1] and "set MLFLOW_TRACKING_URI to a server" in told[1]
     assert not far.exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "said"),
+    [
+        ({"avx512_bf16": True}, "ok", "; bf16 in hardware"),
+        ({"architecture": "aarch64", "bf16": True}, "ok", "; bf16 in hardware"),
+        ({"avx512_f": True, "avx512_bf16": False}, "warning", "is emulated. Fix: `protocol: {precision: fp32}`"),
+    ],
+)
+def test_bf16_on_a_processor(monkeypatch: pytest.MonkeyPatch, found: dict[str, object], state: str, said: str):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    row = checkup._devices()
+    assert (row.state, said in row.detail, row.detail.startswith("CPU only, ")) == (state, True, True)
+
+
+def test_a_torch_that_cannot_tell_bf16(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    row = checkup._devices()
+    assert (row.state, "bf16" in row.detail) == ("ok", False)
+
+
+@pytest.mark.parametrize(("majors", "state"), [([9], "ok"), ([8, 8], "ok"), ([9, 7], "warning")])
+def test_bf16_on_gpus(monkeypatch: pytest.MonkeyPatch, majors: list[int], state: str):
+    """One of several that emulates it is enough for a word; asked of each, as the current device."""
+    current: list[torch.device] = []
+
+    class Current:
+        def __init__(self, device: torch.device):
+            current.append(device)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_error: object) -> None: ...
+
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: len(majors),
+        "get_device_name": lambda device: f"card {device.index}",
+        "device": Current,
+        "is_bf16_supported": lambda including_emulation: including_emulation or majors[current[-1].index] >= 8,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    row = checkup._devices()
+    assert (row.state, row.detail.startswith("card 0")) == (state, True)
+
+
+def test_what_this_processor_says_is_what_the_kernel_says():
+    if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Linux on x86 to ask")
+    flags = Path("/proc/cpuinfo").read_text()
+    assert bf16_in_hardware(torch.device("cpu")) == ("avx512_bf16" in flags or "amx_bf16" in flags)

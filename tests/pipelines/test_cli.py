@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pipelines.execute import Failure, Outcome
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
+from rd3.recipe import from_json
 from rd3.store import Entry
 from tracking.ledger import Ledger
 
@@ -122,6 +124,92 @@ def test_a_tracking_server_that_is_down_is_named_soon_and_nothing_is_written(rd3
     assert "http://127.0.0.1:9" in err
     assert time.monotonic() - start < 60  # the client's own default is minutes
     assert state(home) == set()
+
+
+@pytest.fixture
+def writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Commands that are right, and write to the tracking server; what takes long in them is not reached."""
+
+    def never(*_words: object, **_options: object) -> None:
+        raise AssertionError("work was begun")
+
+    images = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    save_file({"images": images, "labels": torch.arange(10)}, tmp_path / "mine.safetensors")
+    for name in ("rd3.synthetic_set.import_tensors", "rd3.teacher.import_weights", "pipelines.imports._bring"):
+        monkeypatch.setattr(name, never)
+    (tmp_path / "store/by-key/set").mkdir(parents=True)
+    (tmp_path / "store/by-key/set/0.json").touch()
+    return [
+        ("run", "demo"),
+        ("distill", "random", "--dataset", "digits", "--ipc", "1"),
+        ("teacher", "train", "digits", "--role", "convnet"),
+        ("set", "import", str(tmp_path / "mine.safetensors"), "--dataset", "digits"),
+        ("teacher", "import", str(tmp_path / "mine.safetensors"), "--dataset", "digits"),
+        ("import-results", str(tmp_path / "store")),
+        ("data", "pull", "cifar10"),
+        ("artifacts", "gc"),
+        ("artifacts", "rebuild"),
+    ]
+
+
+def test_a_start_that_there_is_not_is_said_before_data_is_opened(rd3, home, tmp_path):
+    grid = tmp_path / "bad.yaml"
+    grid.write_text("methods: [{sre2l: {init: nosuch}}]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\n")
+    for command in ("plan", "run"):
+        code, _out, err = rd3(command, str(grid))
+        assert (code, "methods[0].sre2l (line 1): There is no start 'nosuch'." in err) == (2, True)
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def refused(rd3: Run, words: tuple[str, ...], uri: str) -> str:
+    """What a command says of a server that is away, within seconds; MLflow's own client takes a minute."""
+    start = time.monotonic()
+    code, _out, err = rd3(*words)
+    assert time.monotonic() - start < 20, words
+    assert (code, err.count("\n")) == (2, 2), words  # a sentence and a fix
+    assert re.match(rf"Tracking(Error|Away): The tracking server {uri} does not answer", err), err
+    return err
+
+
+def test_every_command_that_writes_looks_at_the_tracking_server_first(rd3, home, writers, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for words in writers:
+        assert "Connection refused" in refused(rd3, words, "http://127.0.0.1:9")
+    assert state(home) == set()
+
+
+@pytest.mark.parametrize("command", ["run", "set", "teacher", "import-results"])
+def test_a_tracking_server_that_accepts_and_says_nothing(rd3, home, writers, monkeypatch, command):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        refused(rd3, next(words for words in reversed(writers) if words[0] == command), uri)
+    assert state(home) == set()
+
+
+@pytest.mark.parametrize(
+    ("artifact", "asks"), [("file:///a", False), ("s3://b/c", False), ("mlflow-artifacts:/1/artifacts", True)]
+)
+def test_a_plan_looks_at_the_tracking_server_where_that_keeps_the_files(
+    rd3, home, tmp_path, monkeypatch, artifact, asks
+):
+    assert rd3("plan", "demo", "--recipes", str(tmp_path / "recipes"))[0] == 0
+    paths = list((tmp_path / "recipes").glob("*-evaluation-*.json"))
+    for recipe in map(from_json, (path.read_text() for path in paths)):
+        plain = recipe.model_dump(mode="json")
+        Ledger(str(home / "artifacts")).mark(
+            Entry(kind=recipe.kind, key=recipe.key, recipe=plain, result={}, artifact=artifact, files={"f": "0"})
+        )
+    there = state(home)
+    monkeypatch.setattr("tracking.artifacts.exists", lambda *_words: True)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        if asks:
+            refused(rd3, ("run", "demo"), uri)
+        else:
+            assert rd3("plan", "demo")[0] == 0
+    assert state(home) == there
 
 
 @pytest.mark.parametrize(

@@ -228,13 +228,13 @@ def test_mistakes_that_only_expansion_finds_have_their_places():
     text = """\
 methods:
   - random
-  - dwa: {init: foo}
+  - dwa: {init: f00}
   - edc: {pool: [nobody]}
 datasets: [digits]
 ipc: [1, 2]
 teacher: resnet18_w16
 also:
-  - methods: [{sre2l: {init: dwa}}]
+  - methods: [{sre2l: {init: abc}}]
   - protocol: {epochs: 2}
 """
     with pytest.raises(GridErrors) as caught:
@@ -244,9 +244,9 @@ also:
         ("methods[1].dwa", 3), ("methods[2].edc", 4), ("also[0].methods[0].sre2l", 9)
     ]  # fmt: skip
     assert [message.partition(",")[0] for _place, _line, message in found] == [
-        "There is no start 'foo'.",
+        "There is no start 'f00'.",
         "Dataset digits has no teacher 'nobody'.",
-        "A set cannot start from one of dwa",
+        "There is no start 'abc'.",
     ]
     assert "rded" in caught.value.problems[0].fix
 

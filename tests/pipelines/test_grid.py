@@ -152,6 +152,37 @@ def test_contradictory_pairs():
     assert "no loss 'kk'" in problems(BASE + "vary: {loss: [kl, kk]}\n")["vary.loss[1]"]
 
 
+def test_contradictions_are_looked_for_among_the_fields_that_are_right():
+    fields = "temperatur: 4, labels: hard, loss: kl, epochs: 0, test_epochs: [900]"
+    found = problems(BASE + f"protocols: [{{rd3: {{{fields}}}}}]\n")
+    assert set(found) == {"protocols[0].rd3.temperatur", "protocols[0].rd3.epochs", "protocols[0].rd3"}
+    assert "labels 'hard' need loss 'ce', not 'kl'; test_epochs [900] are outside 1..400" in found["protocols[0].rd3"]
+    found = problems(BASE + "protocol: {lr: -1}\nvary: {loss: [kk, kl], test_epochs: [[1], [401]]}\n")
+    assert set(found) == {"protocol.lr", "vary.loss[0]", "vary.test_epochs[1]"}
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(BASE + "protocol: {loss: kk, test_epochs: [401]}\n", "test")
+    late, unknown = (problem.message for problem in caught.value.problems)
+    assert ("outside 1..400" in late, unknown) == (True, "There is no loss 'kk'.")
+
+
+def test_a_start_that_can_be_none_is_found_in_the_file():
+    text = """\
+methods:
+  - sre2l: {init: randm, iterations: 0}
+  - sre2l: {init: dwa}
+  - dwa: {init: 3fa9c1}
+  - cda: {init: rded}
+  - cda: {init: noise}
+datasets: [digits]
+ipc: [0, 2]
+teacher: resnet18_w16
+"""
+    found = problems(text)
+    assert set(found) == {"methods[0].sre2l.iterations", "methods[0].sre2l", "methods[1].sre2l", "ipc[0]"}
+    assert found["methods[0].sre2l"] == "There is no start 'randm'. did you mean 'random'?"
+    assert "cannot start from one of dwa, which itself starts from another" in found["methods[1].sre2l"]
+
+
 def test_varied_values_are_checked_one_by_one():
     found = problems(BASE + "vary: {temperature: [1.0, -1.0, hot], tempo: [1]}\n")
     assert set(found) == {"vary.temperature[1]", "vary.temperature[2]", "vary.tempo"}

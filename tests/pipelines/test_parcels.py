@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.parcels import absent, ensure_data, pull, push
 from rd3.datasets import Roots, add_folder, dataset_fingerprint, dataset_info, open_dataset
-from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
+from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error, TrackingError
 from rd3.recipe import Data
 from tracking import parcels
 from tracking.place import Place
@@ -67,6 +67,13 @@ def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
     assert len(open_dataset(name, there).labels("train")) == 6
     assert left(there) == [name]
     assert pull(name, place, there) is None
+
+
+def test_nothing_is_read_for_a_tracking_server_that_is_away(here, tmp_path, monkeypatch):
+    name, roots = here
+    monkeypatch.setattr("pipelines.parcels.dataset_fingerprint", lambda *_words: pytest.fail("it was read"))
+    with pytest.raises(TrackingError, match=r"The tracking server http://127\.0\.0\.1:9 does not answer"):
+        push(name, Place("http://127.0.0.1:9", "/nowhere", tmp_path), roots)
 
 
 def test_what_needs_the_training_images_alone_takes_the_same_parcel(here, place, tmp_path):

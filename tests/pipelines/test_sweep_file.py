@@ -131,6 +131,7 @@ def test_each_key_is_checked(key, value, said):
         ("batch_size: [50, 100]", "space.batch_size (line 9): This field changes no result here: the set has 50"),
         ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batches of 100 and 50 are one: the set has"),
         ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batches of 50 and more are one: the set has"),
+        ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field changes no result here: one teacher gives"),
         ("antialias: [true, false]", "space.antialias (line 9): This field changes no result here: with factor 1"),
     ],
 )  # fmt: skip

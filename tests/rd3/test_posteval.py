@@ -150,10 +150,22 @@ def test_the_student_learns(fields):
     assert result.tested == 300 and result.top1_pct == pytest.approx(result.correct / 3)
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-def test_equals_a_plain_loop(factor, tiny_students):
+def soft_labels(one: torch.Tensor, two: torch.Tensor, hybrid: str) -> torch.Tensor:
+    """Of two teachers, at temperature 20, by numpy."""
+    a, b = one.double().numpy(), two.double().numpy()
+    if hybrid == "balanced":
+        norm_a, norm_b = np.sqrt((a**2).sum()), np.sqrt((b**2).sum())
+        a, b = a * (norm_a + norm_b) / 2 / norm_a, b * (norm_a + norm_b) / 2 / norm_b
+    p, q, both = (np.exp(x / 20) / np.exp(x / 20).sum(axis=1, keepdims=True) for x in (a, b, (a + b) / 2))
+    return torch.tensor((p + q) / 2 if hybrid == "softmax" else both, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("factor", "hybrid", "warmup"), [(1, "logits", 0), (2, "logits", 0), (1, "balanced", 0), (1, "softmax", 2)]
+)
+def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
     """One batch at a time, teachers asked for that batch only, AdamW by its formula: the story without its speed."""
-    one = recipe(seed=5, factor=factor, epochs=4)
+    one = recipe(seed=5, factor=factor, epochs=4, hybrid=hybrid, warmup_epochs=warmup)
     protocol, teachers = one.protocol, [Oracle(), Oracle()]
     teachers[1].norm.weight.data.mul_(0.5)
     result = run(one, teachers)
@@ -167,11 +179,13 @@ def test_equals_a_plain_loop(factor, tiny_students):
     for teacher in teachers:
         teacher.eval()
     for epoch in range(4):
-        lr, total = 0.01 * (1 + np.cos(np.pi * epoch / 4)) / 2, 0.0
+        lr, total = 0.01 * (1 + np.cos(np.pi * (epoch - warmup) / (4 - warmup))) / 2, 0.0
+        if epoch < warmup:
+            lr = 0.01 * [0.5, 1.0][epoch]
         for picked in torch.randperm(12, generator=order).split(4):
             pixels = protocol_view(IMAGES[picked], protocol, augment).images
             with torch.no_grad():
-                soft = torch.softmax((teachers[0](pixels) + teachers[1](pixels)) / 2 / 20, dim=1)
+                soft = soft_labels(teachers[0](pixels), teachers[1](pixels), hybrid)
             log_p = torch.log_softmax(student(pixels) / 20, dim=1)
             loss = (soft * (soft.log() - log_p)).sum() / 4
             student.zero_grad()
@@ -223,6 +237,23 @@ def test_each_epoch_shuffles_the_whole_set():
 def test_learning_rates_of_the_curve():
     rates = [row["lr"] for row in run(recipe(epochs=4, zeta=2.0)).curve]
     assert rates == pytest.approx([0.01, 0.009619, 0.008536, 0.006913], rel=1e-3)
+
+
+def test_a_warm_up_climbs_to_the_rate_and_the_cosine_takes_the_rest():
+    rates = [row["lr"] for row in run(recipe(epochs=6, zeta=2.0, warmup_epochs=2)).curve]
+    rest = [row["lr"] for row in run(recipe(epochs=4, zeta=2.0)).curve]
+    assert rates == pytest.approx([0.005, 0.01, *rest])
+    assert [row["lr"] for row in run(recipe(epochs=3, warmup_epochs=4)).curve] == pytest.approx([0.0025, 0.005, 0.0075])
+
+
+def test_ways_to_combine_teachers_differ_and_are_one_for_one_teacher():
+    other = Oracle()
+    other.norm.weight.data.mul_(torch.tensor([3.0, 0.1, 1.0]))
+    ways = ("logits", "balanced", "softmax")
+    alone = [run(recipe(hybrid=way), [other]).final_loss for way in ways]
+    assert alone == pytest.approx([alone[0]] * 3, rel=1e-5)
+    pairs = {run(recipe(hybrid=way, temperature=1.0), [Oracle(), other]).final_loss for way in ways}
+    assert len(pairs) == 3
 
 
 def test_weight_decay_is_for_matrices_named_weight():

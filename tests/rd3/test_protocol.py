@@ -6,6 +6,7 @@ import pytest
 
 from rd3.errors import BadValue, UnknownName
 from rd3.protocol import preset_reader, presets, reductions, resolve_protocol
+from rd3.recipe import _without_neutral, digest
 
 
 @pytest.mark.parametrize(
@@ -37,11 +38,22 @@ def test_hard_labels_mean_cross_entropy():
         ({"epochs": "many"}, BadValue, "epochs: Input should be a valid integer"),
         ({"labels": "hard", "loss": "kl"}, BadValue, "need loss 'ce'"),
         ({"test_epochs": [500]}, BadValue, "outside 1..400"),
+        ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "has no raw logits, which loss 'mse_gt' compares"),
     ],
 )
 def test_bad_fields_are_named(overrides, error, message):
     with pytest.raises(error, match=message):
         resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=overrides)
+
+
+def test_what_came_later_is_in_no_key_until_it_is_set():
+    plain = resolve_protocol("rd3", factor=1, same_network=True, set_size=10)
+    assert (plain.warmup_epochs, plain.hybrid) == (0, "logits")
+    keys = {digest(_without_neutral(plain))}
+    for changed in ({"warmup_epochs": 5}, {"hybrid": "balanced"}, {"hybrid": "softmax"}):
+        keys.add(digest(_without_neutral(plain.model_copy(update=changed))))
+    assert len(keys) == 4
+    assert not {"warmup_epochs", "hybrid"} & _without_neutral(plain).keys()
 
 
 def test_an_unknown_preset_is_named():

@@ -6,11 +6,13 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from rd3.errors import BadValue
+from rd3.neutral import neutral
 from rd3.protocol import resolve_protocol
 from rd3.recipe import (
     Data,
@@ -22,7 +24,6 @@ from rd3.recipe import (
     _without_neutral,
     digest,
     from_json,
-    neutral,
     to_json,
     topological,
 )
@@ -130,3 +131,11 @@ def test_parents_come_first():
 def test_recipes_load_neither_torch_nor_engines():
     code = "import sys, rd3, rd3.recipe, rd3.store; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_results_that_were_published_keep_their_keys():
+    """A field that came later and is not neutral would show here."""
+    paths = list((Path(__file__).parents[2] / "docs/results/cifar10/store/by-key").glob("*/*.json"))
+    assert len(paths) > 10
+    for path in paths:
+        assert from_json(json.dumps(json.loads(path.read_text())["recipe"])).key == path.stem

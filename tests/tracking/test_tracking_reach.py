@@ -122,6 +122,7 @@ def test_a_server_that_refuses_its_own_name(serve) -> None:
 
 def test_databases_and_what_is_none(tmp_path: Path) -> None:
     check(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
+    assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "text.db").write_text("this is not a database, however long it may be" * 20)
     with pytest.raises(TrackingError, match=r"text.db cannot be written: file is not a database"):
         check(f"sqlite:///{tmp_path / 'text.db'}")

@@ -1,0 +1,43 @@
+"""Hybrid labels: what several teachers say together, as logits that a loss takes like those of one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rd3.protocol import EvalProtocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+def together(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
+    """(B, C) float32 for one batch, from (B, C) float32 of each teacher, as the protocol's ``hybrid`` says.
+
+    Sources: ``logits``, EDC; ``balanced``, G-VBSM on ImageNet-1K (norms are of a whole batch); ``softmax``, the other
+    reading of hybrid labels under KL.
+    """
+    return _WAYS[protocol.hybrid](logits, protocol.temperature)
+
+
+def _mean(logits: Sequence[torch.Tensor], _temperature: float) -> torch.Tensor:
+    return sum(logits) / len(logits)
+
+
+def _balanced(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
+    """Every teacher's logits at the mean of the teachers' Frobenius norms."""
+    norms = [each.norm() for each in logits]
+    common = sum(norms) / len(norms)
+    return _mean([each * (common / norm) for each, norm in zip(logits, norms, strict=True)], temperature)
+
+
+def _softmax(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
+    """Logits whose softmax at ``temperature`` is the mean of the teachers' softmaxes there."""
+    import torch
+
+    logs = torch.stack([torch.log_softmax(each / temperature, dim=1) for each in logits])
+    return temperature * (logs.logsumexp(dim=0) - math.log(len(logits)))
+
+
+_WAYS = {"logits": _mean, "balanced": _balanced, "softmax": _softmax}
