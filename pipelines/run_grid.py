@@ -1,7 +1,7 @@
 """Runs a grid on the cluster that this machine belongs to: what a launcher copies to the head, and what a job starts.
 
 ``ray submit CLUSTER.yaml pipelines/run_grid.py -- GRID [options of rd3 run]`` for a grid that ships with RD3.
-``rd3 submit`` adds what a grid file of the user's own needs: its text, addresses, and the datasets to pull.
+``rd3 submit`` adds what a grid file of the user's own needs: text, addresses, protocols, and the datasets to pull.
 Exit codes are those of ``rd3 run``.
 """
 
@@ -27,6 +27,9 @@ def run_grid(
     text: Annotated[str, typer.Option(help="The grid file's content in URL-safe base64, named GRID.")] = "",
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of an address.", metavar="NAME=VALUE")] = None,
     pull: Annotated[list[str] | None, typer.Option(help="A dataset to pull where this machine lacks it.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="NAME=TEXT of a protocol of the user's own, in URL-safe base64.")
+    ] = None,
 ) -> None:
     """As `rd3 run GRID --address auto`, with the same options."""
     from pipelines import cli
@@ -38,6 +41,8 @@ def run_grid(
         os.environ.setdefault("RD3_HOME", HOME)
         if text:
             grid = keep(grid, text)
+        for word in protocol or []:
+            keep_protocol(*word.split("=", 1))
         check_here(grid)
         pull_missing(pull or [])
         cli.main(["run", grid, "--address", "auto", *context.args])
@@ -51,6 +56,21 @@ def keep(name: str, text: str) -> str:
     path = session().home / "grids" / Path(name).name
     write_atomically(path, base64.urlsafe_b64decode(text))
     return str(path)
+
+
+def keep_protocol(name: str, text: str) -> None:
+    """A protocol that came along, in this machine's home, unless another one has its name there."""
+    from pipelines.settings import session
+    from rd3.errors import BadValue
+    from rd3.store import write_atomically
+
+    path, content = session().presets / f"{Path(name).name}.yaml", base64.urlsafe_b64decode(text)
+    if path.exists() and path.read_bytes() != content:
+        raise BadValue(
+            f"Protocol {name} is another one on the cluster's node {socket.gethostname()}: {path}.",
+            "give yours another name, or remove that file",
+        )
+    write_atomically(path, content)
 
 
 def pull_missing(names: list[str]) -> None:

@@ -7,6 +7,7 @@ nodes bring Python, Ray and the other packages.  No secret travels: credentials 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
@@ -54,13 +55,17 @@ class Submission:
     options: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     pull: list[str] = field(default_factory=list)
+    protocols: dict[str, bytes] = field(default_factory=dict)
+    """The user's own that the grid names, such as the winners of a sweep: name to the text of its file."""
 
     @property
     def words(self) -> list[str]:
         """The command line of :mod:`pipelines.run_grid`."""
         env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
         pull = [word for name in self.pull for word in ("--pull", name)]
-        return [self.grid, *env, *pull, *self.options]
+        own = [(name, base64.urlsafe_b64encode(text).decode()) for name, text in self.protocols.items()]
+        protocols = [word for name, text in own for word in ("--protocol", f"{name}={text}")]
+        return [self.grid, *env, *pull, *protocols, *self.options]
 
     @property
     def entrypoint(self) -> str:
@@ -85,12 +90,6 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
         preset_of=preset_reader(session.presets),
     )
     own_protocols = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
-    if own_protocols:
-        name = sorted(own_protocols)[0]
-        raise BadValue(
-            f"Protocol {name} of grid {loaded.name} is one of this machine's own and does not travel.",
-            f"copy {session.presets / f'{name}.yaml'} to presets/ in RD3_HOME on the head, and run the grid there",
-        )
     names = sorted({name for part in loaded.parts for name in part.datasets})
     file = None if grid in shipped_grids() else Path(grid)
     return Submission(
@@ -101,6 +100,7 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
         env={name: everywhere(name, value) for name, value in own.items() if name not in env}
         | {name: without_secret(name, value) for name, value in env.items()},
         pull=[name for name in names if dataset_source(name, session.roots).places(session.roots)],
+        protocols={name: (session.presets / f"{name}.yaml").read_bytes() for name in sorted(own_protocols)},
     )
 
 

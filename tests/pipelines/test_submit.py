@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from typer.testing import CliRunner
 
 from pipelines import cli, launcher, run_grid, submit
@@ -68,16 +69,6 @@ def test_the_command_carries_grid_addresses_and_datasets_with_files(session, gri
         "--env", "RD3_ARTIFACTS=s3://b/p", "--env", "RD3_HOME=~/a home", "--pull", "cifar10", "--shares", "2"
     ]  # fmt: skip
     assert submit.submission("demo", session, {}, {}, []).words == ["demo"]
-
-
-def test_a_protocol_of_this_machine_does_not_travel(tmp_path, session):
-    session.presets.mkdir(parents=True)
-    own = "name: mine\nsource: tests\nall: {epochs: 10, batch_size: 10, zeta: 1.0}\n"
-    (session.presets / "mine.yaml").write_text(own)
-    path = tmp_path / "grid.yaml"
-    path.write_text(GRID + "protocols: [mine]\n")
-    with pytest.raises(BadValue, match=r"Protocol mine of grid mine is one of .*Fix: copy .*mine.yaml"):
-        submit.submission(str(path), session, {}, {}, [])
 
 
 @pytest.mark.parametrize("value", ["/data/rd3", "artifacts", "file:///data/rd3", "sqlite:////data/mlflow.db"])
@@ -176,6 +167,29 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
     assert text == GRID
     assert os.environ["RD3_DATA"] == "/d"
     assert Path(words[1]) == tmp_path / "home" / "grids" / "a grid.yaml"
+
+
+def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
+    """What a sweep has found is tried on a cluster; what lies there under its name already is not replaced."""
+    monkeypatch.setattr(cli, "main", lambda words: None)
+    for name in run_grid.ADDRESSES:
+        monkeypatch.setenv(name, "")
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "presets").mkdir(parents=True)
+    text = yaml.safe_dump({"name": "found", "source": "a sweep", "all": {"epochs": 9, "batch_size": 9, "zeta": 1}})
+    (here / "presets" / "found.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_text(GRID.replace(", cifar10", "") + "protocols: [rd3, found]\n")
+    own = Session(Roots(None, here), Place(f"sqlite:///{here}/m.db", str(here / "artifacts"), here))
+    submitted = submit.submission(str(tmp_path / "mine.yaml"), own, {}, {}, [])
+    assert list(submitted.protocols) == ["found"]
+    monkeypatch.setenv("RD3_HOME", str(there))
+    for _again in range(2):
+        done = CliRunner().invoke(run_grid.app, launcher.words(submitted))
+        assert done.exit_code == 0, done.output
+        assert (there / "presets" / "found.yaml").read_text() == text
+    (there / "presets" / "found.yaml").write_text(text + "# mine\n")
+    refused = CliRunner().invoke(run_grid.app, launcher.words(submitted))
+    assert refused.exit_code == 2 and (there / "presets" / "found.yaml").read_text().endswith("# mine\n")
 
 
 def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
