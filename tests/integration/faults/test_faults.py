@@ -121,7 +121,7 @@ def test_a_trial_has_to_leave(disturb: Disturb, quiet: Disturbed):
     """SIGTERM, as `pipelines.leave` sends it on a machine that is taken back: what is finished of a set leaves it."""
     run = disturb("leaving")
     run.start()
-    victim = run.until(lambda: run.in_flight("set", where=lambda one: _half_made(run, one)))
+    victim = run.until(lambda: run.in_flight("set", where=lambda one: "sre2l" in one["label"] and _half_made(run, one)))
     assert not run.files(victim["key"], "unfinished/blocks"), "it is too early for that"
     os.kill(victim["pid"], signal.SIGTERM)
     run.until(lambda: run.files(victim["key"], "unfinished/blocks"))

@@ -1,0 +1,98 @@
+"""A sweep on a cluster that loses a node and then its driver: the trials asked for, each once, as in peace."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from disturbed import ROOT, Disturbed
+
+from tracking.runs import Tracker
+from tracking.sweeps import EXPERIMENT
+
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
+
+TRIALS = 8
+SWEEP = f"""
+name: cluster
+methods: [random]
+dataset: digits
+ipc: 5
+teacher: resnet18_w16
+protocol: {{rd3-reduced: {{epochs: 24, labels: hard, precision: fp32}}}}
+space:
+  lr: {{low: 1.0e-4, high: 1.0e-1, log: true}}
+  batch_size: [10, 25, 50]
+trials: {TRIALS}
+batch: 4
+validate_epochs: 4
+test: {{student_seeds: [0]}}
+"""
+
+
+class Swept(Disturbed):
+    """Drivers of a sweep."""
+
+    def start(self, **env: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "pipelines.cli", "sweep", str(self.grid), "--address", self.env["RAY_ADDRESS"]]
+        with open(self.home / "driver.log", "ab") as log:
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
+        return self.driver
+
+    def training(self) -> list[int]:
+        """Processes that train a student of a trial; a trial's scratch folder says whose it is."""
+        names = [path.name for path in (self.home / "work" / "sweep").glob("*/*")]
+        return [process for process in (int(name.split("-")[1]) for name in names) if Path(f"/proc/{process}").exists()]
+
+    def trials(self) -> list[tuple[int, str, dict[str, Any], float | None]]:
+        """Number, state, point and accuracy on validation images of what is in the study."""
+        found = []
+        for journal in (self.home / "sweeps").glob("*.journal"):
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+            for study in storage.get_all_studies():
+                found += storage.get_all_trials(study._study_id)
+        return [(trial.number, trial.state.name, trial.params, trial.value) for trial in found]
+
+    def runs(self) -> list[tuple[str, str]]:
+        """Kind and status of every run that this sweep has in MLflow."""
+        with self.environment():
+            tracker = Tracker(self.place)
+            found = tracker.search([tracker.experiment(EXPERIMENT)], {"rd3.ledger": self.place.artifacts})
+            return sorted((run.data.tags["rd3.kind"], run.info.status) for run in found)
+
+
+@pytest.fixture
+def swept(stack: Any, tmp_path: Path) -> Iterator[list[Swept]]:
+    """A sweep in peace, and another to disturb."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text(SWEEP)
+    made = [Swept(stack.env, file, tmp_path / name, f"sweep-{name}") for name in ("peace", "rough")]
+    yield made
+    for run in made:
+        run.close()
+    stack.do("start")
+
+
+def test_a_sweep_loses_a_node_and_its_driver(stack: Any, swept: list[Swept]):
+    peace, rough = swept
+    peace.finish()
+    driver = rough.start()
+    rough.until(rough.training)
+    stack.do("kill", "ray-worker")
+    stack.do("start", "ray-worker")
+    rough.until(lambda: TRIALS // 2 <= len(rough.trials()) < TRIALS and rough.training())
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert len(rough.trials()) < TRIALS
+    rough.finish()
+    assert rough.trials() == peace.trials()
+    assert [number for number, *_rest in rough.trials()] == list(range(TRIALS))
+    assert {state for _number, state, *_rest in rough.trials()} <= {"COMPLETE", "PRUNED"}
+    assert rough.runs() == peace.runs() == [("sweep", "FINISHED")] + [("sweep trial", "FINISHED")] * TRIALS
+    assert rough.correct() == peace.correct()
