@@ -73,9 +73,8 @@ def _named(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
     """Told apart by the package that raised it, since importing them all to ask costs a second."""
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         return (TrackingAway if _is_away(error) else TrackingError)(
-            f"MLflow at {without_password(tracking_uri)} failed: {first}.",
+            f"MLflow at {without_password(tracking_uri)} {_said(error)}.",
             "`rd3 doctor` checks the server; the same command continues where it stopped",
         )
     if package in _S3:
@@ -88,6 +87,15 @@ def _named(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
         return StoreError(f"The files cannot be kept at {files}: {reason}.", "free space or make that folder writable")
     return None
+
+
+def _said(error: Exception) -> str:
+    """What it says in a line, without the wrapping of a connection that failed."""
+    text = str(error).strip() or type(error).__name__
+    reason = re.search(r"Connection (?:refused|reset by peer|aborted)|timed out", text)
+    if reason and re.search(r"HTTPS?ConnectionPool", text):
+        return f"does not answer ({reason[0].lower()})"
+    return f"failed: {text.splitlines()[0].rstrip('.')}"
 
 
 _LASTING = (

@@ -32,6 +32,16 @@ def test_what_mlflow_calls_an_internal_error(text: str, passes: bool) -> None:
     assert isinstance(named(MlflowException(text)), Away) is passes
 
 
+def test_a_server_that_is_not_there_is_said_in_a_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By MLflow's own client, against a port where nobody listens."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Away) as caught, mlflow_errors("http://127.0.0.1:9", "s3://bucket/x"):
+        MlflowClient(tracking_uri="http://127.0.0.1:9").get_run("0" * 32)
+    assert caught.value.message == "MLflow at http://127.0.0.1:9 does not answer (connection refused)."
+
+
 @pytest.mark.parametrize(("status", "passes"), [(401, True), (403, False), (404, False), (503, True)])
 def test_what_the_artifact_service_answers(status: int, passes: bool) -> None:
     """401 is also what a server says whose database of accounts is away."""
