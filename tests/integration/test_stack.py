@@ -59,11 +59,14 @@ def basic(user: str, password: str) -> str:
 
 
 ON_EVERY_NODE = """
-import json, os, sys, ray
+import json, os, sys, time, ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 ray.init(os.environ["RAY_ADDRESS"], logging_level="CRITICAL", log_to_driver=False)
 look = ray.remote(num_cpus=1)(lambda: (ray.util.get_node_ip_address(), dict(os.environ)))
-nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+deadline = time.monotonic() + 60  # a node that was killed counts as alive for some seconds
+while len(alive := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) != 2 and time.monotonic() < deadline:
+    time.sleep(0.5)
+nodes = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
 print(json.dumps(ray.get([look.options(scheduling_strategy=node).remote() for node in nodes])), flush=True)
 sys.stdin.read()
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rd3.errors import DataMissing
-from rd3.recipe import Data, SetRecipe
+from rd3.recipe import KINDS, Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tracking import artifacts
 from tracking.place import Place
@@ -46,7 +46,8 @@ def test_a_set_behind_a_server(driver: Stack, tmp_path: Path) -> None:
     assert store.exists(kept)
     assert sha256_files(store.fetch("set", recipe.key)) == entry.files
     store.ledger.forget("set", recipe.key)
-    assert rebuild(store.ledger, place) == 1
+    # What other tests have left on the server comes in as well.
+    assert rebuild(store.ledger, place) == sum(len(store.ledger.keys(kind)) for kind in KINDS) >= 1
     assert store.find("set", recipe.key) == kept
 
     gone = kept.model_copy(update={"artifact": kept.artifact.replace("/set", "/gone")})
