@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.nodes import marked, unseen
+from pipelines.nodes import last_line, marked, unseen
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import bf16_in_hardware
@@ -94,7 +94,7 @@ def _cluster(session: Session) -> Iterator[Row]:
         now = ask(_now)
         answered = time.time()
     except RayError as error:
-        yield Row(worker, "wrong", f"{_reason(error)}. Fix: install the same rd3 there, or see the log of that node")
+        yield Row(worker, "wrong", f"{last_line(error)}. Fix: install the same rd3 there, or see the log of that node")
         return
     yield _clock(f"{worker}: clock", lambda: (asked + answered) / 2 - now, worker)
     yield from (Row(f"{worker}: {what}", state, detail) for what, state, detail in seen)
@@ -135,11 +135,6 @@ def _shared(place: Place) -> Iterator[Row]:
         yield Row("s3", "ok", "no credentials, as it should be: files go through the tracking server")
     else:
         yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))
-
-
-def _reason(error: Exception) -> str:
-    """The last line of what may be a traceback."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
 
 
 def _versions() -> dict[str, str]:

@@ -51,9 +51,9 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
             try:
                 marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
             except ray.exceptions.RayError as error:
-                said = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
                 raise RD3Error(
-                    f"Node {address} cannot be asked: {said}.", "the same version of RD3 has to be on every node"
+                    f"Node {address} cannot be asked: {last_line(error)}.",
+                    "the same version of RD3 has to be on every node",
                 ) from None
             if marks_missing:
                 raise unseen(address, marks_missing[0], place)
@@ -74,6 +74,11 @@ def _missing(
         except RD3Error as error:
             refused = error.message, error.fix
     return [mark for mark in marks if not mark.exists()], [name for name in names if absent(name, roots)], refused
+
+
+def last_line(error: Exception) -> str:
+    """What an error of Ray's comes down to: it may be a traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
 
 
 @contextlib.contextmanager

@@ -91,8 +91,9 @@ def plan(
         raise BadValue("--store holds what the recipes of --recipes are made from.", "name a folder for these as well")
     from pipelines.imports import export_results, write_recipes
 
-    expansion = expanded(grid, session())
-    made = planned(expansion, session())
+    here = session()
+    expansion = expanded(grid, here)
+    made = planned(expansion, here)
     if as_json:
         sys.stdout.write(json.dumps(made.to_json(), indent=1) + "\n")
     else:
@@ -102,7 +103,7 @@ def plan(
         write_recipes(runs, recipes)
         if store is not None:
             made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(made.keys("run"))
-            export_results([expansion.recipes[key] for key in made_from], store, session(), teachers=True)
+            export_results([expansion.recipes[key] for key in made_from], store, here, teachers=True)
         if not as_json:
             console.print(f"{len(runs)} recipes are in {recipes}, parents first", markup=False, soft_wrap=True)
 
