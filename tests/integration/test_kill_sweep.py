@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from PIL import Image
+from swept import training, trials
 
 from rd3.datasets import Roots, add_folder, open_dataset
 from tracking.ledger import Ledger
@@ -89,17 +89,10 @@ class Bench:
         return (self.home / "driver.log").read_text()
 
     def in_flight(self) -> list[int]:
-        """Processes that train a student of a trial at this moment; a trial's scratch folder says whose it is."""
-        names = [path.name for path in (self.home / "work" / "sweep").glob("*/*")]
-        return [process for process in (int(name.split("-")[1]) for name in names) if Path(f"/proc/{process}").exists()]
+        return training(self.home)
 
     def trials_now(self) -> list[Any]:
-        journals = list((self.home / "sweeps").glob("*.journal"))
-        if not journals:
-            return []
-        backend = optuna.storages.journal.JournalFileBackend(str(journals[0]))
-        storage = optuna.storages.JournalStorage(backend)
-        return [trial for study in storage.get_all_studies() for trial in storage.get_all_trials(study._study_id)]
+        return trials(self.home)
 
     def runs(self) -> list[Any]:
         client = Tracker(self.place).client

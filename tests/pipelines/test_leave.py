@@ -14,13 +14,17 @@ from pipelines.leave import leave
 @pytest.fixture
 def processes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """A trial, one that does not listen, and something else."""
-    deaf = "trap '' TERM; while :; do sleep 0.1; done"
+    deaf = "trap '' TERM; echo deaf now; while :; do sleep 0.1; done"
     started = {
         "trial": subprocess.Popen(["ray::ImplicitFunc.train", "60"], executable="/bin/sleep"),
-        "deaf": subprocess.Popen(["ray::ImplicitFunc.train", "-c", deaf], executable="/bin/bash"),
+        "deaf": subprocess.Popen(
+            ["ray::ImplicitFunc.train", "-c", deaf], executable="/bin/bash", stdout=subprocess.PIPE
+        ),
         "other": subprocess.Popen(["/bin/sleep", "60"]),
     }
+    assert started["deaf"].stdout.readline() == b"deaf now\n"
     yield started
+    started["deaf"].stdout.close()
     for process in started.values():
         process.kill()
         process.wait()

@@ -19,12 +19,16 @@ from tracking.place import Place
 from tracking.runs import Tracker
 
 ROOT = Path(__file__).parents[3]
+CLI = [sys.executable, "-m", "pipelines.cli"]
 DEADLINE_S = 600.0
 Event = dict[str, Any]
 
 
 class Disturbed:
     """A ledger, a home and the drivers that work on them, one after the other."""
+
+    verb = "run"
+    """What `rd3` is told to do with the file."""
 
     def __init__(self, env: dict[str, str], grid: Path, home: Path, name: str):
         """``env``: what reaches the servers and the cluster; ``name``: beginning of the name of a new ledger there."""
@@ -37,9 +41,9 @@ class Disturbed:
 
     def start(self, **env: str) -> subprocess.Popen[bytes]:
         """A driver in a process of its own; its words go to ``driver.log``."""
-        command = [sys.executable, "-m", "pipelines.cli", "run", str(self.grid), "--address", self.env["RAY_ADDRESS"]]
+        words = [self.verb, str(self.grid), "--address", self.env["RAY_ADDRESS"]]
         with open(self.home / "driver.log", "ab") as log:
-            self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
+            self.driver = subprocess.Popen(CLI + words, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
         return self.driver
 
     def wait(self) -> int:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from disturbed import ROOT, Disturbed
+from disturbed import Disturbed
+from swept import training, trials
 
 from tracking.runs import Tracker
 from tracking.sweeps import EXPERIMENT
@@ -39,25 +37,14 @@ test: {{student_seeds: [0]}}
 class Swept(Disturbed):
     """Drivers of a sweep."""
 
-    def start(self, **env: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "pipelines.cli", "sweep", str(self.grid), "--address", self.env["RAY_ADDRESS"]]
-        with open(self.home / "driver.log", "ab") as log:
-            self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
-        return self.driver
+    verb = "sweep"
 
     def training(self) -> list[int]:
-        """Processes that train a student of a trial; a trial's scratch folder says whose it is."""
-        names = [path.name for path in (self.home / "work" / "sweep").glob("*/*")]
-        return [process for process in (int(name.split("-")[1]) for name in names) if Path(f"/proc/{process}").exists()]
+        return training(self.home)
 
     def trials(self) -> list[tuple[int, str, dict[str, Any], float | None]]:
         """Number, state, point and accuracy on validation images of what is in the study."""
-        found = []
-        for journal in (self.home / "sweeps").glob("*.journal"):
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-            for study in storage.get_all_studies():
-                found += storage.get_all_trials(study._study_id)
-        return [(trial.number, trial.state.name, trial.params, trial.value) for trial in found]
+        return [(trial.number, trial.state.name, trial.params, trial.value) for trial in trials(self.home)]
 
     def runs(self) -> list[tuple[str, str]]:
         """Kind and status of every run that this sweep has in MLflow."""
