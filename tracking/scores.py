@@ -185,6 +185,7 @@ def _order(score: Score) -> tuple[Any, ...]:
         score.student,
         ("soft", "hard").index(score.labels),
         place_of("methods", score.method),
+        bool(score.overrides),
         _plain(score.overrides),
         score.ipc,
         varied,

@@ -233,6 +233,13 @@ def test_order_does_not_follow_the_order_of_cells():
         assert to_markdown(result_tables(results.scores())[0]) == expected
 
 
+def test_a_method_as_published_stands_before_its_variants():
+    results = Results()
+    results.add("cda", 10, [25.0], overrides={"cda.curriculum": "none"})
+    results.add("cda", 10, [27.0])
+    assert [dict(score.overrides) for score in results.scores()] == [{}, {"cda.curriculum": "none"}]
+
+
 def test_footnotes_for_unsupported_and_partial_cells():
     results = Results()
     results.add("rded", 10, [40.0, None, 41.0])
