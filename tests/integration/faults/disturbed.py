@@ -19,7 +19,6 @@ from tracking.place import Place
 from tracking.runs import Tracker
 
 ROOT = Path(__file__).parents[3]
-CLI = [sys.executable, "-m", "pipelines.cli"]
 DEADLINE_S = 600.0
 Event = dict[str, Any]
 
@@ -41,9 +40,10 @@ class Disturbed:
 
     def start(self, **env: str) -> subprocess.Popen[bytes]:
         """A driver in a process of its own; its words go to ``driver.log``."""
-        words = [self.verb, str(self.grid), "--address", self.env["RAY_ADDRESS"]]
+        command = [sys.executable, "-m", "pipelines.cli", self.verb]
+        command += [str(self.grid), "--address", self.env["RAY_ADDRESS"]]
         with open(self.home / "driver.log", "ab") as log:
-            self.driver = subprocess.Popen(CLI + words, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
         return self.driver
 
     def wait(self) -> int:
