@@ -9,6 +9,7 @@ from rd3.errors import BadValue
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def usable_device(name: torch.device | str) -> torch.device:
@@ -45,3 +46,17 @@ def repeatable_kernels() -> AbstractContextManager[None]:
     import torch
 
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def lay_out(network: nn.Module, precision: str) -> None:
+    """Put the network's weights in the memory format that is fastest at ``precision``, in place.
+
+    The weights decide: convolutions hand on what they are laid out in, and take pixels as they come, to the same bits.
+    At bf16 that is channels last, except with group norms, for which PyTorch has no fast kernel in that format: on a
+    CPU a training step of such a network takes three times as long, and CUDA copies back and forth.
+    """
+    import torch
+    from torch import nn
+
+    if precision == "bf16" and not any(isinstance(module, nn.GroupNorm) for module in network.modules()):
+        network.to(memory_format=torch.channels_last)

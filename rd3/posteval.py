@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from rd3.augment import protocol_view, to_unit
-from rd3.device import repeatable_kernels, usable_device
+from rd3.device import lay_out, repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
 from rd3.hybrid import together
@@ -80,8 +80,7 @@ def train_and_test(
     stream = generator(recipe.student_seed, "init")
     student = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation, stream)
     student = student.to(device)
-    if protocol.precision == "bf16":
-        student = student.to(memory_format=torch.channels_last)
+    lay_out(student, protocol.precision)
     optimizer = _optimizer(student, protocol)
     loss_of = LOSSES.get(protocol.loss)
     test_epochs = set(protocol.test_epochs) | {protocol.epochs}
@@ -261,8 +260,7 @@ def _check_classes(teacher: nn.Module, images: torch.Tensor, dataset: Dataset) -
 def _frozen(teacher: nn.Module, protocol: EvalProtocol, device: torch.device) -> nn.Module:
     """A copy of a teacher that answers and never changes; ``batch`` mode drops the running statistics of the copy."""
     own = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-    if protocol.precision == "bf16":
-        own = own.to(memory_format=torch.channels_last)
+    lay_out(own, protocol.precision)
     if protocol.teacher_mode == "batch":
         for module in own.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -325,8 +323,6 @@ def _labelled_views(
             yield from waiting
             continue
         pixels = torch.cat([batch.images for batch in waiting])
-        if protocol.precision == "bf16":
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), _precision(protocol, pixels.device):
             answers = [teacher(pixels).float() for teacher in teachers]
         sizes = [len(batch.images) for batch in waiting]
@@ -346,8 +342,6 @@ def _views(images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, s
             picked = picked.to(images.device)
             view = protocol_view(images[picked], protocol, augment)
             pixels, own = view.images, labels[picked]
-            if protocol.precision == "bf16":
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
             yield _Batch(epoch, pixels, LossTargets(None, own, own[view.permutation], view.lam))
 
 
@@ -378,8 +372,6 @@ def _right_per_class(
     student.eval()
     for places in torch.arange(len(truth)).split(TEST_BATCH):
         pixels = to_unit(dataset.images(recipe.tested_on, places.tolist()).to(device))
-        if recipe.protocol.precision == "bf16":
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), _precision(recipe.protocol, device):
             guess = student(pixels).argmax(dim=1).cpu()
         own = truth[places]

@@ -14,7 +14,7 @@ from torch import nn
 
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import usable_device
+from rd3.device import lay_out, usable_device
 from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Normalisation, TeacherRecipe
@@ -86,8 +86,6 @@ def count_correct(
         for start in range(0, count, TEST_BATCH):
             stop = min(start + TEST_BATCH, count)
             pixels = to_unit(dataset.images(split, range(start, stop)).to(device))
-            if precision == "bf16":
-                pixels = pixels.to(memory_format=torch.channels_last)
             right += (network(pixels).argmax(dim=1) == labels[start:stop].to(device)).sum()
             progress(stop / count, f"{split} images {stop}/{count}")
     return int(right)
@@ -113,8 +111,7 @@ def write_teacher(
     """
     network.eval()
     precision = recipe.precision or "bf16"
-    if precision == "bf16":
-        network = network.to(memory_format=torch.channels_last)
+    lay_out(network, precision)
     validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
     split: Split = "validation" if recipe.data.split == "fit" else "test"
     tested = len(dataset.labels(split))

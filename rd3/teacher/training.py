@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import repeatable_kernels, usable_device
+from rd3.device import lay_out, repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
@@ -50,8 +50,7 @@ def train(
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
     ).to(device)
-    if recipe.precision == "bf16":
-        network = network.to(memory_format=torch.channels_last)
+    lay_out(network, recipe.precision)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=training.lr, momentum=training.momentum, nesterov=training.nesterov,
         weight_decay=training.weight_decay,
@@ -148,8 +147,6 @@ def _train_epoch(
     for index, batch in enumerate(batches):
         pixels, labels = images.batch(batch)
         views = augment(pixels, training, stream)
-        if recipe.precision == "bf16":
-            views = views.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits = network(views)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)

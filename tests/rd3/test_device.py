@@ -10,9 +10,11 @@ import torch
 import rd3
 from rd3 import layer_statistics, run, teacher
 from rd3.datasets import Roots, open_dataset
-from rd3.device import repeatable_kernels, usable_device
+from rd3.device import lay_out, repeatable_kernels, usable_device
 from rd3.errors import BadValue
 from rd3.methods import METHODS
+from rd3.models import build_network
+from rd3.seeding import generator
 from rd3.synthesis import synthesize
 from rd3.testing import ToyDataset, trial_recipe, trial_set
 
@@ -88,3 +90,43 @@ def test_a_method_works_with_repeatable_kernels(tmp_path, monkeypatch):
         trial_set([trial_recipe("random", dataset, 2)], dataset, (), tmp_path, tmp_path / "made")
         assert _flags() == (True, False)
     assert set(seen) == {(False, True)}
+
+
+def formats_inside(name: str, precision: str) -> set[bool]:
+    """Whether the outputs of a network's layers that are images are channels last, after contiguous pixels."""
+    info = ToyDataset().info
+    network = build_network(name, 10, 32, info.normalisation, generator(0, "init"))
+    lay_out(network, precision)
+    seen = set()
+
+    def look(module: torch.nn.Module, given: object, output: torch.Tensor) -> None:
+        if output.dim() == 4 and min(output.shape[1:]) > 1:
+            seen.add(output.is_contiguous(memory_format=torch.channels_last) and not output.is_contiguous())
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.BatchNorm2d):
+            module.register_forward_hook(look)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        network(torch.rand(2, 3, 32, 32))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["resnet18_w16", "convnet", "wrn_16_2", "mobilenet_v2"])
+def test_convolutions_run_channels_last_at_bf16_whatever_the_pixels_are(name):
+    assert formats_inside(name, "bf16") == {True}
+    assert formats_inside(name, "fp32") == {False}
+
+
+@pytest.mark.parametrize("name", ["convnet_in", "convnet_d1", "convnet_d2", "convnet_w32"])
+def test_networks_with_group_norms_stay_as_they_are(name):
+    assert formats_inside(name, "bf16") == {False}
+
+
+@pytest.mark.parametrize("name", ["resnet18_w16", "convnet", "mobilenet_v2"])
+def test_the_format_of_the_pixels_changes_no_bit(name):
+    network = build_network(name, 10, 32, ToyDataset().info.normalisation, generator(0, "init")).eval()
+    lay_out(network, "bf16")
+    pixels = torch.rand(4, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, last = network(pixels), network(pixels.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(plain, last)
