@@ -170,9 +170,9 @@ def make_plan(
             items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
         elif key in wanted:
             taken = expansion.within.get(key)
-            amount = costs.work(recipe) if taken not in there and taken not in wanted else Work(0.0)
+            amount = costs.work(recipe) if taken not in there and taken not in wanted else Work()
             seconds = rates.seconds(amount)
-            flops += amount.flops
+            flops += amount.cost.flops
             before = [parent for _kind, parent in recipe.parents()] + ([taken] if taken else [])
             finish[key] = seconds + max((finish.get(parent, 0.0) for parent in before), default=0.0)
             items.append(Item(key, recipe.kind, label, "run", "", seconds))
@@ -274,7 +274,7 @@ class _Costs:
     def work(self, recipe: Recipe) -> Work:
         info = self.infos.get(recipe.data.name)
         if info is None or any(parent not in self.recipes for _kind, parent in recipe.parents()):
-            return Work(0.0)
+            return Work()
         if not isinstance(recipe, EvaluationRecipe):
             return work(recipe, info, self._network)
         made = self.recipes[recipe.set]

@@ -1,8 +1,7 @@
-"""What a recipe costs before it runs: floating-point work, and rough seconds from it.
+"""What a recipe costs before it runs: operations and memory traffic, and rough seconds from them.
 
-Work is exact arithmetic on the recipe; a multiply-add counts as two, a training step as three forward passes (one
-forward, two for the gradients).  Seconds are an estimate from :class:`Rates`, good to a factor of two or so; whoever
-runs a grid corrects them by what has finished.
+Work is exact arithmetic on the recipe: a training step costs as much as three forward passes (one forward, two for the
+gradients).  Seconds are an estimate from :class:`Rates`; whoever runs a grid corrects them by what has finished.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from rd3.datasets import DatasetInfo
-from rd3.methods import METHODS, Cost
+from rd3.methods import METHODS
+from rd3.models import Cost
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 TRAIN_FACTOR = 3
 """Forward and backward pass together, in forward passes."""
-COLLECT_FACTOR = 2
-"""A forward pass with the moments of every layer's input, in forward passes."""
 TABLE_CLASSES = (10, 20)
-"""The two class counts from which ``flops.json`` is made; work is a straight line in the classes."""
+"""The two class counts from which ``forward_costs.json`` is made; work is a straight line in the classes."""
 
 
 class Work(NamedTuple):
     """Work of one recipe: what a device computes, and how many steps it takes one after the other."""
 
-    flops: float
+    cost: Cost = Cost()
     steps: int = 0
     precision: str = "fp32"
 
@@ -39,8 +37,10 @@ class Rates(NamedTuple):
 
     name: str
     fp32: float
-    """Floating-point operations a second that training reaches."""
+    """Floating-point operations a second, as long as memory keeps up."""
     bf16: float
+    bytes: float
+    """Bytes a second that layers read and write, as fp32."""
     step_s: float
     """Seconds of every optimiser step that do not depend on the network's width: data, launches, the optimiser."""
     start_s: float
@@ -48,47 +48,49 @@ class Rates(NamedTuple):
 
     def seconds(self, work: Work) -> float:
         """Process seconds of one recipe on one slot."""
-        return (
-            self.start_s
-            + work.steps * self.step_s
-            + work.flops / (self.bf16 if work.precision == "bf16" else self.fp32)
-        )
+        operations = self.bf16 if work.precision == "bf16" else self.fp32
+        return self.start_s + work.steps * self.step_s + work.cost.flops / operations + work.cost.bytes / self.bytes
 
 
-# From ResNet-18 at 32 pixels, batch 50, on a two-core machine with bf16 matrix units (35 and 83 images a second on one
-# thread); a small GPU batch keeps an H200 at a few per cent of its peak.  Narrow networks reach less.
-CPU_THREAD = Rates("cpu thread", fp32=1.1e11, bf16=2.5e11, step_s=0.02, start_s=1.5)
-GPU = Rates("gpu", fp32=2.0e13, bf16=6.0e13, step_s=0.004, start_s=4.0)
+# A CPU thread: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.75 to 1.6
+# times what these say.  A GPU: not measured; small batches keep it at a few per cent of its peak.
+CPU_THREAD = Rates("cpu thread", fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=1.5)
+GPU = Rates("gpu", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start_s=4.0)
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, list[float]]]:
-    """Network -> resolution -> (flops without classes, flops per class), as shipped."""
-    return json.loads(files("rd3").joinpath("flops.json").read_text(encoding="utf-8"))
+def _table() -> dict[str, dict[str, list[list[float]]]]:
+    """Network -> resolution -> (without classes, per class) of operations and of bytes, as shipped."""
+    return json.loads(files("rd3").joinpath("forward_costs.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
-def forward_flops(network: str, num_classes: int, resolution: int) -> float:
+def forward_cost(network: str, num_classes: int, resolution: int) -> Cost:
     """One image's forward pass, from the shipped table; networks that are not in it are built and counted (torch)."""
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
-        return row[0] + row[1] * num_classes
-    from rd3.models import forward_flops as counted
+        return Cost(*(fixed + per_class * num_classes for fixed, per_class in row))
+    from rd3.models import forward_cost as counted
 
     return counted(network, num_classes, resolution)
 
 
-def flops_table(names: Iterable[str]) -> dict[str, dict[str, list[float]]]:
-    """What ``flops.json`` should hold for these networks; after a change of networks write it anew from this."""
-    from rd3.models import forward_flops as counted
+def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]]]:
+    """What ``forward_costs.json`` should hold for these networks; write it anew from this after they change."""
+    from rd3.models import forward_cost as counted
     from rd3.models import network_info
 
     few, many = TABLE_CLASSES
-    table: dict[str, dict[str, list[float]]] = {}
+
+    def line(low: float, high: float) -> list[float]:
+        slope = (high - low) / (many - few)
+        return [low - slope * few, slope]
+
+    table: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         for side in sorted(network_info(name).resolutions):
-            slope = (counted(name, many, side) - counted(name, few, side)) / (many - few)
-            table.setdefault(name, {})[str(side)] = [counted(name, few, side) - slope * few, slope]
+            low, high = counted(name, few, side), counted(name, many, side)
+            table.setdefault(name, {})[str(side)] = [line(low.flops, high.flops), line(low.bytes, high.bytes)]
     return table
 
 
@@ -109,39 +111,40 @@ def work(recipe: Recipe, info: DatasetInfo, network_of: Callable[[Key], str], se
 
 def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo) -> Work:
     if recipe.training is None:  # an import: nothing is trained
-        return Work(0.0)
-    forward = forward_flops(recipe.network, info.num_classes, recipe.resolution)
+        return Work()
     epochs, batch = recipe.training.epochs, recipe.training.batch_size
     images = TRAIN_FACTOR * epochs * info.train_count + info.test_count
+    forward = forward_cost(recipe.network, info.num_classes, recipe.resolution)
     return Work(images * forward, epochs * math.ceil(info.train_count / batch), recipe.precision or "fp32")
 
 
 def _statistics_work(recipe: StatisticsRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
-    forward = forward_flops(network_of(recipe.teacher), info.num_classes, recipe.resolution)
+    forward = forward_cost(network_of(recipe.teacher), info.num_classes, recipe.resolution)
     batches = math.ceil(info.train_count / recipe.collection.batch_size)
-    return Work(COLLECT_FACTOR * info.train_count * forward, batches)
+    return Work(info.train_count * forward, batches)  # the moments are lost in it
 
 
 def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
     if recipe.content is not None:  # an import
-        return Work(0.0)
+        return Work()
 
-    def teacher_forward(key: Key) -> float:
-        return forward_flops(network_of(key), info.num_classes, recipe.resolution)
+    def forward(key: Key) -> Cost:
+        return forward_cost(network_of(key), info.num_classes, recipe.resolution)
 
-    cost: Cost = METHODS.get(recipe.method)().cost(recipe, info, teacher_forward)
-    return Work(cost.flops, 0, recipe.precision)
+    return Work(METHODS.get(recipe.method)().cost(recipe, info, forward), 0, recipe.precision)
 
 
 def _evaluation_work(
     recipe: EvaluationRecipe, info: DatasetInfo, network_of: Callable[[Key], str], set_size: int
 ) -> Work:
+    def forward(network: str) -> Cost:
+        return forward_cost(network, info.num_classes, recipe.resolution)
+
     protocol = recipe.protocol
-    student = forward_flops(recipe.student, info.num_classes, recipe.resolution)
-    teachers = sum(forward_flops(network_of(key), info.num_classes, recipe.resolution) for key in recipe.teachers)
     tested = info.test_count if recipe.tested_on == "test" else info.train_count // 10
     passes = TRAIN_FACTOR + (1 if protocol.extra_student_forward else 0)
     seen = protocol.epochs * set_size
     tests = tested * (1 + len(protocol.test_epochs))
+    teachers = sum((forward(network_of(key)) for key in recipe.teachers), Cost())
     steps = protocol.epochs * math.ceil(set_size / protocol.batch_size)
-    return Work(seen * (passes * student + teachers) + tests * student, steps, protocol.precision)
+    return Work((seen * passes + tests) * forward(recipe.student) + seen * teachers, steps, protocol.precision)

@@ -17,7 +17,7 @@ import numpy as np
 
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.errors import RD3Error, Unsupported
-from rd3.methods import METHODS, Block, Method, resolve_settings
+from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
 from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe, digest
 from rd3.seeding import generator
 from rd3.set_recipes import plan_set
@@ -366,10 +366,11 @@ def _cost(trial: _Trial) -> str | None:
     costs = []
     for ipc in (1, _IPC):
         recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
-        costs.append(trial.method().cost(recipe, trial.dataset.info, lambda key: 1e6))
-    if not all(0 <= value < float("inf") for cost in costs for value in cost):
+        costs.append(trial.method().cost(recipe, trial.dataset.info, lambda key: Cost(1e6, 1e6)))
+    if not all(0 <= value < float("inf") for cost in costs for value in (cost.flops, cost.bytes)):
         return f"costs are {costs}"
-    return None if costs[0].flops <= costs[1].flops else "IPC 2 costs less than IPC 1"
+    few, many = costs
+    return None if few.flops <= many.flops and few.bytes <= many.bytes else "IPC 2 costs less than IPC 1"
 
 
 def _too_few(trial: _Trial) -> str | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.errors import BadValue, UnknownName
+from rd3.models import Cost
 from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
@@ -55,13 +56,6 @@ class Needs(NamedTuple):
     init: str = NOISE
     """What images are started from: ``noise``, the name of a method that needs no start of its own (``random``,
     ``rded``), whose set of equal size is made first, or the key of any set of this dataset."""
-
-
-class Cost(NamedTuple):
-    """Work of making one set, for the plan.  ``flops`` counts a multiply-add as two."""
-
-    flops: float
-    bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,8 +180,8 @@ class Method(ABC):
         """(len(block.members), 3, H, W) uint8, or float32 in [0, 1]: the images of one block."""
 
     @abstractmethod
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
-        """Work of the whole set; ``forward_flops(key)`` is one image's forward pass through the teacher of that key."""
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        """Work of the whole set; ``forward(key)`` is one image's pass through the teacher of that key."""
 
 
 METHODS: Registry[type[Method]] = Registry("method", "rd3.methods")

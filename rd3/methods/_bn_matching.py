@@ -159,8 +159,8 @@ class BatchNormMatching(Method):
             )
         return space.to_255(images)
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
-        return recovery_cost(recipe, info, forward_flops)
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        return recovery_cost(recipe, info, forward)
 
 
 def _tell(progress: Callable[[float], None], number: int, batches: int, fraction: float) -> None:

@@ -68,8 +68,8 @@ class PoolMethod(Method):
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         return by_class(recipe.ipc, info.num_classes, recipe.settings["batch_size"], recipe.settings.get("parts", 1))
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
-        return recovery_cost(recipe, info, forward_flops)
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        return recovery_cost(recipe, info, forward)
 
 
 def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, *, jitter: int = 0) -> torch.Tensor:

@@ -50,13 +50,13 @@ class RecoverySettings(Settings):
         return {"iterations": self.iterations, "lr": self.lr, "betas": (self.beta1, self.beta2)}
 
 
-def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
     """Every iteration takes every image through one of the teachers and back.
 
     Weights are frozen: a backward pass to the pixels costs about one forward pass.
     """
     passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
-    return Cost(flops=passes * sum(map(forward_flops, recipe.teachers)) / len(recipe.teachers))
+    return passes / len(recipe.teachers) * sum(map(forward, recipe.teachers), Cost())
 
 
 def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:

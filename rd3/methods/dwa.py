@@ -93,12 +93,12 @@ class DWA(BatchNormMatching):
             network.requires_grad_(False)
         return images.grad
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings: dict[str, Any] = recipe.settings
         # A backward pass to the weights as well costs about two forward passes.
         recovering = (3 if settings["accumulate"] else 2) * settings["iterations"]
         passes = (recovering + 3 * settings["steps"]) * recipe.ipc * info.num_classes
-        return Cost(flops=passes * forward_flops(recipe.teachers[0]))
+        return passes * forward(recipe.teachers[0])
 
 
 def climb(network: torch.nn.Module, length: float) -> None:

@@ -99,10 +99,10 @@ class EDC(PoolMethod):
             )
             return to_uint8(space.to_255(images), settings.save_format)
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
-        cost = super().cost(recipe, info, forward_flops)
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        cost = super().cost(recipe, info, forward)
         # The averaged images take one forward pass more, besides the two of forward and backward.
-        return Cost(1.5 * cost.flops) if recipe.settings["flatness_weight"] else cost
+        return 1.5 * cost if recipe.settings["flatness_weight"] else cost
 
 
 def flatness(logits: torch.Tensor, averaged: torch.Tensor) -> torch.Tensor:

@@ -126,13 +126,10 @@ class RDED(Method):
         pixels = image.float().expand(settings.num_crop, -1, -1, -1)
         return crop_and_resize(pixels, boxes, ctx.info.resolution // settings.factor)
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward_flops: Callable[[str], float]) -> Cost:
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)
         looked_at = min(settings.mipc, info.train_per_class) * info.num_classes
-        return Cost(
-            flops=looked_at * settings.num_crop * forward_flops(recipe.teachers[0]),
-            bytes=float(looked_at * 3 * info.resolution**2),
-        )
+        return looked_at * settings.num_crop * forward(recipe.teachers[0])
 
 
 def score(crops: torch.Tensor, label: int, ctx: Context) -> torch.Tensor:

@@ -6,19 +6,20 @@ A network in another package registers itself with :func:`register_network` unde
 
 from typing import TYPE_CHECKING, Any
 
-from rd3.models._base import NETWORKS, Network, NetworkInfo, network_info, network_names, register_network
-from rd3.models._build import build_network, forward_flops, parameter_count
+from rd3.models._base import NETWORKS, Cost, Network, NetworkInfo, network_info, network_names, register_network
+from rd3.models._build import build_network, forward_cost, parameter_count
 
 if TYPE_CHECKING:
     from rd3.models._normalised import NormalisedNetwork
 
 __all__ = [
     "NETWORKS",
+    "Cost",
     "Network",
     "NetworkInfo",
     "NormalisedNetwork",
     "build_network",
-    "forward_flops",
+    "forward_cost",
     "network_info",
     "network_names",
     "parameter_count",

@@ -17,6 +17,22 @@ TIMM = "timm:"
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Work that a device has to do; costs add up, and can be taken so many times."""
+
+    flops: float = 0.0
+    """Floating-point operations; a multiply-add counts as two."""
+    bytes: float = 0.0
+    """What layers read and write in memory, as fp32, without weights."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __rmul__(self, times: float) -> Cost:
+        return Cost(times * self.flops, times * self.bytes)
+
+
+@dataclass(frozen=True)
 class NetworkInfo:
     """What people see of a network: ``resolutions`` maps a side in pixels to what the name means there."""
 

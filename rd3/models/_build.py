@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from rd3.models._base import find
+from rd3.models._base import Cost, find
 from rd3.recipe import Normalisation
 from rd3.seeding import generator, scoped
 
@@ -50,13 +50,20 @@ def parameter_count(name: str, num_classes: int, resolution: int) -> int:
 
 
 @functools.cache
-def forward_flops(name: str, num_classes: int, resolution: int) -> float:
-    """Work of one image's forward pass; a multiply-add counts as two.  Convolutions and matrix products only."""
+def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
+    """One image's forward pass: operations of convolutions and matrix products, and the traffic of every layer."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    pixels = torch.empty(1, 3, resolution, resolution, device="meta")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        _on_meta(name, num_classes, resolution)(pixels)
-    return float(counter.get_total_flops())
+    from rd3.models._traffic import Traffic
+
+    network = _on_meta(name, num_classes, resolution)
+
+    def counted(images: int) -> Cost:
+        pixels = torch.empty(images, 3, resolution, resolution, device="meta")
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter, Traffic() as traffic:
+            network(pixels)
+        return Cost(counter.get_total_flops(), traffic.bytes)
+
+    return counted(2) + -1 * counted(1)  # what an image adds: weights are read once a batch

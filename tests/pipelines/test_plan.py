@@ -176,7 +176,7 @@ def test_unsupported_pairs_are_listed_once():
 
 
 def test_the_wall_time_is_work_by_slots_or_the_longest_chain(expansion):
-    second_each = Rates("r", fp32=float("inf"), bf16=float("inf"), step_s=0.0, start_s=1.0)
+    second_each = Rates("r", fp32=float("inf"), bf16=float("inf"), bytes=float("inf"), step_s=0.0, start_s=1.0)
     one, two, many = (planned(expansion, Memory(), rates=second_each, slots=n) for n in (1, 2, 100))
     assert one.process_s == two.process_s == 7
     assert (one.wall_s, two.wall_s, many.wall_s) == (7, 3.5, 3)

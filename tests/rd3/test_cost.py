@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from rd3.cost import CPU_THREAD, Rates, Work, flops_table, forward_flops, work
+from rd3.cost import CPU_THREAD, Rates, Work, forward_cost, forward_table, work
 from rd3.datasets import dataset_info
-from rd3.methods import resolve_settings
-from rd3.models import forward_flops as counted
+from rd3.methods import Cost, resolve_settings
+from rd3.models import forward_cost as counted
 from rd3.models import network_names
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining
@@ -67,14 +67,14 @@ def made(method: str, ipc: int = 3, **settings: object) -> SetRecipe:
 def test_the_shipped_table_is_what_the_networks_cost():
     chosen = ("resnet18", "resnet18_w16", "convnet", "convnet_d1", "convnet_d2", "convnet_w32", "wrn_16_2", "alexnet")
     small = [name for name in network_names() if name in chosen]
-    for name, sides in flops_table(small).items():
+    for name, sides in forward_table(small).items():
         for side in sides:
-            assert forward_flops(name, 1000, int(side)) == counted(name, 1000, int(side)), (name, side)
+            assert forward_cost(name, 1000, int(side)) == counted(name, 1000, int(side)), (name, side)
 
 
 def test_resnet18_is_as_heavy_as_published():
     # 1.82 billion multiply-adds at 224 pixels (torchvision's table of ResNet18_Weights)
-    assert forward_flops("resnet18", 1000, 224) == pytest.approx(2 * 1.814e9, rel=5e-3)
+    assert forward_cost("resnet18", 1000, 224).flops == pytest.approx(2 * 1.814e9, rel=5e-3)
 
 
 def test_every_network_of_the_table_is_shipped():
@@ -84,46 +84,47 @@ def test_every_network_of_the_table_is_shipped():
 
 
 def test_a_network_outside_the_table_is_counted():
-    assert forward_flops("timm:resnet18", 10, 32) == counted("timm:resnet18", 10, 32)
+    assert forward_cost("timm:resnet18", 10, 32) == counted("timm:resnet18", 10, 32)
 
 
 def test_a_teacher_costs_three_forward_passes_an_image_and_epoch():
     forward = counted("resnet18_w16", 10, 32)
     done = work(teacher(), DIGITS, lambda key: "")
-    assert done.flops == (3 * 3 * DIGITS.train_count + DIGITS.test_count) * forward
+    assert done.cost == (3 * 3 * DIGITS.train_count + DIGITS.test_count) * forward
     assert done.steps == 3 * math.ceil(DIGITS.train_count / 128)
     assert done.precision == "bf16"
 
 
 def test_an_imported_teacher_costs_nothing():
     fields = teacher().model_dump() | {"training": None, "weights": "w"}
-    assert work(TeacherRecipe(**fields), DIGITS, lambda key: "") == Work(0.0)
+    assert work(TeacherRecipe(**fields), DIGITS, lambda key: "") == Work()
 
 
 def test_an_evaluation_costs_student_and_teacher_and_one_test():
     student, label = counted("convnet", 10, 32), counted("resnet18_w16", 10, 32)
     soft = work(evaluation(), DIGITS, lambda key: "resnet18_w16", 30)
-    assert soft.flops == 400 * 30 * (3 * student + label) + DIGITS.test_count * student
+    assert soft.cost == 400 * 30 * (3 * student + label) + DIGITS.test_count * student
     assert soft.steps == 400 * 1
     hard = work(evaluation("hard", test_epochs=(1, 2)), DIGITS, lambda key: "", 30)
-    assert hard.flops == 400 * 30 * 3 * student + 3 * DIGITS.test_count * student
+    assert hard.cost == (400 * 30 * 3 + 3 * DIGITS.test_count) * student
     extra = work(evaluation(extra_student_forward=True), DIGITS, lambda key: "resnet18_w16", 30)
-    assert extra.flops - soft.flops == 400 * 30 * student
+    assert extra.cost == soft.cost + 400 * 30 * student
 
 
 def test_sets_cost_what_their_method_says():
-    assert work(made("random"), DIGITS, lambda key: "resnet18_w16").flops == 0
-    few, many = (work(made("sre2l", iterations=n), DIGITS, lambda key: "resnet18_w16").flops for n in (10, 20))
-    assert many == 2 * few > 0
+    assert work(made("random"), DIGITS, lambda key: "resnet18_w16") == Work()
+    few, many = (work(made("sre2l", iterations=n), DIGITS, lambda key: "resnet18_w16").cost for n in (10, 20))
+    assert many == 2 * few
+    assert few.flops > 0 and few.bytes > 0
 
 
-def test_seconds_are_start_steps_and_work():
-    rates = Rates("r", fp32=100.0, bf16=200.0, step_s=0.5, start_s=1.0)
-    assert rates.seconds(Work(400.0, 4)) == 1 + 2 + 4
-    assert rates.seconds(Work(400.0, 4, "bf16")) == 1 + 2 + 2
+def test_seconds_are_start_steps_operations_and_traffic():
+    rates = Rates("r", fp32=100.0, bf16=200.0, bytes=10.0, step_s=0.5, start_s=1.0)
+    assert rates.seconds(Work(Cost(400.0, 30.0), 4)) == 1 + 2 + 4 + 3
+    assert rates.seconds(Work(Cost(400.0, 30.0), 4, "bf16")) == 1 + 2 + 2 + 3
     assert CPU_THREAD.bf16 > CPU_THREAD.fp32
 
 
 def test_costs_load_no_torch():
-    code = "import sys, rd3.cost; rd3.cost.forward_flops('resnet18', 10, 32); assert 'torch' not in sys.modules"
+    code = "import sys, rd3.cost; rd3.cost.forward_cost('resnet18', 10, 32); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from rd3.datasets import dataset_info
 from rd3.errors import Diverged
-from rd3.methods import METHODS, resolve_settings
+from rd3.methods import METHODS, Cost, resolve_settings
 from rd3.methods import _bn_matching as base
 from rd3.methods._base import published, reductions
 from rd3.methods._recovery import BatchNormLoss
@@ -279,7 +279,7 @@ def test_a_teacher_that_gives_nan_diverges(tmp_path):
 def test_cost_counts_the_passes_of_the_perturbation():
     def passes(**settings):
         recipe = trial_recipe("dwa", TOY, 2, iterations=100, **settings)
-        return METHODS.get("dwa")().cost(recipe, TOY.info, lambda key: 1.0).flops
+        return METHODS.get("dwa")().cost(recipe, TOY.info, lambda key: Cost(1.0)).flops
 
     images = 2 * 3
     assert passes(steps=0) == images * 200

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rd3.datasets import dataset_info
 from rd3.errors import Diverged
 from rd3.layer_statistics import collect, load
-from rd3.methods import METHODS, Block, Context, resolve_settings
+from rd3.methods import METHODS, Block, Context, Cost, resolve_settings
 from rd3.methods._base import published
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
 from rd3.methods._pool import Pool
@@ -228,11 +228,8 @@ def test_the_flatness_term_changes_the_images(tmp_path):
 
 
 def test_flatness_is_work(tmp_path):
-    method = METHODS.get("edc")()
-    plain, flat = (
-        method.cost(trial_recipe("edc", TOY, 2, **SMALL, flatness_weight=weight), TOY.info, lambda key: 10.0).flops
-        for weight in (0.0, 1.0)
-    )
+    recipes = [trial_recipe("edc", TOY, 2, **SMALL, flatness_weight=weight) for weight in (0.0, 1.0)]
+    plain, flat = (METHODS.get("edc")().cost(recipe, TOY.info, lambda key: Cost(10.0)).flops for recipe in recipes)
     assert plain == 2 * 3 * 6 * 10 and flat == 3 * 3 * 6 * 10
 
 

@@ -13,7 +13,7 @@ import rd3.methods.gvbsm
 from rd3.datasets import dataset_info
 from rd3.errors import Diverged
 from rd3.layer_statistics import collect, load
-from rd3.methods import METHODS, Block, Context, resolve_settings
+from rd3.methods import METHODS, Block, Context, Cost, resolve_settings
 from rd3.methods._matching import MatchingLoss, targets_of_all
 from rd3.methods._pool import Pool, view
 from rd3.methods._recovery import PixelSpace
@@ -306,5 +306,5 @@ def test_teachers_of_other_constants_see_the_same_pixels(tmp_path):
 
 def test_work_is_the_mean_of_the_pools():
     recipe = trial_recipe("gvbsm", TOY, 2, pool=POOL, iterations=7)
-    heavy = dict(zip(recipe.teachers, (10.0, 20.0, 60.0), strict=True))
+    heavy = dict(zip(recipe.teachers, map(Cost, (10.0, 20.0, 60.0)), strict=True))
     assert METHODS.get("gvbsm")().cost(recipe, TOY.info, heavy.__getitem__).flops == 2 * 7 * 6 * 30

@@ -14,8 +14,9 @@ from torchvision import models as torchvision_models
 from rd3.errors import UnknownName, Unsupported
 from rd3.models import (
     NETWORKS,
+    Cost,
     build_network,
-    forward_flops,
+    forward_cost,
     network_info,
     network_names,
     parameter_count,
@@ -89,13 +90,31 @@ def test_small_shufflenet_is_the_published_one_at_width_one():
     ],
 )
 def test_published_work_of_a_forward_pass(name, published_gmac):
-    assert forward_flops(name, 1000, 224) / 2e9 == pytest.approx(published_gmac, abs=6e-4)
+    assert forward_cost(name, 1000, 224).flops / 2e9 == pytest.approx(published_gmac, abs=6e-4)
 
 
 def test_work_of_a_convnet_by_hand():
     # Per block: side^2 * 9 * inputs * 128 multiply-adds, plus the linear layer.
     work = 32**2 * 9 * 3 * 128 + 16**2 * 9 * 128 * 128 + 8**2 * 9 * 128 * 128 + 2048 * 10
-    assert forward_flops("convnet", 10, 32) == 2 * work
+    assert forward_cost("convnet", 10, 32).flops == 2 * work
+
+
+def test_traffic_of_a_convnet_by_hand():
+    # Per block: the convolution reads its input and writes 128 channels; batch norm and ReLU read and write them, and
+    # the pooling reads them and writes a quarter.  Then 2,048 features and ten logits; four bytes each.
+    blocks = [(32, 3), (16, 128), (8, 128)]
+    values = sum(side**2 * (inputs + 128 + 4 * 128 + 128 + 128 / 4) for side, inputs in blocks) + 2048 + 10
+    assert forward_cost("convnet", 10, 32).bytes == 4 * values
+
+
+def test_what_a_batch_reads_once_is_no_cost_of_an_image():
+    # 25 million weights in the linear layers; per image their inputs and outputs alone
+    grown = forward_cost("vit_b_16", 1000, 32) + -1 * forward_cost("vit_b_16", 10, 32)
+    assert grown == Cost(2.0 * 768 * 990, 4.0 * 990)
+
+
+def test_costs_add_up():
+    assert 3 * Cost(1.0, 2.0) + Cost(0.5) == Cost(3.5, 6.0)
 
 
 @pytest.mark.parametrize("name", sorted(set(network_names()) - {"resnet50", "resnet101", "vit_b_16"}))
