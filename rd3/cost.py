@@ -37,7 +37,7 @@ class Rates(NamedTuple):
 
     name: str
     fp32: float
-    """Floating-point operations a second, as long as memory keeps up."""
+    """Floating-point operations a second; the traffic comes on top."""
     bf16: float
     bytes: float
     """Bytes a second that layers read and write, as fp32."""
@@ -52,7 +52,7 @@ class Rates(NamedTuple):
         return self.start_s + work.steps * self.step_s + work.cost.flops / operations + work.cost.bytes / self.bytes
 
 
-# A CPU thread: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.75 to 1.6
+# A CPU thread: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.5 to 1.6
 # times what these say.  A GPU: not measured; small batches keep it at a few per cent of its peak.
 CPU_THREAD = Rates("cpu thread", fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=1.5)
 GPU = Rates("gpu", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start_s=4.0)
@@ -121,7 +121,7 @@ def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo) -> Work:
 def _statistics_work(recipe: StatisticsRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
     forward = forward_cost(network_of(recipe.teacher), info.num_classes, recipe.resolution)
     batches = math.ceil(info.train_count / recipe.collection.batch_size)
-    return Work(info.train_count * forward, batches)  # the moments are lost in it
+    return Work(info.train_count * forward, batches)  # taking the moments adds nothing that shows
 
 
 def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:

@@ -18,7 +18,7 @@ TIMM = "timm:"
 
 @dataclass(frozen=True)
 class Cost:
-    """Work that a device has to do; costs add up, and can be taken so many times."""
+    """Work that a device has to do; costs add up and can be taken so many times."""
 
     flops: float = 0.0
     """Floating-point operations; a multiply-add counts as two."""
@@ -27,6 +27,9 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.flops - other.flops, self.bytes - other.bytes)
 
     def __rmul__(self, times: float) -> Cost:
         return Cost(times * self.flops, times * self.bytes)

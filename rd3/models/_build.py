@@ -66,4 +66,4 @@ def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
             network(pixels)
         return Cost(counter.get_total_flops(), traffic.bytes)
 
-    return counted(2) + -1 * counted(1)  # what an image adds: weights are read once a batch
+    return counted(2) - counted(1)  # what an image adds: weights are read once a batch

@@ -48,11 +48,11 @@ def main(names: list[str], batch: int, rounds: int, device: torch.device) -> Non
     pixels = torch.rand(batch, 3, 32, 32, device=device)
     labels = torch.arange(batch, device=device) % info.num_classes
     for name in names:
-        network = build_network(name, info.num_classes, 32, info.normalisation, generator(0, "init")).to(device).train()
-        ours = copy.deepcopy(network)
+        built = build_network(name, info.num_classes, 32, info.normalisation, generator(0, "init")).to(device).train()
+        last, ours = copy.deepcopy(built).to(memory_format=torch.channels_last), copy.deepcopy(built)
         lay_out(ours, "bf16")
-        networks = {"as built": network, "channels last": copy.deepcopy(network).to(memory_format=torch.channels_last)}
-        steps = {label: step_of(one, pixels, labels) for label, one in (networks | {"lay_out": ours}).items()}
+        networks = {"as built": built, "channels last": last, "lay_out": ours}
+        steps = {label: step_of(network, pixels, labels) for label, network in networks.items()}
         for step in steps.values():
             step()
         seconds = {label: min(step() for _ in range(rounds)) for label, step in steps.items()}
