@@ -18,7 +18,7 @@ from rd3.protocol import preset_reader, reductions, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.set_recipes import plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
-from tracking.ledger import Ledger
+from tracking.ledger import Ledger, recipe_of
 
 
 def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
@@ -70,7 +70,7 @@ def evaluations_of(
     """Evaluations of a set that the ledger has, one a student seed, after the recipe of the label teacher."""
     ledger = Ledger(session.place.artifacts)
     entry = ledger.find("set", ledger.resolve("set", key))
-    made = SetRecipe.model_validate(entry.recipe)
+    made = recipe_of(entry)
     info = dataset_info(made.data.name, session.roots)
     label_teacher = teacher_of(info.name, teacher, session) if teacher else None
     if student is None and label_teacher is None:

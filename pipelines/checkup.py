@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pipelines.nodes import last_line, marked, unseen
 from pipelines.settings import Session
 from rd3.datasets import Roots
-from rd3.device import bf16_in_hardware
+from rd3.device import ran_precision
 from rd3.errors import RD3Error
 from tracking.documents import S3Documents, open_documents, s3_credentials
 from tracking.health import (
@@ -162,11 +162,8 @@ def _devices() -> Row:
         names = ", ".join(map(torch.cuda.get_device_name, devices))
     else:
         devices, names = [torch.device("cpu")], f"CPU only, {torch.get_num_threads()} threads"
-    hardware = {bf16_in_hardware(device) for device in devices}
-    if False in hardware:
-        fix = "`protocol: {precision: fp32}` is quicker here, but is another protocol"
-        return Row("device", "warning", f"{names}; bf16, in which students are trained, is emulated. Fix: {fix}")
-    return Row("device", "ok", names if None in hardware else f"{names}; bf16 in hardware")
+    precisions = sorted({ran_precision(device, "auto") for device in devices})
+    return Row("device", "ok", f"{names}; precision auto is {' or '.join(precisions)} here")
 
 
 def _disk(home: Path) -> Row:

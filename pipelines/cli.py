@@ -13,7 +13,21 @@ from collections.abc import Sequence
 
 import typer
 
-from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, jobs, listing, method, sets, sweep, teacher
+from pipelines.commands import (
+    artifacts,
+    byhand,
+    data,
+    doctor,
+    grid,
+    infra,
+    jobs,
+    ledger,
+    listing,
+    method,
+    sets,
+    sweep,
+    teacher,
+)
 from pipelines.commands._show import errors_told
 
 app = typer.Typer(
@@ -35,6 +49,7 @@ app.add_typer(teacher.app, name="teacher")
 app.add_typer(sets.app, name="set")
 app.add_typer(method.app, name="method")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(infra.app, name="infra")
 
 

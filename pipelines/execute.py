@@ -28,7 +28,7 @@ from pipelines.settings import Session
 from pipelines.shares import Share, discard, share_out
 from pipelines.trial import Job, in_use, work_folder
 from rd3.errors import Away, RD3Error
-from rd3.recipe import KINDS, Key, Recipe, canonical, from_json
+from rd3.recipe import KINDS, Key, Recipe, canonical, read_recipe
 from rd3.store import Entry
 from tracking.fields import parent_facts
 from tracking.ledger import Ledger
@@ -283,7 +283,7 @@ class _Run:
                 if entry is None:
                     continue
                 self.known[key] = entry
-            parents = from_json(canonical(self.known[key].recipe)).parents()
+            parents = read_recipe(self.known[key].recipe).parents()
             found |= self.entries(parents) | {key: self.known[key]}
         return found
 

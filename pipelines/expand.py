@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_role
 from pipelines.places import GridErrors, Path, problem_in
 from rd3.cell import Cell
+from rd3.component import changes_text
 from rd3.datasets import DatasetInfo
 from rd3.datasets._splits import VALIDATION_SHARE
 from rd3.errors import RD3Error, StoreError, Unsupported
@@ -109,7 +110,7 @@ class Expansion:
             facts["set_seed"] = cell.set_seed
         if isinstance(recipe, EvaluationRecipe):
             facts |= {"student": cell.student, "protocol": cell.protocol, "student_seed": cell.student_seed}
-            changed = ", ".join(f"{name}={value}" for name, value in {**cell.overrides, **cell.varied}.items())
+            changed = changes_text({**cell.overrides, **cell.varied})
             facts |= {"changed": changed} if changed else {}
         return facts
 
@@ -274,7 +275,7 @@ class _Expander:
             self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key))
             if recipe is not None and key not in self.result.recipes:
                 text = f"{shape.method} {shape.info.name} ipc{shape.ipc} -> {shape.student} {rule.protocol.labels}"
-                moved = "".join(f" {name}={value}" for name, value in shape.varied.items())
+                moved = f" {changes_text(shape.varied)}" if shape.varied else ""
                 self._add(recipe, f"{text}{moved} seed{set_seed}.{seed}", shape.info.name)
 
     def _evaluation(
@@ -404,7 +405,7 @@ def _rule(
     frame = {"factor": factor, "same_network": same_network, "set_size": set_size}
     protocol = resolve_protocol(rule, **frame, overrides=fixed | varied)
     plain = resolve_protocol(rule, **frame)
-    changed = {name: getattr(protocol, name) for name in fixed if getattr(protocol, name) != getattr(plain, name)}
+    changed = {name: protocol.value(name) for name in fixed if protocol.value(name) != plain.value(name)}
     return _Rule(protocol, changed, reductions(rule, protocol))
 
 

@@ -14,11 +14,10 @@ from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole
 from pipelines.places import Located, Path, place_text
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
-from rd3.losses import LOSSES
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published
 from rd3.models import network_info
-from rd3.protocol import EvalProtocol, PresetOf, preset, resolve_protocol
+from rd3.protocol import PresetOf, mistakes_in, preset, protocol_names, resolve_protocol
 from rd3.registry import did_you_mean
 from rd3.set_recipes import check_start
 from rd3.teacher_roles import teacher_role
@@ -302,10 +301,10 @@ class PartCheck:
             good[name] = tuple(tuple(value) if isinstance(value, list) else value for value in values)
         return good
 
-    def field(
+    def setting(
         self, model: type[BaseModel], base: dict[str, Any], name: str, value: Any, path: Path, owner: str
     ) -> bool:
-        """Check one value against its field alone, without any coercion."""
+        """Check one value against its field of a method's settings alone, without any coercion."""
         if name not in model.model_fields:
             fix = did_you_mean(name, list(model.model_fields))
             self.document.problem(path, f"{owner} has no field {name!r}.", fix)
@@ -320,6 +319,15 @@ class PartCheck:
             return not said
         return True
 
+    def field(self, name: str, value: Any, path: Path) -> bool:
+        """Check one value of a protocol by itself."""
+        before = len(self.document.problems)
+        with self._noting(path):
+            said = mistakes_in(name, value)
+            if said:
+                self.document.problem(path, f"{' / '.join(said)}, got {what(value)}.")
+        return len(self.document.problems) == before
+
     def _settings(
         self, methods: list[tuple[Chosen, Path]], infos: dict[str, DatasetInfo], ipc: tuple[int, ...]
     ) -> None:
@@ -330,7 +338,7 @@ class PartCheck:
                 right = {
                     name: value
                     for name, value in chosen.values.items()
-                    if self.field(made.Settings, base, name, value, (*path, name), owner)
+                    if self.setting(made.Settings, base, name, value, (*path, name), owner)
                 }
                 if right and ipc:
                     with self._noting(path):
@@ -341,11 +349,7 @@ class PartCheck:
         self, protocols: list[tuple[Chosen, Path]], shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
     ) -> None:
         """Fields one by one, then what contradicts each other among those that are right."""
-        base = resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
-
-        def right(name: str, value: Any, path: Path) -> bool:
-            return self.field(EvalProtocol, base, name, value, path, "A protocol")
-
+        right, known = self.field, protocol_names()
         shared_right = {name: value for name, value in shared.items() if right(name, value, self._at("protocol", name))}
         own_right = [
             {name: value for name, value in chosen.values.items() if right(name, value, (*path, name))}
@@ -354,7 +358,7 @@ class PartCheck:
         moved_right: list[tuple[Path, dict[str, Any]]] = []
         for name, values in varied.items():
             for place, value in enumerate(values):
-                path = self._at("vary", name, *([place] if name in EvalProtocol.model_fields else []))
+                path = self._at("vary", name, *([place] if name in known else []))
                 if right(name, value, path):
                     moved_right.append((path, {name: value}))
         twice = [(self._at("vary", name), "protocol") for name in varied if name in shared]
@@ -372,6 +376,3 @@ class PartCheck:
         with self._noting(where):
             rule = self.preset_of(name)
             resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)
-        if "loss" in fields:
-            with self._noting(where):
-                LOSSES.get(fields["loss"])

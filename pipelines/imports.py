@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from pipelines.settings import Session
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.recipe import KINDS, Key, Recipe, canonical, from_json, to_json
+from rd3.recipe import KINDS, Key, Recipe, read_recipe, to_json
 from rd3.store import FolderStore, Store, write_atomically
 from tracking.fields import parent_facts
 from tracking.health import check_place
+from tracking.ledger import Ledger, recipe_of
 from tracking.place import Place
 from tracking.store import TrackedStore
 
@@ -52,14 +53,14 @@ def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *,
 def import_results(folder: Path, session: Session) -> list[Imported]:
     """Every entry of a store folder, parents first, its files checked by hash; doing it again changes nothing."""
     foreign = FolderStore(Path(folder).absolute())
-    paths = [path for kind in KINDS for path in sorted((foreign.root / "by-key" / kind).glob("*.json"))]
-    if not paths:
+    ledger = Ledger(str(foreign.root))
+    names = [(kind, key) for kind in KINDS for key in sorted(ledger.keys(kind))]
+    if not names:
         raise DataMissing(
             f"{folder} holds no results: there is no by-key/<kind>/<key>.json.",
             "give the folder that was --store of `python -m rd3.run`",
         )
     check_place(session.place)
-    names = [(path.parent.name, path.stem) for path in paths]
     return list(_bring(names, foreign, TrackedStore(session.place), str(foreign.root)))
 
 
@@ -95,7 +96,7 @@ def _with_parents(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> lis
     def add(kind: str, key: Key) -> None:
         entry = store.find(kind, key)
         if (kind, key) not in found and entry is not None:
-            for parent in from_json(canonical(entry.recipe)).parents():
+            for parent in read_recipe(entry.recipe).parents():
                 add(*parent)
             found[kind, key] = None
 
@@ -110,12 +111,12 @@ def _bring(names: Iterable[tuple[str, Key]], source: Store, target: TrackedStore
         entry = source.find(kind, key)
         if entry is None:
             raise DataMissing(f"{where} has no {kind} {key[:12]}.", "make or import it first")
-        recipe = from_json(canonical(entry.recipe))
-        if (recipe.kind, recipe.key, entry.key) != (kind, key, key):
+        if (entry.kind, entry.key) != (kind, key):
             raise DataCorrupt(
-                f"Entry {kind} {key[:12]} at {where} holds the recipe {recipe.kind} {recipe.key[:12]}.",
+                f"Entry {kind} {key[:12]} at {where} says that it is {entry.kind} {entry.key[:12]}.",
                 "remove that entry and make it again",
             )
+        recipe = recipe_of(entry, where)
         new = target.find(kind, key) is None
         if new:
             files = source.fetch(kind, key)

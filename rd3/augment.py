@@ -1,57 +1,24 @@
-"""Batched augmentation on the device, for post-evaluation and for methods that crop and flip while they synthesise.
+"""Batched augmentation on the device: what post-evaluation, teachers and methods that crop and flip are made of.
 
-Every function takes ``images: (B, C, H, W)`` and a CPU generator.  All random numbers are drawn on the CPU, so every
-device sees the same views; the pixels are moved on the device of the images.  Sources: LINs-lab/RDED
-``validation/utils.py`` (patch shuffle, CutMix), torchvision ``RandomResizedCrop``.
+Random numbers are drawn on the CPU from the generator that is passed in, so every device sees the same views; pixels,
+``images: (B, C, H, W)``, are moved on their device.  Sources: LINs-lab/RDED ``validation/utils.py`` (patch shuffle,
+CutMix's box), torchvision (``RandomResizedCrop``, ``RandomCrop``).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
-
-from rd3.protocol import EvalProtocol
+from torch.nn import functional as F
 
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 
 
-@dataclass(frozen=True)
-class View:
-    """One batch as the networks see it."""
-
-    images: torch.Tensor
-    """(B, C, H, W) float32 in [0, 1]."""
-    permutation: torch.Tensor
-    """(B,) int64: image k carries a box of image ``permutation[k]``; the identity without CutMix."""
-    lam: float
-    """Share of the pixels that are the base image's own, from the clipped box; 1 without CutMix."""
-
-
 def to_unit(images: torch.Tensor) -> torch.Tensor:
     """uint8 0-255 to float32 in [0, 1]; floats are taken to be in [0, 1] already."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-
-
-def protocol_view(images: torch.Tensor, protocol: EvalProtocol, stream: torch.Generator) -> View:
-    """Patch shuffle, resized crop, flip and CutMix of a batch, in this order, as the protocol says.
-
-    ``images``: (B, C, H, W) uint8 or float in [0, 1].  A factor of 1 leaves out shuffle and crop, which would be exact
-    no-ops: with area (1, 1) every box that fits is the whole image.
-    """
-    pixels = to_unit(images)
-    if protocol.factor > 1:
-        pixels = patch_shuffle(pixels, protocol.factor, stream)
-        pixels = resized_crop(
-            pixels, pixels.shape[-1], min_area=1 / protocol.factor, antialias=protocol.antialias, stream=stream
-        )
-    if protocol.flip:
-        pixels = horizontal_flip(pixels, stream)
-    if protocol.mix == "cutmix":
-        return cutmix(pixels, stream)
-    return View(pixels, torch.arange(len(pixels), device=pixels.device), 1.0)
 
 
 def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) -> torch.Tensor:
@@ -60,21 +27,23 @@ def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) ->
     The grid has ``factor`` strips each way; the last takes the remainder.  For factor 2 an image has exactly four
     outcomes: patches never leave their row or column partners, and never their image.
     """
-    if factor == 1:
-        return images
-    batch, channels, height, width = images.shape
-    columns = _shuffled_strips(batch, width, factor, stream).to(images.device)
-    rows = _shuffled_strips(batch, height, factor, stream).to(images.device)
-    images = images.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
-    return images.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+    columns = shuffled_strips(len(images), images.shape[3], factor, stream).to(images.device)
+    rows = shuffled_strips(len(images), images.shape[2], factor, stream).to(images.device)
+    return take_lines(images, columns, rows)
 
 
-def _shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator) -> torch.Tensor:
+def shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator) -> torch.Tensor:
     """(batch, side) int64: for each image, which source line stands at each place."""
     place = torch.rand(batch, factor, generator=stream).argsort(dim=1)
     strip = (torch.arange(side) // (side // factor)).clamp_(max=factor - 1)
     # A stable sort of the lines by the new place of their strip keeps the order within the strip.
     return place[:, strip].argsort(dim=1, stable=True)
+
+
+def take_lines(images: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Each image's columns, (B, W) int64, then its rows, (B, H) int64, by their places in the image."""
+    images = images.gather(3, columns[:, None, None, :].expand_as(images))
+    return images.gather(2, rows[:, None, :, None].expand_as(images))
 
 
 def crop_boxes(
@@ -161,8 +130,39 @@ def resized_crop(
 
 def horizontal_flip(images: torch.Tensor, stream: torch.Generator, probability: float = 0.5) -> torch.Tensor:
     """Mirror each image left to right with this probability."""
-    chosen = torch.rand(len(images), generator=stream) < probability
-    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+    return flip_where(images, chosen(len(images), stream, probability).to(images.device))
+
+
+def chosen(batch: int, stream: torch.Generator, probability: float) -> torch.Tensor:
+    """(batch,) bool, true with this probability."""
+    return torch.rand(batch, generator=stream) < probability
+
+
+def flip_where(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Mirror the images left to right for which ``mirrored``, (B,) bool, is true."""
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
+    """torchvision's ``RandomCrop(side, padding)`` for a batch: zeros around, a random place for each image."""
+    top, left = (place.to(images.device) for place in pad_crop_places(len(images), padding, stream))
+    return cut_padded(images, padding, top, left)
+
+
+def pad_crop_places(batch: int, padding: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top and left of every cut in the padded image, (batch,) int64 each."""
+    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=stream)[:, :, 0]
+    return top, left
+
+
+def cut_padded(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """Pad with zeros and cut the size of the images out at ``top`` and ``left``, (B,) int64."""
+    batch, channels, height, width = images.shape
+    rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
+    wide = F.pad(images, (padding, padding, padding, padding))
+    rows = rows.expand(batch, channels, height, wide.shape[3])
+    return wide.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
 
 
 def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
@@ -176,16 +176,3 @@ def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> 
         max(column - half_wide, 0),
         min(column + half_wide, width),
     )
-
-
-def cutmix(images: torch.Tensor, stream: torch.Generator) -> View:
-    """Paste one box of a permuted batch into the batch: the same box for all images, lam uniform, every batch."""
-    batch, _channels, height, width = images.shape
-    lam = torch.rand((), generator=stream, dtype=torch.float64).item()
-    row = int(torch.randint(height, (), generator=stream))
-    column = int(torch.randint(width, (), generator=stream))
-    partner = torch.randperm(batch, generator=stream).to(images.device)
-    top, bottom, left, right = cutmix_box(lam, (row, column), height, width)
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    return View(mixed, partner, 1 - (bottom - top) * (right - left) / (height * width))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rd3.errors import BadValue
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from rd3.protocol import Precision
 
 
 def usable_device(name: torch.device | str) -> torch.device:
@@ -25,6 +28,10 @@ def usable_device(name: torch.device | str) -> torch.device:
     return torch.device(name)
 
 
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ``ONEDNN_MAX_CPU_ISA`` with which oneDNN, PyTorch's library on x86, uses no bf16 instructions."""
+
+
 def bf16_in_hardware(device: torch.device) -> bool | None:
     """Whether ``device`` multiplies bf16 itself, or emulates it slowly; None where this torch cannot tell."""
     import torch
@@ -34,8 +41,17 @@ def bf16_in_hardware(device: torch.device) -> bool | None:
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return None
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+        return False
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def ran_precision(device: torch.device, precision: Precision) -> Literal["bf16", "fp32"]:
+    """What a recipe's ``precision`` means on ``device``: ``auto`` is bf16 where it is in hardware, else fp32."""
+    if precision == "auto":
+        return "bf16" if bf16_in_hardware(device) else "fp32"
+    return precision
 
 
 def repeatable_kernels() -> AbstractContextManager[None]:

@@ -13,6 +13,8 @@ class EvalResult:
     """One student, trained and tested."""
 
     tested_on: str
+    ran_precision: str
+    """``bf16`` or ``fp32``: what the protocol's precision meant on this device."""
     correct: int
     """Right predictions on the whole test split after the last epoch: the headline metric, as a count."""
     tested: int

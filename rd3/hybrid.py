@@ -18,7 +18,7 @@ def together(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Te
     Sources: ``logits``, EDC; ``balanced``, G-VBSM on ImageNet-1K (norms are of a whole batch); ``softmax``, the other
     reading of hybrid labels under KL.
     """
-    return _WAYS[protocol.hybrid](logits, protocol.temperature)
+    return _WAYS[protocol.hybrid](logits, protocol.loss.settings.get("temperature", 1.0))
 
 
 def _mean(logits: Sequence[torch.Tensor], _temperature: float) -> torch.Tensor:

@@ -263,10 +263,13 @@ class _Sums(AbstractContextManager["_Sums"]):
         }
 
 
-def load(folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str = "cpu") -> LayerStatistics:
+def load(
+    folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str = "cpu", formerly: str | None = None
+) -> LayerStatistics:
     """The statistics in ``folder``, on ``device``.
 
-    Refuses a folder of other statistics, of another class list, or whose file is not the manifest's.
+    Refuses a folder of other statistics, of another class list, or whose file is not the manifest's.  ``formerly`` is
+    the key under which they were collected, where that is of an older format.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
@@ -276,7 +279,7 @@ def load(folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str =
             f"{recipe.classes[:12]}.",
             "use statistics of this dataset, with its classes in the same order",
         )
-    if manifest.key != recipe.key:
+    if manifest.key not in (recipe.key, formerly):
         raise DataCorrupt(
             f"{folder} holds statistics {manifest.key[:12]} of teacher {manifest.teacher[:12]} on {manifest.dataset}, "
             f"expected {recipe.key[:12]} of teacher {recipe.teacher[:12]} on {recipe.data.name}.",

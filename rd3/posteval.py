@@ -1,7 +1,7 @@
 """Post-evaluation: train one student on one synthetic set under one protocol, then test it once.
 
-The story: views of the set (order, patch shuffle, crop, flip, CutMix) are made in a fixed order from two random
-streams; teachers label the very same pixels; the student learns; after the last epoch it meets the whole test split.
+The story: views of the set (order, augmentation) are made in a fixed order from two random streams; teachers label the
+very same pixels; the student learns; after the last epoch it meets the whole test split.
 Sources: RD3, Tables 8 and 9; the order of operations follows LINs-lab/RDED ``validation/main.py``.
 """
 
@@ -14,27 +14,28 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rd3.augment import protocol_view, to_unit
-from rd3.device import lay_out, repeatable_kernels, usable_device
+from rd3.augment import to_unit
+from rd3.device import lay_out, ran_precision, repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.eval_result import EvalResult
 from rd3.hybrid import together
-from rd3.losses import LOSSES, LossTargets
+from rd3.losses import LOSSES
 from rd3.memory import peak_mib, reset_peak
 from rd3.models import build_network
 from rd3.protocol import EvalProtocol, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.schedule import zeta_cosine
 from rd3.seeding import generator, own_draws
+from rd3.views import Batch, views
 
 if TYPE_CHECKING:
-    from rd3.datasets import Dataset
+    from rd3.datasets import Dataset, Split
 
 AHEAD = 256
 """Images that teachers label at once, from as many batches as fit: frozen and in eval mode, they answer per image."""
@@ -70,19 +71,21 @@ def train_and_test(
     """
     wall, process = time.perf_counter(), time.process_time()
     device, protocol, info = usable_device(device), recipe.protocol, dataset.info
+    precision = ran_precision(device, protocol.precision)
     _check(recipe, images, labels, teachers, dataset)
     reset_peak(device)
 
     images, labels = images.to(device), labels.to(device)
-    frozen = [_frozen(teacher, protocol, device) for teacher in teachers]
+    frozen = [_frozen(teacher, protocol, precision, device) for teacher in teachers]
     for teacher in frozen:
         _check_classes(teacher, images[:2], dataset)
     stream = generator(recipe.student_seed, "init")
     student = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation, stream)
     student = student.to(device)
-    lay_out(student, protocol.precision)
+    lay_out(student, precision)
     optimizer = _optimizer(student, protocol)
-    loss_of = LOSSES.get(protocol.loss)
+    loss_of = LOSSES.get(protocol.loss.name)
+    loss_settings = loss_of.Settings.model_validate(protocol.loss.settings)
     test_epochs = set(protocol.test_epochs) | {protocol.epochs}
     watch = _Watch(protocol.epochs, len(images), len(test_epochs) * len(dataset.labels(recipe.tested_on)), progress)
 
@@ -90,38 +93,39 @@ def train_and_test(
     curve: list[dict[str, float]] = []
     tests: dict[int, torch.Tensor] = {}
     with _repeatable(recipe.student_seed, device):
-        views = _labelled_views(images, labels, frozen, protocol, recipe.student_seed)
-        for epoch, batches in itertools.groupby(views, key=lambda view: view.epoch):
+        labelled = _labelled(images, labels, frozen, recipe, precision)
+        for epoch, batches in itertools.groupby(labelled, key=lambda batch: batch.epoch):
             lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             student.train()
             losses, counts, right = [], [], torch.zeros((), dtype=torch.int64, device=device)
-            for view in batches:
-                with _precision(protocol, device):
+            for batch in batches:
+                with _autocast(device, precision):
                     if protocol.extra_student_forward:
                         with torch.no_grad():
-                            student(view.images)
-                    logits = student(view.images)
-                loss = loss_of(logits, view.targets, protocol)
+                            student(batch.images)
+                    logits = student(batch.images)
+                loss = loss_of(logits, batch.targets, loss_settings)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.detach())
                 counts.append(len(logits))
-                right += (logits.detach().argmax(dim=1) == view.targets.labels).sum()
+                right += (logits.detach().argmax(dim=1) == batch.targets.labels).sum()
             # The one place of an epoch that waits for the device.
             row = _epoch_row(epoch, torch.stack(losses).tolist(), counts, int(right), lr, curve)
             curve.append(row)
             watch.trained(epoch)
             if epoch in test_epochs:
-                tests[epoch] = _right_per_class(student, dataset, recipe, device, watch)
+                tests[epoch] = _right_per_class(student, dataset, recipe.tested_on, device, precision, watch)
                 if tested is not None and epoch in protocol.test_epochs:
                     tested(epoch, 100 * int(tests[epoch].sum()) / total)
 
     correct = int(tests[protocol.epochs].sum())
     return EvalResult(
         tested_on=recipe.tested_on,
+        ran_precision=precision,
         correct=correct,
         tested=total,
         top1_pct=100 * correct / total,
@@ -242,6 +246,9 @@ def _check(
             f"The labels run from {lowest} to {highest}, {info.name} has 0 to {info.num_classes - 1}.",
             "map the labels to the order of the dataset's class list",
         )
+    wrong = protocol.contradictions()
+    if wrong:
+        raise BadValue(f"The protocol contradicts itself: {'; '.join(wrong)}.", "plan the evaluation again")
     if protocol.labels == "soft" and not teachers:
         raise BadValue("Soft labels need a teacher, none was given.", "pass a teacher, or labels 'hard'")
 
@@ -257,10 +264,10 @@ def _check_classes(teacher: nn.Module, images: torch.Tensor, dataset: Dataset) -
         )
 
 
-def _frozen(teacher: nn.Module, protocol: EvalProtocol, device: torch.device) -> nn.Module:
+def _frozen(teacher: nn.Module, protocol: EvalProtocol, precision: str, device: torch.device) -> nn.Module:
     """A copy of a teacher that answers and never changes; ``batch`` mode drops the running statistics of the copy."""
     own = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-    lay_out(own, protocol.precision)
+    lay_out(own, precision)
     if protocol.teacher_mode == "batch":
         for module in own.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -281,9 +288,9 @@ def _optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=protocol.lr, betas=(protocol.beta1, protocol.beta2), fused=True)
 
 
-def _precision(protocol: EvalProtocol, device: torch.device) -> torch.autocast:
-    """bf16 autocast where the protocol asks for it: weights, statistics and losses stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=protocol.precision == "bf16")
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast at that precision: weights, statistics and losses stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextlib.contextmanager
@@ -296,53 +303,28 @@ def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@dataclass
-class _Batch:
-    """One step of training."""
-
-    epoch: int
-    images: torch.Tensor
-    targets: LossTargets
-
-
-def _labelled_views(
+def _labelled(
     images: torch.Tensor,
     labels: torch.Tensor,
     teachers: Sequence[nn.Module],
-    protocol: EvalProtocol,
-    seed: int,
-) -> Iterator[_Batch]:
+    recipe: EvaluationRecipe,
+    precision: str,
+) -> Iterator[Batch]:
     """All batches of all epochs, in order, with what the teachers say together of the same pixels.
 
-    Views depend on the two streams alone, not on the student, so teachers may run several batches ahead.
+    Views depend on the seed alone, not on the student, so teachers may run several batches ahead.
     """
+    protocol = recipe.protocol
     ahead = max(1, AHEAD // protocol.batch_size) if teachers and protocol.teacher_mode == "eval" else 1
-    views = _views(images, labels, protocol, seed)
-    while waiting := list(itertools.islice(views, ahead)):
-        if not teachers:
-            yield from waiting
-            continue
-        pixels = torch.cat([batch.images for batch in waiting])
-        with torch.no_grad(), _precision(protocol, pixels.device):
-            answers = [teacher(pixels).float() for teacher in teachers]
-        sizes = [len(batch.images) for batch in waiting]
-        for batch, *own in zip(waiting, *(each.split(sizes) for each in answers), strict=True):
-            targets = batch.targets
-            batch.targets = LossTargets(together(own, protocol), targets.labels, targets.labels_mixed, targets.lam)
-            yield batch
-
-
-def _views(images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, seed: int) -> Iterator[_Batch]:
-    """Shuffled, augmented batches without teacher logits; a rest of one image is left out."""
-    order, augment = generator(seed, "order"), generator(seed, "augment")
-    for epoch in range(1, protocol.epochs + 1):
-        for picked in torch.randperm(len(images), generator=order).split(protocol.batch_size):
-            if len(picked) == 1:
-                continue
-            picked = picked.to(images.device)
-            view = protocol_view(images[picked], protocol, augment)
-            pixels, own = view.images, labels[picked]
-            yield _Batch(epoch, pixels, LossTargets(None, own, own[view.permutation], view.lam))
+    for batches in views(images, labels, protocol, recipe.student_seed, ahead):
+        if teachers:
+            pixels = torch.cat([batch.images for batch in batches])
+            with torch.no_grad(), _autocast(pixels.device, precision):
+                answers = [teacher(pixels).float() for teacher in teachers]
+            sizes = [len(batch.images) for batch in batches]
+            for batch, *own in zip(batches, *(each.split(sizes) for each in answers), strict=True):
+                batch.targets = replace(batch.targets, teacher_logits=together(own, protocol))
+        yield from batches
 
 
 def _epoch_row(
@@ -364,15 +346,15 @@ def _epoch_row(
 
 
 def _right_per_class(
-    student: nn.Module, dataset: Dataset, recipe: EvaluationRecipe, device: torch.device, watch: _Watch
+    student: nn.Module, dataset: Dataset, split: Split, device: torch.device, precision: str, watch: _Watch
 ) -> torch.Tensor:
     """(C,) int64 on the CPU: right predictions per class over the whole split, each image once, in eval mode."""
-    truth = torch.tensor(dataset.labels(recipe.tested_on))
+    truth = torch.tensor(dataset.labels(split))
     right = torch.zeros(dataset.info.num_classes, dtype=torch.int64)
     student.eval()
     for places in torch.arange(len(truth)).split(TEST_BATCH):
-        pixels = to_unit(dataset.images(recipe.tested_on, places.tolist()).to(device))
-        with torch.no_grad(), _precision(recipe.protocol, device):
+        pixels = to_unit(dataset.images(split, places.tolist()).to(device))
+        with torch.no_grad(), _autocast(device, precision):
             guess = student(pixels).argmax(dim=1).cpu()
         own = truth[places]
         right += torch.bincount(own[guess == own], minlength=len(right))

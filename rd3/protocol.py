@@ -1,31 +1,39 @@
 """The post-evaluation protocol: every choice that can move a student's accuracy, as one frozen value.
 
 A *preset* (``presets/*.yaml``) is a rule; :func:`resolve_protocol` turns it into an :class:`EvalProtocol` in which
-nothing is left open: the schedule and batch size by student, the shuffle factor by dataset, the batch capped at the
-set's size.  Only resolved values enter a key.
+nothing is left open: the schedule and batch size by student, the patches by dataset, the batch capped at the set's
+size.  Only resolved values enter a key.
+
+Grids, sweeps and users set the protocol by names: a field (``epochs``), a setting of the loss (``temperature``), or a
+setting of an augmentation (``resized_crop.min_area``).
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
+from rd3.augmentations import AUGMENTATIONS
+from rd3.component import Component, value_by_name
 from rd3.errors import BadValue, UnknownName
-from rd3.neutral import neutral
+from rd3.losses import LOSSES
 from rd3.registry import did_you_mean
+from rd3.values import Frozen, neutral, without_neutral
+
+Precision = Literal["auto", "bf16", "fp32"]
+T = TypeVar("T")
 
 
-class EvalProtocol(BaseModel):
+class EvalProtocol(Frozen):
     """A resolved protocol.  Sources: paper Tables 8 and 9; decisions the paper leaves open are named ``open``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -40,55 +48,66 @@ class EvalProtocol(BaseModel):
     warmup_epochs: int = neutral(0, ge=0)
     """First epochs in which the rate climbs linearly to lr; the cosine takes those that are left (open: none)."""
     labels: Literal["soft", "hard"] = "soft"
-    loss: str = "kl"
-    """A registered loss; ``ce`` with hard labels."""
-    temperature: float = Field(default=20.0, gt=0)
-    """Of teacher and student in the KL (open: 20)."""
-    scale_t2: bool = False
-    """Multiply the KL by temperature squared (open: no, as in the released code)."""
-    gamma: float = Field(default=0.025, ge=0)
-    """Weight of the hard-label term in MSE-GT."""
-    hard_mix: Literal["weighted", "base"] = "weighted"
-    """Hard labels under CutMix: both labels by area of the clipped box, or the base image's alone (open: weighted)."""
-    factor: int = Field(ge=1)
-    """Patch-shuffle grid side; the resized crop draws areas from (1/factor, 1).  1 switches both off."""
-    antialias: bool = True
-    """In the resized crop (open: on)."""
-    flip: bool = True
-    mix: Literal["cutmix", "none"] = "cutmix"
+    loss: Component
+    """A registered loss with its settings, such as ``{kl: {temperature: 20.0, scale_t2: false}}``."""
+    augmentation: tuple[Component, ...]
+    """Registered augmentations with their settings, in order; one that mixes images comes last."""
     teacher_mode: Literal["eval", "batch"] = "eval"
     """``batch``: teachers normalise with the statistics of the batch (open: eval)."""
     hybrid: Literal["logits", "balanced", "softmax"] = neutral("logits")
     """How several teachers label together: mean of logits; the same after every teacher's logits of a batch are scaled
-    to one norm; mean of softmaxes at ``temperature`` (open: logits)."""
+    to one norm; mean of softmaxes at the loss's temperature (open: logits)."""
     extra_student_forward: bool = False
     """The released RDED loop's second, gradient-free student pass, which moves BN statistics (open: off)."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Of teacher and student passes; master weights, statistics and losses stay fp32."""
+    precision: Precision = "auto"
+    """Of teacher and student passes; master weights, statistics and losses stay fp32.  ``auto``: bf16 where the device
+    multiplies it in hardware, else fp32."""
     test_epochs: tuple[int, ...] = ()
     """Further epochs (1-based) at which to test; diagnostics, never the headline."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> EvalProtocol:
+    def value(self, name: str) -> Any:
+        """The plain value of a field or setting by its name; None for a setting that this protocol lacks."""
+        return value_by_name(self.model_dump(mode="json"), name)
+
+    def contradictions(self) -> list[str]:
+        """What does not go together, as sentences without a full stop; raises :class:`UnknownName`."""
         found = []
-        if self.labels == "hard" and self.loss != "ce":
-            found.append(f"labels 'hard' need loss 'ce', not {self.loss!r}")
-        if self.labels == "soft" and self.loss == "ce":
-            found.append("loss 'ce' needs labels 'hard'")
-        if self.hybrid == "softmax" and self.loss == "mse_gt":
-            found.append("hybrid 'softmax' has no raw logits, which loss 'mse_gt' compares")
+        loss = LOSSES.get(self.loss.name)
+        if loss.labels != self.labels:
+            found.append(f"loss {self.loss.name!r} learns from {loss.labels} labels, not from {self.labels} ones")
+        if self.hybrid == "softmax" and "temperature" not in self.loss.settings:
+            found.append(f"hybrid 'softmax' needs a temperature, which loss {self.loss.name!r} does not have")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
-        if late:
-            found.append(f"test_epochs {late} are outside 1..{self.epochs}")
-        if found:
-            raise ValueError("; ".join(found))
-        return self
+        found += [f"test_epochs {late} are outside 1..{self.epochs}"] if late else []
+        names = [step.name for step in self.augmentation]
+        found += [f"augmentation {name!r} is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+        found += [
+            f"augmentation {name!r} mixes images, so nothing can come after it"
+            for name in names[:-1]
+            if AUGMENTATIONS.get(name).mixes
+        ]
+        return found
 
 
-class Preset(BaseModel):
-    """A protocol as a rule: fields for all, and fields by whether student and teacher are the same network."""
+def number_type(name: str) -> type[int] | type[float] | None:
+    """Whether a protocol's field or setting is a whole number, any number, or neither."""
+    kinds = set(get_args(protocol_names()[name].annotation) or [protocol_names()[name].annotation]) - {type(None)}
+    return next((kind for kind in (int, float) if kinds == {kind}), None)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def protocol_names() -> dict[str, FieldInfo]:
+    """Every name by which a protocol can be set, with its field: fields, settings of losses, ``step.setting``."""
+    found = dict(EvalProtocol.model_fields)
+    for loss in LOSSES:
+        found |= LOSSES.get(loss).Settings.model_fields
+    for step in AUGMENTATIONS:
+        fields = AUGMENTATIONS.get(step).Settings.model_fields
+        found |= {f"{step}.{name}": field for name, field in fields.items()}
+    return found
+
+
+class Preset(Frozen):
+    """A protocol as a rule: values by name for all, and by whether student and teacher are the same network."""
 
     name: str
     source: str
@@ -147,6 +166,9 @@ def read_preset(path: Path) -> Preset:
     by_network = found.same_network.keys() & found.other_network.keys() if found.reduces else set()
     if "epochs" not in found.all.keys() | by_network:
         raise BadValue(f"{path} says no epochs for all students.", "add them: `all: {epochs: 400}`")
+    if "augmentation" not in found.all.keys() | (found.same_network.keys() & found.other_network.keys()):
+        fix = "add it: `all: {augmentation: [patch_shuffle, resized_crop, flip, cutmix]}`"
+        raise BadValue(f"{path} says no augmentation for all students.", fix)
     return found
 
 
@@ -162,32 +184,167 @@ def resolve_protocol(
     factor: int,
     same_network: bool,
     set_size: int,
-    overrides: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> EvalProtocol:
     """Resolve a preset, or the shipped one of that name, for one student and one set.
 
     ``factor`` is the dataset's; ``same_network`` says whether student and label teacher are one architecture;
-    ``set_size`` is |S| in images.  ``overrides`` are fields that a grid or a user sets; they win over the preset,
-    and the batch is capped at |S| all the same.
+    ``set_size`` is |S| in images.  ``overrides`` are values by name that a grid or a user sets; they win over the
+    preset, and the batch is capped at |S| all the same.  Hard labels bring the loss ``ce`` unless one is named.
     """
     rule = preset(rule) if isinstance(rule, str) else rule
-    values = {"factor": factor, **rule.all, **(rule.same_network if same_network else rule.other_network)}
+    where = f"Protocol {rule.name}"
     changed = dict(overrides or {})
-    unknown = [field for field in changed if field not in EvalProtocol.model_fields]
-    if unknown:
-        raise UnknownName(
-            f"A protocol has no field {unknown[0]!r}.", did_you_mean(unknown[0], list(EvalProtocol.model_fields))
-        )
     if changed.get("labels") == "hard":
         changed.setdefault("loss", "ce")
-    values |= changed
+    values: dict[str, Any] = {"loss": Component(name="kl")}
+    for some in (rule.all, rule.same_network if same_network else rule.other_network, changed):
+        values = _changed(values, some, where)
     values["batch_size"] = min(values.get("batch_size", 1), set_size)
+    values["loss"] = _resolved_loss(values["loss"], where)
+    if "augmentation" in values:
+        steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
+        values["augmentation"] = [step for step in steps if step is not None]
+    text = json.dumps(values, default=Component.model_dump)
+    resolved = _valid(lambda: EvalProtocol.model_validate_json(text, strict=True), where)
+    wrong = resolved.contradictions()
+    if wrong:
+        raise BadValue(f"{where}: {'; '.join(wrong)}.", "change one of them")
+    return resolved
+
+
+def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` by name that a search proposes together, without settings of losses other than the one among them.
+
+    Hard labels have the loss ``ce``, whatever else is proposed.
+    """
+    found = dict(values)
+    if found.get("labels") == "hard":
+        found["loss"] = "ce"
+    fields = {name: value for name, value in found.items() if name in EvalProtocol.model_fields}
+    loss = {"loss": "kl"} | rule.all | (rule.same_network if same_network else rule.other_network) | fields
+    known = LOSSES.get(Component.model_validate(loss["loss"]).name).Settings.model_fields
+    return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name with ``changes`` on top; another loss takes the settings of the former one away."""
+    fields = EvalProtocol.model_fields
+    kept = {name: value for name, value in values.items() if "loss" not in changes or name in fields or "." in name}
+    return kept | dict(changes)
+
+
+_COMPONENTS: TypeAdapter[tuple[Component, ...]] = TypeAdapter(tuple[Component, ...])
+
+
+def _valid(read: Callable[[], T], where: str, prefix: str = "") -> T:
+    """What ``read`` gives; the first mistake of pydantic's becomes a :class:`BadValue`."""
     try:
-        return EvalProtocol.model_validate_json(json.dumps(values), strict=True)
+        return read()
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadValue(f"Protocol {rule.name}{': ' + place if place else ''}: {first['msg']}.") from None
+        place = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
+        raise BadValue(f"{where}{': ' + place if place else ''}: {first['msg']}.") from None
+
+
+def _changed(values: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` (fields; loss and augmentation as components) with values by name on top.
+
+    Another loss, or a list of augmentations, begins with its own defaults; the same loss keeps what was set.
+    """
+    fields = {name: value for name, value in changes.items() if name in EvalProtocol.model_fields}
+    if "loss" in fields:
+        loss = _valid(lambda: Component.model_validate(fields["loss"]), where, "loss.")
+        before = values["loss"].settings if loss.name == values["loss"].name else {}
+        fields["loss"] = Component(name=loss.name, settings=before | loss.settings)
+    if "augmentation" in fields:
+        fields["augmentation"] = _valid(
+            lambda: _COMPONENTS.validate_json(json.dumps(fields["augmentation"])), where, "augmentation."
+        )
+    values = values | fields
+    for name in [name for name in changes if name not in fields]:
+        step, _dot, setting = name.rpartition(".")
+        which = "augmentation" if step else "loss"
+        values[which] = (_with_step if step else _with_setting)(values.get(which, ()), name, {setting: changes[name]})
+    return values
+
+
+def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
+    known = protocol_names()
+    if name not in known:
+        raise UnknownName(f"A protocol has no field {name!r}.", did_you_mean(name, list(known)))
+    if name not in LOSSES.get(loss.name).Settings.model_fields:
+        others = [other for other in LOSSES if name in LOSSES.get(other).Settings.model_fields]
+        fix = f"leave it out, or use loss {' or '.join(others)}"
+        raise BadValue(f"Loss {loss.name!r} has no setting {name!r}.", fix)
+    return Component(name=loss.name, settings=loss.settings | setting)
+
+
+def _with_step(steps: tuple[Component, ...], name: str, setting: dict[str, Any]) -> tuple[Component, ...]:
+    known = protocol_names()
+    if name not in known:
+        raise UnknownName(f"A protocol has no field {name!r}.", did_you_mean(name, list(known)))
+    step = name.rpartition(".")[0]
+    if step not in [each.name for each in steps]:
+        raise BadValue(f"The augmentation has no {step!r}, whose {name!r} is set.", f"list {step} in `augmentation`")
+    return tuple(
+        Component(name=each.name, settings=each.settings | setting) if each.name == step else each for each in steps
+    )
+
+
+def _resolved_loss(loss: Component, where: str) -> Component:
+    settings = _settings(LOSSES.get(loss.name).Settings, loss, f"Loss {loss.name!r}", where)
+    return Component(name=loss.name, settings=without_neutral(settings))
+
+
+def _resolved_step(step: Component, factor: int, where: str) -> Component | None:
+    """With nothing open; None where it has no effect."""
+    kind = AUGMENTATIONS.get(step.name)
+    given = _settings(kind.Settings, step, f"Augmentation {step.name!r}", where, f"{step.name}.")
+    settings = kind.resolve(given, factor)
+    return None if settings is None else Component(name=step.name, settings=without_neutral(settings))
+
+
+def _settings(kind: type[Frozen], given: Component, owner: str, where: str, prefix: str = "") -> Frozen:
+    """Strict: neither "100" nor true is a number."""
+    for name in given.settings:
+        if name not in kind.model_fields:
+            raise UnknownName(f"{owner} has no setting {name!r}.", did_you_mean(name, list(kind.model_fields)))
+    text = json.dumps(given.settings)
+    return _valid(lambda: kind.model_validate_json(text, strict=True), where, prefix)
+
+
+def mistakes_in(name: str, value: Any) -> list[str]:
+    """What is wrong with a value by itself, without any coercion; raises :class:`UnknownName` for a name.
+
+    A setting that several losses have is right if it is right for one of them.
+    """
+    if name not in protocol_names():
+        raise UnknownName(f"A protocol has no field {name!r}.", did_you_mean(name, list(protocol_names())))
+    if name in EvalProtocol.model_fields:
+        base = resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
+        found = _mistakes(EvalProtocol, base, name, value)
+        if not found and name == "loss":
+            LOSSES.get(Component.model_validate(value).name)
+        if not found and name == "augmentation":
+            for step in value:
+                AUGMENTATIONS.get(Component.model_validate(step).name)
+        return found
+    step, _dot, setting = name.rpartition(".")
+    owners = [AUGMENTATIONS.get(step)] if step else [LOSSES.get(loss) for loss in LOSSES]
+    found = [
+        _mistakes(owner.Settings, {}, setting, value) for owner in owners if setting in owner.Settings.model_fields
+    ]
+    return min(found, key=len)
+
+
+def _mistakes(model: type[BaseModel], base: dict[str, Any], name: str, value: Any) -> list[str]:
+    try:
+        # JSON rules: a list may be a tuple, but neither "100" nor true is a number
+        model.model_validate_json(json.dumps(base | {name: value}), strict=True)
+    except ValidationError as error:
+        return [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
+    return []
 
 
 def reductions(rule: str | Preset, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:

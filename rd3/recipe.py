@@ -8,64 +8,22 @@ a graph that is known before anything runs.  This module loads neither torch nor
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rd3.errors import BadValue
-from rd3.neutral import neutral
-from rd3.protocol import EvalProtocol
+from rd3.protocol import EvalProtocol, Precision
+from rd3.upgrade import FORMAT, former_key, upgraded
+from rd3.values import Frozen, canonical, digest, neutral, without_neutral
 
 Key = str
 """64 hexadecimal digits; people may shorten it to any unambiguous prefix."""
 
 SourceSplit = Literal["train", "fit", "unknown"]
 """``train``: all training images; ``fit``: without the validation part; ``unknown``: imported, nobody said."""
-
-
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-
-
-def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, no NaN."""
-    return _ENCODER.encode(value)
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of a plain value."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-class Frozen(BaseModel):
-    """Base of all values here: immutable, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@functools.cache
-def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
-    extras = ((name, field.json_schema_extra) for name, field in model.model_fields.items())
-    return tuple((name, extra["neutral"]) for name, extra in extras if isinstance(extra, dict) and "neutral" in extra)
-
-
-def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
-    for name, value in _neutral_fields(type(model)):
-        if getattr(model, name) == value:
-            del plain[name]
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            _prune(value, plain[name])
-
-
-def _without_neutral(model: BaseModel) -> dict[str, Any]:
-    """The model as plain data, without fields that hold their declared neutral value."""
-    plain = model.model_dump(mode="json")
-    _prune(model, plain)
-    return plain
 
 
 class Normalisation(Frozen):
@@ -90,10 +48,12 @@ class Recipe(Frozen):
     """Base of the kinds below."""
 
     kind: str
+    format: Literal[2] = neutral(FORMAT)
+    """Of the recipe's JSON; what was written without one is of format 1 (:mod:`rd3.upgrade`)."""
 
     @functools.cached_property
     def key(self) -> Key:
-        return digest(_without_neutral(self))
+        return digest(without_neutral(self))
 
     def model_copy(self, **options: Any) -> Self:
         """As pydantic's; the copy works its own key out."""
@@ -144,7 +104,8 @@ class TeacherRecipe(Recipe):
     resolution: int
     normalisation: Normalisation
     training: TeacherTraining | None = None
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
+    """Of the training, as in protocols; None for imported weights."""
     seed: int | None = None
     weights: str | None = None
     """sha256 over the decoded tensors of imported weights."""
@@ -285,13 +246,34 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminato
 def from_json(text: str | bytes) -> AnyRecipe:
     """The recipe that a JSON document describes; raises :class:`BadValue` with the first wrong field."""
     try:
-        return _ADAPTER.validate_json(text)
+        plain = json.loads(text)
+    except ValueError as error:
+        raise _not_a_recipe("the document", str(error)) from None
+    return read_recipe(plain)
+
+
+def read_recipe(plain: Any) -> AnyRecipe:
+    """The recipe that plain data describe, upgraded where they are of an older format; raises as :func:`from_json`.
+
+    The keys of an older recipe's parents stay what they were: ``rd3 ledger upgrade`` knows the new ones.
+    """
+    if isinstance(plain, Mapping):
+        plain = upgraded(plain)
+    try:
+        return _ADAPTER.validate_json(canonical(plain))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise BadValue(
-            f"Not a recipe: {place}: {first['msg']}.", "write recipes with `rd3 plan GRID --recipes DIR`"
-        ) from None
+        raise _not_a_recipe(place, first["msg"]) from None
+
+
+def key_of(plain: Mapping[str, Any]) -> Key:
+    """The key of a recipe's plain data, of whichever format it is."""
+    return read_recipe(plain).key if plain.get("format", 1) >= FORMAT else former_key(plain)
+
+
+def _not_a_recipe(place: str, why: str) -> BadValue:
+    return BadValue(f"Not a recipe: {place}: {why}.", "write recipes with `rd3 plan GRID --recipes DIR`")
 
 
 def to_json(recipe: Recipe) -> str:

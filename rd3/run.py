@@ -30,6 +30,7 @@ from rd3.recipe import (
     TeacherRecipe,
     digest,
     from_json,
+    read_recipe,
 )
 from rd3.store import Entry, FolderStore, Store, now, sha256_files, write_atomically
 
@@ -76,10 +77,11 @@ def _load_teachers(keys: tuple[str, ...], store: Store, dataset: Dataset, roots:
     for key in keys:
         folder = store.fetch("teacher", key)
         entry = store.find("teacher", key)
-        recipe = TeacherRecipe.model_validate(entry.recipe)
+        recipe = read_recipe(entry.recipe)
         setting = digest([entry.files, dataset.fingerprint, torch.__version__, device])
         verified = roots.home / "verified" / f"{key[:16]}-{setting[:16]}"
-        loaded.append(teacher.load(folder, recipe, dataset, device=device, verify=not verified.exists()))
+        check = not verified.exists()
+        loaded.append(teacher.load(folder, recipe, dataset, device=device, verify=check, formerly=entry.formerly))
         if not verified.exists():
             write_atomically(verified, now())
     return loaded
@@ -109,8 +111,9 @@ class _Bench:
         loaded = []
         for key in keys:
             folder = self.store.fetch("statistics", key)
-            recipe = StatisticsRecipe.model_validate(self.store.find("statistics", key).recipe)
-            loaded.append(layer_statistics.load(folder, recipe, device=self.device))
+            entry = self.store.find("statistics", key)
+            recipe = read_recipe(entry.recipe)
+            loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
 
     def init(self, recipe: SetRecipe) -> SetOnDisk | None:

@@ -39,6 +39,8 @@ class Entry(BaseModel):
     artifact: str | None = None
     """Where the files are: a URI that the store understands; None where they lie beside the entry."""
     run_id: str | None = None
+    formerly: str | None = None
+    """The key under which its files were made, where that is of an older format."""
     made: dict[str, Any] = {}
     """Provenance that changes no result: code version, device, threads, host, finished_at."""
 
@@ -114,6 +116,9 @@ class FolderStore:
     def _entry_path(self, kind: str, key: str) -> Path:
         return self.root / "by-key" / kind / f"{key}.json"
 
+    def _artifact(self, kind: str, key: str) -> Path:
+        return self.root / "artifacts" / kind / key
+
     def find(self, kind: str, key: str) -> Entry | None:
         path = self._entry_path(kind, key)
         if not path.is_file():
@@ -125,7 +130,9 @@ class FolderStore:
 
     def fetch(self, kind: str, key: str) -> Path:
         entry = self.find(kind, key)
-        folder = self.root / "artifacts" / kind / key
+        folder = self._artifact(kind, key)
+        if entry is not None and entry.formerly is not None and not folder.is_dir():
+            folder = self._artifact(kind, entry.formerly)
         if entry is None:
             raise DataMissing(f"The store has no {kind} {key[:12]}.", "make or import it first")
         check_files(folder, entry.files, f"{kind} {key[:12]}")
@@ -135,7 +142,7 @@ class FolderStore:
         known = self.find(entry.kind, entry.key)
         if known is not None:
             return known
-        target = self.root / "artifacts" / entry.kind / entry.key
+        target = self._artifact(entry.kind, entry.key)
         try:
             if folder.resolve() != target.resolve():
                 staging = target.with_name(f".{target.name}.{os.getpid()}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field
@@ -17,7 +17,8 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.errors import UnknownName
 from rd3.models import network_info, network_names
-from rd3.recipe import Data, Frozen, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining
+from rd3.protocol import Precision
+from rd3.recipe import Data, Frozen, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining, read_recipe
 from rd3.registry import did_you_mean
 
 NOT_IMPORTED = "not imported"
@@ -30,7 +31,7 @@ class Trained(Frozen):
     network: str
     normalisation: Normalisation | None = None
     """None: the dataset's."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     seed: int = 0
     training: TeacherTraining
 
@@ -94,6 +95,14 @@ def role_names(dataset: str) -> list[str]:
     return sorted(name for name in _table().get(dataset, {}) if not name.endswith("any"))
 
 
+def every_role(info: DatasetInfo) -> list[str]:
+    """All shipped roles of a dataset: named rows, and every network in every family of them."""
+    rows = _rows(info)
+    families = [name[:-3] for name in rows if name.endswith("any")]
+    named = [name for name in rows if not name.endswith("any")]
+    return list(dict.fromkeys([*named, *(f"{family}{network}" for family in families for network in network_names())]))
+
+
 def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
     """What ``role`` means on a dataset: a teacher the user named, else the shipped row, else a network by its name.
 
@@ -102,7 +111,7 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda data
     """
     found = user_role(info.name, role)
     if found is not None:
-        recipe = TeacherRecipe.model_validate(found)
+        recipe = read_recipe(found)
         return Role(dataset=info.name, name=role, source="named by the user", registered=recipe)
     rows = _rows(info)
     if role in rows and not role.endswith("any"):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, canonical, from_json
+from rd3.component import flat_protocol
+from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, read_recipe
 from rd3.store import Entry
 
 Fact = str | float
@@ -23,7 +24,7 @@ _LONGEST = 500
 """Characters of a parameter; longer ones are for reading, not for filtering, and ``entry.json`` has them whole."""
 
 _HASHES = ("classes", "set", "init", "content", "weights", "fingerprint")
-_NOT_SHOWN = ("kind", "normalisation")
+_NOT_SHOWN = ("kind", "format", "normalisation")
 _OPENED = ("settings", "protocol", "training", "collection")
 """Fields of recipes whose own fields are shown in their place."""
 
@@ -51,8 +52,8 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     for name, value in outer.items():
         flat.setdefault(name, value[:12] if name in _HASHES and value else value)
     for group in _OPENED:
-        inside = plain.get(group)
-        for name, value in (inside or {}).items():
+        inside = plain.get(group) or {}
+        for name, value in (flat_protocol(inside) if inside and group == "protocol" else inside).items():
             flat[f"{group}.{name}" if name in flat else name] = value
     return {name: _text(value)[:_LONGEST] for name, value in flat.items() if value is not None}
 
@@ -82,7 +83,7 @@ def note(recipe: Recipe, find: Find) -> str:
     lines = [f"`rd3 artifacts fetch {recipe.key[:12]}` brings the files.\n"]
     for kind, key in recipe.parents():
         entry = find(kind, key)
-        label = from_json(canonical(entry.recipe)).label() if entry is not None else kind
+        label = read_recipe(entry.recipe).label() if entry is not None else kind
         link = f"[{label}](#/runs/{entry.run_id})" if entry is not None and entry.run_id else label
         lines.append(f"- made from {link}, key `{key[:12]}`")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from rd3.component import changes_text, plain_text, value_by_name
 from rd3.errors import BadValue
 from tracking.paper import names
 from tracking.scores import Score
@@ -153,8 +154,8 @@ def varied_fields(scores: Sequence[Score]) -> list[str]:
 
 def _value(score: Score, field: str) -> Any:
     """What the field was in the run: resolved (a batch is capped at the set's size), else as the grid asked."""
-    value = (score.resolved or {}).get(field, score.varied.get(field))
-    return value if isinstance(value, int | float | str) else str(value)
+    value = value_by_name(score.resolved, field) if score.resolved else score.varied.get(field)
+    return value if isinstance(value, int | float | str) else plain_text(value)
 
 
 def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tuple[Any, Score]]]:
@@ -182,7 +183,7 @@ def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tup
 
 def _line(score: Score, field: str) -> tuple[str, ...]:
     """What the points of one line share."""
-    changes = ", ".join(f"{name}={value}" for name, value in sorted(score.overrides.items()))
+    changes = changes_text(dict(sorted(score.overrides.items())))
     return (
         score.method,
         score.dataset,

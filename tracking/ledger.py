@@ -3,6 +3,7 @@
 Layout below the artifact root, a folder or S3::
 
     by-key/<kind>/<key>.json      one Entry, written last and only if absent
+    former-keys/<kind>/<key>.json the key that took the place of this one, of an older format
     roles/<dataset>/<role>.json   teachers that a user has named
     leases/<name>...json          who drives at the moment
 
@@ -19,9 +20,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
-from rd3.recipe import KINDS, Key, SetRecipe
+from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry
+from rd3.upgrade import FORMAT
 from tracking.documents import S3Documents, open_documents
 from tracking.lease import Lease
 
@@ -33,6 +35,11 @@ def _name(kind: str, key: Key) -> str:
     if kind not in KINDS:
         raise UnknownName(f"The ledger keeps no {kind!r}.", did_you_mean(kind, KINDS))
     return f"by-key/{kind}/{key}.json"
+
+
+def former_name(kind: str, key: Key) -> str:
+    """The document that leads from a key of an older format to today's."""
+    return f"former-keys/{kind}/{key}.json"
 
 
 class Ledger:
@@ -47,8 +54,28 @@ class Ledger:
         return self._keys(kind, "")
 
     def _keys(self, kind: str, start: str) -> set[Key]:
-        name = _name(kind, start).removesuffix(".json")
-        return {found.rpartition("/")[2].removesuffix(".json") for found in self.documents.names(name)}
+        """Without keys of an older format whose entries were upgraded."""
+        return self._listed(_name(kind, start)) - self._listed(former_name(kind, start))
+
+    def _listed(self, name: str) -> set[Key]:
+        found = self.documents.names(name.removesuffix(".json"))
+        return {each.rpartition("/")[2].removesuffix(".json") for each in found}
+
+    def older_format(self) -> bool:
+        """Whether results wait for ``rd3 ledger upgrade``; one entry is looked at."""
+        for key in sorted(self.keys("evaluation"))[:1]:
+            entry = self.find("evaluation", key)
+            return entry is not None and entry.recipe.get("format", 1) < FORMAT
+        return False
+
+    def former_keys(self, kind: str, start: str = "") -> dict[Key, Key]:
+        """Keys of an older format, those that begin with ``start``, to the ones that took their place."""
+        found = {}
+        for key in self._listed(former_name(kind, start)):
+            raw = self.documents.get(former_name(kind, key))
+            if raw is not None:
+                found[key] = json.loads(raw)["key"]
+        return found
 
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry, or None."""
@@ -112,7 +139,11 @@ class Ledger:
         start = prefix.strip().lower()
         if not start or set(start) - set(string.hexdigits):
             raise BadValue(f"{prefix!r} is not the start of a key.", "give the first hexadecimal digits of one")
-        return [(kind, key) for kind in kinds for key in sorted(self._keys(kind, start))]
+        return [
+            (kind, key)
+            for kind in kinds
+            for key in sorted(self._keys(kind, start) | set(self.former_keys(kind, start).values()))
+        ]
 
     def _only(self, prefix: str, found: list[tuple[str, Key]]) -> tuple[str, Key]:
         if len(found) == 1:
@@ -124,10 +155,10 @@ class Ledger:
     def known_set(self, text: str) -> SetRecipe | None:
         """The recipe of the set that a key, or its first digits, means; None for text that is no key here."""
         start = text.strip().lower()
-        if not start or set(start) - set(string.hexdigits) or not self._keys("set", start):
+        if not start or set(start) - set(string.hexdigits) or not self._starting(start, ("set",)):
             return None
         entry = self.find("set", self.resolve("set", start))
-        return SetRecipe.model_validate(entry.recipe) if entry is not None else None
+        return recipe_of(entry) if entry is not None else None
 
     def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
         """Let grids call this teacher recipe ``role`` on ``dataset``; replaces what had that name."""
@@ -160,6 +191,24 @@ class Ledger:
     def lease(self, name: str = "driver") -> Lease:
         """``with ledger.lease(): ...``: only one process at a time; the others get a :class:`StoreError`."""
         return Lease(self.documents, name)
+
+
+def recipe_of(entry: Entry, where: str = "") -> AnyRecipe:
+    """The recipe of an entry (of the ledger or folder ``where``), which must be the one that its key says.
+
+    Raises :class:`BadValue` for an entry of an older format, :class:`DataCorrupt` for one that holds another recipe.
+    """
+    recipe = read_recipe(entry.recipe)
+    if (recipe.kind, recipe.key) == (entry.kind, entry.key):
+        return recipe
+    if key_of(entry.recipe) == entry.key:
+        fix = f"run `rd3 ledger upgrade{' ' * bool(where)}{where}`"
+        raise BadValue(f"{entry.kind.capitalize()} {entry.key[:12]} is of an older format.", fix)
+    raise DataCorrupt(
+        f"Entry {entry.kind} {entry.key[:12]}{' at ' * bool(where)}{where} holds the recipe {recipe.kind} "
+        f"{recipe.key[:12]}.",
+        "remove that entry and make it again",
+    )
 
 
 _LISTED = {

@@ -35,6 +35,8 @@ class Pair:
     """What counts as one: ``set seeds``, over means within each, where these vary, else ``student seeds``."""
     difference: PairedDifference | None
     """Variant minus plain; None for a single unit, whose spread nobody knows."""
+    precisions: tuple[str, ...] = ()
+    """At what both sides ran; more than one where their machines differ."""
 
 
 def pairs(frame: pd.DataFrame) -> list[Pair]:
@@ -71,6 +73,7 @@ def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[s
         seeds=len(plain),
         unit="set seeds" if several else "student seeds",
         difference=paired_difference(after, before) if len(after) > 1 else None,
+        precisions=tuple(sorted({row["ran_precision"] for row in (*plain, *variant) if row["ran_precision"]})),
     )
 
 
@@ -86,8 +89,9 @@ def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
 
 def interval_text(pair: Pair) -> str:
     """``+1.2 [−0.3, 2.7], p 0.09 (3 set seeds)``."""
+    across = f"; across {' and '.join(pair.precisions)}" if len(pair.precisions) > 1 else ""
     if pair.difference is None:
-        return f"{pair.variant - pair.plain:+.1f} (1 pair, no interval)".replace("-", "−")
+        return f"{pair.variant - pair.plain:+.1f} (1 pair, no interval{across})".replace("-", "−")
     got = pair.difference
-    text = f"{got.mean:+.1f} [{got.low:.1f}, {got.high:.1f}], p {got.p_value:.2g} ({got.n} {pair.unit})"
+    text = f"{got.mean:+.1f} [{got.low:.1f}, {got.high:.1f}], p {got.p_value:.2g} ({got.n} {pair.unit}{across})"
     return text.replace("-", "−")

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from rd3.component import changes_text
+
 
 @dataclass(frozen=True)
 class PaperValue:
@@ -94,7 +96,7 @@ def incomparable(protocol: str, changed: dict[str, Any], labels: str) -> list[st
     known = names()
     allowed = {*known["open"], "labels", *(["loss"] if labels == "hard" else [])}
     apart = [f"protocol {protocol}"] if protocol != known["protocol"] else []
-    return apart + [f"{field}={value}" for field, value in changed.items() if field not in allowed]
+    return apart + [changes_text({field: value}) for field, value in changed.items() if field not in allowed]
 
 
 def place_of(kind: str, name: str) -> tuple[int, str]:

@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rd3.cell import Cell
+from rd3.component import changes_text
 from rd3.errors import DataMissing
 from rd3.recipe import Key
 from tracking.query import Find, rows
 from tracking.report import write_report
 from tracking.runs import Tracker
 from tracking.scores import Score, scores
-from tracking.tables import changes_text, escape_markdown, paper_text, spread_text
+from tracking.tables import escape_markdown, paper_text, spread_text
 
 FOLDER = "report"
 _LONGEST = 5000

@@ -26,10 +26,11 @@ COLUMNS = (
     "teacher_key",
     "resolved",
     "tested_on",
+    "ran_precision",
     *MADE,
 )
 """``resolved`` is the evaluation's protocol, field by field; ``tested_on`` is ``test`` or ``validation``;
-``generation_*`` and ``set_peak_mib`` are of its set."""
+``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*`` and ``set_peak_mib`` are of its set."""
 
 
 def _answers(cell: Cell, find: Find) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def _answers(cell: Cell, find: Find) -> dict[str, Any]:
         said |= {name: entry.result.get(name) for name in FIGURES}
         said |= {name: entry.made.get(name) for name in MADE}
         said |= {"resolved": entry.recipe.get("protocol"), "tested_on": entry.recipe.get("tested_on")}
+        said["ran_precision"] = entry.result.get("ran_precision")
     return said
 
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rd3.recipe import KINDS, canonical, from_json
+from rd3.recipe import KINDS, key_of
 from rd3.store import Entry
 from tracking import artifacts
 from tracking.ledger import Ledger
@@ -15,7 +15,10 @@ from tracking.runs import Tracker
 
 
 def rebuild(ledger: Ledger, place: Place) -> int:
-    """Mark every finished run whose files are still there; how many entries the ledger lacked."""
+    """Mark every finished run whose files are still there; how many entries the ledger lacked.
+
+    Runs of an older format come back as they were; ``rd3 ledger upgrade`` brings them to today's.
+    """
     tracker = Tracker(place)
     known = {kind: ledger.keys(kind) for kind in KINDS}
     added = 0
@@ -27,7 +30,7 @@ def rebuild(ledger: Ledger, place: Place) -> int:
             copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
             entry = Entry.model_validate_json(Path(copy).read_bytes())
         # A key says what its recipe is: an entry that does not keep that promise would poison every reuse.
-        if from_json(canonical(entry.recipe)).key == entry.key and artifacts.exists(entry, place.tracking_uri):
+        if key_of(entry.recipe) == entry.key and artifacts.exists(entry, place.tracking_uri):
             ledger.mark(entry)
             known[entry.kind].add(entry.key)
             added += 1

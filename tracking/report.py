@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd3.cell import Cell
+from rd3.component import flat_protocol, plain_text
 from rd3.errors import RD3Error
 from rd3.store import now, write_atomically
 from tracking import figures, tables
@@ -131,12 +132,9 @@ def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
     for score in found:
         if score.resolved and not score.varied:
             fields = merged.setdefault(f"{score.protocol}, {score.labels} labels", {})
-            for name, value in score.resolved.items():
-                fields.setdefault(name, {})[json.dumps(value)] = None
-    return {
-        title: {name: ", ".join(values).replace('"', "") for name, values in fields.items()}
-        for title, fields in merged.items()
-    }
+            for name, value in flat_protocol(score.resolved).items():
+                fields.setdefault(name, {})[plain_text(value)] = None
+    return {title: {name: ", ".join(values) for name, values in fields.items()} for title, fields in merged.items()}
 
 
 def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:

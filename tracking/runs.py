@@ -236,7 +236,8 @@ class OpenRun:
         with self.tracker.errors():
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)})
             described = {"mlflow.note.content": note} if note else {}
-            self.tracker.log(self.run_id, points=points, tags={"rd3.status": "done", **described})
+            ran = {name: str(entry.result[name]) for name in ("ran_precision",) if name in entry.result}
+            self.tracker.log(self.run_id, points=points, parameters=ran, tags={"rd3.status": "done", **described})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Last, and whole: the ledger can be rebuilt from these.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.stats import confidence_interval, mean, std
 from tracking.paper import PaperValue, incomparable, names, paper_value, place_of
@@ -85,6 +86,8 @@ class Score:
     """The reason, or empty."""
     resolved: Mapping[str, Any] | None
     """The protocol that ran, field by field; None while nothing has."""
+    precisions: tuple[str, ...] = ()
+    """``bf16``, ``fp32``: at what the repeats ran; more than one where their machines differ."""
     sets: tuple[str, ...] = field(default=())
     """Keys, first set seed first."""
     evaluations: tuple[str, ...] = field(default=())
@@ -135,7 +138,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         )
     reduced = {name: tuple(pair) for row in repeats for name, pair in row["reduced"].items()}
     apart = incomparable(first["protocol"], first["overrides"], first["labels"])
-    apart += [f"{name}={value}" for name, value in first["varied"].items()]
+    apart += [changes_text({name: value}) for name, value in first["varied"].items()]
     apart += ["tested on validation images"] if any(row["tested_on"] == "validation" for row in done) else []
     per_set = {row["set"]: row for row in repeats if row["set"]}
     return Score(
@@ -149,6 +152,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         apart=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
         resolved=next((row["resolved"] for row in done), None),
+        precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rd3.errors import DataMissing, RD3Error
-from rd3.recipe import canonical, from_json
+from rd3.recipe import read_recipe
 from rd3.store import Entry
 from tracking import artifacts
 from tracking.fields import Fact, note
@@ -55,7 +55,7 @@ class TrackedStore:
             return known
         tracker = Tracker(self.place)
         experiment_id = tracker.experiment(self.experiment)
-        recipe = from_json(canonical(entry.recipe))
+        recipe = read_recipe(entry.recipe)
         run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id)
         try:
             kept = run.finish(entry, folder, note=note(recipe, self.find))

@@ -55,6 +55,11 @@ class Memory:
         """Before a winner is tested: whatever becomes of it, the test is on record.  ``test["evaluations"]``: keys."""
         self._write(f"sweeps/tests/{target}/{digest(test['evaluations'])[:32]}.json", test, only_if_absent=True)
 
+    def all_tests(self) -> list[dict[str, Any]]:
+        """Every test on record, whatever its target."""
+        found = [self._read(name) for name in list(self.documents.names("sweeps/tests/"))]
+        return [test for test in found if test]
+
     def tests(self, target: str) -> list[dict[str, Any]]:
         """Every test on record for a target, oldest first."""
         found = [self._read(name) for name in self.documents.names(f"sweeps/tests/{target}/")]

@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
+from rd3.component import changes_text
 from rd3.errors import BadValue
-from rd3.protocol import EvalProtocol
+from rd3.protocol import protocol_names
 from tracking.scores import Score, comparable_protocol
 
 NO_INTERVAL = (
@@ -43,6 +43,8 @@ class ResultTable:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """Footnotes in the order of their letters."""
+    mixed: bool = False
+    """Whether not all numbers ran at one precision; then each says at which."""
 
     @property
     def title(self) -> str:
@@ -56,7 +58,12 @@ class ResultTable:
 
     def marks(self, score: Score) -> list[str]:
         """Letters of the footnotes that a number carries."""
-        return [letter(self.notes.index(note)) for note in notes_of(score)]
+        return [letter(self.notes.index(note)) for note in notes_of(score, self.mixed)]
+
+
+def across_precisions(scores: Sequence[Score]) -> bool:
+    """Whether numbers beside each other ran at different precisions, although one protocol asked for them."""
+    return len({precision for score in scores for precision in score.precisions}) > 1
 
 
 def letter(index: int) -> str:
@@ -64,9 +71,13 @@ def letter(index: int) -> str:
     return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
-def notes_of(score: Score) -> list[str]:
-    """What a reader must know of one number."""
+def notes_of(score: Score, mixed: bool = False) -> list[str]:
+    """What a reader must know of one number; ``mixed``: numbers beside it ran at another precision."""
     found = []
+    if len(score.precisions) > 1:
+        found.append(f"{score.method} at IPC {score.ipc}: repeats ran at {' and '.join(score.precisions)}")
+    elif mixed and score.precisions:
+        found.append(f"ran at {score.precisions[0]}")
     if score.unsupported:
         found.append(f"{score.method} at IPC {score.ipc}: {score.unsupported}")
     if score.status == "partial" and score.spread is not None:
@@ -76,11 +87,6 @@ def notes_of(score: Score) -> list[str]:
     if score.paper is not None and score.apart:
         found.append(f"not the paper's experiment ({', '.join(score.apart)}), so no difference is given")
     return found
-
-
-def changes_text(changes: Mapping[str, Any]) -> str:
-    """``{"zeta": 2}`` as ``zeta=2``."""
-    return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
 def reduced_text(score: Score) -> str:
@@ -157,6 +163,7 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
         own = changes_text({name: value for name, value in score.overrides.items() if name not in common})
         rows.setdefault(f"{score.method} ({own})" if own else score.method, {})[score.ipc] = score
     common.pop("labels", None)
+    mixed = across_precisions(scores)
     return ResultTable(
         dataset=first.dataset,
         protocol=first.protocol,
@@ -166,13 +173,15 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
         changed=changes_text(common),
         ipcs=tuple(sorted({score.ipc for score in scores})),
         rows=tuple(Row(label, by_ipc) for label, by_ipc in rows.items()),
-        notes=tuple(dict.fromkeys(note for score in scores for note in notes_of(score))),
+        notes=tuple(dict.fromkeys(note for score in scores for note in notes_of(score, mixed))),
+        mixed=mixed,
     )
 
 
 def _table_of(score: Score) -> tuple[str, ...]:
     """What scores of one table share."""
-    fields = {name: value for name, value in score.overrides.items() if name in EvalProtocol.model_fields}
+    known = protocol_names()
+    fields = {name: value for name, value in score.overrides.items() if name in known}
     shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels)
     return (*shared, json.dumps(fields, sort_keys=True))
 

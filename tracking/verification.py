@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.recipe import KINDS, Key, canonical, from_json
+from rd3.recipe import KINDS, Key, read_recipe
 from tracking import artifacts
 from tracking.documents import folder_errors
 from tracking.ledger import Ledger
@@ -48,7 +48,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
         entry = store.find(kind, key)
         if entry is None:
             raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
-        recipe = from_json(canonical(entry.recipe))
+        recipe = read_recipe(entry.recipe)
         label = recipe.label()
         if (recipe.kind, recipe.key, entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")

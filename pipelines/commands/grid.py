@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from pipelines.commands._show import console, looked_at, show_reasons, show_table
 from pipelines.commands.byhand import finish
@@ -72,7 +73,11 @@ def planned(expansion: Expansion, here: Session) -> Plan:
     from pipelines.plan import plan_session
     from tracking.ledger import Ledger
 
-    return plan_session(expansion, Ledger(here.place.artifacts), here, slots=os.cpu_count() or 1)
+    ledger = Ledger(here.place.artifacts)
+    if ledger.older_format():
+        said = f"The results in {ledger.root} are of an older format and are not reused. Fix: rd3 ledger upgrade"
+        Console(stderr=True).print(said, markup=False, soft_wrap=True)
+    return plan_session(expansion, ledger, here, slots=os.cpu_count() or 1)
 
 
 def plan(
@@ -224,9 +229,10 @@ def export_outcomes(
 
 def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | int]]:
     """The grid's numbers for the terminal, one a point."""
+    from rd3.component import changes_text
     from tracking.query import rows
     from tracking.scores import scores
-    from tracking.tables import changes_text, reduced_text, spread_text
+    from tracking.tables import reduced_text, spread_text
 
     found = [
         {

@@ -87,6 +87,13 @@ def losses() -> list[Row]:
     return rows + [{"name": name, "summary": why} for name, why in broken(LOSSES)]
 
 
+def augmentations() -> list[Row]:
+    from rd3.augmentations import AUGMENTATIONS
+
+    rows = [{"name": name, "summary": first_line(AUGMENTATIONS.get(name).__doc__)} for name in AUGMENTATIONS]
+    return rows + [{"name": name, "summary": why} for name, why in broken(AUGMENTATIONS)]
+
+
 def grids() -> list[Row]:
     from pipelines.grid import load_grid, shipped_grids
 
@@ -107,6 +114,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "networks": networks,
     "protocols": protocols,
     "losses": losses,
+    "augmentations": augmentations,
     "grids": grids,
     "sweeps": sweeps,
 }
@@ -118,7 +126,7 @@ def add_to(app: typer.Typer) -> None:
         kind: Annotated[str, typer.Argument(help=" | ".join(KINDS))],
         as_json: Annotated[bool, typer.Option("--json", help="An array of objects, each with a name.")] = False,
     ) -> None:
-        """List methods, datasets, networks, protocols, losses, grids or sweeps."""
+        """List methods, datasets, networks, protocols, losses, augmentations, grids or sweeps."""
         if kind not in KINDS:
             raise UnknownName(f"There is nothing called {kind!r} to list.", did_you_mean(kind, list(KINDS)))
         show_table(KINDS[kind](), as_json=as_json)

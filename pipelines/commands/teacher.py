@@ -83,16 +83,19 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
     """Count a teacher's correct predictions on its recorded images again."""
     from rd3 import teacher
     from rd3.datasets import open_dataset
-    from rd3.recipe import TeacherRecipe
-    from tracking.ledger import Ledger
+    from tracking.ledger import Ledger, recipe_of
     from tracking.store import TrackedStore
 
     here = session()
     store = TrackedStore(here.place)
     whole = Ledger(here.place.artifacts).resolve("teacher", key)
-    recipe = TeacherRecipe.model_validate(store.find("teacher", whole).recipe)
+    recipe = recipe_of(store.find("teacher", whole))
     found = teacher.verify(
-        store.fetch("teacher", whole), recipe, open_dataset(recipe.data.name, here.roots), device="cpu"
+        store.fetch("teacher", whole),
+        recipe,
+        open_dataset(recipe.data.name, here.roots),
+        device="cpu",
+        formerly=store.find("teacher", whole).formerly,
     )
     show_table([found])
 

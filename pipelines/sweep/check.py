@@ -12,7 +12,7 @@ from pipelines.sweep.space import SpaceCheck
 from pipelines.sweep.values import PrunerName, SamplerName, Sweep, labelled
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
-from rd3.protocol import EvalProtocol, PresetOf, presets, resolve_protocol
+from rd3.protocol import EvalProtocol, PresetOf, fitting, merged, presets, resolve_protocol
 from rd3.teacher_roles import teacher_role
 
 REQUIRED = ("methods", "dataset", "ipc", "teacher", "protocol", "space", "trials")
@@ -130,23 +130,25 @@ class _SweepCheck(PartCheck):
     def _space(self, values: dict[str, Any], infos: dict[str, DatasetInfo]) -> Any:
         """The space, judged by the protocol that it starts from on the set that it is tried on."""
         chosen: Chosen | None = values["protocol"]
-        base = None
+        resolve = _any_protocol
         if chosen is not None and infos and not self.document.problems:
             [info] = infos.values()
             network = teacher_role(info, values["teacher"], self.user_role).network
+            same = values["student"] in (None, network)
+            rule, size = self.preset_of(chosen.name), values["ipc"] * info.num_classes
+            frame = {"factor": info.factor, "same_network": same, "set_size": size}
+
+            def resolve(moved: dict[str, Any]) -> EvalProtocol:
+                return resolve_protocol(rule, **frame, overrides=fitting(rule, same, merged(chosen.values, moved)))
+
             try:
-                base = resolve_protocol(
-                    self.preset_of(chosen.name),
-                    factor=info.factor,
-                    same_network=values["student"] in (None, network),
-                    set_size=values["ipc"] * info.num_classes,
-                    overrides=chosen.values,
-                )
+                resolve_protocol(rule, **frame, overrides=chosen.values)
             except RD3Error as error:
                 self.document.problem(("protocol",), error.message, error.fix)
+                resolve = _any_protocol
         size = values["ipc"] * next(iter(infos.values())).num_classes if infos else None
         fixed = chosen.values if chosen is not None else {}
-        space = SpaceCheck(self, base or _any_protocol(), size, fixed)
+        space = SpaceCheck(self, resolve, size, fixed)
         return space.dimensions(values["sampler"], values["trials"])
 
     def _preset_names(self, name: str, methods: tuple[Chosen, ...], base: Chosen | None) -> None:
@@ -161,6 +163,7 @@ class _SweepCheck(PartCheck):
             self.document.problem(("protocol",), said, "give the sweep another name")
 
 
-def _any_protocol() -> EvalProtocol:
+def _any_protocol(moved: dict[str, Any]) -> EvalProtocol:
     """For a file whose own protocol is wrong: its space is checked all the same."""
-    return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9)
+    overrides = fitting(presets()["rd3"], True, moved)
+    return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9, overrides=overrides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from pipelines.sweep.plots import PLOTS, draw
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Dimension, Sweep
 from pipelines.sweep.winner import winners_of
+from rd3.component import plain_text
 from rd3.stats import mean
 from tracking.report import when
 from tracking.sweep_report import MethodSection, Plot, SweepPage
@@ -78,7 +78,7 @@ def _dimension(one: Dimension) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else plain_text(value)
 
 
 def _fields(params: Mapping[str, Any], before: str = "") -> str:
@@ -90,6 +90,8 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
     trials, best = tuning.trials(), tuning.best()
     states = Counter(trial.state.name.lower() for trial in trials)
     shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    ran = sorted({precision for trial in trials for precision in trial.user_attrs.get("ran_precision", ())})
+    shown += f"; scores across {' and '.join(ran)}" if len(ran) > 1 else ""
     ended = subject.label in outcome.winners and best is not None
     return MethodSection(
         label=subject.label,
@@ -122,9 +124,7 @@ def _moved(subject: Subject, best: FrozenTrial) -> list[dict[str, str]]:
     base, winner = subject.protocol({}), subject.protocol(best.params)
     moved = [one.field for one in subject.sweep.space]
     moved += ["loss"] if "labels" in moved and "loss" not in moved else []
-    return [
-        {"field": name, "base": _value(getattr(base, name)), "winner": _value(getattr(winner, name))} for name in moved
-    ]
+    return [{"field": name, "base": _value(base.value(name)), "winner": _value(winner.value(name))} for name in moved]
 
 
 def _base(subject: Subject, ledger: Ledger) -> str:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipelines.grid_check import unknown_keys, what
 from pipelines.places import Path
 from pipelines.sweep.values import Dimension
+from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
 from rd3.losses import LOSSES
-from rd3.protocol import EvalProtocol
+from rd3.protocol import EvalProtocol, number_type, protocol_names
 from rd3.registry import did_you_mean
 
 if TYPE_CHECKING:
     from pipelines.grid_check import PartCheck
 
 RANGE = ("low", "high", "log", "step")
-LOSS_FIELDS = ("temperature", "scale_t2", "gamma", "hard_mix")
-"""Fields that matter only to a loss that reads them."""
+Resolve = Callable[[dict[str, Any]], EvalProtocol]
+"""Values by name to the protocol of the sweep with these on top."""
 
 
 class SpaceCheck:
-    """Checks ``space``; ``base`` is the protocol without it, ``size`` the number of images of the set, if known."""
+    """Checks ``space``; ``resolve({})`` is the protocol without it, ``size`` the images of the set, if known."""
 
-    def __init__(self, check: PartCheck, base: EvalProtocol, size: int | None, fixed: dict[str, Any]):
+    def __init__(self, check: PartCheck, resolve: Resolve, size: int | None, fixed: dict[str, Any]):
         self.check, self.document = check, check.document
-        self.base, self.size, self.fixed = base, size, fixed
+        self.resolve, self.size, self.fixed = resolve, size, fixed
+        self.base = resolve({})
 
     def dimensions(self, sampler: str, trials: int | None) -> tuple[Dimension, ...]:
         """Every field that is right by itself; then what they are together."""
@@ -51,7 +54,7 @@ class SpaceCheck:
 
     def _dimension(self, field: str, value: Any) -> Dimension | None:
         before = len(self.document.problems)
-        known = [name for name in EvalProtocol.model_fields if name != "test_epochs"]
+        known = [name for name in protocol_names() if name != "test_epochs"]
         if field == "test_epochs":
             self._say((field,), "This field changes no result, only when it is looked at.", "see `validate_epochs`")
         elif field not in known:
@@ -73,13 +76,21 @@ class SpaceCheck:
 
     def _value(self, field: str, value: Any, *place: str | int) -> None:
         """One value against its field alone."""
-        base = self.base.model_dump(mode="json") | {"test_epochs": []}
-        right = self.check.field(EvalProtocol, base, field, value, ("space", field, *place), "A protocol")
+        path = ("space", field, *place)
+        if isinstance(value, list | dict):
+            self.document.problem(path, f"Expected a plain value, got {what(value)}.", "move single settings")
+            return
+        right = self.check.field(field, value, path)
         if right and field == "batch_size" and value < 2:
             self._say((field, *place), f"Batch normalisation needs two images, got {value}.", "begin at 2 or more")
         if right and field == "loss":
             try:
                 LOSSES.get(value)
+            except RD3Error as error:
+                self._say((field, *place), error.message, error.fix)
+        elif right and "." in field:
+            try:
+                self.resolve({field: value})
             except RD3Error as error:
                 self._say((field, *place), error.message, error.fix)
 
@@ -92,8 +103,8 @@ class SpaceCheck:
             self._value(field, value, place)
 
     def _range(self, field: str, value: dict[str, Any]) -> None:
-        annotation = EvalProtocol.model_fields[field].annotation
-        if annotation not in (int, float):
+        kind = number_type(field)
+        if kind is None:
             self._say((field,), f"The field {field!r} is not a number.", "give a list of choices")
             return
         before = len(self.document.problems)
@@ -105,9 +116,9 @@ class SpaceCheck:
         log, step = value.get("log", False), value.get("step")
         if not isinstance(log, bool):
             self._say((field, "log"), f"Expected true or false, got {what(log)}.")
-        number = isinstance(step, int if annotation is int else int | float) and not isinstance(step, bool)
+        number = isinstance(step, int if kind is int else int | float) and not isinstance(step, bool)
         if step is not None and not (number and step > 0):
-            self._say((field, "step"), f"Expected a {'whole ' * (annotation is int)}number above 0, got {what(step)}.")
+            self._say((field, "step"), f"Expected a {'whole ' * (kind is int)}number above 0, got {what(step)}.")
         if len(self.document.problems) > before:
             return
         low, high = value["low"], value["high"]
@@ -126,7 +137,9 @@ class SpaceCheck:
     def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:
         """Values that a field may have in a trial; of a range its ends."""
         moved = next((dimension for dimension in space if dimension.field == field), None)
-        return (getattr(self.base, field),) if moved is None else moved.choices or (moved.low, moved.high)
+        if moved is not None:
+            return moved.choices or (moved.low, moved.high)
+        return (self.base.loss.name if field == "loss" else self.base.value(field),)
 
     def _labels(self, space: tuple[Dimension, ...]) -> None:
         """Labels and loss stay consistent: hard labels bring cross-entropy, soft labels any other loss."""
@@ -152,25 +165,37 @@ class SpaceCheck:
         """Refuse a field that changes no result here."""
         field = dimension.field
         reasons = {
-            **{name: self._unread(name, space) for name in LOSS_FIELDS},
             "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
             "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
             "batch_size": self._capped(dimension),
             "hybrid": "one teacher gives the labels",
-            "antialias": "" if max(self._possible("factor", space)) > 1 else "with factor 1 nothing is resized",
         }
-        if field == "hard_mix" and "cutmix" not in self._possible("mix", space):
-            reasons[field] = "mix is 'none'"
-        if field == "scale_t2" and not reasons[field] and set(self._possible("temperature", space)) == {1}:
-            reasons[field] = "the temperature is 1"
-        if reasons.get(field):
-            self._say((field,), f"This field changes no result here: {reasons[field]}.", "remove it from the space")
+        if "." in field:
+            reason = self._without_effect(field, space)
+        elif field in EvalProtocol.model_fields:
+            reason = reasons.get(field, "")
+        else:
+            reason = self._unread(field, space)
+        if reason:
+            self._say((field,), f"This field changes no result here: {reason}.", "remove it from the space")
+
+    def _without_effect(self, field: str, space: tuple[Dimension, ...]) -> str:
+        """Why the setting of an augmentation changes nothing: no trial has that augmentation."""
+        step = field.rpartition(".")[0]
+        moved = [
+            {one.field: value} for one in space if "." in one.field for value in one.choices or (one.low, one.high)
+        ]
+        if any(step == each.name for values in [{}, *moved] for each in self.resolve(values).augmentation):
+            return ""
+        return f"{step} has no effect"
 
     def _unread(self, field: str, space: tuple[Dimension, ...]) -> str:
         losses = self._losses(space)
-        read = [LOSSES.get(loss).reads for loss in losses]
-        if any(fields is None or field in fields for fields in read):
-            return ""
+        if any(field in LOSSES.get(loss).Settings.model_fields for loss in losses):
+            if field == "scale_t2" and set(self._possible("temperature", space)) == {1}:
+                return "the temperature is 1"
+            mixing = any(AUGMENTATIONS.get(step.name).mixes for step in self.base.augmentation)
+            return "" if mixing or field != "hard_mix" else "no augmentation mixes images"
         return f"loss {' and '.join(sorted(losses))} do{'es' * (len(losses) == 1)} not read it"
 
     def _capped(self, dimension: Dimension) -> str:

@@ -10,10 +10,10 @@ from pipelines.expand import Expansion
 from pipelines.grid_parts import Chosen, Grid
 from pipelines.places import GridErrors, Problem
 from pipelines.sweep.study import Pruning
-from pipelines.sweep.values import Sweep, overrides
+from pipelines.sweep.values import Sweep
 from rd3.cost import CPU_THREAD, work
 from rd3.datasets import DatasetInfo
-from rd3.protocol import EvalProtocol, Preset, PresetOf, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, PresetOf, fitting, merged, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe, digest
 
 Expand = Callable[[Grid], Expansion]
@@ -55,6 +55,10 @@ class Subject:
         """|S| in images."""
         return self.sweep.ipc * self.info.num_classes
 
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What a point sets in the protocol to start from, by name."""
+        return fitting(self.rule, self.same_network, merged(self.sweep.protocol.values, params))
+
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
         """The resolved protocol of a point, with looks at the validation accuracy on the way."""
         resolved = resolve_protocol(
@@ -62,7 +66,7 @@ class Subject:
             factor=self.info.factor,
             same_network=self.same_network,
             set_size=self.size,
-            overrides=overrides(self.sweep.protocol.values | dict(params)),
+            overrides=self.values(params),
         )
         looks = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": looks})

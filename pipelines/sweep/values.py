@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pipelines.grid_parts import Chosen, Grid, Part
-from rd3.protocol import EvalProtocol
+from rd3.protocol import number_type
 from rd3.recipe import Frozen
 
 SamplerName = Literal["tpe", "random", "grid"]
@@ -26,7 +26,7 @@ class Dimension(Frozen):
     @property
     def integer(self) -> bool:
         """Whether a range holds whole numbers: the field's type decides."""
-        return EvalProtocol.model_fields[self.field].annotation is int
+        return number_type(self.field) is int
 
     def values(self) -> tuple[Any, ...] | None:
         """All its values in order; None for a continuous range."""
@@ -124,11 +124,3 @@ def labelled(methods: Iterable[Chosen]) -> dict[str, Chosen]:
         again = sum(other.name == chosen.name for other in named.values())
         named[f"{chosen.name}-{again + 1}" if again else chosen.name] = chosen
     return named
-
-
-def overrides(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Protocol fields of a point: hard labels bring their own loss, so that the two never contradict each other."""
-    fields = dict(params)
-    if fields.get("labels") == "hard":
-        fields["loss"] = "ce"
-    return fields

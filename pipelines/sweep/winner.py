@@ -11,9 +11,8 @@ import yaml
 
 from pipelines.expand import Expansion
 from pipelines.sweep.subject import Subject
-from pipelines.sweep.values import overrides
 from rd3.errors import BadValue
-from rd3.protocol import Preset, presets, read_preset
+from rd3.protocol import Preset, merged, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key, digest
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     """The best trial as a protocol: its fields for all students, the rest as in the protocol that it started from."""
-    rule, moved = subject.rule, overrides(subject.sweep.protocol.values | best.params)
+    rule, moved = subject.rule, subject.values(best.params)
     date = best.datetime_complete.date().isoformat()
     source = (
         f"{_whose(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
@@ -38,7 +37,7 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
         name=subject.preset,
         source=source,
         reduces=rule.reduces or (rule.name if rule.name in presets() else None),
-        all=rule.all | moved,
+        all=merged(rule.all, moved),
         same_network={name: value for name, value in rule.same_network.items() if name not in moved},
         other_network={name: value for name, value in rule.other_network.items() if name not in moved},
     )
@@ -83,6 +82,8 @@ class Tested:
     """Digest of the winner as it was resolved: the same protocol on further seeds is no other winner."""
     current: bool
     """Whether it is the winner of the sweep as its file stands now."""
+    precisions: tuple[str, ...] = ()
+    """At what both sides ran; more than one where their machines differ."""
 
     @property
     def difference(self) -> PairedDifference | None:
@@ -94,7 +95,7 @@ class Tested:
         return {
             "winner": _spread(self.winner),
             "base": _spread(self.base),
-            "difference": _difference(self.winner, self.base, self.difference),
+            "difference": _difference(self.winner, self.base, self.difference, self.precisions),
         }
 
 
@@ -105,12 +106,15 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(values)})"
 
 
-def _difference(winner: list[float], base: list[float], got: PairedDifference | None) -> str:
+def _difference(
+    winner: list[float], base: list[float], got: PairedDifference | None, precisions: tuple[str, ...]
+) -> str:
     if not winner:
         return ""
+    across = f"; across {' and '.join(precisions)}" if len(precisions) > 1 else ""
     if got is None:
-        return f"{mean(winner) - mean(base):+.2f} (1 seed, no interval)".replace("-", "−")
-    text = f"{got.mean:+.2f} [{got.low:.2f}, {got.high:.2f}], p {got.p_value:.2g} ({got.n} student seeds)"
+        return f"{mean(winner) - mean(base):+.2f} (1 seed, no interval{across})".replace("-", "−")
+    text = f"{got.mean:+.2f} [{got.low:.2f}, {got.high:.2f}], p {got.p_value:.2g} ({got.n} student seeds{across})"
     return text.replace("-", "−")
 
 
@@ -160,6 +164,11 @@ def record(
     )
 
 
+def _precisions(scores: dict[str, list[Entry | None]]) -> tuple[str, ...]:
+    entries = [entry for side in scores.values() for entry in side if entry is not None]
+    return tuple(sorted({entry.result["ran_precision"] for entry in entries if "ran_precision" in entry.result}))
+
+
 def recorded_tests(
     winner: list[EvaluationRecipe],
     base: list[EvaluationRecipe],
@@ -178,7 +187,7 @@ def recorded_tests(
             Tested(
                 test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],
                 test["seeds"], values["evaluations"], values["base"], protocol,
-                protocol == current,
+                protocol == current, _precisions(scores),
             )
         )  # fmt: skip
     return found

@@ -42,6 +42,7 @@ class Score:
     tested: int = 0
     """Images of the validation part."""
     wall_s: float = 0.0
+    ran_precision: str = ""
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Score:
@@ -119,6 +120,7 @@ def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
         return Answer(Ended("PRUNED", None, judged.curve, judged.rungs, facts), scores)
     found = [scores[key].top1_pct for key in facts["evaluations"]]
     facts |= {"top1_pct": found, "tested": scores[first.key].tested}
+    facts["ran_precision"] = sorted({score.ran_precision for score in scores.values() if score.ran_precision})
     curve = {**judged.curve, first.protocol.epochs: found[0]}
     return Answer(Ended("COMPLETE", sum(found) / len(found), curve, judged.rungs, facts), scores)
 
@@ -162,7 +164,8 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
         return Score(curve, diverged=error.message, wall_s=time.perf_counter() - began), False
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    return Score(curve, result["top1_pct"], tested=result["tested"], wall_s=time.perf_counter() - began), False
+    wall_s, ran = time.perf_counter() - began, result["ran_precision"]
+    return Score(curve, result["top1_pct"], tested=result["tested"], wall_s=wall_s, ran_precision=ran), False
 
 
 def scratch_folder(home: Path, sweep: str) -> Path:

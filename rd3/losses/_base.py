@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from rd3.protocol import EvalProtocol
 from rd3.registry import Registry
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     import torch
+
+Labels = Literal["soft", "hard"]
+
+
+class NoSettings(Frozen):
+    """Of a loss that has none."""
 
 
 @dataclass(frozen=True)
@@ -23,25 +29,25 @@ class LossTargets:
     labels: torch.Tensor
     """(B,) int64, of the base images."""
     labels_mixed: torch.Tensor
-    """(B,) int64, of the images whose box was pasted in; equal to ``labels`` without CutMix."""
+    """(B,) int64, of the images that were mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float
-    """Share of the pixels that are the base image's own (0-1)."""
+    """Share of the base image in every image of the batch (0-1)."""
 
 
-Loss = Callable[["torch.Tensor", LossTargets, EvalProtocol], "torch.Tensor"]
-"""(student logits (B, C), targets, protocol) to a scalar in fp32; the docstring's first line is its summary."""
+Loss = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]
+"""(student logits (B, C), targets, settings) to a scalar in fp32; the docstring's first line is its summary."""
 
 LOSSES: Registry[Loss] = Registry("loss", "rd3.losses")
 
 
-def register_loss(name: str, *, reads: Collection[str] | None = None) -> Callable[[Loss], Loss]:
-    """File a loss under a name, which is then a value of the protocol field ``loss``.
+def register_loss(name: str, settings: type[Frozen] = NoSettings, *, labels: Labels) -> Callable[[Loss], Loss]:
+    """Register a loss under a name, which protocols then have in ``loss``: ``name`` or ``{name: {setting: value}}``.
 
-    ``reads`` names the fields of the protocol that change it; None where nobody says.  A sweep refuses to move others.
+    ``settings`` are its own, with defaults; ``labels`` says which labels it learns from.
     """
 
-    def file_it(loss: Loss) -> Loss:
-        loss.reads = reads
+    def register(loss: Loss) -> Loss:
+        loss.Settings, loss.labels = settings, labels
         return LOSSES.register(name)(loss)
 
-    return file_it
+    return register

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rd3.losses._base import LossTargets, register_loss
-from rd3.protocol import EvalProtocol
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     import torch
 
 
-@register_loss("ce", reads=("hard_mix",))
-def ce(student_logits: torch.Tensor, targets: LossTargets, protocol: EvalProtocol) -> torch.Tensor:
-    """Cross-entropy with hard labels; under CutMix both labels by area, or the base label alone (``hard_mix``)."""
+class CESettings(Frozen):
+    """Settings of ``ce``."""
+
+    hard_mix: Literal["weighted", "base"] = "weighted"
+    """Labels of mixed images: both by their share of the image, or the base image's alone (open: weighted)."""
+
+
+@register_loss("ce", CESettings, labels="hard")
+def ce(student_logits: torch.Tensor, targets: LossTargets, settings: CESettings) -> torch.Tensor:
+    """Cross-entropy with hard labels; of mixed images with both labels by share, or the base label (``hard_mix``)."""
     from torch.nn import functional as F
 
     student = student_logits.float()
     base = F.cross_entropy(student, targets.labels)
-    if protocol.hard_mix == "base":
+    if settings.hard_mix == "base":
         return base
     return targets.lam * base + (1 - targets.lam) * F.cross_entropy(student, targets.labels_mixed)

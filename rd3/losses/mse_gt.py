@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from rd3.losses._base import LossTargets, register_loss
-from rd3.protocol import EvalProtocol
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     import torch
 
 
-@register_loss("mse_gt", reads=("gamma",))
-def mse_gt(student_logits: torch.Tensor, targets: LossTargets, protocol: EvalProtocol) -> torch.Tensor:
+class MSEGTSettings(Frozen):
+    """Settings of ``mse_gt``."""
+
+    gamma: float = Field(default=0.025, ge=0)
+    """Weight of the hard-label term."""
+
+
+@register_loss("mse_gt", MSEGTSettings, labels="soft")
+def mse_gt(student_logits: torch.Tensor, targets: LossTargets, settings: MSEGTSettings) -> torch.Tensor:
     """Squared error of raw logits, mean over images and classes, plus gamma times cross-entropy with the base labels.
 
     Source: RD3, Table 17 (gamma 0.025, as EDC).
@@ -21,4 +30,4 @@ def mse_gt(student_logits: torch.Tensor, targets: LossTargets, protocol: EvalPro
 
     student = student_logits.float()
     distance = F.mse_loss(student, targets.teacher_logits.float())
-    return distance + protocol.gamma * F.cross_entropy(student, targets.labels)
+    return distance + settings.gamma * F.cross_entropy(student, targets.labels)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.recipe import SetRecipe, canonical
+from rd3.recipe import SetRecipe, canonical, read_recipe
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -63,7 +63,7 @@ class Manifest(BaseModel):
 
     def recipe_of_set(self) -> SetRecipe:
         """The recipe that this set was made by."""
-        return SetRecipe.model_validate(self.recipe)
+        return read_recipe(self.recipe)
 
     @property
     def short(self) -> str:

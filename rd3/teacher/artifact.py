@@ -14,7 +14,7 @@ from torch import nn
 
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import lay_out, usable_device
+from rd3.device import lay_out, ran_precision, usable_device
 from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Normalisation, TeacherRecipe
@@ -62,6 +62,8 @@ class TeacherManifest(BaseModel):
     test_correct: int
     test_count: int
     test_precision: Literal["fp32", "bf16"]
+    ran_precision: Literal["fp32", "bf16"] | None = None
+    """Of the training; None for imported weights, and in manifests that did not say it yet."""
     tested_on: Split = "test"
     """``validation`` for a teacher that learned without these images: its uses are not to know the test split."""
     verification: Verification
@@ -101,23 +103,24 @@ def write_teacher(
     origin: str,
     curve: list[dict[str, float]],
     progress: Progress,
+    precision: Literal["fp32", "bf16"] | None = None,
 ) -> TeacherManifest:
     """Test a finished network, count its verification list and write the folder, the manifest last.
 
     A teacher of the ``fit`` part is tested on the validation images, which it has not seen, and no others.
 
-    The test runs in the recipe's precision; an imported teacher has none and is tested in bf16, which takes a quarter
-    of the time on a CPU.  The verification list is counted in fp32.
+    The test runs at ``precision``, that of the training; an imported teacher has none and is tested as ``auto``
+    means on the device.  The verification list is counted in fp32.
     """
     network.eval()
-    precision = recipe.precision or "bf16"
-    lay_out(network, precision)
+    tested_in = precision or ran_precision(device, "auto")
+    lay_out(network, tested_in)
     validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
     split: Split = "validation" if recipe.data.split == "fit" else "test"
     tested = len(dataset.labels(split))
     whole = tested + validation
     correct = count_correct(
-        network, dataset, split, tested, device=device, precision=precision,
+        network, dataset, split, tested, device=device, precision=tested_in,
         progress=lambda fraction, note: progress(fraction * tested / whole, note),
     )  # fmt: skip
     verified = count_correct(
@@ -139,7 +142,8 @@ def write_teacher(
         test_top1_pct=100 * correct / tested,
         test_correct=correct,
         test_count=tested,
-        test_precision=precision,
+        test_precision=tested_in,
+        ran_precision=precision,
         tested_on=split,
         verification=Verification(split="validation", count=validation, correct=verified),
         curve=curve,
@@ -169,23 +173,31 @@ def load(
     *,
     device: torch.device | str = "cpu",
     verify: bool = True,
+    formerly: str | None = None,
 ) -> NormalisedNetwork:
     """The teacher in ``folder``: fp32, frozen, in eval mode, on ``device``; it takes pixels in [0, 1].
 
     Refuses a folder of another teacher, weights that are not those of the manifest, a dataset of another class list,
-    and, with ``verify``, a recount on the verification list that is more than half a point off.
+    and, with ``verify``, a recount on the verification list that is more than half a point off.  ``formerly`` is the
+    key under which the teacher was trained, where that is of an older format.
     """
     device = usable_device(device)
-    network, manifest = _load(Path(folder), recipe, dataset, device)
+    network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
     if verify:
         _recount(network, manifest, dataset, device)
     return network
 
 
-def verify(folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str = "cpu") -> dict[str, Any]:
+def verify(
+    folder: Path,
+    recipe: TeacherRecipe,
+    dataset: Dataset,
+    device: torch.device | str = "cpu",
+    formerly: str | None = None,
+) -> dict[str, Any]:
     """Load with all checks and say what the recount found; raises where :func:`load` would."""
     device = usable_device(device)
-    network, manifest = _load(Path(folder), recipe, dataset, device)
+    network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
     correct = _recount(network, manifest, dataset, device)
     recorded = manifest.verification
     return {
@@ -200,7 +212,7 @@ def verify(folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.
 
 
 def _load(
-    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device
+    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device, formerly: str | None
 ) -> tuple[NormalisedNetwork, TeacherManifest]:
     manifest = read_manifest(folder)
     info = dataset.info
@@ -210,7 +222,7 @@ def _load(
                 f"{what} has class list {classes[:12]}, the recipe expects {recipe.classes[:12]}.",
                 "use a teacher of this dataset, with its classes in the same order",
             )
-    if manifest.key != recipe.key:
+    if manifest.key not in (recipe.key, formerly):
         raise DataCorrupt(
             f"{folder} holds {manifest.network} for {manifest.dataset} at {manifest.resolution} pixels with key "
             f"{manifest.key[:12]}, expected {recipe.network} for {recipe.data.name} at {recipe.resolution} pixels with "

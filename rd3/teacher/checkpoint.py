@@ -26,26 +26,35 @@ class Counters:
 
 
 def write_checkpoint(
-    path: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer, counters: Counters
+    path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer, counters: Counters
 ) -> None:
-    """Weights, buffers, momentum and counters."""
+    """Weights, buffers, momentum and counters, with the recipe's key and the precision that it runs at."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         momentum = optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(plain, {"key": key, "counters": json.dumps(asdict(counters))}))
+    write_atomically(path, save(plain, {"key": key, "precision": precision, "counters": json.dumps(asdict(counters))}))
 
 
-def read_checkpoint(path: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Counters | None:
-    """Put the state back and say how far it was; None without a checkpoint of this recipe."""
+def checkpoint_of(path: Path) -> tuple[str, str] | None:
+    """Key and precision of the training in a checkpoint; None where there is no file."""
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as stored:
         about = stored.metadata()
-        if about["key"] != key:
-            return None
+    return about["key"], about.get("precision", "")
+
+
+def read_checkpoint(
+    path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> Counters | None:
+    """Put the state back and say how far it was; None without a checkpoint of this recipe at this precision."""
+    if checkpoint_of(path) != (key, precision):
+        return None
+    with safe_open(path, framework="pt") as stored:
+        about = stored.metadata()
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     network.load_state_dict(
         {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from rd3.augment import horizontal_flip, resized_crop, to_unit
+from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import lay_out, repeatable_kernels, usable_device
+from rd3.device import lay_out, ran_precision, repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator, own_draws
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
-from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
+from rd3.teacher.checkpoint import CHECKPOINT, Counters, checkpoint_of, read_checkpoint, write_checkpoint
 
 HELD_BYTES = 2 << 30
 """Training images up to this size are held on an accelerator as uint8 instead of being sent batch by batch."""
@@ -36,9 +36,9 @@ def train(
 ) -> dict[str, Any]:
     """Train the recipe's network, test it, write the folder, and return the figures of the ledger.
 
-    Takes up a checkpoint of the same recipe in ``out``; every random number is a function of seed and epoch, so the
-    result is that of an undisturbed run.  The last epoch's weights are kept, never the best.  Raises :class:`Diverged`
-    with the first step whose loss is not finite.
+    Takes up a checkpoint of the same recipe and precision in ``out``; every random number is a function of seed and
+    epoch, so the result is that of an undisturbed run.  The last epoch's weights are kept, never the best.  Raises
+    :class:`Diverged` with the first step whose loss is not finite.
 
     Deviations: draws are per image but a batch at a time; ``pad`` fills with zeros (black), ``resized`` cuts out of the
     dataset's own resized and centre-cropped images rather than the files; the rate moves every step; a last batch of
@@ -47,21 +47,25 @@ def train(
     wall, process = time.perf_counter(), time.process_time()
     device, out = usable_device(device), Path(out)
     training, seed = _checked(recipe, dataset)
+    precision = ran_precision(device, recipe.precision or "auto")
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
     ).to(device)
-    lay_out(network, recipe.precision)
+    lay_out(network, precision)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=training.lr, momentum=training.momentum, nesterov=training.nesterov,
         weight_decay=training.weight_decay,
     )  # fmt: skip
-    counters = read_checkpoint(out / CHECKPOINT, recipe.key, network, optimizer) or Counters()
+    counters = read_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer) or Counters()
+    started = checkpoint_of(out / CHECKPOINT)
+    if started is not None and started[0] == recipe.key and not counters.curve:
+        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {started[1]}")
     epoch_s = []
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
         with own_draws(device, seed, "dropout", epoch), repeatable_kernels():
-            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device)
+            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
         now = Counters(
@@ -69,7 +73,7 @@ def train(
             counters.wall_s + time.perf_counter() - wall,
             counters.process_s + time.process_time() - process,
         )
-        write_checkpoint(out / CHECKPOINT, recipe.key, network, optimizer, now)
+        write_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer, now)
         left_s = (training.epochs - epoch - 1) * sum(epoch_s) / len(epoch_s)
         progress(
             TRAINING_SHARE * (epoch + 1) / training.epochs,
@@ -78,7 +82,8 @@ def train(
         )
     _write_curve(out / CURVE, counters.curve)
     manifest = write_teacher(
-        out, recipe, network, dataset, device=device, origin="trained by RD3", curve=counters.curve,
+        out, recipe, network, dataset, device=device, origin="trained by RD3", precision=precision,
+        curve=counters.curve,
         progress=lambda fraction, note: progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction, note),
     )  # fmt: skip
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -87,6 +92,7 @@ def train(
         "correct": manifest.test_correct,
         "tested": manifest.test_count,
         "tested_on": manifest.tested_on,
+        "ran_precision": precision,
         "epochs": training.epochs,
         "final_loss": counters.curve[-1]["loss"],
         "wall_s": counters.wall_s + time.perf_counter() - wall,
@@ -136,6 +142,7 @@ def _train_epoch(
     recipe: TeacherRecipe,
     training: TeacherTraining,
     device: torch.device,
+    precision: str,
 ) -> dict[str, float]:
     """One pass over the training images; the row of the curve."""
     seed = recipe.seed
@@ -147,7 +154,7 @@ def _train_epoch(
     for index, batch in enumerate(batches):
         pixels, labels = images.batch(batch)
         views = augment(pixels, training, stream)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits = network(views)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
         lr = learning_rate(training, epoch * len(batches) + index, len(batches))
@@ -180,17 +187,6 @@ def augment(pixels: torch.Tensor, how: TeacherTraining | Collection, stream: tor
     if how.crop == "resized":
         views = resized_crop(views, views.shape[-1], 0.08, stream)
     return horizontal_flip(views, stream) if how.flip else views
-
-
-def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
-    """torchvision's ``RandomCrop(side, padding)`` for a batch (B, C, H, W): zeros around, a random place for each."""
-    batch, channels, height, width = images.shape
-    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=stream).to(images.device)
-    rows = (top + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (left + torch.arange(width, device=images.device))[:, None, None, :]
-    wide = F.pad(images, (padding, padding, padding, padding))
-    rows = rows.expand(batch, channels, height, wide.shape[3])
-    return wide.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
 
 
 class Images:

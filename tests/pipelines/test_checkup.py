@@ -77,30 +77,35 @@ def test_a_worker_that_does_not_share_the_drivers_folders(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("found", "state", "said"),
+    ("found", "isa", "precision"),
     [
-        ({"avx512_bf16": True}, "ok", "; bf16 in hardware"),
-        ({"architecture": "aarch64", "bf16": True}, "ok", "; bf16 in hardware"),
-        ({"avx512_f": True, "avx512_bf16": False}, "warning", "is emulated. Fix: `protocol: {precision: fp32}`"),
+        ({"avx512_bf16": True}, "", "bf16"),
+        ({"avx512_bf16": True}, "avx2", "fp32"),
+        ({"avx512_bf16": True}, "DEFAULT", "bf16"),
+        ({"architecture": "aarch64", "bf16": True}, "", "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "", "fp32"),
     ],
 )
-def test_bf16_on_a_processor(monkeypatch: pytest.MonkeyPatch, found: dict[str, object], state: str, said: str):
+def test_auto_precision_on_a_processor(monkeypatch: pytest.MonkeyPatch, found: dict, isa: str, precision: str):
+    """Also where oneDNN is kept from using what the processor has."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
     row = checkup._devices()
-    assert (row.state, said in row.detail, row.detail.startswith("CPU only, ")) == (state, True, True)
+    assert row.state == "ok" and row.detail.startswith("CPU only, ")
+    assert row.detail.endswith(f"precision auto is {precision} here")
 
 
 def test_a_torch_that_cannot_tell_bf16(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     row = checkup._devices()
-    assert (row.state, "bf16" in row.detail) == ("ok", False)
+    assert row.detail.endswith("precision auto is fp32 here")
 
 
-@pytest.mark.parametrize(("majors", "state"), [([9], "ok"), ([8, 8], "ok"), ([9, 7], "warning")])
-def test_bf16_on_gpus(monkeypatch: pytest.MonkeyPatch, majors: list[int], state: str):
-    """One of several that emulates it is enough for a word; asked of each, as the current device."""
+@pytest.mark.parametrize(("majors", "said"), [([9], "bf16"), ([8, 8], "bf16"), ([9, 7], "bf16 or fp32")])
+def test_auto_precision_on_gpus(monkeypatch: pytest.MonkeyPatch, majors: list[int], said: str):
+    """Each is asked, as the current device."""
     current: list[torch.device] = []
 
     class Current:
@@ -120,10 +125,11 @@ def test_bf16_on_gpus(monkeypatch: pytest.MonkeyPatch, majors: list[int], state:
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     row = checkup._devices()
-    assert (row.state, row.detail.startswith("card 0")) == (state, True)
+    assert row.detail.startswith("card 0") and row.detail.endswith(f"precision auto is {said} here")
 
 
-def test_what_this_processor_says_is_what_the_kernel_says():
+def test_what_this_processor_says_is_what_the_kernel_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no Linux on x86 to ask")
     flags = Path("/proc/cpuinfo").read_text()

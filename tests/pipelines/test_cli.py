@@ -490,7 +490,7 @@ def test_a_sweep_is_no_grid_and_a_grid_no_sweep(rd3, home, tmp_path):
 def test_a_users_protocol_is_listed_and_taken_by_grids(rd3, home, tmp_path):
     (home / "presets").mkdir(parents=True)
     (home / "presets" / "mine.yaml").write_text(
-        "name: mine\nsource: me\nreduces: rd3\nall: {epochs: 3, zeta: 1, batch_size: 5}\n"
+        "name: mine\nsource: me\nreduces: rd3\nall: {epochs: 3, zeta: 1, batch_size: 5, augmentation: []}\n"
     )
     assert "mine" in {row["name"] for row in json.loads(rd3("list", "protocols", "--json")[1])}
     grid = tmp_path / "grid.yaml"

@@ -177,14 +177,16 @@ def test_hard_labels_need_no_teacher():
     assert of_kind(expansion, "teacher") == []
     [cell] = expansion.cells
     evaluation = expansion.recipes[cell.evaluation]
-    assert evaluation.teachers == () and evaluation.protocol.loss == "ce" and cell.labels == "hard"
+    assert evaluation.teachers == () and evaluation.protocol.loss.name == "ce" and cell.labels == "hard"
     assert evaluation.protocol.zeta == 1.0, "the student still is the network of the grid's teacher"
     assert "teacher" not in expansion.facts(cell.evaluation)
 
 
 def test_what_the_grid_changes_and_what_it_cuts_is_told():
     text = SMALL.replace("[random]", "[{sre2l: {iterations: 7, batch_classes: 5}}]")
-    [cell] = expanded(text + "protocol: {temperature: 4.0, flip: true}\nprotocols: [{rd3: {epochs: 10}}]\n").cells
+    [cell] = expanded(
+        text + "protocol: {temperature: 4.0, flip.probability: 0.5}\nprotocols: [{rd3: {epochs: 10}}]\n"
+    ).cells
     assert cell.overrides == {"sre2l.iterations": 7, "sre2l.batch_classes": 5, "temperature": 4.0, "epochs": 10}
     assert cell.reduced["epochs"] == (10, 400)
     assert cell.reduced["iterations"][0] == 7 < cell.reduced["iterations"][1]

@@ -141,8 +141,10 @@ def test_method_settings_are_as_strict_as_protocol_fields():
 
 def test_contradictory_pairs():
     hard = problems(BASE + "protocol: {labels: hard, loss: kl}\n")
-    assert "need loss 'ce'" in hard["protocol"]
-    assert "needs labels 'hard'" in problems(BASE + "protocols: [{rd3: {loss: ce}}]\n")["protocols[0].rd3"]
+    assert "loss 'kl' learns from soft labels, not from hard ones" in hard["protocol"]
+    assert (
+        "loss 'ce' learns from hard labels" in problems(BASE + "protocols: [{rd3: {loss: ce}}]\n")["protocols[0].rd3"]
+    )
     assert "outside 1..5" in problems(BASE + "protocol: {epochs: 5, test_epochs: [9]}\n")["protocol"]
     assert "'protocol'" in problems(BASE + "protocol: {zeta: 2.0}\nvary: {zeta: [1.0, 2.0]}\n")["vary.zeta"]
     twice = problems(BASE + "protocol: {zeta: 2.0}\nprotocols: [{rd3: {zeta: 1.0}}]\n")
@@ -156,13 +158,16 @@ def test_contradictions_are_looked_for_among_the_fields_that_are_right():
     fields = "temperatur: 4, labels: hard, loss: kl, epochs: 0, test_epochs: [900]"
     found = problems(BASE + f"protocols: [{{rd3: {{{fields}}}}}]\n")
     assert set(found) == {"protocols[0].rd3.temperatur", "protocols[0].rd3.epochs", "protocols[0].rd3"}
-    assert "labels 'hard' need loss 'ce', not 'kl'; test_epochs [900] are outside 1..400" in found["protocols[0].rd3"]
+    assert (
+        "learns from soft labels, not from hard ones; test_epochs [900] are outside 1..400" in found["protocols[0].rd3"]
+    )
     found = problems(BASE + "protocol: {lr: -1}\nvary: {loss: [kk, kl], test_epochs: [[1], [401]]}\n")
     assert set(found) == {"protocol.lr", "vary.loss[0]", "vary.test_epochs[1]"}
     with pytest.raises(GridErrors) as caught:
         parse_grid(BASE + "protocol: {loss: kk, test_epochs: [401]}\n", "test")
-    late, unknown = (problem.message for problem in caught.value.problems)
+    unknown, late = (problem.message for problem in caught.value.problems)
     assert ("outside 1..400" in late, unknown) == (True, "There is no loss 'kk'.")
+    assert "'flop'" in problems(BASE + "vary: {augmentation: [[flip], [flop]]}\n")["vary.augmentation[1]"]
 
 
 def test_a_start_that_can_be_none_is_found_in_the_file():

@@ -176,7 +176,8 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "presets").mkdir(parents=True)
-    text = yaml.safe_dump({"name": "found", "source": "a sweep", "all": {"epochs": 9, "batch_size": 9, "zeta": 1}})
+    fields = {"epochs": 9, "batch_size": 9, "zeta": 1, "augmentation": ["flip"]}
+    text = yaml.safe_dump({"name": "found", "source": "a sweep", "all": fields})
     (here / "presets" / "found.yaml").write_text(text)
     (tmp_path / "mine.yaml").write_text(GRID.replace(", cifar10", "") + "protocols: [rd3, found]\n")
     own = Session(Roots(None, here), Place(f"sqlite:///{here}/m.db", str(here / "artifacts"), here))

@@ -7,9 +7,9 @@ import pytest
 from pipelines.places import GridErrors
 from pipelines.sweep.files import load_sweep, parse_sweep, shipped_sweeps
 from pipelines.sweep.study import distributions
-from pipelines.sweep.values import Dimension, overrides
+from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
-from rd3.protocol import Preset
+from rd3.protocol import Preset, fitting, presets
 
 FILE = """
 name: mine
@@ -54,9 +54,9 @@ def test_every_shipped_sweep_is_right(name):
 
 
 def test_the_type_of_a_field_decides_between_whole_numbers_and_others():
-    text = space("epochs: {low: 10, high: 40, step: 10}\n  zeta: {low: 1, high: 2}\n  flip: [true, false]")
+    text = space("epochs: {low: 10, high: 40, step: 10}\n  zeta: {low: 1, high: 2}\n  scale_t2: [true, false]")
     kinds = {name: type(one).__name__ for name, one in distributions(parse_sweep(text, "x").space).items()}
-    assert kinds == {"epochs": "IntDistribution", "zeta": "FloatDistribution", "flip": "CategoricalDistribution"}
+    assert kinds == {"epochs": "IntDistribution", "zeta": "FloatDistribution", "scale_t2": "CategoricalDistribution"}
 
 
 def test_all_mistakes_come_at_once_each_with_its_line():
@@ -120,7 +120,7 @@ def test_each_key_is_checked(key, value, said):
         ("epochs: {low: 2, high: 9, step: 0.5}", "space.epochs.step (line 9): Expected a whole number above 0"),
         ("weight_decay: {low: 0, high: 1, log: true}", "space.weight_decay.low (line 9): A logarithmic range cannot"),
         ("lr: 0.1", "space.lr (line 9): Expected a range or a list of choices, got the number 0.1."),
-        ("flip: {low: 0, high: 1}", "space.flip (line 9): The field 'flip' is not a number."),
+        ("scale_t2: {low: 0, high: 1}", "space.scale_t2 (line 9): The field 'scale_t2' is not a number."),
         ("loss: [kl, klo]", "space.loss[1] (line 9): There is no loss 'klo'."),
         ("loss: [kl, ce]", "space.loss[1] (line 9): Loss 'ce' is that of hard labels, and comes with them."),
         ("batch_size: [1, 2]", "space.batch_size[0] (line 9): Batch normalisation needs two images, got 1."),
@@ -132,7 +132,7 @@ def test_each_key_is_checked(key, value, said):
         ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batches of 100 and 50 are one: the set has"),
         ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batches of 50 and more are one: the set has"),
         ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field changes no result here: one teacher gives"),
-        ("antialias: [true, false]", "space.antialias (line 9): This field changes no result here: with factor 1"),
+        ("resized_crop.antialias: [true, false]", "space.resized_crop.antialias (line 9): This field changes no"),
     ],
 )  # fmt: skip
 def test_each_field_of_the_space_is_checked(field, said):
@@ -146,7 +146,7 @@ def test_each_field_of_the_space_is_checked(field, said):
         ("temperature: [1, 2]", "{rd3: {labels: hard}}", "loss ce does not read it"),
         ("teacher_mode: [eval, batch]", "{rd3: {labels: hard}}", "hard labels need no teacher"),
         ("beta2: [0.9, 0.99]", "{rd3: {optimizer: sgd}}", "the optimizer is sgd"),
-        ("hard_mix: [weighted, base]", "{rd3: {labels: hard, mix: none}}", "mix is 'none'"),
+        ("hard_mix: [weighted, base]", "{rd3: {labels: hard, augmentation: [flip]}}", "no augmentation mixes images"),
         ("scale_t2: [true, false]", "{rd3: {temperature: 1}}", "the temperature is 1"),
         ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels have the loss 'ce' and no other."),
         ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
@@ -157,9 +157,20 @@ def test_the_protocol_to_start_from_decides_what_matters(field, protocol, said):
     assert said in found
 
 
+def test_lists_and_steps_that_are_not_there():
+    found = mistakes(space("mixup.alpha: [1, 2]\n  augmentation: [[flip], []]"))
+    assert [text.partition(":")[0] for text in found] == [
+        *("space.mixup.alpha[0] (line 9)", "space.mixup.alpha[1] (line 9)"),
+        *("space.augmentation[0] (line 10)", "space.augmentation[1] (line 10)"),
+    ]
+    assert "has no 'mixup'" in found[0] and "Expected a plain value, got a list" in found[2]
+
+
 def test_soft_labels_are_not_found_from_hard_ones():
     hard = Preset(
-        name="hard", source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1, "labels": "hard", "loss": "ce"}
+        name="hard",
+        source="a test",
+        all={"epochs": 9, "batch_size": 9, "zeta": 1, "labels": "hard", "loss": "ce", "augmentation": []},
     )
     with pytest.raises(GridErrors, match="The protocol to start from has hard labels"):
         parse_sweep(space("labels: [soft, hard]", protocol="hard"), "x", preset_of=lambda _name: hard)
@@ -170,17 +181,29 @@ def test_a_field_matters_as_soon_as_one_trial_may_read_it():
     parse_sweep(space("labels: [soft, hard]\n  hard_mix: [weighted, base]\n  temperature: [1, 2]"), "x")
     parse_sweep(space("batch_size: [10, 100]"), "x")
     parse_sweep(space("batch_size: {low: 10, high: 50, step: 10}"), "x")
-    parse_sweep(space("factor: [1, 2]\n  antialias: [true, false]"), "x")
+    parse_sweep(space("resized_crop.min_area: [0.5, 1]\n  resized_crop.antialias: [true, false]"), "x")
     parse_sweep(space("temperature: {low: 1, high: 2}\n  scale_t2: [true, false]"), "x")
 
 
 def test_hard_labels_bring_their_loss():
-    assert overrides({"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
-    assert overrides({"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+    rule = presets()["rd3"]
+    assert fitting(rule, True, {"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
+    assert fitting(rule, True, {"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+
+
+def test_a_trial_has_the_settings_of_its_own_loss():
+    rule, proposed = presets()["rd3"], {"temperature": 4, "gamma": 0.1, "hard_mix": "base", "flip.probability": 0.3}
+    for fields, kept in (
+        ({}, "temperature"), ({"loss": "mse_gt"}, "gamma"), ({"labels": "hard", "loss": "mse_gt"}, "hard_mix")
+    ):  # fmt: skip
+        found = fitting(rule, True, fields | proposed)
+        assert found.keys() - {"loss", "labels"} == {kept, "flip.probability"}
 
 
 def test_a_grid_is_counted():
-    [found] = mistakes(space("zeta: {low: 1, high: 2, step: 0.5}\n  flip: [true, false]", sampler="grid", trials="7"))
+    [found] = mistakes(
+        space("zeta: {low: 1, high: 2, step: 0.5}\n  scale_t2: [true, false]", sampler="grid", trials="7")
+    )
     assert found.endswith("Sampler 'grid' has 6 points, got 7 trials. Fix: write `trials: 6` or less")
     [found] = mistakes(space("zeta: {low: 1, high: 2}", sampler="grid"))
     assert "Sampler 'grid' cannot count a continuous range." in found
@@ -200,7 +223,7 @@ def test_a_second_winner_of_a_method_has_a_number_and_may_not_take_a_name_either
 
 @pytest.mark.parametrize("base", ["mine-rded", "mine-rded-2"])
 def test_a_sweep_may_not_start_from_its_own_winner(base):
-    own = Preset(name=base, source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1})
+    own = Preset(name=base, source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1, "augmentation": []})
     text = FILE.replace("rd3-reduced", base).replace("[random]", "[rded, rded: {factor: 1}]")
     with pytest.raises(GridErrors, match=rf"protocol \(line 7\): The sweep starts from {base}, which is what its own"):
         parse_sweep(text, "x", preset_of=lambda _name: own)

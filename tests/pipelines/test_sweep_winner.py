@@ -116,7 +116,7 @@ def test_the_preset_is_the_trial(here, tmp_path):
 
 
 def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
-    own = preset("rd3").model_copy(update={"name": "own", "all": {"epochs": 30}})
+    own = preset("rd3").model_copy(update={"name": "own", "all": {"epochs": 30, "augmentation": []}})
     sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
     preset_of = lambda name: own if name == "own" else preset(name)  # noqa: E731
     subject = subjects(sweep, lambda grid: expanded_grid(grid, here, preset_of), preset_of)[0]
@@ -134,7 +134,7 @@ def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
     path = write_preset(made, folder, "demo")
     write_preset(made, folder, "demo")
     for source in ("by hand", "sweep demonstration, study x", "sweep demo-random"):
-        path.write_text(f"name: demo-random\nsource: {source}\nall: {{epochs: 9}}\n")
+        path.write_text(f"name: demo-random\nsource: {source}\nall: {{epochs: 9, augmentation: []}}\n")
         before = path.read_text()
         for attempt in (
             lambda: check_free(folder, "demo-random", "demo"),

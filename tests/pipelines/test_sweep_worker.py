@@ -20,7 +20,9 @@ PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 def recipe(seed: int) -> EvaluationRecipe:
     return EvaluationRecipe(
         set="s" * 64,
-        protocol=EvalProtocol(epochs=12, batch_size=4, zeta=1, factor=1, test_epochs=(4, 8)),
+        protocol=EvalProtocol(
+            epochs=12, batch_size=4, zeta=1, loss="kl", augmentation=("flip", "cutmix"), test_epochs=(4, 8)
+        ),
         student="resnet18_w16",
         student_seed=seed,
         data=Data(name="digits", fingerprint="f", split="fit"),
@@ -48,7 +50,7 @@ def trained(monkeypatch):
             tested(epoch, look)
         if world.error is not None:
             raise world.error
-        return SimpleNamespace(result={"top1_pct": last, "tested": 140})
+        return SimpleNamespace(result={"top1_pct": last, "tested": 140, "ran_precision": "fp32"})
 
     def fetch(_store, kind, key):
         world.asked.append((kind, key))
@@ -98,7 +100,8 @@ def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
     answer = judge(attempt, [])
     assert (answer.ended.state, answer.ended.top1_pct, answer.failed) == ("COMPLETE", 65.0, "")
     assert answer.ended.curve == {4: 20.0, 8: 40.0, 12: 60.0}, "of the first student seed"
-    assert answer.ended.facts == {"evaluations": [FIRST.key, SECOND.key], "top1_pct": [60.0, 70.0], "tested": 140}
+    found = {"evaluations": [FIRST.key, SECOND.key], "top1_pct": [60.0, 70.0], "tested": 140}
+    assert answer.ended.facts == found | {"ran_precision": ["fp32"]}
     assert answer.scores[SECOND.key].curve == {4: 10.0, 8: 30.0}
     assert list(scratch_folder(tmp_path, "sweep-k").iterdir()) == []
 

@@ -9,7 +9,6 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from rd3 import augment
-from rd3.protocol import EvalProtocol
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -135,46 +134,3 @@ def test_cutmix_box_at_the_ends():
     assert top == bottom and left == right
     # Side int(32 * sqrt(0.5)) = 22, half 11, clipped at the corner.
     assert augment.cutmix_box(0.5, (0, 31), 32, 32) == (0, 11, 20, 32)
-
-
-def test_cutmix_pixel_by_pixel():
-    images = pictures(5, 9, 12)
-    for seed in range(20):
-        view = augment.cutmix(images, stream(seed))
-        changed = (view.images != images).any(1).any(0)
-        moved = view.permutation != torch.arange(5)
-        for k, partner in enumerate(view.permutation.tolist()):
-            differs = (view.images[k] != images[k]).any(0)
-            assert torch.equal(view.images[k][:, differs], images[partner][:, differs])
-        if moved.any():
-            assert view.lam == pytest.approx(1 - changed.float().mean().item())
-    assert torch.equal(images, pictures(5, 9, 12)), "the caller's images are left alone"
-
-
-def test_cutmix_lam_is_uniform():
-    areas = [1 - augment.cutmix(torch.zeros(1, 1, 64, 64), stream(seed)).lam for seed in range(400)]
-    # A box of area 1 - lam, lam uniform, clipped at a uniform centre: a square of relative side r keeps (r - r^2/4)
-    # of each side on average, so the mean area is the mean of (r - r^2/4)^2 under r^2 uniform.
-    expected = 1 / 2 - 1 / 5 + 1 / 48
-    assert sum(areas) / len(areas) == pytest.approx(expected, abs=0.03)
-
-
-def protocol(**fields) -> EvalProtocol:
-    return EvalProtocol(**{"epochs": 1, "batch_size": 4, "zeta": 1, "factor": 1} | fields)
-
-
-def test_nothing_on_is_an_exact_no_op():
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=stream())
-    view = augment.protocol_view(images, protocol(flip=False, mix="none"), stream())
-    assert torch.equal(view.images, images / 255)
-    assert view.lam == 1 and view.permutation.tolist() == [0, 1, 2, 3]
-
-
-def test_view_is_shuffle_crop_flip_mix_in_this_order():
-    images, draws = pictures(6, 16, 16), stream()
-    expected = augment.patch_shuffle(images, 2, draws)
-    expected = augment.resized_crop(expected, 16, 0.5, draws)
-    expected = augment.cutmix(augment.horizontal_flip(expected, draws), draws)
-    found = augment.protocol_view(images, protocol(factor=2), stream())
-    assert torch.equal(found.images, expected.images) and found.lam == expected.lam
-    assert found.images.min() >= 0 and found.images.max() <= 1 + 1e-6

@@ -9,13 +9,13 @@ import torch
 
 from rd3.errors import UnknownName
 from rd3.losses import LOSSES, LossTargets
-from rd3.protocol import EvalProtocol
 
 B, C = 6, 5
 
 
-def protocol(**fields) -> EvalProtocol:
-    return EvalProtocol(**{"epochs": 1, "batch_size": 2, "zeta": 1, "factor": 1} | fields)
+def learn(name: str, student: torch.Tensor, given: LossTargets, **settings) -> torch.Tensor:
+    loss = LOSSES.get(name)
+    return loss(student, given, loss.Settings(**settings))
 
 
 def targets(teacher: torch.Tensor | None = None, lam: float = 1.0) -> LossTargets:
@@ -40,15 +40,14 @@ def test_kl_closed_form(scale_t2):
     for one, other in zip(student.double().numpy(), teacher.double().numpy(), strict=True):
         p, q = softmax(other / temperature), softmax(one / temperature)
         expected += float((p * np.log(p / q)).sum()) / B
-    found = LOSSES.get("kl")(student, targets(teacher), protocol(temperature=temperature, scale_t2=scale_t2))
+    found = learn("kl", student, targets(teacher), temperature=temperature, scale_t2=scale_t2)
     assert float(found) == pytest.approx(expected * (temperature**2 if scale_t2 else 1), rel=1e-5)
 
 
 def test_kl_of_identical_logits_is_zero_and_of_random_ones_small():
     logits = normal(0, 64, 1000) * 2
-    loss = LOSSES.get("kl")
-    assert float(loss(logits, targets(logits), protocol())) == pytest.approx(0, abs=1e-6)
-    found = float(loss(logits, targets(normal(1, 64, 1000) * 2), protocol()))
+    assert float(learn("kl", logits, targets(logits))) == pytest.approx(0, abs=1e-6)
+    found = float(learn("kl", logits, targets(normal(1, 64, 1000) * 2)))
     assert found == pytest.approx(2**2 / 400, rel=0.1)
 
 
@@ -56,10 +55,9 @@ def test_mse_gt_leaves_the_hard_term_when_logits_agree():
     logits, given = normal(0, B, C), targets()
     same = LossTargets(logits, given.labels, given.labels_mixed, 0.3)
     hard = -np.mean([np.log(softmax(row)[label]) for row, label in zip(logits.numpy(), given.labels, strict=True)])
-    loss = LOSSES.get("mse_gt")
-    assert float(loss(logits, same, protocol(loss="mse_gt", gamma=0.025))) == pytest.approx(0.025 * hard, rel=1e-5)
+    assert float(learn("mse_gt", logits, same, gamma=0.025)) == pytest.approx(0.025 * hard, rel=1e-5)
     shifted = LossTargets(logits + 2, given.labels, given.labels_mixed, 0.3)
-    assert float(loss(logits, shifted, protocol(loss="mse_gt", gamma=0.0))) == pytest.approx(4)
+    assert float(learn("mse_gt", logits, shifted, gamma=0.0)) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("hard_mix", ["weighted", "base"])
@@ -70,15 +68,14 @@ def test_ce_under_cutmix_against_a_loop(hard_mix):
     for row, own, pasted in zip(logits.double().numpy(), given.labels, given.labels_mixed, strict=True):
         log_p = np.log(softmax(row))
         expected -= (share * log_p[own] + (1 - share) * log_p[pasted]) / B
-    found = LOSSES.get("ce")(logits, given, protocol(labels="hard", loss="ce", hard_mix=hard_mix))
+    found = learn("ce", logits, given, hard_mix=hard_mix)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["kl", "mse_gt", "ce"])
 def test_losses_compute_in_fp32(name):
     logits = normal(0, B, C).bfloat16()
-    given = protocol(labels="hard", loss="ce") if name == "ce" else protocol(loss=name)
-    assert LOSSES.get(name)(logits, targets(normal(1, B, C).bfloat16()), given).dtype == torch.float32
+    assert learn(name, logits, targets(normal(1, B, C).bfloat16())).dtype == torch.float32
 
 
 def test_registry_knows_them_without_torch():

@@ -12,12 +12,12 @@ from pyarrow import parquet
 from torch import nn
 from torch.nn import functional as F
 
-from rd3 import posteval
-from rd3.augment import protocol_view
+from rd3 import augment, device, posteval
 from rd3.errors import BadValue, ClassOrderError, Diverged
-from rd3.protocol import EvalProtocol
+from rd3.protocol import EvalProtocol, Preset, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
 from rd3.seeding import generator, scoped
+from rd3.views import views
 
 C, SIDE = 3, 8
 PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -104,11 +104,24 @@ def tiny_students(monkeypatch):
     return built
 
 
+RULE = Preset(
+    name="test",
+    source="this file",
+    all={
+        **{"epochs": 3, "batch_size": 4, "zeta": 1.0, "lr": 0.01, "precision": "fp32"},
+        "augmentation": ["patch_shuffle", "resized_crop", "flip", "cutmix"],
+    },
+)
+
+
+def protocol(*, factor: int = 1, **fields) -> EvalProtocol:
+    return resolve_protocol(RULE, factor=factor, same_network=True, set_size=10**9, overrides=fields)
+
+
 def recipe(*, seed: int = 0, **fields) -> EvaluationRecipe:
-    base = {"epochs": 3, "batch_size": 4, "zeta": 1.0, "factor": 1, "lr": 0.01, "precision": "fp32"}
     return EvaluationRecipe(
         set="s" * 64,
-        protocol=EvalProtocol(**base | fields),
+        protocol=protocol(**fields),
         student="tiny",
         student_seed=seed,
         data=Data(name="fake", fingerprint="f" * 8),
@@ -160,13 +173,29 @@ def soft_labels(one: torch.Tensor, two: torch.Tensor, hybrid: str) -> torch.Tens
     return torch.tensor((p + q) / 2 if hybrid == "softmax" else both, dtype=torch.float32)
 
 
+def plain_view(images: torch.Tensor, factor: int, draws: torch.Generator) -> torch.Tensor:
+    """The paper's augmentation of one batch, one step after the other."""
+    pixels = images / 255
+    if factor > 1:
+        pixels = augment.patch_shuffle(pixels, factor, draws)
+        pixels = augment.resized_crop(pixels, SIDE, 1 / factor, draws)
+    pixels = augment.horizontal_flip(pixels, draws)
+    lam = torch.rand((), generator=draws, dtype=torch.float64).item()
+    centre = (int(torch.randint(SIDE, (), generator=draws)), int(torch.randint(SIDE, (), generator=draws)))
+    partner = torch.randperm(len(images), generator=draws)
+    top, bottom, left, right = augment.cutmix_box(lam, centre, SIDE, SIDE)
+    mixed = pixels.clone()
+    mixed[:, :, top:bottom, left:right] = pixels[partner, :, top:bottom, left:right]
+    return mixed
+
+
 @pytest.mark.parametrize(
     ("factor", "hybrid", "warmup"), [(1, "logits", 0), (2, "logits", 0), (1, "balanced", 0), (1, "softmax", 2)]
 )
 def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
     """One batch at a time, teachers asked for that batch only, AdamW by its formula: the story without its speed."""
     one = recipe(seed=5, factor=factor, epochs=4, hybrid=hybrid, warmup_epochs=warmup)
-    protocol, teachers = one.protocol, [Oracle(), Oracle()]
+    teachers = [Oracle(), Oracle()]
     teachers[1].norm.weight.data.mul_(0.5)
     result = run(one, teachers)
     learnt = copy.deepcopy(tiny_students.student.state_dict())
@@ -175,7 +204,7 @@ def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
     decayed = {"conv.weight", "head.weight"}
     first = {name: 0.0 for name, _ in student.named_parameters()}
     second, step = dict(first), 0
-    order, augment = generator(5, "order"), generator(5, "augment")
+    order, draws = generator(5, "order"), generator(5, "augment")
     for teacher in teachers:
         teacher.eval()
     for epoch in range(4):
@@ -183,7 +212,7 @@ def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
         if epoch < warmup:
             lr = 0.01 * [0.5, 1.0][epoch]
         for picked in torch.randperm(12, generator=order).split(4):
-            pixels = protocol_view(IMAGES[picked], protocol, augment).images
+            pixels = plain_view(IMAGES[picked], factor, draws)
             with torch.no_grad():
                 soft = soft_labels(teachers[0](pixels), teachers[1](pixels), hybrid)
             log_p = torch.log_softmax(student(pixels) / 20, dim=1)
@@ -226,7 +255,7 @@ def test_batches_of_an_epoch(count, batch, sizes):
 
 
 def test_each_epoch_shuffles_the_whole_set():
-    run(recipe(flip=False, mix="none"))
+    run(recipe(augmentation=[]))
     epochs = torch.cat(SEEN["student"]).split(12)
     known = IMAGES / 255
     orders = [[int((known == pixels).flatten(1).all(1).nonzero()) for pixels in epoch] for epoch in epochs]
@@ -322,9 +351,8 @@ def test_a_teacher_is_never_changed(mode):
 
 def test_teachers_on_batch_statistics():
     one = recipe(teacher_mode="batch")
-    batches = posteval._labelled_views(
-        IMAGES, LABELS, [posteval._frozen(Oracle(), one.protocol, torch.device("cpu"))], one.protocol, 0
-    )
+    teacher = posteval._frozen(Oracle(), one.protocol, "fp32", torch.device("cpu"))
+    batches = posteval._labelled(IMAGES, LABELS, [teacher], one, "fp32")
     for batch in batches:
         pixels = batch.images
         centred = pixels - pixels.mean((0, 2, 3), keepdim=True)
@@ -333,7 +361,7 @@ def test_teachers_on_batch_statistics():
 
 
 def test_hard_labels_name_both_images_of_a_mix():
-    batches = list(posteval._views(IMAGES, LABELS, recipe(epochs=8).protocol, 0))
+    batches = [batch for some in views(IMAGES, LABELS, protocol(epochs=8), 0, ahead=3) for batch in some]
     known = IMAGES / 255
     for batch in batches:
         targets, changed = batch.targets, False
@@ -413,6 +441,14 @@ def test_bad_input_is_named_before_any_work(case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(("hardware", "expected"), [(True, "bf16"), (False, "fp32"), (None, "fp32")])
+def test_auto_precision_is_that_of_the_hardware(monkeypatch, hardware, expected):
+    monkeypatch.setattr(device, "bf16_in_hardware", lambda _device: hardware)
+    found = run(recipe(precision="auto"))
+    assert found.ran_precision == expected
+    assert outcome(found) == outcome(run(recipe(precision=expected)))
 
 
 def test_evaluate_builds_the_recipe():

@@ -6,7 +6,8 @@ import pytest
 
 from rd3.errors import BadValue, UnknownName
 from rd3.protocol import preset_reader, presets, reductions, resolve_protocol
-from rd3.recipe import _without_neutral, digest
+from rd3.recipe import digest
+from rd3.values import without_neutral
 
 
 @pytest.mark.parametrize(
@@ -16,18 +17,55 @@ from rd3.recipe import _without_neutral, digest
 def test_rd3_resolves_by_student_and_caps_the_batch(same, size, zeta, batch):
     protocol = resolve_protocol("rd3", factor=1, same_network=same, set_size=size)
     assert (protocol.zeta, protocol.batch_size, protocol.epochs) == (zeta, batch, 400)
-    assert (protocol.lr, protocol.weight_decay, protocol.temperature, protocol.loss) == (1e-3, 0.01, 20.0, "kl")
+    assert (protocol.lr, protocol.weight_decay, protocol.precision) == (1e-3, 0.01, "auto")
+    assert protocol.value("loss") == {"kl": {"temperature": 20.0, "scale_t2": False}}
 
 
 def test_overrides_win_and_the_cap_holds():
     protocol = resolve_protocol(
-        "rd3", factor=2, same_network=True, set_size=20, overrides={"batch_size": 64, "factor": 1}
+        "rd3", factor=2, same_network=True, set_size=20, overrides={"batch_size": 64, "patch_shuffle.grid": 1}
     )
-    assert (protocol.batch_size, protocol.factor) == (20, 1)
+    assert (protocol.batch_size, protocol.value("patch_shuffle.grid")) == (20, None)
 
 
 def test_hard_labels_mean_cross_entropy():
-    assert resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides={"labels": "hard"}).loss == "ce"
+    protocol = resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides={"labels": "hard"})
+    assert protocol.value("loss") == {"ce": {"hard_mix": "weighted"}}
+
+
+def resolved(factor: int = 1, **overrides):
+    return resolve_protocol("rd3", factor=factor, same_network=True, set_size=100, overrides=overrides)
+
+
+def test_patches_follow_the_dataset():
+    small, large = resolved(1), resolved(2)
+    assert small.value("augmentation") == [{"flip": {"probability": 0.5}}, {"cutmix": {}}]
+    shuffle, crop = {"patch_shuffle": {"grid": 2}}, {"resized_crop": {"min_area": 0.5, "antialias": True}}
+    assert large.value("augmentation") == [shuffle, crop, *small.value("augmentation")]
+
+
+def test_shuffle_and_crop_are_two_things():
+    assert [step.name for step in resolved(**{"resized_crop.min_area": 0.5}).augmentation] == [
+        *("resized_crop", "flip", "cutmix")
+    ]
+    both = resolved(2, **{"resized_crop.min_area": 0.08})
+    assert (both.value("patch_shuffle.grid"), both.value("resized_crop.min_area")) == (2, 0.08)
+
+
+@pytest.mark.parametrize("steps", [[], ["cutmix"], ["resized_crop", "cutmix"], ["resized_crop", "flip", "cutmix"]])
+def test_a_list_of_augmentations_replaces_the_rule(steps):
+    """The ladder of the paper's Figure 7."""
+    assert [step.name for step in resolved(2, augmentation=steps).augmentation] == steps
+
+
+def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
+    rule = presets()["rd3"].model_copy(update={"all": presets()["rd3"].all | {"temperature": 4}})
+    frame = {"factor": 1, "same_network": True, "set_size": 10}
+    assert resolve_protocol(rule, **frame, overrides={"scale_t2": True}).value("loss") == {
+        "kl": {"temperature": 4.0, "scale_t2": True}
+    }
+    assert resolve_protocol(rule, **frame, overrides={"loss": {"kl": {"scale_t2": True}}}).value("temperature") == 4
+    assert resolve_protocol(rule, **frame, overrides={"loss": "mse_gt"}).value("loss") == {"mse_gt": {"gamma": 0.025}}
 
 
 @pytest.mark.parametrize(
@@ -36,9 +74,20 @@ def test_hard_labels_mean_cross_entropy():
         ({"temprature": 4}, UnknownName, "did you mean 'temperature'"),
         ({"temperature": -1}, BadValue, "temperature: Input should be greater than 0"),
         ({"epochs": "many"}, BadValue, "epochs: Input should be a valid integer"),
-        ({"labels": "hard", "loss": "kl"}, BadValue, "need loss 'ce'"),
+        ({"labels": "hard", "loss": "kl"}, BadValue, "loss 'kl' learns from soft labels, not from hard ones"),
         ({"test_epochs": [500]}, BadValue, "outside 1..400"),
-        ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "has no raw logits, which loss 'mse_gt' compares"),
+        ({"labels": "hard", "temperature": 3}, BadValue, "Loss 'ce' has no setting 'temperature'.*or use loss kl"),
+        ({"loss": {"kl": {"temp": 3}}}, UnknownName, "Loss 'kl' has no setting 'temp'.*did you mean 'temperature'"),
+        ({"loss": "klo"}, UnknownName, "no loss 'klo'.*did you mean 'kl'"),
+        ({"loss": 3}, BadValue, "Protocol rd3: loss: Input should be a valid dictionary"),
+        ({"augmentation": "flip"}, BadValue, "Protocol rd3: augmentation: Input should be a valid array"),
+        ({"augmentation": ["flop"]}, UnknownName, "no augmentation 'flop'.*did you mean 'flip'"),
+        ({"augmentation": ["flip", "flip"]}, BadValue, "augmentation 'flip' is listed twice"),
+        ({"augmentation": ["cutmix", "flip"]}, BadValue, "'cutmix' mixes images, so nothing can come after it"),
+        ({"augmentation": [{"flip": {"p": 1}}]}, UnknownName, "Augmentation 'flip' has no setting 'p'"),
+        ({"flip.probability": True}, BadValue, "flip.probability: Input should be a valid number"),
+        ({"mixup.alpha": 0.3}, BadValue, "The augmentation has no 'mixup'.*Fix: list mixup in `augmentation`"),
+        ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "hybrid 'softmax' needs a temperature"),
     ],
 )
 def test_bad_fields_are_named(overrides, error, message):
@@ -49,11 +98,11 @@ def test_bad_fields_are_named(overrides, error, message):
 def test_what_came_later_is_in_no_key_until_it_is_set():
     plain = resolve_protocol("rd3", factor=1, same_network=True, set_size=10)
     assert (plain.warmup_epochs, plain.hybrid) == (0, "logits")
-    keys = {digest(_without_neutral(plain))}
+    keys = {digest(without_neutral(plain))}
     for changed in ({"warmup_epochs": 5}, {"hybrid": "balanced"}, {"hybrid": "softmax"}):
-        keys.add(digest(_without_neutral(plain.model_copy(update=changed))))
+        keys.add(digest(without_neutral(plain.model_copy(update=changed))))
     assert len(keys) == 4
-    assert not {"warmup_epochs", "hybrid"} & _without_neutral(plain).keys()
+    assert not {"warmup_epochs", "hybrid"} & without_neutral(plain).keys()
 
 
 def test_an_unknown_preset_is_named():
@@ -71,7 +120,7 @@ def test_fewer_epochs_than_published_are_a_reduction():
 
 def test_a_users_own_presets_are_found_beside_those_that_ship(tmp_path):
     (tmp_path / "mine.yaml").write_text(
-        "name: mine\nsource: me\nreduces: rd3\nall: {epochs: 30, zeta: 1.5, batch_size: 4}\n"
+        "name: mine\nsource: me\nreduces: rd3\nall: {epochs: 30, zeta: 1.5, batch_size: 4, augmentation: [flip]}\n"
     )
     preset_of = preset_reader(tmp_path)
     protocol = resolve_protocol(preset_of("mine"), factor=1, same_network=True, set_size=10)

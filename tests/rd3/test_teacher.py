@@ -14,7 +14,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from rd3 import teacher
+from rd3 import device, teacher
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, Diverged
 from rd3.models import build_network
@@ -123,6 +123,27 @@ def test_a_checkpoint_of_another_recipe_is_not_taken_up(dataset, tmp_path):
     notes = []
     teacher.train(a_recipe(epochs=1), dataset, tmp_path, progress=lambda fraction, note: notes.append(note))
     assert notes[0].startswith("epoch 1/1")
+
+
+def test_a_checkpoint_of_another_precision_is_begun_anew(dataset, tmp_path, monkeypatch):
+    """A training that moves to a machine without bf16, or back."""
+    recipe, notes = a_recipe("auto"), []
+
+    def stop(fraction: float, note: str) -> None:
+        raise Stop
+
+    monkeypatch.setattr(device, "bf16_in_hardware", lambda _device: True)
+    with pytest.raises(Stop):
+        teacher.train(recipe, dataset, tmp_path, progress=stop)
+    monkeypatch.setattr(device, "bf16_in_hardware", lambda _device: False)
+    result = teacher.train(recipe, dataset, tmp_path, progress=lambda fraction, note: notes.append(note))
+    assert notes[0] == "starting anew at fp32: the checkpoint is of a training at bf16"
+    assert notes[1].startswith("epoch 1/3") and result["ran_precision"] == "fp32"
+    manifest = teacher.artifact.read_manifest(tmp_path)
+    assert (manifest.ran_precision, manifest.test_precision, manifest.recipe["precision"]) == ("fp32", "fp32", "auto")
+    teacher.train(a_recipe("fp32"), dataset, tmp_path / "asked for")
+    one, other = (load_file(folder / "weights.safetensors") for folder in (tmp_path, tmp_path / "asked for"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_one_epoch_is_sgd_with_nesterov_momentum(dataset, tmp_path):

@@ -47,6 +47,20 @@ def test_a_single_pair_has_no_interval():
     assert interval_text(pair) == "−1.5 (1 pair, no interval)"
 
 
+def test_pairs_across_precisions_are_marked():
+    results = Results()
+    results.add("edc", 1, [30.0], ran="bf16")
+    results.add("edc", 1, [28.5], overrides={"edc.init": "noise"}, ran="fp32")
+    results.add("dwa", 10, [40.0, 41.0], ran="fp32")
+    results.add("dwa", 10, [39.0, 41.5], overrides={"dwa.steps": 0}, ran=("fp32", "bf16"))
+    results.add("cda", 10, [40.0, 41.0], ran="fp32")
+    results.add("cda", 10, [39.0, 41.5], overrides={"cda.curriculum": "none"}, ran="fp32")
+    texts = {pair.method: interval_text(pair) for pair in of(results)}
+    assert texts["edc"] == "−1.5 (1 pair, no interval; across bf16 and fp32)"
+    assert texts["dwa"].endswith("(2 student seeds; across bf16 and fp32)")
+    assert texts["cda"].endswith("(2 student seeds)")
+
+
 @pytest.mark.parametrize(
     "other",
     [{"ipc": 10}, {"labels": "hard"}, {"overrides": {"dwa.steps": 0, "temperature": 4.0}}, {"dataset": "digits"}],

@@ -12,7 +12,7 @@ import pytest
 
 from rd3.cell import Cell
 from rd3.errors import BadValue
-from rd3.protocol import EvalProtocol, resolve_protocol
+from rd3.protocol import protocol_names, resolve_protocol
 from rd3.store import Entry
 from tracking.query import COLUMNS, rows
 from tracking.scores import scores, spread
@@ -39,7 +39,7 @@ class Results:
     def _file(self, kind: str, key: str, recipe: dict, result: dict) -> None:
         self.entries[kind, key] = Entry(kind=kind, key=key, recipe=recipe, result=result)
 
-    def add(self, method, ipc, tops, *, set_seed=0, tested_on="test", reason="", **more):
+    def add(self, method, ipc, tops, *, set_seed=0, tested_on="test", reason="", ran="bf16", **more):
         """One cell for each of ``tops`` (student seeds 0, 1 ...); None is a repeat that is not done."""
         fields = {
             "dataset": "cifar10",
@@ -51,7 +51,7 @@ class Results:
             "overrides": {},
         } | more
         changed = fields["varied"] | fields["overrides"] | ({"labels": "hard"} if fields["labels"] == "hard" else {})
-        changed = {name: value for name, value in changed.items() if name in EvalProtocol.model_fields}
+        changed = {name: value for name, value in changed.items() if name in protocol_names()}
         resolved = resolve_protocol(
             fields["protocol"], factor=1, same_network=True, set_size=10 * ipc, overrides=changed
         ).model_dump(mode="json")
@@ -81,6 +81,7 @@ class Results:
                     "tested_on": tested_on,
                 }
                 result = {"top1_pct": top, "correct": round(top * 100), "tested": 10000, "wall_s": 60.0}
+                result["ran_precision"] = ran if isinstance(ran, str) else ran[seed]
                 self._file("evaluation", key, recipe, result)
 
     def scores(self):
@@ -100,6 +101,22 @@ def test_rows_hold_the_cell_and_what_the_ledger_says():
     assert done["teacher_network"] == "resnet18"
     assert frame.iloc[1]["top1_pct"] is None
     assert frame.iloc[2]["reason"] == "needs more images"
+
+
+def test_numbers_of_two_precisions_are_marked():
+    results = Results()
+    results.add("random", 10, [40.0, 41.0], ran="bf16")
+    results.add("rded", 10, [40.0, 41.0], ran=("bf16", "fp32"))
+    results.add("edc", 10, [42.0, 43.0], ran="fp32")
+    (table,) = result_tables(results.scores())
+    marked = {row.label: [table.notes["abc".index(mark)] for mark in table.marks(row.scores[10])] for row in table.rows}
+    mixed = "rded at IPC 10: repeats ran at bf16 and fp32"
+    assert marked == {"random": ["ran at bf16"], "rded": [mixed], "edc": ["ran at fp32"]}
+    text = to_markdown(table)
+    assert "40.5 ± 0.7 (2) [a]" in text and "] ran at fp32." in text
+    alike = Results()
+    alike.add("random", 10, [40.0, 41.0], ran="fp32")
+    assert not result_tables(alike.scores())[0].notes
 
 
 def test_rows_of_nothing():

@@ -1,0 +1,50 @@
+"""``rd3 ledger``: bring results of older versions into today's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._show import console, show_reasons
+from pipelines.settings import session
+
+app = typer.Typer(help="The ledger as a whole: upgrade it to today's format.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps ``upgrade`` a command of its own."""
+
+
+@app.command("upgrade")
+def upgrade(
+    folder: Annotated[Path | None, typer.Argument(help="A folder of results; default: this home's ledger.")] = None,
+    remove_old: Annotated[
+        bool, typer.Option("--remove-old", help="Delete the old entries afterwards; files stay, they are in use.")
+    ] = False,
+) -> None:
+    """Rewrite recipes and keys of an older format; results, digests and files stay.  Doing it again changes nothing."""
+    from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
+    from rd3.datasets import dataset_info
+    from rd3.errors import DataMissing
+    from tracking.ledger import Ledger
+    from tracking.upgrade import remove_former
+
+    here = session()
+    if folder is not None and not (folder / "by-key").is_dir():
+        raise DataMissing(f"{folder} holds no results: there is no by-key folder in it.", "name a folder of results")
+    ledger = Ledger(str(folder) if folder is not None else here.place.artifacts)
+    outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
+    console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", markup=False, soft_wrap=True)
+    show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
+    if folder is None:
+        tag_runs(here.place, outcome.upgraded)
+        changed = upgrade_presets(here.presets)
+        if changed:
+            console.print(f"protocols upgraded: {', '.join(changed)}", markup=False)
+    if remove_old:
+        console.print(f"{remove_former(ledger)} old entries removed")
+    if outcome.left:
+        raise typer.Exit(3)

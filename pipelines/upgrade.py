@@ -1,0 +1,108 @@
+"""A home, or a folder of results, in today's format: ledger, tests of sweeps on record, presets, MLflow runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.sweep.winner import protocol_of, target_of
+from rd3.datasets import DatasetInfo
+from rd3.errors import RD3Error
+from rd3.protocol import Preset
+from rd3.recipe import Data, Key, read_recipe
+from rd3.store import Entry, write_atomically
+from rd3.teacher_roles import every_role, teacher_recipe, teacher_role
+from rd3.upgrade import FORMAT, former_key, upgraded_fields
+from tracking.ledger import Ledger
+from tracking.place import Place
+from tracking.runs import Tracker
+from tracking.sweeps import Memory
+from tracking.upgrade import Outcome, Upgraded, upgrade_entries
+
+InfoOf = Callable[[str], DatasetInfo]
+
+_AUGMENTATION = ["patch_shuffle", "resized_crop", "flip", "cutmix"]
+"""What a preset of format 1 did without saying it."""
+
+
+def upgrade_ledger(ledger: Ledger, info_of: InfoOf) -> Outcome:
+    """Entries, then the tests of sweeps that are on record."""
+    outcome = upgrade_entries(ledger, shipped_teachers(ledger, info_of))
+    _upgrade_tests(ledger, outcome.keys)
+    return outcome
+
+
+def shipped_teachers(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
+    """Old keys to new ones of every teacher that has a role on the data of the ledger's sets and evaluations.
+
+    Results travel without their teachers, whose recipes are known all the same.
+    """
+    found: dict[Key, Key] = {}
+    entries = [entry for kind in ("set", "evaluation") for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
+    for data in {_data(entry) for entry in entries if entry.recipe.get("format", 1) < FORMAT}:
+        try:
+            info = info_of(data.name)
+        except RD3Error:  # a dataset of the user's that this machine does not know
+            continue
+        for name in every_role(info):
+            recipe = teacher_recipe(teacher_role(info, name), info, data.fingerprint, data.split)
+            found[former_key(_former(recipe.model_dump(mode="json")))] = recipe.key
+    return found
+
+
+def _data(entry: Entry) -> Data:
+    return read_recipe(entry.recipe).data
+
+
+def _former(plain: dict[str, Any]) -> dict[str, Any]:
+    precision = "bf16" if plain["precision"] == "auto" else plain["precision"]
+    return {name: value for name, value in plain.items() if name != "format"} | {"precision": precision}
+
+
+def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
+    """Tests of winners on record, under the target that their upgraded evaluations have."""
+    memory = Memory(ledger.documents)
+    for test in memory.all_tests():
+        moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
+        if moved["evaluations"] == test["evaluations"]:
+            continue
+        sides = {side: list(ledger.find_many("evaluation", found).values()) for side, found in moved.items()}
+        if not all(sides.values()):  # never made: nothing says what it was of
+            continue
+        winner, base = ([read_recipe(entry.recipe) for entry in sides[side]] for side in ("evaluations", "base"))
+        memory.record_test(target_of(base), test | moved | {"protocol": protocol_of(winner)})
+
+
+def upgrade_presets(folder: Path) -> list[str]:
+    """The user's own protocols in today's names; which files changed.  Each old file stays as ``NAME.yaml.former``."""
+    changed = []
+    for path in sorted(folder.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        try:
+            old = Preset.model_validate(yaml.safe_load(text))
+        except ValueError:  # whoever uses it is told
+            continue
+        sections = {name: upgraded_fields(getattr(old, name)) for name in ("all", "same_network", "other_network")}
+        if not any("augmentation" in section for section in sections.values()):
+            sections["all"]["augmentation"] = _AUGMENTATION
+        new = old.model_copy(update=sections)
+        if new != old:
+            write_atomically(path.with_suffix(".yaml.former"), text)
+            plain = yaml.safe_dump(new.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+            write_atomically(path, plain)
+            changed.append(path.name)
+    return changed
+
+
+def tag_runs(place: Place, upgraded: list[Upgraded]) -> None:
+    """Let MLflow find the runs of upgraded entries under their new keys; ``rd3.formerly`` is the old one."""
+    runs = [one for one in upgraded if one.run_id]
+    if not runs:
+        return
+    tracker = Tracker(place)
+    with tracker.errors():
+        for one in runs:
+            tracker.log(one.run_id, tags={"rd3.key": one.new, "rd3.formerly": one.old})

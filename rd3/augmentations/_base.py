@@ -1,0 +1,73 @@
+"""What an augmentation is: random draws for one batch, and what they do to the pixels of many."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rd3.component import Component
+from rd3.registry import Registry
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+    Draws = tuple[torch.Tensor, ...]
+else:
+    Draws = tuple
+"""CPU tensors whose first dimension is the batch, so that those of several batches can be put together."""
+
+
+class Augmentation(ABC):
+    """One named step of a protocol's ``augmentation``.
+
+    Draws are made on the CPU, a batch at a time, so that every device sees the same views; :meth:`apply` moves the
+    pixels, of several batches at once.  The docstring's first line is its summary.
+    """
+
+    class Settings(Frozen):
+        """With defaults; a field that is None by default is filled in by :meth:`resolve`."""
+
+    mixes: ClassVar[bool] = False
+
+    def __init__(self, settings: Any):
+        self.settings = settings
+
+    @classmethod
+    def resolve(cls, settings: Any, factor: int) -> Any | None:
+        """Settings in which nothing is open, or None where they have no effect; ``factor`` is the dataset's."""
+        return settings
+
+    @abstractmethod
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """Random numbers for ``batch`` images of ``side`` x ``side`` pixels."""
+
+    @abstractmethod
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
+        """New pixels: (N, C, H, W) float32 in [0, 1], with draws (N, ...) on the same device; ``images`` stay."""
+
+
+class Mix(Augmentation):
+    """An augmentation that mixes images of a batch in pairs; it comes last.
+
+    The first two draws are the partner's position in the batch, (B,) int64, and the share of the base image, (B,)
+    float64, the same for the whole batch.  :meth:`apply` gets positions in all that it is given.
+    """
+
+    mixes = True
+
+
+AUGMENTATIONS: Registry[type[Augmentation]] = Registry("augmentation", "rd3.augmentations")
+
+register_augmentation: Callable[[str], Callable[[type[Augmentation]], type[Augmentation]]] = AUGMENTATIONS.register
+"""Class decorator: register an augmentation under a name, which a protocol's ``augmentation`` lists."""
+
+
+def transforms(augmentation: Iterable[Component]) -> list[Augmentation]:
+    """The steps of a resolved protocol, ready to draw."""
+    found = []
+    for step in augmentation:
+        kind = AUGMENTATIONS.get(step.name)
+        found.append(kind(kind.Settings.model_validate(step.settings)))
+    return found

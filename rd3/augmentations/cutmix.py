@@ -1,0 +1,45 @@
+"""CutMix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rd3.augmentations._base import Draws, Mix, register_augmentation
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_augmentation("cutmix")
+class CutMix(Mix):
+    """Paste a box of another image of the batch into each image: one box a batch, its area uniform.
+
+    The share of the base image is that of its pixels, from the clipped box.  Source: LINs-lab/RDED
+    ``validation/utils.py``.
+    """
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """Partner, share, and the box as top, bottom, left and right, (B, 4) int64."""
+        import torch
+
+        from rd3.augment import cutmix_box
+
+        lam = torch.rand((), generator=stream, dtype=torch.float64).item()
+        row = int(torch.randint(side, (), generator=stream))
+        column = int(torch.randint(side, (), generator=stream))
+        partner = torch.randperm(batch, generator=stream)
+        top, bottom, left, right = cutmix_box(lam, (row, column), side, side)
+        share = 1 - (bottom - top) * (right - left) / (side * side)
+        box = torch.tensor([top, bottom, left, right]).expand(batch, 4)
+        return partner, torch.full((batch,), share, dtype=torch.float64), box
+
+    def apply(
+        self, images: torch.Tensor, partner: torch.Tensor, share: torch.Tensor, box: torch.Tensor
+    ) -> torch.Tensor:
+        """By a mask, so that every image has a box of its own."""
+        import torch
+
+        line = torch.arange(images.shape[-1], device=images.device)
+        top, bottom, left, right = box.T[:, :, None]
+        rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)
+        return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], images[partner], images)

@@ -1,0 +1,35 @@
+"""Horizontal flips."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_augmentation("flip")
+class Flip(Augmentation):
+    """Mirror each image left to right with a probability: torchvision's RandomHorizontalFlip."""
+
+    class Settings(Frozen):
+        """Settings of ``flip``."""
+
+        probability: float = Field(default=0.5, gt=0, le=1)
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """Whether each image is mirrored, (B,) bool."""
+        from rd3.augment import chosen
+
+        return (chosen(batch, stream, self.settings.probability),)
+
+    def apply(self, images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """Left to right."""
+        from rd3.augment import flip_where
+
+        return flip_where(images, mirrored)

@@ -1,0 +1,43 @@
+"""MixUp."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.augmentations._base import Draws, Mix, register_augmentation
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_augmentation("mixup")
+class MixUp(Mix):
+    """Blend each image with another of the batch, in one proportion a batch (Zhang et al., 2018)."""
+
+    class Settings(Frozen):
+        """Settings of ``mixup``."""
+
+        alpha: float = Field(default=0.8, gt=0)
+        """The share of the base image is drawn from Beta(alpha, alpha)."""
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """Partner and share."""
+        import torch
+
+        seed = int(torch.randint(2**62, (), generator=stream))
+        share = _beta(self.settings.alpha, seed)
+        return torch.randperm(batch, generator=stream), torch.full((batch,), share, dtype=torch.float64)
+
+    def apply(self, images: torch.Tensor, partner: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """The share of the base image, and the rest of the partner."""
+        own = share.to(images.dtype)[:, None, None, None]
+        return own * images + (1 - own) * images[partner]
+
+
+def _beta(alpha: float, seed: int) -> float:
+    import numpy as np
+
+    return float(np.random.default_rng(seed).beta(alpha, alpha))

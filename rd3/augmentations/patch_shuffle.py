@@ -1,0 +1,45 @@
+"""RDED's patch shuffle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_augmentation("patch_shuffle")
+class PatchShuffle(Augmentation):
+    """Permute whole columns of patches, then whole rows of patches, within each image.
+
+    Source: LINs-lab/RDED ``validation/utils.py``.
+    """
+
+    class Settings(Frozen):
+        """Settings of ``patch_shuffle``."""
+
+        grid: int | None = Field(default=None, ge=1)
+        """Patches on a side; None: the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
+
+    @classmethod
+    def resolve(cls, settings: Settings, factor: int) -> Settings | None:
+        """A grid of 1 has no effect."""
+        grid = settings.grid or factor
+        return cls.Settings(grid=grid) if grid > 1 else None
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """Source column and source row of every place, (B, side) int64 each."""
+        from rd3.augment import shuffled_strips
+
+        return tuple(shuffled_strips(batch, side, self.settings.grid, stream) for _axis in range(2))
+
+    def apply(self, images: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Columns first."""
+        from rd3.augment import take_lines
+
+        return take_lines(images, columns, rows)

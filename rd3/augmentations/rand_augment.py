@@ -1,0 +1,49 @@
+"""RandAugment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_augmentation("rand_augment")
+class RandAugment(Augmentation):
+    """Random operations of one strength (Cubuk et al., 2020), by torchvision.
+
+    Pixels are rounded to 8 bits before, as the operations of the published code work on pictures.
+    """
+
+    class Settings(Frozen):
+        """Settings of ``rand_augment``."""
+
+        operations: int = Field(default=2, ge=1)
+        """Operations on each image, one after the other."""
+        magnitude: int = Field(default=9, ge=0, le=30)
+        """Strength, of 30."""
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """A seed for each image, (B,) int64: operations take as many draws as they need."""
+        import torch
+
+        return (torch.randint(2**62, (batch,), generator=stream),)
+
+    def apply(self, images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """Image by image."""
+        import torch
+        from torchvision.transforms import v2
+
+        from rd3.seeding import scoped
+
+        change = v2.RandAugment(self.settings.operations, self.settings.magnitude)
+        changed = []
+        for image, seed in zip((images * 255).round().to(torch.uint8), seeds.tolist(), strict=True):
+            with scoped(torch.Generator().manual_seed(seed)):
+                changed.append(change(image))
+        return torch.stack(changed).float().div_(255)

@@ -1,0 +1,45 @@
+"""Random resized crops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_augmentation("resized_crop")
+class ResizedCrop(Augmentation):
+    """A random box of each image, aspect ratio 3/4 to 4/3, resized to the whole: torchvision's RandomResizedCrop."""
+
+    class Settings(Frozen):
+        """Settings of ``resized_crop``."""
+
+        min_area: float | None = Field(default=None, gt=0, le=1)
+        """Smallest area of the box, as a share of the image; None: 1 / the dataset's factor (1 at 32 and 64 pixels,
+        0.5 at 224)."""
+        antialias: bool = True
+        """In the resizing (open: on)."""
+
+    @classmethod
+    def resolve(cls, settings: Settings, factor: int) -> Settings | None:
+        """Whole images have no effect: every box that fits is the image."""
+        area = settings.min_area or 1 / factor
+        return settings.model_copy(update={"min_area": area}) if area < 1 else None
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """Top, left, height and width of every box, (B, 4) int64."""
+        from rd3.augment import crop_boxes
+
+        return (crop_boxes(batch, side, side, self.settings.min_area, stream),)
+
+    def apply(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Bilinear."""
+        from rd3.augment import crop_and_resize
+
+        return crop_and_resize(images, boxes, images.shape[-1], antialias=self.settings.antialias)

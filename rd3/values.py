@@ -1,0 +1,56 @@
+"""Immutable values, their canonical JSON and its digest, and fields that were added after results existed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
+    return _ENCODER.encode(value)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of a plain value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class Frozen(BaseModel):
+    """Base of all values here: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def neutral(value: Any, **field: Any) -> Any:
+    """A field added after the first release: left out of the key while it equals ``value``."""
+    return Field(default=value, json_schema_extra={"neutral": value}, **field)
+
+
+@functools.cache
+def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
+    extras = ((name, field.json_schema_extra) for name, field in model.model_fields.items())
+    return tuple((name, extra["neutral"]) for name, extra in extras if isinstance(extra, dict) and "neutral" in extra)
+
+
+def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
+    for name, value in _neutral_fields(type(model)):
+        if getattr(model, name) == value:
+            del plain[name]
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            _prune(value, plain[name])
+
+
+def without_neutral(model: BaseModel) -> dict[str, Any]:
+    """The model as plain data, without fields that hold their declared neutral value."""
+    plain = model.model_dump(mode="json")
+    _prune(model, plain)
+    return plain

@@ -1,0 +1,81 @@
+"""Views of a synthetic set: what the networks see in every step of post-evaluation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from rd3.augment import to_unit
+from rd3.augmentations import Augmentation, Draws, transforms
+from rd3.losses import LossTargets
+from rd3.protocol import EvalProtocol
+from rd3.seeding import generator
+
+
+@dataclass
+class Batch:
+    """One step of training."""
+
+    epoch: int
+    """From 1."""
+    images: torch.Tensor
+    """(B, 3, H, W) float32 in [0, 1]."""
+    targets: LossTargets
+
+
+class _Drawn(NamedTuple):
+    """A batch before its pixels are made."""
+
+    epoch: int
+    rows: torch.Tensor
+    """(B,) int64, of the set."""
+    draws: list[Draws]
+    """One for each augmentation."""
+
+
+def views(
+    images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, seed: int, ahead: int = 1
+) -> Iterator[list[Batch]]:
+    """All batches of all epochs in order, ``ahead`` at a time, without teacher logits.
+
+    ``images``: (N, 3, H, W) uint8 or float in [0, 1]; ``labels``: (N,) int64; pixels are made on their device, those of
+    a list of batches at once.  Order and augmentation have a random stream each, so a batch is the same whatever
+    ``ahead`` is.  A rest of a single image is left out.
+    """
+    steps = transforms(protocol.augmentation)
+    drawn = _drawn(len(images), images.shape[-1], protocol, steps, seed)
+    while some := list(itertools.islice(drawn, ahead)):
+        yield _batches(some, images, labels, steps)
+
+
+def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> Iterator[_Drawn]:
+    order, augment = generator(seed, "order"), generator(seed, "augment")
+    for epoch in range(1, protocol.epochs + 1):
+        for rows in torch.randperm(count, generator=order).split(protocol.batch_size):
+            if len(rows) > 1:
+                yield _Drawn(epoch, rows, [step.draw(len(rows), side, augment) for step in steps])
+
+
+def _batches(
+    drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, steps: Sequence[Augmentation]
+) -> list[Batch]:
+    """Pixels and hard labels of some batches, made together."""
+    sizes = [len(each.rows) for each in drawn]
+    rows = torch.cat([each.rows for each in drawn]).to(images.device)
+    pixels, own = to_unit(images[rows]), labels[rows]
+    partner, shares = torch.arange(len(rows), device=images.device), [1.0] * len(drawn)
+    for place, step in enumerate(steps):
+        draws = [
+            torch.cat(parts).to(images.device) for parts in zip(*(each.draws[place] for each in drawn), strict=True)
+        ]
+        if step.mixes:
+            shares = [float(each.draws[place][1][0]) for each in drawn]
+            starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+            partner = draws[0] = draws[0] + starts.repeat_interleave(torch.tensor(sizes)).to(images.device)
+        pixels = step.apply(pixels, *draws)
+    parts = zip(drawn, pixels.split(sizes), own.split(sizes), own[partner].split(sizes), shares, strict=True)
+    return [Batch(each.epoch, view, LossTargets(None, base, mixed, lam)) for each, view, base, mixed, lam in parts]

@@ -1,0 +1,243 @@
+"""A home and a folder of results made by version 0.1.0 (``tests/data/format1.tar.xz``), in today's format."""
+
+from __future__ import annotations
+
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.expand import Expansion
+from pipelines.imports import import_results
+from pipelines.plan import plan_session
+from pipelines.settings import Session
+from pipelines.sweep.winner import protocol_of, target_of
+from pipelines.upgrade import upgrade_ledger, upgrade_presets
+from rd3.datasets import Roots, dataset_info
+from rd3.errors import BadValue
+from rd3.protocol import preset_reader, resolve_protocol
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, key_of, read_recipe
+from rd3.run import perform
+from rd3.store import FolderStore
+from rd3.upgrade import former_key
+from tracking.ledger import Ledger, recipe_of
+from tracking.place import Place
+from tracking.runs import Tracker
+from tracking.store import TrackedStore
+from tracking.sweeps import Memory
+
+ARCHIVE = Path(__file__).parents[1] / "data" / "format1.tar.xz"
+MADE_IN = "/tmp/rd3-earlier"
+
+GRID = """
+name: earlier
+methods: [random, {rded: {mipc: 20}}, {gvbsm: {iterations: 3, pool: [convnet_w32]}}]
+datasets: [digits]
+ipc: [1]
+teacher: convnet_w32
+protocols: [{rd3-reduced: {epochs: 2}}]
+student_seeds: [0, 1]
+also:
+  - methods: [random]
+    vary:
+      temperature: [4.0]
+      precision: [fp32]
+      loss: [mse_gt]
+      augmentation: [[flip], [{patch_shuffle: {grid: 2}}, {resized_crop: {min_area: 0.5}}, flip, cutmix]]
+  - methods: [random]
+    protocols: [{rd3-reduced: {epochs: 2, labels: hard, hard_mix: base, augmentation: [cutmix]}}]
+  - methods: [random]
+    ipc: [2]
+    student_seeds: [0]
+"""
+"""``earlier.yaml`` of the archive in today's words."""
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """What the archive holds, moved here."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    home = tmp_path / "home"
+    for path in (home / "artifacts" / "by-key").rglob("*.json"):
+        path.write_text(path.read_text().replace(MADE_IN, str(tmp_path)))
+    with sqlite3.connect(home / "mlflow.db") as database:
+        for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location"), ("tags", "value")):
+            database.execute(f"update {table} set {column} = replace({column}, ?, ?)", (MADE_IN, str(tmp_path)))
+    place = Place(tracking_uri=f"sqlite:///{home / 'mlflow.db'}", artifacts=str(home / "artifacts"), home=home)
+    return Session(roots=Roots(data=None, home=home), place=place)
+
+
+def expanded(session: Session) -> Expansion:
+    from pipelines.commands.grid import expanded_grid
+    from pipelines.grid import parse_grid
+
+    return expanded_grid(parse_grid(GRID, "earlier"), session)
+
+
+def totals(session: Session) -> dict[str, int]:
+    ledger = Ledger(session.place.artifacts)
+    return {name: count for name, count in plan_session(expanded(session), ledger, session).totals().items() if count}
+
+
+def upgraded(session: Session, ledger: Ledger | None = None):
+    return upgrade_ledger(ledger or Ledger(session.place.artifacts), lambda name: dataset_info(name, session.roots))
+
+
+def test_nothing_is_made_again(session):
+    """The grid of then, written in the words of now, is all there; results and digests are those of then."""
+    ledger = Ledger(session.place.artifacts)
+    before = {key: ledger.find(kind, key) for kind in ("set", "evaluation") for key in ledger.keys(kind)}
+    assert ledger.older_format() and totals(session) == {"reuse": 2, "run": 23}  # random sets alone kept their keys
+    outcome = upgraded(session)
+    assert len(outcome.upgraded) == 23 and not outcome.left
+    assert totals(session) == {"reuse": 25} and not ledger.older_format()
+    for old, entry in before.items():
+        now = ledger.find(entry.kind, outcome.keys[old])
+        assert (now.content, now.files, now.artifact, now.run_id) == (
+            *(entry.content, entry.files, entry.artifact, entry.run_id),
+        )
+        assert now.result.items() >= entry.result.items()
+        assert now.formerly == (old if outcome.keys[old] != old else None)
+        if entry.kind == "evaluation":
+            assert now.result["ran_precision"] == entry.recipe["protocol"]["precision"]
+    assert not upgraded(session).upgraded
+
+
+def test_files_are_found_and_hold_what_is_asked_for(session):
+    upgraded(session)
+    store = TrackedStore(session.place)
+    for kind in ("teacher", "statistics", "set", "evaluation"):
+        for key in store.ledger.keys(kind):
+            store.verify(store.find(kind, key))
+
+
+def test_new_work_begins_from_old_teachers_statistics_and_sets(session, tmp_path):
+    upgraded(session)
+    store, recipes = TrackedStore(session.place), expanded(session).recipes.values()
+    matched = next(one for one in recipes if isinstance(one, SetRecipe) and one.method == "gvbsm")
+    soft = next(one for one in recipes if isinstance(one, EvaluationRecipe) and one.set == matched.key)
+    for one in (
+        matched.model_copy(update={"set_seed": 1}),
+        soft.model_copy(update={"student_seed": 7}),
+    ):
+        entry = perform(one, store, session.roots, tmp_path / one.key)
+        assert entry.key == one.key
+
+
+def test_old_entries_are_out_of_sight_and_go_when_told(session, monkeypatch):
+    for name, value in (
+        ("RD3_HOME", session.home), ("RD3_ARTIFACTS", session.place.artifacts), ("MLFLOW_TRACKING_URI", "")
+    ):  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    ledger = Ledger(session.place.artifacts)
+    old = {kind: ledger.keys(kind) for kind in ("teacher", "evaluation")}
+    said = CliRunner().invoke(app, ["ledger", "upgrade"]).output
+    assert said.startswith("23 entries of ") and "protocols upgraded: mine.yaml" in said
+    for kind, keys in old.items():
+        assert not keys & ledger.keys(kind) and len(keys) == len(ledger.keys(kind))
+        assert all(ledger.find(kind, key) is not None for key in keys)
+    [teacher] = old["teacher"]
+    assert ledger.resolve("teacher", teacher[:12]) in ledger.keys("teacher"), "people wrote the old key down"
+    assert "23 old entries removed" in CliRunner().invoke(app, ["ledger", "upgrade", "--remove-old"]).output
+    assert ledger.find("teacher", teacher) is None and totals(session) == {"reuse": 25}
+    assert ledger.resolve("teacher", teacher[:12]) in ledger.keys("teacher")
+
+
+def test_mlflow_finds_the_runs_under_their_new_keys(session):
+    from pipelines.upgrade import tag_runs
+
+    outcome = upgraded(session)
+    tag_runs(session.place, outcome.upgraded)
+    tracker = Tracker(session.place)
+    for one in outcome.upgraded[:3]:
+        tags = tracker.client.get_run(one.run_id).data.tags
+        assert (tags["rd3.key"], tags["rd3.formerly"]) == (one.new, one.old)
+
+
+def test_a_folder_of_results_is_asked_for_its_upgrade_and_comes_in_after_it(session, tmp_path):
+    fresh = tmp_path / "fresh"
+    place = Place(tracking_uri=f"sqlite:///{fresh / 'mlflow.db'}", artifacts=str(fresh / "artifacts"), home=fresh)
+    new = Session(roots=Roots(data=None, home=fresh), place=place)
+    with pytest.raises(BadValue, match=r"is of an older format.*rd3 ledger upgrade"):
+        import_results(tmp_path / "results", new)
+    results = Ledger(str(tmp_path / "results"))
+    assert len(upgraded(new, results).upgraded) == 23
+    assert len(import_results(tmp_path / "results", new)) == 25
+    assert totals(new) == {"reuse": 25}
+
+
+def test_results_come_without_their_teachers(session, tmp_path):
+    """Whose recipes are known, because roles ship; a teacher that nobody knows leaves what was made from it."""
+    results = Ledger(str(tmp_path / "results"))
+    [teacher] = results.keys("teacher")
+    results.forget("teacher", teacher)
+    outcome = upgraded(session, results)
+    assert not outcome.left and len(outcome.upgraded) == 22
+    folder = FolderStore(tmp_path / "results")
+    matched = next(
+        entry for key in results.keys("set") if (entry := folder.find("set", key)).recipe["method"] == "gvbsm"
+    )
+    assert folder.fetch("set", matched.key).name == matched.formerly
+
+
+def test_what_is_made_from_an_unknown_teacher_is_left(session, tmp_path):
+    results = Ledger(str(tmp_path / "results"))
+    [teacher] = results.keys("teacher")
+    entry = results.find("teacher", teacher)
+    results.forget("teacher", teacher)
+    plain = entry.recipe | {"seed": 99}
+    for kind in ("statistics", "set", "evaluation"):
+        for key in results.keys(kind):
+            one = results.find(kind, key)
+            text = one.model_dump_json().replace(teacher, former_key(plain))
+            changed = type(one).model_validate_json(text)
+            changed = changed.model_copy(update={"key": former_key(changed.recipe)})
+            results.forget(kind, key)
+            results.mark(changed)
+    outcome = upgraded(session, results)
+    assert outcome.left and all(former_key(plain)[:12] in one.reason for one in outcome.left)
+    assert all(results.find(one.kind, one.key) is not None for one in outcome.left)
+
+
+def test_tests_of_sweeps_stay_on_record(session):
+    ledger = Ledger(session.place.artifacts)
+    memory = Memory(ledger.documents)
+    keys = sorted(key for key in ledger.keys("evaluation") if ledger.find("evaluation", key).recipe["teachers"])
+    test = {
+        **{"sweep": "s", "key": "k", "method": "random", "params": {}, "validation_top1_pct": 50.0},
+        **{"protocol": "old", "evaluations": keys[:1], "base": keys[1:2], "seeds": [0], "recorded_at": "2026-01-01"},
+    }
+    memory.record_test("an old target", test)
+    outcome = upgraded(session)
+    winner, base = (recipe_of(ledger.find("evaluation", outcome.keys[key])) for key in (keys[0], keys[1]))
+    [moved] = memory.tests(target_of([base]))
+    assert moved["evaluations"] == [winner.key] and moved["protocol"] == protocol_of([winner])
+    assert moved["params"] == {} and len(memory.tests("an old target")) == 1
+
+
+def test_protocols_of_the_users_own(session):
+    assert upgrade_presets(session.presets) == ["mine.yaml"] and upgrade_presets(session.presets) == []
+    rule = preset_reader(session.presets)("mine")
+    protocol = resolve_protocol(rule, factor=1, same_network=True, set_size=10)
+    assert protocol.precision == "auto" and protocol.value("temperature") == 4
+    assert [step.name for step in protocol.augmentation] == ["patch_shuffle", "resized_crop", "flip"]
+    assert (protocol.value("patch_shuffle.grid"), protocol.value("resized_crop.min_area")) == (2, 0.5)
+    old = yaml.safe_load((session.presets / "mine.yaml.former").read_text())
+    assert old["all"]["mix"] == "none"
+
+
+def test_keys_of_then_follow_from_the_recipes_of_then(session):
+    ledger = Ledger(session.place.artifacts)
+    for kind in ("teacher", "statistics", "set", "evaluation"):
+        for key in ledger.keys(kind):
+            plain = ledger.find(kind, key).recipe
+            assert key_of(plain) == key
+            recipe: Recipe = read_recipe(plain)
+            assert read_recipe(recipe.model_dump(mode="json")) == recipe and key_of(recipe.model_dump()) == recipe.key
+            if isinstance(recipe, TeacherRecipe):
+                assert recipe.precision == "auto"

@@ -1,0 +1,157 @@
+"""Augmentations against plain loops and torchvision, and views that do not depend on how many are made at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as reference
+
+from rd3 import augment
+from rd3.augmentations import AUGMENTATIONS
+from rd3.protocol import EvalProtocol, Preset, resolve_protocol
+from rd3.seeding import generator, scoped
+from rd3.views import views
+
+SIDE = 12
+
+
+def stream(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(batch: int, side: int = SIDE) -> torch.Tensor:
+    return torch.rand(batch, 3, side, side, generator=stream(1))
+
+
+def step(name: str, **settings):
+    kind = AUGMENTATIONS.get(name)
+    return kind(kind.Settings(**settings))
+
+
+def protocol(*steps, factor: int = 1, **fields) -> EvalProtocol:
+    rule = {"epochs": 2, "batch_size": 4, "zeta": 1.0, "augmentation": list(steps)}
+    preset = Preset(name="test", source="this file", all=rule)
+    return resolve_protocol(preset, factor=factor, same_network=True, set_size=100, overrides=fields)
+
+
+def test_cutmix_pixel_by_pixel():
+    images = pictures(5)
+    for seed in range(20):
+        partner, share, box = step("cutmix").draw(5, SIDE, stream(seed))
+        found = step("cutmix").apply(images, partner, share, box)
+        top, bottom, left, right = box[0].tolist()
+        for k in range(5):
+            expected = images[k].clone()
+            expected[:, top:bottom, left:right] = images[partner[k], :, top:bottom, left:right]
+            assert torch.equal(found[k], expected)
+        assert share.tolist() == [pytest.approx(1 - (bottom - top) * (right - left) / SIDE**2)] * 5
+    assert torch.equal(images, pictures(5)), "the caller's images are left alone"
+
+
+def test_cutmix_share_is_uniform():
+    areas = [1 - float(step("cutmix").draw(1, 64, stream(seed))[1]) for seed in range(400)]
+    # A box of area 1 - lam, lam uniform, clipped at a uniform centre: a square of relative side r keeps (r - r^2/4)
+    # of each side on average, so the mean area is the mean of (r - r^2/4)^2 under r^2 uniform.
+    assert sum(areas) / len(areas) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.03)
+
+
+def test_mixup_blends_and_its_share_is_beta():
+    images, mix = pictures(6), step("mixup", alpha=0.8)
+    partner, share = mix.draw(6, SIDE, stream())
+    found = mix.apply(images, partner, share)
+    for k in range(6):
+        assert torch.allclose(found[k], float(share[0]) * images[k] + (1 - float(share[0])) * images[partner[k]])
+    shares = np.array([float(mix.draw(1, SIDE, stream(seed))[1]) for seed in range(600)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.05)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.15)  # of Beta(a, a)
+
+
+def test_pad_crop_image_by_image():
+    images, crop = pictures(9), step("pad_crop", padding=3)
+    top, left = crop.draw(9, SIDE, stream())
+    found = crop.apply(images, top, left)
+    for image, result, row, column in zip(images, found, top.tolist(), left.tolist(), strict=True):
+        assert torch.equal(result, reference.crop(reference.pad(image, 3), row, column, SIDE, SIDE))
+    assert {int(top.min()), int(left.min())} <= {0, 1} and max(int(top.max()), int(left.max())) <= 6
+
+
+def test_rand_augment_is_torchvisions_image_by_image():
+    images, change = pictures(8), step("rand_augment", operations=2, magnitude=12)
+    (seeds,) = change.draw(8, SIDE, stream())
+    found = change.apply(images, seeds)
+    for image, result, seed in zip(images, found, seeds.tolist(), strict=True):
+        with scoped(stream(seed)):
+            expected = v2.RandAugment(2, 12)((image * 255).round().byte())
+        assert torch.equal(result, expected / 255)
+    assert not torch.equal(found, images)
+    before = torch.get_rng_state()
+    change.apply(images, seeds)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flip_with_certainty():
+    flip = step("flip", probability=1.0)
+    assert torch.equal(flip.apply(pictures(3), *flip.draw(3, SIDE, stream())), pictures(3).flip(3))
+
+
+def test_nothing_on_is_an_exact_no_op():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=stream())
+    labels = torch.arange(4)
+    for epoch, [batch] in enumerate(views(images, labels, protocol(), seed=0), 1):
+        order = batch.targets.labels
+        assert batch.epoch == epoch and torch.equal(batch.images, images[order] / 255)
+        assert batch.targets.lam == 1 and torch.equal(batch.targets.labels_mixed, order)
+
+
+STEPS = ("pad_crop", "rand_augment", "patch_shuffle", "resized_crop", "flip", "cutmix")
+
+
+@pytest.mark.parametrize("last", ["cutmix", "mixup"])
+def test_views_are_steps_in_their_order_batch_by_batch(last):
+    """A rest batch among them, and draws of one stream."""
+    images, labels = pictures(10), torch.arange(10)
+    one = protocol(*STEPS[:-1], last, factor=2)
+    order, draws = generator(3, "order"), generator(3, "augment")
+    found = [batch for some in views(images, labels, one, seed=3) for batch in some]
+    assert len(found) == 6
+    steps = [step(each.name, **each.settings) for each in one.augmentation]
+    for batch, rows in zip(
+        found, [rows for _ in range(2) for rows in torch.randperm(10, generator=order).split(4)], strict=True
+    ):
+        pixels = images[rows]
+        for each in steps:
+            drawn = each.draw(len(rows), SIDE, draws)
+            pixels = each.apply(pixels, *drawn)
+        partner, share = drawn[:2]
+        assert torch.equal(batch.images, pixels) and batch.targets.lam == float(share[0])
+        assert torch.equal(batch.targets.labels, rows) and torch.equal(batch.targets.labels_mixed, rows[partner])
+
+
+@pytest.mark.parametrize("last", ["cutmix", "mixup"])
+def test_views_are_the_same_however_many_are_made_at_once(last):
+    images, labels = pictures(11), torch.arange(11)
+    one = protocol(*STEPS[:-1], last, factor=2, epochs=3)
+    alone, *others = (
+        [batch for some in views(images, labels, one, 0, ahead) for batch in some] for ahead in (1, 2, 5, 100)
+    )
+    assert [len(batch.images) for batch in alone] == [4, 4, 3] * 3
+    for batches in others:
+        for one_batch, other in zip(alone, batches, strict=True):
+            assert torch.equal(one_batch.images, other.images) and one_batch.targets.lam == other.targets.lam
+            assert torch.equal(one_batch.targets.labels_mixed, other.targets.labels_mixed)
+
+
+def test_the_order_of_the_paper():
+    """Shuffle, crop, flip and CutMix, by the functions that the methods use as well."""
+    images, draws = pictures(6, 16), generator(0, "augment")
+    rows = torch.randperm(6, generator=generator(0, "order"))
+    expected = augment.patch_shuffle(images[rows], 2, draws)
+    expected = augment.horizontal_flip(augment.resized_crop(expected, 16, 0.5, draws), draws)
+    cut = step("cutmix")
+    expected = cut.apply(expected, *cut.draw(6, 16, draws))
+    one = protocol("patch_shuffle", "resized_crop", "flip", "cutmix", factor=2, batch_size=6)
+    [found] = next(views(images, torch.arange(6), one, 0))
+    assert torch.equal(found.images, expected)
+    assert found.images.min() >= 0 and found.images.max() <= 1 + 1e-6

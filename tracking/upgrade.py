@@ -1,0 +1,108 @@
+"""A ledger in today's format: entries of an older one under their new keys, parents first.
+
+Results, digests and files stay as they are; an upgraded entry names its old key (``formerly``).  The old entries stay
+as well, out of sight, until :func:`remove_former` is called; ``former-keys/<kind>/<key>.json`` leads from an old key to
+the new one for good.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rd3.recipe import KINDS, Key, Recipe, read_recipe
+from rd3.store import Entry
+from rd3.upgrade import FORMAT, ran_precision, upgraded
+from tracking.ledger import Ledger, former_name
+
+
+class Upgraded(NamedTuple):
+    """One entry."""
+
+    kind: str
+    old: Key
+    new: Key
+    run_id: str | None
+
+
+class Left(NamedTuple):
+    """An entry that could not be upgraded."""
+
+    kind: str
+    key: Key
+    reason: str
+
+
+@dataclass
+class Outcome:
+    """What :func:`upgrade_entries` did."""
+
+    upgraded: list[Upgraded] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    keys: dict[Key, Key] = field(default_factory=dict)
+    """Old key to new one, of everything that is or was of an older format; equal where nothing changed."""
+
+
+def upgrade_entries(ledger: Ledger, teachers: Mapping[Key, Key]) -> Outcome:
+    """Write every entry of an older format under its new key; doing it again changes nothing.
+
+    ``teachers`` leads from old keys to new ones for teachers that the ledger may lack although others were made from
+    them.  An entry one of whose parents is neither here nor there is left.
+    """
+    outcome = Outcome(keys=dict(teachers))
+    for kind in KINDS:
+        former = ledger.former_keys(kind)
+        outcome.keys |= former
+        entries = ledger.find_many(kind, ledger.keys(kind))
+        waiting = [entry for entry in entries.values() if entry.recipe.get("format", 1) < FORMAT]
+        known = {key for key, entry in entries.items() if entry.recipe.get("format", 1) >= FORMAT}
+        while waiting:  # a set comes after the one that it starts from
+            ready = [entry for entry in waiting if not _unknown(entry, outcome.keys, known)]
+            if not ready:
+                break
+            waiting = [entry for entry in waiting if entry not in ready]
+            for entry in ready:
+                _upgrade(ledger, entry, outcome)
+        for entry in waiting:
+            lacking = ", ".join(f"{parent} {key[:12]}" for parent, key in _unknown(entry, outcome.keys, known))
+            outcome.left.append(Left(kind, entry.key, f"it is made from {lacking}, of which nothing is known here"))
+    return outcome
+
+
+def _unknown(entry: Entry, keys: Mapping[Key, Key], known: set[Key]) -> list[tuple[str, Key]]:
+    """Parents of which neither an upgraded nor a new entry is known."""
+    return [
+        parent for parent in read_recipe(entry.recipe).parents() if parent[1] not in keys and parent[1] not in known
+    ]
+
+
+def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
+    recipe = read_recipe(upgraded(entry.recipe, outcome.keys))
+    outcome.keys[entry.key] = recipe.key
+    if recipe.key == entry.key:
+        return
+    ledger.mark(upgraded_entry(entry, recipe))
+    ledger.documents.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
+    outcome.upgraded.append(Upgraded(entry.kind, entry.key, recipe.key, entry.run_id))
+
+
+def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
+    """An entry of an older format under the recipe that its own became."""
+    ran = ran_precision(entry.recipe)
+    result: dict[str, Any] = entry.result | ({"ran_precision": ran} if ran else {})
+    plain = recipe.model_dump(mode="json")
+    formerly = entry.formerly or entry.key
+    return entry.model_copy(update={"key": recipe.key, "recipe": plain, "result": result, "formerly": formerly})
+
+
+def remove_former(ledger: Ledger) -> int:
+    """Delete the old entries of everything that is upgraded; how many there were.  Files stay: they are in use."""
+    removed = 0
+    for kind in KINDS:
+        for old, new in ledger.former_keys(kind).items():
+            if ledger.find(kind, new) is not None and ledger.find(kind, old) is not None:
+                ledger.forget(kind, old)
+                removed += 1
+    return removed
