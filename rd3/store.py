@@ -12,12 +12,13 @@ import os
 import shutil
 import tempfile
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
+from rd3.recipe import KINDS
 
 STATUSES = ("done", "failed", "diverged", "oom", "timeout", "killed", "unsupported", "blocked")
 
@@ -41,6 +42,19 @@ class Entry(BaseModel):
     run_id: str | None = None
     made: dict[str, Any] = {}
     """Provenance that changes no result: code version, device, threads, host, finished_at."""
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, str]) -> dict[str, str]:
+        """Entries come from others too: a name may not lead out of the entry's folder."""
+        for name in files:
+            path = PurePosixPath(name)
+            plain = name.isprintable() and "\\" not in name and str(path) == name != "."
+            if not plain or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name!r} is no name of a file in a folder")
+            if any(str(parent) in files for parent in path.parents):
+                raise ValueError(f"{name!r} lies in what is a file itself")
+        return files
 
 
 class Store(Protocol):
@@ -110,6 +124,10 @@ class FolderStore:
 
     def __init__(self, root: Path):
         self.root = Path(root)
+
+    def names(self) -> list[tuple[str, str]]:
+        """(kind, key) of everything, parents before children."""
+        return [(kind, path.stem) for kind in KINDS for path in sorted((self.root / "by-key" / kind).glob("*.json"))]
 
     def _entry_path(self, kind: str, key: str) -> Path:
         return self.root / "by-key" / kind / f"{key}.json"
