@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rd3.errors import DataCorrupt, DataMissing, NotCarried, StoreError
 from rd3.recipe import KINDS, Key
-from rd3.store import Entry, check_files, write_atomically
+from rd3.store import Entry, check_files
 from rd3.study.rows import RowsFile
 
 RESULTS = "results.parquet"
@@ -56,9 +56,15 @@ class Study:
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry, or None."""
         entry = self._rows.entries.get((kind, key))
-        if entry is None or SHEET not in entry.files or (self.root / sheet_of(entry)).is_file():
+        if entry is None or not self._lacks_only_sheet(entry):
             return entry
         return entry.model_copy(update={"files": {name: sha for name, sha in entry.files.items() if name != SHEET}})
+
+    def _lacks_only_sheet(self, entry: Entry) -> bool:
+        if SHEET not in entry.files or (self.root / sheet_of(entry)).is_file():
+            return False
+        part = part_of(entry)
+        return bool(self._rows.carried(entry.kind, entry.key)) or bool(part and (self.root / part).is_file())
 
     def fetch(self, kind: str, key: Key) -> Path:
         """A folder with the verified files; raises :class:`NotCarried` where the study left them out."""
@@ -73,7 +79,8 @@ class Study:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in entry.files:
-                write_atomically(folder / name, carried[name])
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(carried[name])
         except OSError as error:
             raise StoreError(
                 f"Cannot unpack {what} to {folder}: {error.strerror}.", "free space or choose another folder"
