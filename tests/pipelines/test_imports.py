@@ -137,8 +137,8 @@ def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: 
     rd3("import-results", study)
     code, out, err = rd3("artifacts", "push", other.artifacts, "--tracking", other.tracking_uri)
     assert code == 0 and "2 new" in out, err
-    other = TrackedStore(other)
-    assert other.find("set", SMALL.key).artifact and other.find("set", LARGE.key).artifact is None
+    there = TrackedStore(other)
+    assert there.find("set", SMALL.key).artifact and there.find("set", LARGE.key).artifact is None
 
 
 def test_a_study_becomes_a_store_for_machines_without_the_platform(rd3: Run, study: Path, tmp_path: Path) -> None:
