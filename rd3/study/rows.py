@@ -139,7 +139,7 @@ def _check_form(file: pq.ParquetFile, path: Path) -> None:
     if int(found) > FORMAT:
         raise DataCorrupt(f"{path} has format {found}, this version reads up to {FORMAT}.", "upgrade rd3")
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    size, count = sum(group.total_byte_size for group in groups), file.metadata.num_rows
+    size, count = sum(abs(group.total_byte_size) for group in groups), file.metadata.num_rows
     if size > MOST_BYTES or count > MOST_ROWS:
         raise DataCorrupt(
             f"{path} says it unpacks to {size / 2**20:.0f} MiB in {count} rows; "
