@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Session
-from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.recipe import KINDS, Key, Recipe, read_recipe, to_json
+from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
+from rd3.recipe import Key, Recipe, read_recipe, to_json
 from rd3.store import FolderStore, Store, write_atomically
+from rd3.study import RESULTS, Study, Written, write_study
 from tracking.fields import parent_facts
 from tracking.health import check_place
-from tracking.ledger import Ledger, recipe_of
+from tracking.ledger import recipe_of
 from tracking.place import Place
 from tracking.store import TrackedStore
 
@@ -24,6 +27,8 @@ class Imported(NamedTuple):
     key: str
     label: str
     new: bool
+    files: bool = True
+    """False: the result is known, its files are not to be had; whatever needs them has it made again."""
 
 
 def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
@@ -36,32 +41,73 @@ def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
 def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> int:
     """Put what is done of these recipes into a store folder that :func:`import_results` reads; how much is new there.
 
-    Teachers are large and stay out unless wanted; what is there already stays.
+    Teachers are large and stay out unless wanted, as does what is known without its files; what is there already stays.
     """
-    own, target = TrackedStore(session.place), FolderStore(Path(folder).absolute())
-    new = 0
-    for recipe in recipes:
-        if recipe.kind == "teacher" and not teachers:
+    return _copy(_names(recipes), TrackedStore(session.place), folder, teachers=teachers)
+
+
+def export_study(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> Written:
+    """As :func:`export_results`, into a study; of teachers and statistics the entries, and the files if wanted."""
+    return write_study(TrackedStore(session.place), _names(recipes), Path(folder).absolute(), networks=teachers)
+
+
+def convert_to_store(source: Path, folder: Path, *, teachers: bool = False) -> int:
+    """As :func:`export_results`, with all of another store folder or of a study."""
+    with open_results(source) as found:
+        return _copy(found.names(), found, folder, teachers=teachers)
+
+
+def convert_to_study(source: Path, folder: Path, *, teachers: bool = False) -> Written:
+    """As :func:`export_study`, with all of a store folder or of another study."""
+    with open_results(source) as found:
+        return write_study(found, found.names(), Path(folder).absolute(), networks=teachers)
+
+
+def _names(recipes: Iterable[Recipe]) -> list[tuple[str, Key]]:
+    return [(recipe.kind, recipe.key) for recipe in recipes]
+
+
+def _copy(names: Iterable[tuple[str, Key]], source: Store, folder: Path, *, teachers: bool) -> int:
+    target, new = FolderStore(Path(folder).absolute()), 0
+    for kind, key in names:
+        entry = source.find(kind, key) if teachers or kind != "teacher" else None
+        if entry is None or target.find(kind, key) is not None:
             continue
-        entry = own.find(recipe.kind, recipe.key)
-        if entry is not None and target.find(recipe.kind, recipe.key) is None:
-            target.put(entry, own.fetch(recipe.kind, recipe.key))
+        files = _files(source, kind, key)
+        if files is not None:
+            target.put(entry, files)
             new += 1
     return new
 
 
-def import_results(folder: Path, session: Session) -> list[Imported]:
-    """Every entry of a store folder, parents first, its files checked by hash; doing it again changes nothing."""
-    foreign = FolderStore(Path(folder).absolute())
-    ledger = Ledger(str(foreign.root))
-    names = [(kind, key) for kind in KINDS for key in sorted(ledger.keys(kind))]
-    if not names:
-        raise DataMissing(
-            f"{folder} holds no results: there is no by-key/<kind>/<key>.json.",
-            "give the folder that was --store of `python -m rd3.run`",
-        )
-    check_place(session.place)
-    return list(_bring(names, foreign, TrackedStore(session.place), str(foreign.root)))
+def holds_results(path: Path) -> bool:
+    """Is this a store folder, a study's folder, or a Parquet file?"""
+    return (path / "by-key").is_dir() or (path / RESULTS).is_file() or (path.suffix == ".parquet" and path.is_file())
+
+
+@contextlib.contextmanager
+def open_results(path: Path) -> Iterator[FolderStore | Study]:
+    """The results that somebody has sent, whichever way they are kept."""
+    path = Path(path).absolute()
+    with tempfile.TemporaryDirectory() as scratch:
+        is_study = holds_results(path) and not (path / "by-key").is_dir()
+        found = Study(path, Path(scratch)) if is_study else FolderStore(path)
+        if not found.names():
+            raise DataMissing(
+                f"{path} holds no results: there is neither {RESULTS} nor by-key/<kind>/<key>.json.",
+                "give a folder of `rd3 export-results`, or the one that was --store of `python -m rd3.run`",
+            )
+        yield found
+
+
+def import_results(path: Path, session: Session) -> list[Imported]:
+    """Every entry of a store folder, a study folder or one of its Parquet files, parents first, files checked by hash.
+
+    Doing it again changes nothing.
+    """
+    with open_results(path) as foreign:
+        check_place(session.place)
+        return list(_bring(foreign.names(), foreign, TrackedStore(session.place), str(path)))
 
 
 def push_results(
@@ -117,8 +163,21 @@ def _bring(names: Iterable[tuple[str, Key]], source: Store, target: TrackedStore
                 "remove that entry and make it again",
             )
         recipe = recipe_of(entry, where)
-        new = target.find(kind, key) is None
-        if new:
-            files = source.fetch(kind, key)
-            target.put(entry, files, parent_facts(recipe, target.find))
-        yield Imported(kind, key, recipe.label(), new)
+        known = target.find(kind, key)
+        if known is None or not known.artifact:
+            files = _files(source, kind, key)
+            if files is not None:
+                target.put(entry, files, parent_facts(recipe, target.find))
+            elif known is None:
+                target.mention(entry)
+            yield Imported(kind, key, recipe.label(), known is None or files is not None, files is not None)
+        else:
+            yield Imported(kind, key, recipe.label(), False)
+
+
+def _files(source: Store, kind: str, key: Key) -> Path | None:
+    """The verified files of an entry; None where they were left out."""
+    try:
+        return source.fetch(kind, key)
+    except NotCarried:
+        return None

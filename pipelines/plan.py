@@ -53,7 +53,7 @@ class Plan:
     grid: str
     items: list[Item]
     stale: list[tuple[str, Key]] = field(default_factory=list)
-    """Ledger entries whose artifact is gone or does not verify: a run forgets them before it begins."""
+    """Entries of what is wanted whose artifact is gone or does not verify: a run forgets them before it begins."""
     cells: int = 0
     flops: float = 0.0
     """Of everything that runs."""
@@ -183,7 +183,7 @@ def make_plan(
     return Plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
-        stale=stale,
+        stale=[(kind, key) for kind, key in stale if key in wanted],
         cells=len(expansion.cells),
         flops=flops,
         slots=slots,

@@ -37,6 +37,10 @@ class DataMissing(RD3Error):
     """Files of a dataset, a teacher or a set are not where they should be."""
 
 
+class NotCarried(DataMissing):
+    """A result is known, but its files were left out where it came from."""
+
+
 class DataCorrupt(RD3Error):
     """Files are there, but truncated, altered or of the wrong hash."""
 

@@ -11,13 +11,15 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
+from rd3.recipe import KINDS
 
 STATUSES = ("done", "failed", "diverged", "oom", "timeout", "killed", "unsupported", "blocked")
 
@@ -43,6 +45,19 @@ class Entry(BaseModel):
     """The key under which its files were made, where that is of an older format."""
     made: dict[str, Any] = {}
     """Provenance that changes no result: code version, device, threads, host, finished_at."""
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, str]) -> dict[str, str]:
+        """Entries come from others too: a name may not lead out of the entry's folder."""
+        for name in files:
+            path = PurePosixPath(name)
+            plain = name.isprintable() and "\\" not in name and str(path) == name != "."
+            if not plain or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name!r} is no name of a file in a folder")
+            if any(str(parent) in files for parent in path.parents):
+                raise ValueError(f"{name!r} lies in what is a file itself")
+        return files
 
 
 class Store(Protocol):
@@ -112,6 +127,16 @@ class FolderStore:
 
     def __init__(self, root: Path):
         self.root = Path(root)
+
+    def names(self) -> list[tuple[str, str]]:
+        """(kind, key) of everything, parents before children; without what an upgrade has replaced."""
+        return [
+            (kind, key) for kind in KINDS for key in self._listed("by-key", kind, self._listed("former-keys", kind))
+        ]
+
+    def _listed(self, folder: str, kind: str, but: Collection[str] = ()) -> list[str]:
+        found = (path.stem for path in sorted((self.root / folder / kind).glob("*.json")))
+        return [key for key in found if key not in but]
 
     def _entry_path(self, kind: str, key: str) -> Path:
         return self.root / "by-key" / kind / f"{key}.json"

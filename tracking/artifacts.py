@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rd3.errors import DataCorrupt, DataMissing
+from rd3.errors import DataCorrupt, DataMissing, NotCarried
 from rd3.store import Entry, check_files
 from tracking.documents import S3Documents, folder_errors, local_path
 from tracking.mlflow_client import mlflow_errors, quiet_mlflow
@@ -25,7 +25,7 @@ def what(entry: Entry) -> str:
 
 def _address(entry: Entry) -> str:
     if not entry.artifact:
-        raise DataMissing(f"The ledger entry of {what(entry)} names no artifact.", "make or import it again")
+        raise NotCarried(f"The ledger entry of {what(entry)} names no artifact.", "make or import it again")
     return entry.artifact
 
 

@@ -49,9 +49,9 @@ class TrackedStore:
         return artifacts.fetch(entry, self.cache, self.place.tracking_uri)
 
     def put(self, entry: Entry, folder: Path, facts: dict[str, Fact] | None = None) -> Entry:
-        """An MLflow run with the files, then the ledger; what is there already stays and is returned."""
+        """An MLflow run with the files, then the ledger; what is there already, with files, stays and is returned."""
         known = self.find(entry.kind, entry.key)
-        if known is not None:
+        if known is not None and known.artifact:
             return known
         tracker = Tracker(self.place)
         experiment_id = tracker.experiment(self.experiment)
@@ -63,7 +63,13 @@ class TrackedStore:
             with contextlib.suppress(RD3Error):  # the first error is the one to tell
                 run.fail("failed", str(error))
             raise
+        if known is not None:
+            self.ledger.forget(entry.kind, entry.key)
         return self.ledger.mark(kept)
+
+    def mention(self, entry: Entry) -> Entry:
+        """Keep what an entry says whose files are not to be had: no run, and for a plan its recipe is missing."""
+        return self.ledger.mark(entry.model_copy(update={"artifact": None, "run_id": None}))
 
 
 class GivenStore:

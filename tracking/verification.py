@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import KINDS, Key, read_recipe
 from tracking import artifacts
 from tracking.documents import folder_errors
@@ -22,6 +22,8 @@ class Checked(NamedTuple):
     key: Key
     label: str
     damage: str
+    bare: bool = False
+    """Imported without files, which were left out where it came from: nothing is wrong with it."""
 
 
 def everything(ledger: Ledger) -> list[tuple[str, Key]]:
@@ -53,6 +55,8 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
         if (recipe.kind, recipe.key, entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
         artifacts.verify(entry, scratch, store.place.tracking_uri)
+    except NotCarried:
+        return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:
         return Checked(kind, key, label, error.message)
     return Checked(kind, key, label, "")

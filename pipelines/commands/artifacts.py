@@ -44,7 +44,9 @@ def verify(
         show_table(rows, as_json=as_json)
     if not as_json:
         where = "" if checked or grid else f" in {looked_at(here)}"
-        said = f"{len(checked) - len(damaged)} whole, {len(damaged)} damaged{where}"
+        bare = sum(one.bare for one in checked)
+        without = f", {bare} came without files" if bare else ""
+        said = f"{len(checked) - len(damaged) - bare} whole, {len(damaged)} damaged{without}{where}"
         console.print(said, markup=False, soft_wrap=True)
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])

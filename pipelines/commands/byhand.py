@@ -82,13 +82,16 @@ def said_of(cut: dict[str, tuple[float, float]]) -> str:
 
 
 def import_outcomes(
-    folder: Annotated[Path, typer.Argument(help="The --store folder of `python -m rd3.run`.")],
+    path: Annotated[Path, typer.Argument(help="A study, a store folder, or one Parquet file of a study.")],
 ) -> None:
-    """Bring results made without Ray and MLflow into the ledger and MLflow."""
+    """Bring results of others, or made without Ray and MLflow, into the ledger and MLflow."""
     from pipelines.imports import import_results
 
-    imported = import_results(folder, session())
+    imported = import_results(path, session())
     show_table([{"kind": one.kind, "key": one.key[:12], "what": one.label, "new": one.new} for one in imported])
+    bare = sum(not one.files for one in imported)
+    if bare:
+        console.print(f"{bare} came without files, which are not in the study: a run that needs them makes them again")
 
 
 def show_work(plan: Plan) -> None:

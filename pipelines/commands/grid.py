@@ -215,16 +215,25 @@ def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: 
 
 
 def export_outcomes(
-    grid: GridArgument,
+    source: Annotated[str, typer.Argument(help="A grid, or a folder of results: a store or a study.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write to; `rd3 import-results` reads it elsewhere.")],
     teachers: Annotated[bool, typer.Option("--teachers", help="The teachers as well, which are large.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="Few files for a repository: docs/artifacts.md.")] = False,
 ) -> None:
     """Copy what is done of a grid into a folder for others: statistics, sets and evaluations."""
-    from pipelines.imports import export_results
+    from pipelines import imports
 
-    here = session()
-    new = export_results(expanded(grid, here).recipes.values(), folder, here, teachers=teachers)
+    if imports.holds_results(Path(source)):
+        convert = imports.convert_to_study if study else imports.convert_to_store
+        outcome = convert(Path(source), folder, teachers=teachers)
+    else:
+        here = session()
+        export = imports.export_study if study else imports.export_results
+        outcome = export(expanded(source, here).recipes.values(), folder, here, teachers=teachers)
+    new, left_out = (outcome, 0) if isinstance(outcome, int) else outcome
     console.print(f"{new} results are new in {folder}", markup=False, soft_wrap=True)
+    if left_out:
+        console.print(f"{left_out} of all are there without their files: large sets, or networks (--teachers)")
 
 
 def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | int]]:

@@ -130,6 +130,16 @@ def test_an_artifact_that_is_gone_is_made_again(expansion):
     assert plan.keys("run") == [one.key] and plan.stale == [("evaluation", one.key)]
 
 
+def test_what_is_known_without_its_files_stays_known_while_nothing_needs_it(expansion):
+    memory, [teacher] = Memory(expansion.recipes.values()), of_kind(expansion, "teacher")
+    memory.gone = {teacher.key}
+    assert (planned(expansion, memory).keys("run"), planned(expansion, memory).stale) == ([], [])
+    one = of_kind(expansion, "evaluation")[0]
+    memory.gone = {teacher.key, one.key}
+    assert one.teachers == (teacher.key,)
+    assert sorted(planned(expansion, memory).stale) == [("evaluation", one.key), ("teacher", teacher.key)]
+
+
 def test_an_altered_parent_is_made_again_from_its_own_parents(expansion):
     made, [teacher] = named(expansion, "rded"), of_kind(expansion, "teacher")
     child = next(recipe for recipe in of_kind(expansion, "evaluation") if recipe.set == made.key)

@@ -1,0 +1,107 @@
+"""Reading a study: the half of a store that gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rd3.errors import DataCorrupt, DataMissing, NotCarried, StoreError
+from rd3.recipe import KINDS, Key
+from rd3.store import Entry, check_files
+from rd3.study.rows import RowsFile
+
+RESULTS = "results.parquet"
+SHEET = "contact_sheet.png"
+_FOLDERS = {"teacher": "teachers", "statistics": "statistics", "set": "sets"}
+
+
+def part_of(entry: Entry) -> Path | None:
+    """Where in a study the files of an entry are, if they are: a Parquet file; None for inside ``results.parquet``."""
+    folder = _FOLDERS.get(entry.kind)
+    return Path(folder) / f"{_name(entry)}.parquet" if folder else None
+
+
+def sheet_of(entry: Entry) -> Path:
+    """Where in a study the contact sheet of a set is, if it is."""
+    return Path("sheets") / f"{_name(entry)}.png"
+
+
+def _name(entry: Entry) -> str:
+    """What people see in a listing: of a set the method and IPC, of a teacher the network, and the start of the key."""
+    recipe = entry.recipe
+    said = {"set": (recipe.get("method"), f"ipc{recipe.get('ipc')}"), "teacher": (recipe.get("network"),)}
+    words = [str(word)[:40] for word in said.get(entry.kind, ())]
+    return "-".join([re.sub(r"[^\w.]+", "-", word) for word in words] + [entry.key[:12]])
+
+
+class Study:
+    """``find`` and ``fetch`` of :class:`rd3.store.Store` over a study's folder, or over one Parquet file of it.
+
+    What is fetched is unpacked into ``scratch``.  A set whose picture is not in ``sheets/`` has no contact sheet.
+    """
+
+    def __init__(self, path: Path, scratch: Path):
+        path = Path(path)
+        self.root = path if path.is_dir() else path.parent
+        self.path = path / RESULTS if path.is_dir() else path
+        self._scratch = scratch
+        if not self.path.is_file():
+            raise DataMissing(f"There is no file {self.path}.", "give a folder that `rd3 export-results --study` wrote")
+        self._rows = RowsFile(self.path)
+
+    def names(self) -> list[tuple[str, Key]]:
+        """(kind, key) of every entry, parents before children."""
+        return sorted(self._rows.entries, key=lambda name: (KINDS.index(name[0]), name[1]))
+
+    def find(self, kind: str, key: Key) -> Entry | None:
+        """The entry, or None."""
+        entry = self._rows.entries.get((kind, key))
+        if entry is None or not self._lacks_only_sheet(entry):
+            return entry
+        return entry.model_copy(update={"files": {name: sha for name, sha in entry.files.items() if name != SHEET}})
+
+    def _lacks_only_sheet(self, entry: Entry) -> bool:
+        if SHEET not in entry.files or (self.root / sheet_of(entry)).is_file():
+            return False
+        part = part_of(entry)
+        return bool(self._rows.carried(entry.kind, entry.key)) or bool(part and (self.root / part).is_file())
+
+    def fetch(self, kind: str, key: Key) -> Path:
+        """A folder with the verified files; raises :class:`NotCarried` where the study left them out."""
+        entry = self.find(kind, key)
+        if entry is None:
+            raise DataMissing(f"{self.path} has no {kind} {key[:12]}.", "make or import it first")
+        what = f"{kind} {key[:12]} of {self.path}"
+        carried = self._carried(entry)
+        if not set(entry.files) <= set(carried):
+            raise NotCarried(f"The files of {what} are not in the study.", "make or import it again")
+        folder = self._scratch / kind / key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in entry.files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(carried[name])
+        except OSError as error:
+            raise StoreError(
+                f"Cannot unpack {what} to {folder}: {error.strerror}.", "free space or choose another folder"
+            ) from None
+        check_files(folder, entry.files, what)
+        return folder
+
+    def _carried(self, entry: Entry) -> dict[str, bytes]:
+        """All files of the entry that the study has: in its row, in a part of its own, and its picture."""
+        found = dict(self._rows.carried(entry.kind, entry.key))
+        part, sheet = part_of(entry), self.root / sheet_of(entry)
+        if part is not None and (self.root / part).is_file():
+            found |= self._of_part(self.root / part, entry)
+        if SHEET in entry.files and sheet.is_file():
+            found[SHEET] = sheet.read_bytes()
+        return found
+
+    def _of_part(self, path: Path, entry: Entry) -> dict[str, bytes]:
+        rows = RowsFile(path)
+        if (entry.kind, entry.key) not in rows.entries:
+            raise DataCorrupt(
+                f"{path} is not of {entry.kind} {entry.key[:12]}, as its name says.", "get that file again"
+            )
+        return rows.carried(entry.kind, entry.key)

@@ -1,0 +1,172 @@
+"""The Parquet files of a study: a row for every entry, with the files that the row carries.
+
+Columns: ``kind`` and ``key``; ``entry``, all of :class:`rd3.store.Entry` as JSON, so that a field which comes later
+needs no column; ``carried``, names and bytes of files.  A row need not carry all files of its entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from rd3.errors import DataCorrupt
+from rd3.recipe import KINDS, Key
+from rd3.store import Entry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+FORMAT = 1
+MOST_BYTES = 512 * 2**20
+"""Of one file when it is unpacked; more is no study, and might be meant to fill the memory."""
+MOST_ROWS = 200_000
+_GROUP = 128
+"""Rows that are compressed together: curves resemble each other, and reading one of them reads its group."""
+_LEVEL = 9
+"""Of zstd.  Curves shrink to a quarter; higher levels gain 5 % more in ten times the time."""
+_REMEDY = "get that file again from its source"
+
+
+class Row(NamedTuple):
+    """An entry and the files that travel with it, by name."""
+
+    entry: Entry
+    carried: dict[str, bytes]
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    def given(name: str, kind: pa.DataType) -> pa.Field:
+        return pa.field(name, kind, nullable=False)
+
+    file = pa.struct([given("name", pa.string()), given("data", pa.binary())])
+    columns = [given(name, pa.string()) for name in ("kind", "key", "entry")]
+    carried = given("carried", pa.list_(given("element", file)))
+    return pa.schema([*columns, carried], metadata={"rd3.study": str(FORMAT)})
+
+
+def pack(rows: Iterable[Row]) -> bytes:
+    """The Parquet file of these rows, by kind and key; where the files live is not in it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ordered = sorted(rows, key=lambda row: (KINDS.index(row.entry.kind), row.entry.key))
+    plain = [
+        {
+            "kind": entry.kind,
+            "key": entry.key,
+            "entry": json.dumps({**entry.model_dump(mode="json"), "artifact": None, "run_id": None}),
+            "carried": [{"name": name, "data": data} for name, data in sorted(carried.items())],
+        }
+        for entry, carried in ordered
+    ]
+    stream = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(plain, schema=_schema()),
+        stream,
+        row_group_size=_GROUP,
+        compression="zstd",
+        compression_level=_LEVEL,
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return stream.getvalue()
+
+
+class RowsFile:
+    """One such file, its form checked; what a row carries is read when it is asked for.
+
+    ``entries`` are in the order of the file.  Raises :class:`DataCorrupt` for whatever is no file of :func:`pack`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._group: tuple[int, list[dict[str, bytes]]] = (-1, [])
+        with self._reading() as file:
+            _check_form(file, path)
+            table = file.read(columns=["kind", "key", "entry"], use_threads=False).to_pylist()
+        self.entries: dict[tuple[str, Key], Entry] = {}
+        self._places: dict[tuple[str, Key], int] = {}
+        for place, row in enumerate(table):
+            entry = _entry(row, f"{path}, row {place}")
+            name = (entry.kind, entry.key)
+            if name in self.entries:
+                raise DataCorrupt(f"{path} has {entry.kind} {entry.key[:12]} twice.", _REMEDY)
+            self.entries[name], self._places[name] = entry, place
+
+    def carried(self, kind: str, key: Key) -> dict[str, bytes]:
+        """The files that the row of an entry carries, by name."""
+        group, place = divmod(self._places[kind, key], _GROUP)
+        if self._group[0] != group:
+            with self._reading() as file:
+                read = file.read_row_group(group, columns=["carried"], use_threads=False)
+                lists = read.column("carried").to_pylist()
+            self._group = group, [{one["name"]: one["data"] for one in files} for files in lists]
+        return self._group[1][place]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[pq.ParquetFile]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+                yield file
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataCorrupt(f"{self.path} is not a whole Parquet file: {reason}.", _REMEDY) from None
+
+
+def _check_form(file: pq.ParquetFile, path: Path) -> None:
+    """Columns, version and sizes, all from the footer, before anything is unpacked."""
+    found = (file.schema_arrow.metadata or {}).get(b"rd3.study", b"").decode(errors="replace")
+    if not file.schema_arrow.equals(_schema()) or not re.fullmatch("[0-9]{1,9}", found):
+        columns = ", ".join(file.schema_arrow.names[:8])
+        raise DataCorrupt(
+            f"{path} holds no results: its columns are {columns}; expected kind, key, entry and carried.",
+            "give the results.parquet of `rd3 export-results --study`",
+        )
+    if int(found) > FORMAT:
+        raise DataCorrupt(f"{path} has format {found}, this version reads up to {FORMAT}.", "upgrade rd3")
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    size, count = sum(abs(group.total_byte_size) for group in groups), file.metadata.num_rows
+    if size > MOST_BYTES or count > MOST_ROWS:
+        raise DataCorrupt(
+            f"{path} says it unpacks to {size / 2**20:.0f} MiB in {count} rows; "
+            f"expected at most {MOST_BYTES / 2**20:.0f} MiB in {MOST_ROWS} rows.",
+            _REMEDY,
+        )
+    # Reads every page and keeps none.  Asked for a column of a damaged footer, Arrow ends the process; this raises.
+    file.scan_contents()
+    if not all(_as_packed(group) for group in groups) or any(group.num_rows != _GROUP for group in groups[:-1]):
+        raise DataCorrupt(f"{path} is not laid out as `rd3 export-results --study` does it.", _REMEDY)
+
+
+def _as_packed(group: pq.RowGroupMetaData) -> bool:
+    """Without dictionaries: one would let a small file unpack to any size."""
+    chunks = (group.column(number) for number in range(group.num_columns))
+    return not any("DICTIONARY" in encoding for chunk in chunks for encoding in chunk.encodings)
+
+
+def _entry(row: dict[str, Any], where: str) -> Entry:
+    try:
+        entry = Entry.model_validate_json(row["entry"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "entry"
+        raise DataCorrupt(f"{where}: {place}: {first['msg']}.", _REMEDY) from None
+    if (entry.kind, entry.key) != (row["kind"], row["key"]):
+        raise DataCorrupt(f"{where}: says {row['kind']} {row['key'][:12]} of another entry.", _REMEDY)
+    if entry.kind not in KINDS or not re.fullmatch("[0-9a-f]{64}", entry.key):
+        raise DataCorrupt(f"{where}: {entry.kind[:20]!r} {entry.key[:12]!r} is no kind and key.", _REMEDY)
+    return entry

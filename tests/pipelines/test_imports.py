@@ -1,0 +1,183 @@
+"""``rd3 export-results`` and ``rd3 import-results``: stores and studies, and what is neither."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import cli
+from rd3.recipe import Data, Recipe, SetRecipe
+from rd3.store import Entry, FolderStore, sha256_files
+from tracking.place import Place
+from tracking.runs import Tracker
+from tracking.store import TrackedStore
+
+# SQLAlchemy says this of MLflow's own models.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def place_in(home: Path) -> Place:
+    return Place(tracking_uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "artifacts"), home=home)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make one."""
+    place = place_in(tmp_path_factory.mktemp("empty"))
+    Tracker(place).client.search_experiments()
+    return place.home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(empty_database, folder)
+    monkeypatch.setenv("RD3_HOME", str(folder))
+    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def rd3(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command in this process; gives exit code, standard output and standard error."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rd3", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "300")
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def a_set(ipc: int) -> SetRecipe:
+    data = Data(name="digits", fingerprint="f" * 64)
+    own = {"method": "random", "version": 1, "settings": {}, "ipc": ipc, "set_seed": 0}
+    return SetRecipe(**own, data=data, classes="c" * 64, resolution=32)
+
+
+SMALL, LARGE = a_set(1), a_set(50)
+
+
+def put(store: FolderStore, recipe: Recipe, out: Path, **changes: str) -> None:
+    out.mkdir()
+    (out / "manifest.json").write_text(f"{{}} {recipe.key}")
+    (out / "contact_sheet.png").write_bytes(b"picture")
+    entry = Entry(
+        kind=recipe.kind,
+        key=recipe.key,
+        recipe=recipe.model_dump(mode="json"),
+        result={"count": 10, "generation_process_s": 1.5},
+        files=sha256_files(out),
+    )
+    store.put(entry.model_copy(update=changes), out)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    made = FolderStore(tmp_path / "store")
+    for recipe in (SMALL, LARGE):
+        put(made, recipe, tmp_path / recipe.key)
+    return made.root
+
+
+@pytest.fixture
+def study(rd3: Run, store: Path, tmp_path: Path) -> Path:
+    code, out, _err = rd3("export-results", store, tmp_path / "study", "--study")
+    assert code == 0 and "2 results are new" in out
+    assert "1 of all are there without their files: large sets, or networks (--teachers)" in out
+    return tmp_path / "study"
+
+
+def rows(out: str) -> list[str]:
+    """Per result, in order: the last word of its line."""
+    return [line.split()[-1] for line in out.splitlines() if line.startswith("set ")]
+
+
+def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, store: Path, study: Path) -> None:
+    code, out, err = rd3("import-results", study)
+    assert (code, rows(out)) == (0, ["True", "True"]), err
+    assert "1 came without files, which are not in the study: a run that needs them makes them again" in out
+    here, there = TrackedStore(place_in(home)), FolderStore(store)
+    for recipe in (SMALL, LARGE):
+        changed = {"artifact": None, "run_id": None}
+        found = here.find("set", recipe.key)
+        assert found.model_copy(update=changed) == there.find("set", recipe.key)
+        assert bool(found.artifact) == bool(found.run_id) == (recipe is SMALL)
+    assert sha256_files(here.fetch("set", SMALL.key)) == there.find("set", SMALL.key).files
+    assert rows(rd3("import-results", study / "results.parquet")[1]) == ["False", "False"]
+    assert rd3("artifacts", "verify")[:2] == (0, "1 whole, 0 damaged, 1 came without files\n")
+    code, _out, err = rd3("artifacts", "fetch", LARGE.key)
+    assert code == 2 and "names no artifact.\nFix: make or import it again" in err
+
+
+def test_files_that_come_later_are_taken(rd3: Run, home: Path, store: Path, study: Path) -> None:
+    rd3("import-results", study)
+    code, out, _err = rd3("import-results", store)
+    assert (code, sorted(rows(out))) == (0, ["False", "True"]) and "without files" not in out
+    assert rd3("artifacts", "verify")[1] == "2 whole, 0 damaged\n"
+
+
+def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: Path, tmp_path: Path) -> None:
+    other = place_in(tmp_path / "other")
+    shutil.copytree(home, other.home)
+    rd3("import-results", study)
+    code, out, err = rd3("artifacts", "push", other.artifacts, "--tracking", other.tracking_uri)
+    assert code == 0 and "2 new" in out, err
+    there = TrackedStore(other)
+    assert there.find("set", SMALL.key).artifact and there.find("set", LARGE.key).artifact is None
+
+
+def test_a_study_becomes_a_store_for_machines_without_the_platform(rd3: Run, study: Path, tmp_path: Path) -> None:
+    code, out, _err = rd3("export-results", study, tmp_path / "again")
+    assert code == 0 and "1 results are new" in out
+    assert FolderStore(tmp_path / "again").names() == [("set", SMALL.key)]
+
+
+def refused(rd3: Run, home: Path, path: Path) -> str:
+    code, _out, err = rd3("import-results", path)
+    assert (code, err.count("\n")) == (2, 2), err  # a sentence and a fix
+    assert not (home / "artifacts").exists()
+    return err
+
+
+def test_what_holds_no_results_is_said(rd3: Run, home: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "home/mlflow.db"):
+        assert "holds no results: there is neither results.parquet nor by-key" in refused(rd3, home, path)
+
+
+def test_a_study_that_means_harm_is_refused(rd3: Run, home: Path, study: Path) -> None:
+    path = study / "results.parquet"
+    table = pq.read_table(path)
+
+    def altered(change: Callable[[dict], object], copies: int = 1) -> str:
+        plain = table.to_pylist()
+        entry = json.loads(plain[0]["entry"])
+        change(entry)
+        plain[0] |= {"kind": entry["kind"], "key": entry["key"], "entry": json.dumps(entry)}
+        written = pa.Table.from_pylist(plain[:1] * copies, schema=table.schema)
+        pq.write_table(written, path, use_dictionary=False)
+        return refused(rd3, home, path)
+
+    assert "is no name of a file in a folder" in altered(lambda entry: entry["files"].update({"../x": "0" * 64}))
+    assert "holds the recipe set" in altered(lambda entry: entry["recipe"].update(ipc=7))
+    assert "holds the recipe set" in altered(lambda entry: entry.update(key="0" * 64))
+    assert "Not a recipe: set.ipc" in altered(lambda entry: entry["recipe"].update(ipc="many"))
+    assert "twice" in altered(lambda entry: None, copies=2)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "is not a whole Parquet file" in refused(rd3, home, path)
+    pq.write_table(pa.table({"image": [b""]}), path)
+    assert "holds no results: its columns are image" in refused(rd3, home, path)
