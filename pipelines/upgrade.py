@@ -11,8 +11,9 @@ import yaml
 from pipelines.sweep.winner import protocol_of, target_of
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
+from rd3.methods import METHODS
 from rd3.protocol import Preset
-from rd3.recipe import Data, Key, read_recipe
+from rd3.recipe import Key, SetRecipe, StatisticsRecipe, read_recipe
 from rd3.store import Entry, write_atomically
 from rd3.teacher_roles import every_role, teacher_recipe, teacher_role
 from rd3.upgrade import FORMAT, former_key, upgraded_fields
@@ -30,19 +31,28 @@ _AUGMENTATION = ["patch_shuffle", "resized_crop", "flip", "cutmix"]
 
 def upgrade_ledger(ledger: Ledger, info_of: InfoOf) -> Outcome:
     """Entries, then the tests of sweeps that are on record."""
-    outcome = upgrade_entries(ledger, shipped_teachers(ledger, info_of))
+    outcome = upgrade_entries(ledger, known_parents(ledger, info_of))
     _upgrade_tests(ledger, outcome.keys)
     return outcome
 
 
-def shipped_teachers(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
+def known_parents(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
     """Old keys to new ones of every teacher that has a role on the data of the ledger's sets and evaluations.
 
-    Results travel without their teachers, whose recipes are known all the same.
+    And of the statistics that sets match.  Results may lack both, but their recipes follow from roles and methods.
     """
-    found: dict[Key, Key] = {}
     entries = [entry for kind in ("set", "evaluation") for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
-    for data in {_data(entry) for entry in entries if entry.recipe.get("format", 1) < FORMAT}:
+    entries = [entry for entry in entries if entry.recipe.get("format", 1) < FORMAT]
+    found = _teachers(entries, info_of)
+    for entry in entries:
+        if entry.recipe.get("statistics"):
+            found |= _statistics(read_recipe(entry.recipe), found, info_of)
+    return found
+
+
+def _teachers(entries: list[Entry], info_of: InfoOf) -> dict[Key, Key]:
+    found: dict[Key, Key] = {}
+    for data in {read_recipe(entry.recipe).data for entry in entries}:
         try:
             info = info_of(data.name)
         except RD3Error:  # a dataset of the user's that this machine does not know
@@ -53,8 +63,25 @@ def shipped_teachers(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
     return found
 
 
-def _data(entry: Entry) -> Data:
-    return read_recipe(entry.recipe).data
+def _statistics(made: SetRecipe, teachers: Mapping[Key, Key], info_of: InfoOf) -> dict[Key, Key]:
+    """Of the statistics of a set whose teachers are known."""
+    try:
+        method, info = METHODS.get(made.method), info_of(made.data.name)
+        collection = method().needs(info, method.Settings.model_validate(made.settings), "").collection
+    except (RD3Error, ValueError):
+        return {}
+    found = {}
+    for teacher, old in zip(made.teachers, made.statistics, strict=False):
+        recipe = StatisticsRecipe(
+            data=made.data,
+            classes=made.classes,
+            resolution=made.resolution,
+            teacher=teachers.get(teacher, teacher),
+            collection=collection,
+        )
+        if former_key(_former(recipe.model_dump(mode="json")) | {"teacher": teacher}) == old:
+            found[old] = recipe.key
+    return found
 
 
 def _former(plain: dict[str, Any]) -> dict[str, Any]:

@@ -45,19 +45,19 @@ class Outcome:
     """Old key to new one, of everything that is or was of an older format; equal where nothing changed."""
 
 
-def upgrade_entries(ledger: Ledger, teachers: Mapping[Key, Key]) -> Outcome:
+def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
     """Write every entry of an older format under its new key; doing it again changes nothing.
 
-    ``teachers`` leads from old keys to new ones for teachers that the ledger may lack although others were made from
+    ``parents`` leads from old keys to new ones for recipes that the ledger may lack although others were made from
     them.  An entry one of whose parents is neither here nor there is left.
     """
-    outcome = Outcome(keys=dict(teachers))
+    outcome, known = Outcome(keys=dict(parents)), set[Key]()
     for kind in KINDS:
         former = ledger.former_keys(kind)
         outcome.keys |= former
         entries = ledger.find_many(kind, ledger.keys(kind))
         waiting = [entry for entry in entries.values() if entry.recipe.get("format", 1) < FORMAT]
-        known = {key for key, entry in entries.items() if entry.recipe.get("format", 1) >= FORMAT}
+        known |= {key for key, entry in entries.items() if entry.recipe.get("format", 1) >= FORMAT}
         while waiting:  # a set comes after the one that it starts from
             ready = [entry for entry in waiting if not _unknown(entry, outcome.keys, known)]
             if not ready:
