@@ -10,6 +10,7 @@ from rd3.models._base import NETWORKS, Cost, Network, NetworkInfo, network_info,
 from rd3.models._build import build_network, forward_cost, parameter_count
 
 if TYPE_CHECKING:
+    from rd3.models._folded import folded
     from rd3.models._normalised import NormalisedNetwork
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NetworkInfo",
     "NormalisedNetwork",
     "build_network",
+    "folded",
     "forward_cost",
     "network_info",
     "network_names",
@@ -32,4 +34,8 @@ def __getattr__(name: str) -> Any:
         from rd3.models._normalised import NormalisedNetwork
 
         return NormalisedNetwork
+    if name == "folded":
+        from rd3.models._folded import folded
+
+        return folded
     raise AttributeError(f"module 'rd3.models' has no attribute {name!r}")

@@ -1,0 +1,80 @@
+"""A frozen network without its batch norms: affine in eval mode, they can be part of the convolution before them."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A frozen copy in eval mode, where every BatchNorm2d that directly follows a convolution is folded into it.
+
+    The copy answers as ``network.eval()`` does, up to rounding, and keeps its class and the names of its modules; the
+    folded norms are identities (timm's keep their activation).  A norm stays as it is where anything else sees the
+    convolution's output too, where it follows something else, as in pre-activation networks, where either is used
+    twice or has hooks, and everywhere in a network whose forward pass ``torch.fx`` cannot trace.  Not for what reads
+    BatchNorm statistics.
+    """
+    own = copy.deepcopy(network).eval().requires_grad_(False)
+    for conv_name, norm_name in _pairs(own):
+        norm = own.get_submodule(norm_name)
+        _fold(own.get_submodule(conv_name), norm)
+        own.set_submodule(norm_name, _without_norm(norm))
+    return own.eval()  # what took the place of norms is new
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into norms, timm's included, which are no part of torch."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, name)
+
+
+def _pairs(network: nn.Module) -> list[tuple[str, str]]:
+    """Names of (convolution, norm) where the norm, and nothing else, sees what the convolution gives."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return []
+    try:
+        graph = _Tracer().trace(network)
+    except Exception:  # tracing runs a network's own code on stand-ins for tensors: it may raise anything
+        return []
+    modules = dict(network.named_modules(remove_duplicate=False))
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    used = [id(modules[node.target]) for node in calls]
+    pairs = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if before not in calls or len(before.users) > 1:
+            continue
+        conv, norm = modules[before.target], modules[node.target]
+        if used.count(id(conv)) == used.count(id(norm)) == 1 and _can_fold(conv, norm):
+            pairs.append((before.target, node.target))
+    return pairs
+
+
+def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    # A subclass may do more to its weight in its forward pass, as standardised convolutions do.
+    known = type(conv) is nn.Conv2d and (type(norm) is nn.BatchNorm2d or _is_timms(norm))
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (conv, norm))
+    return known and not hooked and norm.running_mean is not None
+
+
+def _is_timms(norm: nn.Module) -> bool:
+    return type(norm).__name__ == "BatchNormAct2d" and type(norm).__module__.startswith("timm.")
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Scale the filters and shift the bias, in float64, so that they are rounded once."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    shift = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
+    conv.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))  # keeps the memory format
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+
+
+def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """What is left of a norm: nothing, or in timm's the dropout and the activation."""
+    return nn.Sequential(norm.drop, norm.act) if _is_timms(norm) else nn.Identity()
