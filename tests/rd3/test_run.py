@@ -57,7 +57,7 @@ def do(folder: Path, kind: str) -> int:
 def test_a_chain_of_recipes_fills_a_store(chain, capsys):
     folder, recipes = chain
     assert do(folder, "evaluation") == 2
-    assert "The store has no" in capsys.readouterr().err
+    assert "is neither in the store nor among the recipes" in capsys.readouterr().err
     assert [do(folder, recipe.kind) for recipe in recipes] == [0, 0, 0]
     store = FolderStore(folder / "store")
     entry = store.find("evaluation", recipes[2].key)
