@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -34,13 +35,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit codes are those above."""
+    begun = time.monotonic()
     chosen = _parser().parse_args(arguments)
     try:
         recipes = read_recipes(chosen.recipes)
         usable_device(chosen.device)
         if chosen.share:
             return _make_share(recipes, chosen)
-        return _campaign(recipes, chosen)
+        return _campaign(recipes, chosen, begun)
     except RD3Error as error:
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
         return 3 if error.status in ("diverged", "unsupported") else error.exit_code
@@ -107,9 +109,9 @@ def _roots(chosen: argparse.Namespace) -> Roots:
     return Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
 
 
-def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace) -> int:
+def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace, begun: float) -> int:
     workers = max(1, chosen.workers)
-    course, maker = prepared(recipes, chosen, View(sys.stderr, workers))
+    course, maker = prepared(recipes, chosen, View(sys.stderr, workers), begun)
     queue, view = course.queue, course.view
     if not queue.is_open() and not queue.named(("blocked",)):
         view.line("already in the store" if len(recipes) > 1 else f"{named(recipes[0])}: already in the store")
@@ -126,7 +128,9 @@ def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace) -> int:
     return exit_code(course)
 
 
-def prepared(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: View) -> tuple[Course, Maker]:
+def prepared(
+    recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: View, begun: float
+) -> tuple[Course, Maker]:
     """What a campaign needs, before anything runs."""
     store, roots = FolderStore(chosen.store.absolute()), _roots(chosen)
     larger = _larger_sets(recipes, roots)
@@ -149,7 +153,7 @@ def prepared(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: Vie
         shared_machine=True if view.workers > 1 else None,
         larger=larger,
     )
-    return Course(queue, estimates, view, 60 * chosen.minutes if chosen.minutes else None), maker
+    return Course(queue, estimates, view, 60 * chosen.minutes if chosen.minutes else None, begun=begun), maker
 
 
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:

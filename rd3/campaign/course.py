@@ -36,12 +36,14 @@ class Course:
     view: View
     seconds: float | None = None
     clock: Callable[[], float] = time.monotonic
+    begun: float | None = None
+    """When the seconds began to count; now, if nothing is said."""
     interrupted: bool = False
     mistakes: set[Key] = field(default_factory=set)
     """What failed by something that the user can mend."""
 
     def __post_init__(self) -> None:
-        self.begun = self.clock()
+        self.begun = self.clock() if self.begun is None else self.begun
         self.running: dict[Key, Running] = {}
         self.started = 0
 
