@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Session
+from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import KINDS, Key, Recipe, canonical, from_json, to_json
 from rd3.store import FolderStore, Store, write_atomically
@@ -17,12 +19,13 @@ from tracking.store import TrackedStore
 
 
 class Imported(NamedTuple):
-    """One outcome: ``new`` is False where the ledger had it already."""
+    """One outcome: ``new`` is False where the ledger had it already, and for what is ``lacking`` (the reason)."""
 
     kind: str
     key: str
     label: str
     new: bool
+    lacking: str = ""
 
 
 def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
@@ -50,17 +53,31 @@ def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *,
 
 
 def import_results(folder: Path, session: Session) -> list[Imported]:
-    """Every entry of a store folder, parents first, its files checked by hash; doing it again changes nothing."""
-    foreign = FolderStore(Path(folder).absolute())
+    """Every entry of a store folder, parents first, its files checked by hash; doing it again changes nothing.
+
+    The folder may also hold the parts that a machine without network gave back (:mod:`rd3.parts`).
+    """
+    if not parts.holds_parts(folder):
+        return _import_store(Path(folder).absolute(), folder, session)
+    with tempfile.TemporaryDirectory(prefix="rd3-") as scratch:
+        found = parts.unpack(folder, Path(scratch))
+        names = [(*name.split(" "), reason) for name, reason in found.lacking.items()]
+        imported = _import_store(found.store, folder, session) if found.entries else []
+    return imported + [Imported(kind, key, "", False, reason) for kind, key, reason in names]
+
+
+def _import_store(store: Path, folder: Path, session: Session) -> list[Imported]:
+    """``folder`` is what the user named."""
+    foreign = FolderStore(store)
     paths = [path for kind in KINDS for path in sorted((foreign.root / "by-key" / kind).glob("*.json"))]
     if not paths:
         raise DataMissing(
             f"{folder} holds no results: there is no by-key/<kind>/<key>.json.",
-            "give the folder that was --store of `python -m rd3.run`",
+            "give the folder that was --store of `python -m rd3.run`, or the one with its results-*.zip",
         )
     check_place(session.place)
     names = [(path.parent.name, path.stem) for path in paths]
-    return list(_bring(names, foreign, TrackedStore(session.place), str(foreign.root)))
+    return list(_bring(names, foreign, TrackedStore(session.place), str(folder)))
 
 
 def push_results(

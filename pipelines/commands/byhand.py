@@ -82,13 +82,20 @@ def said_of(cut: dict[str, tuple[float, float]]) -> str:
 
 
 def import_outcomes(
-    folder: Annotated[Path, typer.Argument(help="The --store folder of `python -m rd3.run`.")],
+    folder: Annotated[Path, typer.Argument(help="The --store folder of `python -m rd3.run`, or its results-*.zip.")],
 ) -> None:
     """Bring results made without Ray and MLflow into the ledger and MLflow."""
     from pipelines.imports import import_results
 
     imported = import_results(folder, session())
-    show_table([{"kind": one.kind, "key": one.key[:12], "what": one.label, "new": one.new} for one in imported])
+    show_table(
+        [
+            {"kind": one.kind, "key": one.key[:12], "what": one.label or f"not taken: {one.lacking}", "new": one.new}
+            for one in imported
+        ]
+    )
+    if any(one.lacking for one in imported):
+        raise typer.Exit(3)
 
 
 def show_work(plan: Plan) -> None:
