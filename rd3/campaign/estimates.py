@@ -32,6 +32,7 @@ class Estimates:
         self.recipes, self.rates = recipes, rates
         self._parent, self._info_of = parent, cache(info_of)
         self._planned: dict[Key, float] = {}
+        self._pieces: dict[Key, int] = {}
         self._learnt: dict[str, tuple[float, float]] = {}
 
     def planned(self, key: Key) -> float:
@@ -78,7 +79,11 @@ class Estimates:
 
     def pieces(self, key: Key) -> int:
         """In how many pieces a recipe is made that are kept when it is stopped: a teacher's epochs, a set's blocks."""
-        recipe = self.recipes[key]
+        if key not in self._pieces:
+            self._pieces[key] = self._count_pieces(self.recipes[key])
+        return self._pieces[key]
+
+    def _count_pieces(self, recipe: Recipe) -> int:
         if isinstance(recipe, TeacherRecipe) and recipe.training is not None:
             return recipe.training.epochs
         if isinstance(recipe, SetRecipe) and recipe.content is None:
