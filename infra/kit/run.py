@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -151,8 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _benchmarks(bench)
         collector.collect()
         campaign = _campaign(bench, collector)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        bench.log.write(f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever it is, the log is all that comes back
+        for line in [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}: {error}"]:
+            bench.log.write(line)
         return 2
     for name in sorted(path.name for path in chosen.out.iterdir()):
         bench.log.write(f"{name}: {(chosen.out / name).stat().st_size / 1e6:.2f} MB")
