@@ -154,13 +154,13 @@ def _wheels(names: Sequence[str], python: str, folder: Path) -> Iterator[Item]:
     digits = python.replace(".", "")
     wanted: list[Path] = []
     for name in names:
-        found = _there(folder, name)
+        found = _there(folder, name, digits)
         if found is None:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
             command += ["--python-version", python, "--implementation", "cp", "--abi", f"cp{digits}", "--abi", "none"]
             command += [word for platform in (*PLATFORMS, "any") for word in ("--platform", platform)]
             done = subprocess.run([*command, "--dest", str(folder), name], capture_output=True, text=True, check=False)
-            found = _there(folder, name)
+            found = _there(folder, name, digits)
             if done.returncode or found is None:
                 said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
                 raise DataMissing(f"There is no wheel of {name} for Python {python}: {said}", "name another --wheel")
@@ -172,11 +172,11 @@ def _wheels(names: Sequence[str], python: str, folder: Path) -> Iterator[Item]:
         yield Item(path, f"wheels/{path.name}", "wheels")
 
 
-def _there(folder: Path, name: str) -> Path | None:
+def _there(folder: Path, name: str, digits: str) -> Path | None:
+    """The wheel of a project in a folder that Python ``digits`` (such as 312) can use."""
     project, _equals, version = name.partition("==")
-    pattern = re.compile(
-        rf"{re.sub('[-_.]+', '[-_.]+', project)}-{re.escape(version) if version else '[^-]+'}-.*", re.I
-    )
+    spelt, number = re.sub("[-_.]+", "[-_.]+", project), re.escape(version) if version else "[^-]+"
+    pattern = re.compile(rf"{spelt}-{number}-(cp{digits}|.*py3|.*abi3)[-.].*", re.I)
     return next((path for path in sorted(folder.glob("*.whl")) if pattern.fullmatch(path.name)), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -137,6 +138,20 @@ def test_wheels_are_for_the_machine_that_is_named(place):
     }  # fmt: skip
     for path in (place / "kit" / "wheels").iterdir():
         assert zipfile.is_zipfile(path)
+
+
+def test_a_wheel_for_another_python_is_not_taken_for_one_of_this(tmp_path):
+    spec = importlib.util.spec_from_file_location("pack", KIT / "pack.py")
+    pack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pack)
+    names = ["pydantic-2.14.3-py3-none-any.whl", "pydantic_core-2.50.4-cp312-cp312-manylinux2014_x86_64.whl"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert pack._there(tmp_path, "pydantic==2.14.3", "311").name == names[0]
+    assert pack._there(tmp_path, "pydantic", "313").name == names[0]
+    assert pack._there(tmp_path, "pydantic==2.14.2", "312") is None
+    assert pack._there(tmp_path, "pydantic-core==2.50.4", "312").name == names[1]
+    assert pack._there(tmp_path, "pydantic-core==2.50.4", "311") is None
 
 
 def refused(place: Path, *words: object) -> str:
