@@ -140,6 +140,8 @@ def run_in(crew: Crew, course: Course) -> None:
     try:
         while True:
             while crew.has_room() and (handed := course.next()):
+                if course.queue.states[handed[0].key].alone:
+                    crew.dismiss()
                 crew.hand(handed)
             if not course.running:
                 return

@@ -66,6 +66,11 @@ class Crew:
         with contextlib.suppress(OSError):  # it died meanwhile, which is seen when events are read
             worker.pipe.send([to_json(recipe) for recipe in recipes])
 
+    def dismiss(self) -> None:
+        """End the workers that are idle, which hold memory of what they made."""
+        for worker in [worker for worker in self._workers if not worker.keys]:
+            self._bury(worker)
+
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self.maker), daemon=True)
@@ -95,11 +100,14 @@ class Crew:
             worker.process.join()
             yield from self._lost(worker, _how(worker.process.exitcode))
 
-    def _lost(self, worker: _Worker, reason: str) -> Iterator[Died]:
+    def _bury(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
+
+    def _lost(self, worker: _Worker, reason: str) -> Iterator[Died]:
+        self._bury(worker)
         if worker.keys:
             yield Died(tuple(worker.keys), reason)
 
@@ -113,10 +121,8 @@ class Crew:
         """End all workers, at once."""
         for worker in self._workers:
             worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
-        self._workers.clear()
+        for worker in list(self._workers):
+            self._bury(worker)
 
 
 def _how(exitcode: int | None) -> str:

@@ -118,6 +118,8 @@ class Maker:
             progress=progress,
         )
         store.put(entry, out / "result")
+        if self.device.startswith("cuda"):
+            _give_memory_back()
         return entry.result
 
 
@@ -127,6 +129,13 @@ def settle_torch(threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+
+
+def _give_memory_back() -> None:
+    """What torch keeps of a device's memory for later is of use to the other workers."""
+    import torch
+
+    torch.cuda.empty_cache()
 
 
 def _breaks_the_process(error: Exception, status: str) -> bool:

@@ -70,6 +70,8 @@ def test_a_lost_worker_costs_its_recipe_one_more_attempt_alone(tmp_path, behavio
     assert len({pid for pid, _at in tried}) == 2, "two processes, two attempts"
     second = tried[-2 if end == "done" else -1][1]
     assert all(attempts(tmp_path, other)[-1][1] < second for other in (first, *others)), "after all the others"
+    used = {pid for other in (first, *others) for pid, _at in attempts(tmp_path, other)}
+    assert tried[-1][0] not in used, "no memory of others is held"
     if end == "killed":
         assert course.queue.states[lost.key].reason == "its process was killed by SIGKILL"
 
