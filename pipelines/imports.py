@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Session
+from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import Key, Recipe, read_recipe, to_json
 from rd3.store import FolderStore, Store, write_atomically
@@ -21,7 +22,7 @@ from tracking.store import TrackedStore
 
 
 class Imported(NamedTuple):
-    """One outcome: ``new`` is False where the ledger had it already."""
+    """One outcome: ``new`` is False where the ledger had it already, and for what is ``lacking`` (the reason)."""
 
     kind: str
     key: str
@@ -29,6 +30,8 @@ class Imported(NamedTuple):
     new: bool
     files: bool = True
     """False: the result is known, its files are not to be had; whatever needs them has it made again."""
+    lacking: str = ""
+    """Why it was not taken; empty where it was."""
 
 
 def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
@@ -103,11 +106,24 @@ def open_results(path: Path) -> Iterator[FolderStore | Study]:
 def import_results(path: Path, session: Session) -> list[Imported]:
     """Every entry of a store folder, a study folder or one of its Parquet files, parents first, files checked by hash.
 
-    Doing it again changes nothing.
+    The folder may also hold the parts that a machine without network gave back (:mod:`rd3.parts`).  Doing it again
+    changes nothing.
     """
-    with open_results(path) as foreign:
-        check_place(session.place)
-        return list(_bring(foreign.names(), foreign, TrackedStore(session.place), str(path)))
+    path = Path(path).absolute()
+    if not parts.holds_parts(path):
+        with open_results(path) as foreign:
+            return _import(foreign, path, session)
+    with tempfile.TemporaryDirectory(prefix="rd3-") as scratch:
+        found = parts.unpack(path, Path(scratch))
+        names = [(*name.split(" "), reason) for name, reason in found.lacking.items()]
+        imported = _import(FolderStore(found.store), path, session) if found.entries else []
+    return imported + [Imported(kind, key, "", False, lacking=reason) for kind, key, reason in names]
+
+
+def _import(foreign: FolderStore | Study, path: Path, session: Session) -> list[Imported]:
+    """``path`` is what the user named."""
+    check_place(session.place)
+    return list(_bring(foreign.names(), foreign, TrackedStore(session.place), str(path)))
 
 
 def push_results(

@@ -15,7 +15,6 @@ import os
 import shutil
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
@@ -26,7 +25,7 @@ from pipelines import trial_log
 from pipelines.parcels import ensure_data
 from pipelines.shares import collect, deliver
 from rd3.datasets import Roots
-from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error
+from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, why
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, Store, check_files, write_atomically
 from tracking import artifacts
@@ -203,7 +202,7 @@ def attempt(job: Job, progress: Progress) -> TrialEnd:
     except _BrokenParents as error:
         end = TrialEnd(error.status, str(error), broken=error.parents)
     except Exception as error:  # whatever it is, it is this recipe's, and the others go on
-        end = TrialEnd(*_why(error))
+        end = TrialEnd(*why(error))
     if job.blocks is None:
         trial_log.append(home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
     return end
@@ -272,9 +271,9 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
         with contextlib.suppress(RD3Error):
             if not isinstance(error, Away):
                 run = run or _patiently(begin, progress, 1.0)
-                _patiently(partial(run.fail, *_why(error)), progress, 1.0)
+                _patiently(partial(run.fail, *why(error)), progress, 1.0)
             elif run is not None:  # what is away has been waited for long enough
-                run.fail(*_why(error))
+                run.fail(*why(error))
         raise
     write_atomically(job.folder / "entry.json", entry.model_dump_json())
     trial_log.append(home, "done", job.kind, job.key, attempt=number)
@@ -369,18 +368,6 @@ class _BrokenParents(RD3Error):
     def __init__(self, message: str, parents: list[tuple[str, str]]):
         super().__init__(message)
         self.parents = parents
-
-
-def _why(error: BaseException) -> tuple[str, str]:
-    """Status and reason of an error; an unexpected one names the line that raised it."""
-    if isinstance(error, RD3Error):
-        return error.status, str(error)
-    reason = f"{type(error).__name__}: {error}"
-    name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in reason:
-        return "oom", reason
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return "failed", f"{reason} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def _set_input(recipe: Recipe, store: Store) -> dict[str, Any] | None:

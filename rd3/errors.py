@@ -6,6 +6,9 @@ Everything raised on purpose derives from :class:`RD3Error`; the command line pr
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class RD3Error(Exception):
     """A mistake or a state of the world that the user can mend.
@@ -79,3 +82,15 @@ class StoreAway(Away, StoreError):
 
 class TrackingAway(Away, TrackingError):
     """The tracking server does not answer at the moment."""
+
+
+def why(error: BaseException) -> tuple[str, str]:
+    """Status and reason of an error; an unexpected one names the line that raised it."""
+    if isinstance(error, RD3Error):
+        return error.status, str(error)
+    reason = f"{type(error).__name__}: {error}"
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in reason:
+        return "oom", reason
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return "failed", f"{reason} ({Path(frame.filename).name}, line {frame.lineno})"

@@ -1,16 +1,14 @@
-"""One recipe, with no engine: ``python -m rd3.run RECIPE.json --store DIR --out DIR``.
+"""Recipes with no engine: ``python -m rd3.run RECIPES... --store DIR --out DIR``.
 
-For machines that have neither Ray nor MLflow.  Parents are read from the store and the result is put into it, so a
-chain of recipes (teacher, set, evaluation) runs one command after the other; ``rd3 import-results DIR`` brings the
-store into the ledger and MLflow later.  Trials of a grid call :func:`perform`, the same code.
+For machines that have neither Ray nor MLflow.  :func:`perform` makes one recipe: parents are read from a store, and the
+caller puts the result into it; trials of a grid call it as well.  The command makes one recipe or folders of them
+(:mod:`rd3.campaign`); ``rd3 import-results DIR`` brings its store into the ledger and MLflow later.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rd3 import __version__
 from rd3.datasets import Dataset, Roots, open_dataset
-from rd3.device import usable_device
-from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, RD3Error
+from rd3.errors import ClassOrderError, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import (
     AnyRecipe,
     EvaluationRecipe,
@@ -29,10 +26,9 @@ from rd3.recipe import (
     StatisticsRecipe,
     TeacherRecipe,
     digest,
-    from_json,
     read_recipe,
 )
-from rd3.store import Entry, FolderStore, Store, now, sha256_files, write_atomically
+from rd3.store import Entry, Store, now, sha256_files, write_atomically
 
 if TYPE_CHECKING:
     from rd3.synthetic_set import Manifest, SetOnDisk
@@ -296,63 +292,11 @@ def perform_blocks(
     _synthesize(recipe, bench, only_blocks=[block.index for block in every[first::step]])
 
 
-def _share(text: str, recipe: Recipe) -> tuple[int, int]:
-    """``2/4`` as (first block, step)."""
-    number, _slash, count = text.partition("/")
-    if not isinstance(recipe, SetRecipe) or not number.isdigit() or not count.isdigit():
-        raise BadValue(f"--share {text} of a {recipe.kind}: expected K/N, of a set.", "e.g. --share 1/4")
-    if not 1 <= int(number) <= int(count):
-        raise BadValue(f"--share {text}: there is no share {number} of {count}.", f"use 1/{count} to {count}/{count}")
-    return int(number) - 1, int(count)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; exit code 0 done, 2 a mistake that the sentence names, 3 the recipe failed."""
-    parser = argparse.ArgumentParser(prog="python -m rd3.run", description=__doc__.split("\n")[0])
-    parser.add_argument("recipe", type=Path, help="a recipe as JSON (rd3 plan GRID --recipes DIR writes them)")
-    parser.add_argument("--store", type=Path, required=True, help="folder with parents; the result is put there")
-    parser.add_argument("--out", type=Path, required=True, help="scratch folder; an interrupted run resumes from it")
-    parser.add_argument("--data", type=Path, help="folder of datasets")
-    parser.add_argument("--home", type=Path, default=Path(".rd3"), help="folder for decoded data (default .rd3)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--share", metavar="K/N", help="of a set: make only share K of N of its blocks")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    chosen = parser.parse_args(arguments)
-    try:
-        import torch
+    """The command line, and its exit codes: see :mod:`rd3.campaign.command`."""
+    from rd3.campaign import command
 
-        torch.set_num_threads(chosen.threads)
-        torch.set_flush_denormal(True)
-        if not chosen.recipe.is_file():
-            raise RD3Error(f"There is no file {chosen.recipe}.", "write recipes with `rd3 plan GRID --recipes DIR`")
-        usable_device(chosen.device)
-        recipe = from_json(chosen.recipe.read_bytes())
-        store = FolderStore(chosen.store.absolute())
-        known = store.find(recipe.kind, recipe.key)
-        if known is not None:
-            sys.stderr.write(f"{recipe.label()} {recipe.key[:12]}: already in the store\n")
-            return 0
-        out = chosen.out.absolute() / recipe.key
-
-        def show(fraction: float, note: str) -> None:
-            sys.stderr.write(f"\r{recipe.label()} {100 * fraction:5.1f} %  {note:<60.60}")
-            sys.stderr.flush()
-
-        roots = Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
-        if chosen.share:
-            perform_blocks(recipe, store, roots, out, _share(chosen.share, recipe), device=chosen.device, progress=show)
-            sys.stderr.write(f"\nshare {chosen.share} is in {out / 'result'}\n")
-            return 0
-        entry = perform(recipe, store, roots, out, device=chosen.device, progress=show)
-        store.put(entry, out / "result")
-        figures = ", ".join(
-            f"{name} {value:.4g}" for name, value in entry.result.items() if isinstance(value, int | float)
-        )
-        sys.stderr.write(f"\n{recipe.label()} {recipe.key[:12]}: {figures}\n")
-        return 0
-    except RD3Error as error:
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-        return 3 if error.status in ("diverged", "unsupported") else error.exit_code
+    return command.main(arguments)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What needs a CUDA device says so where there is none."""
+    if item.get_closest_marker("cuda") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real datasets; set ``RD3_DATA`` to run the tests that read it.  CI may not skip them."""

@@ -82,16 +82,25 @@ def said_of(cut: dict[str, tuple[float, float]]) -> str:
 
 
 def import_outcomes(
-    path: Annotated[Path, typer.Argument(help="A study, a store folder, or one Parquet file of a study.")],
+    path: Annotated[
+        Path, typer.Argument(help="A study, a store folder, a folder of results-*.zip, or one Parquet file of a study.")
+    ],
 ) -> None:
     """Bring results of others, or made without Ray and MLflow, into the ledger and MLflow."""
     from pipelines.imports import import_results
 
     imported = import_results(path, session())
-    show_table([{"kind": one.kind, "key": one.key[:12], "what": one.label, "new": one.new} for one in imported])
+    show_table(
+        [
+            {"kind": one.kind, "key": one.key[:12], "what": one.label or f"not taken: {one.lacking}", "new": one.new}
+            for one in imported
+        ]
+    )
     bare = sum(not one.files for one in imported)
     if bare:
         console.print(f"{bare} came without files, which are not in the study: a run that needs them makes them again")
+    if any(one.lacking for one in imported):
+        raise typer.Exit(3)
 
 
 def show_work(plan: Plan) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_recipes import a_set
 
 from pipelines import cli
 from pipelines.commands._show import parse_fields, show_table
@@ -22,8 +23,9 @@ from pipelines.execute import Failure, Outcome
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
+from rd3.parts import Collector
 from rd3.recipe import from_json
-from rd3.store import Entry
+from rd3.store import Entry, FolderStore, sha256_files
 from tracking.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
@@ -263,6 +265,25 @@ def test_recipes_run_elsewhere_with_what_they_are_made_from(rd3, home, tmp_path)
     assert json.loads(out)["totals"]["run"] == 0
     code, _out, err = rd3("plan", "demo", "--store", str(store))
     assert code == 2 and "--store holds what the recipes of --recipes are made from" in err
+
+
+def test_results_that_came_back_in_parts_are_imported_and_what_is_lacking_is_named(rd3, home, tmp_path):
+    store, out = FolderStore(tmp_path / "store"), tmp_path / "out"
+    for seed in range(3):
+        (tmp_path / f"{seed}").mkdir()
+        (tmp_path / f"{seed}" / "pixels").write_bytes(bytes([seed]) * 5000)
+        recipe, files = a_set(seed), sha256_files(tmp_path / f"{seed}")
+        plain = recipe.model_dump(mode="json")
+        store.put(Entry(kind="set", key=recipe.key, recipe=plain, result={}, files=files), tmp_path / f"{seed}")
+    assert Collector(store.root, out, part_bytes=9_000, shard_bytes=4_000).collect() == 3
+    code, printed, err = rd3("import-results", str(out))
+    assert code == 0, err
+    assert all(f"{a_set(seed).key[:12]}" in printed for seed in range(3))
+    (out / "results-1.zip").unlink()
+    code, printed, _err = rd3("import-results", str(out))
+    assert code == 3
+    assert "not taken: its file pixels did not come along whole" in " ".join(printed.split())
+    assert len(list((home / "artifacts" / "by-key" / "set").iterdir())) == 3
 
 
 LOOKING = [

@@ -1,7 +1,12 @@
-"""One recipe from the command line, on a machine without engines: teacher, set, evaluation, each from the store."""
+"""Recipes from the command line, on a machine without engines: one by one, or a folder of them."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,7 +62,7 @@ def do(folder: Path, kind: str) -> int:
 def test_a_chain_of_recipes_fills_a_store(chain, capsys):
     folder, recipes = chain
     assert do(folder, "evaluation") == 2
-    assert "The store has no" in capsys.readouterr().err
+    assert "is neither in the store nor among the recipes" in capsys.readouterr().err
     assert [do(folder, recipe.kind) for recipe in recipes] == [0, 0, 0]
     store = FolderStore(folder / "store")
     entry = store.find("evaluation", recipes[2].key)
@@ -83,3 +88,99 @@ def test_a_missing_file_and_a_broken_one_are_said(chain, capsys):
     (folder / "broken.json").write_text('{"kind": "set"}')
     assert do(folder, "broken") == 2
     assert "Not a recipe: set.method: Field required" in capsys.readouterr().err
+
+
+def campaign(folder: Path, *words: str) -> list[str]:
+    """The command for all recipes of a folder, with the scratch and the store in it."""
+    places = ["--store", str(folder / "store"), "--out", str(folder / "out"), "--home", str(folder / "home")]
+    return [str(folder / "recipes"), *places, *words]
+
+
+def folder_of(recipes, folder: Path) -> Path:
+    """Children have the first names, so that only the graph can bring them into order."""
+    (folder / "recipes").mkdir()
+    for number, recipe in enumerate(reversed(recipes)):
+        (folder / "recipes" / f"{number}.json").write_text(to_json(recipe))
+    return folder
+
+
+def test_a_folder_is_made_in_the_order_of_the_graph_and_only_once(chain, tmp_path, capsys):
+    first, recipes = chain
+    folder = folder_of(recipes, tmp_path)
+    (folder / "recipes" / "9.json").write_text(to_json(recipes[0]))  # twice
+    assert run.main(campaign(folder)) == 0
+    said = capsys.readouterr().err
+    assert "3/3 done" in said
+    for recipe in recipes:
+        one = FolderStore(first / "store").find(recipe.kind, recipe.key)
+        many = FolderStore(folder / "store").find(recipe.kind, recipe.key)
+        assert one.content == many.content
+        assert one.result.get("correct") == many.result.get("correct")
+    assert run.main(campaign(folder)) == 0
+    assert capsys.readouterr().err == "already in the store\n"
+
+
+def test_failures_are_one_line_each_and_the_others_go_on(chain, tmp_path, capsys):
+    _folder, recipes = chain
+    foreign = recipes[1].model_copy(update={"data": recipes[1].data.model_copy(update={"fingerprint": "0" * 32})})
+    child = recipes[2].model_copy(update={"set": foreign.key, "teachers": (), "student_seed": 5})
+    folder = folder_of([foreign, child, recipes[1]], tmp_path)
+    assert run.main(campaign(folder)) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("the recipe was written for 000000000000" in line for line in lines) == 2, "the failure, and its child"
+    assert any(line.split() == ["set", "0", "1", "1", "0", "0", "0"] for line in lines)
+    assert any(line.split() == ["evaluation", "0", "0", "0", "1", "0", "0"] for line in lines)
+    assert "Traceback" in (folder / "out" / foreign.key / "failure.txt").read_text()
+
+
+def test_too_little_time_is_said_and_makes_nothing(chain, tmp_path, capsys):
+    _first, recipes = chain
+    folder = folder_of(recipes, tmp_path)
+    assert run.main(campaign(folder, "--minutes", "0.0001")) == 2
+    assert "--minutes 0.0001 is too short for anything: set random digits ipc1 takes about" in capsys.readouterr().err
+    assert not (folder / "store").exists()
+
+
+@pytest.mark.parametrize("words", [("--minutes", "0"), ("--minutes", "soon"), ("--workers", "-1")])
+def test_numbers_that_are_none_are_refused(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as left:
+        run.main(campaign(tmp_path, *words))
+    assert left.value.code == 2
+    assert f"'{words[1]}' is no number of" in capsys.readouterr().err
+
+
+def test_a_folder_without_recipes_and_one_that_is_broken_are_named(chain, tmp_path, capsys):
+    (tmp_path / "recipes").mkdir()
+    assert run.main(campaign(tmp_path)) == 2
+    assert f"There is no recipe in {tmp_path / 'recipes'}." in capsys.readouterr().err
+    (tmp_path / "recipes" / "a.json").write_text("{}")
+    assert run.main(campaign(tmp_path)) == 2
+    assert f"{tmp_path / 'recipes' / 'a.json'}: Not a recipe" in capsys.readouterr().err
+
+
+def test_shares_are_of_one_set(chain, tmp_path, capsys):
+    _first, recipes = chain
+    folder = folder_of(recipes, tmp_path)
+    assert run.main(campaign(folder, "--share", "1/2")) == 2
+    assert "--share 1/2 of 3 recipes: expected K/N, of a set." in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_path):
+    _first, recipes = chain
+    training = recipes[0].training.model_copy(update={"epochs": 3})
+    teacher = recipes[0].model_copy(update={"training": training})
+    folder = folder_of([teacher], tmp_path)
+    command = [sys.executable, "-m", "rd3.run", *campaign(folder, "--workers", "2")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    checkpoint = folder / "out" / teacher.key / "result" / "checkpoint.safetensors"
+    while not checkpoint.exists():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGINT)
+    _out, said = first.communicate()
+    assert first.returncode == 130, said
+    assert "unfinished; the same command goes on" in said
+    assert run.main(campaign(folder)) == 0
+    curve = FolderStore(folder / "store").find("teacher", teacher.key).result
+    assert curve["epochs"] == 3

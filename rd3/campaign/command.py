@@ -1,0 +1,231 @@
+"""``python -m rd3.run``: recipes from the command line.
+
+Exit codes: 0 all is done; 2 a mistake that the sentence names; 3 some recipes failed or are blocked; 4 the time was up
+before all was done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from rd3.campaign.course import Course, run_here, run_in
+from rd3.campaign.crew import Crew
+from rd3.campaign.estimates import Estimates
+from rd3.campaign.maker import Maker, settle_torch
+from rd3.campaign.queue import Queue
+from rd3.campaign.view import View, column_counts, named
+from rd3.cost import CPU_THREAD, GPU
+from rd3.datasets import Roots, dataset_info
+from rd3.device import usable_device
+from rd3.errors import BadValue, RD3Error
+from rd3.recipe import AnyRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
+from rd3.set_recipes import largest_sets
+from rd3.store import FolderStore
+
+INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit codes are those above."""
+    begun = time.monotonic()
+    chosen = _parser().parse_args(arguments)
+    try:
+        recipes = read_recipes(chosen.recipes)
+        usable_device(chosen.device)
+        if chosen.share:
+            return _make_share(recipes, chosen)
+        return _campaign(recipes, chosen, begun)
+    except RD3Error as error:
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        return 3 if error.status in ("diverged", "unsupported") else error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rd3.run",
+        description="Make recipes on this machine, parents first; called again, it goes on.",
+        epilog=__doc__.split("\n\n")[1].replace("\n", " "),
+    )
+    parser.add_argument(
+        "recipes",
+        type=Path,
+        nargs="+",
+        help="recipes as JSON, or folders of them, the most valuable first (rd3 plan GRID --recipes DIR writes them)",
+    )
+    parser.add_argument("--store", type=Path, required=True, help="folder with parents; results are put there")
+    parser.add_argument("--out", type=Path, required=True, help="scratch folder; an interrupted run resumes from it")
+    parser.add_argument("--data", type=Path, help="folder of datasets")
+    parser.add_argument("--home", type=Path, default=Path(".rd3"), help="folder for decoded data (default .rd3)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; workers share it")
+    parser.add_argument("--workers", type=_count, default=1, help="processes; 0 or 1: all in this one (default)")
+    parser.add_argument("--minutes", type=_minutes, help="stop in this time, and start nothing that takes longer")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
+    parser.add_argument("--share", metavar="K/N", help="of one set: make only share K of N of its blocks")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return minutes
+
+
+def read_recipes(places: Sequence[Path]) -> list[AnyRecipe]:
+    """Recipes of files, and of folders by file name, in this order, each once; raises :class:`RD3Error`."""
+    found: dict[Key, AnyRecipe] = {}
+    for place in places:
+        paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        if not paths or not paths[0].is_file():
+            what = f"There is no recipe in {place}." if place.is_dir() else f"There is no file {place}."
+            raise RD3Error(what, "write recipes with `rd3 plan GRID --recipes DIR`")
+        for path in paths:
+            try:
+                recipe = from_json(path.read_bytes())
+            except BadValue as error:
+                raise BadValue(f"{path}: {error.message}", error.fix) from None
+            found.setdefault(recipe.key, recipe)
+    return list(found.values())
+
+
+def _roots(chosen: argparse.Namespace) -> Roots:
+    return Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
+
+
+def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace, begun: float) -> int:
+    workers = max(1, chosen.workers)
+    course, maker = prepared(recipes, chosen, View(sys.stderr, workers), begun)
+    queue, view = course.queue, course.view
+    if not queue.is_open() and not queue.named(("blocked",)):
+        view.line("already in the store" if len(recipes) > 1 else f"{named(recipes[0])}: already in the store")
+        return 0
+    interrupts = _Interrupts(course, raises=workers == 1)
+    with interrupts:
+        try:
+            run_here(course, maker) if workers == 1 else run_in(Crew(workers, maker), course)
+        except KeyboardInterrupt:
+            course.leave()
+    if course.seconds is not None:
+        course.check_anything_fits()
+    view.summary(queue)
+    return exit_code(course)
+
+
+def prepared(
+    recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: View, begun: float
+) -> tuple[Course, Maker]:
+    """What a campaign needs, before anything runs."""
+    store, roots = FolderStore(chosen.store.absolute()), _roots(chosen)
+    larger = _larger_sets(recipes, roots)
+    order = {recipe.key: place for place, recipe in enumerate(recipes)}
+    earlier = {small: large for small, large in larger.items() if order[large] < order[small]}
+    queue = Queue(recipes, lambda kind, key: store.find(kind, key) is not None, earlier)
+
+    def parent(kind: str, key: Key) -> Recipe | None:
+        entry = store.find(kind, key)
+        return read_recipe(entry.recipe) if entry is not None else None
+
+    rates = CPU_THREAD if chosen.device == "cpu" else GPU
+    estimates = Estimates(queue.recipes, parent, lambda name: dataset_info(name, roots), rates)
+    maker = Maker(
+        store=store.root,
+        roots=roots,
+        out=chosen.out.absolute(),
+        device=chosen.device,
+        threads=chosen.threads,
+        shared_machine=True if view.workers > 1 else None,
+        larger=larger,
+    )
+    return Course(queue, estimates, view, 60 * chosen.minutes if chosen.minutes else None, begun=begun), maker
+
+
+def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:
+    try:
+        return largest_sets(list(recipes), lambda name: dataset_info(name, roots))
+    except RD3Error:  # an unknown dataset or method, of which the recipe itself will tell
+        return {}
+
+
+def exit_code(course: Course) -> int:
+    """What the process says of a campaign that ended."""
+    if course.interrupted:
+        return INTERRUPTED
+    counts, names = column_counts(course.queue), set(course.queue.recipes)
+    if counts["failed"] or counts["blocked"]:
+        # The only recipe that was asked for, and what stands in its way can be mended: a mistake.
+        return 2 if len(names) == 1 and (counts["blocked"] or names == course.mistakes) else 3
+    return 4 if counts["unfinished"] or counts["not started"] else 0
+
+
+class _Interrupts:
+    """Inside ``with``, Ctrl-C or SIGTERM ends a campaign in good order; the second one leaves at once."""
+
+    def __init__(self, course: Course, raises: bool):
+        self.course, self.raises = course, raises
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.course.interrupted:
+            os._exit(INTERRUPTED)
+        self.course.interrupted = True
+        if self.raises:
+            raise KeyboardInterrupt
+
+
+def _make_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int:
+    from rd3.run import perform_blocks
+
+    recipe = recipes[0]
+    blocks = _share(chosen.share, recipe, len(recipes))
+    store, out, view = FolderStore(chosen.store.absolute()), chosen.out.absolute() / recipe.key, View(sys.stderr, 1)
+    if store.find(recipe.kind, recipe.key) is not None:
+        view.line(f"{named(recipe)}: already in the store")
+        return 0
+    settle_torch(chosen.threads)
+    perform_blocks(
+        recipe,
+        store,
+        _roots(chosen),
+        out,
+        blocks,
+        device=chosen.device,
+        progress=lambda fraction, note: view.moved(recipe, fraction, note, f"share {chosen.share}"),
+    )
+    view.line(f"share {chosen.share} is in {out / 'result'}")
+    return 0
+
+
+def _share(text: str, recipe: Recipe, count: int) -> tuple[int, int]:
+    """``2/4`` as (first block, step)."""
+    number, _slash, shares = text.partition("/")
+    if count > 1 or not isinstance(recipe, SetRecipe) or not number.isdigit() or not shares.isdigit():
+        what = f"{count} recipes" if count > 1 else f"a {recipe.kind}"
+        raise BadValue(f"--share {text} of {what}: expected K/N, of a set.", "e.g. --share 1/4")
+    if not 1 <= int(number) <= int(shares):
+        raise BadValue(
+            f"--share {text}: there is no share {number} of {shares}.", f"use 1/{shares} to {shares}/{shares}"
+        )
+    return int(number) - 1, int(shares)

@@ -1,0 +1,118 @@
+"""How long recipes take: the estimate of :mod:`rd3.cost`, corrected by what has run here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+
+from rd3.cost import Rates, work
+from rd3.datasets import DatasetInfo
+from rd3.errors import RD3Error
+from rd3.methods import METHODS
+from rd3.recipe import Key, Recipe, SetRecipe, TeacherRecipe
+
+SLACK = 4.0
+"""By how much an estimate may be too long while nothing of its kind has run here."""
+WORST_SHARE = 0.05
+"""Progress below this says nothing of the time that is left."""
+
+
+class Estimates:
+    """Seconds of each recipe, one at a time on one worker."""
+
+    def __init__(
+        self,
+        recipes: Mapping[Key, Recipe],
+        parent: Callable[[str, Key], Recipe | None],
+        info_of: Callable[[str], DatasetInfo],
+        rates: Rates,
+    ):
+        """``parent(kind, key)`` finds what recipes are made from and is not among them."""
+        self.recipes, self.rates = recipes, rates
+        self._parent, self._info_of = parent, cache(info_of)
+        self._planned: dict[Key, float] = {}
+        self._pieces: dict[Key, int] = {}
+        self._learnt: dict[str, tuple[float, float]] = {}
+
+    def planned(self, key: Key) -> float:
+        """As :mod:`rd3.cost` has it; the least there is where that cannot tell, and the recipe itself will say why."""
+        if key not in self._planned:
+            try:
+                self._planned[key] = self._from_cost(self.recipes[key])
+            except (RD3Error, LookupError):
+                self._planned[key] = self.rates.start_s
+        return self._planned[key]
+
+    def _from_cost(self, recipe: Recipe) -> float:
+        info = self._info_of(recipe.data.name)
+        made = self._find("set", recipe.set) if recipe.kind == "evaluation" else None
+        size = made.ipc * info.num_classes if made is not None else 0
+        return self.rates.seconds(work(recipe, info, lambda key: self._find("teacher", key).network, size))
+
+    def _find(self, kind: str, key: Key) -> Recipe:
+        found = self.recipes.get(key) or self._parent(kind, key)
+        if found is None:
+            raise LookupError(key)
+        return found
+
+    def learn(self, key: Key, spent_s: float) -> None:
+        """A recipe was made in so many seconds."""
+        kind = self.recipes[key].kind
+        planned, spent = self._learnt.get(kind, (0.0, 0.0))
+        self._learnt[kind] = planned + self.planned(key), spent + spent_s
+
+    def _factor(self, kind: str) -> float:
+        """Real over planned: of this kind, else of all that was made, else 1."""
+        known = [self._learnt[kind]] if kind in self._learnt else list(self._learnt.values())
+        planned = sum(one for one, _spent in known)
+        return sum(spent for _planned, spent in known) / planned if planned else 1.0
+
+    def seconds(self, key: Key) -> float:
+        """The best guess for the whole recipe."""
+        return self.planned(key) * self._factor(self.recipes[key].kind)
+
+    def shortest(self, key: Key) -> float:
+        """What it will hardly be faster than: a guess has room until something of its kind has run."""
+        known = self.recipes[key].kind in self._learnt
+        return self.seconds(key) / (1.0 if known else SLACK)
+
+    def pieces(self, key: Key) -> int:
+        """In how many pieces a recipe is made that are kept when it is stopped: a teacher's epochs, a set's blocks."""
+        if key not in self._pieces:
+            self._pieces[key] = self._count_pieces(self.recipes[key])
+        return self._pieces[key]
+
+    def _count_pieces(self, recipe: Recipe) -> int:
+        if isinstance(recipe, TeacherRecipe) and recipe.training is not None:
+            return recipe.training.epochs
+        if isinstance(recipe, SetRecipe) and recipe.content is None:
+            try:
+                return len(METHODS.get(recipe.method)().blocks(recipe, self._info_of(recipe.data.name)))
+            except RD3Error:
+                return 1
+        return 1
+
+    def choose(self, ready: Iterable[Recipe], left_s: float) -> Recipe | None:
+        """The first that is likely to be finished in ``left_s``, else the first of which a piece is; else None."""
+        later = None
+        for recipe in ready:
+            if self.shortest(recipe.key) <= left_s:
+                return recipe
+            if later is None and self.shortest(recipe.key) / self.pieces(recipe.key) <= left_s:
+                later = recipe
+        return later
+
+    def left_s(self, waiting: Iterable[Key], running: Mapping[Key, tuple[float, float]], workers: int) -> float:
+        """Seconds until everything is made; ``running``: key to (seconds so far, done fraction).
+
+        Never less than the longest of those under way needs by itself.
+        """
+        own = [self._rest(key, *how) for key, how in running.items()]
+        own_and_waiting = own + [self.seconds(key) for key in waiting]
+        return max(max(own_and_waiting, default=0.0), math.fsum(own_and_waiting) / max(1, workers))
+
+    def _rest(self, key: Key, spent_s: float, fraction: float) -> float:
+        if fraction >= WORST_SHARE:
+            return spent_s * (1 - fraction) / fraction
+        return max(self.seconds(key) - spent_s, 0.0)

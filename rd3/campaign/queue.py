@@ -1,0 +1,119 @@
+"""Which recipe is next: a list of recipes while it is being worked off.  Pure bookkeeping.
+
+A recipe is ``there`` (in the store before), ``waiting`` for its parents or its turn, ``running``, to be tried
+``again``, or it ended: ``done``, ``failed`` (or another status of :mod:`rd3.store`), ``blocked``, ``unfinished``.
+Ready ones go out in the given order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rd3.recipe import Key, Recipe
+
+OPEN = ("waiting", "again", "running")
+
+
+@dataclass
+class State:
+    """How it stands with one recipe."""
+
+    name: str = "waiting"
+    reason: str = ""
+    alone: bool = False
+    """Tried for the second time, with nothing beside it."""
+    waits_for: set[Key] = field(default_factory=set)
+
+
+class Queue:
+    """Hands out recipes whose parents are done, and blocks those that can no longer be made."""
+
+    def __init__(
+        self,
+        recipes: Iterable[Recipe],
+        there: Callable[[str, Key], bool],
+        after: Mapping[Key, Key] | None = None,
+    ):
+        """``there(kind, key)``: whether the store has it.  ``after``: recipes that wait until another one has ended,
+        however it does (small sets that are taken out of a larger one).
+        """
+        self.recipes = {recipe.key: recipe for recipe in recipes}
+        self.states = {key: State("there" if there(one.kind, key) else "waiting") for key, one in self.recipes.items()}
+        self._children: dict[Key, list[Key]] = {}
+        for key, recipe in self.recipes.items():
+            if self.states[key].name == "waiting":
+                self._await(recipe, there, (after or {}).get(key))
+
+    def _await(self, recipe: Recipe, there: Callable[[str, Key], bool], after: Key | None) -> None:
+        state = self.states[recipe.key]
+        for kind, parent in recipe.parents():
+            if parent in self.recipes:
+                self._children.setdefault(parent, []).append(recipe.key)
+                if self.states[parent].name == "blocked":
+                    self.end(recipe.key, "blocked", self.states[parent].reason)
+                elif self.states[parent].name != "there":
+                    state.waits_for.add(parent)
+            elif not there(kind, parent):
+                self.end(
+                    recipe.key, "blocked", f"its {kind} {parent[:12]} is neither in the store nor among the recipes"
+                )
+        if after in self.recipes and self.states[after].name in OPEN:
+            state.waits_for.add(after)
+
+    def ready(self) -> Iterator[Recipe]:
+        """What could be started now, most valuable first; what is tried again waits until nothing else can."""
+        if any(self.states[key].alone for key in self.running):
+            return
+        yield from self._startable("waiting")
+        if not self.running:
+            yield from self._startable("again")
+
+    def _startable(self, name: str) -> Iterator[Recipe]:
+        for key, state in self.states.items():
+            if state.name == name and not state.waits_for:
+                yield self.recipes[key]
+
+    @property
+    def running(self) -> list[Key]:
+        """Keys of what is being made."""
+        return [key for key, state in self.states.items() if state.name == "running"]
+
+    def is_open(self) -> bool:
+        """Whether anything is running or may still be started."""
+        return any(state.name in OPEN for state in self.states.values())
+
+    def start(self, recipes: Sequence[Recipe]) -> None:
+        """These are handed out."""
+        for recipe in recipes:
+            state = self.states[recipe.key]
+            state.name, state.alone = "running", state.name == "again"
+
+    def again(self, key: Key, reason: str) -> None:
+        """To be tried once more, alone; ``reason`` says what went wrong."""
+        self.states[key] = State("again", reason)
+
+    def end(self, key: Key, name: str, reason: str = "") -> None:
+        """A recipe ended; its children may become ready, or blocked."""
+        self.states[key].name, self.states[key].reason = name, reason
+        if name == "unfinished":
+            return
+        for state in self.states.values():
+            state.waits_for.discard(key)
+        if name != "done":
+            cause = reason if name == "blocked" else f"its {self.recipes[key].label()} ({key[:12]}) {name}: {reason}"
+            for child in self._children.get(key, ()):
+                if self.states[child].name == "waiting":
+                    self.end(child, "blocked", cause)
+
+    def named(self, names: Collection[str]) -> list[Key]:
+        """Keys of the recipes in these states, in order."""
+        return [key for key, state in self.states.items() if state.name in names]
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """By kind, how many are in each state."""
+        table: dict[str, Counter[str]] = {}
+        for key, recipe in self.recipes.items():
+            table.setdefault(recipe.kind, Counter())[self.states[key].name] += 1
+        return table

@@ -1,0 +1,105 @@
+"""What a person sees of a campaign: a line that redraws itself on a terminal, calm lines in a log, a table at last."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TextIO
+
+from rd3.campaign.maker import Ended
+from rd3.campaign.queue import Queue
+from rd3.recipe import Recipe
+
+SILENCE_S = 30.0
+"""Longest time that a log says nothing while something moves."""
+REDRAW_S = 0.5
+WIDTH = 118
+COLUMNS = ("there", "done", "failed", "blocked", "unfinished", "not started")
+_COLUMN_OF = {name: name for name in COLUMNS} | {"waiting": "not started", "again": "not started"}
+
+
+def span(seconds: float) -> str:
+    """``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def named(recipe: Recipe) -> str:
+    return f"{recipe.label()} {recipe.key[:8]}"
+
+
+class View:
+    """Writes to ``out``; ``workers`` is how many recipes are made at a time."""
+
+    def __init__(self, out: TextIO, workers: int, clock: Callable[[], float] = time.monotonic):
+        self.out, self.workers, self._clock = out, workers, clock
+        self._live = out.isatty()
+        self._said = self._drawn = clock()
+        self._latest = ""
+
+    def line(self, text: str) -> None:
+        """One line that stays."""
+        self._said = self._clock()
+        self.out.write(f"\r{text:<{WIDTH}}\n" if self._live else f"{text}\n")
+        self.out.flush()
+
+    def said(self, recipe: Recipe, text: str) -> None:
+        self.line(f"{named(recipe)}: {text}")
+
+    def moved(self, recipe: Recipe, fraction: float, note: str, where: str) -> None:
+        self._latest = f"{named(recipe)} {100 * fraction:.0f} %, {note}"
+        self.draw(lambda: where)
+
+    def draw(self, where: Callable[[], str]) -> None:
+        """The moving line, where its time has come."""
+        if self._live and self._clock() - self._drawn >= REDRAW_S:
+            self._drawn = self._clock()
+            self.out.write("\r" + f"{where()} | {self._latest}"[:WIDTH].ljust(WIDTH))
+            self.out.flush()
+        elif not self._live and self._latest and self._clock() - self._said >= SILENCE_S:
+            self.line(f"{self._latest} | {where()}")
+
+    def ended(self, recipe: Recipe, event: Ended, where: str) -> None:
+        if event.status == "done":
+            points = event.figures.get("top1_pct")
+            top1 = f", top-1 {points:.2f} %" if points is not None else ""
+            what = f"done in {span(event.spent_s)}{top1}"
+        elif event.status == "unfinished":
+            what = "unfinished; the same command goes on"
+        else:
+            what = f"{event.status}: {event.reason}"
+        self.line(f"{named(recipe)}: {what} | {where}")
+
+    def where(self, queue: Queue, left_s: float) -> str:
+        """How far a queue is."""
+        counts = column_counts(queue)
+        there = counts["there"] + counts["done"]
+        bad = ", ".join(f"{counts[name]} {name}" for name in ("failed", "blocked") if counts[name])
+        left = f", about {span(left_s)} left" if left_s else ""
+        return f"{there}/{len(queue.recipes)} done{', ' + bad if bad else ''}{left}"
+
+    def summary(self, queue: Queue) -> None:
+        """A row a kind where there are several recipes, and what is blocked, by its reason."""
+        if len(queue.recipes) > 1:
+            self.line(f"{'':<12}" + "".join(f"{name:>13}" for name in COLUMNS))
+        for kind, states in queue.counts().items() if len(queue.recipes) > 1 else ():
+            row = dict.fromkeys(COLUMNS, 0)
+            for name, count in states.items():
+                row[_COLUMN_OF.get(name, "failed")] += count
+            self.line(f"{kind:<12}" + "".join(f"{row[name]:>13}" for name in COLUMNS))
+        reasons = Counter(queue.states[key].reason for key in queue.named(("blocked",)))
+        for reason, count in reasons.items():
+            self.line(f"blocked ({count}): {reason}")
+
+
+def column_counts(queue: Queue) -> dict[str, int]:
+    """How many recipes of a queue stand in each column of the table."""
+    found = dict.fromkeys((*COLUMNS, "running"), 0)
+    for state in queue.states.values():
+        found[state.name if state.name == "running" else _COLUMN_OF.get(state.name, "failed")] += 1
+    return found

@@ -1,0 +1,146 @@
+"""A store into parts, again and again while it grows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from rd3.parts._format import INDEX, MARGIN, NOTES, PART_BYTES, PARTS, SHARD_BYTES, Member, safe
+from rd3.recipe import KINDS
+from rd3.store import Entry
+
+
+class Piece(NamedTuple):
+    member: Member
+    source: Path | bytes
+    """The file that it is of, or what it is."""
+    offset: int = 0
+
+    def content(self) -> bytes:
+        return self.source if isinstance(self.source, bytes) else _read(self.source, self.offset, self.member.size)
+
+
+@dataclass
+class Collector:
+    """Keeps parts in ``target`` of what a store has beyond what it had at first."""
+
+    store: Path
+    target: Path
+    notes: Path | None = None
+    """Folder of files that come along; the small ones, and in the state of the last collection."""
+    parts: int = PARTS
+    part_bytes: int = PART_BYTES
+    shard_bytes: int = SHARD_BYTES
+    known: set[Path] = field(default_factory=set)
+    """Entries that are not collected: they were there before."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """``kind key`` to the reason, for what did not fit."""
+
+    def __post_init__(self) -> None:
+        self._closed = 0
+        self._open: list[Piece] = []
+        self._noted: list[tuple[str, int]] = []
+
+    def _entries(self) -> list[Path]:
+        """In the order in which they were made."""
+        paths = [path for kind in KINDS for path in (self.store / "by-key" / kind).glob("*.json")]
+        return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+    def collect(self) -> int:
+        """Bring the parts up to date; how many entries are new in them."""
+        fresh = [path for path in self._entries() if path not in self.known]
+        added = sum(self._add(path) for path in fresh)
+        noted = [(path.name, path.stat().st_mtime_ns) for path in self._notes()]
+        if added or noted != self._noted:
+            self._noted = noted
+            self._write_open()
+        return added
+
+    def _notes(self) -> list[Path]:
+        paths = sorted(self.notes.rglob("*")) if self.notes is not None else []
+        return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+    def _add(self, path: Path) -> bool:
+        self.known.add(path)
+        kind, key = path.parent.name, path.stem
+        pieces = list(self._pieces(path))
+        pieces.append(self._piece(path))
+        if not self._fits(pieces):
+            size = sum(piece.member.size for piece in pieces)
+            self.left_out[f"{kind} {key}"] = f"{size / 1e6:.1f} MB do not fit into {self.parts} files"
+            return False
+        for piece in pieces:
+            self._place(piece)
+        return True
+
+    def _pieces(self, path: Path) -> Iterator[Piece]:
+        entry = Entry.model_validate_json(path.read_bytes())
+        folder = self.store / "artifacts" / entry.kind / entry.key
+        for name in entry.files:
+            source = folder / name
+            size, of = source.stat().st_size, max(1, -(-source.stat().st_size // self.shard_bytes))
+            for shard in range(1, of + 1):
+                offset = (shard - 1) * self.shard_bytes
+                yield self._piece(source, offset, min(size - offset, self.shard_bytes), shard, of)
+
+    def _piece(self, source: Path, offset: int = 0, size: int | None = None, shard: int = 1, of: int = 1) -> Piece:
+        size = source.stat().st_size if size is None else size
+        path = source.relative_to(self.store).as_posix()
+        sha256 = hashlib.sha256(_read(source, offset, size)).hexdigest()
+        return Piece(Member(path=path, sha256=sha256, size=size, shard=shard, of=of), source, offset)
+
+    def _fits(self, pieces: Sequence[Piece]) -> bool:
+        """Whether all of an entry finds room: a trial run of :meth:`_place`."""
+        closed, used = self._closed, _weight(self._open)
+        for piece in pieces:
+            if used + _weight([piece]) > self.part_bytes - MARGIN:
+                closed, used = closed + 1, 0
+            used += _weight([piece])
+        return closed < self.parts
+
+    def _place(self, piece: Piece) -> None:
+        if self._open and _weight([*self._open, piece]) > self.part_bytes - MARGIN:
+            self._write(self._open)
+            self._closed, self._open = self._closed + 1, []
+        self._open.append(piece)
+
+    def _write_open(self) -> None:
+        """The part that is not full yet, with the notes that fit into it."""
+        pieces = list(self._open)
+        for source in self._notes():
+            name = f"{NOTES}/{source.relative_to(self.notes).as_posix()}"
+            content = source.read_bytes()
+            member = Member(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+            piece = Piece(member, content)  # it may be written to meanwhile
+            if safe(name) and _weight([*pieces, piece]) <= self.part_bytes - MARGIN:
+                pieces.append(piece)
+        if pieces:
+            self._write(pieces)
+
+    def _write(self, pieces: Sequence[Piece]) -> None:
+        path = self.target / f"results-{self._closed + 1}.zip"
+        self.target.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}")
+        with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as opened:
+            index = {"format": 1, "members": [piece.member.model_dump() for piece in pieces]}
+            opened.writestr(INDEX, json.dumps(index))
+            for piece in pieces:
+                opened.writestr(piece.member.name, piece.content())
+        os.replace(scratch, path)
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def _weight(pieces: Sequence[Piece]) -> int:
+    """Bytes that pieces take in a part, at most: themselves, and their names in index and directory."""
+    return sum(piece.member.size + MARGIN for piece in pieces)

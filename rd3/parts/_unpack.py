@@ -1,0 +1,144 @@
+"""Parts into a store: what came from elsewhere is checked before it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.parts._format import INDEX, PATTERN, Member, belongs, safe
+from rd3.store import Entry, FolderStore, sha256_file, write_atomically
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What came out of the parts in a folder."""
+
+    store: Path
+    entries: int
+    lacking: dict[str, str]
+    """``kind key`` of entries that were not taken, with the reason: a part of them did not come along."""
+
+
+def holds_parts(folder: Path) -> bool:
+    """Whether a folder has parts."""
+    return any(Path(folder).glob(PATTERN))
+
+
+def unpack(folder: Path, store: Path) -> Unpacked:
+    """Put the parts in ``folder`` together as a store in the folder ``store``.
+
+    Every member and every file is checked by its hash.  An entry whose files are not all there is left out and named.
+    Raises :class:`DataMissing` without parts, and :class:`DataCorrupt` for a part that is not what it says.
+    """
+    folder, store = Path(folder), Path(store)
+    paths = sorted(folder.glob(PATTERN))
+    if not paths:
+        raise DataMissing(f"{folder} holds no parts: there is no {PATTERN}.", "give the folder that came back")
+    scratch = store / ".shards"
+    shards: dict[str, dict[int, Path]] = {}
+    entries: dict[str, bytes] = {}
+    try:
+        for path in paths:
+            for member, content in _members(path):
+                if member.path.startswith("by-key/"):
+                    entries[member.path] = content
+                elif member.of == 1:
+                    write_atomically(store / member.path, content)
+                else:
+                    kept = scratch / f"{hashlib.sha256(member.path.encode()).hexdigest()}.{member.shard}"
+                    write_atomically(kept, content)
+                    shards.setdefault(member.path, dict.fromkeys(range(1, member.of + 1)))[member.shard] = kept
+        for name, found in shards.items():
+            if all(found.values()):
+                _join(store / name, [found[shard] for shard in sorted(found)])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    lacking = {}
+    for name, content in sorted(entries.items()):
+        reason = _take_entry(store, name, content)
+        if reason:
+            lacking[" ".join(name.removesuffix(".json").split("/")[1:])] = reason
+    return Unpacked(store, len(entries) - len(lacking), lacking)
+
+
+def _join(path: Path, shards: Sequence[Path]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as joined:
+        for shard in shards:
+            with open(shard, "rb") as stream:
+                shutil.copyfileobj(stream, joined)
+
+
+def _take_entry(store: Path, name: str, content: bytes) -> str:
+    """Put an entry beside its files, last; or the reason why not."""
+    try:
+        entry = Entry.model_validate_json(content)
+    except ValidationError:
+        raise DataCorrupt(f"{name} is no entry of a store.", "collect the results again") from None
+    if name != f"by-key/{entry.kind}/{entry.key}.json":
+        raise DataCorrupt(f"{name} holds the entry {entry.kind} {entry.key[:12]}.", "collect the results again")
+    folder = store / "artifacts" / entry.kind / entry.key
+    for file, expected in entry.files.items():
+        if not safe(file):
+            raise DataCorrupt(f"{name} names a file {file!r}.", "collect the results again")
+        if not (folder / file).is_file():
+            return f"its file {file} did not come along whole"
+        if sha256_file(folder / file) != expected:
+            raise DataCorrupt(f"{name}: file {file} has another sha256 than the entry says.", "collect again")
+    FolderStore(store).put(entry, folder)
+    return ""
+
+
+def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
+    """Members of a part with their content, each checked; raises :class:`DataCorrupt`."""
+
+    def corrupt(what: str) -> DataCorrupt:
+        return DataCorrupt(f"{path}: {what}.", "bring the file again from where it was collected")
+
+    try:
+        with zipfile.ZipFile(path) as opened:
+            infos = {info.filename: info for info in opened.infolist()}
+            index = _index(opened, infos, corrupt)
+            if set(infos) != {INDEX, *(member.name for member in index)} or len(infos) != len(opened.infolist()):
+                raise corrupt(f"its members are not those of {INDEX}")
+            for member in index:
+                content = _content(opened, infos[member.name], member.size, corrupt)
+                if hashlib.sha256(content).hexdigest() != member.sha256:
+                    raise corrupt(f"{member.name} has another sha256 than {INDEX} says")
+                yield member, content
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise corrupt(f"it cannot be read to its end ({error})") from None
+
+
+def _index(
+    opened: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], corrupt: Callable[[str], DataCorrupt]
+) -> list[Member]:
+    if INDEX not in infos:
+        raise corrupt(f"it has no {INDEX}")
+    try:
+        plain: Any = json.loads(_content(opened, infos[INDEX], infos[INDEX].file_size, corrupt))
+        if plain["format"] != 1:
+            raise BadValue(f"{opened.filename} has format {plain['format']}, this version reads 1.", "update RD3")
+        members = [Member.model_validate(member) for member in plain["members"]]
+    except (ValueError, KeyError, TypeError):
+        raise corrupt(f"{INDEX} is not readable") from None
+    for member in members:
+        if not belongs(member.path) or member.shard > member.of:
+            raise corrupt(f"it has a member {member.name!r}, which is no place in a store")
+    return members
+
+
+def _content(opened: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, corrupt: Callable[[str], DataCorrupt]) -> bytes:
+    """A member's bytes; one that is compressed, or longer than it says, is refused before it is read."""
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != size or info.compress_size != size:
+        raise corrupt(f"{info.filename} is not stored as it is")
+    return opened.read(info)

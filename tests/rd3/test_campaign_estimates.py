@@ -1,0 +1,91 @@
+"""Whether there is time for a recipe."""
+
+from __future__ import annotations
+
+import pytest
+from small_recipes import COMMON, PLAIN, a_set, teacher
+
+from rd3.campaign.estimates import SLACK, Estimates
+from rd3.cost import CPU_THREAD, work
+from rd3.datasets import Roots, dataset_info
+from rd3.protocol import resolve_protocol
+from rd3.recipe import EvaluationRecipe, from_json, to_json
+
+
+def estimates(recipes, tmp_path, parents=()):
+    known = {recipe.key: recipe for recipe in parents}
+    return Estimates(
+        {recipe.key: recipe for recipe in recipes},
+        lambda _kind, key: known.get(key),
+        lambda name: dataset_info(name, Roots(None, tmp_path)),
+        CPU_THREAD,
+    )
+
+
+def an_evaluation(made, one):
+    protocol = resolve_protocol("rd3-reduced", factor=1, same_network=True, set_size=10, overrides={"epochs": 3})
+    return EvaluationRecipe(
+        **COMMON,
+        set=made.key,
+        teachers=(one.key,),
+        protocol=protocol,
+        student="resnet18_w16",
+        student_seed=0,
+        normalisation=PLAIN,
+    )
+
+
+def test_the_estimate_is_that_of_the_costs_with_parents_from_the_list_or_the_store(tmp_path):
+    one, made = teacher(), a_set()
+    evaluation = an_evaluation(made, one)
+    info = dataset_info("digits", Roots(None, tmp_path))
+    expected = CPU_THREAD.seconds(work(evaluation, info, lambda _key: "resnet18_w16", 10))
+    assert estimates([one, made, evaluation], tmp_path).planned(evaluation.key) == expected
+    assert estimates([evaluation], tmp_path, [one, made]).planned(evaluation.key) == expected
+    assert estimates([evaluation], tmp_path).planned(evaluation.key) == CPU_THREAD.start_s, "nothing is known"
+
+
+def test_what_has_run_corrects_its_kind_and_stands_in_for_others(tmp_path):
+    first, second, made = teacher(0, epochs=4), teacher(1, epochs=8), a_set()
+    found = estimates([first, second, made], tmp_path)
+    planned = {recipe.key: found.planned(recipe.key) for recipe in (first, second, made)}
+    assert found.seconds(second.key) == planned[second.key]
+    assert found.shortest(second.key) == planned[second.key] / SLACK
+    found.learn(first.key, 3 * planned[first.key])
+    assert found.seconds(second.key) == pytest.approx(3 * planned[second.key])
+    assert found.shortest(second.key) == found.seconds(second.key)
+    assert found.seconds(made.key) == pytest.approx(3 * planned[made.key])
+    assert found.shortest(made.key) == found.seconds(made.key) / SLACK
+
+
+def test_the_first_that_fits_is_chosen_else_one_of_which_a_piece_fits(tmp_path):
+    long, short, made = teacher(0, epochs=1000), teacher(1, epochs=1), a_set()
+    found = estimates([long, short, made], tmp_path)
+    found.learn(short.key, found.planned(short.key))
+    found.learn(made.key, found.planned(made.key))
+    enough, some = found.seconds(long.key) + 1, found.seconds(long.key) / 2
+    assert found.choose([long, made], enough) is long
+    assert found.choose([long, made], some) is made, "it fits, though it comes later"
+    assert found.choose([long], some) is long, "epochs are kept"
+    assert found.choose([made, long], 0.001) is None
+    assert (found.pieces(long.key), found.pieces(made.key)) == (1000, 1)
+
+
+def test_the_time_left_is_never_less_than_the_longest_recipe_needs(tmp_path):
+    recipes = [teacher(seed) for seed in range(4)]
+    found = estimates(recipes, tmp_path)
+    each = found.seconds(recipes[0].key)
+    keys = [recipe.key for recipe in recipes]
+    assert found.left_s(keys, {}, 1) == pytest.approx(4 * each)
+    assert found.left_s(keys, {}, 16) == pytest.approx(each)
+    # One is at a fifth after 100 s: it alone needs 400 s more, whatever the plan said.
+    assert found.left_s(keys[1:2], {keys[0]: (100.0, 0.2)}, 16) == pytest.approx(400.0)
+    assert found.left_s([], {keys[0]: (1.0, 0.0)}, 1) == pytest.approx(each - 1.0)
+    assert found.left_s([], {}, 2) == 0.0
+
+
+def test_a_recipe_that_nobody_can_estimate_is_no_obstacle(tmp_path):
+    foreign = from_json(to_json(a_set()).replace('"digits"', '"nowhere"'))
+    found = estimates([foreign], tmp_path)
+    assert found.planned(foreign.key) == CPU_THREAD.start_s
+    assert found.choose([foreign], 60.0) is foreign
