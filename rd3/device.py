@@ -54,6 +54,13 @@ def ran_precision(device: torch.device, precision: Precision) -> Literal["bf16",
     return precision
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast at that precision; weights, statistics and losses stay fp32."""
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def repeatable_kernels() -> AbstractContextManager[None]:
     """cuDNN takes deterministic kernels meanwhile, and does not round fp32 convolutions to TF32 as it would by default.
 
@@ -68,11 +75,12 @@ def lay_out(network: nn.Module, precision: str) -> None:
     """Put the network's weights in the memory format that is fastest at ``precision``, in place.
 
     The weights decide: convolutions hand on what they are laid out in, and take pixels as they come, to the same bits.
-    At bf16 that is channels last, except with group norms, for which PyTorch has no fast kernel in that format: on a
-    CPU a training step of such a network takes three times as long, and CUDA copies back and forth.
+    That is channels last, at fp32 on a CPU alone, and except with group norms, for which PyTorch has no fast kernel in
+    that format: on a CPU a training step of such a network takes three times as long, and CUDA copies back and forth.
     """
     import torch
     from torch import nn
 
-    if precision == "bf16" and not any(isinstance(module, nn.GroupNorm) for module in network.modules()):
+    on_cuda = next(network.parameters()).is_cuda
+    if (precision == "bf16" or not on_cuda) and not any(isinstance(one, nn.GroupNorm) for one in network.modules()):
         network.to(memory_format=torch.channels_last)

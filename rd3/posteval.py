@@ -7,44 +7,123 @@ Sources: RD3, Tables 8 and 9; the order of operations follows LINs-lab/RDED ``va
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hashlib
-import itertools
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.device import lay_out, ran_precision, repeatable_kernels, usable_device
-from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.device import ran_precision, repeatable_kernels, usable_device
+from rd3.errors import BadValue, ClassOrderError
 from rd3.eval_result import EvalResult
-from rd3.hybrid import together
-from rd3.losses import LOSSES
-from rd3.memory import peak_mib, reset_peak
-from rd3.models import build_network
-from rd3.protocol import EvalProtocol, resolve_protocol
+from rd3.memory import reset_peak
+from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
-from rd3.schedule import zeta_cosine
-from rd3.seeding import generator, own_draws
-from rd3.views import Batch, views
+from rd3.student import Progress, StudentTraining, Tested
+from rd3.teaching import LabelledViews, Views, frozen
 
 if TYPE_CHECKING:
-    from rd3.datasets import Dataset, Split
+    from rd3.datasets import Dataset
 
-AHEAD = 256
-"""Images that teachers label at once, from as many batches as fit: frozen and in eval mode, they answer per image."""
-TEST_BATCH = 250
 
-Progress = Callable[[float, str], None]
-"""Called with the done fraction (0-1) and a note for people, at least once an epoch."""
-Tested = Callable[[int, float], None]
-"""Called with an epoch (1-based) and the top-1 accuracy in per cent after it."""
+@dataclass(frozen=True)
+class Evaluation:
+    """One of several that are trained together."""
+
+    recipe: EvaluationRecipe
+    images: torch.Tensor
+    """(N, 3, H, W) uint8 or float32 in [0, 1]."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    teachers: Sequence[nn.Module] = ()
+    """They take pixels in [0, 1] and are never changed."""
+    progress: Progress = lambda fraction, note: None
+    tested: Tested | None = None
+
+
+def train_pack(
+    evaluations: Sequence[Evaluation], dataset: Dataset, *, device: torch.device | str
+) -> list[EvalResult | Exception]:
+    """Train several students side by side, each as it would be trained alone, and test each once.
+
+    Those whose :class:`Views` are equal share pixels and teachers' answers.  What one gives is its result, or the
+    exception that ended it: :class:`Diverged`, or what its ``tested`` raised; the others go on.  Out of memory and
+    errors of the device end them all.  Times of a student are those of the pack while it was in it, the peak of memory
+    is the pack's.
+    """
+    device = usable_device(device)
+    for one in evaluations:
+        _check(one, dataset)
+    reset_peak(device)
+    groups: dict[str, list[Evaluation]] = {}
+    for one in evaluations:
+        groups.setdefault(Views.of(one.recipe).key, []).append(one)
+    copies: dict[Any, nn.Module] = {}
+    outcomes: dict[int, EvalResult | Exception] = {}
+    with repeatable_kernels():
+        waiting = [_Group(group, dataset, device, copies, outcomes) for group in groups.values()]
+        while waiting:
+            waiting = [group for group in waiting if group.advance()]
+    return [outcomes[id(one)] for one in evaluations]
+
+
+class _Group:
+    """Students that share views."""
+
+    def __init__(
+        self,
+        evaluations: Sequence[Evaluation],
+        dataset: Dataset,
+        device: torch.device,
+        copies: dict[Any, nn.Module],
+        outcomes: dict[int, EvalResult | Exception],
+    ):
+        """``copies`` are frozen teachers, shared by all groups; ``outcomes`` by evaluation are filled in."""
+        first, self._outcomes = evaluations[0], outcomes
+        mode = first.recipe.protocol.teacher_mode
+        precision = ran_precision(device, first.recipe.protocol.precision)
+        images, labels = first.images.to(device), first.labels.to(device)
+        teachers = []
+        for teacher in first.teachers:
+            place = (id(teacher), mode, precision)
+            if place not in copies:
+                copies[place] = frozen(teacher, mode, precision, device)
+                _check_classes(copies[place], images[:2], dataset)
+            teachers.append(copies[place])
+        self._batches = iter(LabelledViews(images, labels, teachers, first.recipe, precision))
+        self._students = {
+            id(one): StudentTraining(one.recipe, dataset, len(images), device, precision, one.progress, one.tested)
+            for one in evaluations
+        }
+
+    def advance(self) -> bool:
+        """One step of every student; False when there is no more to do."""
+        batch = next(self._batches, None) if self._students else None
+        if batch is None:
+            self._outcomes |= {name: student.result() for name, student in self._students.items()}
+            return False
+        # All of them stay until the students have joined: on CUDA their steps are only queued.
+        labelled = [batch.under(student.recipe.protocol) for student in self._students.values()]
+        for student, own in zip(self._students.values(), labelled, strict=True):
+            student.step(own)
+        for student in self._students.values():
+            student.join()
+        if batch.last:
+            for name, student in list(self._students.items()):
+                self._end_epoch(name, student)
+        return True
+
+    def _end_epoch(self, name: int, student: StudentTraining) -> None:
+        try:
+            student.end_epoch()
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            self._outcomes[name] = error
+            del self._students[name]
 
 
 def train_and_test(
@@ -69,75 +148,11 @@ def train_and_test(
     laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is left out of its epoch,
     since batch normalisation needs two; the references keep it.
     """
-    wall, process = time.perf_counter(), time.process_time()
-    device, protocol, info = usable_device(device), recipe.protocol, dataset.info
-    precision = ran_precision(device, protocol.precision)
-    _check(recipe, images, labels, teachers, dataset)
-    reset_peak(device)
-
-    images, labels = images.to(device), labels.to(device)
-    frozen = [_frozen(teacher, protocol, precision, device) for teacher in teachers]
-    for teacher in frozen:
-        _check_classes(teacher, images[:2], dataset)
-    stream = generator(recipe.student_seed, "init")
-    student = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation, stream)
-    student = student.to(device)
-    lay_out(student, precision)
-    optimizer = _optimizer(student, protocol)
-    loss_of = LOSSES.get(protocol.loss.name)
-    loss_settings = loss_of.Settings.model_validate(protocol.loss.settings)
-    test_epochs = set(protocol.test_epochs) | {protocol.epochs}
-    watch = _Watch(protocol.epochs, len(images), len(test_epochs) * len(dataset.labels(recipe.tested_on)), progress)
-
-    total = len(dataset.labels(recipe.tested_on))
-    curve: list[dict[str, float]] = []
-    tests: dict[int, torch.Tensor] = {}
-    with _repeatable(recipe.student_seed, device):
-        labelled = _labelled(images, labels, frozen, recipe, precision)
-        for epoch, batches in itertools.groupby(labelled, key=lambda batch: batch.epoch):
-            lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            student.train()
-            losses, counts, right = [], [], torch.zeros((), dtype=torch.int64, device=device)
-            for batch in batches:
-                with _autocast(device, precision):
-                    if protocol.extra_student_forward:
-                        with torch.no_grad():
-                            student(batch.images)
-                    logits = student(batch.images)
-                loss = loss_of(logits, batch.targets, loss_settings)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-                counts.append(len(logits))
-                right += (logits.detach().argmax(dim=1) == batch.targets.labels).sum()
-            # The one place of an epoch that waits for the device.
-            row = _epoch_row(epoch, torch.stack(losses).tolist(), counts, int(right), lr, curve)
-            curve.append(row)
-            watch.trained(epoch)
-            if epoch in test_epochs:
-                tests[epoch] = _right_per_class(student, dataset, recipe.tested_on, device, precision, watch)
-                if tested is not None and epoch in protocol.test_epochs:
-                    tested(epoch, 100 * int(tests[epoch].sum()) / total)
-
-    correct = int(tests[protocol.epochs].sum())
-    return EvalResult(
-        tested_on=recipe.tested_on,
-        ran_precision=precision,
-        correct=correct,
-        tested=total,
-        top1_pct=100 * correct / total,
-        per_class_correct=tests[protocol.epochs].tolist(),
-        final_loss=curve[-1]["loss"],
-        epochs_run=len(curve),
-        curve=curve,
-        diagnostics={epoch: 100 * int(tests[epoch].sum()) / total for epoch in sorted(protocol.test_epochs)},
-        wall_s=time.perf_counter() - wall,
-        process_s=time.process_time() - process,
-        peak_mib=peak_mib(device),
-    )
+    evaluation = Evaluation(recipe, images, labels, teachers, progress, tested)
+    [outcome] = train_pack([evaluation], dataset, device=device)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def evaluate(
@@ -205,14 +220,9 @@ def _digest(*tensors: torch.Tensor) -> str:
     return state.hexdigest()
 
 
-def _check(
-    recipe: EvaluationRecipe,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    teachers: Sequence[nn.Module],
-    dataset: Dataset,
-) -> None:
+def _check(evaluation: Evaluation, dataset: Dataset) -> None:
     """Everything that can be wrong with the input, before any work."""
+    recipe, images, labels = evaluation.recipe, evaluation.images, evaluation.labels
     info, protocol, side = dataset.info, recipe.protocol, recipe.resolution
     if recipe.classes != info.classes:
         raise ClassOrderError(
@@ -249,7 +259,7 @@ def _check(
     wrong = protocol.contradictions()
     if wrong:
         raise BadValue(f"The protocol contradicts itself: {'; '.join(wrong)}.", "plan the evaluation again")
-    if protocol.labels == "soft" and not teachers:
+    if protocol.labels == "soft" and not evaluation.teachers:
         raise BadValue("Soft labels need a teacher, none was given.", "pass a teacher, or labels 'hard'")
 
 
@@ -262,128 +272,3 @@ def _check_classes(teacher: nn.Module, images: torch.Tensor, dataset: Dataset) -
             f"The teacher answers with {classes} classes, {dataset.info.name} has {dataset.info.num_classes}.",
             "take a teacher of this dataset",
         )
-
-
-def _frozen(teacher: nn.Module, protocol: EvalProtocol, precision: str, device: torch.device) -> nn.Module:
-    """A copy of a teacher that answers and never changes; ``batch`` mode drops the running statistics of the copy."""
-    own = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-    lay_out(own, precision)
-    if protocol.teacher_mode == "batch":
-        for module in own.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # Without running statistics a batch norm uses the batch's even in eval mode; dropout stays off.
-                module.running_mean = module.running_var = module.num_batches_tracked = None
-                module.track_running_stats = False
-    return own
-
-
-def _optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimizer:
-    """Weight decay on tensors named ``weight`` with more than one dimension, none on the others (LINs-lab/RDED)."""
-    decayed, plain = [], []
-    for name, parameter in student.named_parameters():
-        (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if protocol.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=protocol.lr, momentum=protocol.beta1)
-    return torch.optim.AdamW(groups, lr=protocol.lr, betas=(protocol.beta1, protocol.beta2), fused=True)
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast at that precision: weights, statistics and losses stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextlib.contextmanager
-def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """Process-wide state for one run, put back afterwards.
-
-    Dropout and stochastic depth draw from torch's own generators, which get a stream of this seed.
-    """
-    with own_draws(device, seed, "dropout"), repeatable_kernels():
-        yield
-
-
-def _labelled(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    teachers: Sequence[nn.Module],
-    recipe: EvaluationRecipe,
-    precision: str,
-) -> Iterator[Batch]:
-    """All batches of all epochs, in order, with what the teachers say together of the same pixels.
-
-    Views depend on the seed alone, not on the student, so teachers may run several batches ahead.
-    """
-    protocol = recipe.protocol
-    ahead = max(1, AHEAD // protocol.batch_size) if teachers and protocol.teacher_mode == "eval" else 1
-    for batches in views(images, labels, protocol, recipe.student_seed, ahead):
-        if teachers:
-            pixels = torch.cat([batch.images for batch in batches])
-            with torch.no_grad(), _autocast(pixels.device, precision):
-                answers = [teacher(pixels).float() for teacher in teachers]
-            sizes = [len(batch.images) for batch in batches]
-            for batch, *own in zip(batches, *(each.split(sizes) for each in answers), strict=True):
-                batch.targets = replace(batch.targets, teacher_logits=together(own, protocol))
-        yield from batches
-
-
-def _epoch_row(
-    epoch: int, losses: list[float], counts: list[int], right: int, lr: float, curve: list[dict[str, float]]
-) -> dict[str, float]:
-    """The curve's row of one epoch; raises :class:`Diverged` if a loss is not finite."""
-    broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
-    if broken is not None:
-        before = losses[broken - 1] if broken else curve[-1]["loss"] if curve else None
-        finite = f"{before:.6g}" if before is not None else "none"
-        raise Diverged(
-            f"The loss is {losses[broken]} in epoch {epoch}, step {broken + 1} of {len(losses)}; "
-            f"the last finite one was {finite}.",
-            "lower lr, or check the set and the teacher",
-        )
-    seen = sum(counts)
-    mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / seen
-    return {"epoch": epoch, "loss": mean, "lr": lr, "train_top1_pct": 100 * right / seen}
-
-
-def _right_per_class(
-    student: nn.Module, dataset: Dataset, split: Split, device: torch.device, precision: str, watch: _Watch
-) -> torch.Tensor:
-    """(C,) int64 on the CPU: right predictions per class over the whole split, each image once, in eval mode."""
-    truth = torch.tensor(dataset.labels(split))
-    right = torch.zeros(dataset.info.num_classes, dtype=torch.int64)
-    student.eval()
-    for places in torch.arange(len(truth)).split(TEST_BATCH):
-        pixels = to_unit(dataset.images(split, places.tolist()).to(device))
-        with torch.no_grad(), _autocast(device, precision):
-            guess = student(pixels).argmax(dim=1).cpu()
-        own = truth[places]
-        right += torch.bincount(own[guess == own], minlength=len(right))
-        watch.tested(len(places))
-    return right
-
-
-class _Watch:
-    """Turns work done into a fraction and a note with the time left.
-
-    Work is counted in forward passes: a training image costs four (student forward and backward, teacher), a test
-    image one.
-    """
-
-    def __init__(self, epochs: int, images: int, test_images: int, progress: Progress):
-        self.epochs, self.images, self.progress = epochs, images, progress
-        self.work = 4 * epochs * images + test_images
-        self.done = self.epoch = 0
-        self.start = time.perf_counter()
-
-    def trained(self, epoch: int) -> None:
-        self.epoch = epoch
-        self._advance(4 * self.images, "training")
-
-    def tested(self, images: int) -> None:
-        self._advance(images, "testing")
-
-    def _advance(self, work: int, doing: str) -> None:
-        self.done += work
-        fraction = self.done / self.work
-        left_s = (time.perf_counter() - self.start) * (1 - fraction) / fraction
-        self.progress(fraction, f"{doing}, epoch {self.epoch}/{self.epochs}, {left_s:.0f} s left")

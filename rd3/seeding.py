@@ -53,18 +53,33 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-@contextlib.contextmanager
-def own_draws(device: torch.device, seed: int, *names: object) -> Iterator[None]:
-    """Run a block whose layers draw from torch's own generators (dropout, stochastic depth) on a stream of this name.
+class ForkedRNG:
+    """Torch's own generators on a stream of this name, whenever entered; the next time goes on where this one ended.
 
-    On the CPU and on ``device``; both states are put back afterwards.
+    For layers that draw from them (dropout, stochastic depth), on the CPU and on ``device``.  The states outside are
+    put back when it is left.
     """
-    import torch
 
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.set_rng_state(generator(seed, *names).get_state())
-        if cuda:
-            state = torch.Generator(device).manual_seed(derive(seed, *names)).get_state()
-            torch.cuda.set_rng_state(state, device)
-        yield
+    def __init__(self, device: torch.device, seed: int, *names: object):
+        import torch
+
+        self._device = device if device.type == "cuda" else None
+        self._inside = [generator(seed, *names).get_state()]
+        if self._device is not None:
+            self._inside.append(torch.Generator(device).manual_seed(derive(seed, *names)).get_state())
+
+    def _swap(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        import torch
+
+        before = [torch.get_rng_state()]
+        torch.set_rng_state(states[0])
+        if self._device is not None:
+            before.append(torch.cuda.get_rng_state(self._device))
+            torch.cuda.set_rng_state(states[1], self._device)
+        return before
+
+    def __enter__(self) -> None:
+        self._outside = self._swap(self._inside)
+
+    def __exit__(self, *_error: object) -> None:
+        self._inside = self._swap(self._outside)

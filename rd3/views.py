@@ -25,6 +25,16 @@ class Batch:
     images: torch.Tensor
     """(B, 3, H, W) float32 in [0, 1]."""
     targets: LossTargets
+    last: bool = False
+    """Of its epoch."""
+
+
+class Chunk(NamedTuple):
+    """Some batches whose pixels were made together."""
+
+    pixels: torch.Tensor
+    """All their images, one after the other."""
+    batches: list[Batch]
 
 
 class _Drawn(NamedTuple):
@@ -35,35 +45,36 @@ class _Drawn(NamedTuple):
     """(B,) int64, of the set."""
     draws: list[Draws]
     """One for each augmentation."""
+    last: bool
 
 
 def views(
     images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, seed: int, ahead: int = 1
-) -> Iterator[list[Batch]]:
+) -> Iterator[Chunk]:
     """All batches of all epochs in order, ``ahead`` at a time, without teacher logits.
 
     ``images``: (N, 3, H, W) uint8 or float in [0, 1]; ``labels``: (N,) int64; pixels are made on their device, those of
-    a list of batches at once.  Order and augmentation have a random stream each, so a batch is the same whatever
+    a chunk at once.  Order and augmentation have a random stream each, so a batch is the same whatever
     ``ahead`` is.  A rest of a single image is left out.
     """
     steps = transforms(protocol.augmentation)
     drawn = _drawn(len(images), images.shape[-1], protocol, steps, seed)
     while some := list(itertools.islice(drawn, ahead)):
-        yield _batches(some, images, labels, steps)
+        yield _chunk(some, images, labels, steps)
 
 
 def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> Iterator[_Drawn]:
     order, augment = generator(seed, "order"), generator(seed, "augment")
     for epoch in range(1, protocol.epochs + 1):
-        for rows in torch.randperm(count, generator=order).split(protocol.batch_size):
-            if len(rows) > 1:
-                yield _Drawn(epoch, rows, [step.draw(len(rows), side, augment) for step in steps])
+        split = torch.randperm(count, generator=order).split(protocol.batch_size)
+        batches = [rows for rows in split if len(rows) > 1]
+        for place, rows in enumerate(batches, 1):
+            draws = [step.draw(len(rows), side, augment) for step in steps]
+            yield _Drawn(epoch, rows, draws, place == len(batches))
 
 
-def _batches(
-    drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, steps: Sequence[Augmentation]
-) -> list[Batch]:
-    """Pixels and hard labels of some batches, made together."""
+def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, steps: Sequence[Augmentation]) -> Chunk:
+    """Pixels and hard labels of some batches."""
     sizes = [len(each.rows) for each in drawn]
     rows = torch.cat([each.rows for each in drawn]).to(images.device)
     pixels, own = to_unit(images[rows]), labels[rows]
@@ -78,4 +89,8 @@ def _batches(
             partner = draws[0] = draws[0] + starts.repeat_interleave(torch.tensor(sizes)).to(images.device)
         pixels = step.apply(pixels, *draws)
     parts = zip(drawn, pixels.split(sizes), own.split(sizes), own[partner].split(sizes), shares, strict=True)
-    return [Batch(each.epoch, view, LossTargets(None, base, mixed, lam)) for each, view, base, mixed, lam in parts]
+    batches = [
+        Batch(each.epoch, view, LossTargets(None, base, mixed, lam), each.last)
+        for each, view, base, mixed, lam in parts
+    ]
+    return Chunk(pixels, batches)

@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     chosen = _parser().parse_args(arguments)
     try:
-        recipes = read_recipes(chosen.recipes)
         usable_device(chosen.device)
+        recipes = read_recipes(chosen.recipes)
         if chosen.share:
             return _make_share(recipes, chosen)
         return _campaign(recipes, chosen, begun)

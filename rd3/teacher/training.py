@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import lay_out, ran_precision, repeatable_kernels, usable_device
+from rd3.device import autocast, lay_out, ran_precision, repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
-from rd3.seeding import generator, own_draws
+from rd3.seeding import ForkedRNG, generator
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, checkpoint_of, read_checkpoint, write_checkpoint
 
@@ -64,7 +64,7 @@ def train(
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
-        with own_draws(device, seed, "dropout", epoch), repeatable_kernels():
+        with ForkedRNG(device, seed, "dropout", epoch), repeatable_kernels():
             row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
@@ -154,7 +154,7 @@ def _train_epoch(
     for index, batch in enumerate(batches):
         pixels, labels = images.batch(batch)
         views = augment(pixels, training, stream)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device, precision):
             logits = network(views)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
         lr = learning_rate(training, epoch * len(batches) + index, len(batches))

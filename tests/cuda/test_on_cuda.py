@@ -39,7 +39,7 @@ def batches(device: str, ahead: int) -> list[Batch]:
     fields = {"epochs": 2, "batch_size": 12, "augmentation": MOVING}
     protocol = resolve_protocol("rd3", factor=1, same_network=True, set_size=50, overrides=fields)
     labels = torch.arange(50, device=device) % 10
-    return [batch for some in views(pixels().to(device), labels, protocol, 0, ahead) for batch in some]
+    return [batch for some in views(pixels().to(device), labels, protocol, 0, ahead) for batch in some.batches]
 
 
 @pytest.mark.parametrize("ahead", [1, 7])

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from torch import nn
 from torch.nn import functional as F
 
-from rd3 import augment, device, posteval
+from rd3 import augment, device, posteval, student, teaching
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.protocol import EvalProtocol, Preset, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
@@ -77,9 +77,11 @@ class Oracle(nn.Module):
         self.breaks_at, self.calls = breaks_at, 0
 
     def forward(self, pixels):
+        logits = 20 * self.norm(pixels).mean((2, 3))
+        if isinstance(pixels, torch.fx.Proxy):  # nobody looks: its graph is traced
+            return logits
         SEEN["teacher"].append(pixels.detach().clone())
         self.calls += 1
-        logits = 20 * self.norm(pixels).mean((2, 3))
         return logits * float("nan") if self.calls == self.breaks_at else logits
 
 
@@ -100,7 +102,7 @@ def tiny_students(monkeypatch):
         )
         return built.student
 
-    monkeypatch.setattr(posteval, "build_network", build)
+    monkeypatch.setattr(student, "build_network", build)
     return built
 
 
@@ -200,9 +202,9 @@ def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
     result = run(one, teachers)
     learnt = copy.deepcopy(tiny_students.student.state_dict())
 
-    student = posteval.build_network("tiny", C, SIDE, PLAIN, generator(5, "init"))
+    learner = student.build_network("tiny", C, SIDE, PLAIN, generator(5, "init"))
     decayed = {"conv.weight", "head.weight"}
-    first = {name: 0.0 for name, _ in student.named_parameters()}
+    first = {name: 0.0 for name, _ in learner.named_parameters()}
     second, step = dict(first), 0
     order, draws = generator(5, "order"), generator(5, "augment")
     for teacher in teachers:
@@ -215,12 +217,12 @@ def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
             pixels = plain_view(IMAGES[picked], factor, draws)
             with torch.no_grad():
                 soft = soft_labels(teachers[0](pixels), teachers[1](pixels), hybrid)
-            log_p = torch.log_softmax(student(pixels) / 20, dim=1)
+            log_p = torch.log_softmax(learner(pixels) / 20, dim=1)
             loss = (soft * (soft.log() - log_p)).sum() / 4
-            student.zero_grad()
+            learner.zero_grad()
             loss.backward()
             step += 1
-            for name, parameter in student.named_parameters():
+            for name, parameter in learner.named_parameters():
                 gradient = parameter.grad
                 first[name] = 0.9 * first[name] + 0.1 * gradient
                 second[name] = 0.999 * second[name] + 0.001 * gradient**2
@@ -228,19 +230,88 @@ def test_equals_a_plain_loop(factor, hybrid, warmup, tiny_students):
                 parameter.data -= lr * (move + (0.01 * parameter.data if name in decayed else 0.0))
             total += loss.item() / 3
         assert result.curve[epoch]["loss"] == pytest.approx(total, rel=1e-4)
-    for name, value in student.state_dict().items():
+    for name, value in learner.state_dict().items():
         assert torch.allclose(learnt[name].float(), value.float(), atol=1e-4), name
 
 
 def test_teachers_that_run_ahead_change_nothing(monkeypatch):
     ahead = run(recipe(epochs=6))
     calls = len(SEEN["teacher"]) - 1  # the first asks for the number of classes
-    monkeypatch.setattr(posteval, "AHEAD", 1)
+    monkeypatch.setitem(teaching.AHEAD, "cpu", 1)
     alone = run(recipe(epochs=6))
     assert (calls, len(SEEN["teacher"]) - calls - 2) == (1, 18)
     assert ahead.correct == alone.correct
     for one, other in zip(ahead.curve, alone.curve, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+def pack(*recipes, teachers=None, **options):
+    """Of evaluations with the same teachers."""
+    teachers = [Oracle()] if teachers is None else teachers
+    evaluations = [
+        posteval.Evaluation(one, IMAGES, LABELS, teachers if one.protocol.labels == "soft" else [], **options)
+        for one in recipes
+    ]
+    return posteval.train_pack(evaluations, Fake(), device="cpu")
+
+
+NEIGHBOURS = (
+    recipe(), recipe(zeta=2.0), recipe(temperature=4.0), recipe(loss="mse_gt"), recipe(optimizer="sgd"),
+    recipe(seed=1), recipe(epochs=5), recipe(batch_size=5), recipe(labels="hard"), recipe(teacher_mode="batch"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, len(NEIGHBOURS)])
+def test_every_student_of_a_pack_is_what_it_is_alone(size, tiny_students):
+    tiny_students.dropout = 0.3
+    for found, one in zip(pack(*NEIGHBOURS[:size]), NEIGHBOURS, strict=False):
+        assert outcome(found) == outcome(run(one))
+
+
+def test_equal_views_pay_for_their_teachers_once():
+    """Other losses, schedules and precisions of nothing shared; another seed shares none."""
+    pack(*(one for one in NEIGHBOURS[:5]))
+    shared = len(SEEN["teacher"])
+    SEEN["teacher"].clear()
+    pack(recipe())
+    assert shared == len(SEEN["teacher"]) > 1
+    SEEN["teacher"].clear()
+    pack(recipe(), recipe(seed=1))
+    assert len(SEEN["teacher"]) == 2 * shared - 1, "one look at the number of classes, and passes for either seed"
+
+
+def test_views_are_a_pure_function_of_the_evaluation():
+    keys = [teaching.Views.of(one).key for one in NEIGHBOURS]
+    assert len(set(keys[:5])) == 1 and len(set(keys[4:])) == 6 - (keys[8] == keys[0])
+
+
+def test_one_of_a_pack_that_ends_moves_no_other():
+    stopped, epochs = recipe(test_epochs=(1,)), []
+
+    def stop(epoch, top1_pct):
+        epochs.append(epoch)
+        raise InterruptedError
+
+    evaluations = [
+        posteval.Evaluation(recipe(zeta=2.0), IMAGES, LABELS, [Oracle()]),
+        posteval.Evaluation(stopped, IMAGES, LABELS, [Oracle()], tested=stop),
+        posteval.Evaluation(recipe(lr=1e30, optimizer="sgd"), IMAGES, LABELS, [Oracle()]),
+        posteval.Evaluation(recipe(temperature=4.0), IMAGES, LABELS, [Oracle()]),
+    ]
+    first, pruned, diverged, last = posteval.train_pack(evaluations, Fake(), device="cpu")
+    assert isinstance(pruned, InterruptedError) and epochs == [1]
+    assert isinstance(diverged, Diverged)
+    assert outcome(first) == outcome(run(recipe(zeta=2.0)))
+    assert outcome(last) == outcome(run(recipe(temperature=4.0)))
+
+
+def test_out_of_memory_ends_the_pack(monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(student.StudentTraining, "end_epoch", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        pack(recipe(), recipe(zeta=2.0))
 
 
 def test_teacher_and_student_see_the_same_pixels():
@@ -286,18 +357,18 @@ def test_ways_to_combine_teachers_differ_and_are_one_for_one_teacher():
 
 
 def test_weight_decay_is_for_matrices_named_weight():
-    student = Tiny()
-    student.position = nn.Parameter(torch.ones(2, 2))
-    decayed, plain = posteval._optimizer(student, recipe(weight_decay=0.3).protocol).param_groups
+    tiny = Tiny()
+    tiny.position = nn.Parameter(torch.ones(2, 2))
+    decayed, plain = student.make_optimizer(tiny, recipe(weight_decay=0.3).protocol).param_groups
     assert [tuple(tensor.shape) for tensor in decayed["params"]] == [(8, 3, 3, 3), (C, 8)]
     assert sorted(tuple(tensor.shape) for tensor in plain["params"]) == [(2, 2), (3,), (8,), (8,)]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0)
 
 
 def test_the_headline_reads_each_test_image_once():
-    dataset = Fake(count=posteval.TEST_BATCH + 7)
+    dataset = Fake(count=student.TEST_BATCH + 7)
     run(recipe(), dataset=dataset)
-    assert dataset.read.tolist() == [1] * (posteval.TEST_BATCH + 7)
+    assert dataset.read.tolist() == [1] * (student.TEST_BATCH + 7)
     assert dataset.splits == {"test"}
 
 
@@ -351,9 +422,9 @@ def test_a_teacher_is_never_changed(mode):
 
 def test_teachers_on_batch_statistics():
     one = recipe(teacher_mode="batch")
-    teacher = posteval._frozen(Oracle(), one.protocol, "fp32", torch.device("cpu"))
-    batches = posteval._labelled(IMAGES, LABELS, [teacher], one, "fp32")
-    for batch in batches:
+    teacher = teaching.frozen(Oracle(), "batch", "fp32", torch.device("cpu"))
+    for answered in teaching.LabelledViews(IMAGES, LABELS, [teacher], one, "fp32"):
+        batch = answered.under(one.protocol)
         pixels = batch.images
         centred = pixels - pixels.mean((0, 2, 3), keepdim=True)
         expected = 20 * (centred / (pixels.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()).mean((2, 3))
@@ -361,7 +432,7 @@ def test_teachers_on_batch_statistics():
 
 
 def test_hard_labels_name_both_images_of_a_mix():
-    batches = [batch for some in views(IMAGES, LABELS, protocol(epochs=8), 0, ahead=3) for batch in some]
+    batches = [batch for some in views(IMAGES, LABELS, protocol(epochs=8), 0, ahead=3) for batch in some.batches]
     known = IMAGES / 255
     for batch in batches:
         targets, changed = batch.targets, False
@@ -388,7 +459,7 @@ def test_bf16_keeps_weights_and_statistics_in_fp32(tiny_students):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
-    monkeypatch.setattr(posteval, "AHEAD", 1)
+    monkeypatch.setitem(teaching.AHEAD, "cpu", 1)
     with pytest.raises(Diverged, match=r"nan in epoch 2, step 2 of 3; the last finite one was 0\.\d+") as caught:
         run(recipe(), [Oracle(breaks_at=6)])
     assert caught.value.status == "diverged"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rd3.seeding import derive, generator, numpy_generator, own_draws, scoped
+from rd3.seeding import ForkedRNG, derive, generator, numpy_generator, scoped
 
 
 def draws(*names: object) -> list[float]:
@@ -32,6 +32,6 @@ def test_scoped_puts_the_global_state_back():
 
 def test_layers_that_draw_themselves_get_a_stream_and_leave_no_trace():
     before = torch.get_rng_state()
-    with own_draws(torch.device("cpu"), 5, "dropout", 1):
+    with ForkedRNG(torch.device("cpu"), 5, "dropout", 1):
         assert torch.rand(4).tolist() == draws(5, "dropout", 1)
     assert torch.equal(torch.get_rng_state(), before)

@@ -99,7 +99,7 @@ def test_flip_with_certainty():
 def test_nothing_on_is_an_exact_no_op():
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=stream())
     labels = torch.arange(4)
-    for epoch, [batch] in enumerate(views(images, labels, protocol(), seed=0), 1):
+    for epoch, (_pixels, [batch]) in enumerate(views(images, labels, protocol(), seed=0), 1):
         order = batch.targets.labels
         assert batch.epoch == epoch and torch.equal(batch.images, images[order] / 255)
         assert batch.targets.lam == 1 and torch.equal(batch.targets.labels_mixed, order)
@@ -114,7 +114,7 @@ def test_views_are_steps_in_their_order_batch_by_batch(last):
     images, labels = pictures(10), torch.arange(10)
     one = protocol(*STEPS[:-1], last, factor=2)
     order, draws = generator(3, "order"), generator(3, "augment")
-    found = [batch for some in views(images, labels, one, seed=3) for batch in some]
+    found = [batch for some in views(images, labels, one, seed=3) for batch in some.batches]
     assert len(found) == 6
     steps = [step(each.name, **each.settings) for each in one.augmentation]
     for batch, rows in zip(
@@ -134,7 +134,7 @@ def test_views_are_the_same_however_many_are_made_at_once(last):
     images, labels = pictures(11), torch.arange(11)
     one = protocol(*STEPS[:-1], last, factor=2, epochs=3)
     alone, *others = (
-        [batch for some in views(images, labels, one, 0, ahead) for batch in some] for ahead in (1, 2, 5, 100)
+        [batch for some in views(images, labels, one, 0, ahead) for batch in some.batches] for ahead in (1, 2, 5, 100)
     )
     assert [len(batch.images) for batch in alone] == [4, 4, 3] * 3
     for batches in others:
@@ -152,6 +152,6 @@ def test_the_order_of_the_paper():
     cut = step("cutmix")
     expected = cut.apply(expected, *cut.draw(6, 16, draws))
     one = protocol("patch_shuffle", "resized_crop", "flip", "cutmix", factor=2, batch_size=6)
-    [found] = next(views(images, torch.arange(6), one, 0))
+    [found] = next(views(images, torch.arange(6), one, 0)).batches
     assert torch.equal(found.images, expected)
     assert found.images.min() >= 0 and found.images.max() <= 1 + 1e-6
