@@ -1,0 +1,106 @@
+"""Do bf16 and fp32 evaluations agree?  Two one-sided t-tests over paired student seeds.
+
+    python benchmarks/equivalence.py digits STORE [--workers 2] [--minutes 30]
+    python benchmarks/equivalence.py cifar10 STORE
+
+Registered before they ran, and nothing chosen after: a random set (set seed 0), student and teacher one network, the
+protocol and the student seeds below, margin 1 point of top-1 accuracy.  A pair shares initial weights, order and views.
+Interrupted, or out of minutes, the same command goes on; the verdict comes with the last pair.
+
+CIFAR-10 needs RD3_DATA, and the teacher in the ledger of RD3_HOME under its role (`rd3 plan cifar10` says how).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.byhand import set_of, teacher_of
+from pipelines.imports import export_results, write_recipes
+from pipelines.settings import session
+from rd3.campaign import command
+from rd3.datasets import dataset_info
+from rd3.protocol import resolve_protocol
+from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.stats import equivalence
+from rd3.store import FolderStore
+
+MARGIN_PCT = 1.0
+
+
+class Registered(NamedTuple):
+    """One comparison, fixed beforehand."""
+
+    teacher: str
+    ipc: int
+    preset: str
+    seeds: range
+
+
+REGISTERED = {
+    "digits": Registered("resnet18_w16", 10, "rd3-reduced", range(1000, 1120)),
+    "cifar10": Registered("resnet18-895", 1, "rd3", range(1000, 1030)),
+}
+
+
+def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, EvaluationRecipe]]]:
+    """Parents, and (bf16, fp32) by student seed."""
+    asked, here = REGISTERED[dataset], session()
+    info = dataset_info(dataset, here.roots)
+    teacher = teacher_of(dataset, asked.teacher, here)
+    [made] = set_of("random", dataset, asked.ipc, None, 0, {}, here)
+
+    def evaluation(seed: int, precision: str) -> EvaluationRecipe:
+        protocol = resolve_protocol(
+            asked.preset,
+            factor=info.factor,
+            same_network=True,
+            set_size=asked.ipc * info.num_classes,
+            overrides={"precision": precision},
+        )
+        return EvaluationRecipe.of(
+            made,
+            teacher=teacher,
+            protocol=protocol,
+            student=teacher.network,
+            student_seed=seed,
+            normalisation=info.normalisation,
+        )
+
+    return [teacher, made], [(evaluation(seed, "bf16"), evaluation(seed, "fp32")) for seed in asked.seeds]
+
+
+def main(dataset: str, store: Path, options: list[str]) -> int:
+    """Run what is missing, print every pair that is there, and the verdict when all are."""
+    parents, pairs = pairs_of(dataset)
+    here = session()
+    export_results(parents, store, here, teachers=True)
+    trained = [one for one in parents if getattr(one, "weights", None) is None]
+    with tempfile.TemporaryDirectory() as folder:
+        write_recipes([*trained, *(one for pair in pairs for one in pair)], Path(folder))
+        roots = ["--home", str(here.home)] + (["--data", str(here.roots.data)] if here.roots.data else [])
+        code = command.main([folder, "--store", str(store), "--out", f"{store}-scratch", *roots, *options])
+    entries = FolderStore(store.absolute())
+    scores = []
+    for seed, pair in zip(REGISTERED[dataset].seeds, pairs, strict=True):
+        found = [entries.find("evaluation", one.key) for one in pair]
+        if all(found):
+            bf16, fp32 = (entry.result["top1_pct"] for entry in found)
+            scores.append((bf16, fp32))
+            print(f"seed {seed}: bf16 {bf16:.2f}  fp32 {fp32:.2f}  difference {bf16 - fp32:+.2f}")
+    if len(scores) < len(pairs):
+        print(f"{len(scores)} of {len(pairs)} pairs; no verdict before all are there")
+    else:
+        print(equivalence([bf16 for bf16, _ in scores], [fp32 for _, fp32 in scores], MARGIN_PCT))
+    return code
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", choices=sorted(REGISTERED))
+    parser.add_argument("store", type=Path, help="results are kept here")
+    chosen, rest = parser.parse_known_args()
+    sys.exit(main(chosen.dataset, chosen.store, rest))
