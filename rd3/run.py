@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ from rd3.recipe import (
 from rd3.store import Entry, Store, now, sha256_files, write_atomically
 
 if TYPE_CHECKING:
+    from rd3.eval_result import EvalResult
+    from rd3.posteval import Evaluation
     from rd3.synthetic_set import Manifest, SetOnDisk
 
 Progress = Callable[[float, str], None]
@@ -96,9 +98,13 @@ class _Bench:
     larger: Key | None
     progress: Progress
     tested: Tested | None = None
+    loaded: dict[tuple[str, ...], list[Any]] = field(default_factory=dict)
+    """Teachers that are in memory already, by their keys."""
 
     def teachers(self, keys: tuple[str, ...]) -> list[Any]:
-        return _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
+        if keys not in self.loaded:
+            self.loaded[keys] = _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
+        return self.loaded[keys]
 
     def statistics(self, keys: tuple[str, ...]) -> list[Any]:
         """Collected statistics, as :func:`rd3.layer_statistics.load` gives them."""
@@ -202,24 +208,28 @@ def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
 
 
 def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
-    from rd3.posteval import train_and_test
+    from rd3.posteval import train_pack
+
+    [outcome] = train_pack([_evaluation(recipe, bench)], bench.dataset, device=bench.device)
+    return _written(outcome, bench.out)
+
+
+def _evaluation(recipe: EvaluationRecipe, bench: _Bench) -> Evaluation:
+    """An evaluation with its set and its teachers from the store."""
+    from rd3.posteval import Evaluation
     from rd3.synthetic_set import SyntheticSet
 
-    made = SyntheticSet.open(
-        bench.store.fetch("set", recipe.set), classes=recipe.classes, class_ids=bench.dataset.info.class_ids
-    )
-    result = train_and_test(
-        recipe,
-        made.images,
-        made.labels,
-        bench.teachers(recipe.teachers),
-        bench.dataset,
-        device=bench.device,
-        progress=bench.progress,
-        tested=bench.tested,
-    )
-    result.write(bench.out)
-    return result.flat(), None
+    folder = bench.store.fetch("set", recipe.set)
+    made = SyntheticSet.open(folder, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
+    teachers = bench.teachers(recipe.teachers)
+    return Evaluation(recipe, made.images, made.labels, teachers, bench.progress, bench.tested)
+
+
+def _written(outcome: EvalResult | Exception, out: Path) -> _Made:
+    if isinstance(outcome, Exception):
+        raise outcome
+    outcome.write(out)
+    return outcome.flat(), None
 
 
 _MAKERS = {"teacher": _make_teacher, "statistics": _make_statistics, "set": _make_set, "evaluation": _make_evaluation}
@@ -244,12 +254,53 @@ def perform(
     the first images: where the store has it, they are taken from there.  ``tested`` hears of an evaluation's tests
     under way, as :func:`rd3.posteval.train_and_test` says.  Raises :class:`RD3Error` children.
     """
-    import torch
-
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
     bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested)
-    result, content = _MAKERS[recipe.kind](recipe, bench)
+    return _entry(recipe, folder, _MAKERS[recipe.kind](recipe, bench), device)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One evaluation of a pack."""
+
+    recipe: EvaluationRecipe
+    out: Path
+    progress: Progress = _silent
+    tested: Tested | None = None
+
+
+def perform_pack(pack: Sequence[Part], store: Store, roots: Roots, *, device: str = "cpu") -> list[Entry | Exception]:
+    """Do several evaluations of one dataset together, each as :func:`perform` does it, with the same result.
+
+    What ended one of them (:class:`Diverged`, or what its ``tested`` raised) stands in place of its entry.  Entries say
+    the size of the pack.  Raises what concerns them all, such as a device that is out of memory.
+    """
+    from rd3.posteval import train_pack
+
+    dataset, benches, teachers = _open_data(pack[0].recipe, roots), [], {}
+    for part in pack:
+        folder = Path(part.out) / "result"
+        folder.mkdir(parents=True, exist_ok=True)
+        benches.append(
+            _Bench(store, roots, dataset, folder, device, None, None, part.progress, part.tested, loaded=teachers)
+        )
+    evaluations = [_evaluation(part.recipe, bench) for part, bench in zip(pack, benches, strict=True)]
+    found: list[Entry | Exception] = []
+    outcomes = train_pack(evaluations, dataset, device=device)
+    for part, bench, outcome in zip(pack, benches, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            found.append(outcome)
+        else:
+            found.append(_entry(part.recipe, bench.out, _written(outcome, bench.out), device, pack=len(pack)))
+    return found
+
+
+def _entry(recipe: AnyRecipe, folder: Path, made: _Made, device: str, **provenance: Any) -> Entry:
+    """What the ledger says of a recipe whose files are in ``folder``."""
+    import torch
+
+    result, content = made
     return Entry(
         kind=recipe.kind,
         key=recipe.key,
@@ -264,6 +315,7 @@ def perform(
             "torch": torch.__version__,
             "host": platform.node(),
             "finished_at": now(),
+            **provenance,
         },
     )
 

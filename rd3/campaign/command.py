@@ -153,7 +153,9 @@ def prepared(
         shared_machine=True if view.workers > 1 else None,
         larger=larger,
     )
-    return Course(queue, estimates, view, 60 * chosen.minutes if chosen.minutes else None, begun=begun), maker
+    seconds = 60 * chosen.minutes if chosen.minutes else None
+    side_by_side = chosen.device != "cpu"
+    return Course(queue, estimates, view, seconds, begun=begun, side_by_side=side_by_side), maker
 
 
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:

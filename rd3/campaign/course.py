@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from rd3.campaign.maker import Ended, Event, Maker, Moved
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View, span
 from rd3.errors import BadValue
+from rd3.packing import SIZE, companions
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0
@@ -39,6 +41,8 @@ class Course:
     begun: float | None = None
     """When the seconds began to count; now, if nothing is said."""
     interrupted: bool = False
+    side_by_side: bool = False
+    """Whether the device has room for several students at once."""
     mistakes: set[Key] = field(default_factory=set)
     """What failed by something that the user can mend."""
 
@@ -63,17 +67,33 @@ class Course:
     def next(self) -> list[Recipe]:
         """Recipes for one worker, empty if there is nothing (left to do, or to start in the time that is left).
 
-        One at a time; this is where several that can be made side by side would be put together.
+        Evaluations that can be trained together come together, as long as there is work for the other workers.
         """
         if self.must_stop():
             return []
-        chosen = self.estimates.choose(self.queue.ready(), self.stops_at - self.clock())
+        left_s = self.stops_at - self.clock()
+        chosen = self.estimates.choose(self.queue.ready(), left_s)
         if chosen is None:
             return []
-        self.queue.start([chosen])
-        self.running[chosen.key] = Running(self.clock())
-        self.started += 1
-        return [chosen]
+        together = [chosen, *self._companions(chosen, left_s)]
+        self.queue.start(together)
+        self.running |= {recipe.key: Running(self.clock()) for recipe in together}
+        self.started += len(together)
+        return together
+
+    def _companions(self, chosen: Recipe, left_s: float) -> list[Recipe]:
+        if self.queue.states[chosen.key].name == "again":  # to be tried alone
+            return []
+        ready = [recipe for recipe in self.queue.ready() if recipe.key != chosen.key]
+        room = min(SIZE, math.ceil((len(ready) + 1) / self.view.workers)) - 1
+        left_s -= self.estimates.seconds(chosen.key)
+        found = []
+        for recipe in companions(chosen, ready, room, side_by_side=self.side_by_side):
+            left_s -= self.estimates.seconds(recipe.key)
+            if left_s < 0:
+                break
+            found.append(recipe)
+        return found
 
     def hear(self, event: Event | Died, *, again: bool = True) -> None:
         """Something happened to a recipe; ``again``: what a process died of may be tried once more."""
@@ -93,7 +113,7 @@ class Course:
             self.queue.again(event.key, event.reason)
             self.view.said(recipe, f"{event.reason}; it is tried once more, alone")
             return
-        if event.status == "done":
+        if event.status == "done" and event.pack == 1:
             self.estimates.learn(event.key, event.spent_s)
         if event.mistake:
             self.mistakes.add(event.key)

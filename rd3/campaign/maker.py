@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from rd3.datasets import Roots
 from rd3.errors import RD3Error, why
-from rd3.recipe import AnyRecipe, Key, from_json
+from rd3.recipe import AnyRecipe, EvaluationRecipe, Key, from_json
 from rd3.store import FolderStore, write_atomically
 
 TELL_EVERY_S = 0.5
@@ -43,6 +43,8 @@ class Ended(NamedTuple):
     """The user can mend what the reason says."""
     broken: bool = False
     """The process is not fit for another recipe: its memory or its device is in no known state."""
+    pack: int = 1
+    """How many were made together; what one of several took says little of what it takes alone."""
 
 
 Event = Moved | Ended
@@ -67,11 +69,16 @@ class Maker:
         settle_torch(self.threads)
 
     def make(self, documents: Sequence[str], say: Say, stopping: Callable[[], bool]) -> bool:
-        """Make recipes (JSON) in order; False if this process is not fit for more.
-
-        Recipes that come together may be made side by side; today they are made one after the other.
-        """
+        """Make recipes (JSON), evaluations together and others in order; False if this process is not fit for more."""
         recipes = [from_json(document) for document in documents]
+        if len(recipes) > 1 and not stopping():
+            ended = self._make_pack(recipes, say, stopping)
+            for each in ended:
+                say(each)
+            made = {each.key for each in ended}
+            recipes = [recipe for recipe in recipes if recipe.key not in made]
+            if any(each.broken for each in ended):
+                return False
         for recipe in recipes:
             ended = Ended(recipe.key, "unfinished") if stopping() else self._make_one(recipe, say, stopping)
             say(ended)
@@ -80,27 +87,44 @@ class Maker:
         return True
 
     def _make_one(self, recipe: AnyRecipe, say: Say, stopping: Callable[[], bool]) -> Ended:
-        begun, told = time.monotonic(), [float("-inf")]
-        out = self.out / recipe.key
-
-        def progress(fraction: float, note: str) -> None:
-            if stopping():
-                raise Stopped
-            if time.monotonic() - told[0] >= TELL_EVERY_S:
-                told[0] = time.monotonic()
-                say(Moved(recipe.key, fraction, note))
-
+        begun, out = time.monotonic(), self.out / recipe.key
         try:
-            result = self.perform(recipe, out, progress)
+            result = self.perform(recipe, out, _progress(recipe, say, stopping))
         except Stopped:
             return Ended(recipe.key, "unfinished")
         except Exception as error:  # whatever it is, it is this recipe's, and the others go on
-            write_atomically(out / FAILURE, traceback.format_exc())
-            status, reason = why(error)
-            mistake = isinstance(error, RD3Error) and status == "failed"
-            return Ended(recipe.key, status, reason, mistake=mistake, broken=_breaks_the_process(error, status))
-        figures = {name: value for name, value in result.items() if isinstance(value, int | float)}
-        return Ended(recipe.key, "done", "", time.monotonic() - begun, figures)
+            return self._failed(recipe, error)
+        return Ended(recipe.key, "done", "", time.monotonic() - begun, _figures(result))
+
+    def _make_pack(self, recipes: Sequence[EvaluationRecipe], say: Say, stopping: Callable[[], bool]) -> list[Ended]:
+        """Evaluations together; none where what failed concerns them all: then each is made alone."""
+        from rd3.run import Part, perform_pack
+
+        begun, store = time.monotonic(), FolderStore(self.store)
+        pack = [Part(one, self.out / one.key, _progress(one, say, stopping)) for one in recipes]
+        try:
+            outcomes = perform_pack(pack, store, self.roots, device=self.device)
+        except Stopped:
+            return [Ended(one.key, "unfinished") for one in recipes]
+        except Exception as error:
+            ended = [self._failed(one, error) for one in recipes]
+            return ended if ended[0].broken else []
+        spent_s, ended = time.monotonic() - begun, []
+        for part, outcome in zip(pack, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                ended.append(self._failed(part.recipe, outcome))
+            else:
+                store.put(outcome, part.out / "result")
+                figures = _figures(outcome.result)
+                ended.append(Ended(part.recipe.key, "done", "", spent_s, figures, pack=len(pack)))
+        return ended
+
+    def _failed(self, recipe: AnyRecipe, error: Exception) -> Ended:
+        text = "".join(traceback.format_exception(error))
+        write_atomically(self.out / recipe.key / FAILURE, text)
+        status, reason = why(error)
+        mistake = isinstance(error, RD3Error) and status == "failed"
+        return Ended(recipe.key, status, reason, mistake=mistake, broken=_breaks_the_process(error, status))
 
     def perform(self, recipe: AnyRecipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
         """One recipe from the store's parents into the store; the figures of its entry."""
@@ -121,6 +145,24 @@ class Maker:
         if self.device.startswith("cuda"):
             _give_memory_back()
         return entry.result
+
+
+def _progress(recipe: AnyRecipe, say: Say, stopping: Callable[[], bool]) -> Callable[[float, str], None]:
+    """Says now and then how far a recipe is, and leaves it when it is time to stop."""
+    told = [float("-inf")]
+
+    def progress(fraction: float, note: str) -> None:
+        if stopping():
+            raise Stopped
+        if time.monotonic() - told[0] >= TELL_EVERY_S:
+            told[0] = time.monotonic()
+            say(Moved(recipe.key, fraction, note))
+
+    return progress
+
+
+def _figures(result: Mapping[str, object]) -> dict[str, float]:
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 
 def settle_torch(threads: int) -> None:

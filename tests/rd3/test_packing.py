@@ -1,0 +1,132 @@
+"""Packs: which evaluations go together, and that each gives what it gives alone, with an end of its own."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from rd3 import run
+from rd3.campaign import command
+from rd3.campaign.course import Course, run_here
+from rd3.campaign.estimates import Estimates
+from rd3.campaign.maker import Maker
+from rd3.campaign.queue import Queue
+from rd3.campaign.view import View
+from rd3.cost import CPU_THREAD
+from rd3.datasets import Roots, dataset_info, open_dataset
+from rd3.errors import Diverged
+from rd3.packing import companions
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, SetRecipe
+from rd3.store import FolderStore
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory) -> Roots:
+    return Roots(None, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def made(roots) -> SetRecipe:
+    dataset = open_dataset("digits", roots)
+    return SetRecipe(
+        method="random", version=1, settings={}, ipc=1, set_seed=0, classes=dataset.info.classes, resolution=32,
+        data=Data(name="digits", fingerprint=dataset.fingerprint),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(made, roots, tmp_path) -> FolderStore:
+    """With the set."""
+    store = FolderStore(tmp_path / "store")
+    store.put(run.perform(made, store, roots, tmp_path / "set"), tmp_path / "set" / "result")
+    return store
+
+
+def evaluation(made: SetRecipe, student: str = "convnet_w32", seed: int = 0, **fields) -> EvaluationRecipe:
+    """With hard labels, so that no teacher is needed."""
+    protocol = resolve_protocol(
+        "rd3", factor=1, same_network=True, set_size=10, overrides={"epochs": 2, "labels": "hard"} | fields
+    )
+    return EvaluationRecipe.of(
+        made,
+        teacher=None,
+        protocol=protocol,
+        student=student,
+        student_seed=seed,
+        normalisation=dataset_info("digits", Roots(None, Path())).normalisation,
+    )
+
+
+def test_equal_views_go_together_and_on_a_gpu_equal_shapes(made):
+    first = evaluation(made)
+    other_rate, other_network = evaluation(made, lr=0.01), evaluation(made, "convnet_d1")
+    other_seed, other_batch = evaluation(made, seed=1), evaluation(made, batch_size=5)
+    validation = first.model_copy(update={"tested_on": "validation"})
+    ready = [made, first, other_seed, other_rate, other_batch, validation, other_network]
+    assert companions(first, ready, 9, side_by_side=False) == [other_rate, other_network]
+    assert companions(first, ready, 9, side_by_side=True) == [other_seed, other_rate, other_network]
+    assert companions(first, ready, 1, side_by_side=True) == [other_seed]
+    assert companions(made, ready, 9, side_by_side=True) == companions(first, ready, 0, side_by_side=True) == []
+
+
+def test_a_pack_gives_each_its_own_entry(made, roots, store, tmp_path):
+    recipes = [evaluation(made), evaluation(made, lr=0.01), evaluation(made, "convnet_d1"), evaluation(made, seed=1)]
+    entries = run.perform_pack([run.Part(one, tmp_path / one.key) for one in recipes], store, roots)
+    for recipe, entry in zip(recipes, entries, strict=True):
+        alone = run.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
+        timed = {"wall_s", "process_s", "peak_mib"}
+        assert {name: entry.result[name] for name in entry.result.keys() - timed} == {
+            name: alone.result[name] for name in alone.result.keys() - timed
+        }
+        assert entry.key == recipe.key and entry.files["curve.parquet"] == alone.files["curve.parquet"]
+        assert entry.made["pack"] == 4 and "pack" not in alone.made
+
+
+def test_what_ends_one_stands_in_its_place(made, roots, store, tmp_path):
+    recipes = [evaluation(made), evaluation(made, optimizer="sgd", lr=1e30)]
+    entry, error = run.perform_pack([run.Part(one, tmp_path / one.key) for one in recipes], store, roots)
+    assert entry.key == recipes[0].key and isinstance(error, Diverged)
+
+
+def course_of(recipes, store, roots, tmp_path, **options) -> tuple[Course, Maker]:
+    queue = Queue(recipes, lambda kind, key: store.find(kind, key) is not None)
+    estimates = Estimates(queue.recipes, lambda _kind, _key: None, lambda name: dataset_info(name, roots), CPU_THREAD)
+    maker = Maker(store=store.root, roots=roots, out=tmp_path / "out")
+    return Course(queue, estimates, View(io.StringIO(), options.pop("workers", 1)), **options), maker
+
+
+def test_a_campaign_hands_out_packs_and_leaves_work_to_the_other_workers(made, roots, store, tmp_path):
+    recipes = [evaluation(made, lr=0.001 * number) for number in range(1, 11)]
+    assert len(course_of(recipes, store, roots, tmp_path)[0].next()) == 8
+    assert len(course_of(recipes, store, roots, tmp_path, workers=5)[0].next()) == 2
+    each = course_of(recipes, store, roots, tmp_path)[0].estimates.seconds(recipes[0].key)
+    within = 3.5 * each / 0.9  # a tenth is kept for stopping
+    assert len(course_of(recipes, store, roots, tmp_path, seconds=within)[0].next()) == 3
+
+
+def test_a_campaign_of_packs_ends_as_one_by_one(made, roots, store, tmp_path):
+    recipes = [evaluation(made, lr=0.001 * number) for number in range(1, 4)]
+    recipes.append(evaluation(made, optimizer="sgd", lr=1e30))
+    course, maker = course_of(recipes, store, roots, tmp_path)
+    run_here(course, maker)
+    assert [state.name for state in course.queue.states.values()] == ["done"] * 3 + ["diverged"]
+    assert command.exit_code(course) == 3
+    for recipe in recipes[:3]:
+        assert store.find("evaluation", recipe.key).made["pack"] == 4
+
+
+def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp_path, monkeypatch):
+    recipes = [evaluation(made), evaluation(made, lr=0.01)]
+    calls = []
+
+    def fails(pack, *_rest, **_options):
+        calls.append(len(pack))
+        raise ValueError("no pack today")
+
+    monkeypatch.setattr(run, "perform_pack", fails)
+    course, maker = course_of(recipes, store, roots, tmp_path)
+    run_here(course, maker)
+    assert calls == [2] and [state.name for state in course.queue.states.values()] == ["done"] * 2
