@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from rd3.methods import METHODS, Context
 from rd3.methods._patch_scoring import (
     Crops,
+    _cut_singly,
+    _cut_together,
     contenders_scored,
     cross_entropy,
     key_patches,
@@ -163,6 +165,24 @@ def test_passes_do_not_grow_with_the_number_of_crops():
         key_patches(0, ctx.class_indices(0).tolist(), 2, generator(0, "crops"), ctx, size=32)
         largest.append(max(batches))
     assert largest == [passes_at_once(ctx)] * 2
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_crops_to_rank_are_those_that_are_scored(size):
+    from rd3.augment import crop_and_resize, crop_boxes
+
+    dataset, stream = ToyDataset(per_class=3), generator(0, "crops")
+    originals = dataset.originals("train", range(5))
+    boxes = [crop_boxes(7, 32, 32, 0.08, stream, ratio=(1.0, 1.0)) for _ in originals]
+    expected = torch.cat(
+        [
+            crop_and_resize(image.float().expand(7, -1, -1, -1), own, size)
+            for image, own in zip(originals, boxes, strict=True)
+        ]
+    )
+    for cut in (_cut_singly, _cut_together):
+        # Weights are rounded once more or less, of values up to 255.
+        torch.testing.assert_close(torch.stack(list(cut(originals, boxes, size))), expected, atol=1e-3, rtol=0)
 
 
 def test_a_pass_has_about_as_many_pixels_at_every_side():
