@@ -35,6 +35,7 @@ def synthesize(
     device: torch.device | str = "cpu",
     progress: Callable[[float, str], None] = lambda fraction, note: None,
     only_blocks: Collection[int] | None = None,
+    blocks_at_once: int | None = None,
     shared_machine: bool | None = None,
 ) -> Manifest | None:
     """Make the set of ``recipe`` in the folder ``out``; blocks that are already there and whole are kept.
@@ -43,8 +44,9 @@ def synthesize(
     recipe names them, are of these.  ``init`` is the set that images start from.  ``larger`` is the folder of a set of
     which this one is the first images: its blocks are taken, with the time they took.  ``progress`` gets the done
     fraction of the whole set and a note.  ``only_blocks`` makes a share of the blocks; the manifest is written, and
-    returned, by the call that finds the last one done, and until then the answer is None.  ``shared_machine`` is noted
-    in the manifest: the caller knows whether other work runs beside this.
+    returned, by the call that finds the last one done, and until then the answer is None.  So many ``blocks_at_once``
+    are made together, by default as the method wants it on ``device``; their time is shared out evenly.
+    ``shared_machine`` is noted in the manifest: the caller knows whether other work runs beside this.
     """
     import torch
 
@@ -71,24 +73,38 @@ def synthesize(
         init=init,
     )
     wanted = [block for block in blocks if only_blocks is None or block.index in only_blocks]
-    finished = sum(block.index in done for block in wanted)
-    for block in wanted:
-        if block.index in done:
-            continue
-        note = f"block {finished + 1} of {len(wanted)}"
-        progress(finished / len(wanted), note)
-        before = finished / len(wanted)
-        context.progress = lambda fraction, before=before, note=note: progress(before + fraction / len(wanted), note)
+    due = [block for block in wanted if block.index not in done]
+    at_once = blocks_at_once or method.blocks_at_once(info, device)
+    finished = len(wanted) - len(due)
+    for first in range(0, len(due), at_once):
+        together = due[first : first + at_once]
+        before, share = finished / len(wanted), len(together) / len(wanted)
+        note = _note(finished + 1, len(together), len(wanted))
+        progress(before, note)
+        context.progress = lambda fraction, before=before, share=share, note=note: progress(
+            before + fraction * share, note
+        )
         context.phases = {}
         reset_peak(device)
         with repeatable_kernels():
-            images = method.make(block, context)
-        writer.add(block, images, phases=context.phases, peak_mib=peak_mib(device))
-        finished += 1
+            images = method.make_many(together, context)
+        phases, peak = _shared_out(context.phases, len(together)), peak_mib(device)
+        for block, own in zip(together, images, strict=True):
+            writer.add(block, own, phases=phases, peak_mib=peak)
+        finished += len(together)
     progress(1.0, f"{finished} of {len(wanted)} blocks")
     if len(writer.done()) < len(blocks):
         return None
     return writer.finish(device=_device_name(device), threads=torch.get_num_threads(), shared_machine=shared_machine)
+
+
+def _note(first: int, count: int, blocks: int) -> str:
+    return f"block {first} of {blocks}" if count == 1 else f"blocks {first} to {first + count - 1} of {blocks}"
+
+
+def _shared_out(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, dict[str, float]]:
+    """What one of ``blocks`` blocks took that were made together."""
+    return {name: {unit: value / blocks for unit, value in spent.items()} for name, spent in phases.items()}
 
 
 def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Module]) -> Method:

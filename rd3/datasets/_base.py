@@ -100,3 +100,7 @@ class Dataset(ABC):
     @abstractmethod
     def original(self, split: Split, index: int) -> torch.Tensor:
         """(3, h, w) uint8: one image as it is stored, neither resized nor cropped."""
+
+    def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Several of these; they may differ in size."""
+        return [self.original(split, index) for index in indices]

@@ -131,3 +131,7 @@ class TrainingOnly(Dataset):
     def original(self, split: Split, index: int) -> torch.Tensor:
         self._refuse(split)
         return self._whole.original(split, index)
+
+    def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
+        self._refuse(split)
+        return self._whole.originals(split, indices)

@@ -65,12 +65,21 @@ class StreamDataset(SplitDataset):
         return torch.from_numpy(out)
 
     def original(self, split: Split, index: int) -> torch.Tensor:
+        return self.originals(split, [index])[0]
+
+    def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
         import torch
 
-        name, positions = self._stored(split, [index])
-        part, position = self._parts[name], int(positions[0])
-        image = decode(part.encoded(position), part.where(position))
-        return torch.from_numpy(np.ascontiguousarray(planes(image)))
+        name, positions = self._stored(split, indices)
+        part, out = self._parts[name], [torch.empty(0)] * len(positions)
+
+        def fill(place: int) -> None:
+            index = int(positions[place])
+            image = decode(part.encoded(index), part.where(index))
+            out[place] = torch.from_numpy(np.ascontiguousarray(planes(image)))
+
+        _each(fill, len(positions), torch.get_num_threads())
+        return out
 
 
 def _each(work: Callable[[int], None], count: int, threads: int) -> None:

@@ -5,9 +5,9 @@ A method of this family is one class below and the steps that it does in its own
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from rd3.methods._recovery import (
     PixelSpace,
     RecoverySettings,
     Views,
+    blocks_at_once,
     by_image,
     optimise,
     recovery_cost,
@@ -52,12 +53,15 @@ class BatchNormMatching(Method):
     Image ``k`` of each of ``batch_classes`` classes is one batch, in class order.  From Gaussian noise or the images of
     an init set, every iteration takes one view of the batch (crop, flip, roll: shared by all its images), adds the
     cross-entropy and ``bn_weight`` times the BatchNorm term, takes an Adam step on the pixels and clamps them.  The
-    last iterate is kept.  A block is a batch, or several that are made one after the other.
+    last iterate is kept.  A block is a batch, or several that are made one after the other.  A method that takes every
+    block from the same unchanged network may set ``side_by_side``.
     """
 
     Settings = MatchingSettings
     counted = ("iterations",)
     quick = {"iterations": 3}
+    side_by_side: ClassVar[bool] = False
+    """Whether blocks may be made as one batch."""
 
     def supports(self, info: DatasetInfo, ipc: int) -> Support:
         return Support(True)
@@ -83,9 +87,9 @@ class BatchNormMatching(Method):
         """The bare network that a block is recovered from."""
         return ctx.teachers[0].network
 
-    def statistics(self, network: torch.nn.Module, settings: Any) -> BatchNormLoss:
-        """The BatchNorm term, before its weight."""
-        return BatchNormLoss(network, settings.first_multiplier)
+    def statistics(self, network: torch.nn.Module, settings: Any, batches: int) -> BatchNormLoss:
+        """The BatchNorm term, before its weight, of several batches side by side."""
+        return BatchNormLoss(network, settings.first_multiplier, batches=batches)
 
     def before(
         self,
@@ -103,48 +107,78 @@ class BatchNormMatching(Method):
         return None
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        return self._make([block], ctx)[0]
+
+    def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
+        return blocks_at_once(info, device) if self.side_by_side else 1
+
+    def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
+        if not self.side_by_side:
+            return super().make_many(blocks, ctx)
+        by_size: dict[int, list[Block]] = {}
+        for block in blocks:
+            by_size.setdefault(len(block.members), []).append(block)
+        made = {}
+        for number, alike in enumerate(by_size.values()):
+            own = replace(ctx, progress=ctx.part(number, len(by_size)))
+            made |= zip((block.index for block in alike), self._make(alike, own), strict=True)
+        return [made[block.index] for block in blocks]
+
+    def _make(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
+        """Images of blocks of equal size, made side by side."""
         import torch
 
-        settings, members = ctx.settings, block.members
-        space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
-        firsts = range(0, len(members), settings.batch_classes)
-        batches = [Block(block.index, members[first : first + settings.batch_classes]) for first in firsts]
+        settings, size = ctx.settings, len(blocks[0].members)
+        space, streams = PixelSpace.of(ctx.teachers[0]), [ctx.rng("recover", block.index) for block in blocks]
+        firsts = range(0, size, settings.batch_classes)
         with ctx.phase("recover"):
             network = self.network(ctx)
             parts = []
-            for number, batch in enumerate(batches):
-                done = functools.partial(_tell, ctx.progress, number, len(batches))
-                parts.append(to_uint8(self._recover(batch, network, space, stream, ctx, done), settings.save_format))
-            return torch.cat(parts)
+            for number, first in enumerate(firsts):
+                last = first + settings.batch_classes
+                batches = [Block(block.index, block.members[first:last]) for block in blocks]
+                images = self._recover(batches, network, space, streams, ctx, ctx.part(number, len(firsts)))
+                parts.append(to_uint8(images, settings.save_format).chunk(len(blocks)))
+            return [torch.cat(of_block) for of_block in zip(*parts, strict=True)]
 
     def _recover(
         self,
-        batch: Block,
+        batches: Sequence[Block],
         network: torch.nn.Module,
         space: PixelSpace,
-        stream: torch.Generator,
+        streams: Sequence[torch.Generator],
         ctx: Context,
         progress: Callable[[float], None],
     ) -> torch.Tensor:
-        """(B, 3, H, W) float in 0-255: one batch, recovered."""
+        """(G * B, 3, H, W) float in 0-255: G batches of B images, recovered side by side.
+
+        Each has its own stream, its own views and its own statistics.  A frozen network in eval mode looks at every
+        image alone, Adam at every value: the gradient of the summed loss is each batch's own, and so are its steps.
+        """
         import torch
         import torch.nn.functional as F
 
         settings, side = ctx.settings, ctx.info.resolution
-        labels = torch.tensor(batch.labels, device=ctx.device)
-        images = start(batch, ctx, space, stream)
+        labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)
+        images = torch.cat([start(batch, ctx, space, own) for batch, own in zip(batches, streams, strict=True)])
+
+        def see(images: torch.Tensor, iteration: int, streams: Sequence[torch.Generator]) -> torch.Tensor:
+            views = self.views(settings, side, iteration)
+            parts = zip(images.chunk(len(streams)), streams, strict=True)
+            return torch.cat([views(part, own) for part, own in parts])
 
         def see_first(images: torch.Tensor) -> torch.Tensor:
-            return self.views(settings, side, 0)(images, stream.clone_state())
+            return see(images, 0, [own.clone_state() for own in streams])
 
         gradient = self.before(network, see_first, images, labels, ctx)
-        with self.statistics(network, settings) as statistics:
+        with self.statistics(network, settings, len(batches)) as statistics:
 
             def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
-                seen = self.views(settings, side, iteration)(images, stream)
+                seen = see(images, iteration, streams)
                 with ctx.autocast():
                     logits = network(seen)
-                loss = F.cross_entropy(logits.float(), labels) + settings.bn_weight * statistics.value()
+                classified = len(batches) * F.cross_entropy(logits.float(), labels)
+                loss = classified + settings.bn_weight * statistics.value()
                 if iteration == 0 and gradient is not None:
                     loss = loss + (gradient * (images - images.detach())).sum()
                 return loss
@@ -154,15 +188,10 @@ class BatchNormMatching(Method):
                 loss_of,
                 space,
                 **settings.descent,
-                where=f"{type(self).__name__}, block {batch.index}",
+                where=f"{type(self).__name__}, block {', '.join(str(batch.index) for batch in batches)}",
                 progress=progress,
             )
         return space.to_255(images)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         return recovery_cost(recipe, info, forward)
-
-
-def _tell(progress: Callable[[float], None], number: int, batches: int, fraction: float) -> None:
-    """Of the done fraction of a batch, that of its block."""
-    progress((number + fraction) / batches)

@@ -58,7 +58,7 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
     """(B, D, H, W) -> (D,) and (T,): moments of a whole batch, differentiable; no tiles without ``patch``."""
     from rd3.layer_statistics import Moments, whole_tiles
 
-    channels = _moments()(maps)
+    channels = (values[0] for values in _moments()(maps, 1))
     if patch is None:
         return Moments(*channels)
     return Moments(*channels, *_tile_moments()(whole_tiles(maps, patch), patch))

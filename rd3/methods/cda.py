@@ -44,6 +44,7 @@ class CDA(BatchNormMatching):
     """
 
     Settings = CDASettings
+    side_by_side = True
 
     def views(self, settings: CDASettings, side: int, iteration: int) -> Views:
         end = settings.milestone * settings.iterations

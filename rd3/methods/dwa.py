@@ -68,8 +68,8 @@ class DWA(BatchNormMatching):
     def network(self, ctx: Context) -> torch.nn.Module:
         return copy.deepcopy(super().network(ctx))
 
-    def statistics(self, network: torch.nn.Module, settings: DWASettings) -> BatchNormLoss:
-        return BatchNormLoss(network, settings.first_multiplier, settings.variance_weight)
+    def statistics(self, network: torch.nn.Module, settings: DWASettings, batches: int) -> BatchNormLoss:
+        return BatchNormLoss(network, settings.first_multiplier, settings.variance_weight, batches=batches)
 
     def before(
         self,

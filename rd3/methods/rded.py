@@ -10,14 +10,12 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, Unsupported
 from rd3.methods import Block, Context, Cost, Method, Needs, Settings, Support, register_method
+from rd3.methods._patch_scoring import key_patches
 from rd3.methods._pixels import SaveFormat, to_uint8
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import torch
-
-_CHUNK = 250
-"""Crops that are scored at once; the teacher is in eval mode, so this changes no score."""
 
 
 class RDEDSettings(Settings):
@@ -102,51 +100,12 @@ class RDED(Method):
                 f"{wanted} patches."
             )
         chosen = [int(indices[n]) for n in torch.randperm(len(indices), generator=stream)[: settings.mipc]]
-        at_once = max(1, _CHUNK // settings.num_crop)
-        best: list[torch.Tensor] = []
-        losses: list[torch.Tensor] = []
-        for first in range(0, len(chosen), at_once):
-            crops = torch.stack(
-                [self._crops(ctx.dataset.original(ctx.split, index), stream, ctx) for index in chosen[first:][:at_once]]
-            )
-            loss = score(crops.flatten(0, 1), label, ctx).view(crops.shape[:2])
-            key_loss, key = loss.min(dim=1)
-            best.append(crops[torch.arange(len(crops)), key.cpu()])
-            losses.append(key_loss.cpu())
-            ctx.progress(min(1.0, (first + at_once) / len(chosen)))
-        order = torch.cat(losses).argsort(stable=True)[:wanted]
-        return torch.cat(best)[order]
-
-    def _crops(self, image: torch.Tensor, stream: torch.Generator, ctx: Context) -> torch.Tensor:
-        """(num_crop, 3, s, s) float in 0-255: independent square crops of one image, at a tile's size."""
-        from rd3.augment import crop_and_resize, crop_boxes
-
-        settings: RDEDSettings = ctx.settings
-        boxes = crop_boxes(settings.num_crop, *image.shape[1:], settings.scale_min, stream, ratio=(1.0, 1.0))
-        pixels = image.float().expand(settings.num_crop, -1, -1, -1)
-        return crop_and_resize(pixels, boxes, ctx.info.resolution // settings.factor)
+        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // settings.factor)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)
         looked_at = min(settings.mipc, info.train_per_class) * info.num_classes
         return looked_at * settings.num_crop * forward(recipe.teachers[0])
-
-
-def score(crops: torch.Tensor, label: int, ctx: Context) -> torch.Tensor:
-    """(B,) cross-entropy of the true class for crops (B, 3, s, s) in 0-255, each centred on the mean colour."""
-    import torch
-
-    teacher, side, size = ctx.teachers[0], ctx.info.resolution, crops.shape[-1]
-    pixels = crops.to(ctx.device) / 255
-    if size < side:
-        # The teacher's normalisation turns the mean colour into zeros.
-        canvas = teacher.mean.view(1, 3, 1, 1).expand(len(pixels), 3, side, side).clone()
-        start = (side - size) // 2
-        canvas[:, :, start : start + size, start : start + size] = pixels
-        pixels = canvas
-    with torch.inference_mode(), ctx.autocast():
-        logits = teacher(pixels)
-    return -logits.float().log_softmax(dim=1)[:, label]
 
 
 def mosaic(patches: torch.Tensor, factor: int, side: int) -> torch.Tensor:

@@ -28,3 +28,4 @@ class SRe2L(BatchNormMatching):
     """
 
     Settings = SRe2LSettings
+    side_by_side = True

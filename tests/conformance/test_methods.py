@@ -84,3 +84,15 @@ def test_a_method_that_nests_in_words_alone_is_told_so(registry, tmp_path, monke
     _load(text, tmp_path / "backwards.py", monkeypatch)
     wrong = [result.detail for result in check_method("backwards", tmp=tmp_path / "trial") if not result.ok]
     assert wrong == ["block 0 of IPC 1 is not the beginning of the larger set's"]
+
+
+def test_a_method_that_makes_other_blocks_together_than_alone_is_told_so(registry, tmp_path, monkeypatch):
+    text = template("crowded")
+    text += """
+    def make_many(self, blocks, ctx):
+        return [self.make(block, ctx) for block in reversed(blocks)]
+"""
+    _load(text, tmp_path / "crowded.py", monkeypatch)
+    [wrong] = [result for result in check_method("crowded", tmp=tmp_path / "trial") if not result.ok]
+    assert wrong.name == "Blocks made together are those made alone, but for rounding"
+    assert "% of the pixels differ by more than one level of 255" in wrong.detail

@@ -173,6 +173,8 @@ def test_streams_decode_on_demand_as_torchvision_would(tmp_path, layout):
     assert torch.equal(opened.images("train", range(12)), torch.stack(expected))
     assert torch.equal(opened.images("test", [4, 2]), torch.stack([expected[4], expected[2]]))
     assert torch.equal(opened.original("train", 1), plain(images[1]))
+    several = zip(opened.originals("train", [3, 1]), [images[3], images[1]], strict=True)
+    assert all(torch.equal(original, plain(encoded)) for original, encoded in several)
     assert opened.fingerprint == toy.open(Roots(tmp_path / "data", tmp_path / "home")).fingerprint
 
 

@@ -96,7 +96,7 @@ def test_variances_are_weighed_in_a_case_computed_by_hand():
     network = nn.Sequential(first, nn.Identity(), second).eval()
     batch = torch.tensor([[0.0, 3.0], [2.0, 3.0]]).view(2, 2, 1, 1)
     settings = _context(variance_weight=11.0).settings
-    for loss, weight in ((DWA().statistics(network, settings), 11), (BatchNormLoss(network, 10), 1)):
+    for loss, weight in ((DWA().statistics(network, settings, 1), 11), (BatchNormLoss(network, 10), 1)):
         with loss:
             network(batch)
             assert loss.value().item() == pytest.approx(10 * (5 * weight + 3) + 1.25 * weight + 1.5, rel=1e-5)

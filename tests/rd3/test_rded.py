@@ -10,13 +10,18 @@ from torchvision.transforms.v2 import functional as TF
 from rd3.augment import crop_boxes
 from rd3.errors import BadValue, Unsupported
 from rd3.methods import METHODS, Context, resolve_settings
+from rd3.methods._patch_scoring import cross_entropy, logits_of
 from rd3.methods._pixels import to_uint8
-from rd3.methods.rded import mosaic, score
+from rd3.methods.rded import mosaic
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
 
 SIDE = 32
+
+
+def score(crops, label, ctx):
+    return cross_entropy(logits_of(crops, ctx), label)
 
 
 def _context(dataset, ipc=2, **settings):

@@ -1,0 +1,246 @@
+"""Which crops of real images a teacher finds most typical of their class.
+
+A fast copy of the teacher ranks all crops; those that may be chosen get their score from the teacher itself, so that
+what is chosen is what the teacher alone would choose.  Of a crop its box is kept and not its pixels: memory does not
+grow with the number of crops, and the chosen ones are cut again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rd3.device import bf16_in_hardware, lay_out
+from rd3.methods import Context
+
+if TYPE_CHECKING:
+    import torch
+
+_DECODED = 32
+"""Images that are held decoded."""
+_PIXELS = {"cpu": 2**18, "cuda": 2**25}
+"""Pixels that a network takes at once: caches bound it on a CPU (256 crops at 32 pixels), memory on a GPU."""
+_MEASURED = 32
+"""Crops on which the copy's error is measured at the least."""
+_SAFETY = 5.0
+"""How much larger than the largest error measured any other may be.  Rounding errors of bf16 are spread about evenly
+around zero: of 32 the largest is near two standard deviations, and this bound near ten."""
+_RESOLVED = 12.0
+"""Margins beyond which float32 losses tell crops apart no better than bf16 does: the loss is 6e-6 there and moves in
+steps of 1e-7."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Square crops of the images of one class: boxes, and where to cut them."""
+
+    label: int
+    images: Sequence[int]
+    """(M) positions in the split that the recipe draws from."""
+    boxes: torch.Tensor
+    """(M, R, 4) int64: top, left, height, width."""
+    size: int
+    """Side that a crop is resized to, pixels."""
+
+    def pixels(self, image: int, crops: torch.Tensor, ctx: Context) -> torch.Tensor:
+        """(n, 3, s, s) float in 0-255: crops (n,) of image number 0 .. M-1, read anew."""
+        from rd3.augment import crop_and_resize
+
+        (original,) = ctx.dataset.originals(ctx.split, [self.images[image]])
+        return crop_and_resize(original.float().expand(len(crops), -1, -1, -1), self.boxes[image, crops], self.size)
+
+
+def key_patches(
+    label: int, images: Sequence[int], wanted: int, stream: torch.Generator, ctx: Context, *, size: int
+) -> torch.Tensor:
+    """(wanted, 3, s, s) float in 0-255: the best crop each of those images that have the best ones, best first.
+
+    ``images`` (M >= wanted) are positions of images of class ``label``.  Of each, ``num_crop`` crops are drawn from
+    ``stream``; a score is the teacher's cross-entropy for the class, and the lowest is best.
+    """
+    import torch
+
+    crops, margins = _ranked(label, images, stream, ctx, size)
+    losses = contenders_scored(margins, wanted, lambda places: _scored(crops, places, ctx))
+    key_loss, key = losses.min(dim=1)
+    best = key_loss.argsort(stable=True)[:wanted].tolist()
+    return torch.cat([crops.pixels(image, key[image : image + 1], ctx) for image in best])
+
+
+def contenders_scored(
+    margins: torch.Tensor,
+    wanted: int,
+    score: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """(M, R) losses of all crops that may be the best of an image among the ``wanted`` best, infinite elsewhere.
+
+    ``margins``: (M, R) of all crops by a copy of the teacher; ``score(places)`` gives (losses, margins), (n,) each, by
+    the teacher itself, of crops numbered row by row.  If the copy is wrong by at most e, then a crop that lies 2e below
+    its image's best, or 2e below the best crop of the last image that is wanted, cannot be chosen.  e is measured on
+    the crops that are scored, and taken ``_SAFETY`` times; what this adds is scored too, until nothing is added.
+    """
+    import torch
+
+    ranks = margins.flatten()
+    losses, errors = torch.full_like(ranks, torch.inf), torch.zeros_like(ranks)
+    scored = torch.zeros_like(ranks, dtype=torch.bool)
+    due = _contenders(margins, wanted, 0.0).flatten()
+    due[ranks.argsort(descending=True)[:_MEASURED]] = True
+    while bool(due.any()):
+        places = due.nonzero().flatten()
+        losses[places], exact = score(places)
+        errors[places] = (exact - ranks[places]).abs()
+        scored |= due
+        due = _contenders(margins, wanted, 2 * _SAFETY * float(errors.max())).flatten() & ~scored
+    return losses.view_as(margins)
+
+
+def _contenders(margins: torch.Tensor, wanted: int, reach: float) -> torch.Tensor:
+    """(M, R) whether a crop is at most ``reach`` below its image's best and below the last image wanted."""
+    margins = margins.clamp(max=_RESOLVED)
+    best = margins.max(dim=1, keepdim=True).values
+    last = best.flatten().sort(descending=True).values[wanted - 1]
+    return ~(margins < best.clamp(min=last) - reach)
+
+
+def _ranked(
+    label: int, images: Sequence[int], stream: torch.Generator, ctx: Context, size: int
+) -> tuple[Crops, torch.Tensor]:
+    """Crops of the images, drawn image by image, and their margins (M, R) by the fast copy."""
+    import torch
+
+    boxes: list[torch.Tensor] = []
+    margins: list[torch.Tensor] = []
+    for batch in _batches(_drawn(images, boxes, stream, ctx, size), passes_at_once(ctx)):
+        margins.append(margin(_fast_logits(torch.stack(batch), ctx), label).cpu())
+        ctx.progress(min(1.0, len(boxes) / len(images)))
+    crops = Crops(label, images, torch.stack(boxes), size)
+    return crops, torch.cat(margins).view(crops.boxes.shape[:2])
+
+
+def _drawn(
+    images: Sequence[int], boxes: list[torch.Tensor], stream: torch.Generator, ctx: Context, size: int
+) -> Iterator[torch.Tensor]:
+    """(3, s, s) crops in 0-255 on the device, and meanwhile their ``boxes``, (R, 4) an image."""
+    from rd3.augment import crop_boxes
+
+    settings = ctx.settings
+    for first in range(0, len(images), _DECODED):
+        originals = ctx.dataset.originals(ctx.split, images[first : first + _DECODED])
+        drawn = [
+            crop_boxes(settings.num_crop, *original.shape[1:], settings.scale_min, stream, ratio=(1.0, 1.0))
+            for original in originals
+        ]
+        boxes.extend(drawn)
+        alike = len({original.shape for original in originals}) == 1
+        cut = _cut_together if alike and ctx.device.type != "cpu" else _cut_singly
+        yield from cut([original.to(ctx.device) for original in originals], drawn, size)
+
+
+def _cut_singly(originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """Crops (3, s, s) of images of any size, as ``crop_and_resize`` gives them but for rounding.
+
+    Fastest on a CPU: no pixel outside of a box is looked at.
+    """
+    import torch.nn.functional as F
+
+    for original, drawn in zip(originals, boxes, strict=True):
+        pixels = original.float()[None]
+        for top, left, height, width in drawn.tolist():
+            cut = pixels[:, :, top : top + height, left : left + width]
+            yield F.interpolate(cut, (size, size), mode="bilinear", antialias=True)[0]
+
+
+def _cut_together(
+    originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int
+) -> Iterator[torch.Tensor]:
+    """The same of images of one size, in few operations: what a GPU wants.  As many crops at a time as images."""
+    import torch
+
+    from rd3.augment import crop_and_resize
+
+    images, flat = torch.stack(list(originals)).float(), torch.cat(list(boxes))
+    numbers = torch.arange(len(images), device=images.device).repeat_interleave(len(boxes[0]))
+    for some, own in zip(numbers.split(len(images)), flat.split(len(images)), strict=True):
+        yield from crop_and_resize(images[some], own, size)
+
+
+def _batches(crops: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+    batch: list[torch.Tensor] = []
+    for crop in crops:
+        batch.append(crop)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def passes_at_once(ctx: Context) -> int:
+    """Crops that a network takes in one pass on the context's device."""
+    return min(2048, max(16, _PIXELS.get(ctx.device.type, _PIXELS["cuda"]) // ctx.info.resolution**2))
+
+
+def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
+    """(B, C) float32 logits of the teacher's fast copy: norms folded, channels last, bf16 where the device has it."""
+    import torch
+
+    from rd3.models import folded
+
+    network = ctx.shared.get("fast teacher")
+    if network is None:
+        network = ctx.shared["fast teacher"] = folded(ctx.teachers[0])
+        # That format is the faster one at fp32 too where no gradient is taken.
+        lay_out(network, "bf16")
+    fast = torch.autocast(ctx.device.type, torch.bfloat16, enabled=bool(bf16_in_hardware(ctx.device)))
+    with torch.inference_mode(), fast:
+        return network(framed(crops, ctx)).float()
+
+
+def _scored(crops: Crops, places: torch.Tensor, ctx: Context) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and margins, (n,) each, by the teacher itself, of crops numbered row by row, in ascending order."""
+    import torch
+
+    numbers = places // crops.boxes.shape[1]
+
+    def cut() -> Iterator[torch.Tensor]:
+        for image in numbers.unique().tolist():
+            yield from crops.pixels(image, places[numbers == image] % crops.boxes.shape[1], ctx)
+
+    outputs = [logits_of(torch.stack(batch), ctx).cpu() for batch in _batches(cut(), passes_at_once(ctx))]
+    logits = torch.cat(outputs)
+    return cross_entropy(logits, crops.label), margin(logits, crops.label)
+
+
+def logits_of(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
+    """(B, C) float32 logits of the teacher for crops (B, 3, s, s) in 0-255."""
+    import torch
+
+    with torch.inference_mode(), ctx.autocast():
+        return ctx.teachers[0](framed(crops.to(ctx.device), ctx)).float()
+
+
+def framed(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1]: crops (B, 3, s, s) in 0-255, each in the centre of an image of the mean colour."""
+    teacher, side, size = ctx.teachers[0], ctx.info.resolution, crops.shape[-1]
+    pixels = crops / 255
+    if size == side:
+        return pixels
+    # The teacher's normalisation turns the mean colour into zeros.
+    canvas = teacher.mean.view(1, 3, 1, 1).expand(len(pixels), 3, side, side).clone()
+    start = (side - size) // 2
+    canvas[:, :, start : start + size, start : start + size] = pixels
+    return canvas
+
+
+def cross_entropy(logits: torch.Tensor, label: int) -> torch.Tensor:
+    """(B,) cross-entropy of one class, from logits (B, C)."""
+    return -logits.log_softmax(dim=1)[:, label]
+
+
+def margin(logits: torch.Tensor, label: int) -> torch.Tensor:
+    """(B,) log-odds of one class: its cross-entropy is softplus(-margin), but the margin does not saturate."""
+    others = logits.clone()
+    others[:, label] = -float("inf")
+    return logits[:, label] - others.logsumexp(dim=1)
