@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rd3.device import bf16_in_hardware, lay_out
+from rd3.device import autocast, lay_out, ran_precision
 from rd3.methods import Context
 
 if TYPE_CHECKING:
@@ -188,13 +188,12 @@ def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
 
     from rd3.models import folded
 
+    precision = ran_precision(ctx.device, "auto")
     network = ctx.shared.get("fast teacher")
     if network is None:
         network = ctx.shared["fast teacher"] = folded(ctx.teachers[0])
-        # That format is the faster one at fp32 too where no gradient is taken.
-        lay_out(network, "bf16")
-    fast = torch.autocast(ctx.device.type, torch.bfloat16, enabled=bool(bf16_in_hardware(ctx.device)))
-    with torch.inference_mode(), fast:
+        lay_out(network, precision)
+    with torch.inference_mode(), autocast(ctx.device, precision):
         return network(framed(crops, ctx)).float()
 
 

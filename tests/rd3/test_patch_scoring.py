@@ -124,7 +124,7 @@ def _context(dataset, teacher, **settings):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("factor", [1, 2])
 def test_patches_are_those_that_the_teacher_alone_chooses(bf16, factor, monkeypatch):
-    monkeypatch.setattr("rd3.methods._patch_scoring.bf16_in_hardware", lambda device: bf16)
+    monkeypatch.setattr("rd3.device.bf16_in_hardware", lambda device: bf16)
     dataset = Counting(per_class=120, factor=factor)
     ctx, wanted = _context(dataset, toy_teacher(dataset), mipc=120, num_crop=5), 10
     size, images = 32 // factor, ctx.class_indices(1).tolist()
