@@ -280,11 +280,6 @@ def test_equal_views_pay_for_their_teachers_once():
     assert len(SEEN["teacher"]) == 2 * shared - 1, "one look at the number of classes, and passes for either seed"
 
 
-def test_views_are_a_pure_function_of_the_evaluation():
-    keys = [teaching.Views.of(one).key for one in NEIGHBOURS]
-    assert len(set(keys[:5])) == 1 and len(set(keys[4:])) == 6 - (keys[8] == keys[0])
-
-
 def test_one_of_a_pack_that_ends_moves_no_other():
     stopped, epochs = recipe(test_epochs=(1,)), []
 
