@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from rd3 import run
 from rd3.campaign import command
-from rd3.campaign.course import Course, run_here
+from rd3.campaign.course import Course, run_here, run_in
+from rd3.campaign.crew import Crew
 from rd3.campaign.estimates import Estimates
-from rd3.campaign.maker import Maker
+from rd3.campaign.maker import Ended, Maker, Moved
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View
 from rd3.cost import CPU_THREAD
@@ -19,7 +23,7 @@ from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.errors import Diverged
 from rd3.packing import companions
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, SetRecipe
+from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
 from rd3.store import FolderStore
 
 
@@ -130,3 +134,43 @@ def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp
     course, maker = course_of(recipes, store, roots, tmp_path)
     run_here(course, maker)
     assert calls == [2] and [state.name for state in course.queue.states.values()] == ["done"] * 2
+
+
+def test_a_pack_that_is_killed_is_made_again_one_by_one(made, roots, store, tmp_path):
+    """In mid-pack, by the system; what comes of it is what comes of each alone."""
+    recipes = [evaluation(made, lr=0.001 * number, epochs=60) for number in range(1, 4)]
+    course, maker = course_of(recipes, store, roots, tmp_path)
+    crew, killed = Crew(1, maker), []
+    events = crew.events
+
+    def kill_once(timeout_s: float):
+        for event in events(timeout_s):
+            if isinstance(event, Moved) and not killed:
+                assert len(crew._workers[0].keys) == 3
+                killed.append(crew._workers[0].process.pid)
+                os.kill(killed[0], signal.SIGKILL)
+            yield event
+
+    crew.events = kill_once
+    run_in(crew, course)
+    assert killed and [state.name for state in course.queue.states.values()] == ["done"] * 3
+    for recipe in recipes:
+        entry = store.find("evaluation", recipe.key)
+        alone = run.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
+        assert "pack" not in entry.made and entry.files["curve.parquet"] == alone.files["curve.parquet"]
+
+
+def test_a_device_without_memory_for_the_pack_has_it_made_one_by_one(made, roots, store, tmp_path, monkeypatch):
+    recipes = [evaluation(made), evaluation(made, lr=0.01)]
+
+    def full(*_pack, **_options):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(run, "perform_pack", full)
+    course, maker = course_of(recipes, store, roots, tmp_path)
+    said: list[Ended] = []
+    assert not maker.make([to_json(one) for one in recipes], said.append, lambda: False)
+    assert [(one.status, one.broken) for one in said] == [("oom", True)] * 2
+    course.next()
+    course.hear(said[0])
+    assert course.queue.states[recipes[0].key].name == "again"
