@@ -55,14 +55,15 @@ def test_published_settings():
     assert fields("tinyimagenet", 1, *names) == (2000, 100, 0.01, 0.8, "random", 0.5, 4)
     assert fields("cifar100", 10, *names) == (2000, 100, 0.01, 0.8, "random", 0.5, 4)
     assert fields("cifar10", 1, *names) == (75, 10, 0.01, 0.8, "random", 0.08, 4)
-    assert fields("cifar10", 10, *names) == (2000, 100, 0.01, 0.8, "random", 0.08, 4)
+    assert fields("cifar10", 10, *names) == (75, 100, 0.01, 0.8, "random", 0.08, 4)
+    assert [fields("cifar10", ipc, "iterations", "batch_size") for ipc in (50, 100)] == [(75, 500), (75, 1000)]
     same = ("lr", "category_weight", "flatness_weight", "image_ema", "drop_rate", "first_multiplier", "flip")
     assert fields("cifar10", 1, *same) == fields("imagenet1k", 10, *same) == (0.05, 0.5, 0.0, 0.99, 0.0, 10.0, True)
 
 
 def test_what_is_not_published_for_cifar10_is_said():
     info = dataset_info("cifar10")
-    assert [published("edc", info, ipc).nearest for ipc in (1, 10)] == [False, True]
+    assert [published("edc", info, ipc).nearest for ipc in (1, 10)] == [False, False]
     roles = [teacher_role(info, name) for name in resolve_settings("edc", info, 10).pool]
     assert [role.name for role in roles if role.nearest] == [
         "gvbsm-convnet_d1",

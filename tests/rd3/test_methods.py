@@ -79,13 +79,13 @@ def test_reductions_count_work_alone():
 
 def test_a_preset_may_differ_at_an_ipc_and_overrides_win():
     cifar10, cifar100 = dataset_info("cifar10"), dataset_info("cifar100")
-    iterations = {ipc: resolve_settings("edc", cifar10, ipc).iterations for ipc in (1, 10, 50)}
-    assert iterations == {1: 75, 10: 2000, 50: 2000}
+    batches = {ipc: resolve_settings("edc", cifar10, ipc).batch_size for ipc in (1, 10, 50)}
+    assert batches == {1: 10, 10: 100, 50: 500}
     assert resolve_settings("edc", cifar100, 1).iterations == 2000
     fewer = resolve_settings("edc", cifar10, 1, {"iterations": 60})
     assert fewer.iterations == 60
     assert reductions("edc", cifar10, fewer, 1) == {"iterations": (60, 75)}
-    assert reductions("edc", cifar10, fewer, 10) == {"iterations": (60, 2000)}
+    assert reductions("edc", cifar10, fewer, 10) == {"iterations": (60, 75)}
     assert reductions("edc", cifar10, resolve_settings("edc", cifar10, 1), 1) == {}
 
 
