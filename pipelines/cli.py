@@ -13,7 +13,21 @@ from collections.abc import Sequence
 
 import typer
 
-from pipelines.commands import artifacts, byhand, data, doctor, grid, infra, jobs, listing, method, sets, sweep, teacher
+from pipelines.commands import (
+    artifacts,
+    byhand,
+    calibrate,
+    data,
+    doctor,
+    grid,
+    infra,
+    jobs,
+    listing,
+    method,
+    sets,
+    sweep,
+    teacher,
+)
 from pipelines.commands._show import errors_told
 
 app = typer.Typer(
@@ -28,6 +42,7 @@ grid.add_to(app)
 sweep.add_to(app)
 byhand.add_to(app)
 doctor.add_to(app)
+calibrate.add_to(app)
 jobs.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
