@@ -40,8 +40,8 @@ def pricing(documents: Documents, device: str | None = None) -> Pricing:
     others = [one for one in calibrations.known(documents) if (one.device, one.torch) != (here.name, torch)]
     unused = f"; not used: {_several(others)}, of another device or torch" if others else ""
     source = (
-        f"shipped rates of {rates.name}, right to a factor of {rates.spread:g} at best, as the ledger has no "
-        f"calibration of {here.name} with torch {torch} (`rd3 calibrate` makes one in 20 s){unused}"
+        f"shipped rates of {rates.name}, a range of a factor of {rates.spread:g} either way: the ledger has no "
+        f"calibration of {here.name} with torch {torch}, `rd3 calibrate` makes one in 20 s{unused}"
     )
     return Pricing(rates, here.count, source)
 

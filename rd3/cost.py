@@ -10,13 +10,14 @@ import functools
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import astuple
 from importlib.resources import files
 from types import MappingProxyType
 from typing import NamedTuple
 
 from rd3.datasets import DatasetInfo
 from rd3.methods import METHODS
-from rd3.models import Cost
+from rd3.models import Cost, Extent
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 TRAIN_FACTOR = 3
@@ -100,7 +101,7 @@ GPU = Rates("a GPU", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start
 
 @functools.cache
 def _table() -> dict[str, dict[str, list[list[float]]]]:
-    """Network -> resolution -> (without classes, per class) of operations and of bytes, as shipped."""
+    """Network -> resolution -> (without classes, per class) of operations, bytes, saved values and channels."""
     return json.loads(files("rd3").joinpath("forward_costs.json").read_text(encoding="utf-8"))
 
 
@@ -109,14 +110,26 @@ def forward_cost(network: str, num_classes: int, resolution: int) -> Cost:
     """One image's forward pass, from the shipped table; networks that are not in it are built and counted (torch)."""
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
-        return Cost(*(fixed + per_class * num_classes for fixed, per_class in row))
+        return Cost(*(fixed + per_class * num_classes for fixed, per_class in row[:2]))
     from rd3.models import forward_cost as counted
+
+    return counted(network, num_classes, resolution)
+
+
+@functools.cache
+def extent(network: str, num_classes: int, resolution: int) -> Extent:
+    """What a network and its statistics are on the disk; as :func:`forward_cost` where the table has it not."""
+    row = _table().get(network, {}).get(str(resolution))
+    if row is not None:
+        return Extent(*(round(fixed + per_class * num_classes) for fixed, per_class in row[2:]))
+    from rd3.models import extent as counted
 
     return counted(network, num_classes, resolution)
 
 
 def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]]]:
     """What ``forward_costs.json`` should hold for these networks; write it anew from this after they change."""
+    from rd3.models import extent as extended
     from rd3.models import forward_cost as counted
     from rd3.models import network_info
 
@@ -129,8 +142,10 @@ def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]
     table: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         for side in sorted(network_info(name).resolutions):
-            low, high = counted(name, few, side), counted(name, many, side)
-            table.setdefault(name, {})[str(side)] = [line(low.flops, high.flops), line(low.bytes, high.bytes)]
+            low, high = (
+                (*astuple(counted(name, classes, side)), *extended(name, classes, side)) for classes in (few, many)
+            )
+            table.setdefault(name, {})[str(side)] = [line(*pair) for pair in zip(low, high, strict=True)]
     return table
 
 
