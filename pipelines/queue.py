@@ -91,10 +91,13 @@ class RecipeQueue:
             if key in self.recipes:
                 self.close(key, how.status, how.reason)
 
+    def later(self, key: Key) -> tuple[Key, ...]:
+        """What waits for a recipe: what is made from it, and what ``after`` holds back."""
+        return (*self.children.get(key, ()), *self._waiting_for.get(key, ()))
+
     def _measure_path(self, key: Key) -> float:
         if key not in self.path_s:
-            later = (*self.children.get(key, ()), *self._waiting_for.get(key, ()))
-            below = max((self._measure_path(child) for child in later), default=0.0)
+            below = max(map(self._measure_path, self.later(key)), default=0.0)
             self.path_s[key] = self.costs_s.get(key, 0.0) + below
         return self.path_s[key]
 
@@ -174,7 +177,7 @@ class RecipeQueue:
         self._stop_running(key)
         self.done.add(key)
         self._left_s -= self.costs_s.get(key, 0.0)
-        self._settle(key, [*self.children.get(key, ()), *self._waiting_for.get(key, ())])
+        self._settle(key, self.later(key))
 
     def _settle(self, key: Key, waiting: Iterable[Key]) -> None:
         """``key`` holds these back no longer."""
