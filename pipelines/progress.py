@@ -12,14 +12,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.queue import Demand, RecipeQueue
+from pipelines.queue import STATES, Demand, RecipeQueue
 from rd3.recipe import Key
 
 SILENCE_S = 30.0
 """Longest time that a log says nothing while something moves."""
 RESUMED = 0.25
 """A recipe that says sooner than after this part of the planned time how far it is was not begun by this attempt."""
-COLUMNS = ("done", "reused", "running", "failed", "waiting")
+ANEW_S = 1.0
+"""How long the time that is left stands: working it out looks at every recipe."""
 
 
 @dataclass
@@ -189,6 +190,7 @@ class View:
         self.running: dict[Key, Running] = {}
         self.note = ""
         self._began = time.monotonic()
+        self._left = (float("-inf"), 0.0)
 
     def __enter__(self) -> View:
         return self
@@ -224,8 +226,10 @@ class View:
         return span(time.monotonic() - self._began)
 
     def left(self) -> str:
-        seconds = self.eta.left_s(self.queue, self.running, time.monotonic())
-        return span(seconds) if seconds else "unknown"
+        now = time.monotonic()
+        if now - self._left[0] > ANEW_S:
+            self._left = now, self.eta.left_s(self.queue, self.running, now)
+        return span(self._left[1]) if self._left[1] else "unknown"
 
 
 class LineView(View):
@@ -288,10 +292,10 @@ class LiveView(View):
         counts = self.queue.counts()
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
-        for column in COLUMNS:
+        for column in STATES:
             table.add_column(column, justify="right")
         for kind, row in counts.items():
-            table.add_row(plural(kind), *(str(row[column]) for column in COLUMNS))
+            table.add_row(plural(kind), *(str(row[column]) for column in STATES))
         parts: list[Table | Text] = [table]
         now = time.monotonic()
         for key, item in list(self.running.items()):

@@ -19,6 +19,7 @@ from rd3.recipe import Key, Recipe
 
 URGENT = 0.5
 """Of the time that all the work left would take on the devices there are: a path as long as this goes first."""
+STATES = ("done", "reused", "running", "failed", "waiting")
 _RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}
 
 
@@ -83,6 +84,10 @@ class RecipeQueue:
         """Seconds from the start of a recipe to the end of the longest chain of what is made from it."""
         for key in self.recipes:
             self._measure_path(key)
+        self._state: dict[Key, str] = {}
+        self._counts: dict[str, dict[str, int]] = {}
+        for key in self.recipes:
+            self._move(key, "reused" if key in self.reused else "waiting")
         self._left_s = sum(self.costs_s.get(key, 0.0) for key in self.recipes if key not in self.reused)
         for key in self.recipes:
             if key not in self.reused:
@@ -160,6 +165,7 @@ class RecipeQueue:
         if too_much and self.running:
             return None
         self.running.add(key)
+        self._move(key, "running")
         self._use(demand, 1)
         return self.recipes[key]
 
@@ -176,6 +182,7 @@ class RecipeQueue:
         """``key`` is in the ledger now; its children may become ready."""
         self._stop_running(key)
         self.done.add(key)
+        self._move(key, "done")
         self._left_s -= self.costs_s.get(key, 0.0)
         self._settle(key, self.later(key))
 
@@ -192,6 +199,7 @@ class RecipeQueue:
         """``key`` will not be made by this run; what is made from it is closed as ``blocked``."""
         self._stop_running(key)
         self.closed[key] = Closed(status, reason)
+        self._move(key, "failed")
         self._left_s -= self.costs_s.get(key, 0.0)
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:
@@ -207,6 +215,7 @@ class RecipeQueue:
             self._left_s += self.costs_s.get(key, 0.0)
         self.done.discard(key)
         self.reused.discard(key)
+        self._move(key, "waiting")
         self._await_parents(key)
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:
@@ -214,15 +223,16 @@ class RecipeQueue:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """By kind: how many are done, reused, running, failed and waiting."""
-        table: dict[str, dict[str, int]] = {}
-        for key, recipe in self.recipes.items():
-            row = table.setdefault(recipe.kind, dict.fromkeys(("done", "reused", "running", "failed", "waiting"), 0))
-            row[self.state(key)] += 1
-        return table
+        return {kind: dict(row) for kind, row in self._counts.items()}
 
     def state(self, key: Key) -> str:
         """One of ``done``, ``reused``, ``running``, ``failed``, ``waiting``."""
-        for name, keys in (("reused", self.reused), ("done", self.done), ("running", self.running)):
-            if key in keys:
-                return name
-        return "failed" if key in self.closed else "waiting"
+        return self._state[key]
+
+    def _move(self, key: Key, state: str) -> None:
+        """Keeps count: after every recipe somebody asks, of ten thousand."""
+        row = self._counts.setdefault(self.recipes[key].kind, dict.fromkeys(STATES, 0))
+        if key in self._state:
+            row[self._state[key]] -= 1
+        self._state[key] = state
+        row[state] += 1
