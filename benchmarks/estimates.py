@@ -2,9 +2,9 @@
 
     python benchmarks/estimates.py [--seconds 20]
 
-Five students, two of them not of the teacher's network family, IPC 1, 5 and 10, and two protocols (40 epochs at bf16, 20
-at fp32).  Process seconds of one thread, all of a recipe: opening the data, reading its parents, training, testing,
-writing.  Tracking and scheduling are not in them; `tests/benchmarks/overhead.py` has those.
+Five students, IPC 1, 5 and 10, and two protocols (40 epochs at bf16, 20 at fp32).  Process seconds of one thread, all
+of a recipe: opening the data, reading its parents, training, testing, writing.  Tracking and scheduling are not in
+them; `tests/benchmarks/overhead.py` has those.
 """
 
 from __future__ import annotations

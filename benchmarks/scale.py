@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+import os
 import random
 import resource
 import subprocess
@@ -248,14 +249,13 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         from ray import tune
 
         clock.sleep(config["sleep_s"])
-        said = {"status": "done", "reason": "", "entry": None, "broken": [], "torch": "torch" in there.modules}
-        tune.report({"end": json.dumps({name: said[name] for name in ("status", "reason", "entry", "broken")}),
-                     "torch": said["torch"]})  # fmt: skip
+        end = {"status": "done", "reason": "", "entry": None, "broken": []}
+        tune.report({"end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
 
     class Timed(Driver):
         """Gives trials their sleep, and looks whether one of them has loaded torch."""
 
-        torch, starts, ends = False, [], []
+        torch, processes, starts, ends = False, set(), [], []
 
         def next_config(self, trial_id: str) -> dict[str, Any] | None:
             config = super().next_config(trial_id)
@@ -264,7 +264,9 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
             return None if config is None else config | {"sleep_s": sleep_s}
 
         def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
-            self.torch = self.torch or bool(result and result.get("torch"))
+            assert result is not None
+            self.torch = self.torch or result["torch"]
+            self.processes.add(result["process"])
             self.ends.append(time.perf_counter())
             super().on_end(trial_id, result)
 
@@ -275,8 +277,6 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
     )  # fmt: skip
     view = LineView("sleepers", queue, Eta(queue.costs_s, workers), None, io.StringIO())
     driver = Timed(queue, view, job=job, keep=print, forget=print, devices=lambda: (float(workers), 0.0))
-    import os
-
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     tuned.run_trial = sleeping
@@ -300,8 +300,10 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
             "wall_s": round(wall, 1),
             "first_quarter_s": round(driver.ends[recipes // 4] - driver.starts[0], 1),
             "trials_a_second": round(rate, 1),
+            "busy_pct": round(100 * rate * sleep_s / workers, 1),
             "driver_cpu_ms_a_trial": round(1000 * cpu / recipes, 1),
             "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "processes": len(driver.processes),
             "a_worker_loaded_torch": driver.torch,
         }
     ]

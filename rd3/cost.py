@@ -84,16 +84,17 @@ class Rates(NamedTuple):
 
 
 # With bf16 in hardware: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.5
-# to 1.6 times what these say; processors differ by more.
+# to 1.6 times what these say; processors differ by more.  Around a recipe: 0.2 s of loading and writing (digits, Intel
+# Xeon), and 0.2 s of tracking and scheduling in a worker that is warm (AMD EPYC).
 CPU_THREAD = Rates(
     "a CPU thread with bf16 in hardware",
-    fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=1.5, auto="bf16", spread=2.5,
+    fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=0.5, auto="bf16", spread=2.5,
 )  # fmt: skip
 # bf16 emulated: training steps of eight networks at 32 pixels, on an Intel Xeon that was told to use AVX2 alone, took
 # 0.7 to 2.2 times what these say.
 PLAIN_CPU_THREAD = Rates(
     "a CPU thread that emulates bf16",
-    fp32=7.8e10, bf16=3.4e9, bytes=4.1e9, step_s=0.005, start_s=1.5, auto="fp32", spread=2.5,
+    fp32=7.8e10, bf16=3.4e9, bytes=4.1e9, step_s=0.005, start_s=0.5, auto="fp32", spread=2.5,
 )  # fmt: skip
 # Not measured: small batches keep a GPU at a few per cent of its peak.
 GPU = Rates("a GPU", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start_s=4.0, auto="bf16", spread=4.0)
