@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import heapq
 import io
 import itertools
 import json
@@ -82,32 +81,51 @@ class NothingThere:
 
 
 class Cluster:
-    """GPUs of which a trial takes a part of one; where none has that much left it waits, as in Ray."""
+    """GPUs of which a trial takes a part of one; where none has that much left it waits, as in Ray.
+
+    Trials on one GPU slow each other down as if nothing were gained by sharing it; one alone has all of its speed.
+    """
 
     def __init__(self, gpus: int):
         self.free = [1.0] * gpus
+        self.on: list[dict[str, float]] = [{} for _gpu in range(gpus)]
+        """Trial to the seconds that it would still need alone."""
+        self.parts: dict[str, float] = {}
         self.waiting: list[tuple[str, float, float]] = []
-        self.ending: list[tuple[float, str, int, float]] = []
-        self.busy_s = 0.0
+        self.now = self.busy_s = 0.0
 
-    def start(self, trial: str, part: float, seconds: float, now: float) -> None:
+    def start(self, trial: str, part: float, seconds: float) -> None:
         fitting = [gpu for gpu, free in enumerate(self.free) if free >= part - 1e-9]
         if not fitting:
             self.waiting.append((trial, part, seconds))
             return
         gpu = min(fitting, key=lambda gpu: self.free[gpu])
         self.free[gpu] -= part
-        self.busy_s += part * seconds
-        heapq.heappush(self.ending, (now + seconds, trial, gpu, part))
+        self.parts[trial] = part
+        self.on[gpu][trial] = seconds
 
-    def next_end(self) -> tuple[float, str]:
-        """(time, trial); what waited for its device starts then."""
-        now, trial, gpu, part = heapq.heappop(self.ending)
-        self.free[gpu] += part
+    def next_end(self) -> str:
+        """The trial that ends next; what waited for its device starts then."""
+        gpu = min((gpu for gpu, trials in enumerate(self.on) if trials), key=self._next_in)
+        trial = min(self.on[gpu], key=self.on[gpu].__getitem__)
+        self._pass(self._next_in(gpu))
+        del self.on[gpu][trial]
+        self.free[gpu] += self.parts.pop(trial)
         waiting, self.waiting = self.waiting, []
         for one in waiting:
-            self.start(*one, now)
-        return now, trial
+            self.start(*one)
+        return trial
+
+    def _next_in(self, gpu: int) -> float:
+        """Seconds until the next trial of a GPU ends."""
+        return min(self.on[gpu].values()) * len(self.on[gpu])
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+        for trials in self.on:
+            self.busy_s += seconds if trials else 0.0
+            for trial in trials:
+                trials[trial] -= seconds / len(trials)
 
 
 class Simulation(NamedTuple):
@@ -123,7 +141,7 @@ class Simulation(NamedTuple):
 def simulate(
     expansion: Expansion, plan: Plan, home: Path, gpus: int, shares: int, part: float, noise: float
 ) -> Simulation:
-    """Work the plan off on ``gpus`` GPUs; an evaluation takes a ``part`` of one, and as much longer."""
+    """Work the plan off on ``gpus`` GPUs; an evaluation takes a ``part`` of one."""
     from ray.tune.search import Searcher
 
     from pipelines.tune import Graph
@@ -142,7 +160,7 @@ def simulate(
     driver = Driver(
         queue, view, job=run.job, keep=run.keep, forget=run.forget, devices=lambda: (16.0 * gpus, float(gpus))
     )
-    graph, cluster, now = Graph(driver), Cluster(gpus), 0.0
+    graph, cluster = Graph(driver), Cluster(gpus)
     out: dict[str, dict[str, Any]] = {}
     began = time.process_time()
     for number in itertools.count():
@@ -151,14 +169,14 @@ def simulate(
             job = json.loads(config["job"])
             key = queue_key(job)
             out[f"{number:08x}"] = job
-            cluster.start(f"{number:08x}", config["gpus"], takes_s[key] / config["gpus"], now)
+            cluster.start(f"{number:08x}", config["gpus"], takes_s[key])
             continue
         if config == Searcher.FINISHED:
             break
-        now, trial = cluster.next_end()
+        trial = cluster.next_end()
         graph.on_trial_complete(trial, {"end": played(out.pop(trial)).to_json()})
     assert driver.fatal is None and not queue.closed, driver.fatal or list(queue.closed.items())[:3]
-    return Simulation(now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
+    return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
 
 
 def queue_key(job: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rd3.recipe import Key, Recipe
 
-URGENT = 0.5
+URGENT = 0.25
 """Of the time that all the work left would take on the devices there are: a path as long as this goes first."""
 STATES = ("done", "reused", "running", "failed", "waiting")
 _RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}

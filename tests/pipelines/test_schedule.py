@@ -59,12 +59,17 @@ def test_what_is_short_beside_all_that_is_left_waits_its_turn():
 
 
 def test_what_is_settled_meanwhile_counts_no_longer():
-    queue = queue_of({"s0": 8.0, "s1": 8.0, "s2": 5.0, "e2": 1.0}, {"e2": "s2"})
+    seconds = {"s0": 1.0, "s1": 2.0} | {f"s{n}": 1.5 for n in range(2, 22)}
+    queue = queue_of(seconds, {})
     assert queue.take(1).key == "s0", "in the order of the grid, while much is left"
-    queue.close("s1", "failed", "no")
     queue.finish("s0")
+    for n in range(2, 21):
+        queue.close(f"s{n}", "failed", "no")
+    assert queue.take(1).key == "s1", "the longest of what is left"
+    queue.finish("s1")
     queue.again("s0")
-    assert queue.take(1).key == "s0", "as much as before, and the longest"
+    queue.again("s1")
+    assert queue.take(1).key == "s1"
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8, 64])
