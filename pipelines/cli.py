@@ -16,6 +16,7 @@ import typer
 from pipelines.commands import (
     artifacts,
     byhand,
+    calibrate,
     data,
     doctor,
     grid,
@@ -42,6 +43,7 @@ grid.add_to(app)
 sweep.add_to(app)
 byhand.add_to(app)
 doctor.add_to(app)
+calibrate.add_to(app)
 jobs.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")

@@ -76,7 +76,10 @@ class Driver:
         if self.max_concurrent and len(self._out) >= self.max_concurrent:
             return None
         endless = (float("inf"), float("inf"))
-        recipe = self.queue.take(*(endless if self.max_concurrent else self._devices()))
+        if self.max_concurrent:
+            recipe = self.queue.take(*endless, at_once=self.max_concurrent)
+        else:
+            recipe = self.queue.take(*self._devices())
         if recipe is None:
             return None
         demand = self.queue.demand(recipe.key)

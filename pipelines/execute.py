@@ -135,6 +135,9 @@ def _queue(
     made = [recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within]
     shared = share_out(made, shares, expansion.infos.get) if shares > 1 else {}
     recipes |= {share.key: share for each in shared.values() for share in each}
+    costs_s = {key: item.cost_s for key, item in items.items()}
+    costs_s |= {share.key: costs_s[key] / len(each) for key, each in shared.items() for share in each}
+    costs_s |= dict.fromkeys(shared, 0.0)  # what is left of it is to put the shares together
     return RecipeQueue(
         recipes,
         reused=[key for key, item in items.items() if item.status == "reuse" or key in there],
@@ -146,6 +149,7 @@ def _queue(
         demands=demands,
         after={key: [larger] for key, larger in expansion.within.items()}
         | {key: [share.key for share in each] for key, each in shared.items()},
+        costs_s=costs_s,
     )
 
 
@@ -212,11 +216,30 @@ class _Run:
             self.grid_run_id = self.tracker.grid_run(self.experiment_id, grid.name, grid_yaml=grid.text)
 
     def open_view(self, max_concurrent: int | None, *, wanted: bool) -> View:
-        slots = max_concurrent or int(cluster_devices()[0])
-        costs = {item.key: item.cost_s for item in self.plan.items if item.key is not None}
         assert self.queue is not None
-        eta = Eta(costs, slots)
+        eta = self.eta(max_concurrent)
         return open_view(self.name, self.queue, eta, label=self.label, wanted=wanted, out=sys.stderr)
+
+    def eta(self, max_concurrent: int | None) -> Eta:
+        """What takes part in it: trials where their number is given, else GPUs, else cores."""
+        costs_s, networks = self.queue.costs_s, self.networks()
+        if max_concurrent:
+            return Eta(costs_s, max_concurrent, networks=networks)
+        cpus, gpus = cluster_devices()
+        if gpus:
+            return Eta(costs_s, gpus, networks=networks, takes=lambda demand: demand.gpus)
+        return Eta(costs_s, cpus, networks=networks, takes=lambda demand: demand.cpus)
+
+    def networks(self) -> dict[Key, str]:
+        """What recipes train, or are made with: recipes of one kind and network take alike."""
+        recipes = self.expansion.recipes
+
+        def of(recipe: Recipe) -> str:
+            first = next((key for kind, key in recipe.parents() if kind == "teacher" and key in recipes), None)
+            own = getattr(recipe, "student", None) or getattr(recipe, "network", None)
+            return own or (recipes[first].network if first is not None else "")
+
+        return {key: of(recipe) for key, recipe in recipes.items()}
 
     def label(self, key: Key) -> str:
         """What the view calls a recipe, or a share of one."""

@@ -13,10 +13,13 @@ from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pipelines.expand import Expansion
+from pipelines.queue import Demand, RecipeQueue
+from pipelines.schedule import wall_s
 from pipelines.settings import Session
 from rd3.cost import CPU_THREAD, Rates, Work, work
 from rd3.errors import DataCorrupt, DataMissing, TrackingAway, TrackingError
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe, topological
+from rd3.sizes import artifact_bytes
 from rd3.store import Entry
 from tracking.place import Place
 
@@ -44,6 +47,10 @@ class Item(NamedTuple):
     reason: str = ""
     cost_s: float = 0.0
     """Estimated process seconds on one slot; 0 unless it runs."""
+    spread: float = 1.0
+    """It probably takes between ``cost_s`` divided by this and ``cost_s`` times this."""
+    disk_bytes: int = 0
+    """Of its artifact; 0 unless it runs."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,13 @@ class Plan:
     flops: float = 0.0
     """Of everything that runs."""
     slots: int = 1
+    """Devices: CPU threads, or GPUs, one recipe each."""
     wall_s: float = 0.0
-    """Expected, with ``slots`` recipes at a time: the work divided by the slots, or the longest chain."""
+    """Expected, when ``slots`` devices work the recipes off in the order of a run."""
+    chain_s: float = 0.0
+    """Of the longest chain of recipes that are made from one another: with any number of devices not less."""
+    priced: str = ""
+    """Where the seconds come from: a calibration, or the range of shipped rates."""
 
     def status_of(self, key: Key) -> Status | None:
         """What the plan says of a recipe; None for one that nothing needs."""
@@ -73,6 +85,26 @@ class Plan:
     def process_s(self) -> float:
         """Estimated process seconds of everything that runs."""
         return sum(item.cost_s for item in self.items)
+
+    @property
+    def range_s(self) -> tuple[float, float]:
+        """Between what the process seconds probably are, all recipes off in one direction."""
+        return (
+            sum(item.cost_s / item.spread for item in self.items),
+            sum(item.cost_s * item.spread for item in self.items),
+        )
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Kind to process seconds and bytes of what runs."""
+        runs = [item for item in self.items if item.status == "run"]
+        return {
+            kind: {
+                "process_s": sum(item.cost_s for item in runs if item.kind == kind),
+                "disk_bytes": sum(item.disk_bytes for item in runs if item.kind == kind),
+            }
+            for kind in KINDS
+            if any(item.kind == kind for item in runs)
+        }
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Kind to status to number of items."""
@@ -94,8 +126,13 @@ class Plan:
             "cost": {
                 "flops": self.flops,
                 "process_s": round(self.process_s, 1),
+                "range_s": [round(seconds, 1) for seconds in self.range_s],
                 "wall_s": round(self.wall_s, 1),
+                "chain_s": round(self.chain_s, 1),
                 "slots": self.slots,
+                "disk_bytes": sum(item.disk_bytes for item in self.items),
+                "by_kind": self.by_kind(),
+                "priced": self.priced,
             },
             "stale": [{"kind": kind, "key": key} for kind, key in self.stale],
             "items": [item._asdict() | {"cost_s": round(item.cost_s, 2)} for item in self.items],
@@ -106,13 +143,25 @@ class Plan:
         object.__setattr__(self, "_by_key", by_key)
 
 
-def plan_session(expansion: Expansion, ledger: LedgerView, session: Session, **options: Any) -> Plan:
+def plan_session(
+    expansion: Expansion,
+    ledger: LedgerView,
+    session: Session,
+    *,
+    device: str | None = None,
+    slots: int | None = None,
+) -> Plan:
     """The plan of a user's session: artifacts are looked for where the session keeps them.
 
-    Raises :class:`rd3.errors.TrackingAway` within seconds where that is a tracking server which does not answer.
+    ``device``: what it is priced for, as of :func:`pipelines.pricing.pricing`; ``slots``: how many of these, by default
+    all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where the artifacts are with a tracking
+    server that does not answer.
     """
+    from pipelines.pricing import pricing
     from tracking import artifacts
+    from tracking.documents import open_documents
 
+    price = pricing(open_documents(session.place.artifacts), device)
     uri = session.place.tracking_uri
     server = cache(partial(_look_at, session.place))
 
@@ -126,7 +175,9 @@ def plan_session(expansion: Expansion, ledger: LedgerView, session: Session, **o
         ledger,
         exists=exists,
         verify=partial(artifacts.verify, cache=session.home / "cache", tracking_uri=uri),
-        **options,
+        rates=price.rates,
+        slots=slots or price.devices,
+        priced=f"{price.source}; precision auto is {price.rates.auto} there",
     )
 
 
@@ -148,6 +199,7 @@ def make_plan(
     verify: Callable[[Entry], None],
     rates: Rates = CPU_THREAD,
     slots: int = 1,
+    priced: str = "",
 ) -> Plan:
     """What to do for ``expansion``.
 
@@ -161,7 +213,6 @@ def make_plan(
     blocked = _blocked(expansion, wanted)
     items: list[Item] = []
     costs = _Costs(expansion, rates)
-    finish: dict[Key, float] = {}
     flops = 0.0
     for recipe in topological(expansion.recipes.values(), expansion.within):
         key = recipe.key
@@ -171,15 +222,13 @@ def make_plan(
         elif key in wanted:
             taken = expansion.within.get(key)
             amount = costs.work(recipe) if taken not in there and taken not in wanted else Work()
-            seconds = rates.seconds(amount)
+            seconds, spread = rates.seconds(amount), rates.spread_of(amount)
             flops += amount.cost.flops
-            before = [parent for _kind, parent in recipe.parents()] + ([taken] if taken else [])
-            finish[key] = seconds + max((finish.get(parent, 0.0) for parent in before), default=0.0)
-            items.append(Item(key, recipe.kind, label, "run", "", seconds))
+            items.append(Item(key, recipe.kind, label, "run", "", seconds, spread, costs.disk_bytes(recipe)))
         elif key in there:
             items.append(Item(key, recipe.kind, label, "reuse"))
     items += _unsupported(expansion)
-    total = sum(item.cost_s for item in items)
+    queue = _queue_of(expansion, items)
     return Plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
@@ -187,7 +236,20 @@ def make_plan(
         cells=len(expansion.cells),
         flops=flops,
         slots=slots,
-        wall_s=max([total / slots, *finish.values()]),
+        chain_s=max(queue.path_s.values(), default=0.0),
+        wall_s=wall_s(queue, queue.costs_s, slots),
+        priced=priced,
+    )
+
+
+def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
+    """What runs, for the clock: each on one device."""
+    costs = {item.key: item.cost_s for item in items if item.status == "run" and item.key is not None}
+    return RecipeQueue(
+        {key: expansion.recipes[key] for key in costs},
+        demands=dict.fromkeys(KINDS, Demand(1.0)),
+        after={key: [larger] for key, larger in expansion.within.items() if key in costs},
+        costs_s=costs,
     )
 
 
@@ -270,6 +332,12 @@ class _Costs:
         teacher = self.recipes[key]
         assert isinstance(teacher, TeacherRecipe)
         return teacher.network
+
+    def disk_bytes(self, recipe: Recipe) -> int:
+        info = self.infos.get(recipe.data.name)
+        if info is None or any(parent not in self.recipes for _kind, parent in recipe.parents()):
+            return 0
+        return artifact_bytes(recipe, info, self._network)
 
     def work(self, recipe: Recipe) -> Work:
         info = self.infos.get(recipe.data.name)

@@ -3,61 +3,167 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.queue import RecipeQueue
+from pipelines.queue import STATES, Demand, RecipeQueue
 from rd3.recipe import Key
 
 SILENCE_S = 30.0
 """Longest time that a log says nothing while something moves."""
-COLUMNS = ("done", "reused", "running", "failed", "waiting")
+RESUMED = 0.25
+"""A recipe that says sooner than after this part of the planned time how far it is was not begun by this attempt."""
+ANEW_S = 1.0
+"""How long the time that is left stands: working it out looks at every recipe."""
 
 
 @dataclass
 class Running:
-    """One recipe that a trial is making."""
+    """One recipe that a trial is making.  Times are of one clock, in seconds."""
 
     since: float
     fraction: float = 0.0
     note: str = ""
+    first: tuple[float, float] | None = None
+    """(time, fraction) of the first report: what was done before it may have been done by an earlier attempt."""
+    reported: float = 0.0
+    """Time of the last report."""
+
+    def report(self, now: float, fraction: float, note: str) -> None:
+        self.fraction, self.note, self.reported = fraction, note, now
+        self.first = self.first or (now, fraction)
+
+    @property
+    def pace(self) -> tuple[float, float] | None:
+        """(seconds, fraction) between the first report and the last; None before it has moved."""
+        if self.first is None or self.fraction <= self.first[1]:
+            return None
+        return self.reported - self.first[0], self.fraction - self.first[1]
+
+
+class Spent(NamedTuple):
+    """Seconds that were planned for a piece of work, and that it took."""
+
+    planned_s: float = 0.0
+    spent_s: float = 0.0
+
+    def and_also(self, planned_s: float, spent_s: float) -> Spent:
+        return Spent(self.planned_s + planned_s, self.spent_s + spent_s)
+
+
+def own_left_s(item: Running, now: float) -> float | None:
+    """What a running recipe needs by its own pace; None before it has moved between two reports."""
+    if item.pace is None:
+        return None
+    seconds, done = item.pace
+    return max(0.0, (1.0 - item.fraction) * seconds / done - (now - item.reported))
+
+
+def expected_left_s(total_s: float, item: Running, now: float) -> float:
+    """What a running recipe needs that takes ``total_s`` in all, before its own pace is known.
+
+    Where it has taken longer, a tenth of what it has taken so far: nobody knows.
+    """
+    return max((1.0 - item.fraction) * total_s - (now - (item.reported or item.since)), 0.1 * (now - item.since))
 
 
 class Eta:
-    """Time that is left: planned costs, corrected by what finished recipes of each kind really took."""
+    """Time that is left: planned costs, corrected by what recipes of a kind and network really take.
 
-    def __init__(self, costs_s: Mapping[Key, float], parallel: int = 1):
+    Finished recipes count, and of running ones what they have done between two reports.
+    """
+
+    def __init__(
+        self,
+        costs_s: Mapping[Key, float],
+        parallel: float = 1,
+        *,
+        networks: Mapping[Key, str] | None = None,
+        takes: Callable[[Demand], float] = lambda demand: 1.0,
+    ):
+        """``parallel``: devices that work at a time, of which a recipe takes ``takes(its demand)``.
+
+        ``networks``: the network of a recipe, where there is one.
+        """
         self.costs_s = costs_s
-        self.parallel = max(1, parallel)
-        self._planned: dict[str, float] = {}
-        self._spent: dict[str, float] = {}
+        self.parallel = max(1.0, parallel)
+        self.networks = networks or {}
+        self.takes = takes
+        self._finished: dict[tuple[str, ...], Spent] = {}
 
-    def finished(self, key: Key, kind: str, spent_s: float) -> None:
-        self._planned[kind] = self._planned.get(kind, 0.0) + self.costs_s.get(key, 0.0)
-        self._spent[kind] = self._spent.get(kind, 0.0) + spent_s
+    def groups(self, kind: str, key: Key) -> tuple[tuple[str, ...], ...]:
+        """Whom a recipe is like, the nearest first: its kind and network, its kind, all."""
+        return (kind, self.networks.get(key, "")), (kind,), ()
 
-    def _factor(self, kind: str) -> float:
-        """Real over planned: of this kind, else of all that finished, else 1."""
-        planned, spent = self._planned.get(kind, 0.0), self._spent.get(kind, 0.0)
-        if not planned:
-            planned, spent = sum(self._planned.values()), sum(self._spent.values())
-        return spent / planned if planned else 1.0
+    def finished(self, key: Key, kind: str, item: Running, now: float) -> None:
+        """A recipe is done.  What an earlier attempt had done of it is left out."""
+        since, before = item.since, 0.0
+        if item.first is not None:
+            began, share = item.first
+            if began - since < RESUMED * share * self.costs_s.get(key, 0.0):
+                since, before = item.first
+        self._add(self._finished, key, kind, 1.0 - before, now - since)
 
-    def left_s(self, queue: RecipeQueue, running: Mapping[Key, Running]) -> float:
-        """Seconds until all that can be made is made, if the trials stay busy."""
-        work = longest = 0.0
+    def _add(self, totals: dict[tuple[str, ...], Spent], key: Key, kind: str, share: float, spent_s: float) -> None:
+        planned_s = share * self.costs_s.get(key, 0.0)
+        for group in self.groups(kind, key):
+            totals[group] = totals.get(group, Spent()).and_also(planned_s, spent_s)
+
+    def _learnt(self, queue: RecipeQueue, running: Mapping[Key, Running]) -> dict[tuple[str, ...], Spent]:
+        totals = dict(self._finished)
+        for key, item in running.items():
+            if item.pace is not None:
+                seconds, done = item.pace
+                self._add(totals, key, queue.recipes[key].kind, done, seconds)
+        return totals
+
+    def left_s(self, queue: RecipeQueue, running: Mapping[Key, Running], now: float) -> float:
+        """Seconds until all that can be made is made, if the devices stay busy.
+
+        Not less than what any running recipe still needs, nor than the longest chain that is still to be made.
+        """
+        learnt = self._learnt(queue, running)
+        left: dict[Key, float] = {}
+        device_s = 0.0
         for key, recipe in queue.recipes.items():
-            if queue.state(key) in ("running", "waiting"):
-                share = 1.0 - running[key].fraction if key in running else 1.0
-                cost = self.costs_s.get(key, 0.0) * self._factor(recipe.kind) * share
-                work, longest = work + cost, max(longest, cost)
-        return max(longest, work / self.parallel)
+            if queue.state(key) not in ("running", "waiting"):
+                continue
+            factor = _factor(learnt, self.groups(recipe.kind, key))
+            total_s = self.costs_s.get(key, 0.0) * (factor or 1.0)
+            own_s = own_left_s(running[key], now) if key in running else None
+            if own_s is not None:
+                left[key] = own_s
+            else:
+                left[key] = expected_left_s(total_s, running[key], now) if key in running else total_s
+            # Plans are of whole devices; what was seen is of the part that a recipe takes.
+            seen = own_s is not None or factor is not None
+            device_s += left[key] * (self.takes(queue.demand(key)) if seen else 1.0)
+        return max(_longest_chain(queue, left), device_s / self.parallel)
+
+
+def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Iterable[tuple[str, ...]]) -> float | None:
+    """Real over planned, of the nearest group of which something is known; None where nothing is."""
+    known = (learnt[group] for group in groups if group in learnt)
+    return next((spent_s / planned_s for planned_s, spent_s in known if planned_s > 0), None)
+
+
+def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
+    """Seconds of the longest chain of recipes that wait for one another."""
+    until_done: dict[Key, float] = {}
+
+    def measured(key: Key) -> float:
+        if key not in until_done:
+            later = [child for child in queue.later(key) if child in left]
+            until_done[key] = left[key] + max(map(measured, later), default=0.0)
+        return until_done[key]
+
+    return max(map(measured, left), default=0.0)
 
 
 def span(seconds: float) -> str:
@@ -84,6 +190,7 @@ class View:
         self.running: dict[Key, Running] = {}
         self.note = ""
         self._began = time.monotonic()
+        self._left = (float("-inf"), 0.0)
 
     def __enter__(self) -> View:
         return self
@@ -100,12 +207,12 @@ class View:
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         if key in self.running:
-            self.running[key].fraction, self.running[key].note = fraction, note
+            self.running[key].report(time.monotonic(), fraction, note)
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.pop(key, None)
         if item is not None and status == "done":
-            self.eta.finished(key, self.queue.recipes[key].kind, time.monotonic() - item.since)
+            self.eta.finished(key, self.queue.recipes[key].kind, item, time.monotonic())
 
     def counts_line(self) -> str:
         """``sets 2/6, evaluations 3/24 (1 failed)``."""
@@ -119,8 +226,10 @@ class View:
         return span(time.monotonic() - self._began)
 
     def left(self) -> str:
-        seconds = self.eta.left_s(self.queue, self.running)
-        return span(seconds) if seconds else "unknown"
+        now = time.monotonic()
+        if now - self._left[0] > ANEW_S:
+            self._left = now, self.eta.left_s(self.queue, self.running, now)
+        return span(self._left[1]) if self._left[1] else "unknown"
 
 
 class LineView(View):
@@ -183,10 +292,10 @@ class LiveView(View):
         counts = self.queue.counts()
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
-        for column in COLUMNS:
+        for column in STATES:
             table.add_column(column, justify="right")
         for kind, row in counts.items():
-            table.add_row(plural(kind), *(str(row[column]) for column in COLUMNS))
+            table.add_row(plural(kind), *(str(row[column]) for column in STATES))
         parts: list[Table | Text] = [table]
         now = time.monotonic()
         for key, item in list(self.running.items()):

@@ -2,18 +2,24 @@
 
 A recipe is *waiting* (a parent is missing), *ready*, *running*, or settled: *done*, *reused*, or closed with a status
 and a reason.  Ready recipes go out teachers first, then statistics, then evaluations, then sets: an evaluation starts
-as soon as its set is there, while other sets are still being made; within a kind, in the order of the grid.
+as soon as its set is there, while other sets are still being made; within a kind, in the order of the grid.  But what
+would otherwise be left over at the end goes first: a recipe from which a path leads (its set's evaluation, say) that is
+long beside all that is left to do.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rd3.recipe import Key, Recipe
 
+URGENT = 0.25
+"""Of the time that all the work left would take on the devices there are: a path as long as this goes first."""
+STATES = ("done", "reused", "running", "failed", "waiting")
 _RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}
 
 
@@ -45,12 +51,15 @@ class RecipeQueue:
         closed: Mapping[Key, Closed] | None = None,
         demands: Mapping[str, Demand],
         after: Mapping[Key, Collection[Key]] | None = None,
+        costs_s: Mapping[Key, float] | None = None,
     ):
         """``recipes``: all of a grid, parents first; ``demands`` by kind.
 
         A parent that is not among the recipes counts as done.  ``after``: recipes that wait until others are
         settled, however these end (small sets that are taken out of a larger one, sets that are made in shares).
+        ``costs_s``: what recipes are expected to take; without, long paths are not known and nothing is urgent.
         """
+        self.costs_s = dict(costs_s or {})
         self.after = dict(after or {})
         self.recipes = dict(recipes)
         self.demands = dict(demands)
@@ -62,6 +71,7 @@ class RecipeQueue:
         self.children: dict[Key, list[Key]] = {}
         self._missing: dict[Key, set[Key]] = {}
         self._ready: dict[bool, list[tuple[int, int, Key]]] = {True: [], False: []}
+        self._longest: list[tuple[float, int, Key]] = []
         self._used = [0.0, 0.0]
         for key, recipe in self.recipes.items():
             for _kind, parent in recipe.parents():
@@ -70,12 +80,31 @@ class RecipeQueue:
         for key, others in self.after.items():
             for first in others:
                 self._waiting_for.setdefault(first, []).append(key)
+        self.path_s: dict[Key, float] = {}
+        """Seconds from the start of a recipe to the end of the longest chain of what is made from it."""
+        for key in self.recipes:
+            self._measure_path(key)
+        self._state: dict[Key, str] = {}
+        self._counts: dict[str, dict[str, int]] = {}
+        for key in self.recipes:
+            self._move(key, "reused" if key in self.reused else "waiting")
+        self._left_s = sum(self.costs_s.get(key, 0.0) for key in self.recipes if key not in self.reused)
         for key in self.recipes:
             if key not in self.reused:
                 self._await_parents(key)
         for key, how in (closed or {}).items():
             if key in self.recipes:
                 self.close(key, how.status, how.reason)
+
+    def later(self, key: Key) -> tuple[Key, ...]:
+        """What waits for a recipe: what is made from it, and what ``after`` holds back."""
+        return (*self.children.get(key, ()), *self._waiting_for.get(key, ()))
+
+    def _measure_path(self, key: Key) -> float:
+        if key not in self.path_s:
+            below = max(map(self._measure_path, self.later(key)), default=0.0)
+            self.path_s[key] = self.costs_s.get(key, 0.0) + below
+        return self.path_s[key]
 
     def _await_parents(self, key: Key) -> None:
         parents = {parent for _kind, parent in self.recipes[key].parents()}
@@ -85,7 +114,10 @@ class RecipeQueue:
             self._make_ready(key)
 
     def _make_ready(self, key: Key) -> None:
-        heapq.heappush(self._ready[self.demand(key).whole], (_RANK[self.recipes[key].kind], self.order[key], key))
+        whole = self.demand(key).whole
+        heapq.heappush(self._ready[whole], (_RANK[self.recipes[key].kind], self.order[key], key))
+        if not whole:
+            heapq.heappush(self._longest, (-self.path_s[key], self.order[key], key))
 
     def _there(self, key: Key) -> bool:
         return key in self.reused or key in self.done
@@ -96,35 +128,44 @@ class RecipeQueue:
     def _is_open(self, key: Key) -> bool:
         return not (self._there(key) or key in self.running or key in self.closed or self._missing[key])
 
-    def _next(self, whole: bool) -> Key | None:
-        """The first ready recipe of a heap; what was settled since it was pushed is dropped on the way."""
-        heap = self._ready[whole]
+    def _first(self, heap: list[tuple[Any, int, Key]]) -> Key | None:
+        """The first ready recipe of a heap; what has gone out since it was pushed is dropped on the way."""
         while heap and not self._is_open(heap[0][2]):
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
+    def _urgent(self, devices: float) -> Key | None:
+        """The ready recipe with the longest path, where that would be left over at the end."""
+        key = self._first(self._longest)
+        if key is None or not self.path_s[key]:
+            return None
+        return key if self.path_s[key] >= URGENT * self._left_s / devices else None
+
     @property
     def finished(self) -> bool:
         """Nothing is running and nothing can start."""
-        return not self.running and self._next(True) is None and self._next(False) is None
+        return not self.running and self._first(self._ready[True]) is None and self._first(self._ready[False]) is None
 
-    def take(self, cpus: float, gpus: float = 0.0) -> Recipe | None:
+    def take(self, cpus: float, gpus: float = 0.0, at_once: float = math.inf) -> Recipe | None:
         """The next recipe to start on a cluster with so many devices in all, or None.
+
+        ``at_once``: no more than so many are going to run at a time, which the caller sees to.
 
         A ready recipe that takes whole devices holds back all others until it has run, so it cannot starve.  When
         nothing runs, the next recipe goes out even if it does not fit: a cluster that grows on demand must see it.
         """
         if any(self.demand(key).whole for key in self.running):
             return None
-        key = self._next(True) or self._next(False)
+        devices = max(1.0, min(gpus or cpus, at_once))
+        key = self._first(self._ready[True]) or self._urgent(devices) or self._first(self._ready[False])
         if key is None:
             return None
         demand = self.demand(key)
         too_much = self._used[0] + demand.cpus > cpus + 1e-9 or self._used[1] + demand.gpus > gpus + 1e-9
         if too_much and self.running:
             return None
-        heapq.heappop(self._ready[demand.whole])
         self.running.add(key)
+        self._move(key, "running")
         self._use(demand, 1)
         return self.recipes[key]
 
@@ -141,7 +182,9 @@ class RecipeQueue:
         """``key`` is in the ledger now; its children may become ready."""
         self._stop_running(key)
         self.done.add(key)
-        self._settle(key, [*self.children.get(key, ()), *self._waiting_for.get(key, ())])
+        self._move(key, "done")
+        self._left_s -= self.costs_s.get(key, 0.0)
+        self._settle(key, self.later(key))
 
     def _settle(self, key: Key, waiting: Iterable[Key]) -> None:
         """``key`` holds these back no longer."""
@@ -156,6 +199,8 @@ class RecipeQueue:
         """``key`` will not be made by this run; what is made from it is closed as ``blocked``."""
         self._stop_running(key)
         self.closed[key] = Closed(status, reason)
+        self._move(key, "failed")
+        self._left_s -= self.costs_s.get(key, 0.0)
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:
                 what = self.recipes[key].label()
@@ -166,8 +211,11 @@ class RecipeQueue:
     def again(self, key: Key) -> None:
         """``key`` goes back: its process died, or its artifact turned out to be gone."""
         self._stop_running(key)
+        if self._there(key):
+            self._left_s += self.costs_s.get(key, 0.0)
         self.done.discard(key)
         self.reused.discard(key)
+        self._move(key, "waiting")
         self._await_parents(key)
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:
@@ -175,15 +223,16 @@ class RecipeQueue:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """By kind: how many are done, reused, running, failed and waiting."""
-        table: dict[str, dict[str, int]] = {}
-        for key, recipe in self.recipes.items():
-            row = table.setdefault(recipe.kind, dict.fromkeys(("done", "reused", "running", "failed", "waiting"), 0))
-            row[self.state(key)] += 1
-        return table
+        return {kind: dict(row) for kind, row in self._counts.items()}
 
     def state(self, key: Key) -> str:
         """One of ``done``, ``reused``, ``running``, ``failed``, ``waiting``."""
-        for name, keys in (("reused", self.reused), ("done", self.done), ("running", self.running)):
-            if key in keys:
-                return name
-        return "failed" if key in self.closed else "waiting"
+        return self._state[key]
+
+    def _move(self, key: Key, state: str) -> None:
+        """Keeps count: after every recipe somebody asks, of ten thousand."""
+        row = self._counts.setdefault(self.recipes[key].kind, dict.fromkeys(STATES, 0))
+        if key in self._state:
+            row[self._state[key]] -= 1
+        self._state[key] = state
+        row[state] += 1

@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import astuple
 from importlib.resources import files
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rd3.datasets import DatasetInfo
 from rd3.methods import METHODS
-from rd3.models import Cost
+from rd3.models import Cost, Extent
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 TRAIN_FACTOR = 3
@@ -30,12 +32,16 @@ class Work(NamedTuple):
     cost: Cost = Cost()
     steps: int = 0
     precision: str = "fp32"
+    """``fp32``, ``bf16``, or ``auto``: whichever the device takes."""
+    networks: tuple[tuple[str, Cost], ...] = ()
+    """Networks by name, with what of the cost is theirs."""
 
 
 class Rates(NamedTuple):
     """How fast one slot of a device is: a CPU thread, or a whole GPU.  Rough by nature."""
 
     name: str
+    """What they are of, for people."""
     fp32: float
     """Floating-point operations a second; the traffic comes on top."""
     bf16: float
@@ -45,22 +51,58 @@ class Rates(NamedTuple):
     """Seconds of every optimiser step that do not depend on the network's width: data, launches, the optimiser."""
     start_s: float
     """Seconds around a recipe: loading data and parents, writing and logging the result."""
+    auto: str = "fp32"
+    """What precision ``auto`` is on this device: ``bf16`` where it multiplies that in hardware."""
+    spread: float = 2.0
+    """Most recipes take between the estimate divided by this and the estimate times this."""
+    measured: Mapping[str, float] = MappingProxyType({})
+    """``"<network> <precision>"`` to how many times as long its passes take as operations and traffic say."""
+    measured_spread: float = 1.5
+    """As ``spread``, for recipes all of whose networks were measured."""
 
     def seconds(self, work: Work) -> float:
         """Process seconds of one recipe on one slot."""
-        operations = self.bf16 if work.precision == "bf16" else self.fp32
-        return self.start_s + work.steps * self.step_s + work.cost.flops / operations + work.cost.bytes / self.bytes
+        precision = self._precision(work)
+        rest = work.cost - sum((cost for _name, cost in work.networks), Cost())
+        passes = sum(
+            self.measured.get(f"{name} {precision}", 1.0) * self._passes_s(cost, precision)
+            for name, cost in work.networks
+        )
+        return self.start_s + work.steps * self.step_s + passes + self._passes_s(rest, precision)
+
+    def spread_of(self, work: Work) -> float:
+        """How far off the estimate may be, as a factor."""
+        precision = self._precision(work)
+        known = all(f"{name} {precision}" in self.measured for name, _cost in work.networks)
+        return self.measured_spread if self.measured and known else self.spread
+
+    def _precision(self, work: Work) -> str:
+        return self.auto if work.precision == "auto" else work.precision
+
+    def _passes_s(self, cost: Cost, precision: str) -> float:
+        return cost.flops / (self.bf16 if precision == "bf16" else self.fp32) + cost.bytes / self.bytes
 
 
-# A CPU thread: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.5 to 1.6
-# times what these say.  A GPU: not measured; small batches keep it at a few per cent of its peak.
-CPU_THREAD = Rates("cpu thread", fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=1.5)
-GPU = Rates("gpu", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start_s=4.0)
+# With bf16 in hardware: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.5
+# to 1.6 times what these say; processors differ by more.  Around a recipe: 0.2 s of loading and writing (digits, Intel
+# Xeon), and 0.2 s of tracking and scheduling in a worker that is warm (AMD EPYC).
+CPU_THREAD = Rates(
+    "a CPU thread with bf16 in hardware",
+    fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=0.5, auto="bf16", spread=2.5,
+)  # fmt: skip
+# bf16 emulated: training steps of eight networks at 32 pixels, on an Intel Xeon that was told to use AVX2 alone, took
+# 0.7 to 2.2 times what these say.
+PLAIN_CPU_THREAD = Rates(
+    "a CPU thread that emulates bf16",
+    fp32=7.8e10, bf16=3.4e9, bytes=4.1e9, step_s=0.005, start_s=0.5, auto="fp32", spread=2.5,
+)  # fmt: skip
+# Not measured: small batches keep a GPU at a few per cent of its peak.
+GPU = Rates("a GPU", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start_s=4.0, auto="bf16", spread=4.0)
 
 
 @functools.cache
 def _table() -> dict[str, dict[str, list[list[float]]]]:
-    """Network -> resolution -> (without classes, per class) of operations and of bytes, as shipped."""
+    """Network -> resolution -> (without classes, per class) of operations, bytes, saved values and channels."""
     return json.loads(files("rd3").joinpath("forward_costs.json").read_text(encoding="utf-8"))
 
 
@@ -69,14 +111,26 @@ def forward_cost(network: str, num_classes: int, resolution: int) -> Cost:
     """One image's forward pass, from the shipped table; networks that are not in it are built and counted (torch)."""
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
-        return Cost(*(fixed + per_class * num_classes for fixed, per_class in row))
+        return Cost(*(fixed + per_class * num_classes for fixed, per_class in row[:2]))
     from rd3.models import forward_cost as counted
+
+    return counted(network, num_classes, resolution)
+
+
+@functools.cache
+def extent(network: str, num_classes: int, resolution: int) -> Extent:
+    """What a network and its statistics are on the disk; as :func:`forward_cost` where the table has it not."""
+    row = _table().get(network, {}).get(str(resolution))
+    if row is not None:
+        return Extent(*(round(fixed + per_class * num_classes) for fixed, per_class in row[2:]))
+    from rd3.models import extent as counted
 
     return counted(network, num_classes, resolution)
 
 
 def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]]]:
     """What ``forward_costs.json`` should hold for these networks; write it anew from this after they change."""
+    from rd3.models import extent as extended
     from rd3.models import forward_cost as counted
     from rd3.models import network_info
 
@@ -89,8 +143,10 @@ def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]
     table: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         for side in sorted(network_info(name).resolutions):
-            low, high = counted(name, few, side), counted(name, many, side)
-            table.setdefault(name, {})[str(side)] = [line(low.flops, high.flops), line(low.bytes, high.bytes)]
+            low, high = (
+                (*astuple(counted(name, classes, side)), *extended(name, classes, side)) for classes in (few, many)
+            )
+            table.setdefault(name, {})[str(side)] = [line(*pair) for pair in zip(low, high, strict=True)]
     return table
 
 
@@ -115,36 +171,52 @@ def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo) -> Work:
     epochs, batch = recipe.training.epochs, recipe.training.batch_size
     images = TRAIN_FACTOR * epochs * info.train_count + info.test_count
     forward = forward_cost(recipe.network, info.num_classes, recipe.resolution)
-    return Work(images * forward, epochs * math.ceil(info.train_count / batch), recipe.precision or "fp32")
+    cost, steps = images * forward, epochs * math.ceil(info.train_count / batch)
+    return Work(cost, steps, recipe.precision or "fp32", ((recipe.network, cost),))
 
 
 def _statistics_work(recipe: StatisticsRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
-    forward = forward_cost(network_of(recipe.teacher), info.num_classes, recipe.resolution)
+    network = network_of(recipe.teacher)
+    cost = info.train_count * forward_cost(network, info.num_classes, recipe.resolution)
     batches = math.ceil(info.train_count / recipe.collection.batch_size)
-    return Work(info.train_count * forward, batches)  # taking the moments adds nothing that shows
+    return Work(cost, batches, networks=((network, cost),))  # taking the moments adds nothing that shows
 
 
 def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
     if recipe.content is not None:  # an import
         return Work()
 
-    def forward(key: Key) -> Cost:
-        return forward_cost(network_of(key), info.num_classes, recipe.resolution)
+    method = METHODS.get(recipe.method)()
 
-    return Work(METHODS.get(recipe.method)().cost(recipe, info, forward), 0, recipe.precision)
+    def cost(of: Collection[Key]) -> Cost:
+        """What passes through these teachers cost."""
+        free = Cost()
+        return method.cost(
+            recipe,
+            info,
+            lambda key: forward_cost(network_of(key), info.num_classes, recipe.resolution) if key in of else free,
+        )
+
+    iterations = recipe.settings.get("iterations", 0)
+    steps = iterations * len(method.blocks(recipe, info)) if iterations else 0
+    each = ((network_of(key), cost([key])) for key in recipe.teachers)
+    return Work(cost(recipe.teachers), steps, recipe.precision, tuple(one for one in each if one[1] != Cost()))
 
 
 def _evaluation_work(
     recipe: EvaluationRecipe, info: DatasetInfo, network_of: Callable[[Key], str], set_size: int
 ) -> Work:
-    def forward(network: str) -> Cost:
-        return forward_cost(network, info.num_classes, recipe.resolution)
+    def passes(network: str, images: int) -> tuple[str, Cost]:
+        return network, images * forward_cost(network, info.num_classes, recipe.resolution)
 
     protocol = recipe.protocol
     tested = info.test_count if recipe.tested_on == "test" else info.train_count // 10
-    passes = TRAIN_FACTOR + (1 if protocol.extra_student_forward else 0)
+    factor = TRAIN_FACTOR + (1 if protocol.extra_student_forward else 0)
     seen = protocol.epochs * set_size
     tests = tested * (1 + len(protocol.test_epochs))
-    teachers = sum((forward(network_of(key)) for key in recipe.teachers), Cost())
+    networks = (
+        passes(recipe.student, factor * seen + tests),
+        *(passes(network_of(key), seen) for key in recipe.teachers),
+    )
     steps = protocol.epochs * math.ceil(set_size / protocol.batch_size)
-    return Work((seen * passes + tests) * forward(recipe.student) + seen * teachers, steps, protocol.precision)
+    return Work(sum((cost for _name, cost in networks), Cost()), steps, protocol.precision, networks)

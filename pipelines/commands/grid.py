@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +27,13 @@ AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address
 
 ConcurrentOption = Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")]
 SharesOption = Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Price it for cpu, cuda, or a device that `rd3 calibrate` has measured elsewhere (its name)."),
+]
+MaxHoursOption = Annotated[
+    float | None, typer.Option(help="Refuse to start if the plan says more device-hours than this.", min=0)
+]
 GpuShareOption = Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)]
 
 
@@ -69,7 +75,7 @@ def expanded_grid(grid: Grid, here: Session, preset_of: PresetOf | None = None) 
     )
 
 
-def planned(expansion: Expansion, here: Session) -> Plan:
+def planned(expansion: Expansion, here: Session, device: str | None = None, devices: int | None = None) -> Plan:
     from pipelines.plan import plan_session
     from tracking.ledger import Ledger
 
@@ -77,7 +83,7 @@ def planned(expansion: Expansion, here: Session) -> Plan:
     if ledger.older_format():
         said = f"The results in {ledger.root} are of an older format and are not reused. Fix: rd3 ledger upgrade"
         Console(stderr=True).print(said, markup=False, soft_wrap=True)
-    return plan_session(expansion, ledger, here, slots=os.cpu_count() or 1)
+    return plan_session(expansion, ledger, here, device=device, slots=devices)
 
 
 def plan(
@@ -90,6 +96,9 @@ def plan(
     store: Annotated[
         Path | None, typer.Option(help="With --recipes: put what they are made from, and is there, into this folder.")
     ] = None,
+    device: DeviceOption = None,
+    devices: Annotated[int | None, typer.Option(help="How many work at it (default: all here).", min=1)] = None,
+    rate: Annotated[float | None, typer.Option(help="Money for an hour of one device.", min=0)] = None,
 ) -> None:
     """Say what a run would reuse, make, and cannot make, and what it costs.  Nothing is run."""
     if store is not None and recipes is None:
@@ -98,11 +107,12 @@ def plan(
 
     here = session()
     expansion = expanded(grid, here)
-    made = planned(expansion, here)
+    made = planned(expansion, here, device, devices)
     if as_json:
-        sys.stdout.write(json.dumps(made.to_json(), indent=1) + "\n")
+        money = {} if rate is None else {"money": round(rate * made.process_s / 3600, 2)}
+        sys.stdout.write(json.dumps(made.to_json() | money, indent=1) + "\n")
     else:
-        show_plan(made, every=every)
+        show_plan(made, every=every, rate=rate)
     if recipes is not None:
         runs = [expansion.recipes[key] for key in made.keys("run")]
         write_recipes(runs, recipes)
@@ -113,8 +123,8 @@ def plan(
             console.print(f"{len(runs)} recipes are in {recipes}, parents first", markup=False, soft_wrap=True)
 
 
-def show_plan(made: Plan, *, every: bool = False) -> None:
-    """Counts by kind, then each reason once; every recipe where asked for."""
+def show_plan(made: Plan, *, every: bool = False, rate: float | None = None) -> None:
+    """Counts by kind, each reason once, and what it costs; every recipe where asked for."""
     show_table([{"kind": kind, **row} for kind, row in made.counts().items() if any(row.values())])
     if every:
         for item in made.items:
@@ -122,10 +132,47 @@ def show_plan(made: Plan, *, every: bool = False) -> None:
             console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}", markup=False)
     show_reasons((item.status, item.reason, item.label) for item in made.items if item.reason)
     if made.keys("run"):
-        console.print(
-            f"{made.cells} cells; about {made.process_s / 60:.1f} process minutes, "
-            f"{made.wall_s / 60:.1f} minutes with {made.slots} at a time (rough, before anything ran)",
-            soft_wrap=True,
+        for line in cost_lines(made, rate):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
+    """Device-hours by kind, wall time, disk and money of what runs, and what they were worked out from."""
+    from pipelines.progress import plural, span
+
+    kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in made.by_kind().items())
+    disk = sum(item.disk_bytes for item in made.items)
+    lines = [
+        f"{made.cells} cells; about {hours(made.process_s)} device-hours ({kinds}), "
+        f"probably {hours(made.range_s[0])} to {hours(made.range_s[1])}",
+        f"about {span(made.wall_s)} with {made.slots} devices, one recipe each (longest chain {span(made.chain_s)}); "
+        f"{size(disk)} on the disk",
+    ]
+    if rate is not None:
+        low, high = (rate * seconds / 3600 for seconds in made.range_s)
+        lines.append(
+            f"about {rate * made.process_s / 3600:,.2f} at {rate:g} a device-hour, probably {low:,.2f} to {high:,.2f}"
+        )
+    return [*lines, f"costs from {made.priced}"] if made.priced else lines
+
+
+def hours(seconds: float) -> str:
+    """``0.04``, ``3.1``, ``1,250``: hours, to two digits or whole."""
+    count = seconds / 3600
+    return f"{count:,.0f}" if count >= 10 else f"{count:.1f}" if count >= 1 else f"{count:.2g}"
+
+
+def size(count: float) -> str:
+    """``4 MB``, ``1.2 GB``."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1.0, count / 1e6):.0f} MB"
+
+
+def check_hours(made: Plan, most: float | None, grid: str) -> None:
+    """Refuse a plan that says more device-hours than are wanted."""
+    if most is not None and made.process_s > 3600 * most:
+        raise BadValue(
+            f"What is missing of {grid} takes about {hours(made.process_s)} device-hours, --max-hours is {most:g}.",
+            f"allow more, or make less of it: `rd3 plan {grid} --all` says what every recipe takes",
         )
 
 
@@ -135,13 +182,16 @@ def run(
     concurrent: ConcurrentOption = None,
     shares: SharesOption = 1,
     gpu_share: GpuShareOption = 0.25,
+    device: DeviceOption = None,
+    max_hours: MaxHoursOption = None,
 ) -> None:
     """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
     from pipelines.execute import execute
 
     here = session()
     expansion = expanded(grid, here)
-    made = planned(expansion, here)
+    made = planned(expansion, here, device)
+    check_hours(made, max_hours, grid)
     show_plan(made)
     outcome = execute(
         expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares

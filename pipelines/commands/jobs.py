@@ -11,7 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands._show import console, show_table
-from pipelines.commands.grid import ConcurrentOption, GpuShareOption, GridArgument, SharesOption
+from pipelines.commands.grid import (
+    ConcurrentOption,
+    DeviceOption,
+    GpuShareOption,
+    GridArgument,
+    MaxHoursOption,
+    SharesOption,
+)
 from pipelines.settings import addresses_set, session
 
 app = typer.Typer(help="Jobs that `rd3 submit` has sent: list, status, logs, stop.", no_args_is_help=True)
@@ -40,6 +47,8 @@ def submit(
     concurrent: ConcurrentOption = None,
     shares: SharesOption = 1,
     gpu_share: GpuShareOption = 0.25,
+    device: DeviceOption = None,
+    max_hours: MaxHoursOption = None,
 ) -> None:
     """Run a grid on a Ray cluster: by its Jobs API, or with Ray's launcher.  Exit codes are those of `rd3 run`."""
     from pipelines import launcher as launched
@@ -48,6 +57,8 @@ def submit(
 
     options = [] if concurrent is None else ["--concurrent", str(concurrent)]
     options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]
+    options += [] if device is None else ["--device", device]
+    options += [] if max_hours is None else ["--max-hours", str(max_hours)]
     submitted = jobs.submission(grid, session(), addresses(env or []), addresses_set(), options)
     if launcher is not None:
         launched.probe(launcher)

@@ -6,8 +6,8 @@ A network in another package registers itself with :func:`register_network` unde
 
 from typing import TYPE_CHECKING, Any
 
-from rd3.models._base import NETWORKS, Cost, Network, NetworkInfo, network_info, network_names, register_network
-from rd3.models._build import build_network, forward_cost, parameter_count
+from rd3.models._base import NETWORKS, Cost, Extent, Network, NetworkInfo, network_info, network_names, register_network
+from rd3.models._build import build_network, extent, forward_cost, parameter_count
 
 if TYPE_CHECKING:
     from rd3.models._folded import folded
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 __all__ = [
     "NETWORKS",
     "Cost",
+    "Extent",
     "Network",
     "NetworkInfo",
     "NormalisedNetwork",
     "build_network",
+    "extent",
     "folded",
     "forward_cost",
     "network_info",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rd3.errors import UnknownName, Unsupported
 from rd3.registry import Registry, did_you_mean
@@ -33,6 +33,15 @@ class Cost:
 
     def __rmul__(self, times: float) -> Cost:
         return Cost(times * self.flops, times * self.bytes)
+
+
+class Extent(NamedTuple):
+    """How large a network is where it is kept."""
+
+    values: int
+    """Numbers that are saved with it: parameters, and what layers keep besides them."""
+    channels: int
+    """Of the inputs of its convolutions and batch norms, all layers together: what statistics are of."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from rd3.models._base import Cost, find
+from rd3.models._base import Cost, Extent, find
 from rd3.recipe import Normalisation
 from rd3.seeding import generator, scoped
 
@@ -47,6 +47,15 @@ def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
 def parameter_count(name: str, num_classes: int, resolution: int) -> int:
     """Trainable parameters."""
     return sum(weight.numel() for weight in _on_meta(name, num_classes, resolution).parameters())
+
+
+def extent(name: str, num_classes: int, resolution: int) -> Extent:
+    """What a network and its statistics are on the disk."""
+    from rd3.layer_statistics import matched_layers
+
+    network = _on_meta(name, num_classes, resolution)
+    channels = (getattr(layer, "in_channels", None) or layer.num_features for layer in matched_layers(network).values())
+    return Extent(sum(tensor.numel() for tensor in network.state_dict().values()), sum(channels))
 
 
 @functools.cache

@@ -14,9 +14,10 @@ import pytest
 from pipelines.expand import Expansion, expand
 from pipelines.grid import load_grid, parse_grid
 from pipelines.plan import Plan, make_plan
-from rd3.cost import Rates
+from rd3.cost import CPU_THREAD, Rates
 from rd3.datasets import dataset_info
 from rd3.errors import DataCorrupt, DataMissing
+from rd3.models import parameter_count as counted
 from rd3.recipe import KINDS, Recipe
 from rd3.store import Entry
 
@@ -185,17 +186,36 @@ def test_unsupported_pairs_are_listed_once():
     assert item.key is None and "500" in item.reason and item.label.startswith("random digits ipc500")
 
 
-def test_the_wall_time_is_work_by_slots_or_the_longest_chain(expansion):
+def test_the_wall_time_is_that_of_a_run_and_never_below_work_by_slots_or_the_longest_chain(expansion):
     second_each = Rates("r", fp32=float("inf"), bf16=float("inf"), bytes=float("inf"), step_s=0.0, start_s=1.0)
     one, two, many = (planned(expansion, Memory(), rates=second_each, slots=n) for n in (1, 2, 100))
     assert one.process_s == two.process_s == 7
-    assert (one.wall_s, two.wall_s, many.wall_s) == (7, 3.5, 3)
+    # Two devices: teacher and random set; rded set and an evaluation; two evaluations; the last one.
+    assert (one.wall_s, two.wall_s, many.wall_s) == (7, 4, 3)
+    assert one.chain_s == two.chain_s == many.chain_s == 3
+
+
+def test_device_hours_and_bytes_by_kind(expansion):
+    second_each = Rates("r", fp32=float("inf"), bf16=float("inf"), bytes=float("inf"), step_s=0.0, start_s=1.0)
+    plan = planned(expansion, Memory(), rates=second_each)
+    parts = plan.by_kind()
+    assert {kind: part["process_s"] for kind, part in parts.items()} == {"teacher": 1, "set": 2, "evaluation": 4}
+    assert parts["set"]["disk_bytes"] == pytest.approx(2 * (10 + 10) * 3 * 32 * 32, rel=0.15)
+    assert parts["teacher"]["disk_bytes"] == pytest.approx(4 * counted("resnet18_w16", 10, 32), rel=0.02)
+    assert sum(part["disk_bytes"] for part in parts.values()) == plan.to_json()["cost"]["disk_bytes"]
+
+
+def test_the_range_is_that_of_the_rates(expansion):
+    plan = planned(expansion, Memory(), rates=CPU_THREAD._replace(spread=3.0), priced="so and so")
+    assert plan.range_s == pytest.approx((plan.process_s / 3, 3 * plan.process_s))
+    assert plan.to_json()["cost"]["priced"] == "so and so"
 
 
 def test_the_plan_as_json(expansion):
     plain = json.loads(json.dumps(planned(expansion, Memory()).to_json()))
     assert plain["grid"] == "small" and plain["cells"] == 4 and plain["totals"]["run"] == 7
-    assert {"key", "kind", "label", "status", "reason", "cost_s"} == set(plain["items"][0])
+    wanted = {"key", "kind", "label", "status", "reason", "cost_s", "spread", "disk_bytes"}
+    assert wanted == set(plain["items"][0])
 
 
 def test_the_shipped_demo_is_cheap_enough():

@@ -7,18 +7,18 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines.progress import Eta, LineView, LiveView, Running, View, open_view, span
+from pipelines.progress import Eta, LineView, LiveView, Running, View, open_view, own_left_s, span
 from pipelines.queue import Demand, RecipeQueue
 
 
 class Stub:
     """A recipe as the queue sees it."""
 
-    def __init__(self, kind: str, key: str):
-        self.kind, self.key = kind, key
+    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
+        self.kind, self.key, self._parents = kind, key, parents
 
     def parents(self):
-        return ()
+        return self._parents
 
     def label(self) -> str:
         return f"{self.kind} {self.key}"
@@ -39,16 +39,98 @@ def test_spans(seconds: float, text: str):
 def test_time_left_is_planned_cost_scaled_by_what_finished_took():
     queue = queue_of("s0", "s1", "e0", "e1")
     eta = Eta({"s0": 10.0, "s1": 10.0, "e0": 4.0, "e1": 4.0}, parallel=2)
-    assert eta.left_s(queue, {}) == pytest.approx(28 / 2)
+    assert eta.left_s(queue, {}, 0.0) == pytest.approx(28 / 2)
     queue.take(9), queue.take(9), queue.take(9)
     queue.finish("e0")
-    eta.finished("e0", "evaluation", 8.0)  # twice as long as planned; sets are scaled by all that is known
+    eta.finished("e0", "evaluation", Running(0.0), 8.0)  # twice as long as planned; so is all that nothing is known of
+    assert eta.left_s(queue, {}, 8.0) == pytest.approx((20.0 + 20.0 + 8.0) / 2)
     queue.finish("s0")
-    eta.finished("s0", "set", 30.0)  # three times
-    assert eta.left_s(queue, {}) == pytest.approx(max(30.0, (30.0 + 8.0) / 2))
-    assert eta.left_s(queue, {"e1": Running(0.0, fraction=0.75)}) == pytest.approx(max(30.0, (30.0 + 2.0) / 2))
+    eta.finished("s0", "set", Running(0.0), 30.0)  # three times
+    assert eta.left_s(queue, {}, 30.0) == pytest.approx(max(30.0, (30.0 + 8.0) / 2))
     queue.finish("s1"), queue.finish("e1")
-    assert eta.left_s(queue, {}) == 0
+    assert eta.left_s(queue, {}, 30.0) == 0
+
+
+def moving(since: float, *reports: tuple[float, float]) -> Running:
+    """A running recipe with reports of (time, fraction)."""
+    item = Running(since)
+    for now, fraction in reports:
+        item.report(now, fraction, "")
+    return item
+
+
+def test_never_less_than_what_a_running_recipe_still_needs():
+    """A plan of 3 minutes for the grid, of which one recipe is through a seventh part after 170 s: 17 more minutes."""
+    queue = queue_of("e0", "e1", "e2")
+    eta = Eta({"e0": 90.0, "e1": 45.0, "e2": 45.0}, parallel=2)
+    queue.take(9)
+    slow = moving(0.0, (3.0, 0.0), (173.0, 1 / 7))
+    assert own_left_s(slow, 173.0) == pytest.approx(6 * 170)
+    left = eta.left_s(queue, {"e0": slow}, 173.0)
+    assert left >= 6 * 170
+    # The others are likely as slow: 170 s for a seventh of 90 planned ones is 13 times as long.
+    assert left == pytest.approx(max(6 * 170, (6 * 170 + 90 * 170 * 7 / 90) / 2))
+
+
+def test_time_goes_by_between_two_reports():
+    item = moving(0.0, (10.0, 0.2), (20.0, 0.4))
+    assert [own_left_s(item, now) for now in (20.0, 25.0, 60.0)] == pytest.approx([30.0, 25.0, 0.0])
+    assert own_left_s(moving(0.0, (10.0, 0.2)), 20.0) is None, "one report says nothing of the pace"
+    assert own_left_s(moving(0.0, (10.0, 0.2), (20.0, 0.2)), 20.0) is None
+
+
+def test_before_it_moves_a_recipe_has_its_planned_time_less_what_has_gone_by():
+    queue = queue_of("s0")
+    eta = Eta({"s0": 100.0})
+    queue.take(1)
+    assert eta.left_s(queue, {"s0": Running(0.0)}, 30.0) == pytest.approx(70.0)
+    assert eta.left_s(queue, {"s0": Running(0.0)}, 400.0) == pytest.approx(40.0), "late already: never nothing"
+    assert eta.left_s(queue, {"s0": moving(0.0, (20.0, 0.4))}, 30.0) == pytest.approx(60.0 - 10.0)
+
+
+def test_kinds_and_networks_learn_for_themselves():
+    queue = queue_of("e0", "e1", "e2", "s0")
+    eta = Eta(dict.fromkeys(queue.recipes, 10.0), networks={"e0": "a", "e1": "b", "e2": "a", "s0": "b"})
+    for key, spent_s in (("e0", 40.0), ("e1", 10.0)):
+        queue.take(9)
+        queue.finish(key)
+        eta.finished(key, "evaluation", Running(0.0), spent_s)
+    assert eta.left_s(queue, {}, 0.0) == pytest.approx(10 * 4.0 + 10 * 2.5), "of e2's network; of all, for the set"
+    queue.close("s0", "failed", "no")
+    assert eta.left_s(queue, {}, 0.0) == pytest.approx(40.0)
+
+
+def test_what_an_earlier_attempt_has_done_is_not_learnt_from():
+    queue = queue_of("e0", "e1")
+    eta = Eta({"e0": 100.0, "e1": 100.0})
+    queue.take(9)
+    resumed = moving(0.0, (2.0, 0.9), (7.0, 0.95))
+    queue.finish("e0")
+    eta.finished("e0", "evaluation", resumed, 12.0)  # a tenth of it in 10 s: as planned
+    assert eta.left_s(queue, {}, 12.0) == pytest.approx(100.0)
+
+
+def test_the_longest_chain_counts_whatever_waits():
+    recipes = {
+        "s": Stub("set", "s"),
+        "e": Stub("evaluation", "e", ("set", "s")),
+        "other": Stub("evaluation", "other"),
+    }
+    queue = RecipeQueue(recipes, demands={"set": Demand(1.0), "evaluation": Demand(1.0)})
+    assert Eta({"s": 5.0, "e": 7.0, "other": 6.0}, parallel=64).left_s(queue, {}, 0.0) == 12.0
+
+
+def test_what_shares_a_device_is_planned_whole_and_counted_by_what_it_takes_once_seen():
+    recipes = {f"e{n}": Stub("evaluation", f"e{n}") for n in range(8)}
+    queue = RecipeQueue(recipes, demands={"evaluation": Demand(1.0, 0.25)})
+    eta = Eta(dict.fromkeys(recipes, 10.0), parallel=1, takes=lambda demand: demand.gpus)
+    assert eta.left_s(queue, {}, 0.0) == 80.0
+    for _four in range(4):
+        queue.take(9, 1)
+    for key in list(queue.running):
+        queue.finish(key)
+        eta.finished(key, "evaluation", Running(0.0), 20.0)  # four together at half their speed
+    assert eta.left_s(queue, {}, 20.0) == pytest.approx(20.0)
 
 
 def test_lines_for_what_ends():
@@ -76,7 +158,7 @@ def test_a_line_now_and_then_for_what_moves(monkeypatch):
     for step in range(12):
         view.moved("s0", step / 12, f"step {step}")
     lines = out.getvalue().splitlines()
-    assert 2 <= len(lines) <= 5, "neither silence nor a line a step"
+    assert 2 <= len(lines) <= 7, "neither silence nor a line a step"
     assert lines[0].startswith("set s0 s0: ") and " %, step " in lines[0] and "| sets 0/1" in lines[0]
 
 

@@ -1,0 +1,124 @@
+"""Do estimates hold?  Thirty evaluations on the digits, planned after a calibration, against what they then take.
+
+    python benchmarks/estimates.py [--seconds 20]
+
+Five students, IPC 1, 5 and 10, and two protocols (40 epochs at bf16, 20 at fp32).  Process seconds of one thread, all
+of a recipe: opening the data, reading its parents, training, testing, writing.  Tracking and scheduling are not in
+them; `tests/benchmarks/overhead.py` has those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pipelines.expand import expand
+from pipelines.grid import parse_grid
+from pipelines.plan import make_plan
+from rd3.calibration import Calibration, calibrate
+from rd3.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
+from rd3.datasets import Roots, dataset_fingerprint, dataset_info
+from rd3.hardware import processor
+from rd3.run import perform
+from rd3.store import FolderStore
+
+Row = dict[str, Any]
+
+GRID = """
+methods: [random]
+datasets: [digits]
+ipc: [1, 5, 10]
+teacher: resnet18_w16
+students: [resnet18_w16, convnet_w32, convnet, wrn_16_2, shufflenet_v2_x0_5]
+protocols: [{rd3-reduced: {epochs: 40, precision: bf16}}, {rd3-reduced: {epochs: 20, precision: fp32}}]
+student_seeds: [0]
+"""
+WITHIN = 1.5
+
+
+class Nothing:
+    """An empty ledger."""
+
+    def keys(self, kind: str) -> set[str]:
+        return set()
+
+    def find_many(self, kind: str, keys: Any) -> dict[str, Any]:
+        return {}
+
+
+def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
+    """A row a cell: what the calibration, and what the shipped rates say, and what it took."""
+    roots = Roots(None, home)
+    expansion = expand(
+        parse_grid(GRID, "estimates"),
+        info_of=lambda name: dataset_info(name, roots),
+        fingerprint_of=lambda name: dataset_fingerprint(name, roots),
+    )
+
+    def planned(rates: Rates) -> dict[str, float]:
+        plan = make_plan(expansion, Nothing(), exists=bool, verify=bool, rates=rates)
+        return {item.key: item.cost_s for item in plan.items if item.key is not None}
+
+    calibrated = planned(calibration.rates)
+    shipped = planned(CPU_THREAD if processor().bf16 else PLAIN_CPU_THREAD)
+    store, rows = FolderStore(home / "store"), []
+    for key, recipe in expansion.recipes.items():
+        if recipe.kind == "evaluation" and not rows:  # a worker's first one loads modules
+            perform(recipe, store, roots, home / "warm" / key)
+        began = time.process_time()
+        entry = perform(recipe, store, roots, home / "work" / key)
+        took = time.process_time() - began
+        store.put(entry, home / "work" / key / "result")
+        if recipe.kind == "evaluation":
+            rows.append(
+                {
+                    "student": recipe.student,
+                    "images": 10 * expansion.recipes[recipe.set].ipc,
+                    "epochs": recipe.protocol.epochs,
+                    "precision": recipe.protocol.precision,
+                    "measured_s": round(took, 2),
+                    "around_s": round(took - entry.result["process_s"], 2),
+                    "calibrated_s": round(calibrated[key], 2),
+                    "shipped_s": round(shipped[key], 2),
+                    "measured/calibrated": round(took / calibrated[key], 2),
+                    "measured/shipped": round(took / shipped[key], 2),
+                }
+            )
+    return rows
+
+
+def share_within(rows: list[Row], column: str) -> float:
+    """Part of the rows whose ratio is within the factor, either way."""
+    return sum(abs(math.log(row[column])) <= math.log(WITHIN) for row in rows) / len(rows)
+
+
+def main(seconds: float) -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    calibration = calibrate("cpu", seconds=seconds)
+    print(calibration.model_dump_json(exclude={"networks"}), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = estimate_rows(calibration, Path(folder))
+    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    for column in ("measured/calibrated", "measured/shipped"):
+        share = 100 * share_within(rows, column)
+        print(
+            f"{column}: {share:.0f} % within x{WITHIN}, median {median(row[column] for row in rows)}", file=sys.stderr
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=20.0)
+    main(parser.parse_args().seconds)

@@ -1,0 +1,356 @@
+"""Does the driver keep many devices busy?  The paper's grid against a made-up clock, and workers that only sleep.
+
+    python benchmarks/scale.py simulate [--devices 1 --devices 8 --devices 64] [--shares 1 --shares 16] [--noise 0.4]
+    python benchmarks/scale.py workers [--workers 16] [--recipes 1600] [--sleep 0.05]
+
+``simulate`` drives what a run drives (plan, queue, Tune's searcher, driver, ledger in a folder, log lines with the time
+that is left); only the trials are played.  They take what the plan says they take on an H100, times a factor drawn for
+each (``--noise``: the standard deviation of its logarithm), which queue and driver do not know.  ``workers`` is a real
+Ray with as many workers as asked for, whose trials sleep and import no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.driver import Driver
+from pipelines.execute import _queue, _Run
+from pipelines.expand import Expansion, expand
+from pipelines.grid import load_grid
+from pipelines.interrupts import Interrupts
+from pipelines.plan import Plan, make_plan
+from pipelines.progress import Eta, LineView
+from pipelines.queue import Demand, RecipeQueue
+from pipelines.schedule import least_wall_s
+from pipelines.settings import Session
+from pipelines.trial import TrialEnd
+from rd3.cost import Rates
+from rd3.datasets import Roots, dataset_info
+from rd3.recipe import from_json
+from rd3.store import Entry
+from tracking.ledger import Ledger
+from tracking.place import Place
+
+Row = dict[str, Any]
+
+# Not measured: a quarter of the bf16 peak, half of the fp32 peak and of the memory's bandwidth, 2 ms a step.
+H100 = Rates("H100, assumed", fp32=3.3e13, bf16=2.5e14, bytes=1.7e12, step_s=0.002, start_s=4.0, auto="bf16")
+
+
+def session_in(home: Path) -> Session:
+    """Everything below one folder."""
+    return Session(Roots(None, home), Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home))
+
+
+def paper(seeds: int) -> Expansion:
+    """The grid with so many student seeds, on data that nobody opens."""
+    text = (Path(__file__).parent / "paper.yaml").read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "paper.yaml"
+        file.write_text(text.replace("student_seeds: [0, 1, 2]", f"student_seeds: {list(range(seeds))}"))
+        grid = load_grid(str(file))
+    return expand(grid, info_of=dataset_info, fingerprint_of=lambda name: "f")
+
+
+class NothingThere:
+    """An empty ledger, but for teachers that are imported."""
+
+    def __init__(self, imported: set[str]):
+        self.imported = imported
+
+    def keys(self, kind: str) -> set[str]:
+        return self.imported if kind == "teacher" else set()
+
+    def find_many(self, kind: str, keys: Any) -> dict[str, Entry]:
+        return {key: Entry(kind=kind, key=key, recipe={}, result={}) for key in keys}
+
+
+class Cluster:
+    """GPUs of which a trial takes a part of one; where none has that much left it waits, as in Ray.
+
+    Trials on one GPU slow each other down as if nothing were gained by sharing it; one alone has all of its speed.
+    """
+
+    def __init__(self, gpus: int):
+        self.free = [1.0] * gpus
+        self.on: list[dict[str, float]] = [{} for _gpu in range(gpus)]
+        """Trial to the seconds that it would still need alone."""
+        self.parts: dict[str, float] = {}
+        self.waiting: list[tuple[str, float, float]] = []
+        self.now = self.busy_s = 0.0
+
+    def start(self, trial: str, part: float, seconds: float) -> None:
+        fitting = [gpu for gpu, free in enumerate(self.free) if free >= part - 1e-9]
+        if not fitting:
+            self.waiting.append((trial, part, seconds))
+            return
+        gpu = min(fitting, key=lambda gpu: self.free[gpu])
+        self.free[gpu] -= part
+        self.parts[trial] = part
+        self.on[gpu][trial] = seconds
+
+    def next_end(self) -> str:
+        """The trial that ends next; what waited for its device starts then."""
+        gpu = min((gpu for gpu, trials in enumerate(self.on) if trials), key=self._next_in)
+        trial = min(self.on[gpu], key=self.on[gpu].__getitem__)
+        self._pass(self._next_in(gpu))
+        del self.on[gpu][trial]
+        self.free[gpu] += self.parts.pop(trial)
+        waiting, self.waiting = self.waiting, []
+        for one in waiting:
+            self.start(*one)
+        return trial
+
+    def _next_in(self, gpu: int) -> float:
+        """Seconds until the next trial of a GPU ends."""
+        return min(self.on[gpu].values()) * len(self.on[gpu])
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+        for trials in self.on:
+            self.busy_s += seconds if trials else 0.0
+            for trial in trials:
+                trials[trial] -= seconds / len(trials)
+
+
+class Simulation(NamedTuple):
+    """What came of one."""
+
+    wall_s: float
+    least_s: float
+    device_s: float
+    recipes: int
+    driver_s: float
+
+
+def simulate(
+    expansion: Expansion, plan: Plan, home: Path, gpus: int, shares: int, part: float, noise: float
+) -> Simulation:
+    """Work the plan off on ``gpus`` GPUs; an evaluation takes a ``part`` of one."""
+    from ray.tune.search import Searcher
+
+    from pipelines.tune import Graph
+
+    demands = {kind: Demand(1.0, 1.0) for kind in ("teacher", "statistics", "set", "share")}
+    demands["evaluation"] = Demand(1.0, part)
+    queue = _queue(expansion, plan, set(), demands, shares)
+    draw = random.Random(0)
+    takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in queue.costs_s.items()}
+    known = RecipeQueue(queue.recipes, reused=queue.reused, demands=demands, after=queue.after, costs_s=takes_s)
+    least_s = least_wall_s(known, gpus)
+    session = session_in(home)
+    ledger = Ledger(session.place.artifacts)
+    run = _Run(expansion, plan, session, ledger, None, Interrupts(), lambda: None, queue=queue)
+    view = LineView("paper", queue, Eta(queue.costs_s, gpus, networks=run.networks()), run.label, io.StringIO())
+    driver = Driver(
+        queue, view, job=run.job, keep=run.keep, forget=run.forget, devices=lambda: (16.0 * gpus, float(gpus))
+    )
+    graph, cluster = Graph(driver), Cluster(gpus)
+    out: dict[str, dict[str, Any]] = {}
+    began = time.process_time()
+    for number in itertools.count():
+        config = graph.suggest(f"{number:08x}")
+        if isinstance(config, dict):
+            job = json.loads(config["job"])
+            key = queue_key(job)
+            out[f"{number:08x}"] = job
+            cluster.start(f"{number:08x}", config["gpus"], takes_s[key])
+            continue
+        if config == Searcher.FINISHED:
+            break
+        trial = cluster.next_end()
+        graph.on_trial_complete(trial, {"end": played(out.pop(trial)).to_json()})
+    assert driver.fatal is None and not queue.closed, driver.fatal or list(queue.closed.items())[:3]
+    return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
+
+
+def queue_key(job: dict[str, Any]) -> str:
+    """The queue's name of what a job makes: a recipe, or a share of one."""
+    return job["key"] if job["blocks"] is None else f"{job['key']}-{job['blocks'][0] + 1}of{job['blocks'][1]}"
+
+
+def played(job: dict[str, Any]) -> TrialEnd:
+    """A trial that ends well; shares are in no ledger."""
+    if job["blocks"] is not None:
+        return TrialEnd("done")
+    recipe = from_json(job["recipe"])
+    curve = {"top1_pct": 50.0, "correct": 5000, "tested": 10000, "wall_s": 1.0, "process_s": 1.0}
+    entry = Entry(kind=job["kind"], key=job["key"], recipe=recipe.model_dump(mode="json"), result=curve)
+    return TrialEnd("done", entry=entry.model_dump(mode="json"))
+
+
+def simulation_rows(devices: list[int], shares: list[int], parts: list[float], seeds: int, noise: float) -> list[Row]:
+    """A row for each number of devices, each in a process of its own, whose peak memory is its own."""
+    rows = []
+    for gpus, share, part in itertools.product(devices, shares, parts):
+        words = ["one", "--devices", str(gpus), "--shares", str(share), "--part", str(part)]
+        words += ["--seeds", str(seeds), "--noise", str(noise)]
+        done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return rows
+
+
+def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float) -> Row:
+    """One row; peak memory of this process, which has planned as well."""
+    began = time.process_time()
+    expansion = paper(seeds)
+    imported = set(expansion.imports)
+    plan = make_plan(
+        expansion, NothingThere(imported), exists=lambda _entry: True, verify=lambda _entry: None, rates=H100,
+        slots=gpus,
+    )  # fmt: skip
+    planned_s = time.process_time() - began
+    with tempfile.TemporaryDirectory() as folder:
+        found = simulate(expansion, plan, Path(folder), gpus, share, part, noise)
+    return {
+        "devices": gpus,
+        "shares_of_a_set": share,
+        "gpu_part_of_an_evaluation": part,
+        "cells": plan.cells,
+        "trials": found.recipes,
+        "device_hours": round(found.device_s / 3600, 1),
+        "wall_h": round(found.wall_s / 3600, 2),
+        "least_h": round(found.least_s / 3600, 2),
+        "least_of_wall_pct": round(100 * found.least_s / found.wall_s, 1),
+        "busy_pct": round(100 * found.device_s / (gpus * found.wall_s), 1),
+        "plan_s": round(planned_s, 2),
+        "driver_ms_a_trial": round(1000 * found.driver_s / found.recipes, 2),
+        "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+class Sleeper:
+    """A recipe that nobody makes."""
+
+    kind = "evaluation"
+
+    def __init__(self, number: int):
+        self.key = f"{number:064x}"
+
+    def parents(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def label(self) -> str:
+        return f"evaluation {self.key[-6:]}"
+
+
+def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
+    """One run of ``recipes`` trials that sleep, on so many Ray workers, wherever the cores are."""
+    import ray
+
+    from pipelines import tune as tuned
+    from pipelines.cluster import _QUIET, ray_cluster
+    from pipelines.trial import Job
+
+    def job(recipe: Sleeper, demand: Demand) -> Job:
+        return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None)
+
+    def sleeping(config: dict[str, Any]) -> None:
+        import sys as there
+        import time as clock
+
+        from ray import tune
+
+        clock.sleep(config["sleep_s"])
+        end = {"status": "done", "reason": "", "entry": None, "broken": []}
+        tune.report({"end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
+
+    class Timed(Driver):
+        """Gives trials their sleep, and looks whether one of them has loaded torch."""
+
+        torch, processes, starts, ends = False, set(), [], []
+
+        def next_config(self, trial_id: str) -> dict[str, Any] | None:
+            config = super().next_config(trial_id)
+            if config is not None:
+                self.starts.append(time.perf_counter())
+            return None if config is None else config | {"sleep_s": sleep_s}
+
+        def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
+            assert result is not None
+            self.torch = self.torch or result["torch"]
+            self.processes.add(result["process"])
+            self.ends.append(time.perf_counter())
+            super().on_end(trial_id, result)
+
+    sleepers = [Sleeper(number) for number in range(recipes)]
+    queue = RecipeQueue(
+        {one.key: one for one in sleepers}, demands={"evaluation": Demand(1.0)},
+        costs_s={one.key: sleep_s for one in sleepers},
+    )  # fmt: skip
+    view = LineView("sleepers", queue, Eta(queue.costs_s, workers), None, io.StringIO())
+    driver = Timed(queue, view, job=job, keep=print, forget=print, devices=lambda: (float(workers), 0.0))
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    tuned.run_trial = sleeping
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        with ray_cluster(Path(folder)):
+            cpu, wall = time.process_time(), time.perf_counter()
+            tuned.work_off(driver, Path(folder))
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        ray.shutdown()
+    assert len(queue.done) == recipes
+    # The last three quarters: by then all workers are up.
+    late = driver.ends[recipes // 4 :]
+    rate = (len(late) - 1) / (late[-1] - late[0])
+    return [
+        {
+            "workers": workers,
+            "trials": recipes,
+            "sleep_s": sleep_s,
+            "wall_s": round(wall, 1),
+            "first_quarter_s": round(driver.ends[recipes // 4] - driver.starts[0], 1),
+            "trials_a_second": round(rate, 1),
+            "busy_pct": round(100 * rate * sleep_s / workers, 1),
+            "driver_cpu_ms_a_trial": round(1000 * cpu / recipes, 1),
+            "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "processes": len(driver.processes),
+            "a_worker_loaded_torch": driver.torch,
+        }
+    ]
+
+
+def show(rows: list[Row]) -> None:
+    """As CSV."""
+    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("case", choices=("simulate", "workers", "one"))
+    parser.add_argument("--devices", type=int, action="append")
+    parser.add_argument("--shares", type=int, action="append")
+    parser.add_argument("--part", type=float, action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--noise", type=float, default=0.4)
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--recipes", type=int, default=1600)
+    parser.add_argument("--sleep", type=float, default=0.05)
+    chosen = parser.parse_args()
+    if chosen.case == "workers":
+        show(worker_rows(chosen.workers, chosen.recipes, chosen.sleep))
+    elif chosen.case == "one":
+        row = one_simulation(chosen.devices[0], chosen.shares[0], chosen.part[0], chosen.seeds, chosen.noise)
+        print(json.dumps(row))
+    else:
+        show(simulation_rows(chosen.devices or [1, 8, 64], chosen.shares or [1, 16], chosen.part or [1.0],
+                             chosen.seeds, chosen.noise))  # fmt: skip

@@ -1,0 +1,48 @@
+"""``rd3 calibrate``: how fast this machine is, for the costs in plans."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._show import console
+from pipelines.settings import session
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("calibrate")(calibrate)
+
+
+def calibrate(
+    device: Annotated[
+        str | None, typer.Option(help="cpu (one thread of it), cuda, cuda:1 ... (default: a GPU if there is one).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON.")] = False,
+) -> None:
+    """Measure this machine for about 20 seconds, and keep that in the ledger: plans are priced by it from then on."""
+    from rd3.calibration import calibrate as measured
+    from rd3.hardware import hardware
+    from tracking import calibrations
+    from tracking.documents import open_documents
+
+    documents = open_documents(session().place.artifacts)
+    found = measured(device or hardware().kind)
+    name = calibrations.keep(documents, found)
+    if as_json:
+        sys.stdout.write(found.model_dump_json(indent=1) + "\n")
+        return
+    unit = "one GPU" if found.kind == "cuda" else "one thread"
+    console.print(
+        f"{found.device}, torch {found.torch}, {unit}: {found.fp32 / 1e9:,.0f} GFLOP/s at fp32, "
+        f"{found.bf16 / 1e9:,.0f} at bf16, {found.bytes / 1e9:,.1f} GB/s, {1000 * found.step_s:.1f} ms a step; "
+        f"`precision: auto` is {found.auto}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(
+        f"{found.runs} runs; networks differ from these rates by a factor of {found.rates.spread:.1f} "
+        f"(two standard deviations), {len(found.networks)} of network and precision are kept by themselves",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(f"kept as {documents.root}/{name}", markup=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+"""At which rates a plan is priced: those of a calibration in the ledger, else the shipped ones.  Never measures."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rd3.calibration import Calibration
+from rd3.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD, Rates
+from rd3.errors import UnknownName
+from rd3.hardware import Hardware, hardware, torch_version
+from tracking import calibrations
+from tracking.documents import Documents
+
+KINDS = ("cpu", "cuda")
+
+
+class Pricing(NamedTuple):
+    """Rates for a plan, and where they come from."""
+
+    rates: Rates
+    devices: int
+    """How many there are: threads of this machine's processor, its GPUs, or 1 of a device that is elsewhere."""
+    source: str
+    """One line for people."""
+
+
+def pricing(documents: Documents, device: str | None = None) -> Pricing:
+    """Rates for what recipes will run on: this machine's GPUs if it has any, else its processor.
+
+    ``device``: ``cpu``, ``cuda``, or (the beginning of) the name of another device that has been calibrated.  Raises
+    :class:`UnknownName` for a name that no calibration has.
+    """
+    if device is not None and device not in KINDS:
+        return _named(documents, device)
+    here, torch = hardware(device), torch_version()
+    found = calibrations.find(documents, here.name, torch)
+    if found is not None:
+        return Pricing(found.rates, here.count, _told(found))
+    rates = shipped(here)
+    others = [one for one in calibrations.known(documents) if (one.device, one.torch) != (here.name, torch)]
+    unused = f"; not used: {_several(others)}, of another device or torch" if others else ""
+    source = (
+        f"shipped rates of {rates.name}, a range of a factor of {rates.spread:g} either way: the ledger has no "
+        f"calibration of {here.name} with torch {torch}, `rd3 calibrate` makes one in 20 s{unused}"
+    )
+    return Pricing(rates, here.count, source)
+
+
+def shipped(here: Hardware) -> Rates:
+    """The rates that come with RD3 for such a device."""
+    if here.kind == "cuda":
+        return GPU._replace(auto="bf16" if here.bf16 else "fp32")
+    return CPU_THREAD if here.bf16 else PLAIN_CPU_THREAD
+
+
+def _named(documents: Documents, name: str) -> Pricing:
+    known = calibrations.known(documents)
+    found = [one for one in known if one.device.lower().startswith(name.lower())]
+    if len({one.device for one in found}) != 1:
+        what = f"{len(found)} calibrations of devices that begin" if found else "no calibration of a device that begins"
+        there = f"it has {_several(found or known)}" if known else "it has none"
+        raise UnknownName(
+            f"The ledger {documents.root} has {what} with {name!r}; {there}.",
+            "name one of these, or run `rd3 calibrate` on that machine with this ledger",
+        )
+    torch = torch_version()
+    chosen = next((one for one in found if one.torch == torch), found[0])
+    here = next((one for one in map(_here, KINDS) if one is not None and one.name == chosen.device), None)
+    elsewhere = "" if here else ", which is not in this machine"
+    other = "" if chosen.torch == torch else f"; torch here is {torch}"
+    return Pricing(chosen.rates, here.count if here else 1, f"{_told(chosen)}{elsewhere}{other}")
+
+
+def _here(kind: str) -> Hardware | None:
+    found = hardware("cpu" if kind == "cpu" else None)
+    return found if found.kind == kind else None
+
+
+def _told(found: Calibration) -> str:
+    return f"calibration of {_one(found)}, {found.measured_at[:10]}"
+
+
+def _one(calibration: Calibration) -> str:
+    return f"{calibration.device} with torch {calibration.torch}"
+
+
+def _several(found: list[Calibration], most: int = 3) -> str:
+    return " and ".join(_one(one) for one in found[:most]) + (f" and {len(found) - most} more" if found[most:] else "")

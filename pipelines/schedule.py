@@ -1,0 +1,28 @@
+"""How long a queue takes on so many devices: the order in which a run hands recipes out, against a made-up clock."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+
+from pipelines.queue import RecipeQueue
+from rd3.recipe import Key
+
+
+def wall_s(queue: RecipeQueue, seconds: Mapping[Key, float], cpus: float, gpus: float = 0.0) -> float:
+    """Seconds until nothing is left of ``queue``, which is worked off, when every recipe takes its ``seconds``."""
+    clock = 0.0
+    running: list[tuple[float, Key]] = []
+    while True:
+        while (recipe := queue.take(cpus, gpus)) is not None:
+            heapq.heappush(running, (clock + seconds.get(recipe.key, 0.0), recipe.key))
+        if not running:
+            return clock
+        clock, key = heapq.heappop(running)
+        queue.finish(key)
+
+
+def least_wall_s(queue: RecipeQueue, devices: float) -> float:
+    """What no order can beat, at the seconds that ``queue`` knows: all work by all devices, or the longest chain."""
+    total = sum(seconds for key, seconds in queue.costs_s.items() if key not in queue.reused)
+    return max(total / devices, max(queue.path_s.values(), default=0.0))

@@ -1,0 +1,77 @@
+"""What this machine computes on, by name, for calibrations.  Loads torch only where there may be a GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rd3.errors import BadValue
+
+_CPUINFO, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+"""As Linux lists them in ``/proc/cpuinfo``."""
+
+
+class Hardware(NamedTuple):
+    """Devices of one kind on one machine."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    count: int
+    """Threads that this process may use, or GPUs."""
+    bf16: bool
+    """Whether bf16 is multiplied in hardware; False where nobody knows."""
+
+
+def torch_version() -> str:
+    """Without loading it."""
+    return importlib.metadata.version("torch")
+
+
+def hardware(kind: str | None = None) -> Hardware:
+    """The GPUs of this machine if it has any, else its processor; ``kind``: ``cpu`` or ``cuda``.
+
+    Raises :class:`BadValue` for ``cuda`` on a machine without.
+    """
+    gpus = _gpus() if kind != "cpu" else None
+    if kind == "cuda" and gpus is None:
+        raise BadValue("There is no CUDA device here.", "use cpu")
+    return gpus or processor()
+
+
+@functools.cache
+def _gpus() -> Hardware | None:
+    if not _DRIVER.exists():  # torch takes seconds to load
+        return None
+    import torch
+
+    from rd3.device import bf16_in_hardware
+
+    if not torch.cuda.is_available():
+        return None
+    first = torch.device("cuda", 0)
+    count = torch.cuda.device_count()
+    return Hardware("cuda", torch.cuda.get_device_name(first), count, bool(bf16_in_hardware(first)))
+
+
+@functools.cache
+def processor() -> Hardware:
+    """The CPU; virtual machines call many processors by one name, so family and model number belong to it."""
+    facts = _cpu_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts:
+        name += f", family {facts['cpu family']} model {facts.get('model', '?')}"
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    return Hardware("cpu", name, len(os.sched_getaffinity(0)), bool(flags & _BF16_FLAGS))
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Of the first processor, as Linux tells them."""
+    if not _CPUINFO.exists():
+        return {}
+    lines = (line.partition(":") for line in _CPUINFO.read_text().partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _colon, value in lines}

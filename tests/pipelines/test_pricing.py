@@ -1,0 +1,95 @@
+"""Which rates a plan takes, and what it says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import pricing as priced
+from pipelines.pricing import pricing
+from rd3.calibration import Calibration
+from rd3.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD
+from rd3.errors import BadValue, UnknownName
+from rd3.hardware import Hardware
+from tracking.calibrations import keep
+from tracking.documents import Documents, open_documents
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Documents:
+    return open_documents(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with eight threads, no GPU, and torch 2.15."""
+
+    def hardware(kind: str | None = None) -> Hardware:
+        if kind == "cuda":
+            raise BadValue("There is no CUDA device here.")
+        return Hardware("cpu", "Chip 9", 8, True)
+
+    monkeypatch.setattr(priced, "hardware", hardware)
+    monkeypatch.setattr(priced, "torch_version", lambda: "2.15.0")
+
+
+def calibration(device: str, torch: str = "2.15.0", **changed: Any) -> Calibration:
+    facts = dict(
+        kind="cpu", device=device, torch=torch, rd3="0.1", fp32=1e11, bf16=2e11, bytes=1e10, step_s=0.001, auto="bf16",
+        networks={}, residual=0.3, runs=9, measured_at="2026-11-26T00:00:00+00:00",
+    )  # fmt: skip
+    return Calibration(**{**facts, **changed})
+
+
+def test_without_a_calibration_the_shipped_rates_as_a_range(documents):
+    found = pricing(documents)
+    assert found.rates == CPU_THREAD and found.devices == 8
+    assert "shipped rates" in found.source and "factor of 2.5" in found.source
+    assert "Chip 9 with torch 2.15.0" in found.source and "rd3 calibrate" in found.source
+
+
+def test_the_calibration_of_this_device_and_torch(documents):
+    keep(documents, calibration("Chip 9", fp32=7e11))
+    found = pricing(documents)
+    assert found.rates.fp32 == 7e11
+    assert found.source == "calibration of Chip 9 with torch 2.15.0, 2026-11-26"
+
+
+@pytest.mark.parametrize("other", [("Chip 8", "2.15.0"), ("Chip 9", "2.14.0")])
+def test_one_of_another_device_or_torch_is_named_and_not_used(documents, other):
+    keep(documents, calibration(*other, fp32=7e11))
+    found = pricing(documents)
+    assert found.rates == CPU_THREAD
+    assert f"not used: {other[0]} with torch {other[1]}" in found.source
+
+
+def test_another_device_is_used_where_it_is_asked_for(documents):
+    keep(documents, calibration("NVIDIA H100 80GB HBM3", "2.14.0", kind="cuda", fp32=7e13))
+    found = pricing(documents, "nvidia h100")
+    assert found.rates.fp32 == 7e13 and found.rates.start_s == GPU.start_s and found.devices == 1
+    assert "which is not in this machine" in found.source and "torch here is 2.15.0" in found.source
+
+
+def test_a_device_that_nobody_has_calibrated_is_refused(documents):
+    with pytest.raises(UnknownName, match="no calibration of a device that begins with 'H100'; it has none"):
+        pricing(documents, "H100")
+    keep(documents, calibration("Chip 8"))
+    keep(documents, calibration("Chip 9"))
+    with pytest.raises(UnknownName, match=r"Chip 8 with torch 2\.15\.0"):
+        pricing(documents, "H100")
+    with pytest.raises(UnknownName, match="2 calibrations of devices that begin with 'Chip'"):
+        pricing(documents, "Chip")
+
+
+def test_a_gpu_is_priced_as_a_gpu_and_a_cpu_without_bf16_as_such():
+    assert priced.shipped(Hardware("cuda", "H100", 8, True)).fp32 == GPU.fp32
+    assert priced.shipped(Hardware("cuda", "V100", 1, False)).auto == "fp32"
+    assert priced.shipped(Hardware("cpu", "Chip 1", 2, False)) == PLAIN_CPU_THREAD
+    assert PLAIN_CPU_THREAD.auto == "fp32" and CPU_THREAD.auto == "bf16"
+
+
+def test_cuda_where_there_is_none(documents):
+    with pytest.raises(BadValue, match="no CUDA device"):
+        pricing(documents, "cuda")
