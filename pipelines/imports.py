@@ -63,6 +63,8 @@ def convert_to_store(source: Path, folder: Path, *, teachers: bool = False) -> i
 def convert_to_study(source: Path, folder: Path, *, teachers: bool = False) -> Written:
     """As :func:`export_study`, with all of a store folder or of another study."""
     with open_results(source) as found:
+        for kind, key in found.names():
+            recipe_of(found.find(kind, key), str(source))
         return write_study(found, found.names(), Path(folder).absolute(), networks=teachers)
 
 

@@ -13,20 +13,17 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
 from rd3.protocol import Preset
-from rd3.recipe import Key, SetRecipe, StatisticsRecipe, read_recipe
+from rd3.recipe import KINDS, Key, SetRecipe, StatisticsRecipe, read_recipe
 from rd3.store import Entry, write_atomically
 from rd3.teacher_roles import every_role, teacher_recipe, teacher_role
-from rd3.upgrade import FORMAT, former_key, upgraded_fields
+from rd3.upgrade import FORMAT, former_key, upgraded_sections
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import Tracker
 from tracking.sweeps import Memory
-from tracking.upgrade import Outcome, Upgraded, upgrade_entries
+from tracking.upgrade import Outcome, upgrade_entries
 
 InfoOf = Callable[[str], DatasetInfo]
-
-_AUGMENTATION = ["patch_shuffle", "resized_crop", "flip", "cutmix"]
-"""What a preset of format 1 did without saying it."""
 
 
 def upgrade_ledger(ledger: Ledger, info_of: InfoOf) -> Outcome:
@@ -104,32 +101,46 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
 
 
 def upgrade_presets(folder: Path) -> list[str]:
-    """The user's own protocols in today's names; which files changed.  Each old file stays as ``NAME.yaml.former``."""
+    """The user's own protocols in today's names; which files changed.  Each old file stays as ``NAME.yaml.former``.
+
+    A file that says an ``augmentation`` is of today's form.  One that cannot be read stays as it is: whoever uses it is
+    told why.
+    """
     changed = []
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         try:
             old = Preset.model_validate(yaml.safe_load(text))
-        except ValueError:  # whoever uses it is told
+            sections = {name: dict(getattr(old, name)) for name in ("all", "same_network", "other_network")}
+            if any("augmentation" in section for section in sections.values()):
+                continue
+            new = old.model_copy(update=upgraded_sections(**sections))
+        except (ValueError, TypeError, ArithmeticError, yaml.YAMLError):
             continue
-        sections = {name: upgraded_fields(getattr(old, name)) for name in ("all", "same_network", "other_network")}
-        if not any("augmentation" in section for section in sections.values()):
-            sections["all"]["augmentation"] = _AUGMENTATION
-        new = old.model_copy(update=sections)
-        if new != old:
-            write_atomically(path.with_suffix(".yaml.former"), text)
-            plain = yaml.safe_dump(new.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-            write_atomically(path, plain)
-            changed.append(path.name)
+        former = path.with_suffix(".yaml.former")
+        if not former.exists():
+            write_atomically(former, text)
+        plain = yaml.safe_dump(new.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        write_atomically(path, plain)
+        changed.append(path.name)
     return changed
 
 
-def tag_runs(place: Place, upgraded: list[Upgraded]) -> None:
-    """Let MLflow find the runs of upgraded entries under their new keys; ``rd3.formerly`` is the old one."""
-    runs = [one for one in upgraded if one.run_id]
-    if not runs:
-        return
+def tag_runs(place: Place, ledger: Ledger) -> int:
+    """Let MLflow find the runs of upgraded entries under their new keys; ``rd3.formerly`` is the old one.
+
+    Of all that were ever upgraded, as an earlier attempt may have been cut short; how many lacked it.
+    """
+    entries = [entry for kind in KINDS for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
+    waiting = {entry.run_id: entry for entry in entries if entry.formerly and entry.run_id}
+    if not waiting:
+        return 0
     tracker = Tracker(place)
     with tracker.errors():
-        for one in runs:
-            tracker.log(one.run_id, tags={"rd3.key": one.new, "rd3.formerly": one.old})
+        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
+        runs = tracker.search(experiments, {"rd3.ledger": place.artifacts}) if experiments else []
+        tagged = {run.info.run_id for run in runs if "rd3.formerly" in run.data.tags}
+        for run_id in waiting.keys() - tagged:
+            entry = waiting[run_id]
+            tracker.log(run_id, tags={"rd3.key": entry.key, "rd3.formerly": str(entry.formerly)})
+    return len(waiting.keys() - tagged)

@@ -24,6 +24,7 @@ from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.student import Progress, StudentTraining, Tested
 from rd3.teaching import LabelledViews, Views, frozen
+from rd3.views import Batch
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
@@ -98,23 +99,34 @@ class _Group:
             id(one): StudentTraining(one.recipe, dataset, len(images), device, precision, one.progress, one.tested)
             for one in evaluations
         }
+        self._queued: list[Batch] = []
+        self._last = False
 
     def advance(self) -> bool:
-        """One step of every student; False when there is no more to do."""
+        """Queue one step of every student; False when there is no more to do.
+
+        On CUDA the steps of all groups run side by side, as none waits for the others before its own next turn.
+        """
+        self._settle()
         batch = next(self._batches, None) if self._students else None
         if batch is None:
             self._outcomes |= {name: student.result() for name, student in self._students.items()}
             return False
-        # All of them stay until the students have joined: on CUDA their steps are only queued.
-        labelled = [batch.under(student.recipe.protocol) for student in self._students.values()]
-        for student, own in zip(self._students.values(), labelled, strict=True):
+        self._last = batch.last
+        self._queued = [batch.under(student.recipe.protocol) for student in self._students.values()]
+        for student, own in zip(self._students.values(), self._queued, strict=True):
             student.step(own)
+        return True
+
+    def _settle(self) -> None:
+        """The steps of the last turn are behind us, so their batches may go; and so may an epoch be."""
         for student in self._students.values():
             student.join()
-        if batch.last:
+        self._queued = []
+        if self._last:
+            self._last = False
             for name, student in list(self._students.items()):
                 self._end_epoch(name, student)
-        return True
 
     def _end_epoch(self, name: int, student: StudentTraining) -> None:
         try:

@@ -26,7 +26,8 @@ from rd3.component import Component, value_by_name
 from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
 from rd3.registry import did_you_mean
-from rd3.values import Frozen, neutral, without_neutral
+from rd3.upgrade import RENAMED
+from rd3.values import Frozen, canonical, neutral, without_neutral
 
 Precision = Literal["auto", "bf16", "fp32"]
 T = TypeVar("T")
@@ -93,6 +94,26 @@ def number_type(name: str) -> type[int] | type[float] | None:
     """Whether a protocol's field or setting is a whole number, any number, or neither."""
     kinds = set(get_args(protocol_names()[name].annotation) or [protocol_names()[name].annotation]) - {type(None)}
     return next((kind for kind in (int, float) if kinds == {kind}), None)
+
+
+def unresolved(protocol: EvalProtocol) -> str:
+    """Which loss or augmentation is not as :func:`resolve_protocol` leaves it; empty where all are.
+
+    Of those that are registered here: a plugin's may be elsewhere.
+    """
+    for component in (protocol.loss, *protocol.augmentation):
+        registry = LOSSES if component is protocol.loss else AUGMENTATIONS
+        if component.name not in registry:
+            continue
+        kind = registry.get(component.name)
+        try:
+            settings = kind.Settings.model_validate_json(json.dumps(component.settings), strict=True)
+        except ValidationError:
+            return component.name
+        without_effect = registry is AUGMENTATIONS and kind.resolve(settings, 1) is None
+        if without_effect or canonical(without_neutral(settings)) != canonical(component.settings):
+            return component.name
+    return ""
 
 
 def protocol_names() -> dict[str, FieldInfo]:
@@ -229,9 +250,14 @@ def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name with ``changes`` on top; another loss takes the settings of the former one away."""
-    fields = EvalProtocol.model_fields
-    kept = {name: value for name, value in values.items() if "loss" not in changes or name in fields or "." in name}
-    return kept | dict(changes)
+    return left_of(values, changes) | dict(changes)
+
+
+def left_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name that ``changes`` leave standing."""
+    settings = {name for name in values if name not in EvalProtocol.model_fields and "." not in name}
+    gone = changes.keys() | (settings if "loss" in changes else set())
+    return {name: value for name, value in values.items() if name not in gone}
 
 
 _COMPONENTS: TypeAdapter[tuple[Component, ...]] = TypeAdapter(tuple[Component, ...])
@@ -269,10 +295,15 @@ def _changed(values: dict[str, Any], changes: Mapping[str, Any], where: str) -> 
     return values
 
 
-def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
+def _check_name(name: str) -> None:
     known = protocol_names()
     if name not in known:
-        raise UnknownName(f"A protocol has no field {name!r}.", did_you_mean(name, list(known)))
+        fix = RENAMED.get(name) or did_you_mean(name, list(known))
+        raise UnknownName(f"A protocol has no field {name!r}.", fix)
+
+
+def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
+    _check_name(name)
     if name not in LOSSES.get(loss.name).Settings.model_fields:
         others = [other for other in LOSSES if name in LOSSES.get(other).Settings.model_fields]
         fix = f"leave it out, or use loss {' or '.join(others)}"
@@ -281,9 +312,7 @@ def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Compon
 
 
 def _with_step(steps: tuple[Component, ...], name: str, setting: dict[str, Any]) -> tuple[Component, ...]:
-    known = protocol_names()
-    if name not in known:
-        raise UnknownName(f"A protocol has no field {name!r}.", did_you_mean(name, list(known)))
+    _check_name(name)
     step = name.rpartition(".")[0]
     if step not in [each.name for each in steps]:
         raise BadValue(f"The augmentation has no {step!r}, whose {name!r} is set.", f"list {step} in `augmentation`")
@@ -319,8 +348,7 @@ def mistakes_in(name: str, value: Any) -> list[str]:
 
     A setting that several losses have is right if it is right for one of them.
     """
-    if name not in protocol_names():
-        raise UnknownName(f"A protocol has no field {name!r}.", did_you_mean(name, list(protocol_names())))
+    _check_name(name)
     if name in EvalProtocol.model_fields:
         base = resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
         found = _mistakes(EvalProtocol, base, name, value)

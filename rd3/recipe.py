@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rd3.errors import BadValue
-from rd3.protocol import EvalProtocol, Precision
+from rd3.protocol import EvalProtocol, Precision, unresolved
 from rd3.upgrade import FORMAT, former_key, upgraded
 from rd3.values import Frozen, canonical, digest, neutral, without_neutral
 
@@ -244,12 +244,19 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminato
 
 
 def from_json(text: str | bytes) -> AnyRecipe:
-    """The recipe that a JSON document describes; raises :class:`BadValue` with the first wrong field."""
+    """The recipe that a JSON document describes; raises :class:`BadValue` with the first wrong field.
+
+    Its protocol must be a resolved one: the same experiment written in two ways would have two keys.
+    """
     try:
         plain = json.loads(text)
     except ValueError as error:
         raise _not_a_recipe("the document", str(error)) from None
-    return read_recipe(plain)
+    recipe = read_recipe(plain)
+    open_one = unresolved(recipe.protocol) if isinstance(recipe, EvaluationRecipe) else ""
+    if open_one:
+        raise _not_a_recipe(f"protocol: {open_one}", "its settings are not all there as the resolved protocol has them")
+    return recipe
 
 
 def read_recipe(plain: Any) -> AnyRecipe:

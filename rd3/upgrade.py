@@ -40,19 +40,51 @@ def upgraded(plain: Mapping[str, Any], keys: Mapping[str, str] | None = None) ->
     return new
 
 
-def upgraded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Protocol values by name, as a preset file has them, with today's names."""
-    new = {name: value for name, value in fields.items() if name not in _STEPS}
-    if "factor" in fields:
-        new |= {"patch_shuffle.grid": fields["factor"], "resized_crop.min_area": 1 / fields["factor"]}
-    if "antialias" in fields:
-        new["resized_crop.antialias"] = fields["antialias"]
-    if fields.get("flip") is False or fields.get("mix") == "none":
-        kept = (["flip"] if fields.get("flip", True) else []) + (["cutmix"] if fields.get("mix") != "none" else [])
-        new["augmentation"] = ["patch_shuffle", "resized_crop", *kept]
+def upgraded_sections(
+    all: Mapping[str, Any], same_network: Mapping[str, Any], other_network: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The sections of a preset of format 1, values by name, with today's names.
+
+    What was left out had a default, and each section stands on top of ``all``; so what became ``augmentation`` and
+    ``loss`` is worked out for either kind of student, and stands in ``all`` where both agree.
+    """
+    whole = [_named(all | section) for section in (same_network, other_network)]
+    moved = ("augmentation", "loss")
+    shared = {name: whole[0][name] for name in moved if whole[0].get(name) == whole[1].get(name) and name in whole[0]}
+    found = {"all": {name: value for name, value in _named(all).items() if name not in moved} | shared}
+    for section, old, new in zip(("same_network", "other_network"), (same_network, other_network), whole, strict=True):
+        own = {name: value for name, value in _named(old).items() if name not in moved}
+        found[section] = own | {name: new[name] for name in moved if name in new and name not in shared}
+    return found
+
+
+def _named(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name: what has a new name under it, the steps of the augmentation, the loss with its own settings."""
+    new = {name: value for name, value in old.items() if name not in (*_ALL_SETTINGS, *_STEPS, "loss")}
     if new.get("precision") == "bf16":
         new["precision"] = "auto"
+    loss = old.get("loss", "ce" if old.get("labels") == "hard" else "kl")
+    settings = {name: old[name] for name in _LOSS_SETTINGS.get(loss, _ALL_SETTINGS) if name in old}
+    if "loss" in old or settings:
+        new["loss"] = {loss: settings}
+    shuffle: Any = "patch_shuffle"
+    crop = {"antialias": old["antialias"]} if "antialias" in old else {}
+    if "factor" in old:
+        shuffle, crop = {"patch_shuffle": {"grid": old["factor"]}}, {"min_area": 1 / old["factor"], **crop}
+    steps = [shuffle, {"resized_crop": crop} if crop else "resized_crop"]
+    steps += ["flip"] if old.get("flip", True) else []
+    steps += ["cutmix"] if old.get("mix", "cutmix") == "cutmix" else []
+    new["augmentation"] = steps
     return new
+
+
+RENAMED = {
+    "factor": "`factor` is two settings now: patch_shuffle.grid and resized_crop.min_area",
+    "antialias": "`antialias` is resized_crop.antialias now",
+    "flip": "list the steps in `augmentation`; its probability is flip.probability",
+    "mix": "list the steps in `augmentation`, cutmix or mixup last, or neither",
+}
+"""Names of format 1 that a protocol no longer has, and what to write."""
 
 
 def former_key(plain: Mapping[str, Any]) -> str:

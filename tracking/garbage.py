@@ -58,7 +58,9 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
         yield from _uploads(ledger.documents, moment)
     if driver_lives:
         return
-    entries = [entry for kind, known in keys.items() for entry in ledger.find_many(kind, known).values()]
+    # Old entries that an upgrade has left behind count: they go when the user says so, and their files then.
+    named = {kind: known | set(ledger.former_keys(kind)) for kind, known in keys.items()}
+    entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
     yield from _direct_files(ledger.documents, entries, moment)
     yield from _runs(Tracker(place), ledger, entries, moment)
     yield from _scratch(place.home, keys, moment)

@@ -23,7 +23,6 @@ from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
 from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry
-from rd3.upgrade import FORMAT
 from tracking.documents import S3Documents, open_documents
 from tracking.lease import Lease
 
@@ -62,10 +61,12 @@ class Ledger:
         return {each.rpartition("/")[2].removesuffix(".json") for each in found}
 
     def older_format(self) -> bool:
-        """Whether results wait for ``rd3 ledger upgrade``; one entry is looked at."""
-        for key in sorted(self.keys("evaluation"))[:1]:
-            entry = self.find("evaluation", key)
-            return entry is not None and entry.recipe.get("format", 1) < FORMAT
+        """Whether results wait for ``rd3 ledger upgrade``; one entry of a kind is looked at."""
+        for kind in ("teacher", "evaluation"):  # what changed its key in any case
+            for key in sorted(self.keys(kind))[:1]:
+                entry = self.find(kind, key)
+                if entry is not None and read_recipe(entry.recipe).key != key == key_of(entry.recipe):
+                    return True
         return False
 
     def former_keys(self, kind: str, start: str = "") -> dict[Key, Key]:

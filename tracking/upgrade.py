@@ -41,6 +41,8 @@ class Outcome:
 
     upgraded: list[Upgraded] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    merged: list[Upgraded] = field(default_factory=list)
+    """Entries whose new key another entry had: two that differed in what changes no result, or one made since."""
     keys: dict[Key, Key] = field(default_factory=dict)
     """Old key to new one, of everything that is or was of an older format; equal where nothing changed."""
 
@@ -83,9 +85,10 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
     outcome.keys[entry.key] = recipe.key
     if recipe.key == entry.key:
         return
-    ledger.mark(upgraded_entry(entry, recipe))
+    kept = ledger.mark(upgraded_entry(entry, recipe))
     ledger.documents.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
-    outcome.upgraded.append(Upgraded(entry.kind, entry.key, recipe.key, entry.run_id))
+    found = outcome.upgraded if kept.formerly == (entry.formerly or entry.key) else outcome.merged
+    found.append(Upgraded(entry.kind, entry.key, recipe.key, entry.run_id))
 
 
 def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
-from rd3.recipe import KINDS, Key, read_recipe
+from rd3.recipe import KINDS, Key, key_of, read_recipe
 from tracking import artifacts
 from tracking.documents import folder_errors
 from tracking.ledger import Ledger
@@ -52,7 +52,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
             raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
         recipe = read_recipe(entry.recipe)
         label = recipe.label()
-        if (recipe.kind, recipe.key, entry.key) != (kind, key, key):
+        if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
         artifacts.verify(entry, scratch, store.place.tracking_uri)
     except NotCarried:

@@ -34,17 +34,22 @@ def upgrade(
 
     here = session()
     if folder is not None and not (folder / "by-key").is_dir():
-        raise DataMissing(f"{folder} holds no results: there is no by-key folder in it.", "name a folder of results")
+        fix = "name a store folder; a study or parts become one by `rd3 export-results PATH DIR`"
+        raise DataMissing(f"{folder} holds no store: there is no by-key folder in it.", fix)
     ledger = Ledger(str(folder) if folder is not None else here.place.artifacts)
-    outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
-    console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", markup=False, soft_wrap=True)
-    show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
-    if folder is None:
-        tag_runs(here.place, outcome.upgraded)
-        changed = upgrade_presets(here.presets)
-        if changed:
-            console.print(f"protocols upgraded: {', '.join(changed)}", markup=False)
-    if remove_old:
-        console.print(f"{remove_former(ledger)} old entries removed")
+    with ledger.lease():
+        outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
+        console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", markup=False, soft_wrap=True)
+        for one in outcome.merged:
+            said = f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which stands"
+            console.print(said, markup=False, soft_wrap=True)
+        show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
+        if folder is None:
+            changed = upgrade_presets(here.presets)
+            if changed:
+                console.print(f"protocols upgraded: {', '.join(changed)}", markup=False)
+            tag_runs(here.place, ledger)
+        if remove_old:
+            console.print(f"{remove_former(ledger)} old entries removed")
     if outcome.left:
         raise typer.Exit(3)

@@ -12,7 +12,7 @@ import yaml
 from pipelines.expand import Expansion
 from pipelines.sweep.subject import Subject
 from rd3.errors import BadValue
-from rd3.protocol import Preset, merged, presets, read_preset
+from rd3.protocol import Preset, left_of, merged, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key, digest
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -38,8 +38,8 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
         source=source,
         reduces=rule.reduces or (rule.name if rule.name in presets() else None),
         all=merged(rule.all, moved),
-        same_network={name: value for name, value in rule.same_network.items() if name not in moved},
-        other_network={name: value for name, value in rule.other_network.items() if name not in moved},
+        same_network=left_of(rule.same_network, moved),
+        other_network=left_of(rule.other_network, moved),
     )
 
 

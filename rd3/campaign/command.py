@@ -7,6 +7,7 @@ before all was done; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rd3.campaign.course import Course, run_here, run_in
 from rd3.campaign.crew import Crew
@@ -28,8 +30,10 @@ from rd3.errors import BadValue, RD3Error
 from rd3.recipe import AnyRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
 from rd3.set_recipes import largest_sets
 from rd3.store import FolderStore
+from rd3.upgrade import FORMAT
 
 INTERRUPTED = 130
+PLAN = "write recipes with `rd3 plan GRID --recipes DIR`"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -95,14 +99,21 @@ def read_recipes(places: Sequence[Path]) -> list[AnyRecipe]:
         paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
         if not paths or not paths[0].is_file():
             what = f"There is no recipe in {place}." if place.is_dir() else f"There is no file {place}."
-            raise RD3Error(what, "write recipes with `rd3 plan GRID --recipes DIR`")
+            raise RD3Error(what, PLAN)
         for path in paths:
             try:
                 recipe = from_json(path.read_bytes())
+                _refuse_old_parents(json.loads(path.read_bytes()))
             except BadValue as error:
                 raise BadValue(f"{path}: {error.message}", error.fix) from None
             found.setdefault(recipe.key, recipe)
     return list(found.values())
+
+
+def _refuse_old_parents(plain: dict[str, Any]) -> None:
+    """A recipe of an older format names its parents by keys that they no longer have."""
+    if plain.get("format", 1) < FORMAT and read_recipe(plain).parents():
+        raise BadValue("The recipe is of an older format, and so are the keys of what it is made from.", PLAN)
 
 
 def _roots(chosen: argparse.Namespace) -> Roots:

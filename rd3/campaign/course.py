@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from rd3.campaign.crew import Crew, Died
 from rd3.campaign.estimates import Estimates
@@ -27,6 +28,8 @@ class Running:
 
     since: float
     fraction: float = 0.0
+    pack: int = 1
+    """How many are made together: each takes that part of the time."""
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Course:
             return []
         together = [chosen, *self._companions(chosen, left_s)]
         self.queue.start(together)
-        self.running |= {recipe.key: Running(self.clock()) for recipe in together}
+        self.running |= {recipe.key: Running(self.clock(), pack=len(together)) for recipe in together}
         self.started += len(together)
         return together
 
@@ -126,7 +129,7 @@ class Course:
 
     def _left_s(self) -> float:
         now = self.clock()
-        running = {key: (now - one.since, one.fraction) for key, one in self.running.items()}
+        running = {key: ((now - one.since) / one.pack, one.fraction) for key, one in self.running.items()}
         return self.estimates.left_s(self.queue.named(("waiting", "again")), running, self.view.workers)
 
     def leave(self) -> None:
@@ -148,10 +151,11 @@ class Course:
 
 
 def run_here(course: Course, maker: Maker) -> None:
-    """All in this process."""
+    """All in this process.  What did not fit together is tried one by one; what fails alone is not tried again."""
     maker.prepare()
     while handed := course.next():
-        maker.make(_documents(handed), lambda event: course.hear(event, again=False), course.must_stop)
+        together = len(handed) > 1
+        maker.make(_documents(handed), partial(course.hear, again=together), course.must_stop)
 
 
 def run_in(crew: Crew, course: Course) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,8 @@ class Maker:
         except Exception as error:
             ended = [self._failed(one, error) for one in recipes]
             return ended if ended[0].broken else []
+        finally:
+            self._give_memory_back()
         spent_s, ended = time.monotonic() - begun, []
         for part, outcome in zip(pack, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -142,9 +145,16 @@ class Maker:
             progress=progress,
         )
         store.put(entry, out / "result")
-        if self.device.startswith("cuda"):
-            _give_memory_back()
+        self._give_memory_back()
         return entry.result
+
+    def _give_memory_back(self) -> None:
+        """What torch keeps of a device's memory for later is of use to the other workers."""
+        import torch
+
+        if self.device.startswith("cuda"):
+            with contextlib.suppress(RuntimeError):  # the device may be in no known state
+                torch.cuda.empty_cache()
 
 
 def _progress(recipe: AnyRecipe, say: Say, stopping: Callable[[], bool]) -> Callable[[float, str], None]:
@@ -171,13 +181,6 @@ def settle_torch(threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-
-
-def _give_memory_back() -> None:
-    """What torch keeps of a device's memory for later is of use to the other workers."""
-    import torch
-
-    torch.cuda.empty_cache()
 
 
 def _breaks_the_process(error: Exception, status: str) -> bool:

@@ -16,7 +16,7 @@ from pipelines.imports import import_results
 from pipelines.plan import plan_session
 from pipelines.settings import Session
 from pipelines.sweep.winner import protocol_of, target_of
-from pipelines.upgrade import upgrade_ledger, upgrade_presets
+from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import BadValue
 from rd3.protocol import preset_reader, resolve_protocol
@@ -24,11 +24,13 @@ from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, key_o
 from rd3.run import perform
 from rd3.store import FolderStore
 from rd3.upgrade import former_key
+from tracking.garbage import find_garbage
 from tracking.ledger import Ledger, recipe_of
 from tracking.place import Place
 from tracking.runs import Tracker
 from tracking.store import TrackedStore
 from tracking.sweeps import Memory
+from tracking.verification import check_entries, everything
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "format1.tar.xz"
 MADE_IN = "/tmp/rd3-earlier"
@@ -108,6 +110,27 @@ def test_nothing_is_made_again(session):
     assert not upgraded(session).upgraded
 
 
+def test_what_waits_for_its_upgrade_is_not_called_damaged(session):
+    store = TrackedStore(session.place)
+    checked = list(check_entries(store, everything(store.ledger)))
+    assert len(checked) == 25 and not [one for one in checked if one.damage]
+
+
+def test_two_entries_of_one_experiment_become_one_and_no_file_is_lost(session):
+    """Format 1 had keys of their own for settings that a loss does not read."""
+    ledger = Ledger(session.place.artifacts)
+    entries = [ledger.find("evaluation", key) for key in ledger.keys("evaluation")]
+    first = next(entry for entry in entries if entry.recipe["protocol"]["loss"] == "kl")
+    recipe = first.recipe | {"protocol": first.recipe["protocol"] | {"gamma": 0.5}}
+    twin = first.model_copy(update={"recipe": recipe, "key": former_key(recipe), "run_id": "another"})
+    ledger.mark(twin)
+    outcome = upgraded(session)
+    assert len(outcome.upgraded) == 23 and len(outcome.merged) == 1
+    assert outcome.keys[first.key] == outcome.keys[twin.key]
+    garbage = [one.where for one in find_garbage(session.place, ledger, driver_lives=False)]
+    assert not [where for where in garbage if any(str(entry.run_id) in where for entry in entries)]
+
+
 def test_files_are_found_and_hold_what_is_asked_for(session):
     upgraded(session)
     store = TrackedStore(session.place)
@@ -149,10 +172,11 @@ def test_old_entries_are_out_of_sight_and_go_when_told(session, monkeypatch):
 
 
 def test_mlflow_finds_the_runs_under_their_new_keys(session):
-    from pipelines.upgrade import tag_runs
-
+    """Also of an attempt that was cut short before it came to that."""
     outcome = upgraded(session)
-    tag_runs(session.place, outcome.upgraded)
+    assert not upgraded(session).upgraded
+    ledger = Ledger(session.place.artifacts)
+    assert [tag_runs(session.place, ledger) for _again in range(2)] == [23, 0]
     tracker = Tracker(session.place)
     for one in outcome.upgraded[:3]:
         tags = tracker.client.get_run(one.run_id).data.tags
@@ -229,6 +253,39 @@ def test_protocols_of_the_users_own(session):
     assert (protocol.value("patch_shuffle.grid"), protocol.value("resized_crop.min_area")) == (2, 0.5)
     old = yaml.safe_load((session.presets / "mine.yaml.former").read_text())
     assert old["all"]["mix"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("sections", "same", "other"),
+    [
+        ("all: {epochs: 2, mix: none}\nsame_network: {flip: false}", [], ["flip"]),
+        ("all: {epochs: 2, mix: none}\nother_network: {mix: cutmix}", ["flip"], ["flip", "cutmix"]),
+        ("all: {epochs: 2}\nsame_network: {flip: false}", ["cutmix"], ["flip", "cutmix"]),
+        ("all: {epochs: 2, loss: mse_gt, temperature: 20.0, gamma: 0.1}", ["flip", "cutmix"], ["flip", "cutmix"]),
+    ],
+)
+def test_sections_of_a_preset_stand_on_what_is_for_all(tmp_path, sections, same, other):
+    text = f"name: own\nsource: me\n{sections}\n".replace("all: {", "all: {zeta: 1, batch_size: 5, ")
+    (tmp_path / "own.yaml").write_text(text)
+    assert upgrade_presets(tmp_path) == ["own.yaml"] and upgrade_presets(tmp_path) == []
+    rule = preset_reader(tmp_path)("own")
+    for network, steps in ((True, same), (False, other)):
+        protocol = resolve_protocol(rule, factor=1, same_network=network, set_size=10)
+        assert [step.name for step in protocol.augmentation] == steps
+        assert ("mse_gt" in sections) == (protocol.value("loss") == {"mse_gt": {"gamma": 0.1}})
+    assert (tmp_path / "own.yaml.former").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["name: [", "name: own\nsource: me\nall: {factor: 0}\n", "name: own\nsource: 3\n"])
+def test_a_preset_that_cannot_be_read_stays_as_it_is(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(text)
+    assert upgrade_presets(tmp_path) == [] and (tmp_path / "own.yaml").read_text() == text
+
+
+def test_a_preset_of_today_is_left_alone(tmp_path):
+    text = "name: own\nsource: me\nall: {epochs: 2, augmentation: [flip], precision: bf16}\n"
+    (tmp_path / "own.yaml").write_text(text)
+    assert upgrade_presets(tmp_path) == [] and (tmp_path / "own.yaml").read_text() == text
 
 
 def test_keys_of_then_follow_from_the_recipes_of_then(session):

@@ -76,6 +76,12 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
         ({"epochs": "many"}, BadValue, "epochs: Input should be a valid integer"),
         ({"labels": "hard", "loss": "kl"}, BadValue, "loss 'kl' learns from soft labels, not from hard ones"),
         ({"test_epochs": [500]}, BadValue, "outside 1..400"),
+        (
+            {"factor": 2},
+            UnknownName,
+            r"two settings now: patch_shuffle.grid and resized_crop.min_area",
+        ),
+        ({"mix": "none"}, UnknownName, r"no field 'mix'.*list the steps in `augmentation`"),
         ({"labels": "hard", "temperature": 3}, BadValue, "Loss 'ce' has no setting 'temperature'.*or use loss kl"),
         ({"loss": {"kl": {"temp": 3}}}, UnknownName, "Loss 'kl' has no setting 'temp'.*did you mean 'temperature'"),
         ({"loss": "klo"}, UnknownName, "no loss 'klo'.*did you mean 'kl'"),

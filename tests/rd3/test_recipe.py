@@ -150,3 +150,19 @@ def test_results_that_were_published_keep_their_keys(tmp_path):
     assert len(entries) > 10
     for entry in entries:
         assert key_of(entry.recipe) == entry.key
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"loss": {"kl": {}}}, {"loss": {"kl": {"temperature": 20, "scale_t2": False}}}, {"loss": {"kl": {"temp": 3}}},
+        {"augmentation": [{"resized_crop": {"min_area": 1.0, "antialias": True}}]}, {"augmentation": ["flip"]},
+    ],
+)  # fmt: skip
+def test_a_protocol_that_is_not_resolved_is_refused(changed):
+    recipe = evaluation(a_set())
+    plain = json.loads(to_json(recipe))
+    assert from_json(json.dumps(plain)) == recipe
+    plain["protocol"] |= changed
+    with pytest.raises(BadValue, match="its settings are not all there"):
+        from_json(json.dumps(plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -80,6 +81,18 @@ def test_other_data_than_the_recipes_is_refused(chain, capsys):
     (folder / "foreign.json").write_text(to_json(foreign))
     assert do(folder, "foreign") == 2
     assert "the recipe was written for 000000000000" in capsys.readouterr().err
+
+
+def test_a_recipe_of_an_older_format_is_refused_where_its_parents_keys_have_changed(chain, capsys):
+    folder, recipes = chain
+    plain = json.loads(to_json(recipes[2]))
+    for name in ("format", "augmentation"):
+        plain.pop(name, None)
+        plain["protocol"].pop(name, None)
+    plain["protocol"] |= {"loss": "kl", "temperature": 20.0, "scale_t2": False, "factor": 1, "precision": "bf16"}
+    (folder / "older.json").write_text(json.dumps(plain))
+    assert do(folder, "older") == 2
+    assert "The recipe is of an older format" in capsys.readouterr().err
 
 
 def test_a_missing_file_and_a_broken_one_are_said(chain, capsys):
