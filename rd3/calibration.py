@@ -128,7 +128,8 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     from rd3.hardware import hardware, torch_version
 
     device = usable_device(device)
-    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    kind: Literal["cpu", "cuda"] = "cpu" if device.type == "cpu" else "cuda"
+    name = hardware(kind).name if kind == "cpu" else torch.cuda.get_device_name(device)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -138,7 +139,7 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     fitted, residual = fit(runs, GPU if kind == "cuda" else CPU_THREAD)
     return Calibration(
         kind=kind,
-        device=hardware(kind).name,
+        device=name,
         torch=torch_version(),
         rd3=version("rd3"),
         **{name: getattr(fitted, name) for name in _FITTED},
