@@ -1,6 +1,7 @@
 """Does the driver keep many devices busy?  The paper's grid against a made-up clock, and workers that only sleep.
 
     python benchmarks/scale.py simulate [--devices 1 --devices 8 --devices 64] [--shares 1 --shares 16] [--noise 0.4]
+    python benchmarks/scale.py orders [--devices 16] [--shares 1]
     python benchmarks/scale.py workers [--workers 16] [--recipes 1600] [--sleep 0.05]
 
 ``simulate`` drives what a run drives (plan, queue, Tune's searcher, driver, ledger in a folder, log lines with the time
@@ -27,7 +28,9 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+from pipelines import queue as queue_module
 from pipelines.driver import Driver
 from pipelines.execute import _queue, _Run
 from pipelines.expand import Expansion, expand
@@ -36,7 +39,7 @@ from pipelines.interrupts import Interrupts
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import Eta, LineView
 from pipelines.queue import Demand, RecipeQueue
-from pipelines.schedule import least_wall_s
+from pipelines.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
 from pipelines.trial import TrialEnd
 from rd3.cost import Rates
@@ -234,6 +237,33 @@ def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float)
     }
 
 
+def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, draws: int = 3) -> list[Row]:
+    """Least / wall in per cent by where ``URGENT`` lies: never (kinds alone), as it is, and always (longest path)."""
+    expansion = paper(seeds)
+    plan = make_plan(
+        expansion, NothingThere(set(expansion.imports)), exists=lambda _entry: True, verify=lambda _entry: None,
+        rates=H100,
+    )  # fmt: skip
+    demands = dict.fromkeys(("teacher", "statistics", "set", "share", "evaluation"), Demand(1.0, 1.0))
+    rows = []
+    for share, gpus in itertools.product(shares, devices):
+        base = _queue(expansion, plan, set(), demands, share)
+        facts = {"reused": base.reused, "demands": demands, "after": base.after}
+        row: Row = {"shares_of_a_set": share, "devices": gpus}
+        for urgent in (math.inf, 1.0, 0.5, queue_module.URGENT, 0.0):
+            reached = []
+            for seed in range(draws):
+                draw = random.Random(seed)
+                takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in base.costs_s.items()}
+                least_s = least_wall_s(RecipeQueue(base.recipes, costs_s=takes_s, **facts), gpus)
+                with mock.patch.object(queue_module, "URGENT", urgent):
+                    taken_s = wall_s(RecipeQueue(base.recipes, costs_s=base.costs_s, **facts), takes_s, 1000, gpus)
+                reached.append(100 * least_s / taken_s)
+            row[f"urgent_{urgent:g}"] = round(min(reached), 1)
+        rows.append(row)
+    return rows
+
+
 class Sleeper:
     """A recipe that nobody makes."""
 
@@ -336,7 +366,7 @@ def show(rows: list[Row]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("case", choices=("simulate", "workers", "one"))
+    parser.add_argument("case", choices=("simulate", "orders", "workers", "one"))
     parser.add_argument("--devices", type=int, action="append")
     parser.add_argument("--shares", type=int, action="append")
     parser.add_argument("--part", type=float, action="append")
@@ -348,6 +378,8 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     if chosen.case == "workers":
         show(worker_rows(chosen.workers, chosen.recipes, chosen.sleep))
+    elif chosen.case == "orders":
+        show(order_rows(chosen.devices or [8, 16, 64], chosen.shares or [1, 16], chosen.seeds, chosen.noise))
     elif chosen.case == "one":
         row = one_simulation(chosen.devices[0], chosen.shares[0], chosen.part[0], chosen.seeds, chosen.noise)
         print(json.dumps(row))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TextIO
 
@@ -19,6 +19,9 @@ SILENCE_S = 30.0
 """Longest time that a log says nothing while something moves."""
 RESUMED = 0.25
 """A recipe that says sooner than after this part of the planned time how far it is was not begun by this attempt."""
+DOUBT_S = 60.0
+"""So many seconds as expected count beside what was seen: the first recipe of a worker, which loads modules, teaches
+little of recipes that are planned to take hours."""
 ANEW_S = 1.0
 """How long the time that is left stands: working it out looks at every recipe."""
 
@@ -134,23 +137,27 @@ class Eta:
         for key, recipe in queue.recipes.items():
             if queue.state(key) not in ("running", "waiting"):
                 continue
-            factor = _factor(learnt, self.groups(recipe.kind, key))
-            total_s = self.costs_s.get(key, 0.0) * (factor or 1.0)
+            groups = self.groups(recipe.kind, key)
+            factor = _factor(learnt, groups)
+            total_s = self.costs_s.get(key, 0.0) * factor
             own_s = own_left_s(running[key], now) if key in running else None
             if own_s is not None:
                 left[key] = own_s
             else:
                 left[key] = expected_left_s(total_s, running[key], now) if key in running else total_s
             # Plans are of whole devices; what was seen is of the part that a recipe takes.
-            seen = own_s is not None or factor is not None
+            seen = own_s is not None or any(group in learnt for group in groups[:-1])
             device_s += left[key] * (self.takes(queue.demand(key)) if seen else 1.0)
         return max(_longest_chain(queue, left), device_s / self.parallel)
 
 
-def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Iterable[tuple[str, ...]]) -> float | None:
-    """Real over planned, of the nearest group of which something is known; None where nothing is."""
-    known = (learnt[group] for group in groups if group in learnt)
-    return next((spent_s / planned_s for planned_s, spent_s in known if planned_s > 0), None)
+def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Sequence[tuple[str, ...]]) -> float:
+    """Real over planned, by the nearest group, which is expected to be as the next larger one; all are, as planned."""
+    factor = 1.0
+    for group in reversed(groups):
+        planned_s, spent_s = learnt.get(group, Spent())
+        factor = (spent_s + DOUBT_S * factor) / (planned_s + DOUBT_S)
+    return factor
 
 
 def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -119,7 +119,7 @@ _FOR_GPUS = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18"
 def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibration:
     """Measure ``device`` (``cpu``: one thread of it) for about ``seconds``; longer where a single step takes long.
 
-    Process time on a CPU, so that other work beside it counts little; wall time elsewhere.  Raises
+    Process seconds on a CPU, so that other work beside it counts little; wall time elsewhere.  Raises
     :class:`rd3.errors.BadValue` for a device that is not here.
     """
     import torch
@@ -128,7 +128,8 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     from rd3.hardware import hardware, torch_version
 
     device = usable_device(device)
-    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    kind: Literal["cpu", "cuda"] = "cpu" if device.type == "cpu" else "cuda"
+    name = hardware(kind).name if kind == "cpu" else torch.cuda.get_device_name(device)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -138,7 +139,7 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     fitted, residual = fit(runs, GPU if kind == "cuda" else CPU_THREAD)
     return Calibration(
         kind=kind,
-        device=hardware(kind).name,
+        device=name,
         torch=torch_version(),
         rd3=version("rd3"),
         **{name: getattr(fitted, name) for name in _FITTED},
@@ -194,14 +195,20 @@ def _runs(device: torch.device, seconds: float) -> list[Run]:
     cases.sort(key=lambda one: one[0].step("").cost.flops)
     if bf16_in_hardware(device) is False:  # it would take most of the time to say how slow that is
         cases = [(case, precision) for case, precision in cases if precision == "fp32" or case in _EMULATED]
-    end = time.monotonic() + seconds
+    clock = _clock(device)
+    end = clock() + seconds
     runs: list[Run] = []
     for number, (case, precision) in enumerate(cases):
-        share = _SPARED * (end - time.monotonic()) / (len(cases) - number)
+        share = _SPARED * (end - clock()) / (len(cases) - number)
         if share <= 0:  # a slow device has told enough
             break
         runs.append(Run(case.network, case.step(precision), _step_s(case, precision, device, share)))
     return runs
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Process time of a CPU, of which others may have a part; wall time of what computes beside this process."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 class _TimeIsUp(Exception):
@@ -216,14 +223,13 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
     from rd3.posteval import evaluate
     from rd3.seeding import generator
 
-    steps = _STEPS[device.type]
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    end = time.monotonic() + seconds
+    steps, clock = _STEPS[device.type], _clock(device)
+    end = clock() + seconds
     ticks: list[float] = []
 
     def tick(_fraction: float, _note: str) -> None:
         ticks.append(clock())
-        if len(ticks) > 1 and time.monotonic() > end:
+        if len(ticks) > 1 and ticks[-1] > end:
             raise _TimeIsUp
 
     images = steps * case.batch

@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 
 from rd3.errors import BadValue
 
-_CPUINFO, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
+_CPUINFO = Path("/proc/cpuinfo")
+_DRIVERS = [Path(name) for name in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")]
+"""One of these is there where a GPU can be used: on Linux, in a container, under Windows."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 """As Linux lists them in ``/proc/cpuinfo``."""
 
@@ -45,7 +47,7 @@ def hardware(kind: str | None = None) -> Hardware:
 
 @functools.cache
 def _gpus() -> Hardware | None:
-    if not _DRIVER.exists():  # torch takes seconds to load
+    if not any(driver.exists() for driver in _DRIVERS):  # torch takes seconds to load
         return None
     import torch
 

@@ -36,6 +36,13 @@ def test_spans(seconds: float, text: str):
     assert span(seconds) == text
 
 
+@pytest.fixture
+def sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen is believed at once, which makes for round numbers."""
+    monkeypatch.setattr("pipelines.progress.DOUBT_S", 1e-9)
+
+
+@pytest.mark.usefixtures("sure")
 def test_time_left_is_planned_cost_scaled_by_what_finished_took():
     queue = queue_of("s0", "s1", "e0", "e1")
     eta = Eta({"s0": 10.0, "s1": 10.0, "e0": 4.0, "e1": 4.0}, parallel=2)
@@ -59,6 +66,7 @@ def moving(since: float, *reports: tuple[float, float]) -> Running:
     return item
 
 
+@pytest.mark.usefixtures("sure")
 def test_never_less_than_what_a_running_recipe_still_needs():
     """A plan of 3 minutes for the grid, of which one recipe is through a seventh part after 170 s: 17 more minutes."""
     queue = queue_of("e0", "e1", "e2")
@@ -88,6 +96,7 @@ def test_before_it_moves_a_recipe_has_its_planned_time_less_what_has_gone_by():
     assert eta.left_s(queue, {"s0": moving(0.0, (20.0, 0.4))}, 30.0) == pytest.approx(60.0 - 10.0)
 
 
+@pytest.mark.usefixtures("sure")
 def test_kinds_and_networks_learn_for_themselves():
     queue = queue_of("e0", "e1", "e2", "s0")
     eta = Eta(dict.fromkeys(queue.recipes, 10.0), networks={"e0": "a", "e1": "b", "e2": "a", "s0": "b"})
@@ -120,6 +129,20 @@ def test_the_longest_chain_counts_whatever_waits():
     assert Eta({"s": 5.0, "e": 7.0, "other": 6.0}, parallel=64).left_s(queue, {}, 0.0) == 12.0
 
 
+def test_a_short_recipe_in_a_cold_worker_teaches_little_of_long_ones():
+    queue = queue_of("s0", "s1", "s2")
+    eta = Eta({"s0": 0.5, "s1": 1000.0, "s2": 1000.0})
+    queue.take(9)
+    queue.finish("s0")
+    eta.finished("s0", "set", Running(0.0), 15.0)  # thirty times as planned
+    assert 2000 < eta.left_s(queue, {}, 15.0) < 2 * 2000
+    queue.take(9)
+    queue.finish("s1")
+    eta.finished("s1", "set", Running(15.0), 5015.0)
+    assert eta.left_s(queue, {}, 5015.0) == pytest.approx(5000.0, rel=0.1), "a long one is believed"
+
+
+@pytest.mark.usefixtures("sure")
 def test_what_shares_a_device_is_planned_whole_and_counted_by_what_it_takes_once_seen():
     recipes = {f"e{n}": Stub("evaluation", f"e{n}") for n in range(8)}
     queue = RecipeQueue(recipes, demands={"evaluation": Demand(1.0, 0.25)})
