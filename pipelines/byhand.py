@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -139,7 +138,7 @@ def run_recipes(
         labels={recipe.key: _label(recipe) for recipe in recipes},
         infos=infos,
     )
-    plan = plan_session(expansion, Ledger(session.place.artifacts), session, slots=os.cpu_count() or 1)
+    plan = plan_session(expansion, Ledger(session.place.artifacts), session)
     planned(plan)
     return execute(expansion, plan, session, address=address)
 

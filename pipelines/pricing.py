@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rd3.calibration import Calibration
-from rd3.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD, Rates
+from rd3.cost import Rates, shipped_rates
 from rd3.errors import UnknownName
 from rd3.hardware import Hardware, hardware, torch_version
 from tracking import calibrations
@@ -36,7 +36,7 @@ def pricing(documents: Documents, device: str | None = None) -> Pricing:
     found = calibrations.find(documents, here.name, torch)
     if found is not None:
         return Pricing(found.rates, here.count, _told(found))
-    rates = shipped(here)
+    rates = shipped_rates(here.kind, here.bf16)
     others = [one for one in calibrations.known(documents) if (one.device, one.torch) != (here.name, torch)]
     unused = f"; not used: {_several(others)}, of another device or torch" if others else ""
     source = (
@@ -44,13 +44,6 @@ def pricing(documents: Documents, device: str | None = None) -> Pricing:
         f"calibration of {here.name} with torch {torch}, `rd3 calibrate` makes one in 20 s{unused}"
     )
     return Pricing(rates, here.count, source)
-
-
-def shipped(here: Hardware) -> Rates:
-    """The rates that come with RD3 for such a device."""
-    if here.kind == "cuda":
-        return GPU._replace(auto="bf16" if here.bf16 else "fp32")
-    return CPU_THREAD if here.bf16 else PLAIN_CPU_THREAD
 
 
 def _named(documents: Documents, name: str) -> Pricing:

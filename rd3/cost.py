@@ -100,6 +100,13 @@ PLAIN_CPU_THREAD = Rates(
 GPU = Rates("a GPU", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start_s=4.0, auto="bf16", spread=4.0)
 
 
+def shipped_rates(kind: str, bf16: bool) -> Rates:
+    """The rates that come with RD3: of a GPU (``cuda``), or of a processor with or without bf16 in hardware."""
+    if kind != "cpu":
+        return GPU._replace(auto="bf16" if bf16 else "fp32")
+    return CPU_THREAD if bf16 else PLAIN_CPU_THREAD
+
+
 @functools.cache
 def _table() -> dict[str, dict[str, list[list[float]]]]:
     """Network -> resolution -> (without classes, per class) of operations, bytes, saved values and channels."""

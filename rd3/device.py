@@ -32,6 +32,11 @@ _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_COR
 """Values of ``ONEDNN_MAX_CPU_ISA`` with which oneDNN, PyTorch's library on x86, uses no bf16 instructions."""
 
 
+def bf16_left_out() -> bool:
+    """Whether oneDNN is kept from bf16 instructions that the processor may have."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16
+
+
 def bf16_in_hardware(device: torch.device) -> bool | None:
     """Whether ``device`` multiplies bf16 itself, or emulates it slowly; None where this torch cannot tell."""
     import torch
@@ -41,7 +46,7 @@ def bf16_in_hardware(device: torch.device) -> bool | None:
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return None
-    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+    if bf16_left_out():
         return False
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from rd3.device import bf16_left_out
 from rd3.errors import BadValue
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -68,7 +69,7 @@ def processor() -> Hardware:
     if "cpu family" in facts:
         name += f", family {facts['cpu family']} model {facts.get('model', '?')}"
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return Hardware("cpu", name, len(os.sched_getaffinity(0)), bool(flags & _BF16_FLAGS))
+    return Hardware("cpu", name, len(os.sched_getaffinity(0)), bool(flags & _BF16_FLAGS) and not bf16_left_out())
 
 
 def _cpu_facts() -> dict[str, str]:

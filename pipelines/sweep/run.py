@@ -7,7 +7,6 @@ scores, presets and MLflow runs, under a lease of the sweep's own.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -202,7 +201,7 @@ class SweepRun:
                 self._log(subject, trial)
 
     def _plan(self, expansion: Expansion) -> Plan:
-        return plan_session(expansion, self.ledger, self.session, slots=self.concurrent or os.cpu_count() or 1)
+        return plan_session(expansion, self.ledger, self.session, slots=self.concurrent)
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask a store that may be away; a signal ends the waiting."""

@@ -11,8 +11,9 @@ from pipelines.grid_parts import Chosen, Grid
 from pipelines.places import GridErrors, Problem
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.values import Sweep
-from rd3.cost import CPU_THREAD, work
+from rd3.cost import shipped_rates, work
 from rd3.datasets import DatasetInfo
+from rd3.hardware import hardware
 from rd3.protocol import EvalProtocol, Preset, PresetOf, fitting, merged, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe, digest
 
@@ -86,9 +87,9 @@ class Subject:
     def trial_s(self) -> float:
         """Rough process seconds of one trial that runs to its end, at the base point."""
         networks = {self.teacher.key: self.teacher.network}
-        return sum(
-            CPU_THREAD.seconds(work(one, self.info, networks.__getitem__, self.size)) for one in self.evaluations({})
-        )
+        here = hardware()
+        rates = shipped_rates(here.kind, here.bf16)
+        return sum(rates.seconds(work(one, self.info, networks.__getitem__, self.size)) for one in self.evaluations({}))
 
     @property
     def teacher_saw(self) -> str:

@@ -23,10 +23,11 @@ from rd3.campaign.estimates import Estimates
 from rd3.campaign.maker import Maker, settle_torch
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View, column_counts, named
-from rd3.cost import CPU_THREAD, GPU
+from rd3.cost import shipped_rates
 from rd3.datasets import Roots, dataset_info
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error
+from rd3.hardware import hardware
 from rd3.recipe import AnyRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
 from rd3.set_recipes import largest_sets
 from rd3.store import FolderStore
@@ -153,7 +154,8 @@ def prepared(
         entry = store.find(kind, key)
         return read_recipe(entry.recipe) if entry is not None else None
 
-    rates = CPU_THREAD if chosen.device == "cpu" else GPU
+    kind = "cpu" if chosen.device == "cpu" else "cuda"
+    rates = shipped_rates(kind, hardware(kind).bf16)
     estimates = Estimates(queue.recipes, parent, lambda name: dataset_info(name, roots), rates)
     maker = Maker(
         store=store.root,

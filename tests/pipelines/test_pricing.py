@@ -10,7 +10,7 @@ import pytest
 from pipelines import pricing as priced
 from pipelines.pricing import pricing
 from rd3.calibration import Calibration
-from rd3.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD
+from rd3.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD, shipped_rates
 from rd3.errors import BadValue, UnknownName
 from rd3.hardware import Hardware
 from tracking.calibrations import keep
@@ -84,9 +84,9 @@ def test_a_device_that_nobody_has_calibrated_is_refused(documents):
 
 
 def test_a_gpu_is_priced_as_a_gpu_and_a_cpu_without_bf16_as_such():
-    assert priced.shipped(Hardware("cuda", "H100", 8, True)).fp32 == GPU.fp32
-    assert priced.shipped(Hardware("cuda", "V100", 1, False)).auto == "fp32"
-    assert priced.shipped(Hardware("cpu", "Chip 1", 2, False)) == PLAIN_CPU_THREAD
+    assert shipped_rates("cuda", True).fp32 == GPU.fp32
+    assert shipped_rates("cuda", False).auto == "fp32"
+    assert shipped_rates("cpu", False) == PLAIN_CPU_THREAD
     assert PLAIN_CPU_THREAD.auto == "fp32" and CPU_THREAD.auto == "bf16"
 
 
