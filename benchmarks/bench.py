@@ -99,3 +99,8 @@ class Bench:
             share_of_peak=rate / peak if rate and peak else None,
             note=note,
         )
+
+
+def layout(bench: Bench, precision: str) -> str:
+    """Of our weights, if no group norm is among them; the reference path is always NCHW."""
+    return "channels last" if bench.on_cpu or precision == "bf16" else "NCHW"

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench import Bench, Job, Skipped
+from benchmarks.bench import Bench, Job, Skipped, layout
 from benchmarks.patch_scoring import scoring
-from benchmarks.post_evaluation import AIMS, BATCH, layout, reference
+from benchmarks.post_evaluation import AIMS, BATCH, reference
 from benchmarks.published import validate
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject
@@ -38,7 +38,7 @@ def run(bench: Bench) -> list[Row]:
     except RD3Error as error:
         raise Skipped(f"CIFAR-10 cannot be opened: {error}") from error
     subject = Subject(32, bench.network, BATCH, images=100, dataset=dataset)
-    made = scoring(bench, dataset, teacher=subject.teacher, images=MIPC)[0]
+    made = scoring(bench, dataset, teacher=subject.teacher, images=MIPC)
     trained, precision = _training(bench, subject)
     tested = _testing(bench, subject, precision)
     parts = {

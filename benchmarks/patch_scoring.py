@@ -4,14 +4,9 @@ Ours is the method's selection of one class.  The reference path is written afte
 ``synthesize``: a DataLoader (of no workers, so that one process does all) turns every image into a tensor, takes five
 ``RandomResizedCrop`` of it and normalises them; the teacher as it is, fp32, takes them a crop of every image at a time;
 the logarithm of the softmax is the score.  The images are toys in memory, the ResNet-18 is untrained.
-
-Where bf16 is in hardware there is a row for ranking in bf16, as it is done there, and one for ranking in fp32, as it is
-done elsewhere.
 """
 
 from __future__ import annotations
-
-from unittest import mock
 
 import torch
 from torch import nn
@@ -19,11 +14,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, layout
 from benchmarks.rows import Row
-from benchmarks.timing import Work
 from rd3.datasets import Dataset
-from rd3.device import bf16_in_hardware
+from rd3.device import ran_precision
 from rd3.methods import METHODS, Context
 from rd3.models import build_network, forward_cost
 from rd3.seeding import generator
@@ -36,7 +30,7 @@ AIMS = {"cpu": 4.0, "cuda": 8.0}
 def run(bench: Bench) -> list[Row]:
     """32 pixels; on a GPU 224 as well."""
     sides = [32] if bench.on_cpu else [32, 224]
-    return [row for side in sides for row in scoring(bench, _toys(side))]
+    return [scoring(bench, _toys(side)) for side in sides]
 
 
 def _toys(side: int) -> Dataset:
@@ -88,8 +82,8 @@ def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch
 
 def scoring(
     bench: Bench, dataset: Dataset, ipc: int = 10, images: int = IMAGES, teacher: nn.Module | None = None
-) -> list[Row]:
-    """One class, scored and selected; a row for each precision that crops can be ranked in."""
+) -> Row:
+    """One class, scored and selected."""
     device, info = bench.device, dataset.info
     teacher = teacher or teacher_of(dataset, bench.network, device)
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)
@@ -97,31 +91,21 @@ def scoring(
     settings = method.Settings.model_validate(recipe.settings)
     label, wanted = 0, ipc * settings.factor**2
 
-    def context() -> Context:
-        return Context(recipe, settings, dataset.info, dataset, (teacher,), device)
+    ctx = Context(recipe, settings, info, dataset, (teacher,), device)
+    chosen = ctx.class_indices(label)[:images].tolist()
 
-    kept = {True: context(), False: context()}
-    chosen = kept[True].class_indices(label)[:images].tolist()
-
-    def ours(bf16: bool) -> Work:
-        def work() -> int:
-            with mock.patch("rd3.methods._patch_scoring.bf16_in_hardware", lambda device: bf16):
-                method._select(label, wanted, kept[bf16])
-            return len(chosen) * CROPS
-
-        return work
-
-    def plain() -> int:
-        reference(kept[True], chosen, label, wanted)
+    def ours() -> int:
+        method._select(label, wanted, ctx)
         return len(chosen) * CROPS
 
-    precisions = ["bf16", "fp32"] if bf16_in_hardware(device) else ["fp32"]
-    spent = bench.compare({name: ours(name == "bf16") for name in precisions} | {"reference": plain})
+    def plain() -> int:
+        reference(ctx, chosen, label, wanted)
+        return len(chosen) * CROPS
+
+    spent = bench.compare({"ours": ours, "reference": plain})
+    words = f"{bench.network}, {info.resolution} px, factor {settings.factor}, IPC {ipc}"
     gflop = 1e-9 * forward_cost(bench.network, info.num_classes, info.resolution).flops
-    rows = []
-    for name in precisions:
-        words = f"{bench.network}, {info.resolution} px, factor {settings.factor}, IPC {ipc}, ranked in {name}"
-        aim = AIMS[device.type] if name == precisions[0] else None
-        job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
-        rows.append(bench.row(job, spent[name], spent["reference"], dtype=name, layout="channels last", aim=aim))
-    return rows
+    job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
+    dtype = ran_precision(device, "auto")
+    form = layout(bench, dtype)
+    return bench.row(job, spent["ours"], spent["reference"], dtype=dtype, layout=form, aim=AIMS[device.type])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, layout
 from benchmarks.published import PublishedLoop
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject
@@ -118,8 +118,3 @@ def _rows(
             bench.row(job, ours, spent[name], dtype=precision, layout=layout(bench, precision), aim=aim, note=note)
         )
     return found
-
-
-def layout(bench: Bench, precision: str) -> str:
-    """Of our weights, if no group norm is among them; the reference path is always NCHW."""
-    return "channels last" if bench.on_cpu or precision == "bf16" else "NCHW"

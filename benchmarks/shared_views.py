@@ -6,8 +6,8 @@ third in its network and zeta; what decides the views (set, teacher, augmentatio
 
 from __future__ import annotations
 
-from benchmarks.bench import Bench, Job
-from benchmarks.post_evaluation import BATCH, layout
+from benchmarks.bench import Bench, Job, layout
+from benchmarks.post_evaluation import BATCH
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, loss_at
 
