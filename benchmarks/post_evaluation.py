@@ -109,11 +109,11 @@ def _rows(
     aims: Iterable[float | None],
 ) -> list[Row]:
     """A row for each reference path."""
-    found = []
+    side, found = subject.info.resolution, []
     for name, aim in zip(REFERENCES, aims, strict=True):
-        words = f"{subject.network}, {subject.info.resolution} px, {variant}{name}"
+        words = f"{subject.network}, {side} px, {variant}{name}"
         job = Job("post_evaluation", words, "step", subject.batch, subject.batch, step_gflop(subject))
-        note = f"reference: {workers(bench)} DataLoader workers"
+        note = f"reference: {workers(bench)} DataLoader workers{'; aim: 25 % of peak' if side == 224 else ''}"
         found.append(
             bench.row(job, ours, spent[name], dtype=precision, layout=layout(bench, precision), aim=aim, note=note)
         )

@@ -33,7 +33,7 @@ def run(bench: Bench) -> list[Row]:
     """32 pixels and batches of 10; on a GPU 224 pixels and batches of 100 as well."""
     if bench.on_cpu:
         return iteration(bench, 32, 10, 2, iterations=2)
-    return [*iteration(bench, 32, 10, 10, iterations=30), *iteration(bench, 224, 100, 1, iterations=3)]
+    return [*iteration(bench, 32, 10, 10, iterations=60), *iteration(bench, 224, 100, 1, iterations=3)]
 
 
 class PlainStatistics:

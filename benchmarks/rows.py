@@ -62,7 +62,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    each = f"{1e3 * row.ours_s:10.2f} ms, reference {1e3 * row.reference_s:10.2f} ms a {row.unit}"
+    each = f"{1e3 * row.ours_s:10.2f} ms, reference {1e3 * row.reference_s:10.2f} ms per {row.unit}"
     rates = [f"{row.images_per_s:.0f} images/s"] if row.images_per_s else []
     rates += [f"{row.gflop_per_s:.0f} GFLOP/s"] if row.gflop_per_s else []
     rates += [f"{100 * row.share_of_peak:.1f} % of peak"] if row.share_of_peak else []
