@@ -2,7 +2,7 @@
 
 Measured in turn: one class of the set (a tenth of its work), 40 training steps in batches of 50, 1,000 test images.
 The sum is what the whole cell would take: ten classes, 800 steps, 10,000 test images.  The teacher's training and
-start-up are left out on both sides.  The teacher is untrained, which changes no time.  Needs RD3_DATA with CIFAR-10.
+start-up are left out on both sides.  The teacher is untrained.  Needs RD3_DATA with CIFAR-10.
 """
 
 from __future__ import annotations

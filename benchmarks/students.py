@@ -33,7 +33,7 @@ class Subject:
         self.info, self.network, self.batch = self.dataset.info, network, batch
         self.images = self.dataset.images("train", list(range(images)))
         self.labels = torch.tensor(self.dataset.labels("train")[:images])
-        self.teacher = self.built(network, 0)
+        self.teacher = self.built(network, 0).eval().requires_grad_(False)
 
     def built(self, network: str, number: int) -> NormalisedNetwork:
         """A network with weights of its own."""
