@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-platform chaos lint wheel stack stack-stop
+.PHONY: demo test test-platform chaos bench lint wheel stack stack-stop
 
 demo: .venv/ready
 	$(BIN)/rd3 run demo
@@ -19,6 +19,10 @@ test-platform: .venv/ready
 
 chaos: stack
 	eval "$$(infra/stack/stack.sh env)" && $(BIN)/rd3 infra init && $(BIN)/python tests/integration/faults/chaos.py $(CHAOS)
+
+# How fast it is on this CPU, beside reference paths; never part of the tests.  docs/benchmarks.md says what it shows.
+bench: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --device cpu --out .bench $(BENCH)
 
 stack: .venv/ready
 	infra/stack/stack.sh start

@@ -1,28 +1,12 @@
 """What scoring a crop costs in RDED, beside a path after the published code.
 
-    python benchmarks/patch_scoring.py [--side 32] [--ipc 10] [--images 300] [--rounds 3] [--device cpu]
-        [--dataset cifar10 [--weights teacher.safetensors]]
-
 Ours is the method's selection of one class.  The reference path is written after the structure of LINs-lab/RDED
 ``synthesize``: a DataLoader (of no workers, so that one process does all) turns every image into a tensor, takes five
 ``RandomResizedCrop`` of it and normalises them; the teacher as it is, fp32, takes them a crop of every image at a time;
-the logarithm of the softmax is the score.  Both run in turn in one process, on one thread; process seconds on a CPU,
-wall seconds elsewhere; the fastest of the rounds counts.  Without ``--dataset`` images are toys, with it those of a
-dataset below $RD3_DATA; the teacher is a ResNet-18 of these weights, or untrained.
-
-On a CPU that multiplies bf16 there is a row for ranking in bf16, as it is done there, and one for ranking in fp32, as
-it is done elsewhere.
+the logarithm of the softmax is the score.  The images are toys in memory, the ResNet-18 is untrained.
 """
 
 from __future__ import annotations
-
-import argparse
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
-from unittest import mock
 
 import torch
 from torch import nn
@@ -30,35 +14,34 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from pipelines.settings import session
-from rd3.datasets import Dataset, open_dataset
-from rd3.device import bf16_in_hardware, usable_device
+from benchmarks.bench import Bench, Job, layout
+from benchmarks.rows import Row
+from rd3.datasets import Dataset
+from rd3.device import ran_precision
 from rd3.methods import METHODS, Context
-from rd3.models import build_network
+from rd3.models import build_network, forward_cost
 from rd3.seeding import generator
 from rd3.testing import ToyDataset, trial_recipe
 
-CROPS = 5
+CROPS, IMAGES = 5, 300
+AIMS = {"cpu": 4.0, "cuda": 8.0}
 
 
-class Row(NamedTuple):
-    """A case: seconds a crop, and how many times faster ours is."""
-
-    case: str
-    ours_s: float
-    reference_s: float
-    ratio: float
+def run(bench: Bench) -> list[Row]:
+    """32 pixels; on a GPU 224 as well."""
+    sides = [32] if bench.on_cpu else [32, 224]
+    return [scoring(bench, _toys(side)) for side in sides]
 
 
-def teacher_of(dataset: Dataset, weights: Path | None, device: torch.device) -> nn.Module:
-    """ResNet-18, frozen, in eval mode."""
-    from safetensors.torch import load_file
+def _toys(side: int) -> Dataset:
+    return ToyDataset(classes=2, per_class=IMAGES, side=side, factor=2 if side == 224 else 1)
 
+
+def teacher_of(dataset: Dataset, network: str, device: torch.device) -> nn.Module:
+    """Untrained, frozen, in eval mode."""
     info = dataset.info
-    network = build_network("resnet18", info.num_classes, info.resolution, info.normalisation, generator(0, "init"))
-    if weights is not None:
-        network.network.load_state_dict(load_file(weights))
-    return network.to(device).eval().requires_grad_(False)
+    built = build_network(network, info.num_classes, info.resolution, info.normalisation, generator(0, "init"))
+    return built.to(device).eval().requires_grad_(False)
 
 
 class OneClass(TorchDataset):
@@ -97,77 +80,32 @@ def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch
     return crops[torch.arange(len(images)), key.cpu()][key_loss.argsort().cpu()[:wanted]]
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one run: process seconds on a CPU, wall seconds on what works beside it."""
-    if device.type == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.accelerator.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.accelerator.synchronize()
-    return time.perf_counter() - start
-
-
 def scoring(
-    dataset: Dataset, teacher: nn.Module, device: torch.device, ipc: int = 10, images: int = 300, rounds: int = 3
-) -> list[Row]:
-    """One class, scored and selected; a row for each precision that crops can be ranked in."""
+    bench: Bench, dataset: Dataset, ipc: int = 10, images: int = IMAGES, teacher: nn.Module | None = None
+) -> Row:
+    """One class, scored and selected."""
+    device, info = bench.device, dataset.info
+    teacher = teacher or teacher_of(dataset, bench.network, device)
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)
     method = METHODS.get("rded")()
     settings = method.Settings.model_validate(recipe.settings)
     label, wanted = 0, ipc * settings.factor**2
 
-    def context() -> Context:
-        return Context(recipe, settings, dataset.info, dataset, (teacher,), device)
+    ctx = Context(recipe, settings, info, dataset, (teacher,), device)
+    chosen = ctx.class_indices(label)[:images].tolist()
 
-    kept = {True: context(), False: context()}
-    chosen = kept[True].class_indices(label)[:images].tolist()
+    def ours() -> int:
+        method._select(label, wanted, ctx)
+        return len(chosen) * CROPS
 
-    def ours(bf16: bool) -> Callable[[], object]:
-        def work() -> None:
-            with mock.patch("rd3.methods._patch_scoring.bf16_in_hardware", lambda device: bf16):
-                method._select(label, wanted, kept[bf16])
+    def plain() -> int:
+        reference(ctx, chosen, label, wanted)
+        return len(chosen) * CROPS
 
-        return work
-
-    precisions = [True, False] if bf16_in_hardware(device) else [False]
-    paths = {"bf16" if bf16 else "fp32": ours(bf16) for bf16 in precisions}
-    paths["reference"] = lambda: reference(kept[True], chosen, label, wanted)
-    spent: dict[str, list[float]] = {name: [] for name in paths}
-    for _round in range(rounds):
-        for name, work in paths.items():
-            spent[name].append(seconds(work, device) / (len(chosen) * CROPS))
-    plain = min(spent.pop("reference"))
-    info = f"ResNet-18, {dataset.info.resolution} px, factor {settings.factor}, {len(chosen)} images, IPC {ipc}"
-    return [Row(f"{info}, ranked in {name}", min(each), plain, plain / min(each)) for name, each in spent.items()]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--side", type=int, default=32, choices=[32, 64, 224])
-    parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dataset")
-    parser.add_argument("--weights", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    device = usable_device(chosen.device)
-    if chosen.dataset is None:
-        factor = 2 if chosen.side == 224 else 1
-        dataset: Dataset = ToyDataset(classes=2, per_class=chosen.images, side=chosen.side, factor=factor)
-    else:
-        dataset = open_dataset(chosen.dataset, session().roots)
-    teacher = teacher_of(dataset, chosen.weights, device)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {device}")
-    for row in scoring(dataset, teacher, device, chosen.ipc, chosen.images, chosen.rounds):
-        per_s = 1 / row.ours_s
-        print(f"{row.case}: {per_s:.0f} crops/s, reference {1 / row.reference_s:.0f}, x {row.ratio:.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    spent = bench.compare({"ours": ours, "reference": plain})
+    words = f"{bench.network}, {info.resolution} px, factor {settings.factor}, IPC {ipc}"
+    gflop = 1e-9 * forward_cost(bench.network, info.num_classes, info.resolution).flops
+    job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
+    dtype = ran_precision(device, "auto")
+    form = layout(bench, dtype)
+    return bench.row(job, spent["ours"], spent["reference"], dtype=dtype, layout=form, aim=AIMS[device.type])

@@ -1,6 +1,6 @@
 """A set of 1 GiB through S3 by the artifact path, beside boto3's own upload_file and download_file in the same run.
 
-    python tests/benchmarks/s3_transfer.py s3://bucket/prefix [--mib 1024] [--files 8] [--rounds 5]
+    python benchmarks/s3_transfer.py s3://bucket/prefix [--mib 1024] [--files 8] [--rounds 5]
 
 The AWS_ variables say which server; the bucket must exist.  Ours and plain alternate, each transfer in a process of its
 own that has made its client, sent and fetched a small object, and only then sets its clock and its peak of memory.

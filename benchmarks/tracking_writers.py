@@ -1,6 +1,6 @@
 """Eight processes at once write to MLflow through ``tracking.runs``: is anything lost, and how fast is it.
 
-    MLFLOW_TRACKING_URI=... python tests/benchmarks/tracking_writers.py [--writers 8] [--runs 5] [--batches 30]
+    MLFLOW_TRACKING_URI=... python benchmarks/tracking_writers.py [--writers 8] [--runs 5] [--batches 30]
 
 The address is a database or a server, with its credentials where MLflow finds them; an experiment of its own is made
 and deleted again.  Every writer opens and finishes runs as a trial does (parameters, a curve of 100 points a metric, a

@@ -1,6 +1,6 @@
 """What Ray, ledger and MLflow cost, beside the same evaluations called directly.
 
-    python tests/benchmarks/overhead.py [--epochs 40 --epochs 600] [--count 3]
+    python benchmarks/overhead.py [--epochs 40 --epochs 600] [--count 3]
 
 For each length: `count` evaluations (digits, random IPC 10, resnet18_w16), first by `rd3.run.perform` in one process,
 then as a grid on Ray, one trial at a time, with other student seeds and equal threads.  Both are warm: the grid makes

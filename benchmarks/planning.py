@@ -1,6 +1,6 @@
 """Time of planning 10,000 cells: empty ledger, full ledger, and a run in which everything is reused.
 
-    python tests/benchmarks/planning.py [CELLS]
+    python benchmarks/planning.py [CELLS]
 
 Each time is the wall time of one `rd3` command from start to exit, in a process of its own, on the digits.
 """

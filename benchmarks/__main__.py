@@ -1,0 +1,84 @@
+"""Run cases, one CSV each.
+
+    python -m benchmarks [CASE ...] [--quick] [--device cpu|cuda] [--rounds N] [--network NAME] [--out DIR] [--list]
+
+Without a name every case runs that is meant for the device.  ``--quick`` takes few rounds and leaves the longest out:
+the whole suite in about 100 seconds on a GPU.  A CPU works on as many threads as OMP_NUM_THREADS says, or else on one.
+Where bf16 is in hardware, ``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.bench import Bench, Skipped
+from benchmarks.machine import facts
+from benchmarks.registry import CASES, run
+from benchmarks.rows import table, write_csv
+from rd3.device import usable_device
+
+ROUNDS, QUICK_ROUNDS = 5, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = _parser().parse_args(arguments)
+    if chosen.list:
+        print("\n".join(f"{name:<16} {case.summary}; {', '.join(case.devices)}" for name, case in CASES.items()))
+        return 0
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
+    torch.set_flush_denormal(True)
+    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+    bench = Bench(usable_device(chosen.device), rounds, chosen.quick, chosen.network, chosen.out)
+    names = chosen.cases or [name for name, case in CASES.items() if case.runs(bench.device.type, bench.quick)]
+    _say_machine(bench)
+    return max([_run(name, bench) for name in names], default=0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("cases", nargs="*", type=_case, metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--quick", action="store_true", help="few rounds, and not the longest cases")
+    parser.add_argument("--device", default=here, help=f"default here: {here}")
+    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
+    parser.add_argument("--network", default="resnet18", help="teacher and student; default resnet18")
+    parser.add_argument("--out", type=Path, default=Path(".bench"), help="folder of the CSV files; default .bench")
+    parser.add_argument("--list", action="store_true", help="say which cases there are")
+    return parser
+
+
+def _case(name: str) -> str:
+    if name not in CASES:
+        raise argparse.ArgumentTypeError(f"there is no case {name!r}; there are {', '.join(CASES)}")
+    return name
+
+
+def _say_machine(bench: Bench) -> None:
+    said = facts(bench.device, bench.peaks)
+    print(", ".join(f"{name} {value}" for name, value in said.items() if value != ""), flush=True)
+
+
+def _run(name: str, bench: Bench) -> int:
+    """Measure a case and keep it; an error of one is said, and the others run."""
+    start = time.perf_counter()
+    try:
+        rows = run(name, bench)
+    except Skipped as reason:
+        print(f"{name}: skipped, {reason}", flush=True)
+        return 0
+    except Exception as error:  # whatever it is, the other cases are still worth their time
+        print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        return 1
+    write_csv(bench.out / f"{name}.csv", rows, facts(bench.device, bench.peaks))
+    print(f"{name}, {time.perf_counter() - start:.0f} s\n{table(rows)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""What a case is given: the device, how many rounds, and how a comparison becomes a row."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.rows import Row
+from benchmarks.timing import Work, in_turn, matmul_peak, ratio
+from rd3.datasets import Roots
+from rd3.device import bf16_in_hardware
+
+QUICK_LIMIT_S = 4.0
+"""Of one comparison with ``--quick``."""
+
+
+class Skipped(Exception):
+    """A case that cannot run here, and why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a unit of work is."""
+
+    case: str
+    variant: str
+    unit: str
+    batch: int
+    images: float | None = None
+    """Images a unit, if their rate says something."""
+    gflop: float | None = None
+    """Operations that a unit must have, 1e9."""
+
+
+@dataclass
+class Bench:
+    """One run of the suite."""
+
+    device: torch.device
+    rounds: int = 5
+    quick: bool = False
+    network: str = "resnet18"
+    out: Path = Path(".bench")
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @cached_property
+    def peaks(self) -> dict[str, float]:
+        """GFLOP/s of matrix products by type; without bf16 where it is emulated."""
+        types = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if bf16_in_hardware(self.device) else {})
+        return {name: matmul_peak(self.device, dtype) for name, dtype in types.items()}
+
+    @property
+    def roots(self) -> Roots:
+        """Where datasets are; what is decoded of them stays below ``out``."""
+        data = os.environ.get("RD3_DATA")
+        return Roots(Path(data) if data else None, self.out / "home")
+
+    def compare(self, paths: dict[str, Work]) -> dict[str, list[float]]:
+        """Seconds a unit, by path and round."""
+        return in_turn(paths, self.device, self.rounds, QUICK_LIMIT_S if self.quick else None)
+
+    def row(
+        self,
+        job: Job,
+        ours: list[float],
+        reference: list[float],
+        *,
+        dtype: str,
+        layout: str,
+        aim: float | None = None,
+        note: str = "",
+    ) -> Row:
+        """Of seconds by round."""
+        ours_s = median(ours)
+        rate = job.gflop / ours_s if job.gflop else None
+        peak = self.peaks.get(dtype)
+        return Row(
+            case=job.case,
+            variant=job.variant,
+            unit=job.unit,
+            ours_s=ours_s,
+            reference_s=median(reference),
+            ratio=ratio(reference, ours),
+            rounds=len(ours),
+            batch=job.batch,
+            dtype=dtype,
+            layout=layout,
+            aim=aim,
+            images_per_s=job.images / ours_s if job.images else None,
+            gflop_per_s=rate,
+            share_of_peak=rate / peak if rate and peak else None,
+            note=note,
+        )
+
+
+def layout(bench: Bench, precision: str) -> str:
+    """Of our weights, if no group norm is among them; the reference path is always NCHW."""
+    return "channels last" if bench.on_cpu or precision == "bf16" else "NCHW"

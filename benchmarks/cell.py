@@ -1,0 +1,113 @@
+"""A whole cell by parts: RDED on CIFAR-10 at IPC 10, ResNet-18 as teacher and student, 400 epochs of 100 images.
+
+Measured in turn: one class of the set (a tenth of its work), 40 training steps in batches of 50, 1,000 test images.
+The sum is what the whole cell would take: ten classes, 800 steps, 10,000 test images.  The teacher's training and
+start-up are left out on both sides.  The teacher is untrained.  Needs RD3_DATA with CIFAR-10.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.bench import Bench, Job, Skipped, layout
+from benchmarks.patch_scoring import scoring
+from benchmarks.post_evaluation import AIMS, BATCH, reference
+from benchmarks.published import validate
+from benchmarks.rows import Row
+from benchmarks.students import Students, Subject
+from benchmarks.timing import Work
+from rd3.datasets import Dataset, open_dataset
+from rd3.device import lay_out
+from rd3.errors import RD3Error
+from rd3.student import _right_per_class
+
+CLASSES, STEPS, TESTED = 10, 800, 10_000
+"""Of the whole cell."""
+MEASURED_STEPS, MEASURED_TESTED = 40, 1000
+MIPC, CROPS = 300, 5
+"""Images a class and crops an image that RDED scores."""
+
+
+def run(bench: Bench) -> list[Row]:
+    """The parts, then their sum, in seconds of the whole cell."""
+    try:
+        dataset = open_dataset("cifar10", bench.roots)
+    except RD3Error as error:
+        raise Skipped(f"CIFAR-10 cannot be opened: {error}") from error
+    subject = Subject(32, bench.network, BATCH, images=100, dataset=dataset)
+    made = scoring(bench, dataset, teacher=subject.teacher, images=MIPC)
+    trained, precision = _training(bench, subject)
+    tested = _testing(bench, subject, precision)
+    parts = {
+        "set": ({"ours": [made.ours_s], "reference": [made.reference_s]}, MIPC * CROPS * CLASSES),
+        "training": (trained, STEPS),
+        "test": (tested, TESTED),
+    }
+    return _rows(bench, parts, precision)
+
+
+def _training(bench: Bench, subject: Subject) -> tuple[dict[str, list[float]], str]:
+    """Seconds a step; each path takes 40 in all, in as many turns as its batches come in."""
+    ours, loop = Students(subject, [subject.recipe()], bench.device), reference(bench, subject, extra=True)
+    turn = Bench(bench.device, rounds=max(1, MEASURED_STEPS // ours.chunk), out=bench.out)
+    return turn.compare({"ours": ours.work, "reference": lambda: loop.steps(ours.chunk)}), ours.precision
+
+
+class _FirstTests:
+    """A dataset whose test split is cut."""
+
+    def __init__(self, dataset: Dataset):
+        self.info, self.images = dataset.info, dataset.images
+        self._labels = dataset.labels("test")[:MEASURED_TESTED]
+
+    def labels(self, _split: str) -> Any:
+        return self._labels
+
+
+class _Unwatched:
+    def tested(self, images: int) -> None:
+        pass
+
+
+def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[float]]:
+    """Seconds a test image."""
+    student, bare = subject.built(subject.network, 1), subject.built(subject.network, 1).network
+    lay_out(student, precision)
+    some = _FirstTests(subject.dataset)
+    pictures = subject.dataset.images("test", list(range(MEASURED_TESTED)))
+    labels = torch.tensor(some.labels("test"))
+
+    def ours() -> int:
+        _right_per_class(student, some, "test", bench.device, precision, _Unwatched())
+        return MEASURED_TESTED
+
+    def plain() -> int:
+        validate(bare, pictures, labels, subject.info.normalisation, bench.device)
+        return MEASURED_TESTED
+
+    paths: dict[str, Work] = {"ours": ours, "reference": plain}
+    return Bench(bench.device, rounds=2, out=bench.out).compare(paths)
+
+
+def _rows(bench: Bench, parts: dict[str, tuple[dict[str, list[float]], int]], precision: str) -> list[Row]:
+    """Seconds of a whole part, and of all."""
+    whole = {"ours": 0.0, "reference": 0.0}
+    rows = []
+    for name, (spent, count) in parts.items():
+        scaled = {path: [count * each for each in seconds] for path, seconds in spent.items()}
+        whole = {path: whole[path] + median(seconds) for path, seconds in scaled.items()}
+        rows.append(_row(bench, name, scaled["ours"], scaled["reference"], precision))
+    aim = AIMS["cpu", precision][0]
+    return [*rows, _row(bench, "whole cell", [whole["ours"]], [whole["reference"]], precision, aim)]
+
+
+def _row(
+    bench: Bench, part: str, ours: list[float], reference: list[float], precision: str, aim: float | None = None
+) -> Row:
+    job = Job("cell", f"RDED, CIFAR-10, IPC 10, {bench.network}: {part}", "cell", BATCH)
+    form = layout(bench, precision)
+    note = "extrapolated from a tenth of the set, 40 steps, 1,000 test images"
+    return bench.row(job, ours, reference, dtype=precision, layout=form, aim=aim, note=note)

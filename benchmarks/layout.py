@@ -1,0 +1,67 @@
+"""What the memory format of the weights is worth: a training step at bf16 and fp32, by network.
+
+Ours is what :func:`rd3.device.lay_out` makes of the weights, the reference is the network as it is built (NCHW); the
+step is the same otherwise, without its optimiser.  The note says what channels last gives, taken or not.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.bench import Bench, Job
+from benchmarks.rows import Row
+from benchmarks.timing import Work, ratio
+from rd3.datasets import dataset_info
+from rd3.device import autocast, bf16_in_hardware, lay_out, repeatable_kernels
+from rd3.models import build_network, forward_cost
+from rd3.seeding import generator
+
+NETWORKS = (
+    "resnet18", "resnet18_w16", "wrn_16_2", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet", "convnet",
+    "convnet_in", "convnet_d1", "convnet_d2", "convnet_w32",
+)  # fmt: skip
+FEW = ("resnet18", "resnet18_w16", "convnet_in")
+BATCH = 64
+
+
+def run(bench: Bench) -> list[Row]:
+    """Every network, with ``--quick`` few, at every precision of this hardware."""
+    precisions = ["bf16", "fp32"] if bf16_in_hardware(bench.device) else ["fp32"]
+    return [row_of(bench, name, each) for name in (FEW if bench.quick else NETWORKS) for each in precisions]
+
+
+def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
+    """One network at one precision."""
+    info, device = dataset_info("cifar10"), bench.device
+    pixels = torch.rand(batch, 3, 32, 32, device=device)
+    labels = torch.arange(batch, device=device) % info.num_classes
+    built = build_network(name, info.num_classes, 32, info.normalisation, generator(0, "init")).to(device).train()
+    last, ours = copy.deepcopy(built).to(memory_format=torch.channels_last), copy.deepcopy(built)
+    lay_out(ours, precision)
+    networks = {"as built": built, "channels last": last, "ours": ours}
+    with repeatable_kernels():
+        spent = bench.compare(
+            {form: steps_of(network, pixels, labels, precision) for form, network in networks.items()}
+        )
+    taken = any(weight.ndim == 4 and not weight.is_contiguous() for weight in ours.parameters())
+    job = Job("layout", f"{name}, {precision}", "step", batch, batch, 3e-9 * batch * forward_cost(name, 10, 32).flops)
+    note = f"channels last x {ratio(spent['as built'], spent['channels last']):.2f}"
+    form = "channels last" if taken else "NCHW"
+    return bench.row(job, spent["ours"], spent["as built"], dtype=precision, layout=form, note=note)
+
+
+def steps_of(network: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, precision: str) -> Work:
+    """Forwards and backwards: once on a CPU, where it takes long enough, else twenty times."""
+    count = 1 if pixels.device.type == "cpu" else 20
+
+    def steps() -> int:
+        for _step in range(count):
+            with autocast(pixels.device, precision):
+                logits = network(pixels)
+            F.cross_entropy(logits.float(), labels).backward()
+        return count
+
+    return steps

@@ -1,0 +1,44 @@
+"""What machine this is, for every row."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rd3
+from rd3.device import bf16_in_hardware
+
+
+def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
+    """Columns of a CSV; the load average is that of the moment."""
+    return {
+        "processor": processor(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "device": str(device),
+        "bf16_in_hardware": bf16_in_hardware(device),
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "aten_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "tf32_products": torch.get_float32_matmul_precision(),
+        "tf32_convolutions_of_reference": torch.backends.cudnn.allow_tf32,
+        **{f"peak_{dtype}_gflop_per_s": round(rate, 1) for dtype, rate in peaks.items()},
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "rd3": rd3.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def processor() -> str:
+    """The model's name."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

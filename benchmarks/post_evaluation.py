@@ -1,0 +1,120 @@
+"""One training step with a teacher: soft labels by KL, flip and CutMix, at 224 pixels shuffle and crop as well.
+
+Ours is what ``rd3.posteval.train_pack`` does, its teacher several batches ahead.  The reference path is
+:mod:`benchmarks.published`, with the student's extra forward pass in train mode and without.  A DataLoader works in the
+process itself on a CPU, where its time is counted, and in four processes beside a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from benchmarks.bench import Bench, Job, layout
+from benchmarks.published import PublishedLoop
+from benchmarks.rows import Row
+from benchmarks.students import Students, Subject
+from rd3.device import ran_precision
+from rd3.models import forward_cost
+
+BATCH, TOGETHER, WORKERS = 50, 8, 4
+REFERENCES = {"with the extra forward": True, "without the extra forward": False}
+AIMS = {
+    ("cpu", "bf16"): (3.0, 2.5),
+    ("cpu", "fp32"): (1.5, 1.2),
+    ("one", "cuda"): (5.0, None),
+    ("eight", "cuda"): (10.0, None),
+    ("224", "cuda"): (2.5, None),
+}
+"""Times the reference path with its extra forward, and without."""
+
+
+def run(bench: Bench) -> list[Row]:
+    """32 pixels everywhere, 224 on a GPU."""
+    if bench.on_cpu:
+        return _on_cpu(bench)
+    return [*_side(bench, 32, {"one student": 1, "eight together": TOGETHER}), *_side(bench, 224, {"one student": 1})]
+
+
+def _on_cpu(bench: Bench) -> list[Row]:
+    """At what ``auto`` is here, and at fp32."""
+    subject, usual = Subject(32, bench.network, BATCH), ran_precision(bench.device, "auto")
+    precisions = dict.fromkeys([usual, "fp32"])
+    ours = {name: Students(subject, [subject.recipe(precision=name)], bench.device) for name in precisions}
+    loops = {name: reference(bench, subject, extra) for name, extra in REFERENCES.items()}
+    spent = bench.compare(
+        {name: one.work for name, one in ours.items()}
+        | {name: lambda loop=loop: loop.steps(2) for name, loop in loops.items()}
+    )
+    rows = []
+    for precision in precisions:
+        aims = AIMS["cpu", precision] if precision == usual else (None, None)
+        rows += _rows(bench, subject, f"{precision}, ", spent[precision], spent, precision, aims)
+    return rows
+
+
+def _side(bench: Bench, side: int, counts: dict[str, int]) -> list[Row]:
+    """Students alone and together on a GPU; seconds are of a step of one student."""
+    subject = Subject(side, bench.network, BATCH)
+    ours = {
+        name: Students(subject, [subject.recipe(seed) for seed in range(count)], bench.device)
+        for name, count in counts.items()
+    }
+    loops = {name: reference(bench, subject, extra) for name, extra in REFERENCES.items()}
+    spent = bench.compare(
+        {name: lambda one=one, count=counts[name]: count * one.work() for name, one in ours.items()}
+        | {name: lambda loop=loop: loop.steps(10) for name, loop in loops.items()}
+    )
+    rows = []
+    for name, one in ours.items():
+        aims = AIMS["224" if side == 224 else name.split()[0], "cuda"]
+        rows += _rows(bench, subject, f"{name}, ", spent[name], spent, one.precision, aims)
+    return rows
+
+
+def reference(bench: Bench, subject: Subject, extra: bool) -> PublishedLoop:
+    """The published structure on the same set, with the same networks."""
+    return PublishedLoop(
+        subject.images,
+        subject.labels,
+        subject.built(subject.network, 0).network,
+        subject.built(subject.network, 1).network,
+        subject.info.normalisation,
+        factor=subject.info.factor,
+        batch=subject.batch,
+        device=bench.device,
+        extra_forward=extra,
+        workers=workers(bench),
+    )
+
+
+def workers(bench: Bench) -> int:
+    """Of the reference path's DataLoader."""
+    return 0 if bench.on_cpu else min(WORKERS, (os.cpu_count() or 1) - 1)
+
+
+def step_gflop(subject: Subject) -> float:
+    """What a step must compute: the student forwards and backwards, the teacher forwards."""
+    one = forward_cost(subject.network, subject.info.num_classes, subject.info.resolution)
+    return 4e-9 * subject.batch * one.flops
+
+
+def _rows(
+    bench: Bench,
+    subject: Subject,
+    variant: str,
+    ours: list[float],
+    spent: dict[str, list[float]],
+    precision: str,
+    aims: Iterable[float | None],
+) -> list[Row]:
+    """A row for each reference path."""
+    side, found = subject.info.resolution, []
+    for name, aim in zip(REFERENCES, aims, strict=True):
+        words = f"{subject.network}, {side} px, {variant}{name}"
+        job = Job("post_evaluation", words, "step", subject.batch, subject.batch, step_gflop(subject))
+        note = f"reference: {workers(bench)} DataLoader workers{'; aim: 25 % of peak' if side == 224 else ''}"
+        found.append(
+            bench.row(job, ours, spent[name], dtype=precision, layout=layout(bench, precision), aim=aim, note=note)
+        )
+    return found

@@ -1,0 +1,134 @@
+"""What an iteration of SRe2L costs, ingredient by ingredient, and of several blocks at once.
+
+fp32, without TF32, and no crop or flip on either side.  The reference path is ours, after the structure of
+VILA-Lab/SRe2L ``data_synthesis.py``: NCHW, forward hooks with ``mean`` and ``var``, weights that require gradients, one
+batch after the other.  The network is untrained, the images are toys.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.bench import Bench, Job
+from benchmarks.rows import Row
+from benchmarks.timing import Work
+from rd3.device import repeatable_kernels
+from rd3.methods import METHODS, Block, Context
+from rd3.methods._recovery import BatchNormLoss, PixelSpace, cosine
+from rd3.models import build_network, forward_cost
+from rd3.seeding import generator
+from rd3.testing import ToyDataset, trial_recipe
+
+Loop = Callable[[int], None]
+AIMS = {("cpu", 32): 1.7, ("cuda", 32): 5.0, ("cuda", 224): 3.0}
+"""Of the method as it makes sets: on a CPU one block at a time, on a GPU ten at 32 pixels."""
+
+
+def run(bench: Bench) -> list[Row]:
+    """32 pixels and batches of 10; on a GPU 224 pixels and batches of 100 as well."""
+    if bench.on_cpu:
+        return iteration(bench, 32, 10, 2, iterations=2)
+    return [*iteration(bench, 32, 10, 10, iterations=60), *iteration(bench, 224, 100, 1, iterations=3)]
+
+
+class PlainStatistics:
+    """The BatchNorm term as one writes it down."""
+
+    def __init__(self, network: nn.Module):
+        self.terms: dict[nn.Module, torch.Tensor] = {}
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.weights = {layer: 1.0 if number else 10.0 for number, layer in enumerate(layers)}
+        for layer in layers:
+            layer.register_forward_hook(self.measure)
+
+    def measure(self, layer: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)
+        self.terms[layer] = torch.norm(layer.running_var - variance) + torch.norm(layer.running_mean - mean)
+
+    def value(self) -> torch.Tensor:
+        return sum(self.weights[layer] * term for layer, term in self.terms.items())
+
+
+def plain_loop(network: nn.Module, statistics, space: PixelSpace, settings, batch: int, side: int) -> Loop:
+    """SRe2L as one writes it down, one batch."""
+    device = space.mean.device
+    labels, stream = torch.arange(batch, device=device), torch.Generator().manual_seed(0)
+    low, high = -space.mean / space.std, (1 - space.mean) / space.std
+
+    def run(iterations: int) -> None:
+        images = torch.randn((batch, 3, side, side), generator=stream).to(device).requires_grad_(True)
+        adam = torch.optim.Adam([images], lr=settings.lr, betas=(0.5, 0.9))
+        for iteration in range(iterations):
+            adam.param_groups[0]["lr"] = settings.lr * cosine(iteration, iterations)
+            shifts = torch.randint(0, settings.jitter + 1, (2,), generator=stream).tolist()
+            adam.zero_grad()
+            logits = network(torch.roll(images, shifts, (2, 3)))
+            loss = F.cross_entropy(logits, labels) + settings.bn_weight * statistics.value()
+            loss.backward()
+            adam.step()
+            images.data = torch.minimum(torch.maximum(images.data, low), high)
+
+    return run
+
+
+def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int) -> list[Row]:
+    """A row for every ingredient, then for the method itself, one block and several at once."""
+    device, network = bench.device, bench.network
+    dataset = ToyDataset(classes=batch, per_class=1, side=side)
+    built = build_network(network, batch, side, dataset.info.normalisation, generator(0, "teacher")).to(device)
+    teacher = built.eval().requires_grad_(False)
+    method, space = METHODS.get("sre2l")(), PixelSpace.of(teacher)
+    recipe = trial_recipe("sre2l", dataset, blocks, batch_classes=batch)
+    settings = method.Settings.model_validate({**recipe.settings, "crop_scale_min": None, "flip": False})
+
+    def plain(trainable: bool, own_statistics: bool) -> Loop:
+        bare = copy.deepcopy(teacher.network).requires_grad_(trainable)
+        statistics = BatchNormLoss(bare, 10.0).__enter__() if own_statistics else PlainStatistics(bare)
+        return plain_loop(bare, statistics, space, settings, batch, side)
+
+    def ours(teacher: nn.Module, count: int) -> Loop:
+        made = [Block(k, tuple((label, k) for label in range(batch))) for k in range(count)]
+
+        def run(iterations: int) -> None:
+            own = settings.model_copy(update={"iterations": iterations})
+            method.make_many(made, Context(recipe, own, dataset.info, dataset, (teacher,), device))
+
+        return run
+
+    def work(loop: Loop, count: int) -> Work:
+        def some() -> int:
+            loop(iterations)
+            return iterations * count
+
+        return some
+
+    last, usual = (
+        copy.deepcopy(teacher).to(memory_format=torch.channels_last),
+        method.blocks_at_once(dataset.info, device),
+    )
+    paths = {
+        "reference": work(plain(True, False), 1),
+        "frozen weights": work(plain(False, False), 1),
+        "frozen weights, moments in a single pass": work(plain(False, True), 1),
+        "ours": work(ours(teacher, 1), 1),
+        "ours, channels last": work(ours(last, 1), 1),
+    }
+    if blocks > 1:
+        paths[f"ours, {blocks} blocks at once"] = work(ours(teacher, blocks), blocks)
+    aimed = f"ours, {usual} blocks at once" if usual > 1 else "ours"
+    with repeatable_kernels():
+        spent = bench.compare(paths)
+    reference = spent.pop("reference")
+    gflop = 2e-9 * batch * forward_cost(network, batch, side).flops
+    rows = []
+    for name, each in spent.items():
+        job = Job("recovery", f"{network}, {side} px: {name}", "iteration of a block", batch, batch, gflop)
+        aim = AIMS.get((device.type, side)) if name == aimed else None
+        form = "channels last" if "last" in name else "NCHW"
+        rows.append(bench.row(job, each, reference, dtype="fp32", layout=form, aim=aim))
+    return rows

@@ -1,0 +1,97 @@
+"""Whether the memory of a recovery grows with the size of the set.
+
+    python benchmarks/recovery_memory.py [--method dwa] [--ipc 5 --ipc 40] [--iterations 2] [--dataset imagenette-224]
+
+A set at 224 pixels (an untrained ResNet-18, batches of ten) at two IPCs, each made with what it starts from, opened and
+drawn as a contact sheet in a process of its own; one iteration has the peak of thousands.  Demanded: the peak does not
+grow by half of what the larger set has more in images.  The allocator gives memory back at once: left to itself it
+keeps what it may need again, and the peaks of equal blocks differ by as much as the images that are looked for.  The
+images are a dataset's below $RD3_DATA, or else ten toys over and over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipelines.settings import session
+from rd3.datasets import Split, open_dataset
+from rd3.memory import peak_mib, reset_peak
+from rd3.models import build_network
+from rd3.seeding import generator
+from rd3.synthetic_set import SetOnDisk, contact_sheet
+from rd3.testing import ToyDataset, trial_recipes, trial_set
+
+CPU = torch.device("cpu")
+
+
+def teacher_of(dataset: ToyDataset) -> nn.Module:
+    """An untrained ResNet-18, frozen, in eval mode."""
+    info, stream = dataset.info, generator(0, "benchmark teacher")
+    network = build_network("resnet18", info.num_classes, info.resolution, info.normalisation, stream)
+    return network.eval().requires_grad_(False)
+
+
+class Repeated(ToyDataset):
+    """Ten images of 224 pixels over and over: the data take no memory that could hide what the set takes."""
+
+    def __init__(self, per_class: int):
+        super().__init__(classes=10, per_class=1, side=224)
+        count = 10 * per_class
+        self.info = self.info.model_copy(update={"train_count": count, "train_per_class": per_class})
+        self._labels = np.arange(count) % 10
+
+    def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
+        return super().images(split, [index % 10 for index in indices])
+
+
+def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: Path) -> None:
+    """One set at 224 pixels; prints the peak of this process in MiB."""
+    dataset = Repeated(ipc) if name is None else open_dataset(name, session().roots)
+    teacher = teacher_of(dataset)
+    recipes = trial_recipes(method, dataset, ipc, iterations=iterations)
+    trial_set(recipes, dataset, [teacher], folder, folder / "made")
+    reset_peak(CPU)
+    made = SetOnDisk.open(folder / "made")
+    contact_sheet(made, folder / "sheet.png")
+    print(max(made.manifest.peak_mib, peak_mib(CPU)))
+
+
+def memory(method: str, ipcs: list[int], iterations: int, name: str | None) -> None:
+    peaks = []
+    for ipc in ipcs:
+        command = [sys.executable, __file__, "--one", "--method", method, "--ipc", str(ipc)]
+        command += ["--iterations", str(iterations), *(["--dataset", name] if name else [])]
+        at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+        done = subprocess.run(command, env=os.environ | at_once, capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout.split()[-1]))
+        images = ipc * 10 * 3 * 224**2 / 2**20
+        print(f"{method} at IPC {ipc}: peak {peaks[-1]:.0f} MiB; its images are {images:.0f} MiB")
+    grown, more = peaks[-1] - peaks[0], (ipcs[-1] - ipcs[0]) * 10 * 3 * 224**2 / 2**20
+    print(f"grown by {grown:.1f} MiB for {more:.0f} MiB more images: {'met' if grown < more / 2 else 'NOT met'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--one", action="store_true", help="one set in this process; its peak in MiB")
+    parser.add_argument("--iterations", type=int, default=2)
+    parser.add_argument("--method", default="dwa")
+    parser.add_argument("--ipc", type=int, action="append")
+    parser.add_argument("--dataset")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if chosen.one:
+        with tempfile.TemporaryDirectory() as folder:
+            make_one(chosen.method, chosen.ipc[0], chosen.iterations, chosen.dataset, Path(folder))
+    else:
+        memory(chosen.method, chosen.ipc or [5, 40], chosen.iterations, chosen.dataset)

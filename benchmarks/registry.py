@@ -1,0 +1,37 @@
+"""Which cases there are.  A case is imported when it runs, never before."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+from benchmarks.bench import Bench
+from benchmarks.rows import Row
+
+
+class Case(NamedTuple):
+    """One module of this package, with ``run(bench) -> list[Row]``."""
+
+    summary: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    in_quick: bool = True
+    """Whether ``--quick`` runs it unless it is named."""
+
+    def runs(self, device: str, quick: bool) -> bool:
+        """Unasked."""
+        return device in self.devices and (self.in_quick or not quick)
+
+
+CASES = {
+    "post_evaluation": Case("a training step with a teacher, beside the published loop's structure"),
+    "recovery": Case("an iteration of SRe2L, ingredient by ingredient, and blocks side by side"),
+    "patch_scoring": Case("a crop scored by RDED"),
+    "shared_views": Case("students that share views and teachers' answers, beside each alone"),
+    "layout": Case("a training step with weights channels last, beside weights as they are built"),
+    "cell": Case("a CIFAR-10 IPC 10 cell by parts: set, training, test", devices=("cpu",), in_quick=False),
+}
+
+
+def run(name: str, bench: Bench) -> list[Row]:
+    """The rows of a case."""
+    return importlib.import_module(f"benchmarks.{name}").run(bench)

@@ -1,0 +1,70 @@
+"""A measured row, the file it goes to, and the table that people see."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.  Times are medians of the rounds, the ratio is the median of the rounds' ratios."""
+
+    case: str
+    variant: str
+    unit: str
+    """What takes ``ours_s`` seconds."""
+    ours_s: float
+    reference_s: float
+    ratio: float
+    """How many times faster ours is."""
+    rounds: int
+    batch: int
+    dtype: str
+    """Of our path's products."""
+    layout: str
+    aim: float | None = None
+    images_per_s: float | None = None
+    gflop_per_s: float | None = None
+    """Of ours; a multiply-add counts as two, and what a path computes beyond what it must counts nothing."""
+    share_of_peak: float | None = None
+    """Of the largest rate of a matrix product at ``dtype``, measured in the same process."""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the aim is reached."""
+        if self.aim is None:
+            return ""
+        return f"{'reaches' if self.ratio >= self.aim else 'MISSES'} {self.aim:g}"
+
+
+def columns(facts: Mapping[str, Any]) -> list[str]:
+    """Of a CSV: the row's, then the machine's."""
+    return [field.name for field in fields(Row)] + list(facts)
+
+
+def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Every row with the facts of the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns(facts))
+        writer.writeheader()
+        writer.writerows(asdict(row) | dict(facts) for row in rows)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """For people: one line a row."""
+    return "\n".join(_line(row) for row in rows)
+
+
+def _line(row: Row) -> str:
+    each = f"{1e3 * row.ours_s:10.2f} ms, reference {1e3 * row.reference_s:10.2f} ms per {row.unit}"
+    rates = [f"{row.images_per_s:.0f} images/s"] if row.images_per_s else []
+    rates += [f"{row.gflop_per_s:.0f} GFLOP/s"] if row.gflop_per_s else []
+    rates += [f"{100 * row.share_of_peak:.1f} % of peak"] if row.share_of_peak else []
+    words = [f"x {row.ratio:.2f}", row.verdict, *rates, row.dtype, row.note]
+    return f"  {row.variant:<46} {each}  " + "; ".join(word for word in words if word)

@@ -1,0 +1,115 @@
+"""Our path of post-evaluation, some steps at a time: what ``rd3.posteval.train_pack`` does, without its test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rd3.component import Component
+from rd3.datasets import Dataset
+from rd3.device import ran_precision, repeatable_kernels
+from rd3.models import NormalisedNetwork, build_network
+from rd3.protocol import resolve_protocol
+from rd3.recipe import Data, EvaluationRecipe, digest
+from rd3.seeding import generator
+from rd3.student import StudentTraining
+from rd3.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, Views, frozen
+from rd3.testing import ToyDataset
+
+EPOCHS = 100_000
+"""More than any measurement takes: a test at the end would be none of the training's time."""
+
+
+class Subject:
+    """A set, a teacher and recipes to evaluate it: toys of this side, an untrained teacher."""
+
+    def __init__(self, side: int, network: str, batch: int = 50, images: int = 500, dataset: Dataset | None = None):
+        """``images``: of the set, which has as many of each of ten classes."""
+        toys = ToyDataset(classes=10, per_class=images // 10, side=side, factor=2 if side == 224 else 1)
+        self.dataset = dataset or toys
+        self.info, self.network, self.batch = self.dataset.info, network, batch
+        self.images = self.dataset.images("train", list(range(images)))
+        self.labels = torch.tensor(self.dataset.labels("train")[:images])
+        self.teacher = self.built(network, 0).eval().requires_grad_(False)
+
+    def built(self, network: str, number: int) -> NormalisedNetwork:
+        """A network with weights of its own."""
+        info, stream = self.info, generator(number, "benchmark")
+        return build_network(network, info.num_classes, info.resolution, info.normalisation, stream)
+
+    def recipe(self, student_seed: int = 0, student: str | None = None, **fields: Any) -> EvaluationRecipe:
+        """An evaluation under the protocol ``rd3`` with these fields changed."""
+        student = student or self.network
+        overrides = {"batch_size": self.batch, "epochs": EPOCHS, **fields}
+        return EvaluationRecipe(
+            set=digest("benchmark's set"),
+            teachers=(digest("benchmark's teacher"),),
+            protocol=resolve_protocol(
+                "rd3",
+                factor=self.info.factor,
+                same_network=student == self.network,
+                set_size=len(self.labels),
+                overrides=overrides,
+            ),
+            student=student,
+            student_seed=student_seed,
+            data=Data(name=self.info.name, fingerprint=self.dataset.fingerprint),
+            classes=self.info.classes,
+            resolution=self.info.resolution,
+            normalisation=self.info.normalisation,
+        )
+
+
+def loss_at(temperature: float) -> Component:
+    """KL at a temperature."""
+    return Component(name="kl", settings={"temperature": temperature})
+
+
+class Students:
+    """Students in one process, in turn; those whose views are equal share pixels and teacher's answers."""
+
+    def __init__(self, subject: Subject, recipes: Sequence[EvaluationRecipe], device: torch.device):
+        self.precision = ran_precision(device, recipes[0].protocol.precision)
+        self.taught = 0
+        """Images that the teacher has answered."""
+        self.chunk = max(1, AHEAD.get(device.type, AHEAD_ELSEWHERE) // recipes[0].protocol.batch_size)
+        """Batches that the teacher answers at once."""
+        teacher = frozen(subject.teacher, "eval", self.precision, device)
+        teacher.register_forward_pre_hook(self._count)
+        images, labels = subject.images.to(device), subject.labels.to(device)
+        groups: dict[str, list[EvaluationRecipe]] = {}
+        for recipe in recipes:
+            groups.setdefault(Views.of(recipe).key, []).append(recipe)
+        self._groups = [
+            (
+                iter(LabelledViews(images, labels, [teacher], group[0], self.precision)),
+                [StudentTraining(one, subject.dataset, len(images), device, self.precision) for one in group],
+            )
+            for group in groups.values()
+        ]
+
+    def _count(self, _teacher: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.taught += len(inputs[0])
+
+    def work(self) -> int:
+        """All steps of the batches that the teacher answers at once; how many steps each student took."""
+        with repeatable_kernels():
+            for _step in range(self.chunk):
+                for batches, students in self._groups:
+                    _step_of(next(batches), students)
+        return self.chunk
+
+
+def _step_of(batch: Any, students: Sequence[StudentTraining]) -> None:
+    """All stay until the students have joined: on CUDA their steps are only queued."""
+    labelled = [batch.under(student.recipe.protocol) for student in students]
+    for student, own in zip(students, labelled, strict=True):
+        student.step(own)
+    for student in students:
+        student.join()
+    if batch.last:
+        for student in students:
+            student.end_epoch()

@@ -1,0 +1,63 @@
+"""Paths that do the same work, taken in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+Work = Callable[[], int]
+"""Does some work, and says how many units it was."""
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """A unit takes: process seconds on a CPU, which other work on the machine disturbs least, else wall seconds."""
+    if device.type == "cpu":
+        start = time.process_time()
+        units = work()
+        return (time.process_time() - start) / units
+    torch.accelerator.synchronize()
+    start = time.perf_counter()
+    units = work()
+    torch.accelerator.synchronize()
+    return (time.perf_counter() - start) / units
+
+
+def in_turn(
+    paths: Mapping[str, Work], device: torch.device, rounds: int, limit_s: float | None = None
+) -> dict[str, list[float]]:
+    """Seconds a unit, by path, one number a round, after one round to warm up.
+
+    The path that begins changes from round to round.  No round begins ``limit_s`` wall seconds after the first.
+    """
+    for work in paths.values():
+        work()
+    names, spent = list(paths), {name: [] for name in paths}
+    begun = time.perf_counter()
+    for turn in range(rounds):
+        if turn and limit_s is not None and time.perf_counter() - begun > limit_s:
+            break
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            spent[name].append(seconds(paths[name], device))
+    return spent
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over the rounds of how many times faster ``fast`` is."""
+    return median(one / other for one, other in zip(slow, fast, strict=True))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of a product of square matrices, the best of five; fp32 without TF32."""
+    side = 2048 if device.type == "cpu" else 8192
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+    def product() -> int:
+        left @ right
+        return 1
+
+    product()
+    return 2e-9 * side**3 / min(seconds(product, device) for _ in range(5))
