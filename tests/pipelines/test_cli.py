@@ -364,7 +364,7 @@ def test_a_methods_card_says_what_its_settings_are_and_where_they_come_from(rd3)
     place = lines.index("On cifar100 (VILA-Lab/SRe2L small-dataset recover_cifar.sh)")
     assert lines[place + 1] == "iterations=1000, lr=0.25, bn_weight=0.01, batch_classes=100, jitter=4"
     assert "On others at 32 pixels (none for this dataset; as CIFAR-100)" in lines
-    assert "at IPC 1: iterations=75" in rd3("method", "show", "edc")[1]
+    assert "at IPC 50: batch_size=500" in rd3("method", "show", "edc")[1]
     assert "Settings: none" in rd3("method", "show", "random")[1]
     for name in METHODS:
         code, out, _err = rd3("method", "show", name)
@@ -384,7 +384,7 @@ def test_a_method_is_tested_where_it_was_written(rd3, tmp_path, monkeypatch):
     assert "Fix: test it with `rd3 method test ./mymethod.py`, or move it into " in err
     for words in ("./mymethod.py", "mymethod.py", str(tmp_path / "mymethod.py")):
         code, out, err = rd3("method", "test", words)
-        assert (code, "mymethod: 14 of 14 checks passed" in out) == (0, True), err
+        assert (code, "mymethod: 15 of 15 checks passed" in out) == (0, True), err
     assert "There is no file no.py" in rd3("method", "test", "./no.py")[2]
 
 

@@ -10,7 +10,7 @@ import pytest
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
 from rd3.errors import Away, DataCorrupt, Diverged
-from rd3.protocol import EvalProtocol
+from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, canonical
 from tracking.place import Place
 
@@ -20,8 +20,12 @@ PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 def recipe(seed: int) -> EvaluationRecipe:
     return EvaluationRecipe(
         set="s" * 64,
-        protocol=EvalProtocol(
-            epochs=12, batch_size=4, zeta=1, loss="kl", augmentation=("flip", "cutmix"), test_epochs=(4, 8)
+        protocol=resolve_protocol(
+            "rd3",
+            factor=1,
+            same_network=True,
+            set_size=4,
+            overrides={"epochs": 12, "test_epochs": [4, 8]},
         ),
         student="resnet18_w16",
         student_seed=seed,
