@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tests", default="tests/cuda", help="what of the tests marked cuda runs; '' for none")
     parser.add_argument(
         "--benchmarks",
-        default="-m benchmarks --quick",
+        default="-m benchmarks --quick --out {notes}",
         help="words for python, {notes} being a folder that comes back; '' for none",
     )
     return parser
