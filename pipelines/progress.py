@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.queue import STATES, Demand, RecipeQueue
+from rd3.campaign.view import span
 from rd3.recipe import Key
 
 SILENCE_S = 30.0
@@ -171,16 +172,6 @@ def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
         return until_done[key]
 
     return max(map(measured, left), default=0.0)
-
-
-def span(seconds: float) -> str:
-    """``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def plural(kind: str) -> str:

@@ -5,6 +5,7 @@ Layout below the artifact root, a folder or S3::
     by-key/<kind>/<key>.json      one Entry, written last and only if absent
     former-keys/<kind>/<key>.json the key that took the place of this one, of an older format
     roles/<dataset>/<role>.json   teachers that a user has named
+    calibrations/<device>...json  how fast a device is (``rd3 calibrate``)
     leases/<name>...json          who drives at the moment
 
 Reading and writing it needs no MLflow.

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.parts._format import INDEX, PATTERN, Member, belongs, safe
+from rd3.parts._format import INDEX, PATTERN, Member, belongs
 from rd3.store import Entry, FolderStore, sha256_file, write_atomically
 
 
@@ -88,8 +88,6 @@ def _take_entry(store: Path, name: str, content: bytes) -> str:
         raise DataCorrupt(f"{name} holds the entry {entry.kind} {entry.key[:12]}.", "collect the results again")
     folder = store / "artifacts" / entry.kind / entry.key
     for file, expected in entry.files.items():
-        if not safe(file):
-            raise DataCorrupt(f"{name} names a file {file!r}.", "collect the results again")
         if not (folder / file).is_file():
             return f"its file {file} did not come along whole"
         if sha256_file(folder / file) != expected:
