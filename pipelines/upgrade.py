@@ -103,8 +103,8 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
 def upgrade_presets(folder: Path) -> list[str]:
     """The user's own protocols in today's names; which files changed.  Each old file stays as ``NAME.yaml.former``.
 
-    A file that says an ``augmentation`` is of today's form.  One that cannot be read stays as it is: whoever uses it is
-    told why.
+    A file that says an ``augmentation`` is of today's form.  One that cannot be read stays as it is: its next
+    use says why.
     """
     changed = []
     for path in sorted(folder.glob("*.yaml")):

@@ -27,7 +27,7 @@ class Hardware(NamedTuple):
     count: int
     """Threads that this process may use, or GPUs."""
     bf16: bool
-    """Whether bf16 is multiplied in hardware; False where nobody knows."""
+    """Whether bf16 is multiplied in hardware; False where that is not known."""
 
 
 def torch_version() -> str:

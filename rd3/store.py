@@ -54,7 +54,7 @@ class Entry(BaseModel):
             path = PurePosixPath(name)
             plain = name.isprintable() and "\\" not in name and str(path) == name != "."
             if not plain or path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{name!r} is no name of a file in a folder")
+                raise ValueError(f"{name!r} is not the name of a file in a folder")
             if any(str(parent) in files for parent in path.parents):
                 raise ValueError(f"{name!r} lies in what is a file itself")
         return files

@@ -83,7 +83,7 @@ def _take_entry(store: Path, name: str, content: bytes) -> str:
     try:
         entry = Entry.model_validate_json(content)
     except ValidationError:
-        raise DataCorrupt(f"{name} is no entry of a store.", "collect the results again") from None
+        raise DataCorrupt(f"{name} is not an entry of a store.", "collect the results again") from None
     if name != f"by-key/{entry.kind}/{entry.key}.json":
         raise DataCorrupt(f"{name} holds the entry {entry.kind} {entry.key[:12]}.", "collect the results again")
     folder = store / "artifacts" / entry.kind / entry.key
@@ -131,7 +131,7 @@ def _index(
         raise corrupt(f"{INDEX} is not readable") from None
     for member in members:
         if not belongs(member.path) or member.shard > member.of:
-            raise corrupt(f"it has a member {member.name!r}, which is no place in a store")
+            raise corrupt(f"it has a member {member.name!r}, which is not a place in a store")
     return members
 
 

@@ -168,5 +168,5 @@ def _entry(row: dict[str, Any], where: str) -> Entry:
     if (entry.kind, entry.key) != (row["kind"], row["key"]):
         raise DataCorrupt(f"{where}: says {row['kind']} {row['key'][:12]} of another entry.", _REMEDY)
     if entry.kind not in KINDS or not re.fullmatch("[0-9a-f]{64}", entry.key):
-        raise DataCorrupt(f"{where}: {entry.kind[:20]!r} {entry.key[:12]!r} is no kind and key.", _REMEDY)
+        raise DataCorrupt(f"{where}: {entry.kind[:20]!r} {entry.key[:12]!r} is not a kind and a key.", _REMEDY)
     return entry

@@ -172,7 +172,7 @@ def test_a_study_that_means_harm_is_refused(rd3: Run, home: Path, study: Path) -
         pq.write_table(written, path, use_dictionary=False)
         return refused(rd3, home, path)
 
-    assert "is no name of a file in a folder" in altered(lambda entry: entry["files"].update({"../x": "0" * 64}))
+    assert "is not the name of a file in a folder" in altered(lambda entry: entry["files"].update({"../x": "0" * 64}))
     assert "holds the recipe set" in altered(lambda entry: entry["recipe"].update(ipc=7))
     assert "holds the recipe set" in altered(lambda entry: entry.update(key="0" * 64))
     assert "Not a recipe: set.ipc" in altered(lambda entry: entry["recipe"].update(ipc="many"))

@@ -140,7 +140,7 @@ def part(folder: Path, members: dict[str, bytes], *, index: list[dict] | None = 
 )
 def test_a_place_outside_a_store_is_refused(tmp_path, name):
     folder = part(tmp_path / "in", {name: b"x"})
-    with pytest.raises(DataCorrupt, match="which is no place in a store"):
+    with pytest.raises(DataCorrupt, match="which is not a place in a store"):
         unpack(folder, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
@@ -175,7 +175,7 @@ def test_an_entry_that_is_not_what_its_name_says_is_refused(tmp_path):
     with pytest.raises(DataCorrupt, match=f"holds the entry set {recipe.key[:12]}"):
         unpack(folder, tmp_path / "back")
     outside = entry.model_copy(update={"files": {"../../x": "0" * 64}}).model_dump_json().encode()
-    with pytest.raises(DataCorrupt, match="is no entry of a store"):
+    with pytest.raises(DataCorrupt, match="is not an entry of a store"):
         unpack(part(tmp_path / "in2", {f"by-key/set/{recipe.key}.json": outside}), tmp_path / "back2")
 
 

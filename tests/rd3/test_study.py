@@ -200,15 +200,15 @@ def hostile(path: Path, found: list[dict[str, Any]], **options: Any) -> Path:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (a_row(entry={"files": {"../x": "0"}}), "'../x' is no name of a file in a folder"),
+        (a_row(entry={"files": {"../x": "0"}}), "'../x' is not the name of a file in a folder"),
         (a_row(entry={"files": {"/etc/x": "0"}}), "'/etc/x' is no name"),
         (a_row(entry={"files": {"a/../../x": "0"}}), "'a/../../x' is no name"),
         (a_row(entry={"files": {"..\\x": "0"}}), "is no name"),
         (a_row(entry={"files": {"a\0": "0"}}), "is no name"),
         (a_row(entry={"files": {"": "0"}}), "'' is no name"),
         (a_row(entry={"files": {"a": "0", "a/b": "0"}}), "'a/b' lies in what is a file itself"),
-        (a_row(entry={"key": "../../x"}), "is no kind and key"),
-        (a_row(entry={"kind": "../x"}), "is no kind and key"),
+        (a_row(entry={"key": "../../x"}), "is not a kind and a key"),
+        (a_row(entry={"kind": "../x"}), "is not a kind and a key"),
         (a_row(key="0" * 64), "says evaluation 000000000000 of another entry"),
         (a_row(entry={"of_tomorrow": 1}), "of_tomorrow: Extra inputs are not permitted"),
         (a_row() | {"entry": "{"}, "Invalid JSON"),
