@@ -159,7 +159,7 @@ def test_numbers_that_are_none_are_refused(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as left:
         run.main(campaign(tmp_path, *words))
     assert left.value.code == 2
-    assert f"'{words[1]}' is no number of" in capsys.readouterr().err
+    assert f"'{words[1]}' is not a number of" in capsys.readouterr().err
 
 
 def test_a_folder_without_recipes_and_one_that_is_broken_are_named(chain, tmp_path, capsys):
