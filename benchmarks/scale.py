@@ -61,7 +61,7 @@ def session_in(home: Path) -> Session:
 
 
 def paper(seeds: int) -> Expansion:
-    """The grid with so many student seeds, on data that nobody opens."""
+    """The grid with so many student seeds, on data that is never read."""
     text = (Path(__file__).parent / "paper.yaml").read_text()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "paper.yaml"
@@ -265,7 +265,7 @@ def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, 
 
 
 class Sleeper:
-    """A recipe that nobody makes."""
+    """A placeholder recipe that is never run."""
 
     kind = "evaluation"
 

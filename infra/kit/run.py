@@ -39,7 +39,7 @@ COLLECT_EVERY_S = 5.0
 RESERVE_S = 15.0
 """Kept for the last collection."""
 PATIENCE_S = 10.0
-"""From being told to stop to being killed."""
+"""Seconds between SIGTERM and SIGKILL."""
 TESTS = (60.0, 0.1)
 BENCHMARKS = (120.0, 0.2)
 """At most so many seconds, and at most this part of all."""
@@ -96,7 +96,7 @@ class Bench:
         }
 
     def stop(self, *_signal: object) -> None:
-        """The machine is wanted back: what runs is told, and nothing else is started."""
+        """On a signal (preemption, Ctrl-C): end the running step, and start nothing else."""
         self.stopped = True
 
     def share_s(self, most: tuple[float, float]) -> float:
