@@ -25,7 +25,7 @@ from torch import nn
 
 from pipelines.settings import session
 from rd3.datasets import Split, open_dataset
-from rd3.memory import peak_mib, reset_peak
+from rd3.device import peak_mib, reset_peak
 from rd3.models import build_network
 from rd3.seeding import generator
 from rd3.synthetic_set import SetOnDisk, contact_sheet

@@ -21,7 +21,7 @@ from pipelines import trial_log
 from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
 from pipelines.driver import Driver, Leave
 from pipelines.interrupts import EXIT_CODE, Interrupts
-from pipelines.preflight import check_platform
+from pipelines.nodes import check_platform
 from pipelines.progress import Eta, View, open_view
 from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session

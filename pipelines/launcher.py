@@ -9,9 +9,9 @@ import base64
 import shlex
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
-from pipelines import run_grid
 from pipelines.submit import PROBE, Submission, check_versions
 from rd3.errors import DataMissing, RD3Error
 
@@ -43,5 +43,5 @@ def words(submitted: Submission) -> list[str]:
 
 def submit(cluster_file: Path, submitted: Submission) -> int:
     """Run the grid on the head and show what it says; 0, or 1 for whatever went wrong there, as ``ray submit`` does."""
-    script = [str(Path(run_grid.__file__)), "--", *map(shlex.quote, words(submitted))]
+    script = [str(files("pipelines").joinpath("run_grid.py")), "--", *map(shlex.quote, words(submitted))]
     return subprocess.run(_ray("submit", str(cluster_file), *script), check=False).returncode

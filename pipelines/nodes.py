@@ -1,4 +1,4 @@
-"""Do all nodes of a cluster see what a run lives on?  Asked before the first trial, because each would fail alone."""
+"""Checks before a run: servers answer and accept us, and every node of the cluster sees what trials need."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipelines.cluster import ray_cluster
 from pipelines.parcels import absent
+from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
 from tracking import parcels
 from tracking.documents import folder_errors, local_path
+from tracking.health import check_place
 from tracking.mlflow_client import without_password
 from tracking.place import Place
 from tracking.reach import check, sqlite_path
@@ -19,6 +22,17 @@ from tracking.runs import Tracker
 
 _ANSWER_WITHIN_S = 120.0
 _SERVER_WITHIN_S = 10.0
+
+
+def check_platform(session: Session, address: str | None = None, datasets: Iterable[str] = ()) -> None:
+    """Raise one sentence, with its fix, for the first thing that would stop a run on this platform.
+
+    ``address``: the Ray cluster that is to work; it is joined, its nodes are asked, also for ``datasets``, and left.
+    """
+    check_place(session.place)
+    if address:
+        with ray_cluster(session.home, address):
+            check_nodes(session.place, session.roots, datasets)
 
 
 def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:

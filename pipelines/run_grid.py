@@ -15,8 +15,6 @@ from typing import Annotated
 
 import typer
 
-ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
-"""The variables that travel.  None of them is a secret: credentials are in the environment of the nodes."""
 HOME = "~/.rd3"
 """RD3's home on a node that names none: a job's own folder goes when the job ends."""
 
@@ -34,7 +32,7 @@ def run_grid(
     """As `rd3 run GRID --address auto`, with the same options."""
     from pipelines import cli
     from pipelines.commands._show import errors_told
-    from pipelines.settings import driver_secrets
+    from pipelines.settings import addresses, driver_secrets
 
     with errors_told():
         os.environ.update(driver_secrets() | addresses(env or []))
@@ -94,23 +92,6 @@ def check_here(grid: str) -> None:
             "script.",
             f"send the grid along: rd3 submit {grid} --launcher CLUSTER.yaml, or rd3 submit {grid} --address URL",
         )
-
-
-def addresses(words: list[str]) -> dict[str, str]:
-    """``NAME=VALUE`` words as variables; only addresses are taken."""
-    from rd3.errors import BadValue
-    from rd3.registry import did_you_mean
-
-    found: dict[str, str] = {}
-    for word in words:
-        name, _equals, value = word.partition("=")
-        if name not in ADDRESSES or not value:
-            raise BadValue(
-                f"--env takes {', '.join(ADDRESSES)} as NAME=VALUE, got {name!r}.",
-                did_you_mean(name, ADDRESSES) if name not in ADDRESSES else f"write {name}=VALUE",
-            )
-        found[name] = value
-    return found
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 
 from rd3.datasets import Roots
 from rd3.errors import BadValue
+from rd3.registry import did_you_mean
 from tracking.place import Place
+
+ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
+"""The variables that travel.  None of them is a secret: credentials are in the environment of the nodes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,20 @@ def reading_session() -> Iterator[Session]:
 def addresses_set() -> dict[str, str]:
     """The addresses that the user has set and that a cluster may share: of the ledger and of the tracking server."""
     return {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS") if os.environ.get(name)}
+
+
+def addresses(words: list[str]) -> dict[str, str]:
+    """``NAME=VALUE`` words as variables; only addresses are taken."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _equals, value = word.partition("=")
+        if name not in ADDRESSES or not value:
+            raise BadValue(
+                f"--env takes {', '.join(ADDRESSES)} as NAME=VALUE, got {name!r}.",
+                did_you_mean(name, ADDRESSES) if name not in ADDRESSES else f"write {name}=VALUE",
+            )
+        found[name] = value
+    return found
 
 
 def driver_secrets() -> dict[str, str]:

@@ -1,9 +1,13 @@
-"""The device that work runs on, as the user names it, and what its libraries may not choose by themselves."""
+"""The device that work runs on: its name, its precision, its kernels, and how much memory work on it has held."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rd3.errors import BadValue
@@ -89,3 +93,32 @@ def lay_out(network: nn.Module, precision: str) -> None:
     on_cuda = next(network.parameters()).is_cuda
     if (precision == "bf16" or not on_cuda) and not any(isinstance(one, nn.GroupNorm) for one in network.modules()):
         network.to(memory_format=torch.channels_last)
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to count anew: what an earlier trial held in this process is not this one's.
+
+    Where the system has no such thing (not Linux, not CUDA), the peak stays that of the process's whole life.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held since the last reset, MiB: on CUDA by tensors, elsewhere by the whole process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 2**10
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

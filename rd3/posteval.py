@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.device import ran_precision, repeatable_kernels, usable_device
+from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError
 from rd3.eval_result import EvalResult
-from rd3.memory import reset_peak
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.student import Progress, StudentTraining, Tested

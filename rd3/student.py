@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.device import autocast, lay_out
+from rd3.device import autocast, lay_out, peak_mib
 from rd3.errors import Diverged
 from rd3.eval_result import EvalResult
 from rd3.losses import LOSSES
-from rd3.memory import peak_mib
 from rd3.models import build_network
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe

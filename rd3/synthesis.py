@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rd3.datasets import Dataset
-from rd3.device import repeatable_kernels, usable_device
+from rd3.device import peak_mib, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
-from rd3.memory import peak_mib, reset_peak
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest

@@ -19,7 +19,7 @@ from pipelines.commands.grid import (
     MaxHoursOption,
     SharesOption,
 )
-from pipelines.settings import addresses_set, session
+from pipelines.settings import addresses, addresses_set, session
 
 app = typer.Typer(help="Jobs that `rd3 submit` has sent: list, status, logs, stop.", no_args_is_help=True)
 
@@ -53,7 +53,6 @@ def submit(
     """Run a grid on a Ray cluster: by its Jobs API, or with Ray's launcher.  Exit codes are those of `rd3 run`."""
     from pipelines import launcher as launched
     from pipelines import submit as jobs
-    from pipelines.run_grid import addresses
 
     options = [] if concurrent is None else ["--concurrent", str(concurrent)]
     options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]

@@ -36,8 +36,7 @@ def broken(registry: Registry[Any]) -> list[tuple[str, str]]:
 
 
 def datasets() -> list[Row]:
-    from rd3.datasets import dataset_info, dataset_names
-    from rd3.datasets._registry import SOURCES
+    from rd3.datasets import SOURCES, dataset_info, dataset_names
 
     roots = session().roots
     infos = [dataset_info(name, roots) for name in dataset_names(roots)]

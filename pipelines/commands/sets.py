@@ -63,15 +63,16 @@ def export(
 ) -> None:
     """Write a set in a form that other programs read."""
     from rd3.errors import BadValue
+    from rd3.synthetic_set import export_parquet, export_png
 
     if png is None and parquet is None:
         raise BadValue("Nothing to write.", "say --png FOLDER or --parquet FILE")
     made = opened(key)
     if png is not None:
-        made.export_png(png)
+        export_png(made, png)
         console.print(f"wrote {png}")
     if parquet is not None:
-        made.export_parquet(parquet)
+        export_parquet(made, parquet)
         console.print(f"wrote {parquet}")
 
 

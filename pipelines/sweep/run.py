@@ -20,8 +20,8 @@ from pipelines.execute import Outcome, execute
 from pipelines.expand import Expansion
 from pipelines.grid_parts import Grid
 from pipelines.interrupts import EXIT_CODE, Interrupts
+from pipelines.nodes import check_platform
 from pipelines.plan import Plan, plan_session
-from pipelines.preflight import check_platform
 from pipelines.settings import Session
 from pipelines.sweep.progress import TrialView, open_trial_view
 from pipelines.sweep.storage import open_storage

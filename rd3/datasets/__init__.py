@@ -7,16 +7,15 @@ never taken for the whole.
 from rd3.datasets._base import SPLITS, Dataset, DatasetInfo, Roots, Split, class_list_hash
 from rd3.datasets._classes import ClassList, check_order, class_list
 from rd3.datasets._registry import (
-    SOURCES,
     dataset_fingerprint,
     dataset_info,
     dataset_names,
     dataset_source,
     fingerprint_in,
     open_dataset,
-    register_dataset,
 )
 from rd3.datasets._source import Copy, Counts, FileSource, Source
+from rd3.datasets._sources import SOURCES, register_dataset
 from rd3.datasets._upkeep import Finding, doctor, fetch
 from rd3.datasets._user import add_folder, register, registration, shorter_sides
 

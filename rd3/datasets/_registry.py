@@ -1,24 +1,17 @@
-"""Which datasets there are, and how to open one by name."""
+"""Datasets by name: which there are, and how to open one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._source import Source
+from rd3.datasets._sources import SOURCES
 from rd3.datasets._user import Registration, UserSource, user_sources
 from rd3.errors import UnknownName
-from rd3.registry import Registry, did_you_mean
-
-SOURCES: Registry[type[Source]] = Registry("dataset", "rd3.datasets")
-
-
-def register_dataset(name: str) -> Callable[[type[Source]], type[Source]]:
-    """File a dataset under a name; its ``info.name`` has to be the same."""
-    return SOURCES.register(name)
+from rd3.registry import did_you_mean
 
 
 def dataset_names(roots: Roots | None = None) -> list[str]:

@@ -14,6 +14,7 @@ from rd3.datasets._folder import find_folder
 from rd3.datasets._memory import open_in_memory
 from rd3.datasets._parquet import find_parquet
 from rd3.datasets._records import Found, counts_text, settled
+from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
@@ -133,8 +134,6 @@ class FileSource(Source):
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
         """Refuse a part for the whole, the whole for a part, and anything incomplete."""
-        from rd3.datasets._registry import SOURCES
-
         got, name = found.counts(training_only), self.info.name
         for counts in self.complete():
             if got == counts[: len(got)]:

@@ -18,6 +18,7 @@ from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords, check_folders, image_files
 from rd3.datasets._records import Found, counts_text
 from rd3.datasets._source import Counts, FileSource
+from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
@@ -123,8 +124,6 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
     The folder holds either ``train/<class>`` and ``test/<class>`` (or validation, val, valid), or class folders only:
     then a balanced test split is carved out of them.  Class order: alphabetical.
     """
-    from rd3.datasets._registry import SOURCES
-
     folder = folder.resolve()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise BadValue(f"{name!r} cannot be a dataset's name.", "use small letters, digits, '-', '_' and '.'")

@@ -20,6 +20,7 @@ from rd3.models import Cost
 from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
+from rd3.synthetic_set.block import Block
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,21 +57,6 @@ class Needs(NamedTuple):
     init: str = NOISE
     """What images are started from: ``noise``, the name of a method that needs no start of its own (``random``,
     ``rded``), whose set of equal size is made first, or the key of any set of this dataset."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Images that are made together and independently of all others: the unit of resume, progress and sharding.
-
-    ``members`` are (label, k): image number ``k`` of class ``label``, 0 <= k < ipc.
-    """
-
-    index: int
-    members: tuple[tuple[int, int], ...]
-
-    @property
-    def labels(self) -> list[int]:
-        return [label for label, _k in self.members]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
+from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
 from rd3.synthetic_set.writer import SetWriter
 
@@ -229,8 +230,6 @@ def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
 
 
 def _write(recipe: SetRecipe, info: DatasetInfo, images: torch.Tensor, out: Path) -> None:
-    from rd3.methods import Block
-
     classes = info.num_classes
     members = [(row % classes, row // classes) for row in range(len(images))]
     starts = range(0, len(images), _BLOCK_ROWS)

@@ -100,18 +100,6 @@ class SyntheticSet:
         rows = ipc * self.num_classes
         return self.images[:rows], self.labels[:rows]
 
-    def export_png(self, folder: Path) -> Path:
-        """A folder of PNG files, one folder a class: :func:`rd3.synthetic_set.export_png`."""
-        from rd3.synthetic_set.export import export_png
-
-        return export_png(self, folder)
-
-    def export_parquet(self, path: Path) -> Path:
-        """A Parquet file that ``datasets`` opens: :func:`rd3.synthetic_set.export_parquet`."""
-        from rd3.synthetic_set.export import export_parquet
-
-        return export_parquet(self, path)
-
 
 def _checked_manifest(folder: Path, classes: str | None, class_ids: Sequence[str] | None) -> Manifest:
     manifest = read_manifest(folder)

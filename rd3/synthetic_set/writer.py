@@ -11,12 +11,11 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue
 from rd3.recipe import SetRecipe
 from rd3.store import now, sha256_file, write_atomically
+from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, Phase, content_digest, row_digest
 
 if TYPE_CHECKING:
     import torch
-
-    from rd3.methods import Block
 
 BLOCKS = "blocks"
 

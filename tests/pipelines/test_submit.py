@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines import cli, launcher, run_grid, submit
-from pipelines.settings import Session, driver_secrets
+from pipelines.settings import ADDRESSES, Session, addresses, driver_secrets
 from rd3.datasets import Roots
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
 from tracking.place import Place
@@ -153,7 +153,7 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
     called: list[Any] = []
     monkeypatch.setattr(cli, "main", lambda words: called.append((words, Path(words[1]).read_text())))
     monkeypatch.setattr(run_grid, "pull_missing", called.append)
-    for name in run_grid.ADDRESSES:
+    for name in ADDRESSES:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
     submitted = submit.Submission("mine", grid.name, grid, ["--shares", "2"], {"RD3_DATA": "/d"}, ["cifar10"])
@@ -172,7 +172,7 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
 def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     """What a sweep has found is tried on a cluster; what lies there under its name already is not replaced."""
     monkeypatch.setattr(cli, "main", lambda words: None)
-    for name in run_grid.ADDRESSES:
+    for name in ADDRESSES:
         monkeypatch.setenv(name, "")
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "presets").mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
 
 def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda _words: None)
-    for name in run_grid.ADDRESSES:
+    for name in ADDRESSES:
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("RD3_HOME")
     assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
@@ -209,14 +209,14 @@ def test_a_grid_file_that_stayed_behind_is_named():
 
 
 def test_only_addresses_are_taken():
-    assert run_grid.addresses(["RD3_DATA=/a=b"]) == {"RD3_DATA": "/a=b"}
+    assert addresses(["RD3_DATA=/a=b"]) == {"RD3_DATA": "/a=b"}
     for word, message in [
         ("AWS_SECRET_ACCESS_KEY=x", "got 'AWS_SECRET_ACCESS_KEY'"),
         ("RD3_DATTA=x", "did you mean 'RD3_DATA'"),
         ("RD3_DATA", "write RD3_DATA=VALUE"),
     ]:
         with pytest.raises(BadValue, match=message):
-            run_grid.addresses([word])
+            addresses([word])
 
 
 def test_the_grid_as_text_survives_a_shell(grid):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rd3.memory import peak_mib, reset_peak
+from rd3.device import peak_mib, reset_peak
 
 CPU = torch.device("cpu")
 

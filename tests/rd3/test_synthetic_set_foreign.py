@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
-from rd3.synthetic_set import SyntheticSet, export_png, import_folder, import_tensors
+from rd3.synthetic_set import SyntheticSet, export_parquet, export_png, import_folder, import_tensors
 from rd3.testing import ToyDataset
 
 TOY = ToyDataset(side=16)
@@ -155,7 +155,7 @@ def opened(tmp_path):
 
 
 def test_png_there_and_back(opened, tmp_path):
-    opened.export_png(tmp_path / "png")
+    export_png(opened, tmp_path / "png")
     recipe = import_folder(tmp_path / "png", TOY, tmp_path / "back")
     assert recipe.content == opened.manifest.content
     with pytest.raises(BadValue, match="is not empty"):
@@ -163,7 +163,7 @@ def test_png_there_and_back(opened, tmp_path):
 
 
 def test_parquet_opens_with_the_datasets_library(opened, tmp_path, monkeypatch):
-    path = opened.export_parquet(tmp_path / "set.parquet")
+    path = export_parquet(opened, tmp_path / "set.parquet")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
     found = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
