@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
+from pipelines.catalog import Catalog
 from pipelines.expand import expand
 from pipelines.grid import parse_grid
 from pipelines.plan import make_plan
 from rd3.calibration import Calibration, calibrate
 from rd3.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
-from rd3.datasets import Roots, dataset_fingerprint, dataset_info
+from rd3.datasets import Roots
 from rd3.hardware import processor
 from rd3.run import perform
 from rd3.store import FolderStore
@@ -58,11 +59,7 @@ class Nothing:
 def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
     """A row a cell: what the calibration, and what the shipped rates say, and what it took."""
     roots = Roots(None, home)
-    expansion = expand(
-        parse_grid(GRID, "estimates"),
-        info_of=lambda name: dataset_info(name, roots),
-        fingerprint_of=lambda name: dataset_fingerprint(name, roots),
-    )
+    expansion = expand(parse_grid(GRID, "estimates"), Catalog(roots))
 
     def planned(rates: Rates) -> dict[str, float]:
         plan = make_plan(expansion, Nothing(), exists=bool, verify=bool, rates=rates)

@@ -28,7 +28,6 @@ from pipelines.settings import Session
 from rd3.datasets import dataset_info
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.run import perform
-from tracking.ledger import Ledger
 from tracking.store import TrackedStore
 
 
@@ -37,7 +36,7 @@ def run_grid(recipes: list[Recipe], session: Session) -> float:
     infos = {"digits": dataset_info("digits", session.roots)}
     expansion = Expansion(recipes={recipe.key: recipe for recipe in recipes}, infos=infos)
     start = time.perf_counter()
-    plan = plan_session(expansion, Ledger(session.place.artifacts), session)
+    plan = plan_session(expansion, session)
     outcome = execute(expansion, plan, session, max_concurrent=1, view=False)
     assert outcome.exit_code == 0, outcome.failed
     return time.perf_counter() - start

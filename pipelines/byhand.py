@@ -17,16 +17,15 @@ from rd3.protocol import preset_reader, reductions, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.set_recipes import plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
-from tracking.ledger import Ledger, recipe_of
+from tracking.ledger import recipe_of
 
 
 def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
     """The recipe that a role stands for; an import that nobody made yet is refused with the command that makes it."""
     info = dataset_info(dataset, session.roots)
-    ledger = Ledger(session.place.artifacts)
-    found = teacher_role(info, role, ledger.role)
+    found = teacher_role(info, role, session.ledger.role)
     recipe = teacher_recipe(found, info, dataset_fingerprint(dataset, session.roots))
-    if found.hint and recipe.key not in ledger.keys("teacher"):
+    if found.hint and recipe.key not in session.ledger.keys("teacher"):
         raise DataMissing(f"Teacher {role} of {dataset} has to be imported.", found.hint)
     return recipe
 
@@ -50,7 +49,7 @@ def set_of(
             settings,
             teacher=teacher or "",
             teacher_of=role_of,
-            known_set=Ledger(session.place.artifacts).known_set,
+            known_set=session.ledger.known_set,
         )
     except Unsupported as error:
         raise Unsupported(f"Method {method} cannot make {dataset} at IPC {ipc}: {error.message}.") from None
@@ -67,7 +66,7 @@ def evaluations_of(
     session: Session,
 ) -> list[Recipe]:
     """Evaluations of a set that the ledger has, one a student seed, after the recipe of the label teacher."""
-    ledger = Ledger(session.place.artifacts)
+    ledger = session.ledger
     entry = ledger.find("set", ledger.resolve("set", key))
     made = recipe_of(entry)
     info = dataset_info(made.data.name, session.roots)
@@ -138,7 +137,7 @@ def run_recipes(
         labels={recipe.key: _label(recipe) for recipe in recipes},
         infos=infos,
     )
-    plan = plan_session(expansion, Ledger(session.place.artifacts), session)
+    plan = plan_session(expansion, session)
     planned(plan)
     return execute(expansion, plan, session, address=address)
 

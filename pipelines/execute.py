@@ -95,7 +95,7 @@ def execute(
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
     tracker = Tracker(session.place)
     check_platform(session, address, {recipe.data.name for recipe in expansion.recipes.values()})
-    ledger = Ledger(session.place.artifacts)
+    ledger = session.ledger
     with Interrupts() as interrupts, ledger.lease() as lease:
         run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check, carry=address is not None)
         try:

@@ -5,12 +5,13 @@ Keys are known when this returns.  It reads no ledger and imports no torch; ten 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_role
+from pipelines.catalog import Catalog
+from pipelines.grid_parts import Chosen, Grid, Part
 from pipelines.places import GridErrors, Path, problem_in
 from rd3.cell import Cell
 from rd3.component import changes_text
@@ -20,7 +21,7 @@ from rd3.errors import RD3Error, StoreError, Unsupported
 from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
-from rd3.protocol import EvalProtocol, Preset, PresetOf, preset, reductions, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, reductions, resolve_protocol
 from rd3.recipe import (
     Data,
     EvaluationRecipe,
@@ -32,8 +33,8 @@ from rd3.recipe import (
     TeacherRecipe,
     canonical,
 )
-from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
-from rd3.teacher_roles import teacher_recipe, teacher_role
+from rd3.set_recipes import PlannedSet, largest_sets, plan_set
+from rd3.teacher_roles import teacher_recipe
 
 MISSING = "missing"
 """Stands for the fingerprint of a dataset that is not there; what depends on it is blocked."""
@@ -121,23 +122,14 @@ def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
     return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 
-def expand(
-    grid: Grid,
-    *,
-    info_of: InfoOf,
-    fingerprint_of: Callable[[str], str],
-    user_role: UserRole = no_user_role,
-    known_set: KnownSet = no_known_set,
-    preset_of: PresetOf = preset,
-) -> Expansion:
+def expand(grid: Grid, catalog: Catalog) -> Expansion:
     """Cells and recipes of a grid.
 
-    ``fingerprint_of(name)`` opens a dataset, without its test split where the grid is tested on validation images;
-    where it raises, the dataset's recipes are there, but blocked.  ``known_set`` looks up a set that a method is to
-    start from, ``preset_of`` a protocol.  Raises :class:`GridErrors` for mistakes that only show here, and for a grid
-    in which no pair is supported.
+    Datasets are opened for their fingerprints, without their test splits where the grid is tested on validation images;
+    recipes of one that cannot be opened are there, but blocked.  Raises :class:`GridErrors` for mistakes that only show
+    here, and for a grid in which no pair is supported.
     """
-    work = _Expander(grid, info_of, fingerprint_of, user_role, known_set, preset_of)
+    work = _Expander(grid, catalog)
     for number, part in enumerate(grid.parts):
         for dataset in part.datasets:
             work.product(number, part, dataset)
@@ -169,22 +161,10 @@ class _Rule(NamedTuple):
 class _Expander:
     """Resolves each thing once: datasets, teachers, settings, protocols; only seeds are left to the inner loop."""
 
-    def __init__(
-        self,
-        grid: Grid,
-        info_of: InfoOf,
-        fingerprint_of: Callable[[str], str],
-        user_role: UserRole,
-        known_set: KnownSet,
-        preset_of: PresetOf,
-    ):
+    def __init__(self, grid: Grid, catalog: Catalog):
         self.grid = grid
-        self.preset_of = preset_of
+        self.catalog = catalog
         self.split: SourceSplit = "train" if grid.test_on == "test" else "fit"
-        self.info_of = info_of
-        self.fingerprint_of = fingerprint_of
-        self.user_role = user_role
-        self.known_set = known_set
         self.result = Expansion(recipes={}, grid=grid)
         self.data: dict[str, Data] = {}
         self.absent: dict[str, str] = {}
@@ -232,7 +212,7 @@ class _Expander:
                 for student in students:
                     same = student == teacher.network
                     for protocol, varied in _points(part):
-                        named = self.preset_of(protocol.name)
+                        named = self.catalog.protocol(protocol.name)
                         rule = _rule(part, protocol, named, varied, info.factor, same, size)
                         for seed, made in sets.items():
                             shape = _Shape(chosen.name, info, ipc, teacher, student, protocol.name, varied)
@@ -325,9 +305,9 @@ class _Expander:
     def _info(self, dataset: str) -> DatasetInfo:
         """Facts of a dataset; opens it once, for its fingerprint."""
         if dataset not in self.result.infos:
-            self.result.infos[dataset] = _drawn_from(self.info_of(dataset), self.split)
+            self.result.infos[dataset] = _drawn_from(self.catalog.dataset(dataset), self.split)
             try:
-                fingerprint = self.fingerprint_of(dataset)
+                fingerprint = self.catalog.fingerprint(dataset, training_only=self.split == "fit")
             except RD3Error as error:
                 fingerprint = MISSING
                 self.absent[dataset] = str(error)
@@ -337,7 +317,7 @@ class _Expander:
     def _teacher(self, dataset: str, name: str) -> Teacher:
         known = self.result.teachers.get((dataset, name))
         if known is None:
-            role = teacher_role(self.result.infos[dataset], name, self.user_role)
+            role = self.catalog.role(dataset, name)
             # a teacher that is trained here must not see the images that students are tested on: same split as the sets
             recipe = teacher_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
             known = Teacher(dataset, name, role.network, recipe, role.hint)
@@ -356,7 +336,7 @@ class _Expander:
                 chosen.values,
                 teacher=role,
                 teacher_of=lambda name: self._teacher(dataset, name).recipe,
-                known_set=self.known_set,
+                known_set=self.catalog.known_set,
             )
         except Unsupported as error:
             return dict.fromkeys(seeds, _MadeSet(None, error.message))

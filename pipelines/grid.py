@@ -10,27 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pipelines.catalog import Catalog
 from pipelines.grid_check import check_document
-from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole, no_user_role
+from pipelines.grid_parts import Chosen, Grid, Part
 from pipelines.places import GridErrors, Located, Problem, read_located
-from rd3.datasets import Roots, dataset_info
 from rd3.errors import BadValue, DataMissing, UnknownName
-from rd3.protocol import PresetOf, preset
 from rd3.registry import did_you_mean
 
-__all__ = [
-    "Chosen",
-    "Grid",
-    "GridErrors",
-    "InfoOf",
-    "Part",
-    "Problem",
-    "UserRole",
-    "info_reader",
-    "load_grid",
-    "parse_grid",
-    "shipped_grids",
-]
+__all__ = ["Chosen", "Grid", "GridErrors", "Part", "Problem", "load_grid", "parse_grid", "shipped_grids"]
 
 
 def _folder() -> Any:
@@ -47,20 +34,13 @@ def shipped_grids() -> list[str]:
     return file_names(_folder())
 
 
-def load_grid(
-    source: str | Path,
-    *,
-    info_of: InfoOf | None = None,
-    user_role: UserRole = no_user_role,
-    preset_of: PresetOf = preset,
-) -> Grid:
+def load_grid(source: str | Path, catalog: Catalog | None = None) -> Grid:
     """The grid of that name or at that path; raises :class:`GridErrors` with every mistake of the file.
 
-    ``info_of``, ``user_role`` and ``preset_of`` add the user's own datasets, teacher roles and protocols to those that
-    RD3 knows.
+    ``catalog``: the names that it may use, by default those that ship with RD3.
     """
     name, content = read_named(source, _folder(), "grid")
-    return parse_grid(content, name, info_of, user_role, preset_of)
+    return parse_grid(content, name, catalog)
 
 
 def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
@@ -97,22 +77,11 @@ def _other_kind(content: str, what: str) -> str | None:
     return kinds[0] if kinds and what not in kinds else None
 
 
-def parse_grid(
-    text: str,
-    name: str,
-    info_of: InfoOf | None = None,
-    user_role: UserRole = no_user_role,
-    preset_of: PresetOf = preset,
-) -> Grid:
+def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
     """The grid that a YAML text describes; ``name`` is used where the text gives none."""
     document: Located = read_located(text)
     unreadable = bool(document.problems) and document.data is None
-    grid = None if unreadable else check_document(document, name, text, info_of or dataset_info, user_role, preset_of)
+    grid = None if unreadable else check_document(document, name, text, catalog or Catalog())
     if grid is None or document.problems:
         raise GridErrors(name, sorted(document.problems, key=lambda problem: problem.line or 0))
     return grid
-
-
-def info_reader(roots: Roots) -> InfoOf:
-    """Facts of a dataset, the user's own ones included."""
-    return lambda name: dataset_info(name, roots)

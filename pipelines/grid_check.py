@@ -10,17 +10,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.grid_parts import Chosen, Grid, InfoOf, Part, UserRole
+from pipelines.catalog import Catalog
+from pipelines.grid_parts import Chosen, Grid, Part
 from pipelines.places import Located, Path, place_text
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published
 from rd3.models import network_info
-from rd3.protocol import PresetOf, mistakes_in, preset, protocol_names, resolve_protocol
+from rd3.protocol import mistakes_in, protocol_names, resolve_protocol
 from rd3.registry import did_you_mean
 from rd3.set_recipes import check_start
-from rd3.teacher_roles import teacher_role
 
 PART_KEYS = tuple(name for name in Part.model_fields)
 FILE_KEYS = ("name", "description", "timing", "test_on", *PART_KEYS, "also")
@@ -28,9 +28,7 @@ REQUIRED = ("methods", "datasets", "ipc", "teacher")
 BIGGEST_SEED = 2**63 - 1
 
 
-def check_document(
-    document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole, preset_of: PresetOf = preset
-) -> Grid | None:
+def check_document(document: Located, name: str, text: str, catalog: Catalog) -> Grid | None:
     """The grid, or None with at least one problem added to ``document``."""
     data = document.data
     if data is None:
@@ -49,7 +47,7 @@ def check_document(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
         document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
     base = {key: value for key, value in data.items() if key in PART_KEYS}
-    parts = [PartCheck(document, base, dict.fromkeys(base, ()), info_of, user_role, preset_of).part()]
+    parts = [PartCheck(document, base, dict.fromkeys(base, ()), catalog).part()]
     for place, changes in enumerate(_also(document, data)):
         path = ("also", place)
         if not isinstance(changes, dict) or not changes:
@@ -60,7 +58,7 @@ def check_document(
         unknown_keys(document, changes, PART_KEYS, path)
         changed = {key: value for key, value in changes.items() if key in PART_KEYS}
         homes: dict[str, Path] = {**dict.fromkeys(base, ()), **dict.fromkeys(changed, path)}
-        parts.append(PartCheck(document, base | changed, homes, info_of, user_role, preset_of).part())
+        parts.append(PartCheck(document, base | changed, homes, catalog).part())
     if document.problems:
         return None
     return Grid(**head, parts=tuple(part for part in parts if part is not None), text=text)
@@ -111,21 +109,11 @@ def _also(document: Located, data: dict[str, Any]) -> list[Any]:
 class PartCheck:
     """Checks one product; ``homes`` says where in the file each key stands (top level, or an item of ``also``)."""
 
-    def __init__(
-        self,
-        document: Located,
-        data: dict[str, Any],
-        homes: dict[str, Path],
-        info_of: InfoOf,
-        user_role: UserRole,
-        preset_of: PresetOf = preset,
-    ):
+    def __init__(self, document: Located, data: dict[str, Any], homes: dict[str, Path], catalog: Catalog):
         self.document = document
         self.data = data
         self.homes = homes
-        self.info_of = info_of
-        self.user_role = user_role
-        self.preset_of = preset_of
+        self.catalog = catalog
 
     def part(self) -> Part | None:
         before = len(self.document.problems)
@@ -135,7 +123,7 @@ class PartCheck:
         infos = self._datasets()
         ipc = self._numbers("ipc", least=1)
         methods = self._chosen("methods", self._method)
-        protocols = self._chosen("protocols", self.preset_of, [{"rd3": {}}])
+        protocols = self._chosen("protocols", self.catalog.protocol, [{"rd3": {}}])
         values: dict[str, Any] = {
             "methods": tuple(chosen for chosen, _path in methods),
             "datasets": tuple(infos),
@@ -209,7 +197,7 @@ class PartCheck:
         return network_info(name)
 
     def _datasets(self) -> dict[str, DatasetInfo]:
-        return self._names("datasets", self.info_of)
+        return self._names("datasets", self.catalog.dataset)
 
     def _students(self) -> tuple[str, ...] | None:
         return tuple(self._names("students", self._network)) if "students" in self.data else None
@@ -279,7 +267,7 @@ class PartCheck:
                     self.document.problem(places[dataset], f"Expected a role, got {what(role)}.")
             for dataset in value:
                 with self._noting(places[dataset]):
-                    self.info_of(dataset)
+                    self.catalog.dataset(dataset)
             for dataset in infos:
                 if dataset not in value:
                     said = f"Dataset {dataset} has no teacher."
@@ -287,7 +275,7 @@ class PartCheck:
         for dataset, role in roles.items():
             if dataset in infos:
                 with self._noting(places[dataset]):
-                    teacher_role(infos[dataset], role, self.user_role)
+                    self.catalog.role(dataset, role)
         return {dataset: role for dataset, role in roles.items() if dataset in infos}
 
     def _vary(self) -> dict[str, tuple[Any, ...]]:
@@ -374,5 +362,5 @@ class PartCheck:
 
     def _contradictions(self, name: str, fields: dict[str, Any], where: Path) -> None:
         with self._noting(where):
-            rule = self.preset_of(name)
+            rule = self.catalog.protocol(name)
             resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
-from rd3.datasets import DatasetInfo
 from rd3.recipe import Frozen, digest
-
-InfoOf = Callable[[str], DatasetInfo]
-UserRole = Callable[[str, str], dict[str, Any] | None]
-"""(dataset, role) to what the user registered under that role, if anything; see ``Ledger.role``."""
-
-
-def no_user_role(_dataset: str, _role: str) -> None:
-    """For grids that use the shipped roles alone."""
 
 
 class Chosen(Frozen):

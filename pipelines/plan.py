@@ -144,14 +144,9 @@ class Plan:
 
 
 def plan_session(
-    expansion: Expansion,
-    ledger: LedgerView,
-    session: Session,
-    *,
-    device: str | None = None,
-    slots: int | None = None,
+    expansion: Expansion, session: Session, *, device: str | None = None, slots: int | None = None
 ) -> Plan:
-    """The plan of a user's session: artifacts are looked for where the session keeps them.
+    """The plan of a user's session: results and artifacts are looked for where the session keeps them.
 
     ``device``: what it is priced for, as of :func:`pipelines.pricing.pricing`; ``slots``: how many of these, by default
     all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where the artifacts are with a tracking
@@ -159,9 +154,8 @@ def plan_session(
     """
     from pipelines.pricing import pricing
     from tracking import artifacts
-    from tracking.documents import open_documents
 
-    price = pricing(open_documents(session.place.artifacts), device)
+    price = pricing(session.ledger.documents, device)
     uri = session.place.tracking_uri
     server = cache(partial(_look_at, session.place))
 
@@ -172,7 +166,7 @@ def plan_session(
 
     return make_plan(
         expansion,
-        ledger,
+        session.ledger,
         exists=exists,
         verify=partial(artifacts.verify, cache=session.home / "cache", tracking_uri=uri),
         rates=price.rates,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rd3.datasets import Roots
 from rd3.errors import BadValue
 from rd3.registry import did_you_mean
 from tracking.place import Place
+
+if TYPE_CHECKING:
+    from tracking.ledger import Ledger
 
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
 """The variables that travel.  None of them is a secret: credentials are in the environment of the nodes."""
@@ -34,6 +39,18 @@ class Session:
     def presets(self) -> Path:
         """The user's own protocols, one YAML file each."""
         return self.home / "presets"
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger at the artifact root."""
+        return _ledger(self.place.artifacts)
+
+
+@functools.cache
+def _ledger(artifacts: str) -> Ledger:
+    from tracking.ledger import Ledger
+
+    return Ledger(artifacts)
 
 
 def _without_secret(uri: str) -> str:

@@ -78,17 +78,12 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
     ``env``: addresses as the cluster sees them; ``own``: those that the submitter uses, which travel where they mean
     the same everywhere.
     """
-    from pipelines.grid import info_reader, load_grid, shipped_grids
+    from pipelines.catalog import Catalog
+    from pipelines.grid import load_grid, shipped_grids
     from rd3.datasets import dataset_source
-    from rd3.protocol import preset_reader, presets
-    from tracking.ledger import Ledger
+    from rd3.protocol import presets
 
-    loaded = load_grid(
-        grid,
-        info_of=info_reader(session.roots),
-        user_role=Ledger(session.place.artifacts).role,
-        preset_of=preset_reader(session.presets),
-    )
+    loaded = load_grid(grid, Catalog.of(session))
     own_protocols = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
     names = sorted({name for part in loaded.parts for name in part.datasets})
     file = None if grid in shipped_grids() else Path(grid)

@@ -91,11 +91,10 @@ def collect_garbage(
     What is younger than an hour stays.
     """
     from tracking.garbage import find_garbage
-    from tracking.ledger import Ledger
     from tracking.runs import Tracker
 
     here = session()
-    ledger = Ledger(here.place.artifacts)
+    ledger = here.ledger
     Tracker(here.place).check()
     holder = ledger.lease().holder()
     with ledger.lease() if yes and holder is None else contextlib.nullcontext():

@@ -50,13 +50,12 @@ def evaluate(
     """Train students on a set and test them, each once, on the whole test set."""
     from pipelines.byhand import evaluations_of, reduced, run_recipes
     from rd3.stats import mean, std
-    from tracking.ledger import Ledger
 
     here = session()
     seeds = student_seed or [0, 1, 2]
     recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), here)
     finish(run_recipes(recipes, here, planned=show_work))
-    ledger = Ledger(here.place.artifacts)
+    ledger = here.ledger
     entries = [ledger.find("evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
     show_table(
         [

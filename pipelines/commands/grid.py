@@ -17,9 +17,7 @@ from rd3.errors import BadValue
 
 if TYPE_CHECKING:
     from pipelines.expand import Expansion
-    from pipelines.grid_parts import Grid
     from pipelines.plan import Plan
-    from rd3.protocol import PresetOf
     from tracking.ledger import Ledger
 
 GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
@@ -46,44 +44,22 @@ def add_to(app: typer.Typer) -> None:
 
 
 def expanded(grid: str, here: Session) -> Expansion:
-    """The grid's cells and recipes, with the user's own datasets and teachers."""
-    from pipelines.grid import info_reader, load_grid
-    from rd3.protocol import preset_reader
-    from tracking.ledger import Ledger
-
-    ledger, info_of, preset_of = Ledger(here.place.artifacts), info_reader(here.roots), preset_reader(here.presets)
-    return expanded_grid(load_grid(grid, info_of=info_of, user_role=ledger.role, preset_of=preset_of), here)
-
-
-def expanded_grid(grid: Grid, here: Session, preset_of: PresetOf | None = None) -> Expansion:
-    """Cells and recipes of a grid that was read or put together; ``preset_of`` finds its protocols."""
+    """The grid's cells and recipes, with the user's own datasets, teachers and protocols."""
+    from pipelines.catalog import Catalog
     from pipelines.expand import expand
-    from pipelines.grid import info_reader
-    from rd3.datasets import dataset_fingerprint
-    from rd3.protocol import preset_reader
-    from tracking.ledger import Ledger
+    from pipelines.grid import load_grid
 
-    ledger = Ledger(here.place.artifacts)
-    training_only = grid.test_on == "validation"
-    return expand(
-        grid,
-        info_of=info_reader(here.roots),
-        fingerprint_of=lambda name: dataset_fingerprint(name, here.roots, training_only=training_only),
-        user_role=ledger.role,
-        known_set=ledger.known_set,
-        preset_of=preset_of or preset_reader(here.presets),
-    )
+    catalog = Catalog.of(here)
+    return expand(load_grid(grid, catalog), catalog)
 
 
 def planned(expansion: Expansion, here: Session, device: str | None = None, devices: int | None = None) -> Plan:
     from pipelines.plan import plan_session
-    from tracking.ledger import Ledger
 
-    ledger = Ledger(here.place.artifacts)
-    if ledger.older_format():
-        said = f"The results in {ledger.root} are of an older format and are not reused. Fix: rd3 ledger upgrade"
+    if here.ledger.older_format():
+        said = f"The results in {here.ledger.root} are of an older format and are not reused. Fix: rd3 ledger upgrade"
         Console(stderr=True).print(said, markup=False, soft_wrap=True)
-    return plan_session(expansion, ledger, here, device=device, slots=devices)
+    return plan_session(expansion, here, device=device, slots=devices)
 
 
 def plan(
@@ -206,10 +182,9 @@ def run(
 def status(grid: GridArgument) -> None:
     """Say how far a grid is, from another terminal or after a run."""
     from pipelines.status import grid_status
-    from tracking.ledger import Ledger
 
     with reading_session() as here:
-        found = grid_status(expanded(grid, here), Ledger(here.place.artifacts), here.home)
+        found = grid_status(expanded(grid, here), here.ledger, here.home)
     console.print(looked_at(here), markup=False, soft_wrap=True)
     show_table([{"kind": kind, **row} for kind, row in found.counts.items()])
     for one in found.running:
@@ -224,13 +199,11 @@ def report(
 ) -> None:
     """Write the tables as Markdown and CSV and one self-contained HTML page."""
     from pipelines.status import grid_status
-    from tracking.ledger import Ledger
     from tracking.report import write_report
     from tracking.store import TrackedStore
 
     here = session()
-    expansion = expanded(grid, here)
-    ledger = Ledger(here.place.artifacts)
+    expansion, ledger = expanded(grid, here), here.ledger
     store = TrackedStore(here.place)
     name = expansion.grid.name
     folder = out or here.home / "reports" / name

@@ -19,10 +19,9 @@ KeyArgument = Annotated[str, typer.Argument(help="The set's key, or its first di
 @app.command("list")
 def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Synthetic sets in the ledger."""
-    from tracking.ledger import Ledger
 
     here = session()
-    ledger = Ledger(here.place.artifacts)
+    ledger = here.ledger
     entries = [ledger.find("set", key) for key in sorted(ledger.keys("set"))]
     rows = [
         {
@@ -42,9 +41,8 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 @app.command("show")
 def show(key: KeyArgument) -> None:
     """Print a set's ledger entry."""
-    from tracking.ledger import Ledger
 
-    ledger = Ledger(session().place.artifacts)
+    ledger = session().ledger
     console.print_json(ledger.find("set", ledger.resolve("set", key)).model_dump_json())
 
 
@@ -115,9 +113,8 @@ def import_set(
 def opened(key: str):
     """The verified set behind an abbreviated key."""
     from rd3.synthetic_set import SyntheticSet
-    from tracking.ledger import Ledger
     from tracking.store import TrackedStore
 
     here = session()
-    whole = Ledger(here.place.artifacts).resolve("set", key)
+    whole = here.ledger.resolve("set", key)
     return SyntheticSet.open(TrackedStore(here.place).fetch("set", whole))

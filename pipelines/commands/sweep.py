@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, show_reasons, show_table
-from pipelines.commands.grid import AddressOption, expanded_grid, show_plan, ui_line
+from pipelines.commands.grid import AddressOption, show_plan, ui_line
 from pipelines.settings import session
 
 if TYPE_CHECKING:
@@ -33,27 +33,25 @@ def sweep(
     report: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
 ) -> None:
     """Tune a protocol on validation images and test the winner once.  Killed, the same command goes on."""
-    from pipelines.grid import info_reader
+    from pipelines.catalog import Catalog
     from pipelines.sweep.files import load_sweep
     from pipelines.sweep.page import page_of
     from pipelines.sweep.run import SweepRun
     from pipelines.sweep.subject import subjects
     from pipelines.sweep.winner import check_free, write_preset
-    from rd3.protocol import preset_reader
-    from tracking.ledger import Ledger
     from tracking.sweep_report import write_sweep_report
 
     here = session()
-    ledger, preset_of = Ledger(here.place.artifacts), preset_reader(here.presets)
-    loaded = load_sweep(file, info_of=info_reader(here.roots), user_role=ledger.role, preset_of=preset_of)
-    found = subjects(loaded, lambda grid: expanded_grid(grid, here), preset_of)
+    catalog = Catalog.of(here)
+    loaded = load_sweep(file, catalog)
+    found = subjects(loaded, catalog)
     for subject in found if save_to is not None else ():
         check_free(save_to, subject.preset, loaded.name)
     running = SweepRun(
         loaded,
         found,
         here,
-        lambda grid, winners: expanded_grid(grid, here, lambda name: winners.get(name) or preset_of(name)),
+        catalog,
         address=address,
         concurrent=concurrent,
         gpu_share=gpu_share,
@@ -63,7 +61,7 @@ def sweep(
     written: dict[str, Path] = {}
 
     def publish(outcome: SweepOutcome) -> dict[str, bytes | str]:
-        page = page_of(loaded, outcome, ledger, storage)
+        page = page_of(loaded, outcome, here.ledger, storage)
         written.update(write_sweep_report(page, here.home / "reports" / "sweeps" / loaded.name))
         return {} if report or outcome.exit_code else report_files(outcome, written)
 

@@ -22,12 +22,11 @@ def train(
 ) -> None:
     """Train the teacher that a role stands for; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import run_recipes, teacher_of
-    from tracking.ledger import Ledger
 
     here = session()
     recipe = teacher_of(dataset, role, here)
     finish(run_recipes([recipe], here, planned=show_work))
-    result = Ledger(here.place.artifacts).find("teacher", recipe.key).result
+    result = here.ledger.find("teacher", recipe.key).result
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
 
 
@@ -46,7 +45,6 @@ def import_teacher(
     from rd3.store import Entry, sha256_files
     from rd3.teacher import import_weights
     from tracking.health import check_place
-    from tracking.ledger import Ledger
     from tracking.store import TrackedStore
 
     if split not in ("train", "fit", "unknown"):
@@ -74,7 +72,7 @@ def import_teacher(
             content=recipe.weights,
         )
         TrackedStore(here.place).put(entry, Path(folder))
-    Ledger(here.place.artifacts).set_role(dataset, role or network, recipe.model_dump(mode="json"))
+    here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
 
 
@@ -83,12 +81,12 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
     """Count a teacher's correct predictions on its recorded images again."""
     from rd3 import teacher
     from rd3.datasets import open_dataset
-    from tracking.ledger import Ledger, recipe_of
+    from tracking.ledger import recipe_of
     from tracking.store import TrackedStore
 
     here = session()
     store = TrackedStore(here.place)
-    whole = Ledger(here.place.artifacts).resolve("teacher", key)
+    whole = here.ledger.resolve("teacher", key)
     recipe = recipe_of(store.find("teacher", whole))
     found = teacher.verify(
         store.fetch("teacher", whole),
@@ -103,10 +101,9 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
 @app.command("list")
 def list_teachers(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Teachers in the ledger."""
-    from tracking.ledger import Ledger
 
     here = session()
-    ledger = Ledger(here.place.artifacts)
+    ledger = here.ledger
     entries = [ledger.find("teacher", key) for key in sorted(ledger.keys("teacher"))]
     rows = [
         {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
+from pipelines.catalog import Catalog
 from pipelines.grid_check import BIGGEST_SEED, PartCheck, one_of, text_of, unknown_keys, what
-from pipelines.grid_parts import Chosen, InfoOf, UserRole
+from pipelines.grid_parts import Chosen
 from pipelines.places import Located, Path
 from pipelines.sweep.space import SpaceCheck
 from pipelines.sweep.values import PrunerName, SamplerName, Sweep, labelled
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
-from rd3.protocol import EvalProtocol, PresetOf, fitting, merged, presets, resolve_protocol
-from rd3.teacher_roles import teacher_role
+from rd3.protocol import EvalProtocol, fitting, merged, presets, resolve_protocol
 
 REQUIRED = ("methods", "dataset", "ipc", "teacher", "protocol", "space", "trials")
 KEYS = (
@@ -24,9 +24,7 @@ SINGLE = {"datasets": "dataset", "ipc": "ipc", "students": "student", "protocols
 """What a grid lists and a sweep names once."""
 
 
-def check_sweep(
-    document: Located, name: str, text: str, info_of: InfoOf, user_role: UserRole, preset_of: PresetOf
-) -> Sweep | None:
+def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sweep | None:
     """The sweep, or None with at least one problem added to ``document``."""
     data = document.data
     if data is None:
@@ -39,7 +37,7 @@ def check_sweep(
     for key in REQUIRED:
         if key not in data:
             document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
-    check = _SweepCheck(document, data, dict.fromkeys(data, ()), info_of, user_role, preset_of)
+    check = _SweepCheck(document, data, dict.fromkeys(data, ()), catalog)
     values = check.values(name)
     return Sweep(**values, text=text) if not document.problems else None
 
@@ -67,7 +65,7 @@ class _SweepCheck(PartCheck):
         infos = self._datasets()
         ipc = self._numbers("ipc", least=1) if "ipc" in data else ()
         methods = self._chosen("methods", self._method) if "methods" in data else []
-        protocols = self._chosen("protocols", self.preset_of) if "protocol" in data else []
+        protocols = self._chosen("protocols", self.catalog.protocol) if "protocol" in data else []
         students = self._names("students", self._network) if "student" in data else {}
         roles = self._teacher(infos) if isinstance(data.get("teacher"), str) else self._no_role()
         self._settings(methods, infos, ipc)
@@ -122,9 +120,7 @@ class _SweepCheck(PartCheck):
             self.document.problem(("test",), f"Expected student_seeds, got {what(test)}.", "e.g. {student_seeds: [0]}")
             return ()
         unknown_keys(self.document, test, ("student_seeds",), ("test",), "A sweep's test")
-        inner = _SweepCheck(
-            self.document, test, dict.fromkeys(test, ("test",)), self.info_of, self.user_role, self.preset_of
-        )
+        inner = _SweepCheck(self.document, test, dict.fromkeys(test, ("test",)), self.catalog)
         return inner._numbers("student_seeds", least=0, default=[0, 1, 2])
 
     def _space(self, values: dict[str, Any], infos: dict[str, DatasetInfo]) -> Any:
@@ -133,9 +129,9 @@ class _SweepCheck(PartCheck):
         resolve = _any_protocol
         if chosen is not None and infos and not self.document.problems:
             [info] = infos.values()
-            network = teacher_role(info, values["teacher"], self.user_role).network
+            network = self.catalog.role(info.name, values["teacher"]).network
             same = values["student"] in (None, network)
-            rule, size = self.preset_of(chosen.name), values["ipc"] * info.num_classes
+            rule, size = self.catalog.protocol(chosen.name), values["ipc"] * info.num_classes
             frame = {"factor": info.factor, "same_network": same, "set_size": size}
 
             def resolve(moved: dict[str, Any]) -> EvalProtocol:

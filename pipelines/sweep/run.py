@@ -15,10 +15,10 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pipelines.catalog import Catalog
 from pipelines.cluster import cluster_devices, ray_cluster
 from pipelines.execute import Outcome, execute
-from pipelines.expand import Expansion
-from pipelines.grid_parts import Grid
+from pipelines.expand import Expansion, expand
 from pipelines.interrupts import EXIT_CODE, Interrupts
 from pipelines.nodes import check_platform
 from pipelines.plan import Plan, plan_session
@@ -34,7 +34,6 @@ from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe, Key, canonical
 from tracking.fields import params as shown_params
-from tracking.ledger import Ledger
 from tracking.patience import patiently
 from tracking.runs import Tracker
 from tracking.sweeps import Memory, SweepRuns, TrialRun
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 RETRIES = 2
 """How often a trial whose process died is started again."""
 _LOOK_EVERY_S = 0.5
-Expand = Callable[[Grid, dict[str, Preset]], Expansion]
-"""A grid with the presets that only this sweep knows yet."""
 
 
 @dataclass
@@ -84,7 +81,7 @@ class SweepRun:
     sweep: Sweep
     subjects: list[Subject]
     session: Session
-    expand: Expand
+    catalog: Catalog
     address: str | None = None
     concurrent: int | None = None
     gpu_share: float = 0.25
@@ -92,7 +89,7 @@ class SweepRun:
     plan_shown: Callable[[Plan], None] = lambda _plan: None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.session.place.artifacts)
+        self.ledger = self.session.ledger
         self.memory = Memory(self.ledger.documents)
         self.key = sweep_key(self.subjects)
         self.tracker = Tracker(self.session.place)
@@ -201,7 +198,7 @@ class SweepRun:
                 self._log(subject, trial)
 
     def _plan(self, expansion: Expansion) -> Plan:
-        return plan_session(expansion, self.ledger, self.session, slots=self.concurrent)
+        return plan_session(expansion, self.session, slots=self.concurrent)
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask a store that may be away; a signal ends the waiting."""
@@ -354,12 +351,16 @@ class SweepRun:
         winners = self.outcome.winners
         names = {subject.label: subject.preset for subject in self.subjects if subject.label in winners}
         presets = {preset.name: preset for preset in winners.values()}
-        return self._patiently(partial(self.expand, self.sweep.test_grid(names), presets))
+        return self._expanded(names, presets)
 
     def _sides(self, subject: Subject) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
         preset = self.outcome.winners[subject.label]
-        grid = self.sweep.test_grid({subject.label: subject.preset})
-        return sides(subject, self._patiently(partial(self.expand, grid, {preset.name: preset})))
+        return sides(subject, self._expanded({subject.label: subject.preset}, {preset.name: preset}))
+
+    def _expanded(self, names: dict[str, str], presets: dict[str, Preset]) -> Expansion:
+        """The test of methods, by label, under presets that only this sweep knows yet."""
+        catalog = self.catalog.with_protocols(presets)
+        return self._patiently(partial(expand, self.sweep.test_grid(names), catalog))
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)

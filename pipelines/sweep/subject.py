@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.expand import Expansion
-from pipelines.grid_parts import Chosen, Grid
+from pipelines.catalog import Catalog
+from pipelines.expand import Expansion, expand
+from pipelines.grid_parts import Chosen
 from pipelines.places import GridErrors, Problem
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.values import Sweep
 from rd3.cost import shipped_rates, work
 from rd3.datasets import DatasetInfo
 from rd3.hardware import hardware
-from rd3.protocol import EvalProtocol, Preset, PresetOf, fitting, merged, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, fitting, merged, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe, digest
-
-Expand = Callable[[Grid], Expansion]
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,12 @@ class Subject:
         }[self.teacher.data.split]
 
 
-def subjects(sweep: Sweep, expand: Expand, preset_of: PresetOf) -> list[Subject]:
+def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
     """Every method of a sweep; raises :class:`GridErrors` for one that cannot make the set."""
     found, problems = [], []
     for place, (label, chosen) in enumerate(sweep.labels().items()):
         try:
-            expansion = expand(sweep.validation_grid((chosen,)))
+            expansion = expand(sweep.validation_grid((chosen,)), catalog)
         except GridErrors as error:
             said = " ".join(problem.message for problem in error.problems)
             problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set. {said}"))
@@ -116,7 +115,7 @@ def subjects(sweep: Sweep, expand: Expand, preset_of: PresetOf) -> list[Subject]
         bases = tuple(expansion.recipes[cell.evaluation] for cell in expansion.cells)
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
-        rule = preset_of(sweep.protocol.name)
+        rule = catalog.protocol(sweep.protocol.name)
         same = bases[0].student == teacher.network
         found.append(Subject(label, chosen, sweep, rule, info, teacher.recipe, same, bases, expansion))
     if problems:

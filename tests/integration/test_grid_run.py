@@ -103,7 +103,7 @@ def test_a_set_that_is_damaged_after_planning_is_made_again(
     session = tiny.session_in(home)
     ledger = Ledger(session.place.artifacts)
     expansion = tiny.tiny(session, evaluations=3, epochs=2, sets=1)  # one more student of a set that is there
-    plan = plan_session(expansion, ledger, session)
+    plan = plan_session(expansion, session)
     (key,) = plan.keys("run")
     entry = ledger.find("set", expansion.recipes[key].set)
     folder = Path(entry.artifact.removeprefix("file://"))
@@ -125,7 +125,7 @@ def test_a_recipe_that_cannot_be_made_does_not_stop_the_others(tiny: ModuleType,
     broken = type(made_badly)(**{**made_badly.model_dump(), "settings": {"no_such_setting": 1}})
     lost = type(evaluated)(**{**evaluated.model_dump(), "set": broken.key})
     expansion.recipes = {recipe.key: recipe for recipe in (*others, broken, lost)}
-    plan = plan_session(expansion, Ledger(session.place.artifacts), session)
+    plan = plan_session(expansion, session)
     outcome = tiny.execute(expansion, plan, session, view=False)
     assert outcome.exit_code == 3
     assert [(failure.key, failure.status) for failure in outcome.failed] == [
@@ -160,7 +160,7 @@ def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Pat
     )
     expansion.within = largest_sets(sets, dataset_info)
     assert expansion.within == {small.key: large.key}
-    plan = plan_session(expansion, ledger, session)
+    plan = plan_session(expansion, session)
     outcome = tiny.execute(expansion, plan, session, view=False, shares=2)
     assert (outcome.failed, set(outcome.done)) == ([], {large.key, small.key})
     assert not list(ledger.documents.names("blocks/"))

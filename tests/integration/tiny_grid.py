@@ -73,8 +73,8 @@ def run(home: Path, *, view: bool = False, **shape: int | str) -> Outcome:
     """Plan and execute the grid in a store of its own."""
     session = session_in(home)
     expansion = tiny(session, **shape)
-    ledger = Ledger(session.place.artifacts)
-    return execute(expansion, plan_session(expansion, ledger, session), session, view=view)
+    Ledger(session.place.artifacts)
+    return execute(expansion, plan_session(expansion, session), session, view=view)
 
 
 if __name__ == "__main__":

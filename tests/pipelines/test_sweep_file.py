@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.catalog import Catalog
 from pipelines.places import GridErrors
 from pipelines.sweep.files import load_sweep, parse_sweep, shipped_sweeps
 from pipelines.sweep.study import distributions
@@ -173,7 +174,7 @@ def test_soft_labels_are_not_found_from_hard_ones():
         all={"epochs": 9, "batch_size": 9, "zeta": 1, "labels": "hard", "loss": "ce", "augmentation": []},
     )
     with pytest.raises(GridErrors, match="The protocol to start from has hard labels"):
-        parse_sweep(space("labels: [soft, hard]", protocol="hard"), "x", preset_of=lambda _name: hard)
+        parse_sweep(space("labels: [soft, hard]", protocol="hard"), "x", Catalog(protocols={"hard": hard}))
 
 
 def test_a_field_matters_as_soon_as_one_trial_may_read_it():
@@ -226,8 +227,8 @@ def test_a_sweep_may_not_start_from_its_own_winner(base):
     own = Preset(name=base, source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1, "augmentation": []})
     text = FILE.replace("rd3-reduced", base).replace("[random]", "[rded, rded: {factor: 1}]")
     with pytest.raises(GridErrors, match=rf"protocol \(line 7\): The sweep starts from {base}, which is what its own"):
-        parse_sweep(text, "x", preset_of=lambda _name: own)
-    parse_sweep(text.replace("name: mine", "name: other"), "x", preset_of=lambda _name: own)
+        parse_sweep(text, "x", Catalog(protocols={base: own}))
+    parse_sweep(text.replace("name: mine", "name: other"), "x", Catalog(protocols={base: own}))
 
 
 def test_no_file_and_no_name():

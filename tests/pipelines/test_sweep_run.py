@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.commands.grid import expanded_grid
+from pipelines.catalog import Catalog
 from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.run import SweepRun
@@ -19,7 +19,6 @@ from pipelines.sweep.subject import subjects
 from pipelines.sweep.worker import Answer
 from rd3.datasets import Roots
 from rd3.errors import Away
-from rd3.protocol import preset
 from tracking.place import Place
 
 
@@ -33,10 +32,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     shipped = load_sweep("demo")
     asked = shipped.model_copy(update={"trials": 4, "methods": shipped.methods[:1]})
 
-    def expand(grid, winners=None):
-        return expanded_grid(grid, here, lambda name: (winners or {}).get(name) or preset(name))
-
-    return SweepRun(asked, subjects(asked, expand, preset), here, expand)
+    return SweepRun(asked, subjects(asked, Catalog.of(here)), here, Catalog.of(here))
 
 
 class Outage:

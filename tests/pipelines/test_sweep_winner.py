@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import optuna
 import pytest
 
-from pipelines.commands.grid import expanded_grid
+from pipelines.catalog import Catalog
+from pipelines.expand import expand
 from pipelines.grid_parts import Chosen
 from pipelines.places import GridErrors
 from pipelines.settings import Session
@@ -48,7 +49,7 @@ def here(tmp_path: Path) -> Session:
 
 def found(here: Session, **changed) -> list[Subject]:
     sweep = load_sweep("demo").model_copy(update={"trials": 4, **changed})
-    return subjects(sweep, lambda grid: expanded_grid(grid, here), preset)
+    return subjects(sweep, Catalog.of(here))
 
 
 def tuned(subject: Subject) -> Tuning:
@@ -64,7 +65,7 @@ def tuned(subject: Subject) -> Tuning:
 
 def both_sides(subject: Subject, here: Session, made):
     grid = subject.sweep.test_grid({subject.label: subject.preset})
-    return sides(subject, expanded_grid(grid, here, lambda name: made if name == made.name else preset(name)))
+    return sides(subject, expand(grid, Catalog.of(here).with_protocols({made.name: made})))
 
 
 def test_everything_of_a_trial_stays_within_the_training_images(here):
@@ -118,8 +119,7 @@ def test_the_preset_is_the_trial(here, tmp_path):
 def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
     own = preset("rd3").model_copy(update={"name": "own", "all": {"epochs": 30, "augmentation": []}})
     sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
-    preset_of = lambda name: own if name == "own" else preset(name)  # noqa: E731
-    subject = subjects(sweep, lambda grid: expanded_grid(grid, here, preset_of), preset_of)[0]
+    [subject, *_others] = subjects(sweep, Catalog.of(here).with_protocols({"own": own}))
     made = winner_preset(subject, tuned(subject).best(), 4)
     write_preset(made, tmp_path, "demo")
     read = preset_reader(tmp_path)("demo-random")

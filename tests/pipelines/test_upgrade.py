@@ -75,15 +75,16 @@ def session(tmp_path: Path) -> Session:
 
 
 def expanded(session: Session) -> Expansion:
-    from pipelines.commands.grid import expanded_grid
+    from pipelines.catalog import Catalog
+    from pipelines.expand import expand
     from pipelines.grid import parse_grid
 
-    return expanded_grid(parse_grid(GRID, "earlier"), session)
+    return expand(parse_grid(GRID, "earlier"), Catalog.of(session))
 
 
 def totals(session: Session) -> dict[str, int]:
-    ledger = Ledger(session.place.artifacts)
-    return {name: count for name, count in plan_session(expanded(session), ledger, session).totals().items() if count}
+    Ledger(session.place.artifacts)
+    return {name: count for name, count in plan_session(expanded(session), session).totals().items() if count}
 
 
 def upgraded(session: Session, ledger: Ledger | None = None):
