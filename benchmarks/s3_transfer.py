@@ -22,7 +22,7 @@ from typing import Any
 
 from rd3.store import Entry, sha256_files
 from tracking import artifacts
-from tracking.documents import S3Documents
+from tracking.s3 import S3Documents
 
 Transfer = Callable[[S3Documents, Path], None]
 

@@ -16,11 +16,10 @@ from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import ran_precision
 from rd3.errors import RD3Error
-from tracking.documents import S3Documents, open_documents, s3_credentials
+from tracking.documents import open_documents
 from tracking.health import (
     CLOCKS_S,
     NOTICED_S,
-    clock_ahead_s,
     clocks_apart,
     probe_artifacts,
     probe_store,
@@ -55,8 +54,8 @@ def rows_here(session: Session) -> Iterator[Row]:
     yield from _tracking(place)
     yield _tried("ledger", place.artifacts, lambda: probe_store(place.artifacts))
     documents = open_documents(place.artifacts)
-    if isinstance(documents, S3Documents):
-        yield _clock("clock", lambda: clock_ahead_s(documents), f"the S3 server {documents.client.meta.endpoint_url}")
+    if documents.folder is None:
+        yield _clock("clock", documents.clock_ahead_s, documents.server())
     yield from _data(session.roots)
 
 
@@ -131,7 +130,7 @@ def look_around(
 def _shared(place: Place) -> Iterator[Row]:
     """Tracking server and artifacts, as a trial reaches them."""
     yield from _tracking(place)
-    if place.artifacts.startswith("s3://") and not s3_credentials():
+    if not open_documents(place.artifacts).usable():
         yield Row("s3", "ok", "no credentials, as it should be: files go through the tracking server")
     else:
         yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))

@@ -13,7 +13,7 @@ from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
 from tracking import parcels
-from tracking.documents import folder_errors, local_path
+from tracking.documents import folder_errors, open_documents
 from tracking.health import check_place
 from tracking.mlflow_client import without_password
 from tracking.place import Place
@@ -98,7 +98,8 @@ def last_line(error: Exception) -> str:
 @contextlib.contextmanager
 def marked(place: Place) -> Iterator[list[Path]]:
     """A file in each folder of this machine that all nodes must share, gone afterwards."""
-    folders = [] if place.artifacts.startswith("s3://") else [local_path(place.artifacts).expanduser().absolute()]
+    shared = open_documents(place.artifacts).folder
+    folders = [] if shared is None else [shared]
     if place.tracking_uri.startswith("sqlite"):
         folders.append(sqlite_path(place.tracking_uri).parent)
     marks = [folder / f".nodes-{uuid.uuid4().hex}" for folder in folders]
@@ -115,7 +116,7 @@ def marked(place: Place) -> Iterator[list[Path]]:
 
 def unseen(node: str, mark: Path, place: Place) -> RD3Error:
     """Which variable has to name something that this node can reach as well."""
-    if mark.parent == local_path(place.artifacts).expanduser().absolute():
+    if mark.parent == open_documents(place.artifacts).folder:
         return StoreError(
             f"Node {node} does not see the artifact folder {mark.parent} of the driver.",
             "set RD3_ARTIFACTS to s3://bucket/prefix, or to a folder that all nodes share",

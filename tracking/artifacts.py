@@ -14,7 +14,7 @@ from typing import Any
 
 from rd3.errors import DataCorrupt, DataMissing, NotCarried
 from rd3.store import Entry, check_files
-from tracking.documents import S3Documents, folder_errors, local_path
+from tracking.documents import folder_errors, is_direct, open_documents
 from tracking.mlflow_client import mlflow_errors, quiet_mlflow
 
 
@@ -29,13 +29,9 @@ def _address(entry: Entry) -> str:
     return entry.artifact
 
 
-def _is_local(uri: str) -> bool:
-    return uri.startswith("file:") or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
-
-
 def served(entry: Entry) -> bool:
     """Whether the tracking server hands the entry's files out, so that nobody can look for them while it is away."""
-    return bool(entry.artifact) and not _is_local(entry.artifact) and not entry.artifact.startswith("s3://")
+    return bool(entry.artifact) and not is_direct(entry.artifact)
 
 
 def _repository(uri: str, tracking_uri: str) -> Any:
@@ -50,11 +46,8 @@ def exists(entry: Entry, tracking_uri: str = "") -> bool:
     if not entry.artifact:
         return False
     uri = entry.artifact
-    if _is_local(uri):
-        folder = local_path(uri)
-        return all((folder / name).is_file() for name in entry.files)
-    if uri.startswith("s3://"):
-        return set(entry.files) <= set(S3Documents(uri).names())
+    if is_direct(uri):
+        return set(entry.files) <= set(open_documents(uri).names())
     repository = _repository(uri, tracking_uri)
     parents = {PurePosixPath(name).parent.as_posix() for name in entry.files}
     with mlflow_errors(tracking_uri, uri):
@@ -75,8 +68,8 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
     A damaged copy in the cache is fetched again, once; damage at the source is an error.
     """
     uri = _address(entry)
-    if _is_local(uri):
-        folder = local_path(uri)
+    folder = open_documents(uri).folder if is_direct(uri) else None
+    if folder is not None:
         check_files(folder, entry.files, what(entry))
         return folder
     target = cache / entry.kind / entry.key
@@ -115,8 +108,8 @@ def _remove(folder: Path) -> None:
 
 
 def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
-    if uri.startswith("s3://"):
-        source = S3Documents(uri)
+    if is_direct(uri):
+        source = open_documents(uri)
         for name in entry.files:
             with folder_errors(folder):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rd3.errors import StoreError
 from rd3.recipe import KINDS, Key
 from rd3.store import Entry
-from tracking.documents import Documents, FolderDocuments, S3Documents
+from tracking.documents import Documents, Stored
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import Tracker
@@ -41,21 +41,12 @@ class Garbage:
     remove: Callable[[], Any]
 
 
-class _Found(NamedTuple):
-    """A file or an object: relative name, bytes, seconds since 1970."""
-
-    name: str
-    size: int
-    changed: float
-
-
 def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterator[Garbage]:
     """Everything that may go."""
     moment = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
     yield from _deliveries(ledger.documents, keys["set"], moment)
-    if isinstance(ledger.documents, S3Documents):
-        yield from _uploads(ledger.documents, moment)
+    yield from _uploads(ledger.documents, moment)
     if driver_lives:
         return
     # Old entries that an upgrade has left behind count: they go when the user says so, and their files then.
@@ -127,24 +118,11 @@ def _size(repository: Any, path: str | None) -> int:
     )
 
 
-def _uploads(documents: S3Documents, moment: float) -> Iterator[Garbage]:
-    """Uploads in parts that nobody has finished: no listing shows them, but they are paid for."""
-    client, bucket = documents.client, documents.bucket
-    with documents.errors():
-        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=documents.prefix)
-        for upload in (upload for page in pages for upload in page.get("Uploads", ())):
-            if moment - upload["Initiated"].timestamp() > UPLOAD_S:
-                one = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                parts = client.get_paginator("list_parts").paginate(**one)
-                size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
-                yield Garbage(
-                    "unfinished upload", f"s3://{bucket}/{upload['Key']}", size, partial(_abort, documents, one)
-                )
-
-
-def _abort(documents: S3Documents, upload: dict[str, str]) -> None:
-    with documents.errors():
-        documents.client.abort_multipart_upload(**upload)
+def _uploads(documents: Documents, moment: float) -> Iterator[Garbage]:
+    """Uploads in parts that were never completed: no listing shows them, but they are paid for."""
+    for upload in documents.unfinished():
+        if moment - upload.stored.changed > UPLOAD_S:
+            yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
 
 
 def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[Garbage]:
@@ -158,13 +136,13 @@ def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[G
 
 
 def _folder(what: str, folder: Path, moment: float, age_s: float) -> Iterator[Garbage]:
-    found = [_Found("", 0, folder.stat().st_mtime), *_files(folder)]
+    found = [Stored("", 0, folder.stat().st_mtime), *_files(folder)]
     if _old(found, moment, age_s):
         remove = partial(shutil.rmtree, folder, ignore_errors=True)
         yield Garbage(what, str(folder), sum(one.size for one in found), remove)
 
 
-def _objects(what: str, documents: Documents, place: str, found: list[_Found]) -> Garbage:
+def _objects(what: str, documents: Documents, place: str, found: list[Stored]) -> Garbage:
     def remove() -> None:
         for one in found:
             documents.delete(one.name)
@@ -172,33 +150,19 @@ def _objects(what: str, documents: Documents, place: str, found: list[_Found]) -
     return Garbage(what, f"{documents.root}/{place}", sum(one.size for one in found), remove)
 
 
-def _old(found: list[_Found], moment: float, age_s: float) -> bool:
+def _old(found: list[Stored], moment: float, age_s: float) -> bool:
     return all(moment - one.changed > age_s for one in found)
 
 
-def _grouped(documents: Documents, prefix: str, depth: int) -> dict[str, list[_Found]]:
+def _grouped(documents: Documents, prefix: str, depth: int) -> dict[str, list[Stored]]:
     """What lies below ``prefix``, by the ``depth`` steps of the name that follow it."""
-    groups: dict[str, list[_Found]] = defaultdict(list)
-    for one in _listing(documents, prefix):
+    groups: dict[str, list[Stored]] = defaultdict(list)
+    for one in documents.entries(prefix):
         steps = one.name.removeprefix(prefix).split("/")
         groups["/".join(steps[:depth])].append(one)
     return groups
 
 
-def _listing(documents: Documents, prefix: str) -> Iterator[_Found]:
-    if isinstance(documents, FolderDocuments):
-        for one in _files(documents.folder / prefix):
-            yield one._replace(name=prefix + one.name)
-    elif isinstance(documents, S3Documents):
-        with documents.errors():
-            pages = documents.client.get_paginator("list_objects_v2").paginate(
-                Bucket=documents.bucket, Prefix=documents.prefix + prefix
-            )
-            for item in (item for page in pages for item in page.get("Contents", ())):
-                name = item["Key"][len(documents.prefix) :]
-                yield _Found(name, item["Size"], item["LastModified"].timestamp())
-
-
-def _files(folder: Path) -> list[_Found]:
+def _files(folder: Path) -> list[Stored]:
     found = [(path, path.lstat()) for path in folder.rglob("*") if path.is_file()]
-    return [_Found(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime) for path, stat in found]
+    return [Stored(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime) for path, stat in found]

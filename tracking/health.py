@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 import uuid
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterator
 from pathlib import Path
 
 from rd3.errors import RD3Error, StoreError, TrackingError
-from tracking.documents import S3Documents, open_documents
+from tracking.documents import open_documents
 from tracking.mlflow_client import quiet_mlflow
 from tracking.place import Place
 from tracking.runs import Tracker
@@ -32,14 +30,11 @@ def check_place(place: Place) -> None:
 def check_store(root: str) -> None:
     """Raise :class:`StoreError` unless bucket or folder answers to our credentials, and its clock is ours."""
     documents = open_documents(root)
-    if not isinstance(documents, S3Documents):
+    ahead_s = documents.clock_ahead_s()
+    if ahead_s is None:
         next(documents.names(), None)
-        return
-    ahead_s = clock_ahead_s(documents)
-    if abs(ahead_s) > CLOCKS_S:
-        raise StoreError(
-            clocks_apart(ahead_s, f"the S3 server {documents.client.meta.endpoint_url}"), "set the clock (NTP) on both"
-        )
+    elif abs(ahead_s) > CLOCKS_S:
+        raise StoreError(clocks_apart(ahead_s, documents.server()), "set the clock (NTP) on both")
 
 
 def clocks_apart(ahead_s: float, other: str) -> str:
@@ -49,20 +44,16 @@ def clocks_apart(ahead_s: float, other: str) -> str:
     )
 
 
-def clock_ahead_s(documents: S3Documents) -> float:
-    """Seconds by which the clock of this machine is ahead of the S3 server's, give or take one."""
-    asked = time.time()
-    with documents.errors():
-        answer = documents.client.list_objects_v2(Bucket=documents.bucket, Prefix=documents.prefix, MaxKeys=1)
-    return ahead_of(answer["ResponseMetadata"]["HTTPHeaders"], asked, time.time())
+def prepare_store(root: str) -> Iterator[str]:
+    """Make what is missing for artifacts at ``root``, check it, and say line by line what was done.
 
-
-def ahead_of(headers: Mapping[str, str], asked: float, answered: float) -> float:
-    """The same from the headers of an answer; a server without a ``Date`` is taken to have our time."""
-    if "date" not in headers:
-        return 0.0
-    server = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # it tells whole seconds
-    return (asked + answered) / 2 - server
+    Does no harm where all is there.  Raises :class:`StoreError` where RD3 could not work.
+    """
+    documents = open_documents(root)
+    yield from documents.prepare()
+    probe_store(root)
+    yield from documents.check_private()
+    yield f"{documents.root}: write, read, conditional write, list and delete work"
 
 
 def probe_store(root: str) -> None:

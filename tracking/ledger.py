@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -24,11 +23,8 @@ from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
 from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry
-from tracking.documents import S3Documents, open_documents
+from tracking.documents import open_documents
 from tracking.lease import Lease
-
-_THREADS = 24
-"""Reads in flight on S3, where each waits for the network."""
 
 
 def _name(kind: str, key: Key) -> str:
@@ -81,26 +77,20 @@ class Ledger:
 
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry, or None."""
-        name = _name(kind, key)
-        raw = self.documents.get(name)
-        if raw is None:
-            return None
+        return self.find_many(kind, [key]).get(key)
+
+    def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]:
+        """The entries that there are among ``keys``."""
+        wanted = {_name(kind, key): key for key in keys}
+        return {wanted[name]: self._entry(name, raw) for name, raw in self.documents.get_many(wanted).items()}
+
+    def _entry(self, name: str, raw: bytes) -> Entry:
         try:
             return Entry.model_validate_json(raw)
         except ValueError:
             raise DataCorrupt(
                 f"Ledger entry {self.root}/{name} is not readable.", "delete that file; its recipe runs again"
             ) from None
-
-    def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]:
-        """The entries that there are among ``keys``."""
-        wanted = list(dict.fromkeys(keys))
-        if isinstance(self.documents, S3Documents) and len(wanted) > 1:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                found = list(pool.map(lambda key: self.find(kind, key), wanted))
-        else:
-            found = [self.find(kind, key) for key in wanted]
-        return {entry.key: entry for entry in found if entry is not None}
 
     def mark(self, entry: Entry) -> Entry:
         """Write ``entry`` unless there is one of its key; return the one that stands."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rd3.errors import RD3Error, StoreError, TrackingAway, TrackingError
-from tracking.documents import s3_errors
 from tracking.place import Place
+from tracking.s3 import s3_errors
 
 
 def quiet_mlflow() -> None:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rd3.errors import StoreAway, StoreError, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
 from tracking import reach
-from tracking.documents import S3Documents, local_path, s3_credentials
+from tracking.documents import open_documents
 from tracking.fields import Fact, curve_points, metrics, params, read_curve, run_name
 from tracking.mlflow_client import mlflow_errors, open_client
 from tracking.place import Place
@@ -66,8 +67,7 @@ class Tracker:
         """
         where = None
         if self.place.tracking_uri.startswith(_DATABASES):
-            root = self.place.artifacts.rstrip("/")
-            where = f"{root}/runs" if root.startswith("s3://") else (local_path(root).absolute() / "runs").as_uri()
+            where = open_documents(self.place.artifacts).url("runs")
         with self.errors():
             from mlflow.exceptions import MlflowException
 
@@ -261,19 +261,19 @@ class OpenRun:
 
     def _send_past_server(self, entry: Entry, folder: Path) -> str | None:
         """Send the files straight into S3 and say where they are; None where that is no way from here."""
-        root = self.tracker.place.artifacts
+        target = open_documents(self.tracker.place.artifacts)
         through_server = self.artifact_uri.startswith("mlflow-artifacts:")
-        if not (through_server and root.startswith("s3://") and s3_credentials()):
+        if not through_server or target.folder is not None or not target.usable():
             return None
-        target = S3Documents(f"{root.rstrip('/')}/files/{entry.kind}/{entry.key}")
+        place = f"files/{entry.kind}/{entry.key}"
         try:
             for name in entry.files:
-                target.upload(name, folder / name)
+                target.upload(f"{place}/{name}", folder / name)
         except StoreAway:
             raise
         except StoreError:  # these credentials are for something else
             return None
-        return target.root
+        return target.url(place)
 
     def _log_set(self, said: Mapping[str, Any], recipe: EvaluationRecipe) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -284,7 +284,7 @@ class OpenRun:
         dataset = Dataset(
             name=str(said.get("name") or f"set {recipe.set[:12]}"),
             digest=str(said.get("digest") or recipe.set)[:32],
-            source_type="s3" if source.startswith("s3://") else "local",
+            source_type="s3" if urlsplit(source).scheme == "s3" else "local",
             source=json.dumps({"uri": source}),
             profile=json.dumps({"key": recipe.set, **profile}),
         )

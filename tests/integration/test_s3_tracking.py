@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
+from tests.conformance.object_store import ObjectStoreSuite
 from tracking import artifacts
-from tracking.documents import S3Documents, open_documents
+from tracking.documents import open_documents
 from tracking.garbage import Garbage, find_garbage
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.rebuild import rebuild
+from tracking.s3 import S3Documents
 from tracking.store import TrackedStore
 from tracking.verification import check_entries, everything
 
@@ -68,23 +70,12 @@ def made(recipe: SetRecipe, folder: Path) -> Entry:
     return Entry(kind="set", key=recipe.key, recipe=plain, result={"count": 10}, files=sha256_files(folder))
 
 
-def test_documents_of_many_writers_one_remains(bucket: str) -> None:
-    documents = open_documents(f"{bucket}/documents")
-    assert documents.get("a/1.json") is None
-    with ThreadPoolExecutor(6) as pool:
-        won = list(pool.map(lambda n: documents.put("a/1.json", b"%d" % n, only_if_absent=True), range(12)))
-    # This server looks before it writes, so writers of the same moment may each be told yes; one document remains.
-    assert documents.get("a/1.json") in {b"%d" % n for n, yes in enumerate(won) if yes}
-    assert not documents.put("a/1.json", b"late", only_if_absent=True)
-    assert documents.put("a/1.json", b"over")
-    assert documents.get("a/1.json") == b"over"
-    documents.put("a/2.json", b"")
-    documents.put("ab.json", b"")
-    assert set(documents.names("a/")) == {"a/1.json", "a/2.json"}
-    assert set(documents.names()) == {"a/1.json", "a/2.json", "ab.json"}
-    documents.delete("a/1.json")
-    documents.delete("a/1.json")
-    assert documents.get("a/1.json") is None
+class TestS3(ObjectStoreSuite):
+    """Swift looks before it writes, so several writers of one moment may each be told yes; one object remains."""
+
+    @pytest.fixture
+    def store(self, bucket: str) -> S3Documents:
+        return S3Documents(f"{bucket}/{uuid.uuid4().hex}")
 
 
 def test_ledger_and_lease(bucket: str) -> None:

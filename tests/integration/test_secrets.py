@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tracking.documents import S3Documents
 from tracking.place import Place
 from tracking.runs import Tracker
+from tracking.s3 import S3Documents
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 

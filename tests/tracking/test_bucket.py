@@ -11,10 +11,10 @@ import pytest
 from botocore.stub import Stubber
 
 from rd3.errors import StoreError
-from tracking import bucket
-from tracking.documents import S3Documents
+from tracking import s3_bucket
+from tracking.s3 import S3Documents
 
-OURS = bucket._RULE
+OURS = s3_bucket._RULE
 THEIRS = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}
 FOUND = "get_bucket_lifecycle_configuration"
 PUT = "put_bucket_lifecycle_configuration"
@@ -44,7 +44,7 @@ def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
     after = [rule for rule in before if rule["ID"] == "theirs"] + [OURS]
     stub.add_response(PUT, {}, {"Bucket": "theirs", "LifecycleConfiguration": {"Rules": after}})
     with stub:
-        assert bucket._tidy(documents) == "theirs: lifecycle (unfinished uploads end after 7 days) set"
+        assert s3_bucket.add_lifecycle(documents) == "theirs: lifecycle (unfinished uploads end after 7 days) set"
     stub.assert_no_pending_responses()
 
 
@@ -54,7 +54,7 @@ def test_all_public_access_is_blocked():
     wanted = {"Bucket": "theirs", "PublicAccessBlockConfiguration": dict.fromkeys(names, True)}
     stub.add_response("put_public_access_block", {}, wanted)
     with stub:
-        assert bucket._close(documents) == "theirs: public access block set"
+        assert s3_bucket.block_public_access(documents) == "theirs: public access block set"
     stub.assert_no_pending_responses()
 
 
@@ -62,7 +62,10 @@ def test_a_key_that_may_not_set_it_is_no_failure():
     documents, stub = documents_of()
     stub.add_client_error("put_public_access_block", "AccessDenied", http_status_code=403)
     with stub:
-        assert bucket._close(documents) == "theirs: this key may not set the public access block; its owner should"
+        assert (
+            s3_bucket.block_public_access(documents)
+            == "theirs: this key may not set the public access block; its owner should"
+        )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_a_bucket_is_made_in_its_region(region: str, more: dict):
     stub.add_client_error("list_objects_v2", "NoSuchBucket", http_status_code=404)
     stub.add_response("create_bucket", {}, {"Bucket": "theirs", **more})
     with stub:
-        assert bucket._create(documents) == "theirs: made"
+        assert s3_bucket.create(documents) == "theirs: made"
     stub.assert_no_pending_responses()
 
 
@@ -82,7 +85,7 @@ def test_the_name_of_somebody_else():
     documents, stub = documents_of()
     stub.add_client_error("list_objects_v2", "AccessDenied", http_status_code=403)
     with stub, pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://theirs/rd3 \(AccessDenied\)"):
-        bucket._create(documents)
+        s3_bucket.create(documents)
 
 
 @pytest.fixture
@@ -111,4 +114,4 @@ def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_bucket_that_everybody_may_list(open_to_all):
     with pytest.raises(StoreError, match=r"Bucket 'theirs' can be listed by anybody.* Fix: remove its public policy"):
-        bucket._check_private(S3Documents("s3://theirs/rd3"))
+        s3_bucket.check_private(S3Documents("s3://theirs/rd3"))

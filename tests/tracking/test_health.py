@@ -10,17 +10,18 @@ import pytest
 
 from rd3.errors import StoreError
 from tracking import health
-from tracking.bucket import prepare_store
 from tracking.documents import FolderDocuments
+from tracking.health import prepare_store
+from tracking.s3 import ahead_of
 
 
 def test_a_clock_from_a_header():
     """The server says whole seconds: 1000 stands for anything until 1001."""
     headers = {"date": formatdate(1000, usegmt=True)}
-    assert health.ahead_of(headers, 1000.4, 1000.6) == pytest.approx(0.0)
-    assert health.ahead_of(headers, 1045.4, 1045.6) == pytest.approx(45.0)
-    assert health.ahead_of(headers, 980.0, 981.0) == pytest.approx(-20.0)
-    assert health.ahead_of({}, 5.0, 6.0) == 0.0
+    assert ahead_of(headers, 1000.4, 1000.6) == pytest.approx(0.0)
+    assert ahead_of(headers, 1045.4, 1045.6) == pytest.approx(45.0)
+    assert ahead_of(headers, 980.0, 981.0) == pytest.approx(-20.0)
+    assert ahead_of({}, 5.0, 6.0) == 0.0
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path: Path):

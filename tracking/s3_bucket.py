@@ -1,13 +1,14 @@
-"""Makes the bucket of a platform: private, and without the remains of uploads that nobody finished."""
+"""A bucket made ready for artifacts: private, and rid of uploads that were never completed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rd3.errors import StoreError
-from tracking.documents import S3Documents, open_documents
-from tracking.health import probe_store
+
+if TYPE_CHECKING:
+    from tracking.s3 import S3Documents
 
 UNFINISHED_DAYS = 7
 _RULE = {
@@ -21,24 +22,7 @@ _UNKNOWN = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "UnsupportedOp
 _FORBIDDEN = {"AccessDenied", "403"}
 
 
-def prepare_store(root: str) -> Iterator[str]:
-    """Make what is missing for artifacts at ``root``, check it, and say line by line what was done.
-
-    Does no harm where all is there.  Raises :class:`StoreError` where RD3 could not work.
-    """
-    documents = open_documents(root)
-    if isinstance(documents, S3Documents):
-        yield _create(documents)
-        yield _close(documents)
-        yield _tidy(documents)
-    probe_store(root)
-    if isinstance(documents, S3Documents):
-        _check_private(documents)
-        yield f"{documents.bucket}: nobody reads it without credentials"
-    yield f"{documents.root}: write, read, conditional write, list and delete work"
-
-
-def _create(documents: S3Documents) -> str:
+def create(documents: S3Documents) -> str:
     from botocore.exceptions import ClientError
 
     client, bucket = documents.client, documents.bucket
@@ -56,7 +40,7 @@ def _create(documents: S3Documents) -> str:
     return f"{bucket}: made"
 
 
-def _close(documents: S3Documents) -> str:
+def block_public_access(documents: S3Documents) -> str:
     """Public access is blocked whatever a policy or an ACL may say later."""
     block = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     return _if_known(
@@ -68,7 +52,7 @@ def _close(documents: S3Documents) -> str:
     )
 
 
-def _tidy(documents: S3Documents) -> str:
+def add_lifecycle(documents: S3Documents) -> str:
     """A lifecycle rule beside those that are there."""
     from botocore.exceptions import ClientError
 
@@ -104,7 +88,7 @@ def _if_known(documents: S3Documents, what: str, ask: Callable[[], Any]) -> str:
     return f"{documents.bucket}: {what} set"
 
 
-def _check_private(documents: S3Documents) -> None:
+def check_private(documents: S3Documents) -> None:
     """An unsigned listing must be refused."""
     import boto3
     from botocore import UNSIGNED

@@ -1,0 +1,236 @@
+"""Objects in an S3 bucket, of AWS or of any server that speaks S3.
+
+Endpoint and credentials come from where boto3 always finds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from rd3.errors import StoreAway, StoreError
+from tracking.documents import Stored, Unfinished
+
+_THREADS = 24
+"""Requests in flight where many objects are read."""
+_REFUSED = {"403", "401", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"}
+_TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
+_ABSENT = {"404", "NoSuchKey"}
+_BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
+
+
+@contextlib.contextmanager
+def s3_errors(root: str, endpoint: str) -> Iterator[None]:
+    """Turn what an S3 server, or its absence, does into one sentence."""
+    from boto3.exceptions import Boto3Error, S3UploadFailedError
+    from botocore import exceptions as botocore
+
+    try:
+        try:
+            yield
+        except S3UploadFailedError as error:  # boto3's wrapping of what the server said
+            raise error.__context__ or error from None
+    except (botocore.NoCredentialsError, botocore.PartialCredentialsError):
+        raise StoreError(
+            f"There are no S3 credentials for {root}.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    except botocore.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code == "NoSuchBucket":
+            bucket = urlparse(root).netloc
+            raise StoreError(
+                f"{endpoint} has no bucket {bucket!r}.", "`rd3 infra init` makes it; or set RD3_ARTIFACTS to another"
+            ) from None
+        if code == "RequestTimeTooSkewed":
+            raise StoreError(
+                f"{endpoint} refuses us because its clock and ours differ by minutes ({code}).",
+                "set the clock (NTP) on both machines",
+            ) from None
+        if code in _REFUSED:
+            raise StoreError(
+                f"{endpoint} refuses the S3 credentials for {root} ({code}).",
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what that key may do",
+            ) from None
+        busy = code in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        raise (StoreAway if busy else StoreError)(
+            f"{endpoint} failed on {root} ({code or error}).", "look into the log of that server"
+        ) from None
+    except (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error) as error:
+        raise StoreAway(
+            f"The S3 server {endpoint} does not answer ({type(error).__name__}).",
+            "start it, or set AWS_ENDPOINT_URL to the right one",
+        ) from None
+    except botocore.BotoCoreError as error:
+        raise StoreError(f"S3 cannot be used for {root}: {error}.", "check the AWS_ variables") from None
+
+
+class S3Documents:
+    """A bucket, or what has a prefix in it."""
+
+    folder = None
+
+    def __init__(self, root: str):
+        parts = urlparse(root)
+        self.root = root.rstrip("/")
+        self.bucket = parts.netloc
+        self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        if not self.bucket:
+            raise StoreError(f"{root} names no bucket.", "write s3://bucket/prefix")
+        self._made: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The boto3 client, which threads may share; short timeouts, so that a dead server is named at once."""
+        if self._made is None:
+            import boto3
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
+
+            config = Config(
+                connect_timeout=3,
+                read_timeout=20,
+                retries={"max_attempts": 3, "mode": "standard"},
+                max_pool_connections=32,
+            )
+            try:
+                self._made = boto3.session.Session().client("s3", config=config)
+            except (BotoCoreError, ValueError) as error:
+                raise StoreError(
+                    f"No S3 client can be made for {self.root} ({error}).", "check the AWS_ variables"
+                ) from None
+        return self._made
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        return s3_errors(self.root, self.client.meta.endpoint_url)
+
+    def get(self, name: str) -> bytes | None:
+        from botocore.exceptions import ClientError
+
+        with self.errors():
+            try:
+                return self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
+            except ClientError as error:
+                if error.response["Error"]["Code"] in _ABSENT:
+                    return None
+                raise
+
+    def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        wanted = list(names)
+        if len(wanted) < 2:
+            found = [self.get(name) for name in wanted]
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = list(pool.map(self.get, wanted))
+        return {name: data for name, data in zip(wanted, found, strict=True) if data is not None}
+
+    def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
+        """As the protocol says.  AWS decides atomically; a server that looks before it writes (Swift) may tell several
+        writers of the same moment yes, so whoever must be alone reads back and goes on watching, as the lease does.
+        """
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        with self.errors():
+            try:
+                self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data, **condition)
+            except ClientError as error:
+                if only_if_absent and error.response["Error"]["Code"] in _TAKEN:
+                    return False
+                raise
+        return True
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        return (stored.name for stored in self.entries(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[Stored]:
+        with self.errors():
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            for item in (item for page in pages for item in page.get("Contents", ())):
+                yield Stored(item["Key"][len(self.prefix) :], item["Size"], item["LastModified"].timestamp())
+
+    def delete(self, name: str) -> None:
+        with self.errors():
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def upload(self, name: str, source: Path) -> None:
+        """A file of any size, in parts where it is large; visible when it is whole.
+
+        By name, because of an open file the parts wait in memory; and past ``upload_file``, which hides what S3 said.
+        """
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        with self.errors(), create_transfer_manager(self.client, TransferConfig()) as transfers:
+            transfers.upload(str(source), self.bucket, self.prefix + name).result()
+
+    def download(self, name: str, target: Path) -> bool:
+        """A large object into a file; False if there is none."""
+        from botocore.exceptions import ClientError
+
+        with self.errors():
+            try:
+                self.client.download_file(self.bucket, self.prefix + name, str(target))
+            except ClientError as error:
+                if error.response["Error"]["Code"] in _ABSENT:
+                    return False
+                raise
+        return True
+
+    def url(self, name: str = "") -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def usable(self) -> bool:
+        import boto3
+
+        return boto3.session.Session().get_credentials() is not None
+
+    def clock_ahead_s(self) -> float:
+        asked = time.time()
+        with self.errors():
+            answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        return ahead_of(answer["ResponseMetadata"]["HTTPHeaders"], asked, time.time())
+
+    def server(self) -> str:
+        return f"the S3 server {self.client.meta.endpoint_url}"
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        with self.errors():
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+                one = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                parts = self.client.get_paginator("list_parts").paginate(**one)
+                size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
+                stored = Stored(upload["Key"][len(self.prefix) :], size, upload["Initiated"].timestamp())
+                yield Unfinished(stored, f"s3://{self.bucket}/{upload['Key']}", partial(self._abort, one))
+
+    def _abort(self, upload: dict[str, str]) -> None:
+        with self.errors():
+            self.client.abort_multipart_upload(**upload)
+
+    def prepare(self) -> Iterator[str]:
+        from tracking.s3_bucket import add_lifecycle, block_public_access, create
+
+        for step in (create, block_public_access, add_lifecycle):
+            yield step(self)
+
+    def check_private(self) -> Iterator[str]:
+        from tracking.s3_bucket import check_private
+
+        check_private(self)
+        yield f"{self.bucket}: cannot be read without credentials"
+
+
+def ahead_of(headers: Mapping[str, str], asked: float, answered: float) -> float:
+    """Seconds that we are ahead, by the headers of an answer; a server that sends no ``Date`` is taken to agree."""
+    if "date" not in headers:
+        return 0.0
+    server = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # it gives whole seconds
+    return (asked + answered) / 2 - server
