@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,15 +64,16 @@ def _without_secret(uri: str) -> str:
     raise BadValue("MLFLOW_TRACKING_URI holds a password, which others would see.", fix)
 
 
-def session() -> Session:
+def session(env: Mapping[str, str] | None = None) -> Session:
     """From ``RD3_HOME`` (default ``.rd3``), ``RD3_DATA``, ``MLFLOW_TRACKING_URI`` and ``RD3_ARTIFACTS``."""
-    home = Path(os.environ.get("RD3_HOME") or ".rd3").expanduser().absolute()
-    data = os.environ.get("RD3_DATA")
+    env = os.environ if env is None else env
+    home = Path(env.get("RD3_HOME") or ".rd3").expanduser().absolute()
+    data = env.get("RD3_DATA")
     return Session(
         roots=Roots(data=Path(data).expanduser().absolute() if data else None, home=home),
         place=Place(
-            tracking_uri=_without_secret(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
-            artifacts=os.environ.get("RD3_ARTIFACTS") or str(home / "artifacts"),
+            tracking_uri=_without_secret(env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
+            artifacts=env.get("RD3_ARTIFACTS") or str(home / "artifacts"),
             home=home,
         ),
     )

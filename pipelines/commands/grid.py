@@ -198,25 +198,16 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder to write to (default: reports/GRID in RD3's home).")] = None,
 ) -> None:
     """Write the tables as Markdown and CSV and one self-contained HTML page."""
-    from pipelines.status import grid_status
-    from tracking.report import write_report
-    from tracking.store import TrackedStore
+    from pipelines.workspace import Workspace
 
-    here = session()
-    expansion, ledger = expanded(grid, here), here.ledger
-    store = TrackedStore(here.place)
-    name = expansion.grid.name
-    folder = out or here.home / "reports" / name
-    found = grid_status(expansion, ledger, here.home)
-    facts = {
-        "description": expansion.grid.description,
-        "failures": {one["key"]: f"{one['status']}: {one['reason']}" for one in found.failed},
-    }
-    written = write_report(name, expansion.cells, ledger.find, store.fetch, folder, facts=facts)
-    show_table(result_rows(expansion, ledger))
+    loaded = Workspace().grid(grid)
+    here, expansion = loaded.workspace.session, loaded.expansion
+    folder = out or here.home / "reports" / loaded.name
+    written = loaded.report(folder)
+    show_table(result_rows(expansion, here.ledger))
     for path in written.values():
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
-    show_in_mlflow(expansion, ledger, here, folder)
+    show_in_mlflow(expansion, here.ledger, here, folder)
     console.print(ui_line(here), markup=False, soft_wrap=True)
 
 

@@ -49,7 +49,9 @@ def show(key: KeyArgument) -> None:
 @app.command("verify")
 def verify(key: KeyArgument) -> None:
     """Check every file, the content digest and the class list of a set."""
-    made = opened(key)
+    from pipelines.workspace import Workspace
+
+    made = Workspace().open_set(key)
     console.print(f"whole: {len(made.labels)} images, content {made.manifest.content[:12]}")
 
 
@@ -60,12 +62,13 @@ def export(
     parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file that datasets.load_dataset opens.")] = None,
 ) -> None:
     """Write a set in a form that other programs read."""
+    from pipelines.workspace import Workspace
     from rd3.errors import BadValue
     from rd3.synthetic_set import export_parquet, export_png
 
     if png is None and parquet is None:
         raise BadValue("Nothing to write.", "say --png FOLDER or --parquet FILE")
-    made = opened(key)
+    made = Workspace().open_set(key)
     if png is not None:
         export_png(made, png)
         console.print(f"wrote {png}")
@@ -108,13 +111,3 @@ def import_set(
         )
         TrackedStore(here.place).put(entry, folder)
     console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} --teacher ROLE")
-
-
-def opened(key: str):
-    """The verified set behind an abbreviated key."""
-    from rd3.synthetic_set import SyntheticSet
-    from tracking.store import TrackedStore
-
-    here = session()
-    whole = here.ledger.resolve("set", key)
-    return SyntheticSet.open(TrackedStore(here.place).fetch("set", whole))

@@ -1,0 +1,172 @@
+"""What the command line does, for notebooks and scripts.
+
+::
+
+    from pipelines import Workspace
+
+    work = Workspace(data="/data")
+    grid = work.grid({"methods": ["random"], "datasets": ["digits"], "ipc": [1], "teacher": "resnet18_w16"})
+    print(grid.plan().totals())
+    grid.run()
+    grid.results()[["method", "ipc", "student_seed", "top1_pct"]]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipelines.catalog import Catalog
+from pipelines.execute import Outcome, execute
+from pipelines.expand import Expansion, expand
+from pipelines.grid import load_grid, parse_grid
+from pipelines.plan import Plan, plan_session
+from pipelines.settings import Session, session
+from pipelines.status import GridStatus, grid_status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rd3.datasets import Dataset
+    from rd3.models import NormalisedNetwork
+    from rd3.synthetic_set import SyntheticSet
+
+
+class Workspace:
+    """A ledger, a tracking server and a folder of datasets; by default those that the environment names.
+
+    ``home``: RD3's own folder (``RD3_HOME``, else ``.rd3``).  ``data``: the folder of datasets (``RD3_DATA``).
+    ``tracking_uri``: of MLflow (``MLFLOW_TRACKING_URI``, else SQLite in ``home``).  ``artifacts``: a folder or
+    ``s3://bucket/prefix`` (``RD3_ARTIFACTS``, else in ``home``).
+    """
+
+    def __init__(
+        self,
+        *,
+        home: str | Path | None = None,
+        data: str | Path | None = None,
+        tracking_uri: str | None = None,
+        artifacts: str | None = None,
+    ):
+        given = {
+            "RD3_HOME": home,
+            "RD3_DATA": data,
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            "RD3_ARTIFACTS": artifacts,
+        }
+        named = {name: str(value) for name, value in given.items() if value is not None}
+        self.session: Session = session({**os.environ, **named})
+
+    def grid(self, source: str | Path | Mapping[str, Any]) -> LoadedGrid:
+        """A grid that ships with RD3, by name; a YAML file, by path; or what such a file holds, as a mapping.
+
+        Raises :class:`pipelines.grid.GridErrors` with every mistake at once.
+        """
+        catalog = Catalog.of(self.session)
+        if isinstance(source, Mapping):
+            text = yaml.safe_dump(dict(source), sort_keys=False)
+            return LoadedGrid(self, expand(parse_grid(text, "grid", catalog), catalog))
+        return LoadedGrid(self, expand(load_grid(source, catalog), catalog))
+
+    def dataset(self, name: str) -> Dataset:
+        """A dataset, opened and checked; raises :class:`rd3.errors.DataMissing` with the folders that were searched."""
+        from rd3.datasets import open_dataset
+
+        return open_dataset(name, self.session.roots)
+
+    def open_set(self, key: str) -> SyntheticSet:
+        """The synthetic set with that key, or its first digits, verified: images (N, 3, H, W) and labels (N,)."""
+        from rd3.synthetic_set import SyntheticSet
+        from tracking.store import TrackedStore
+
+        whole = self.session.ledger.resolve("set", key)
+        return SyntheticSet.open(TrackedStore(self.session.place).fetch("set", whole))
+
+    def teacher(self, dataset: str, role: str, *, device: str = "cpu") -> NormalisedNetwork:
+        """A teacher of the ledger by its role: a frozen module in eval mode that takes pixels in [0, 1].
+
+        Raises :class:`rd3.errors.DataMissing` where the ledger has no such teacher.
+        """
+        from pipelines.byhand import teacher_of
+        from rd3 import teacher
+        from rd3.errors import DataMissing
+        from tracking.store import TrackedStore
+
+        recipe, store = teacher_of(dataset, role, self.session), TrackedStore(self.session.place)
+        entry = store.find("teacher", recipe.key)
+        if entry is None:
+            raise DataMissing(
+                f"The ledger has no teacher {role} of {dataset}.", f"rd3 teacher train {dataset} --role {role}"
+            )
+        folder = store.fetch("teacher", recipe.key)
+        return teacher.load(folder, recipe, self.dataset(dataset), device=device, formerly=entry.formerly)
+
+
+class LoadedGrid:
+    """A grid with its recipes; nothing has run yet."""
+
+    def __init__(self, workspace: Workspace, expansion: Expansion):
+        self.workspace, self.expansion = workspace, expansion
+
+    @cached_property
+    def name(self) -> str:
+        """As its file, or its ``name``, says."""
+        assert self.expansion.grid is not None
+        return self.expansion.grid.name
+
+    def plan(self, *, device: str | None = None, devices: int | None = None) -> Plan:
+        """What a run would reuse and run, what is blocked or unsupported, and the cost; nothing runs.
+
+        ``device``: what it is priced for: ``cpu``, ``cuda`` or a calibrated device's name; ``devices``: how many.
+        """
+        return plan_session(self.expansion, self.workspace.session, device=device, slots=devices)
+
+    def run(self, *, address: str | None = None, max_concurrent: int | None = None, gpu_share: float = 0.25) -> Outcome:
+        """Run every recipe that has no result yet; call it again to resume.
+
+        ``address``: of a Ray cluster, else this machine.  ``max_concurrent``: trials at a time, else as many as fit.
+        ``gpu_share``: part of a GPU that an evaluation takes.
+        """
+        return execute(
+            self.expansion,
+            self.plan(),
+            self.workspace.session,
+            address=address,
+            max_concurrent=max_concurrent,
+            gpu_share=gpu_share,
+        )
+
+    def status(self) -> GridStatus:
+        """How many recipes are done, running, failed and missing."""
+        return grid_status(self.expansion, self.workspace.session.ledger, self.workspace.session.home)
+
+    def results(self) -> pd.DataFrame:
+        """One row an evaluation, with the columns :data:`tracking.query.COLUMNS`."""
+        from tracking.query import rows
+
+        return rows(self.expansion.cells, self.workspace.session.ledger.find)
+
+    def report(self, folder: str | Path | None = None) -> dict[str, Path]:
+        """Write the report (Markdown, CSV, HTML, charts) and give the files by name.
+
+        ``folder``: default ``reports/<grid>`` in RD3's home.
+        """
+        from tracking.report import write_report
+        from tracking.store import TrackedStore
+
+        here, grid = self.workspace.session, self.expansion.grid
+        assert grid is not None
+        failures = {one["key"]: f"{one['status']}: {one['reason']}" for one in self.status().failed}
+        return write_report(
+            self.name,
+            self.expansion.cells,
+            here.ledger.find,
+            TrackedStore(here.place).fetch,
+            Path(folder) if folder is not None else here.home / "reports" / self.name,
+            facts={"description": grid.description, "failures": failures},
+        )

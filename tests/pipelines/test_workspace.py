@@ -1,0 +1,91 @@
+"""The same work from a notebook as from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import rd3
+from pipelines import Workspace
+from pipelines.cli import app
+from pipelines.grid import GridErrors
+from rd3.errors import DataMissing, UnknownName
+
+GRID = {
+    "name": "tiny",
+    "methods": ["random"],
+    "datasets": ["digits"],
+    "ipc": [1],
+    "teacher": "resnet18_w16",
+    "protocols": [{"rd3-reduced": {"labels": "hard", "epochs": 1}}],
+    "students": ["convnet"],
+    "student_seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
+    return Workspace()
+
+
+def test_a_mapping_is_the_grid_that_its_file_is(work: Workspace, tmp_path: Path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(json.dumps(GRID))
+    from_file, from_mapping = work.grid(file), work.grid(GRID)
+    assert list(from_file.expansion.recipes) == list(from_mapping.expansion.recipes)
+    assert from_mapping.name == "tiny"
+    shown = CliRunner().invoke(app, ["plan", str(file), "--json"])
+    assert json.loads(shown.stdout)["totals"] == from_mapping.plan().totals() == {**dict.fromkeys(
+        ("reuse", "blocked", "unsupported"), 0), "run": 3}  # fmt: skip
+
+
+def test_mistakes_come_at_once(work: Workspace):
+    with pytest.raises(GridErrors, match="has 2 mistakes"):
+        work.grid({**GRID, "methods": ["randm"], "ipc": [0]})
+
+
+def test_addresses_can_be_given(tmp_path: Path):
+    work = Workspace(home=tmp_path / "a", data=tmp_path / "b", tracking_uri="http://server", artifacts="s3://bucket/x")
+    here = work.session
+    assert (here.home, here.roots.data) == (tmp_path / "a", tmp_path / "b")
+    assert (here.place.tracking_uri, here.place.artifacts) == ("http://server", "s3://bucket/x")
+
+
+def test_what_the_ledger_lacks_is_said(work: Workspace):
+    with pytest.raises(UnknownName, match="has no set 3fa9"):
+        work.open_set("3fa9")
+    with pytest.raises(DataMissing, match=r"no teacher resnet18_w16 of digits\. Fix: rd3 teacher train digits"):
+        work.teacher("digits", "resnet18_w16")
+
+
+def test_the_names_load_no_engine_before_they_are_used():
+    code = "import sys, pipelines; assert not {'ray', 'mlflow', 'torch', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_run_results_report_and_back_to_tensors(work: Workspace, tmp_path: Path):
+    grid = work.grid(GRID)
+    assert (grid.results().status == "missing").all()
+    outcome = grid.run()
+    assert (len(outcome.done), outcome.failed) == (3, [])
+    assert grid.run().done == [] and grid.plan().totals()["reuse"] == 3
+    results = grid.results()
+    assert list(results.student_seed) == [0, 1] and (results.status == "done").all()
+    assert {path.name for path in grid.report(tmp_path / "report").values()} >= {"report.md", "report.html"}
+    made = work.open_set(results.set[0][:8])
+    assert made.images.shape == (10, 3, 32, 32)
+    data = work.dataset("digits")
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10)).eval()
+    found = rd3.evaluate(made.images, made.labels, data, teacher, student="convnet", epochs=1, test_epochs=[])
+    assert found.tested == len(data.labels("test"))
