@@ -5,6 +5,7 @@ Keys are known when this returns.  It reads no ledger and imports no torch; ten 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,6 +71,8 @@ class Expansion:
     """(dataset, role) to teacher, for every pair that the grid names."""
     infos: dict[str, DatasetInfo] = field(default_factory=dict)
     """Facts of every dataset, for the cost; without them a recipe counts as free."""
+    notes: list[str] = field(default_factory=list)
+    """What the grid asks for in vain, as sentences."""
     within: dict[Key, Key] = field(default_factory=dict)
     """Sets whose images are the first of a larger one that the grid asks for as well, to that larger one."""
 
@@ -135,6 +138,9 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
             work.product(number, part, dataset)
     work.check()
     result = work.result
+    result.notes = [
+        f"{point} changes nothing: it is the base value." for point, moves in work.varied.items() if not moves
+    ]
     result.within = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     return result
 
@@ -170,6 +176,8 @@ class _Expander:
         self.absent: dict[str, str] = {}
         """Dataset to the reason why it cannot be opened."""
         self.seen: set[tuple[str, int, Key | None]] = set()
+        self.varied: dict[str, bool] = {}
+        """Whether a varied value makes another protocol anywhere."""
         self.mistakes: list[tuple[int, Path, str, str]] = []
         """Part, place, message and fix of what is wrong with a method's values."""
         self.refusals: dict[str, tuple[int, Path]] = {}
@@ -211,12 +219,23 @@ class _Expander:
                 size = ipc * info.num_classes
                 for student in students:
                     same = student == teacher.network
+                    base: EvalProtocol | None = None
                     for protocol, varied in _points(part):
                         named = self.catalog.protocol(protocol.name)
                         rule = _rule(part, protocol, named, varied, info.factor, same, size)
+                        base = self._compared(rule.protocol, base, varied)
                         for seed, made in sets.items():
                             shape = _Shape(chosen.name, info, ipc, teacher, student, protocol.name, varied)
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
+
+    def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
+        """Note whether a varied value makes another protocol; gives the base point that it was compared with."""
+        if base is None or not varied:
+            return protocol
+        [(name, value)] = varied.items()
+        point = f"vary.{name}: {json.dumps(value)}"
+        self.varied[point] = self.varied.get(point, False) or protocol != base
+        return base
 
     def _cells(
         self, shape: _Shape, made: _MadeSet, rule: _Rule, set_seed: int, student_seeds: tuple[int, ...], reason: str

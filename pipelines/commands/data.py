@@ -21,6 +21,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 
     findings = datasets.doctor(session().roots)
     show_table([describe(finding, whole=as_json) for finding in findings], as_json=as_json)
+    for finding in findings if not as_json else ():
+        if finding.state != "ok":
+            said = f"{finding.dataset}: {finding.message} Fix: {finding.fix}"
+            console.print(said, markup=False, soft_wrap=True)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(3)
 
@@ -29,8 +33,14 @@ def describe(finding: Any, *, whole: bool = True) -> dict[str, Any]:
     """A finding as a row: everything for programs, what matters for people."""
     if whole:
         return {"name": finding.dataset, **asdict(finding)}
-    counts = f"{finding.train_count} train, {finding.test_count} test" if finding.state == "ok" else finding.message
-    return {"dataset": finding.dataset, "state": finding.state, "found": counts, "fix": finding.fix}
+    found = finding.state == "ok"
+    return {
+        "dataset": finding.dataset,
+        "state": finding.state,
+        "train": finding.train_count if found else None,
+        "test": finding.test_count if found else None,
+        "folder": finding.folder,
+    }
 
 
 @app.command("fetch")

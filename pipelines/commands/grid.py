@@ -89,6 +89,7 @@ def plan(
         sys.stdout.write(json.dumps(made.to_json() | money, indent=1) + "\n")
     else:
         show_plan(made, every=every, rate=rate)
+        show_notes(expansion)
     if recipes is not None:
         runs = [expansion.recipes[key] for key in made.keys("run")]
         write_recipes(runs, recipes)
@@ -110,6 +111,12 @@ def show_plan(made: Plan, *, every: bool = False, rate: float | None = None) -> 
     if made.keys("run"):
         for line in cost_lines(made, rate):
             console.print(line, markup=False, soft_wrap=True)
+
+
+def show_notes(expansion: Expansion) -> None:
+    """What the grid asks for in vain."""
+    for note in expansion.notes:
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
@@ -169,6 +176,7 @@ def run(
     made = planned(expansion, here, device)
     check_hours(made, max_hours, grid)
     show_plan(made)
+    show_notes(expansion)
     outcome = execute(
         expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
     )

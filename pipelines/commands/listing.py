@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from pipelines.commands._show import show_table
 from pipelines.settings import session
 from rd3.errors import UnknownName
 from rd3.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from rd3.protocol import Preset
 
 Row = dict[str, Any]
 
@@ -74,9 +77,17 @@ def protocols() -> list[Row]:
     from rd3.protocol import presets, user_presets
 
     return [
-        {"name": preset.name, "epochs": preset.all["epochs"], "reduces": preset.reduces, "source": preset.source}
+        {"name": preset.name, "epochs": _epochs(preset), "reduces": preset.reduces, "source": preset.source}
         for preset in {**user_presets(session().presets), **presets()}.values()
     ]
+
+
+def _epochs(preset: Preset) -> int | str:
+    """For all students, or for those with the teacher's network and for others."""
+    if "epochs" in preset.all:
+        return preset.all["epochs"]
+    same, other = preset.same_network.get("epochs", "?"), preset.other_network.get("epochs", "?")
+    return f"{same} (same network as the teacher), {other} (another)"
 
 
 def losses() -> list[Row]:

@@ -297,6 +297,33 @@ LOOKING = [
 ]
 
 
+def test_a_protocol_may_have_its_epochs_by_network(rd3, home):
+    (home / "presets").mkdir(parents=True)
+    (home / "presets" / "mine.yaml").write_text(
+        "name: mine\nsource: a test\nreduces: rd3\nall: {batch_size: 10, zeta: 1, augmentation: []}\n"
+        "same_network: {epochs: 30}\nother_network: {epochs: 60}\n"
+    )
+    code, out, err = rd3("list", "protocols", "--json")
+    assert code == 0, err
+    [mine] = [row for row in json.loads(out) if row["name"] == "mine"]
+    assert mine["epochs"] == "30 (same network as the teacher), 60 (another)"
+
+
+def test_data_doctor_fits_a_terminal_of_80_columns(rd3, monkeypatch):
+    from rich.console import Console
+
+    from pipelines.commands import _show, data
+
+    console = Console(width=80, highlight=False)
+    monkeypatch.setattr(_show, "console", console)
+    monkeypatch.setattr(data, "console", console)
+    monkeypatch.delenv("RD3_DATA", raising=False)
+    code, out, err = rd3("data", "doctor")
+    assert code == 0, err
+    assert any(line.split()[:3] == ["digits", "ok", "1297"] or line.startswith("digits") for line in out.splitlines())
+    assert "cifar10: Dataset cifar10 is not there" in out and "Fix: rd3 data fetch cifar10" in out
+
+
 @pytest.mark.parametrize("words", LOOKING)
 def test_who_only_looks_makes_no_home(rd3, home, words):
     code, _out, err = rd3(*words)

@@ -336,6 +336,14 @@ def test_other_data_has_other_keys():
     assert not set(one.recipes) & set(two.recipes)
 
 
+def test_varied_values_that_change_nothing_are_said():
+    """rd3 has temperature 20, and a set of ten images caps every batch at ten."""
+    text = SMALL + "protocols: [rd3]\nvary: {batch_size: [5, 50, 100], temperature: [1, 20.0]}\n"
+    names = ("batch_size: 50", "batch_size: 100", "temperature: 20.0")
+    assert expanded(text).notes == [f"vary.{name} changes nothing: it is the base value." for name in names]
+    assert expanded(SMALL).notes == []
+
+
 def test_ten_thousand_cells():
     part = Part(
         methods=tuple(Chosen(name="sre2l", values={"iterations": n}) for n in range(1, 6)),
