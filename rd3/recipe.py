@@ -76,21 +76,30 @@ class Recipe(Frozen):
 
 
 class TeacherTraining(Frozen):
-    """How a teacher is trained, completely.  SGD with momentum, a cosine after a linear warm-up."""
+    """Complete training settings of a teacher: SGD with momentum, and a cosine schedule after linear warm-up."""
 
     epochs: int = Field(ge=1)
+    """Passes over the training images."""
     batch_size: int = Field(ge=2)
+    """Images per optimizer step."""
     lr: float = Field(gt=0)
+    """Learning rate at the start of the cosine."""
     momentum: float = Field(ge=0, lt=1)
+    """Momentum of SGD."""
     nesterov: bool = True
+    """Use Nesterov momentum."""
     weight_decay: float = Field(ge=0)
+    """L2 weight decay of all parameters."""
     zeta: float | None = neutral(1.0)
-    """The cosine reaches zero after ``zeta * epochs``; None: the rate stays as it is."""
+    """The cosine reaches zero after ``zeta * epochs``; None keeps the learning rate constant."""
     warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of linear warm-up to lr."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy (0-1)."""
     crop: Literal["pad", "resized", "none"]
     """``pad``: random crop after padding by an eighth of the side; ``resized``: RandomResizedCrop(0.08, 1)."""
     flip: bool = True
+    """Flip images horizontally with probability 0.5."""
 
 
 class TeacherRecipe(Recipe):
@@ -123,12 +132,13 @@ class Collection(Frozen):
     """How statistics of a network's layers are collected: one pass over the training images."""
 
     patch: int = Field(ge=1)
-    """Side of the tiles, pixels of a layer's input, whose moments are kept besides those of channels."""
+    """Side of the tiles whose moments are kept besides those of channels, in pixels of a layer's input."""
     crop: Literal["pad", "resized", "none"]
-    """As of :class:`TeacherTraining`."""
+    """As in :class:`TeacherTraining`."""
     flip: bool = True
+    """Flip images horizontally with probability 0.5."""
     batch_size: int = Field(ge=1)
-    """Variances are of batches: another batch size is another figure."""
+    """Images per batch; variances depend on it."""
 
 
 class StatisticsRecipe(Recipe):

@@ -22,30 +22,31 @@ else:
 class Augmentation(ABC):
     """One named step of a protocol's ``augmentation``.
 
-    Draws are made on the CPU, a batch at a time, so that every device sees the same views; :meth:`apply` moves the
-    pixels, of several batches at once.  The docstring's first line is its summary.
+    Random numbers are drawn on the CPU, one batch at a time, so that every device sees the same views; :meth:`apply`
+    transforms the pixels of several batches at once.  The docstring's first line is its summary.
     """
 
     class Settings(Frozen):
-        """With defaults; a field that is None by default is filled in by :meth:`resolve`."""
+        """Settings with defaults; a field that is None by default is filled in by :meth:`resolve`."""
 
     mixes: ClassVar[bool] = False
+    """Whether it mixes images of a batch; see :class:`Mix`."""
 
     def __init__(self, settings: Any):
         self.settings = settings
 
     @classmethod
     def resolve(cls, settings: Any, factor: int) -> Any | None:
-        """Settings in which nothing is open, or None where they have no effect; ``factor`` is the dataset's."""
+        """Fully resolved settings, or None if they have no effect; ``factor`` is the dataset's."""
         return settings
 
     @abstractmethod
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """Random numbers for ``batch`` images of ``side`` x ``side`` pixels."""
+        """Draw random numbers for ``batch`` images of ``side`` x ``side`` pixels: CPU tensors (B, ...)."""
 
     @abstractmethod
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """New pixels: (N, C, H, W) float32 in [0, 1], with draws (N, ...) on the same device; ``images`` stay."""
+        """Transform (N, C, H, W) float32 in [0, 1], with draws (N, ...) on the same device; not in place."""
 
 
 class Mix(Augmentation):

@@ -21,6 +21,7 @@ class Flip(Augmentation):
         """Settings of ``flip``."""
 
         probability: float = Field(default=0.5, gt=0, le=1)
+        """Probability that an image is mirrored."""
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Whether each image is mirrored, (B,) bool."""

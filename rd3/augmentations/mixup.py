@@ -21,7 +21,7 @@ class MixUp(Mix):
         """Settings of ``mixup``."""
 
         alpha: float = Field(default=0.8, gt=0)
-        """The share of the base image is drawn from Beta(alpha, alpha)."""
+        """Both parameters of the Beta distribution from which the share of the base image is drawn."""
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Partner and share."""

@@ -21,7 +21,7 @@ class PadCrop(Augmentation):
         """Settings of ``pad_crop``."""
 
         padding: int = Field(default=4, ge=1)
-        """Pixels on every side."""
+        """Zero padding on every side, in pixels."""
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Top and left of every cut in the padded image, (B,) int64 each."""

@@ -24,7 +24,7 @@ class PatchShuffle(Augmentation):
         """Settings of ``patch_shuffle``."""
 
         grid: int | None = Field(default=None, ge=1)
-        """Patches on a side; None: the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
+        """Patches per side; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @register_augmentation("resized_crop")
 class ResizedCrop(Augmentation):
-    """A random box of each image, aspect ratio 3/4 to 4/3, resized to the whole: torchvision's RandomResizedCrop."""
+    """Resize a random box of aspect ratio 3/4 to 4/3 to the size of the image: torchvision's RandomResizedCrop."""
 
     class Settings(Frozen):
         """Settings of ``resized_crop``."""
 
         min_area: float | None = Field(default=None, gt=0, le=1)
-        """Smallest area of the box, as a share of the image; None: 1 / the dataset's factor (1 at 32 and 64 pixels,
-        0.5 at 224)."""
+        """Minimum area of the box, as a fraction of the image; None uses 1 / the dataset's factor (1 at 32 and 64
+        pixels, 0.5 at 224)."""
         antialias: bool = True
-        """In the resizing (open: on)."""
+        """Antialias when resizing (open: yes)."""
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:

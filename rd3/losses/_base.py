@@ -16,22 +16,22 @@ Labels = Literal["soft", "hard"]
 
 
 class NoSettings(Frozen):
-    """Of a loss that has none."""
+    """Settings of a loss that has none."""
 
 
 @dataclass(frozen=True)
 class LossTargets:
-    """What the student should answer for one batch."""
+    """Targets of the student for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32, of all teachers together (:mod:`rd3.hybrid`), of the very pixels that the student sees; None with
-    hard labels."""
+    """(B, C) float32 logits of all teachers combined (:mod:`rd3.hybrid`), for the same pixels that the student sees;
+    None with hard labels."""
     labels: torch.Tensor
-    """(B,) int64, of the base images."""
+    """(B,) int64 labels of the base images."""
     labels_mixed: torch.Tensor
-    """(B,) int64, of the images that were mixed in; equal to ``labels`` without CutMix or MixUp."""
+    """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float
-    """Share of the base image in every image of the batch (0-1)."""
+    """Share of the base image (0-1), the same for the whole batch."""
 
 
 Loss = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]

@@ -26,34 +26,38 @@ if TYPE_CHECKING:
     import torch
 
 _CHECK_EVERY = 50
-"""Iterations between looks at the loss: each waits for the device."""
+"""Iterations between reads of the loss: each read waits for the device."""
 _SIDE_BY_SIDE = 10
-"""Blocks that a GPU makes at once where images are small."""
+"""Blocks that a GPU optimises at once where images are small."""
 
 
 class RecoverySettings(Settings):
-    """What every method of the family can set."""
+    """Settings that all methods of the family share."""
 
     iterations: int = Field(ge=1)
+    """Optimisation steps on each batch of images."""
     lr: float = Field(gt=0)
-    """Of Adam on normalised pixels, at the start of its cosine."""
+    """Initial learning rate of Adam on normalised pixels; decays to 0 by cosine."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Decay rate of Adam's first moment."""
     beta2: float = Field(default=0.9, ge=0, lt=1)
+    """Decay rate of Adam's second moment."""
     first_multiplier: float = Field(default=10.0, ge=0)
-    """Of the statistics term of the first layer that is matched."""
+    """Weight of the first matched layer in the statistics loss; every other layer has weight 1."""
     init: str = Field(default=NOISE, exclude=True)
-    """``noise``, ``random``, ``rded`` or the key of a set; the recipe holds it as the key of that set alone."""
+    """Initial images: ``noise``, a set of the method ``random`` or ``rded``, or the key of any set.  The recipe stores
+    only the key of that set."""
     save_format: SaveFormat = "png"
-    """``jpeg`` is what most of the authors did."""
+    """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as most of the authors did."""
 
     @property
     def descent(self) -> dict[str, Any]:
-        """What :func:`optimise` wants to know of them."""
+        """The keyword arguments of :func:`optimise` among them."""
         return {"iterations": self.iterations, "lr": self.lr, "betas": (self.beta1, self.beta2)}
 
 
 def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-    """Every iteration takes every image through one of the teachers and back.
+    """Cost of a forward and a backward pass of every image through one of the teachers at every iteration.
 
     Weights are frozen: a backward pass to the pixels costs about one forward pass.
     """
@@ -62,7 +66,7 @@ def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str],
 
 
 def blocks_at_once(info: DatasetInfo, device: torch.device) -> int:
-    """Blocks that are optimised side by side: as many as make work enough for the device.
+    """Number of blocks to optimise side by side: enough to keep the device busy.
 
     An iteration of ten images of 32 or 64 pixels leaves a GPU waiting for its next kernel.  A CPU is as busy with one
     block as with ten, and so is a GPU at 224 pixels.
@@ -87,7 +91,7 @@ def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Bloc
 
 
 def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) in normalised space: what a block is optimised from, Gaussian noise or the recipe's init set."""
+    """Initial images of a block, (B, 3, H, W) in normalised space: Gaussian noise, or those of the init set."""
     import torch
 
     side = ctx.info.resolution
@@ -99,7 +103,7 @@ def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator
 
 
 def cosine(iteration: int, iterations: int) -> float:
-    """Factor of the learning rate at iteration 0 .. iterations-1: half a cosine, per iteration, no warm-up."""
+    """Factor on the learning rate at iteration 0 .. iterations-1: half a cosine per iteration, without warm-up."""
     return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
 
@@ -204,13 +208,15 @@ class Views:
     """Augmentation of one iteration: one crop, one flip and one roll, shared by the whole batch."""
 
     size: int
+    """Side of the output, in pixels."""
     crop_scale_min: float | None
-    """Smallest area of the resized crop; None: no crop."""
+    """Minimum area of the resized crop, as a fraction of the image; None disables cropping."""
     flip: bool
+    """Flip horizontally with probability 0.5."""
     jitter: int
-    """Largest roll along either axis, pixels."""
+    """Maximum roll along each axis, in pixels."""
     two_sided: bool
-    """Rolls from -jitter to jitter instead of 0 to jitter."""
+    """Roll by -jitter to jitter instead of 0 to jitter."""
 
     def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """(B, 3, H, W) -> (B, 3, size, size), differentiable."""
@@ -230,33 +236,34 @@ class Views:
 
 @dataclass(frozen=True)
 class PixelSpace:
-    """Normalised space of one network."""
+    """The normalised pixel space of one network."""
 
     mean: torch.Tensor
-    """(1, 3, 1, 1)"""
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
     std: torch.Tensor
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
 
     @classmethod
     def of(cls, teacher: torch.nn.Module) -> PixelSpace:
         return cls(teacher.mean.view(1, 3, 1, 1), teacher.std.view(1, 3, 1, 1))
 
     def clamp_(self, images: torch.Tensor) -> None:
-        """Bring every channel into the image of [0, 1], in place."""
+        """Clamp every channel, in place, to the values that stand for pixels in [0, 1]."""
         import torch
 
         torch.maximum(images, -self.mean / self.std, out=images)
         torch.minimum(images, (1 - self.mean) / self.std, out=images)
 
     def from_unit(self, pixels: torch.Tensor) -> torch.Tensor:
-        """From pixels in [0, 1]."""
+        """Normalise pixels in [0, 1]."""
         return (pixels - self.mean) / self.std
 
     def to_unit(self, images: torch.Tensor) -> torch.Tensor:
-        """To pixels in [0, 1], not clamped and differentiable: what a network takes that normalises by itself."""
+        """Undo the normalisation, differentiably and without clamping: the input of a network that normalises."""
         return images * self.std + self.mean
 
     def to_255(self, images: torch.Tensor) -> torch.Tensor:
-        """Back to pixels, 0-255, as floats."""
+        """Convert to float pixels in 0-255, clamped."""
         return self.to_unit(images).clamp(0, 1) * 255
 
 
@@ -271,10 +278,11 @@ def optimise(
     where: str,
     progress: Callable[[float], None],
 ) -> torch.Tensor:
-    """Adam on the images themselves under a per-iteration cosine; clamped after every step; gives the last iterate.
+    """Optimise images by Adam with a per-iteration cosine schedule, clamping after every step.
 
     ``images``: (B, 3, H, W) float in normalised space, changed in place.  ``loss_of(images, iteration)`` is the scalar
-    to descend.  ``where`` names the place in the error that a non-finite loss raises.
+    loss to minimise; ``where`` names the block in errors; ``progress`` is called with the finished fraction (0-1).
+    Returns the last iterate.  Raises :class:`Diverged` if the loss or the final images are not finite.
     """
     import torch
 

@@ -22,15 +22,15 @@ class RDEDSettings(Settings):
     """Of ``synthesize/main.py`` in the released code."""
 
     factor: int | None = Field(default=None, ge=1)
-    """Side of the mosaic in tiles; None: the dataset's (1 at 32 and 64 pixels, 2 at 224)."""
+    """Tiles per side of a mosaic; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
     mipc: int = Field(ge=1)
-    """Images looked at per class (all of them where a class has fewer); raised to IPC * factor^2."""
+    """Training images scored per class, at most all of them; at least IPC * factor^2."""
     num_crop: int = Field(ge=1)
-    """Crops per image, of which the best is kept."""
+    """Random crops per image, of which the best-scoring one is kept."""
     scale_min: float = Field(default=0.08, gt=0, le=1)
-    """Smallest share of an image's area that a crop takes; the largest is 1."""
+    """Minimum area of a crop, as a fraction of the image; the maximum is 1."""
     save_format: SaveFormat = "png"
-    """``jpeg`` is what the authors did."""
+    """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as the authors did."""
 
 
 @register_method("rded", version=1)
