@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from rd3.datasets import Dataset
 from rd3.device import repeatable_kernels, usable_device
@@ -105,7 +106,7 @@ def tile_means(maps: torch.Tensor, patch: int) -> torch.Tensor:
 
 def spread_tiles(values: torch.Tensor, patch: int, height: int, width: int) -> torch.Tensor:
     """(..., T) -> (..., H, W): every pixel gets the value of its tile; the reverse of :func:`tile_means`."""
-    tiles = values.unflatten(-1, (height // patch, width // patch))
+    tiles: torch.Tensor = values.unflatten(-1, (height // patch, width // patch))
     return tiles.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
 
 
@@ -218,7 +219,7 @@ class _Sums(AbstractContextManager["_Sums"]):
         self.patch, self.num_classes = patch, num_classes
         self.labels = torch.empty(0, dtype=torch.int64)
         self._sums: dict[str, torch.Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> _Sums:
         for name, layer in self.layers.items():

@@ -121,7 +121,8 @@ def unresolved(protocol: EvalProtocol) -> str:
             settings = kind.Settings.model_validate_json(json.dumps(component.settings), strict=True)
         except ValidationError:
             return component.name
-        without_effect = registry is AUGMENTATIONS and kind.resolve(settings, 1) is None
+        step = component is not protocol.loss
+        without_effect = step and AUGMENTATIONS.get(component.name).resolve(settings, 1) is None
         if without_effect or canonical(without_neutral(settings)) != canonical(component.settings):
             return component.name
     return ""
@@ -376,11 +377,9 @@ def mistakes_in(name: str, value: Any) -> list[str]:
                 AUGMENTATIONS.get(Component.model_validate(step).name)
         return found
     step, _dot, setting = name.rpartition(".")
-    owners = [AUGMENTATIONS.get(step)] if step else [LOSSES.get(loss) for loss in LOSSES]
-    found = [
-        _mistakes(owner.Settings, {}, setting, value) for owner in owners if setting in owner.Settings.model_fields
-    ]
-    return min(found, key=len)
+    owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
+    by_owner = [_mistakes(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]
+    return min(by_owner, key=len)
 
 
 def _mistakes(model: type[BaseModel], base: dict[str, Any], name: str, value: Any) -> list[str]:

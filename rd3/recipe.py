@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -50,6 +50,13 @@ class Recipe(Frozen):
     kind: str
     format: Literal[2] = neutral(FORMAT)
     """Of the recipe's JSON; what was written without one is of format 1 (:mod:`rd3.upgrade`)."""
+    data: Data
+    classes: str
+    """Hash of the class list, in order."""
+    resolution: int
+    """Side of the images, in pixels."""
+    version: int
+    """Raised when a bug fix changes results."""
 
     @functools.cached_property
     def key(self) -> Key:
@@ -106,11 +113,7 @@ class TeacherRecipe(Recipe):
     """A trained network that gives labels or statistics: trained here (``training``) or imported (``weights``)."""
 
     kind: Literal["teacher"] = "teacher"
-    data: Data
-    classes: str
-    """Hash of the class list, in order."""
     network: str
-    resolution: int
     normalisation: Normalisation
     training: TeacherTraining | None = None
     precision: Precision | None = None
@@ -145,9 +148,6 @@ class StatisticsRecipe(Recipe):
     """Moments of the inputs of a teacher's layers over the training images, of all and of every class."""
 
     kind: Literal["statistics"] = "statistics"
-    data: Data
-    classes: str
-    resolution: int
     teacher: Key
     collection: Collection
     precision: Literal["fp32"] = "fp32"
@@ -168,11 +168,8 @@ class SetRecipe(Recipe):
     kind: Literal["set"] = "set"
     method: str
     version: int
-    """The method's version: raised when a mended bug changes results."""
+    """The method's version."""
     settings: dict[str, Any]
-    data: Data
-    classes: str
-    resolution: int
     ipc: int = Field(ge=1)
     teachers: tuple[Key, ...] = ()
     statistics: tuple[Key, ...] = neutral(())
@@ -208,8 +205,6 @@ class EvaluationRecipe(Recipe):
     data: Data
     """Where the test images come from; ``split`` is the part that the *set* drew from."""
     tested_on: Literal["test", "validation"] = "test"
-    classes: str
-    resolution: int
     normalisation: Normalisation
     """The student's own constants."""
     version: int = 1
@@ -249,6 +244,7 @@ class EvaluationRecipe(Recipe):
 
 
 AnyRecipe = TeacherRecipe | StatisticsRecipe | SetRecipe | EvaluationRecipe
+Kind = TypeVar("Kind", bound=AnyRecipe)
 KINDS = ("teacher", "statistics", "set", "evaluation")
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
 
@@ -277,11 +273,20 @@ def read_recipe(plain: Any) -> AnyRecipe:
     if isinstance(plain, Mapping):
         plain = upgraded(plain)
     try:
-        return _ADAPTER.validate_json(canonical(plain))
+        recipe: AnyRecipe = _ADAPTER.validate_json(canonical(plain))
+        return recipe
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise _not_a_recipe(place, first["msg"]) from None
+
+
+def recipe_of_kind(plain: Any, kind: type[Kind]) -> Kind:
+    """As :func:`read_recipe`, for a recipe that must be of this kind."""
+    recipe = read_recipe(plain)
+    if not isinstance(recipe, kind):
+        raise _not_a_recipe("kind", f"{recipe.kind!r}, expected {kind.model_fields['kind'].default!r}")
+    return recipe
 
 
 def key_of(plain: Mapping[str, Any]) -> Key:

@@ -60,8 +60,8 @@ class Entry(BaseModel):
         return files
 
 
-class Store(Protocol):
-    """Get and put by kind and key."""
+class ReadableStore(Protocol):
+    """Get by kind and key."""
 
     def find(self, kind: str, key: str) -> Entry | None:
         """The entry, or None."""
@@ -69,8 +69,20 @@ class Store(Protocol):
     def fetch(self, kind: str, key: str) -> Path:
         """A local folder with the verified files; raises :class:`DataMissing` or :class:`DataCorrupt`."""
 
+
+class Store(ReadableStore, Protocol):
+    """Get and put by kind and key."""
+
     def put(self, entry: Entry, folder: Path) -> Entry:
         """Keep ``folder`` under the entry's key; if there is one already, keep and return that."""
+
+
+def existing(store: ReadableStore, kind: str, key: str) -> Entry:
+    """The entry; raises :class:`DataMissing` where there is none."""
+    entry = store.find(kind, key)
+    if entry is None:
+        raise DataMissing(f"The store has no {kind} {key[:12]}.", "make or import it first")
+    return entry
 
 
 def sha256_file(path: Path) -> str:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
+    from rd3.models import NormalisedNetwork
 
 
 def synthesize(
     recipe: SetRecipe,
     dataset: Dataset,
-    teachers: Sequence[torch.nn.Module],
+    teachers: Sequence[NormalisedNetwork],
     out: Path,
     *,
     statistics: Sequence[LayerStatistics] = (),
@@ -81,9 +82,7 @@ def synthesize(
         before, share = finished / len(wanted), len(together) / len(wanted)
         note = _note(finished + 1, len(together), len(wanted))
         progress(before, note)
-        context.progress = lambda fraction, before=before, share=share, note=note: progress(
-            before + fraction * share, note
-        )
+        context.progress = _part_of(progress, before, share, note)
         context.phases = {}
         reset_peak(device)
         with repeatable_kernels():
@@ -98,6 +97,11 @@ def synthesize(
     return writer.finish(device=_device_name(device), threads=torch.get_num_threads(), shared_machine=shared_machine)
 
 
+def _part_of(progress: Callable[[float, str], None], before: float, share: float, note: str) -> Callable[[float], None]:
+    """``progress`` for a part of the whole: ``share`` of it, after the fraction ``before``."""
+    return lambda fraction: progress(before + fraction * share, note)
+
+
 def _note(first: int, count: int, blocks: int) -> str:
     return f"block {first} of {blocks}" if count == 1 else f"blocks {first} to {first + count - 1} of {blocks}"
 
@@ -107,7 +111,7 @@ def _shared_out(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, d
     return {name: {unit: value / blocks for unit, value in spent.items()} for name, spent in phases.items()}
 
 
-def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Module]) -> Method:
+def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedNetwork]) -> Method:
     """The method, once recipe, dataset and teachers fit together."""
     method, info = METHODS.get(recipe.method)(), dataset.info
     if method.version != recipe.version:
@@ -160,11 +164,10 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
     if init is None:
         return
     manifest = init.manifest
-    expected = (recipe.data.name, recipe.resolution)
-    if (manifest.dataset, manifest.resolution) != expected:
+    if (manifest.dataset, manifest.resolution) != (recipe.data.name, recipe.resolution):
         raise BadValue(
             f"{manifest.short}, to start from, is of {manifest.dataset} at {manifest.resolution} pixels, expected "
-            f"{expected[0]} at {expected[1]}.",
+            f"{recipe.data.name} at {recipe.resolution}.",
             "start from a set of the same dataset",
         )
     if manifest.classes != recipe.classes:

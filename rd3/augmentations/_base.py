@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rd3.component import Component
 from rd3.registry import Registry
@@ -19,6 +19,10 @@ else:
 """CPU tensors whose first dimension is the batch, so that those of several batches can be put together."""
 
 
+class NoSettings(Frozen):
+    """Settings of an augmentation that has none."""
+
+
 class Augmentation(ABC):
     """One named step of a protocol's ``augmentation``.
 
@@ -26,19 +30,20 @@ class Augmentation(ABC):
     transforms the pixels of several batches at once.  The docstring's first line is its summary.
     """
 
-    class Settings(Frozen):
-        """Settings with defaults; a field that is None by default is filled in by :meth:`resolve`."""
-
+    Settings: ClassVar[type[Frozen]] = NoSettings
+    """Settings with defaults; a field that is None by default is filled in by :meth:`resolve`."""
     mixes: ClassVar[bool] = False
     """Whether it mixes images of a batch; see :class:`Mix`."""
+    settings: Frozen
+    """The resolved settings."""
 
-    def __init__(self, settings: Any):
+    def __init__(self, settings: Frozen):
         self.settings = settings
 
     @classmethod
-    def resolve(cls, settings: Any, factor: int) -> Any | None:
+    def resolve(cls, settings: Any, factor: int) -> Frozen | None:
         """Fully resolved settings, or None if they have no effect; ``factor`` is the dataset's."""
-        return settings
+        return cast(Frozen, settings)
 
     @abstractmethod
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:

@@ -28,19 +28,22 @@ class RandAugment(Augmentation):
         magnitude: int = Field(default=9, ge=0, le=30)
         """Magnitude of the operations, on a scale from 0 to 30."""
 
+    settings: Settings
+
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """A seed for each image, (B,) int64: operations take varying numbers of draws."""
         import torch
 
         return (torch.randint(2**62, (batch,), generator=stream),)
 
-    def apply(self, images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
         import torch
         from torchvision.transforms import v2
 
         from rd3.seeding import scoped
 
+        (seeds,) = draws
         change = v2.RandAugment(self.settings.operations, self.settings.magnitude)
         changed = []
         for image, seed in zip((images * 255).round().to(torch.uint8), seeds.tolist(), strict=True):

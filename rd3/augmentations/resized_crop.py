@@ -26,6 +26,8 @@ class ResizedCrop(Augmentation):
         antialias: bool = True
         """Antialias when resizing (open: yes)."""
 
+    settings: Settings
+
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:
         """Whole images have no effect: every box that fits is the image."""
@@ -36,10 +38,13 @@ class ResizedCrop(Augmentation):
         """Top, left, height and width of every box, (B, 4) int64."""
         from rd3.augment import crop_boxes
 
-        return (crop_boxes(batch, side, side, self.settings.min_area, stream),)
+        area = self.settings.min_area
+        assert area is not None, "resolved settings have a minimum area"
+        return (crop_boxes(batch, side, side, area, stream),)
 
-    def apply(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Bilinear."""
         from rd3.augment import crop_and_resize
 
+        (boxes,) = draws
         return crop_and_resize(images, boxes, images.shape[-1], antialias=self.settings.antialias)

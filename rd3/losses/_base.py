@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from rd3.registry import Registry
 from rd3.values import Frozen
@@ -34,19 +34,31 @@ class LossTargets:
     """Share of the base image (0-1), the same for the whole batch."""
 
 
-Loss = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]
+LossFunction = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]
 """(student logits (B, C), targets, settings) to a scalar in fp32; the docstring's first line is its summary."""
+
+
+class Loss(Protocol):
+    """A registered loss: the function, with its settings and the labels that it learns from."""
+
+    Settings: type[Frozen]
+    labels: Labels
+
+    def __call__(self, student_logits: torch.Tensor, targets: LossTargets, settings: Any, /) -> torch.Tensor:
+        """The loss of one batch; see :data:`LossFunction`."""
+
 
 LOSSES: Registry[Loss] = Registry("loss", "rd3.losses")
 
 
-def register_loss(name: str, settings: type[Frozen] = NoSettings, *, labels: Labels) -> Callable[[Loss], Loss]:
+def register_loss(name: str, settings: type[Frozen] = NoSettings, *, labels: Labels) -> Callable[[LossFunction], Loss]:
     """Register a loss under a name, which protocols then have in ``loss``: ``name`` or ``{name: {setting: value}}``.
 
     ``settings`` are its own, with defaults; ``labels`` says which labels it learns from.
     """
 
-    def register(loss: Loss) -> Loss:
+    def register(function: LossFunction) -> Loss:
+        loss = cast(Loss, function)
         loss.Settings, loss.labels = settings, labels
         return LOSSES.register(name)(loss)
 

@@ -30,6 +30,7 @@ def kl(student_logits: torch.Tensor, targets: LossTargets, settings: KLSettings)
     """
     from torch.nn import functional as F
 
+    assert targets.teacher_logits is not None
     student = F.log_softmax(student_logits.float() / settings.temperature, dim=1)
     teacher = F.log_softmax(targets.teacher_logits.float() / settings.temperature, dim=1)
     loss = F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -28,6 +28,7 @@ def mse_gt(student_logits: torch.Tensor, targets: LossTargets, settings: MSEGTSe
     """
     from torch.nn import functional as F
 
+    assert targets.teacher_logits is not None
     student = student_logits.float()
     distance = F.mse_loss(student, targets.teacher_logits.float())
     return distance + settings.gamma * F.cross_entropy(student, targets.labels)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
+    from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SetOnDisk
 
 
@@ -33,6 +34,10 @@ class Settings(BaseModel):
     """Base of a method's settings: typed, strict, resolved into the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+_AnySettings = type[Settings]
+"""Inside a class with an attribute ``Settings`` that name means the attribute."""
 
 
 class Support(NamedTuple):
@@ -81,7 +86,7 @@ class Context:
     settings: Any
     info: DatasetInfo
     dataset: Dataset
-    teachers: Sequence[torch.nn.Module]
+    teachers: Sequence[NormalisedNetwork]
     """Frozen, in eval mode, on ``device``; they take (B, 3, H, W) in [0, 1] and normalise internally."""
     device: torch.device
     statistics: Sequence[LayerStatistics] = ()
@@ -149,7 +154,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[type[Settings]]
+    Settings: ClassVar[_AnySettings]
     counted: ClassVar[tuple[str, ...]] = ()
     """Settings that scale the compute of a set: a value below the published one is reported as reduced."""
     quick: ClassVar[dict[str, Any]] = {}
@@ -273,7 +278,8 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BadValue(f"Method {method}, setting {place}: {first['msg']}, got {first['input']!r}.") from None
-    return cls().resolve_size(settings, info, ipc)
+    resolved: Settings = cls().resolve_size(settings, info, ipc)
+    return resolved
 
 
 def reductions(

@@ -58,7 +58,7 @@ class BatchNormMatching(Method):
     block from the same unchanged network may set ``side_by_side``.
     """
 
-    Settings = MatchingSettings
+    Settings: ClassVar[type[MatchingSettings]] = MatchingSettings
     counted = ("iterations",)
     quick = {"iterations": 3}
     side_by_side: ClassVar[bool] = False
@@ -119,7 +119,7 @@ class BatchNormMatching(Method):
         by_size: dict[int, list[Block]] = {}
         for block in blocks:
             by_size.setdefault(len(block.members), []).append(block)
-        made = {}
+        made: dict[int, torch.Tensor] = {}
         for number, alike in enumerate(by_size.values()):
             own = replace(ctx, progress=ctx.part(number, len(by_size)))
             made |= zip((block.index for block in alike), self._make(alike, own), strict=True)
@@ -159,7 +159,8 @@ class BatchNormMatching(Method):
         import torch
         import torch.nn.functional as F
 
-        settings, side = ctx.settings, ctx.info.resolution
+        settings: MatchingSettings = ctx.settings
+        side = ctx.info.resolution
         labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)
         images = torch.cat([start(batch, ctx, space, own) for batch, own in zip(batches, streams, strict=True)])
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.hooks import RemovableHandle
+
+    from rd3.models import NormalisedNetwork
 
 _CHECK_EVERY = 50
 """Iterations between reads of the loss: each read waits for the device."""
@@ -61,7 +64,7 @@ def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str],
 
     Weights are frozen: a backward pass to the pixels costs about one forward pass.
     """
-    passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
+    passes: float = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
     return passes / len(recipe.teachers) * sum(map(forward, recipe.teachers), Cost())
 
 
@@ -135,7 +138,8 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
             constant, slope = (values.repeat_interleave(each, 0)[:, :, None, None] for values in of_image)
             return torch.addcmul(constant, inputs, slope), None
 
-    return Moments.apply
+    apply: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = Moments.apply
+    return apply
 
 
 def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,7 +179,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
         self.weights = [first_multiplier] + [1.0] * (len(self.layers) - 1)
         self.variance_weight, self.batches = variance_weight, batches
         self._terms: dict[int, torch.Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> BatchNormLoss:
         for number, layer in enumerate(self.layers):
@@ -192,6 +196,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
         moments = _moments()
 
         def measure(layer: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
+            assert layer.running_mean is not None and layer.running_var is not None
             mean, variance = moments(inputs[0].float(), self.batches)
             of_variance, of_mean = (layer.running_var - variance).norm(dim=1), (layer.running_mean - mean).norm(dim=1)
             self._terms[number] = (self.variance_weight * of_variance + of_mean).sum()
@@ -200,7 +205,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
 
     def value(self) -> torch.Tensor:
         """The loss of the last forward pass."""
-        return sum(self.weights[number] * term for number, term in self._terms.items())
+        return cast("torch.Tensor", sum(self.weights[number] * term for number, term in self._terms.items()))
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,8 @@ class Views:
         from rd3.augment import crop_and_resize, crop_boxes
 
         if self.crop_scale_min is not None:
-            box = crop_boxes(1, *images.shape[-2:], self.crop_scale_min, stream)
+            height, width = images.shape[-2:]
+            box = crop_boxes(1, height, width, self.crop_scale_min, stream)
             images = crop_and_resize(images, box.expand(len(images), -1), self.size)
         if self.flip and torch.rand((), generator=stream) < 0.5:
             images = images.flip(-1)
@@ -244,7 +250,7 @@ class PixelSpace:
     """(1, 3, 1, 1), of pixels in [0, 1]."""
 
     @classmethod
-    def of(cls, teacher: torch.nn.Module) -> PixelSpace:
+    def of(cls, teacher: NormalisedNetwork) -> PixelSpace:
         return cls(teacher.mean.view(1, 3, 1, 1), teacher.std.view(1, 3, 1, 1))
 
     def clamp_(self, images: torch.Tensor) -> None:

@@ -98,7 +98,7 @@ class DWA(BatchNormMatching):
         settings: dict[str, Any] = recipe.settings
         # A backward pass to the weights as well costs about two forward passes.
         recovering = (3 if settings["accumulate"] else 2) * settings["iterations"]
-        passes = (recovering + 3 * settings["steps"]) * recipe.ipc * info.num_classes
+        passes: float = (recovering + 3 * settings["steps"]) * recipe.ipc * info.num_classes
         return passes * forward(recipe.teachers[0])
 
 
@@ -106,9 +106,9 @@ def climb(network: torch.nn.Module, length: float) -> None:
     """Take one gradient-ascent step of L2 length ``length`` over all parameters, and clear their gradients."""
     import torch
 
-    found = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    norm = torch.stack([parameter.grad.norm() for parameter in found]).norm()
+    found = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
+    norm = torch.stack([gradient.norm() for _parameter, gradient in found]).norm()
     with torch.no_grad():
-        for parameter in found:
-            parameter.add_(parameter.grad * (length / (norm + 1e-12)))
+        for parameter, gradient in found:
+            parameter.add_(gradient * (length / (norm + 1e-12)))
             parameter.grad = None

@@ -118,7 +118,7 @@ def densification(images: torch.Tensor, groups: list[torch.Tensor]) -> torch.Ten
         try:
             # The gradient of eigenvalues alone, without the vectors, is finite where two of them coincide.
             spectrum = torch.linalg.eigvalsh(of_class @ of_class.mT)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in __all__
             # Pixels that are not finite: the loss says so, with its iteration.
             return total + torch.nan
         flat = (spectrum.detach() / _TEMPERATURE).log_softmax(-1)

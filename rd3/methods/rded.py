@@ -32,6 +32,12 @@ class RDEDSettings(Settings):
     save_format: SaveFormat = "png"
     """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as the authors did."""
 
+    @property
+    def tiles(self) -> int:
+        """``factor`` of resolved settings."""
+        assert self.factor is not None
+        return self.factor
+
 
 @register_method("rded", version=1)
 class RDED(Method):
@@ -84,9 +90,9 @@ class RDED(Method):
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: RDEDSettings = ctx.settings
         with ctx.phase("select"):
-            patches = self._select(block.labels[0], len(block.members) * settings.factor**2, ctx)
+            patches = self._select(block.labels[0], len(block.members) * settings.tiles**2, ctx)
         with ctx.phase("stitch"):
-            return to_uint8(mosaic(patches, settings.factor, ctx.info.resolution), settings.save_format)
+            return to_uint8(mosaic(patches, settings.tiles, ctx.info.resolution), settings.save_format)
 
     def _select(self, label: int, wanted: int, ctx: Context) -> torch.Tensor:
         """(wanted, 3, s, s) float in 0-255: key patches of a class, the most realistic first."""
@@ -100,7 +106,7 @@ class RDED(Method):
                 f"{wanted} patches."
             )
         chosen = [int(indices[n]) for n in torch.randperm(len(indices), generator=stream)[: settings.mipc]]
-        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // settings.factor)
+        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // settings.tiles)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)

@@ -51,10 +51,13 @@ def parameter_count(name: str, num_classes: int, resolution: int) -> int:
 
 def extent(name: str, num_classes: int, resolution: int) -> Extent:
     """What a network and its statistics are on the disk."""
+    from torch import nn
+
     from rd3.layer_statistics import matched_layers
 
     network = _on_meta(name, num_classes, resolution)
-    channels = (getattr(layer, "in_channels", None) or layer.num_features for layer in matched_layers(network).values())
+    layers = matched_layers(network).values()
+    channels = (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.num_features for layer in layers)
     return Extent(sum(tensor.numel() for tensor in network.state_dict().values()), sum(channels))
 
 

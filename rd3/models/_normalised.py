@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -12,7 +14,13 @@ class NormalisedNetwork(nn.Module):
     """``network`` behind ``(pixels - mean) / std``; the constants are buffers that no state dict holds."""
 
     mean: torch.Tensor
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
     std: torch.Tensor
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, pixels: torch.Tensor) -> torch.Tensor: ...
 
     def __init__(self, network: nn.Module, normalisation: Normalisation):
         super().__init__()
@@ -35,7 +43,8 @@ class NormalisedNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] to logits (B, C)."""
-        return self.network(self.normalise(pixels))
+        logits: torch.Tensor = self.network(self.normalise(pixels))
+        return logits
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] to what the last linear layer sees, (B, D)."""
@@ -50,5 +59,6 @@ class NormalisedNetwork(nn.Module):
 
 def _last_linear(network: nn.Module) -> str:
     # Distinct layers in order of registration, which for every network here is the order of use.
+    last: str
     *_rest, last = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
     return last

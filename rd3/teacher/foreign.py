@@ -160,7 +160,10 @@ def _torchvision(source: str) -> dict[str, torch.Tensor]:
     weights = models.get_model_weights(name).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
-        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        state: dict[str, torch.Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+        return state
     except OSError as error:  # among them every failure to reach the network
         raise DataMissing(
             f"The weights of {source} are not in {cached} and cannot be downloaded ({error}).",

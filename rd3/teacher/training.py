@@ -57,9 +57,9 @@ def train(
         weight_decay=training.weight_decay,
     )  # fmt: skip
     counters = read_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer) or Counters()
-    started = checkpoint_of(out / CHECKPOINT)
-    if started is not None and started[0] == recipe.key and not counters.curve:
-        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {started[1]}")
+    earlier = checkpoint_of(out / CHECKPOINT)
+    if earlier is not None and earlier[0] == recipe.key and not counters.curve:
+        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {earlier[1]}")
     epoch_s = []
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
@@ -146,6 +146,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the training images; the row of the curve."""
     seed = recipe.seed
+    assert seed is not None
     order = torch.randperm(len(images.labels), generator=generator(seed, "order", epoch))
     batches = [batch for batch in order.split(training.batch_size) if len(batch) > 1]
     stream = generator(seed, "augment", epoch)
