@@ -30,10 +30,10 @@ from rd3.recipe import (
     SourceSplit,
     StatisticsRecipe,
     TeacherRecipe,
-    canonical,
 )
 from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
 from rd3.teacher_roles import teacher_recipe, teacher_role
+from rd3.values import canonical
 
 MISSING = "missing"
 """Stands for the fingerprint of a dataset that is not there; what depends on it is blocked."""

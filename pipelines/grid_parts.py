@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from rd3.datasets import DatasetInfo
-from rd3.recipe import Frozen, digest
+from rd3.values import Frozen, digest
 
 InfoOf = Callable[[str], DatasetInfo]
 UserRole = Callable[[str, str], dict[str, Any] | None]

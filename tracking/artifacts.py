@@ -35,7 +35,8 @@ def _is_local(uri: str) -> bool:
 
 def served(entry: Entry) -> bool:
     """Whether the tracking server hands the entry's files out, so that nobody can look for them while it is away."""
-    return bool(entry.artifact) and not _is_local(entry.artifact) and not entry.artifact.startswith("s3://")
+    uri = entry.artifact or ""
+    return bool(uri) and not _is_local(uri) and not uri.startswith("s3://")
 
 
 def _repository(uri: str, tracking_uri: str) -> Any:
