@@ -1,6 +1,6 @@
 """Statistics of a teacher's layers over the training images: collected once, matched by G-VBSM and EDC.
 
-A folder of them is ``statistics.safetensors`` and ``manifest.json`` (written last: a folder with one is whole).
+They are stored as ``statistics.safetensors`` and ``manifest.json`` (written last: a folder with one is complete).
 
 Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; the figures of every class are those of
 shaoshitong/EDC ``Branch_*/recover``.
@@ -58,10 +58,10 @@ class LayerStatistics:
     patch: int
     """Side of a tile, pixels of the layer's input."""
     whole: Mapping[str, Moments]
-    """Of all training images, of convolutions alone: what a batch has on average.  BatchNorm layers know their own."""
+    """Averages over batches of all training images, of convolutions only; BatchNorm layers have running statistics."""
     classes: Mapping[str, Moments]
-    """(C, D) and (C, T), of convolutions and BatchNorm layers: what an image of this class has on average, its variance
-    being that *within* the image."""
+    """(C, D) and (C, T), of convolutions and BatchNorm layers: averages over the images of each class, with variances
+    taken *within* an image."""
 
 
 class StatisticsManifest(BaseModel):
@@ -132,10 +132,12 @@ def collect(
     device: torch.device | str = "cpu",
     progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> dict[str, Any]:
-    """One pass over the training images in random order; writes the folder, and returns the figures of the ledger.
+    """Collect statistics in one pass over the training images in random order, and write the folder.
 
     ``teacher`` is the recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages over batches,
-    weighted by their size, of the moments of a batch; those of a class are averages over its images.
+    weighted by batch size, of the moments of a batch; those of a class are averages over its images.  Returns the
+    figures for the ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe,
+    teacher and dataset do not belong together, and :class:`DataMissing` for a class without images.
     """
     wall, process = time.perf_counter(), time.process_time()
     device, out = usable_device(device), Path(out)
@@ -267,10 +269,11 @@ class _Sums(AbstractContextManager["_Sums"]):
 def load(
     folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str = "cpu", formerly: str | None = None
 ) -> LayerStatistics:
-    """The statistics in ``folder``, on ``device``.
+    """Load the statistics in ``folder`` onto ``device``.
 
-    Refuses a folder of other statistics, of another class list, or whose file is not the manifest's.  ``formerly`` is
-    the key under which they were collected, where that is of an older format.
+    ``formerly`` is the key under which they were collected, if that has an older format.  Raises
+    :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
+    for other statistics or for a file that is not the manifest's.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)

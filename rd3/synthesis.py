@@ -1,4 +1,4 @@
-"""Making one synthetic set: the loop over a method's blocks, with resume and measurement."""
+"""Generate one synthetic set: the loop over a method's blocks, with resume and time measurement."""
 
 from __future__ import annotations
 
@@ -39,15 +39,18 @@ def synthesize(
     blocks_at_once: int | None = None,
     shared_machine: bool | None = None,
 ) -> Manifest | None:
-    """Make the set of ``recipe`` in the folder ``out``; blocks that are already there and whole are kept.
+    """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
-    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, where the
-    recipe names them, are of these.  ``init`` is the set that images start from.  ``larger`` is the folder of a set of
-    which this one is the first images: its blocks are taken, with the time they took.  ``progress`` gets the done
-    fraction of the whole set and a note.  ``only_blocks`` makes a share of the blocks; the manifest is written, and
-    returned, by the call that finds the last one done, and until then the answer is None.  So many ``blocks_at_once``
-    are made together, by default as the method wants it on ``device``; their time is shared out evenly.
-    ``shared_machine`` is noted in the manifest: the caller knows whether other work runs beside this.
+    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
+    recipe names them, belong to these teachers.  ``init`` is the set with the initial images.  ``larger`` is the folder
+    of a set of which this one is a subset: its blocks are reused, with their generation time.  ``progress`` is called
+    with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only these blocks; the call
+    that completes the last block writes and returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks
+    are generated together, by default as many as the method chooses for ``device``; their time is divided evenly.
+    ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at the same time.
+
+    Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
+    and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A frozen network without its batch norms: affine in eval mode, they can be part of the convolution before them."""
+"""Batch norm folding: affine in eval mode, a batch norm can be merged into the convolution before it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import fx, nn
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A frozen copy in eval mode, where every BatchNorm2d that directly follows a convolution is folded into it.
+    """A frozen copy in eval mode in which every BatchNorm2d that directly follows a convolution is folded into it.
 
-    The copy answers as ``network.eval()`` does, up to rounding, and keeps its class and the names of its modules; the
-    folded norms are identities (timm's keep their activation).  A norm stays as it is where anything else sees the
-    convolution's output too, where it follows something else, as in pre-activation networks, where either is used
-    twice or has hooks, and everywhere in a network whose forward pass ``torch.fx`` cannot trace.  Not for what reads
+    The copy's outputs equal those of ``network.eval()`` up to rounding; it keeps its class and its module names, and
+    folded norms become identities (timm's keep their activation).  A norm is left unchanged if another module also uses
+    the convolution's output, if it does not follow a convolution, as in pre-activation networks, if either module is
+    used twice or has hooks, and throughout a network that ``torch.fx`` cannot trace.  Not suitable for code that reads
     BatchNorm statistics.
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)

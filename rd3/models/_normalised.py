@@ -1,4 +1,4 @@
-"""A network with its own normalisation: a dataset stays in [0, 1], and teachers of different constants share a pool."""
+"""A network with its own normalisation: datasets stay in [0, 1], and a pool can mix teachers of different constants."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NormalisedNetwork(nn.Module):
         return head
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to what the bare network was trained on."""
+        """Normalise (B, 3, H, W) in [0, 1] for the bare network."""
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ class NormalisedNetwork(nn.Module):
         return logits
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to what the last linear layer sees, (B, D)."""
+        """(B, 3, H, W) in [0, 1] to the input of the last linear layer, (B, D)."""
         seen: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
