@@ -33,6 +33,7 @@ stack-stop:
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # What the nodes of a cluster install: RD3's wheel and the versions of everything else.

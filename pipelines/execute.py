@@ -28,8 +28,9 @@ from pipelines.settings import Session
 from pipelines.shares import Share, discard, share_out
 from pipelines.trial import Job, in_use, work_folder
 from rd3.errors import Away, RD3Error
-from rd3.recipe import KINDS, Key, Recipe, canonical, read_recipe
+from rd3.recipe import KINDS, Key, Recipe, read_recipe
 from rd3.store import Entry
+from rd3.values import canonical
 from tracking.fields import parent_facts
 from tracking.ledger import Ledger
 from tracking.patience import patiently

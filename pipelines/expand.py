@@ -32,10 +32,10 @@ from rd3.recipe import (
     SourceSplit,
     StatisticsRecipe,
     TeacherRecipe,
-    canonical,
 )
 from rd3.set_recipes import PlannedSet, largest_sets, plan_set
 from rd3.teacher_roles import teacher_recipe
+from rd3.values import canonical
 
 MISSING = "missing"
 """Stands for the fingerprint of a dataset that is not there; what depends on it is blocked."""

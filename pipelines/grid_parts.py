@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rd3.recipe import Frozen, digest
+from rd3.values import Frozen, digest
 
 
 class Chosen(Frozen):

@@ -27,7 +27,7 @@ from pipelines.shares import collect, deliver
 from rd3.datasets import Roots
 from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, why
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
-from rd3.store import Entry, Store, check_files, write_atomically
+from rd3.store import Entry, ReadableStore, check_files, write_atomically
 from tracking import artifacts
 from tracking.documents import open_documents
 from tracking.fields import note
@@ -280,7 +280,7 @@ def _make(job: Job, recipe: Any, progress: Progress) -> Entry:
     return entry
 
 
-def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carrier | None) -> Entry:
+def _made(job: Job, recipe: Any, store: ReadableStore, progress: Progress, carrier: Carrier | None) -> Entry:
     """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
     from rd3.run import perform
 
@@ -312,7 +312,7 @@ def _made(job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carr
     return entry
 
 
-def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
+def _gather(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) -> None:
     """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
     _patiently(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
     broken, reasons = [], []
@@ -370,7 +370,7 @@ class _BrokenParents(RD3Error):
         self.parents = parents
 
 
-def _set_input(recipe: Recipe, store: Store) -> dict[str, Any] | None:
+def _set_input(recipe: Recipe, store: ReadableStore) -> dict[str, Any] | None:
     """The set of an evaluation, as its MLflow run names it."""
     entry = store.find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
     if entry is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rd3.recipe import Frozen, Key
+from rd3.recipe import Key
+from rd3.values import Frozen
 
 
 class Cell(Frozen):

@@ -24,8 +24,9 @@ def usable_device(name: torch.device | str) -> torch.device:
     import torch
 
     here = {"cpu"}
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator().type
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None:
+        kind = accelerator.type
         here |= {kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))}
     if str(name) not in here:
         raise BadValue(f"There is no device {str(name)!r} here.", f"use {' or '.join(sorted(here))}")
@@ -47,7 +48,8 @@ def bf16_in_hardware(device: torch.device) -> bool | None:
 
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+            return supported
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return None
     if bf16_left_out():

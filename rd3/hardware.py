@@ -24,7 +24,7 @@ class Hardware(NamedTuple):
 
     kind: Literal["cpu", "cuda"]
     name: str
-    count: int
+    count: int  # type: ignore[assignment]  # takes the place of tuple.count
     """Threads that this process may use, or GPUs."""
     bf16: bool
     """Whether bf16 is multiplied in hardware; False where that is not known."""

@@ -22,7 +22,7 @@ def together(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Te
 
 
 def _mean(logits: Sequence[torch.Tensor], _temperature: float) -> torch.Tensor:
-    return sum(logits) / len(logits)
+    return sum(logits[1:], start=logits[0]) / len(logits)
 
 
 def _balanced(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Statistics of a teacher's layers over the training images: collected once, matched by G-VBSM and EDC.
 
-A folder of them is ``statistics.safetensors`` and ``manifest.json`` (written last: a folder with one is whole).
+They are stored as ``statistics.safetensors`` and ``manifest.json`` (written last: a folder with one is complete).
 
 Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; the figures of every class are those of
 shaoshitong/EDC ``Branch_*/recover``.
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from rd3.datasets import Dataset
 from rd3.device import repeatable_kernels, usable_device
@@ -57,10 +58,10 @@ class LayerStatistics:
     patch: int
     """Side of a tile, pixels of the layer's input."""
     whole: Mapping[str, Moments]
-    """Of all training images, of convolutions alone: what a batch has on average.  BatchNorm layers know their own."""
+    """Averages over batches of all training images, of convolutions only; BatchNorm layers have running statistics."""
     classes: Mapping[str, Moments]
-    """(C, D) and (C, T), of convolutions and BatchNorm layers: what an image of this class has on average, its variance
-    being that *within* the image."""
+    """(C, D) and (C, T), of convolutions and BatchNorm layers: averages over the images of each class, with variances
+    taken *within* an image."""
 
 
 class StatisticsManifest(BaseModel):
@@ -105,7 +106,7 @@ def tile_means(maps: torch.Tensor, patch: int) -> torch.Tensor:
 
 def spread_tiles(values: torch.Tensor, patch: int, height: int, width: int) -> torch.Tensor:
     """(..., T) -> (..., H, W): every pixel gets the value of its tile; the reverse of :func:`tile_means`."""
-    tiles = values.unflatten(-1, (height // patch, width // patch))
+    tiles: torch.Tensor = values.unflatten(-1, (height // patch, width // patch))
     return tiles.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
 
 
@@ -131,10 +132,12 @@ def collect(
     device: torch.device | str = "cpu",
     progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> dict[str, Any]:
-    """One pass over the training images in random order; writes the folder, and returns the figures of the ledger.
+    """Collect statistics in one pass over the training images in random order, and write the folder.
 
     ``teacher`` is the recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages over batches,
-    weighted by their size, of the moments of a batch; those of a class are averages over its images.
+    weighted by batch size, of the moments of a batch; those of a class are averages over its images.  Returns the
+    figures for the ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe,
+    teacher and dataset do not belong together, and :class:`DataMissing` for a class without images.
     """
     wall, process = time.perf_counter(), time.process_time()
     device, out = usable_device(device), Path(out)
@@ -218,7 +221,7 @@ class _Sums(AbstractContextManager["_Sums"]):
         self.patch, self.num_classes = patch, num_classes
         self.labels = torch.empty(0, dtype=torch.int64)
         self._sums: dict[str, torch.Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> _Sums:
         for name, layer in self.layers.items():
@@ -266,10 +269,11 @@ class _Sums(AbstractContextManager["_Sums"]):
 def load(
     folder: Path, recipe: StatisticsRecipe, *, device: torch.device | str = "cpu", formerly: str | None = None
 ) -> LayerStatistics:
-    """The statistics in ``folder``, on ``device``.
+    """Load the statistics in ``folder`` onto ``device``.
 
-    Refuses a folder of other statistics, of another class list, or whose file is not the manifest's.  ``formerly`` is
-    the key under which they were collected, where that is of an older format.
+    ``formerly`` is the key under which they were collected, if that has an older format.  Raises
+    :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
+    for other statistics or for a file that is not the manifest's.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)

@@ -19,7 +19,8 @@ def companions(first: Recipe, others: Iterable[Recipe], room: int, *, side_by_si
     """
     if not isinstance(first, EvaluationRecipe) or room < 1:
         return []
-    views, shape, found = Views.of(first).key, _shape(first), []
+    views, shape = Views.of(first).key, _shape(first)
+    found: list[EvaluationRecipe] = []
     for other in others:
         if len(found) == room:
             break

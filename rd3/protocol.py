@@ -1,10 +1,10 @@
-"""The post-evaluation protocol: every choice that can move a student's accuracy, as one frozen value.
+"""The post-evaluation protocol: every choice that affects a student's accuracy, as one frozen value.
 
-A *preset* (``presets/*.yaml``) is a rule; :func:`resolve_protocol` turns it into an :class:`EvalProtocol` in which
-nothing is left open: the schedule and batch size by student, the patches by dataset, the batch capped at the set's
+A *preset* (``presets/*.yaml``) is a rule; :func:`resolve_protocol` turns it into a fully resolved
+:class:`EvalProtocol`: the schedule and batch size by student, the patches by dataset, the batch capped at the set's
 size.  Only resolved values enter a key.
 
-Grids, sweeps and users set the protocol by names: a field (``epochs``), a setting of the loss (``temperature``), or a
+Grids, sweeps and users set protocol values by name: a field (``epochs``), a setting of the loss (``temperature``), or a
 setting of an augmentation (``resized_crop.min_area``).
 """
 
@@ -34,44 +34,55 @@ T = TypeVar("T")
 
 
 class EvalProtocol(Frozen):
-    """A resolved protocol.  Sources: paper Tables 8 and 9; decisions the paper leaves open are named ``open``."""
+    """A resolved protocol.  Sources: paper Tables 8 and 9; decisions that the paper leaves open are marked ``open``."""
 
     epochs: int = Field(ge=1)
+    """Passes of the student over the synthetic set."""
     batch_size: int = Field(ge=1)
+    """Images per optimizer step; at most the size of the set."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """``adamw``, or ``sgd`` with momentum ``beta1``."""
     lr: float = Field(default=1e-3, gt=0)
+    """Learning rate at the start of the cosine."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """On tensors with more than one dimension only (open: 0.01)."""
+    """Weight decay of tensors with more than one dimension; none on the others (open: 0.01)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay rate of AdamW's first moment; momentum of ``sgd``."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay rate of AdamW's second moment; unused by ``sgd``."""
     zeta: float = Field(gt=0)
-    """Learning-rate smoothing: rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
+    """Learning-rate smoothing: the rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
     warmup_epochs: int = neutral(0, ge=0)
-    """First epochs in which the rate climbs linearly to lr; the cosine takes those that are left (open: none)."""
+    """Epochs of linear warm-up to lr; the cosine takes the remaining ones (open: none)."""
     labels: Literal["soft", "hard"] = "soft"
+    """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
     loss: Component
     """A registered loss with its settings, such as ``{kl: {temperature: 20.0, scale_t2: false}}``."""
     augmentation: tuple[Component, ...]
     """Registered augmentations with their settings, in order; one that mixes images comes last."""
     teacher_mode: Literal["eval", "batch"] = "eval"
-    """``batch``: teachers normalise with the statistics of the batch (open: eval)."""
+    """Batch normalisation of teachers: by running statistics (``eval``) or by those of the batch (open: eval)."""
     hybrid: Literal["logits", "balanced", "softmax"] = neutral("logits")
-    """How several teachers label together: mean of logits; the same after every teacher's logits of a batch are scaled
-    to one norm; mean of softmaxes at the loss's temperature (open: logits)."""
+    """How several teachers are combined: ``logits`` averages logits; ``balanced`` first scales each teacher's logits of
+    a batch to the same norm; ``softmax`` averages softmaxes at the loss's temperature (open: logits)."""
     extra_student_forward: bool = False
-    """The released RDED loop's second, gradient-free student pass, which moves BN statistics (open: off)."""
+    """Run an additional, gradient-free student pass per step, which updates BatchNorm statistics, as the released RDED
+    loop does (open: off)."""
     precision: Precision = "auto"
-    """Of teacher and student passes; master weights, statistics and losses stay fp32.  ``auto``: bf16 where the device
-    multiplies it in hardware, else fp32."""
+    """Precision of teacher and student passes; master weights, statistics and losses stay fp32.  ``auto``: bf16 if the
+    device supports it in hardware, else fp32."""
     test_epochs: tuple[int, ...] = ()
-    """Further epochs (1-based) at which to test; diagnostics, never the headline."""
+    """Additional epochs (1-based) after which to test; diagnostics, never the headline metric."""
 
     def value(self, name: str) -> Any:
-        """The plain value of a field or setting by its name; None for a setting that this protocol lacks."""
+        """The plain value of a field or setting by its name; None if this protocol has no such setting."""
         return value_by_name(self.model_dump(mode="json"), name)
 
     def contradictions(self) -> list[str]:
-        """What does not go together, as sentences without a full stop; raises :class:`UnknownName`."""
+        """Contradictions between fields, as sentences without a full stop.
+
+        Raises :class:`UnknownName` for a loss or augmentation that is not registered.
+        """
         found = []
         loss = LOSSES.get(self.loss.name)
         if loss.labels != self.labels:
@@ -91,15 +102,15 @@ class EvalProtocol(Frozen):
 
 
 def number_type(name: str) -> type[int] | type[float] | None:
-    """Whether a protocol's field or setting is a whole number, any number, or neither."""
+    """``int`` or ``float`` if a protocol's field or setting is a number, else None."""
     kinds = set(get_args(protocol_names()[name].annotation) or [protocol_names()[name].annotation]) - {type(None)}
     return next((kind for kind in (int, float) if kinds == {kind}), None)
 
 
 def unresolved(protocol: EvalProtocol) -> str:
-    """Which loss or augmentation is not as :func:`resolve_protocol` leaves it; empty where all are.
+    """Name of the first loss or augmentation whose settings are not fully resolved; empty if all are.
 
-    Of those that are registered here: a plugin's may be elsewhere.
+    Components that are not registered here, such as those of a missing plugin, are skipped.
     """
     for component in (protocol.loss, *protocol.augmentation):
         registry = LOSSES if component is protocol.loss else AUGMENTATIONS
@@ -110,7 +121,8 @@ def unresolved(protocol: EvalProtocol) -> str:
             settings = kind.Settings.model_validate_json(json.dumps(component.settings), strict=True)
         except ValidationError:
             return component.name
-        without_effect = registry is AUGMENTATIONS and kind.resolve(settings, 1) is None
+        step = component is not protocol.loss
+        without_effect = step and AUGMENTATIONS.get(component.name).resolve(settings, 1) is None
         if without_effect or canonical(without_neutral(settings)) != canonical(component.settings):
             return component.name
     return ""
@@ -128,15 +140,19 @@ def protocol_names() -> dict[str, FieldInfo]:
 
 
 class Preset(Frozen):
-    """A protocol as a rule: values by name for all, and by whether student and teacher are the same network."""
+    """A protocol as a rule: values by name for all students, and for those that share the teacher's architecture."""
 
     name: str
     source: str
+    """Where its values are published."""
     reduces: str | None = None
-    """The preset whose published settings this one cuts short; its results get no paper value."""
+    """The preset of which this is a reduced form; its results are not compared with the paper's."""
     all: dict[str, Any] = {}
+    """Values for every student."""
     same_network: dict[str, Any] = {}
+    """Values if student and teacher have the same architecture, on top of ``all``."""
     other_network: dict[str, Any] = {}
+    """Values if they have different architectures, on top of ``all``."""
 
 
 @functools.cache
@@ -160,17 +176,17 @@ PresetOf = Callable[[str], Preset]
 
 
 def user_presets(folder: Path) -> dict[str, Preset]:
-    """A user's own presets by name: ``<name>.yaml`` in ``folder``, none where there is no such folder."""
+    """A user's own presets by name: ``<name>.yaml`` in ``folder``; empty if there is no such folder."""
     return {path.stem: read_preset(path) for path in sorted(folder.glob("*.yaml"))}
 
 
 def preset_reader(folder: Path) -> PresetOf:
-    """Finds the presets that ship and those in ``folder``; a name that ships cannot be taken by another."""
+    """A function that finds shipped presets and those in ``folder`` by name; shipped names take precedence."""
     return lambda name: presets()[name] if name in presets() else _known(name, {**user_presets(folder), **presets()})
 
 
 def read_preset(path: Path) -> Preset:
-    """One preset file; raises :class:`BadValue` with the first mistake."""
+    """Read and check one preset file; raises :class:`BadValue` with the first mistake."""
     try:
         found = Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -209,9 +225,11 @@ def resolve_protocol(
 ) -> EvalProtocol:
     """Resolve a preset, or the shipped one of that name, for one student and one set.
 
-    ``factor`` is the dataset's; ``same_network`` says whether student and label teacher are one architecture;
-    ``set_size`` is |S| in images.  ``overrides`` are values by name that a grid or a user sets; they win over the
-    preset, and the batch is capped at |S| all the same.  Hard labels bring the loss ``ce`` unless one is named.
+    ``factor`` is the dataset's; ``same_network`` says whether student and label teacher have the same architecture;
+    ``set_size`` is |S| in images.  ``overrides`` are values by name that a grid or a user sets; they take precedence
+    over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss ``ce`` unless one is named.
+
+    Raises :class:`UnknownName` for an unknown name and :class:`BadValue` for an invalid or contradictory value.
     """
     rule = preset(rule) if isinstance(rule, str) else rule
     where = f"Protocol {rule.name}"
@@ -235,9 +253,9 @@ def resolve_protocol(
 
 
 def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` by name that a search proposes together, without settings of losses other than the one among them.
+    """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
-    Hard labels have the loss ``ce``, whatever else is proposed.
+    Hard labels imply the loss ``ce``, whatever else is proposed.
     """
     found = dict(values)
     if found.get("labels") == "hard":
@@ -249,12 +267,12 @@ def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name with ``changes`` on top; another loss takes the settings of the former one away."""
+    """Values by name with ``changes`` on top; a change of the loss drops the settings of the former one."""
     return left_of(values, changes) | dict(changes)
 
 
 def left_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name that ``changes`` leave standing."""
+    """Values by name that ``changes`` leaves in force."""
     settings = {name for name in values if name not in EvalProtocol.model_fields and "." not in name}
     gone = changes.keys() | (settings if "loss" in changes else set())
     return {name: value for name, value in values.items() if name not in gone}
@@ -344,9 +362,9 @@ def _settings(kind: type[Frozen], given: Component, owner: str, where: str, pref
 
 
 def mistakes_in(name: str, value: Any) -> list[str]:
-    """What is wrong with a value by itself, without any coercion; raises :class:`UnknownName` for a name.
+    """Mistakes in one value, without type coercion; raises :class:`UnknownName` for an unknown name.
 
-    A setting that several losses have is right if it is right for one of them.
+    A setting that several losses have is valid if it is valid for one of them.
     """
     _check_name(name)
     if name in EvalProtocol.model_fields:
@@ -359,11 +377,9 @@ def mistakes_in(name: str, value: Any) -> list[str]:
                 AUGMENTATIONS.get(Component.model_validate(step).name)
         return found
     step, _dot, setting = name.rpartition(".")
-    owners = [AUGMENTATIONS.get(step)] if step else [LOSSES.get(loss) for loss in LOSSES]
-    found = [
-        _mistakes(owner.Settings, {}, setting, value) for owner in owners if setting in owner.Settings.model_fields
-    ]
-    return min(found, key=len)
+    owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
+    by_owner = [_mistakes(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]
+    return min(by_owner, key=len)
 
 
 def _mistakes(model: type[BaseModel], base: dict[str, Any], name: str, value: Any) -> list[str]:
@@ -376,7 +392,7 @@ def _mistakes(model: type[BaseModel], base: dict[str, Any], name: str, value: An
 
 
 def reductions(rule: str | Preset, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:
-    """What a run does less of than published: field to (made, published).  Today only epochs can be cut."""
+    """Fields that are below their published value, as (used, published); currently only epochs can be reduced."""
     rule = preset(rule) if isinstance(rule, str) else rule
     published = preset(rule.reduces).all["epochs"] if rule.reduces else rule.all["epochs"]
     return {"epochs": (resolved.epochs, published)} if resolved.epochs < published else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -50,6 +50,13 @@ class Recipe(Frozen):
     kind: str
     format: Literal[2] = neutral(FORMAT)
     """Of the recipe's JSON; what was written without one is of format 1 (:mod:`rd3.upgrade`)."""
+    data: Data
+    classes: str
+    """Hash of the class list, in order."""
+    resolution: int
+    """Side of the images, in pixels."""
+    version: int
+    """Raised when a bug fix changes results."""
 
     @functools.cached_property
     def key(self) -> Key:
@@ -76,32 +83,37 @@ class Recipe(Frozen):
 
 
 class TeacherTraining(Frozen):
-    """How a teacher is trained, completely.  SGD with momentum, a cosine after a linear warm-up."""
+    """Complete training settings of a teacher: SGD with momentum, and a cosine schedule after linear warm-up."""
 
     epochs: int = Field(ge=1)
+    """Passes over the training images."""
     batch_size: int = Field(ge=2)
+    """Images per optimizer step."""
     lr: float = Field(gt=0)
+    """Learning rate at the start of the cosine."""
     momentum: float = Field(ge=0, lt=1)
+    """Momentum of SGD."""
     nesterov: bool = True
+    """Use Nesterov momentum."""
     weight_decay: float = Field(ge=0)
+    """L2 weight decay of all parameters."""
     zeta: float | None = neutral(1.0)
-    """The cosine reaches zero after ``zeta * epochs``; None: the rate stays as it is."""
+    """The cosine reaches zero after ``zeta * epochs``; None keeps the learning rate constant."""
     warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of linear warm-up to lr."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy (0-1)."""
     crop: Literal["pad", "resized", "none"]
     """``pad``: random crop after padding by an eighth of the side; ``resized``: RandomResizedCrop(0.08, 1)."""
     flip: bool = True
+    """Flip images horizontally with probability 0.5."""
 
 
 class TeacherRecipe(Recipe):
     """A trained network that gives labels or statistics: trained here (``training``) or imported (``weights``)."""
 
     kind: Literal["teacher"] = "teacher"
-    data: Data
-    classes: str
-    """Hash of the class list, in order."""
     network: str
-    resolution: int
     normalisation: Normalisation
     training: TeacherTraining | None = None
     precision: Precision | None = None
@@ -123,21 +135,19 @@ class Collection(Frozen):
     """How statistics of a network's layers are collected: one pass over the training images."""
 
     patch: int = Field(ge=1)
-    """Side of the tiles, pixels of a layer's input, whose moments are kept besides those of channels."""
+    """Side of the tiles whose moments are kept besides those of channels, in pixels of a layer's input."""
     crop: Literal["pad", "resized", "none"]
-    """As of :class:`TeacherTraining`."""
+    """As in :class:`TeacherTraining`."""
     flip: bool = True
+    """Flip images horizontally with probability 0.5."""
     batch_size: int = Field(ge=1)
-    """Variances are of batches: another batch size is another figure."""
+    """Images per batch; variances depend on it."""
 
 
 class StatisticsRecipe(Recipe):
     """Moments of the inputs of a teacher's layers over the training images, of all and of every class."""
 
     kind: Literal["statistics"] = "statistics"
-    data: Data
-    classes: str
-    resolution: int
     teacher: Key
     collection: Collection
     precision: Literal["fp32"] = "fp32"
@@ -158,11 +168,8 @@ class SetRecipe(Recipe):
     kind: Literal["set"] = "set"
     method: str
     version: int
-    """The method's version: raised when a mended bug changes results."""
+    """The method's version."""
     settings: dict[str, Any]
-    data: Data
-    classes: str
-    resolution: int
     ipc: int = Field(ge=1)
     teachers: tuple[Key, ...] = ()
     statistics: tuple[Key, ...] = neutral(())
@@ -198,8 +205,6 @@ class EvaluationRecipe(Recipe):
     data: Data
     """Where the test images come from; ``split`` is the part that the *set* drew from."""
     tested_on: Literal["test", "validation"] = "test"
-    classes: str
-    resolution: int
     normalisation: Normalisation
     """The student's own constants."""
     version: int = 1
@@ -239,6 +244,7 @@ class EvaluationRecipe(Recipe):
 
 
 AnyRecipe = TeacherRecipe | StatisticsRecipe | SetRecipe | EvaluationRecipe
+Kind = TypeVar("Kind", bound=AnyRecipe)
 KINDS = ("teacher", "statistics", "set", "evaluation")
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
 
@@ -267,11 +273,20 @@ def read_recipe(plain: Any) -> AnyRecipe:
     if isinstance(plain, Mapping):
         plain = upgraded(plain)
     try:
-        return _ADAPTER.validate_json(canonical(plain))
+        recipe: AnyRecipe = _ADAPTER.validate_json(canonical(plain))
+        return recipe
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise _not_a_recipe(place, first["msg"]) from None
+
+
+def recipe_of_kind(plain: Any, kind: type[Kind]) -> Kind:
+    """As :func:`read_recipe`, for a recipe that must be of this kind."""
+    recipe = read_recipe(plain)
+    if not isinstance(recipe, kind):
+        raise _not_a_recipe("kind", f"{recipe.kind!r}, expected {kind.model_fields['kind'].default!r}")
+    return recipe
 
 
 def key_of(plain: Mapping[str, Any]) -> Key:

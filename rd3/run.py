@@ -25,13 +25,15 @@ from rd3.recipe import (
     SetRecipe,
     StatisticsRecipe,
     TeacherRecipe,
-    digest,
-    read_recipe,
+    recipe_of_kind,
 )
-from rd3.store import Entry, Store, now, sha256_files, write_atomically
+from rd3.store import Entry, ReadableStore, existing, now, sha256_files, write_atomically
+from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.eval_result import EvalResult
+    from rd3.layer_statistics import LayerStatistics
+    from rd3.models import NormalisedNetwork
     from rd3.posteval import Evaluation
     from rd3.synthetic_set import Manifest, SetOnDisk
 
@@ -65,7 +67,9 @@ def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
     return dataset
 
 
-def _load_teachers(keys: tuple[str, ...], store: Store, dataset: Dataset, roots: Roots, device: str) -> list[Any]:
+def _load_teachers(
+    keys: tuple[str, ...], store: ReadableStore, dataset: Dataset, roots: Roots, device: str
+) -> list[NormalisedNetwork]:
     """Teachers from the store, each verified on its recorded images once per machine, device and torch version."""
     import torch
 
@@ -74,8 +78,8 @@ def _load_teachers(keys: tuple[str, ...], store: Store, dataset: Dataset, roots:
     loaded = []
     for key in keys:
         folder = store.fetch("teacher", key)
-        entry = store.find("teacher", key)
-        recipe = read_recipe(entry.recipe)
+        entry = existing(store, "teacher", key)
+        recipe = recipe_of_kind(entry.recipe, TeacherRecipe)
         setting = digest([entry.files, dataset.fingerprint, torch.__version__, device])
         verified = roots.home / "verified" / f"{key[:16]}-{setting[:16]}"
         check = not verified.exists()
@@ -89,7 +93,7 @@ def _load_teachers(keys: tuple[str, ...], store: Store, dataset: Dataset, roots:
 class _Bench:
     """What a recipe is made with."""
 
-    store: Store
+    store: ReadableStore
     roots: Roots
     dataset: Dataset
     out: Path
@@ -98,23 +102,23 @@ class _Bench:
     larger: Key | None
     progress: Progress
     tested: Tested | None = None
-    loaded: dict[tuple[str, ...], list[Any]] = field(default_factory=dict)
+    loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers that are in memory already, by their keys."""
 
-    def teachers(self, keys: tuple[str, ...]) -> list[Any]:
+    def teachers(self, keys: tuple[str, ...]) -> list[NormalisedNetwork]:
         if keys not in self.loaded:
             self.loaded[keys] = _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
         return self.loaded[keys]
 
-    def statistics(self, keys: tuple[str, ...]) -> list[Any]:
+    def statistics(self, keys: tuple[str, ...]) -> list[LayerStatistics]:
         """Collected statistics, as :func:`rd3.layer_statistics.load` gives them."""
         from rd3 import layer_statistics
 
         loaded = []
         for key in keys:
             folder = self.store.fetch("statistics", key)
-            entry = self.store.find("statistics", key)
-            recipe = read_recipe(entry.recipe)
+            entry = existing(self.store, "statistics", key)
+            recipe = recipe_of_kind(entry.recipe, StatisticsRecipe)
             loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
 
@@ -140,7 +144,7 @@ class _Bench:
         """Generation time of what a set is made from, teachers apart; also where it was made long ago."""
         spent = {"wall_s": 0.0, "process_s": 0.0}
         for kind, key in recipe.parents():
-            result = {} if kind == "teacher" else self.store.find(kind, key).result
+            result = {} if kind == "teacher" else existing(self.store, kind, key).result
             for unit in spent:
                 spent[unit] += result.get(f"generation_{unit}", result.get(unit, 0.0))
         return spent
@@ -194,6 +198,7 @@ def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
     from rd3.synthetic_set import SetOnDisk, contact_sheet
 
     manifest = _synthesize(recipe, bench, larger=bench.blocks_of_larger())
+    assert manifest is not None, "all blocks were made"
     made = SetOnDisk.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
     contact_sheet(made, bench.out / "contact_sheet.png")
     before = bench.spent(recipe)
@@ -232,12 +237,17 @@ def _written(outcome: EvalResult | Exception, out: Path) -> _Made:
     return outcome.flat(), None
 
 
-_MAKERS = {"teacher": _make_teacher, "statistics": _make_statistics, "set": _make_set, "evaluation": _make_evaluation}
+_MAKERS: dict[str, Callable[[Any, _Bench], _Made]] = {
+    "teacher": _make_teacher,
+    "statistics": _make_statistics,
+    "set": _make_set,
+    "evaluation": _make_evaluation,
+}
 
 
 def perform(
     recipe: AnyRecipe,
-    store: Store,
+    store: ReadableStore,
     roots: Roots,
     out: Path,
     *,
@@ -270,7 +280,9 @@ class Part:
     tested: Tested | None = None
 
 
-def perform_pack(pack: Sequence[Part], store: Store, roots: Roots, *, device: str = "cpu") -> list[Entry | Exception]:
+def perform_pack(
+    pack: Sequence[Part], store: ReadableStore, roots: Roots, *, device: str = "cpu"
+) -> list[Entry | Exception]:
     """Do several evaluations of one dataset together, each as :func:`perform` does it, with the same result.
 
     What ended one of them (:class:`Diverged`, or what its ``tested`` raised) stands in place of its entry.  Entries say
@@ -278,7 +290,9 @@ def perform_pack(pack: Sequence[Part], store: Store, roots: Roots, *, device: st
     """
     from rd3.posteval import train_pack
 
-    dataset, benches, teachers = _open_data(pack[0].recipe, roots), [], {}
+    dataset = _open_data(pack[0].recipe, roots)
+    benches: list[_Bench] = []
+    teachers: dict[tuple[str, ...], list[NormalisedNetwork]] = {}
     for part in pack:
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
@@ -322,7 +336,7 @@ def _entry(recipe: AnyRecipe, folder: Path, made: _Made, device: str, **provenan
 
 def perform_blocks(
     recipe: SetRecipe,
-    store: Store,
+    store: ReadableStore,
     roots: Roots,
     out: Path,
     blocks: tuple[int, int],

@@ -1,7 +1,7 @@
-"""Where made things are kept: the protocol that ``rd3`` sees, and a plain folder that implements it.
+"""Stores of results: the protocols that ``rd3`` uses, and an implementation in a plain folder.
 
-An :class:`Entry` says that a recipe is done: its result, its files with their sha256, and the digest of its content.
-It is written last and only if absent, so what has an entry is whole.
+An :class:`Entry` records a finished recipe: its result, its files with their sha256, and the digest of its content.
+It is written last and only if absent, so everything with an entry is complete.
 """
 
 from __future__ import annotations
@@ -60,17 +60,29 @@ class Entry(BaseModel):
         return files
 
 
-class Store(Protocol):
-    """Get and put by kind and key."""
+class ReadableStore(Protocol):
+    """A store from which entries and files are read, by kind and key."""
 
     def find(self, kind: str, key: str) -> Entry | None:
-        """The entry, or None."""
+        """The entry, or None if there is none."""
 
     def fetch(self, kind: str, key: str) -> Path:
         """A local folder with the verified files; raises :class:`DataMissing` or :class:`DataCorrupt`."""
 
+
+class Store(ReadableStore, Protocol):
+    """A store that results are also written to."""
+
     def put(self, entry: Entry, folder: Path) -> Entry:
-        """Keep ``folder`` under the entry's key; if there is one already, keep and return that."""
+        """Store ``folder`` under the entry's key; an entry that exists already is kept and returned."""
+
+
+def existing(store: ReadableStore, kind: str, key: str) -> Entry:
+    """The entry; raises :class:`DataMissing` where there is none."""
+    entry = store.find(kind, key)
+    if entry is None:
+        raise DataMissing(f"The store has no {kind} {key[:12]}.", "make or import it first")
+    return entry
 
 
 def sha256_file(path: Path) -> str:

@@ -156,7 +156,8 @@ class StudentTraining:
 
 def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimizer:
     """Weight decay on tensors named ``weight`` with more than one dimension, none on the others (LINs-lab/RDED)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": plain, "weight_decay": 0.0}]

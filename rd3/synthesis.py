@@ -1,4 +1,4 @@
-"""Making one synthetic set: the loop over a method's blocks, with resume and measurement."""
+"""Generate one synthetic set: the loop over a method's blocks, with resume and time measurement."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
+    from rd3.models import NormalisedNetwork
 
 
 def synthesize(
     recipe: SetRecipe,
     dataset: Dataset,
-    teachers: Sequence[torch.nn.Module],
+    teachers: Sequence[NormalisedNetwork],
     out: Path,
     *,
     statistics: Sequence[LayerStatistics] = (),
@@ -37,15 +38,18 @@ def synthesize(
     blocks_at_once: int | None = None,
     shared_machine: bool | None = None,
 ) -> Manifest | None:
-    """Make the set of ``recipe`` in the folder ``out``; blocks that are already there and whole are kept.
+    """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
-    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, where the
-    recipe names them, are of these.  ``init`` is the set that images start from.  ``larger`` is the folder of a set of
-    which this one is the first images: its blocks are taken, with the time they took.  ``progress`` gets the done
-    fraction of the whole set and a note.  ``only_blocks`` makes a share of the blocks; the manifest is written, and
-    returned, by the call that finds the last one done, and until then the answer is None.  So many ``blocks_at_once``
-    are made together, by default as the method wants it on ``device``; their time is shared out evenly.
-    ``shared_machine`` is noted in the manifest: the caller knows whether other work runs beside this.
+    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
+    recipe names them, belong to these teachers.  ``init`` is the set with the initial images.  ``larger`` is the folder
+    of a set of which this one is a subset: its blocks are reused, with their generation time.  ``progress`` is called
+    with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only these blocks; the call
+    that completes the last block writes and returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks
+    are generated together, by default as many as the method chooses for ``device``; their time is divided evenly.
+    ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at the same time.
+
+    Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
+    and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.
     """
     import torch
 
@@ -80,9 +84,7 @@ def synthesize(
         before, share = finished / len(wanted), len(together) / len(wanted)
         note = _note(finished + 1, len(together), len(wanted))
         progress(before, note)
-        context.progress = lambda fraction, before=before, share=share, note=note: progress(
-            before + fraction * share, note
-        )
+        context.progress = _part_of(progress, before, share, note)
         context.phases = {}
         reset_peak(device)
         with repeatable_kernels():
@@ -97,6 +99,11 @@ def synthesize(
     return writer.finish(device=_device_name(device), threads=torch.get_num_threads(), shared_machine=shared_machine)
 
 
+def _part_of(progress: Callable[[float, str], None], before: float, share: float, note: str) -> Callable[[float], None]:
+    """``progress`` for a part of the whole: ``share`` of it, after the fraction ``before``."""
+    return lambda fraction: progress(before + fraction * share, note)
+
+
 def _note(first: int, count: int, blocks: int) -> str:
     return f"block {first} of {blocks}" if count == 1 else f"blocks {first} to {first + count - 1} of {blocks}"
 
@@ -106,7 +113,7 @@ def _shared_out(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, d
     return {name: {unit: value / blocks for unit, value in spent.items()} for name, spent in phases.items()}
 
 
-def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[torch.nn.Module]) -> Method:
+def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedNetwork]) -> Method:
     """The method, once recipe, dataset and teachers fit together."""
     method, info = METHODS.get(recipe.method)(), dataset.info
     if method.version != recipe.version:
@@ -159,11 +166,10 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
     if init is None:
         return
     manifest = init.manifest
-    expected = (recipe.data.name, recipe.resolution)
-    if (manifest.dataset, manifest.resolution) != expected:
+    if (manifest.dataset, manifest.resolution) != (recipe.data.name, recipe.resolution):
         raise BadValue(
             f"{manifest.short}, to start from, is of {manifest.dataset} at {manifest.resolution} pixels, expected "
-            f"{expected[0]} at {expected[1]}.",
+            f"{recipe.data.name} at {recipe.resolution}.",
             "start from a set of the same dataset",
         )
     if manifest.classes != recipe.classes:

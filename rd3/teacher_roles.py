@@ -18,8 +18,9 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import UnknownName
 from rd3.models import network_info, network_names
 from rd3.protocol import Precision
-from rd3.recipe import Data, Frozen, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining, read_recipe
+from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining, read_recipe
 from rd3.registry import did_you_mean
+from rd3.values import Frozen
 
 NOT_IMPORTED = "not imported"
 """Stands for the digest of weights that nobody has imported yet: a key that nothing can ever have."""
@@ -78,7 +79,9 @@ class Role(Frozen):
 
 @functools.cache
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
-    return yaml.safe_load(files("rd3").joinpath("teacher_roles.yaml").read_text(encoding="utf-8"))
+    text = files("rd3").joinpath("teacher_roles.yaml").read_text(encoding="utf-8")
+    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
+    return table
 
 
 UserRole = Callable[[str, str], Mapping[str, Any] | None]

@@ -18,14 +18,17 @@ import numpy as np
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.errors import RD3Error, Unsupported
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
-from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe, digest
+from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 from rd3.seeding import generator
 from rd3.set_recipes import plan_set
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
+from rd3.values import digest
 
 if TYPE_CHECKING:
     import torch
+
+    from rd3.models import NormalisedNetwork
 
 _IPC = 2
 _TURNED = 0.01
@@ -48,7 +51,7 @@ class _Trial:
 
     method: type[Method]
     dataset: Dataset
-    teachers: tuple[torch.nn.Module, ...]
+    teachers: tuple[NormalisedNetwork, ...]
     recipes: list[Recipe]
     tmp: Path
 
@@ -100,7 +103,7 @@ def trial_recipe(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **
 def trial_set(
     recipes: Sequence[Recipe],
     dataset: Dataset,
-    teachers: Sequence[torch.nn.Module],
+    teachers: Sequence[NormalisedNetwork],
     tmp: Path,
     folder: Path,
     **options: Any,
@@ -127,7 +130,7 @@ def trial_set(
     return synthesize(recipe, dataset, teachers, folder, statistics=statistics, init=init, **options)
 
 
-def trial_teacher(dataset: Dataset, number: int = 0) -> torch.nn.Module:
+def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """A small untrained network with BatchNorm, frozen, in eval mode; the same at every call."""
     from rd3.models import build_network
 
@@ -176,7 +179,7 @@ class ToyDataset(Dataset):
         return self._images[index]
 
 
-def toy_teacher(dataset: Dataset, number: int = 0) -> torch.nn.Module:
+def toy_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """Two convolutions with BatchNorm and weights from a fixed random stream, frozen, in eval mode; for tests."""
     import torch
     from torch import nn
@@ -211,7 +214,9 @@ def check_method(name: str, *, tmp: Path) -> list[CheckResult]:
     """Run every check on a registered method; ``tmp`` is an empty folder to write in."""
     dataset = open_dataset("digits", Roots(None, Path(tmp) / "home"))
     recipes = trial_recipes(name, dataset, _IPC)
-    teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipes[-1].teachers)))
+    made = recipes[-1]
+    assert isinstance(made, SetRecipe)
+    teachers = tuple(trial_teacher(dataset, number) for number in range(len(made.teachers)))
     trial = _Trial(METHODS.get(name), dataset, teachers, recipes, Path(tmp))
     crashes: set[str] = set()
     return [_run(check, trial, crashes) for check in _CHECKS]
@@ -312,9 +317,9 @@ def _generators(trial: _Trial) -> str | None:
     """The process-wide generators are left alone."""
     import torch
 
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     trial.make("generators", only_blocks=[0])
-    after = torch.get_rng_state(), np.random.get_state()[1]
+    after = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
     same = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
     return None if same else "torch's or NumPy's own generator was drawn from or seeded"
 
@@ -359,13 +364,15 @@ def _nested(trial: _Trial) -> str | None:
     if not method.nests(method.Settings.model_validate(trial.recipe.settings), info):
         return None
     recipes = trial_recipes(trial.recipe.method, trial.dataset, 1)
-    for small, large in zip(method.blocks(recipes[-1], info), trial.blocks(), strict=False):
+    smallest = recipes[-1]
+    assert isinstance(smallest, SetRecipe)
+    for small, large in zip(method.blocks(smallest, info), trial.blocks(), strict=False):
         if (small.index, small.members) != (large.index, large.members[: len(small.members)]):
             return f"block {small.index} of IPC 1 is not the beginning of the larger set's"
     trial.make("nested", recipes)
     trial.whole("whole")
-    small, large = (SyntheticSet.open(trial.tmp / folder).prefix(1)[0] for folder in ("nested", "whole"))
-    return None if small.equal(large) else f"IPC 1 has other images than the first of IPC {_IPC}"
+    own, first = (SyntheticSet.open(trial.tmp / folder).prefix(1)[0] for folder in ("nested", "whole"))
+    return None if own.equal(first) else f"IPC 1 has other images than the first of IPC {_IPC}"
 
 
 def _cost(trial: _Trial) -> str | None:
@@ -430,7 +437,8 @@ def template(name: str) -> str:
     """'''
     text = inspect.getsource(random)
     text = text.replace('"""Random: real images drawn uniformly."""', f'"""{title}: a method of RD3."""', 1)
-    text = text.replace(f'"""{inspect.getdoc(random.Random).splitlines()[0]}', "\0", 1)
+    summary = (inspect.getdoc(random.Random) or "").splitlines()[0]
+    text = text.replace(f'"""{summary}', "\0", 1)
     text = re.sub(r'\0.*?"""', lambda _match: card, text, count=1, flags=re.DOTALL)
     text = text.replace('@register_method("random"', f'@register_method("{name}"')
     return re.sub(r"\bRandom(Settings)?\b", lambda match: f"{title}{match[1] or ''}", text)

@@ -48,7 +48,7 @@ def upgraded_sections(
     What was left out had a default, and each section stands on top of ``all``; so what became ``augmentation`` and
     ``loss`` is worked out for either kind of student, and stands in ``all`` where both agree.
     """
-    whole = [_named(all | section) for section in (same_network, other_network)]
+    whole = [_named({**all, **section}) for section in (same_network, other_network)]
     moved = ("augmentation", "loss")
     shared = {name: whole[0][name] for name in moved if whole[0].get(name) == whole[1].get(name) and name in whole[0]}
     found = {"all": {name: value for name, value in _named(all).items() if name not in moved} | shared}
@@ -87,15 +87,22 @@ RENAMED = {
 """Names of format 1 that a protocol no longer has, and what to write."""
 
 
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "training": {"zeta": 1.0},
+    "protocol": {"warmup_epochs": 0, "hybrid": "logits"},
+}
+"""Neutral values in format 1, by part of a recipe."""
+
+
 def former_key(plain: Mapping[str, Any]) -> str:
     """The key that a recipe of format 1 had; fields that equalled their neutral value were left out of it."""
     pruned = {name: value for name, value in plain.items() if name != "format"}
     for name, neutral in (("statistics", []), ("init", None)):
         if pruned.get("kind") == "set" and name in pruned and pruned[name] == neutral:
             del pruned[name]
-    for part, neutral in (("training", {"zeta": 1.0}), ("protocol", {"warmup_epochs": 0, "hybrid": "logits"})):
+    for part, left_out in _NEUTRAL.items():
         if isinstance(pruned.get(part), Mapping):
-            kept = {name: value for name, value in pruned[part].items() if neutral.get(name, ...) != value}
+            kept = {name: value for name, value in pruned[part].items() if left_out.get(name, ...) != value}
             pruned[part] = kept
     return digest(pruned)
 

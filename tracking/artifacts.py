@@ -31,7 +31,8 @@ def _address(entry: Entry) -> str:
 
 def served(entry: Entry) -> bool:
     """Whether the tracking server hands the entry's files out, so that nobody can look for them while it is away."""
-    return bool(entry.artifact) and not is_direct(entry.artifact)
+    uri = entry.artifact or ""
+    return bool(uri) and not is_direct(uri)
 
 
 def _repository(uri: str, tracking_uri: str) -> Any:

@@ -124,4 +124,5 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
         return []
     from pyarrow import parquet
 
-    return parquet.read_table(path).to_pylist()
+    rows: list[dict[str, float]] = parquet.read_table(path).to_pylist()
+    return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -28,7 +28,10 @@ INK = "#1f2328"
 COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7", "#6A51A3", "#D55E00")
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
-STYLE = {
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -77,7 +80,7 @@ def _rendered(figure: Figure, kind: str, name: str) -> bytes:
     return text.encode()
 
 
-def _grid(axes: Axes, axis: str) -> None:
+def _grid(axes: Axes, axis: Literal["both", "y", "x"]) -> None:
     axes.grid(axis=axis, color=INK, alpha=0.13, linewidth=0.6)
 
 
@@ -209,7 +212,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
     logarithmic = numeric and min(values) > 0 and max(values) / min(values) >= 10
     where = {value: value if numeric else index for index, value in enumerate(values)}
     looks = _looks([points[0][1].method for points in lines.values()])
-    dashes = ("-", "--", ":", "-.")
+    dashes: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
     met: dict[str, int] = {}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
@@ -283,7 +286,7 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
         axes = figure.subplots()
         for score in shown:
-            if score.spread is None:
+            if score.spread is None or score.generation_process_s is None:
                 continue
             colour, marker = looks[score.method]
             x, y = score.generation_process_s, score.spread.mean

@@ -73,13 +73,13 @@ class Lease:
 
     def _holds(self) -> bool:
         chain = self._chain()
-        return bool(chain) and chain[-1][1]["token"] == self.token
+        return bool(chain) and bool(chain[-1][1]["token"] == self.token)
 
     def _alive(self, holder: dict[str, Any]) -> bool:
         if holder["host"] == socket.gethostname() and not _runs_here(holder):
             return False
         beat = self._read(self._document(f".beat-{holder['token']}")) or holder
-        return time.time() - beat["time"] < STALE_S
+        return bool(time.time() - beat["time"] < STALE_S)
 
     def _refuse(self, holder: dict[str, Any]) -> StoreError:
         since = datetime.fromtimestamp(holder["since"], UTC).isoformat(timespec="seconds")

@@ -150,7 +150,8 @@ class Ledger:
         if not start or set(start) - set(string.hexdigits) or not self._starting(start, ("set",)):
             return None
         entry = self.find("set", self.resolve("set", start))
-        return recipe_of(entry) if entry is not None else None
+        recipe = recipe_of(entry) if entry is not None else None
+        return recipe if isinstance(recipe, SetRecipe) else None
 
     def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
         """Let grids call this teacher recipe ``role`` on ``dataset``; replaces what had that name."""
@@ -164,7 +165,8 @@ class Ledger:
         if raw is None:
             return None
         try:
-            return json.loads(raw)
+            recipe: dict[str, Any] = json.loads(raw)
+            return recipe
         except ValueError:
             raise DataCorrupt(
                 f"Teacher role {self.root}/{name} is not readable.", "delete that file and name it again"

@@ -51,13 +51,13 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
     found = []
     for variants in groups.values():
         plain = variants.get("{}")
-        for own, repeats in variants.items():
-            if own == "{}" or plain is None:
+        for changed, repeats in variants.items():
+            if changed == "{}" or plain is None:
                 continue
             both = sorted(set(plain) & set(repeats), key=lambda seeds: (seeds[0] or 0, seeds[1]))
             if both:
                 sides = ([one[seeds] for seeds in both] for one in (plain, repeats))
-                found.append(_pair(json.loads(own), *sides))
+                found.append(_pair(json.loads(changed), *sides))
     return found
 
 

@@ -33,7 +33,9 @@ class PaperValue:
 @functools.cache
 def names() -> dict[str, Any]:
     """The paper's names and the order of its tables."""
-    return yaml.safe_load(files("tracking").joinpath("data", "paper_names.yaml").read_text(encoding="utf-8"))
+    text = files("tracking").joinpath("data", "paper_names.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
 
 
 @functools.cache

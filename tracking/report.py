@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd3.cell import Cell
-from rd3.component import flat_protocol, plain_text
+from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.errors import RD3Error
 from rd3.store import now, write_atomically
 from tracking import figures, tables
@@ -220,7 +220,7 @@ def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, 
     """Cells without a number, with the reason; ``failures`` maps keys of recipes to what became of them."""
     found: dict[tuple[str, str], int] = {}
     for row in frame[frame["status"] != "done"].to_dict("records"):
-        varied = tables.changes_text(row["varied"])
+        varied = changes_text(row["varied"])
         name = f"{row['method']}, {row['dataset']}, IPC {row['ipc']}, {row['protocol']}, {row['labels']} labels"
         name += f", {varied}" if varied else ""
         why = failures.get(row["evaluation"]) or failures.get(row["set"]) or row["reason"] or "not run yet"
@@ -235,7 +235,7 @@ def _provenance(frame: pd.DataFrame) -> list[dict[str, str]]:
             "method": row["method"],
             "dataset": row["dataset"],
             "ipc": str(row["ipc"]),
-            "varied": tables.changes_text(row["varied"]),
+            "varied": changes_text(row["varied"]),
             "labels": row["labels"],
             "seeds": f"{'–' if row['set_seed'] is None else row['set_seed']} / {row['student_seed']}",
             "correct": "" if row["correct"] is None else f"{row['correct']} of {row['tested']}",
@@ -275,7 +275,7 @@ def _environment(html: bool) -> Environment:
         "reduced_text": tables.reduced_text,
         "spread_text": tables.spread_text,
         "seconds_text": tables.seconds_text,
-        "changes_text": tables.changes_text,
+        "changes_text": changes_text,
         "interval_text": interval_text,
         "no_interval": tables.NO_INTERVAL,
         "to_markdown": tables.to_markdown,

@@ -74,7 +74,8 @@ class Tracker:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    return self.client.create_experiment(name, artifact_location=where, tags=_KIND)
+                    created: str = self.client.create_experiment(name, artifact_location=where, tags=_KIND)
+                    return created
                 except MlflowException:  # somebody else made it just now, or there is a real reason, which comes back
                     found = self.client.get_experiment_by_name(name)
                     if found is None:
@@ -84,7 +85,8 @@ class Tracker:
                     f"Experiment {name!r} was deleted in MLflow.",
                     f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
                 )
-            return found.experiment_id
+            known: str = found.experiment_id
+            return known
 
     def search(self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "") -> list[Any]:
         """All runs with these tags (and ``extra``, a term of MLflow's search language), oldest first."""
@@ -106,7 +108,7 @@ class Tracker:
         with self.errors():
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
-                run_id = found[0].info.run_id
+                run_id: str = found[0].info.run_id
                 for name in {"rd3.status", "rd3.reason"} & found[0].data.tags.keys():
                     self.client.delete_tag(run_id, name)
                 self.log(run_id, tags=own)

@@ -115,7 +115,8 @@ class S3Documents:
 
         with self.errors():
             try:
-                return self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
+                data: bytes = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
+                return data
             except ClientError as error:
                 if error.response["Error"]["Code"] in _ABSENT:
                     return None

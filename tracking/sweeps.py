@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.errors import DataCorrupt
-from rd3.recipe import Key, digest
+from rd3.recipe import Key
+from rd3.values import digest
 from tracking.documents import Documents
 from tracking.runs import Tracker
 

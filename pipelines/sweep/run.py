@@ -32,7 +32,8 @@ from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, s
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
-from rd3.recipe import EvaluationRecipe, Key, canonical
+from rd3.recipe import EvaluationRecipe, Key
+from rd3.values import canonical
 from tracking.fields import params as shown_params
 from tracking.patience import patiently
 from tracking.runs import Tracker

@@ -16,7 +16,8 @@ from rd3.cost import shipped_rates, work
 from rd3.datasets import DatasetInfo
 from rd3.hardware import hardware
 from rd3.protocol import EvalProtocol, Preset, fitting, merged, resolve_protocol
-from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe, digest
+from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe
+from rd3.values import digest
 
 
 @dataclass(frozen=True)

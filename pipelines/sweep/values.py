@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipelines.grid_parts import Chosen, Grid, Part
 from rd3.protocol import number_type
-from rd3.recipe import Frozen
+from rd3.values import Frozen
 
 SamplerName = Literal["tpe", "random", "grid"]
 PrunerName = Literal["median", "successive_halving", "hyperband", "none"]

@@ -13,9 +13,10 @@ from pipelines.expand import Expansion
 from pipelines.sweep.subject import Subject
 from rd3.errors import BadValue
 from rd3.protocol import Preset, left_of, merged, presets, read_preset
-from rd3.recipe import EvaluationRecipe, Key, digest
+from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
+from rd3.values import digest
 from tracking.sweeps import Memory
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rd3.component import Component
 from rd3.registry import Registry
@@ -19,33 +19,39 @@ else:
 """CPU tensors whose first dimension is the batch, so that those of several batches can be put together."""
 
 
+class NoSettings(Frozen):
+    """Settings of an augmentation that has none."""
+
+
 class Augmentation(ABC):
     """One named step of a protocol's ``augmentation``.
 
-    Draws are made on the CPU, a batch at a time, so that every device sees the same views; :meth:`apply` moves the
-    pixels, of several batches at once.  The docstring's first line is its summary.
+    Random numbers are drawn on the CPU, one batch at a time, so that every device sees the same views; :meth:`apply`
+    transforms the pixels of several batches at once.  The docstring's first line is its summary.
     """
 
-    class Settings(Frozen):
-        """With defaults; a field that is None by default is filled in by :meth:`resolve`."""
-
+    Settings: ClassVar[type[Frozen]] = NoSettings
+    """Settings with defaults; a field that is None by default is filled in by :meth:`resolve`."""
     mixes: ClassVar[bool] = False
+    """Whether it mixes images of a batch; see :class:`Mix`."""
+    settings: Frozen
+    """The resolved settings."""
 
-    def __init__(self, settings: Any):
+    def __init__(self, settings: Frozen):
         self.settings = settings
 
     @classmethod
-    def resolve(cls, settings: Any, factor: int) -> Any | None:
-        """Settings in which nothing is open, or None where they have no effect; ``factor`` is the dataset's."""
-        return settings
+    def resolve(cls, settings: Any, factor: int) -> Frozen | None:
+        """Fully resolved settings, or None if they have no effect; ``factor`` is the dataset's."""
+        return cast(Frozen, settings)
 
     @abstractmethod
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """Random numbers for ``batch`` images of ``side`` x ``side`` pixels."""
+        """Draw random numbers for ``batch`` images of ``side`` x ``side`` pixels: CPU tensors (B, ...)."""
 
     @abstractmethod
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """New pixels: (N, C, H, W) float32 in [0, 1], with draws (N, ...) on the same device; ``images`` stay."""
+        """Transform (N, C, H, W) float32 in [0, 1], with draws (N, ...) on the same device; not in place."""
 
 
 class Mix(Augmentation):

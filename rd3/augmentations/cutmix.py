@@ -33,12 +33,11 @@ class CutMix(Mix):
         box = torch.tensor([top, bottom, left, right]).expand(batch, 4)
         return partner, torch.full((batch,), share, dtype=torch.float64), box
 
-    def apply(
-        self, images: torch.Tensor, partner: torch.Tensor, share: torch.Tensor, box: torch.Tensor
-    ) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """By a mask, so that every image has a box of its own."""
         import torch
 
+        partner, _share, box = draws
         line = torch.arange(images.shape[-1], device=images.device)
         top, bottom, left, right = box.T[:, :, None]
         rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)

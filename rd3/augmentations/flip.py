@@ -21,6 +21,9 @@ class Flip(Augmentation):
         """Settings of ``flip``."""
 
         probability: float = Field(default=0.5, gt=0, le=1)
+        """Probability that an image is mirrored."""
+
+    settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Whether each image is mirrored, (B,) bool."""
@@ -28,8 +31,9 @@ class Flip(Augmentation):
 
         return (chosen(batch, stream, self.settings.probability),)
 
-    def apply(self, images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Left to right."""
         from rd3.augment import flip_where
 
+        (mirrored,) = draws
         return flip_where(images, mirrored)

@@ -21,7 +21,9 @@ class MixUp(Mix):
         """Settings of ``mixup``."""
 
         alpha: float = Field(default=0.8, gt=0)
-        """The share of the base image is drawn from Beta(alpha, alpha)."""
+        """Both parameters of the Beta distribution from which the share of the base image is drawn."""
+
+    settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Partner and share."""
@@ -31,8 +33,9 @@ class MixUp(Mix):
         share = _beta(self.settings.alpha, seed)
         return torch.randperm(batch, generator=stream), torch.full((batch,), share, dtype=torch.float64)
 
-    def apply(self, images: torch.Tensor, partner: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """The share of the base image, and the rest of the partner."""
+        partner, share = draws
         own = share.to(images.dtype)[:, None, None, None]
         return own * images + (1 - own) * images[partner]
 

@@ -21,7 +21,9 @@ class PadCrop(Augmentation):
         """Settings of ``pad_crop``."""
 
         padding: int = Field(default=4, ge=1)
-        """Pixels on every side."""
+        """Zero padding on every side, in pixels."""
+
+    settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Top and left of every cut in the padded image, (B,) int64 each."""
@@ -29,8 +31,9 @@ class PadCrop(Augmentation):
 
         return pad_crop_places(batch, self.settings.padding, stream)
 
-    def apply(self, images: torch.Tensor, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Zeros are black."""
         from rd3.augment import cut_padded
 
+        top, left = draws
         return cut_padded(images, self.settings.padding, top, left)

@@ -24,7 +24,9 @@ class PatchShuffle(Augmentation):
         """Settings of ``patch_shuffle``."""
 
         grid: int | None = Field(default=None, ge=1)
-        """Patches on a side; None: the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
+        """Patches per side; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
+
+    settings: Settings
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:
@@ -36,10 +38,13 @@ class PatchShuffle(Augmentation):
         """Source column and source row of every place, (B, side) int64 each."""
         from rd3.augment import shuffled_strips
 
-        return tuple(shuffled_strips(batch, side, self.settings.grid, stream) for _axis in range(2))
+        grid = self.settings.grid
+        assert grid is not None, "resolved settings have a grid"
+        return tuple(shuffled_strips(batch, side, grid, stream) for _axis in range(2))
 
-    def apply(self, images: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Columns first."""
         from rd3.augment import take_lines
 
+        columns, rows = draws
         return take_lines(images, columns, rows)

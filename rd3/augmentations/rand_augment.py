@@ -15,32 +15,35 @@ if TYPE_CHECKING:
 
 @register_augmentation("rand_augment")
 class RandAugment(Augmentation):
-    """Random operations of one strength (Cubuk et al., 2020), by torchvision.
+    """Random operations of one magnitude (Cubuk et al., 2020), by torchvision.
 
-    Pixels are rounded to 8 bits before, as the operations of the published code work on pictures.
+    Pixels are first rounded to 8 bits, because the operations of the published code work on 8-bit images.
     """
 
     class Settings(Frozen):
         """Settings of ``rand_augment``."""
 
         operations: int = Field(default=2, ge=1)
-        """Operations on each image, one after the other."""
+        """Random operations applied to each image, one after the other."""
         magnitude: int = Field(default=9, ge=0, le=30)
-        """Strength, of 30."""
+        """Magnitude of the operations, on a scale from 0 to 30."""
+
+    settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """A seed for each image, (B,) int64: operations take as many draws as they need."""
+        """A seed for each image, (B,) int64: operations take varying numbers of draws."""
         import torch
 
         return (torch.randint(2**62, (batch,), generator=stream),)
 
-    def apply(self, images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
         import torch
         from torchvision.transforms import v2
 
         from rd3.seeding import scoped
 
+        (seeds,) = draws
         change = v2.RandAugment(self.settings.operations, self.settings.magnitude)
         changed = []
         for image, seed in zip((images * 255).round().to(torch.uint8), seeds.tolist(), strict=True):

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 @register_augmentation("resized_crop")
 class ResizedCrop(Augmentation):
-    """A random box of each image, aspect ratio 3/4 to 4/3, resized to the whole: torchvision's RandomResizedCrop."""
+    """Resize a random box of aspect ratio 3/4 to 4/3 to the size of the image: torchvision's RandomResizedCrop."""
 
     class Settings(Frozen):
         """Settings of ``resized_crop``."""
 
         min_area: float | None = Field(default=None, gt=0, le=1)
-        """Smallest area of the box, as a share of the image; None: 1 / the dataset's factor (1 at 32 and 64 pixels,
-        0.5 at 224)."""
+        """Minimum area of the box, as a fraction of the image; None uses 1 / the dataset's factor (1 at 32 and 64
+        pixels, 0.5 at 224)."""
         antialias: bool = True
-        """In the resizing (open: on)."""
+        """Antialias when resizing (open: yes)."""
+
+    settings: Settings
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:
@@ -36,10 +38,13 @@ class ResizedCrop(Augmentation):
         """Top, left, height and width of every box, (B, 4) int64."""
         from rd3.augment import crop_boxes
 
-        return (crop_boxes(batch, side, side, self.settings.min_area, stream),)
+        area = self.settings.min_area
+        assert area is not None, "resolved settings have a minimum area"
+        return (crop_boxes(batch, side, side, area, stream),)
 
-    def apply(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Bilinear."""
         from rd3.augment import crop_and_resize
 
+        (boxes,) = draws
         return crop_and_resize(images, boxes, images.shape[-1], antialias=self.settings.antialias)

@@ -215,6 +215,7 @@ def _make_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int
 
     recipe = recipes[0]
     blocks = _share(chosen.share, recipe, len(recipes))
+    assert isinstance(recipe, SetRecipe)
     store, out, view = FolderStore(chosen.store.absolute()), chosen.out.absolute() / recipe.key, View(sys.stderr, 1)
     if store.find(recipe.kind, recipe.key) is not None:
         view.line(f"{named(recipe)}: already in the store")

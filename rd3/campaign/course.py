@@ -62,7 +62,9 @@ class Course:
     @property
     def stops_at(self) -> float:
         """When workers are asked to stop."""
-        return float("inf") if self.seconds is None else self.begun + self.seconds - self.reserve_s
+        if self.seconds is None or self.begun is None:
+            return float("inf")
+        return self.begun + self.seconds - self.reserve_s
 
     def must_stop(self) -> bool:
         return self.interrupted or self.clock() >= self.stops_at
@@ -90,7 +92,7 @@ class Course:
         ready = [recipe for recipe in self.queue.ready() if recipe.key != chosen.key]
         room = min(SIZE, math.ceil((len(ready) + 1) / self.view.workers)) - 1
         left_s -= self.estimates.seconds(chosen.key)
-        found = []
+        found: list[Recipe] = []
         for recipe in companions(chosen, ready, room, side_by_side=self.side_by_side):
             left_s -= self.estimates.seconds(recipe.key)
             if left_s < 0:
@@ -140,7 +142,7 @@ class Course:
     def check_anything_fits(self) -> None:
         """Raise if there was work, and no time for the least of it."""
         waiting = list(self.queue.ready())
-        if self.started or not waiting or self.interrupted:
+        if self.seconds is None or self.started or not waiting or self.interrupted:
             return
         least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.pieces(recipe.key))
         needed = self.estimates.seconds(least.key)

@@ -10,7 +10,7 @@ from rd3.cost import Rates, work
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
-from rd3.recipe import Key, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import EvaluationRecipe, Key, Kind, Recipe, SetRecipe, TeacherRecipe
 
 SLACK = 4.0
 """By how much an estimate may be too long while nothing of its kind has run here."""
@@ -46,13 +46,16 @@ class Estimates:
 
     def _from_cost(self, recipe: Recipe) -> float:
         info = self._info_of(recipe.data.name)
-        made = self._find("set", recipe.set) if recipe.kind == "evaluation" else None
+        made = self._find("set", recipe.set, SetRecipe) if isinstance(recipe, EvaluationRecipe) else None
         size = made.ipc * info.num_classes if made is not None else 0
-        return self.rates.seconds(work(recipe, info, lambda key: self._find("teacher", key).network, size))
+        return self.rates.seconds(work(recipe, info, self._network_of, size))
 
-    def _find(self, kind: str, key: Key) -> Recipe:
+    def _network_of(self, key: Key) -> str:
+        return self._find("teacher", key, TeacherRecipe).network
+
+    def _find(self, kind: str, key: Key, of: type[Kind]) -> Kind:
         found = self.recipes.get(key) or self._parent(kind, key)
-        if found is None:
+        if not isinstance(found, of):
             raise LookupError(key)
         return found
 

@@ -72,13 +72,14 @@ class Maker:
     def make(self, documents: Sequence[str], say: Say, stopping: Callable[[], bool]) -> bool:
         """Make recipes (JSON), evaluations together and others in order; False if this process is not fit for more."""
         recipes = [from_json(document) for document in documents]
-        if len(recipes) > 1 and not stopping():
-            ended = self._make_pack(recipes, say, stopping)
-            for each in ended:
+        evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]
+        if len(evaluations) > 1 and not stopping():
+            together = self._make_pack(evaluations, say, stopping)
+            for each in together:
                 say(each)
-            made = {each.key for each in ended}
+            made = {each.key for each in together}
             recipes = [recipe for recipe in recipes if recipe.key not in made]
-            if any(each.broken for each in ended):
+            if any(each.broken for each in together):
                 return False
         for recipe in recipes:
             ended = Ended(recipe.key, "unfinished") if stopping() else self._make_one(recipe, say, stopping)

@@ -64,7 +64,7 @@ class DatasetInfo(BaseModel):
     parent: str | None = None
     """The whole that this is a subset of, if it is one: its presets apply, marked nearest."""
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorator on top of a property
     @property
     def classes(self) -> str:
         """Hash of the class list."""

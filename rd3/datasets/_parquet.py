@@ -173,7 +173,8 @@ class ParquetRecords(Records):
         import pyarrow as pa
 
         if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
-            return array.field("bytes").to_pylist()
+            encoded: list[bytes | None] = array.field("bytes").to_pylist()
+            return encoded
         raise DataCorrupt(
             f"{self.files[0]}: column {self._layout.image_column} is {array.type}, expected struct<bytes, path>.",
             "convert it to the Hugging Face image layout",

@@ -77,8 +77,9 @@ class Source(ABC):
 
         For planning: whoever works with the images opens them, which checks their content.
         """
-        part = ["training only"] if training_only else []
-        lines = [self.info.name, self.info.classes, str(self.info.resolution), *part, *self.stamp(roots, training_only)]
+        which = ["training only"] if training_only else []
+        stamp = self.stamp(roots, training_only)
+        lines = [self.info.name, self.info.classes, str(self.info.resolution), *which, *stamp]
         path = roots.home / "data" / f"{self.info.name}-{short_hash(lines)[:16]}.fingerprint"
         if not path.is_file():
             fingerprint = (self.open_training if training_only else self.open)(roots).fingerprint

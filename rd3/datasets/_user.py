@@ -30,10 +30,9 @@ MEASURED_IMAGES = 2_000
 """The normalisation is measured on this many training images, balanced over the classes."""
 SIZED_IMAGES = 200
 """So many images are opened to say how large they are."""
-TEST_RESIZE = {32: 32, 64: 64, 224: 256}
-PATCH_FACTOR = {32: 1, 64: 1, 224: 2}
-
 Resolution = Literal[32, 64, 224]
+TEST_RESIZE: dict[Resolution, int] = {32: 32, 64: 64, 224: 256}
+PATCH_FACTOR: dict[Resolution, int] = {32: 1, 64: 1, 224: 2}
 
 
 class Registration(BaseModel):
@@ -152,6 +151,7 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         train_per_class=0,
     )
     found = read_folder(folder, test, info)
+    assert isinstance(found.train, FolderRecords)
     per_class = np.bincount(found.train.labels, minlength=len(class_ids))
     if per_class.min() < 2:
         label = int(per_class.argmin())
@@ -193,6 +193,7 @@ def shorter_sides(name: str, roots: Roots) -> Sides:
     """How large the images of a registered dataset are, from some of its training images, spread over all classes."""
     source = user_sources(roots)[name]
     records = source.find(roots).train
+    assert isinstance(records, FolderRecords)
     chosen = np.unique(np.linspace(0, len(records) - 1, SIZED_IMAGES).astype(int))
     sides = sorted(min(decode(records.encoded(index), records.where(index)).size) for index in map(int, chosen))
     return Sides(sides[0], sides[len(sides) // 2], sides[-1])

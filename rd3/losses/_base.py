@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from rd3.registry import Registry
 from rd3.values import Frozen
@@ -16,37 +16,49 @@ Labels = Literal["soft", "hard"]
 
 
 class NoSettings(Frozen):
-    """Of a loss that has none."""
+    """Settings of a loss that has none."""
 
 
 @dataclass(frozen=True)
 class LossTargets:
-    """What the student should answer for one batch."""
+    """Targets of the student for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32, of all teachers together (:mod:`rd3.hybrid`), of the very pixels that the student sees; None with
-    hard labels."""
+    """(B, C) float32 logits of all teachers combined (:mod:`rd3.hybrid`), for the same pixels that the student sees;
+    None with hard labels."""
     labels: torch.Tensor
-    """(B,) int64, of the base images."""
+    """(B,) int64 labels of the base images."""
     labels_mixed: torch.Tensor
-    """(B,) int64, of the images that were mixed in; equal to ``labels`` without CutMix or MixUp."""
+    """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float
-    """Share of the base image in every image of the batch (0-1)."""
+    """Share of the base image (0-1), the same for the whole batch."""
 
 
-Loss = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]
+LossFunction = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]
 """(student logits (B, C), targets, settings) to a scalar in fp32; the docstring's first line is its summary."""
+
+
+class Loss(Protocol):
+    """A registered loss: the function, with its settings and the labels that it learns from."""
+
+    Settings: type[Frozen]
+    labels: Labels
+
+    def __call__(self, student_logits: torch.Tensor, targets: LossTargets, settings: Any, /) -> torch.Tensor:
+        """The loss of one batch; see :data:`LossFunction`."""
+
 
 LOSSES: Registry[Loss] = Registry("loss", "rd3.losses")
 
 
-def register_loss(name: str, settings: type[Frozen] = NoSettings, *, labels: Labels) -> Callable[[Loss], Loss]:
+def register_loss(name: str, settings: type[Frozen] = NoSettings, *, labels: Labels) -> Callable[[LossFunction], Loss]:
     """Register a loss under a name, which protocols then have in ``loss``: ``name`` or ``{name: {setting: value}}``.
 
     ``settings`` are its own, with defaults; ``labels`` says which labels it learns from.
     """
 
-    def register(loss: Loss) -> Loss:
+    def register(function: LossFunction) -> Loss:
+        loss = cast(Loss, function)
         loss.Settings, loss.labels = settings, labels
         return LOSSES.register(name)(loss)
 

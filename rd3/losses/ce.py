@@ -15,12 +15,13 @@ class CESettings(Frozen):
     """Settings of ``ce``."""
 
     hard_mix: Literal["weighted", "base"] = "weighted"
-    """Labels of mixed images: both by their share of the image, or the base image's alone (open: weighted)."""
+    """Targets of mixed images: ``weighted`` uses both labels in proportion to their share of the image, ``base`` only
+    the base image's label (open: weighted)."""
 
 
 @register_loss("ce", CESettings, labels="hard")
 def ce(student_logits: torch.Tensor, targets: LossTargets, settings: CESettings) -> torch.Tensor:
-    """Cross-entropy with hard labels; of mixed images with both labels by share, or the base label (``hard_mix``)."""
+    """Cross-entropy with hard labels; mixed images have both labels by share, or the base label (``hard_mix``)."""
     from torch.nn import functional as F
 
     student = student_logits.float()

@@ -17,19 +17,20 @@ class KLSettings(Frozen):
     """Settings of ``kl``."""
 
     temperature: float = Field(default=20.0, gt=0)
-    """Of teacher and student (open: 20)."""
+    """Softmax temperature of teacher and student (open: 20)."""
     scale_t2: bool = False
-    """Multiply by the squared temperature (open: no, as in the released code)."""
+    """Multiply the loss by the squared temperature (open: no, as in the released code)."""
 
 
 @register_loss("kl", KLSettings, labels="soft")
 def kl(student_logits: torch.Tensor, targets: LossTargets, settings: KLSettings) -> torch.Tensor:
-    """KL of teacher and student at one temperature, summed over classes, mean over images.
+    """KL(teacher || student) at one temperature, summed over classes, averaged over images.
 
-    Not multiplied by the squared temperature unless ``scale_t2`` says so, as in LINs-lab/RDED.
+    Multiplied by the squared temperature only if ``scale_t2`` is set.  Source: LINs-lab/RDED.
     """
     from torch.nn import functional as F
 
+    assert targets.teacher_logits is not None
     student = F.log_softmax(student_logits.float() / settings.temperature, dim=1)
     teacher = F.log_softmax(targets.teacher_logits.float() / settings.temperature, dim=1)
     loss = F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -17,17 +17,18 @@ class MSEGTSettings(Frozen):
     """Settings of ``mse_gt``."""
 
     gamma: float = Field(default=0.025, ge=0)
-    """Weight of the hard-label term."""
+    """Weight of the cross-entropy with hard labels relative to the squared error."""
 
 
 @register_loss("mse_gt", MSEGTSettings, labels="soft")
 def mse_gt(student_logits: torch.Tensor, targets: LossTargets, settings: MSEGTSettings) -> torch.Tensor:
-    """Squared error of raw logits, mean over images and classes, plus gamma times cross-entropy with the base labels.
+    """Squared error of raw logits, averaged over images and classes, plus gamma times cross-entropy with base labels.
 
     Source: RD3, Table 17 (gamma 0.025, as EDC).
     """
     from torch.nn import functional as F
 
+    assert targets.teacher_logits is not None
     student = student_logits.float()
     distance = F.mse_loss(student, targets.teacher_logits.float())
     return distance + settings.gamma * F.cross_entropy(student, targets.labels)

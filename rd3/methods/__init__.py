@@ -9,7 +9,6 @@ from rd3.methods._base import (
     NOISE,
     Block,
     Context,
-    Cost,
     Method,
     Needs,
     Settings,
@@ -18,6 +17,7 @@ from rd3.methods._base import (
     register_method,
     resolve_settings,
 )
+from rd3.models import Cost
 
 __all__ = [
     "METHODS",

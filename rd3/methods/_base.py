@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from rd3.layer_statistics import LayerStatistics
+    from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SetOnDisk
 
 
@@ -36,68 +37,73 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+_AnySettings = type[Settings]
+"""Inside a class with an attribute ``Settings`` that name means the attribute."""
+
+
 class Support(NamedTuple):
-    """Can this method make this set?  If not, ``reason`` becomes a footnote of the table."""
+    """Whether a method supports a dataset at an IPC; if not, ``reason`` becomes a footnote of the table."""
 
     ok: bool
     reason: str = ""
 
 
 NOISE = "noise"
-"""The start of a set that has no other set as a parent."""
+"""The init of a set that starts from Gaussian noise and has no set as a parent."""
 
 
 class Needs(NamedTuple):
-    """What a set is made from besides the data."""
+    """What a method needs to generate a set, besides the dataset."""
 
     teachers: tuple[str, ...] = ()
-    """Roles, in the order the method wants them; more than one is a pool."""
+    """Teacher roles, in the order in which the method uses them; more than one is a pool."""
     collection: Collection | None = None
-    """How statistics are collected, of each of these teachers; None: none are needed."""
+    """How layer statistics of each teacher are collected; None if the method needs none."""
     init: str = NOISE
-    """What images are started from: ``noise``, the name of a method that needs no start of its own (``random``,
-    ``rded``), whose set of equal size is made first, or the key of any set of this dataset."""
+    """Initial images: ``noise``, the name of a method that needs no init itself (``random``, ``rded``), whose set of
+    equal size is generated first, or the key of any set of this dataset."""
 
 
 @dataclass
 class Context:
-    """What a method may use while it makes a block."""
+    """What a method has at hand while it generates a block."""
 
     recipe: SetRecipe
     settings: Any
     info: DatasetInfo
     dataset: Dataset
-    teachers: Sequence[torch.nn.Module]
-    """Frozen, in eval mode, on ``device``; they take pixels in [0, 1] and normalise themselves."""
+    teachers: Sequence[NormalisedNetwork]
+    """Frozen, in eval mode, on ``device``; they take (B, 3, H, W) in [0, 1] and normalise internally."""
     device: torch.device
     statistics: Sequence[LayerStatistics] = ()
     """One for each teacher, on ``device``, where the recipe names them."""
     init: SetOnDisk | None = None
-    """The set to start from: the recipe's dataset and resolution, at least its IPC."""
+    """The set with the initial images: of the recipe's dataset and resolution, with at least its IPC."""
     progress: Callable[[float], None] = lambda fraction: None
-    """Call with the done fraction (0-1) of the current block; cheap."""
+    """Call with the finished fraction (0-1) of the current block; cheap."""
     shared: dict[str, Any] = field(default_factory=dict)
-    """Scratch that lives as long as the set's making, e.g. a class's sorted candidates."""
+    """Cache shared by all blocks of the set, e.g. for the sorted candidates of a class."""
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Generation time by phase: ``wall_s`` and ``process_s``, in seconds."""
 
     def part(self, number: int, of: int) -> Callable[[float], None]:
-        """``progress`` for part ``number`` (from 0) of so many equal ones."""
+        """``progress`` for part ``number`` (from 0) of ``of`` equal parts."""
         tell = self.progress
         return lambda fraction: tell((number + fraction) / of)
 
     def rng(self, stream: str, block: int | None = None) -> torch.Generator:
-        """A CPU random stream of this set: a function of set seed, name and block alone."""
+        """A CPU random stream of this set, determined by set seed, name and block alone."""
         names = (stream,) if block is None else (stream, block)
         return generator(self.recipe.set_seed or 0, "synthesize", *names)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Run network passes in the recipe's precision; statistics and losses stay fp32 (cast what comes out)."""
+        """Run network passes at the recipe's precision; cast outputs to fp32 for statistics and losses."""
         import torch
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def class_indices(self, label: int) -> np.ndarray:
-        """Positions of one class in the split that the recipe draws from, ascending."""
+        """Positions of the images of one class in :attr:`split`, ascending, as (n,) int64."""
         import numpy as np
 
         split = self.split
@@ -108,14 +114,14 @@ class Context:
 
     @property
     def split(self) -> Split:
-        """The split that the recipe draws from."""
+        """The split from which the set is generated."""
         if self.recipe.data.split == "unknown":
             raise BadValue("A set that a method makes draws from split 'train' or 'fit', not 'unknown'.")
         return self.recipe.data.split
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside as generation time of phase ``name`` (``wall_s`` and ``process_s``)."""
+        """Count the time spent inside as generation time of phase ``name`` (``wall_s`` and ``process_s``)."""
         wall, process = time.perf_counter(), time.process_time()
         try:
             yield
@@ -130,69 +136,69 @@ class Context:
 
 
 class Method(ABC):
-    """A way to make a synthetic set.  Subclasses are stateless; their docstring is their card."""
+    """A method that generates synthetic sets.  Subclasses are stateless; their docstring is their card."""
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[type[Settings]]
+    Settings: ClassVar[_AnySettings]
     counted: ClassVar[tuple[str, ...]] = ()
-    """Settings that say how much work goes into a set: fewer than published is reported as reduced."""
+    """Settings that scale the compute of a set: a value below the published one is reported as reduced."""
     quick: ClassVar[dict[str, Any]] = {}
-    """Settings under which the conformance suite runs, so that it takes seconds."""
+    """Cheap settings for the conformance suite, so that it takes seconds."""
 
     def supports(self, info: DatasetInfo, ipc: int) -> Support:
-        """Whether this method can make ``ipc`` images a class of this dataset."""
+        """Whether this method can generate ``ipc`` images per class of this dataset."""
         if ipc > info.train_per_class:
             return Support(False, f"{info.name} has {info.train_per_class} training images a class, IPC is {ipc}")
         return Support(True)
 
     def needs(self, info: DatasetInfo, settings: Any, teacher: str) -> Needs:
-        """Teacher roles; ``teacher`` is the role that the grid names."""
+        """Teachers, statistics and init of a set; ``teacher`` is the role that the grid names."""
         return Needs()
 
     def resolve_size(self, settings: Any, info: DatasetInfo, ipc: int) -> Any:
-        """Settings that follow from the size of the set (RDED's images a class, say), made explicit."""
+        """Settings with those made explicit that depend on the size of the set, such as RDED's images per class."""
         return settings
 
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
-        """Whether the images of a smaller IPC are those of a larger one, all else equal.
+        """Whether the set at a smaller IPC is a subset of the set at a larger one, all else equal.
 
-        Then the plan makes the largest set and takes the others out of it: every block of the smaller set has to be the
-        beginning of the larger one's block of the same index.
+        If so, the plan generates the largest set and takes the smaller ones from it: every block of a smaller set must
+        be the beginning of the larger set's block of the same index.
         """
         return False
 
     @abstractmethod
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        """All blocks, in order; together they hold every (label, k) exactly once."""
+        """All blocks, in order of their index; together they contain every (label, k) exactly once."""
 
     @abstractmethod
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         """(len(block.members), 3, H, W) uint8, or float32 in [0, 1]: the images of one block."""
 
     def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
-        """How many blocks :meth:`make_many` is to be given on this device.  In no key: it changes speed alone."""
+        """Number of blocks to pass to :meth:`make_many` on this device.  Affects speed only, and is in no key."""
         return 1
 
     def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
-        """The images of several blocks, in their order: what :meth:`make` gives of each, but for rounding.
+        """The images of several blocks, in their order: equal to :meth:`make` of each, up to rounding.
 
-        For methods that make several faster together than one after the other.  Every block keeps its own random
-        streams; time and progress are those of all together.
+        Override it if several blocks are faster together than one after the other.  Every block keeps its own random
+        streams; time and progress are those of all blocks together.
         """
         parts = [replace(ctx, progress=ctx.part(number, len(blocks))) for number in range(len(blocks))]
         return [self.make(block, own) for block, own in zip(blocks, parts, strict=True)]
 
     @abstractmethod
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        """Work of the whole set; ``forward(key)`` is one image's pass through the teacher of that key."""
+        """Compute of the whole set; ``forward(key)`` is the cost of one image's forward pass through that teacher."""
 
 
 METHODS: Registry[type[Method]] = Registry("method", "rd3.methods")
 
 
 def register_method(name: str, *, version: int) -> Callable[[type[Method]], type[Method]]:
-    """File a method under a name.  Raise ``version`` whenever a mended bug changes its results."""
+    """Class decorator: register a method under a name.  Raise ``version`` whenever a bug fix changes its results."""
 
     def file_it(method: type[Method]) -> type[Method]:
         method.name, method.version = name, version
@@ -202,7 +208,7 @@ def register_method(name: str, *, version: int) -> Callable[[type[Method]], type
 
 
 def method_names() -> list[str]:
-    """All methods that can be had."""
+    """Names of all available methods."""
     return METHODS.names()
 
 
@@ -211,23 +217,24 @@ class Published(NamedTuple):
 
     values: dict[str, Any]
     source: str
+    """Where the authors state them."""
     nearest: bool
-    """True where the authors gave no settings for this dataset and the nearest were taken."""
+    """True if the authors give no settings for this dataset and those of the nearest one are used."""
     reduces: dict[str, float]
-    """Fields that are smaller than published even by default (digits), with the published value."""
+    """Settings whose preset is below the published value (digits), with the published value."""
 
 
 @functools.cache
 def presets_of(method: str) -> dict[str, Any]:
-    """Rows of ``presets/<method>.yaml``, by dataset; empty where the method has no such file."""
+    """Rows of ``presets/<method>.yaml`` by dataset; empty if the method has no such file."""
     path = files("rd3.methods").joinpath("presets", f"{method}.yaml")
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def published(method: str, info: DatasetInfo, ipc: int | None = None) -> Published:
-    """The preset of a method for a dataset (or for the whole it is a subset of): ``presets/<method>.yaml``.
+    """The preset of a method for a dataset (or for the dataset it is a subset of), from ``presets/<method>.yaml``.
 
-    A row's ``at_ipc`` holds what differs at some IPC, values or whence they are; it counts where ``ipc`` is that one.
+    A row's ``at_ipc`` holds what differs at an IPC, values or their source, and applies if ``ipc`` equals it.
     """
     table = presets_of(method)
     for name in (info.name, info.parent, f"{info.resolution}px", "default"):
@@ -240,7 +247,10 @@ def published(method: str, info: DatasetInfo, ipc: int | None = None) -> Publish
 
 
 def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[str, Any] | None = None) -> Settings:
-    """Preset, then overrides, then what follows from the set's size; strict, with a did-you-mean."""
+    """Settings of a set: the preset, then overrides, then what depends on the set's size.
+
+    Raises :class:`UnknownName` for an unknown setting and :class:`BadValue` for an invalid value.
+    """
     cls = METHODS.get(method)
     changed = dict(overrides or {})
     for name in changed:
@@ -254,13 +264,14 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BadValue(f"Method {method}, setting {place}: {first['msg']}, got {first['input']!r}.") from None
-    return cls().resolve_size(settings, info, ipc)
+    resolved: Settings = cls().resolve_size(settings, info, ipc)
+    return resolved
 
 
 def reductions(
     method: str, info: DatasetInfo, settings: Settings, ipc: int | None = None
 ) -> dict[str, tuple[float, float]]:
-    """What a set of this IPC has less of than its authors published, by counted setting: (made, published)."""
+    """Counted settings that are below the published value at this IPC, as (used, published)."""
     preset = published(method, info, ipc)
     reference = {**preset.values, **preset.reduces}
     cut: dict[str, tuple[float, float]] = {}

@@ -1,6 +1,6 @@
-"""What SRe2L, CDA and DWA are: images that a teacher classifies and whose batch meets its BatchNorm statistics.
+"""The loop that SRe2L, CDA and DWA share: cross-entropy of a teacher plus a loss on its BatchNorm statistics.
 
-A method of this family is one class below and the steps that it does in its own way.
+A method of this family is a subclass that overrides the steps in which it differs.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 
 
 class MatchingSettings(RecoverySettings):
-    """What every method of the family can set."""
+    """Settings that all methods of the family share."""
 
     bn_weight: float = Field(ge=0)
-    """Weight of the BatchNorm statistics against the cross-entropy."""
+    """Weight of the BatchNorm statistics loss relative to the cross-entropy."""
     batch_classes: int = Field(ge=1)
-    """Classes in a batch, one image of each (all of them where there are fewer); the statistics are of this batch."""
+    """Classes in a batch, with one image each; at most the dataset's.  BatchNorm statistics are of this batch."""
     jitter: int = Field(ge=0)
-    """Largest roll, pixels."""
+    """Maximum random roll of the batch along each axis, in pixels; 0 disables it."""
     two_sided: bool = False
-    """Roll both ways."""
+    """Roll by -jitter to jitter pixels instead of 0 to jitter."""
     crop_scale_min: float | None = Field(default=None, gt=0, le=1)
-    """Smallest area of the random resized crop; None: no crop is wanted at this size."""
+    """Minimum area of the random resized crop, as a fraction of the image; None disables cropping."""
     flip: bool = False
+    """Flip the batch horizontally with probability 0.5 at each iteration."""
 
 
 class BatchNormMatching(Method):
@@ -57,11 +58,11 @@ class BatchNormMatching(Method):
     block from the same unchanged network may set ``side_by_side``.
     """
 
-    Settings = MatchingSettings
+    Settings: ClassVar[type[MatchingSettings]] = MatchingSettings
     counted = ("iterations",)
     quick = {"iterations": 3}
     side_by_side: ClassVar[bool] = False
-    """Whether blocks may be made as one batch."""
+    """Whether several blocks may be optimised as one batch."""
 
     def supports(self, info: DatasetInfo, ipc: int) -> Support:
         return Support(True)
@@ -80,15 +81,15 @@ class BatchNormMatching(Method):
         return by_image(recipe.ipc, info.num_classes, recipe.settings["batch_classes"])
 
     def views(self, settings: Any, side: int, iteration: int) -> Views:
-        """What an iteration may see of images of ``side`` pixels."""
+        """The augmentation of one iteration, for images of ``side`` pixels."""
         return Views(side, settings.crop_scale_min, settings.flip, settings.jitter, settings.two_sided)
 
     def network(self, ctx: Context) -> torch.nn.Module:
-        """The bare network that a block is recovered from."""
+        """The bare network against which a block is optimised."""
         return ctx.teachers[0].network
 
     def statistics(self, network: torch.nn.Module, settings: Any, batches: int) -> BatchNormLoss:
-        """The BatchNorm term, before its weight, of several batches side by side."""
+        """The unweighted BatchNorm loss of ``batches`` batches side by side."""
         return BatchNormLoss(network, settings.first_multiplier, batches=batches)
 
     def before(
@@ -99,10 +100,10 @@ class BatchNormMatching(Method):
         labels: torch.Tensor,
         ctx: Context,
     ) -> torch.Tensor | None:
-        """Called before the first iteration of a batch; what it gives is added to that iteration's image gradient.
+        """Hook before the first iteration of a batch; a returned tensor is added to that iteration's image gradient.
 
-        ``see`` gives of images the view that the first iteration will take; ``images`` (B, 3, H, W) are what the batch
-        starts from, ``labels`` (B,) their classes.
+        ``see`` maps images to the view that the first iteration will use; ``images`` are the initial images,
+        (B, 3, H, W) in normalised space, ``labels`` (B,) int64 their classes.
         """
         return None
 
@@ -118,7 +119,7 @@ class BatchNormMatching(Method):
         by_size: dict[int, list[Block]] = {}
         for block in blocks:
             by_size.setdefault(len(block.members), []).append(block)
-        made = {}
+        made: dict[int, torch.Tensor] = {}
         for number, alike in enumerate(by_size.values()):
             own = replace(ctx, progress=ctx.part(number, len(by_size)))
             made |= zip((block.index for block in alike), self._make(alike, own), strict=True)
@@ -158,7 +159,8 @@ class BatchNormMatching(Method):
         import torch
         import torch.nn.functional as F
 
-        settings, side = ctx.settings, ctx.info.resolution
+        settings: MatchingSettings = ctx.settings
+        side = ctx.info.resolution
         labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)
         images = torch.cat([start(batch, ctx, space, own) for batch, own in zip(batches, streams, strict=True)])
 

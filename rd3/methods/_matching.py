@@ -6,15 +6,16 @@ Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rd3.errors import DataCorrupt
 from rd3.methods._recovery import _moments
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.hooks import RemovableHandle
 
     from rd3.layer_statistics import LayerStatistics, Moments
 
@@ -51,27 +52,28 @@ def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.T
             )
             return torch.addcmul(offset, centred, slope), None
 
-    return TileMoments.apply
+    apply: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = TileMoments.apply
+    return apply
 
 
 def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
     """(B, D, H, W) -> (D,) and (T,): moments of a whole batch, differentiable; no tiles without ``patch``."""
     from rd3.layer_statistics import Moments, whole_tiles
 
-    channels = (values[0] for values in _moments()(maps, 1))
+    mean, var = (values[0] for values in _moments()(maps, 1))
     if patch is None:
-        return Moments(*channels)
-    return Moments(*channels, *_tile_moments()(whole_tiles(maps, patch), patch))
+        return Moments(mean, var)
+    return Moments(mean, var, *_tile_moments()(whole_tiles(maps, patch), patch))
 
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
     """What all training images have: collected moments for convolutions, running statistics for BatchNorm layers."""
     from torch import nn
 
-    from rd3.layer_statistics import Moments, matched_layers
+    from rd3.layer_statistics import matched_layers
 
     return {
-        name: Moments(layer.running_mean, layer.running_var)
+        name: _gathered([layer.running_mean, layer.running_var, None, None])
         if isinstance(layer, nn.BatchNorm2d)
         else _of_layer(statistics.whole, name, statistics)
         for name, layer in matched_layers(network).items()
@@ -82,17 +84,24 @@ def targets_of_labels(
     network: torch.nn.Module, statistics: LayerStatistics, labels: torch.Tensor
 ) -> dict[str, Moments]:
     """What images of these classes, (B,) labels, have on average: the mean of their classes' moments."""
-    from rd3.layer_statistics import Moments, matched_layers
+    from rd3.layer_statistics import matched_layers
 
     return {
-        name: Moments(
-            *(
-                None if values is None else values[labels].mean(0)
-                for values in _of_layer(statistics.classes, name, statistics)
-            )
+        name: _gathered(
+            None if values is None else values[labels].mean(0)
+            for values in _of_layer(statistics.classes, name, statistics)
         )
         for name in matched_layers(network)
     }
+
+
+def _gathered(values: Iterable[torch.Tensor | None]) -> Moments:
+    """Moments in the order of their fields; those of channels are always there."""
+    from rd3.layer_statistics import Moments
+
+    mean, var, patch_mean, patch_var = values
+    assert mean is not None and var is not None
+    return Moments(mean, var, patch_mean, patch_var)
 
 
 def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
@@ -138,7 +147,7 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         self.weights = {name: 1.0 if number else first_multiplier for number, name in enumerate(self.layers)}
         self._averages: dict[str, Moments] = {}
         self._terms: dict[str, torch.Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> MatchingLoss:
         dropped = self._dropped()
@@ -165,23 +174,20 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
     def _hook(self, name: str, patch: int | None) -> Callable[..., None]:
         def measure(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             moments = self._averaged(name, moments_of_batch(inputs[0].float(), patch))
-            self._terms[name] = sum(weight * _distance(target[name], moments) for weight, target in self.targets)
+            distances = (weight * _distance(target[name], moments) for weight, target in self.targets)
+            self._terms[name] = cast("torch.Tensor", sum(distances))
 
         return measure
 
     def _averaged(self, name: str, batch: Moments) -> Moments:
-        past = self._averages.get(name, (0.0,) * len(batch))
-        self._averages[name] = type(batch)(
-            *(
-                None if now is None else self.ema * before + (1 - self.ema) * now.detach()
-                for before, now in zip(past, batch, strict=True)
-            )
+        past: Sequence[torch.Tensor | float | None] = self._averages.get(name, (0.0,) * len(batch))
+        averages = self._averages[name] = _gathered(
+            None if now is None or before is None else self.ema * before + (1 - self.ema) * now.detach()
+            for before, now in zip(past, batch, strict=True)
         )
-        return type(batch)(
-            *(
-                None if now is None else average + now - now.detach()
-                for average, now in zip(self._averages[name], batch, strict=True)
-            )
+        return _gathered(
+            None if now is None or average is None else average + now - now.detach()
+            for average, now in zip(averages, batch, strict=True)
         )
 
     def value(self) -> torch.Tensor | float:
@@ -191,4 +197,5 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
 
 def _distance(target: Moments, moments: Moments) -> torch.Tensor:
     pairs = zip(target, moments, strict=True)
-    return sum((wanted - got).norm() for wanted, got in pairs if wanted is not None and got is not None)
+    norms = ((wanted - got).norm() for wanted, got in pairs if wanted is not None and got is not None)
+    return cast("torch.Tensor", sum(norms))

@@ -129,8 +129,8 @@ def _drawn(
     for first in range(0, len(images), _DECODED):
         originals = ctx.dataset.originals(ctx.split, images[first : first + _DECODED])
         drawn = [
-            crop_boxes(settings.num_crop, *original.shape[1:], settings.scale_min, stream, ratio=(1.0, 1.0))
-            for original in originals
+            crop_boxes(settings.num_crop, height, width, settings.scale_min, stream, ratio=(1.0, 1.0))
+            for height, width in (original.shape[1:] for original in originals)
         ]
         boxes.extend(drawn)
         alike = len({original.shape for original in originals}) == 1
@@ -194,7 +194,8 @@ def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
         network = ctx.shared["fast teacher"] = folded(ctx.teachers[0])
         lay_out(network, precision)
     with torch.inference_mode(), autocast(ctx.device, precision):
-        return network(framed(crops, ctx)).float()
+        logits: torch.Tensor = network(framed(crops, ctx)).float()
+    return logits
 
 
 def _scored(crops: Crops, places: torch.Tensor, ctx: Context) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What saving does to an image."""
+"""Rounding and compression of images when they are stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 SaveFormat = Literal["png", "jpeg"]
-"""``png``: nothing is lost; ``jpeg``: the pixels that a JPEG file of quality 75 gives back, as most authors saved."""
+"""``png``: lossless; ``jpeg``: pixels after JPEG compression at quality 75, as most authors stored them."""
 
 
 def to_uint8(pixels: torch.Tensor, save_format: SaveFormat) -> torch.Tensor:

@@ -22,33 +22,34 @@ if TYPE_CHECKING:
 
 
 class PoolSettings(RecoverySettings):
-    """What both methods can set."""
+    """Settings that both methods share."""
 
     pool: tuple[str, ...] = Field(default=(), exclude=True)
-    """Roles of the teachers, which take turns, one an iteration; none: the grid's teacher alone.  The recipe holds
+    """Roles of the teachers, used in turn, one per iteration; empty uses the grid's teacher alone.  The recipe stores
     them as its teachers."""
     batch_size: int = Field(ge=1)
-    """Images that are made together, class after class (all of them where there are fewer); moments are of these."""
+    """Images optimised together, class by class; at most the whole set.  Layer statistics are of this batch."""
     matching_weight: float = Field(ge=0)
-    """Of the statistics against the cross-entropy."""
+    """Weight of the statistics loss relative to the cross-entropy."""
     ema: float = Field(ge=0, lt=1)
-    """Share of its past in the moving average of a moment, which starts at zero."""
+    """Decay of the exponential moving average of a batch's statistics, which starts at zero."""
     drop_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Chance of a convolution to be left out of an iteration."""
+    """Probability that a convolution is left out of the statistics loss in an iteration."""
     crop_scale_min: float | None = Field(default=None, gt=0, le=1)
-    """Smallest area of the random resized crop; None: a crop of full size after padding by an eighth of the side."""
+    """Minimum area of the random resized crop, as a fraction of the image; None crops at full size after padding by an
+    eighth of the side."""
     flip: bool = True
-    """Of the views, here and where statistics are collected."""
+    """Flip images horizontally with probability 0.5, in the views and when statistics are collected."""
     patch: int = Field(ge=1)
-    """Side of the tiles whose moments are matched, pixels of a layer's input."""
+    """Side of the tiles whose statistics are matched, in pixels of a layer's input."""
     statistics_crop: Literal["pad", "resized", "none"]
-    """Crop under which statistics are collected."""
+    """Random crop of the training images from which statistics are collected."""
     statistics_batch: int = Field(ge=1)
-    """Images of a batch there."""
+    """Batch size with which statistics are collected."""
 
 
 class PoolMethod(Method):
-    """What both methods answer alike."""
+    """Base of both methods."""
 
     counted = ("iterations",)
     quick = {"iterations": 3, "batch_size": 10, "pool": ("teacher", "another")}
@@ -122,16 +123,16 @@ class Pool:
             )
 
     def turn(self, iteration: int) -> int:
-        """Which teacher's turn it is."""
+        """Index of the teacher of this iteration."""
         return (self.first_turn + iteration) % len(self.teachers)
 
     def look(self, views: torch.Tensor, iteration: int) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Logits (B, C) of the teacher whose turn it is, for views in normalised space, and its matching loss."""
+        """Logits (B, C) of this iteration's teacher and its statistics loss; ``views`` are in normalised space."""
         with self.losses[self.turn(iteration)] as loss:
             logits = self.logits(views, iteration)
             return logits, loss.value()
 
     def logits(self, views: torch.Tensor, iteration: int) -> torch.Tensor:
-        """(B, C) float32, of the same teacher, matching nothing."""
+        """(B, C) float32 logits of the same teacher, without the statistics loss."""
         with self.autocast():
             return self.teachers[self.turn(iteration)](self.space.to_unit(views)).float()

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
@@ -24,45 +24,52 @@ from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.hooks import RemovableHandle
+
+    from rd3.models import NormalisedNetwork
 
 _CHECK_EVERY = 50
-"""Iterations between looks at the loss: each waits for the device."""
+"""Iterations between reads of the loss: each read waits for the device."""
 _SIDE_BY_SIDE = 10
-"""Blocks that a GPU makes at once where images are small."""
+"""Blocks that a GPU optimises at once where images are small."""
 
 
 class RecoverySettings(Settings):
-    """What every method of the family can set."""
+    """Settings that all methods of the family share."""
 
     iterations: int = Field(ge=1)
+    """Optimisation steps on each batch of images."""
     lr: float = Field(gt=0)
-    """Of Adam on normalised pixels, at the start of its cosine."""
+    """Initial learning rate of Adam on normalised pixels; decays to 0 by cosine."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Decay rate of Adam's first moment."""
     beta2: float = Field(default=0.9, ge=0, lt=1)
+    """Decay rate of Adam's second moment."""
     first_multiplier: float = Field(default=10.0, ge=0)
-    """Of the statistics term of the first layer that is matched."""
+    """Weight of the first matched layer in the statistics loss; every other layer has weight 1."""
     init: str = Field(default=NOISE, exclude=True)
-    """``noise``, ``random``, ``rded`` or the key of a set; the recipe holds it as the key of that set alone."""
+    """Initial images: ``noise``, a set of the method ``random`` or ``rded``, or the key of any set.  The recipe stores
+    only the key of that set."""
     save_format: SaveFormat = "png"
-    """``jpeg`` is what most of the authors did."""
+    """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as most of the authors did."""
 
     @property
     def descent(self) -> dict[str, Any]:
-        """What :func:`optimise` wants to know of them."""
+        """The keyword arguments of :func:`optimise` among them."""
         return {"iterations": self.iterations, "lr": self.lr, "betas": (self.beta1, self.beta2)}
 
 
 def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-    """Every iteration takes every image through one of the teachers and back.
+    """Cost of a forward and a backward pass of every image through one of the teachers at every iteration.
 
     Weights are frozen: a backward pass to the pixels costs about one forward pass.
     """
-    passes = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
+    passes: float = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
     return passes / len(recipe.teachers) * sum(map(forward, recipe.teachers), Cost())
 
 
 def blocks_at_once(info: DatasetInfo, device: torch.device) -> int:
-    """Blocks that are optimised side by side: as many as make work enough for the device.
+    """Number of blocks to optimise side by side: enough to keep the device busy.
 
     An iteration of ten images of 32 or 64 pixels leaves a GPU waiting for its next kernel.  A CPU is as busy with one
     block as with ten, and so is a GPU at 224 pixels.
@@ -87,7 +94,7 @@ def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Bloc
 
 
 def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) in normalised space: what a block is optimised from, Gaussian noise or the recipe's init set."""
+    """Initial images of a block, (B, 3, H, W) in normalised space: Gaussian noise, or those of the init set."""
     import torch
 
     side = ctx.info.resolution
@@ -99,7 +106,7 @@ def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator
 
 
 def cosine(iteration: int, iterations: int) -> float:
-    """Factor of the learning rate at iteration 0 .. iterations-1: half a cosine, per iteration, no warm-up."""
+    """Factor on the learning rate at iteration 0 .. iterations-1: half a cosine per iteration, without warm-up."""
     return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
 
@@ -131,7 +138,8 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
             constant, slope = (values.repeat_interleave(each, 0)[:, :, None, None] for values in of_image)
             return torch.addcmul(constant, inputs, slope), None
 
-    return Moments.apply
+    apply: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = Moments.apply
+    return apply
 
 
 def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +179,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
         self.weights = [first_multiplier] + [1.0] * (len(self.layers) - 1)
         self.variance_weight, self.batches = variance_weight, batches
         self._terms: dict[int, torch.Tensor] = {}
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> BatchNormLoss:
         for number, layer in enumerate(self.layers):
@@ -188,6 +196,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
         moments = _moments()
 
         def measure(layer: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
+            assert layer.running_mean is not None and layer.running_var is not None
             mean, variance = moments(inputs[0].float(), self.batches)
             of_variance, of_mean = (layer.running_var - variance).norm(dim=1), (layer.running_mean - mean).norm(dim=1)
             self._terms[number] = (self.variance_weight * of_variance + of_mean).sum()
@@ -196,7 +205,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
 
     def value(self) -> torch.Tensor:
         """The loss of the last forward pass."""
-        return sum(self.weights[number] * term for number, term in self._terms.items())
+        return cast("torch.Tensor", sum(self.weights[number] * term for number, term in self._terms.items()))
 
 
 @dataclass(frozen=True)
@@ -204,13 +213,15 @@ class Views:
     """Augmentation of one iteration: one crop, one flip and one roll, shared by the whole batch."""
 
     size: int
+    """Side of the output, in pixels."""
     crop_scale_min: float | None
-    """Smallest area of the resized crop; None: no crop."""
+    """Minimum area of the resized crop, as a fraction of the image; None disables cropping."""
     flip: bool
+    """Flip horizontally with probability 0.5."""
     jitter: int
-    """Largest roll along either axis, pixels."""
+    """Maximum roll along each axis, in pixels."""
     two_sided: bool
-    """Rolls from -jitter to jitter instead of 0 to jitter."""
+    """Roll by -jitter to jitter instead of 0 to jitter."""
 
     def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """(B, 3, H, W) -> (B, 3, size, size), differentiable."""
@@ -219,7 +230,8 @@ class Views:
         from rd3.augment import crop_and_resize, crop_boxes
 
         if self.crop_scale_min is not None:
-            box = crop_boxes(1, *images.shape[-2:], self.crop_scale_min, stream)
+            height, width = images.shape[-2:]
+            box = crop_boxes(1, height, width, self.crop_scale_min, stream)
             images = crop_and_resize(images, box.expand(len(images), -1), self.size)
         if self.flip and torch.rand((), generator=stream) < 0.5:
             images = images.flip(-1)
@@ -230,33 +242,34 @@ class Views:
 
 @dataclass(frozen=True)
 class PixelSpace:
-    """Normalised space of one network."""
+    """The normalised pixel space of one network."""
 
     mean: torch.Tensor
-    """(1, 3, 1, 1)"""
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
     std: torch.Tensor
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
 
     @classmethod
-    def of(cls, teacher: torch.nn.Module) -> PixelSpace:
+    def of(cls, teacher: NormalisedNetwork) -> PixelSpace:
         return cls(teacher.mean.view(1, 3, 1, 1), teacher.std.view(1, 3, 1, 1))
 
     def clamp_(self, images: torch.Tensor) -> None:
-        """Bring every channel into the image of [0, 1], in place."""
+        """Clamp every channel, in place, to the values that stand for pixels in [0, 1]."""
         import torch
 
         torch.maximum(images, -self.mean / self.std, out=images)
         torch.minimum(images, (1 - self.mean) / self.std, out=images)
 
     def from_unit(self, pixels: torch.Tensor) -> torch.Tensor:
-        """From pixels in [0, 1]."""
+        """Normalise pixels in [0, 1]."""
         return (pixels - self.mean) / self.std
 
     def to_unit(self, images: torch.Tensor) -> torch.Tensor:
-        """To pixels in [0, 1], not clamped and differentiable: what a network takes that normalises by itself."""
+        """Undo the normalisation, differentiably and without clamping: the input of a network that normalises."""
         return images * self.std + self.mean
 
     def to_255(self, images: torch.Tensor) -> torch.Tensor:
-        """Back to pixels, 0-255, as floats."""
+        """Convert to float pixels in 0-255, clamped."""
         return self.to_unit(images).clamp(0, 1) * 255
 
 
@@ -271,10 +284,11 @@ def optimise(
     where: str,
     progress: Callable[[float], None],
 ) -> torch.Tensor:
-    """Adam on the images themselves under a per-iteration cosine; clamped after every step; gives the last iterate.
+    """Optimise images by Adam with a per-iteration cosine schedule, clamping after every step.
 
     ``images``: (B, 3, H, W) float in normalised space, changed in place.  ``loss_of(images, iteration)`` is the scalar
-    to descend.  ``where`` names the place in the error that a non-finite loss raises.
+    loss to minimise; ``where`` names the block in errors; ``progress`` is called with the finished fraction (0-1).
+    Returns the last iterate.  Raises :class:`Diverged` if the loss or the final images are not finite.
     """
     import torch
 

@@ -18,12 +18,14 @@ class CDASettings(MatchingSettings):
     """Of ``recover_cda_*.py`` and the README that calls them."""
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
-    """Smallest area of the random resized crop at the end of the curriculum."""
+    """Minimum area of the random resized crop at the end of the curriculum, as a fraction of the image."""
     flip: bool = True
+    """Flip the batch horizontally with probability 0.5 at each iteration."""
     curriculum: Curriculum = "cosine"
-    """How the smallest area falls from 1; ``none``: it stays at ``crop_scale_min``, everything else being equal."""
+    """Schedule by which the minimum crop area falls from 1; ``none`` keeps it at ``crop_scale_min`` throughout, with
+    everything else equal."""
     milestone: float = Field(default=1.0, ge=0, le=1)
-    """Share of the iterations after which the curriculum has ended."""
+    """Fraction of the iterations after which the curriculum ends."""
 
 
 @register_method("cda", version=1)
@@ -53,7 +55,7 @@ class CDA(BatchNormMatching):
 
 
 def smallest_area(iteration: int, end: float, curriculum: Curriculum, lowest: float) -> float:
-    """Lower bound of a crop's share of the image's area; the curriculum goes from iteration 0 to before ``end``."""
+    """Minimum crop area at ``iteration``, as a fraction of the image; the curriculum runs from 0 to before ``end``."""
     if curriculum == "none" or iteration >= end:
         return lowest
     done = iteration / end

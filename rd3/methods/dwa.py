@@ -22,13 +22,14 @@ class DWASettings(MatchingSettings):
     """Of ``distillation_*.py`` and the readme that calls them."""
 
     variance_weight: float = Field(ge=0)
-    """Weight of the variances' distance in the BatchNorm term; that of the means is 1."""
+    """Weight of the variance distance in the BatchNorm loss; the mean distance has weight 1."""
     steps: int = Field(ge=0)
-    """Steps of the perturbation; 0: none, everything else being equal."""
+    """Gradient-ascent steps that perturb the teacher's weights; 0 leaves the teacher unperturbed, with everything else
+    equal."""
     rho: float = Field(ge=0)
-    """Length of all steps together: how far the weights can go at most, in L2 norm over all parameters."""
+    """Total length of the perturbation steps, an upper bound on the L2 distance that the weights move."""
     accumulate: bool = False
-    """As released: the batches of one image number share one teacher, which is perturbed further by each."""
+    """Follow the released code: batches of the same image number share one teacher, which each perturbs further."""
 
 
 @register_method("dwa", version=1)
@@ -97,17 +98,17 @@ class DWA(BatchNormMatching):
         settings: dict[str, Any] = recipe.settings
         # A backward pass to the weights as well costs about two forward passes.
         recovering = (3 if settings["accumulate"] else 2) * settings["iterations"]
-        passes = (recovering + 3 * settings["steps"]) * recipe.ipc * info.num_classes
+        passes: float = (recovering + 3 * settings["steps"]) * recipe.ipc * info.num_classes
         return passes * forward(recipe.teachers[0])
 
 
 def climb(network: torch.nn.Module, length: float) -> None:
-    """Move all parameters together by ``length`` along their gradients, and clear these."""
+    """Take one gradient-ascent step of L2 length ``length`` over all parameters, and clear their gradients."""
     import torch
 
-    found = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    norm = torch.stack([parameter.grad.norm() for parameter in found]).norm()
+    found = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
+    norm = torch.stack([gradient.norm() for _parameter, gradient in found]).norm()
     with torch.no_grad():
-        for parameter in found:
-            parameter.add_(parameter.grad * (length / (norm + 1e-12)))
+        for parameter, gradient in found:
+            parameter.add_(gradient * (length / (norm + 1e-12)))
             parameter.grad = None

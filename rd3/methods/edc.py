@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     import torch
 
 _TEMPERATURE = 4.0
-"""Of the logits that the flatness term compares."""
+"""Softmax temperature of the logits that the flatness term compares."""
 
 
 class EDCSettings(PoolSettings):
     """Of the scripts in ``Branch_*/recover``."""
 
     category_weight: float = Field(default=0.5, ge=0, le=1)
-    """Share of the target that are the statistics of the batch's classes; the rest is that of all images."""
+    """Weight of the class statistics in the matching target; the statistics of all images have the rest of 1."""
     flatness_weight: float = Field(default=0.0, ge=0)
-    """Of the flatness term: the paper has it at 1, no released script passes the flag that switches it on."""
+    """Weight of the flatness term relative to the cross-entropy.  The paper uses 1; no released script passes the flag
+    that enables it."""
     image_ema: float = Field(default=0.99, ge=0, lt=1)
-    """Share of its past in the moving average of the images that the flatness term compares with."""
+    """Decay of the exponential moving average of the images with which the flatness term compares."""
 
 
 @register_method("edc", version=1)

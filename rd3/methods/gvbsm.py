@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     import torch
 
 _SIDE = 32
-"""Pixels that data densification looks at, a side."""
+"""Side, in pixels, to which data densification pools images."""
 _TEMPERATURE = 4.0
-"""Of the flatter spectrum that data densification leads to."""
+"""Temperature of the flatter spectrum that is the target of data densification."""
 
 
 class GVBSMSettings(PoolSettings):
     """Of the scripts in ``Branch_*/recover``."""
 
     density_weight: float = Field(default=1.0, ge=0)
-    """Of data densification against the cross-entropy."""
+    """Weight of data densification relative to the cross-entropy."""
     jitter: int = Field(default=32, ge=0)
-    """Largest roll, pixels; the same for images of 32 pixels, which it turns all the way round."""
+    """Maximum random roll of the batch along each axis, in pixels; 32-pixel images wrap fully."""
     parts: int = Field(default=1, ge=1)
-    """Shares of a class's images that are made one after the other, each with all classes."""
+    """Number of parts into which the images of each class are divided; each part holds all classes and is optimised
+    before the next."""
 
 
 @register_method("gvbsm", version=1)
@@ -86,7 +87,10 @@ class GVBSM(PoolMethod):
 
 
 def class_groups(labels: torch.Tensor) -> list[torch.Tensor]:
-    """Positions of the images of every class of a batch that has at least two: (G, n) for the G classes of n."""
+    """Positions of the images of each class with at least two in the batch: one (G, n) for the G classes of n images.
+
+    ``labels``: (B,) int64.
+    """
     import torch
 
     by_count: dict[int, list[torch.Tensor]] = {}
@@ -97,7 +101,7 @@ def class_groups(labels: torch.Tensor) -> list[torch.Tensor]:
 
 
 def densification(images: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
-    """How far the images of each class are from being spread evenly, summed over classes; 0 without ``groups``.
+    """Data densification loss, summed over classes: how similar the images of a class are; 0 without ``groups``.
 
     For the eigenvalues l of a class's Gram matrix, of images pooled to 32 x 32: KL(softmax(l / 4) || softmax(l)), the
     flatter side a constant.
@@ -114,7 +118,7 @@ def densification(images: torch.Tensor, groups: list[torch.Tensor]) -> torch.Ten
         try:
             # The gradient of eigenvalues alone, without the vectors, is finite where two of them coincide.
             spectrum = torch.linalg.eigvalsh(of_class @ of_class.mT)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in __all__
             # Pixels that are not finite: the loss says so, with its iteration.
             return total + torch.nan
         flat = (spectrum.detach() / _TEMPERATURE).log_softmax(-1)

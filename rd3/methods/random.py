@@ -18,7 +18,7 @@ _GROUP = 100
 
 
 class RandomSettings(Settings):
-    """Nothing to set."""
+    """The method has no settings."""
 
 
 @register_method("random", version=1)

@@ -22,15 +22,21 @@ class RDEDSettings(Settings):
     """Of ``synthesize/main.py`` in the released code."""
 
     factor: int | None = Field(default=None, ge=1)
-    """Side of the mosaic in tiles; None: the dataset's (1 at 32 and 64 pixels, 2 at 224)."""
+    """Tiles per side of a mosaic; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
     mipc: int = Field(ge=1)
-    """Images looked at per class (all of them where a class has fewer); raised to IPC * factor^2."""
+    """Training images scored per class, at most all of them; at least IPC * factor^2."""
     num_crop: int = Field(ge=1)
-    """Crops per image, of which the best is kept."""
+    """Random crops per image, of which the best-scoring one is kept."""
     scale_min: float = Field(default=0.08, gt=0, le=1)
-    """Smallest share of an image's area that a crop takes; the largest is 1."""
+    """Minimum area of a crop, as a fraction of the image; the maximum is 1."""
     save_format: SaveFormat = "png"
-    """``jpeg`` is what the authors did."""
+    """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as the authors did."""
+
+    @property
+    def tiles(self) -> int:
+        """``factor`` of resolved settings."""
+        assert self.factor is not None
+        return self.factor
 
 
 @register_method("rded", version=1)
@@ -84,9 +90,9 @@ class RDED(Method):
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: RDEDSettings = ctx.settings
         with ctx.phase("select"):
-            patches = self._select(block.labels[0], len(block.members) * settings.factor**2, ctx)
+            patches = self._select(block.labels[0], len(block.members) * settings.tiles**2, ctx)
         with ctx.phase("stitch"):
-            return to_uint8(mosaic(patches, settings.factor, ctx.info.resolution), settings.save_format)
+            return to_uint8(mosaic(patches, settings.tiles, ctx.info.resolution), settings.save_format)
 
     def _select(self, label: int, wanted: int, ctx: Context) -> torch.Tensor:
         """(wanted, 3, s, s) float in 0-255: key patches of a class, the most realistic first."""
@@ -100,7 +106,7 @@ class RDED(Method):
                 f"{wanted} patches."
             )
         chosen = [int(indices[n]) for n in torch.randperm(len(indices), generator=stream)[: settings.mipc]]
-        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // settings.factor)
+        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // settings.tiles)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)

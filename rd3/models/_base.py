@@ -18,12 +18,12 @@ TIMM = "timm:"
 
 @dataclass(frozen=True)
 class Cost:
-    """Work that a device has to do; costs add up and can be taken so many times."""
+    """Compute and memory traffic; costs can be added, subtracted and multiplied by a number."""
 
     flops: float = 0.0
     """Floating-point operations; a multiply-add counts as two."""
     bytes: float = 0.0
-    """What layers read and write in memory, as fp32, without weights."""
+    """Memory traffic of layers in bytes, as fp32 and without weights."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
@@ -36,17 +36,17 @@ class Cost:
 
 
 class Extent(NamedTuple):
-    """How large a network is where it is kept."""
+    """Size of a network and of its layer statistics on disk."""
 
     values: int
-    """Numbers that are saved with it: parameters, and what layers keep besides them."""
+    """Saved numbers: parameters and buffers."""
     channels: int
-    """Of the inputs of its convolutions and batch norms, all layers together: what statistics are of."""
+    """Input channels of all its convolutions and batch norms, over which statistics are collected."""
 
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What people see of a network: ``resolutions`` maps a side in pixels to what the name means there."""
+    """Description of a network; ``resolutions`` maps a resolution in pixels to the architecture used there."""
 
     name: str
     summary: str
@@ -55,7 +55,7 @@ class NetworkInfo:
 
 @dataclass(frozen=True)
 class Network:
-    """A registered network; ``build(num_classes, resolution)`` gives the bare module, unnormalised."""
+    """A registered network; ``build(num_classes, resolution)`` returns the bare module, without normalisation."""
 
     info: NetworkInfo
     build: Callable[[int, int], nn.Module]
@@ -67,7 +67,7 @@ NETWORKS: Registry[Network] = Registry("network", "rd3.models")
 def register_network(
     name: str, *, summary: str, resolutions: Mapping[int, str]
 ) -> Callable[[Callable[[int, int], nn.Module]], Callable[[int, int], nn.Module]]:
-    """File a builder ``(num_classes, resolution) -> module`` under a name; the module ends in a linear layer."""
+    """Decorator: register a builder ``(num_classes, resolution) -> module``; the module ends in a linear layer."""
 
     def file_it(build: Callable[[int, int], nn.Module]) -> Callable[[int, int], nn.Module]:
         NETWORKS.register(name)(Network(NetworkInfo(name, summary, dict(resolutions)), build))
@@ -77,7 +77,7 @@ def register_network(
 
 
 def network_names() -> list[str]:
-    """All names of the table and of plugins, sorted; besides these, ``timm:<name>`` is any network of timm."""
+    """All names of the table and of plugins, sorted; in addition, ``timm:<name>`` is any network of timm."""
     return NETWORKS.names()
 
 
@@ -92,7 +92,7 @@ def find(name: str, resolution: int | None = None) -> Network:
 
 
 def network_info(name: str) -> NetworkInfo:
-    """Summary and notes of one network."""
+    """Summary and notes of one network; raises :class:`UnknownName`."""
     return find(name).info
 
 

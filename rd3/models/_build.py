@@ -23,9 +23,10 @@ def build_network(
     normalisation: Normalisation,
     stream: torch.Generator | None = None,
 ) -> NormalisedNetwork:
-    """A network that takes pixels in [0, 1], (B, 3, H, W), and normalises them itself; on the CPU, in train mode.
+    """Build a network that takes (B, 3, H, W) in [0, 1] and normalises internally; on the CPU, in train mode.
 
-    Weights are drawn on ``stream``; without one they come from a fixed stream, for those who load weights next.
+    Weights are initialised from ``stream``, or from a fixed stream if None, for callers that load weights next.  Raises
+    :class:`UnknownName`, or :class:`Unsupported` if the network has no form at this resolution.
     """
     from rd3.models._normalised import NormalisedNetwork
 
@@ -45,22 +46,25 @@ def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
 
 
 def parameter_count(name: str, num_classes: int, resolution: int) -> int:
-    """Trainable parameters."""
+    """Number of trainable parameters."""
     return sum(weight.numel() for weight in _on_meta(name, num_classes, resolution).parameters())
 
 
 def extent(name: str, num_classes: int, resolution: int) -> Extent:
-    """What a network and its statistics are on the disk."""
+    """Size of a network and of its layer statistics on disk."""
+    from torch import nn
+
     from rd3.layer_statistics import matched_layers
 
     network = _on_meta(name, num_classes, resolution)
-    channels = (getattr(layer, "in_channels", None) or layer.num_features for layer in matched_layers(network).values())
+    layers = matched_layers(network).values()
+    channels = (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.num_features for layer in layers)
     return Extent(sum(tensor.numel() for tensor in network.state_dict().values()), sum(channels))
 
 
 @functools.cache
 def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
-    """One image's forward pass: operations of convolutions and matrix products, and the traffic of every layer."""
+    """Cost of one image's forward pass: FLOPs of convolutions and matrix products, memory traffic of all layers."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""A frozen network without its batch norms: affine in eval mode, they can be part of the convolution before them."""
+"""Batch norm folding: affine in eval mode, a batch norm can be merged into the convolution before it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch import fx, nn
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A frozen copy in eval mode, where every BatchNorm2d that directly follows a convolution is folded into it.
+    """A frozen copy in eval mode in which every BatchNorm2d that directly follows a convolution is folded into it.
 
-    The copy answers as ``network.eval()`` does, up to rounding, and keeps its class and the names of its modules; the
-    folded norms are identities (timm's keep their activation).  A norm stays as it is where anything else sees the
-    convolution's output too, where it follows something else, as in pre-activation networks, where either is used
-    twice or has hooks, and everywhere in a network whose forward pass ``torch.fx`` cannot trace.  Not for what reads
+    The copy's outputs equal those of ``network.eval()`` up to rounding; it keeps its class and its module names, and
+    folded norms become identities (timm's keep their activation).  A norm is left unchanged if another module also uses
+    the convolution's output, if it does not follow a convolution, as in pre-activation networks, if either module is
+    used twice or has hooks, and throughout a network that ``torch.fx`` cannot trace.  Not suitable for code that reads
     BatchNorm statistics.
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)
     for conv_name, norm_name in _pairs(own):
-        norm = own.get_submodule(norm_name)
-        _fold(own.get_submodule(conv_name), norm)
+        conv, norm = own.get_submodule(conv_name), own.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        _fold(conv, norm)
         own.set_submodule(norm_name, _without_norm(norm))
     return own.eval()  # what took the place of norms is new
 
@@ -42,14 +43,14 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
     modules = dict(network.named_modules(remove_duplicate=False))
     calls = [node for node in graph.nodes if node.op == "call_module"]
     used = [id(modules[node.target]) for node in calls]
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for node in calls:
         before = node.args[0] if node.args else None
-        if before not in calls or len(before.users) > 1:
+        if not isinstance(before, fx.Node) or before not in calls or len(before.users) > 1:
             continue
         conv, norm = modules[before.target], modules[node.target]
         if used.count(id(conv)) == used.count(id(norm)) == 1 and _can_fold(conv, norm):
-            pairs.append((before.target, node.target))
+            pairs.append((str(before.target), str(node.target)))
     return pairs
 
 
@@ -66,6 +67,7 @@ def _is_timms(norm: nn.Module) -> bool:
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Scale the filters and shift the bias, in float64, so that they are rounded once."""
+    assert norm.running_mean is not None and norm.running_var is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -77,4 +79,4 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
     """What is left of a norm: nothing, or in timm's the dropout and the activation."""
-    return nn.Sequential(norm.drop, norm.act) if _is_timms(norm) else nn.Identity()
+    return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act")) if _is_timms(norm) else nn.Identity()

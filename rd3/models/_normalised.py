@@ -1,6 +1,8 @@
-"""A network with its own normalisation: a dataset stays in [0, 1], and teachers of different constants share a pool."""
+"""A network with its own normalisation: datasets stay in [0, 1], and a pool can mix teachers of different constants."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,7 +14,13 @@ class NormalisedNetwork(nn.Module):
     """``network`` behind ``(pixels - mean) / std``; the constants are buffers that no state dict holds."""
 
     mean: torch.Tensor
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
     std: torch.Tensor
+    """(1, 3, 1, 1), of pixels in [0, 1]."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, pixels: torch.Tensor) -> torch.Tensor: ...
 
     def __init__(self, network: nn.Module, normalisation: Normalisation):
         super().__init__()
@@ -30,15 +38,16 @@ class NormalisedNetwork(nn.Module):
         return head
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to what the bare network was trained on."""
+        """Normalise (B, 3, H, W) in [0, 1] for the bare network."""
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] to logits (B, C)."""
-        return self.network(self.normalise(pixels))
+        logits: torch.Tensor = self.network(self.normalise(pixels))
+        return logits
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to what the last linear layer sees, (B, D)."""
+        """(B, 3, H, W) in [0, 1] to the input of the last linear layer, (B, D)."""
         seen: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
@@ -50,5 +59,6 @@ class NormalisedNetwork(nn.Module):
 
 def _last_linear(network: nn.Module) -> str:
     # Distinct layers in order of registration, which for every network here is the order of use.
+    last: str
     *_rest, last = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
     return last

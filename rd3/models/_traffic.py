@@ -14,7 +14,7 @@ class Traffic(TorchDispatchMode):
     """Counts, while it is entered, the tensors that go into and come out of operations; views move nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
         self.bytes = 0
 
     def __torch_dispatch__(

@@ -19,7 +19,8 @@ def _register(name: str, summary: str, forms: dict[int, dict[str, Any]]) -> None
         form = forms[resolution]
         module, function = form["build"].split(".")
         builder = getattr(importlib.import_module(f"rd3.models.architectures.{module}"), function)
-        return builder(num_classes, resolution, **form.get("options", {}))
+        network: nn.Module = builder(num_classes, resolution, **form.get("options", {}))
+        return network
 
     register_network(name, summary=summary, resolutions={side: form["note"] for side, form in forms.items()})(build)
 

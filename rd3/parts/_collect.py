@@ -114,6 +114,7 @@ class Collector:
         """The part that is not full yet, with the notes that fit into it."""
         pieces = list(self._open)
         for source in self._notes():
+            assert self.notes is not None
             name = f"{NOTES}/{source.relative_to(self.notes).as_posix()}"
             content = source.read_bytes()
             member = Member(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))

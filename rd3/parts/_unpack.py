@@ -44,7 +44,7 @@ def unpack(folder: Path, store: Path) -> Unpacked:
     if not paths:
         raise DataMissing(f"{folder} holds no parts: there is no {PATTERN}.", "give the folder that came back")
     scratch = store / ".shards"
-    shards: dict[str, dict[int, Path]] = {}
+    shards: dict[str, dict[int, Path | None]] = {}
     entries: dict[str, bytes] = {}
     try:
         for path in paths:
@@ -58,8 +58,9 @@ def unpack(folder: Path, store: Path) -> Unpacked:
                     write_atomically(kept, content)
                     shards.setdefault(member.path, dict.fromkeys(range(1, member.of + 1)))[member.shard] = kept
         for name, found in shards.items():
-            if all(found.values()):
-                _join(store / name, [found[shard] for shard in sorted(found)])
+            whole = [path for _shard, path in sorted(found.items()) if path is not None]
+            if len(whole) == len(found):
+                _join(store / name, whole)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     lacking = {}

@@ -35,7 +35,7 @@ def _name(entry: Entry) -> str:
 
 
 class Study:
-    """``find`` and ``fetch`` of :class:`rd3.store.Store` over a study's folder, or over one Parquet file of it.
+    """A :class:`rd3.store.ReadableStore` over a study's folder, or over one Parquet file of it.
 
     What is fetched is unpacked into ``scratch``.  A set whose picture is not in ``sheets/`` has no contact sheet.
     """

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rd3.errors import DataMissing, StoreError
 from rd3.recipe import Key
-from rd3.store import Entry, Store, write_atomically
+from rd3.store import Entry, ReadableStore, write_atomically
 from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
 from rd3.study.rows import Row, RowsFile, pack
 
@@ -27,7 +27,9 @@ class Written(NamedTuple):
     """Of those asked for: entries whose files the study does not have."""
 
 
-def write_study(source: Store, names: Iterable[tuple[str, Key]], folder: Path, *, networks: bool = False) -> Written:
+def write_study(
+    source: ReadableStore, names: Iterable[tuple[str, Key]], folder: Path, *, networks: bool = False
+) -> Written:
     """Put what ``source`` has of these into a study; what is there already stays.
 
     ``networks``: the files of teachers and statistics too, which are the larger part.  ``results.parquet`` is written
@@ -46,7 +48,7 @@ def write_study(source: Store, names: Iterable[tuple[str, Key]], folder: Path, *
                 rows[kind, key] = Row(entry, {} if part else _contents(source, entry))
             if part is None:
                 left_out += not set(entry.files) <= set(rows[kind, key].carried)
-            elif not _in_place(source, entry, Path(folder), networks):
+            elif not _in_place(source, entry, Path(folder), part, networks):
                 left_out += 1
         write_atomically(results, pack(rows.values()))
     except OSError as error:
@@ -64,9 +66,9 @@ def _rows(results: Path) -> dict[tuple[str, Key], Row]:
     return {(kind, key): Row(entry, file.carried(kind, key)) for (kind, key), entry in file.entries.items()}
 
 
-def _in_place(source: Store, entry: Entry, folder: Path, networks: bool) -> bool:
-    """Write the files of an entry beside the results, where they are wanted; are they there now?"""
-    part = folder / part_of(entry)
+def _in_place(source: ReadableStore, entry: Entry, folder: Path, name: Path, networks: bool) -> bool:
+    """Write the files of an entry to ``name`` beside the results, where they are wanted; are they there now?"""
+    part = folder / name
     if part.is_file() or not _is_wanted(entry, networks):
         return part.is_file()
     contents = _contents(source, entry)
@@ -85,7 +87,7 @@ def _is_wanted(entry: Entry, networks: bool) -> bool:
     return networks if entry.kind != "set" else isinstance(ipc, int) and ipc <= LARGEST_IPC
 
 
-def _contents(source: Store, entry: Entry) -> dict[str, bytes]:
+def _contents(source: ReadableStore, entry: Entry) -> dict[str, bytes]:
     """The entry's files by name; none where they are gone."""
     try:
         folder = source.fetch(entry.kind, entry.key)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.recipe import SetRecipe, canonical, read_recipe
+from rd3.recipe import SetRecipe, recipe_of_kind
+from rd3.values import canonical
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -63,7 +64,7 @@ class Manifest(BaseModel):
 
     def recipe_of_set(self) -> SetRecipe:
         """The recipe that this set was made by."""
-        return read_recipe(self.recipe)
+        return recipe_of_kind(self.recipe, SetRecipe)
 
     @property
     def short(self) -> str:

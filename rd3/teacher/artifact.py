@@ -1,4 +1,4 @@
-"""A teacher's folder: what its manifest says, how it is written, and the checks on the way back."""
+"""A teacher's folder: its manifest, writing it, and loading it through checks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from rd3.store import sha256_file, write_atomically
 
 WEIGHTS, MANIFEST, CURVE = "weights.safetensors", "manifest.json", "curve.parquet"
 VERIFIED_IMAGES = 1000
-"""The verification list is this many images from the start of the validation split, or all if it has fewer."""
+"""Length of the verification list: the first images of the validation split, at most all of them."""
 TOLERANCE_PCT = 0.5
-"""Largest difference of a recount, in points; room for another device's rounding, none for other weights."""
+"""Maximum difference of a recount, in percentage points: allows for a device's rounding, not for other weights."""
 TEST_BATCH = 250
 
 Progress = Callable[[float, str], None]
 
 
 class Verification(BaseModel):
-    """Right predictions on a fixed list of images, counted in fp32 when the teacher was made."""
+    """Correct predictions on a fixed list of images, counted in fp32 when the teacher was trained or imported."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +42,7 @@ class Verification(BaseModel):
 
 
 class TeacherManifest(BaseModel):
-    """What ``manifest.json`` holds."""
+    """The content of ``manifest.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,20 +55,21 @@ class TeacherManifest(BaseModel):
     resolution: int
     normalisation: Normalisation
     weights_sha256: str
-    """Of the file."""
+    """sha256 of the weights file."""
     origin: str
-    """Where the weights are from: trained here, or what was imported."""
+    """Source of the weights: trained here, or what was imported."""
     test_top1_pct: float
     test_correct: int
     test_count: int
     test_precision: Literal["fp32", "bf16"]
     ran_precision: Literal["fp32", "bf16"] | None = None
-    """Of the training; None for imported weights, and in manifests that did not say it yet."""
+    """Precision of the training; None for imported weights and in older manifests."""
     tested_on: Split = "test"
-    """``validation`` for a teacher that learned without these images: its uses are not to know the test split."""
+    """``validation`` for a teacher trained without these images, which must not depend on the test split."""
     verification: Verification
     curve: list[dict[str, float]] = []
-    """A row an epoch: ``epoch`` from 1, ``loss`` (mean over images), ``train_top1_pct``, ``lr`` (of the last step)."""
+    """One row per epoch: ``epoch`` from 1, ``loss`` (mean over images), ``train_top1_pct``, ``lr`` (of the last
+    step)."""
 
 
 def count_correct(
@@ -81,7 +82,10 @@ def count_correct(
     precision: Literal["fp32", "bf16"],
     progress: Progress = lambda fraction, note: None,
 ) -> int:
-    """Right top-1 predictions on the first ``count`` images of a split; ``network`` takes [0, 1], in eval mode."""
+    """Number of correct top-1 predictions on the first ``count`` images of a split.
+
+    ``network`` is in eval mode and takes (B, 3, H, W) in [0, 1].
+    """
     labels = torch.from_numpy(dataset.labels(split)[:count].copy())
     right = torch.zeros((), dtype=torch.int64, device=device)
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -105,11 +109,11 @@ def write_teacher(
     progress: Progress,
     precision: Literal["fp32", "bf16"] | None = None,
 ) -> TeacherManifest:
-    """Test a finished network, count its verification list and write the folder, the manifest last.
+    """Test a trained network, count its verification list and write the folder, the manifest last.
 
-    A teacher of the ``fit`` part is tested on the validation images, which it has not seen, and no others.
+    A teacher trained on the ``fit`` part is tested on the validation images only, which it has not seen.
 
-    The test runs at ``precision``, that of the training; an imported teacher has none and is tested as ``auto``
+    The test runs at ``precision``, that of the training; for an imported teacher, which has none, at what ``auto``
     means on the device.  The verification list is counted in fp32.
     """
     network.eval()
@@ -153,7 +157,7 @@ def write_teacher(
 
 
 def read_manifest(folder: Path) -> TeacherManifest:
-    """The manifest of a teacher's folder."""
+    """The manifest of a teacher's folder; raises :class:`DataMissing` or :class:`DataCorrupt`."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise DataMissing(f"{folder} holds no teacher: it has no {MANIFEST}.", "train or import the teacher")
@@ -175,11 +179,12 @@ def load(
     verify: bool = True,
     formerly: str | None = None,
 ) -> NormalisedNetwork:
-    """The teacher in ``folder``: fp32, frozen, in eval mode, on ``device``; it takes pixels in [0, 1].
+    """Load the teacher in ``folder``: fp32, frozen, in eval mode, on ``device``; it takes (B, 3, H, W) in [0, 1].
 
-    Refuses a folder of another teacher, weights that are not those of the manifest, a dataset of another class list,
-    and, with ``verify``, a recount on the verification list that is more than half a point off.  ``formerly`` is the
-    key under which the teacher was trained, where that is of an older format.
+    ``formerly`` is the key under which the teacher was trained, if that has an older format.  Raises
+    :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
+    for the folder of another teacher, for weights other than the manifest's and, with ``verify``, for a recount on the
+    verification list that is more than half a percentage point off.
     """
     device = usable_device(device)
     network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
@@ -195,7 +200,7 @@ def verify(
     device: torch.device | str = "cpu",
     formerly: str | None = None,
 ) -> dict[str, Any]:
-    """Load with all checks and say what the recount found; raises where :func:`load` would."""
+    """Load the teacher with all checks and return the result of the recount; raises as :func:`load`."""
     device = usable_device(device)
     network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
     correct = _recount(network, manifest, dataset, device)

@@ -1,4 +1,4 @@
-"""The state of a training between two epochs, in one file that is there whole or not at all."""
+"""The state of a training between two epochs, in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass
 class Counters:
-    """How far a training is: a row of ``curve`` for every finished epoch, and the time of all attempts."""
+    """Progress of a training: one row of ``curve`` per finished epoch, and the time of all attempts, in seconds."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
     wall_s: float = 0.0
@@ -28,7 +28,7 @@ class Counters:
 def write_checkpoint(
     path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer, counters: Counters
 ) -> None:
-    """Weights, buffers, momentum and counters, with the recipe's key and the precision that it runs at."""
+    """Write weights, buffers, momentum and counters, with the recipe's key and the precision of the training."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         momentum = optimizer.state[parameter].get("momentum_buffer")

@@ -1,4 +1,4 @@
-"""Weights that somebody else trained: read, checked, digested, tested, and kept like a teacher of our own."""
+"""Import weights trained elsewhere: read, check, hash and test them, and store them as a teacher."""
 
 from __future__ import annotations
 
@@ -35,13 +35,16 @@ def import_weights(
     device: torch.device | str = "cpu",
     progress: Progress = lambda fraction, note: None,
 ) -> tuple[TeacherRecipe, dict[str, Any]]:
-    """Keep foreign weights as a teacher of ``dataset`` in ``out``; the recipe that names them, and the figures.
+    """Store weights trained elsewhere as a teacher of ``dataset`` in ``out``; returns its recipe and its figures.
 
     ``source`` is a safetensors file, a state dict saved by torch (``.pt``, ``.pth``), or ``torchvision:<name>`` for
     the first ImageNet-1K weights of torchvision (from its cache, else downloaded).  Keys are torchvision's; a prefix
-    ``module.`` is dropped; half precision becomes fp32.  ``normalisation`` is what the weights were trained with (the
-    dataset's if None), ``split`` what they saw.  ``prune_to_classes`` keeps, of a 1000-class ImageNet classifier, the
-    rows of the last layer that are the dataset's classes.
+    ``module.`` is dropped; half precision becomes fp32.  ``normalisation`` is that of the training (the dataset's if
+    None), ``split`` the part of the data used for it.  ``prune_to_classes`` keeps only the rows of a 1000-class
+    ImageNet classifier's last layer that belong to the dataset's classes.
+
+    Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read, :class:`ClassOrderError` for
+    another number of classes, and :class:`BadValue` for weights of another network.
     """
     wall, process = time.perf_counter(), time.process_time()
     info = dataset.info
@@ -157,7 +160,10 @@ def _torchvision(source: str) -> dict[str, torch.Tensor]:
     weights = models.get_model_weights(name).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
-        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        state: dict[str, torch.Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+        return state
     except OSError as error:  # among them every failure to reach the network
         raise DataMissing(
             f"The weights of {source} are not in {cached} and cannot be downloaded ({error}).",

@@ -1,4 +1,4 @@
-"""Train a teacher from scratch, an epoch at a time, so that it can be stopped and taken up again."""
+"""Train a teacher from scratch, epoch by epoch, so that it can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, checkpoint_of, read_checkpoint, write_checkpoint
 
 HELD_BYTES = 2 << 30
-"""Training images up to this size are held on an accelerator as uint8 instead of being sent batch by batch."""
+"""Training images up to this many bytes as uint8 are kept on an accelerator instead of being sent batch by batch."""
 TRAINING_SHARE = 0.97
-"""Part of the progress that training takes; the rest is testing."""
+"""Share of the progress taken by training; the rest is testing."""
 
 
 def train(
@@ -34,15 +34,15 @@ def train(
     device: torch.device | str = "cpu",
     progress: Progress = lambda fraction, note: None,
 ) -> dict[str, Any]:
-    """Train the recipe's network, test it, write the folder, and return the figures of the ledger.
+    """Train the recipe's network, test it, write the folder, and return the figures for the ledger.
 
-    Takes up a checkpoint of the same recipe and precision in ``out``; every random number is a function of seed and
-    epoch, so the result is that of an undisturbed run.  The last epoch's weights are kept, never the best.  Raises
-    :class:`Diverged` with the first step whose loss is not finite.
+    Resumes from a checkpoint of the same recipe and precision in ``out``; every random number is a function of seed
+    and epoch, so the result equals that of an uninterrupted run.  The last epoch's weights are kept, never the best.
+    Raises :class:`Diverged` with the first step whose loss is not finite.
 
-    Deviations: draws are per image but a batch at a time; ``pad`` fills with zeros (black), ``resized`` cuts out of the
-    dataset's own resized and centre-cropped images rather than the files; the rate moves every step; a last batch of
-    a single image is left out.
+    Deviations: draws are per image, one batch at a time; ``pad`` fills with zeros (black), ``resized`` crops the
+    dataset's own resized and centre-cropped images rather than the files; the learning rate changes at every step; a
+    last batch of a single image is left out.
     """
     wall, process = time.perf_counter(), time.process_time()
     device, out = usable_device(device), Path(out)
@@ -57,9 +57,9 @@ def train(
         weight_decay=training.weight_decay,
     )  # fmt: skip
     counters = read_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer) or Counters()
-    started = checkpoint_of(out / CHECKPOINT)
-    if started is not None and started[0] == recipe.key and not counters.curve:
-        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {started[1]}")
+    earlier = checkpoint_of(out / CHECKPOINT)
+    if earlier is not None and earlier[0] == recipe.key and not counters.curve:
+        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {earlier[1]}")
     epoch_s = []
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
@@ -124,7 +124,7 @@ def _checked(recipe: TeacherRecipe, dataset: Dataset) -> tuple[TeacherTraining, 
 
 
 def learning_rate(training: TeacherTraining, step: int, steps_per_epoch: int) -> float:
-    """Rate of one step, counted from 0: a linear climb over the warm-up, then half a cosine, or no change."""
+    """Learning rate of one step, counted from 0: linear warm-up, then half a cosine, or constant without ``zeta``."""
     warm = training.warmup_epochs * steps_per_epoch
     if step < warm:
         return training.lr * min(1.0, (step + 1) / warm)
@@ -146,6 +146,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the training images; the row of the curve."""
     seed = recipe.seed
+    assert seed is not None
     order = torch.randperm(len(images.labels), generator=generator(seed, "order", epoch))
     batches = [batch for batch in order.split(training.batch_size) if len(batch) > 1]
     stream = generator(seed, "augment", epoch)
@@ -180,7 +181,7 @@ def _train_epoch(
 
 
 def augment(pixels: torch.Tensor, how: TeacherTraining | Collection, stream: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) uint8 to float32 in [0, 1]: crop and flip, every image with draws of its own."""
+    """(B, 3, H, W) uint8 to float32 in [0, 1]: crop and flip, drawn for each image separately."""
     if how.crop == "pad":
         pixels = pad_crop(pixels, pixels.shape[-1] // 8, stream)
     views = to_unit(pixels)
@@ -190,7 +191,7 @@ def augment(pixels: torch.Tensor, how: TeacherTraining | Collection, stream: tor
 
 
 class Images:
-    """Batches of a split on the device: cut out of a copy there where it fits, sent one by one elsewhere."""
+    """Batches of a split on the device: indexed from a copy there if it fits, otherwise sent one by one."""
 
     def __init__(self, dataset: Dataset, split: str, device: torch.device):
         self.dataset, self.device = dataset, device

@@ -11,7 +11,8 @@ from pipelines.sweep.study import Pruning
 from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
 from rd3.errors import Away, DataCorrupt, Diverged
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Normalisation, canonical
+from rd3.recipe import Data, EvaluationRecipe, Normalisation
+from rd3.values import canonical
 from tracking.place import Place
 
 PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

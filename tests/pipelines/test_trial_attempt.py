@@ -14,8 +14,9 @@ import pytest
 import rd3.run
 from pipelines import trial, trial_log
 from rd3.errors import DataCorrupt, Diverged, TrackingAway, TrackingError
-from rd3.recipe import Data, SetRecipe, canonical
+from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, FolderStore
+from rd3.values import canonical
 from tracking import patience
 
 TEACHER = "ab" * 32

@@ -6,8 +6,7 @@ import pytest
 
 from rd3.errors import BadValue, UnknownName
 from rd3.protocol import preset_reader, presets, reductions, resolve_protocol
-from rd3.recipe import digest
-from rd3.values import without_neutral
+from rd3.values import digest, without_neutral
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,18 @@ from rd3.protocol import resolve_protocol
 from rd3.recipe import (
     Data,
     EvaluationRecipe,
-    Frozen,
     Normalisation,
     SetRecipe,
     TeacherRecipe,
-    digest,
     from_json,
     key_of,
+    recipe_of_kind,
     to_json,
     topological,
 )
 from rd3.store import Entry, FolderStore
 from rd3.study import RESULTS, Study
-from rd3.values import neutral, without_neutral
+from rd3.values import Frozen, digest, neutral, without_neutral
 
 DATA = Data(name="digits", fingerprint="f" * 32)
 UNIT = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -125,6 +124,13 @@ def test_a_broken_document_names_the_field():
     document["ipc"] = "many"
     with pytest.raises(BadValue, match=r"set\.ipc"):
         from_json(json.dumps(document))
+
+
+def test_a_recipe_of_another_kind_is_refused():
+    plain = a_set().model_dump(mode="json")
+    assert recipe_of_kind(plain, SetRecipe) == a_set()
+    with pytest.raises(BadValue, match="kind: 'set', expected 'teacher'"):
+        recipe_of_kind(plain, TeacherRecipe)
 
 
 def test_parents_come_first():

@@ -100,7 +100,7 @@ def test_a_missing_file_and_a_broken_one_are_said(chain, capsys):
     assert do(folder, "nothing") == 2
     (folder / "broken.json").write_text('{"kind": "set"}')
     assert do(folder, "broken") == 2
-    assert "Not a recipe: set.method: Field required" in capsys.readouterr().err
+    assert "Not a recipe: set.data: Field required" in capsys.readouterr().err
 
 
 def campaign(folder: Path, *words: str) -> list[str]:

@@ -13,11 +13,12 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
 from rd3.layer_statistics import LayerStatistics
 from rd3.methods import METHODS, Method
-from rd3.recipe import Data, SetRecipe, TeacherRecipe, digest, from_json, to_json
+from rd3.recipe import Data, SetRecipe, TeacherRecipe, from_json, to_json
 from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SetOnDisk, SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher
+from rd3.values import digest
 
 TOY = ToyDataset()
 DATA = Data(name="toy", fingerprint=TOY.fingerprint)

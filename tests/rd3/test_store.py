@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
-from rd3.store import Entry, FolderStore, sha256_files, write_atomically
+from rd3.store import Entry, FolderStore, existing, sha256_files, write_atomically
 
 
 @pytest.fixture
@@ -53,6 +53,8 @@ def test_an_altered_and_a_missing_file_are_named(tmp_path, made):
 def test_nothing_there_is_said(tmp_path):
     with pytest.raises(DataMissing, match="has no teacher bbbb"):
         FolderStore(tmp_path).fetch("teacher", "b" * 64)
+    with pytest.raises(DataMissing, match="has no teacher bbbb"):
+        existing(FolderStore(tmp_path), "teacher", "b" * 64)
 
 
 def test_a_store_that_cannot_be_written_is_said(tmp_path, made):

@@ -29,7 +29,8 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        out: torch.Tensor = self.conv(x)
+        return x + out if self.residual else out
 
 
 def _conv(inputs: int, outputs: int, side: int, *, stride: int = 1, groups: int = 1) -> tuple[nn.Module, ...]:
@@ -47,10 +48,11 @@ def half_width(num_classes: int, resolution: int) -> nn.Module:
             layers.append(InvertedResidual(inputs, outputs, stride if index == 0 else 1, expansion))
         channels = full // 2
     layers += [*_conv(channels, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    network = nn.Sequential(*layers, nn.Linear(1280, num_classes))
+    classifier = nn.Linear(1280, num_classes)
+    network = nn.Sequential(*layers, classifier)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.normal_(network[-1].weight, std=0.01)
-    nn.init.zeros_(network[-1].bias)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
     return network

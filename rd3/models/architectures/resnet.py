@@ -5,7 +5,7 @@ Sources: torchvision ``models/resnet.py``; the small stem as in RDED ``synthesiz
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from torch import nn
 from torchvision import models
@@ -17,7 +17,7 @@ def small_stem(num_classes: int, resolution: int, *, depth: int) -> nn.Module:
 
     The new convolution keeps torch's default initial weights, as in the authors' code.
     """
-    network = models.get_model(f"resnet{depth}", weights=None, num_classes=num_classes)
+    network: nn.Module = models.get_model(f"resnet{depth}", weights=None, num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
@@ -41,4 +41,4 @@ def narrow(num_classes: int, resolution: int, *, width: int, stem: Literal["smal
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
+    return cast(nn.Module, network)

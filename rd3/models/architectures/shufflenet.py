@@ -5,6 +5,8 @@ Source: CRD ``models/ShuffleNetv2.py``, which differs from torchvision's network
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torchvision import models
 
@@ -14,4 +16,4 @@ def small_stem(num_classes: int, resolution: int, *, width: str = "x0_5") -> nn.
     network = models.get_model(f"shufflenet_v2_{width}", weights=None, num_classes=num_classes)
     network.conv1[0] = nn.Conv2d(3, 24, 1, bias=False)
     network.maxpool = nn.Identity()
-    return network
+    return cast(nn.Module, network)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 from torch import nn
@@ -15,18 +15,20 @@ def named(num_classes: int, resolution: int, *, name: str, **options: Any) -> nn
     if options or _takes_img_size(name):
         options["img_size"] = resolution
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise Unsupported(f"timm cannot build {name} at {resolution} pixels: {error}", "use another network") from None
     if not isinstance(network.get_classifier(), nn.Linear):
         raise Unsupported(f"timm's {name} does not end in a linear layer.", "use another network")
-    return network
+    return cast(nn.Module, network)
 
 
 def efficientnet_stride_one(num_classes: int, resolution: int, *, name: str) -> nn.Module:
     """An EfficientNet whose first convolution has stride 1: total stride 16 instead of 32."""
     network = named(num_classes, resolution, name=name)
-    network.conv_stem.stride = (1, 1)
+    stem = network.get_submodule("conv_stem")
+    assert isinstance(stem, nn.Conv2d)
+    stem.stride = (1, 1)
     return network
 
 

@@ -9,4 +9,5 @@ from torchvision import models
 def named(num_classes: int, resolution: int, *, name: str) -> nn.Module:
     """torchvision's network of that name."""
     # Its inception-like networks would warn of a slow start; none is in the table.
-    return models.get_model(name, weights=None, num_classes=num_classes)
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    return network

@@ -24,7 +24,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         active = F.relu(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        out: torch.Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -38,9 +38,10 @@ def wide_resnet(num_classes: int, resolution: int, *, depth: int, widen: int) ->
             layers.append(Block(channels, outputs, stride if index == 0 else 1))
             channels = outputs
     layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    network = nn.Sequential(*layers, nn.Linear(channels, num_classes))
+    classifier = nn.Linear(channels, num_classes)
+    network = nn.Sequential(*layers, classifier)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(network[-1].bias)
+    nn.init.zeros_(classifier.bias)
     return network
