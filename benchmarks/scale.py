@@ -6,7 +6,8 @@
 
 ``simulate`` drives what a run drives (plan, queue, Tune's searcher, driver, ledger in a folder, log lines with the time
 that is left); only the trials are played.  They take what the plan says they take on an H100, times a factor drawn for
-each (``--noise``: the standard deviation of its logarithm), which queue and driver do not know.  ``workers`` is a real
+each (``--noise``: the standard deviation of its logarithm), which queue and driver do not know; a pack takes what its
+members take one after the other.  ``workers`` is a real
 Ray with as many workers as asked for, whose trials sleep and import no torch.
 """
 
@@ -37,12 +38,12 @@ from pipelines.execute import _queue, _Run
 from pipelines.expand import Expansion, expand
 from pipelines.grid import load_grid
 from pipelines.interrupts import Interrupts
+from pipelines.job import TrialEnd
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import Eta, LineView
 from pipelines.queue import Demand, RecipeQueue
 from pipelines.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
-from pipelines.trial import TrialEnd
 from rd3.cost import Rates
 from rd3.datasets import Roots
 from rd3.recipe import from_json
@@ -172,20 +173,21 @@ def simulate(
         queue, view, job=run.job, keep=run.keep, forget=run.forget, devices=lambda: (16.0 * gpus, float(gpus))
     )
     graph, cluster = Graph(driver), Cluster(gpus)
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, list[dict[str, Any]]] = {}
     began = time.process_time()
     for number in itertools.count():
         config = graph.suggest(f"{number:08x}")
         if isinstance(config, dict):
-            job = json.loads(config["job"])
-            key = queue_key(job)
-            out[f"{number:08x}"] = job
-            cluster.start(f"{number:08x}", config["gpus"], takes_s[key])
+            jobs = out[f"{number:08x}"] = json.loads(config["jobs"])
+            cluster.start(f"{number:08x}", config["gpus"], math.fsum(takes_s[queue_key(job)] for job in jobs))
             continue
         if config == Searcher.FINISHED:
             break
         trial = cluster.next_end()
-        graph.on_trial_complete(trial, {"end": played(out.pop(trial)).to_json()})
+        *others, last = [{"number": place, "end": played(job).to_json()} for place, job in enumerate(out.pop(trial))]
+        for each in others:
+            graph.on_trial_result(trial, each)
+        graph.on_trial_complete(trial, last)
     assert driver.fatal is None and not queue.closed, driver.fatal or list(queue.closed.items())[:3]
     return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
 
@@ -293,7 +295,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
 
     from pipelines import tune as tuned
     from pipelines.cluster import _QUIET, ray_cluster
-    from pipelines.trial import Job
+    from pipelines.job import Job
 
     def job(recipe: Sleeper, demand: Demand) -> Job:
         return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None)
@@ -306,7 +308,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
 
         clock.sleep(config["sleep_s"])
         end = {"status": "done", "reason": "", "entry": None, "broken": []}
-        tune.report({"end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
+        tune.report({"number": 0, "end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
 
     class Timed(Driver):
         """Gives trials their sleep, and looks whether one of them has loaded torch."""

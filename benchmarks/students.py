@@ -12,11 +12,12 @@ from rd3.component import Component
 from rd3.datasets import Dataset
 from rd3.device import ran_precision, repeatable_kernels
 from rd3.models import NormalisedNetwork, build_network
+from rd3.packing import Views
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.seeding import generator
 from rd3.student import StudentTraining
-from rd3.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, Views, frozen
+from rd3.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
 from rd3.testing import ToyDataset
 from rd3.values import digest
 

@@ -1,21 +1,24 @@
 """The driver's side of a run: what goes out next, and what becomes of what comes back.  Knows no Tune.
 
-The driver alone writes the ledger, from what trials report, so that an orphan worker can do no harm.
+The driver alone writes the ledger, from what trials report, so that an orphan worker can do no harm.  A trial takes one
+recipe, or a pack of evaluations, each of which ends by itself.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.job import Job, TrialEnd
 from pipelines.progress import View
 from pipelines.queue import Demand, RecipeQueue
-from pipelines.trial import Job, TrialEnd
 from rd3.errors import RD3Error
-from rd3.recipe import Recipe
+from rd3.packing import SIZE, Packing
+from rd3.recipe import Key, Recipe
 
 DEATHS = 3
 """How often the process of one recipe may die before the recipe counts as killed."""
@@ -24,6 +27,21 @@ _CAPACITY_EVERY_S = 10.0
 
 class Leave(BaseException):
     """Leaves Tune's loop at once; not an ``Exception``, so that nothing on the way mends it."""
+
+
+@dataclass
+class _Trial:
+    """One that is out."""
+
+    keys: list[Key]
+    """By number of the job."""
+    open: set[Key]
+    """What has not ended."""
+    unfit: str = ""
+    """What its process said before it left."""
+
+    def unended(self) -> list[Key]:
+        return [key for key in self.keys if key in self.open]
 
 
 class Driver:
@@ -50,9 +68,14 @@ class Driver:
         self.max_concurrent = max_concurrent
         self.stopping = stopping
         self.fatal: BaseException | None = None
-        self._out: dict[str, str] = {}
-        self._deaths: dict[str, int] = {}
-        self._made_again: set[str] = set()
+        self._out: dict[str, _Trial] = {}
+        self._deaths: dict[Key, int] = {}
+        self._alone: set[Key] = set()
+        """Whose process has died: packed no more."""
+        self._made_again: set[Key] = set()
+        evaluation = queue.demands.get("evaluation")
+        on_gpu = evaluation is not None and evaluation.gpus > 0
+        self._packing = Packing(queue.recipes.values(), side_by_side=on_gpu)
         self._devices_of = devices
         self._capacity = (0.0, 0.0)
         self._looked = float("-inf")
@@ -73,50 +96,92 @@ class Driver:
         """Configuration of the next trial, or None while there is none."""
         if self.leaving:
             return None
-        if self.max_concurrent and len(self._out) >= self.max_concurrent:
+        first = self._first()
+        if first is None:
             return None
-        endless = (float("inf"), float("inf"))
-        if self.max_concurrent:
-            recipe = self.queue.take(*endless, at_once=self.max_concurrent)
-        else:
-            recipe = self.queue.take(*self._devices())
-        if recipe is None:
-            return None
-        demand = self.queue.demand(recipe.key)
+        demand = self.queue.demand(first.key)
+        pack = [first, *self._companions(first, demand)]
+        keys = [recipe.key for recipe in pack]
+        self.queue.join(first.key, keys[1:])
         try:
-            job = self.job(recipe, demand)
+            jobs = [asdict(self.job(recipe, demand)) for recipe in pack]
         except RD3Error as error:
             self._give_up(error)
             return None
-        self._out[trial_id] = recipe.key
-        self.view.started(recipe.key)
-        return {"job": json.dumps(asdict(job)), "cpus": demand.cpus, "gpus": demand.gpus}
+        self._out[trial_id] = _Trial(keys, set(keys))
+        for key in keys:
+            self.view.started(key, len(keys))
+        return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
 
-    def on_progress(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in self._out and "fraction" in result:
-            self.view.moved(self._out[trial_id], result["fraction"], result.get("note", ""))
+    def _first(self) -> Recipe | None:
+        if not self.max_concurrent:
+            return self.queue.take(*self._devices())
+        if len(self._out) >= self.max_concurrent:
+            return None
+        return self.queue.take(math.inf, math.inf, at_once=self.max_concurrent)
+
+    def _companions(self, first: Recipe, demand: Demand) -> list[Recipe]:
+        """Evaluations that are trained with ``first``, as long as that leaves work for the other devices.
+
+        A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that none of what
+        is ready waits for a busy process while a device stands idle; and no more than a whole GPU has room for, where
+        its trial takes a part of one.
+        """
+        if first.key in self._alone:
+            return []
+        at_a_time = self.max_concurrent or demand.at_a_time(*self._devices())
+        most = SIZE * min(1.0, demand.gpus or 1.0)
+        room = min(most, math.ceil((len(self.queue.ready) + 1) / at_a_time)) - 1
+        return self._packing.companions(first, self._may_join, room)
+
+    def _may_join(self, key: Key) -> bool:
+        return key in self.queue.ready and key not in self._alone
+
+    def on_report(self, trial_id: str, result: dict[str, Any]) -> None:
+        """How far the recipes of a trial are, or how one of several ended.
+
+        The end of the last is heard when the trial is through and its worker free (:meth:`on_end`).
+        """
+        trial = self._out.get(trial_id)
+        if trial is None:
+            return
+        trial.unfit = result.get("unfit", trial.unfit)
+        for number, fraction, note in json.loads(result.get("moved", "[]")):
+            self.view.moved(trial.keys[number], fraction, note)
+        if "end" in result and len(trial.open) > 1:
+            self._hear(trial, result)
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
-        """A trial has said how it ended."""
-        key = self._out.pop(trial_id, None)
-        if key is None:
+        """A trial is through; ``result`` is the last that it said."""
+        trial = self._out.pop(trial_id, None)
+        if trial is None:
             return
-        try:
-            if result is None or "end" not in result:
-                self._close(key, "failed", "the trial ended without a word")
-                return
-            end = TrialEnd.from_json(result["end"])
-            if end.status == "done":
-                if end.entry is not None:
-                    self.keep(end.entry)
-                self.queue.finish(key)
-                self.view.ended(key, "done")
-            elif end.broken and self._make_again(key, end.broken):
-                self.view.ended(key, "waiting", end.reason)
-            else:
-                self._close(key, end.status, end.reason)
-        except RD3Error as error:
-            self._give_up(error)
+        if result is not None and "end" in result:
+            self._hear(trial, result)
+        for key in trial.unended():
+            self._close(key, "failed", "the trial ended without a word")
+
+    def _hear(self, trial: _Trial, result: dict[str, Any]) -> None:
+        """A recipe of a trial has ended, which is said once or twice and counts once."""
+        key = trial.keys[result["number"]]
+        if key in trial.open:
+            trial.open.discard(key)
+            try:
+                self._ended(key, TrialEnd.from_json(result["end"]))
+            except RD3Error as error:
+                self._give_up(error)
+
+    def _ended(self, key: Key, end: TrialEnd) -> None:
+        if end.status == "done":
+            if end.entry is not None:
+                self.keep(end.entry)
+                self.view.packed(key, end.entry.get("made", {}).get("pack", 1))
+            self.queue.finish(key)
+            self.view.ended(key, "done")
+        elif end.broken and self._make_again(key, end.broken):
+            self.view.ended(key, "waiting", end.reason)
+        else:
+            self._close(key, end.status, end.reason)
 
     def _give_up(self, error: RD3Error) -> None:
         """The ledger failed us; if we were leaving anyway, that is why we leave."""
@@ -124,30 +189,49 @@ class Driver:
             self.fatal = error
 
     def on_death(self, trial_id: str, reason: str) -> None:
-        """The process of a trial is gone: the recipe goes out again, a few times."""
-        key = self._out.pop(trial_id, None)
-        if key is None:
+        """The process of a trial is gone: what had not ended goes out again, each recipe alone, a few times."""
+        trial = self._out.pop(trial_id, None)
+        if trial is None:
             return
-        self._deaths[key] = self._deaths.get(key, 0) + 1
-        memory = "OutOfMemory" in reason
-        if self._deaths[key] < DEATHS and not memory:
-            self.queue.again(key)
-            self.view.ended(key, "killed", "its process died; it is started again")
-        else:
-            what = "ran out of memory" if memory else f"died {self._deaths[key]} times"
-            self._close(key, "oom" if memory else "killed", f"its process {what}")
+        self._alone |= trial.open
+        for key in trial.unended():
+            if len(trial.keys) > 1:
+                self.queue.again(key)
+                how = _how(trial.unfit)
+                self.view.ended(key, "killed", f"the process of its pack {how}; it is started again, alone")
+            else:
+                self._died(key, trial.unfit, out_of_memory="OutOfMemory" in reason)
 
-    def _make_again(self, key: str, broken: list[tuple[str, str]]) -> bool:
+    def _died(self, key: Key, unfit: str, *, out_of_memory: bool) -> None:
+        """The process that made this recipe alone is gone."""
+        self._deaths[key] = self._deaths.get(key, 0) + 1
+        if out_of_memory:
+            self._close(key, "oom", "its process ran out of memory")
+        elif self._deaths[key] < DEATHS:
+            self.queue.again(key)
+            self.view.ended(key, "killed", f"its process {_how(unfit)}; it is started again")
+        else:
+            last = f", at last after {unfit}" if unfit else ""
+            self._close(key, "killed", f"its process died {self._deaths[key]} times{last}")
+
+    def _make_again(self, key: Key, broken: list[tuple[str, Key]]) -> bool:
         """Forget damaged parents and make them again, once each; False if that cannot help."""
-        if any(parent not in self.queue.recipes or parent in self._made_again for _kind, parent in broken):
-            return False
+        for _kind, parent in broken:
+            made_again = parent in self._made_again and self.queue.state(parent) not in ("running", "waiting")
+            if parent not in self.queue.recipes or made_again:
+                return False
         for kind, parent in broken:
-            self._made_again.add(parent)
-            self.forget(kind, parent)
-            self.queue.again(parent)
+            if parent not in self._made_again:
+                self._made_again.add(parent)
+                self.forget(kind, parent)
+                self.queue.again(parent)
         self.queue.again(key)
         return True
 
-    def _close(self, key: str, status: str, reason: str) -> None:
+    def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)
         self.view.ended(key, status, reason)
+
+
+def _how(unfit: str) -> str:
+    return f"ended after {unfit}" if unfit else "died"

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import trial_log
+from pipelines.attempt import in_use
 from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
 from pipelines.driver import Driver, Leave
 from pipelines.interrupts import EXIT_CODE, Interrupts
+from pipelines.job import Job, work_folder
 from pipelines.nodes import check_platform
 from pipelines.progress import Eta, View, open_view
 from pipelines.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
 from pipelines.shares import Share, discard, share_out
-from pipelines.trial import Job, in_use, work_folder
 from rd3.errors import Away, RD3Error
 from rd3.recipe import KINDS, Key, Recipe, read_recipe
 from rd3.store import Entry

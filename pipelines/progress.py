@@ -38,6 +38,8 @@ class Running:
     """(time, fraction) of the first report: what was done before it may have been done by an earlier attempt."""
     reported: float = 0.0
     """Time of the last report."""
+    pack: int = 1
+    """How many recipes the trial makes together; times of one of several say little of what it takes alone."""
 
     def report(self, now: float, fraction: float, note: str) -> None:
         self.fraction, self.note, self.reported = fraction, note, now
@@ -80,7 +82,8 @@ def expected_left_s(total_s: float, item: Running, now: float) -> float:
 class Eta:
     """Time that is left: planned costs, corrected by what recipes of a kind and network really take.
 
-    Finished recipes count, and of running ones what they have done between two reports.
+    Finished recipes count, and of running ones what they have done between two reports; what was made in a pack does
+    not, as plans are of recipes that are made alone.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Eta:
     def _learnt(self, queue: RecipeQueue, running: Mapping[Key, Running]) -> dict[tuple[str, ...], Spent]:
         totals = dict(self._finished)
         for key, item in running.items():
-            if item.pace is not None:
+            if item.pace is not None and item.pack == 1:
                 seconds, done = item.pace
                 self._add(totals, key, queue.recipes[key].kind, done, seconds)
         return totals
@@ -141,14 +144,15 @@ class Eta:
             groups = self.groups(recipe.kind, key)
             factor = _factor(learnt, groups)
             total_s = self.costs_s.get(key, 0.0) * factor
+            pack = running[key].pack if key in running else 1
             own_s = own_left_s(running[key], now) if key in running else None
             if own_s is not None:
                 left[key] = own_s
             else:
-                left[key] = expected_left_s(total_s, running[key], now) if key in running else total_s
+                left[key] = expected_left_s(pack * total_s, running[key], now) if key in running else total_s
             # Plans are of whole devices; what was seen is of the part that a recipe takes.
             seen = own_s is not None or any(group in learnt for group in groups[:-1])
-            device_s += left[key] * (self.takes(queue.demand(key)) if seen else 1.0)
+            device_s += left[key] / pack * (self.takes(queue.demand(key)) if seen else 1.0)
         return max(_longest_chain(queue, left), device_s / self.parallel)
 
 
@@ -200,8 +204,14 @@ class View:
         """What the driver itself is doing."""
         self.note = note
 
-    def started(self, key: Key) -> None:
-        self.running[key] = Running(time.monotonic())
+    def started(self, key: Key, pack: int = 1) -> None:
+        """``pack``: how many recipes its trial makes together."""
+        self.running[key] = Running(time.monotonic(), pack=pack)
+
+    def packed(self, key: Key, pack: int) -> None:
+        """A recipe was made in a pack of this size, maybe by an earlier attempt."""
+        if key in self.running:
+            self.running[key].pack = max(self.running[key].pack, pack)
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         if key in self.running:
@@ -209,7 +219,7 @@ class View:
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.pop(key, None)
-        if item is not None and status == "done":
+        if item is not None and status == "done" and item.pack == 1:
             self.eta.finished(key, self.queue.recipes[key].kind, item, time.monotonic())
 
     def counts_line(self) -> str:

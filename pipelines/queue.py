@@ -5,6 +5,9 @@ and a reason.  Ready recipes go out teachers first, then statistics, then evalua
 as soon as its set is there, while other sets are still being made; within a kind, in the order of the grid.  But what
 would otherwise be left over at the end goes first: a recipe from which a path leads (its set's evaluation, say) that is
 long beside all that is left to do.
+
+A trial takes one recipe, or several that are trained together (a pack, which the caller chooses): each is running by
+itself, and together they take of a machine what one of them takes.
 """
 
 from __future__ import annotations
@@ -39,6 +42,11 @@ class Demand:
     whole: bool = False
     """Takes whole devices; while one is ready or running, nothing else is handed out (``timing: exclusive``)."""
 
+    def at_a_time(self, cpus: float, gpus: float = 0.0) -> int:
+        """How many such trials these devices run at a time; at least one."""
+        parts = [(cpus, self.cpus), (gpus, self.gpus)]
+        return max(1, math.floor(min(there / taken + 1e-9 for there, taken in parts if taken)))
+
 
 class RecipeQueue:
     """Hands out recipes whose parents are done, and closes what can no longer be made."""
@@ -66,13 +74,17 @@ class RecipeQueue:
         self.order = {key: place for place, key in enumerate(self.recipes)}
         self.reused = {key for key in reused if key in self.recipes}
         self.done: set[Key] = set()
+        self.ready: set[Key] = set()
+        """What could start now."""
         self.running: set[Key] = set()
         self.closed: dict[Key, Closed] = {}
         self.children: dict[Key, list[Key]] = {}
         self._missing: dict[Key, set[Key]] = {}
-        self._ready: dict[bool, list[tuple[int, int, Key]]] = {True: [], False: []}
+        self._by_rank: dict[bool, list[tuple[int, int, Key]]] = {True: [], False: []}
         self._longest: list[tuple[float, int, Key]] = []
         self._used = [0.0, 0.0]
+        self._pack_of: dict[Key, set[Key]] = {}
+        """What runs in the trial of a running recipe, itself included."""
         for key, recipe in self.recipes.items():
             for _kind, parent in recipe.parents():
                 self.children.setdefault(parent, []).append(key)
@@ -114,8 +126,11 @@ class RecipeQueue:
             self._make_ready(key)
 
     def _make_ready(self, key: Key) -> None:
+        if key in self.closed:
+            return
+        self.ready.add(key)
         whole = self.demand(key).whole
-        heapq.heappush(self._ready[whole], (_RANK[self.recipes[key].kind], self.order[key], key))
+        heapq.heappush(self._by_rank[whole], (_RANK[self.recipes[key].kind], self.order[key], key))
         if not whole:
             heapq.heappush(self._longest, (-self.path_s[key], self.order[key], key))
 
@@ -125,12 +140,9 @@ class RecipeQueue:
     def demand(self, key: Key) -> Demand:
         return self.demands[self.recipes[key].kind]
 
-    def _is_open(self, key: Key) -> bool:
-        return not (self._there(key) or key in self.running or key in self.closed or self._missing[key])
-
     def _first(self, heap: list[tuple[Any, int, Key]]) -> Key | None:
         """The first ready recipe of a heap; what has gone out since it was pushed is dropped on the way."""
-        while heap and not self._is_open(heap[0][2]):
+        while heap and heap[0][2] not in self.ready:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
@@ -144,7 +156,7 @@ class RecipeQueue:
     @property
     def finished(self) -> bool:
         """Nothing is running and nothing can start."""
-        return not self.running and self._first(self._ready[True]) is None and self._first(self._ready[False]) is None
+        return not self.running and not self.ready
 
     def take(self, cpus: float, gpus: float = 0.0, at_once: float = math.inf) -> Recipe | None:
         """The next recipe to start on a cluster with so many devices in all, or None.
@@ -157,17 +169,28 @@ class RecipeQueue:
         if any(self.demand(key).whole for key in self.running):
             return None
         devices = max(1.0, min(gpus or cpus, at_once))
-        key = self._first(self._ready[True]) or self._urgent(devices) or self._first(self._ready[False])
+        key = self._first(self._by_rank[True]) or self._urgent(devices) or self._first(self._by_rank[False])
         if key is None:
             return None
         demand = self.demand(key)
         too_much = self._used[0] + demand.cpus > cpus + 1e-9 or self._used[1] + demand.gpus > gpus + 1e-9
         if too_much and self.running:
             return None
-        self.running.add(key)
-        self._move(key, "running")
         self._use(demand, 1)
+        self._start(key, {key})
         return self.recipes[key]
+
+    def join(self, key: Key, others: Iterable[Key]) -> None:
+        """``others``, which are ready, run in the trial of ``key``: on what that takes, until the last has ended."""
+        for other in others:
+            self._pack_of[key].add(other)
+            self._start(other, self._pack_of[key])
+
+    def _start(self, key: Key, pack: set[Key]) -> None:
+        self.ready.discard(key)
+        self.running.add(key)
+        self._pack_of[key] = pack
+        self._move(key, "running")
 
     def _use(self, demand: Demand, sign: int) -> None:
         self._used[0] += sign * demand.cpus
@@ -176,7 +199,10 @@ class RecipeQueue:
     def _stop_running(self, key: Key) -> None:
         if key in self.running:
             self.running.discard(key)
-            self._use(self.demand(key), -1)
+            pack = self._pack_of.pop(key)
+            pack.discard(key)
+            if not pack:
+                self._use(self.demand(key), -1)
 
     def finish(self, key: Key) -> None:
         """``key`` is in the ledger now; its children may become ready."""
@@ -192,12 +218,13 @@ class RecipeQueue:
             missing = self._missing.get(child, set())
             if key in missing:
                 missing.discard(key)
-                if not missing and child not in self.closed:
+                if not missing:
                     self._make_ready(child)
 
     def close(self, key: Key, status: str, reason: str) -> None:
         """``key`` will not be made by this run; what is made from it is closed as ``blocked``."""
         self._stop_running(key)
+        self.ready.discard(key)
         self.closed[key] = Closed(status, reason)
         self._move(key, "failed")
         self._left_s -= self.costs_s.get(key, 0.0)
@@ -220,6 +247,7 @@ class RecipeQueue:
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:
                 self._missing[child].add(key)
+                self.ready.discard(child)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """By kind: how many are done, reused, running, failed and waiting."""

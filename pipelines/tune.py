@@ -1,4 +1,4 @@
-"""Works a queue off on Ray Tune: one experiment, whose searcher hands out a recipe when its parents are done.
+"""Works a queue off on Ray Tune: one experiment, whose searcher hands out recipes when their parents are done.
 
 What Tune itself keeps (its storage, its checkpoints) is scratch: all that matters is in the ledger.
 """
@@ -34,7 +34,7 @@ class Graph(Searcher):
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.driver.on_progress(trial_id, result)
+        self.driver.on_report(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if not error:

@@ -89,8 +89,23 @@ def why(error: BaseException) -> tuple[str, str]:
     if isinstance(error, RD3Error):
         return error.status, str(error)
     reason = f"{type(error).__name__}: {error}"
-    name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in reason:
+    if is_out_of_memory(error):
         return "oom", reason
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return "failed", f"{reason} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its device had no room."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether it is a CUDA error, after which every later call of the process fails as well."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def ends_the_process(error: BaseException) -> bool:
+    """Whether it concerns all that a process is making, and leaves its memory or its device in an unknown state."""
+    return is_out_of_memory(error) or is_device_error(error)

@@ -2,41 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Literal
 
-from rd3.recipe import EvaluationRecipe, Recipe
-from rd3.teaching import Views
+from rd3.component import Component
+from rd3.protocol import Precision
+from rd3.recipe import EvaluationRecipe, Key, Recipe
+from rd3.values import Frozen, digest
 
 SIZE = 8
 """Evaluations in a pack at most."""
 
 
-def companions(first: Recipe, others: Iterable[Recipe], room: int, *, side_by_side: bool) -> list[EvaluationRecipe]:
-    """At most ``room`` of ``others`` that may be trained with ``first``, in their order.
+class Views(Frozen):
+    """All that decides the pixels of an evaluation and what its teachers say of them.
 
-    Those whose views are equal share pixels and teachers' answers.  ``side_by_side``: others of one shape may join as
-    well, because the device has room for several small networks at once, as a GPU has.
+    Evaluations with equal values may share both, whatever their students, losses and schedules are.
     """
-    if not isinstance(first, EvaluationRecipe) or room < 1:
-        return []
-    views, shape = Views.of(first).key, _shape(first)
-    found: list[EvaluationRecipe] = []
-    for other in others:
-        if len(found) == room:
-            break
-        if not isinstance(other, EvaluationRecipe) or other.key == first.key or _data(other) != _data(first):
-            continue
-        if Views.of(other).key == views or (side_by_side and _shape(other) == shape):
-            found.append(other)
-    return found
+
+    set: Key
+    teachers: tuple[Key, ...]
+    augmentation: tuple[Component, ...]
+    epochs: int
+    batch_size: int
+    teacher_mode: Literal["eval", "batch"]
+    precision: Precision
+    student_seed: int
+
+    @property
+    def key(self) -> str:
+        """Equal for equal values."""
+        return digest(self.model_dump(mode="json"))
+
+    @classmethod
+    def of(cls, recipe: EvaluationRecipe) -> Views:
+        """Of an evaluation."""
+        protocol = recipe.protocol
+        return cls(
+            set=recipe.set,
+            teachers=recipe.teachers,
+            augmentation=protocol.augmentation,
+            epochs=protocol.epochs,
+            batch_size=protocol.batch_size,
+            teacher_mode=protocol.teacher_mode,
+            precision=protocol.precision,
+            student_seed=recipe.student_seed,
+        )
 
 
-def _data(recipe: EvaluationRecipe) -> tuple[object, ...]:
+class Packing:
+    """Which of some recipes may be trained together, worked out once for each of them.
+
+    Evaluations whose views are equal share pixels and teachers' answers.  ``side_by_side``: others of one shape may
+    join as well, because the device has room for several small networks at once, as a GPU has.
+    """
+
+    def __init__(self, recipes: Iterable[Recipe], *, side_by_side: bool):
+        self._groups: dict[Hashable, list[EvaluationRecipe]] = {}
+        self._groups_of: dict[Key, list[Hashable]] = {}
+        for recipe in recipes:
+            if isinstance(recipe, EvaluationRecipe):
+                shared = [("views", Views.of(recipe).key), *([_shape(recipe)] if side_by_side else [])]
+                self._groups_of[recipe.key] = [(_data(recipe), each) for each in shared]
+                for group in self._groups_of[recipe.key]:
+                    self._groups.setdefault(group, []).append(recipe)
+
+    def companions(self, first: Recipe, free: Callable[[Key], bool], room: int) -> list[EvaluationRecipe]:
+        """At most ``room`` recipes that may be trained with ``first`` and are ``free`` to be.
+
+        Those that share its views come first, each part in the order of the recipes.
+        """
+        found: dict[Key, EvaluationRecipe] = {}
+        for other in self._alike(first):
+            if len(found) >= room:
+                break
+            if other.key != first.key and free(other.key):
+                found[other.key] = other
+        return list(found.values())
+
+    def _alike(self, first: Recipe) -> Iterator[EvaluationRecipe]:
+        for group in self._groups_of.get(first.key, ()):
+            yield from self._groups[group]
+
+
+def _data(recipe: EvaluationRecipe) -> Hashable:
     """What one opened dataset serves."""
     return recipe.data, recipe.classes, recipe.tested_on, recipe.training_only
 
 
-def _shape(recipe: EvaluationRecipe) -> tuple[object, ...]:
+def _shape(recipe: EvaluationRecipe) -> Hashable:
     """What students that run side by side have in common, so that none holds up the others for long."""
     protocol = recipe.protocol
     return recipe.student, recipe.resolution, protocol.batch_size, protocol.precision, protocol.teacher_mode

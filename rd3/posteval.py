@@ -17,12 +17,13 @@ from torch import nn
 
 from rd3.augment import to_unit
 from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
-from rd3.errors import BadValue, ClassOrderError
+from rd3.errors import BadValue, ClassOrderError, ends_the_process
 from rd3.eval_result import EvalResult
+from rd3.packing import Views
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.student import Progress, StudentTraining, Tested
-from rd3.teaching import LabelledViews, Views, frozen
+from rd3.teaching import LabelledViews, frozen
 from rd3.views import Batch
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ class _Group:
     def _end_epoch(self, name: int, student: StudentTraining) -> None:
         try:
             student.end_epoch()
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
         except Exception as error:
+            if ends_the_process(error):
+                raise
             self._outcomes[name] = error
             del self._students[name]
 

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
@@ -31,6 +32,8 @@ from rd3.values import Frozen, canonical, neutral, without_neutral
 
 Precision = Literal["auto", "bf16", "fp32"]
 T = TypeVar("T")
+_Registered = tuple[tuple[str, Any], ...]
+"""Names of losses or augmentations, with what is registered under them."""
 
 
 class EvalProtocol(Frozen):
@@ -128,15 +131,22 @@ def unresolved(protocol: EvalProtocol) -> str:
     return ""
 
 
-def protocol_names() -> dict[str, FieldInfo]:
+def protocol_names() -> Mapping[str, FieldInfo]:
     """Every name by which a protocol can be set, with its field: fields, settings of losses, ``step.setting``."""
+    losses = tuple((name, LOSSES.get(name)) for name in LOSSES)
+    return _names_with(losses, tuple((name, AUGMENTATIONS.get(name)) for name in AUGMENTATIONS))
+
+
+@functools.cache
+def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldInfo]:
+    """Worked out once for what is registered: it is asked for every name of a file and every score of a table."""
     found = dict(EvalProtocol.model_fields)
-    for loss in LOSSES:
-        found |= LOSSES.get(loss).Settings.model_fields
-    for step in AUGMENTATIONS:
-        fields = AUGMENTATIONS.get(step).Settings.model_fields
+    for _name, loss in losses:
+        found |= loss.Settings.model_fields
+    for step, augmentation in steps:
+        fields = augmentation.Settings.model_fields
         found |= {f"{step}.{name}": field for name, field in fields.items()}
-    return found
+    return MappingProxyType(found)
 
 
 class Preset(Frozen):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
     from rd3.posteval import Evaluation
-    from rd3.synthetic_set import Manifest, SetOnDisk
+    from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 
 Progress = Callable[[float, str], None]
 Tested = Callable[[int, float], None]
@@ -104,6 +104,8 @@ class _Bench:
     tested: Tested | None = None
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers that are in memory already, by their keys."""
+    opened: dict[Key, SyntheticSet] = field(default_factory=dict)
+    """Sets that are in memory already."""
 
     def teachers(self, keys: tuple[str, ...]) -> list[NormalisedNetwork]:
         if keys not in self.loaded:
@@ -121,6 +123,15 @@ class _Bench:
             recipe = recipe_of_kind(entry.recipe, StatisticsRecipe)
             loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
+
+    def made_set(self, key: Key, classes: str) -> SyntheticSet:
+        """A whole set, checked when it is opened."""
+        from rd3.synthetic_set import SyntheticSet
+
+        if key not in self.opened:
+            folder, class_ids = self.store.fetch("set", key), self.dataset.info.class_ids
+            self.opened[key] = SyntheticSet.open(folder, classes=classes, class_ids=class_ids)
+        return self.opened[key]
 
     def init(self, recipe: SetRecipe) -> SetOnDisk | None:
         """The set that a set starts from, checked."""
@@ -222,11 +233,8 @@ def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
 def _evaluation(recipe: EvaluationRecipe, bench: _Bench) -> Evaluation:
     """An evaluation with its set and its teachers from the store."""
     from rd3.posteval import Evaluation
-    from rd3.synthetic_set import SyntheticSet
 
-    folder = bench.store.fetch("set", recipe.set)
-    made = SyntheticSet.open(folder, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
-    teachers = bench.teachers(recipe.teachers)
+    made, teachers = bench.made_set(recipe.set, recipe.classes), bench.teachers(recipe.teachers)
     return Evaluation(recipe, made.images, made.labels, teachers, bench.progress, bench.tested)
 
 
@@ -272,10 +280,11 @@ def perform(
 
 @dataclass(frozen=True)
 class Part:
-    """One evaluation of a pack."""
+    """One recipe to be made, beside others."""
 
-    recipe: EvaluationRecipe
+    recipe: AnyRecipe
     out: Path
+    """Its scratch folder; the files are put into ``result`` there."""
     progress: Progress = _silent
     tested: Tested | None = None
 
@@ -292,13 +301,11 @@ def perform_pack(
 
     dataset = _open_data(pack[0].recipe, roots)
     benches: list[_Bench] = []
-    teachers: dict[tuple[str, ...], list[NormalisedNetwork]] = {}
+    shared: dict[str, dict[Any, Any]] = {"loaded": {}, "opened": {}}
     for part in pack:
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
-        benches.append(
-            _Bench(store, roots, dataset, folder, device, None, None, part.progress, part.tested, loaded=teachers)
-        )
+        benches.append(_Bench(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared))
     evaluations = [_evaluation(part.recipe, bench) for part, bench in zip(pack, benches, strict=True)]
     found: list[Entry | Exception] = []
     outcomes = train_pack(evaluations, dataset, device=device)

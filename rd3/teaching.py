@@ -5,59 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import nn
 
-from rd3.component import Component
 from rd3.device import autocast, lay_out
 from rd3.hybrid import together
 from rd3.models import folded
-from rd3.protocol import EvalProtocol, Precision
-from rd3.recipe import EvaluationRecipe, Key
-from rd3.values import Frozen, digest
+from rd3.protocol import EvalProtocol
+from rd3.recipe import EvaluationRecipe
 from rd3.views import Batch, Chunk, views
 
 AHEAD = {"cpu": 256}
 """Images that teachers label at once, by type of device: frozen and in eval mode, they answer per image."""
 AHEAD_ELSEWHERE = 1024
-
-
-class Views(Frozen):
-    """All that decides the pixels of an evaluation and what its teachers say of them.
-
-    Evaluations with equal values may share both, whatever their students, losses and schedules are.
-    """
-
-    set: Key
-    teachers: tuple[Key, ...]
-    augmentation: tuple[Component, ...]
-    epochs: int
-    batch_size: int
-    teacher_mode: Literal["eval", "batch"]
-    precision: Precision
-    student_seed: int
-
-    @property
-    def key(self) -> str:
-        """Equal for equal values."""
-        return digest(self.model_dump(mode="json"))
-
-    @classmethod
-    def of(cls, recipe: EvaluationRecipe) -> Views:
-        """Of an evaluation."""
-        protocol = recipe.protocol
-        return cls(
-            set=recipe.set,
-            teachers=recipe.teachers,
-            augmentation=protocol.augmentation,
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            teacher_mode=protocol.teacher_mode,
-            precision=protocol.precision,
-            student_seed=recipe.student_seed,
-        )
 
 
 def frozen(teacher: nn.Module, mode: str, precision: str, device: torch.device) -> nn.Module:

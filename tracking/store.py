@@ -75,18 +75,22 @@ class TrackedStore:
 class GivenStore:
     """What a trial reads: entries that the driver sent along, files from where these say.
 
-    No ledger is asked, so a trial needs no S3 credentials where a tracking server keeps the files.
+    No ledger is asked, so a trial needs no S3 credentials where a tracking server keeps the files.  Files are verified
+    once: several recipes of a trial are made from the same.
     """
 
     def __init__(self, place: Place, entries: Iterable[Entry]):
         self.place = place
         self._entries = {(entry.kind, entry.key): entry for entry in entries}
+        self._fetched: dict[tuple[str, str], Path] = {}
 
     def find(self, kind: str, key: str) -> Entry | None:
         return self._entries.get((kind, key))
 
     def fetch(self, kind: str, key: str) -> Path:
-        entry = self.find(kind, key)
-        if entry is None:
-            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
-        return artifacts.fetch(entry, self.place.home / "cache", self.place.tracking_uri)
+        if (kind, key) not in self._fetched:
+            entry = self.find(kind, key)
+            if entry is None:
+                raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
+            self._fetched[kind, key] = artifacts.fetch(entry, self.place.home / "cache", self.place.tracking_uri)
+        return self._fetched[kind, key]

@@ -58,7 +58,7 @@ def verify(
 def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:
     """As a driver does it: out of the ledger, and what this machine keeps of it is not reported again."""
     from pipelines import trial_log
-    from pipelines.trial import work_folder
+    from pipelines.job import work_folder
 
     with ledger.lease():
         for kind, key in entries:

@@ -14,7 +14,7 @@ from rd3.campaign.maker import Ended, Event, Maker, Moved
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View, span
 from rd3.errors import BadValue
-from rd3.packing import SIZE, companions
+from rd3.packing import SIZE, Packing
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0
@@ -53,6 +53,7 @@ class Course:
         self.begun = self.clock() if self.begun is None else self.begun
         self.running: dict[Key, Running] = {}
         self.started = 0
+        self._packing = Packing(self.queue.recipes.values(), side_by_side=self.side_by_side)
 
     @property
     def reserve_s(self) -> float:
@@ -89,11 +90,11 @@ class Course:
     def _companions(self, chosen: Recipe, left_s: float) -> list[Recipe]:
         if self.queue.states[chosen.key].name == "again":  # to be tried alone
             return []
-        ready = [recipe for recipe in self.queue.ready() if recipe.key != chosen.key]
-        room = min(SIZE, math.ceil((len(ready) + 1) / self.view.workers)) - 1
+        ready = {recipe.key for recipe in self.queue.ready() if self.queue.states[recipe.key].name == "waiting"}
+        room = min(SIZE, math.ceil(len(ready) / self.view.workers)) - 1
         left_s -= self.estimates.seconds(chosen.key)
         found: list[Recipe] = []
-        for recipe in companions(chosen, ready, room, side_by_side=self.side_by_side):
+        for recipe in self._packing.companions(chosen, ready.__contains__, room):
             left_s -= self.estimates.seconds(recipe.key)
             if left_s < 0:
                 break

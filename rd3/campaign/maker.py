@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.datasets import Roots
-from rd3.errors import RD3Error, why
+from rd3.errors import RD3Error, ends_the_process, why
 from rd3.recipe import AnyRecipe, EvaluationRecipe, Key, from_json
 from rd3.store import FolderStore, write_atomically
 
@@ -128,7 +128,7 @@ class Maker:
         write_atomically(self.out / recipe.key / FAILURE, text)
         status, reason = why(error)
         mistake = isinstance(error, RD3Error) and status == "failed"
-        return Ended(recipe.key, status, reason, mistake=mistake, broken=_breaks_the_process(error, status))
+        return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
 
     def perform(self, recipe: AnyRecipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
         """One recipe from the store's parents into the store; the figures of its entry."""
@@ -182,8 +182,3 @@ def settle_torch(threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-
-
-def _breaks_the_process(error: Exception, status: str) -> bool:
-    """Out of memory, or a CUDA error, after which every later call of the process fails as well."""
-    return status == "oom" or "CUDA error" in str(error)

@@ -38,30 +38,32 @@ def write_checkpoint(
     write_atomically(path, save(plain, {"key": key, "precision": precision, "counters": json.dumps(asdict(counters))}))
 
 
-def checkpoint_of(path: Path) -> tuple[str, str] | None:
-    """Key and precision of the training in a checkpoint; None where there is no file."""
+@dataclass
+class Checkpoint:
+    """What a file holds of a training."""
+
+    key: str
+    """Of the teacher's recipe."""
+    precision: str
+    counters: Counters
+    tensors: dict[str, torch.Tensor]
+
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put weights, buffers and momentum back, in place."""
+        weights = {name: value for name, value in self.tensors.items() if name.startswith("network.")}
+        network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+        for name, parameter in network.named_parameters():
+            if f"momentum.{name}" in self.tensors:
+                # In the parameter's own layout, as the optimizer would have made it.
+                buffer = torch.empty_like(parameter).copy_(self.tensors[f"momentum.{name}"])
+                optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint in a file; None where there is no file."""
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as stored:
         about = stored.metadata()
-    return about["key"], about.get("precision", "")
-
-
-def read_checkpoint(
-    path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> Counters | None:
-    """Put the state back and say how far it was; None without a checkpoint of this recipe at this precision."""
-    if checkpoint_of(path) != (key, precision):
-        return None
-    with safe_open(path, framework="pt") as stored:
-        about = stored.metadata()
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    network.load_state_dict(
-        {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-    )
-    for name, parameter in network.named_parameters():
-        if f"momentum.{name}" in tensors:
-            # In the parameter's own layout, as the optimizer would have made it.
-            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-            optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
-    return Counters(**json.loads(about["counters"]))
+    return Checkpoint(about["key"], about.get("precision", ""), Counters(**json.loads(about["counters"])), tensors)

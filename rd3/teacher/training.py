@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
@@ -18,7 +19,7 @@ from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
 from rd3.seeding import ForkedRNG, generator
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
-from rd3.teacher.checkpoint import CHECKPOINT, Counters, checkpoint_of, read_checkpoint, write_checkpoint
+from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
 
 HELD_BYTES = 2 << 30
 """Training images up to this many bytes as uint8 are kept on an accelerator instead of being sent batch by batch."""
@@ -56,10 +57,7 @@ def train(
         network.parameters(), lr=training.lr, momentum=training.momentum, nesterov=training.nesterov,
         weight_decay=training.weight_decay,
     )  # fmt: skip
-    counters = read_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer) or Counters()
-    earlier = checkpoint_of(out / CHECKPOINT)
-    if earlier is not None and earlier[0] == recipe.key and not counters.curve:
-        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {earlier[1]}")
+    counters = _resumed(out / CHECKPOINT, recipe.key, precision, network, optimizer, progress)
     epoch_s = []
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
@@ -98,6 +96,20 @@ def train(
         "wall_s": counters.wall_s + time.perf_counter() - wall,
         "process_s": counters.process_s + time.process_time() - process,
     }
+
+
+def _resumed(
+    path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> Counters:
+    """How far an earlier attempt at this recipe was at this precision, whose state is put back."""
+    found = read_checkpoint(path)
+    if found is None or found.key != key:
+        return Counters()
+    if found.precision != precision:
+        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {found.precision}")
+        return Counters()
+    found.restore(network, optimizer)
+    return found.counters
 
 
 def _checked(recipe: TeacherRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:

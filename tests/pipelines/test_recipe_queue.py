@@ -132,3 +132,34 @@ def test_ten_thousand_recipes_are_worked_off_quickly():
         count += 1
     assert count == len(recipes) == 10_001
     assert queue.finished
+
+
+def test_a_pack_uses_what_one_of_it_takes_until_its_last_recipe_has_ended():
+    queue = RecipeQueue(graph(sets=1, evaluations=4), reused=["t", "s0"], demands=ONE)
+    assert queue.take(1).key == "e00"
+    queue.join("e00", ["e02", "e03"])
+    assert queue.running == {"e00", "e02", "e03"} and queue.ready == {"e01"}
+    queue.finish("e02")
+    queue.close("e00", "diverged", "loss is NaN")
+    assert queue.take(1) is None
+    queue.again("e03")
+    assert queue.ready == {"e01", "e03"}
+    assert [queue.take(1).key, queue.take(1)] == ["e01", None]
+    queue.finish("e01")
+    assert queue.take(1).key == "e03"
+    queue.finish("e03")
+    assert queue.finished
+
+
+@pytest.mark.parametrize(
+    ("demand", "cpus", "gpus", "trials"),
+    [
+        (Demand(1.0), 8.0, 0.0, 8),
+        (Demand(1.0, 0.25), 16.0, 2.0, 8),
+        (Demand(1.0, 0.1), 16.0, 1.0, 10),
+        (Demand(1.0, 0.25), 3.0, 2.0, 3),
+        (Demand(8.0), 2.0, 0.0, 1),
+    ],
+)
+def test_how_many_trials_run_at_a_time(demand: Demand, cpus: float, gpus: float, trials: int):
+    assert demand.at_a_time(cpus, gpus) == trials

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import rd3.run
-from pipelines import trial, trial_log
+from pipelines import attempt, trial_log
+from pipelines.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, Diverged, TrackingAway, TrackingError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, FolderStore
@@ -65,7 +66,7 @@ class Bench:
         self.recipe = SetRecipe(
             method="random", version=1, settings={}, data=data, classes="c", resolution=32, ipc=1, teachers=(TEACHER,)
         )
-        self.job = trial.Job(
+        self.job = Job(
             kind="set",
             key=self.recipe.key,
             recipe=canonical(self.recipe.model_dump(mode="json")),
@@ -84,9 +85,9 @@ class Bench:
         plain |= {"weights": "w", "normalisation": {"mean": (0, 0, 0), "std": (1, 1, 1)}}
         files = rd3.run.sha256_files(parent)
         self.store.put(Entry(kind="teacher", key=TEACHER, recipe=plain, result={}, files=files), parent)
-        monkeypatch.setattr(rd3.run, "perform", self._perform)
-        monkeypatch.setattr(trial, "_tracker", lambda _place: self)
-        monkeypatch.setattr(trial.Job, "store", property(lambda _job: self.store))
+        monkeypatch.setattr(attempt, "perform", self._perform)
+        monkeypatch.setattr(attempt, "_tracker", lambda _place: self)
+        monkeypatch.setattr(attempt, "given_store", lambda _jobs: self.store)
 
     def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
         self.begun.append(attempt)
@@ -117,9 +118,15 @@ class Bench:
         files = rd3.run.sha256_files(out / "result")
         return Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}, files=files)
 
-    def attempt(self) -> trial.TrialEnd:
-        end = trial.attempt(self.job, lambda fraction, note: None)
-        return trial.TrialEnd.from_json(end.to_json())
+    def attempt(self, notes: list[str] | None = None) -> TrialEnd:
+        """A trial of this one recipe; what it says of its progress is added to ``notes``."""
+        ends: list[TrialEnd] = []
+        said = [] if notes is None else notes
+        attempt.attempt(
+            [self.job], lambda _number, _fraction, note: said.append(note), lambda _number, end: ends.append(end)
+        )
+        assert len(ends) == 1
+        return TrialEnd.from_json(ends[0].to_json())
 
     def events(self) -> list[str]:
         return [event["event"] for event in trial_log.events(self.home)]
@@ -209,18 +216,18 @@ def test_a_damaged_parent_is_named(bench: Bench):
 def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(trial, "ORPHAN_WAIT_S", 0.0)
+    monkeypatch.setattr(attempt, "ORPHAN_WAIT_S", 0.0)
     bench.job.folder.mkdir(parents=True)
     notes: list[str] = []
     with open(bench.job.folder / "lock", "w") as lock:
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert trial.in_use(bench.job.folder)
-        end = trial.attempt(bench.job, lambda fraction, note: notes.append(note))
+        assert attempt.in_use(bench.job.folder)
+        end = bench.attempt(notes)
     assert end.status == "failed"
     assert "Process 4711 still works in" in end.reason
-    assert not trial.in_use(bench.job.folder)
+    assert not attempt.in_use(bench.job.folder)
     assert bench.attempt().status == "done"
 
 
@@ -228,7 +235,7 @@ def test_a_server_that_is_away_for_a_while_costs_nothing_that_was_made(bench: Be
     monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.0)
     bench.closed, bench.away = True, 3
     notes: list[str] = []
-    end = trial.attempt(bench.job, lambda fraction, note: notes.append(note))
+    end = bench.attempt(notes)
     assert end.status == "done"
     assert bench.begun == [1, 1], "once before there was an answer, once after"
     assert bench.ends == ["finished"]
@@ -252,7 +259,7 @@ def test_a_recipe_that_is_made_twice_is_logged_twice(bench: Bench):
 
 
 def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trial, "patiently", lambda ask, **_options: ask())
+    monkeypatch.setattr(attempt, "patiently", lambda ask, **_options: ask())
     bench.away = 1
     end = bench.attempt()
     assert (end.status, end.reason) == ("failed", "MLflow does not answer.")
@@ -262,7 +269,7 @@ def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monk
 
 
 def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trial, "patiently", lambda ask, **_options: ask())
+    monkeypatch.setattr(attempt, "patiently", lambda ask, **_options: ask())
     bench.away = 1
     bench.attempt()
     (bench.job.folder / "result" / "images").write_text("pixelz")
@@ -278,8 +285,8 @@ def test_a_recipe_that_is_to_be_made_anew_is_not_reported_from_what_lies_here(be
 
 
 def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
-    done = trial.work_folder(bench.home, "teacher", TEACHER)
-    unfinished = trial.work_folder(bench.home, "teacher", "cd" * 32)
+    done = work_folder(bench.home, "teacher", TEACHER)
+    unfinished = work_folder(bench.home, "teacher", "cd" * 32)
     for folder in (done, unfinished):
         folder.mkdir(parents=True)
     (done / "entry.json").write_text("{}")
@@ -291,4 +298,14 @@ def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
 
 def test_a_job_travels_as_json(bench: Bench):
     job = replace(bench.job, gpu=True, facts={"method": "random", "ipc": 1})
-    assert trial.Job(**json.loads(json.dumps(job.__dict__))) == job
+    assert Job(**json.loads(json.dumps(job.__dict__))) == job
+
+
+def test_a_device_error_makes_the_process_unfit_and_leaves_the_recipe_open(bench: Bench):
+    bench.raises = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might ...")
+    with pytest.raises(attempt.Unfit, match=r"^RuntimeError: CUDA error: an illegal memory access was encountered$"):
+        bench.attempt()
+    assert bench.events() == ["start"] and bench.ends == [], "the run goes on in another process"
+    assert not attempt.in_use(bench.job.folder)
+    bench.raises = None
+    assert bench.attempt().status == "done"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.driver import DEATHS, Driver
+from pipelines.job import Job, TrialEnd
 from pipelines.progress import Eta, LineView
 from pipelines.queue import Demand, RecipeQueue
-from pipelines.trial import Job, TrialEnd
 from rd3.errors import StoreError
 
 
@@ -59,10 +59,10 @@ class Play:
         trial_id = f"trial{self._count}"
         self._count += 1
         config = self.driver.next_config(trial_id)
-        return None if config is None else (trial_id, json.loads(config["job"])["key"])
+        return None if config is None else (trial_id, json.loads(config["jobs"])[0]["key"])
 
     def end(self, trial_id: str, end: TrialEnd) -> None:
-        self.driver.on_end(trial_id, {"end": end.to_json()})
+        self.driver.on_end(trial_id, {"number": 0, "end": end.to_json()})
 
 
 def done(key: str) -> TrialEnd:
@@ -147,7 +147,7 @@ def test_no_more_than_asked_for_and_none_when_stopping():
     recipes = {name: Stub("set", name) for name in "abcde"}
     play = Play(recipes, max_concurrent=3, devices=lambda: (1.0, 0.0), stopping=lambda: bool(stop))
     assert [play.start() is not None for _trial in range(4)] == [True, True, True, False]
-    play.driver.on_end("trial0", {"end": done("a").to_json()})
+    play.end("trial0", done("a"))
     stop.append(True)
     assert play.start() is None
 

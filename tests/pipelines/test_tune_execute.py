@@ -16,10 +16,10 @@ from pipelines import trial_log
 from pipelines.execute import Failure, Outcome, execute
 from pipelines.expand import Expansion
 from pipelines.interrupts import Interrupts
+from pipelines.job import work_folder
 from pipelines.plan import Item, Plan
 from pipelines.settings import Session
 from pipelines.status import grid_status
-from pipelines.trial import work_folder
 from rd3.datasets import Roots
 from rd3.errors import StoreError
 from rd3.recipe import Data, SetRecipe

@@ -156,6 +156,21 @@ def test_what_shares_a_device_is_planned_whole_and_counted_by_what_it_takes_once
     assert eta.left_s(queue, {}, 20.0) == pytest.approx(20.0)
 
 
+@pytest.mark.usefixtures("sure")
+def test_a_pack_takes_the_time_of_all_its_recipes_and_one_device():
+    queue = queue_of("e0", "e1", "e2")
+    eta = Eta(dict.fromkeys(queue.recipes, 10.0))
+    queue.take(1)
+    queue.join("e0", ["e1"])
+    pack = {key: Running(0.0, pack=2) for key in ("e0", "e1")}
+    assert eta.left_s(queue, pack, 0.0) == pytest.approx(30.0)
+    assert eta.left_s(queue, pack, 5.0) == pytest.approx(25.0)
+    for item in pack.values():
+        item.report(10.0, 0.5, "")
+        item.report(11.0, 0.6, "")
+    assert eta.left_s(queue, pack, 11.0) == pytest.approx(4.0 + 10.0), "what a pack shows of its pace is not learnt"
+
+
 def test_lines_for_what_ends():
     out = io.StringIO()
     queue = queue_of("s0", "s1")

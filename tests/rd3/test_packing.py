@@ -21,10 +21,11 @@ from rd3.campaign.view import View
 from rd3.cost import CPU_THREAD
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.errors import Diverged
-from rd3.packing import companions
+from rd3.packing import Packing
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
 from rd3.store import FolderStore
+from rd3.synthetic_set import SyntheticSet
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +70,16 @@ def test_equal_views_go_together_and_on_a_gpu_equal_shapes(made):
     other_rate, other_network = evaluation(made, lr=0.01), evaluation(made, "convnet_d1")
     other_seed, other_batch = evaluation(made, seed=1), evaluation(made, batch_size=5)
     validation = first.model_copy(update={"tested_on": "validation"})
-    ready = [made, first, other_seed, other_rate, other_batch, validation, other_network]
-    assert companions(first, ready, 9, side_by_side=False) == [other_rate, other_network]
-    assert companions(first, ready, 9, side_by_side=True) == [other_seed, other_rate, other_network]
-    assert companions(first, ready, 1, side_by_side=True) == [other_seed]
-    assert companions(made, ready, 9, side_by_side=True) == companions(first, ready, 0, side_by_side=True) == []
+    recipes = [made, first, other_seed, other_rate, other_batch, validation, other_network]
+
+    def companions(of, room: int = 9, *, side_by_side: bool, busy=()) -> list[EvaluationRecipe]:
+        return Packing(recipes, side_by_side=side_by_side).companions(of, lambda key: key not in busy, room)
+
+    assert companions(first, side_by_side=False) == [other_rate, other_network]
+    assert companions(first, side_by_side=True) == [other_rate, other_network, other_seed], "what shares views first"
+    assert companions(first, 1, side_by_side=True) == [other_rate]
+    assert companions(first, side_by_side=True, busy=[other_rate.key]) == [other_network, other_seed]
+    assert companions(made, side_by_side=True) == companions(first, 0, side_by_side=True) == []
 
 
 def test_a_pack_gives_each_its_own_entry(made, roots, store, tmp_path):
@@ -173,3 +179,18 @@ def test_a_device_without_memory_for_the_pack_has_it_made_one_by_one(made, roots
     assert [(one.status, one.broken) for one in said] == [("oom", True)] * 2
     run_here(course, maker)
     assert [state.name for state in course.queue.states.values()] == ["done"] * 2
+
+
+def test_a_pack_opens_its_set_once(made, roots, store, tmp_path, monkeypatch):
+    opened, open_set = [], SyntheticSet.open
+    monkeypatch.setattr(SyntheticSet, "open", lambda folder, **how: opened.append(folder) or open_set(folder, **how))
+    recipes = [evaluation(made, lr=0.001 * number, epochs=1) for number in range(1, 4)]
+    run.perform_pack([run.Part(one, tmp_path / one.key) for one in recipes], store, roots)
+    assert len(opened) == 1
+
+
+def test_what_is_to_be_tried_alone_joins_no_pack(made, roots, store, tmp_path):
+    recipes = [evaluation(made, lr=0.001 * number) for number in range(1, 4)]
+    course, _maker = course_of(recipes, store, roots, tmp_path)
+    course.queue.again(recipes[2].key, "its process was killed")
+    assert [one.key for one in course.next()] == [recipes[0].key, recipes[1].key]

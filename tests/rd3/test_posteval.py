@@ -300,12 +300,13 @@ def test_one_of_a_pack_that_ends_moves_no_other():
     assert outcome(last) == outcome(run(recipe(temperature=4.0)))
 
 
-def test_out_of_memory_ends_the_pack(monkeypatch):
-    def full(self):
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("CUDA error: launch failure")])
+def test_what_leaves_the_device_in_doubt_ends_the_pack(monkeypatch, error):
+    def fails(self):
+        raise error
 
-    monkeypatch.setattr(student.StudentTraining, "end_epoch", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    monkeypatch.setattr(student.StudentTraining, "end_epoch", fails)
+    with pytest.raises(type(error)):
         pack(recipe(), recipe(zeta=2.0))
 
 

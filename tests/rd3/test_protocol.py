@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rd3.errors import BadValue, UnknownName
-from rd3.protocol import preset_reader, presets, reductions, resolve_protocol
-from rd3.values import digest, without_neutral
+from rd3.losses import LOSSES
+from rd3.protocol import preset_reader, presets, protocol_names, reductions, resolve_protocol
+from rd3.values import Frozen, digest, without_neutral
 
 
 @pytest.mark.parametrize(
@@ -156,3 +157,15 @@ def test_a_bad_preset_file_is_named(tmp_path, text, message):
 def test_a_preset_that_ships_is_found_whatever_lies_in_the_users_folder(tmp_path):
     (tmp_path / "rd3.yaml").write_text("name: rd3\nsource: me\nall: {epochs: 1}\n")
     assert preset_reader(tmp_path)("rd3").all["epochs"] == 400
+
+
+def test_the_names_of_a_protocol_are_worked_out_once_until_something_is_registered(monkeypatch):
+    known = protocol_names()
+    assert protocol_names() is known and "late" not in known
+
+    class Late:
+        class Settings(Frozen):
+            late: int = 1
+
+    monkeypatch.setitem(LOSSES._things, "late", Late)
+    assert "late" in protocol_names()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rd3 import teaching
+from rd3 import packing, teaching
 from rd3.models import build_network
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
@@ -63,5 +63,5 @@ def test_a_frozen_copy_answers_as_the_teacher_does():
     ],
 )  # fmt: skip
 def test_views_are_equal_where_pixels_and_answers_are(changed, equal):
-    assert (teaching.Views.of(evaluation()) == teaching.Views.of(evaluation(**changed))) is equal
-    assert (teaching.Views.of(evaluation()).key == teaching.Views.of(evaluation(**changed)).key) is equal
+    assert (packing.Views.of(evaluation()) == packing.Views.of(evaluation(**changed))) is equal
+    assert (packing.Views.of(evaluation()).key == packing.Views.of(evaluation(**changed)).key) is equal

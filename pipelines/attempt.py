@@ -1,0 +1,384 @@
+"""One attempt at the recipes of a trial: made, tracked, and each with an end of its own.  Never writes the ledger.
+
+A trial may die at any moment and be started again, here or after the driver's death.  So each recipe is made in a
+folder of its own, under a lock that an orphan of a killed driver still holds; what an earlier attempt left there is
+resumed, an attempt that had finished is only reported, and the MLflow run is found again by the recipe's key.
+
+Several recipes are evaluations that are trained together, as a pack.  That is the one thing they share: :func:`_story`
+is the way of a single recipe, which stands still once, to be made with the others.  A trial of one is a pack of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipelines import trial_log
+from pipelines.job import Job, TrialEnd, given_store
+from pipelines.parcels import ensure_data
+from pipelines.shares import collect, deliver
+from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, ends_the_process, is_device_error, why
+from rd3.recipe import EvaluationRecipe, Recipe, from_json
+from rd3.run import Part, perform, perform_blocks, perform_pack
+from rd3.store import Entry, Store, check_files, write_atomically
+from tracking import artifacts
+from tracking.documents import open_documents
+from tracking.fields import note
+from tracking.patience import patiently
+from tracking.place import Place
+
+if TYPE_CHECKING:
+    from tracking.carry import Carrier
+    from tracking.runs import OpenRun, Tracker
+
+T = TypeVar("T")
+
+ORPHAN_WAIT_S = 120.0
+"""How long a new attempt waits for an older process to let go of the recipe's folder."""
+
+Progress = Callable[[float, str], None]
+Story = Generator[Part, Entry | None, TrialEnd]
+"""Yields what is to be made, is sent what came of it, and returns how the recipe ended."""
+
+
+class Unfit(Exception):
+    """This process must make no other recipe, and not these together: a device failed, or had no room for the pack."""
+
+
+def attempt(
+    jobs: Sequence[Job], progress: Callable[[int, float, str], None], ended: Callable[[int, TrialEnd], None]
+) -> None:
+    """Make the recipes of a trial; ``ended`` hears of each, once, how it ended or why it was not made.
+
+    ``progress`` and ``ended`` are called with a job's number in ``jobs``.  Raises :class:`Unfit`, with the recipes that
+    have not ended left as they are; only that and the death of the process are left to the caller to see.
+    """
+    store = given_store(jobs)
+    stories = [_story(job, store, partial(progress, number)) for number, job in enumerate(jobs)]
+    with contextlib.ExitStack() as left:
+        for story in stories:
+            left.callback(story.close)
+        parts: dict[int, Part] = {}
+        for number, story in enumerate(stories):
+            part = _go_on(partial(next, story), partial(ended, number))
+            if part is not None:
+                parts[number] = part
+        outcomes = _made_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
+        for number, outcome in zip(parts, outcomes, strict=True):
+            send = stories[number].throw if isinstance(outcome, Exception) else stories[number].send
+            _go_on(partial(send, outcome), partial(ended, number))
+
+
+def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part | None:
+    """What a story wants made, or None where it has ended, which is then told."""
+    try:
+        return step()
+    except StopIteration as stop:
+        ended(stop.value)
+    return None
+
+
+def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> list[Entry | Exception | None]:
+    """What comes of each: its entry, which is on the disk before anything is sent, or what ended it."""
+    try:
+        outcomes = _perform(jobs, parts, store)
+    except Exception as error:
+        if is_device_error(error) or (len(jobs) > 1 and ends_the_process(error)):
+            raise Unfit(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        if len(jobs) == 1:
+            return [error]
+        # What one of them brought, such as a protocol that contradicts itself, is not to end the others.
+        return [one for job, part in zip(jobs, parts, strict=True) for one in _made_together([job], [part], store)]
+    for part, outcome in zip(parts, outcomes, strict=True):
+        if isinstance(outcome, Entry):
+            write_atomically(part.out / "made.json", outcome.model_dump_json())
+    return outcomes
+
+
+def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> Sequence[Entry | Exception | None]:
+    """A pack, or one recipe of whatever kind, or a share of a set, of which there is no entry."""
+    job, part = jobs[0], parts[0]
+    device = "cuda" if job.gpu else "cpu"
+    if len(parts) > 1:
+        return perform_pack(parts, store, job.roots, device=device)
+    made = (part.recipe, store, job.roots, part.out)
+    if job.blocks is not None:
+        return [perform_blocks(*made, tuple(job.blocks), device=device, progress=part.progress)]
+    return [perform(*made, device=device, shared_machine=not job.alone, larger=job.larger, progress=part.progress)]
+
+
+def _story(job: Job, store: Store, progress: Progress) -> Story:
+    """One recipe, from the lock on its folder to its end."""
+    recipe = from_json(job.recipe)
+    try:
+        with _alone_in(job.folder, progress):
+            if job.blocks is not None:
+                yield from _share(job, recipe, store, progress)
+                return TrialEnd("done")
+            entry = yield from _entry(job, recipe, store, progress)
+            return TrialEnd("done", entry=entry.model_dump(mode="json"))
+    except _BrokenParents as error:
+        end = TrialEnd(error.status, str(error), broken=error.parents)
+    except Exception as error:  # whatever it is, it is this recipe's, and the others go on
+        end = TrialEnd(*why(error))
+    if job.blocks is None:
+        trial_log.append(Path(job.home), "fail", job.kind, job.key, status=end.status, reason=end.reason)
+    return end
+
+
+def _share(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, None, None]:
+    """Some blocks of a set, sent to where the trial finds them that puts the set together."""
+    result, documents = job.folder / "result", open_documents(job.artifacts)
+    _gather(job, recipe, store, progress)
+    _patiently(lambda: collect(documents, job.key, result, tuple(job.blocks)), progress)
+    yield Part(recipe, job.folder, progress)
+    _patiently(lambda: deliver(documents, job.key, result), progress, 1.0)
+    shutil.rmtree(result, ignore_errors=True)
+
+
+def _entry(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, Entry, Entry]:
+    """The finished entry: of an attempt before, or of this one."""
+    home, finished = Path(job.home), job.folder / "entry.json"
+    if job.anew:
+        finished.unlink(missing_ok=True)
+        (job.folder / "made.json").unlink(missing_ok=True)
+    entry = _finished(job, finished, progress)
+    if entry is None:
+        return (yield from _tracked(job, recipe, store, progress))
+    if not trial_log.is_done(home, job.key):
+        trial_log.append(home, "done", job.kind, job.key, attempt=trial_log.attempts(home, job.key))
+    return entry
+
+
+def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
+    """What an attempt before a driver's death had finished, if its files are still where it sent them."""
+    if not path.is_file():
+        return None
+    entry = Entry.model_validate_json(path.read_bytes())
+    if _patiently(partial(artifacts.exists, entry, job.tracking_uri), progress, 1.0):
+        return entry
+    trial_log.append(Path(job.home), "forgotten", job.kind, job.key)
+    path.unlink()
+    return None
+
+
+def _tracked(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, Entry, Entry]:
+    """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
+    home = Path(job.home)
+    number = trial_log.attempts(home, job.key) + 1
+    trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
+    _sweep(job)
+    run = _Run(job, recipe, number, progress)
+    try:
+        carrier = run.begin()
+        with _carrying(carrier):
+            entry = yield from _made(job, recipe, store, progress, carrier)
+        trial_log.append(home, "made", job.kind, job.key, attempt=number)
+        entry = run.finish(entry, set_input=_set_input(recipe, store), note=note(recipe, store.find))
+        if carrier is not None:
+            carrier.drop()
+    except Exception as error:
+        run.fail(error)
+        raise
+    write_atomically(job.folder / "entry.json", entry.model_dump_json())
+    trial_log.append(home, "done", job.kind, job.key, attempt=number)
+    return entry
+
+
+class _Run:
+    """The MLflow run of a recipe, which is opened when the server answers and there is something to say."""
+
+    def __init__(self, job: Job, recipe: Recipe, number: int, progress: Progress):
+        self._job, self._recipe, self._number, self._progress = job, recipe, number, progress
+        self._open: OpenRun | None = None
+
+    def begin(self) -> Carrier | None:
+        """Open the run; a carrier of unfinished work, which has to know it, where such work is to be carried."""
+        from tracking.carry import Carrier
+
+        if self._job.carry:
+            return Carrier(self._opened(0.0), self._job.folder / "result")  # what another machine had made lies there
+        with contextlib.suppress(Away):
+            self._open = self._asked()
+        return None
+
+    def _asked(self) -> OpenRun:
+        job = self._job
+        return _tracker(job.place).begin(
+            self._recipe,
+            job.facts,
+            experiment_id=job.experiment_id,
+            parent_run_id=job.parent_run_id,
+            attempt=self._number,
+        )
+
+    def _opened(self, fraction: float = 1.0) -> OpenRun:
+        self._open = self._open or _patiently(self._asked, self._progress, fraction)
+        return self._open
+
+    def finish(self, entry: Entry, **shown: Any) -> Entry:
+        """Send everything; the entry then says where it is."""
+        run = self._opened()
+        return _patiently(partial(run.finish, entry, self._job.folder / "result", **shown), self._progress, 1.0)
+
+    def fail(self, error: Exception) -> None:
+        """Close the run as failed.  A tracking server that fails as well must not hide why the recipe failed."""
+        with contextlib.suppress(RD3Error):
+            if not isinstance(error, Away):
+                _patiently(partial(self._opened().fail, *why(error)), self._progress, 1.0)
+            elif self._open is not None:  # what is away has been waited for long enough
+                self._open.fail(*why(error))
+
+
+def _made(
+    job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carrier | None
+) -> Generator[Part, Entry, Entry]:
+    """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
+    kept, result = job.folder / "made.json", job.folder / "result"
+    if kept.is_file():
+        entry = Entry.model_validate_json(kept.read_bytes())
+        with contextlib.suppress(DataMissing, DataCorrupt):
+            check_files(result, entry.files, recipe.label())
+            return entry
+    _gather(job, recipe, store, progress)
+    if job.larger is not None:
+        with contextlib.suppress(DataMissing, DataCorrupt):  # then this set is made by itself
+            _patiently(partial(store.fetch, "set", job.larger), progress)
+    if job.in_shares:
+        _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
+    if carrier is not None:
+        _patiently(carrier.fetch, progress)
+    return (yield Part(recipe, job.folder, progress if carrier is None else _carried(progress, carrier)))
+
+
+def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
+    """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
+    _patiently(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
+    broken, reasons = [], []
+    for kind, key in recipe.parents():
+        try:
+            _patiently(partial(store.fetch, kind, key), progress)
+        except (DataMissing, DataCorrupt) as error:
+            broken.append((kind, key))
+            reasons.append(error.message)
+    if broken:
+        raise _BrokenParents(" ".join(reasons), broken)
+
+
+_carriers: set[Carrier] = set()
+"""Of the recipes that this process makes."""
+
+
+def last_words() -> None:
+    """The machine is taken away with notice (SIGTERM): what is finished of the recipes leaves it."""
+    for carrier in list(_carriers):
+        carrier.carry(leaving=True)
+
+
+@contextlib.contextmanager
+def _carrying(carrier: Carrier | None) -> Iterator[None]:
+    """What is unfinished inside can be told its last words."""
+    _carriers.update({carrier} if carrier is not None else ())
+    try:
+        yield
+    finally:
+        _carriers.discard(carrier)
+
+
+def _carried(progress: Progress, carrier: Carrier) -> Progress:
+    """Carries when the note changes: at the begin of a block or an epoch, where no phase of a set is being timed."""
+    last = [""]
+
+    def tell(fraction: float, note: str) -> None:
+        progress(fraction, note)
+        if note != last[0]:
+            last[0] = note
+            carrier.carry()
+
+    return tell
+
+
+def _patiently(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) -> T:
+    """Ask a server that may be away; whoever looks at the run sees what it waits for, and with how much done."""
+    return patiently(ask, waiting=lambda reason: progress(fraction, f"waiting: {reason}"))
+
+
+@cache
+def _tracker(place: Place) -> Tracker:
+    """One connection a process: opening MLflow's database costs more than a small trial."""
+    from tracking.runs import Tracker
+
+    return Tracker(place)
+
+
+class _BrokenParents(RD3Error):
+    """Something that this recipe is made from is no longer what the ledger says."""
+
+    def __init__(self, message: str, parents: list[tuple[str, str]]):
+        super().__init__(message)
+        self.parents = parents
+
+
+def _set_input(recipe: Recipe, store: Store) -> dict[str, Any] | None:
+    """The set of an evaluation, as its MLflow run names it."""
+    entry = store.find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
+    if entry is None:
+        return None
+    name = f"{entry.recipe['method']} {entry.recipe['data']['name']} ipc{entry.recipe['ipc']}"
+    return {"name": name, "digest": entry.content, "source": entry.artifact}
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a recipe's folder.
+
+    The lock is the kernel's, so it goes with the process that holds it, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as lock:
+        deadline = time.monotonic() + ORPHAN_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                if time.monotonic() > deadline:
+                    raise RD3Error(
+                        f"Process {holder} still works in {folder} after {ORPHAN_WAIT_S:.0f} s.",
+                        f"end process {holder}",
+                    ) from None
+                progress(0.0, f"waiting for process {holder} to end")
+                time.sleep(0.1)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process works in a recipe's folder at this moment."""
+    try:
+        with open(folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _sweep(job: Job) -> None:
+    """Remove finished folders on this machine that the driver, on another one, has put into the ledger."""
+    for name in job.settled:
+        folder = Path(job.home) / "work" / name
+        if (folder / "entry.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""What a driver says to a worker of one recipe, and what it hears: plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rd3.datasets import Roots
+from rd3.store import Entry
+from tracking.place import Place
+from tracking.store import GivenStore
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe of a trial."""
+
+    kind: str
+    key: str
+    recipe: str
+    """JSON."""
+    facts: dict[str, Any]
+    """Names for the MLflow run that the recipe itself does not hold, such as the teacher's role."""
+    tracking_uri: str
+    artifacts: str
+    home: str
+    data: str | None
+    experiment_id: str
+    parent_run_id: str | None
+    gpu: bool = False
+    alone: bool = False
+    """Nothing else runs on this machine meanwhile (``timing: exclusive``)."""
+    larger: str | None = None
+    """Key of a set of which this one is the first images, if there is one."""
+    blocks: tuple[int, int] | None = None
+    """(first, step) of the blocks of a set that this trial makes, for another to put together; None: all of it."""
+    in_shares: bool = False
+    """Others have made blocks of this set, which wait at the artifact root."""
+    given: list[dict[str, Any]] = field(default_factory=list)
+    """Ledger entries of all that the recipe is made from."""
+    carry: bool = False
+    """Unfinished work is to outlive this machine."""
+    anew: bool = False
+    """What was made before is gone or damaged: nothing of it is to be reported again."""
+    settled: list[str] = field(default_factory=list)
+    """``kind/key`` of what came into the ledger lately: its scratch on any machine may go."""
+
+    @property
+    def place(self) -> Place:
+        return Place(tracking_uri=self.tracking_uri, artifacts=self.artifacts, home=Path(self.home))
+
+    @property
+    def roots(self) -> Roots:
+        return Roots(data=Path(self.data) if self.data else None, home=Path(self.home))
+
+    @property
+    def folder(self) -> Path:
+        if self.blocks is None:
+            return work_folder(Path(self.home), self.kind, self.key)
+        first, step = self.blocks
+        return work_folder(Path(self.home), "share", f"{self.key}-{first + 1}of{step}")
+
+
+def given_store(jobs: Sequence[Job]) -> GivenStore:
+    """What the recipes of one trial are made from."""
+    return GivenStore(jobs[0].place, [Entry.model_validate(entry) for job in jobs for entry in job.given])
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a recipe of a trial ended: ``entry`` if it is done, else a status and a reason."""
+
+    status: str
+    reason: str = ""
+    entry: dict[str, Any] | None = None
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    """Parents (kind, key) whose artifact is missing or damaged."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialEnd:
+        plain = json.loads(text)
+        return cls(**{**plain, "broken": [(kind, key) for kind, key in plain["broken"]]})
+
+
+def work_folder(home: Path, kind: str, key: str) -> Path:
+    """Where a recipe is made; what is in it is scratch."""
+    return home / "work" / kind / key
