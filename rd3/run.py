@@ -302,11 +302,13 @@ def perform_pack(
     dataset = _open_data(pack[0].recipe, roots)
     benches: list[_Bench] = []
     shared: dict[str, dict[Any, Any]] = {"loaded": {}, "opened": {}}
+    evaluations: list[Evaluation] = []
     for part in pack:
+        assert isinstance(part.recipe, EvaluationRecipe)
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
         benches.append(_Bench(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared))
-    evaluations = [_evaluation(part.recipe, bench) for part, bench in zip(pack, benches, strict=True)]
+        evaluations.append(_evaluation(part.recipe, benches[-1]))
     found: list[Entry | Exception] = []
     outcomes = train_pack(evaluations, dataset, device=device)
     for part, bench, outcome in zip(pack, benches, outcomes, strict=True):

@@ -41,8 +41,10 @@ class Documents(Protocol):
     """Bytes by name; a name is a relative path with ``/``.  All failures are :class:`StoreError`."""
 
     root: str
-    folder: Path | None
-    """The folder on this machine, if it is one."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder on this machine, if it is one."""
 
     def get(self, name: str) -> bytes | None:
         """The object, or None."""

@@ -7,7 +7,6 @@ Copy ``random.py``, rename the class, done.  A method in another package is foun
 from rd3.methods._base import (
     METHODS,
     NOISE,
-    Block,
     Context,
     Method,
     Needs,
@@ -18,6 +17,7 @@ from rd3.methods._base import (
     resolve_settings,
 )
 from rd3.models import Cost
+from rd3.synthetic_set.block import Block
 
 __all__ = [
     "METHODS",
