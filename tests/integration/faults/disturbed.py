@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,13 +37,14 @@ class Disturbed:
         self.place = Place(env["MLFLOW_TRACKING_URI"], f"s3://{bucket}/{name}-{uuid.uuid4().hex[:8]}", home)
         self.env = {**os.environ, **env, "RD3_HOME": str(home), "RD3_ARTIFACTS": self.place.artifacts}
         self.grid, self.home = grid, home
+        self.log = home.with_name(f"{home.name}.log")  # beside the home, whose disk a test may fill
         self.driver: subprocess.Popen[bytes] | None = None
 
     def start(self, **env: str) -> subprocess.Popen[bytes]:
-        """A driver in a process of its own; its words go to ``driver.log``."""
+        """A driver in a process of its own; its output goes to ``log``."""
         command = [sys.executable, "-m", "pipelines.cli", self.verb]
         command += [str(self.grid), "--address", self.env["RAY_ADDRESS"]]
-        with open(self.home / "driver.log", "ab") as log:
+        with open(self.log, "ab") as log:
             self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
         return self.driver
 
@@ -57,7 +59,7 @@ class Disturbed:
         assert code == 0, f"exit code {code}:\n{self.words()}"
 
     def words(self) -> str:
-        return (self.home / "driver.log").read_text()[-4000:]
+        return self.log.read_text()[-4000:]
 
     def close(self) -> None:
         if self.driver is not None and self.driver.poll() is None:
@@ -84,6 +86,32 @@ class Disturbed:
         for each in reversed(list(last.values())):
             if each["event"] == event and kind in (None, each["kind"]) and trial_log.alive(each) and where(each):
                 return each
+        return None
+
+    @contextmanager
+    def held(
+        self, kind: str | None = None, event: str = "start", where: Callable[[Event], Any] = lambda event: True
+    ) -> Iterator[Event]:
+        """A recipe in flight, as ``in_flight`` finds it, whose process is stopped (SIGSTOP) within the block.
+
+        So it cannot finish between the moment when it was seen and the fault.
+        """
+        victim = self.until(lambda: self._stopped(kind, event, where))
+        try:
+            yield victim
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim["pid"], signal.SIGCONT)
+
+    def _stopped(self, kind: str | None, event: str, where: Callable[[Event], Any]) -> Event | None:
+        """A recipe in flight whose process stands still; None if there is none, or it went on before that."""
+        found = self.in_flight(kind, event, where)
+        if found is None or not _stop(found["pid"]):
+            return None
+        if self.in_flight(kind, event, lambda one: one == found and where(one)):
+            return found
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found["pid"], signal.SIGCONT)
         return None
 
     def attempts(self, key: str) -> int:
@@ -157,6 +185,16 @@ class Disturbed:
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+
+def _stop(process: int) -> bool:
+    """Stop a process; whether it still was there."""
+    state = ""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(process, signal.SIGSTOP)
+        while state not in ("T", "Z"):
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "T"
 
 
 def kill(process: int) -> None:
