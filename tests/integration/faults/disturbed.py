@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -10,9 +9,11 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+from standstill import Event, held
 
 from pipelines import trial_log
 from tracking.ledger import Ledger
@@ -21,7 +22,6 @@ from tracking.runs import Tracker
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 600.0
-Event = dict[str, Any]
 
 
 class Disturbed:
@@ -88,31 +88,11 @@ class Disturbed:
                 return each
         return None
 
-    @contextmanager
     def held(
         self, kind: str | None = None, event: str = "start", where: Callable[[Event], Any] = lambda event: True
-    ) -> Iterator[Event]:
-        """A recipe in flight, as ``in_flight`` finds it, whose process is stopped (SIGSTOP) within the block.
-
-        So it cannot finish between the moment when it was seen and the fault.
-        """
-        victim = self.until(lambda: self._stopped(kind, event, where))
-        try:
-            yield victim
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim["pid"], signal.SIGCONT)
-
-    def _stopped(self, kind: str | None, event: str, where: Callable[[Event], Any]) -> Event | None:
-        """A recipe in flight whose process stands still; None if there is none, or it went on before that."""
-        found = self.in_flight(kind, event, where)
-        if found is None or not _stop(found["pid"]):
-            return None
-        if self.in_flight(kind, event, lambda one: one == found and where(one)):
-            return found
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(found["pid"], signal.SIGCONT)
-        return None
+    ) -> AbstractContextManager[Event]:
+        """What ``in_flight`` finds, as soon as there is one, standing still within the block."""
+        return held(self.home, lambda: self.in_flight(kind, event, where), self.until)
 
     def attempts(self, key: str) -> int:
         return trial_log.attempts(self.home, key)
@@ -185,16 +165,6 @@ class Disturbed:
         finally:
             os.environ.clear()
             os.environ.update(before)
-
-
-def _stop(process: int) -> bool:
-    """Stop a process; whether it still was there."""
-    state = ""
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(process, signal.SIGSTOP)
-        while state not in ("T", "Z"):
-            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "T"
 
 
 def kill(process: int) -> None:

@@ -130,7 +130,14 @@ def test_a_trial_has_to_leave(disturb: Disturb, quiet: Disturbed):
     run.check(quiet)
 
 
-@pytest.mark.parametrize("part", ["mlflow", "postgres", "s3"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "mlflow",
+        pytest.param("postgres", marks=pytest.mark.long),  # its shorter sibling: mlflow, which needs it for all it does
+        pytest.param("s3", marks=pytest.mark.long),  # its shorter sibling: the death of S3 in mid-upload, below
+    ],
+)
 def test_a_server_is_away(stack: Any, disturb: Disturb, quiet: Disturbed, part: str):
     run = disturb(part)
     run.start()
@@ -212,6 +219,7 @@ def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
     run.check(quiet)
 
 
+@pytest.mark.long  # its shorter siblings: a worker, a node and the driver are killed, each once, above
 def test_random_kills(stack: Any, disturb: Disturb, quiet: Disturbed):
     run = disturb("random")
     chaos = Chaos(run, stack.do, random.Random(0), outage_s=1.0)
@@ -223,6 +231,7 @@ def test_random_kills(stack: Any, disturb: Disturb, quiet: Disturbed):
     run.check(quiet)
 
 
+@pytest.mark.long  # its shorter siblings: wrong secrets in test_bad_platform.py, without a cluster
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
