@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -66,14 +65,6 @@ def refused(
         return said
 
     return run
-
-
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port on which nobody answers."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
 
 
 def test_a_tracking_server_that_is_down(refused, closed_port: int):
