@@ -33,7 +33,8 @@ test-long: .venv/ready
 	$(PYTEST) -m long
 
 chaos: stack
-	eval "$$(infra/stack/stack.sh env)" && $(BIN)/rd3 infra init && $(BIN)/python tests/integration/faults/chaos.py $(CHAOS)
+	eval "$$(infra/stack/stack.sh env)" && $(BIN)/rd3 infra init \
+	    && PYTHONPATH=tests/integration $(BIN)/python tests/integration/faults/chaos.py $(CHAOS)
 
 # How fast it is on this CPU, beside reference paths; never part of the tests.  docs/benchmarks.md says what it shows.
 bench: .venv/ready

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from standstill import Event, held
+from tiny_grid import quick_teacher
 
 from pipelines import trial_log
+from rd3.datasets import Roots
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import Tracker
@@ -39,6 +41,12 @@ class Disturbed:
         self.grid, self.home = grid, home
         self.log = home.with_name(f"{home.name}.log")  # beside the home, whose disk a test may fill
         self.driver: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Name the grid's teacher, one of a single epoch, in the ledger."""
+        recipe = quick_teacher(Roots(None, self.home))
+        with self.environment():
+            Ledger(self.place.artifacts).set_role("digits", "quick", recipe.model_dump(mode="json"))
 
     def start(self, **env: str) -> subprocess.Popen[bytes]:
         """A driver in a process of its own; its output goes to ``log``."""

@@ -47,6 +47,7 @@ Disturb = Callable[..., Disturbed]
 def quiet(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     """The same grid, undisturbed, in an empty ledger."""
     run = Disturbed(stack.env, CELLS, tmp_path_factory.mktemp("quiet"), "quiet")
+    run.prepare()
     run.finish()
     assert run.second_attempts() == 0
     assert len(run.correct()) == 6
@@ -60,6 +61,7 @@ def disturb(stack: Any, quiet: Disturbed, tmp_path: Path) -> Iterator[Disturb]:
 
     def make(name: str, grid: Path = CELLS) -> Disturbed:
         made.append(Disturbed(stack.env, grid, tmp_path / name, name))
+        made[-1].prepare()
         return made[-1]
 
     yield make
