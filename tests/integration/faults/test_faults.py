@@ -81,6 +81,7 @@ def test_a_worker_is_killed(disturb: Disturb, quiet: Disturbed):
     run.check(quiet)
 
 
+@pytest.mark.long  # its sibling: a sweep loses a node in test_fault_sweep.py
 def test_a_node_is_killed(stack: Any, disturb: Disturb, quiet: Disturbed):
     run = disturb("node")
     run.start()
@@ -196,6 +197,7 @@ def test_a_full_disk(disturb: Disturb, quiet: Disturbed, tmp_path: Path):
         subprocess.run(["umount", "-l", str(run.home)], check=True)
 
 
+@pytest.mark.long  # its shorter siblings: damage is found in test_s3_tracking.py, and made again in test_grid_run.py
 def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
     """In the cache of a machine it is fetched again, at its source it is made again."""
     run = disturb("damaged")
@@ -221,7 +223,7 @@ def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
     run.check(quiet)
 
 
-@pytest.mark.long  # its shorter siblings: a worker, a node and the driver are killed, each once, above
+@pytest.mark.long  # its shorter siblings: a worker and the driver are killed, each once, above
 def test_random_kills(stack: Any, disturb: Disturb, quiet: Disturbed):
     run = disturb("random")
     chaos = Chaos(run, stack.do, random.Random(0), outage_s=1.0)
