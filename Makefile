@@ -3,22 +3,38 @@ PYTHON ?= python3
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
+# Modules are compiled when they are first imported, not at the installation; that has to be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-platform chaos bench lint wheel stack stack-stop
+# Test processes side by side: whole files are dealt out, in order, as files share nothing (WORKERS=0: in this process).
+WORKERS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test coverage test-platform test-long chaos bench lint wheel stack stack-stop
 
 demo: .venv/ready
 	$(BIN)/rd3 run demo
 	$(BIN)/rd3 report demo
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not platform"
+	$(PYTEST) $(PARALLEL) -m "not platform and not long"
 
-# What needs the whole stack, or kills parts of it.
+# The same, and how much of the code runs in the test processes themselves.
+coverage: .venv/ready
+	$(PYTEST) $(PARALLEL) -m "not platform and not long" --cov --cov-report=term:skip-covered
+
+# What needs the whole stack, or kills parts of it; one after the other, as they share its servers.
 test-platform: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m platform
+	$(PYTEST) -m "platform and not long"
+
+# What takes minutes each, and has a shorter sibling in the targets above.
+test-long: .venv/ready
+	$(PYTEST) -m long
 
 chaos: stack
-	eval "$$(infra/stack/stack.sh env)" && $(BIN)/rd3 infra init && $(BIN)/python tests/integration/faults/chaos.py $(CHAOS)
+	eval "$$(infra/stack/stack.sh env)" && $(BIN)/rd3 infra init \
+	    && PYTHONPATH=tests/integration $(BIN)/python tests/integration/faults/chaos.py $(CHAOS)
 
 # How fast it is on this CPU, beside reference paths; never part of the tests.  docs/benchmarks.md says what it shows.
 bench: .venv/ready
@@ -46,5 +62,7 @@ wheel: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit("RD3 needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(shell sed -n 's/^uv==//p' constraints.txt)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[cluster,diffusion,dev]'
+	@echo "Installing RD3 and what it needs into .venv: about 7 GB on the disk, most of it torch's CUDA libraries"
+	$(BIN)/uv pip install $(if $(CI),--quiet) --python $(BIN)/python --constraint constraints.txt --editable '.[cluster,diffusion,dev]'
+	@echo "Installed, $$(du -sh .venv | cut -f1) on the disk"
 	touch $@

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
@@ -28,13 +27,6 @@ def generator(seed: int, *names: object) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *names))
-
-
-def numpy_generator(seed: int, *names: object) -> np.random.Generator:
-    """The same for NumPy."""
-    import numpy as np
-
-    return np.random.default_rng(derive(seed, *names))
 
 
 @contextlib.contextmanager

@@ -21,8 +21,6 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import KINDS
 
-STATUSES = ("done", "failed", "diverged", "oom", "timeout", "killed", "unsupported", "blocked")
-
 
 class Entry(BaseModel):
     """What the ledger says of one recipe that is done."""

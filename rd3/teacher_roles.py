@@ -93,11 +93,6 @@ def _rows(info: DatasetInfo) -> dict[str, dict[str, Any]]:
     return {**_table().get(f"{info.resolution}px", {}), **_table().get(info.name, {})}
 
 
-def role_names(dataset: str) -> list[str]:
-    """The shipped roles of a dataset; every network's name is one besides."""
-    return sorted(name for name in _table().get(dataset, {}) if not name.endswith("any"))
-
-
 def every_role(info: DatasetInfo) -> list[str]:
     """All shipped roles of a dataset: named rows, and every network in every family of them."""
     rows = _rows(info)

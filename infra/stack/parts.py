@@ -22,6 +22,8 @@ class Part:
 
     name: str
     patience_s = 60.0
+    launches = 1
+    """How often it is launched before it counts as one that does not start."""
     stop_with = signal.SIGTERM
     stop_s = 20.0
 
@@ -303,6 +305,7 @@ class RayNode(Part):
     """What head and worker share.  Each takes ten ports in a row for Ray's own services and fifty for its processes."""
 
     patience_s = 120.0
+    launches = 3  # Ray gives a node 30 s to join, which is too little on a busy machine, and has no setting for it
     ip: str
     first: int
     options: tuple[str, ...] = ()

@@ -38,14 +38,26 @@ def start(parts: list[Part]) -> None:
         if isinstance(part, RayHead):
             _follow(part, parts)
         part.check_ports()
-        part.launch()  # which may install something first
         begun = time.monotonic()
-        while not part.answers():
-            if not part.processes.alive() or time.monotonic() - begun > part.patience_s:
+        launches = 0
+        while not _launched(part):
+            launches += 1
+            if launches == part.launches:
                 raise StackError(_last_words(part))
-            time.sleep(0.2)
+            part.processes.end(part.stop_with, part.stop_s)
         part.ready()
         print(f"{part.name:<11} {part.address}  ({time.monotonic() - begun:.1f} s)", flush=True)
+
+
+def _launched(part: Part) -> bool:
+    """Launch a part, and wait until it answers; False if it ends before, or takes too long."""
+    part.launch()  # which may install something first
+    begun = time.monotonic()
+    while not part.answers():
+        if not part.processes.alive() or time.monotonic() - begun > part.patience_s:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _follow(head: RayHead, parts: list[Part]) -> None:

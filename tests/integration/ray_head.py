@@ -74,7 +74,7 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.4", **env: str) -> Iterator[Head]
 
 def _wait(url: str, token: str, started: subprocess.Popen, log: Path) -> None:
     request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             with urllib.request.urlopen(request, timeout=5):

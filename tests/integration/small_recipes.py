@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rd3.recipe import Data, Normalisation, SetRecipe, TeacherRecipe, TeacherTraining
 
 PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -19,3 +21,16 @@ def a_set(seed: int = 0, *, ipc: int = 1, teachers: tuple[str, ...] = (), init: 
     return SetRecipe(
         **COMMON, method="random", version=1, settings={}, ipc=ipc, set_seed=seed, teachers=teachers, init=init
     )
+
+
+class Stub:
+    """A recipe as queue and driver see it: kind, key and parents as (kind, key)."""
+
+    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
+        self.kind, self.key, self._parents = kind, key, parents
+
+    def parents(self) -> Iterable[tuple[str, str]]:
+        return self._parents
+
+    def label(self) -> str:
+        return f"{self.kind} {self.key}"

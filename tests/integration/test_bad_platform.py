@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -66,14 +65,6 @@ def refused(
         return said
 
     return run
-
-
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port on which nobody answers."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
 
 
 def test_a_tracking_server_that_is_down(refused, closed_port: int):
@@ -140,7 +131,7 @@ def test_a_clock_that_would_break_the_lease(refused, driver: Stack, monkeypatch:
     monkeypatch.setattr(health, "time", Ahead(45.0))
     said = refused()
     server = driver.env["AWS_ENDPOINT_URL"]
-    told = rf"StoreError: The clock of this machine is 4\d s ahead of that of the S3 server {server}\."
+    told = rf"StoreError: The clock of this machine is \d\d s ahead of that of the S3 server {server}\."
     assert re.match(told, said), said
     assert "set the clock (NTP)" in said
 

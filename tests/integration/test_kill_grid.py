@@ -14,13 +14,20 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from standstill import held
 
 from pipelines import trial_log
 from rd3.errors import StoreError
 from tracking.ledger import Ledger
 from tracking.runs import Tracker
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400), pytest.mark.filterwarnings("ignore")]
+# Its shorter siblings: worker and driver killed, and the driver asked to leave, in faults/test_faults.py.
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.long,
+    pytest.mark.timeout(2400),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 SHAPE = {"evaluations": 2, "epochs": 20}
 """Evaluations of seconds, so that a signal finds one under way."""
@@ -123,8 +130,8 @@ def test_a_grid_survives_the_death_of_workers_and_drivers(
 
     # A worker is killed while it makes an evaluation; the same driver starts it again.
     driver = drivers(rough)
-    victim = wait_for(lambda: in_flight(rough, driver), driver)
-    os.kill(victim["pid"], signal.SIGKILL)
+    with held(rough, lambda: in_flight(rough, driver), lambda what: wait_for(what, driver)) as victim:
+        os.kill(victim["pid"], signal.SIGKILL)
     assert not trial_log.is_done(rough, victim["key"]), "the worker was to die in mid-recipe"
     wait_for(lambda: trial_log.attempts(rough, victim["key"]) >= 2, driver)
 
@@ -133,8 +140,8 @@ def test_a_grid_survives_the_death_of_workers_and_drivers(
         tiny.run(rough, **SHAPE)
 
     # The driver is killed while an evaluation is being made; its workers do not live on.
-    orphan = wait_for(lambda: in_flight(rough, driver), driver)
-    driver.process.kill()
+    with held(rough, lambda: in_flight(rough, driver), lambda what: wait_for(what, driver)) as orphan:
+        driver.process.kill()
     assert not trial_log.is_done(rough, orphan["key"]), "the driver was to die in mid-grid"
     driver.process.wait()
     wait_for(lambda: in_flight(rough) is None)

@@ -21,9 +21,11 @@ from tracking.place import Place
 from tracking.runs import Tracker
 from tracking.sweeps import EXPERIMENT
 
+# Its shorter sibling: faults/test_fault_sweep.py.  Unread test images: tests/rd3/test_datasets_files.py.
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.platform,
+    pytest.mark.long,
     pytest.mark.timeout(2400),
     pytest.mark.filterwarnings("ignore"),
 ]
@@ -140,10 +142,8 @@ def kill_and_go_on(bench: Bench, start: Callable[[], subprocess.Popen[bytes]]) -
     bench.wait(driver, lambda: len(bench.trials_now()) >= 4)
 
     # The driver is killed while trials are under way; the studies hold whole trials only.
-    bench.wait(driver, lambda: len(bench.trials_now()) >= bench.trials // 2 and bench.in_flight())
+    orphans = bench.wait(driver, lambda: len(bench.trials_now()) >= bench.trials // 2 and bench.in_flight())
     driver.kill()
-    orphans = bench.in_flight()
-    assert orphans, "work was to be in flight"
     driver.wait()
     before = bench.trials_now()
     assert bench.trials // 2 <= len(before) < bench.trials

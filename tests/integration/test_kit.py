@@ -91,8 +91,8 @@ def test_the_bare_python_lacks_what_the_machine_lacks(bare):
 
 
 def test_cut_and_taken_up_the_results_are_those_of_a_plain_run(bare, place):
-    # Some ten seconds for the recipes, and the teacher alone trains for longer.
-    code, log = there(bare, place, "out1", 0.3, "--tests", "", "--benchmarks", "-m no_such_suite")
+    # Some eight seconds for the recipes, and the teacher alone trains for longer.
+    code, log = there(bare, place, "out1", 0.2, "--tests", "", "--benchmarks", "-m no_such_suite")
     assert code == 4, log
     assert "benchmarks: skipped" in log and "campaign: exit code 4" in log
     for _call in range(5):  # one is enough on most machines

@@ -77,7 +77,7 @@ def cluster_file(tmp_path: Path, shared: Path) -> Iterator[Path]:
 
 
 def _wait_for(ip: str, log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             socket.create_connection((ip, 22), timeout=1).close()
@@ -132,7 +132,7 @@ def test_a_grid_on_two_machines(cluster_file, shared, tmp_path):
 
 
 def _wait_for_workers(cluster_file: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while True:
         said = run("ray", "exec", cluster_file, "ray status").stdout
         if "/2.0 CPU" in said:

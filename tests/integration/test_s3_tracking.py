@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(600),  # the first test starts the servers
-    # SQLAlchemy says this of MLflow's own models.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 BUCKET = "rd3-tests"

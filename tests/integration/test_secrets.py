@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,9 +199,9 @@ def test_the_watch_finds_a_command_line():
     watcher = threading.Thread(target=_watch, args=({"planted": secret}, seen, done))
     watcher.start()
     with subprocess.Popen([sys.executable, "-c", "input()", secret], stdin=subprocess.PIPE) as child:
-        for _turn in range(100):
-            if seen or done.wait(0.1):
-                break
+        deadline = time.monotonic() + 120
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.1)
         child.communicate(b"\n")
     done.set()
     watcher.join()

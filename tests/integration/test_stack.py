@@ -64,7 +64,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 answer, sys.stdout = sys.stdout, sys.stderr  # Ray prints what it notices of other nodes
 ray.init(os.environ["RAY_ADDRESS"], logging_level="CRITICAL", log_to_driver=False)
 look = ray.remote(num_cpus=1)(lambda: (ray.util.get_node_ip_address(), dict(os.environ)))
-deadline = time.monotonic() + 60  # a node that was killed counts as alive for some seconds
+deadline = time.monotonic() + 300  # a node that was killed counts as alive for some seconds
 while len(alive := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) != 2 and time.monotonic() < deadline:
     time.sleep(0.5)
 nodes = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]

@@ -126,7 +126,7 @@ def test_a_job_that_is_stopped_leaves_nothing_running_and_goes_on(rd3, tmp_path)
     sent = rd3("submit", slow, "--env", f"RD3_HOME={home}", "--no-wait")
     assert sent.returncode == 0, sent.stderr
     started = home / "trials.jsonl"
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while "evaluation" not in (started.read_text() if started.is_file() else ""):
         assert time.monotonic() < deadline, rd3("jobs", "logs", "rd3-slow").stdout
         time.sleep(0.2)

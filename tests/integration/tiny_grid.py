@@ -27,19 +27,31 @@ def session_in(home: Path) -> Session:
     )
 
 
+def quick_teacher(roots: Roots) -> TeacherRecipe:
+    """A teacher of one epoch on digits."""
+    info = dataset_info("digits", roots)
+    training = TeacherTraining(
+        epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, crop="pad", flip=False
+    )
+    return TeacherRecipe(
+        data=Data(name="digits", fingerprint=open_dataset("digits", roots).fingerprint),
+        classes=info.classes,
+        resolution=info.resolution,
+        network=NETWORK,
+        normalisation=info.normalisation,
+        training=training,
+        precision="fp32",
+        seed=0,
+    )
+
+
 def tiny(
     session: Session, *, evaluations: int = 2, epochs: int = 3, sets: int = 2, timing: str = "shared"
 ) -> Expansion:
     """A teacher of one epoch, random sets of one image a class, and evaluations of each by student seed."""
     info = dataset_info("digits", session.roots)
-    data = Data(name="digits", fingerprint=open_dataset("digits", session.roots).fingerprint)
-    common = {"data": data, "classes": info.classes, "resolution": info.resolution}
-    training = TeacherTraining(
-        epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, crop="pad", flip=False
-    )
-    teacher = TeacherRecipe(
-        **common, network=NETWORK, normalisation=info.normalisation, training=training, precision="fp32", seed=0
-    )
+    teacher = quick_teacher(session.roots)
+    common = {"data": teacher.data, "classes": info.classes, "resolution": info.resolution}
     protocol = resolve_protocol(
         "rd3-reduced",
         factor=info.factor,

@@ -7,54 +7,35 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tiny_grid import session_in
 
-from pipelines import cli, trial_log
+from pipelines import trial_log
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tracking.ledger import Ledger
-from tracking.place import Place
 from tracking.rebuild import rebuild
 from tracking.runs import Tracker
 from tracking.store import TrackedStore
-
-# SQLAlchemy says this of MLflow's own models.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 Run = Callable[..., tuple[int, str, str]]
 DAY_S = 86400.0
 
 
-def place_in(home: Path) -> Place:
-    return Place(tracking_uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "artifacts"), home=home)
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make one."""
-    place = place_in(tmp_path_factory.mktemp("empty"))
-    Tracker(place).client.search_experiments()
-    return place.home / "mlflow.db"
-
-
 @pytest.fixture
-def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(home: Path, empty_database: Path) -> Path:
     """A home with two sets."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    shutil.copy(empty_database, folder)
-    monkeypatch.setenv("RD3_HOME", str(folder))
-    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    store = TrackedStore(place_in(folder))
+    home.mkdir()
+    shutil.copy(empty_database, home)
+    store = TrackedStore(session_in(home).place)
     for seed in range(2):
-        put_set(store, a_set(seed), tmp_path / "out")
-    return folder
+        put_set(store, a_set(seed), home.parent / "out")
+    return home
 
 
 def a_set(seed: int) -> SetRecipe:
@@ -73,18 +54,9 @@ def put_set(store: TrackedStore, recipe: SetRecipe, out: Path) -> None:
 
 
 @pytest.fixture
-def rd3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command in this process; gives exit code, standard output and standard error."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rd3", "artifacts", *words])
-        monkeypatch.setenv("COLUMNS", "300")
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
+def rd3(rd3: Run) -> Run:
+    """Runs a command of ``rd3 artifacts``."""
+    return partial(rd3, "artifacts")
 
 
 def entries(home: Path) -> list[Entry]:
@@ -149,7 +121,7 @@ def test_forgetting_waits_for_the_driver(rd3: Run, home: Path) -> None:
 
 def litter(home: Path) -> SetRecipe:
     """What attempts and deaths leave behind: a finished run without entry, scratch, deliveries."""
-    store = TrackedStore(place_in(home))
+    store = TrackedStore(session_in(home).place)
     first, second = entries(home)
     recipe = a_set(seed=5)
     put_set(store, recipe, home.parent / "out")
@@ -171,7 +143,7 @@ def litter(home: Path) -> SetRecipe:
 def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     recipe = litter(home)
     assert json.loads(rd3("gc", "--json")[1]) == []  # nothing is an hour old
-    tracker = Tracker(place_in(home))
+    tracker = Tracker(session_in(home).place)
     experiment = tracker.client.get_experiment_by_name("rd3").experiment_id
     (run,) = tracker.search([experiment], {"rd3.key": recipe.key})
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
@@ -212,7 +184,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     }
     assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
     assert rd3("gc")[1].startswith("0.0 MiB in 0 pieces")
-    assert rebuild(Ledger(str(home / "artifacts")), place_in(home)) == 0
+    assert rebuild(Ledger(str(home / "artifacts")), session_in(home).place) == 0
     age(home / "work", 8 * DAY_S)
     assert [one["bytes"] for one in json.loads(rd3("gc", "--json")[1])] == [7000]
 
@@ -260,7 +232,7 @@ def test_push_fills_another_ledger_once(rd3: Run, home: Path, tmp_path: Path, em
         twin = Ledger(str(other / "artifacts")).find("set", entry.key)
         assert twin.model_copy(update={"artifact": entry.artifact, "run_id": entry.run_id}) == entry
         assert twin.artifact.startswith(f"file://{other}/artifacts/runs/")
-        assert Tracker(place_in(other)).client.get_run(twin.run_id).info.status == "FINISHED"
+        assert Tracker(session_in(other).place).client.get_run(twin.run_id).info.status == "FINISHED"
     assert Ledger(str(other / "artifacts")).role("digits", "mine") == {"network": "resnet18"}
 
 

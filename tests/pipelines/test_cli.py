@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_recipes import a_set
 
-from pipelines import cli
 from pipelines.commands._show import parse_fields, show_table
 from pipelines.execute import Failure, Outcome
 from rd3 import methods
@@ -29,29 +28,6 @@ from rd3.store import Entry, FolderStore, sha256_files
 from tracking.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    monkeypatch.setenv("RD3_HOME", str(folder))
-    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
-
-
-@pytest.fixture
-def rd3(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command in this process; gives exit code, standard output and standard error."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rd3", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def state(home: Path) -> set[str]:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 import rd3.calibration
-from pipelines import cli
 from pipelines.commands.grid import hours, size
 from rd3.calibration import Calibration
 from rd3.device import ran_precision
 from rd3.hardware import hardware, torch_version
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    monkeypatch.setenv("RD3_HOME", str(folder))
-    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
 
 
 @pytest.fixture
@@ -41,46 +30,39 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        cli.main(list(words))
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
-
-
-def test_a_plan_measures_nothing_and_a_calibration_moves_it(home, measured, capsys):
-    _code, before, _err = told(capsys, "plan", "demo")
+def test_a_plan_measures_nothing_and_a_calibration_moves_it(home, rd3, measured):
+    _code, before, _err = rd3("plan", "demo")
     assert "costs from shipped rates" in before and measured == []
     assert before.strip().endswith(f"precision auto is {ran_precision(torch.device('cpu'), 'auto')} there")
     assert not list(home.rglob("calibrations/*"))
-    code, out, _err = told(capsys, "calibrate", "--device", "cpu")
+    code, out, _err = rd3("calibrate", "--device", "cpu")
     assert code == 0 and measured == ["cpu"] and "100,000 GFLOP/s at fp32" in out
-    _code, after, _err = told(capsys, "plan", "demo", "--json")
+    _code, after, _err = rd3("plan", "demo", "--json")
     cost = json.loads(after)["cost"]
     assert cost["priced"].startswith("calibration of") and measured == ["cpu"]
     assert cost["process_s"] == pytest.approx(19 * 0.5, rel=0.05), "next to nothing but 19 starts"
 
 
-def test_a_plan_says_hours_time_disk_and_money(home, capsys):
-    code, out, _err = told(capsys, "plan", "demo", "--devices", "3", "--rate", "2.5")
+def test_a_plan_says_hours_time_disk_and_money(rd3):
+    code, out, _err = rd3("plan", "demo", "--devices", "3", "--rate", "2.5")
     assert code == 0
     for part in ("device-hours (teachers 0.0", "with 3 devices", "on the disk", "at 2.5 a device-hour", "probably"):
         assert part in out
-    code, plain, _err = told(capsys, "plan", "demo", "--rate", "1000", "--json")
+    code, plain, _err = rd3("plan", "demo", "--rate", "1000", "--json")
     found = json.loads(plain)
     assert found["money"] == pytest.approx(found["cost"]["process_s"] / 3.6, abs=0.01)
 
 
 @pytest.mark.parametrize("more", [[], ["--address", "10.0.0.1:6379"]])
-def test_a_run_above_its_hours_is_refused_before_anything_is_written(home, capsys, more):
-    code, out, err = told(capsys, "run", "demo", "--max-hours", "0.001", *more)
+def test_a_run_above_its_hours_is_refused_before_anything_is_written(home, rd3, more):
+    code, out, err = rd3("run", "demo", "--max-hours", "0.001", *more)
     assert (code, out) == (2, "")
     assert "What is missing of demo takes about 0.0" in err and "--max-hours is 0.001" in err
     assert not (home / "mlflow.db").exists() and not (home / "artifacts").exists()
 
 
-def test_a_device_that_nobody_calibrated(home, capsys):
-    code, _out, err = told(capsys, "plan", "demo", "--device", "NVIDIA H100")
+def test_a_device_that_nobody_calibrated(rd3):
+    code, _out, err = rd3("plan", "demo", "--device", "NVIDIA H100")
     assert code == 2 and "has no calibration of a device that begins with 'NVIDIA H100'" in err
 
 

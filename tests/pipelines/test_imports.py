@@ -4,63 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_grid import session_in
 
-from pipelines import cli
 from rd3.recipe import Data, Recipe, SetRecipe
 from rd3.store import Entry, FolderStore, sha256_files
-from tracking.place import Place
-from tracking.runs import Tracker
 from tracking.store import TrackedStore
-
-# SQLAlchemy says this of MLflow's own models.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-def place_in(home: Path) -> Place:
-    return Place(tracking_uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "artifacts"), home=home)
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make one."""
-    place = place_in(tmp_path_factory.mktemp("empty"))
-    Tracker(place).client.search_experiments()
-    return place.home / "mlflow.db"
-
-
 @pytest.fixture
-def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    shutil.copy(empty_database, folder)
-    monkeypatch.setenv("RD3_HOME", str(folder))
-    for name in ("RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
-
-
-@pytest.fixture
-def rd3(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command in this process; gives exit code, standard output and standard error."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rd3", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "300")
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
+def home(home: Path, empty_database: Path) -> Path:
+    """A home with a tracking database."""
+    home.mkdir()
+    shutil.copy(empty_database, home)
+    return home
 
 
 def a_set(ipc: int) -> SetRecipe:
@@ -111,7 +75,7 @@ def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, st
     code, out, err = rd3("import-results", study)
     assert (code, rows(out)) == (0, ["True", "True"]), err
     assert "1 came without files, which are not in the study: a run that needs them makes them again" in out
-    here, there = TrackedStore(place_in(home)), FolderStore(store)
+    here, there = TrackedStore(session_in(home).place), FolderStore(store)
     for recipe in (SMALL, LARGE):
         changed = {"artifact": None, "run_id": None}
         found = here.find("set", recipe.key)
@@ -132,7 +96,7 @@ def test_files_that_come_later_are_taken(rd3: Run, home: Path, store: Path, stud
 
 
 def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: Path, tmp_path: Path) -> None:
-    other = place_in(tmp_path / "other")
+    other = session_in(tmp_path / "other").place
     shutil.copytree(home, other.home)
     rd3("import-results", study)
     code, out, err = rd3("artifacts", "push", other.artifacts, "--tracking", other.tracking_uri)

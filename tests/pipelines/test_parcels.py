@@ -19,8 +19,6 @@ from tracking import parcels
 from tracking.place import Place
 from tracking.runs import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:

@@ -5,24 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from small_recipes import Stub
 
 from pipelines.queue import Closed, Demand, RecipeQueue
 
 ONE = {kind: Demand(1.0) for kind in ("teacher", "set", "evaluation")}
 EXCLUSIVE = {**ONE, "set": Demand(2.0, whole=True)}
-
-
-class Stub:
-    """A recipe as the queue sees it."""
-
-    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
-        self.kind, self.key, self._parents = kind, key, parents
-
-    def parents(self):
-        return self._parents
-
-    def label(self) -> str:
-        return f"{self.kind} {self.key}"
 
 
 def graph(sets: int = 3, evaluations: int = 2) -> dict[str, Stub]:

@@ -5,24 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from small_recipes import Stub
 
 from pipelines.queue import Demand, RecipeQueue
 from pipelines.schedule import least_wall_s, wall_s
 
 ONE = dict.fromkeys(("teacher", "set", "evaluation"), Demand(1.0))
-
-
-class Stub:
-    """A recipe as the queue sees it."""
-
-    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
-        self.kind, self.key, self._parents = kind, key, parents
-
-    def parents(self):
-        return self._parents
-
-    def label(self) -> str:
-        return f"{self.kind} {self.key}"
 
 
 def queue_of(seconds: dict[str, float], after: dict[str, str], told: bool = True, **options: object) -> RecipeQueue:

@@ -22,7 +22,6 @@ from rd3.datasets import Roots
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
 from tracking.place import Place
 
-PYTHON = platform.python_version()
 GRID = "name: mine\nmethods: [random]\ndatasets: [digits, cifar10]\nipc: [1]\nteacher: resnet18\n"
 
 

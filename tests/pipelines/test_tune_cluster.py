@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,12 @@ def test_a_node_that_never_comes_is_named(inits: list[Any], tmp_path: Path):
         cluster.ray_cluster(tmp_path).__enter__()
 
 
-def test_a_cluster_that_does_not_answer_is_named_before_ray_waits_for_it(inits: list[Any], tmp_path: Path):
-    with socket.socket() as listener:  # bound, and deaf
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(RD3Error, match=rf"The Ray cluster at {address} does not answer: Connection refused\."):
-            cluster.ray_cluster(tmp_path, address).__enter__()
+def test_a_cluster_that_does_not_answer_is_named_before_ray_waits_for_it(
+    inits: list[Any], tmp_path: Path, closed_port: int
+):
+    address = f"127.0.0.1:{closed_port}"
+    with pytest.raises(RD3Error, match=rf"The Ray cluster at {address} does not answer: Connection refused\."):
+        cluster.ray_cluster(tmp_path, address).__enter__()
     assert inits == []
 
 

@@ -7,25 +7,13 @@ import json
 from typing import Any
 
 import pytest
+from small_recipes import Stub
 
 from pipelines.driver import DEATHS, Driver
 from pipelines.job import Job, TrialEnd
 from pipelines.progress import Eta, LineView
 from pipelines.queue import Demand, RecipeQueue
 from rd3.errors import StoreError
-
-
-class Stub:
-    """A recipe as queue and driver see it."""
-
-    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
-        self.kind, self.key, self._parents = kind, key, parents
-
-    def parents(self):
-        return self._parents
-
-    def label(self) -> str:
-        return f"{self.kind} {self.key}"
 
 
 def job(recipe: Any, demand: Demand) -> Job:

@@ -6,22 +6,10 @@ import io
 
 import pytest
 from rich.console import Console
+from small_recipes import Stub
 
 from pipelines.progress import Eta, LineView, LiveView, Running, View, open_view, own_left_s, span
 from pipelines.queue import Demand, RecipeQueue
-
-
-class Stub:
-    """A recipe as the queue sees it."""
-
-    def __init__(self, kind: str, key: str, *parents: tuple[str, str]):
-        self.kind, self.key, self._parents = kind, key, parents
-
-    def parents(self):
-        return self._parents
-
-    def label(self) -> str:
-        return f"{self.kind} {self.key}"
 
 
 def queue_of(*keys: str) -> RecipeQueue:

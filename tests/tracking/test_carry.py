@@ -12,9 +12,6 @@ from tracking.carry import Carrier
 from tracking.place import Place
 from tracking.runs import OpenRun, Tracker
 
-# SQLAlchemy says this of MLflow's own models.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> OpenRun:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,13 +70,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert list(documents.names()) == []
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-@pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_an_s3_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:

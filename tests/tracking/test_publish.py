@@ -18,9 +18,6 @@ from tracking.runs import Tracker
 from tracking.scores import scores
 from tracking.tables import to_csv
 
-# SQLAlchemy says this of MLflow's own models.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
 
 

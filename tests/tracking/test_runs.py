@@ -20,9 +20,6 @@ from tracking.rebuild import rebuild
 from tracking.runs import Tracker
 from tracking.store import TrackedStore
 
-# SQLAlchemy says this of MLflow's own models.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 FACTS = {"method": "rded", "ipc": 1, "protocol": "rd3", "teacher": "resnet18"}
 CURVE = [{"epoch": epoch, "loss": 1 / epoch, "lr": 0.1, "train_top1_pct": epoch / 10} for epoch in range(1, 301)]
 

@@ -52,14 +52,13 @@ def test_a_server_that_is_mlflow(serve) -> None:
     check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (200, "{}")}))
 
 
-def test_a_server_that_is_down() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with pytest.raises(TrackingError, match=rf"127.0.0.1:{port} does not answer: Connection refused\. Fix: start it"):
-        check(f"http://127.0.0.1:{port}")
+def test_a_server_that_is_down(closed_port: int) -> None:
+    with pytest.raises(
+        TrackingError, match=rf"127.0.0.1:{closed_port} does not answer: Connection refused\. Fix: start it"
+    ):
+        check(f"http://127.0.0.1:{closed_port}")
     with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127.0.0.1:\d+/db does not answer") as caught:
-        check(f"postgresql+psycopg2://me:secret@127.0.0.1:{port}/db")
+        check(f"postgresql+psycopg2://me:secret@127.0.0.1:{closed_port}/db")
     assert "secret" not in str(caught.value)
 
 

@@ -1,6 +1,6 @@
 """Kills parts of a platform at random moments while a grid is being made, and compares with a run in peace.
 
-    python tests/integration/faults/chaos.py --seed 0 [--moments 20] [--cells 50] [--outage 60]
+    PYTHONPATH=tests/integration python tests/integration/faults/chaos.py --seed 0 [--moments 20] [--cells 50]
 
 Works on the stack of ``infra/stack/stack.sh``, whose variables must be set (``make chaos`` does all of that).
 """
@@ -108,12 +108,14 @@ def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faul
     env = dict(os.environ)
     begun = time.monotonic()
     quiet = Disturbed(env, grid, folder / "quiet", "chaos-quiet")
+    quiet.prepare()
     quiet.finish()
     peace_s = time.monotonic() - begun
     print(f"in peace: {len(quiet.correct())} evaluations in {peace_s:.0f} s", flush=True)
 
     draw = random.Random(seed)
     rough = Disturbed(env, grid, folder / "rough", "chaos-rough")
+    rough.prepare()
     chaos = Chaos(rough, do, draw, outage_s)
     begun = time.monotonic()
     for number in range(moments):

@@ -9,18 +9,21 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from standstill import Event, held
+from tiny_grid import quick_teacher
+
 from pipelines import trial_log
+from rd3.datasets import Roots
 from tracking.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import Tracker
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 600.0
-Event = dict[str, Any]
 
 
 class Disturbed:
@@ -36,13 +39,20 @@ class Disturbed:
         self.place = Place(env["MLFLOW_TRACKING_URI"], f"s3://{bucket}/{name}-{uuid.uuid4().hex[:8]}", home)
         self.env = {**os.environ, **env, "RD3_HOME": str(home), "RD3_ARTIFACTS": self.place.artifacts}
         self.grid, self.home = grid, home
+        self.log = home.with_name(f"{home.name}.log")  # beside the home, whose disk a test may fill
         self.driver: subprocess.Popen[bytes] | None = None
 
+    def prepare(self) -> None:
+        """Name the grid's teacher, one of a single epoch, in the ledger."""
+        recipe = quick_teacher(Roots(None, self.home))
+        with self.environment():
+            Ledger(self.place.artifacts).set_role("digits", "quick", recipe.model_dump(mode="json"))
+
     def start(self, **env: str) -> subprocess.Popen[bytes]:
-        """A driver in a process of its own; its words go to ``driver.log``."""
+        """A driver in a process of its own; its output goes to ``log``."""
         command = [sys.executable, "-m", "pipelines.cli", self.verb]
         command += [str(self.grid), "--address", self.env["RAY_ADDRESS"]]
-        with open(self.home / "driver.log", "ab") as log:
+        with open(self.log, "ab") as log:
             self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.env | env)
         return self.driver
 
@@ -57,7 +67,7 @@ class Disturbed:
         assert code == 0, f"exit code {code}:\n{self.words()}"
 
     def words(self) -> str:
-        return (self.home / "driver.log").read_text()[-4000:]
+        return self.log.read_text()[-4000:]
 
     def close(self) -> None:
         if self.driver is not None and self.driver.poll() is None:
@@ -85,6 +95,12 @@ class Disturbed:
             if each["event"] == event and kind in (None, each["kind"]) and trial_log.alive(each) and where(each):
                 return each
         return None
+
+    def held(
+        self, kind: str | None = None, event: str = "start", where: Callable[[Event], Any] = lambda event: True
+    ) -> AbstractContextManager[Event]:
+        """What ``in_flight`` finds, as soon as there is one, standing still within the block."""
+        return held(self.home, lambda: self.in_flight(kind, event, where), self.until)
 
     def attempts(self, key: str) -> int:
         return trial_log.attempts(self.home, key)
