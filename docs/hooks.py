@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: pages that are generated from the code, and the repository's own pages with their links adjusted.
+"""Hooks of mkdocs: pages generated from the code, and pages of the repository's root with their links adjusted.
 
-Generated at every build: the command line's reference from its help texts, what is registered from docstrings and
-settings, one page of API reference for each public module, and the pages of the repository's root.
+Generated at every build: the command line's reference from its help texts, the registered methods, losses and
+augmentations from docstrings and settings, and one page of API reference for each public module.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).parents[1]
 MODULES = ("methods", "losses", "augmentations", "datasets", "synthetic_set", "protocol", "recipe")
 """Public modules of ``rd3`` with a page of their own."""
 
 
-def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages."""
-    pages = {
-        "reference/command-line.md": command_line,
-        "reference/registered.md": registered,
-        "reference/python/rd3.md": public_names,
-        **{f"reference/python/{name}.md": lambda name=name: module_page(name) for name in MODULES},
-        "changelog.md": lambda: from_root("CHANGELOG.md"),
-        "contributing.md": lambda: from_root("CONTRIBUTING.md"),
-        "reporting.md": lambda: from_root("SECURITY.md"),
-    }
-    for path, page in pages.items():
-        files.append(File.generated(config, path, content=page()))
-    return files
+PAGES = {
+    "reference/command-line.md": lambda: command_line(),
+    "reference/registered.md": lambda: registered(),
+    "reference/python/rd3.md": lambda: public_names(),
+    **{f"reference/python/{name}.md": lambda name=name: module_page(name) for name in MODULES},
+    "changelog.md": lambda: from_root("CHANGELOG.md"),
+    "contributing.md": lambda: from_root("CONTRIBUTING.md"),
+    "reporting.md": lambda: from_root("SECURITY.md"),
+}
+"""Source path to the page's text; the files of these names only tell readers of the repository where to look."""
+
+
+def on_page_read_source(page: Any, **_options: Any) -> str | None:
+    """The generated text of a generated page, None for all others."""
+    made = PAGES.get(page.file.src_uri)
+    return made() if made else None
 
 
 def on_page_markdown(markdown: str, **_options: Any) -> str:
@@ -107,7 +107,7 @@ def registered() -> str:
     from rd3.losses import LOSSES
     from rd3.methods import METHODS
 
-    parts = ["# What is registered", "From docstrings and settings; `rd3 list` and `rd3 method show` print the same."]
+    parts = ["# Method cards, losses, augmentations", "From docstrings and settings, as `rd3 method show` prints them."]
     for title, registry in (("Methods", METHODS), ("Losses", LOSSES), ("Augmentations", AUGMENTATIONS)):
         parts.append(f"## {title}")
         for name in registry:
