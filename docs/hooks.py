@@ -54,9 +54,18 @@ def command_line() -> str:
     from pipelines.cli import app
 
     command = typer.main.get_command(app)
+    _whole_summaries(command)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="rd3")
     text = re.sub(r"<(\w+(?: \w+)?|list\[\w+\])>", r"\1", text)
     return text.replace("# `rd3`", "# Command line", 1)
+
+
+def _whole_summaries(group: Any) -> None:
+    """Lists of commands show the first paragraph of a command's help, not its first 45 characters."""
+    for command in group.commands.values():
+        command.short_help = (command.help or "").split("\n\n")[0]
+        if hasattr(command, "commands"):
+            _whole_summaries(command)
 
 
 def from_root(name: str) -> str:
