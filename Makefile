@@ -52,6 +52,19 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation as a site, in site/; a broken link is an error.
+.PHONY: docs docs-serve
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: .venv/docs-ready
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: .venv/docs-ready
+	$(BIN)/mkdocs serve
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # What the nodes of a cluster install: RD3's wheel and the versions of everything else.
 wheel: .venv/ready
 	rm -rf dist

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -29,7 +30,8 @@ from pipelines.commands import (
     sweep,
     teacher,
 )
-from pipelines.commands._show import errors_told
+from pipelines.commands._show import console, errors_told
+from rd3 import __version__
 
 app = typer.Typer(
     name="rd3",
@@ -53,6 +55,21 @@ app.add_typer(method.app, name="method")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(infra.app, name="infra")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(f"rd3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of ``rd3`` itself."""
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -14,11 +14,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rd3 import __version__
 from rd3.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
         kind=kind,
         device=name,
         torch=torch_version(),
-        rd3=version("rd3"),
+        rd3=__version__,
         **{name: getattr(fitted, name) for name in _FITTED},
         auto="bf16" if bf16_in_hardware(device) else "fp32",
         networks=dict(fitted.measured),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import socket
@@ -33,6 +34,10 @@ Run = Callable[..., tuple[int, str, str]]
 def state(home: Path) -> set[str]:
     """Everything that RD3 wrote, but for decoded data."""
     return {path.name for path in home.rglob("*") if path.is_file() and path.parent.name != "data"}
+
+
+def test_version_is_that_of_the_package(rd3):
+    assert rd3("--version") == (0, f"rd3 {importlib.metadata.version('rd3')}\n", "")
 
 
 @pytest.mark.parametrize(
