@@ -89,6 +89,10 @@ def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> 
     """What comes of each: its entry, which is on the disk before anything is sent, or what ended it."""
     try:
         outcomes = _perform(jobs, parts, store)
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if isinstance(outcome, Entry):
+                write_atomically(part.out / "made.json", outcome.model_dump_json())
+        return outcomes
     except Exception as error:
         if is_device_error(error) or (len(jobs) > 1 and ends_the_process(error)):
             raise Unfit(f"{type(error).__name__}: {error}".splitlines()[0]) from error
@@ -96,10 +100,6 @@ def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> 
             return [error]
         # What one of them brought, such as a protocol that contradicts itself, is not to end the others.
         return [one for job, part in zip(jobs, parts, strict=True) for one in _made_together([job], [part], store)]
-    for part, outcome in zip(parts, outcomes, strict=True):
-        if isinstance(outcome, Entry):
-            write_atomically(part.out / "made.json", outcome.model_dump_json())
-    return outcomes
 
 
 def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> Sequence[Entry | Exception | None]:

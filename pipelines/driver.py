@@ -200,7 +200,7 @@ class Driver:
                 how = _how(trial.unfit)
                 self.view.ended(key, "killed", f"the process of its pack {how}; it is started again, alone")
             else:
-                self._died(key, trial.unfit, out_of_memory="OutOfMemory" in reason)
+                self._died(key, trial.unfit, out_of_memory=not trial.unfit and "OutOfMemory" in reason)
 
     def _died(self, key: Key, unfit: str, *, out_of_memory: bool) -> None:
         """The process that made this recipe alone is gone."""

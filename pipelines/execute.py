@@ -90,8 +90,8 @@ def execute(
     """Make what the plan says is to be run, and report what is there afterwards.
 
     ``address``: a Ray cluster, else Ray is started on this machine.  ``max_concurrent``: trials at a time, whatever the
-    cluster has now (for one that grows); else as many as fit.  ``gpu_share``: part of a GPU that an evaluation takes.
-    ``shares``: trials that make one set together, where the grid does not want exclusive times.
+    cluster has now (for one that grows); else as many as fit.  ``gpu_share``: part of a GPU that a trial of
+    evaluations takes.  ``shares``: trials that make one set together, where the grid does not want exclusive times.
     """
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))

@@ -15,6 +15,8 @@ from pipelines.attempt import Unfit, attempt, last_words
 from pipelines.job import Job, TrialEnd
 
 REPORT_EVERY_S = 3.0
+UNFIT_S = 10.0
+"""How long an unfit process may take to end in good order; with a broken device it may hang on its way."""
 
 
 class Reports:
@@ -55,7 +57,8 @@ def run_trial(config: dict[str, Any]) -> None:
         attempt(jobs, reports.progress, reports.ended)
     except Unfit as error:
         reports.unfit(str(error))
-        os._exit(1)  # Tune would keep the process for another trial
+        _leave_at_the_latest(UNFIT_S)
+        raise  # Tune ends the process of a trial that fails, and keeps others for the next
 
 
 def _settle_process(gpu: bool) -> None:
@@ -68,6 +71,12 @@ def _settle_process(gpu: bool) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+def _leave_at_the_latest(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 @cache

@@ -16,7 +16,7 @@ Find = Callable[[str, str], Entry | None]
 
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib")
 GENERATION = ("generation_wall_s", "generation_process_s")
-MADE = ("code_version", "device", "threads", "torch", "host", "finished_at")
+MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack")
 COLUMNS = (
     *Cell.model_fields,
     "status",
@@ -30,7 +30,8 @@ COLUMNS = (
     *MADE,
 )
 """``resolved`` is the evaluation's protocol, field by field; ``tested_on`` is ``test`` or ``validation``;
-``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*`` and ``set_peak_mib`` are of its set."""
+``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*`` and ``set_peak_mib`` are of its set. ``pack``: how many
+evaluations were trained together, whose times are then those of all; empty where it was one."""
 
 
 def _answers(cell: Cell, find: Find) -> dict[str, Any]:

@@ -240,13 +240,18 @@ def _provenance(frame: pd.DataFrame) -> list[dict[str, str]]:
             "seeds": f"{'–' if row['set_seed'] is None else row['set_seed']} / {row['student_seed']}",
             "correct": "" if row["correct"] is None else f"{row['correct']} of {row['tested']}",
             "top1": "" if row["top1_pct"] is None else f"{row['top1_pct']:.2f}",
-            "wall": tables.seconds_text(row["wall_s"]),
+            "wall": tables.seconds_text(row["wall_s"]) + _in_pack(row["pack"]),
             "set": (row["set"] or "")[:12],
             "evaluation": (row["evaluation"] or "")[:12],
             "teacher": (row["teacher_key"] or "")[:12],
         }
         for row in frame.to_dict("records")
     ]
+
+
+def _in_pack(pack: float | None) -> str:
+    """Behind the time of an evaluation that was trained with others."""
+    return f" (pack of {pack:.0f})" if (pack or 1) > 1 else ""
 
 
 def _evaluations_csv(frame: pd.DataFrame) -> str:

@@ -32,7 +32,9 @@ DeviceOption = Annotated[
 MaxHoursOption = Annotated[
     float | None, typer.Option(help="Refuse to start if the plan says more device-hours than this.", min=0)
 ]
-GpuShareOption = Annotated[float, typer.Option(help="Part of a GPU that an evaluation takes.", min=0.01, max=1)]
+GpuShareOption = Annotated[
+    float, typer.Option(help="Part of a GPU that a trial of evaluations takes.", min=0.01, max=1)
+]
 
 
 def add_to(app: typer.Typer) -> None:

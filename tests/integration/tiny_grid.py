@@ -46,19 +46,31 @@ def quick_teacher(roots: Roots) -> TeacherRecipe:
 
 
 def tiny(
-    session: Session, *, evaluations: int = 2, epochs: int = 3, sets: int = 2, timing: str = "shared"
+    session: Session,
+    *,
+    evaluations: int = 2,
+    epochs: int = 3,
+    sets: int = 2,
+    rates: int = 1,
+    timing: str = "shared",
 ) -> Expansion:
-    """A teacher of one epoch, random sets of one image a class, and evaluations of each by student seed."""
+    """A teacher of one epoch, random sets of one image a class, and evaluations of each by student seed.
+
+    ``rates``: protocols that differ in the learning rate alone, so that their views are equal.
+    """
     info = dataset_info("digits", session.roots)
     teacher = quick_teacher(session.roots)
     common = {"data": teacher.data, "classes": info.classes, "resolution": info.resolution}
-    protocol = resolve_protocol(
-        "rd3-reduced",
-        factor=info.factor,
-        same_network=True,
-        set_size=info.num_classes,
-        overrides={"epochs": epochs, "precision": "fp32"},
-    )
+    protocols = [
+        resolve_protocol(
+            "rd3-reduced",
+            factor=info.factor,
+            same_network=True,
+            set_size=info.num_classes,
+            overrides={"epochs": epochs, "precision": "fp32", "lr": 0.001 * number},
+        )
+        for number in range(1, rates + 1)
+    ]
     recipes = [teacher]
     for seed in range(sets):
         recipes.append(SetRecipe(**common, method="random", version=1, settings={}, ipc=1, set_seed=seed))
@@ -73,6 +85,7 @@ def tiny(
                 normalisation=info.normalisation,
             )
             for number in range(evaluations)
+            for protocol in protocols
         ]
     return Expansion(
         recipes={recipe.key: recipe for recipe in recipes},
