@@ -1,8 +1,8 @@
-"""Batched augmentation on the device: what post-evaluation, teachers and methods that crop and flip are made of.
+"""Batched augmentation on the device, for post-evaluation, teachers, and methods that crop and flip.
 
-Random numbers are drawn on the CPU from the generator that is passed in, so every device sees the same views; pixels,
-``images: (B, C, H, W)``, are moved on their device.  Sources: LINs-lab/RDED ``validation/utils.py`` (patch shuffle,
-CutMix's box), torchvision (``RandomResizedCrop``, ``RandomCrop``).
+Random numbers are drawn on the CPU from the generator passed in, so every device sees the same views; pixels,
+``images: (B, C, H, W)``, are transformed on their device.  Sources: LINs-lab/RDED ``validation/utils.py`` (patch
+shuffle, CutMix's box), torchvision (``RandomResizedCrop``, ``RandomCrop``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TRIES = 10
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 0-255 to float32 in [0, 1]; floats are taken to be in [0, 1] already."""
+    """Convert uint8 0-255 to float32 in [0, 1]; floats are assumed to be in [0, 1] already."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
@@ -33,7 +33,7 @@ def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) ->
 
 
 def shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator) -> torch.Tensor:
-    """(batch, side) int64: for each image, which source line stands at each place."""
+    """(batch, side) int64: for each image, the source line at each position."""
     place = torch.rand(batch, factor, generator=stream).argsort(dim=1)
     strip = (torch.arange(side) // (side // factor)).clamp_(max=factor - 1)
     # A stable sort of the lines by the new place of their strip keeps the order within the strip.
@@ -41,7 +41,7 @@ def shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator)
 
 
 def take_lines(images: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Each image's columns, (B, W) int64, then its rows, (B, H) int64, by their places in the image."""
+    """Reorder each image's columns and then its rows by source positions, (B, W) and (B, H) int64."""
     images = images.gather(3, columns[:, None, None, :].expand_as(images))
     return images.gather(2, rows[:, None, :, None].expand_as(images))
 
@@ -56,10 +56,10 @@ def crop_boxes(
     max_area: float = 1.0,
     ratio: tuple[float, float] = RATIO,
 ) -> torch.Tensor:
-    """(batch, 4) int64 boxes (top, left, height, width) by the law of torchvision's ``RandomResizedCrop``.
+    """(batch, 4) int64 boxes (top, left, height, width), distributed as in torchvision's ``RandomResizedCrop``.
 
-    Ten tries of area and log-uniform ratio; the first that fits wins; otherwise the largest central box whose ratio is
-    allowed.
+    Ten attempts with uniform area and log-uniform aspect ratio, of which the first that fits is used; otherwise the
+    largest central box of an allowed ratio.  ``min_area`` and ``max_area`` are fractions of the image.
     """
     share = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, max_area, generator=stream)
     area = height * width * share
@@ -83,7 +83,7 @@ def crop_boxes(
 
 
 def crop_and_resize(images: torch.Tensor, boxes: torch.Tensor, size: int, *, antialias: bool = True) -> torch.Tensor:
-    """Cut a box of its own out of each image and resize it to ``size`` x ``size``, bilinear.
+    """Crop each image to its own box and resize it bilinearly to ``size`` x ``size``.
 
     ``boxes``: (B, 4) int64 of top, left, height, width.  A separable resize is two matrix products, one matrix per
     image and direction; that equals ``torchvision.transforms.functional.resized_crop`` up to rounding.
@@ -134,29 +134,29 @@ def horizontal_flip(images: torch.Tensor, stream: torch.Generator, probability: 
 
 
 def chosen(batch: int, stream: torch.Generator, probability: float) -> torch.Tensor:
-    """(batch,) bool, true with this probability."""
+    """(batch,) bool, each True with this probability."""
     return torch.rand(batch, generator=stream) < probability
 
 
 def flip_where(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Mirror the images left to right for which ``mirrored``, (B,) bool, is true."""
+    """Mirror those images left to right for which ``mirrored``, (B,) bool, is True."""
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
-    """torchvision's ``RandomCrop(side, padding)`` for a batch: zeros around, a random place for each image."""
+    """torchvision's ``RandomCrop(side, padding)`` for a batch: pad with zeros and crop each image at random."""
     top, left = (place.to(images.device) for place in pad_crop_places(len(images), padding, stream))
     return cut_padded(images, padding, top, left)
 
 
 def pad_crop_places(batch: int, padding: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top and left of every cut in the padded image, (batch,) int64 each."""
+    """Top and left of each crop in the padded image, (batch,) int64 each."""
     top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=stream)[:, :, 0]
     return top, left
 
 
 def cut_padded(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """Pad with zeros and cut the size of the images out at ``top`` and ``left``, (B,) int64."""
+    """Pad with zeros and crop to the original size at ``top`` and ``left``, (B,) int64."""
     batch, channels, height, width = images.shape
     rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
@@ -166,7 +166,7 @@ def cut_padded(images: torch.Tensor, padding: int, top: torch.Tensor, left: torc
 
 
 def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the box that a draw means: half-extents by integer division, clipped."""
+    """(top, bottom, left, right) of CutMix's box for a draw: half-extents by integer division, clipped to the image."""
     cut = math.sqrt(1 - lam)
     half_high, half_wide = int(cut * height) // 2, int(cut * width) // 2
     row, column = centre

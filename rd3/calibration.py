@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,7 +22,10 @@ from rd3 import __version__
 from rd3.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from rd3.datasets import Dataset, Split
 
 SECONDS = 20.0
 """About how long a calibration takes."""
@@ -163,10 +166,10 @@ def fit(runs: Sequence[Run], begin: Rates) -> tuple[Rates, float]:
     begin = begin._replace(start_s=0.0, measured={})
     start = np.log([getattr(begin, name) for name in _FITTED])
 
-    def rates(logarithms: Any) -> Rates:
+    def rates(logarithms: np.ndarray) -> Rates:
         return begin._replace(**dict(zip(_FITTED, np.exp(logarithms).tolist(), strict=True)))
 
-    def off(logarithms: Any) -> Any:
+    def off(logarithms: np.ndarray) -> np.ndarray:
         fitted = rates(logarithms)
         ratios = [math.log(run.seconds / fitted.seconds(run.work)) for run in runs]
         return np.concatenate([ratios, 0.01 * (logarithms - start)])
@@ -249,7 +252,7 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
     return float(np.median(np.diff(ticks))) / steps
 
 
-def _nothing(side: int) -> Any:
+def _nothing(side: int) -> Dataset:
     """A dataset of ten classes without an image: the clock ends a training before it is tested."""
     import numpy as np
 
@@ -257,15 +260,18 @@ def _nothing(side: int) -> Any:
 
     class Nothing(Dataset):
         info = dataset_info("cifar10").model_copy(update={"resolution": side})
-        fingerprint = "nothing"
 
-        def labels(self, split: str) -> np.ndarray:
+        @property
+        def fingerprint(self) -> str:
+            return "nothing"
+
+        def labels(self, split: Split) -> np.ndarray:
             return np.empty(0, np.int64)
 
-        def images(self, split: str, indices: Sequence[int]) -> torch.Tensor:
+        def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
             raise NotImplementedError
 
-        def original(self, split: str, index: int) -> torch.Tensor:
+        def original(self, split: Split, index: int) -> torch.Tensor:
             raise NotImplementedError
 
     return Nothing()

@@ -1,7 +1,7 @@
-"""What a recipe costs before it runs: operations and memory traffic, and rough seconds from them.
+"""Cost of a recipe before it runs: FLOPs and memory traffic, and a rough estimate of seconds from them.
 
-Work is exact arithmetic on the recipe: a training step costs as much as three forward passes (one forward, two for the
-gradients).  Seconds are an estimate from :class:`Rates`; whoever runs a grid corrects them by what has finished.
+Work is computed exactly from the recipe: a training step costs as much as three forward passes (one forward, two for
+the gradients).  Seconds are estimated from :class:`Rates`; running grids correct them by the recipes that finished.
 """
 
 from __future__ import annotations
@@ -23,45 +23,46 @@ from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecip
 TRAIN_FACTOR = 3
 """Forward and backward pass together, in forward passes."""
 TABLE_CLASSES = (10, 20)
-"""The two class counts from which ``forward_costs.json`` is made; work is a straight line in the classes."""
+"""The two numbers of classes from which ``forward_costs.json`` is computed; work is linear in the classes."""
 
 
 class Work(NamedTuple):
-    """Work of one recipe: what a device computes, and how many steps it takes one after the other."""
+    """Work of one recipe: its compute, and its number of sequential steps."""
 
     cost: Cost = Cost()
     steps: int = 0
     precision: str = "fp32"
-    """``fp32``, ``bf16``, or ``auto``: whichever the device takes."""
+    """``fp32``, ``bf16``, or ``auto``: the one that the device uses."""
     networks: tuple[tuple[str, Cost], ...] = ()
-    """Networks by name, with what of the cost is theirs."""
+    """Networks by name, with their share of the cost."""
 
 
 class Rates(NamedTuple):
-    """How fast one slot of a device is: a CPU thread, or a whole GPU.  Rough by nature."""
+    """Speed of one slot of a device: a CPU thread, or a whole GPU.  A rough approximation."""
 
     name: str
-    """What they are of, for people."""
+    """The device, for people."""
     fp32: float
-    """Floating-point operations a second; the traffic comes on top."""
+    """Floating-point operations per second at fp32; memory traffic takes additional time."""
     bf16: float
+    """Floating-point operations per second at bf16."""
     bytes: float
-    """Bytes a second that layers read and write, as fp32."""
+    """Memory bandwidth of layers, in bytes per second, as fp32."""
     step_s: float
-    """Seconds of every optimiser step that do not depend on the network's width: data, launches, the optimiser."""
+    """Overhead of an optimizer step in seconds, independent of the network's width: data, launches, the optimizer."""
     start_s: float
-    """Seconds around a recipe: loading data and parents, writing and logging the result."""
+    """Overhead of a recipe in seconds: loading data and parents, writing and logging the result."""
     auto: str = "fp32"
-    """What precision ``auto`` is on this device: ``bf16`` where it multiplies that in hardware."""
+    """What precision ``auto`` means on this device: ``bf16`` if supported in hardware, else ``fp32``."""
     spread: float = 2.0
-    """Most recipes take between the estimate divided by this and the estimate times this."""
+    """Most recipes take between the estimate divided by this factor and the estimate times it."""
     measured: Mapping[str, float] = MappingProxyType({})
-    """``"<network> <precision>"`` to how many times as long its passes take as operations and traffic say."""
+    """``"<network> <precision>"`` to the measured time of its passes, as a multiple of the estimate."""
     measured_spread: float = 1.5
     """As ``spread``, for recipes all of whose networks were measured."""
 
     def seconds(self, work: Work) -> float:
-        """Process seconds of one recipe on one slot."""
+        """Estimated CPU time of one recipe on one slot, in seconds."""
         precision = self._precision(work)
         rest = work.cost - sum((cost for _name, cost in work.networks), Cost())
         passes = sum(
@@ -71,7 +72,7 @@ class Rates(NamedTuple):
         return self.start_s + work.steps * self.step_s + passes + self._passes_s(rest, precision)
 
     def spread_of(self, work: Work) -> float:
-        """How far off the estimate may be, as a factor."""
+        """Uncertainty of the estimate, as a factor."""
         precision = self._precision(work)
         known = all(f"{name} {precision}" in self.measured for name, _cost in work.networks)
         return self.measured_spread if self.measured and known else self.spread
@@ -101,7 +102,7 @@ GPU = Rates("a GPU", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start
 
 
 def shipped_rates(kind: str, bf16: bool) -> Rates:
-    """The rates that come with RD3: of a GPU (``cuda``), or of a processor with or without bf16 in hardware."""
+    """The rates that ship with RD3: of a GPU (``cuda``), or of a processor with or without bf16 in hardware."""
     if kind != "cpu":
         return GPU._replace(auto="bf16" if bf16 else "fp32")
     return CPU_THREAD if bf16 else PLAIN_CPU_THREAD
@@ -117,7 +118,7 @@ def _table() -> dict[str, dict[str, list[list[float]]]]:
 
 @functools.cache
 def forward_cost(network: str, num_classes: int, resolution: int) -> Cost:
-    """One image's forward pass, from the shipped table; networks that are not in it are built and counted (torch)."""
+    """Cost of one image's forward pass, from the shipped table; other networks are built and counted (loads torch)."""
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
         return Cost(*(fixed + per_class * num_classes for fixed, per_class in row[:2]))
@@ -128,7 +129,7 @@ def forward_cost(network: str, num_classes: int, resolution: int) -> Cost:
 
 @functools.cache
 def extent(network: str, num_classes: int, resolution: int) -> Extent:
-    """What a network and its statistics are on the disk; as :func:`forward_cost` where the table has it not."""
+    """Size of a network and of its layer statistics on disk, from the table or as in :func:`forward_cost`."""
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
         return Extent(*(round(fixed + per_class * num_classes) for fixed, per_class in row[2:]))
@@ -138,7 +139,7 @@ def extent(network: str, num_classes: int, resolution: int) -> Extent:
 
 
 def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]]]:
-    """What ``forward_costs.json`` should hold for these networks; write it anew from this after they change."""
+    """The content of ``forward_costs.json`` for these networks; regenerate the file after they change."""
     from rd3.models import extent as extended
     from rd3.models import forward_cost as counted
     from rd3.models import network_info

@@ -1,4 +1,4 @@
-"""What post-evaluation gives: the headline, the curve, and what it cost."""
+"""The result of post-evaluation: headline metric, training curve and cost."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One student, trained and tested."""
+    """Result of one student, trained and tested."""
 
     tested_on: str
+    """Split: ``test`` or ``validation``."""
     ran_precision: str
-    """``bf16`` or ``fp32``: what the protocol's precision meant on this device."""
+    """``bf16`` or ``fp32``: the precision used on this device."""
     correct: int
-    """Right predictions on the whole test split after the last epoch: the headline metric, as a count."""
+    """Correct predictions on the whole test split after the last epoch: the headline metric, as a count."""
     tested: int
+    """Number of test images."""
     top1_pct: float
+    """Top-1 accuracy in per cent (0-100)."""
     per_class_correct: list[int]
+    """Correct predictions by class, in class order."""
     final_loss: float
-    """Mean over the images of the last epoch."""
+    """Training loss of the last epoch, averaged over its images."""
     epochs_run: int
     curve: list[dict[str, float]]
-    """A row an epoch: ``epoch`` from 1, ``loss`` (mean over images), ``lr``, ``train_top1_pct`` (base labels)."""
+    """One row per epoch: ``epoch`` from 1, ``loss`` (mean over images), ``lr``, ``train_top1_pct`` (base labels)."""
     diagnostics: dict[int, float]
-    """Epoch to top-1 accuracy (%) for the protocol's ``test_epochs``; never the headline."""
+    """Epoch to top-1 accuracy in per cent for the protocol's ``test_epochs``; never the headline metric."""
     wall_s: float
+    """Wall time of training and testing, in seconds."""
     process_s: float
+    """CPU time of the process, in seconds."""
     peak_mib: float
-    """Device memory on CUDA; elsewhere the high-water mark of the whole process."""
+    """Peak memory in MiB: of the device on CUDA, otherwise of the whole process."""
 
     def flat(self) -> dict[str, Any]:
-        """Plain figures, for a ledger entry."""
+        """Scalar figures by name, for a ledger entry."""
         skipped = ("per_class_correct", "curve", "diagnostics")
         figures = {name: value for name, value in asdict(self).items() if name not in skipped}
         return figures | {f"diagnostic_top1_pct_epoch_{epoch}": value for epoch, value in self.diagnostics.items()}
 
     def write(self, folder: Path) -> None:
-        """Write ``result.json`` (all but the curve) and ``curve.parquet`` into an existing folder."""
+        """Write ``result.json`` (everything except the curve) and ``curve.parquet`` into an existing folder."""
         import pyarrow as pa
         from pyarrow import parquet
 

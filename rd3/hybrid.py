@@ -1,4 +1,4 @@
-"""Hybrid labels: what several teachers say together, as logits that a loss takes like those of one."""
+"""Hybrid labels: the outputs of several teachers combined into logits, which a loss uses like those of one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def together(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
-    """(B, C) float32 for one batch, from (B, C) float32 of each teacher, as the protocol's ``hybrid`` says.
+    """Combine (B, C) float32 logits of each teacher for one batch into (B, C), as the protocol's ``hybrid`` states.
 
-    Sources: ``logits``, EDC; ``balanced``, G-VBSM on ImageNet-1K (norms are of a whole batch); ``softmax``, the other
-    reading of hybrid labels under KL.
+    Sources: ``logits``, EDC; ``balanced``, G-VBSM on ImageNet-1K (norms are of a whole batch); ``softmax``, the
+    alternative interpretation of hybrid labels under KL.
     """
     return _WAYS[protocol.hybrid](logits, protocol.loss.settings.get("temperature", 1.0))
 
@@ -26,7 +26,7 @@ def _mean(logits: Sequence[torch.Tensor], _temperature: float) -> torch.Tensor:
 
 
 def _balanced(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
-    """Every teacher's logits at the mean of the teachers' Frobenius norms."""
+    """The mean after each teacher's logits are scaled to the mean of the teachers' Frobenius norms."""
     norms = [each.norm() for each in logits]
     common = sum(norms) / len(norms)
     return _mean([each * (common / norm) for each, norm in zip(logits, norms, strict=True)], temperature)

@@ -1,8 +1,8 @@
-"""One lazy registry for methods, datasets, networks and losses.
+"""One lazy registry for methods, datasets, networks, losses and augmentations.
 
-A registry knows a package whose modules register themselves when imported, and an entry-point group through which
-somebody else's package adds its own.  Nothing is imported before the first look-up.  A file or a plugin that fails to
-import does not take the others down: its name answers with the reason.
+A registry has a package whose modules register themselves when imported, and an entry-point group through which other
+packages add theirs.  Nothing is imported before the first look-up.  A file or a plugin that fails to import does not
+affect the others: looking its name up raises with the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _reason(error: Exception, file_name: str) -> str:
 
 
 class Registry(Generic[T]):
-    """Names to things of one kind, found in ``package`` and in the entry-point group of the same name."""
+    """Objects of one kind by name, found in ``package`` and in the entry-point group of the same name."""
 
     def __init__(self, kind: str, package: str):
         self.kind = kind
@@ -49,7 +49,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a thing under ``name``; registering the same name twice is refused."""
+        """Decorator: register an object under ``name``; raises :class:`RD3Error` if the name is taken."""
 
         def file_it(thing: T) -> T:
             known = self._things.get(name)
@@ -85,7 +85,11 @@ class Registry(Generic[T]):
             self._things = {key: one for key, one in self._things.items() if getattr(one, "__module__", "") != module}
 
     def load_file(self, path: Path) -> list[str]:
-        """Run a Python file that lies anywhere, and give the names that it registers, in its order."""
+        """Run a Python file from any folder and return the names that it registers, in order.
+
+        Raises :class:`DataMissing` if there is no such file, :class:`BadValue` if it fails to import, and
+        :class:`UnknownName` if it registers nothing.
+        """
         if not path.is_file():
             raise DataMissing(f"There is no file {path}.", "check the path")
         self._load()
@@ -106,12 +110,12 @@ class Registry(Generic[T]):
         return names
 
     def names(self) -> list[str]:
-        """All names that can be had, sorted."""
+        """All available names, sorted."""
         self._load()
         return sorted(self._things)
 
     def broken(self) -> dict[str, str]:
-        """What failed to import: name of the file or of the entry point, to where it is and the reason."""
+        """Modules and entry points that failed to import, by name, with their place and the reason."""
         self._load()
         return dict(self._broken)
 
@@ -123,7 +127,7 @@ class Registry(Generic[T]):
         return name in self._things
 
     def get(self, name: str) -> T:
-        """The thing called ``name``; raises :class:`UnknownName` with a did-you-mean."""
+        """The object registered as ``name``; raises :class:`UnknownName` with a suggestion."""
         if name in self._things:
             return self._things[name]
         self._load()

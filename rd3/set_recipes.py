@@ -1,4 +1,4 @@
-"""From a method, a dataset and an IPC to the recipe of a set and of all that it is made from; loads no torch."""
+"""From a method, a dataset and an IPC to the recipes of a set and of its parents; does not load torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rd3.recipe import Data, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 from rd3.registry import did_you_mean
 
 TeacherOf = Callable[[str], TeacherRecipe]
-"""Role to recipe, on the dataset at hand."""
+"""Teacher role to recipe, on the current dataset."""
 KnownSet = Callable[[str], SetRecipe | None]
-"""A key, or its first digits, to the set that the ledger has; None if that means nothing there."""
+"""A key, or its first digits, to the recipe of that set in the ledger; None if there is none."""
 
 
 def no_known_set(_key: str) -> None:
@@ -25,7 +25,7 @@ def no_known_set(_key: str) -> None:
 
 @dataclass(frozen=True)
 class PlannedSet:
-    """A method's set on a dataset, resolved; only the set seed is open."""
+    """A method's set on a dataset, fully resolved except for the set seed."""
 
     method: str
     settings: Settings
@@ -37,7 +37,7 @@ class PlannedSet:
     init: PlannedSet | SetRecipe | None = None
 
     def recipes(self, set_seed: int) -> list[Recipe]:
-        """What the set is made from, parents first, and its own recipe last."""
+        """Recipes of the set's parents, in order, and the set's own recipe last."""
         before: list[Recipe] = [*self.teachers, *self.statistics]
         if isinstance(self.init, PlannedSet):
             before += self.init.recipes(set_seed)
@@ -70,9 +70,10 @@ def plan_set(
     teacher_of: TeacherOf,
     known_set: KnownSet = no_known_set,
 ) -> PlannedSet:
-    """Settings, teachers, statistics and start of a set; ``teacher`` is the role that the grid names.
+    """Resolve settings, teachers, statistics and init of a set; ``teacher`` is the role that the grid names.
 
-    Raises :class:`Unsupported` for a pair that cannot be made, and other :class:`RD3Error` for mistakes.
+    Raises :class:`Unsupported` if the method does not support this dataset and IPC, and other :class:`RD3Error` for
+    mistakes.
     """
     made = METHODS.get(method)()
     support = made.supports(info, ipc)
@@ -158,9 +159,9 @@ def _init(
 
 
 def largest_sets(recipes: list[Recipe], info_of: Callable[[str], DatasetInfo]) -> dict[str, str]:
-    """Small sets to the largest one that holds their images: keys of sets that are equal but for the IPC.
+    """Keys of smaller sets to the key of the largest set that contains their images, all equal except for the IPC.
 
-    Only where the method nests, and the sets that they start from do so as well.
+    Only for methods whose sets nest, and whose init sets nest as well.
     """
     found: dict[str, str] = {}
     sets = [recipe for recipe in recipes if isinstance(recipe, SetRecipe)]

@@ -1,4 +1,4 @@
-"""Views of a synthetic set: what the networks see in every step of post-evaluation."""
+"""Views of a synthetic set: the augmented batches that student and teachers see in post-evaluation."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Batch:
 
 
 class Chunk(NamedTuple):
-    """Some batches whose pixels were made together."""
+    """Several batches whose pixels were computed together."""
 
     pixels: torch.Tensor
-    """All their images, one after the other."""
+    """(sum of B, 3, H, W): the images of all batches, one after the other."""
     batches: list[Batch]
 
 
 class _Drawn(NamedTuple):
-    """A batch before its pixels are made."""
+    """A batch before its pixels are computed."""
 
     epoch: int
     rows: torch.Tensor
@@ -51,11 +51,11 @@ class _Drawn(NamedTuple):
 def views(
     images: torch.Tensor, labels: torch.Tensor, protocol: EvalProtocol, seed: int, ahead: int = 1
 ) -> Iterator[Chunk]:
-    """All batches of all epochs in order, ``ahead`` at a time, without teacher logits.
+    """All batches of all epochs in order, in chunks of ``ahead``, without teacher logits.
 
-    ``images``: (N, 3, H, W) uint8 or float in [0, 1]; ``labels``: (N,) int64; pixels are made on their device, those of
-    a chunk at once.  Order and augmentation have a random stream each, so a batch is the same whatever
-    ``ahead`` is.  A rest of a single image is left out.
+    ``images``: (N, 3, H, W) uint8 or float in [0, 1]; ``labels``: (N,) int64.  Pixels are computed on the device of
+    ``images``, one chunk at a time.  Order and augmentation have separate random streams, so batches do not depend on
+    ``ahead``.  A last batch of a single image is dropped.
     """
     steps = transforms(protocol.augmentation)
     drawn = _drawn(len(images), images.shape[-1], protocol, steps, seed)

@@ -1,4 +1,4 @@
-"""The loss that leads a batch of images to the collected statistics of a network's layers, as in G-VBSM and EDC.
+"""The statistics matching loss of G-VBSM and EDC: distance of a batch's layer statistics from collected ones.
 
 Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; shaoshitong/EDC ``Branch_*/recover``.
 """
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from rd3.layer_statistics import LayerStatistics, Moments
 
 Targets = Mapping[str, "Moments"]
-"""What a layer's moments are led to, by its name."""
+"""Target moments of each layer, by its name."""
 
 
 @functools.cache
 def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
     """The function (B, D, H, W), patch -> means (T,) and biased variances (T,) of tiles, over images and channels.
 
-    Sides are multiples of ``patch``.  Its gradient is written out: torch's own for ``var_mean`` over tiles takes five
-    times as long on a CPU.
+    Sides are multiples of ``patch``.  The gradient is explicit: torch's for ``var_mean`` over tiles takes five times as
+    long on a CPU.
     """
     import torch
 
@@ -57,7 +57,7 @@ def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.T
 
 
 def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
-    """(B, D, H, W) -> (D,) and (T,): moments of a whole batch, differentiable; no tiles without ``patch``."""
+    """(B, D, H, W) -> (D,) and (T,): differentiable moments of a whole batch; no tiles without ``patch``."""
     from rd3.layer_statistics import Moments, whole_tiles
 
     mean, var = (values[0] for values in _moments()(maps, 1))
@@ -67,7 +67,7 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
 
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
-    """What all training images have: collected moments for convolutions, running statistics for BatchNorm layers."""
+    """Moments of all training images: collected ones for convolutions, running statistics for BatchNorm layers."""
     from torch import nn
 
     from rd3.layer_statistics import matched_layers
@@ -83,7 +83,7 @@ def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dic
 def targets_of_labels(
     network: torch.nn.Module, statistics: LayerStatistics, labels: torch.Tensor
 ) -> dict[str, Moments]:
-    """What images of these classes, (B,) labels, have on average: the mean of their classes' moments."""
+    """Mean of the class moments over ``labels``, (B,) int64."""
     from rd3.layer_statistics import matched_layers
 
     return {
@@ -96,7 +96,7 @@ def targets_of_labels(
 
 
 def _gathered(values: Iterable[torch.Tensor | None]) -> Moments:
-    """Moments in the order of their fields; those of channels are always there."""
+    """Moments from values in the order of their fields; those of channels are never None."""
     from rd3.layer_statistics import Moments
 
     mean, var, patch_mean, patch_var = values
@@ -116,13 +116,14 @@ def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
 class MatchingLoss(AbstractContextManager["MatchingLoss"]):
     """Distance of a batch's moments from targets, over all convolutions and BatchNorm2d layers of a bare network.
 
-    For every layer in ``named_modules`` order: the sum over channel means and biased variances of its *input*, and for
-    convolutions over those of tiles, of the plain L2 norm of (target - moment); times ``first_multiplier`` for the
-    first layer.  Of several weighted targets the weighted sum.  A moment counts as its moving average over passes,
-    which starts at zero, with the gradient of the batch: ``A <- ema A + (1 - ema) a``, then ``A + a - stopgrad(a)``.
+    For each layer, in ``named_modules`` order, it sums the L2 norms of (target - moment) over channel means and biased
+    variances of its *input*, and for convolutions also over those of tiles; the first layer is multiplied by
+    ``first_multiplier``.  For several targets it is their weighted sum.  A moment enters as its moving average over
+    passes, which starts at zero, with the gradient of the batch: ``A <- ema A + (1 - ema) a``, then
+    ``A + a - stopgrad(a)``.
 
-    Used as a context around one forward pass, after which :meth:`value` is its loss; moving averages last as long as
-    the object.  Every pass leaves each convolution out with chance ``drop_rate``, drawn from ``stream``.
+    Use it as a context manager around one forward pass, after which :meth:`value` is the loss; moving averages persist
+    with the object.  In each pass, each convolution is left out with probability ``drop_rate``, drawn from ``stream``.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         )
 
     def value(self) -> torch.Tensor | float:
-        """The loss of the pass; 0 where every layer was left out."""
+        """The loss of the last pass; 0 if every layer was left out."""
         return sum(self.weights[name] * term for name, term in self._terms.items())
 
 

@@ -1,4 +1,4 @@
-"""Shared steps of G-VBSM and EDC: images made class after class, under a pool of teachers that take turns.
+"""Shared steps of G-VBSM and EDC: images are optimised class by class, with a pool of teachers used in turn.
 
 Source: shaoshitong/G_VBSM_Dataset_Condensation
 ``Branch_*/recover/data_synthesis_with_svd_with_db_with_all_statistic.py``; shaoshitong/EDC ``Branch_*/recover``.
@@ -81,7 +81,7 @@ def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, 
 
 
 def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
-    """One crop of full size for the whole batch (B, 3, H, W), out of ``padding`` zeros around: the mean colour."""
+    """One crop of the original size for the whole batch (B, 3, H, W), after padding by zeros, the mean colour."""
     import torch
     import torch.nn.functional as F
 
@@ -91,11 +91,11 @@ def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> 
 
 
 class Pool:
-    """The teachers of a block, one an iteration, each with its own matching loss.
+    """The teachers of a block, used one per iteration, each with its own statistics loss.
 
-    The turn goes on from block to block as a counter that is never reset: iteration ``t`` of block ``b`` is taken by
-    teacher ``(b * iterations + t) % K``.  ``category_weight`` is the share of the target that are the statistics of the
-    batch's classes instead of all images'.
+    The order continues from block to block, as a counter that is never reset: iteration ``t`` of block ``b`` uses
+    teacher ``(b * iterations + t) % K``.  ``category_weight`` is the weight of the batch's class statistics in the
+    target; the statistics of all images have the rest of 1.
     """
 
     def __init__(self, block: Block, ctx: Context, space: PixelSpace, *, category_weight: float = 0.0):

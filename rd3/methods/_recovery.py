@@ -114,10 +114,10 @@ def cosine(iteration: int, iterations: int) -> float:
 def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
     """The function (G * B, C, H, W), G -> channel means and biased variances, (G, C) each, of G batches side by side.
 
-    One pass over the input for the sums and one for the sums of squares, which no other tensor of its size is made for;
-    the gradient is written out, one pass more.  torch's own ``var_mean`` takes ten times as long on a CPU, mean and
-    centred squares four times.  A variance is off by about ``eps (mean^2 + variance)``, which where BatchNorm has a
-    purpose is rounding.  (Behind a function, because defining it needs torch.)
+    One pass over the input for sums and one for sums of squares, without another tensor of the input's size, and one
+    more for the explicit gradient.  torch's ``var_mean`` takes ten times as long on a CPU, mean and centred squares
+    four times.  The error of a variance is about ``eps (mean^2 + variance)``, which is negligible wherever BatchNorm is
+    useful.  (Defined inside a function because it needs torch.)
     """
     import torch
 
@@ -143,7 +143,7 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
 
 
 def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, C) means of every channel of every image (N, C, H, W), and of its squares."""
+    """Means of each channel of each image (N, C, H, W), and means of its squares: (N, C) each."""
     import torch
 
     pixels = inputs.flatten(2)
@@ -157,11 +157,11 @@ def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
     """Distance of a batch's statistics from the running ones, over all BatchNorm2d layers of a bare network.
 
-    For every layer, in module order, the channel means and biased variances of its *input*:
-    ``sum_l m_l (v ||running_var_l - var_l|| + ||running_mean_l - mean_l||)``, plain L2 norms, ``m_0 =
-    first_multiplier`` and 1 elsewhere, ``v = variance_weight``.  Of several ``batches`` of equal size, one after the
-    other in a forward pass, each has statistics of its own, and the distances add up.  Used as a context: inside, every
-    forward pass of the network sets :meth:`value`.
+    It uses channel means and biased variances of each layer's *input*, in module order:
+    ``sum_l m_l (v ||running_var_l - var_l|| + ||running_mean_l - mean_l||)``, with L2 norms, ``m_0 =
+    first_multiplier``, all other ``m_l = 1``, and ``v = variance_weight``.  If a forward pass contains several
+    ``batches`` of equal size, one after the other, statistics are computed for each batch and the distances are summed.
+    Use it as a context manager: inside, every forward pass of the network sets :meth:`value`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""CDA: recovery that starts from whole images and ends with SRe2L's small crops."""
+"""CDA: SRe2L with a curriculum of crops, from whole images to small ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Curriculum = Literal["cosine", "linear", "step", "none"]
 
 
 class CDASettings(MatchingSettings):
-    """Of ``recover_cda_*.py`` and the README that calls them."""
+    """Settings as in ``recover_cda_*.py`` and in the README that calls them."""
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
     """Minimum area of the random resized crop at the end of the curriculum, as a fraction of the image."""
@@ -30,7 +30,7 @@ class CDASettings(MatchingSettings):
 
 @register_method("cda", version=1)
 class CDA(BatchNormMatching):
-    """SRe2L whose crops grow harder: the whole image first, then ever smaller parts of it, down to SRe2L's own.
+    """SRe2L with increasingly hard crops: first the whole image, then smaller and smaller parts, down to SRe2L's.
 
     The smallest area that a crop may take falls from 1 to ``crop_scale_min`` during the first ``milestone`` of the
     iterations, along a cosine or a line, or at its end (``step``); the largest is always 1.  All else is SRe2L's: one

@@ -1,4 +1,4 @@
-"""DWA: recovery from real images, against a teacher that is first pushed away from what it knows of the batch."""
+"""DWA: recovery from real images against a teacher whose weights are first perturbed to raise the batch's loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DWASettings(MatchingSettings):
-    """Of ``distillation_*.py`` and the readme that calls them."""
+    """Settings as in ``distillation_*.py`` and in the readme that calls them."""
 
     variance_weight: float = Field(ge=0)
     """Weight of the variance distance in the BatchNorm loss; the mean distance has weight 1."""
@@ -34,7 +34,7 @@ class DWASettings(MatchingSettings):
 
 @register_method("dwa", version=1)
 class DWA(BatchNormMatching):
-    """Real images optimised as in SRe2L, against a teacher perturbed for each batch so that batches grow apart.
+    """Real images optimised as in SRe2L, against a teacher perturbed for each batch so that batches are diverse.
 
     Before the first iteration a copy of the teacher takes ``steps`` steps of length ``rho / steps`` up the gradient of
     the batch's cross-entropy with respect to all its parameters, on the view that the first iteration will see.  The

@@ -1,4 +1,4 @@
-"""EDC: real images refined until a pool of networks' layers see the statistics of their classes."""
+"""EDC: real images optimised to match the class statistics of a pool of networks' layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEMPERATURE = 4.0
 
 
 class EDCSettings(PoolSettings):
-    """Of the scripts in ``Branch_*/recover``."""
+    """Settings as in the scripts in ``Branch_*/recover``."""
 
     category_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of the class statistics in the matching target; the statistics of all images have the rest of 1."""
@@ -35,7 +35,7 @@ class EDCSettings(PoolSettings):
 
 @register_method("edc", version=1)
 class EDC(PoolMethod):
-    """Images of an init set, refined until a pool classifies them and its layers see what their classes have.
+    """Images of an init set, optimised for the classification and the class statistics of a pool of networks.
 
     A batch holds whole classes, as far as they fit; every image of the init set is flipped or not at its start.  Every
     iteration takes one random view of the batch (crop and flip: shared by all its images) and the next teacher of the

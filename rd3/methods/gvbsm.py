@@ -1,4 +1,4 @@
-"""G-VBSM: images that meet the statistics of many networks' layers, and are unlike each other within a class."""
+"""G-VBSM: images that match the layer statistics of many networks and differ within a class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEMPERATURE = 4.0
 
 
 class GVBSMSettings(PoolSettings):
-    """Of the scripts in ``Branch_*/recover``."""
+    """Settings as in the scripts in ``Branch_*/recover``."""
 
     density_weight: float = Field(default=1.0, ge=0)
     """Weight of data densification relative to the cross-entropy."""
@@ -35,7 +35,7 @@ class GVBSMSettings(PoolSettings):
 
 @register_method("gvbsm", version=1)
 class GVBSM(PoolMethod):
-    """Noise optimised until a pool of networks classifies it and all their layers see the statistics of real data.
+    """Noise optimised for the classification of a pool of networks and for the layer statistics of real data.
 
     A batch holds whole classes, as far as they fit.  Every iteration takes one random view of the batch (crop, flip,
     roll: shared by all its images) and the next teacher of the pool, and adds the cross-entropy, ``matching_weight``

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RDEDSettings(Settings):
-    """Of ``synthesize/main.py`` in the released code."""
+    """Settings as in ``synthesize/main.py`` of the released code."""
 
     factor: int | None = Field(default=None, ge=1)
     """Tiles per side of a mosaic; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
@@ -41,7 +41,7 @@ class RDEDSettings(Settings):
 
 @register_method("rded", version=1)
 class RDED(Method):
-    """The crops of real images that a teacher finds most typical of their class, put together as a mosaic.
+    """Mosaics of the crops of real images with the lowest cross-entropy of a teacher for their class.
 
     For every class, ``mipc`` images give ``num_crop`` square crops each, of a tile's size.  A crop stands in the centre
     of an image of the mean colour (factor > 1) and its score is the teacher's cross-entropy for the true class.  The

@@ -1,4 +1,4 @@
-"""SRe2L: images optimised until a trained network recognises them and its BatchNorm statistics are met."""
+"""SRe2L: images optimised for a trained network's classification and its BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from rd3.methods._bn_matching import BatchNormMatching, MatchingSettings
 
 
 class SRe2LSettings(MatchingSettings):
-    """Of the released ``recover*.sh`` scripts."""
+    """Settings as in the released ``recover*.sh`` scripts."""
 
 
 @register_method("sre2l", version=1)
 class SRe2L(BatchNormMatching):
-    """Noise optimised until the teacher classifies it and its batch statistics equal the teacher's running ones.
+    """Noise optimised for the teacher's cross-entropy and for batch statistics equal to its running ones.
 
     Image ``k`` of each of ``batch_classes`` classes is one batch, in class order.  From Gaussian noise, every iteration
     takes one random view of the batch (crop, flip, roll: shared by all its images), adds the cross-entropy and
     ``bn_weight`` times the BatchNorm term, takes an Adam step on the pixels and clamps them.  The last iterate is kept.
-    No real image is looked at.  Sets nest: the IPC-1 set is the first batch of every class group of a larger one.
+    No real image is used.  Sets nest: the IPC-1 set is the first batch of every class group of a larger one.
 
     Source: Yin, Xing and Shen, "Squeeze, Recover and Relabel", NeurIPS 2023; VILA-Lab/SRe2L
     ``SRe2L/recover/data_synthesis.py``, ``recover.sh`` and the small-dataset scripts.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import SetRecipe, recipe_of_kind
 from rd3.values import canonical
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -72,7 +75,7 @@ class Manifest(BaseModel):
         return f"synthetic set {self.key[:8]}"
 
 
-def row_digest(pixels: Any) -> bytes:
+def row_digest(pixels: np.ndarray) -> bytes:
     """sha256 of one image's bytes; ``pixels`` is a contiguous array."""
     return hashlib.sha256(pixels).digest()
 
