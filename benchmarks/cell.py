@@ -22,7 +22,7 @@ from benchmarks.timing import Work
 from rd3.datasets import Dataset, open_dataset
 from rd3.device import lay_out
 from rd3.errors import RD3Error
-from rd3.student import _right_per_class
+from rd3.evaluation.student import _right_per_class
 
 CLASSES, STEPS, TESTED = 10, 800, 10_000
 """Of the whole cell."""

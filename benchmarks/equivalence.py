@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.byhand import set_of, teacher_of
-from pipelines.imports import export_results, write_recipes
 from pipelines.settings import session
+from pipelines.transfer.results import export_results, write_recipes
 from rd3.campaign import command
 from rd3.datasets import dataset_info
 from rd3.protocol import resolve_protocol

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from pipelines.catalog import Catalog
-from pipelines.expand import expand
-from pipelines.grid import parse_grid
-from pipelines.plan import make_plan
-from rd3.calibration import Calibration, calibrate
-from rd3.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import expand
+from pipelines.grid.files import parse_grid
+from pipelines.grid.plan import make_plan
 from rd3.datasets import Roots
 from rd3.hardware import processor
+from rd3.planning.calibration import Calibration, calibrate
+from rd3.planning.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
 from rd3.run import perform
 from rd3.store import FolderStore
 

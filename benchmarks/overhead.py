@@ -20,10 +20,10 @@ from statistics import mean
 
 from subject import Subject
 
-from pipelines import trial_log
-from pipelines.execute import execute
-from pipelines.expand import Expansion
-from pipelines.plan import plan_session
+from pipelines.engine import trial_log
+from pipelines.engine.execute import execute
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
 from rd3.recipe import EvaluationRecipe, Recipe

@@ -1,6 +1,6 @@
 """One training step with a teacher: soft labels by KL, flip and CutMix, at 224 pixels shuffle and crop as well.
 
-Ours is what ``rd3.posteval.train_pack`` does, its teacher several batches ahead.  The reference path is
+Ours is what ``rd3.evaluation.posteval.train_pack`` does, its teacher several batches ahead.  The reference path is
 :mod:`benchmarks.published`, with the student's extra forward pass in train mode and without.  A DataLoader works in the
 process itself on a CPU, where its time is counted, and in four processes beside a GPU.
 """

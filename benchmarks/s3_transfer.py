@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rd3.store import Entry, sha256_files
-from tracking import artifacts
-from tracking.s3 import S3Documents
+from tracking.ledger.s3 import S3Documents
+from tracking.runs import artifacts
 
 Transfer = Callable[[S3Documents, Path], None]
 

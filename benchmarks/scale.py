@@ -31,24 +31,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from pipelines import queue as queue_module
-from pipelines.catalog import Catalog
-from pipelines.driver import Driver
-from pipelines.execute import _queue, _Run
-from pipelines.expand import Expansion, expand
-from pipelines.grid import load_grid
-from pipelines.interrupts import Interrupts
-from pipelines.job import TrialEnd
-from pipelines.plan import Plan, make_plan
-from pipelines.progress import Eta, LineView
-from pipelines.queue import Demand, RecipeQueue
-from pipelines.schedule import least_wall_s, wall_s
+from pipelines.engine.driver import Driver
+from pipelines.engine.execute import _queue, _Run
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import TrialEnd
+from pipelines.engine.progress import Eta, LineView
+from pipelines.grid import queue as queue_module
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.files import load_grid
+from pipelines.grid.plan import Plan, make_plan
+from pipelines.grid.queue import Demand, RecipeQueue
+from pipelines.grid.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
-from rd3.cost import Rates
 from rd3.datasets import Roots
+from rd3.planning.cost import Rates
 from rd3.recipe import from_json
 from rd3.store import Entry
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ def simulate(
     """Work the plan off on ``gpus`` GPUs; an evaluation takes a ``part`` of one."""
     from ray.tune.search import Searcher
 
-    from pipelines.tune import Graph
+    from pipelines.engine.tune import Graph
 
     demands = {kind: Demand(1.0, 1.0) for kind in ("teacher", "statistics", "set", "share")}
     demands["evaluation"] = Demand(1.0, part)
@@ -293,9 +293,9 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
     """One run of ``recipes`` trials that sleep, on so many Ray workers, wherever the cores are."""
     import ray
 
-    from pipelines import tune as tuned
-    from pipelines.cluster import _QUIET, ray_cluster
-    from pipelines.job import Job
+    from pipelines.cluster.ray import _QUIET, ray_cluster
+    from pipelines.engine import tune as tuned
+    from pipelines.engine.job import Job
 
     def job(recipe: Sleeper, demand: Demand) -> Job:
         return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None)

@@ -1,4 +1,4 @@
-"""Our path of post-evaluation, some steps at a time: what ``rd3.posteval.train_pack`` does, without its test."""
+"""Post-evaluation, some steps at a time: :func:`rd3.evaluation.posteval.train_pack` without its test."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 from rd3.component import Component
 from rd3.datasets import Dataset
 from rd3.device import ran_precision, repeatable_kernels
+from rd3.evaluation.packing import Views
+from rd3.evaluation.student import StudentTraining
+from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
 from rd3.models import NormalisedNetwork, build_network
-from rd3.packing import Views
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.seeding import generator
-from rd3.student import StudentTraining
-from rd3.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
 from rd3.testing import ToyDataset
 from rd3.values import digest
 

@@ -1,4 +1,4 @@
-"""Eight processes at once write to MLflow through ``tracking.runs``: is anything lost, and how fast is it.
+"""Eight processes at once write to MLflow through ``tracking.runs.runs``: is anything lost, and how fast is it.
 
     MLFLOW_TRACKING_URI=... python benchmarks/tracking_writers.py [--writers 8] [--runs 5] [--batches 30]
 
@@ -24,9 +24,9 @@ from typing import Any
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
 from rd3.store import Entry, sha256_files
-from tracking.mlflow_client import without_password
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.client import without_password
+from tracking.runs.runs import Tracker
 
 POINTS = 100
 GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

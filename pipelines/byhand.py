@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.execute import Outcome, execute
-from pipelines.expand import Expansion
-from pipelines.plan import Plan, plan_session
+from pipelines.engine.execute import Outcome, execute
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
 from rd3.errors import BadValue, DataMissing, Unsupported
 from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
+from rd3.planning.sets import plan_set
+from rd3.planning.teacher_roles import teacher_recipe, teacher_role
 from rd3.protocol import preset_reader, reductions, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
-from rd3.set_recipes import plan_set
-from rd3.teacher_roles import teacher_recipe, teacher_role
-from tracking.ledger import recipe_of
+from tracking.ledger.ledger import recipe_of
 
 
 def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:

@@ -74,8 +74,8 @@ def keep_protocol(name: str, text: str) -> None:
 def pull_missing(names: list[str]) -> None:
     """The datasets that the driver needs for its plan; trials see to their own nodes."""
     if names:
-        from pipelines.parcels import pull
         from pipelines.settings import session
+        from pipelines.transfer.datasets import pull
 
         here = session()
         for name in names:

@@ -18,7 +18,7 @@ from rd3.registry import did_you_mean
 from tracking.place import Place
 
 if TYPE_CHECKING:
-    from tracking.ledger import Ledger
+    from tracking.ledger.ledger import Ledger
 
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
 """The variables that travel.  None of them is a secret: credentials are in the environment of the nodes."""
@@ -48,7 +48,7 @@ class Session:
 
 @functools.cache
 def _ledger(artifacts: str) -> Ledger:
-    from tracking.ledger import Ledger
+    from tracking.ledger.ledger import Ledger
 
     return Ledger(artifacts)
 

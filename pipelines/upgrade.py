@@ -12,16 +12,16 @@ from pipelines.sweep.winner import protocol_of, target_of
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
+from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role
 from rd3.protocol import Preset
 from rd3.recipe import KINDS, Key, SetRecipe, StatisticsRecipe, read_recipe
 from rd3.store import Entry, write_atomically
-from rd3.teacher_roles import every_role, teacher_recipe, teacher_role
 from rd3.upgrade import FORMAT, former_key, upgraded_sections
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs import Tracker
-from tracking.sweeps import Memory
-from tracking.upgrade import Outcome, upgrade_entries
+from tracking.runs.runs import Tracker
+from tracking.runs.sweeps import Memory
+from tracking.upkeep.upgrade import Outcome, upgrade_entries
 
 InfoOf = Callable[[str], DatasetInfo]
 

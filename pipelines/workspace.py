@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.catalog import Catalog
-from pipelines.execute import Outcome, execute
-from pipelines.expand import Expansion, expand
-from pipelines.grid import load_grid, parse_grid
-from pipelines.plan import Plan, plan_session
+from pipelines.engine.execute import Outcome, execute
+from pipelines.engine.status import GridStatus, grid_status
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.files import load_grid, parse_grid
+from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session, session
-from pipelines.status import GridStatus, grid_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ class Workspace:
     def grid(self, source: str | Path | Mapping[str, Any]) -> LoadedGrid:
         """A grid that ships with RD3, by name; a YAML file, by path; or what such a file holds, as a mapping.
 
-        Raises :class:`pipelines.grid.GridErrors` with every mistake at once.
+        Raises :class:`pipelines.grid.files.GridErrors` with every mistake at once.
         """
         catalog = Catalog.of(self.session)
         if isinstance(source, Mapping):
@@ -146,8 +146,8 @@ class LoadedGrid:
         return grid_status(self.expansion, self.workspace.session.ledger, self.workspace.session.home)
 
     def results(self) -> pd.DataFrame:
-        """One row an evaluation, with the columns :data:`tracking.query.COLUMNS`."""
-        from tracking.query import rows
+        """One row an evaluation, with the columns :data:`tracking.report.query.COLUMNS`."""
+        from tracking.report.query import rows
 
         return rows(self.expansion.cells, self.workspace.session.ledger.find)
 
@@ -156,7 +156,7 @@ class LoadedGrid:
 
         ``folder``: default ``reports/<grid>`` in RD3's home.
         """
-        from tracking.report import write_report
+        from tracking.report.page import write_report
         from tracking.store import TrackedStore
 
         here, grid = self.workspace.session, self.expansion.grid

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "SyntheticSet": "rd3.synthetic_set",
-    "evaluate": "rd3.posteval",
+    "evaluate": "rd3.evaluation.posteval",
     "resolve_protocol": "rd3.protocol",
     "open_dataset": "rd3.datasets",
     "Roots": "rd3.datasets",

@@ -31,10 +31,10 @@ from rd3.store import Entry, ReadableStore, existing, now, sha256_files, write_a
 from rd3.values import digest
 
 if TYPE_CHECKING:
-    from rd3.eval_result import EvalResult
+    from rd3.evaluation.posteval import Evaluation
+    from rd3.evaluation.result import EvalResult
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
-    from rd3.posteval import Evaluation
     from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 
 Progress = Callable[[float, str], None]
@@ -224,7 +224,7 @@ def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
 
 
 def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
-    from rd3.posteval import train_pack
+    from rd3.evaluation.posteval import train_pack
 
     [outcome] = train_pack([_evaluation(recipe, bench)], bench.dataset, device=bench.device)
     return _written(outcome, bench.out)
@@ -232,7 +232,7 @@ def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
 
 def _evaluation(recipe: EvaluationRecipe, bench: _Bench) -> Evaluation:
     """An evaluation with its set and its teachers from the store."""
-    from rd3.posteval import Evaluation
+    from rd3.evaluation.posteval import Evaluation
 
     made, teachers = bench.made_set(recipe.set, recipe.classes), bench.teachers(recipe.teachers)
     return Evaluation(recipe, made.images, made.labels, teachers, bench.progress, bench.tested)
@@ -270,7 +270,7 @@ def perform(
     Parents come from ``store``; the caller keeps the files and the entry, and knows whether other work runs beside this
     (``shared_machine``), which a set's manifest says of its times.  ``larger`` is the key of a set of which this one is
     the first images: where the store has it, they are taken from there.  ``tested`` hears of an evaluation's tests
-    under way, as :func:`rd3.posteval.train_and_test` says.  Raises :class:`RD3Error` children.
+    under way, as :func:`rd3.evaluation.posteval.train_and_test` says.  Raises :class:`RD3Error` children.
     """
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def perform_pack(
     What ended one of them (:class:`Diverged`, or what its ``tested`` raised) stands in place of its entry.  Entries say
     the size of the pack.  Raises what concerns them all, such as a device that is out of memory.
     """
-    from rd3.posteval import train_pack
+    from rd3.evaluation.posteval import train_pack
 
     dataset = _open_data(pack[0].recipe, roots)
     benches: list[_Bench] = []

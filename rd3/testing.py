@@ -18,9 +18,9 @@ import numpy as np
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.errors import RD3Error, Unsupported
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
+from rd3.planning.sets import plan_set
 from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 from rd3.seeding import generator
-from rd3.set_recipes import plan_set
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 from rd3.values import digest

@@ -9,11 +9,11 @@ from pathlib import Path
 from rd3.errors import DataMissing, RD3Error
 from rd3.recipe import read_recipe
 from rd3.store import Entry
-from tracking import artifacts
-from tracking.fields import Fact, note
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs import artifacts
+from tracking.runs.fields import Fact, note
+from tracking.runs.runs import Tracker
 
 HAND = "rd3"
 """The experiment of what is made or imported by hand, outside a grid."""

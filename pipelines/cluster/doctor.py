@@ -11,22 +11,22 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.nodes import last_line, marked, unseen
+from pipelines.cluster.nodes import last_line, marked, unseen
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import ran_precision
 from rd3.errors import RD3Error
-from tracking.documents import open_documents
-from tracking.health import (
+from tracking.ledger.object_store import open_documents
+from tracking.place import Place
+from tracking.runs.client import without_password
+from tracking.runs.reachable import check
+from tracking.upkeep.health import (
     CLOCKS_S,
     NOTICED_S,
     clocks_apart,
     probe_artifacts,
     probe_store,
 )
-from tracking.mlflow_client import without_password
-from tracking.place import Place
-from tracking.reach import check
 
 PACKAGES = ("torch", "torchvision", "timm", "mlflow", "optuna", "ray", "boto3")
 SAME = ("ray", "rd3")
@@ -61,7 +61,7 @@ def rows_here(session: Session) -> Iterator[Row]:
 
 def rows_there(session: Session, address: str) -> Iterator[Row]:
     """The Ray cluster at ``address``, and everything a trial needs as one of its workers sees it."""
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster.ray import ray_cluster
 
     try:
         with ray_cluster(session.home, address):

@@ -12,7 +12,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from pipelines.submit import PROBE, Submission, check_versions
+from pipelines.cluster.submit import PROBE, Submission, check_versions
 from rd3.errors import DataMissing, RD3Error
 
 

@@ -7,18 +7,18 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.cluster import ray_cluster
-from pipelines.parcels import absent
+from pipelines.cluster.ray import ray_cluster
 from pipelines.settings import Session
+from pipelines.transfer.datasets import absent
 from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
-from tracking import parcels
-from tracking.documents import folder_errors, open_documents
-from tracking.health import check_place
-from tracking.mlflow_client import without_password
+from tracking.ledger.object_store import folder_errors, open_documents
 from tracking.place import Place
-from tracking.reach import check, sqlite_path
-from tracking.runs import Tracker
+from tracking.runs import dataset_bundles as parcels
+from tracking.runs.client import without_password
+from tracking.runs.reachable import check, sqlite_path
+from tracking.runs.runs import Tracker
+from tracking.upkeep.health import check_place
 
 _ANSWER_WITHIN_S = 120.0
 _SERVER_WITHIN_S = 10.0

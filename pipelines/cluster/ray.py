@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.queue import Demand
+from pipelines.grid.queue import Demand
 from rd3.errors import RD3Error
 
 _QUIET = {

@@ -78,8 +78,8 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
     ``env``: addresses as the cluster sees them; ``own``: those that the submitter uses, which travel where they mean
     the same everywhere.
     """
-    from pipelines.catalog import Catalog
-    from pipelines.grid import load_grid, shipped_grids
+    from pipelines.grid.catalog import Catalog
+    from pipelines.grid.files import load_grid, shipped_grids
     from rd3.datasets import dataset_source
     from rd3.protocol import presets
 
@@ -123,7 +123,7 @@ def without_secret(name: str, value: str) -> str:
 
 def working_directory(folder: Path, submitted: Submission) -> int:
     """RD3's packages and the grid file in an empty folder; their size in bytes, looked at before anything is copied."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     code = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
     files = {path: path.relative_to(root) for path in code if not _left_out(path.relative_to(root))}
     if submitted.file is not None:

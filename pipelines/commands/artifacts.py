@@ -15,7 +15,7 @@ from pipelines.settings import Session, session
 
 if TYPE_CHECKING:
     from rd3.recipe import Key
-    from tracking.ledger import Ledger
+    from tracking.ledger.ledger import Ledger
 
 app = typer.Typer(help="Files behind the ledger: verify, collect garbage, fetch, push, rebuild.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def verify(
 ) -> None:
     """Check every sha256 at the source; damage is listed, and the exit code is 3."""
     from tracking.store import TrackedStore
-    from tracking.verification import check_entries
+    from tracking.upkeep.verify import check_entries
 
     here = session()
     store = TrackedStore(here.place)
@@ -57,8 +57,8 @@ def verify(
 
 def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:
     """As a driver does it: out of the ledger, and what this machine keeps of it is not reported again."""
-    from pipelines import trial_log
-    from pipelines.job import work_folder
+    from pipelines.engine import trial_log
+    from pipelines.engine.job import work_folder
 
     with ledger.lease():
         for kind, key in entries:
@@ -70,7 +70,7 @@ def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]
 def wanted(ledger: Ledger, here: Session, keys: list[str] | None, grid: str | None) -> list[tuple[str, Key]]:
     """(kind, key) of what the words of a command line mean, parents before children."""
     from pipelines.commands.grid import expanded
-    from tracking.verification import everything
+    from tracking.upkeep.verify import everything
 
     if keys:
         return [ledger.resolve_any(key) for key in keys]
@@ -90,8 +90,8 @@ def collect_garbage(
 
     What is younger than an hour stays.
     """
-    from tracking.garbage import find_garbage
-    from tracking.runs import Tracker
+    from tracking.runs.runs import Tracker
+    from tracking.upkeep.garbage import find_garbage
 
     here = session()
     ledger = here.ledger
@@ -147,7 +147,7 @@ def push(
     grid: GridOption = None,
 ) -> None:
     """Copy what is done here into another ledger, with runs, files, and all it was made from; again adds nothing."""
-    from pipelines.imports import push_results
+    from pipelines.transfer.results import push_results
     from tracking.store import TrackedStore
 
     here = session()
@@ -160,9 +160,9 @@ def push(
 @app.command("rebuild")
 def rebuild_ledger() -> None:
     """Fill the ledger from MLflow: every finished run whose files are still there."""
-    from tracking.ledger import Ledger
-    from tracking.rebuild import rebuild
-    from tracking.runs import Tracker
+    from tracking.ledger.ledger import Ledger
+    from tracking.runs.runs import Tracker
+    from tracking.upkeep.rebuild import rebuild
 
     place = session().place
     Tracker(place).check()

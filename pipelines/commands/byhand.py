@@ -11,8 +11,8 @@ from pipelines.commands._show import console, parse_fields, show_reasons, show_t
 from pipelines.settings import session
 
 if TYPE_CHECKING:
-    from pipelines.execute import Outcome
-    from pipelines.plan import Plan
+    from pipelines.engine.execute import Outcome
+    from pipelines.grid.plan import Plan
 
 
 def add_to(app: typer.Typer) -> None:
@@ -75,7 +75,7 @@ def evaluate(
 
 def said_of(cut: dict[str, tuple[float, float]]) -> str:
     """What goes with every result of less than published settings."""
-    from tracking.tables import cuts_text
+    from tracking.report.tables import cuts_text
 
     return f"; made/published: {cuts_text(cut)}" if cut else ""
 
@@ -86,7 +86,7 @@ def import_outcomes(
     ],
 ) -> None:
     """Bring results of others, or made without Ray and MLflow, into the ledger and MLflow."""
-    from pipelines.imports import import_results
+    from pipelines.transfer.results import import_results
 
     imported = import_results(path, session())
     show_table(
@@ -104,7 +104,7 @@ def import_outcomes(
 
 def show_work(plan: Plan) -> None:
     """What is there, what is made first and what it takes, before any of it begins."""
-    from pipelines.progress import span
+    from pipelines.engine.progress import span
 
     for item in plan.items:
         if item.status in ("reuse", "run"):

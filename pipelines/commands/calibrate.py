@@ -22,10 +22,10 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON.")] = False,
 ) -> None:
     """Measure this machine for about 20 seconds, and keep that in the ledger: plans are priced by it from then on."""
-    from rd3.calibration import calibrate as measured
     from rd3.hardware import hardware
-    from tracking import calibrations
-    from tracking.documents import open_documents
+    from rd3.planning.calibration import calibrate as measured
+    from tracking.ledger import calibrations
+    from tracking.ledger.object_store import open_documents
 
     documents = open_documents(session().place.artifacts)
     found = measured(device or hardware().kind)

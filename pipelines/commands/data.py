@@ -80,7 +80,7 @@ def add(
 @app.command("push")
 def push(names: Annotated[list[str], typer.Argument(help="Datasets of this machine.", metavar="NAME...")]) -> None:
     """Send datasets to the tracking server, from where the nodes of a cluster pull them; once a fingerprint."""
-    from pipelines.parcels import push
+    from pipelines.transfer.datasets import push
 
     here = session()
     for name in names:
@@ -94,8 +94,8 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets of this machi
 @app.command("pull")
 def pull(names: Annotated[list[str], typer.Argument(help="Datasets that were pushed.", metavar="NAME...")]) -> None:
     """Fetch datasets from the tracking server into RD3's own folder, where this machine lacks them."""
-    from pipelines.parcels import absent, pull
-    from tracking.runs import Tracker
+    from pipelines.transfer.datasets import absent, pull
+    from tracking.runs.runs import Tracker
 
     here = session()
     if any(absent(name, here.roots) for name in names):

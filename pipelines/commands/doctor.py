@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
         Exit code 3 if anything is wrong; each such row says what to set.
         """
-        from pipelines.checkup import rows_here, rows_there
+        from pipelines.cluster.doctor import rows_here, rows_there
 
         here = session()
         rows = [*rows_here(here), *(rows_there(here, address) if address else ())]

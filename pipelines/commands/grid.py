@@ -16,9 +16,9 @@ from pipelines.settings import Session, reading_session, session
 from rd3.errors import BadValue
 
 if TYPE_CHECKING:
-    from pipelines.expand import Expansion
-    from pipelines.plan import Plan
-    from tracking.ledger import Ledger
+    from pipelines.grid.expand import Expansion
+    from pipelines.grid.plan import Plan
+    from tracking.ledger.ledger import Ledger
 
 GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address; default: this machine.")]
@@ -47,16 +47,16 @@ def add_to(app: typer.Typer) -> None:
 
 def expanded(grid: str, here: Session) -> Expansion:
     """The grid's cells and recipes, with the user's own datasets, teachers and protocols."""
-    from pipelines.catalog import Catalog
-    from pipelines.expand import expand
-    from pipelines.grid import load_grid
+    from pipelines.grid.catalog import Catalog
+    from pipelines.grid.expand import expand
+    from pipelines.grid.files import load_grid
 
     catalog = Catalog.of(here)
     return expand(load_grid(grid, catalog), catalog)
 
 
 def planned(expansion: Expansion, here: Session, device: str | None = None, devices: int | None = None) -> Plan:
-    from pipelines.plan import plan_session
+    from pipelines.grid.plan import plan_session
 
     if here.ledger.older_format():
         said = f"The results in {here.ledger.root} are of an older format and are not reused. Fix: rd3 ledger upgrade"
@@ -81,7 +81,7 @@ def plan(
     """Say what a run would reuse, make, and cannot make, and what it costs.  Nothing is run."""
     if store is not None and recipes is None:
         raise BadValue("--store holds what the recipes of --recipes are made from.", "name a folder for these as well")
-    from pipelines.imports import export_results, write_recipes
+    from pipelines.transfer.results import export_results, write_recipes
 
     here = session()
     expansion = expanded(grid, here)
@@ -123,7 +123,7 @@ def show_notes(expansion: Expansion) -> None:
 
 def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
     """Device-hours by kind, wall time, disk and money of what runs, and what they were worked out from."""
-    from pipelines.progress import plural, span
+    from pipelines.engine.progress import plural, span
 
     kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in made.by_kind().items())
     disk = sum(item.disk_bytes for item in made.items)
@@ -171,7 +171,7 @@ def run(
     max_hours: MaxHoursOption = None,
 ) -> None:
     """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
-    from pipelines.execute import execute
+    from pipelines.engine.execute import execute
 
     here = session()
     expansion = expanded(grid, here)
@@ -191,7 +191,7 @@ def run(
 
 def status(grid: GridArgument) -> None:
     """Say how far a grid is, from another terminal or after a run."""
-    from pipelines.status import grid_status
+    from pipelines.engine.status import grid_status
 
     with reading_session() as here:
         found = grid_status(expanded(grid, here), here.ledger, here.home)
@@ -224,8 +224,8 @@ def report(
 def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: Path) -> None:
     """The report with the grid's run, where there is one; a server that is away does not spoil the report."""
     from rd3.errors import TrackingError
-    from tracking.publish import publish
-    from tracking.runs import Tracker
+    from tracking.report.publish import publish
+    from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
     tracker, name = Tracker(here.place), expansion.grid.name
@@ -245,7 +245,7 @@ def export_outcomes(
     study: Annotated[bool, typer.Option("--study", help="Few files for a repository: docs/artifacts.md.")] = False,
 ) -> None:
     """Copy what is done of a grid into a folder for others: statistics, sets and evaluations."""
-    from pipelines import imports
+    from pipelines.transfer import results as imports
 
     if imports.holds_results(Path(source)):
         convert = imports.convert_to_study if study else imports.convert_to_store
@@ -263,9 +263,9 @@ def export_outcomes(
 def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | int]]:
     """The grid's numbers for the terminal, one a point."""
     from rd3.component import changes_text
-    from tracking.query import rows
-    from tracking.scores import scores
-    from tracking.tables import reduced_text, spread_text
+    from tracking.report.query import rows
+    from tracking.report.scores import scores
+    from tracking.report.tables import reduced_text, spread_text
 
     found = [
         {

@@ -21,7 +21,7 @@ def init() -> None:
 
     Done again it changes nothing.
     """
-    from tracking.health import prepare_store
+    from tracking.upkeep.health import prepare_store
 
     for line in prepare_store(session().place.artifacts):
         console.print(line, markup=False, soft_wrap=True)

@@ -51,8 +51,8 @@ def submit(
     max_hours: MaxHoursOption = None,
 ) -> None:
     """Run a grid on a Ray cluster: by its Jobs API, or with Ray's launcher.  Exit codes are those of `rd3 run`."""
-    from pipelines import launcher as launched
-    from pipelines import submit as jobs
+    from pipelines.cluster import launcher as launched
+    from pipelines.cluster import submit as jobs
 
     options = [] if concurrent is None else ["--concurrent", str(concurrent)]
     options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]
@@ -75,7 +75,7 @@ def submit(
 
 
 def _follow(client: Any, where: str, job: str) -> int:
-    from pipelines.submit import follow
+    from pipelines.cluster.submit import follow
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -90,7 +90,7 @@ def _follow(client: Any, where: str, job: str) -> int:
 
 def _found(job: str, address: str | None) -> tuple[Any, str, Any]:
     """(client, its address, the one job whose id begins so)."""
-    from pipelines import submit as jobs
+    from pipelines.cluster import submit as jobs
     from rd3.errors import UnknownName
 
     client = jobs.connect(address)
@@ -120,7 +120,7 @@ def _row(info: Any) -> dict[str, str]:
 @app.command("list")
 def listed(address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """The grids that were sent to a cluster, newest first."""
-    from pipelines import submit as jobs
+    from pipelines.cluster import submit as jobs
 
     client = jobs.connect(address)
     with jobs.job_errors(client.get_address()):
@@ -133,7 +133,7 @@ def status(
     job: JobArgument, address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
 ) -> None:
     """Where a job is; exit code 0 while it is under way or done, else that of its command."""
-    from pipelines.submit import exit_code
+    from pipelines.cluster.submit import exit_code
 
     _client, _where, info = _found(job, address)
     facts = {**_row(info), "said": info.message or "", "command": info.entrypoint}
@@ -148,7 +148,7 @@ def logs(
     follow: Annotated[bool, typer.Option(help="Go on until the job ends.")] = False,
 ) -> None:
     """What a job has said."""
-    from pipelines import submit as jobs
+    from pipelines.cluster import submit as jobs
 
     client, where, info = _found(job, address)
     if follow:
@@ -160,7 +160,7 @@ def logs(
 @app.command("stop")
 def stop(job: JobArgument, address: AddressOption = None) -> None:
     """End a job in good order: it closes its runs, and the same grid goes on when it is sent again."""
-    from pipelines import submit as jobs
+    from pipelines.cluster import submit as jobs
 
     client, where, info = _found(job, address)
     with jobs.job_errors(where):

@@ -29,8 +29,8 @@ def upgrade(
     from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
     from rd3.datasets import dataset_info
     from rd3.errors import DataMissing
-    from tracking.ledger import Ledger
-    from tracking.upgrade import remove_former
+    from tracking.ledger.ledger import Ledger
+    from tracking.upkeep.upgrade import remove_former
 
     here = session()
     if folder is not None and not (folder / "by-key").is_dir():

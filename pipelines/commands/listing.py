@@ -105,7 +105,7 @@ def augmentations() -> list[Row]:
 
 
 def grids() -> list[Row]:
-    from pipelines.grid import load_grid, shipped_grids
+    from pipelines.grid.files import load_grid, shipped_grids
 
     found = [load_grid(name) for name in shipped_grids()]
     return [{"name": grid.name, "description": grid.description} for grid in found]

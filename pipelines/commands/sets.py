@@ -89,8 +89,8 @@ def import_set(
     from rd3.datasets import open_dataset
     from rd3.store import Entry, sha256_files
     from rd3.synthetic_set import import_folder, import_tensors
-    from tracking.health import check_place
     from tracking.store import TrackedStore
+    from tracking.upkeep.health import check_place
 
     here = session()
     data = open_dataset(dataset, here.roots)

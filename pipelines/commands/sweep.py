@@ -33,13 +33,13 @@ def sweep(
     report: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
 ) -> None:
     """Tune a protocol on validation images and test the winner once.  Killed, the same command goes on."""
-    from pipelines.catalog import Catalog
+    from pipelines.grid.catalog import Catalog
     from pipelines.sweep.files import load_sweep
     from pipelines.sweep.page import page_of
     from pipelines.sweep.run import SweepRun
     from pipelines.sweep.subject import subjects
     from pipelines.sweep.winner import check_free, write_preset
-    from tracking.sweep_report import write_sweep_report
+    from tracking.report.sweep_report import write_sweep_report
 
     here = session()
     catalog = Catalog.of(here)

@@ -44,8 +44,8 @@ def import_teacher(
     from rd3.errors import BadValue
     from rd3.store import Entry, sha256_files
     from rd3.teacher import import_weights
-    from tracking.health import check_place
     from tracking.store import TrackedStore
+    from tracking.upkeep.health import check_place
 
     if split not in ("train", "fit", "unknown"):
         raise BadValue(f"Got --split {split!r}.", "use train, fit or unknown")
@@ -81,7 +81,7 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
     """Count a teacher's correct predictions on its recorded images again."""
     from rd3 import teacher
     from rd3.datasets import open_dataset
-    from tracking.ledger import recipe_of
+    from tracking.ledger.ledger import recipe_of
     from tracking.store import TrackedStore
 
     here = session()

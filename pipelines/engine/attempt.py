@@ -20,23 +20,23 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines import trial_log
-from pipelines.job import Job, TrialEnd, given_store
-from pipelines.parcels import ensure_data
-from pipelines.shares import collect, deliver
+from pipelines.engine import trial_log
+from pipelines.engine.job import Job, TrialEnd, given_store
+from pipelines.engine.shards import collect, deliver
+from pipelines.transfer.datasets import ensure_data
 from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, ends_the_process, is_device_error, why
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.run import Part, perform, perform_blocks, perform_pack
 from rd3.store import Entry, Store, check_files, write_atomically
-from tracking import artifacts
-from tracking.documents import open_documents
-from tracking.fields import note
-from tracking.patience import patiently
+from tracking.ledger.object_store import open_documents
+from tracking.ledger.retry import patiently
 from tracking.place import Place
+from tracking.runs import artifacts
+from tracking.runs.fields import note
 
 if TYPE_CHECKING:
-    from tracking.carry import Carrier
-    from tracking.runs import OpenRun, Tracker
+    from tracking.runs.runs import OpenRun, Tracker
+    from tracking.runs.unfinished import Carrier
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ class _Run:
 
     def begin(self) -> Carrier | None:
         """Open the run; a carrier of unfinished work, which has to know it, where such work is to be carried."""
-        from tracking.carry import Carrier
+        from tracking.runs.unfinished import Carrier
 
         if self._job.carry:
             return Carrier(self._opened(0.0), self._job.folder / "result")  # what another machine had made lies there
@@ -313,7 +313,7 @@ def _patiently(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) 
 @cache
 def _tracker(place: Place) -> Tracker:
     """One connection a process: opening MLflow's database costs more than a small trial."""
-    from tracking.runs import Tracker
+    from tracking.runs.runs import Tracker
 
     return Tracker(place)
 

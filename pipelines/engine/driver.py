@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.job import Job, TrialEnd
-from pipelines.progress import View
-from pipelines.queue import Demand, RecipeQueue
+from pipelines.engine.job import Job, TrialEnd
+from pipelines.engine.progress import View
+from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.errors import RD3Error
-from rd3.packing import SIZE, Packing
+from rd3.evaluation.packing import SIZE, Packing
 from rd3.recipe import Key, Recipe
 
 DEATHS = 3

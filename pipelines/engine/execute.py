@@ -17,30 +17,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines import trial_log
-from pipelines.attempt import in_use
-from pipelines.cluster import cluster_demands, cluster_devices, ray_cluster
-from pipelines.driver import Driver, Leave
-from pipelines.interrupts import EXIT_CODE, Interrupts
-from pipelines.job import Job, work_folder
-from pipelines.nodes import check_platform
-from pipelines.progress import Eta, View, open_view
-from pipelines.queue import Closed, Demand, RecipeQueue
+from pipelines.cluster.nodes import check_platform
+from pipelines.cluster.ray import cluster_demands, cluster_devices, ray_cluster
+from pipelines.engine import trial_log
+from pipelines.engine.attempt import in_use
+from pipelines.engine.driver import Driver, Leave
+from pipelines.engine.interrupts import EXIT_CODE, Interrupts
+from pipelines.engine.job import Job, work_folder
+from pipelines.engine.progress import Eta, View, open_view
+from pipelines.engine.shards import Share, discard, share_out
+from pipelines.grid.queue import Closed, Demand, RecipeQueue
 from pipelines.settings import Session
-from pipelines.shares import Share, discard, share_out
 from rd3.errors import Away, RD3Error
 from rd3.recipe import KINDS, Key, Recipe, read_recipe
 from rd3.store import Entry
 from rd3.values import canonical
-from tracking.fields import parent_facts
-from tracking.ledger import Ledger
-from tracking.patience import patiently
-from tracking.runs import Tracker
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.retry import patiently
+from tracking.runs.fields import parent_facts
+from tracking.runs.runs import Tracker
 from tracking.store import HAND
 
 if TYPE_CHECKING:
-    from pipelines.expand import Expansion
-    from pipelines.plan import Plan
+    from pipelines.grid.expand import Expansion
+    from pipelines.grid.plan import Plan
 
 _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
 _WORKERS_GONE_S = 15.0
@@ -249,7 +249,7 @@ class _Run:
 
     def work(self, view: View, max_concurrent: int | None) -> None:
         """Let Ray work the queue off; signals only stop it between two steps."""
-        from pipelines.tune import work_off
+        from pipelines.engine.tune import work_off
 
         assert self.queue is not None
         self.say = view.say
@@ -323,7 +323,7 @@ class _Run:
 
     def publish(self) -> None:
         """Tables and charts of the grid, with its run."""
-        from tracking.publish import publish_tables
+        from tracking.report.publish import publish_tables
 
         grid, cells = self.expansion.grid, self.expansion.cells
         if cells:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.queue import STATES, Demand, RecipeQueue
+from pipelines.grid.queue import STATES, Demand, RecipeQueue
 from rd3.campaign.view import span
 from rd3.recipe import Key
 

@@ -16,7 +16,7 @@ from rd3.methods import METHODS
 from rd3.recipe import Key, Recipe, SetRecipe
 from rd3.store import write_atomically
 from rd3.synthetic_set.writer import BLOCKS
-from tracking.documents import Documents
+from tracking.ledger.object_store import Documents
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import trial_log
+from pipelines.engine import trial_log
 from rd3.recipe import KINDS, Key
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
-    from pipelines.expand import Expansion
+    from pipelines.grid.expand import Expansion
 
 
 @dataclass(frozen=True)

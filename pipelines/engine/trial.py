@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from pipelines.attempt import Unfit, attempt, last_words
-from pipelines.job import Job, TrialEnd
+from pipelines.engine.attempt import Unfit, attempt, last_words
+from pipelines.engine.job import Job, TrialEnd
 
 REPORT_EVERY_S = 3.0
 UNFIT_S = 10.0

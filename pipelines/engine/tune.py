@@ -16,8 +16,8 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from pipelines.driver import Driver, Leave
-from pipelines.trial import run_trial
+from pipelines.engine.driver import Driver, Leave
+from pipelines.engine.trial import run_trial
 
 
 class Graph(Searcher):

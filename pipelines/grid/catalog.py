@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rd3.datasets import DatasetInfo, Roots, dataset_fingerprint, dataset_info
+from rd3.planning.teacher_roles import Role, teacher_role
 from rd3.protocol import Preset, preset, preset_reader
 from rd3.recipe import SetRecipe
-from rd3.teacher_roles import Role, teacher_role
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
-    from tracking.ledger import Ledger
+    from tracking.ledger.ledger import Ledger
 
 T = TypeVar("T")
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.catalog import Catalog
-from pipelines.grid_parts import Chosen, Grid, Part
-from pipelines.places import Located, Path, place_text
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.located_yaml import Located, Path, place_text
+from pipelines.grid.values import Chosen, Grid, Part
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published
 from rd3.models import network_info
+from rd3.planning.sets import check_start
 from rd3.protocol import mistakes_in, protocol_names, resolve_protocol
 from rd3.registry import did_you_mean
-from rd3.set_recipes import check_start
 
 PART_KEYS = tuple(name for name in Part.model_fields)
 FILE_KEYS = ("name", "description", "timing", "test_on", *PART_KEYS, "also")

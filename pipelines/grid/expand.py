@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pipelines.catalog import Catalog
-from pipelines.grid_parts import Chosen, Grid, Part
-from pipelines.places import GridErrors, Path, problem_in
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.located_yaml import GridErrors, Path, problem_in
+from pipelines.grid.values import Chosen, Grid, Part
 from rd3.cell import Cell
 from rd3.component import changes_text
 from rd3.datasets import DatasetInfo
@@ -22,6 +22,8 @@ from rd3.errors import RD3Error, StoreError, Unsupported
 from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
+from rd3.planning.sets import PlannedSet, largest_sets, plan_set
+from rd3.planning.teacher_roles import teacher_recipe
 from rd3.protocol import EvalProtocol, Preset, reductions, resolve_protocol
 from rd3.recipe import (
     Data,
@@ -33,8 +35,6 @@ from rd3.recipe import (
     StatisticsRecipe,
     TeacherRecipe,
 )
-from rd3.set_recipes import PlannedSet, largest_sets, plan_set
-from rd3.teacher_roles import teacher_recipe
 from rd3.values import canonical
 
 MISSING = "missing"

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import Catalog
-from pipelines.grid_check import check_document
-from pipelines.grid_parts import Chosen, Grid, Part
-from pipelines.places import GridErrors, Located, Problem, read_located
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.check import check_document
+from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_located
+from pipelines.grid.values import Chosen, Grid, Part
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.registry import did_you_mean
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pipelines.expand import Expansion
-from pipelines.queue import Demand, RecipeQueue
-from pipelines.schedule import wall_s
+from pipelines.grid.expand import Expansion
+from pipelines.grid.queue import Demand, RecipeQueue
+from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
-from rd3.cost import CPU_THREAD, Rates, Work, work
 from rd3.errors import DataCorrupt, DataMissing, TrackingAway, TrackingError
+from rd3.planning.cost import CPU_THREAD, Rates, Work, work
+from rd3.planning.sizes import artifact_bytes
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe, topological
-from rd3.sizes import artifact_bytes
 from rd3.store import Entry
 from tracking.place import Place
 
@@ -148,12 +148,12 @@ def plan_session(
 ) -> Plan:
     """The plan of a user's session: results and artifacts are looked for where the session keeps them.
 
-    ``device``: what it is priced for, as of :func:`pipelines.pricing.pricing`; ``slots``: how many of these, by default
-    all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where the artifacts are with a tracking
+    ``device``: what it is priced for, as of :func:`pipelines.grid.pricing.pricing`; ``slots``: how many of these, by
+    default all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where the artifacts are with a tracking
     server that does not answer.
     """
-    from pipelines.pricing import pricing
-    from tracking import artifacts
+    from pipelines.grid.pricing import pricing
+    from tracking.runs import artifacts
 
     price = pricing(session.ledger.documents, device)
     uri = session.place.tracking_uri
@@ -177,7 +177,7 @@ def plan_session(
 
 def _look_at(place: Place) -> None:
     """One look, before MLflow's client asks for minutes; whoever has patience may ask again."""
-    from tracking.runs import Tracker
+    from tracking.runs.runs import Tracker
 
     try:
         Tracker(place).check()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rd3.calibration import Calibration
-from rd3.cost import Rates, shipped_rates
 from rd3.errors import UnknownName
 from rd3.hardware import Hardware, hardware, torch_version
-from tracking import calibrations
-from tracking.documents import Documents
+from rd3.planning.calibration import Calibration
+from rd3.planning.cost import Rates, shipped_rates
+from tracking.ledger import calibrations
+from tracking.ledger.object_store import Documents
 
 KINDS = ("cpu", "cuda")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 
-from pipelines.queue import RecipeQueue
+from pipelines.grid.queue import RecipeQueue
 from rd3.recipe import Key
 
 

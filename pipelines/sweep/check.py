@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
-from pipelines.catalog import Catalog
-from pipelines.grid_check import BIGGEST_SEED, PartCheck, one_of, text_of, unknown_keys, what
-from pipelines.grid_parts import Chosen
-from pipelines.places import Located, Path
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.check import BIGGEST_SEED, PartCheck, one_of, text_of, unknown_keys, what
+from pipelines.grid.located_yaml import Located, Path
+from pipelines.grid.values import Chosen
 from pipelines.sweep.space import SpaceCheck
 from pipelines.sweep.values import PrunerName, SamplerName, Sweep, labelled
 from rd3.datasets import DatasetInfo

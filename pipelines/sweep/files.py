@@ -6,9 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import Catalog
-from pipelines.grid import file_names, read_named
-from pipelines.places import GridErrors, read_located
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.files import file_names, read_named
+from pipelines.grid.located_yaml import GridErrors, read_located
 from pipelines.sweep.check import check_sweep
 from pipelines.sweep.values import Sweep
 

@@ -12,14 +12,14 @@ from pipelines.sweep.values import Dimension, Sweep
 from pipelines.sweep.winner import winners_of
 from rd3.component import plain_text
 from rd3.stats import mean
-from tracking.report import when
-from tracking.sweep_report import MethodSection, Plot, SweepPage
+from tracking.report.page import when
+from tracking.report.sweep_report import MethodSection, Plot, SweepPage
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from pipelines.sweep.run import SweepOutcome
-    from tracking.ledger import Ledger
+    from tracking.ledger.ledger import Ledger
 
 
 def page_of(sweep: Sweep, outcome: SweepOutcome, ledger: Ledger, storage: str) -> SweepPage:

@@ -15,13 +15,13 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipelines.catalog import Catalog
-from pipelines.cluster import cluster_devices, ray_cluster
-from pipelines.execute import Outcome, execute
-from pipelines.expand import Expansion, expand
-from pipelines.interrupts import EXIT_CODE, Interrupts
-from pipelines.nodes import check_platform
-from pipelines.plan import Plan, plan_session
+from pipelines.cluster.nodes import check_platform
+from pipelines.cluster.ray import cluster_devices, ray_cluster
+from pipelines.engine.execute import Outcome, execute
+from pipelines.engine.interrupts import EXIT_CODE, Interrupts
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session
 from pipelines.sweep.progress import TrialView, open_trial_view
 from pipelines.sweep.storage import open_storage
@@ -34,10 +34,10 @@ from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.values import canonical
-from tracking.fields import params as shown_params
-from tracking.patience import patiently
-from tracking.runs import Tracker
-from tracking.sweeps import Memory, SweepRuns, TrialRun
+from tracking.ledger.retry import patiently
+from tracking.runs.fields import params as shown_params
+from tracking.runs.runs import Tracker
+from tracking.runs.sweeps import Memory, SweepRuns, TrialRun
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

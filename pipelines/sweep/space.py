@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipelines.grid_check import unknown_keys, what
-from pipelines.places import Path
+from pipelines.grid.check import unknown_keys, what
+from pipelines.grid.located_yaml import Path
 from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
@@ -16,7 +16,7 @@ from rd3.protocol import EvalProtocol, number_type, protocol_names
 from rd3.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from pipelines.grid_check import PartCheck
+    from pipelines.grid.check import PartCheck
 
 RANGE = ("low", "high", "log", "step")
 Resolve = Callable[[dict[str, Any]], EvalProtocol]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rd3.errors import BadValue, StoreError
-from tracking.mlflow_client import without_password
+from tracking.runs.client import without_password
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

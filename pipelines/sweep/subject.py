@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.catalog import Catalog
-from pipelines.expand import Expansion, expand
-from pipelines.grid_parts import Chosen
-from pipelines.places import GridErrors, Problem
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.located_yaml import GridErrors, Problem
+from pipelines.grid.values import Chosen
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.values import Sweep
-from rd3.cost import shipped_rates, work
 from rd3.datasets import DatasetInfo
 from rd3.hardware import hardware
+from rd3.planning.cost import shipped_rates, work
 from rd3.protocol import EvalProtocol, Preset, fitting, merged, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe
 from rd3.values import digest

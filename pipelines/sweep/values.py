@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pipelines.grid_parts import Chosen, Grid, Part
+from pipelines.grid.values import Chosen, Grid, Part
 from rd3.protocol import number_type
 from rd3.values import Frozen
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.expand import Expansion
+from pipelines.grid.expand import Expansion
 from pipelines.sweep.subject import Subject
 from rd3.errors import BadValue
 from rd3.protocol import Preset, left_of, merged, presets, read_preset
@@ -17,7 +17,7 @@ from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
 from rd3.values import digest
-from tracking.sweeps import Memory
+from tracking.runs.sweeps import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

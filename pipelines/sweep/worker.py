@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.parcels import ensure_data
 from pipelines.sweep.study import Contest, Ended, Pruning
+from pipelines.transfer.datasets import ensure_data
 from rd3.datasets import Roots
 from rd3.errors import Diverged, RD3Error
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
-from tracking.patience import patiently
+from tracking.ledger.retry import patiently
 from tracking.place import Place
 from tracking.store import GivenStore
 
@@ -85,7 +85,7 @@ class _Stop(Exception):
 
 def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
     """Judge a point; ``before`` are the finished batches that it is compared with."""
-    from pipelines.trial import _settle_process
+    from pipelines.engine.trial import _settle_process
 
     _settle_process(attempt.gpu)
     return judge(attempt, before)

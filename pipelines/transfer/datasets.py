@@ -13,12 +13,12 @@ from typing import NamedTuple
 from rd3.datasets import Roots, dataset_fingerprint, dataset_source, fingerprint_in, register, registration
 from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
 from rd3.recipe import Data
-from tracking import parcels
-from tracking.documents import folder_errors
-from tracking.mlflow_client import without_password
-from tracking.parcels import Parcel, Progress
+from tracking.ledger.object_store import folder_errors
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs import dataset_bundles as parcels
+from tracking.runs.client import without_password
+from tracking.runs.dataset_bundles import Parcel, Progress
+from tracking.runs.runs import Tracker
 
 
 class Pushed(NamedTuple):

@@ -14,11 +14,11 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import Key, Recipe, read_recipe, to_json
 from rd3.store import FolderStore, Store, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
-from tracking.fields import parent_facts
-from tracking.health import check_place
-from tracking.ledger import recipe_of
+from tracking.ledger.ledger import recipe_of
 from tracking.place import Place
+from tracking.runs.fields import parent_facts
 from tracking.store import TrackedStore
+from tracking.upkeep.health import check_place
 
 
 class Imported(NamedTuple):

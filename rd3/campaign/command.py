@@ -23,13 +23,13 @@ from rd3.campaign.estimates import Estimates
 from rd3.campaign.maker import Maker, settle_torch
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View, column_counts, named
-from rd3.cost import shipped_rates
 from rd3.datasets import Roots, dataset_info
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error
 from rd3.hardware import hardware
+from rd3.planning.cost import shipped_rates
+from rd3.planning.sets import largest_sets
 from rd3.recipe import AnyRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
-from rd3.set_recipes import largest_sets
 from rd3.store import FolderStore
 from rd3.upgrade import FORMAT
 

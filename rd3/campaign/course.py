@@ -14,7 +14,7 @@ from rd3.campaign.maker import Ended, Event, Maker, Moved
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View, span
 from rd3.errors import BadValue
-from rd3.packing import SIZE, Packing
+from rd3.evaluation.packing import SIZE, Packing
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0

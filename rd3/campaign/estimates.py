@@ -1,4 +1,4 @@
-"""How long recipes take: the estimate of :mod:`rd3.cost`, corrected by what has run here."""
+"""How long recipes take: the estimate of :mod:`rd3.planning.cost`, corrected by what has run here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from rd3.cost import Rates, work
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
+from rd3.planning.cost import Rates, work
 from rd3.recipe import EvaluationRecipe, Key, Kind, Recipe, SetRecipe, TeacherRecipe
 
 SLACK = 4.0
@@ -36,7 +36,7 @@ class Estimates:
         self._learnt: dict[str, tuple[float, float]] = {}
 
     def planned(self, key: Key) -> float:
-        """As :mod:`rd3.cost` has it; the least there is where that cannot tell, and the recipe itself will say why."""
+        """The cost of a recipe; the minimum where it cannot be computed, because the recipe itself will fail and say why."""
         if key not in self._planned:
             try:
                 self._planned[key] = self._from_cost(self.recipes[key])

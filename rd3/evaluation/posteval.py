@@ -18,13 +18,13 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
-from rd3.eval_result import EvalResult
-from rd3.packing import Views
+from rd3.evaluation.packing import Views
+from rd3.evaluation.result import EvalResult
+from rd3.evaluation.student import Progress, StudentTraining, Tested
+from rd3.evaluation.teaching import LabelledViews, frozen
+from rd3.evaluation.views import Batch
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
-from rd3.student import Progress, StudentTraining, Tested
-from rd3.teaching import LabelledViews, frozen
-from rd3.views import Batch
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset

@@ -14,14 +14,14 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import autocast, lay_out, peak_mib
 from rd3.errors import Diverged
-from rd3.eval_result import EvalResult
+from rd3.evaluation.result import EvalResult
+from rd3.evaluation.schedule import zeta_cosine
+from rd3.evaluation.views import Batch
 from rd3.losses import LOSSES
 from rd3.models import build_network
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
-from rd3.schedule import zeta_cosine
 from rd3.seeding import ForkedRNG, generator
-from rd3.views import Batch
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from rd3.device import autocast, lay_out
-from rd3.hybrid import together
+from rd3.evaluation.hybrid import together
+from rd3.evaluation.views import Batch, Chunk, views
 from rd3.models import folded
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
-from rd3.views import Batch, Chunk, views
 
 AHEAD = {"cpu": 256}
 """Images that teachers label at once, by type of device: frozen and in eval mode, they answer per image."""

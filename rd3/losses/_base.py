@@ -24,7 +24,7 @@ class LossTargets:
     """Targets of the student for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32 logits of all teachers combined (:mod:`rd3.hybrid`), for the same pixels that the student sees;
+    """(B, C) float32 logits of all teachers combined, for the same pixels that the student sees;
     None with hard labels."""
     labels: torch.Tensor
     """(B,) int64 labels of the base images."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from rd3 import __version__
-from rd3.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
+from rd3.planning.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ class Calibration(BaseModel):
     torch: str
     rd3: str
     fp32: float = Field(gt=0)
-    """These and the next three as of :class:`rd3.cost.Rates`."""
+    """These and the next three as of :class:`rd3.planning.cost.Rates`."""
     bf16: float = Field(gt=0)
     bytes: float = Field(gt=0)
     step_s: float = Field(ge=0)
@@ -223,7 +223,7 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
     import numpy as np
     import torch
 
-    from rd3.posteval import evaluate
+    from rd3.evaluation.posteval import evaluate
     from rd3.seeding import generator
 
     steps, clock = _STEPS[device.type], _clock(device)

@@ -111,7 +111,7 @@ def shipped_rates(kind: str, bf16: bool) -> Rates:
 @functools.cache
 def _table() -> dict[str, dict[str, list[list[float]]]]:
     """Network -> resolution -> (without classes, per class) of operations, bytes, saved values and channels."""
-    text = files("rd3").joinpath("forward_costs.json").read_text(encoding="utf-8")
+    text = files("rd3.planning").joinpath("forward_costs.json").read_text(encoding="utf-8")
     table: dict[str, dict[str, list[list[float]]]] = json.loads(text)
     return table
 

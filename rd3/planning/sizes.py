@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rd3.cost import extent
 from rd3.datasets import DatasetInfo
+from rd3.planning.cost import extent
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 FIXED = 6_000

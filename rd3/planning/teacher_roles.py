@@ -79,7 +79,7 @@ class Role(Frozen):
 
 @functools.cache
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
-    text = files("rd3").joinpath("teacher_roles.yaml").read_text(encoding="utf-8")
+    text = files("rd3.planning").joinpath("teacher_roles.yaml").read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
     return table
 

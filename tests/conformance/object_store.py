@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tracking.documents import Documents
+from tracking.ledger.object_store import Documents
 
 
 class ObjectStoreSuite:
@@ -56,7 +56,7 @@ class ObjectStoreSuite:
         assert list(store.names()) == ["files/set/large.bin"], "nothing is left of the transfer"
 
     def test_an_address_opens_the_same_store(self, store: Documents) -> None:
-        from tracking.documents import is_direct, open_documents
+        from tracking.ledger.object_store import is_direct, open_documents
 
         store.put("deep/er/a.txt", b"here")
         assert is_direct(store.url("deep")) and store.usable()

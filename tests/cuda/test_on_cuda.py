@@ -12,14 +12,14 @@ from rd3 import teacher
 from rd3.augment import resized_crop, to_unit
 from rd3.device import usable_device
 from rd3.errors import BadValue
-from rd3.posteval import evaluate
+from rd3.evaluation.posteval import evaluate
+from rd3.evaluation.views import Batch, views
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
-from rd3.views import Batch, views
 
 pytestmark = pytest.mark.cuda
 

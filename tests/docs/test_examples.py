@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.grid import parse_grid
+from pipelines.grid.files import parse_grid
 from rd3.augmentations import AUGMENTATIONS
 from rd3.losses import LOSSES
 from rd3.methods import METHODS

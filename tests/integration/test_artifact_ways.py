@@ -12,9 +12,9 @@ from pipelines.settings import session
 from rd3.errors import StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
-from tracking import runs
-from tracking.ledger import Ledger
-from tracking.runs import Tracker
+from tracking.ledger.ledger import Ledger
+from tracking.runs import runs
+from tracking.runs.runs import Tracker
 from tracking.store import GivenStore, TrackedStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]

@@ -18,8 +18,8 @@ import botocore.auth
 import pytest
 
 from pipelines import cli
-from tracking import health
-from tracking.documents import open_documents
+from tracking.ledger.object_store import open_documents
+from tracking.upkeep import health
 
 if TYPE_CHECKING:
     from conftest import Stack

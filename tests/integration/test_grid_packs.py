@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import cluster, trial_log, tune
-from pipelines.execute import Outcome
+from pipelines.cluster import ray as cluster
+from pipelines.engine import trial_log, tune
+from pipelines.engine.execute import Outcome
 from rd3.recipe import EvaluationRecipe
 from rd3.run import perform
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.store import TrackedStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
@@ -87,7 +88,7 @@ def grids(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many cores there are: packs are as large as they can be."""
-    monkeypatch.setattr("pipelines.execute.cluster_devices", lambda: (1.0, 0.0))
+    monkeypatch.setattr("pipelines.engine.execute.cluster_devices", lambda: (1.0, 0.0))
 
 
 def test_evaluations_of_equal_views_are_made_together_and_are_what_they_are_alone(
@@ -132,8 +133,8 @@ def test_a_pack_that_runs_out_of_memory_is_made_one_by_one_in_another_process(
     def without_room(config: dict[str, Any]) -> None:
         import torch
 
-        from pipelines import attempt
-        from pipelines.trial import run_trial
+        from pipelines.engine import attempt
+        from pipelines.engine.trial import run_trial
 
         def full(*_pack: Any, **_options: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -153,8 +154,8 @@ def test_a_pack_that_runs_out_of_memory_is_made_one_by_one_in_another_process(
 
 def test_a_device_that_fails_for_good_is_said_after_a_few_processes(grids: Grids, monkeypatch: pytest.MonkeyPatch):
     def broken(config: dict[str, Any]) -> None:
-        from pipelines import attempt
-        from pipelines.trial import run_trial
+        from pipelines.engine import attempt
+        from pipelines.engine.trial import run_trial
 
         def fails(*_recipes: Any, **_options: Any) -> None:
             raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might ...")

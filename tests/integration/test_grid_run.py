@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 
-from pipelines import cluster, trial_log
-from pipelines.expand import Expansion
-from pipelines.imports import export_results, import_results
-from pipelines.plan import plan_session
-from pipelines.status import grid_status
+from pipelines.cluster import ray as cluster
+from pipelines.engine import trial_log
+from pipelines.engine.status import grid_status
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import plan_session
+from pipelines.transfer.results import export_results, import_results
 from rd3.datasets import dataset_info
 from rd3.errors import DataCorrupt
+from rd3.planning.sets import largest_sets, plan_set
 from rd3.recipe import to_json
 from rd3.run import perform
-from rd3.set_recipes import largest_sets, plan_set
-from tracking.ledger import Ledger
-from tracking.runs import Tracker
+from tracking.ledger.ledger import Ledger
+from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from standstill import held
 
-from pipelines import trial_log
+from pipelines.engine import trial_log
 from rd3.errors import StoreError
-from tracking.ledger import Ledger
-from tracking.runs import Tracker
+from tracking.ledger.ledger import Ledger
+from tracking.runs.runs import Tracker
 
 # Its shorter siblings: worker and driver killed, and the driver asked to leave, in faults/test_faults.py.
 pytestmark = [

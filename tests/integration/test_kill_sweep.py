@@ -16,12 +16,12 @@ from PIL import Image
 from swept import training, trials
 
 from rd3.datasets import Roots, add_folder, open_dataset
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs import Tracker
-from tracking.sweeps import EXPERIMENT
+from tracking.runs.runs import Tracker
+from tracking.runs.sweeps import EXPERIMENT
 
-# Its shorter sibling: faults/test_fault_sweep.py.  Unread test images: tests/rd3/test_datasets_files.py.
+# Its shorter sibling: faults/test_fault_sweep.py.  Unread test images: tests/rd3/datasets/test_files.py.
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.platform,

@@ -14,7 +14,7 @@ import pytest
 from bare_python import make_bare_python
 from tiny_grid import session_in
 
-from pipelines.imports import import_results
+from pipelines.transfer.results import import_results
 from rd3 import run
 from rd3.parts import holds_parts
 from rd3.store import Entry, FolderStore

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines.nodes import check_nodes
+from pipelines.cluster.nodes import check_nodes
 from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, TrackingError
 from tracking.place import Place

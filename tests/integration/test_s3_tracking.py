@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipelines.imports import push_results
 from pipelines.settings import Session
+from pipelines.transfer.results import push_results
 from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tests.conformance.object_store import ObjectStoreSuite
-from tracking import artifacts
-from tracking.documents import open_documents
-from tracking.garbage import Garbage, find_garbage
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import open_documents
+from tracking.ledger.s3 import S3Documents
 from tracking.place import Place
-from tracking.rebuild import rebuild
-from tracking.s3 import S3Documents
+from tracking.runs import artifacts
 from tracking.store import TrackedStore
-from tracking.verification import check_entries, everything
+from tracking.upkeep.garbage import Garbage, find_garbage
+from tracking.upkeep.rebuild import rebuild
+from tracking.upkeep.verify import check_entries, everything
 
 if TYPE_CHECKING:
     from conftest import Stack
@@ -162,9 +162,9 @@ def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
         return {one.what: one for one in find_garbage(place, store.ledger, driver_lives=driver_lives)}
 
     assert garbage() == {}
-    monkeypatch.setattr("tracking.garbage.YOUNG_S", -60.0)
+    monkeypatch.setattr("tracking.upkeep.garbage.YOUNG_S", -60.0)
     assert set(garbage(driver_lives=True)) == {"blocks of a set that is done"}
-    monkeypatch.setattr("tracking.garbage.UPLOAD_S", -60.0)
+    monkeypatch.setattr("tracking.upkeep.garbage.UPLOAD_S", -60.0)
     found = garbage()
     assert {what: one.size for what, one in found.items() if "run" not in what} == {
         "blocks of a set that is done": 100,

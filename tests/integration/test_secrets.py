@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from tracking.ledger.s3 import S3Documents
 from tracking.place import Place
-from tracking.runs import Tracker
-from tracking.s3 import S3Documents
+from tracking.runs.runs import Tracker
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 

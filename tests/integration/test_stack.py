@@ -23,10 +23,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from rd3.errors import StoreError
-from tracking.documents import open_documents
-from tracking.health import probe_artifacts
+from tracking.ledger.object_store import open_documents
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.runs import Tracker
+from tracking.upkeep.health import probe_artifacts
 
 if TYPE_CHECKING:
     from conftest import Stack

@@ -19,7 +19,7 @@ from pipelines.sweep.files import load_sweep
 from pipelines.sweep.storage import SCHEMA, open_storage
 from pipelines.sweep.study import Ended, Tuning
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.runs import Tracker
 
 pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.filterwarnings("ignore")]
 

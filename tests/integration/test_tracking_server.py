@@ -11,11 +11,11 @@ import pytest
 from rd3.errors import DataMissing
 from rd3.recipe import KINDS, Data, SetRecipe
 from rd3.store import Entry, sha256_files
-from tracking import artifacts
 from tracking.place import Place
-from tracking.rebuild import rebuild
-from tracking.runs import Tracker
+from tracking.runs import artifacts
+from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore
+from tracking.upkeep.rebuild import rebuild
 
 if TYPE_CHECKING:
     from conftest import Stack

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipelines.execute import Outcome, execute
-from pipelines.expand import Expansion
-from pipelines.grid_parts import Grid
-from pipelines.plan import plan_session
+from pipelines.engine.execute import Outcome, execute
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import plan_session
+from pipelines.grid.values import Grid
 from pipelines.settings import Session
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
 NETWORK = "resnet18_w16"

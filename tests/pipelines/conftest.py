@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database without runs, to be copied: MLflow takes seconds to make one."""
     from tracking.place import Place
-    from tracking.runs import Tracker
+    from tracking.runs.runs import Tracker
 
     home = tmp_path_factory.mktemp("empty")
     database = home / "mlflow.db"

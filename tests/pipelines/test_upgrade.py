@@ -11,11 +11,11 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.expand import Expansion
-from pipelines.imports import import_results
-from pipelines.plan import plan_session
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from pipelines.sweep.winner import protocol_of, target_of
+from pipelines.transfer.results import import_results
 from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import BadValue
@@ -24,13 +24,13 @@ from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, key_o
 from rd3.run import perform
 from rd3.store import FolderStore
 from rd3.upgrade import former_key
-from tracking.garbage import find_garbage
-from tracking.ledger import Ledger, recipe_of
+from tracking.ledger.ledger import Ledger, recipe_of
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.runs import Tracker
+from tracking.runs.sweeps import Memory
 from tracking.store import TrackedStore
-from tracking.sweeps import Memory
-from tracking.verification import check_entries, everything
+from tracking.upkeep.garbage import find_garbage
+from tracking.upkeep.verify import check_entries, everything
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "format1.tar.xz"
 MADE_IN = "/tmp/rd3-earlier"
@@ -75,9 +75,9 @@ def session(tmp_path: Path) -> Session:
 
 
 def expanded(session: Session) -> Expansion:
-    from pipelines.catalog import Catalog
-    from pipelines.expand import expand
-    from pipelines.grid import parse_grid
+    from pipelines.grid.catalog import Catalog
+    from pipelines.grid.expand import expand
+    from pipelines.grid.files import parse_grid
 
     return expand(parse_grid(GRID, "earlier"), Catalog.of(session))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import rd3
 from pipelines import Workspace
 from pipelines.cli import app
-from pipelines.grid import GridErrors
+from pipelines.grid.files import GridErrors
 from rd3.errors import DataMissing, UnknownName
 
 GRID = {

@@ -47,7 +47,7 @@ def used(*modules: str) -> set[str]:
 
 def test_the_driver_may_do_what_the_code_does_and_no_more():
     policy = allowed("policy.json")
-    assert used("s3", "health", "garbage") | {"s3:GetBucketLocation"} == set(policy)
+    assert used("ledger/s3", "upkeep/health", "upkeep/garbage") | {"s3:GetBucketLocation"} == set(policy)
     assert set().union(*policy.values()) == {"arn:aws:s3:::rd3", "arn:aws:s3:::rd3/rd3/*"}, "not MLflow's own"
     [listing] = [one for one in statements("policy.json") if "s3:ListBucket" in one["Action"]]
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["rd3/*"]}}

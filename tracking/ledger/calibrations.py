@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rd3.calibration import Calibration
 from rd3.errors import DataCorrupt
-from tracking.documents import Documents
+from rd3.planning.calibration import Calibration
+from tracking.ledger.object_store import Documents
 
 _FOLDER = "calibrations/"
 

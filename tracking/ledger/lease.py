@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.errors import StoreError
-from tracking.documents import Documents
+from tracking.ledger.object_store import Documents
 
 BEAT_S = 15.0
 STALE_S = 60.0

@@ -23,8 +23,8 @@ from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
 from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry
-from tracking.documents import open_documents
-from tracking.lease import Lease
+from tracking.ledger.lease import Lease
+from tracking.ledger.object_store import open_documents
 
 
 def _name(kind: str, key: Key) -> str:

@@ -96,7 +96,7 @@ def open_documents(root: str | Path) -> Documents:
     """Objects below a folder (a path or ``file://``) or below ``s3://bucket/prefix``; contacts nobody yet."""
     text = str(root)
     if text.startswith("s3://"):
-        from tracking.s3 import S3Documents
+        from tracking.ledger.s3 import S3Documents
 
         return S3Documents(text)
     if "://" in text and not text.startswith("file://"):

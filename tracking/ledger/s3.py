@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from rd3.errors import StoreAway, StoreError
-from tracking.documents import Stored, Unfinished
+from tracking.ledger.object_store import Stored, Unfinished
 
 _THREADS = 24
 """Requests in flight where many objects are read."""
@@ -217,13 +217,13 @@ class S3Documents:
             self.client.abort_multipart_upload(**upload)
 
     def prepare(self) -> Iterator[str]:
-        from tracking.s3_bucket import add_lifecycle, block_public_access, create
+        from tracking.ledger.s3_bucket import add_lifecycle, block_public_access, create
 
         for step in (create, block_public_access, add_lifecycle):
             yield step(self)
 
     def check_private(self) -> Iterator[str]:
-        from tracking.s3_bucket import check_private
+        from tracking.ledger.s3_bucket import check_private
 
         check_private(self)
         yield f"{self.bucket}: cannot be read without credentials"

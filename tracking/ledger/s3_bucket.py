@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rd3.errors import StoreError
 
 if TYPE_CHECKING:
-    from tracking.s3 import S3Documents
+    from tracking.ledger.s3 import S3Documents
 
 UNFINISHED_DAYS = 7
 _RULE = {

@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from rd3.component import changes_text, plain_text, value_by_name
 from rd3.errors import BadValue
-from tracking.paper import names
-from tracking.scores import Score
-from tracking.tables import ResultTable
+from tracking.report.paper import names
+from tracking.report.scores import Score
+from tracking.report.tables import ResultTable
 
 INK = "#1f2328"
 """In SVG this becomes ``currentColor``, so that a chart follows the page it stands in, light or dark."""

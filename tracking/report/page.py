@@ -20,11 +20,11 @@ from rd3.cell import Cell
 from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.errors import RD3Error
 from rd3.store import now, write_atomically
-from tracking import figures, tables
-from tracking.pairs import Pair, interval_text, pairs
-from tracking.query import Find, rows
-from tracking.scores import Score, scores
-from tracking.tables import ResultTable
+from tracking.report import figures, tables
+from tracking.report.pairs import Pair, interval_text, pairs
+from tracking.report.query import Find, rows
+from tracking.report.scores import Score, scores
+from tracking.report.tables import ResultTable
 
 Fetch = Callable[[str, str], Path]
 """(kind, key) to a local folder with the verified files."""
@@ -271,7 +271,7 @@ def _environment(html: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        loader=PackageLoader("tracking"),
+        loader=PackageLoader("tracking.report"),
     )
     environment.globals |= {
         "letter": tables.letter,

@@ -33,7 +33,7 @@ class PaperValue:
 @functools.cache
 def names() -> dict[str, Any]:
     """The paper's names and the order of its tables."""
-    text = files("tracking").joinpath("data", "paper_names.yaml").read_text(encoding="utf-8")
+    text = files("tracking.report").joinpath("data", "paper_names.yaml").read_text(encoding="utf-8")
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 
@@ -41,7 +41,9 @@ def names() -> dict[str, Any]:
 @functools.cache
 def doubts() -> tuple[dict[str, Any], ...]:
     """Printed cells that should not be trusted, with the reason."""
-    return tuple(yaml.safe_load(files("tracking").joinpath("data", "paper_doubts.yaml").read_text(encoding="utf-8")))
+    return tuple(
+        yaml.safe_load(files("tracking.report").joinpath("data", "paper_doubts.yaml").read_text(encoding="utf-8"))
+    )
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def _printed() -> dict[tuple[str, str, int, str, str, str], tuple[float, float |
     """(table, dataset, ipc, method, network, labels) to (mean, std), for the tables that cells are compared with."""
     wanted = {table for tables in names()["tables"].values() for table in tables}
     found: dict[tuple[str, str, int, str, str, str], tuple[float, float | None]] = {}
-    with files("tracking").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
+    with files("tracking.report").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             if row["table"] in wanted and row["metric"] == "top1":
                 labels = "hard" if row["config"].startswith("label=hard") else "soft"

@@ -9,11 +9,11 @@ from rd3.cell import Cell
 from rd3.component import changes_text
 from rd3.errors import DataMissing
 from rd3.recipe import Key
-from tracking.query import Find, rows
-from tracking.report import write_report
-from tracking.runs import Tracker
-from tracking.scores import Score, scores
-from tracking.tables import escape_markdown, paper_text, spread_text
+from tracking.report.page import write_report
+from tracking.report.query import Find, rows
+from tracking.report.scores import Score, scores
+from tracking.report.tables import escape_markdown, paper_text, spread_text
+from tracking.runs.runs import Tracker
 
 FOLDER = "report"
 _LONGEST = 5000

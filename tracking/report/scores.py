@@ -13,7 +13,7 @@ import pandas as pd
 from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.stats import confidence_interval, mean, std
-from tracking.paper import PaperValue, incomparable, names, paper_value, place_of
+from tracking.report.paper import PaperValue, incomparable, names, paper_value, place_of
 
 POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides")
 """What repeats share: everything of a cell but its seeds."""

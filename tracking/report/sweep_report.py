@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rd3.store import now, write_atomically
-from tracking.report import fill, when
+from tracking.report.page import fill, when
 
 Row = Mapping[str, str]
 

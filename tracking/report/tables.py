@@ -12,7 +12,7 @@ from itertools import groupby
 from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.protocol import protocol_names
-from tracking.scores import Score, comparable_protocol
+from tracking.report.scores import Score, comparable_protocol
 
 NO_INTERVAL = (
     "Difference: our mean minus the paper's, in points, without an interval, because the paper does not say over how "

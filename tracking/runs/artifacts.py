@@ -14,8 +14,8 @@ from typing import Any
 
 from rd3.errors import DataCorrupt, DataMissing, NotCarried
 from rd3.store import Entry, check_files
-from tracking.documents import folder_errors, is_direct, open_documents
-from tracking.mlflow_client import mlflow_errors, quiet_mlflow
+from tracking.ledger.object_store import folder_errors, is_direct, open_documents
+from tracking.runs.client import mlflow_errors, quiet_mlflow
 
 
 def what(entry: Entry) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rd3.errors import RD3Error, StoreError, TrackingAway, TrackingError
+from tracking.ledger.s3 import s3_errors
 from tracking.place import Place
-from tracking.s3 import s3_errors
 
 
 def quiet_mlflow() -> None:
@@ -24,7 +24,7 @@ def quiet_mlflow() -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
-        # The client's own seven attempts are silent for minutes; whoever can wait says so (tracking.patience).
+        # The client's own seven attempts are silent for minutes; whoever can wait says so (tracking.ledger.retry).
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
@@ -116,7 +116,7 @@ def _is_away(error: Exception) -> bool:
 
     MLflow's client calls what it cannot name, a refused connection too, an internal error; so does a server whose own
     database is away.  While the database of its accounts is away, a server lets nobody in (401); a wrong password has
-    been named before anything began (:mod:`tracking.reach`).
+    been named before anything began (:mod:`tracking.runs.reachable`).
     """
     text = str(error)
     if any(words in text for words in _LASTING):

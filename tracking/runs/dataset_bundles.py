@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from rd3.errors import DataCorrupt, RD3Error
 from rd3.store import sha256_file
-from tracking.documents import folder_errors
-from tracking.runs import Tracker
+from tracking.ledger.object_store import folder_errors
+from tracking.runs.runs import Tracker
 
 EXPERIMENT = "rd3 data"
 PART_BYTES = 512 * 2**20

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rd3.errors import TrackingError
-from tracking.mlflow_client import quiet_mlflow, without_password
+from tracking.runs.client import quiet_mlflow, without_password
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _START = "start it, or set MLFLOW_TRACKING_URI to the right one"

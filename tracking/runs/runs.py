@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from rd3.errors import StoreAway, StoreError, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
-from tracking import reach
-from tracking.documents import open_documents
-from tracking.fields import Fact, curve_points, metrics, params, read_curve, run_name
-from tracking.mlflow_client import mlflow_errors, open_client
+from tracking.ledger.object_store import open_documents
 from tracking.place import Place
+from tracking.runs import reachable as reach
+from tracking.runs.client import mlflow_errors, open_client
+from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _KIND = {"mlflow.experimentKind": "custom_model_development"}

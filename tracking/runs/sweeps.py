@@ -19,8 +19,8 @@ from typing import Any
 from rd3.errors import DataCorrupt
 from rd3.recipe import Key
 from rd3.values import digest
-from tracking.documents import Documents
-from tracking.runs import Tracker
+from tracking.ledger.object_store import Documents
+from tracking.runs.runs import Tracker
 
 EXPERIMENT = "rd3 sweeps"
 

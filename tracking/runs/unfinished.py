@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from rd3.errors import RD3Error
-from tracking.artifacts import delete
-from tracking.runs import OpenRun
+from tracking.runs.artifacts import delete
+from tracking.runs.runs import OpenRun
 
 EVERY_S = 60.0
 """How much work a machine that vanishes takes with it, at most, beside the block or epoch that was being made."""

@@ -18,10 +18,10 @@ from typing import Any
 from rd3.errors import StoreError
 from rd3.recipe import KINDS, Key
 from rd3.store import Entry
-from tracking.documents import Documents, Stored
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import Documents, Stored
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.runs import Tracker
 
 YOUNG_S = 3600.0
 UPLOAD_S = 86400.0

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rd3.errors import RD3Error, StoreError, TrackingError
-from tracking.documents import open_documents
-from tracking.mlflow_client import quiet_mlflow
+from tracking.ledger.object_store import open_documents
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.client import quiet_mlflow
+from tracking.runs.runs import Tracker
 from tracking.store import HAND
 
 CLOCKS_S = 30.0

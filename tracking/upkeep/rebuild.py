@@ -8,10 +8,10 @@ from typing import Any
 
 from rd3.recipe import KINDS, key_of
 from rd3.store import Entry
-from tracking import artifacts
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs import artifacts
+from tracking.runs.runs import Tracker
 
 
 def rebuild(ledger: Ledger, place: Place) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rd3.recipe import KINDS, Key, Recipe, read_recipe
 from rd3.store import Entry
 from rd3.upgrade import FORMAT, ran_precision, upgraded
-from tracking.ledger import Ledger, former_name
+from tracking.ledger.ledger import Ledger, former_name
 
 
 class Upgraded(NamedTuple):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import KINDS, Key, key_of, read_recipe
-from tracking import artifacts
-from tracking.documents import folder_errors
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import folder_errors
+from tracking.runs import artifacts
 from tracking.store import TrackedStore
 
 

@@ -16,11 +16,11 @@ from typing import Any
 from standstill import Event, held
 from tiny_grid import quick_teacher
 
-from pipelines import trial_log
+from pipelines.engine import trial_log
 from rd3.datasets import Roots
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.runs import Tracker
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 600.0

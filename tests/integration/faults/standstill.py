@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import trial_log
+from pipelines.engine import trial_log
 
 Event = dict[str, Any]
 

@@ -11,8 +11,8 @@ import pytest
 from disturbed import Disturbed
 from swept import training, trials
 
-from tracking.runs import Tracker
-from tracking.sweeps import EXPERIMENT
+from tracking.runs.runs import Tracker
+from tracking.runs.sweeps import EXPERIMENT
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
 

@@ -21,8 +21,8 @@ from chaos import KILLS, Chaos, Through, settle
 from disturbed import Disturbed, kill
 
 from rd3.store import sha256_file
-from tracking.documents import open_documents
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import open_documents
 from tracking.store import TrackedStore
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import checkup
+from pipelines.cluster import doctor as checkup
 from rd3.datasets import Roots
 from rd3.device import bf16_in_hardware
 from rd3.errors import StoreError

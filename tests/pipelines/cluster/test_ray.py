@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from ray.exceptions import AuthenticationError
 
-from pipelines.cluster import check_address, not_joined
+from pipelines.cluster.ray import check_address, not_joined
 from rd3.errors import RD3Error
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])

@@ -16,7 +16,8 @@ import ray
 import yaml
 from typer.testing import CliRunner
 
-from pipelines import cli, launcher, run_grid, submit
+from pipelines import cli, run_grid
+from pipelines.cluster import launcher, submit
 from pipelines.settings import ADDRESSES, Session, addresses, driver_secrets
 from rd3.datasets import Roots
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
@@ -46,7 +47,7 @@ def test_a_working_directory_is_code_and_the_grid_and_runs_alone(tmp_path, sessi
     assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3 * 2**20
     assert {path.name for path in folder.iterdir()} == {"rd3", "tracking", "pipelines", "a grid.yaml"}
     assert not list(folder.rglob("__pycache__")) + list(folder.rglob(".*"))
-    code = "import pipelines.grid as grid; print(grid.__file__); print(grid.load_grid('a grid.yaml').name)"
+    code = "import pipelines.grid.files as grid; print(grid.__file__); print(grid.load_grid('a grid.yaml').name)"
     environment = {"PYTHONDONTWRITEBYTECODE": "1"}
     said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert said.stdout.split() == [str(folder / "pipelines" / "grid.py"), "mine"], said.stderr

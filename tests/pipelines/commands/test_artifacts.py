@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from tiny_grid import session_in
 
-from pipelines import trial_log
+from pipelines.engine import trial_log
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
-from tracking.ledger import Ledger
-from tracking.rebuild import rebuild
-from tracking.runs import Tracker
+from tracking.ledger.ledger import Ledger
+from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore
+from tracking.upkeep.rebuild import rebuild
 
 Run = Callable[..., tuple[int, str, str]]
 DAY_S = 86400.0

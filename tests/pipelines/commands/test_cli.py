@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from small_recipes import a_set
 
 from pipelines.commands._show import parse_fields, show_table
-from pipelines.execute import Failure, Outcome
+from pipelines.engine.execute import Failure, Outcome
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
 from rd3.parts import Collector
 from rd3.recipe import from_json
 from rd3.store import Entry, FolderStore, sha256_files
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -118,7 +118,7 @@ def writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
 
     images = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
     save_file({"images": images, "labels": torch.arange(10)}, tmp_path / "mine.safetensors")
-    for name in ("rd3.synthetic_set.import_tensors", "rd3.teacher.import_weights", "pipelines.imports._bring"):
+    for name in ("rd3.synthetic_set.import_tensors", "rd3.teacher.import_weights", "pipelines.transfer.results._bring"):
         monkeypatch.setattr(name, never)
     (tmp_path / "store/by-key/set").mkdir(parents=True)
     (tmp_path / "store/by-key/set/0.json").touch()
@@ -184,7 +184,7 @@ def test_a_plan_looks_at_the_tracking_server_where_that_keeps_the_files(
             Entry(kind=recipe.kind, key=recipe.key, recipe=plain, result={}, artifact=artifact, files={"f": "0"})
         )
     there = state(home)
-    monkeypatch.setattr("tracking.artifacts.exists", lambda *_words: True)
+    monkeypatch.setattr("tracking.runs.artifacts.exists", lambda *_words: True)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -439,8 +439,8 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
         return Outcome()
 
     monkeypatch.setattr("pipelines.byhand.execute", execute)
-    monkeypatch.setattr("tracking.artifacts.exists", lambda *_words, **_options: True)
-    monkeypatch.setattr("tracking.artifacts.verify", lambda *_words, **_options: None)
+    monkeypatch.setattr("tracking.runs.artifacts.exists", lambda *_words, **_options: True)
+    monkeypatch.setattr("tracking.runs.artifacts.verify", lambda *_words, **_options: None)
     distill = ("distill", "sre2l", "--dataset", "cifar10", "--ipc", "1", "--teacher", "resnet18")
     monkeypatch.setattr("pipelines.byhand.dataset_fingerprint", lambda *_words: "f" * 32)
     code, out, err = rd3(*distill)

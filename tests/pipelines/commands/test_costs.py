@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-import rd3.calibration
+import rd3.planning.calibration
 from pipelines.commands.grid import hours, size
-from rd3.calibration import Calibration
 from rd3.device import ran_precision
 from rd3.hardware import hardware, torch_version
+from rd3.planning.calibration import Calibration
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             bytes=1e14, step_s=0.0, auto="bf16", networks={}, residual=0.1, runs=3, measured_at="2026-11-26T00:00:00",
         )  # fmt: skip
 
-    monkeypatch.setattr(rd3.calibration, "calibrate", calibrate)
+    monkeypatch.setattr(rd3.planning.calibration, "calibrate", calibrate)
     return asked
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import rd3.run
-from pipelines import attempt, trial_log
-from pipelines.job import Job, TrialEnd, work_folder
+from pipelines.engine import attempt, trial_log
+from pipelines.engine.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, Diverged, TrackingAway, TrackingError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, FolderStore
 from rd3.values import canonical
-from tracking import patience
+from tracking.ledger import retry as patience
 
 TEACHER = "ab" * 32
 

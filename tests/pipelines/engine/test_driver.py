@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from small_recipes import Stub
 
-from pipelines.driver import DEATHS, Driver
-from pipelines.job import Job, TrialEnd
-from pipelines.progress import Eta, LineView
-from pipelines.queue import Demand, RecipeQueue
+from pipelines.engine.driver import DEATHS, Driver
+from pipelines.engine.job import Job, TrialEnd
+from pipelines.engine.progress import Eta, LineView
+from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.errors import StoreError
 
 

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from pipelines import execute as execution
-from pipelines import trial_log
-from pipelines.execute import Failure, Outcome, execute
-from pipelines.expand import Expansion
-from pipelines.interrupts import Interrupts
-from pipelines.job import work_folder
-from pipelines.plan import Item, Plan
+from pipelines.engine import execute as execution
+from pipelines.engine import trial_log
+from pipelines.engine.execute import Failure, Outcome, execute
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import work_folder
+from pipelines.engine.status import grid_status
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import Item, Plan
 from pipelines.settings import Session
-from pipelines.status import grid_status
 from rd3.datasets import Roots
 from rd3.errors import StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
 
@@ -133,14 +133,14 @@ def test_the_first_signal_interrupts_or_is_noted_and_handlers_are_put_back():
 def test_the_second_signal_leaves_at_once():
     code = (
         "import os, signal\n"
-        "from pipelines.interrupts import Interrupts\n"
+        "from pipelines.engine.interrupts import Interrupts\n"
         "with Interrupts() as interrupts:\n"
         "    interrupts.deferred = True\n"
         "    for _signal in range(2):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "raise SystemExit('still here')\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 130
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import attempt, trial, trial_log
-from pipelines.job import Job, TrialEnd
+from pipelines.engine import attempt, trial, trial_log
+from pipelines.engine.job import Job, TrialEnd
 from rd3 import run
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.protocol import resolve_protocol

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from small_recipes import Stub
 
-from pipelines.progress import Eta, LineView, LiveView, Running, View, open_view, own_left_s, span
-from pipelines.queue import Demand, RecipeQueue
+from pipelines.engine.progress import Eta, LineView, LiveView, Running, View, open_view, own_left_s, span
+from pipelines.grid.queue import Demand, RecipeQueue
 
 
 def queue_of(*keys: str) -> RecipeQueue:
@@ -27,7 +27,7 @@ def test_spans(seconds: float, text: str):
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen is believed at once, which makes for round numbers."""
-    monkeypatch.setattr("pipelines.progress.DOUBT_S", 1e-9)
+    monkeypatch.setattr("pipelines.engine.progress.DOUBT_S", 1e-9)
 
 
 @pytest.mark.usefixtures("sure")
@@ -176,7 +176,7 @@ def test_lines_for_what_ends():
 
 def test_a_line_now_and_then_for_what_moves(monkeypatch):
     clock = iter(range(0, 1000, 10))  # every look at the clock is ten seconds later
-    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("pipelines.engine.progress.time.monotonic", lambda: float(next(clock)))
     out, queue = io.StringIO(), queue_of("s0")
     view = open_view("demo", queue, Eta({}), out=out)
     queue.take(1)

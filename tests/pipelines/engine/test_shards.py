@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.queue import Demand, RecipeQueue
-from pipelines.shares import Share, collect, deliver, discard, share_out
+from pipelines.engine.shards import Share, collect, deliver, discard, share_out
+from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.methods import METHODS
 from rd3.recipe import SetRecipe
 from rd3.synthesis import synthesize
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
-from tracking.documents import FolderDocuments
+from tracking.ledger.object_store import FolderDocuments
 
 TOY = ToyDataset()
 RECIPE = trial_recipe("sre2l", TOY, 3, batch_classes=2)

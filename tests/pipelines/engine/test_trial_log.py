@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from pathlib import Path
 
-from pipelines import trial_log
+from pipelines.engine import trial_log
 
 
 def _write_many(home: Path, who: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines import cluster
+from pipelines.cluster import ray as cluster
 from rd3.errors import RD3Error
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed."

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog import Catalog
-from pipelines.expand import Expansion, expand
-from pipelines.grid import Chosen, Grid, GridErrors, Part, load_grid, parse_grid, shipped_grids
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.files import Chosen, Grid, GridErrors, Part, load_grid, parse_grid, shipped_grids
 from rd3.datasets import dataset_info
 from rd3.errors import DataMissing
 from rd3.methods import register_method

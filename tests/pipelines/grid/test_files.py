@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.grid import GridErrors, load_grid, parse_grid, shipped_grids
+from pipelines.grid.files import GridErrors, load_grid, parse_grid, shipped_grids
 from rd3.errors import DataMissing, UnknownName
 
 BASE = """\

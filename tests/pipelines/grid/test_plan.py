@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog import Catalog
-from pipelines.expand import Expansion, expand
-from pipelines.grid import load_grid, parse_grid
-from pipelines.plan import Plan, make_plan
-from rd3.cost import CPU_THREAD, Rates
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.files import load_grid, parse_grid
+from pipelines.grid.plan import Plan, make_plan
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.models import parameter_count as counted
+from rd3.planning.cost import CPU_THREAD, Rates
 from rd3.recipe import KINDS, Recipe
 from rd3.store import Entry
 
@@ -237,10 +237,10 @@ def test_the_shipped_demo_is_cheap_enough():
 def test_planning_loads_neither_torch_nor_mlflow_nor_ray():
     code = """
 import sys
-from pipelines.catalog import Catalog
-from pipelines.expand import expand
-from pipelines.grid import load_grid
-from pipelines.plan import make_plan
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import expand
+from pipelines.grid.files import load_grid
+from pipelines.grid.plan import make_plan
 class Unread(Catalog):
     def fingerprint(self, name, *, training_only=False): return "f"
 class Empty:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipelines import pricing as priced
-from pipelines.pricing import pricing
-from rd3.calibration import Calibration
-from rd3.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD, shipped_rates
+from pipelines.grid import pricing as priced
+from pipelines.grid.pricing import pricing
 from rd3.errors import BadValue, UnknownName
 from rd3.hardware import Hardware
-from tracking.calibrations import keep
-from tracking.documents import Documents, open_documents
+from rd3.planning.calibration import Calibration
+from rd3.planning.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD, shipped_rates
+from tracking.ledger.calibrations import keep
+from tracking.ledger.object_store import Documents, open_documents
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import pytest
 from small_recipes import Stub
 
-from pipelines.queue import Closed, Demand, RecipeQueue
+from pipelines.grid.queue import Closed, Demand, RecipeQueue
 
 ONE = {kind: Demand(1.0) for kind in ("teacher", "set", "evaluation")}
 EXCLUSIVE = {**ONE, "set": Demand(2.0, whole=True)}

@@ -7,8 +7,8 @@ import random
 import pytest
 from small_recipes import Stub
 
-from pipelines.queue import Demand, RecipeQueue
-from pipelines.schedule import least_wall_s, wall_s
+from pipelines.grid.queue import Demand, RecipeQueue
+from pipelines.grid.schedule import least_wall_s, wall_s
 
 ONE = dict.fromkeys(("teacher", "set", "evaluation"), Demand(1.0))
 

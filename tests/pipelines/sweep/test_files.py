@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.catalog import Catalog
-from pipelines.places import GridErrors
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.located_yaml import GridErrors
 from pipelines.sweep.files import load_sweep, parse_sweep, shipped_sweeps
 from pipelines.sweep.study import distributions
 from pipelines.sweep.values import Dimension

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.catalog import Catalog
+from pipelines.grid.catalog import Catalog
 from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.run import SweepRun
@@ -25,7 +25,7 @@ from tracking.place import Place
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     """Four trials for one method."""
-    monkeypatch.setattr("tracking.patience.time.sleep", lambda _s: None)
+    monkeypatch.setattr("tracking.ledger.retry.time.sleep", lambda _s: None)
     here = Session(
         Roots(None, tmp_path), Place(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
     )

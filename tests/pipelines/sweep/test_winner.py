@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import optuna
 import pytest
 
-from pipelines.catalog import Catalog
-from pipelines.expand import expand
-from pipelines.grid_parts import Chosen
-from pipelines.places import GridErrors
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import expand
+from pipelines.grid.located_yaml import GridErrors
+from pipelines.grid.values import Chosen
 from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.page import fairness, page_of
@@ -33,11 +33,11 @@ from pipelines.sweep.winner import (
 from rd3.datasets import Roots
 from rd3.errors import BadValue
 from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
-from tracking.documents import open_documents
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import open_documents
 from tracking.place import Place
-from tracking.sweep_report import write_sweep_report
-from tracking.sweeps import Memory
+from tracking.report.sweep_report import write_sweep_report
+from tracking.runs.sweeps import Memory
 
 
 @pytest.fixture

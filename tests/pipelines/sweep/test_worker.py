@@ -65,7 +65,7 @@ def trained(monkeypatch):
 
     monkeypatch.setattr("rd3.run.perform", perform)
     monkeypatch.setattr("pipelines.sweep.worker.GivenStore.fetch", fetch)
-    monkeypatch.setattr("tracking.patience.time.sleep", lambda _s: None)
+    monkeypatch.setattr("tracking.ledger.retry.time.sleep", lambda _s: None)
     return world
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.parcels import absent, ensure_data, pull, push
+from pipelines.transfer.datasets import absent, ensure_data, pull, push
 from rd3.datasets import Roots, add_folder, dataset_fingerprint, dataset_info, open_dataset
 from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error, TrackingError
 from rd3.recipe import Data
-from tracking import parcels
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs import dataset_bundles as parcels
+from tracking.runs.runs import Tracker
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
 
 def test_nothing_is_read_for_a_tracking_server_that_is_away(here, tmp_path, monkeypatch):
     name, roots = here
-    monkeypatch.setattr("pipelines.parcels.dataset_fingerprint", lambda *_words: pytest.fail("it was read"))
+    monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_words: pytest.fail("it was read"))
     with pytest.raises(TrackingError, match=r"The tracking server http://127\.0\.0\.1:9 does not answer"):
         push(name, Place("http://127.0.0.1:9", "/nowhere", tmp_path), roots)
 
@@ -119,7 +119,7 @@ def test_a_damaged_part_is_refused_and_leaves_nothing(here, place, tmp_path):
 
 def test_other_data_under_the_right_hashes_is_refused(here, place, tmp_path, monkeypatch):
     name, roots = here
-    monkeypatch.setattr("pipelines.parcels.dataset_fingerprint", lambda *_: "e" * 32)
+    monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_: "e" * 32)
     push(name, place, roots)
     there = Roots(None, tmp_path / "there")
     with pytest.raises(DataCorrupt, match="was pushed with fingerprint eeeeeeeeeeee and arrives with"):

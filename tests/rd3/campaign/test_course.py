@@ -19,9 +19,9 @@ from rd3.campaign.crew import Crew
 from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View
-from rd3.cost import CPU_THREAD
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import BadValue
+from rd3.planning.cost import CPU_THREAD
 
 
 class Clock:

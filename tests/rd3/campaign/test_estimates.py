@@ -6,8 +6,8 @@ import pytest
 from small_recipes import COMMON, PLAIN, a_set, teacher
 
 from rd3.campaign.estimates import SLACK, Estimates
-from rd3.cost import CPU_THREAD, work
 from rd3.datasets import Roots, dataset_info
+from rd3.planning.cost import CPU_THREAD, work
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, from_json, to_json
 

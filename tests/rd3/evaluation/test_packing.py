@@ -18,10 +18,10 @@ from rd3.campaign.estimates import Estimates
 from rd3.campaign.maker import Ended, Maker, Moved
 from rd3.campaign.queue import Queue
 from rd3.campaign.view import View
-from rd3.cost import CPU_THREAD
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.errors import Diverged
-from rd3.packing import Packing
+from rd3.evaluation.packing import Packing
+from rd3.planning.cost import CPU_THREAD
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
 from rd3.store import FolderStore

@@ -12,12 +12,13 @@ from pyarrow import parquet
 from torch import nn
 from torch.nn import functional as F
 
-from rd3 import augment, device, posteval, student, teaching
+from rd3 import augment, device
 from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.evaluation import posteval, student, teaching
+from rd3.evaluation.views import views
 from rd3.protocol import EvalProtocol, Preset, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
 from rd3.seeding import generator, scoped
-from rd3.views import views
 
 C, SIDE = 3, 8
 PLAIN = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rd3.schedule import zeta_cosine
+from rd3.evaluation.schedule import zeta_cosine
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rd3 import packing, teaching
+from rd3.evaluation import packing, teaching
 from rd3.models import build_network
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation

@@ -10,9 +10,9 @@ from torchvision.transforms.v2 import functional as reference
 
 from rd3 import augment
 from rd3.augmentations import AUGMENTATIONS
+from rd3.evaluation.views import views
 from rd3.protocol import EvalProtocol, Preset, resolve_protocol
 from rd3.seeding import generator, scoped
-from rd3.views import views
 
 SIDE = 12
 

@@ -17,10 +17,10 @@ from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_label
 from rd3.methods._pool import Pool
 from rd3.methods._recovery import PixelSpace
 from rd3.methods.edc import flatness
+from rd3.planning.teacher_roles import teacher_role
 from rd3.recipe import SetRecipe, StatisticsRecipe
 from rd3.seeding import generator
 from rd3.synthetic_set import SyntheticSet
-from rd3.teacher_roles import teacher_role
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe, trial_recipes, trial_set
 
 TOY = ToyDataset(side=16)

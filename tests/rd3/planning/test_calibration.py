@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from rd3.calibration import Calibration, Run, calibrate, fit
-from rd3.cost import CPU_THREAD, Rates, Work
 from rd3.hardware import hardware, processor, torch_version
 from rd3.models import Cost
+from rd3.planning.calibration import Calibration, Run, calibrate, fit
+from rd3.planning.cost import CPU_THREAD, Rates, Work
 
 TRUE = Rates("true", fp32=2e11, bf16=8e11, bytes=5e9, step_s=0.01, start_s=0.0)
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from rd3.cost import CPU_THREAD, Rates, Work, forward_cost, forward_table, work
 from rd3.datasets import dataset_info
 from rd3.methods import Cost, resolve_settings
 from rd3.models import forward_cost as counted
 from rd3.models import network_names
+from rd3.planning.cost import CPU_THREAD, Rates, Work, forward_cost, forward_table, work
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining
 
@@ -78,7 +78,7 @@ def test_resnet18_is_as_heavy_as_published():
 
 
 def test_every_network_of_the_table_is_shipped():
-    from rd3.cost import _table
+    from rd3.planning.cost import _table
 
     assert set(network_names()) <= set(_table())
 
@@ -126,5 +126,6 @@ def test_seconds_are_start_steps_operations_and_traffic():
 
 
 def test_costs_load_no_torch():
-    code = "import sys, rd3.cost; rd3.cost.forward_cost('resnet18', 10, 32); assert 'torch' not in sys.modules"
+    code = "import sys; from rd3.planning.cost import forward_cost; forward_cost('resnet18', 10, 32)"
+    code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

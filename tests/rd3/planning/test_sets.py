@@ -13,8 +13,8 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
 from rd3.layer_statistics import LayerStatistics
 from rd3.methods import METHODS, Method
+from rd3.planning.sets import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
 from rd3.recipe import Data, SetRecipe, TeacherRecipe, from_json, to_json
-from rd3.set_recipes import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SetOnDisk, SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher
@@ -187,7 +187,7 @@ def test_planning_a_set_needs_no_torch():
         "import sys\n"
         "from rd3.datasets import dataset_info\n"
         "from rd3.recipe import Data\n"
-        "from rd3.set_recipes import plan_set\n"
+        "from rd3.planning.sets import plan_set\n"
         "plan_set('random', dataset_info('digits'), Data(name='digits', fingerprint='f'), 1, {}, teacher='',\n"
         "         teacher_of=None).recipes(0)\n"
         "assert 'torch' not in sys.modules\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import save
 
-from rd3.cost import extent
 from rd3.datasets import dataset_info
 from rd3.layer_statistics import matched_layers
 from rd3.models import build_network
+from rd3.planning.cost import extent
+from rd3.planning.sizes import FIXED, artifact_bytes
 from rd3.recipe import Data, SetRecipe, TeacherRecipe
-from rd3.sizes import FIXED, artifact_bytes
 
 DIGITS = dataset_info("digits")
 DATA = Data(name="digits", fingerprint="f")

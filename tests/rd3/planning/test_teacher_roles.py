@@ -10,7 +10,7 @@ import pytest
 from rd3.datasets import dataset_info, dataset_names
 from rd3.errors import UnknownName
 from rd3.models import network_info
-from rd3.teacher_roles import every_role, teacher_recipe, teacher_role
+from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role
 
 FINGERPRINT = "0" * 64
 
@@ -104,7 +104,7 @@ def test_roles_need_no_torch():
     code = (
         "import sys\n"
         "from rd3.datasets import dataset_info\n"
-        "from rd3.teacher_roles import every_role, teacher_recipe, teacher_role\n"
+        "from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role\n"
         "teacher_recipe(teacher_role(dataset_info('cifar10'), 'convnet'), dataset_info('cifar10'), '0')\n"
         "assert 'torch' not in sys.modules\n"
     )

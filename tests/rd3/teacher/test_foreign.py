@@ -17,9 +17,9 @@ from rd3 import teacher
 from rd3.datasets import Dataset, DatasetInfo, Split, dataset_info
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import build_network
+from rd3.planning.teacher_roles import teacher_role
 from rd3.recipe import Normalisation
 from rd3.seeding import generator
-from rd3.teacher_roles import teacher_role
 
 CONSTANTS = Normalisation(mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
 OTHERS = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

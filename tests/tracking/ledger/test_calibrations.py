@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rd3.calibration import Calibration
 from rd3.errors import DataCorrupt
-from tracking.calibrations import find, keep, known
-from tracking.documents import open_documents
+from rd3.planning.calibration import Calibration
+from tracking.ledger.calibrations import find, keep, known
+from tracking.ledger.object_store import open_documents
 
 
 def calibration(device: str = "Chip (R) 9, model 3", torch: str = "2.15.0", day: int = 26) -> Calibration:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rd3.errors import StoreError
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_second_driver_is_told_who_is_there(ledger: Ledger) -> None:
 
 def test_a_driver_in_another_process_is_refused(ledger: Ledger) -> None:
     code = (
-        "import sys\nfrom tracking.ledger import Ledger\nfrom rd3.errors import StoreError\n"
+        "import sys\nfrom tracking.ledger.ledger import Ledger\nfrom rd3.errors import StoreError\n"
         "try:\n    Ledger(sys.argv[1]).lease().__enter__()\nexcept StoreError as error:\n    print(error.message)"
     )
     with ledger.lease():
@@ -98,7 +98,7 @@ def test_a_driver_that_was_succeeded_learns_of_it_and_leaves_its_successor_alone
     sleeper = ledger.lease()
     sleeper.__enter__()
     with monkeypatch.context() as patch:
-        patch.setattr("tracking.lease.STALE_S", -1.0)
+        patch.setattr("tracking.ledger.lease.STALE_S", -1.0)
         successor = ledger.lease()
         successor.__enter__()
     sleeper.beat()

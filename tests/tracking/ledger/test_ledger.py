@@ -10,7 +10,7 @@ import pytest
 
 from rd3.errors import BadValue, DataCorrupt, UnknownName
 from rd3.store import Entry
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 
 
 def entry(key: str, kind: str = "set", **more: object) -> Entry:
@@ -100,7 +100,7 @@ def test_roles_are_names_that_users_give(ledger: Ledger) -> None:
 
 def test_the_ledger_needs_neither_mlflow_nor_boto3_nor_torch() -> None:
     code = (
-        "import sys, tempfile; from tracking.store import TrackedStore; from tracking.ledger import Ledger;"
+        "import sys, tempfile; from tracking.store import TrackedStore; from tracking.ledger.ledger import Ledger;"
         "Ledger(tempfile.mkdtemp()).keys('set');"
         "print([name for name in ('mlflow', 'boto3', 'torch', 'pandas') if name in sys.modules])"
     )

@@ -11,8 +11,8 @@ import pytest
 
 from rd3.errors import StoreError
 from tests.conformance.object_store import ObjectStoreSuite
-from tracking.documents import FolderDocuments, local_path, open_documents
-from tracking.s3 import S3Documents
+from tracking.ledger.object_store import FolderDocuments, local_path, open_documents
+from tracking.ledger.s3 import S3Documents
 
 
 class TestFolder(ObjectStoreSuite):

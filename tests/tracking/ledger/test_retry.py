@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from rd3.errors import Away, StoreAway, StoreError, TrackingAway
-from tracking import patience
-from tracking.patience import patiently
+from tracking.ledger import retry as patience
+from tracking.ledger.retry import patiently
 
 
 class Clock:

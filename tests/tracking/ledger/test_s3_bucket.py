@@ -11,8 +11,8 @@ import pytest
 from botocore.stub import Stubber
 
 from rd3.errors import StoreError
-from tracking import s3_bucket
-from tracking.s3 import S3Documents
+from tracking.ledger import s3_bucket
+from tracking.ledger.s3 import S3Documents
 
 OURS = s3_bucket._RULE
 THEIRS = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}

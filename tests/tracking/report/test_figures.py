@@ -11,9 +11,9 @@ from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 
 from rd3.errors import BadValue
-from tracking import figures
-from tracking.scores import Score, spread
-from tracking.tables import result_table
+from tracking.report import figures
+from tracking.report.scores import Score, spread
+from tracking.report.tables import result_table
 
 
 def _score(method="rded", ipc=10, tops=(40.0, 41.0), **more):

@@ -15,7 +15,7 @@ from PIL import Image
 from rd3.cell import Cell
 from rd3.protocol import resolve_protocol
 from rd3.store import Entry, FolderStore, sha256_files
-from tracking.report import write_report
+from tracking.report.page import write_report
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 NASTY = "<script>alert('x')</script> & \"quotes\" | pipe"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from tests.tracking.test_tables import Results
-from tracking.pairs import interval_text, pairs
-from tracking.query import rows
+from tests.tracking.report.test_tables import Results
+from tracking.report.pairs import interval_text, pairs
+from tracking.report.query import rows
 
 
 def of(results: Results):

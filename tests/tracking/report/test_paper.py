@@ -7,9 +7,9 @@ from importlib.resources import files
 
 import pytest
 
-from tracking.paper import doubts, incomparable, names, paper_value, place_of
+from tracking.report.paper import doubts, incomparable, names, paper_value, place_of
 
-TEXT = files("tracking").joinpath("data", "paper_results.csv").read_text(encoding="utf-8")
+TEXT = files("tracking.report").joinpath("data", "paper_results.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from rd3.cell import Cell
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe
 from rd3.store import Entry
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.publish import publish_tables, summary
-from tracking.query import rows
-from tracking.runs import Tracker
-from tracking.scores import scores
-from tracking.tables import to_csv
+from tracking.report.publish import publish_tables, summary
+from tracking.report.query import rows
+from tracking.report.scores import scores
+from tracking.report.tables import to_csv
+from tracking.runs.runs import Tracker
 
 COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
 

@@ -14,9 +14,9 @@ from rd3.cell import Cell
 from rd3.errors import BadValue
 from rd3.protocol import protocol_names, resolve_protocol
 from rd3.store import Entry
-from tracking.query import COLUMNS, rows
-from tracking.scores import scores, spread
-from tracking.tables import letter, reduced_text, result_table, result_tables, spread_text, to_csv, to_markdown
+from tracking.report.query import COLUMNS, rows
+from tracking.report.scores import scores, spread
+from tracking.report.tables import letter, reduced_text, result_table, result_tables, spread_text, to_csv, to_markdown
 
 TEACHER = "aa" * 32
 

@@ -8,7 +8,7 @@ import pytest
 
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.store import Entry, sha256_files
-from tracking import artifacts
+from tracking.runs import artifacts
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rd3.errors import Away, RD3Error
-from tracking.mlflow_client import mlflow_errors
-from tracking.s3 import s3_errors
+from tracking.ledger.s3 import s3_errors
+from tracking.runs.client import mlflow_errors
 
 
 def named(error: Exception) -> RD3Error:

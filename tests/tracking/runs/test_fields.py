@@ -5,7 +5,7 @@ from __future__ import annotations
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe, TeacherRecipe
 from rd3.store import Entry
-from tracking.fields import note, parent_facts, run_name
+from tracking.runs.fields import note, parent_facts, run_name
 
 COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
 GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -12,7 +12,7 @@ import pytest
 
 from rd3.errors import TrackingError
 from tracking.place import Place
-from tracking.runs import Tracker
+from tracking.runs.runs import Tracker
 
 ASK = "/api/2.0/mlflow/experiments/search"
 

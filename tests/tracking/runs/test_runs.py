@@ -13,12 +13,12 @@ from rd3.errors import DataMissing, StoreError, TrackingError
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe
 from rd3.store import Entry, sha256_files
-from tracking.fields import metrics
-from tracking.ledger import Ledger
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.rebuild import rebuild
-from tracking.runs import Tracker
+from tracking.runs.fields import metrics
+from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore
+from tracking.upkeep.rebuild import rebuild
 
 FACTS = {"method": "rded", "ipc": 1, "protocol": "rd3", "teacher": "resnet18"}
 CURVE = [{"epoch": epoch, "loss": 1 / epoch, "lr": 0.1, "train_top1_pct": epoch / 10} for epoch in range(1, 301)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import DataCorrupt
-from tracking.documents import open_documents
+from tracking.ledger.object_store import open_documents
 from tracking.place import Place
-from tracking.runs import Tracker
-from tracking.sweeps import EXPERIMENT, Memory, SweepRuns, TrialRun
+from tracking.runs.runs import Tracker
+from tracking.runs.sweeps import EXPERIMENT, Memory, SweepRuns, TrialRun
 
 TRIAL = TrialRun(
     study="s/random",

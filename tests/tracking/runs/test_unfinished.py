@@ -8,9 +8,9 @@ import pytest
 
 from rd3.errors import TrackingAway
 from rd3.recipe import Data, SetRecipe
-from tracking.carry import Carrier
 from tracking.place import Place
-from tracking.runs import OpenRun, Tracker
+from tracking.runs.runs import OpenRun, Tracker
+from tracking.runs.unfinished import Carrier
 
 
 @pytest.fixture

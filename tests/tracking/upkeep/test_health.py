@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import StoreError
-from tracking import health
-from tracking.documents import FolderDocuments
-from tracking.health import prepare_store
-from tracking.s3 import ahead_of
+from tracking.ledger.object_store import FolderDocuments
+from tracking.ledger.s3 import ahead_of
+from tracking.upkeep import health
+from tracking.upkeep.health import prepare_store
 
 
 def test_a_clock_from_a_header():

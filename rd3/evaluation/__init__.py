@@ -1,0 +1,1 @@
+"""Post-evaluation: students trained on a synthetic set under a protocol, alone or in packs."""

@@ -1,0 +1,1 @@
+"""The ledger, on an object store in a folder or on S3: entries, lease, calibrations."""

@@ -1,0 +1,1 @@
+"""From ledger entries to tables, figures and report pages, with the paper's values beside them."""

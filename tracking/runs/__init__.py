@@ -1,0 +1,1 @@
+"""MLflow runs: their life, their fields, and the files that they keep."""

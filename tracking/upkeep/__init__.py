@@ -1,0 +1,1 @@
+"""Upkeep of ledger and artifacts: verify, rebuild, remove garbage, upgrade, and check the servers."""
