@@ -27,9 +27,9 @@ from pipelines.grid.files import parse_grid
 from pipelines.grid.plan import make_plan
 from rd3.datasets import Roots
 from rd3.hardware import processor
+from rd3.perform import perform
 from rd3.planning.calibration import Calibration, calibrate
 from rd3.planning.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
-from rd3.run import perform
 from rd3.store import FolderStore
 
 Row = dict[str, Any]

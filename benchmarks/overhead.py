@@ -2,11 +2,10 @@
 
     python benchmarks/overhead.py [--epochs 40 --epochs 600] [--count 3]
 
-For each length: `count` evaluations (digits, random IPC 10, resnet18_w16), first by `rd3.run.perform` in one process,
-then as a grid on Ray, one trial at a time, with other student seeds and equal threads.  Both are warm: the grid makes
-one evaluation of one epoch first, in which its worker imports torch and MLflow.  That, the start of Ray and its end
-are paid once a run (or worker) and shown apart.  Run it on a machine that does nothing else.
-"""
+For each length: `count` evaluations (digits, random IPC 10, resnet18_w16), first in one process without Ray, then as
+a grid on Ray, one trial at a time, with other student seeds and equal threads. Both are warm: the grid makes one
+evaluation of one epoch first, in which its worker imports torch and MLflow. That, the start of Ray and its end are
+paid once a run (or worker) and shown apart. Run it on a machine that does nothing else. """
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
+from rd3.perform import perform
 from rd3.recipe import EvaluationRecipe, Recipe
-from rd3.run import perform
 from tracking.store import TrackedStore
 
 

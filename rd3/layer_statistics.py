@@ -31,6 +31,7 @@ from rd3.datasets import Dataset
 from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import NormalisedNetwork
+from rd3.models._matched import matched_layers
 from rd3.recipe import Key, StatisticsRecipe
 from rd3.seeding import generator
 from rd3.store import sha256_file, write_atomically
@@ -80,15 +81,6 @@ class StatisticsManifest(BaseModel):
     layers: int
     statistics_sha256: str
     """Of the file."""
-
-
-def matched_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.BatchNorm2d]:
-    """Every convolution, and every BatchNorm2d that has running statistics, in the order of ``named_modules``."""
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.BatchNorm2d) and module.running_mean is not None)
-    }
 
 
 def whole_tiles(maps: torch.Tensor, patch: int) -> torch.Tensor:

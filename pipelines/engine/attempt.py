@@ -25,8 +25,8 @@ from pipelines.engine.job import Job, TrialEnd, given_store
 from pipelines.engine.shards import collect, deliver
 from pipelines.transfer.datasets import ensure_data
 from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, ends_the_process, is_device_error, why
+from rd3.perform import Part, perform, perform_blocks, perform_pack
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
-from rd3.run import Part, perform, perform_blocks, perform_pack
 from rd3.store import Entry, Store, check_files, write_atomically
 from tracking.ledger.object_store import open_documents
 from tracking.ledger.retry import patiently

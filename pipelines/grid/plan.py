@@ -149,8 +149,8 @@ def plan_session(
     """The plan of a user's session: results and artifacts are looked for where the session keeps them.
 
     ``device``: what it is priced for, as of :func:`pipelines.grid.pricing.pricing`; ``slots``: how many of these, by
-    default all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where the artifacts are with a tracking
-    server that does not answer.
+    default all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where a tracking server that has
+    the artifacts does not answer.
     """
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts

@@ -137,7 +137,7 @@ def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Sc
 
 def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
     """The score of an evaluation that is made now, and whether the pruner has ended it."""
-    from rd3.run import perform
+    from rd3.perform import perform
 
     curve: dict[int, float] = {}
     began = time.perf_counter()

@@ -211,7 +211,7 @@ class _Interrupts:
 
 
 def _make_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int:
-    from rd3.run import perform_blocks
+    from rd3.perform import perform_blocks
 
     recipe = recipes[0]
     blocks = _share(chosen.share, recipe, len(recipes))

@@ -36,7 +36,7 @@ class Estimates:
         self._learnt: dict[str, tuple[float, float]] = {}
 
     def planned(self, key: Key) -> float:
-        """The cost of a recipe; the minimum where it cannot be computed, because the recipe itself will fail and say why."""
+        """The cost of a recipe in seconds; the minimum where it cannot be computed: the recipe itself will say why."""
         if key not in self._planned:
             try:
                 self._planned[key] = self._from_cost(self.recipes[key])

@@ -100,7 +100,7 @@ class Maker:
 
     def _make_pack(self, recipes: Sequence[EvaluationRecipe], say: Say, stopping: Callable[[], bool]) -> list[Ended]:
         """Evaluations together; none where what failed concerns them all: then each is made alone."""
-        from rd3.run import Part, perform_pack
+        from rd3.perform import Part, perform_pack
 
         begun, store = time.monotonic(), FolderStore(self.store)
         pack = [Part(one, self.out / one.key, _progress(one, say, stopping)) for one in recipes]
@@ -132,7 +132,7 @@ class Maker:
 
     def perform(self, recipe: AnyRecipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
         """One recipe from the store's parents into the store; the figures of its entry."""
-        from rd3.run import perform
+        from rd3.perform import perform
 
         store = FolderStore(self.store)
         entry = perform(

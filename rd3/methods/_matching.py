@@ -70,7 +70,7 @@ def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dic
     """Moments of all training images: collected ones for convolutions, running statistics for BatchNorm layers."""
     from torch import nn
 
-    from rd3.layer_statistics import matched_layers
+    from rd3.models._matched import matched_layers
 
     return {
         name: _gathered([layer.running_mean, layer.running_var, None, None])
@@ -84,7 +84,7 @@ def targets_of_labels(
     network: torch.nn.Module, statistics: LayerStatistics, labels: torch.Tensor
 ) -> dict[str, Moments]:
     """Mean of the class moments over ``labels``, (B,) int64."""
-    from rd3.layer_statistics import matched_layers
+    from rd3.models._matched import matched_layers
 
     return {
         name: _gathered(
@@ -139,7 +139,7 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
     ):
         from torch import nn
 
-        from rd3.layer_statistics import matched_layers
+        from rd3.models._matched import matched_layers
 
         self.layers = matched_layers(network)
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]

@@ -54,7 +54,7 @@ def extent(name: str, num_classes: int, resolution: int) -> Extent:
     """Size of a network and of its layer statistics on disk."""
     from torch import nn
 
-    from rd3.layer_statistics import matched_layers
+    from rd3.models._matched import matched_layers
 
     network = _on_meta(name, num_classes, resolution)
     layers = matched_layers(network).values()

@@ -18,8 +18,8 @@ import pytest
 from pipelines.cluster import ray as cluster
 from pipelines.engine import trial_log, tune
 from pipelines.engine.execute import Outcome
+from rd3.perform import perform
 from rd3.recipe import EvaluationRecipe
-from rd3.run import perform
 from tracking.ledger.ledger import Ledger
 from tracking.store import TrackedStore
 

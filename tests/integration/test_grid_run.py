@@ -20,9 +20,9 @@ from pipelines.grid.plan import plan_session
 from pipelines.transfer.results import export_results, import_results
 from rd3.datasets import dataset_info
 from rd3.errors import DataCorrupt
+from rd3.perform import perform
 from rd3.planning.sets import largest_sets, plan_set
 from rd3.recipe import to_json
-from rd3.run import perform
 from tracking.ledger.ledger import Ledger
 from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore

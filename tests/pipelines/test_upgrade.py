@@ -19,9 +19,9 @@ from pipelines.transfer.results import import_results
 from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import BadValue
+from rd3.perform import perform
 from rd3.protocol import preset_reader, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, key_of, read_recipe
-from rd3.run import perform
 from rd3.store import FolderStore
 from rd3.upgrade import former_key
 from tracking.ledger.ledger import Ledger, recipe_of

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.layer_statistics import MANIFEST, STATISTICS, collect, load, matched_layers, tile_means, whole_tiles
+from rd3.layer_statistics import MANIFEST, STATISTICS, collect, load, tile_means, whole_tiles
+from rd3.models._matched import matched_layers
 from rd3.recipe import Collection, Data, StatisticsRecipe
 from rd3.seeding import generator
 from rd3.testing import ToyDataset, toy_teacher

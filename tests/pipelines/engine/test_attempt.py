@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import rd3.run
+import rd3.perform
 from pipelines.engine import attempt, trial_log
 from pipelines.engine.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, Diverged, TrackingAway, TrackingError
@@ -83,7 +83,7 @@ class Bench:
         (parent / "weights").write_text("w")
         plain = {"kind": "teacher", "network": "resnet18", "data": data.model_dump(), "classes": "c", "resolution": 32}
         plain |= {"weights": "w", "normalisation": {"mean": (0, 0, 0), "std": (1, 1, 1)}}
-        files = rd3.run.sha256_files(parent)
+        files = rd3.perform.sha256_files(parent)
         self.store.put(Entry(kind="teacher", key=TEACHER, recipe=plain, result={}, files=files), parent)
         monkeypatch.setattr(attempt, "perform", self._perform)
         monkeypatch.setattr(attempt, "_tracker", lambda _place: self)
@@ -115,7 +115,7 @@ class Bench:
             raise self.raises
         (out / "result").mkdir(exist_ok=True)
         (out / "result" / "images").write_text("pixels")
-        files = rd3.run.sha256_files(out / "result")
+        files = rd3.perform.sha256_files(out / "result")
         return Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}, files=files)
 
     def attempt(self, notes: list[str] | None = None) -> TrialEnd:

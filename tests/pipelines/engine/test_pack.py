@@ -13,7 +13,7 @@ import torch
 
 from pipelines.engine import attempt, trial, trial_log
 from pipelines.engine.job import Job, TrialEnd
-from rd3 import run
+from rd3 import perform
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
@@ -54,7 +54,7 @@ class Bench:
     def __init__(self, home: Path, roots: Roots, sets: list[SetRecipe], monkeypatch: pytest.MonkeyPatch):
         self.home, self.roots, self.store = home, roots, FolderStore(home / "store")
         for made in sets:
-            self.store.put(run.perform(made, self.store, roots, home / made.key), home / made.key / "result")
+            self.store.put(perform.perform(made, self.store, roots, home / made.key), home / made.key / "result")
         self.runs: list[tuple[str, str]] = []
         """(recipe's key, how its MLflow run ended)."""
         self.on_disk: list[int] = []
@@ -103,7 +103,7 @@ class Bench:
         return [event["event"] for event in trial_log.events(self.home, recipe.key)]
 
     def alone(self, recipe: EvaluationRecipe) -> Entry:
-        return run.perform(recipe, self.store, self.roots, self.home / "alone" / recipe.key)
+        return perform.perform(recipe, self.store, self.roots, self.home / "alone" / recipe.key)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def trained(monkeypatch):
             world.away -= 1
             raise Away("The store does not answer.")
 
-    monkeypatch.setattr("rd3.run.perform", perform)
+    monkeypatch.setattr("rd3.perform.perform", perform)
     monkeypatch.setattr("pipelines.sweep.worker.GivenStore.fetch", fetch)
     monkeypatch.setattr("tracking.ledger.retry.time.sleep", lambda _s: None)
     return world

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rd3 import run
+from rd3 import perform
 from rd3.campaign import command
 from rd3.campaign.course import Course, run_here, run_in
 from rd3.campaign.crew import Crew
@@ -46,7 +46,7 @@ def made(roots) -> SetRecipe:
 def store(made, roots, tmp_path) -> FolderStore:
     """With the set."""
     store = FolderStore(tmp_path / "store")
-    store.put(run.perform(made, store, roots, tmp_path / "set"), tmp_path / "set" / "result")
+    store.put(perform.perform(made, store, roots, tmp_path / "set"), tmp_path / "set" / "result")
     return store
 
 
@@ -84,9 +84,9 @@ def test_equal_views_go_together_and_on_a_gpu_equal_shapes(made):
 
 def test_a_pack_gives_each_its_own_entry(made, roots, store, tmp_path):
     recipes = [evaluation(made), evaluation(made, lr=0.01), evaluation(made, "convnet_d1"), evaluation(made, seed=1)]
-    entries = run.perform_pack([run.Part(one, tmp_path / one.key) for one in recipes], store, roots)
+    entries = perform.perform_pack([perform.Part(one, tmp_path / one.key) for one in recipes], store, roots)
     for recipe, entry in zip(recipes, entries, strict=True):
-        alone = run.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
+        alone = perform.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
         timed = {"wall_s", "process_s", "peak_mib"}
         assert {name: entry.result[name] for name in entry.result.keys() - timed} == {
             name: alone.result[name] for name in alone.result.keys() - timed
@@ -97,7 +97,7 @@ def test_a_pack_gives_each_its_own_entry(made, roots, store, tmp_path):
 
 def test_what_ends_one_stands_in_its_place(made, roots, store, tmp_path):
     recipes = [evaluation(made), evaluation(made, optimizer="sgd", lr=1e30)]
-    entry, error = run.perform_pack([run.Part(one, tmp_path / one.key) for one in recipes], store, roots)
+    entry, error = perform.perform_pack([perform.Part(one, tmp_path / one.key) for one in recipes], store, roots)
     assert entry.key == recipes[0].key and isinstance(error, Diverged)
 
 
@@ -136,7 +136,7 @@ def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp
         calls.append(len(pack))
         raise ValueError("no pack today")
 
-    monkeypatch.setattr(run, "perform_pack", fails)
+    monkeypatch.setattr(perform, "perform_pack", fails)
     course, maker = course_of(recipes, store, roots, tmp_path)
     run_here(course, maker)
     assert calls == [2] and [state.name for state in course.queue.states.values()] == ["done"] * 2
@@ -162,7 +162,7 @@ def test_a_pack_that_is_killed_is_made_again_one_by_one(made, roots, store, tmp_
     assert killed and [state.name for state in course.queue.states.values()] == ["done"] * 3
     for recipe in recipes:
         entry = store.find("evaluation", recipe.key)
-        alone = run.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
+        alone = perform.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
         assert "pack" not in entry.made and entry.files["curve.parquet"] == alone.files["curve.parquet"]
 
 
@@ -172,7 +172,7 @@ def test_a_device_without_memory_for_the_pack_has_it_made_one_by_one(made, roots
     def full(*_pack, **_options):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(run, "perform_pack", full)
+    monkeypatch.setattr(perform, "perform_pack", full)
     course, maker = course_of(recipes, store, roots, tmp_path)
     said: list[Ended] = []
     assert not maker.make([to_json(one) for one in recipes], said.append, lambda: False)
@@ -185,7 +185,7 @@ def test_a_pack_opens_its_set_once(made, roots, store, tmp_path, monkeypatch):
     opened, open_set = [], SyntheticSet.open
     monkeypatch.setattr(SyntheticSet, "open", lambda folder, **how: opened.append(folder) or open_set(folder, **how))
     recipes = [evaluation(made, lr=0.001 * number, epochs=1) for number in range(1, 4)]
-    run.perform_pack([run.Part(one, tmp_path / one.key) for one in recipes], store, roots)
+    perform.perform_pack([perform.Part(one, tmp_path / one.key) for one in recipes], store, roots)
     assert len(opened) == 1
 
 

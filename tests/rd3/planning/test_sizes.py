@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import save
 
 from rd3.datasets import dataset_info
-from rd3.layer_statistics import matched_layers
 from rd3.models import build_network
+from rd3.models._matched import matched_layers
 from rd3.planning.cost import extent
 from rd3.planning.sizes import FIXED, artifact_bytes
 from rd3.recipe import Data, SetRecipe, TeacherRecipe
