@@ -5,7 +5,8 @@
 For each length: `count` evaluations (digits, random IPC 10, resnet18_w16), first in one process without Ray, then as
 a grid on Ray, one trial at a time, with other student seeds and equal threads. Both are warm: the grid makes one
 evaluation of one epoch first, in which its worker imports torch and MLflow. That, the start of Ray and its end are
-paid once a run (or worker) and shown apart. Run it on a machine that does nothing else. """
+paid once a run (or worker) and shown apart. Run it on a machine that does nothing else.
+"""
 
 from __future__ import annotations
 

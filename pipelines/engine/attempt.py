@@ -4,8 +4,8 @@ A trial may die at any moment and be started again, here or after the driver's d
 folder of its own, under a lock that an orphan of a killed driver still holds; what an earlier attempt left there is
 resumed, an attempt that had finished is only reported, and the MLflow run is found again by the recipe's key.
 
-Several recipes are evaluations that are trained together, as a pack.  That is the one thing they share: :func:`_story`
-is the way of a single recipe, which stands still once, to be made with the others.  A trial of one is a pack of one.
+Several recipes are evaluations that are trained together, as a pack.  :func:`_story` takes a single recipe from start
+to end and yields once, where the recipe is made together with the others.  A trial of one recipe is a pack of one.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ Story = Generator[Part, Entry | None, TrialEnd]
 
 
 class Unfit(Exception):
-    """This process must make no other recipe, and not these together: a device failed, or had no room for the pack."""
+    """This process must not make another recipe: its device failed, or had too little memory for the pack."""
 
 
 def attempt(
     jobs: Sequence[Job], progress: Callable[[int, float, str], None], ended: Callable[[int, TrialEnd], None]
 ) -> None:
-    """Make the recipes of a trial; ``ended`` hears of each, once, how it ended or why it was not made.
+    """Make the recipes of a trial, and call ``ended`` once for each, with its result or the reason of its failure.
 
-    ``progress`` and ``ended`` are called with a job's number in ``jobs``.  Raises :class:`Unfit`, with the recipes that
-    have not ended left as they are; only that and the death of the process are left to the caller to see.
+    ``progress`` and ``ended`` are given the index of the job in ``jobs``.  Raises :class:`Unfit`; recipes that have not
+    ended then can be started again, as after the death of the process.
     """
     store = given_store(jobs)
     stories = [_story(job, store, partial(progress, number)) for number, job in enumerate(jobs)]
@@ -77,7 +77,7 @@ def attempt(
 
 
 def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part | None:
-    """What a story wants made, or None where it has ended, which is then told."""
+    """The next thing that a story wants to have made; None where it has ended, which is reported."""
     try:
         return step()
     except StopIteration as stop:
@@ -86,7 +86,7 @@ def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part 
 
 
 def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> list[Entry | Exception | None]:
-    """What comes of each: its entry, which is on the disk before anything is sent, or what ended it."""
+    """The entry of each, written to its folder before anything is sent, or the error that ended it."""
     try:
         outcomes = _perform(jobs, parts, store)
         for part, outcome in zip(parts, outcomes, strict=True):
@@ -98,7 +98,7 @@ def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> 
             raise Unfit(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         if len(jobs) == 1:
             return [error]
-        # What one of them brought, such as a protocol that contradicts itself, is not to end the others.
+        # The fault of one of them, such as a contradiction in its protocol, must not end the others.
         return [one for job, part in zip(jobs, parts, strict=True) for one in _made_together([job], [part], store)]
 
 

@@ -38,7 +38,7 @@ class _Trial:
     open: set[Key]
     """What has not ended."""
     unfit: str = ""
-    """What its process said before it left."""
+    """Why its process exited, where it reported that."""
 
     def unended(self) -> list[Key]:
         return [key for key in self.keys if key in self.open]
@@ -71,7 +71,7 @@ class Driver:
         self._out: dict[str, _Trial] = {}
         self._deaths: dict[Key, int] = {}
         self._alone: set[Key] = set()
-        """Whose process has died: packed no more."""
+        """Recipes whose process has died: they are never packed again."""
         self._made_again: set[Key] = set()
         evaluation = queue.demands.get("evaluation")
         on_gpu = evaluation is not None and evaluation.gpus > 0
@@ -121,16 +121,16 @@ class Driver:
         return self.queue.take(math.inf, math.inf, at_once=self.max_concurrent)
 
     def _companions(self, first: Recipe, demand: Demand) -> list[Recipe]:
-        """Evaluations that are trained with ``first``, as long as that leaves work for the other devices.
+        """Evaluations to be trained with ``first``.
 
-        A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that none of what
-        is ready waits for a busy process while a device stands idle; and no more than a whole GPU has room for, where
-        its trial takes a part of one.
+        A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that no device idles
+        while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
+        ``SIZE``, so that a GPU never holds more than ``SIZE`` students.
         """
         if first.key in self._alone:
             return []
         at_a_time = self.max_concurrent or demand.at_a_time(*self._devices())
-        most = SIZE * min(1.0, demand.gpus or 1.0)
+        most = math.floor(SIZE * min(1.0, demand.gpus or 1.0))
         room = min(most, math.ceil((len(self.queue.ready) + 1) / at_a_time)) - 1
         return self._packing.companions(first, self._may_join, room)
 
@@ -138,9 +138,9 @@ class Driver:
         return key in self.queue.ready and key not in self._alone
 
     def on_report(self, trial_id: str, result: dict[str, Any]) -> None:
-        """How far the recipes of a trial are, or how one of several ended.
+        """Progress of the recipes of a trial, or the end of one of several.
 
-        The end of the last is heard when the trial is through and its worker free (:meth:`on_end`).
+        The last end is handled when the trial is complete and its worker is free (:meth:`on_end`).
         """
         trial = self._out.get(trial_id)
         if trial is None:
@@ -152,7 +152,7 @@ class Driver:
             self._hear(trial, result)
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
-        """A trial is through; ``result`` is the last that it said."""
+        """A trial is complete; ``result`` is its last report."""
         trial = self._out.pop(trial_id, None)
         if trial is None:
             return
@@ -162,7 +162,7 @@ class Driver:
             self._close(key, "failed", "the trial ended without a word")
 
     def _hear(self, trial: _Trial, result: dict[str, Any]) -> None:
-        """A recipe of a trial has ended, which is said once or twice and counts once."""
+        """A recipe of a trial has ended; a repeated report is ignored."""
         key = trial.keys[result["number"]]
         if key in trial.open:
             trial.open.discard(key)
@@ -189,7 +189,7 @@ class Driver:
             self.fatal = error
 
     def on_death(self, trial_id: str, reason: str) -> None:
-        """The process of a trial is gone: what had not ended goes out again, each recipe alone, a few times."""
+        """The process of a trial has died: unfinished recipes are started again, each alone, a few times."""
         trial = self._out.pop(trial_id, None)
         if trial is None:
             return
@@ -203,7 +203,7 @@ class Driver:
                 self._died(key, trial.unfit, out_of_memory=not trial.unfit and "OutOfMemory" in reason)
 
     def _died(self, key: Key, unfit: str, *, out_of_memory: bool) -> None:
-        """The process that made this recipe alone is gone."""
+        """The process that made this recipe alone has died."""
         self._deaths[key] = self._deaths.get(key, 0) + 1
         if out_of_memory:
             self._close(key, "oom", "its process ran out of memory")

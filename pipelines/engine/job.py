@@ -1,4 +1,4 @@
-"""What a driver says to a worker of one recipe, and what it hears: plain data."""
+"""What driver and worker exchange about one recipe: plain data."""
 
 from __future__ import annotations
 

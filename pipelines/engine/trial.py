@@ -1,4 +1,4 @@
-"""A trial: makes a pack of recipes in a worker process, and says to the driver how each of them goes and ends."""
+"""A trial: makes a pack of recipes in a worker process and reports the progress and the end of each to the driver."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipelines.engine.job import Job, TrialEnd
 
 REPORT_EVERY_S = 3.0
 UNFIT_S = 10.0
-"""How long an unfit process may take to end in good order; with a broken device it may hang on its way."""
+"""How long an unfit process may take to exit by itself; with a failed device it may hang."""
 
 
 class Reports:
-    """What the driver hears of a trial, whose recipes have the numbers of their jobs.
+    """Reports of a trial to the driver, which identify a recipe by the index of its job.
 
-    Ends go at once and one by one, the progress of all recipes now and then in one report.
+    Ends are sent at once and one by one, the progress of all recipes at intervals in one report.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]):
-        """``send`` returns when the driver has the report."""
+        """``send`` returns when the driver has received the report."""
         self._send = send
         self._moved: dict[int, tuple[float, str]] = {}
         self._last = time.monotonic()
@@ -42,7 +42,7 @@ class Reports:
         self._send({"number": number, "end": end.to_json()})
 
     def unfit(self, reason: str) -> None:
-        """This process is about to end, with what has not ended in its hands."""
+        """This process is about to exit, for this reason; recipes that have not ended are unfinished."""
         self._send({"unfit": reason})
 
 

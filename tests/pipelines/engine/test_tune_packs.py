@@ -107,6 +107,8 @@ def test_on_a_gpu_other_seeds_go_side_by_side_and_a_part_of_it_takes_a_part_of_t
     whole, quarter = Demand(1.0, 1.0), Demand(1.0, 0.25)
     assert len(Play(recipes, (16.0, 1.0), ONE | {"evaluation": whole}).start()[1]) == 8
     assert len(Play(recipes, (16.0, 1.0), ONE | {"evaluation": quarter}).start()[1]) == 2
+    third = Demand(1.0, 0.3)
+    assert len(Play(recipes, (16.0, 1.0), ONE | {"evaluation": third}).start()[1]) == 2
     assert len(Play(recipes, (1.0, 0.0)).start()[1]) == 1, "on a CPU only what shares views"
 
 
