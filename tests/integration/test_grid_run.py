@@ -26,7 +26,7 @@ from tracking.ledger import Ledger
 from tracking.runs import Tracker
 from tracking.store import TrackedStore
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from swept import training, trials
 from tracking.runs import Tracker
 from tracking.sweeps import EXPERIMENT
 
-pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 TRIALS = 8
 SWEEP = f"""
