@@ -17,7 +17,7 @@ from tracking.runs import runs
 from tracking.runs.runs import Tracker
 from tracking.store import GivenStore, TrackedStore
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 
 def made(seed: int, folder: Path) -> tuple[SetRecipe, Entry]:

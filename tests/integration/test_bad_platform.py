@@ -24,7 +24,7 @@ from tracking.upkeep import health
 if TYPE_CHECKING:
     from conftest import Stack
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 GRID = "name: refused\nmethods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\n"

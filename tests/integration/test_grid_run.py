@@ -27,7 +27,7 @@ from tracking.ledger.ledger import Ledger
 from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 GRID = Path(__file__).with_name("six_cells.yaml")

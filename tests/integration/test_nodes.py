@@ -14,7 +14,7 @@ from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, TrackingError
 from tracking.place import Place
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

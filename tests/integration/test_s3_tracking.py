@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),  # the first test starts the servers
+    pytest.mark.timeout(1800),  # the first test starts the servers
 ]
 
 BUCKET = "rd3-tests"

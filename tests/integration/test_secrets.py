@@ -21,7 +21,7 @@ from tracking.ledger.s3 import S3Documents
 from tracking.place import Place
 from tracking.runs.runs import Tracker
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 DIRECT = "direct"
 """The database of the run that uses no tracking server."""

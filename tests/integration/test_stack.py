@@ -31,7 +31,7 @@ from tracking.upkeep.health import probe_artifacts
 if TYPE_CHECKING:
     from conftest import Stack
 
-pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.timeout(1800)]
 
 ASK = "/api/2.0/mlflow/experiments/search?max_results=1"
 PARTS = ("postgres", "s3", "mlflow", "ray-head", "ray-worker")

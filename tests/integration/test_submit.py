@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.platform,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
 ]
 
 HERE = Path(__file__).parent

@@ -20,7 +20,7 @@ from tracking.upkeep.rebuild import rebuild
 if TYPE_CHECKING:
     from conftest import Stack
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 
 def test_a_set_behind_a_server(driver: Stack, tmp_path: Path) -> None:

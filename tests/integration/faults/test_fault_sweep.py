@@ -14,7 +14,7 @@ from swept import training, trials
 from tracking.runs.runs import Tracker
 from tracking.runs.sweeps import EXPERIMENT
 
-pytestmark = [pytest.mark.platform, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 TRIALS = 8
 SWEEP = f"""

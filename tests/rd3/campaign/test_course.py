@@ -97,8 +97,19 @@ def test_at_the_deadline_workers_stop_and_what_they_had_is_unfinished(tmp_path):
 
 def test_a_worker_that_does_not_hear_is_ended(tmp_path):
     deaf = a_set(0)
-    course = course_of([deaf], tmp_path, seconds=2.0)
+    clock = Clock()
+    course = course_of([deaf], tmp_path, seconds=100.0, clock=clock)
     crew = Crew(1, StandIn(tmp_path, {deaf.key: "deaf"}))
+    events = crew.events
+
+    def moving(timeout_s: float):
+        for event in events(timeout_s):
+            clock.now = 100.0 + 91.0  # it has begun; a tenth is kept for stopping
+            yield event
+        if course.must_stop():
+            clock.now += 1.0
+
+    crew.events = moving
     run_in(crew, course)
     assert states(course) == ["unfinished"]
     with pytest.raises(ProcessLookupError):

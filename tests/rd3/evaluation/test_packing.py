@@ -144,7 +144,7 @@ def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp
 
 def test_a_pack_that_is_killed_is_made_again_one_by_one(made, roots, store, tmp_path):
     """In mid-pack, by the system; what comes of it is what comes of each alone."""
-    recipes = [evaluation(made, lr=0.001 * number, epochs=60) for number in range(1, 4)]
+    recipes = [evaluation(made, lr=0.001 * number, epochs=20) for number in range(1, 4)]
     course, maker = course_of(recipes, store, roots, tmp_path)
     crew, killed = Crew(1, maker), []
     events = crew.events
