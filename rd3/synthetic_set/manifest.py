@@ -77,7 +77,7 @@ class Manifest(BaseModel):
 
 def row_digest(pixels: np.ndarray) -> bytes:
     """sha256 of one image's bytes; ``pixels`` is a contiguous array."""
-    return hashlib.sha256(pixels).digest()
+    return hashlib.sha256(pixels.data).digest()
 
 
 def content_digest(dtype: str, shape: tuple[int, ...], rows: Iterable[tuple[bytes, int]]) -> str:
