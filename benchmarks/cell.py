@@ -20,7 +20,7 @@ from benchmarks.rows import Row
 from benchmarks.students import Students, Subject
 from benchmarks.timing import Work
 from rd3.datasets import Dataset, open_dataset
-from rd3.device import lay_out
+from rd3.device import set_memory_format
 from rd3.errors import RD3Error
 from rd3.evaluation.student import _right_per_class
 
@@ -75,7 +75,7 @@ class _Unwatched:
 def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[float]]:
     """Seconds a test image."""
     student, bare = subject.built(subject.network, 1), subject.built(subject.network, 1).network
-    lay_out(student, precision)
+    set_memory_format(student, precision)
     some = _FirstTests(subject.dataset)
     pictures = subject.dataset.images("test", list(range(MEASURED_TESTED)))
     labels = torch.tensor(some.labels("test"))

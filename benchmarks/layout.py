@@ -1,7 +1,7 @@
 """What the memory format of the weights is worth: a training step at bf16 and fp32, by network.
 
-Ours is what :func:`rd3.device.lay_out` makes of the weights, the reference is the network as it is built (NCHW); the
-step is the same otherwise, without its optimiser.  The note says what channels last gives, taken or not.
+Ours has the weights as :func:`rd3.device.set_memory_format` leaves them, the reference as they are built (NCHW); the step
+is the same otherwise, without its optimiser.  The note says what channels last gives, taken or not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
 from benchmarks.timing import Work, ratio
 from rd3.datasets import dataset_info
-from rd3.device import autocast, bf16_in_hardware, lay_out, repeatable_kernels
+from rd3.device import autocast, bf16_in_hardware, repeatable_kernels, set_memory_format
 from rd3.models import build_network, forward_cost
 from rd3.seeding import generator
 
@@ -40,7 +40,7 @@ def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
     labels = torch.arange(batch, device=device) % info.num_classes
     built = build_network(name, info.num_classes, 32, info.normalisation, generator(0, "init")).to(device).train()
     last, ours = copy.deepcopy(built).to(memory_format=torch.channels_last), copy.deepcopy(built)
-    lay_out(ours, precision)
+    set_memory_format(ours, precision)
     networks = {"as built": built, "channels last": last, "ours": ours}
     with repeatable_kernels():
         spent = bench.compare(

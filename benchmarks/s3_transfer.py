@@ -21,32 +21,32 @@ from pathlib import Path
 from typing import Any
 
 from rd3.store import Entry, sha256_files
-from tracking.ledger.s3 import S3Documents
+from tracking.ledger.s3 import S3Objects
 from tracking.runs import artifacts
 
-Transfer = Callable[[S3Documents, Path], None]
+Transfer = Callable[[S3Objects, Path], None]
 
 
-def up_ours(there: S3Documents, folder: Path) -> None:
+def up_ours(there: S3Objects, folder: Path) -> None:
     for name in names(folder):
         there.upload(name, folder / name)
 
 
-def up_plain(there: S3Documents, folder: Path) -> None:
+def up_plain(there: S3Objects, folder: Path) -> None:
     for name in names(folder):
         there.client.upload_file(str(folder / name), there.bucket, there.prefix + name)
 
 
-def down_ours(there: S3Documents, folder: Path) -> None:
+def down_ours(there: S3Objects, folder: Path) -> None:
     """With every sha256, as whoever uses a set gets it."""
     artifacts.fetch(entry_of(folder), folder.parent / "down")
 
 
-def down_unhashed(there: S3Documents, folder: Path) -> None:
+def down_unhashed(there: S3Objects, folder: Path) -> None:
     _down(folder, lambda name, target: there.download(name, target))
 
 
-def down_plain(there: S3Documents, folder: Path) -> None:
+def down_plain(there: S3Objects, folder: Path) -> None:
     _down(folder, lambda name, target: there.client.download_file(there.bucket, there.prefix + name, str(target)))
 
 
@@ -83,7 +83,7 @@ def peak_kib() -> int:
 
 def child(root: str, folder: Path, way: str, answer: Any) -> None:
     """One transfer: (wall seconds, process seconds, MiB above idle)."""
-    there = S3Documents(root)
+    there = S3Objects(root)
     small = folder.parent / f"small{os.getpid()}"
     small.write_bytes(bytes(1000))
     there.upload("small", small)

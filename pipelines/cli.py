@@ -30,7 +30,7 @@ from pipelines.commands import (
     sweep,
     teacher,
 )
-from pipelines.commands._show import console, errors_told
+from pipelines.commands._show import console, exit_on_error
 from rd3 import __version__
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    with errors_told():
+    with exit_on_error():
         app(words)
 
 

@@ -13,7 +13,7 @@ TITLE = "ray::"
 PATIENCE_S = 30.0
 
 
-def leave(patience_s: float = PATIENCE_S) -> int:
+def leave(give_up_after_s: float = PATIENCE_S) -> int:
     """SIGTERM to every trial of this machine; how many have not ended in time."""
     import psutil
 
@@ -23,7 +23,7 @@ def leave(patience_s: float = PATIENCE_S) -> int:
             if process.cmdline()[:1] and process.cmdline()[0].startswith(TITLE):
                 process.terminate()
                 trials.append(process)
-    _gone, left = psutil.wait_procs(trials, timeout=patience_s)
+    _gone, left = psutil.wait_procs(trials, timeout=give_up_after_s)
     return len(left)
 
 

@@ -31,10 +31,10 @@ def run_grid(
 ) -> None:
     """As `rd3 run GRID --address auto`, with the same options."""
     from pipelines import cli
-    from pipelines.commands._show import errors_told
+    from pipelines.commands._show import exit_on_error
     from pipelines.settings import addresses, driver_secrets
 
-    with errors_told():
+    with exit_on_error():
         os.environ.update(driver_secrets() | addresses(env or []))
         os.environ.setdefault("RD3_HOME", HOME)
         if text:

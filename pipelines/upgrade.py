@@ -88,7 +88,7 @@ def _former(plain: dict[str, Any]) -> dict[str, Any]:
 
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
     """Tests of winners on record, under the target that their upgraded evaluations have."""
-    memory = Memory(ledger.documents)
+    memory = Memory(ledger.objects)
     for test in memory.all_tests():
         moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
         if moved["evaluations"] == test["evaluations"]:

@@ -82,7 +82,7 @@ def repeatable_kernels() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
-def lay_out(network: nn.Module, precision: str) -> None:
+def set_memory_format(network: nn.Module, precision: str) -> None:
     """Put the network's weights in the memory format that is fastest at ``precision``, in place.
 
     The weights decide: convolutions hand on what they are laid out in, and take pixels as they come, to the same bits.

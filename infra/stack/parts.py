@@ -21,7 +21,7 @@ class Part:
     """One part.  Children say how it starts and when it answers."""
 
     name: str
-    patience_s = 60.0
+    give_up_after_s = 60.0
     launches = 1
     """How often it is launched before it counts as one that does not start."""
     stop_with = signal.SIGTERM
@@ -238,7 +238,7 @@ class Mlflow(Part):
     """The tracking server: runs in PostgreSQL, files in S3, a password for everybody."""
 
     name = "mlflow"
-    patience_s = 240.0  # two workers that import MLflow, on a busy machine
+    give_up_after_s = 240.0  # two workers that import MLflow, on a busy machine
 
     @property
     def address(self) -> str:
@@ -304,7 +304,7 @@ def _basic(user: str, password: str) -> dict[str, str]:
 class RayNode(Part):
     """What head and worker share.  Each takes ten ports in a row for Ray's own services and fifty for its processes."""
 
-    patience_s = 120.0
+    give_up_after_s = 120.0
     launches = 3  # Ray gives a node 30 s to join, which is too little on a busy machine, and has no setting for it
     ip: str
     first: int

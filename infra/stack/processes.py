@@ -73,13 +73,13 @@ class Processes:
             found |= more
         return found
 
-    def end(self, how: signal.Signals, patience_s: float) -> None:
+    def end(self, how: signal.Signals, give_up_after_s: float) -> None:
         """Tell the leaders, wait, and kill whatever is left then."""
         left = self.members()
         for pid, _at in self._leaders():
             if pid in left:
                 os.kill(pid, how)
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + give_up_after_s
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
             left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()

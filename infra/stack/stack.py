@@ -54,7 +54,7 @@ def _launched(part: Part) -> bool:
     part.launch()  # which may install something first
     begun = time.monotonic()
     while not part.answers():
-        if not part.processes.alive() or time.monotonic() - begun > part.patience_s:
+        if not part.processes.alive() or time.monotonic() - begun > part.give_up_after_s:
             return False
         time.sleep(0.2)
     return True

@@ -16,7 +16,7 @@ from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import ran_precision
 from rd3.errors import RD3Error
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.client import without_password
 from tracking.runs.reachable import check
@@ -53,9 +53,9 @@ def rows_here(session: Session) -> Iterator[Row]:
     yield _disk(session.home)
     yield from _tracking(place)
     yield _tried("ledger", place.artifacts, lambda: probe_store(place.artifacts))
-    documents = open_documents(place.artifacts)
-    if documents.folder is None:
-        yield _clock("clock", documents.clock_ahead_s, documents.server())
+    objects = open_objects(place.artifacts)
+    if objects.folder is None:
+        yield _clock("clock", objects.clock_ahead_s, objects.server())
     yield from _data(session.roots)
 
 
@@ -130,7 +130,7 @@ def look_around(
 def _shared(place: Place) -> Iterator[Row]:
     """Tracking server and artifacts, as a trial reaches them."""
     yield from _tracking(place)
-    if not open_documents(place.artifacts).usable():
+    if not open_objects(place.artifacts).usable():
         yield Row("s3", "ok", "no credentials, as it should be: files go through the tracking server")
     else:
         yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))

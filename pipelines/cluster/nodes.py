@@ -12,7 +12,7 @@ from pipelines.settings import Session
 from pipelines.transfer.datasets import absent
 from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
-from tracking.ledger.object_store import folder_errors, open_documents
+from tracking.ledger.object_store import folder_errors, open_objects
 from tracking.place import Place
 from tracking.runs import dataset_bundles as parcels
 from tracking.runs.client import without_password
@@ -98,7 +98,7 @@ def last_line(error: Exception) -> str:
 @contextlib.contextmanager
 def marked(place: Place) -> Iterator[list[Path]]:
     """A file in each folder of this machine that all nodes must share, gone afterwards."""
-    shared = open_documents(place.artifacts).folder
+    shared = open_objects(place.artifacts).folder
     folders = [] if shared is None else [shared]
     if place.tracking_uri.startswith("sqlite"):
         folders.append(sqlite_path(place.tracking_uri).parent)
@@ -116,7 +116,7 @@ def marked(place: Place) -> Iterator[list[Path]]:
 
 def unseen(node: str, mark: Path, place: Place) -> RD3Error:
     """Which variable has to name something that this node can reach as well."""
-    if mark.parent == open_documents(place.artifacts).folder:
+    if mark.parent == open_objects(place.artifacts).folder:
         return StoreError(
             f"Node {node} does not see the artifact folder {mark.parent} of the driver.",
             "set RD3_ARTIFACTS to s3://bucket/prefix, or to a folder that all nodes share",

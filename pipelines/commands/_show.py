@@ -24,7 +24,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLE
 
 
 @contextlib.contextmanager
-def errors_told() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """An :class:`RD3Error` becomes one sentence on stderr, one fix, and its exit code."""
     try:
         yield
@@ -38,7 +38,7 @@ def errors_told() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def looked_at(here: Session) -> str:
+def ledger_line(here: Session) -> str:
     """Which ledger a command has looked at, for somebody who may be in another folder than where RD3 was run."""
     told = f"ledger {here.place.artifacts}"
     if here.home.is_dir():

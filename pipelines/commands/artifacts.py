@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands._show import console, looked_at, show_table
+from pipelines.commands._show import console, ledger_line, show_table
 from pipelines.settings import Session, session
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def verify(
         rows = [{"kind": one.kind, "key": one.key[:12], "what": one.label, "damage": one.damage} for one in damaged]
         show_table(rows, as_json=as_json)
     if not as_json:
-        where = "" if checked or grid else f" in {looked_at(here)}"
+        where = "" if checked or grid else f" in {ledger_line(here)}"
         bare = sum(one.bare for one in checked)
         without = f", {bare} came without files" if bare else ""
         said = f"{len(checked) - len(damaged) - bare} whole, {len(damaged)} damaged{without}{where}"

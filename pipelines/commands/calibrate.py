@@ -25,11 +25,11 @@ def calibrate(
     from rd3.hardware import hardware
     from rd3.planning.calibration import calibrate as measured
     from tracking.ledger import calibrations
-    from tracking.ledger.object_store import open_documents
+    from tracking.ledger.object_store import open_objects
 
-    documents = open_documents(session().place.artifacts)
+    objects = open_objects(session().place.artifacts)
     found = measured(device or hardware().kind)
-    name = calibrations.keep(documents, found)
+    name = calibrations.keep(objects, found)
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=1) + "\n")
         return
@@ -45,4 +45,4 @@ def calibrate(
         f"(two standard deviations), {len(found.networks)} of network and precision are kept by themselves",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(f"kept as {documents.root}/{name}", markup=False, soft_wrap=True)
+    console.print(f"kept as {objects.root}/{name}", markup=False, soft_wrap=True)

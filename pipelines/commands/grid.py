@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pipelines.commands._show import console, looked_at, show_reasons, show_table
+from pipelines.commands._show import console, ledger_line, show_reasons, show_table
 from pipelines.commands.byhand import finish
 from pipelines.settings import Session, reading_session, session
 from rd3.errors import BadValue
@@ -195,7 +195,7 @@ def status(grid: GridArgument) -> None:
 
     with reading_session() as here:
         found = grid_status(expanded(grid, here), here.ledger, here.home)
-    console.print(looked_at(here), markup=False, soft_wrap=True)
+    console.print(ledger_line(here), markup=False, soft_wrap=True)
     show_table([{"kind": kind, **row} for kind, row in found.counts.items()])
     for one in found.running:
         console.print(f"running  {one['label']}, attempt {one['attempt']}, since {one['since']}", markup=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, looked_at, show_table
+from pipelines.commands._show import console, ledger_line, show_table
 from pipelines.settings import session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
@@ -35,7 +35,7 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         for entry in entries
         if entry is not None
     ]
-    show_table(rows, as_json=as_json, empty=looked_at(here))
+    show_table(rows, as_json=as_json, empty=ledger_line(here))
 
 
 @app.command("show")

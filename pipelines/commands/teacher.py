@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, looked_at, progress_bar, show_table
+from pipelines.commands._show import console, ledger_line, progress_bar, show_table
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session
 
@@ -116,4 +116,4 @@ def list_teachers(as_json: Annotated[bool, typer.Option("--json")] = False) -> N
         for entry in entries
         if entry is not None
     ]
-    show_table(rows, as_json=as_json, empty=looked_at(here))
+    show_table(rows, as_json=as_json, empty=ledger_line(here))

@@ -28,15 +28,15 @@ from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, ends_the_proces
 from rd3.perform import Part, perform, perform_blocks, perform_pack
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, Store, check_files, write_atomically
-from tracking.ledger.object_store import open_documents
-from tracking.ledger.retry import patiently
+from tracking.ledger.object_store import open_objects
+from tracking.ledger.retry import retry
 from tracking.place import Place
 from tracking.runs import artifacts
 from tracking.runs.fields import note
 
 if TYPE_CHECKING:
     from tracking.runs.runs import OpenRun, Tracker
-    from tracking.runs.unfinished import Carrier
+    from tracking.runs.unfinished import UnfinishedWork
 
 T = TypeVar("T")
 
@@ -135,11 +135,11 @@ def _story(job: Job, store: Store, progress: Progress) -> Story:
 
 def _share(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, None, None]:
     """Some blocks of a set, sent to where the trial finds them that puts the set together."""
-    result, documents = job.folder / "result", open_documents(job.artifacts)
+    result, objects = job.folder / "result", open_objects(job.artifacts)
     _gather(job, recipe, store, progress)
-    _patiently(lambda: collect(documents, job.key, result, tuple(job.blocks)), progress)
+    _retry(lambda: collect(objects, job.key, result, tuple(job.blocks)), progress)
     yield Part(recipe, job.folder, progress)
-    _patiently(lambda: deliver(documents, job.key, result), progress, 1.0)
+    _retry(lambda: deliver(objects, job.key, result), progress, 1.0)
     shutil.rmtree(result, ignore_errors=True)
 
 
@@ -162,7 +162,7 @@ def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
     if not path.is_file():
         return None
     entry = Entry.model_validate_json(path.read_bytes())
-    if _patiently(partial(artifacts.exists, entry, job.tracking_uri), progress, 1.0):
+    if _retry(partial(artifacts.exists, entry, job.tracking_uri), progress, 1.0):
         return entry
     trial_log.append(Path(job.home), "forgotten", job.kind, job.key)
     path.unlink()
@@ -199,12 +199,14 @@ class _Run:
         self._job, self._recipe, self._number, self._progress = job, recipe, number, progress
         self._open: OpenRun | None = None
 
-    def begin(self) -> Carrier | None:
+    def begin(self) -> UnfinishedWork | None:
         """Open the run; a carrier of unfinished work, which has to know it, where such work is to be carried."""
-        from tracking.runs.unfinished import Carrier
+        from tracking.runs.unfinished import UnfinishedWork
 
         if self._job.carry:
-            return Carrier(self._opened(0.0), self._job.folder / "result")  # what another machine had made lies there
+            return UnfinishedWork(
+                self._opened(0.0), self._job.folder / "result"
+            )  # what another machine had made lies there
         with contextlib.suppress(Away):
             self._open = self._asked()
         return None
@@ -220,25 +222,25 @@ class _Run:
         )
 
     def _opened(self, fraction: float = 1.0) -> OpenRun:
-        self._open = self._open or _patiently(self._asked, self._progress, fraction)
+        self._open = self._open or _retry(self._asked, self._progress, fraction)
         return self._open
 
     def finish(self, entry: Entry, **shown: Any) -> Entry:
         """Send everything; the entry then says where it is."""
         run = self._opened()
-        return _patiently(partial(run.finish, entry, self._job.folder / "result", **shown), self._progress, 1.0)
+        return _retry(partial(run.finish, entry, self._job.folder / "result", **shown), self._progress, 1.0)
 
     def fail(self, error: Exception) -> None:
         """Close the run as failed.  A tracking server that fails as well must not hide why the recipe failed."""
         with contextlib.suppress(RD3Error):
             if not isinstance(error, Away):
-                _patiently(partial(self._opened().fail, *why(error)), self._progress, 1.0)
+                _retry(partial(self._opened().fail, *why(error)), self._progress, 1.0)
             elif self._open is not None:  # what is away has been waited for long enough
                 self._open.fail(*why(error))
 
 
 def _made(
-    job: Job, recipe: Any, store: Store, progress: Progress, carrier: Carrier | None
+    job: Job, recipe: Any, store: Store, progress: Progress, carrier: UnfinishedWork | None
 ) -> Generator[Part, Entry, Entry]:
     """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
     kept, result = job.folder / "made.json", job.folder / "result"
@@ -250,21 +252,21 @@ def _made(
     _gather(job, recipe, store, progress)
     if job.larger is not None:
         with contextlib.suppress(DataMissing, DataCorrupt):  # then this set is made by itself
-            _patiently(partial(store.fetch, "set", job.larger), progress)
+            _retry(partial(store.fetch, "set", job.larger), progress)
     if job.in_shares:
-        _patiently(lambda: collect(open_documents(job.artifacts), job.key, result), progress)
+        _retry(lambda: collect(open_objects(job.artifacts), job.key, result), progress)
     if carrier is not None:
-        _patiently(carrier.fetch, progress)
+        _retry(carrier.fetch, progress)
     return (yield Part(recipe, job.folder, progress if carrier is None else _carried(progress, carrier)))
 
 
 def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
     """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
-    _patiently(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
+    _retry(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
     broken, reasons = [], []
     for kind, key in recipe.parents():
         try:
-            _patiently(partial(store.fetch, kind, key), progress)
+            _retry(partial(store.fetch, kind, key), progress)
         except (DataMissing, DataCorrupt) as error:
             broken.append((kind, key))
             reasons.append(error.message)
@@ -272,7 +274,7 @@ def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
         raise _BrokenParents(" ".join(reasons), broken)
 
 
-_carriers: set[Carrier] = set()
+_carriers: set[UnfinishedWork] = set()
 """Of the recipes that this process makes."""
 
 
@@ -283,7 +285,7 @@ def last_words() -> None:
 
 
 @contextlib.contextmanager
-def _carrying(carrier: Carrier | None) -> Iterator[None]:
+def _carrying(carrier: UnfinishedWork | None) -> Iterator[None]:
     """What is unfinished inside can be told its last words."""
     _carriers.update({carrier} if carrier is not None else ())
     try:
@@ -292,7 +294,7 @@ def _carrying(carrier: Carrier | None) -> Iterator[None]:
         _carriers.discard(carrier)
 
 
-def _carried(progress: Progress, carrier: Carrier) -> Progress:
+def _carried(progress: Progress, carrier: UnfinishedWork) -> Progress:
     """Carries when the note changes: at the begin of a block or an epoch, where no phase of a set is being timed."""
     last = [""]
 
@@ -305,9 +307,9 @@ def _carried(progress: Progress, carrier: Carrier) -> Progress:
     return tell
 
 
-def _patiently(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) -> T:
+def _retry(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) -> T:
     """Ask a server that may be away; whoever looks at the run sees what it waits for, and with how much done."""
-    return patiently(ask, waiting=lambda reason: progress(fraction, f"waiting: {reason}"))
+    return retry(ask, waiting=lambda reason: progress(fraction, f"waiting: {reason}"))
 
 
 @cache

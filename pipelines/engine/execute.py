@@ -33,7 +33,7 @@ from rd3.recipe import KINDS, Key, Recipe, read_recipe
 from rd3.store import Entry
 from rd3.values import canonical
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.retry import patiently
+from tracking.ledger.retry import retry
 from tracking.runs.fields import parent_facts
 from tracking.runs.runs import Tracker
 from tracking.store import HAND
@@ -304,7 +304,7 @@ class _Run:
         found: dict[Key, Entry] = {}
         for kind, key in wanted:
             if key not in self.known:
-                entry = self.patiently(partial(self.ledger.find, kind, key))
+                entry = self.retry(partial(self.ledger.find, kind, key))
                 if entry is None:
                     continue
                 self.known[key] = entry
@@ -312,9 +312,9 @@ class _Run:
             found |= self.entries(parents) | {key: self.known[key]}
         return found
 
-    def patiently(self, ask: Callable[[], Any]) -> Any:
+    def retry(self, ask: Callable[[], Any]) -> Any:
         """Ask a store that may be away, and say so; a signal ends the waiting."""
-        return patiently(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
+        return retry(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
 
     def as_holder(self, write: Callable[[], Any]) -> Any:
         """Write to the ledger, if nobody has taken it over while we waited."""
@@ -337,17 +337,17 @@ class _Run:
 
     def keep(self, entry: dict[str, Any]) -> None:
         """A finished recipe: into the ledger, then its scratch may go."""
-        kept = self.patiently(partial(self.as_holder, partial(self.ledger.mark, Entry.model_validate(entry))))
+        kept = self.retry(partial(self.as_holder, partial(self.ledger.mark, Entry.model_validate(entry))))
         self.known[kept.key] = kept
         self.forgotten.discard(kept.key)
         self.settled.append(f"{kept.kind}/{kept.key}")
         shutil.rmtree(work_folder(self.session.home, kept.kind, kept.key), ignore_errors=True)
         if self.queue is not None and self.queue.after.get(kept.key):
-            self.patiently(partial(discard, self.ledger.documents, kept.key))
+            self.retry(partial(discard, self.ledger.objects, kept.key))
 
     def forget(self, kind: str, key: Key) -> None:
         """Its artifact is gone or damaged: it counts as missing."""
-        self.patiently(partial(self.as_holder, partial(self.ledger.forget, kind, key)))
+        self.retry(partial(self.as_holder, partial(self.ledger.forget, kind, key)))
         self.known.pop(key, None)
         self.settled = [name for name in self.settled if name != f"{kind}/{key}"]
         self.forgotten.add(key)
@@ -366,14 +366,14 @@ class _Run:
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
             with contextlib.suppress(Away):  # then the next run closes them
-                patiently(partial(self.tracker.reap, self.experiment_id, reason), patience_s=_LAST_WORDS_S)
+                retry(partial(self.tracker.reap, self.experiment_id, reason), give_up_after_s=_LAST_WORDS_S)
 
     def close(self, *, ok: bool) -> None:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
-            self.patiently(partial(self.tracker.close_grid, self.grid_run_id, ok))
+            self.retry(partial(self.tracker.close_grid, self.grid_run_id, ok))
         ends = dict(self.queue.closed) if self.queue else {}
-        self.patiently(partial(self.tracker.reap, self.experiment_id, "its process died", ends))
+        self.retry(partial(self.tracker.reap, self.experiment_id, "its process died", ends))
         if self.grid_run_id is not None:
             with contextlib.suppress(RD3Error):  # `rd3 report` does it again
-                self.patiently(self.publish)
+                self.retry(self.publish)

@@ -1,6 +1,6 @@
 """Sets in shares: several trials make blocks of one set, wherever they run, and one puts them together.
 
-Finished blocks wait as documents ``blocks/<key>/<name>`` at the artifact root, which every worker reaches.  A block is
+Finished blocks wait as objects ``blocks/<key>/<name>`` at the artifact root, which every worker reaches.  A block is
 the same whoever makes it, so a set in shares is bit-identical to one made in one go on the same kind of device.
 """
 
@@ -16,7 +16,7 @@ from rd3.methods import METHODS
 from rd3.recipe import Key, Recipe, SetRecipe
 from rd3.store import write_atomically
 from rd3.synthetic_set.writer import BLOCKS
-from tracking.ledger.object_store import Documents
+from tracking.ledger.object_store import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,29 @@ def _place(key: Key) -> str:
     return f"blocks/{key}/"
 
 
-def deliver(documents: Documents, key: Key, folder: Path) -> None:
+def deliver(objects: ObjectStore, key: Key, folder: Path) -> None:
     """Send the blocks in a set's folder to where the others find them, if they are not there yet."""
-    there = set(documents.names(_place(key)))
+    there = set(objects.names(_place(key)))
     for path in sorted((folder / BLOCKS).glob("*.safetensors")):
         if _place(key) + path.name not in there:
-            documents.put(_place(key) + path.name, path.read_bytes())
+            objects.put(_place(key) + path.name, path.read_bytes())
 
 
-def collect(documents: Documents, key: Key, folder: Path, blocks: tuple[int, int] = (0, 1)) -> None:
+def collect(objects: ObjectStore, key: Key, folder: Path, blocks: tuple[int, int] = (0, 1)) -> None:
     """Bring the blocks that wait for a set into its folder; whoever opens them checks them.
 
     ``blocks`` is (first, step) of those that are wanted.
     """
     first, step = blocks
-    for name in documents.names(_place(key)):
+    for name in objects.names(_place(key)):
         target = folder / BLOCKS / name.rpartition("/")[2]
         wanted = int(target.stem) % step == first and not target.exists()
-        content = documents.get(name) if wanted else None
+        content = objects.get(name) if wanted else None
         if content is not None:
             write_atomically(target, content)
 
 
-def discard(documents: Documents, key: Key) -> None:
+def discard(objects: ObjectStore, key: Key) -> None:
     """The set is whole: nothing waits any more."""
-    for name in list(documents.names(_place(key))):
-        documents.delete(name)
+    for name in list(objects.names(_place(key))):
+        objects.delete(name)

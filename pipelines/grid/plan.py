@@ -155,7 +155,7 @@ def plan_session(
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts
 
-    price = pricing(session.ledger.documents, device)
+    price = pricing(session.ledger.objects, device)
     uri = session.place.tracking_uri
     server = cache(partial(_look_at, session.place))
 

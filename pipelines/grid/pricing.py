@@ -9,7 +9,7 @@ from rd3.hardware import Hardware, hardware, torch_version
 from rd3.planning.calibration import Calibration
 from rd3.planning.cost import Rates, shipped_rates
 from tracking.ledger import calibrations
-from tracking.ledger.object_store import Documents
+from tracking.ledger.object_store import ObjectStore
 
 KINDS = ("cpu", "cuda")
 
@@ -24,20 +24,20 @@ class Pricing(NamedTuple):
     """One line for people."""
 
 
-def pricing(documents: Documents, device: str | None = None) -> Pricing:
+def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
     """Rates for what recipes will run on: this machine's GPUs if it has any, else its processor.
 
     ``device``: ``cpu``, ``cuda``, or (the beginning of) the name of another device that has been calibrated.  Raises
     :class:`UnknownName` for a name that no calibration has.
     """
     if device is not None and device not in KINDS:
-        return _named(documents, device)
+        return _named(objects, device)
     here, torch = hardware(device), torch_version()
-    found = calibrations.find(documents, here.name, torch)
+    found = calibrations.find(objects, here.name, torch)
     if found is not None:
         return Pricing(found.rates, here.count, _told(found))
     rates = shipped_rates(here.kind, here.bf16)
-    others = [one for one in calibrations.known(documents) if (one.device, one.torch) != (here.name, torch)]
+    others = [one for one in calibrations.known(objects) if (one.device, one.torch) != (here.name, torch)]
     unused = f"; not used: {_several(others)}, of another device or torch" if others else ""
     source = (
         f"shipped rates of {rates.name}, a range of a factor of {rates.spread:g} either way: the ledger has no "
@@ -46,14 +46,14 @@ def pricing(documents: Documents, device: str | None = None) -> Pricing:
     return Pricing(rates, here.count, source)
 
 
-def _named(documents: Documents, name: str) -> Pricing:
-    known = calibrations.known(documents)
+def _named(objects: ObjectStore, name: str) -> Pricing:
+    known = calibrations.known(objects)
     found = [one for one in known if one.device.lower().startswith(name.lower())]
     if len({one.device for one in found}) != 1:
         what = f"{len(found)} calibrations of devices that begin" if found else "no calibration of a device that begins"
         there = f"it has {_several(found or known)}" if known else "it has none"
         raise UnknownName(
-            f"The ledger {documents.root} has {what} with {name!r}; {there}.",
+            f"The ledger {objects.root} has {what} with {name!r}; {there}.",
             "name one of these, or run `rd3 calibrate` on that machine with this ledger",
         )
     torch = torch_version()

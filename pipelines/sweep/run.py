@@ -34,7 +34,7 @@ from rd3.errors import Away, RD3Error
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.values import canonical
-from tracking.ledger.retry import patiently
+from tracking.ledger.retry import retry
 from tracking.runs.fields import params as shown_params
 from tracking.runs.runs import Tracker
 from tracking.runs.sweeps import Memory, SweepRuns, TrialRun
@@ -91,7 +91,7 @@ class SweepRun:
 
     def __post_init__(self) -> None:
         self.ledger = self.session.ledger
-        self.memory = Memory(self.ledger.documents)
+        self.memory = Memory(self.ledger.objects)
         self.key = sweep_key(self.subjects)
         self.tracker = Tracker(self.session.place)
         self.outcome = SweepOutcome(self.subjects)
@@ -142,9 +142,9 @@ class SweepRun:
     def _publish(self, publish: Publish) -> None:
         """The report; the parent run does not stay open, whatever ends it."""
         try:
-            files = self._patiently(partial(publish, self.outcome))
+            files = self._retry(partial(publish, self.outcome))
             if self.runs is not None:
-                self._patiently(partial(self.runs.attach, files, self._figures()))
+                self._retry(partial(self.runs.attach, files, self._figures()))
         except KeyboardInterrupt:
             self.outcome.interrupted = self.interrupts.name or "SIGINT"
             self._close("killed", f"interrupted by {self.outcome.interrupted}")
@@ -190,10 +190,10 @@ class SweepRun:
     def _open(self) -> None:
         """The parent run, with a child for every trial that a killed driver had no time to log."""
         shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
-        self.runs = self._patiently(partial(SweepRuns, self.tracker, self.key))
+        self.runs = self._retry(partial(SweepRuns, self.tracker, self.key))
         saw = {subject.teacher_saw for subject in self.subjects}
         tags = {"tested_on": "validation", "rd3.teacher": "; ".join(sorted(saw))}
-        self._patiently(partial(self.runs.open, self.sweep.name, self.sweep.text, tags))
+        self._retry(partial(self.runs.open, self.sweep.name, self.sweep.text, tags))
         for subject in self.subjects:
             for trial in self.outcome.tunings[subject.label].trials():
                 self._log(subject, trial)
@@ -201,10 +201,10 @@ class SweepRun:
     def _plan(self, expansion: Expansion) -> Plan:
         return plan_session(expansion, self.session, slots=self.concurrent)
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
+    def _retry(self, ask: Callable[[], Any]) -> Any:
         """Ask a store that may be away; a signal ends the waiting."""
         try:
-            return patiently(ask, leaving=lambda: bool(self.interrupts.name))
+            return retry(ask, leaving=lambda: bool(self.interrupts.name))
         except Away:
             if self.interrupts.name:
                 raise KeyboardInterrupt from None
@@ -240,7 +240,7 @@ class SweepRun:
             for number, answer in coming:
                 self.check_lease()
                 for key, score in answer.scores.items():
-                    self._patiently(partial(self.memory.keep_score, key, asdict(score)))
+                    self._retry(partial(self.memory.keep_score, key, asdict(score)))
                 if answer.ended is None:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
                 answers[number] = answer
@@ -253,7 +253,7 @@ class SweepRun:
 
     def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
         recipes = subject.evaluations(point)
-        known = {recipe.key: self._patiently(partial(self.memory.score, recipe.key)) for recipe in recipes}
+        known = {recipe.key: self._retry(partial(self.memory.score, recipe.key)) for recipe in recipes}
         return Attempt(
             sweep=self._lease,
             study=subject.study,
@@ -270,7 +270,7 @@ class SweepRun:
     def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:
         """Ledger entries of set and teachers."""
         parents = dict.fromkeys(parent for recipe in recipes for parent in recipe.parents())
-        entries = [self._patiently(partial(self.ledger.find, kind, key)) for kind, key in parents]
+        entries = [self._retry(partial(self.ledger.find, kind, key)) for kind, key in parents]
         return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
     def _answers(self, attempts: dict[int, Attempt], before: list[FrozenTrial]) -> Iterator[tuple[int, Answer]]:
@@ -320,7 +320,7 @@ class SweepRun:
                 **({"rd3.reason": stopped} if stopped else {}),
             },
         )
-        self._patiently(partial(self.runs.log, run))
+        self._retry(partial(self.runs.log, run))
 
     def _test(self) -> None:
         """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
@@ -341,8 +341,8 @@ class SweepRun:
         if not expansion.blocked:  # else no key is known of what would be tested
             for subject in won:
                 winner, base = self._sides(subject)
-                self._patiently(partial(record, subject, bests[subject.label], winner, base, self.memory))
-        plan = self._patiently(partial(self._plan, expansion))
+                self._retry(partial(record, subject, bests[subject.label], winner, base, self.memory))
+        plan = self._retry(partial(self._plan, expansion))
         self._made(expansion, plan)
         for subject in won:
             self._read_tests(subject)
@@ -361,11 +361,11 @@ class SweepRun:
     def _expanded(self, names: dict[str, str], presets: dict[str, Preset]) -> Expansion:
         """The test of methods, by label, under presets that only this sweep knows yet."""
         catalog = self.catalog.with_protocols(presets)
-        return self._patiently(partial(expand, self.sweep.test_grid(names), catalog))
+        return self._retry(partial(expand, self.sweep.test_grid(names), catalog))
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)
-        tests = self._patiently(partial(recorded_tests, winner, base, self.memory, self.ledger.find))
+        tests = self._retry(partial(recorded_tests, winner, base, self.memory, self.ledger.find))
         self.outcome.tests[subject.label] = tests
 
     @contextlib.contextmanager
@@ -387,7 +387,7 @@ class SweepRun:
         self.interrupts.deferred = True
         try:
             with contextlib.suppress(Away):
-                patiently(partial(runs.close, status, reason), patience_s=10.0)
+                retry(partial(runs.close, status, reason), give_up_after_s=10.0)
         finally:
             self.interrupts.deferred = False
 

@@ -22,7 +22,7 @@ from rd3.datasets import Roots
 from rd3.errors import Diverged, RD3Error
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
-from tracking.ledger.retry import patiently
+from tracking.ledger.retry import retry
 from tracking.place import Place
 from tracking.store import GivenStore
 
@@ -148,10 +148,10 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
             raise _Stop
 
     roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
-    patiently(partial(ensure_data, attempt.place, roots, recipe.data))
+    retry(partial(ensure_data, attempt.place, roots, recipe.data))
     store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
     for kind, key in recipe.parents():  # into the cache, from where the training takes them
-        patiently(partial(store.fetch, kind, key))
+        retry(partial(store.fetch, kind, key))
     scratch = scratch_folder(attempt.place.home, attempt.sweep)
     scratch.mkdir(parents=True, exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))

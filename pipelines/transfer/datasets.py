@@ -17,14 +17,14 @@ from tracking.ledger.object_store import folder_errors
 from tracking.place import Place
 from tracking.runs import dataset_bundles as parcels
 from tracking.runs.client import without_password
-from tracking.runs.dataset_bundles import Parcel, Progress
+from tracking.runs.dataset_bundles import DatasetBundle, Progress
 from tracking.runs.runs import Tracker
 
 
 class Pushed(NamedTuple):
     """``new`` is False where the tracking server had it already."""
 
-    parcel: Parcel
+    parcel: DatasetBundle
     new: bool
 
 
@@ -82,7 +82,7 @@ def pull(
         return _settle(tracker, parcel, roots, progress)
 
 
-def _settle(tracker: Tracker, parcel: Parcel, roots: Roots, progress: Progress) -> Path:
+def _settle(tracker: Tracker, parcel: DatasetBundle, roots: Roots, progress: Progress) -> Path:
     base, entry = roots.home / "data", parcel.registration
     target = base / parcel.name
     with tempfile.TemporaryDirectory(dir=base, prefix=".pull-") as scratch:

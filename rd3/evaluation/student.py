@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.device import autocast, lay_out, peak_mib
+from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.schedule import zeta_cosine
@@ -57,7 +57,7 @@ class StudentTraining:
         stream = generator(recipe.student_seed, "init")
         self.network = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation, stream)
         self.network = self.network.to(device)
-        lay_out(self.network, precision)
+        set_memory_format(self.network, precision)
         self._optimizer = make_optimizer(self.network, protocol)
         self._loss = LOSSES.get(protocol.loss.name)
         self._settings = self._loss.Settings.model_validate(protocol.loss.settings)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from rd3.device import autocast, lay_out
+from rd3.device import autocast, set_memory_format
 from rd3.evaluation.hybrid import together
 from rd3.evaluation.views import Batch, Chunk, views
 from rd3.models import folded
@@ -35,7 +35,7 @@ def frozen(teacher: nn.Module, mode: str, precision: str, device: torch.device) 
                 # Without running statistics a batch norm uses the batch's even in eval mode; dropout stays off.
                 module.running_mean = module.running_var = module.num_batches_tracked = None
                 module.track_running_stats = False
-    lay_out(own, precision)
+    set_memory_format(own, precision)
     return own
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rd3.device import autocast, lay_out, ran_precision
+from rd3.device import autocast, ran_precision, set_memory_format
 from rd3.methods import Context
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
     network = ctx.shared.get("fast teacher")
     if network is None:
         network = ctx.shared["fast teacher"] = folded(ctx.teachers[0])
-        lay_out(network, precision)
+        set_memory_format(network, precision)
     with torch.inference_mode(), autocast(ctx.device, precision):
         logits: torch.Tensor = network(framed(crops, ctx)).float()
     return logits

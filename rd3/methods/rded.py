@@ -110,8 +110,8 @@ class RDED(Method):
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)
-        looked_at = min(settings.mipc, info.train_per_class) * info.num_classes
-        return looked_at * settings.num_crop * forward(recipe.teachers[0])
+        ledger_line = min(settings.mipc, info.train_per_class) * info.num_classes
+        return ledger_line * settings.num_crop * forward(recipe.teachers[0])
 
 
 def mosaic(patches: torch.Tensor, factor: int, side: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import lay_out, ran_precision, usable_device
+from rd3.device import ran_precision, set_memory_format, usable_device
 from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Normalisation, TeacherRecipe
@@ -118,7 +118,7 @@ def write_teacher(
     """
     network.eval()
     tested_in = precision or ran_precision(device, "auto")
-    lay_out(network, tested_in)
+    set_memory_format(network, tested_in)
     validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
     split: Split = "validation" if recipe.data.split == "fit" else "test"
     tested = len(dataset.labels(split))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
 from rd3.datasets import Dataset, Split
-from rd3.device import autocast, lay_out, ran_precision, repeatable_kernels, usable_device
+from rd3.device import autocast, ran_precision, repeatable_kernels, set_memory_format, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
@@ -52,7 +52,7 @@ def train(
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
     ).to(device)
-    lay_out(network, precision)
+    set_memory_format(network, precision)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=training.lr, momentum=training.momentum, nesterov=training.nesterov,
         weight_decay=training.weight_decay,

@@ -18,7 +18,7 @@ import botocore.auth
 import pytest
 
 from pipelines import cli
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.upkeep import health
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def root(driver: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An artifact root of the test's own, which must be empty in the end."""
     root = f"s3://rd3/{uuid.uuid4().hex}"
     monkeypatch.setenv("RD3_ARTIFACTS", root)
-    documents = open_documents(root)
-    documents.client  # noqa: B018 - made here, with the right credentials
+    objects = open_objects(root)
+    objects.client  # noqa: B018 - made here, with the right credentials
     yield root
-    assert list(documents.names()) == []
+    assert list(objects.names()) == []
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_bucket_is_made_once_and_checked(driver: Stack, monkeypatch: pytest.
     assert f"{bucket}: this server has no public access block (NotImplemented)" in said[0]
     assert f"{bucket}: nobody reads it without credentials" in said[0]
     assert said[0][-1] == f"s3://{bucket}/project: write, read, conditional write, list and delete work"
-    assert list(open_documents(f"s3://{bucket}").names()) == []
+    assert list(open_objects(f"s3://{bucket}").names()) == []
 
 
 class Ahead:

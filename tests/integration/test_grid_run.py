@@ -164,7 +164,7 @@ def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Pat
     plan = plan_session(expansion, session)
     outcome = tiny.execute(expansion, plan, session, view=False, shares=2)
     assert (outcome.failed, set(outcome.done)) == ([], {large.key, small.key})
-    assert not list(ledger.documents.names("blocks/"))
+    assert not list(ledger.objects.names("blocks/"))
     store, before = TrackedStore(session.place), torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -167,7 +167,7 @@ def kill_and_go_on(bench: Bench, start: Callable[[], subprocess.Popen[bytes]]) -
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     assert [trial.params for trial in trials[: len(before)]] == [trial.params for trial in before]
     assert len({str(sorted(trial.params.items())) for trial in trials}) == bench.trials
-    assert not list(Ledger(bench.place.artifacts).documents.names("sweeps/tests/"))
+    assert not list(Ledger(bench.place.artifacts).objects.names("sweeps/tests/"))
 
     # The test images can be read again: the winner is tested, once.
     bench.mend()
@@ -175,7 +175,7 @@ def kill_and_go_on(bench: Bench, start: Callable[[], subprocess.Popen[bytes]]) -
         driver = start()
         assert driver.wait(timeout=DEADLINE_S) == 0, bench.log()[-3000:]
     ledger = Ledger(bench.place.artifacts)
-    assert len(list(ledger.documents.names("sweeps/tests/"))) == 1
+    assert len(list(ledger.objects.names("sweeps/tests/"))) == 1
     tested = [ledger.find("evaluation", key).recipe["tested_on"] for key in ledger.keys("evaluation")]
     assert sorted(tested) == ["test"] * 4 + ["validation"]
     assert [trial.params for trial in bench.trials_now()] == [trial.params for trial in trials]

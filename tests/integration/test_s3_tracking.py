@@ -18,8 +18,8 @@ from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tests.conformance.object_store import ObjectStoreSuite
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import open_documents
-from tracking.ledger.s3 import S3Documents
+from tracking.ledger.object_store import open_objects
+from tracking.ledger.s3 import S3Objects
 from tracking.place import Place
 from tracking.runs import artifacts
 from tracking.store import TrackedStore
@@ -43,7 +43,7 @@ def bucket(servers: Stack) -> Iterator[str]:
     """A bucket of these tests alone."""
     with pytest.MonkeyPatch.context() as patch:
         servers.reach(patch)
-        S3Documents(f"s3://{BUCKET}").client.create_bucket(Bucket=BUCKET)
+        S3Objects(f"s3://{BUCKET}").client.create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
 
 
@@ -72,8 +72,8 @@ class TestS3(ObjectStoreSuite):
     """Swift looks before it writes, so several writers of one moment may each be told yes; one object remains."""
 
     @pytest.fixture
-    def store(self, bucket: str) -> S3Documents:
-        return S3Documents(f"{bucket}/{uuid.uuid4().hex}")
+    def store(self, bucket: str) -> S3Objects:
+        return S3Objects(f"{bucket}/{uuid.uuid4().hex}")
 
 
 def test_ledger_and_lease(bucket: str) -> None:
@@ -119,7 +119,7 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
     assert rebuild(store.ledger, place) == 1
     assert store.find("set", recipe.key) == kept
 
-    source = S3Documents(kept.artifact)
+    source = S3Objects(kept.artifact)
     source.put("manifest.json", b"altered at the source")
     with pytest.raises(DataCorrupt, match=r"file manifest.json has sha256"):
         artifacts.verify(kept, tmp_path / "fresh")
@@ -132,10 +132,10 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
 
 def test_wrong_secret_and_wrong_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: `rd3 infra init` makes it"):
-        open_documents("s3://rd3-nowhere/x").put("a.json", b"")
+        open_objects("s3://rd3-nowhere/x").put("a.json", b"")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://rd3-tests/x \(SignatureDoesNotMatch\)"):
-        open_documents(f"{bucket}/x").get("a.json")
+        open_objects(f"{bucket}/x").get("a.json")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody:here")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials"):
         Ledger(f"{bucket}/x").keys("set")
@@ -149,14 +149,14 @@ def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
         recipe = a_set(seed)
         kept[seed] = store.put(made(recipe, tmp_path / str(seed)), tmp_path / str(seed))
     store.ledger.forget("set", kept[3].key)
-    documents = store.ledger.documents
-    assert isinstance(documents, S3Documents)
+    objects = store.ledger.objects
+    assert isinstance(objects, S3Objects)
     waiting = f"blocks/{kept[1].key}/00000.safetensors"
     for name in (waiting, f"blocks/{kept[3].key}/00000.safetensors", f"files/set/{kept[3].key}/deep/images.bin"):
-        documents.put(name, bytes(100))
-    part = {"Bucket": documents.bucket, "Key": f"{documents.prefix}files/set/{kept[2].key}/images.bin"}
-    part["UploadId"] = documents.client.create_multipart_upload(**part)["UploadId"]
-    documents.client.upload_part(**part, PartNumber=1, Body=bytes(5 * 2**20))
+        objects.put(name, bytes(100))
+    part = {"Bucket": objects.bucket, "Key": f"{objects.prefix}files/set/{kept[2].key}/images.bin"}
+    part["UploadId"] = objects.client.create_multipart_upload(**part)["UploadId"]
+    objects.client.upload_part(**part, PartNumber=1, Body=bytes(5 * 2**20))
 
     def garbage(*, driver_lives: bool = False) -> dict[str, Garbage]:
         return {one.what: one for one in find_garbage(place, store.ledger, driver_lives=driver_lives)}
@@ -172,11 +172,11 @@ def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
         "unfinished upload": 5 * 2**20,
     }
     assert found["files of a run without ledger entry"].size > 100_000
-    before = set(documents.names())
+    before = set(objects.names())
     for one in found.values():
         one.remove()
     run_prefix = kept[3].artifact.removeprefix(f"{place.artifacts}/").removesuffix("/set")
-    gone = before - set(documents.names())
+    gone = before - set(objects.names())
     assert gone == {
         waiting,
         f"files/set/{kept[3].key}/deep/images.bin",
@@ -185,10 +185,10 @@ def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
         f"{run_prefix}/set/manifest.json",
     }
     assert garbage() == {}
-    assert not documents.client.list_multipart_uploads(Bucket=documents.bucket, Prefix=documents.prefix).get("Uploads")
+    assert not objects.client.list_multipart_uploads(Bucket=objects.bucket, Prefix=objects.prefix).get("Uploads")
 
     store.fetch("set", kept[2].key)  # a good copy in the cache must not hide what happened at the source
-    S3Documents(kept[2].artifact).put("manifest.json", b"altered")
+    S3Objects(kept[2].artifact).put("manifest.json", b"altered")
     checked = {one.key: one.damage for one in check_entries(store, everything(store.ledger))}
     assert checked[kept[1].key] == ""
     assert "file manifest.json has sha256" in checked[kept[2].key]
@@ -212,13 +212,13 @@ def test_results_of_a_local_home_are_pushed(bucket: str, tmp_path: Path) -> None
 def test_large_files_and_what_s3_says_of_them(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "large"
     source.write_bytes(os.urandom(20 * 2**20))  # several parts
-    there = S3Documents(f"{bucket}/large")
+    there = S3Objects(f"{bucket}/large")
     there.upload("deep/large", source)
     assert there.download("deep/large", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
     assert not there.download("absent", tmp_path / "absent")
     with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'"):
-        S3Documents("s3://rd3-nowhere/x").upload("large", source)
+        S3Objects("s3://rd3-nowhere/x").upload("large", source)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreError, match=r"refuses the S3 credentials .*SignatureDoesNotMatch"):
-        S3Documents(f"{bucket}/large").upload("large", source)
+        S3Objects(f"{bucket}/large").upload("large", source)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tracking.ledger.s3 import S3Documents
+from tracking.ledger.s3 import S3Objects
 from tracking.place import Place
 from tracking.runs.runs import Tracker
 
@@ -57,7 +57,7 @@ class Written:
             for path in root.rglob("*"):
                 if path.is_file() and not path.is_symlink() and not _keeps_secrets(path.relative_to(root)):
                     yield str(path), path.read_bytes()
-        objects = S3Documents("s3://rd3")
+        objects = S3Objects("s3://rd3")
         for name in objects.names():
             yield f"s3://rd3/{name}", objects.get(name) or b""
         yield from self._database()
@@ -176,7 +176,7 @@ def test_files_with_secrets_are_their_owners_alone(written: Written):
 def test_the_scan_finds_what_is_planted(written: Written, tmp_path: Path):
     planted = written.secrets["mlflow-user"]
     place = Place(written.stack.env["MLFLOW_TRACKING_URI"], "s3://rd3/secrets", tmp_path)
-    tracker, objects = Tracker(place), S3Documents("s3://rd3")
+    tracker, objects = Tracker(place), S3Objects("s3://rd3")
     log = written.folder / "cluster" / "deep" / "a.log"
     log.parent.mkdir()
     log.write_text(f"url=http://rd3:{planted}@127.0.0.1\n")

@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from rd3.errors import StoreError
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.runs import Tracker
 from tracking.upkeep.health import probe_artifacts
@@ -92,8 +92,8 @@ def place_of(env: dict[str, str], home: Path) -> Place:
 def test_what_is_kept_outlives_a_crash_of_every_part(stack: Stack, driver: Stack, tmp_path: Path):
     secrets = stack.do("env")
     experiment = Tracker(place_of(stack.env, tmp_path)).experiment("outlives")
-    documents = open_documents(stack.env["RD3_ARTIFACTS"])
-    documents.put("outlives.txt", b"kept")
+    objects = open_objects(stack.env["RD3_ARTIFACTS"])
+    objects.put("outlives.txt", b"kept")
     for part in PARTS:
         lost = stack.pids(part)
         assert lost
@@ -106,7 +106,7 @@ def test_what_is_kept_outlives_a_crash_of_every_part(stack: Stack, driver: Stack
     assert stack.do("start") == "", "what runs is left alone"
     assert stack.do("env") == secrets
     assert Tracker(place_of(stack.env, tmp_path)).experiment("outlives") == experiment
-    assert documents.get("outlives.txt") == b"kept"
+    assert objects.get("outlives.txt") == b"kept"
     probe_artifacts(place_of(stack.env, tmp_path))
 
 
@@ -150,8 +150,8 @@ def test_the_user_of_trials_is_no_admin(servers: Stack):
 
 
 def test_objects_want_a_signature(driver: Stack):
-    documents = open_documents(driver.env["RD3_ARTIFACTS"])
-    documents.put("signed.txt", b"secret")
+    objects = open_objects(driver.env["RD3_ARTIFACTS"])
+    objects.put("signed.txt", b"secret")
     anonymous = boto3.client("s3", config=Config(signature_version=UNSIGNED))
     for ask in (
         lambda: anonymous.get_object(Bucket="rd3", Key="rd3/signed.txt"),
@@ -161,8 +161,8 @@ def test_objects_want_a_signature(driver: Stack):
         with pytest.raises(ClientError) as refused:
             ask()
         assert 400 <= refused.value.response["ResponseMetadata"]["HTTPStatusCode"] < 500
-    assert documents.get("signed.txt") == b"secret"
-    assert documents.get("anonymous.txt") is None
+    assert objects.get("signed.txt") == b"secret"
+    assert objects.get("anonymous.txt") is None
 
 
 def test_trials_hold_a_password_of_the_tracking_server_and_no_key_of_the_objects(stack: Stack):
@@ -266,8 +266,8 @@ def test_a_part_that_does_not_exist(servers: Stack):
 
 def test_secrets_can_be_changed(stack: Stack, driver: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The last test here: whoever comes later reads the environment again."""
-    documents = open_documents(stack.env["RD3_ARTIFACTS"])
-    documents.put("before.txt", b"kept")
+    objects = open_objects(stack.env["RD3_ARTIFACTS"])
+    objects.put("before.txt", b"kept")
     before = dict(stack.env), Path(stack.env["RAY_AUTH_TOKEN_PATH"]).read_text()
     experiment = Tracker(place_of(stack.env, tmp_path)).experiment("before")
     stack.do("stop")
@@ -281,8 +281,8 @@ def test_secrets_can_be_changed(stack: Stack, driver: Stack, monkeypatch: pytest
     assert status_of(asked, Authorization=basic("rd3", old["MLFLOW_TRACKING_PASSWORD"])) == 401
     assert status_of(asked, Authorization=basic("rd3", stack.env["MLFLOW_TRACKING_PASSWORD"])) == 200
     assert status_of(jobs, Authorization=f"Bearer {old_token}") in (401, 403)
-    assert open_documents(stack.env["RD3_ARTIFACTS"]).get("before.txt") == b"kept"
+    assert open_objects(stack.env["RD3_ARTIFACTS"]).get("before.txt") == b"kept"
     with pytest.raises(StoreError, match="SignatureDoesNotMatch"):
-        documents.get("before.txt")  # a client that still has the old key
+        objects.get("before.txt")  # a client that still has the old key
     assert Tracker(place_of(stack.env, tmp_path)).experiment("before") == experiment
     probe_artifacts(place_of(stack.env, tmp_path))

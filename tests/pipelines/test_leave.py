@@ -33,6 +33,6 @@ def processes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 def test_trials_are_told_and_nobody_else(processes, monkeypatch):
     ours = [psutil.Process(process.pid) for process in processes.values()]
     monkeypatch.setattr(psutil, "process_iter", lambda: iter(ours))
-    assert leave(patience_s=1.0) == 1, "the one that does not listen"
+    assert leave(give_up_after_s=1.0) == 1, "the one that does not listen"
     assert processes["trial"].poll() is not None
     assert processes["other"].poll() is None

@@ -231,7 +231,7 @@ def test_what_is_made_from_an_unknown_teacher_is_left(session, tmp_path):
 
 def test_tests_of_sweeps_stay_on_record(session):
     ledger = Ledger(session.place.artifacts)
-    memory = Memory(ledger.documents)
+    memory = Memory(ledger.objects)
     keys = sorted(key for key in ledger.keys("evaluation") if ledger.find("evaluation", key).recipe["teachers"])
     test = {
         **{"sweep": "s", "key": "k", "method": "random", "params": {}, "validation_top1_pct": 50.0},

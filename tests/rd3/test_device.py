@@ -10,7 +10,7 @@ import torch
 import rd3
 from rd3 import layer_statistics, run, teacher
 from rd3.datasets import Roots, open_dataset
-from rd3.device import lay_out, repeatable_kernels, usable_device
+from rd3.device import repeatable_kernels, set_memory_format, usable_device
 from rd3.errors import BadValue
 from rd3.methods import METHODS
 from rd3.models import build_network
@@ -96,7 +96,7 @@ def formats_inside(name: str, precision: str) -> set[bool]:
     """Whether the outputs of a network's layers that are images are channels last, after contiguous pixels."""
     info = ToyDataset().info
     network = build_network(name, 10, 32, info.normalisation, generator(0, "init"))
-    lay_out(network, precision)
+    set_memory_format(network, precision)
     seen = set()
 
     def look(module: torch.nn.Module, given: object, output: torch.Tensor) -> None:
@@ -124,7 +124,7 @@ def test_networks_with_group_norms_stay_as_they_are(name):
 @pytest.mark.parametrize("name", ["resnet18_w16", "convnet", "mobilenet_v2"])
 def test_the_format_of_the_pixels_changes_no_bit(name):
     network = build_network(name, 10, 32, ToyDataset().info.normalisation, generator(0, "init")).eval()
-    lay_out(network, "bf16")
+    set_memory_format(network, "bf16")
     pixels = torch.rand(4, 3, 32, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain, last = network(pixels), network(pixels.contiguous(memory_format=torch.channels_last))

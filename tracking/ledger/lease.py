@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.errors import StoreError
-from tracking.ledger.object_store import Documents
+from tracking.ledger.object_store import ObjectStore
 
 BEAT_S = 15.0
 STALE_S = 60.0
@@ -47,8 +47,8 @@ def _runs_here(holder: dict[str, Any]) -> bool:
 class Lease:
     """Held inside ``with``; :meth:`check` says whether it still is."""
 
-    def __init__(self, documents: Documents, name: str):
-        self.documents = documents
+    def __init__(self, objects: ObjectStore, name: str):
+        self.objects = objects
         self.name = name
         self.token = uuid.uuid4().hex
         self._lost: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ class Lease:
         return f"leases/{self.name}{suffix}.json"
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        raw = self.documents.get(name)
+        raw = self.objects.get(name)
         return None if raw is None else json.loads(raw)
 
     def _chain(self) -> list[tuple[str, dict[str, Any]]]:
@@ -84,7 +84,7 @@ class Lease:
     def _refuse(self, holder: dict[str, Any]) -> StoreError:
         since = datetime.fromtimestamp(holder["since"], UTC).isoformat(timespec="seconds")
         return StoreError(
-            f"The ledger {self.documents.root} is in use by process {holder['pid']} on {holder['host']} since {since}.",
+            f"The ledger {self.objects.root} is in use by process {holder['pid']} on {holder['host']} since {since}.",
             "wait for it to end, or stop it",
         )
 
@@ -109,10 +109,10 @@ class Lease:
             if chain and self._alive(chain[-1][1]):
                 raise self._refuse(chain[-1][1])
             wanted = self._document(f".after-{chain[-1][1]['token']}") if chain else self._document()
-            if self.documents.put(wanted, data, only_if_absent=True):
+            if self.objects.put(wanted, data, only_if_absent=True):
                 if self._holds():
                     break
-                self.documents.delete(wanted)  # the chain was released between reading and writing
+                self.objects.delete(wanted)  # the chain was released between reading and writing
         self._thread = threading.Thread(target=self._live, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
         return self
@@ -125,7 +125,7 @@ class Lease:
         """Show life, and notice a successor."""
         try:
             data = json.dumps({"time": time.time()}).encode()
-            self.documents.put(self._document(f".beat-{self.token}"), data)
+            self.objects.put(self._document(f".beat-{self.token}"), data)
             chain = self._chain()
             if not chain or chain[-1][1]["token"] != self.token:
                 self._lost = chain[-1][1] if chain else {}
@@ -137,7 +137,7 @@ class Lease:
         if self._lost:
             raise self._refuse(self._lost)
         if self._lost is not None:
-            raise StoreError(f"The lease on the ledger {self.documents.root} was removed.", "run the command again")
+            raise StoreError(f"The lease on the ledger {self.objects.root} was removed.", "run the command again")
 
     def __exit__(self, *_error: object) -> None:
         self._done.set()
@@ -147,5 +147,5 @@ class Lease:
             chain = self._chain()
             if chain and chain[-1][1]["token"] == self.token:
                 for name, holder in chain:  # from the first: with that gone the lease is free, the rest is litter
-                    self.documents.delete(name)
-                    self.documents.delete(self._document(f".beat-{holder['token']}"))
+                    self.objects.delete(name)
+                    self.objects.delete(self._document(f".beat-{holder['token']}"))

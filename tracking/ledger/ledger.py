@@ -24,7 +24,7 @@ from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry
 from tracking.ledger.lease import Lease
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 
 
 def _name(kind: str, key: Key) -> str:
@@ -42,8 +42,8 @@ class Ledger:
     """All entries below one artifact root."""
 
     def __init__(self, root: str):
-        self.documents = open_documents(root)
-        self.root = self.documents.root
+        self.objects = open_objects(root)
+        self.root = self.objects.root
 
     def keys(self, kind: str) -> set[Key]:
         """Keys of everything of ``kind`` that is done: one listing, no reads."""
@@ -54,7 +54,7 @@ class Ledger:
         return self._listed(_name(kind, start)) - self._listed(former_name(kind, start))
 
     def _listed(self, name: str) -> set[Key]:
-        found = self.documents.names(name.removesuffix(".json"))
+        found = self.objects.names(name.removesuffix(".json"))
         return {each.rpartition("/")[2].removesuffix(".json") for each in found}
 
     def older_format(self) -> bool:
@@ -70,7 +70,7 @@ class Ledger:
         """Keys of an older format, those that begin with ``start``, to the ones that took their place."""
         found = {}
         for key in self._listed(former_name(kind, start)):
-            raw = self.documents.get(former_name(kind, key))
+            raw = self.objects.get(former_name(kind, key))
             if raw is not None:
                 found[key] = json.loads(raw)["key"]
         return found
@@ -82,7 +82,7 @@ class Ledger:
     def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]:
         """The entries that there are among ``keys``."""
         wanted = {_name(kind, key): key for key in keys}
-        return {wanted[name]: self._entry(name, raw) for name, raw in self.documents.get_many(wanted).items()}
+        return {wanted[name]: self._entry(name, raw) for name, raw in self.objects.get_many(wanted).items()}
 
     def _entry(self, name: str, raw: bytes) -> Entry:
         try:
@@ -97,7 +97,7 @@ class Ledger:
         data = (json.dumps(entry.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
         name = _name(entry.kind, entry.key)
         for _attempt in range(5):  # S3 may refuse two writers at once, so neither an own write nor a winner is certain
-            if self.documents.put(name, data, only_if_absent=True):
+            if self.objects.put(name, data, only_if_absent=True):
                 return entry
             winner = self.find(entry.kind, entry.key)
             if winner is not None:
@@ -108,7 +108,7 @@ class Ledger:
 
     def forget(self, kind: str, key: Key) -> None:
         """Remove the entry, so that its recipe counts as missing; its artifacts stay."""
-        self.documents.delete(_name(kind, key))
+        self.objects.delete(_name(kind, key))
 
     def resolve(self, kind: str, prefix: str) -> Key:
         """The one key of ``kind`` that starts with ``prefix``, as people write it."""
@@ -156,12 +156,12 @@ class Ledger:
     def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
         """Let grids call this teacher recipe ``role`` on ``dataset``; replaces what had that name."""
         data = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
-        self.documents.put(_role_name(dataset, role), data.encode())
+        self.objects.put(_role_name(dataset, role), data.encode())
 
     def role(self, dataset: str, role: str) -> dict[str, Any] | None:
         """The teacher recipe that a user has called ``role``, as plain data."""
         name = _role_name(dataset, role)
-        raw = self.documents.get(name)
+        raw = self.objects.get(name)
         if raw is None:
             return None
         try:
@@ -175,7 +175,7 @@ class Ledger:
     def roles(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(dataset, role) to teacher recipe, for all that users have named."""
         found = {}
-        for name in sorted(self.documents.names("roles/")):
+        for name in sorted(self.objects.names("roles/")):
             _roles, dataset, role = (unquote(part) for part in name.removesuffix(".json").split("/"))
             recipe = self.role(dataset, role)
             if recipe is not None:
@@ -184,7 +184,7 @@ class Ledger:
 
     def lease(self, name: str = "driver") -> Lease:
         """``with ledger.lease(): ...``: only one process at a time; the others get a :class:`StoreError`."""
-        return Lease(self.documents, name)
+        return Lease(self.objects, name)
 
 
 def recipe_of(entry: Entry, where: str = "") -> AnyRecipe:

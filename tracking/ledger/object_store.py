@@ -37,7 +37,7 @@ class Unfinished(NamedTuple):
     abort: Callable[[], None]
 
 
-class Documents(Protocol):
+class ObjectStore(Protocol):
     """Bytes by name; a name is a relative path with ``/``.  All failures are :class:`StoreError`."""
 
     root: str
@@ -92,20 +92,20 @@ class Documents(Protocol):
         """Raise :class:`StoreError` if it can be read without credentials; else say that it cannot."""
 
 
-def open_documents(root: str | Path) -> Documents:
+def open_objects(root: str | Path) -> ObjectStore:
     """Objects below a folder (a path or ``file://``) or below ``s3://bucket/prefix``; contacts nobody yet."""
     text = str(root)
     if text.startswith("s3://"):
-        from tracking.ledger.s3 import S3Documents
+        from tracking.ledger.s3 import S3Objects
 
-        return S3Documents(text)
+        return S3Objects(text)
     if "://" in text and not text.startswith("file://"):
         raise StoreError(f"Artifacts cannot live at {text}.", "give a folder or s3://bucket/prefix")
-    return FolderDocuments(local_path(text))
+    return FolderObjects(local_path(text))
 
 
 def is_direct(uri: str) -> bool:
-    """Whether :func:`open_documents` reads this address, and not MLflow alone."""
+    """Whether :func:`open_objects` reads this address, and not MLflow alone."""
     return uri.startswith(("s3://", "file:")) or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
 
 
@@ -128,7 +128,7 @@ def folder_errors(root: str | Path) -> Iterator[None]:
         raise StoreError(f"Cannot use the artifact folder {root}: {reason}.", fix) from None
 
 
-class FolderDocuments:
+class FolderObjects:
     """Objects as files."""
 
     def __init__(self, root: Path):

@@ -21,19 +21,19 @@ def _silent(_message: str) -> None:
     """Nobody is told."""
 
 
-def patiently(
+def retry(
     ask: Callable[[], T],
     *,
-    patience_s: float = PATIENCE_S,
+    give_up_after_s: float = PATIENCE_S,
     waiting: Callable[[str], None] = _silent,
     leaving: Callable[[], bool] = lambda: False,
 ) -> T:
     """What ``ask`` returns, asked again with growing pauses while it raises :class:`Away`.
 
     ``ask`` must be fit to be done twice: it may have succeeded without a word.  ``waiting`` is told the reason before
-    each pause; ``leaving`` ends the waiting, as ``patience_s`` does, and the last :class:`Away` is raised.
+    each pause; ``leaving`` ends the waiting, as ``give_up_after_s`` does, and the last :class:`Away` is raised.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + give_up_after_s
     pause_s = _FIRST_PAUSE_S
     while True:
         try:

@@ -71,7 +71,7 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
         raise StoreError(f"S3 cannot be used for {root}: {error}.", "check the AWS_ variables") from None
 
 
-class S3Documents:
+class S3Objects:
     """A bucket, or what has a prefix in it."""
 
     folder = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rd3.errors import StoreError
 
 if TYPE_CHECKING:
-    from tracking.ledger.s3 import S3Documents
+    from tracking.ledger.s3 import S3Objects
 
 UNFINISHED_DAYS = 7
 _RULE = {
@@ -22,7 +22,7 @@ _UNKNOWN = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "UnsupportedOp
 _FORBIDDEN = {"AccessDenied", "403"}
 
 
-def create(documents: S3Documents) -> str:
+def create(documents: S3Objects) -> str:
     from botocore.exceptions import ClientError
 
     client, bucket = documents.client, documents.bucket
@@ -40,7 +40,7 @@ def create(documents: S3Documents) -> str:
     return f"{bucket}: made"
 
 
-def block_public_access(documents: S3Documents) -> str:
+def block_public_access(documents: S3Objects) -> str:
     """Public access is blocked whatever a policy or an ACL may say later."""
     block = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     return _if_known(
@@ -52,7 +52,7 @@ def block_public_access(documents: S3Documents) -> str:
     )
 
 
-def add_lifecycle(documents: S3Documents) -> str:
+def add_lifecycle(documents: S3Objects) -> str:
     """A lifecycle rule beside those that are there."""
     from botocore.exceptions import ClientError
 
@@ -71,7 +71,7 @@ def add_lifecycle(documents: S3Documents) -> str:
     return _if_known(documents, f"lifecycle (unfinished uploads end after {UNFINISHED_DAYS} days)", add)
 
 
-def _if_known(documents: S3Documents, what: str, ask: Callable[[], Any]) -> str:
+def _if_known(documents: S3Objects, what: str, ask: Callable[[], Any]) -> str:
     """Ask for what not every server knows, and not every key may set; neither stops RD3 from working."""
     from botocore.exceptions import ClientError
 
@@ -88,7 +88,7 @@ def _if_known(documents: S3Documents, what: str, ask: Callable[[], Any]) -> str:
     return f"{documents.bucket}: {what} set"
 
 
-def check_private(documents: S3Documents) -> None:
+def check_private(documents: S3Objects) -> None:
     """An unsigned listing must be refused."""
     import boto3
     from botocore import UNSIGNED

@@ -14,7 +14,7 @@ from typing import Any
 
 from rd3.errors import DataCorrupt, DataMissing, NotCarried
 from rd3.store import Entry, check_files
-from tracking.ledger.object_store import folder_errors, is_direct, open_documents
+from tracking.ledger.object_store import folder_errors, is_direct, open_objects
 from tracking.runs.client import mlflow_errors, quiet_mlflow
 
 
@@ -48,7 +48,7 @@ def exists(entry: Entry, tracking_uri: str = "") -> bool:
         return False
     uri = entry.artifact
     if is_direct(uri):
-        return set(entry.files) <= set(open_documents(uri).names())
+        return set(entry.files) <= set(open_objects(uri).names())
     repository = _repository(uri, tracking_uri)
     parents = {PurePosixPath(name).parent.as_posix() for name in entry.files}
     with mlflow_errors(tracking_uri, uri):
@@ -69,7 +69,7 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
     A damaged copy in the cache is fetched again, once; damage at the source is an error.
     """
     uri = _address(entry)
-    folder = open_documents(uri).folder if is_direct(uri) else None
+    folder = open_objects(uri).folder if is_direct(uri) else None
     if folder is not None:
         check_files(folder, entry.files, what(entry))
         return folder
@@ -110,7 +110,7 @@ def _remove(folder: Path) -> None:
 
 def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
     if is_direct(uri):
-        source = open_documents(uri)
+        source = open_objects(uri)
         for name in entry.files:
             with folder_errors(folder):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

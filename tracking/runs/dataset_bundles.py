@@ -28,7 +28,7 @@ _MANIFEST = "parcel.json"
 Progress = Callable[[float, str], None]
 
 
-class Parcel(BaseModel):
+class DatasetBundle(BaseModel):
     """A dataset as it was pushed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class Parcel(BaseModel):
     run_id: str
 
 
-def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> Parcel | None:
+def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> DatasetBundle | None:
     """The parcel of a dataset, the latest where no fingerprint is asked for; None if nobody has pushed it."""
     wanted = {"rd3.kind": "data", "rd3.data": name} | ({"rd3.fingerprint": fingerprint} if fingerprint else {})
     with tracker.errors(), tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> Parcel 
         if not runs:
             return None
         manifest = tracker.client.download_artifacts(runs[-1].info.run_id, _MANIFEST, folder)
-        return Parcel.model_validate_json(Path(manifest).read_bytes())
+        return DatasetBundle.model_validate_json(Path(manifest).read_bytes())
 
 
 def put(
@@ -66,7 +66,7 @@ def put(
     registration: dict[str, Any] | None = None,
     scratch: Path,
     progress: Progress,
-) -> Parcel:
+) -> DatasetBundle:
     """Pack all files below ``folder`` and send them; ``scratch`` holds one part at a time."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
     total = sum(path.stat().st_size for path in files)
@@ -82,7 +82,7 @@ def put(
                 progress(fraction, part.name)
                 parts[part.name] = sha256_file(part)
                 tracker.client.log_artifact(run_id, str(part), "parts")
-            parcel = Parcel(
+            parcel = DatasetBundle(
                 name=name,
                 fingerprint=fingerprint,
                 files=len(files),
@@ -129,7 +129,7 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def unpack(tracker: Tracker, parcel: Parcel, folder: Path, progress: Progress) -> None:
+def unpack(tracker: Tracker, parcel: DatasetBundle, folder: Path, progress: Progress) -> None:
     """Fetch every part into ``folder``, which is empty, and check its hash before it is unpacked."""
     for number, (name, sha256) in enumerate(parcel.parts.items()):
         progress(number / len(parcel.parts), name)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from rd3.errors import StoreAway, StoreError, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs import reachable as reach
 from tracking.runs.client import mlflow_errors, open_client
@@ -67,7 +67,7 @@ class Tracker:
         """
         where = None
         if self.place.tracking_uri.startswith(_DATABASES):
-            where = open_documents(self.place.artifacts).url("runs")
+            where = open_objects(self.place.artifacts).url("runs")
         with self.errors():
             from mlflow.exceptions import MlflowException
 
@@ -263,7 +263,7 @@ class OpenRun:
 
     def _send_past_server(self, entry: Entry, folder: Path) -> str | None:
         """Send the files straight into S3 and say where they are; None where that is no way from here."""
-        target = open_documents(self.tracker.place.artifacts)
+        target = open_objects(self.tracker.place.artifacts)
         through_server = self.artifact_uri.startswith("mlflow-artifacts:")
         if not through_server or target.folder is not None or not target.usable():
             return None

@@ -19,28 +19,28 @@ from typing import Any
 from rd3.errors import DataCorrupt
 from rd3.recipe import Key
 from rd3.values import digest
-from tracking.ledger.object_store import Documents
+from tracking.ledger.object_store import ObjectStore
 from tracking.runs.runs import Tracker
 
 EXPERIMENT = "rd3 sweeps"
 
 
 class Memory:
-    """Scores and tests, as documents."""
+    """Scores and tests, as objects."""
 
-    def __init__(self, documents: Documents):
-        self.documents = documents
+    def __init__(self, objects: ObjectStore):
+        self.objects = objects
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        raw = self.documents.get(name)
+        raw = self.objects.get(name)
         try:
             return None if raw is None else json.loads(raw)
         except ValueError:
-            raise DataCorrupt(f"{self.documents.root}/{name} is not readable.", "delete that file") from None
+            raise DataCorrupt(f"{self.objects.root}/{name} is not readable.", "delete that file") from None
 
     def _write(self, name: str, value: Mapping[str, Any], only_if_absent: bool = False) -> None:
         data = json.dumps(value, indent=1, sort_keys=True) + "\n"
-        self.documents.put(name, data.encode(), only_if_absent)
+        self.objects.put(name, data.encode(), only_if_absent)
 
     def score(self, evaluation: Key) -> dict[str, Any] | None:
         """What is known of an evaluation on validation images."""
@@ -58,12 +58,12 @@ class Memory:
 
     def all_tests(self) -> list[dict[str, Any]]:
         """Every test on record, whatever its target."""
-        found = [self._read(name) for name in list(self.documents.names("sweeps/tests/"))]
+        found = [self._read(name) for name in list(self.objects.names("sweeps/tests/"))]
         return [test for test in found if test]
 
     def tests(self, target: str) -> list[dict[str, Any]]:
         """Every test on record for a target, oldest first."""
-        found = [self._read(name) for name in self.documents.names(f"sweeps/tests/{target}/")]
+        found = [self._read(name) for name in self.objects.names(f"sweeps/tests/{target}/")]
         return sorted((test for test in found if test), key=lambda test: (test["recorded_at"], test["evaluations"]))
 
 

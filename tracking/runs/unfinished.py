@@ -22,7 +22,7 @@ EVERY_S = 60.0
 UNFINISHED = "unfinished"
 
 
-class Carrier:
+class UnfinishedWork:
     """Carries the files below one folder.  A server that does not answer is asked again the next time."""
 
     def __init__(self, run: OpenRun, folder: Path, every_s: float = EVERY_S):

@@ -19,7 +19,7 @@ from rd3.errors import StoreError
 from rd3.recipe import KINDS, Key
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import Documents, Stored
+from tracking.ledger.object_store import ObjectStore, Stored
 from tracking.place import Place
 from tracking.runs.runs import Tracker
 
@@ -45,31 +45,31 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
     """Everything that may go."""
     moment = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
-    yield from _deliveries(ledger.documents, keys["set"], moment)
-    yield from _uploads(ledger.documents, moment)
+    yield from _deliveries(ledger.objects, keys["set"], moment)
+    yield from _uploads(ledger.objects, moment)
     if driver_lives:
         return
     # Old entries that an upgrade has left behind count: they go when the user says so, and their files then.
     named = {kind: known | set(ledger.former_keys(kind)) for kind, known in keys.items()}
     entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
-    yield from _direct_files(ledger.documents, entries, moment)
+    yield from _direct_files(ledger.objects, entries, moment)
     yield from _runs(Tracker(place), ledger, entries, moment)
     yield from _scratch(place.home, keys, moment)
 
 
-def _deliveries(documents: Documents, done: set[Key], moment: float) -> Iterator[Garbage]:
+def _deliveries(objects: ObjectStore, done: set[Key], moment: float) -> Iterator[Garbage]:
     """Blocks that wait for a set which is whole by now."""
-    for key, found in _grouped(documents, "blocks/", depth=1).items():
+    for key, found in _grouped(objects, "blocks/", depth=1).items():
         if key in done and _old(found, moment, YOUNG_S):
-            yield _objects("blocks of a set that is done", documents, f"blocks/{key}", found)
+            yield _objects("blocks of a set that is done", objects, f"blocks/{key}", found)
 
 
-def _direct_files(documents: Documents, entries: list[Entry], moment: float) -> Iterator[Garbage]:
+def _direct_files(objects: ObjectStore, entries: list[Entry], moment: float) -> Iterator[Garbage]:
     """Files that went straight to the artifact root, and that no entry names."""
     named = {entry.artifact for entry in entries}
-    for name, found in _grouped(documents, "files/", depth=2).items():
-        if f"{documents.root}/files/{name}" not in named and _old(found, moment, YOUNG_S):
-            yield _objects("files without ledger entry", documents, f"files/{name}", found)
+    for name, found in _grouped(objects, "files/", depth=2).items():
+        if f"{objects.root}/files/{name}" not in named and _old(found, moment, YOUNG_S):
+            yield _objects("files without ledger entry", objects, f"files/{name}", found)
 
 
 def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float) -> Iterator[Garbage]:
@@ -118,9 +118,9 @@ def _size(repository: Any, path: str | None) -> int:
     )
 
 
-def _uploads(documents: Documents, moment: float) -> Iterator[Garbage]:
+def _uploads(objects: ObjectStore, moment: float) -> Iterator[Garbage]:
     """Uploads in parts that were never completed: no listing shows them, but they are paid for."""
-    for upload in documents.unfinished():
+    for upload in objects.unfinished():
         if moment - upload.stored.changed > UPLOAD_S:
             yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
 
@@ -142,22 +142,22 @@ def _folder(what: str, folder: Path, moment: float, age_s: float) -> Iterator[Ga
         yield Garbage(what, str(folder), sum(one.size for one in found), remove)
 
 
-def _objects(what: str, documents: Documents, place: str, found: list[Stored]) -> Garbage:
+def _objects(what: str, objects: ObjectStore, place: str, found: list[Stored]) -> Garbage:
     def remove() -> None:
         for one in found:
-            documents.delete(one.name)
+            objects.delete(one.name)
 
-    return Garbage(what, f"{documents.root}/{place}", sum(one.size for one in found), remove)
+    return Garbage(what, f"{objects.root}/{place}", sum(one.size for one in found), remove)
 
 
 def _old(found: list[Stored], moment: float, age_s: float) -> bool:
     return all(moment - one.changed > age_s for one in found)
 
 
-def _grouped(documents: Documents, prefix: str, depth: int) -> dict[str, list[Stored]]:
+def _grouped(objects: ObjectStore, prefix: str, depth: int) -> dict[str, list[Stored]]:
     """What lies below ``prefix``, by the ``depth`` steps of the name that follow it."""
     groups: dict[str, list[Stored]] = defaultdict(list)
-    for one in documents.entries(prefix):
+    for one in objects.entries(prefix):
         steps = one.name.removeprefix(prefix).split("/")
         groups["/".join(steps[:depth])].append(one)
     return groups

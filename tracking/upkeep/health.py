@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rd3.errors import RD3Error, StoreError, TrackingError
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.client import quiet_mlflow
 from tracking.runs.runs import Tracker
@@ -29,12 +29,12 @@ def check_place(place: Place) -> None:
 
 def check_store(root: str) -> None:
     """Raise :class:`StoreError` unless bucket or folder answers to our credentials, and its clock is ours."""
-    documents = open_documents(root)
-    ahead_s = documents.clock_ahead_s()
+    objects = open_objects(root)
+    ahead_s = objects.clock_ahead_s()
     if ahead_s is None:
-        next(documents.names(), None)
+        next(objects.names(), None)
     elif abs(ahead_s) > CLOCKS_S:
-        raise StoreError(clocks_apart(ahead_s, documents.server()), "set the clock (NTP) on both")
+        raise StoreError(clocks_apart(ahead_s, objects.server()), "set the clock (NTP) on both")
 
 
 def clocks_apart(ahead_s: float, other: str) -> str:
@@ -49,30 +49,30 @@ def prepare_store(root: str) -> Iterator[str]:
 
     Does no harm where all is there.  Raises :class:`StoreError` where RD3 could not work.
     """
-    documents = open_documents(root)
-    yield from documents.prepare()
+    objects = open_objects(root)
+    yield from objects.prepare()
     probe_store(root)
-    yield from documents.check_private()
-    yield f"{documents.root}: write, read, conditional write, list and delete work"
+    yield from objects.check_private()
+    yield f"{objects.root}: write, read, conditional write, list and delete work"
 
 
 def probe_store(root: str) -> None:
     """Write, read, refuse to overwrite, list and delete one small document; raises unless each does as it should."""
-    documents, name = open_documents(root), f"probe-{uuid.uuid4().hex}"
+    objects, name = open_objects(root), f"probe-{uuid.uuid4().hex}"
     try:
-        documents.put(name, b"one", only_if_absent=True)
-        if documents.get(name) != b"one":
+        objects.put(name, b"one", only_if_absent=True)
+        if objects.get(name) != b"one":
             raise StoreError(f"{root} does not give back what was written.", "look into the log of that server")
-        if documents.put(name, b"two", only_if_absent=True) or documents.get(name) != b"one":
+        if objects.put(name, b"two", only_if_absent=True) or objects.get(name) != b"one":
             raise StoreError(
                 f"{root} overwrites a document that was to be written only if absent (If-None-Match).",
                 "use a server that knows conditional writes: RD3's lease and ledger rely on them",
             )
-        if list(documents.names(name)) != [name]:
+        if list(objects.names(name)) != [name]:
             raise StoreError(f"{root} does not list what was written.", "look into the log of that server")
     finally:
-        documents.delete(name)
-    if documents.get(name) is not None:
+        objects.delete(name)
+    if objects.get(name) is not None:
         raise StoreError(f"{root} keeps what was deleted.", "let RD3's key delete objects")
 
 

@@ -86,7 +86,7 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
     if recipe.key == entry.key:
         return
     kept = ledger.mark(upgraded_entry(entry, recipe))
-    ledger.documents.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
+    ledger.objects.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
     found = outcome.upgraded if kept.formerly == (entry.formerly or entry.key) else outcome.merged
     found.append(Upgraded(entry.kind, entry.key, recipe.key, entry.run_id))
 

@@ -22,7 +22,7 @@ from disturbed import Disturbed, kill
 
 from rd3.store import sha256_file
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.store import TrackedStore
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
@@ -214,7 +214,7 @@ def test_a_damaged_artifact(disturb: Disturb, quiet: Disturbed):
         driver.wait()
     with run.environment():
         entry = Ledger(run.place.artifacts).find("teacher", teacher.name)
-        source = open_documents(f"s3://rd3/mlflow/{entry.artifact.removeprefix('mlflow-artifacts:/')}")
+        source = open_objects(f"s3://rd3/mlflow/{entry.artifact.removeprefix('mlflow-artifacts:/')}")
         weights = next(name for name in source.names() if name.endswith(".safetensors"))
         source.put(weights, source.get(weights)[:-1])
     _damage(teacher)

@@ -126,8 +126,8 @@ def litter(home: Path) -> SetRecipe:
     recipe = a_set(seed=5)
     put_set(store, recipe, home.parent / "out")
     store.ledger.forget("set", recipe.key)
-    store.ledger.documents.put(f"blocks/{first.key}/00000.safetensors", bytes(200))
-    store.ledger.documents.put(f"blocks/{recipe.key}/00000.safetensors", bytes(200))
+    store.ledger.objects.put(f"blocks/{first.key}/00000.safetensors", bytes(200))
+    store.ledger.objects.put(f"blocks/{recipe.key}/00000.safetensors", bytes(200))
     for name, size in {
         f"work/set/{second.key}/result/a.bin": 30,
         f"work/share/{second.key}-1of2/a.bin": 4,

@@ -259,7 +259,7 @@ def test_a_recipe_that_is_made_twice_is_logged_twice(bench: Bench):
 
 
 def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempt, "patiently", lambda ask, **_options: ask())
+    monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
     bench.away = 1
     end = bench.attempt()
     assert (end.status, end.reason) == ("failed", "MLflow does not answer.")
@@ -269,7 +269,7 @@ def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monk
 
 
 def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempt, "patiently", lambda ask, **_options: ask())
+    monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
     bench.away = 1
     bench.attempt()
     (bench.job.folder / "result" / "images").write_text("pixelz")

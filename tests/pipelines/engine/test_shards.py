@@ -12,7 +12,7 @@ from rd3.methods import METHODS
 from rd3.recipe import SetRecipe
 from rd3.synthesis import synthesize
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
-from tracking.ledger.object_store import FolderDocuments
+from tracking.ledger.object_store import FolderObjects
 
 TOY = ToyDataset()
 RECIPE = trial_recipe("sre2l", TOY, 3, batch_classes=2)
@@ -37,7 +37,7 @@ def test_what_cannot_be_shared_out_is_not(recipe: SetRecipe):
 
 
 def test_a_set_in_shares_is_the_set_made_in_one_go(tmp_path: Path):
-    teachers, documents = (toy_teacher(TOY),), FolderDocuments(tmp_path / "root")
+    teachers, objects = (toy_teacher(TOY),), FolderObjects(tmp_path / "root")
     [shares] = share_out([RECIPE], 3, lambda name: TOY.info).values()
     blocks = METHODS.get("sre2l")().blocks(RECIPE, TOY.info)
     for share in reversed(shares):
@@ -45,17 +45,17 @@ def test_a_set_in_shares_is_the_set_made_in_one_go(tmp_path: Path):
         first, step = share.blocks
         chosen = [block.index for block in blocks[first::step]]
         assert synthesize(RECIPE, TOY, teachers, folder, only_blocks=chosen) is None
-        deliver(documents, RECIPE.key, folder)
-    collect(documents, RECIPE.key, tmp_path / "second", shares[1].blocks)
+        deliver(objects, RECIPE.key, folder)
+    collect(objects, RECIPE.key, tmp_path / "second", shares[1].blocks)
     assert sorted(int(path.stem) for path in (tmp_path / "second").rglob("*.safetensors")) == [
         block.index for block in blocks[1::3]
     ]
-    collect(documents, RECIPE.key, tmp_path / "whole")
+    collect(objects, RECIPE.key, tmp_path / "whole")
     together = synthesize(RECIPE, TOY, (_refuses(),), tmp_path / "whole")
     alone = synthesize(RECIPE, TOY, teachers, tmp_path / "alone")
     assert together.content == alone.content
-    discard(documents, RECIPE.key)
-    assert not list(documents.names())
+    discard(objects, RECIPE.key)
+    assert not list(objects.names())
 
 
 def _refuses():

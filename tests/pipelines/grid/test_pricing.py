@@ -14,12 +14,12 @@ from rd3.hardware import Hardware
 from rd3.planning.calibration import Calibration
 from rd3.planning.cost import CPU_THREAD, GPU, PLAIN_CPU_THREAD, shipped_rates
 from tracking.ledger.calibrations import keep
-from tracking.ledger.object_store import Documents, open_documents
+from tracking.ledger.object_store import ObjectStore, open_objects
 
 
 @pytest.fixture
-def documents(tmp_path: Path) -> Documents:
-    return open_documents(tmp_path)
+def objects(tmp_path: Path) -> ObjectStore:
+    return open_objects(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -43,44 +43,44 @@ def calibration(device: str, torch: str = "2.15.0", **changed: Any) -> Calibrati
     return Calibration(**{**facts, **changed})
 
 
-def test_without_a_calibration_the_shipped_rates_as_a_range(documents):
-    found = pricing(documents)
+def test_without_a_calibration_the_shipped_rates_as_a_range(objects):
+    found = pricing(objects)
     assert found.rates == CPU_THREAD and found.devices == 8
     assert "shipped rates" in found.source and "factor of 2.5" in found.source
     assert "Chip 9 with torch 2.15.0" in found.source and "rd3 calibrate" in found.source
 
 
-def test_the_calibration_of_this_device_and_torch(documents):
-    keep(documents, calibration("Chip 9", fp32=7e11))
-    found = pricing(documents)
+def test_the_calibration_of_this_device_and_torch(objects):
+    keep(objects, calibration("Chip 9", fp32=7e11))
+    found = pricing(objects)
     assert found.rates.fp32 == 7e11
     assert found.source == "calibration of Chip 9 with torch 2.15.0, 2026-11-26"
 
 
 @pytest.mark.parametrize("other", [("Chip 8", "2.15.0"), ("Chip 9", "2.14.0")])
-def test_one_of_another_device_or_torch_is_named_and_not_used(documents, other):
-    keep(documents, calibration(*other, fp32=7e11))
-    found = pricing(documents)
+def test_one_of_another_device_or_torch_is_named_and_not_used(objects, other):
+    keep(objects, calibration(*other, fp32=7e11))
+    found = pricing(objects)
     assert found.rates == CPU_THREAD
     assert f"not used: {other[0]} with torch {other[1]}" in found.source
 
 
-def test_another_device_is_used_where_it_is_asked_for(documents):
-    keep(documents, calibration("NVIDIA H100 80GB HBM3", "2.14.0", kind="cuda", fp32=7e13))
-    found = pricing(documents, "nvidia h100")
+def test_another_device_is_used_where_it_is_asked_for(objects):
+    keep(objects, calibration("NVIDIA H100 80GB HBM3", "2.14.0", kind="cuda", fp32=7e13))
+    found = pricing(objects, "nvidia h100")
     assert found.rates.fp32 == 7e13 and found.rates.start_s == GPU.start_s and found.devices == 1
     assert "which is not in this machine" in found.source and "torch here is 2.15.0" in found.source
 
 
-def test_a_device_that_nobody_has_calibrated_is_refused(documents):
+def test_a_device_that_nobody_has_calibrated_is_refused(objects):
     with pytest.raises(UnknownName, match="no calibration of a device that begins with 'H100'; it has none"):
-        pricing(documents, "H100")
-    keep(documents, calibration("Chip 8"))
-    keep(documents, calibration("Chip 9"))
+        pricing(objects, "H100")
+    keep(objects, calibration("Chip 8"))
+    keep(objects, calibration("Chip 9"))
     with pytest.raises(UnknownName, match=r"Chip 8 with torch 2\.15\.0"):
-        pricing(documents, "H100")
+        pricing(objects, "H100")
     with pytest.raises(UnknownName, match="2 calibrations of devices that begin with 'Chip'"):
-        pricing(documents, "Chip")
+        pricing(objects, "Chip")
 
 
 def test_a_gpu_is_priced_as_a_gpu_and_a_cpu_without_bf16_as_such():
@@ -90,6 +90,6 @@ def test_a_gpu_is_priced_as_a_gpu_and_a_cpu_without_bf16_as_such():
     assert PLAIN_CPU_THREAD.auto == "fp32" and CPU_THREAD.auto == "bf16"
 
 
-def test_cuda_where_there_is_none(documents):
+def test_cuda_where_there_is_none(objects):
     with pytest.raises(BadValue, match="no CUDA device"):
-        pricing(documents, "cuda")
+        pricing(objects, "cuda")

@@ -68,7 +68,7 @@ def test_the_tracking_server_may_be_away_when_the_runs_are_opened(sweep, monkeyp
 def test_a_signal_ends_the_waiting_as_a_signal(sweep):
     sweep.interrupts.name = "SIGTERM"
     with pytest.raises(KeyboardInterrupt):
-        sweep._patiently(Outage(lambda: None, 1))
+        sweep._retry(Outage(lambda: None, 1))
 
 
 def terminate() -> None:

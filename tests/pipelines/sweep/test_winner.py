@@ -34,7 +34,7 @@ from rd3.datasets import Roots
 from rd3.errors import BadValue
 from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.report.sweep_report import write_sweep_report
 from tracking.runs.sweeps import Memory
@@ -166,7 +166,7 @@ def test_the_test_has_sets_and_teacher_of_all_training_images_on_the_same_seeds(
 
 
 def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp_path):
-    memory = Memory(open_documents(tmp_path / "artifacts"))
+    memory = Memory(open_objects(tmp_path / "artifacts"))
     subject = found(here)[0]
     trials = tuned(subject).trials()
     values = {}
@@ -198,7 +198,7 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
 
 
 def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
-    memory = Memory(open_documents(tmp_path / "artifacts"))
+    memory = Memory(open_objects(tmp_path / "artifacts"))
     subject, longer = found(here)[0], found(here, test_seeds=(0, 1, 2, 3))[0]
     trials = tuned(subject).trials()
 
@@ -217,7 +217,7 @@ def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
 
 
 def test_a_record_that_does_not_say_its_protocol_counts_as_a_winner_of_its_own(here, tmp_path):
-    memory = Memory(open_documents(tmp_path / "artifacts"))
+    memory = Memory(open_objects(tmp_path / "artifacts"))
     subject = found(here)[0]
     best = tuned(subject).best()
     winner, base = both_sides(subject, here, winner_preset(subject, best, 4))
@@ -237,7 +237,7 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     made = winner_preset(subject, tunings["random"].best(), 4)
     outcome.winners["random"] = made
     winner, base = both_sides(subject, here, made)
-    memory = Memory(open_documents(tmp_path / "artifacts"))
+    memory = Memory(open_objects(tmp_path / "artifacts"))
     record(subject, tunings["random"].best(), winner, base, memory)
     [test] = recorded_tests(winner, base, memory, lambda _kind, _key: None)
     outcome.tests["random"] = [test, test, replace(test, protocol="another", current=False)]

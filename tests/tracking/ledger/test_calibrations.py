@@ -9,7 +9,7 @@ import pytest
 from rd3.errors import DataCorrupt
 from rd3.planning.calibration import Calibration
 from tracking.ledger.calibrations import find, keep, known
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 
 
 def calibration(device: str = "Chip (R) 9, model 3", torch: str = "2.15.0", day: int = 26) -> Calibration:
@@ -20,24 +20,24 @@ def calibration(device: str = "Chip (R) 9, model 3", torch: str = "2.15.0", day:
 
 
 def test_found_again_for_its_device_and_torch_alone(tmp_path: Path):
-    documents = open_documents(tmp_path)
-    assert keep(documents, calibration()) == "calibrations/Chip-R-9-model-3-2.15.0.json"
-    assert find(documents, "Chip (R) 9, model 3", "2.15.0") == calibration()
-    assert find(documents, "Chip (R) 9, model 3", "2.16.0") is None
-    assert find(documents, "Chip (R) 8, model 3", "2.15.0") is None
+    objects = open_objects(tmp_path)
+    assert keep(objects, calibration()) == "calibrations/Chip-R-9-model-3-2.15.0.json"
+    assert find(objects, "Chip (R) 9, model 3", "2.15.0") == calibration()
+    assert find(objects, "Chip (R) 9, model 3", "2.16.0") is None
+    assert find(objects, "Chip (R) 8, model 3", "2.15.0") is None
 
 
 def test_a_newer_one_replaces_an_older_one(tmp_path: Path):
-    documents = open_documents(tmp_path)
-    keep(documents, calibration(day=1))
-    keep(documents, calibration(day=2))
-    keep(documents, calibration("Other", day=3))
-    assert [one.measured_at[8:10] for one in known(documents)] == ["03", "02"]
+    objects = open_objects(tmp_path)
+    keep(objects, calibration(day=1))
+    keep(objects, calibration(day=2))
+    keep(objects, calibration("Other", day=3))
+    assert [one.measured_at[8:10] for one in known(objects)] == ["03", "02"]
 
 
 def test_a_damaged_one_is_told(tmp_path: Path):
-    documents = open_documents(tmp_path)
-    name = keep(documents, calibration())
-    documents.put(name, b"{")
+    objects = open_objects(tmp_path)
+    name = keep(objects, calibration())
+    objects.put(name, b"{")
     with pytest.raises(DataCorrupt, match=r"is not readable.*rd3 calibrate"):
-        known(documents)
+        known(objects)

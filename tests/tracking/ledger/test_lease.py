@@ -35,7 +35,7 @@ def leave(ledger: Ledger, **holder: Any) -> None:
     """What a driver that did not say goodbye leaves behind."""
     now = time.time()
     left = {"token": "t0", "host": socket.gethostname(), "pid": os.getpid(), "started": None, "since": now, "time": now}
-    ledger.documents.put("leases/driver.json", json.dumps(left | holder).encode())
+    ledger.objects.put("leases/driver.json", json.dumps(left | holder).encode())
 
 
 def test_a_second_driver_is_told_who_is_there(ledger: Ledger) -> None:
@@ -52,7 +52,7 @@ def test_a_second_driver_is_told_who_is_there(ledger: Ledger) -> None:
             pass
     with ledger.lease():
         pass
-    assert list(ledger.documents.names("leases/")) == []
+    assert list(ledger.objects.names("leases/")) == []
 
 
 def test_a_driver_in_another_process_is_refused(ledger: Ledger) -> None:
@@ -70,7 +70,7 @@ def test_the_dead_of_this_machine_are_succeeded_at_once(ledger: Ledger, dead_pid
     with ledger.lease() as held:
         held.beat()
         held.check()
-    assert list(ledger.documents.names("leases/")) == []
+    assert list(ledger.objects.names("leases/")) == []
 
 
 def test_a_later_process_with_the_same_number_is_not_the_holder(ledger: Ledger) -> None:
@@ -84,10 +84,10 @@ def test_another_machine_is_believed_for_a_minute(ledger: Ledger) -> None:
     with pytest.raises(StoreError, match="on elsewhere since"), ledger.lease():
         pass
     leave(ledger, host="elsewhere", time=time.time() - 70)
-    ledger.documents.put("leases/driver.beat-t0.json", json.dumps({"time": time.time() - 20}).encode())
+    ledger.objects.put("leases/driver.beat-t0.json", json.dumps({"time": time.time() - 20}).encode())
     with pytest.raises(StoreError, match="on elsewhere since"), ledger.lease():
         pass
-    ledger.documents.put("leases/driver.beat-t0.json", json.dumps({"time": time.time() - 70}).encode())
+    ledger.objects.put("leases/driver.beat-t0.json", json.dumps({"time": time.time() - 70}).encode())
     with ledger.lease():
         pass
 
@@ -110,7 +110,7 @@ def test_a_driver_that_was_succeeded_learns_of_it_and_leaves_its_successor_alone
     with pytest.raises(StoreError, match="in use by process"), ledger.lease():
         pass
     successor.__exit__()
-    assert list(ledger.documents.names("leases/")) == []
+    assert list(ledger.objects.names("leases/")) == []
 
 
 @pytest.mark.parametrize("dead_holder", [False, True])
@@ -132,4 +132,4 @@ def test_of_many_at_the_same_moment_one_gets_it(ledger: Ledger, dead_pid: int, d
             held = [lease for lease in pool.map(take, range(8)) if lease is not None]
         assert len(held) == 1
         held[0].__exit__()
-        assert list(ledger.documents.names("leases/")) == []
+        assert list(ledger.objects.names("leases/")) == []

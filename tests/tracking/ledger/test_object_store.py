@@ -1,4 +1,4 @@
-"""Documents in a folder, and what is said when a folder or an S3 server cannot be used."""
+"""ObjectStore in a folder, and what is said when a folder or an S3 server cannot be used."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ import pytest
 
 from rd3.errors import StoreError
 from tests.conformance.object_store import ObjectStoreSuite
-from tracking.ledger.object_store import FolderDocuments, local_path, open_documents
-from tracking.ledger.s3 import S3Documents
+from tracking.ledger.object_store import FolderObjects, local_path, open_objects
+from tracking.ledger.s3 import S3Objects
 
 
 class TestFolder(ObjectStoreSuite):
     @pytest.fixture
-    def store(self, tmp_path: Path) -> FolderDocuments:
-        return FolderDocuments(tmp_path / "new" / "root")
+    def store(self, tmp_path: Path) -> FolderObjects:
+        return FolderObjects(tmp_path / "new" / "root")
 
 
 def test_what_is_being_written_is_hidden(tmp_path: Path) -> None:
-    documents = open_documents(tmp_path)
-    documents.put("by-key/set/ab1.json", b"")
+    objects = open_objects(tmp_path)
+    objects.put("by-key/set/ab1.json", b"")
     (tmp_path / "by-key/set/.ab3.json.x1").write_bytes(b"half")
-    assert list(documents.names("by-key/set/ab")) == ["by-key/set/ab1.json"]
+    assert list(objects.names("by-key/set/ab")) == ["by-key/set/ab1.json"]
 
 
 def test_of_many_writers_exactly_one_wins(tmp_path: Path) -> None:
-    documents = open_documents(tmp_path)
+    objects = open_objects(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda n: documents.put("x/y.json", b"%d" % n, only_if_absent=True), range(40)))
+        won = list(pool.map(lambda n: objects.put("x/y.json", b"%d" % n, only_if_absent=True), range(40)))
     assert sum(won) == 1
-    assert documents.get("x/y.json") == b"%d" % won.index(True)
+    assert objects.get("x/y.json") == b"%d" % won.index(True)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["y.json"]
 
 
 def test_roots_are_folders_or_buckets(tmp_path: Path) -> None:
     folder = tmp_path / "with space"
-    assert open_documents(folder.as_uri()).root == str(folder)
+    assert open_objects(folder.as_uri()).root == str(folder)
     assert local_path(folder.as_uri()) == folder
-    assert isinstance(open_documents(folder), FolderDocuments)
-    bucket = open_documents("s3://bucket/some/prefix/")
-    assert isinstance(bucket, S3Documents)
+    assert isinstance(open_objects(folder), FolderObjects)
+    bucket = open_objects("s3://bucket/some/prefix/")
+    assert isinstance(bucket, S3Objects)
     assert (bucket.bucket, bucket.prefix) == ("bucket", "some/prefix/")
-    assert S3Documents("s3://bucket").prefix == ""
+    assert S3Objects("s3://bucket").prefix == ""
     with pytest.raises(StoreError, match="cannot live at gs://bucket"):
-        open_documents("gs://bucket")
+        open_objects("gs://bucket")
     with pytest.raises(StoreError, match="names no bucket"):
-        open_documents("s3:///prefix")
+        open_objects("s3:///prefix")
 
 
 def test_a_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    documents = open_documents(tmp_path / "file" / "artifacts")
+    objects = open_objects(tmp_path / "file" / "artifacts")
     with pytest.raises(StoreError, match=r"artifact folder .*file/artifacts: Not a directory\. Fix: make"):
-        documents.put("a.json", b"")
+        objects.put("a.json", b"")
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -64,10 +64,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
     if mounted.returncode:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("a small tmpfs cannot be mounted here")
     try:
-        documents = open_documents(tmp_path)
+        objects = open_objects(tmp_path)
         with pytest.raises(StoreError, match=r"No space left on device\. Fix: free space"):
-            documents.put("a.json", bytes(64 * 1024), only_if_absent=True)
-        assert list(documents.names()) == []
+            objects.put("a.json", bytes(64 * 1024), only_if_absent=True)
+        assert list(objects.names()) == []
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -77,7 +77,7 @@ def test_an_s3_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, closed_
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with pytest.raises(StoreError, match=rf"127.0.0.1:{closed_port} does not answer \(EndpointConnectionError\)"):
-        open_documents("s3://bucket/x").get("a.json")
+        open_objects("s3://bucket/x").get("a.json")
 
 
 def test_no_s3_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,4 +87,4 @@ def test_no_s3_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(StoreError, match=r"no S3 credentials for s3://bucket/x\. Fix: set AWS_ACCESS_KEY_ID"):
-        open_documents("s3://bucket/x").put("a.json", b"")
+        open_objects("s3://bucket/x").put("a.json", b"")

@@ -8,7 +8,7 @@ import pytest
 
 from rd3.errors import Away, StoreAway, StoreError, TrackingAway
 from tracking.ledger import retry as patience
-from tracking.ledger.retry import patiently
+from tracking.ledger.retry import retry
 
 
 class Clock:
@@ -49,20 +49,20 @@ def away(times: int, error: type[Away] = StoreAway) -> Callable[[], str]:
 
 def test_pauses_grow_to_a_limit_and_each_reason_is_told(clock: Clock) -> None:
     told: list[str] = []
-    assert patiently(away(7, TrackingAway), waiting=told.append) == "answer"
+    assert retry(away(7, TrackingAway), waiting=told.append) == "answer"
     assert clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     assert told == ["Nobody there."] * 7
 
 
 def test_patience_ends(clock: Clock) -> None:
     with pytest.raises(StoreAway):
-        patiently(away(10**6), patience_s=60.0)
+        retry(away(10**6), give_up_after_s=60.0)
     assert 50.0 < clock.now <= 60.0
 
 
 def test_whoever_has_to_leave_does_not_wait(clock: Clock) -> None:
     with pytest.raises(StoreAway):
-        patiently(away(1), leaving=lambda: True)
+        retry(away(1), leaving=lambda: True)
     assert clock.pauses == []
 
 
@@ -71,5 +71,5 @@ def test_what_will_not_pass_is_not_waited_for(clock: Clock) -> None:
         raise StoreError("The secret is wrong.")
 
     with pytest.raises(StoreError):
-        patiently(refused)
+        retry(refused)
     assert clock.pauses == []

@@ -12,7 +12,7 @@ from botocore.stub import Stubber
 
 from rd3.errors import StoreError
 from tracking.ledger import s3_bucket
-from tracking.ledger.s3 import S3Documents
+from tracking.ledger.s3 import S3Objects
 
 OURS = s3_bucket._RULE
 THEIRS = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}
@@ -28,15 +28,15 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
 
 
-def documents_of(region: str = "us-east-1") -> tuple[S3Documents, Stubber]:
-    documents = S3Documents("s3://theirs/rd3")
-    documents._made = boto3.client("s3", region_name=region)
-    return documents, Stubber(documents._made)
+def documents_of(region: str = "us-east-1") -> tuple[S3Objects, Stubber]:
+    objects = S3Objects("s3://theirs/rd3")
+    objects._made = boto3.client("s3", region_name=region)
+    return objects, Stubber(objects._made)
 
 
 @pytest.mark.parametrize("before", [[], [THEIRS], [THEIRS, {**OURS, "Status": "Disabled"}]])
 def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
-    documents, stub = documents_of()
+    objects, stub = documents_of()
     if before:
         stub.add_response(FOUND, {"Rules": before}, {"Bucket": "theirs"})
     else:
@@ -44,26 +44,26 @@ def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
     after = [rule for rule in before if rule["ID"] == "theirs"] + [OURS]
     stub.add_response(PUT, {}, {"Bucket": "theirs", "LifecycleConfiguration": {"Rules": after}})
     with stub:
-        assert s3_bucket.add_lifecycle(documents) == "theirs: lifecycle (unfinished uploads end after 7 days) set"
+        assert s3_bucket.add_lifecycle(objects) == "theirs: lifecycle (unfinished uploads end after 7 days) set"
     stub.assert_no_pending_responses()
 
 
 def test_all_public_access_is_blocked():
-    documents, stub = documents_of()
+    objects, stub = documents_of()
     names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     wanted = {"Bucket": "theirs", "PublicAccessBlockConfiguration": dict.fromkeys(names, True)}
     stub.add_response("put_public_access_block", {}, wanted)
     with stub:
-        assert s3_bucket.block_public_access(documents) == "theirs: public access block set"
+        assert s3_bucket.block_public_access(objects) == "theirs: public access block set"
     stub.assert_no_pending_responses()
 
 
 def test_a_key_that_may_not_set_it_is_no_failure():
-    documents, stub = documents_of()
+    objects, stub = documents_of()
     stub.add_client_error("put_public_access_block", "AccessDenied", http_status_code=403)
     with stub:
         assert (
-            s3_bucket.block_public_access(documents)
+            s3_bucket.block_public_access(objects)
             == "theirs: this key may not set the public access block; its owner should"
         )
 
@@ -73,19 +73,19 @@ def test_a_key_that_may_not_set_it_is_no_failure():
     [("us-east-1", {}), ("eu-west-1", {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}})],
 )
 def test_a_bucket_is_made_in_its_region(region: str, more: dict):
-    documents, stub = documents_of(region)
+    objects, stub = documents_of(region)
     stub.add_client_error("list_objects_v2", "NoSuchBucket", http_status_code=404)
     stub.add_response("create_bucket", {}, {"Bucket": "theirs", **more})
     with stub:
-        assert s3_bucket.create(documents) == "theirs: made"
+        assert s3_bucket.create(objects) == "theirs: made"
     stub.assert_no_pending_responses()
 
 
 def test_the_name_of_somebody_else():
-    documents, stub = documents_of()
+    objects, stub = documents_of()
     stub.add_client_error("list_objects_v2", "AccessDenied", http_status_code=403)
     with stub, pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://theirs/rd3 \(AccessDenied\)"):
-        s3_bucket.create(documents)
+        s3_bucket.create(objects)
 
 
 @pytest.fixture
@@ -114,4 +114,4 @@ def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_bucket_that_everybody_may_list(open_to_all):
     with pytest.raises(StoreError, match=r"Bucket 'theirs' can be listed by anybody.* Fix: remove its public policy"):
-        s3_bucket.check_private(S3Documents("s3://theirs/rd3"))
+        s3_bucket.check_private(S3Objects("s3://theirs/rd3"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import DataCorrupt
-from tracking.ledger.object_store import open_documents
+from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.runs import Tracker
 from tracking.runs.sweeps import EXPERIMENT, Memory, SweepRuns, TrialRun
@@ -26,7 +26,7 @@ TRIAL = TrialRun(
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Memory:
-    return Memory(open_documents(tmp_path / "artifacts"))
+    return Memory(open_objects(tmp_path / "artifacts"))
 
 
 def test_the_longer_look_at_an_evaluation_stays(memory):
@@ -39,7 +39,7 @@ def test_the_longer_look_at_an_evaluation_stays(memory):
 
 
 def test_a_damaged_score_is_named(memory):
-    memory.documents.put("sweeps/scores/k.json", b"{")
+    memory.objects.put("sweeps/scores/k.json", b"{")
     with pytest.raises(DataCorrupt, match=r"sweeps/scores/k\.json is not readable\. Fix: delete that file"):
         memory.score("k")
 

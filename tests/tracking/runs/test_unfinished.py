@@ -10,7 +10,7 @@ from rd3.errors import TrackingAway
 from rd3.recipe import Data, SetRecipe
 from tracking.place import Place
 from tracking.runs.runs import OpenRun, Tracker
-from tracking.runs.unfinished import Carrier
+from tracking.runs.unfinished import UnfinishedWork
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def test_work_travels_and_leaves_nothing_behind(run: OpenRun, tmp_path: Path) ->
     (here / "blocks").mkdir(parents=True)
     (here / "blocks" / "0").write_text("first")
     (here / "blocks" / ".1.half").write_text("being writ")
-    carrier = Carrier(run, here, every_s=0.0)
+    carrier = UnfinishedWork(run, here, every_s=0.0)
     carrier.carry()
     (here / "blocks" / "1").write_text("second")
     (here / "checkpoint").write_text("epoch 3")
     carrier.carry()
 
-    other = Carrier(run, there)
+    other = UnfinishedWork(run, there)
     other.fetch()
     assert files(there) == {"blocks/0": "first", "blocks/1": "second", "checkpoint": "epoch 3"}
 
@@ -53,7 +53,7 @@ def test_work_travels_and_leaves_nothing_behind(run: OpenRun, tmp_path: Path) ->
     assert files(there) == {"blocks/0": "first", "blocks/1": "second", "checkpoint": "epoch 4"}, "what is here stays"
     (there / ".cut-short").mkdir()
     (there / ".cut-short" / "2").write_text("half")
-    last = Carrier(run, there, every_s=0.0)
+    last = UnfinishedWork(run, there, every_s=0.0)
     last.carry()
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == [
         "unfinished/blocks",
@@ -62,14 +62,14 @@ def test_work_travels_and_leaves_nothing_behind(run: OpenRun, tmp_path: Path) ->
 
     other.drop()
     assert run.tracker.client.list_artifacts(run.run_id, "unfinished") == []
-    Carrier(run, tmp_path / "third").fetch()
+    UnfinishedWork(run, tmp_path / "third").fetch()
     assert not (tmp_path / "third").exists()
 
 
 def test_nothing_is_sent_before_it_is_time(run: OpenRun, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "block").write_text("first")
-    carrier = Carrier(run, tmp_path / "here", every_s=1000.0)
+    carrier = UnfinishedWork(run, tmp_path / "here", every_s=1000.0)
     carrier.carry()
     assert run.tracker.client.list_artifacts(run.run_id, "unfinished") == []
     carrier.carry(leaving=True)
@@ -84,7 +84,7 @@ def test_a_server_that_is_away_stops_no_work(run: OpenRun, tmp_path: Path, monke
 
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "block").write_text("first")
-    carrier = Carrier(run, tmp_path / "here", every_s=0.0)
+    carrier = UnfinishedWork(run, tmp_path / "here", every_s=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(run.tracker.client, "log_artifact", away)
         carrier.carry()
@@ -93,4 +93,4 @@ def test_a_server_that_is_away_stops_no_work(run: OpenRun, tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(run.tracker.client, "list_artifacts", away)
         with pytest.raises(TrackingAway):  # whoever goes on without it would overwrite it
-            Carrier(run, tmp_path / "there").fetch()
+            UnfinishedWork(run, tmp_path / "there").fetch()

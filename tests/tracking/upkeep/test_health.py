@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import StoreError
-from tracking.ledger.object_store import FolderDocuments
+from tracking.ledger.object_store import FolderObjects
 from tracking.ledger.s3 import ahead_of
 from tracking.upkeep import health
 from tracking.upkeep.health import prepare_store
@@ -31,28 +31,28 @@ def test_a_folder_is_made_and_left_empty(tmp_path: Path):
     health.check_store(str(root))
 
 
-class Forgetful(FolderDocuments):
-    """Takes documents and loses them."""
+class Forgetful(FolderObjects):
+    """Takes objects and loses them."""
 
     def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
         return True
 
 
-class Overwriting(FolderDocuments):
+class Overwriting(FolderObjects):
     """Does not know conditional writes, as some S3 servers."""
 
     def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
         return super().put(name, data)
 
 
-class Blind(FolderDocuments):
+class Blind(FolderObjects):
     """Does not list what it has."""
 
     def names(self, prefix: str = "") -> Iterator[str]:
         yield from ()
 
 
-class Keeping(FolderDocuments):
+class Keeping(FolderObjects):
     """Does not delete."""
 
     def delete(self, name: str) -> None:
@@ -69,8 +69,8 @@ class Keeping(FolderDocuments):
     ],
 )
 def test_a_store_that_does_not_do_as_it_should(
-    kind: Callable[[Path], FolderDocuments], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Callable[[Path], FolderObjects], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(health, "open_documents", lambda root: kind(Path(root)))
+    monkeypatch.setattr(health, "open_objects", lambda root: kind(Path(root)))
     with pytest.raises(StoreError, match=said):
         health.probe_store(str(tmp_path))
