@@ -1,7 +1,7 @@
 """What the memory format of the weights is worth: a training step at bf16 and fp32, by network.
 
-Ours has the weights as :func:`rd3.device.set_memory_format` leaves them, the reference as they are built (NCHW); the step
-is the same otherwise, without its optimiser.  The note says what channels last gives, taken or not.
+Ours has its weights as :func:`rd3.device.set_memory_format` leaves them, the reference as they are built (NCHW); the
+step is the same otherwise, without its optimiser.  The note says what channels last gives, taken or not.
 """
 
 from __future__ import annotations
