@@ -49,7 +49,7 @@ def main(lengths: list[int], count: int, home: Path) -> None:
     torch.set_flush_denormal(True)
     subject = Subject(home)
     session = subject.session
-    store = TrackedStore(session.place)
+    store = TrackedStore(session)
 
     def evaluation(epochs: int, seed: int) -> EvaluationRecipe:
         return subject.evaluation("rd3", seed, epochs=epochs)

@@ -44,12 +44,10 @@ from pipelines.grid.plan import Plan, make_plan
 from pipelines.grid.queue import Demand, RecipeQueue
 from pipelines.grid.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
-from rd3.datasets import Roots
 from rd3.planning.cost import Rates
 from rd3.recipe import from_json
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
-from tracking.place import Place
 
 Row = dict[str, Any]
 
@@ -59,7 +57,7 @@ H100 = Rates("H100, assumed", fp32=3.3e13, bf16=2.5e14, bytes=1.7e12, step_s=0.0
 
 def session_in(home: Path) -> Session:
     """Everything below one folder."""
-    return Session(Roots(None, home), Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home))
+    return Session(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
 
 
 class _Unread(Catalog):
@@ -166,7 +164,7 @@ def simulate(
     known = RecipeQueue(queue.recipes, reused=queue.reused, demands=demands, after=queue.after, costs_s=takes_s)
     least_s = least_wall_s(known, gpus)
     session = session_in(home)
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     run = _Run(expansion, plan, session, ledger, None, Interrupts(), lambda: None, queue=queue)
     view = LineView("paper", queue, Eta(queue.costs_s, gpus, networks=run.networks()), run.label, io.StringIO())
     driver = Driver(

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.byhand import set_of
 from pipelines.settings import Session
-from rd3.datasets import Roots, dataset_info
+from rd3.datasets import dataset_info
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, Recipe
 from tracking.place import Place
@@ -18,7 +18,7 @@ class Subject:
 
     def __init__(self, home: Path):
         place = Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
-        self.session = Session(Roots(None, home), place)
+        self.session = Session(place.tracking_uri, place.artifacts, place.home)
         self.info = dataset_info("digits", self.session.roots)
         self.teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, self.session)[0]
         self.made = set_of("random", "digits", 10, None, 0, {}, self.session)[0]

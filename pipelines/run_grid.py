@@ -79,7 +79,7 @@ def pull_missing(names: list[str]) -> None:
 
         here = session()
         for name in names:
-            pull(name, here.place, here.roots)
+            pull(name, here)
 
 
 def check_here(grid: str) -> None:

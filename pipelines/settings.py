@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from rd3.datasets import Roots
 from rd3.errors import BadValue
 from rd3.registry import did_you_mean
 from tracking.place import Place
@@ -25,15 +24,8 @@ ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
 
 
 @dataclass(frozen=True)
-class Session:
-    """What every command works with."""
-
-    roots: Roots
-    place: Place
-
-    @property
-    def home(self) -> Path:
-        return self.place.home
+class Session(Place):
+    """What every command works with: the addresses, and what is found there."""
 
     @property
     def presets(self) -> Path:
@@ -43,7 +35,7 @@ class Session:
     @property
     def ledger(self) -> Ledger:
         """The ledger at the artifact root."""
-        return _ledger(self.place.artifacts)
+        return _ledger(self.artifacts)
 
 
 @functools.cache
@@ -70,12 +62,10 @@ def session(env: Mapping[str, str] | None = None) -> Session:
     home = Path(env.get("RD3_HOME") or ".rd3").expanduser().absolute()
     data = env.get("RD3_DATA")
     return Session(
-        roots=Roots(data=Path(data).expanduser().absolute() if data else None, home=home),
-        place=Place(
-            tracking_uri=_without_secret(env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
-            artifacts=env.get("RD3_ARTIFACTS") or str(home / "artifacts"),
-            home=home,
-        ),
+        tracking_uri=_without_secret(env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
+        artifacts=env.get("RD3_ARTIFACTS") or str(home / "artifacts"),
+        home=home,
+        data=Path(data).expanduser().absolute() if data else None,
     )
 
 
@@ -87,7 +77,7 @@ def reading_session() -> Iterator[Session]:
         yield here
         return
     with tempfile.TemporaryDirectory() as scratch:
-        yield replace(here, roots=replace(here.roots, home=Path(scratch)))
+        yield replace(here, decoded=Path(scratch))
 
 
 def addresses_set() -> dict[str, str]:

@@ -85,7 +85,7 @@ class Workspace:
         from tracking.store import TrackedStore
 
         whole = self.session.ledger.resolve("set", key)
-        return SyntheticSet.open(TrackedStore(self.session.place).fetch("set", whole))
+        return SyntheticSet.open(TrackedStore(self.session).fetch("set", whole))
 
     def teacher(self, dataset: str, role: str, *, device: str = "cpu") -> NormalisedNetwork:
         """A teacher of the ledger by its role: a frozen module in eval mode that takes pixels in [0, 1].
@@ -97,7 +97,7 @@ class Workspace:
         from rd3.errors import DataMissing
         from tracking.store import TrackedStore
 
-        recipe, store = teacher_of(dataset, role, self.session), TrackedStore(self.session.place)
+        recipe, store = teacher_of(dataset, role, self.session), TrackedStore(self.session)
         entry = store.find("teacher", recipe.key)
         if entry is None:
             raise DataMissing(
@@ -166,7 +166,7 @@ class LoadedGrid:
             self.name,
             self.expansion.cells,
             here.ledger.find,
-            TrackedStore(here.place).fetch,
+            TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
             facts={"description": grid.description, "failures": failures},
         )

@@ -1,9 +1,12 @@
-"""Where a project's memory lives: plain data that travels to every trial."""
+"""The addresses of a project: plain data that travels to every trial."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
+
+from rd3.datasets import Roots
 
 
 @dataclass(frozen=True)
@@ -16,3 +19,24 @@ class Place:
     """Root of ledger and artifacts: a folder, or ``s3://bucket/prefix``."""
     home: Path
     """Local scratch and cache of this machine."""
+    data: Path | None = None
+    """Folder of datasets, which may be read-only."""
+    decoded: Path | None = None
+    """Where decoded datasets are kept, if not in ``home``."""
+
+    @property
+    def roots(self) -> Roots:
+        """Where datasets are read and kept."""
+        return Roots(data=self.data, home=self.decoded or self.home)
+
+    def to_plain(self) -> dict[str, str | None]:
+        """As JSON has it."""
+        paths = {name: getattr(self, name) for name in ("home", "data", "decoded")}
+        plain = {name: None if path is None else str(path) for name, path in paths.items()}
+        return {"tracking_uri": self.tracking_uri, "artifacts": self.artifacts, **plain}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_plain`."""
+        paths = {name: Path(plain[name]) for name in ("home", "data", "decoded") if plain[name] is not None}
+        return cls(tracking_uri=plain["tracking_uri"], artifacts=plain["artifacts"], **paths)

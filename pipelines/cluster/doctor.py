@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 def rows_here(session: Session) -> Iterator[Row]:
     """This machine, as the driver of runs."""
-    place = session.place
+    place = session
     yield Row("python", "ok", platform.python_version())
     yield from map(_package, PACKAGES)
     yield _devices()
@@ -87,8 +87,8 @@ def _cluster(session: Session) -> Iterator[Row]:
         return ray.get(remote.remote(*told), timeout=_NODE_WITHIN_S)
 
     try:
-        with marked(session.place) as marks:
-            seen = ask(look_around, node["NodeManagerAddress"], session.place, session.roots, _versions(), marks)
+        with marked(session) as marks:
+            seen = ask(look_around, node["NodeManagerAddress"], session, _versions(), marks)
         asked = time.time()  # a process is there now, so the question takes no time
         now = ask(_now)
         answered = time.time()
@@ -103,9 +103,7 @@ def _now() -> float:
     return time.time()
 
 
-def look_around(
-    address: str, place: Place, roots: Roots, versions: dict[str, str], marks: Collection[Path]
-) -> list[Row]:
+def look_around(address: str, place: Place, versions: dict[str, str], marks: Collection[Path]) -> list[Row]:
     """On a worker, with the addresses and folders that trials are told; ``marks`` lie where driver and worker share."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
@@ -119,7 +117,7 @@ def look_around(
     rows += [Row("shared folder", "wrong", str(error)) for error in hidden]
     if not hidden:  # a try would make the folders here, and find them well
         rows += _shared(place)
-    data = list(_data(roots))
+    data = list(_data(place.roots))
     absent = ", ".join(row.what.removeprefix("data ") for row in data if row.state == "missing")
     rows += [row for row in data if row.state != "missing"]
     if absent:

@@ -10,7 +10,6 @@ from pathlib import Path
 from pipelines.cluster.ray import ray_cluster
 from pipelines.settings import Session
 from pipelines.transfer.datasets import absent
-from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
 from tracking.ledger.object_store import folder_errors, open_objects
 from tracking.place import Place
@@ -29,13 +28,13 @@ def check_platform(session: Session, address: str | None = None, datasets: Itera
 
     ``address``: the Ray cluster that is to work; it is joined, its nodes are asked, also for ``datasets``, and left.
     """
-    check_place(session.place)
+    check_place(session)
     if address:
         with ray_cluster(session.home, address):
-            check_nodes(session.place, session.roots, datasets)
+            check_nodes(session, datasets)
 
 
-def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
+def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     """Raise one :class:`RD3Error` unless every node of Ray's cluster can do trials.
 
     A node needs the artifact folder and the tracking database where these are paths, the tracking server and a login
@@ -58,7 +57,7 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
         asked = [
             ray.remote(num_cpus=0)(_missing)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(place, roots, marks, names)
+            .remote(place, marks, names)
             for node in nodes
         ]
         for address, answer in zip(nodes.values(), asked, strict=True):
@@ -77,9 +76,7 @@ def check_nodes(place: Place, roots: Roots, datasets: Iterable[str]) -> None:
                 _pushed(dataset, address, place)
 
 
-def _missing(
-    place: Place, roots: Roots, marks: list[Path], names: list[str]
-) -> tuple[list[Path], list[str], tuple[str, str] | None]:
+def _missing(place: Place, marks: list[Path], names: list[str]) -> tuple[list[Path], list[str], tuple[str, str] | None]:
     """On a node: marks that it does not see, datasets that it lacks, and what the tracking server says to it."""
     refused = None
     if not place.tracking_uri.startswith("sqlite"):
@@ -87,7 +84,7 @@ def _missing(
             check(place.tracking_uri, _SERVER_WITHIN_S)
         except RD3Error as error:
             refused = error.message, error.fix
-    return [mark for mark in marks if not mark.exists()], [name for name in names if absent(name, roots)], refused
+    return [mark for mark in marks if not mark.exists()], [name for name in names if absent(name, place.roots)], refused
 
 
 def last_line(error: Exception) -> str:

@@ -40,7 +40,7 @@ def exit_on_error() -> Iterator[None]:
 
 def ledger_line(here: Session) -> str:
     """Which ledger a command has looked at, for somebody who may be in another folder than where RD3 was run."""
-    told = f"ledger {here.place.artifacts}"
+    told = f"ledger {here.artifacts}"
     if here.home.is_dir():
         return told
     return f"{told}; RD3's home {here.home} does not exist: go to the folder where you ran RD3, or set RD3_HOME"

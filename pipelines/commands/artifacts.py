@@ -36,7 +36,7 @@ def verify(
     from tracking.upkeep.verify import check_entries
 
     here = session()
-    store = TrackedStore(here.place)
+    store = TrackedStore(here)
     checked = list(check_entries(store, wanted(store.ledger, here, keys, grid)))
     damaged = [one for one in checked if one.damage]
     if as_json or damaged:
@@ -95,10 +95,10 @@ def collect_garbage(
 
     here = session()
     ledger = here.ledger
-    Tracker(here.place).check()
+    Tracker(here).check()
     holder = ledger.lease().holder()
     with ledger.lease() if yes and holder is None else contextlib.nullcontext():
-        found = list(find_garbage(here.place, ledger, driver_lives=holder is not None))
+        found = list(find_garbage(here, ledger, driver_lives=holder is not None))
         for one in found if yes else ():
             one.remove()
     if as_json:
@@ -124,7 +124,7 @@ def fetch(
     from rd3.errors import BadValue
     from tracking.store import TrackedStore
 
-    store = TrackedStore(session().place)
+    store = TrackedStore(session())
     meant = [store.ledger.resolve_any(key) for key in keys]
     for kind, key in meant:
         folder = store.fetch(kind, key)
@@ -151,7 +151,7 @@ def push(
     from tracking.store import TrackedStore
 
     here = session()
-    ledger = TrackedStore(here.place).ledger
+    ledger = TrackedStore(here).ledger
     brought = push_results(wanted(ledger, here, keys, grid), here, target, tracking)
     new = sum(one.new for one in brought)
     console.print(f"{new} new, {len(brought) - new} there already", soft_wrap=True)
@@ -164,6 +164,6 @@ def rebuild_ledger() -> None:
     from tracking.runs.runs import Tracker
     from tracking.upkeep.rebuild import rebuild
 
-    place = session().place
+    place = session()
     Tracker(place).check()
     console.print(f"{rebuild(Ledger(place.artifacts), place)} entries were missing")

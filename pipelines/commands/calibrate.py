@@ -27,7 +27,7 @@ def calibrate(
     from tracking.ledger import calibrations
     from tracking.ledger.object_store import open_objects
 
-    objects = open_objects(session().place.artifacts)
+    objects = open_objects(session().artifacts)
     found = measured(device or hardware().kind)
     name = calibrations.keep(objects, found)
     if as_json:

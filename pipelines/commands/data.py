@@ -85,7 +85,7 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets of this machi
     here = session()
     for name in names:
         with progress_bar(f"push {name}") as progress:
-            parcel, new = push(name, here.place, here.roots, progress)
+            parcel, new = push(name, here, progress)
             progress(1.0, "")
         size = f"{parcel.files} files, {parcel.bytes / 2**20:.1f} MiB, fingerprint {parcel.fingerprint[:12]}"
         console.print(f"{name}: {size}, {'pushed' if new else 'was there'}", markup=False, soft_wrap=True)
@@ -99,9 +99,9 @@ def pull(names: Annotated[list[str], typer.Argument(help="Datasets that were pus
 
     here = session()
     if any(absent(name, here.roots) for name in names):
-        Tracker(here.place).check()
+        Tracker(here).check()
     for name in names:
         with progress_bar(f"pull {name}") as progress:
-            folder = pull(name, here.place, here.roots, progress=progress)
+            folder = pull(name, here, progress=progress)
             progress(1.0, "")
         console.print(f"{name}: {folder or 'was here'}", markup=False, soft_wrap=True)

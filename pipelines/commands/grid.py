@@ -228,7 +228,7 @@ def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: 
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
-    tracker, name = Tracker(here.place), expansion.grid.name
+    tracker, name = Tracker(here), expansion.grid.name
     try:
         tracker.check()
         run_id = tracker.find_grid(HAND, name)
@@ -289,7 +289,7 @@ def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | in
 
 def ui_line(here: Session) -> str:
     """How to look at the runs."""
-    uri = here.place.tracking_uri
+    uri = here.tracking_uri
     if uri.startswith(("http://", "https://")):
         return f"MLflow UI: {uri}"
     return f"MLflow UI: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"

@@ -23,5 +23,5 @@ def init() -> None:
     """
     from tracking.upkeep.health import prepare_store
 
-    for line in prepare_store(session().place.artifacts):
+    for line in prepare_store(session().artifacts):
         console.print(line, markup=False, soft_wrap=True)

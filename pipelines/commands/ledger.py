@@ -36,7 +36,7 @@ def upgrade(
     if folder is not None and not (folder / "by-key").is_dir():
         fix = "name a store folder; a study or parts become one by `rd3 export-results PATH DIR`"
         raise DataMissing(f"{folder} holds no store: there is no by-key folder in it.", fix)
-    ledger = Ledger(str(folder) if folder is not None else here.place.artifacts)
+    ledger = Ledger(str(folder) if folder is not None else here.artifacts)
     with ledger.lease():
         outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
         console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", markup=False, soft_wrap=True)
@@ -48,7 +48,7 @@ def upgrade(
             changed = upgrade_presets(here.presets)
             if changed:
                 console.print(f"protocols upgraded: {', '.join(changed)}", markup=False)
-            tag_runs(here.place, ledger)
+            tag_runs(here, ledger)
         if remove_old:
             console.print(f"{remove_former(ledger)} old entries removed")
     if outcome.left:

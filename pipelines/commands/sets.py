@@ -94,7 +94,7 @@ def import_set(
 
     here = session()
     data = open_dataset(dataset, here.roots)
-    check_place(here.place)
+    check_place(here)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"
         if source.is_dir():
@@ -109,5 +109,5 @@ def import_set(
             files=sha256_files(folder),
             content=recipe.content,
         )
-        TrackedStore(here.place).put(entry, folder)
+        TrackedStore(here).put(entry, folder)
     console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} --teacher ROLE")

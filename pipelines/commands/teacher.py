@@ -51,7 +51,7 @@ def import_teacher(
         raise BadValue(f"Got --split {split!r}.", "use train, fit or unknown")
     here = session()
     opened = open_dataset(dataset, here.roots)
-    check_place(here.place)
+    check_place(here)
     with tempfile.TemporaryDirectory() as folder, progress_bar(f"test {network}") as progress:
         recipe, result = import_weights(
             source,
@@ -71,7 +71,7 @@ def import_teacher(
             files=sha256_files(Path(folder)),
             content=recipe.weights,
         )
-        TrackedStore(here.place).put(entry, Path(folder))
+        TrackedStore(here).put(entry, Path(folder))
     here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
 
@@ -85,7 +85,7 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
     from tracking.store import TrackedStore
 
     here = session()
-    store = TrackedStore(here.place)
+    store = TrackedStore(here)
     whole = here.ledger.resolve("teacher", key)
     recipe = recipe_of(store.find("teacher", whole))
     found = teacher.verify(

@@ -107,8 +107,8 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> Sequen
     job, part = jobs[0], parts[0]
     device = "cuda" if job.gpu else "cpu"
     if len(parts) > 1:
-        return perform_pack(parts, store, job.roots, device=device)
-    made = (part.recipe, store, job.roots, part.out)
+        return perform_pack(parts, store, job.place.roots, device=device)
+    made = (part.recipe, store, job.place.roots, part.out)
     if job.blocks is not None:
         return [perform_blocks(*made, tuple(job.blocks), device=device, progress=part.progress)]
     return [perform(*made, device=device, shared_machine=not job.alone, larger=job.larger, progress=part.progress)]
@@ -129,13 +129,13 @@ def _story(job: Job, store: Store, progress: Progress) -> Story:
     except Exception as error:  # whatever it is, it is this recipe's, and the others go on
         end = TrialEnd(*why(error))
     if job.blocks is None:
-        trial_log.append(Path(job.home), "fail", job.kind, job.key, status=end.status, reason=end.reason)
+        trial_log.append(job.home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
     return end
 
 
 def _share(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, None, None]:
     """Some blocks of a set, sent to where the trial finds them that puts the set together."""
-    result, objects = job.folder / "result", open_objects(job.artifacts)
+    result, objects = job.folder / "result", open_objects(job.place.artifacts)
     _gather(job, recipe, store, progress)
     _retry(lambda: collect(objects, job.key, result, tuple(job.blocks)), progress)
     yield Part(recipe, job.folder, progress)
@@ -145,7 +145,7 @@ def _share(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator
 
 def _entry(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, Entry, Entry]:
     """The finished entry: of an attempt before, or of this one."""
-    home, finished = Path(job.home), job.folder / "entry.json"
+    home, finished = job.home, job.folder / "entry.json"
     if job.anew:
         finished.unlink(missing_ok=True)
         (job.folder / "made.json").unlink(missing_ok=True)
@@ -162,16 +162,16 @@ def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
     if not path.is_file():
         return None
     entry = Entry.model_validate_json(path.read_bytes())
-    if _retry(partial(artifacts.exists, entry, job.tracking_uri), progress, 1.0):
+    if _retry(partial(artifacts.exists, entry, job.place.tracking_uri), progress, 1.0):
         return entry
-    trial_log.append(Path(job.home), "forgotten", job.kind, job.key)
+    trial_log.append(job.home, "forgotten", job.kind, job.key)
     path.unlink()
     return None
 
 
 def _tracked(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, Entry, Entry]:
     """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
-    home = Path(job.home)
+    home = job.home
     number = trial_log.attempts(home, job.key) + 1
     trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
     _sweep(job)
@@ -254,7 +254,7 @@ def _made(
         with contextlib.suppress(DataMissing, DataCorrupt):  # then this set is made by itself
             _retry(partial(store.fetch, "set", job.larger), progress)
     if job.in_shares:
-        _retry(lambda: collect(open_objects(job.artifacts), job.key, result), progress)
+        _retry(lambda: collect(open_objects(job.place.artifacts), job.key, result), progress)
     if carrier is not None:
         _retry(carrier.fetch, progress)
     return (yield Part(recipe, job.folder, progress if carrier is None else _carried(progress, carrier)))
@@ -262,7 +262,7 @@ def _made(
 
 def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
     """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
-    _retry(partial(ensure_data, job.place, job.roots, recipe.data, progress), progress)
+    _retry(partial(ensure_data, job.place, recipe.data, progress), progress)
     broken, reasons = [], []
     for kind, key in recipe.parents():
         try:
@@ -381,6 +381,6 @@ def in_use(folder: Path) -> bool:
 def _sweep(job: Job) -> None:
     """Remove finished folders on this machine that the driver, on another one, has put into the ledger."""
     for name in job.settled:
-        folder = Path(job.home) / "work" / name
+        folder = job.home / "work" / name
         if (folder / "entry.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)

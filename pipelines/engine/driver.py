@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.engine.job import Job, TrialEnd
@@ -104,7 +104,7 @@ class Driver:
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
         try:
-            jobs = [asdict(self.job(recipe, demand)) for recipe in pack]
+            jobs = [self.job(recipe, demand).to_plain() for recipe in pack]
         except RD3Error as error:
             self._give_up(error)
             return None

@@ -95,7 +95,7 @@ def execute(
     """
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
-    tracker = Tracker(session.place)
+    tracker = Tracker(session)
     check_platform(session, address, {recipe.data.name for recipe in expansion.recipes.values()})
     ledger = session.ledger
     with Interrupts() as interrupts, ledger.lease() as lease:
@@ -271,7 +271,7 @@ class _Run:
             self.fatal = driver.fatal
 
     def job(self, recipe: Recipe | Share, demand: Demand) -> Job:
-        place, blocks = self.session.place, None
+        blocks = None
         in_shares = bool(self.queue.after.get(recipe.key)) and recipe.key not in self.expansion.within
         if isinstance(recipe, Share):
             recipe, blocks = recipe.of, recipe.blocks
@@ -282,10 +282,7 @@ class _Run:
             key=recipe.key,
             recipe=canonical(recipe.model_dump(mode="json")),
             facts=self.facts(recipe),
-            tracking_uri=place.tracking_uri,
-            artifacts=place.artifacts,
-            home=str(place.home),
-            data=str(self.session.roots.data) if self.session.roots.data else None,
+            place=self.session,
             experiment_id=self.experiment_id,
             parent_run_id=self.grid_run_id,
             gpu=demand.gpus > 0,

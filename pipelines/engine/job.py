@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rd3.datasets import Roots
 from rd3.store import Entry
 from tracking.place import Place
 from tracking.store import GivenStore
@@ -24,10 +23,7 @@ class Job:
     """JSON."""
     facts: dict[str, Any]
     """Names for the MLflow run that the recipe itself does not hold, such as the teacher's role."""
-    tracking_uri: str
-    artifacts: str
-    home: str
-    data: str | None
+    place: Place
     experiment_id: str
     parent_run_id: str | None
     gpu: bool = False
@@ -49,19 +45,25 @@ class Job:
     """``kind/key`` of what came into the ledger lately: its scratch on any machine may go."""
 
     @property
-    def place(self) -> Place:
-        return Place(tracking_uri=self.tracking_uri, artifacts=self.artifacts, home=Path(self.home))
-
-    @property
-    def roots(self) -> Roots:
-        return Roots(data=Path(self.data) if self.data else None, home=Path(self.home))
+    def home(self) -> Path:
+        return self.place.home
 
     @property
     def folder(self) -> Path:
         if self.blocks is None:
-            return work_folder(Path(self.home), self.kind, self.key)
+            return work_folder(self.home, self.kind, self.key)
         first, step = self.blocks
-        return work_folder(Path(self.home), "share", f"{self.key}-{first + 1}of{step}")
+        return work_folder(self.home, "share", f"{self.key}-{first + 1}of{step}")
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"place": self.place.to_plain()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Job:
+        """The inverse of :meth:`to_plain`."""
+        blocks = tuple(plain["blocks"]) if plain["blocks"] is not None else None
+        return cls(**{**plain, "place": Place.from_plain(plain["place"]), "blocks": blocks})
 
 
 def given_store(jobs: Sequence[Job]) -> GivenStore:

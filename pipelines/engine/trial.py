@@ -50,7 +50,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """The trainable that Tune runs in a worker process; ``config["jobs"]`` are :class:`Job` values as JSON."""
     from ray import tune
 
-    jobs = [Job(**job) for job in json.loads(config["jobs"])]
+    jobs = [Job.from_plain(job) for job in json.loads(config["jobs"])]
     _settle_process(jobs[0].gpu)
     reports = Reports(tune.report)
     try:

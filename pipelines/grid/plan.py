@@ -156,8 +156,8 @@ def plan_session(
     from tracking.runs import artifacts
 
     price = pricing(session.ledger.objects, device)
-    uri = session.place.tracking_uri
-    server = cache(partial(_look_at, session.place))
+    uri = session.tracking_uri
+    server = cache(partial(_look_at, session))
 
     def exists(entry: Entry) -> bool:
         if artifacts.served(entry):

@@ -93,7 +93,7 @@ class SweepRun:
         self.ledger = self.session.ledger
         self.memory = Memory(self.ledger.objects)
         self.key = sweep_key(self.subjects)
-        self.tracker = Tracker(self.session.place)
+        self.tracker = Tracker(self.session)
         self.outcome = SweepOutcome(self.subjects)
         self.runs: SweepRuns | None = None
         self.interrupts = Interrupts()
@@ -183,7 +183,7 @@ class SweepRun:
 
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
-        storage = open_storage(self.storage, self.session.place.tracking_uri, journal)
+        storage = open_storage(self.storage, self.session.tracking_uri, journal)
         for subject in self.subjects:
             self.outcome.tunings[subject.label] = Tuning(self.sweep, subject.study, storage)
 
@@ -260,8 +260,7 @@ class SweepRun:
             number=number,
             evaluations=[canonical(recipe.model_dump(mode="json")) for recipe in recipes],
             pruning=subject.pruning,
-            place=self.session.place,
-            data=str(self.session.roots.data) if self.session.roots.data else None,
+            place=self.session,
             given=self._given(recipes),
             known={key: score for key, score in known.items() if score is not None},
             gpu=cluster_devices()[1] > 0,

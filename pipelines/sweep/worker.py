@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.sweep.study import Contest, Ended, Pruning
 from pipelines.transfer.datasets import ensure_data
-from rd3.datasets import Roots
 from rd3.errors import Diverged, RD3Error
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
@@ -62,7 +61,6 @@ class Attempt:
     """Recipes as JSON, one a student seed; the first is the one that is judged on its way."""
     pruning: Pruning
     place: Place
-    data: str | None
     given: list[dict[str, Any]]
     """Ledger entries of set and teachers."""
     known: dict[Key, dict[str, Any]] = field(default_factory=dict)
@@ -147,8 +145,8 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
         if contest is not None and contest.report(epoch, top1_pct):
             raise _Stop
 
-    roots = Roots(data=Path(attempt.data) if attempt.data else None, home=attempt.place.home)
-    retry(partial(ensure_data, attempt.place, roots, recipe.data))
+    roots = attempt.place.roots
+    retry(partial(ensure_data, attempt.place, recipe.data))
     store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
     for kind, key in recipe.parents():  # into the cache, from where the training takes them
         retry(partial(store.fetch, kind, key))

@@ -41,8 +41,9 @@ def absent(name: str, roots: Roots) -> bool:
     return bool(places) and not any(folder.is_dir() for folder in places)
 
 
-def push(name: str, place: Place, roots: Roots, progress: Progress = _silent) -> Pushed:
+def push(name: str, place: Place, progress: Progress = _silent) -> Pushed:
     """Send a dataset of this machine to the tracking server, once a fingerprint."""
+    roots = place.roots
     folder = dataset_source(name, roots).survey(roots).folder
     if folder is None:
         raise BadValue(f"Dataset {name} comes with RD3's packages and has no files to push.", "every node has it")
@@ -57,14 +58,13 @@ def push(name: str, place: Place, roots: Roots, progress: Progress = _silent) ->
     return Pushed(sent, True)
 
 
-def pull(
-    name: str, place: Place, roots: Roots, fingerprint: str | None = None, progress: Progress = _silent
-) -> Path | None:
+def pull(name: str, place: Place, fingerprint: str | None = None, progress: Progress = _silent) -> Path | None:
     """The dataset in RD3's home, fetched where this machine lacks it; None if it was here.
 
     One process of a node fetches, the others wait for it.  What is fetched is checked by hash and by fingerprint
     before it gets its name, so nobody sees a part of it.
     """
+    roots = place.roots
     if not absent(name, roots):
         return None
     with _alone(roots.home / "data"):
@@ -105,13 +105,13 @@ def _settle(tracker: Tracker, parcel: DatasetBundle, roots: Roots, progress: Pro
     return target
 
 
-def ensure_data(place: Place, roots: Roots, data: Data, progress: Progress = _silent) -> None:
+def ensure_data(place: Place, data: Data, progress: Progress = _silent) -> None:
     """What a trial calls before it makes a recipe: its dataset is on this node, pulled if need be.
 
     Raises :class:`rd3.errors.Away` while the tracking server is away; asking again is harmless.
     """
     # A parcel has the fingerprint of the whole, a recipe of ``fit`` that of the training images: opening compares it.
-    pull(data.name, place, roots, None if data.split == "fit" else data.fingerprint, progress)
+    pull(data.name, place, None if data.split == "fit" else data.fingerprint, progress)
 
 
 @contextlib.contextmanager

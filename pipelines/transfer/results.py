@@ -46,12 +46,12 @@ def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *,
 
     Teachers are large and stay out unless wanted, as does what is known without its files; what is there already stays.
     """
-    return _copy(_names(recipes), TrackedStore(session.place), folder, teachers=teachers)
+    return _copy(_names(recipes), TrackedStore(session), folder, teachers=teachers)
 
 
 def export_study(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> Written:
     """As :func:`export_results`, into a study; of teachers and statistics the entries, and the files if wanted."""
-    return write_study(TrackedStore(session.place), _names(recipes), Path(folder).absolute(), networks=teachers)
+    return write_study(TrackedStore(session), _names(recipes), Path(folder).absolute(), networks=teachers)
 
 
 def convert_to_store(source: Path, folder: Path, *, teachers: bool = False) -> int:
@@ -124,8 +124,8 @@ def import_results(path: Path, session: Session) -> list[Imported]:
 
 def _import(foreign: FolderStore | Study, path: Path, session: Session) -> list[Imported]:
     """``path`` is what the user named."""
-    check_place(session.place)
-    return list(_bring(foreign.names(), foreign, TrackedStore(session.place), str(path)))
+    check_place(session)
+    return list(_bring(foreign.names(), foreign, TrackedStore(session), str(path)))
 
 
 def push_results(
@@ -135,12 +135,12 @@ def push_results(
 
     All they were made from comes along, and the names that users gave to teachers where the other ledger lacks them.
     """
-    own = TrackedStore(session.place)
+    own = TrackedStore(session)
     place = Place(tracking_uri=tracking_uri, artifacts=artifacts, home=session.home)
     other = TrackedStore(place)
     if other.ledger.root == own.ledger.root:
         raise BadValue(f"{artifacts} is the ledger that the results are in.", "name another one")
-    if tracking_uri == session.place.tracking_uri and not tracking_uri.startswith("http"):
+    if tracking_uri == session.tracking_uri and not tracking_uri.startswith("http"):
         raise BadValue(
             "The other ledger needs a tracking server or a database of its own.", "name it: --tracking http://..."
         )

@@ -34,7 +34,7 @@ def made(seed: int, folder: Path) -> tuple[SetRecipe, Entry]:
 
 def test_large_files_go_straight_to_s3(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "DIRECT_ABOVE", 50_000)
-    place = session().place
+    place = session()
     store = TrackedStore(place)
     recipe, entry = made(1, tmp_path / "out")
     kept = store.put(entry, tmp_path / "out")
@@ -50,7 +50,7 @@ def test_a_trial_needs_no_s3_secret(driver: Any, tmp_path: Path, monkeypatch: py
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    place = session().place
+    place = session()
     with pytest.raises(StoreError, match="There are no S3 credentials"):
         Ledger(place.artifacts).keys("set")
 

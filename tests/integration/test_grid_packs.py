@@ -52,7 +52,7 @@ class Grids:
 
     def packs(self, epochs: int) -> list[int]:
         """What the entries say of how many were made together."""
-        ledger = Ledger(self.session.place.artifacts)
+        ledger = Ledger(self.session.artifacts)
         return [ledger.find("evaluation", one.key).made.get("pack", 1) for one in self.recipes(epochs)]
 
     def events(self, epochs: int) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ class Grids:
         """Every entry is, but for its times, to the bit what the recipe gives in a process of one thread, alone."""
         import torch
 
-        store, threads = TrackedStore(self.session.place), torch.get_num_threads()
+        store, threads = TrackedStore(self.session), torch.get_num_threads()
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         try:

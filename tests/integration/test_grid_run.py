@@ -58,7 +58,7 @@ def made(tiny: ModuleType, home: Path, ray_here: None) -> Any:
 
 def _runs(tiny: ModuleType, home: Path) -> dict[str, Any]:
     """MLflow's runs by recipe key; the grid's own under ``grid``."""
-    client = Tracker(tiny.session_in(home).place).client
+    client = Tracker(tiny.session_in(home)).client
     found = client.search_runs([client.get_experiment_by_name("rd3").experiment_id])
     keyed = {run.data.tags.get("rd3.key", "grid"): run for run in found}
     assert len(keyed) == len(found), "one run a recipe"
@@ -74,7 +74,7 @@ def test_everything_is_made_tracked_and_cleaned_up(tiny: ModuleType, home: Path,
     expansion = tiny.tiny(session, evaluations=2, epochs=2, sets=2)
     assert (made.exit_code, made.failed, made.reused) == (0, [], [])
     assert set(made.done) == set(expansion.recipes)
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     runs = _runs(tiny, home)
     assert set(runs) == {*expansion.recipes, "grid"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -102,7 +102,7 @@ def test_a_set_that_is_damaged_after_planning_is_made_again(
     tiny: ModuleType, home: Path, made: Any, ray_here: None, monkeypatch: pytest.MonkeyPatch
 ):
     session = tiny.session_in(home)
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     expansion = tiny.tiny(session, evaluations=3, epochs=2, sets=1)  # one more student of a set that is there
     plan = plan_session(expansion, session)
     (key,) = plan.keys("run")
@@ -146,7 +146,7 @@ def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Pat
     import torch
 
     session = tiny.session_in(home)
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     teacher, *_others = tiny.tiny(session).recipes.values()
     values = {"iterations": 2, "batch_classes": 5}
     sets = [
@@ -165,7 +165,7 @@ def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Pat
     outcome = tiny.execute(expansion, plan, session, view=False, shares=2)
     assert (outcome.failed, set(outcome.done)) == ([], {large.key, small.key})
     assert not list(ledger.objects.names("blocks/"))
-    store, before = TrackedStore(session.place), torch.get_num_threads()
+    store, before = TrackedStore(session), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for recipe in sets:
@@ -201,7 +201,7 @@ def test_results_made_without_the_engine_come_in_once(tiny: ModuleType, home: Pa
     (first,) = import_results(tmp_path / "store", session)
     (again,) = import_results(tmp_path / "store", session)
     assert (first.key, first.new, again.key, again.new) == (recipe.key, True, recipe.key, False)
-    assert Ledger(session.place.artifacts).find("set", recipe.key).run_id is not None
+    assert Ledger(session.artifacts).find("set", recipe.key).run_id is not None
     path = tmp_path / "store" / "by-key" / "set" / f"{recipe.key}.json"
     path.rename(path.with_name(f"{'0' * 64}.json"))
     with pytest.raises(DataCorrupt, match="says that it is set"):

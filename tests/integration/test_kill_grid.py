@@ -110,13 +110,13 @@ def in_flight(home: Path, driver: Driver | None = None) -> dict[str, Any] | None
 
 def correct(tiny: ModuleType, home: Path) -> dict[str, int]:
     """Right test predictions by evaluation."""
-    ledger = Ledger(tiny.session_in(home).place.artifacts)
+    ledger = Ledger(tiny.session_in(home).artifacts)
     return {key: ledger.find("evaluation", key).result["correct"] for key in ledger.keys("evaluation")}
 
 
 def statuses(tiny: ModuleType, home: Path) -> list[tuple[str, str]]:
     """(recipe key, status) of every MLflow run."""
-    client = Tracker(tiny.session_in(home).place).client
+    client = Tracker(tiny.session_in(home)).client
     runs = client.search_runs([client.get_experiment_by_name("rd3").experiment_id])
     return sorted((run.data.tags.get("rd3.key", "grid"), run.info.status) for run in runs)
 

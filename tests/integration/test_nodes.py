@@ -10,7 +10,6 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipelines.cluster.nodes import check_nodes
-from rd3.datasets import Roots
 from rd3.errors import DataMissing, RD3Error, TrackingError
 from tracking.place import Place
 
@@ -30,17 +29,16 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_cluster_that_can_and_one_that_cannot(cluster: Cluster, tmp_path: Path):
-    roots = Roots(None, tmp_path / "home")
     place = Place(f"sqlite:///{tmp_path}/db/mlflow.db", str(tmp_path / "artifacts"), tmp_path / "home")
     with pytest.raises(RD3Error, match="No node of the cluster takes trials: 1 there, with 0 CPUs"):
-        check_nodes(place, roots, ["digits"])
+        check_nodes(place, ["digits"])
     cluster.add_node(num_cpus=1)
-    check_nodes(place, roots, ["digits"])
+    check_nodes(place, ["digits"])
     assert list((tmp_path / "artifacts").iterdir()) + list((tmp_path / "db").iterdir()) == []
     with pytest.raises(DataMissing, match=r"cifar10 is not on node [\d.]+, and nobody has pushed it.*push cifar10"):
-        check_nodes(place, roots, ["digits", "cifar10"])
+        check_nodes(place, ["digits", "cifar10"])
     (tmp_path / "home" / "data" / "cifar10").mkdir(parents=True)
-    check_nodes(place, roots, ["digits", "cifar10"])
+    check_nodes(place, ["digits", "cifar10"])
     away = Place("http://127.0.0.1:9", place.artifacts, place.home)
     with pytest.raises(TrackingError, match=r"On node [\d.]+: The tracking server http://.*:9 does not answer"):
-        check_nodes(away, roots, ["digits"])
+        check_nodes(away, ["digits"])

@@ -12,7 +12,6 @@ import pytest
 
 from pipelines.settings import Session
 from pipelines.transfer.results import push_results
-from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
@@ -197,9 +196,9 @@ def test_verify_and_garbage(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_results_of_a_local_home_are_pushed(bucket: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    own = Session(Roots(None, home), Place(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home))
+    own = Session(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home)
     recipe = a_set(seed=4)
-    entry = TrackedStore(own.place).put(made(recipe, tmp_path / "out"), tmp_path / "out")
+    entry = TrackedStore(own).put(made(recipe, tmp_path / "out"), tmp_path / "out")
     other = (f"{bucket}/pushed", f"sqlite:///{tmp_path}/other.db")
     for new in (True, False):
         (brought,) = push_results([("set", recipe.key)], own, *other)

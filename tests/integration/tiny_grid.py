@@ -14,17 +14,13 @@ from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining
 from tracking.ledger.ledger import Ledger
-from tracking.place import Place
 
 NETWORK = "resnet18_w16"
 
 
 def session_in(home: Path) -> Session:
     """Everything below one folder."""
-    return Session(
-        roots=Roots(data=None, home=home),
-        place=Place(tracking_uri=f"sqlite:///{home / 'mlflow.db'}", artifacts=str(home / "artifacts"), home=home),
-    )
+    return Session(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
 
 
 def quick_teacher(roots: Roots) -> TeacherRecipe:
@@ -98,7 +94,7 @@ def run(home: Path, *, view: bool = False, **shape: int | str) -> Outcome:
     """Plan and execute the grid in a store of its own."""
     session = session_in(home)
     expansion = tiny(session, **shape)
-    Ledger(session.place.artifacts)
+    Ledger(session.artifacts)
     return execute(expansion, plan_session(expansion, session), session, view=view)
 
 

@@ -17,7 +17,7 @@ from pipelines.settings import Session
 from pipelines.sweep.winner import protocol_of, target_of
 from pipelines.transfer.results import import_results
 from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
-from rd3.datasets import Roots, dataset_info
+from rd3.datasets import dataset_info
 from rd3.errors import BadValue
 from rd3.perform import perform
 from rd3.protocol import preset_reader, resolve_protocol
@@ -71,7 +71,7 @@ def session(tmp_path: Path) -> Session:
         for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location"), ("tags", "value")):
             database.execute(f"update {table} set {column} = replace({column}, ?, ?)", (MADE_IN, str(tmp_path)))
     place = Place(tracking_uri=f"sqlite:///{home / 'mlflow.db'}", artifacts=str(home / "artifacts"), home=home)
-    return Session(roots=Roots(data=None, home=home), place=place)
+    return Session(place.tracking_uri, place.artifacts, place.home)
 
 
 def expanded(session: Session) -> Expansion:
@@ -83,17 +83,17 @@ def expanded(session: Session) -> Expansion:
 
 
 def totals(session: Session) -> dict[str, int]:
-    Ledger(session.place.artifacts)
+    Ledger(session.artifacts)
     return {name: count for name, count in plan_session(expanded(session), session).totals().items() if count}
 
 
 def upgraded(session: Session, ledger: Ledger | None = None):
-    return upgrade_ledger(ledger or Ledger(session.place.artifacts), lambda name: dataset_info(name, session.roots))
+    return upgrade_ledger(ledger or Ledger(session.artifacts), lambda name: dataset_info(name, session.roots))
 
 
 def test_nothing_is_made_again(session):
     """The grid of then, written in the words of now, is all there; results and digests are those of then."""
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     before = {key: ledger.find(kind, key) for kind in ("set", "evaluation") for key in ledger.keys(kind)}
     assert ledger.older_format() and totals(session) == {"reuse": 2, "run": 23}  # random sets alone kept their keys
     outcome = upgraded(session)
@@ -112,14 +112,14 @@ def test_nothing_is_made_again(session):
 
 
 def test_what_waits_for_its_upgrade_is_not_called_damaged(session):
-    store = TrackedStore(session.place)
+    store = TrackedStore(session)
     checked = list(check_entries(store, everything(store.ledger)))
     assert len(checked) == 25 and not [one for one in checked if one.damage]
 
 
 def test_two_entries_of_one_experiment_become_one_and_no_file_is_lost(session):
     """Format 1 had keys of their own for settings that a loss does not read."""
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     entries = [ledger.find("evaluation", key) for key in ledger.keys("evaluation")]
     first = next(entry for entry in entries if entry.recipe["protocol"]["loss"] == "kl")
     recipe = first.recipe | {"protocol": first.recipe["protocol"] | {"gamma": 0.5}}
@@ -128,13 +128,13 @@ def test_two_entries_of_one_experiment_become_one_and_no_file_is_lost(session):
     outcome = upgraded(session)
     assert len(outcome.upgraded) == 23 and len(outcome.merged) == 1
     assert outcome.keys[first.key] == outcome.keys[twin.key]
-    garbage = [one.where for one in find_garbage(session.place, ledger, driver_lives=False)]
+    garbage = [one.where for one in find_garbage(session, ledger, driver_lives=False)]
     assert not [where for where in garbage if any(str(entry.run_id) in where for entry in entries)]
 
 
 def test_files_are_found_and_hold_what_is_asked_for(session):
     upgraded(session)
-    store = TrackedStore(session.place)
+    store = TrackedStore(session)
     for kind in ("teacher", "statistics", "set", "evaluation"):
         for key in store.ledger.keys(kind):
             store.verify(store.find(kind, key))
@@ -142,7 +142,7 @@ def test_files_are_found_and_hold_what_is_asked_for(session):
 
 def test_new_work_begins_from_old_teachers_statistics_and_sets(session, tmp_path):
     upgraded(session)
-    store, recipes = TrackedStore(session.place), expanded(session).recipes.values()
+    store, recipes = TrackedStore(session), expanded(session).recipes.values()
     matched = next(one for one in recipes if isinstance(one, SetRecipe) and one.method == "gvbsm")
     soft = next(one for one in recipes if isinstance(one, EvaluationRecipe) and one.set == matched.key)
     for one in (
@@ -155,10 +155,10 @@ def test_new_work_begins_from_old_teachers_statistics_and_sets(session, tmp_path
 
 def test_old_entries_are_out_of_sight_and_go_when_told(session, monkeypatch):
     for name, value in (
-        ("RD3_HOME", session.home), ("RD3_ARTIFACTS", session.place.artifacts), ("MLFLOW_TRACKING_URI", "")
+        ("RD3_HOME", session.home), ("RD3_ARTIFACTS", session.artifacts), ("MLFLOW_TRACKING_URI", "")
     ):  # fmt: skip
         monkeypatch.setenv(name, str(value))
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     old = {kind: ledger.keys(kind) for kind in ("teacher", "evaluation")}
     said = CliRunner().invoke(app, ["ledger", "upgrade"]).output
     assert said.startswith("23 entries of ") and "protocols upgraded: mine.yaml" in said
@@ -176,9 +176,9 @@ def test_mlflow_finds_the_runs_under_their_new_keys(session):
     """Also of an attempt that was cut short before it came to that."""
     outcome = upgraded(session)
     assert not upgraded(session).upgraded
-    ledger = Ledger(session.place.artifacts)
-    assert [tag_runs(session.place, ledger) for _again in range(2)] == [23, 0]
-    tracker = Tracker(session.place)
+    ledger = Ledger(session.artifacts)
+    assert [tag_runs(session, ledger) for _again in range(2)] == [23, 0]
+    tracker = Tracker(session)
     for one in outcome.upgraded[:3]:
         tags = tracker.client.get_run(one.run_id).data.tags
         assert (tags["rd3.key"], tags["rd3.formerly"]) == (one.new, one.old)
@@ -187,7 +187,7 @@ def test_mlflow_finds_the_runs_under_their_new_keys(session):
 def test_a_folder_of_results_is_asked_for_its_upgrade_and_comes_in_after_it(session, tmp_path):
     fresh = tmp_path / "fresh"
     place = Place(tracking_uri=f"sqlite:///{fresh / 'mlflow.db'}", artifacts=str(fresh / "artifacts"), home=fresh)
-    new = Session(roots=Roots(data=None, home=fresh), place=place)
+    new = Session(place.tracking_uri, place.artifacts, place.home)
     with pytest.raises(BadValue, match=r"is of an older format.*rd3 ledger upgrade"):
         import_results(tmp_path / "results", new)
     results = Ledger(str(tmp_path / "results"))
@@ -230,7 +230,7 @@ def test_what_is_made_from_an_unknown_teacher_is_left(session, tmp_path):
 
 
 def test_tests_of_sweeps_stay_on_record(session):
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     memory = Memory(ledger.objects)
     keys = sorted(key for key in ledger.keys("evaluation") if ledger.find("evaluation", key).recipe["teachers"])
     test = {
@@ -290,7 +290,7 @@ def test_a_preset_of_today_is_left_alone(tmp_path):
 
 
 def test_keys_of_then_follow_from_the_recipes_of_then(session):
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     for kind in ("teacher", "statistics", "set", "evaluation"):
         for key in ledger.keys(kind):
             plain = ledger.find(kind, key).recipe

@@ -57,7 +57,7 @@ def test_addresses_can_be_given(tmp_path: Path):
     work = Workspace(home=tmp_path / "a", data=tmp_path / "b", tracking_uri="http://server", artifacts="s3://bucket/x")
     here = work.session
     assert (here.home, here.roots.data) == (tmp_path / "a", tmp_path / "b")
-    assert (here.place.tracking_uri, here.place.artifacts) == ("http://server", "s3://bucket/x")
+    assert (here.tracking_uri, here.artifacts) == ("http://server", "s3://bucket/x")
 
 
 def test_what_the_ledger_lacks_is_said(work: Workspace):

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pipelines.cluster import doctor as checkup
-from rd3.datasets import Roots
 from rd3.device import bf16_in_hardware
 from rd3.errors import StoreError
 from tracking.place import Place
@@ -68,7 +67,7 @@ def test_a_worker_that_does_not_share_the_drivers_folders(tmp_path: Path):
     far = tmp_path / "of_the_driver"
     place = Place(f"sqlite:///{far / 'mlflow.db'}", str(far / "artifacts"), tmp_path / "home")
     marks = [far / "artifacts" / ".nodes-1", far / ".nodes-1"]
-    rows = checkup.look_around("10.0.0.2", place, Roots(None, tmp_path / "home"), {}, marks)
+    rows = checkup.look_around("10.0.0.2", place, {}, marks)
     told = [row.detail for row in rows if row.what == "shared folder"]
     assert [row.state for row in rows if row.what in ("shared folder", "tracking", "artifacts root")] == ["wrong"] * 2
     assert "Node 10.0.0.2 does not see the artifact folder" in told[0] and "set RD3_ARTIFACTS to s3://" in told[0]

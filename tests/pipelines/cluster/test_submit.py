@@ -19,9 +19,7 @@ from typer.testing import CliRunner
 from pipelines import cli, run_grid
 from pipelines.cluster import launcher, submit
 from pipelines.settings import ADDRESSES, Session, addresses, driver_secrets
-from rd3.datasets import Roots
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
-from tracking.place import Place
 
 GRID = "name: mine\nmethods: [random]\ndatasets: [digits, cifar10]\nipc: [1]\nteacher: resnet18\n"
 
@@ -29,7 +27,7 @@ GRID = "name: mine\nmethods: [random]\ndatasets: [digits, cifar10]\nipc: [1]\nte
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
     home = tmp_path / "home"
-    return Session(Roots(None, home), Place(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home))
+    return Session(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"), home)
 
 
 @pytest.fixture
@@ -180,7 +178,7 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     text = yaml.safe_dump({"name": "found", "source": "a sweep", "all": fields})
     (here / "presets" / "found.yaml").write_text(text)
     (tmp_path / "mine.yaml").write_text(GRID.replace(", cifar10", "") + "protocols: [rd3, found]\n")
-    own = Session(Roots(None, here), Place(f"sqlite:///{here}/m.db", str(here / "artifacts"), here))
+    own = Session(f"sqlite:///{here}/m.db", str(here / "artifacts"), here)
     submitted = submit.submission(str(tmp_path / "mine.yaml"), own, {}, {}, [])
     assert list(submitted.protocols) == ["found"]
     monkeypatch.setenv("RD3_HOME", str(there))

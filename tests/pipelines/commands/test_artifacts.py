@@ -32,7 +32,7 @@ def home(home: Path, empty_database: Path) -> Path:
     """A home with two sets."""
     home.mkdir()
     shutil.copy(empty_database, home)
-    store = TrackedStore(session_in(home).place)
+    store = TrackedStore(session_in(home))
     for seed in range(2):
         put_set(store, a_set(seed), home.parent / "out")
     return home
@@ -121,7 +121,7 @@ def test_forgetting_waits_for_the_driver(rd3: Run, home: Path) -> None:
 
 def litter(home: Path) -> SetRecipe:
     """What attempts and deaths leave behind: a finished run without entry, scratch, deliveries."""
-    store = TrackedStore(session_in(home).place)
+    store = TrackedStore(session_in(home))
     first, second = entries(home)
     recipe = a_set(seed=5)
     put_set(store, recipe, home.parent / "out")
@@ -143,7 +143,7 @@ def litter(home: Path) -> SetRecipe:
 def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     recipe = litter(home)
     assert json.loads(rd3("gc", "--json")[1]) == []  # nothing is an hour old
-    tracker = Tracker(session_in(home).place)
+    tracker = Tracker(session_in(home))
     experiment = tracker.client.get_experiment_by_name("rd3").experiment_id
     (run,) = tracker.search([experiment], {"rd3.key": recipe.key})
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
@@ -184,7 +184,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     }
     assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
     assert rd3("gc")[1].startswith("0.0 MiB in 0 pieces")
-    assert rebuild(Ledger(str(home / "artifacts")), session_in(home).place) == 0
+    assert rebuild(Ledger(str(home / "artifacts")), session_in(home)) == 0
     age(home / "work", 8 * DAY_S)
     assert [one["bytes"] for one in json.loads(rd3("gc", "--json")[1])] == [7000]
 
@@ -232,7 +232,7 @@ def test_push_fills_another_ledger_once(rd3: Run, home: Path, tmp_path: Path, em
         twin = Ledger(str(other / "artifacts")).find("set", entry.key)
         assert twin.model_copy(update={"artifact": entry.artifact, "run_id": entry.run_id}) == entry
         assert twin.artifact.startswith(f"file://{other}/artifacts/runs/")
-        assert Tracker(session_in(other).place).client.get_run(twin.run_id).info.status == "FINISHED"
+        assert Tracker(session_in(other)).client.get_run(twin.run_id).info.status == "FINISHED"
     assert Ledger(str(other / "artifacts")).role("digits", "mine") == {"network": "resnet18"}
 
 

@@ -435,7 +435,7 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
         for key in plan.keys("run"):
             recipe, result = expansion.recipes[key], {"top1_pct": 12.3456, "correct": 42, "tested": 340}
             made = Entry(kind=recipe.kind, key=key, recipe=recipe.model_dump(mode="json"), result=result)
-            Ledger(session.place.artifacts).mark(made)
+            Ledger(session.artifacts).mark(made)
         return Outcome()
 
     monkeypatch.setattr("pipelines.byhand.execute", execute)

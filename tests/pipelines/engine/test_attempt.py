@@ -19,6 +19,7 @@ from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, FolderStore
 from rd3.values import canonical
 from tracking.ledger import retry as patience
+from tracking.place import Place
 
 TEACHER = "ab" * 32
 
@@ -71,10 +72,7 @@ class Bench:
             key=self.recipe.key,
             recipe=canonical(self.recipe.model_dump(mode="json")),
             facts={},
-            tracking_uri="",
-            artifacts=str(home / "artifacts"),
-            home=str(home),
-            data=None,
+            place=Place("", str(home / "artifacts"), home),
             experiment_id="0",
             parent_run_id=None,
         )
@@ -298,7 +296,7 @@ def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
 
 def test_a_job_travels_as_json(bench: Bench):
     job = replace(bench.job, gpu=True, facts={"method": "random", "ipc": 1})
-    assert Job(**json.loads(json.dumps(job.__dict__))) == job
+    assert Job.from_plain(json.loads(json.dumps(job.to_plain()))) == job
 
 
 def test_a_device_error_makes_the_process_unfit_and_leaves_the_recipe_open(bench: Bench):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.progress import Eta, LineView
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.errors import StoreError
+from tracking.place import Place
 
 
 def job(recipe: Any, demand: Demand) -> Job:
-    return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None, demand.gpus > 0)
+    return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None, demand.gpus > 0)
 
 
 class Play:

@@ -20,7 +20,6 @@ from pipelines.engine.status import grid_status
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import Item, Plan
 from pipelines.settings import Session
-from rd3.datasets import Roots
 from rd3.errors import StoreError
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry
@@ -56,7 +55,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setattr(execution, "Tracker", SilentTracker)
     monkeypatch.setattr(execution, "check_platform", lambda *_given: SilentTracker.calls.append("check"))
     place = Place(tracking_uri="", artifacts=str(tmp_path / "artifacts"), home=tmp_path)
-    return Session(Roots(data=None, home=tmp_path), place)
+    return Session(place.tracking_uri, place.artifacts, place.home)
 
 
 def plan(*statuses: str, stale: tuple[tuple[str, str], ...] = ()) -> Plan:
@@ -84,7 +83,7 @@ def test_exit_codes():
 
 def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(execution, "ray_cluster", None)
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     leftovers = [work_folder(session.home, "set", key) for key in KEYS]
     for folder in leftovers:
         folder.mkdir(parents=True)
@@ -96,7 +95,7 @@ def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, 
 
 
 def test_two_drivers_on_one_ledger(session: Session):
-    with Ledger(session.place.artifacts).lease(), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+    with Ledger(session.artifacts).lease(), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
         execute(Expansion(RECIPES), plan("run", "run", "run"), session)
 
 
@@ -107,7 +106,7 @@ def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_dama
         raise StoreError("no Ray today")
 
     monkeypatch.setattr(execution, "ray_cluster", no_ray)
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
     with pytest.raises(StoreError, match="no Ray today"):
         execute(Expansion(RECIPES), plan("run", "run", "run", stale=(("set", KEYS[0]),)), session)
@@ -145,7 +144,7 @@ def test_the_second_signal_leaves_at_once():
 
 
 def test_status_from_another_terminal(session: Session):
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     expansion = Expansion(RECIPES, labels={KEYS[2]: "the third"})
     ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
     for key in KEYS:
@@ -159,7 +158,7 @@ def test_status_from_another_terminal(session: Session):
 
 
 def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(session: Session):
-    ledger = Ledger(session.place.artifacts)
+    ledger = Ledger(session.artifacts)
     start, made = set_recipe(10), set_recipe(11).model_copy(update={"init": set_recipe(10).key})
     for recipe in (start, made, set_recipe(12)):
         ledger.mark(Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}))

@@ -18,6 +18,7 @@ from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
 from rd3.store import Entry, FolderStore
+from tracking.place import Place
 
 TIMES = ("wall_s", "process_s", "peak_mib")
 
@@ -82,8 +83,7 @@ class Bench:
 
     def job(self, recipe: EvaluationRecipe) -> Job:
         return Job(
-            "evaluation", recipe.key, to_json(recipe), {}, "", str(self.home / "artifacts"), str(self.home), None, "0",
-            None,
+            "evaluation", recipe.key, to_json(recipe), {}, Place("", str(self.home / "artifacts"), self.home), "0", None
         )  # fmt: skip
 
     def trial(self, *recipes: EvaluationRecipe, **options: Any) -> dict[str, TrialEnd]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pipelines.engine.progress import Eta, LineView
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, SetRecipe
+from tracking.place import Place
 
 DATA = {"data": Data(name="digits", fingerprint="f"), "classes": "c", "resolution": 32}
 SETS = [SetRecipe(**DATA, method="random", version=1, settings={}, ipc=1, set_seed=seed) for seed in range(2)]
@@ -39,7 +41,7 @@ def alike(count: int, **fields: Any) -> list[EvaluationRecipe]:
 
 
 def job(recipe: Recipe, demand: Demand) -> Job:
-    return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None, demand.gpus > 0)
+    return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None, demand.gpus > 0)
 
 
 class Play:

@@ -17,18 +17,14 @@ from pipelines.sweep.run import SweepRun
 from pipelines.sweep.study import Ended
 from pipelines.sweep.subject import subjects
 from pipelines.sweep.worker import Answer
-from rd3.datasets import Roots
 from rd3.errors import Away
-from tracking.place import Place
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     """Four trials for one method."""
     monkeypatch.setattr("tracking.ledger.retry.time.sleep", lambda _s: None)
-    here = Session(
-        Roots(None, tmp_path), Place(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
-    )
+    here = Session(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
     shipped = load_sweep("demo")
     asked = shipped.model_copy(update={"trials": 4, "methods": shipped.methods[:1]})
 

@@ -30,21 +30,17 @@ from pipelines.sweep.winner import (
     winners_of,
     write_preset,
 )
-from rd3.datasets import Roots
 from rd3.errors import BadValue
 from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
-from tracking.place import Place
 from tracking.report.sweep_report import write_sweep_report
 from tracking.runs.sweeps import Memory
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Session:
-    return Session(
-        Roots(None, tmp_path), Place(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
-    )
+    return Session(f"sqlite:///{tmp_path / 'm.db'}", str(tmp_path / "artifacts"), tmp_path)
 
 
 def found(here: Session, **changed) -> list[Subject]:
@@ -241,7 +237,7 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     record(subject, tunings["random"].best(), winner, base, memory)
     [test] = recorded_tests(winner, base, memory, lambda _kind, _key: None)
     outcome.tests["random"] = [test, test, replace(test, protocol="another", current=False)]
-    page = page_of(subject.sweep, outcome, Ledger(here.place.artifacts), "journal")
+    page = page_of(subject.sweep, outcome, Ledger(here.artifacts), "journal")
     written = write_sweep_report(page, tmp_path / "report")
     assert {"report.md", "report.html", "random-history.svg", "random-importance.svg", "random-parallel.svg"} <= set(
         written

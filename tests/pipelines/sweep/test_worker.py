@@ -78,7 +78,6 @@ def attempt(tmp_path) -> Attempt:
         evaluations=[canonical(one.model_dump(mode="json")) for one in (FIRST, SECOND)],
         pruning=Pruning("none", 4, 12),
         place=Place("sqlite://", str(tmp_path / "artifacts"), tmp_path),
-        data=None,
         given=[],
     )
 

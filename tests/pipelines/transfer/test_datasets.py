@@ -45,6 +45,11 @@ def here(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Roots]:
     return name, roots
 
 
+def at(place: Place, roots: Roots) -> Place:
+    """The same servers from a machine with these folders."""
+    return Place(place.tracking_uri, place.artifacts, roots.home)
+
+
 def left(roots: Roots) -> list[str]:
     """What a node holds of datasets, but for what is derived and the lock."""
     return [path.name for path in (roots.home / "data").iterdir() if path.is_dir()]
@@ -53,77 +58,77 @@ def left(roots: Roots) -> list[str]:
 def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
     name, roots = here
     monkeypatch.setattr(parcels, "PART_BYTES", 200)  # several parts
-    parcel, new = push(name, place, roots)
+    parcel, new = push(name, at(place, roots))
     assert (new, parcel.files, len(parcel.parts) > 2) == (True, 12, True)
-    assert push(name, place, roots) == (parcel, False)
+    assert push(name, at(place, roots)) == (parcel, False)
     shutil.rmtree(tmp_path / "images")
     there = Roots(None, tmp_path / "there")
     assert absent(name, there)
-    ensure_data(place, there, Data(name=name, fingerprint=parcel.fingerprint))
+    ensure_data(at(place, there), Data(name=name, fingerprint=parcel.fingerprint))
     assert dataset_fingerprint(name, there) == parcel.fingerprint
     assert dataset_info(name, there) == dataset_info(name, roots)
     assert len(open_dataset(name, there).labels("train")) == 6
     assert left(there) == [name]
-    assert pull(name, place, there) is None
+    assert pull(name, at(place, there)) is None
 
 
 def test_nothing_is_read_for_a_tracking_server_that_is_away(here, tmp_path, monkeypatch):
     name, roots = here
     monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_words: pytest.fail("it was read"))
     with pytest.raises(TrackingError, match=r"The tracking server http://127\.0\.0\.1:9 does not answer"):
-        push(name, Place("http://127.0.0.1:9", "/nowhere", tmp_path), roots)
+        push(name, Place("http://127.0.0.1:9", "/nowhere", roots.home))
 
 
 def test_what_needs_the_training_images_alone_takes_the_same_parcel(here, place, tmp_path):
     name, roots = here
-    push(name, place, roots)
+    push(name, at(place, roots))
     there = Roots(None, tmp_path / "elsewhere")
     training = dataset_fingerprint(name, roots, training_only=True)
-    ensure_data(place, there, Data(name=name, fingerprint=training, split="fit"))
+    ensure_data(at(place, there), Data(name=name, fingerprint=training, split="fit"))
     assert dataset_fingerprint(name, there, training_only=True) == training
 
 
 def test_what_comes_with_a_package_needs_nothing(place, tmp_path):
     roots = Roots(None, tmp_path / "home")
-    ensure_data(Place("http://127.0.0.1:9", "/nowhere", tmp_path), roots, Data(name="digits", fingerprint="f"))
+    ensure_data(Place("http://127.0.0.1:9", "/nowhere", roots.home), Data(name="digits", fingerprint="f"))
     assert not roots.home.exists()
     with pytest.raises(BadValue, match="digits comes with RD3's packages"):
-        push("digits", place, roots)
+        push("digits", at(place, roots))
 
 
 def test_nobody_has_pushed_it(here, place, tmp_path):
     there = Roots(None, tmp_path / "there")
     with pytest.raises(DataMissing, match=f"{here[0]} is not on .*, and nobody has pushed it to sqlite:.*data push"):
-        pull(here[0], place, there)
-    push(here[0], place, here[1])
+        pull(here[0], at(place, there))
+    push(here[0], at(place, here[1]))
     with pytest.raises(DataMissing, match="nobody has pushed it with fingerprint ffffffffffff"):
-        ensure_data(place, there, Data(name=here[0], fingerprint="f" * 32))
+        ensure_data(at(place, there), Data(name=here[0], fingerprint="f" * 32))
     assert left(there) == []
 
 
 def test_a_damaged_part_is_refused_and_leaves_nothing(here, place, tmp_path):
     name, roots = here
-    parcel, _new = push(name, place, roots)
+    parcel, _new = push(name, at(place, roots))
     artifacts = Path(Tracker(place).client.get_run(parcel.run_id).info.artifact_uri.removeprefix("file://"))
     [part] = (artifacts / "parts").iterdir()
     whole = part.read_bytes()
     part.write_bytes(whole[:700] + b"!" + whole[701:])
     there = Roots(None, tmp_path / "there")
     with pytest.raises(DataCorrupt, match=r"damaged: 00000\.tar has sha256"):
-        pull(name, place, there)
+        pull(name, at(place, there))
     assert left(there) == []
     assert absent(name, there)
     part.write_bytes(whole)
-    assert pull(name, place, there) == there.home / "data" / name
+    assert pull(name, at(place, there)) == there.home / "data" / name
 
 
 def test_other_data_under_the_right_hashes_is_refused(here, place, tmp_path, monkeypatch):
     name, roots = here
     monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_: "e" * 32)
-    push(name, place, roots)
+    push(name, at(place, roots))
     there = Roots(None, tmp_path / "there")
     with pytest.raises(DataCorrupt, match="was pushed with fingerprint eeeeeeeeeeee and arrives with"):
-        pull(name, place, there)
+        pull(name, at(place, there))
     assert left(there) == []
 
 
@@ -132,22 +137,22 @@ def test_a_push_that_was_cut_off_is_never_read(here, place, tmp_path, monkeypatc
     tracker = Tracker(place)
     monkeypatch.setattr(parcels, "sha256_file", lambda _path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        push(name, place, roots)
+        push(name, at(place, roots))
     monkeypatch.undo()
     assert parcels.find(tracker, name) is None
     runs = tracker.search([tracker.experiment(parcels.EXPERIMENT)], {"rd3.data": name})
     assert [run.info.status for run in runs] == ["FAILED"]
-    assert push(name, place, roots).new
+    assert push(name, at(place, roots)).new
 
 
 def test_one_process_of_a_node_fetches(here, place, tmp_path, monkeypatch):
     name, roots = here
-    push(name, place, roots)
+    push(name, at(place, roots))
     fetched, unpack = [], parcels.unpack
     monkeypatch.setattr(parcels, "unpack", lambda *words: (fetched.append(words), unpack(*words)))
     there = Roots(None, tmp_path / "there")
     with ThreadPoolExecutor(4) as pool:
-        came = list(pool.map(lambda _: pull(name, place, there), range(4)))
+        came = list(pool.map(lambda _: pull(name, at(place, there)), range(4)))
     assert len(fetched) == 1
     assert sorted(came, key=str) == [there.home / "data" / name, None, None, None]
 
@@ -158,8 +163,8 @@ def test_a_tar_that_leaves_its_folder_is_refused(here, place, tmp_path, monkeypa
     monkeypatch.setattr(
         tarfile.TarFile, "add", lambda tar, path, arcname, **more: add(tar, path, f"../../{arcname}", **more)
     )
-    push(name, place, roots)
+    push(name, at(place, roots))
     there = Roots(None, tmp_path / "there")
     with pytest.raises((tarfile.FilterError, RD3Error)):
-        pull(name, place, there)
+        pull(name, at(place, there))
     assert left(there) == []

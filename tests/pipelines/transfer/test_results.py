@@ -75,7 +75,7 @@ def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, st
     code, out, err = rd3("import-results", study)
     assert (code, rows(out)) == (0, ["True", "True"]), err
     assert "1 came without files, which are not in the study: a run that needs them makes them again" in out
-    here, there = TrackedStore(session_in(home).place), FolderStore(store)
+    here, there = TrackedStore(session_in(home)), FolderStore(store)
     for recipe in (SMALL, LARGE):
         changed = {"artifact": None, "run_id": None}
         found = here.find("set", recipe.key)
@@ -96,7 +96,7 @@ def test_files_that_come_later_are_taken(rd3: Run, home: Path, store: Path, stud
 
 
 def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: Path, tmp_path: Path) -> None:
-    other = session_in(tmp_path / "other").place
+    other = session_in(tmp_path / "other")
     shutil.copytree(home, other.home)
     rd3("import-results", study)
     code, out, err = rd3("artifacts", "push", other.artifacts, "--tracking", other.tracking_uri)
