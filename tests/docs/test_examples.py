@@ -69,3 +69,16 @@ def test_all_grids_that_are_shown_can_be_read(registries, tmp_path):
             if {"methods", "datasets", "ipc"} <= set(yaml.safe_load(text)):
                 seen.append(parse_grid(text, page.stem, preset_of=preset_reader(presets)).name)
     assert {"first", "claim", "closest", "losses", "cutout", "mild"} <= set(seen)
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
+    shown: dict[str, Any] = {}
+    for block in blocks(TUTORIALS / "notebook.md", "python"):
+        exec(block, shown)
+    assert list(shown["results"].status) == ["done", "done"]
+    assert (tmp_path / "home" / "reports" / "notebook" / "report.html").is_file()
