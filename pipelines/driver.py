@@ -126,8 +126,8 @@ class Driver:
 
         A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that no device idles
         while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
-        ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other devices, the planned time
-        of its members together is at most what is long beside all that is left (:meth:`RecipeQueue.long_s`).
+        ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other devices, the planned
+        time of its members together is at most what is long beside all that is left (:meth:`RecipeQueue.long_s`).
         """
         if first.key in self._alone:
             return []
