@@ -6,6 +6,7 @@ recipe, or a pack of evaluations, each of which ends by itself.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -125,14 +126,22 @@ class Driver:
 
         A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that no device idles
         while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
-        ``SIZE``, so that a GPU never holds more than ``SIZE`` students.
+        ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other devices, the planned
+        time of its members together is at most what is long beside all that is left (:meth:`RecipeQueue.long_s`).
         """
         if first.key in self._alone:
             return []
         at_a_time = self.max_concurrent or demand.at_a_time(*self._devices())
         most = math.floor(SIZE * min(1.0, demand.gpus or 1.0))
         room = min(most, math.ceil((len(self.queue.ready) + 1) / at_a_time)) - 1
-        return self._packing.companions(first, self._may_join, room)
+        others = self._packing.companions(first, self._may_join, room)
+        return others if at_a_time == 1 else self._brief(first, others, self.queue.long_s(at_a_time))
+
+    def _brief(self, first: Recipe, others: list[Recipe], most_s: float) -> list[Recipe]:
+        """As many of ``others`` as take ``most_s`` with ``first``."""
+        costs_s = [self.queue.costs_s.get(recipe.key, 0.0) for recipe in (first, *others)]
+        sums_s = itertools.accumulate(costs_s)
+        return [other for other, sum_s in zip(others, list(sums_s)[1:], strict=True) if sum_s <= most_s]
 
     def _may_join(self, key: Key) -> bool:
         return key in self.queue.ready and key not in self._alone

@@ -151,7 +151,11 @@ class RecipeQueue:
         key = self._first(self._longest)
         if key is None or not self.path_s[key]:
             return None
-        return key if self.path_s[key] >= URGENT * self._left_s / devices else None
+        return key if self.path_s[key] >= self.long_s(devices) else None
+
+    def long_s(self, devices: float) -> float:
+        """Planned seconds from which on something is long beside all that is left, and may be left over at the end."""
+        return URGENT * self._left_s / devices
 
     @property
     def finished(self) -> bool:

@@ -53,10 +53,12 @@ class Play:
         devices: tuple[float, float] = (1.0, 0.0),
         demands: dict[str, Demand] = ONE,
         made: tuple[SetRecipe, ...] = tuple(SETS),
+        each_s: float = 0.0,
         **options: Any,
     ):
         keyed = {recipe.key: recipe for recipe in (*SETS, *recipes)}
-        self.queue = RecipeQueue(keyed, reused=[one.key for one in made], demands=demands)
+        costs_s = {recipe.key: each_s for recipe in recipes}
+        self.queue = RecipeQueue(keyed, reused=[one.key for one in made], demands=demands, costs_s=costs_s)
         self.kept: list[str] = []
         self.forgotten: list[str] = []
         self.learnt: list[str] = []
@@ -239,3 +241,16 @@ def test_nothing_runs_beside_what_takes_whole_devices():
                 said = play.say(trial, number, done(key))
             play.driver.on_end(trial, said)
     assert seen[0] == [1] and max(seen[1]) > 1 and sum(map(sum, seen)) == 9
+
+
+def test_a_pack_is_short_beside_all_that_is_left():
+    """On two devices, of 24 evaluations of a second each: a quarter of the 12 seconds that are left, and so on."""
+    play = Play(alike(24), (2.0, 0.0), each_s=1.0)
+    sizes = []
+    while not play.queue.finished:
+        trial, keys = play.start()
+        sizes.append(len(keys))
+        for number, key in enumerate(keys):
+            said = play.say(trial, number, done(key))
+        play.driver.on_end(trial, said)
+    assert sizes[:4] == [3, 2, 2, 2] and sizes[-1] == 1 and sum(sizes) == 24
