@@ -1,4 +1,4 @@
-"""Where a project's memory lives: plain data that travels to every trial."""
+"""Where a project's ledger, artifacts and MLflow runs are kept: plain data that is passed to every trial."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Place:
-    """Addresses, no secrets: credentials stay in the environment of each process."""
+    """Addresses without secrets: credentials stay in the environment of each process."""
 
     tracking_uri: str
     """MLflow: ``sqlite:////.../mlflow.db``, ``http://...``."""
     artifacts: str
-    """Root of ledger and artifacts: a folder, or ``s3://bucket/prefix``."""
+    """Root of the ledger and the artifacts: a folder or ``s3://bucket/prefix``."""
     home: Path
-    """Local scratch and cache of this machine."""
+    """Scratch and cache folder on this machine."""
