@@ -20,7 +20,7 @@ from rd3.upgrade import FORMAT, former_key, upgraded_sections
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs.runs import Tracker
-from tracking.runs.sweeps import Memory
+from tracking.runs.sweeps import SweepRecords
 from tracking.upkeep.upgrade import Outcome, upgrade_entries
 
 InfoOf = Callable[[str], DatasetInfo]
@@ -88,8 +88,8 @@ def _former(plain: dict[str, Any]) -> dict[str, Any]:
 
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
     """Tests of winners on record, under the target that their upgraded evaluations have."""
-    memory = Memory(ledger.objects)
-    for test in memory.all_tests():
+    records = SweepRecords(ledger.objects)
+    for test in records.all_tests():
         moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
         if moved["evaluations"] == test["evaluations"]:
             continue
@@ -97,7 +97,7 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
         if not all(sides.values()):  # never made: nothing says what it was of
             continue
         winner, base = ([read_recipe(entry.recipe) for entry in sides[side]] for side in ("evaluations", "base"))
-        memory.record_test(target_of(base), test | moved | {"protocol": protocol_of(winner)})
+        records.record_test(target_of(base), test | moved | {"protocol": protocol_of(winner)})
 
 
 def upgrade_presets(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The addresses of a project: plain data that travels to every trial."""
+"""Where a project's ledger, artifacts and MLflow runs are kept: plain data that is passed to every trial."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rd3.datasets import Roots
 
 @dataclass(frozen=True)
 class Place:
-    """Addresses, no secrets: credentials stay in the environment of each process."""
+    """Addresses without secrets: credentials stay in the environment of each process."""
 
     tracking_uri: str
     """MLflow: ``sqlite:////.../mlflow.db``, ``http://...``."""
     artifacts: str
-    """Root of ledger and artifacts: a folder, or ``s3://bucket/prefix``."""
+    """Root of the ledger and the artifacts: a folder or ``s3://bucket/prefix``."""
     home: Path
-    """Local scratch and cache of this machine."""
+    """Scratch and cache folder on this machine."""
     data: Path | None = None
     """Folder of datasets, which may be read-only."""
     decoded: Path | None = None

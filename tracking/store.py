@@ -1,4 +1,4 @@
-"""The store that trials and commands use: ledger for what is done, artifacts for the files, MLflow for the view."""
+"""The store that trials and commands use: the ledger records results, artifacts hold files, MLflow displays both."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tracking.runs.fields import Fact, note
 from tracking.runs.runs import Tracker
 
 HAND = "rd3"
-"""The experiment of what is made or imported by hand, outside a grid."""
+"""MLflow experiment for recipes that are run or imported outside a grid."""
 
 
 class TrackedStore:
-    """Implements :class:`rd3.store.Store` over one :class:`Place`."""
+    """Implements :class:`rd3.store.Store` for one :class:`Place`."""
 
     def __init__(self, place: Place, experiment: str = HAND):
         self.place = place
@@ -35,21 +35,24 @@ class TrackedStore:
         return self.ledger.find(kind, key)
 
     def exists(self, entry: Entry) -> bool:
-        """Are the entry's files there, by name?"""
+        """Whether files with the names of the entry's files exist; contents are not read."""
         return artifacts.exists(entry, self.place.tracking_uri)
 
     def verify(self, entry: Entry) -> None:
-        """Raise :class:`DataMissing` or :class:`DataCorrupt` unless the entry's files are there, by hash."""
+        """Raise :class:`DataMissing` or :class:`DataCorrupt` unless every file of the entry has the recorded sha256."""
         artifacts.verify(entry, self.cache, self.place.tracking_uri)
 
     def fetch(self, kind: str, key: str) -> Path:
         entry = self.find(kind, key)
         if entry is None:
-            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
+            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
         return artifacts.fetch(entry, self.cache, self.place.tracking_uri)
 
     def put(self, entry: Entry, folder: Path, facts: dict[str, Fact] | None = None) -> Entry:
-        """An MLflow run with the files, then the ledger; what is there already, with files, stays and is returned."""
+        """Log the files to an MLflow run, then write the ledger entry, and return that entry.
+
+        An existing entry that has files is returned unchanged.
+        """
         known = self.find(entry.kind, entry.key)
         if known is not None and known.artifact:
             return known
@@ -60,7 +63,7 @@ class TrackedStore:
         try:
             kept = run.finish(entry, folder, note=note(recipe, self.find))
         except BaseException as error:
-            with contextlib.suppress(RD3Error):  # the first error is the one to tell
+            with contextlib.suppress(RD3Error):  # the first error is the one to report
                 run.fail("failed", str(error))
             raise
         if known is not None:
@@ -68,15 +71,15 @@ class TrackedStore:
         return self.ledger.mark(kept)
 
     def mention(self, entry: Entry) -> Entry:
-        """Keep what an entry says whose files are not to be had: no run, and for a plan its recipe is missing."""
+        """Record an entry whose files are not available: it gets no run, and a plan treats its recipe as missing."""
         return self.ledger.mark(entry.model_copy(update={"artifact": None, "run_id": None}))
 
 
 class GivenStore:
-    """What a trial reads: entries that the driver sent along, files from where these say.
+    """Read-only store of a trial: entries sent by the driver, files from the addresses in these entries.
 
-    No ledger is asked, so a trial needs no S3 credentials where a tracking server keeps the files.  Files are verified
-    once: several recipes of a trial are made from the same.
+    It does not access the ledger, so a trial needs no S3 credentials where a tracking server serves the files.  Files
+    are verified once, because several recipes of a trial can share a parent.
     """
 
     def __init__(self, place: Place, entries: Iterable[Entry]):
@@ -91,6 +94,6 @@ class GivenStore:
         if (kind, key) not in self._fetched:
             entry = self.find(kind, key)
             if entry is None:
-                raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
+                raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
             self._fetched[kind, key] = artifacts.fetch(entry, self.place.home / "cache", self.place.tracking_uri)
         return self._fetched[kind, key]

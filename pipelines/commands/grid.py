@@ -265,7 +265,7 @@ def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | in
     from rd3.component import changes_text
     from tracking.report.query import rows
     from tracking.report.scores import scores
-    from tracking.report.tables import reduced_text, spread_text
+    from tracking.report.tables import reduced_text, top1_text
 
     found = [
         {
@@ -275,7 +275,7 @@ def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | in
             "labels": score.labels,
             "student": score.student,
             "changed": changes_text({**score.overrides, **score.varied}),
-            "top-1 %": spread_text(score),
+            "top-1 %": top1_text(score),
             "paper": f"{score.paper.mean:.1f}" if score.paper else "",
             "made/published": reduced_text(score),
         }

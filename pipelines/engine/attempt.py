@@ -177,13 +177,13 @@ def _tracked(job: Job, recipe: Any, store: Store, progress: Progress) -> Generat
     _sweep(job)
     run = _Run(job, recipe, number, progress)
     try:
-        carrier = run.begin()
-        with _carrying(carrier):
-            entry = yield from _made(job, recipe, store, progress, carrier)
+        unfinished = run.begin()
+        with _uploaded_on_exit(unfinished):
+            entry = yield from _made(job, recipe, store, progress, unfinished)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         entry = run.finish(entry, set_input=_set_input(recipe, store), note=note(recipe, store.find))
-        if carrier is not None:
-            carrier.drop()
+        if unfinished is not None:
+            unfinished.discard()
     except Exception as error:
         run.fail(error)
         raise
@@ -200,10 +200,10 @@ class _Run:
         self._open: OpenRun | None = None
 
     def begin(self) -> UnfinishedWork | None:
-        """Open the run; a carrier of unfinished work, which has to know it, where such work is to be carried."""
+        """Open the run; returns its unfinished work if that is to be uploaded."""
         from tracking.runs.unfinished import UnfinishedWork
 
-        if self._job.carry:
+        if self._job.keep_unfinished:
             return UnfinishedWork(
                 self._opened(0.0), self._job.folder / "result"
             )  # what another machine had made lies there
@@ -240,7 +240,7 @@ class _Run:
 
 
 def _made(
-    job: Job, recipe: Any, store: Store, progress: Progress, carrier: UnfinishedWork | None
+    job: Job, recipe: Any, store: Store, progress: Progress, unfinished: UnfinishedWork | None
 ) -> Generator[Part, Entry, Entry]:
     """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
     kept, result = job.folder / "made.json", job.folder / "result"
@@ -255,9 +255,9 @@ def _made(
             _retry(partial(store.fetch, "set", job.larger), progress)
     if job.in_shares:
         _retry(lambda: collect(open_objects(job.place.artifacts), job.key, result), progress)
-    if carrier is not None:
-        _retry(carrier.fetch, progress)
-    return (yield Part(recipe, job.folder, progress if carrier is None else _carried(progress, carrier)))
+    if unfinished is not None:
+        _retry(unfinished.download, progress)
+    return (yield Part(recipe, job.folder, progress if unfinished is None else _uploading(progress, unfinished)))
 
 
 def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
@@ -274,35 +274,36 @@ def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
         raise _BrokenParents(" ".join(reasons), broken)
 
 
-_carriers: set[UnfinishedWork] = set()
-"""Of the recipes that this process makes."""
+_in_progress: set[UnfinishedWork] = set()
+"""Unfinished work of the recipes that this process is running."""
 
 
 def last_words() -> None:
-    """The machine is taken away with notice (SIGTERM): what is finished of the recipes leaves it."""
-    for carrier in list(_carriers):
-        carrier.carry(leaving=True)
+    """On SIGTERM, upload completed work of the recipes in progress."""
+    for unfinished in list(_in_progress):
+        unfinished.upload(leaving=True)
 
 
 @contextlib.contextmanager
-def _carrying(carrier: UnfinishedWork | None) -> Iterator[None]:
-    """What is unfinished inside can be told its last words."""
-    _carriers.update({carrier} if carrier is not None else ())
+def _uploaded_on_exit(unfinished: UnfinishedWork | None) -> Iterator[None]:
+    """Register unfinished work, so that :func:`last_words` uploads it."""
+    _in_progress.update({unfinished} if unfinished is not None else ())
     try:
         yield
     finally:
-        _carriers.discard(carrier)
+        if unfinished is not None:
+            _in_progress.discard(unfinished)
 
 
-def _carried(progress: Progress, carrier: UnfinishedWork) -> Progress:
-    """Carries when the note changes: at the begin of a block or an epoch, where no phase of a set is being timed."""
+def _uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:
+    """Upload when the note changes: at the start of a block or an epoch, where no phase of a set is being timed."""
     last = [""]
 
     def tell(fraction: float, note: str) -> None:
         progress(fraction, note)
         if note != last[0]:
             last[0] = note
-            carrier.carry()
+            unfinished.upload()
 
     return tell
 

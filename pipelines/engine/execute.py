@@ -99,7 +99,9 @@ def execute(
     check_platform(session, address, {recipe.data.name for recipe in expansion.recipes.values()})
     ledger = session.ledger
     with Interrupts() as interrupts, ledger.lease() as lease:
-        run = _Run(expansion, plan, session, ledger, tracker, interrupts, lease.check, carry=address is not None)
+        run = _Run(
+            expansion, plan, session, ledger, tracker, interrupts, lease.check, keep_unfinished=address is not None
+        )
         try:
             there = run.tidy()
             if there.issuperset(plan.keys("run")):
@@ -178,8 +180,8 @@ class _Run:
     tracker: Tracker
     interrupts: Interrupts
     check_lease: Callable[[], Any]
-    carry: bool = False
-    """Machines may vanish: unfinished work is kept elsewhere as well."""
+    keep_unfinished: bool = False
+    """Upload unfinished work, because machines of a cluster may be preempted."""
     experiment_id: str = ""
     grid_run_id: str | None = None
     queue: RecipeQueue | None = None
@@ -212,7 +214,7 @@ class _Run:
     def open_runs(self, experiment: str) -> None:
         """The experiment, without runs of dead drivers, and the grid's own run."""
         self.experiment_id = self.tracker.experiment(experiment)
-        self.tracker.reap(self.experiment_id, "its driver died")
+        self.tracker.close_dead_runs(self.experiment_id, "its driver died")
         grid = self.expansion.grid
         if grid is not None:
             self.grid_run_id = self.tracker.grid_run(self.experiment_id, grid.name, grid_yaml=grid.text)
@@ -291,7 +293,7 @@ class _Run:
             blocks=blocks,
             in_shares=in_shares,
             given=[entry.model_dump(mode="json") for entry in self.entries(parents).values()],
-            carry=self.carry,
+            keep_unfinished=self.keep_unfinished,
             anew=recipe.key in self.forgotten,
             settled=self.settled[-_SETTLED:],
         )
@@ -363,14 +365,14 @@ class _Run:
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
             with contextlib.suppress(Away):  # then the next run closes them
-                retry(partial(self.tracker.reap, self.experiment_id, reason), give_up_after_s=_LAST_WORDS_S)
+                retry(partial(self.tracker.close_dead_runs, self.experiment_id, reason), give_up_after_s=_LAST_WORDS_S)
 
     def close(self, *, ok: bool) -> None:
         """The grid is through.  A worker that died for good could not close its own run."""
         if self.grid_run_id is not None:
             self.retry(partial(self.tracker.close_grid, self.grid_run_id, ok))
         ends = dict(self.queue.closed) if self.queue else {}
-        self.retry(partial(self.tracker.reap, self.experiment_id, "its process died", ends))
+        self.retry(partial(self.tracker.close_dead_runs, self.experiment_id, "its process died", ends))
         if self.grid_run_id is not None:
             with contextlib.suppress(RD3Error):  # `rd3 report` does it again
                 self.retry(self.publish)

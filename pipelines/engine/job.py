@@ -37,8 +37,8 @@ class Job:
     """Others have made blocks of this set, which wait at the artifact root."""
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of all that the recipe is made from."""
-    carry: bool = False
-    """Unfinished work is to outlive this machine."""
+    keep_unfinished: bool = False
+    """Upload unfinished work, because this machine may be preempted."""
     anew: bool = False
     """What was made before is gone or damaged: nothing of it is to be reported again."""
     settled: list[str] = field(default_factory=list)

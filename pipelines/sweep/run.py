@@ -37,7 +37,7 @@ from rd3.values import canonical
 from tracking.ledger.retry import retry
 from tracking.runs.fields import params as shown_params
 from tracking.runs.runs import Tracker
-from tracking.runs.sweeps import Memory, SweepRuns, TrialRun
+from tracking.runs.sweeps import SweepRecords, SweepRuns, TrialRun
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -91,7 +91,7 @@ class SweepRun:
 
     def __post_init__(self) -> None:
         self.ledger = self.session.ledger
-        self.memory = Memory(self.ledger.objects)
+        self.records = SweepRecords(self.ledger.objects)
         self.key = sweep_key(self.subjects)
         self.tracker = Tracker(self.session)
         self.outcome = SweepOutcome(self.subjects)
@@ -240,7 +240,7 @@ class SweepRun:
             for number, answer in coming:
                 self.check_lease()
                 for key, score in answer.scores.items():
-                    self._retry(partial(self.memory.keep_score, key, asdict(score)))
+                    self._retry(partial(self.records.keep_score, key, asdict(score)))
                 if answer.ended is None:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
                 answers[number] = answer
@@ -253,7 +253,7 @@ class SweepRun:
 
     def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
         recipes = subject.evaluations(point)
-        known = {recipe.key: self._retry(partial(self.memory.score, recipe.key)) for recipe in recipes}
+        known = {recipe.key: self._retry(partial(self.records.score, recipe.key)) for recipe in recipes}
         return Attempt(
             sweep=self._lease,
             study=subject.study,
@@ -340,7 +340,7 @@ class SweepRun:
         if not expansion.blocked:  # else no key is known of what would be tested
             for subject in won:
                 winner, base = self._sides(subject)
-                self._retry(partial(record, subject, bests[subject.label], winner, base, self.memory))
+                self._retry(partial(record, subject, bests[subject.label], winner, base, self.records))
         plan = self._retry(partial(self._plan, expansion))
         self._made(expansion, plan)
         for subject in won:
@@ -364,7 +364,7 @@ class SweepRun:
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)
-        tests = self._retry(partial(recorded_tests, winner, base, self.memory, self.ledger.find))
+        tests = self._retry(partial(recorded_tests, winner, base, self.records, self.ledger.find))
         self.outcome.tests[subject.label] = tests
 
     @contextlib.contextmanager

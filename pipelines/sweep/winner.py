@@ -17,7 +17,7 @@ from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
 from rd3.values import digest
-from tracking.runs.sweeps import Memory
+from tracking.runs.sweeps import SweepRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,10 +145,14 @@ def target_of(base: Iterable[EvaluationRecipe]) -> str:
 
 
 def record(
-    subject: Subject, best: FrozenTrial, winner: list[EvaluationRecipe], base: list[EvaluationRecipe], memory: Memory
+    subject: Subject,
+    best: FrozenTrial,
+    winner: list[EvaluationRecipe],
+    base: list[EvaluationRecipe],
+    records: SweepRecords,
 ) -> None:
     """Put the test on record, before it is made."""
-    memory.record_test(
+    records.record_test(
         target_of(base),
         {
             "sweep": subject.sweep.name,
@@ -173,13 +177,13 @@ def _precisions(scores: dict[str, list[Entry | None]]) -> tuple[str, ...]:
 def recorded_tests(
     winner: list[EvaluationRecipe],
     base: list[EvaluationRecipe],
-    memory: Memory,
+    records: SweepRecords,
     find: Callable[[str, Key], Entry | None],
 ) -> list[Tested]:
     """Every test on record for this target, with its result."""
     current = protocol_of(winner)
     found = []
-    for test in memory.tests(target_of(base)):
+    for test in records.tests(target_of(base)):
         protocol = test.get("protocol", test["evaluations"][0])  # early records do not say it: each counts by itself
         scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
         whole = all(entry is not None for entries in scores.values() for entry in entries)

@@ -75,14 +75,14 @@ def test_a_tracking_server_that_is_down(refused, closed_port: int):
 
 def test_a_wrong_password(refused, driver: Stack):
     said = refused(MLFLOW_TRACKING_PASSWORD="wrong-and-secret")
-    assert f"The tracking server {driver.env['MLFLOW_TRACKING_URI']} does not let us in (HTTP 401)." in said
+    assert f"The tracking server {driver.env['MLFLOW_TRACKING_URI']} rejects the login (HTTP 401)." in said
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said
     assert "wrong-and-secret" not in said
 
 
 def test_a_wrong_secret(refused, driver: Stack):
     said = refused(AWS_SECRET_ACCESS_KEY="wrong-and-secret")
-    assert f"{driver.env['AWS_ENDPOINT_URL']} refuses the S3 credentials for s3://rd3/" in said
+    assert f"{driver.env['AWS_ENDPOINT_URL']} rejects the S3 credentials for s3://rd3/" in said
     assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
     assert "wrong-and-secret" not in said
 
@@ -90,7 +90,7 @@ def test_a_wrong_secret(refused, driver: Stack):
 def test_a_bucket_that_does_not_exist(refused):
     said = refused(RD3_ARTIFACTS="s3://rd3-nowhere/x")
     assert "has no bucket 'rd3-nowhere'." in said
-    assert "Fix: `rd3 infra init` makes it; or set RD3_ARTIFACTS to another" in said
+    assert "Fix: run `rd3 infra init`, or set RD3_ARTIFACTS to another" in said
 
 
 def test_an_s3_server_that_is_down(refused, closed_port: int):
@@ -109,10 +109,10 @@ def test_the_bucket_is_made_once_and_checked(driver: Stack, monkeypatch: pytest.
             cli.main()
         assert not left.value.code
         said.append(capsys.readouterr().out.splitlines())
-    assert said[0][0] == f"{bucket}: made"
-    assert said[1] == [f"{bucket}: is there", *said[0][1:]]
-    assert f"{bucket}: this server has no public access block (NotImplemented)" in said[0]
-    assert f"{bucket}: nobody reads it without credentials" in said[0]
+    assert said[0][0] == f"{bucket}: created"
+    assert said[1] == [f"{bucket}: exists", *said[0][1:]]
+    assert f"{bucket}: this server does not support the public access block (NotImplemented)" in said[0]
+    assert f"{bucket}: cannot be read without credentials" in said[0]
     assert said[0][-1] == f"s3://{bucket}/project: write, read, conditional write, list and delete work"
     assert list(open_objects(f"s3://{bucket}").names()) == []
 

@@ -130,13 +130,13 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
 
 
 def test_wrong_secret_and_wrong_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: `rd3 infra init` makes it"):
+    with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'\. Fix: run `rd3 infra init`"):
         open_objects("s3://rd3-nowhere/x").put("a.json", b"")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://rd3-tests/x \(SignatureDoesNotMatch\)"):
+    with pytest.raises(StoreError, match=r"rejects the S3 credentials for s3://rd3-tests/x \(SignatureDoesNotMatch\)"):
         open_objects(f"{bucket}/x").get("a.json")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody:here")
-    with pytest.raises(StoreError, match=r"refuses the S3 credentials"):
+    with pytest.raises(StoreError, match=r"rejects the S3 credentials"):
         Ledger(f"{bucket}/x").keys("set")
 
 
@@ -219,5 +219,5 @@ def test_large_files_and_what_s3_says_of_them(bucket: str, tmp_path: Path, monke
     with pytest.raises(StoreError, match=r"has no bucket 'rd3-nowhere'"):
         S3Objects("s3://rd3-nowhere/x").upload("large", source)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StoreError, match=r"refuses the S3 credentials .*SignatureDoesNotMatch"):
+    with pytest.raises(StoreError, match=r"rejects the S3 credentials .*SignatureDoesNotMatch"):
         S3Objects(f"{bucket}/large").upload("large", source)

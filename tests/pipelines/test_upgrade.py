@@ -27,7 +27,7 @@ from rd3.upgrade import former_key
 from tracking.ledger.ledger import Ledger, recipe_of
 from tracking.place import Place
 from tracking.runs.runs import Tracker
-from tracking.runs.sweeps import Memory
+from tracking.runs.sweeps import SweepRecords
 from tracking.store import TrackedStore
 from tracking.upkeep.garbage import find_garbage
 from tracking.upkeep.verify import check_entries, everything
@@ -231,18 +231,18 @@ def test_what_is_made_from_an_unknown_teacher_is_left(session, tmp_path):
 
 def test_tests_of_sweeps_stay_on_record(session):
     ledger = Ledger(session.artifacts)
-    memory = Memory(ledger.objects)
+    records = SweepRecords(ledger.objects)
     keys = sorted(key for key in ledger.keys("evaluation") if ledger.find("evaluation", key).recipe["teachers"])
     test = {
         **{"sweep": "s", "key": "k", "method": "random", "params": {}, "validation_top1_pct": 50.0},
         **{"protocol": "old", "evaluations": keys[:1], "base": keys[1:2], "seeds": [0], "recorded_at": "2026-01-01"},
     }
-    memory.record_test("an old target", test)
+    records.record_test("an old target", test)
     outcome = upgraded(session)
     winner, base = (recipe_of(ledger.find("evaluation", outcome.keys[key])) for key in (keys[0], keys[1]))
-    [moved] = memory.tests(target_of([base]))
+    [moved] = records.tests(target_of([base]))
     assert moved["evaluations"] == [winner.key] and moved["protocol"] == protocol_of([winner])
-    assert moved["params"] == {} and len(memory.tests("an old target")) == 1
+    assert moved["params"] == {} and len(records.tests("an old target")) == 1
 
 
 def test_protocols_of_the_users_own(session):

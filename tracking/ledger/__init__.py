@@ -1,1 +1,1 @@
-"""The ledger, on an object store in a folder or on S3: entries, lease, calibrations."""
+"""The ledger, stored as objects in a folder or on S3: entries, lease and calibrations."""

@@ -1,4 +1,4 @@
-"""Calibrations beside the ledger, one for a device and a version of torch: ``calibrations/<device>-<torch>.json``."""
+"""Calibrations stored with the ledger, one per device and torch version: ``calibrations/<device>-<torch>.json``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def _name(device: str, torch: str) -> str:
 
 
 def keep(objects: ObjectStore, calibration: Calibration) -> str:
-    """Replaces an older one of this device and torch; its name below the artifact root."""
+    """Store a calibration, replacing an older one of its device and torch version; returns the object's name."""
     name = _name(calibration.device, calibration.torch)
     objects.put(name, (calibration.model_dump_json(indent=1) + "\n").encode())
     return name
 
 
 def find(objects: ObjectStore, device: str, torch: str) -> Calibration | None:
-    """That of this device and this torch, or None."""
+    """The calibration of this device and torch version, or None."""
     return _read(objects, _name(device, torch))
 
 
 def known(objects: ObjectStore) -> list[Calibration]:
-    """All, the newest first."""
-    found = [_read(objects, name) for name in objects.names(_FOLDER)]
-    return sorted((one for one in found if one is not None), key=lambda one: one.measured_at, reverse=True)
+    """All stored calibrations, newest first."""
+    calibrations = [_read(objects, name) for name in objects.names(_FOLDER)]
+    return sorted((one for one in calibrations if one is not None), key=lambda one: one.measured_at, reverse=True)
 
 
 def _read(objects: ObjectStore, name: str) -> Calibration | None:
@@ -41,5 +41,5 @@ def _read(objects: ObjectStore, name: str) -> Calibration | None:
         return Calibration.model_validate_json(raw)
     except ValueError:
         raise DataCorrupt(
-            f"Calibration {objects.root}/{name} is not readable.", "measure it again: rd3 calibrate"
+            f"Calibration {objects.root}/{name} cannot be read.", "measure again: rd3 calibrate"
         ) from None

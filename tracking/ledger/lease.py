@@ -1,9 +1,9 @@
-"""A lease: one driver per ledger, on a folder or on S3, with no server to ask.
+"""A lease that allows one driver per ledger, in a folder or on S3, without a lock server.
 
-The first holder writes ``leases/<name>.json`` if absent.  A holder that is dead is succeeded by whoever first writes
-``leases/<name>.after-<its token>.json``, again if absent, so of many successors exactly one wins; the holder is the
-end of that chain.  Life is shown in a document of its own (``.beat-<token>``), so that a driver that wakes from a long
-sleep cannot overwrite its successor.  Clocks of machines that share a ledger must agree within half a minute.
+The first holder writes ``leases/<name>.json`` if absent.  A dead holder is succeeded by the first process that writes
+``leases/<name>.after-<its token>.json``, again if absent, so that exactly one of several successors wins; the current
+holder is the end of that chain.  The heartbeat is a separate object (``.beat-<token>``), so that a suspended driver
+that resumes cannot overwrite its successor.  Clocks of machines that share a ledger must agree within 30 seconds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from rd3.errors import StoreError
 from tracking.ledger.object_store import ObjectStore
 
 BEAT_S = 15.0
+"""Seconds between heartbeats."""
 STALE_S = 60.0
+"""Seconds without a heartbeat after which a holder counts as dead."""
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in clock ticks: tells it from a later one with the same number."""
+    """Start time of a process in clock ticks, which distinguishes it from a later process with the same pid."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
 
 
-def _runs_here(holder: dict[str, Any]) -> bool:
+def _is_running(holder: dict[str, Any]) -> bool:
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
@@ -45,7 +47,7 @@ def _runs_here(holder: dict[str, Any]) -> bool:
 
 
 class Lease:
-    """Held inside ``with``; :meth:`check` says whether it still is."""
+    """Held inside ``with``; :meth:`check` raises once it is lost."""
 
     def __init__(self, objects: ObjectStore, name: str):
         self.objects = objects
@@ -63,7 +65,7 @@ class Lease:
         return None if raw is None else json.loads(raw)
 
     def _chain(self) -> list[tuple[str, dict[str, Any]]]:
-        """(document, holder) from the first holder to the one that holds now."""
+        """(object name, holder) from the first holder to the current one."""
         chain = []
         name = self._document()
         while (holder := self._read(name)) is not None:
@@ -76,7 +78,7 @@ class Lease:
         return bool(chain) and bool(chain[-1][1]["token"] == self.token)
 
     def _alive(self, holder: dict[str, Any]) -> bool:
-        if holder["host"] == socket.gethostname() and not _runs_here(holder):
+        if holder["host"] == socket.gethostname() and not _is_running(holder):
             return False
         beat = self._read(self._document(f".beat-{holder['token']}")) or holder
         return bool(time.time() - beat["time"] < STALE_S)
@@ -89,7 +91,7 @@ class Lease:
         )
 
     def holder(self) -> dict[str, Any] | None:
-        """``host``, ``pid`` and ``since`` of whoever holds it and lives."""
+        """The live holder as a dict with ``host``, ``pid`` and ``since`` (Unix time), or None."""
         chain = self._chain()
         return chain[-1][1] if chain and self._alive(chain[-1][1]) else None
 
@@ -108,21 +110,21 @@ class Lease:
             chain = self._chain()
             if chain and self._alive(chain[-1][1]):
                 raise self._refuse(chain[-1][1])
-            wanted = self._document(f".after-{chain[-1][1]['token']}") if chain else self._document()
-            if self.objects.put(wanted, data, only_if_absent=True):
+            claim = self._document(f".after-{chain[-1][1]['token']}") if chain else self._document()
+            if self.objects.put(claim, data, only_if_absent=True):
                 if self._holds():
                     break
-                self.objects.delete(wanted)  # the chain was released between reading and writing
-        self._thread = threading.Thread(target=self._live, name=f"lease-{self.name}", daemon=True)
+                self.objects.delete(claim)  # the chain was released between reading and writing
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
         return self
 
-    def _live(self) -> None:
+    def _keep_alive(self) -> None:
         while not self._done.wait(BEAT_S):
             self.beat()
 
     def beat(self) -> None:
-        """Show life, and notice a successor."""
+        """Write a heartbeat, and check whether another process has taken over."""
         try:
             data = json.dumps({"time": time.time()}).encode()
             self.objects.put(self._document(f".beat-{self.token}"), data)
@@ -130,10 +132,10 @@ class Lease:
             if not chain or chain[-1][1]["token"] != self.token:
                 self._lost = chain[-1][1] if chain else {}
         except StoreError:
-            pass  # a server that is away for a moment: the next beat is soon, and work itself reports a lasting failure
+            pass  # a short outage: the next heartbeat follows soon, and the work itself reports a lasting failure
 
     def check(self) -> None:
-        """Raise :class:`StoreError` if somebody has taken over, which happens after a minute without a beat."""
+        """Raise :class:`StoreError` if another process has taken over, as it may after a minute without a heartbeat."""
         if self._lost:
             raise self._refuse(self._lost)
         if self._lost is not None:
@@ -143,9 +145,9 @@ class Lease:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        with contextlib.suppress(StoreError):  # a store that is gone frees the lease as well: its holder will be dead
+        with contextlib.suppress(StoreError):  # an unreachable store also frees the lease: no heartbeat follows
             chain = self._chain()
             if chain and chain[-1][1]["token"] == self.token:
-                for name, holder in chain:  # from the first: with that gone the lease is free, the rest is litter
+                for name, holder in chain:  # without the first object the lease is free; the others are leftovers
                     self.objects.delete(name)
                     self.objects.delete(self._document(f".beat-{holder['token']}"))

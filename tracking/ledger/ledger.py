@@ -1,14 +1,14 @@
-"""The ledger: which recipes are done, with their results.  The truth; MLflow is the view.
+"""The ledger: the authoritative record of finished recipes and their results; MLflow only displays them.
 
 Layout below the artifact root, a folder or S3::
 
     by-key/<kind>/<key>.json      one Entry, written last and only if absent
-    former-keys/<kind>/<key>.json the key that took the place of this one, of an older format
-    roles/<dataset>/<role>.json   teachers that a user has named
-    calibrations/<device>...json  how fast a device is (``rd3 calibrate``)
-    leases/<name>...json          who drives at the moment
+    former-keys/<kind>/<key>.json the key that replaced this one, which is of an older format
+    roles/<dataset>/<role>.json   teachers named by users
+    calibrations/<device>...json  measured speed of a device (``rd3 calibrate``)
+    leases/<name>...json          the current driver
 
-Reading and writing it needs no MLflow.
+Reading and writing the ledger does not need MLflow.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tracking.ledger.object_store import open_objects
 
 def _name(kind: str, key: Key) -> str:
     if kind not in KINDS:
-        raise UnknownName(f"The ledger keeps no {kind!r}.", did_you_mean(kind, KINDS))
+        raise UnknownName(f"Unknown kind of recipe {kind!r}.", did_you_mean(kind, KINDS))
     return f"by-key/{kind}/{key}.json"
 
 
 def former_name(kind: str, key: Key) -> str:
-    """The document that leads from a key of an older format to today's."""
+    """Name of the object that maps a key of an older format to the current one."""
     return f"former-keys/{kind}/{key}.json"
 
 
@@ -46,11 +46,11 @@ class Ledger:
         self.root = self.objects.root
 
     def keys(self, kind: str) -> set[Key]:
-        """Keys of everything of ``kind`` that is done: one listing, no reads."""
+        """Keys of all finished recipes of ``kind``; takes one listing and reads no entry."""
         return self._keys(kind, "")
 
     def _keys(self, kind: str, start: str) -> set[Key]:
-        """Without keys of an older format whose entries were upgraded."""
+        """Keys that begin with ``start``, without those of an older format whose entries were upgraded."""
         return self._listed(_name(kind, start)) - self._listed(former_name(kind, start))
 
     def _listed(self, name: str) -> set[Key]:
@@ -58,8 +58,8 @@ class Ledger:
         return {each.rpartition("/")[2].removesuffix(".json") for each in found}
 
     def older_format(self) -> bool:
-        """Whether results wait for ``rd3 ledger upgrade``; one entry of a kind is looked at."""
-        for kind in ("teacher", "evaluation"):  # what changed its key in any case
+        """Whether there are entries that ``rd3 ledger upgrade`` would convert; reads one entry per kind."""
+        for kind in ("teacher", "evaluation"):  # the kinds whose keys change with every format
             for key in sorted(self.keys(kind))[:1]:
                 entry = self.find(kind, key)
                 if entry is not None and read_recipe(entry.recipe).key != key == key_of(entry.recipe):
@@ -67,7 +67,7 @@ class Ledger:
         return False
 
     def former_keys(self, kind: str, start: str = "") -> dict[Key, Key]:
-        """Keys of an older format, those that begin with ``start``, to the ones that took their place."""
+        """Map keys of an older format that begin with ``start`` to the keys that replaced them."""
         found = {}
         for key in self._listed(former_name(kind, start)):
             raw = self.objects.get(former_name(kind, key))
@@ -76,11 +76,11 @@ class Ledger:
         return found
 
     def find(self, kind: str, key: Key) -> Entry | None:
-        """The entry, or None."""
+        """The entry of a recipe, or None."""
         return self.find_many(kind, [key]).get(key)
 
     def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]:
-        """The entries that there are among ``keys``."""
+        """Map those of ``keys`` that have an entry to it."""
         wanted = {_name(kind, key): key for key in keys}
         return {wanted[name]: self._entry(name, raw) for name, raw in self.objects.get_many(wanted).items()}
 
@@ -89,14 +89,14 @@ class Ledger:
             return Entry.model_validate_json(raw)
         except ValueError:
             raise DataCorrupt(
-                f"Ledger entry {self.root}/{name} is not readable.", "delete that file; its recipe runs again"
+                f"Ledger entry {self.root}/{name} cannot be read.", "delete that file; its recipe runs again"
             ) from None
 
     def mark(self, entry: Entry) -> Entry:
-        """Write ``entry`` unless there is one of its key; return the one that stands."""
+        """Write ``entry`` unless its key has one already; returns the entry that is in the ledger."""
         data = (json.dumps(entry.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
         name = _name(entry.kind, entry.key)
-        for _attempt in range(5):  # S3 may refuse two writers at once, so neither an own write nor a winner is certain
+        for _attempt in range(5):  # S3 may refuse both of two concurrent writers
             if self.objects.put(name, data, only_if_absent=True):
                 return entry
             winner = self.find(entry.kind, entry.key)
@@ -107,20 +107,23 @@ class Ledger:
         )
 
     def forget(self, kind: str, key: Key) -> None:
-        """Remove the entry, so that its recipe counts as missing; its artifacts stay."""
+        """Delete the entry, so that its recipe counts as missing; its artifacts are kept."""
         self.objects.delete(_name(kind, key))
 
     def resolve(self, kind: str, prefix: str) -> Key:
-        """The one key of ``kind`` that starts with ``prefix``, as people write it."""
+        """The key of ``kind`` that starts with ``prefix``.
+
+        Raises :class:`UnknownName` if no key matches, :class:`BadValue` if several do or ``prefix`` is not hexadecimal.
+        """
         found = self._starting(prefix, (kind,))
         if not found:
             raise UnknownName(
-                f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_LISTED[kind]}` shows what there is"
+                f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_LISTED[kind]}` lists the known ones"
             )
         return self._only(prefix, found)[1]
 
     def resolve_any(self, prefix: str) -> tuple[str, Key]:
-        """(kind, key) of the one entry, whatever it is, whose key starts with ``prefix``."""
+        """(kind, key) of the entry of any kind whose key starts with ``prefix``; raises like :meth:`resolve`."""
         found = self._starting(prefix, KINDS)
         if not found:
             shown = ", ".join(f"`rd3 {command}`" for command in dict.fromkeys(_LISTED.values()))
@@ -145,7 +148,7 @@ class Ledger:
         raise BadValue(f"{prefix} is the start of {len(found)} keys: {shown}.", "give more digits")
 
     def known_set(self, text: str) -> SetRecipe | None:
-        """The recipe of the set that a key, or its first digits, means; None for text that is no key here."""
+        """The recipe of the set with this key or key prefix; None if the text does not match a set."""
         start = text.strip().lower()
         if not start or set(start) - set(string.hexdigits) or not self._starting(start, ("set",)):
             return None
@@ -154,12 +157,12 @@ class Ledger:
         return recipe if isinstance(recipe, SetRecipe) else None
 
     def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
-        """Let grids call this teacher recipe ``role`` on ``dataset``; replaces what had that name."""
+        """Name a teacher recipe ``role`` on ``dataset`` for use in grids; replaces an earlier one of that name."""
         data = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
         self.objects.put(_role_name(dataset, role), data.encode())
 
     def role(self, dataset: str, role: str) -> dict[str, Any] | None:
-        """The teacher recipe that a user has called ``role``, as plain data."""
+        """The teacher recipe that a user has named ``role``, as plain data, or None."""
         name = _role_name(dataset, role)
         raw = self.objects.get(name)
         if raw is None:
@@ -169,11 +172,11 @@ class Ledger:
             return recipe
         except ValueError:
             raise DataCorrupt(
-                f"Teacher role {self.root}/{name} is not readable.", "delete that file and name it again"
+                f"Teacher role {self.root}/{name} cannot be read.", "delete that file and name the teacher again"
             ) from None
 
     def roles(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """(dataset, role) to teacher recipe, for all that users have named."""
+        """Map (dataset, role) to the teacher recipe, for all roles that users have named."""
         found = {}
         for name in sorted(self.objects.names("roles/")):
             _roles, dataset, role = (unquote(part) for part in name.removesuffix(".json").split("/"))
@@ -183,14 +186,14 @@ class Ledger:
         return found
 
     def lease(self, name: str = "driver") -> Lease:
-        """``with ledger.lease(): ...``: only one process at a time; the others get a :class:`StoreError`."""
+        """``with ledger.lease(): ...`` admits one process at a time; others get a :class:`StoreError`."""
         return Lease(self.objects, name)
 
 
 def recipe_of(entry: Entry, where: str = "") -> AnyRecipe:
-    """The recipe of an entry (of the ledger or folder ``where``), which must be the one that its key says.
+    """The recipe of an entry, checked against the entry's key; ``where`` names the ledger or folder in messages.
 
-    Raises :class:`BadValue` for an entry of an older format, :class:`DataCorrupt` for one that holds another recipe.
+    Raises :class:`BadValue` for an entry of an older format, :class:`DataCorrupt` if the recipe has another key.
     """
     recipe = read_recipe(entry.recipe)
     if (recipe.kind, recipe.key) == (entry.kind, entry.key):
@@ -201,7 +204,7 @@ def recipe_of(entry: Entry, where: str = "") -> AnyRecipe:
     raise DataCorrupt(
         f"Entry {entry.kind} {entry.key[:12]}{' at ' * bool(where)}{where} holds the recipe {recipe.kind} "
         f"{recipe.key[:12]}.",
-        "remove that entry and make it again",
+        "remove that entry and run its recipe again",
     )
 
 

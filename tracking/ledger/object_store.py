@@ -1,7 +1,7 @@
-"""Objects by name in a folder or in an S3 bucket: what the ledger is written with, and where large files are.
+"""An object store in a folder or an S3 bucket, which holds the ledger and large files.
 
-Both kinds promise the same: an object is seen whole or not at all, ``only_if_absent`` lets exactly one of many writers
-win, and one listing names everything.
+Both implementations give the same guarantees: objects appear atomically, exactly one of several writers with
+``only_if_absent`` succeeds, and one listing names all objects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stored(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """An upload in parts that was begun and not completed; no listing shows it."""
+    """A multipart upload that was not completed; object listings do not show it."""
 
     stored: Stored
     url: str
@@ -38,85 +38,85 @@ class Unfinished(NamedTuple):
 
 
 class ObjectStore(Protocol):
-    """Bytes by name; a name is a relative path with ``/``.  All failures are :class:`StoreError`."""
+    """Maps names (relative paths with ``/``) to bytes.  All methods raise :class:`StoreError` on failure."""
 
     root: str
 
     @property
     def folder(self) -> Path | None:
-        """The folder on this machine, if it is one."""
+        """The folder on this machine that holds the objects, or None."""
 
     def get(self, name: str) -> bytes | None:
-        """The object, or None."""
+        """The content of an object, or None."""
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Those of ``names`` that there are; many at a time where each waits for a network."""
+        """Contents by name of the objects that exist; requests to a server run in parallel."""
 
     def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
-        """Write; False if ``only_if_absent`` and the name is taken."""
+        """Write an object; returns False, without writing, if ``only_if_absent`` and the name is taken."""
 
     def upload(self, name: str, source: Path) -> None:
-        """A file of any size; visible when it is whole."""
+        """Copy a file of any size into an object, which appears once it is complete."""
 
     def download(self, name: str, target: Path) -> bool:
-        """An object of any size into a file; False if there is none."""
+        """Copy an object of any size into a file; returns False if there is no such object."""
 
     def delete(self, name: str) -> None:
-        """Remove; nothing happens where there is none."""
+        """Delete an object; a missing one is ignored."""
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """Every name that starts with ``prefix``, in no order."""
+        """Names that start with ``prefix``, in no particular order."""
 
     def entries(self, prefix: str = "") -> Iterator[Stored]:
-        """The same with sizes and times."""
+        """Names that start with ``prefix`` with their sizes and times, in no particular order."""
 
     def url(self, name: str = "") -> str:
         """``file:///...`` or ``s3://bucket/...``."""
 
     def usable(self) -> bool:
-        """Whether this process has the credentials that it takes."""
+        """Whether this process has the necessary credentials."""
 
     def clock_ahead_s(self) -> float | None:
-        """Seconds by which this machine's clock is ahead of the server's; None where no other machine has a part."""
+        """Seconds by which this machine's clock is ahead of the server's; None for a folder."""
 
     def server(self) -> str:
-        """What answers for it, as messages call it."""
+        """The server or folder, as named in messages."""
 
     def unfinished(self) -> Iterator[Unfinished]:
-        """Uploads that were begun and not completed."""
+        """Multipart uploads that were not completed."""
 
     def prepare(self) -> Iterator[str]:
-        """Make what is missing, and say line by line what was done; does no harm where all is there."""
+        """Create what is missing and yield a line per step; idempotent."""
 
     def check_private(self) -> Iterator[str]:
-        """Raise :class:`StoreError` if it can be read without credentials; else say that it cannot."""
+        """Yield a line confirming that reading requires credentials; raises :class:`StoreError` if it does not."""
 
 
 def open_objects(root: str | Path) -> ObjectStore:
-    """Objects below a folder (a path or ``file://``) or below ``s3://bucket/prefix``; contacts nobody yet."""
+    """The object store at a folder (a path or ``file://``) or at ``s3://bucket/prefix``; makes no request yet."""
     text = str(root)
     if text.startswith("s3://"):
         from tracking.ledger.s3 import S3Objects
 
         return S3Objects(text)
     if "://" in text and not text.startswith("file://"):
-        raise StoreError(f"Artifacts cannot live at {text}.", "give a folder or s3://bucket/prefix")
+        raise StoreError(f"Artifacts cannot be stored at {text}.", "give a folder or s3://bucket/prefix")
     return FolderObjects(local_path(text))
 
 
 def is_direct(uri: str) -> bool:
-    """Whether :func:`open_objects` reads this address, and not MLflow alone."""
+    """Whether :func:`open_objects` supports this address; others are accessible through MLflow only."""
     return uri.startswith(("s3://", "file:")) or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
 
 
 def local_path(uri: str) -> Path:
-    """The path that a ``file://`` URI or a plain path means."""
+    """The path of a ``file://`` URI or a plain path."""
     return Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)
 
 
 @contextlib.contextmanager
 def folder_errors(root: str | Path) -> Iterator[None]:
-    """Turn what a disk does into one sentence."""
+    """Convert an :class:`OSError` to a :class:`StoreError`."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ def folder_errors(root: str | Path) -> Iterator[None]:
 
 
 class FolderObjects:
-    """Objects as files."""
+    """An object store whose objects are files."""
 
     def __init__(self, root: Path):
         self.folder = root.expanduser().absolute()
@@ -160,7 +160,7 @@ class FolderObjects:
                     os.replace(neighbour, target)
                     return True
                 try:
-                    os.link(neighbour, target)  # fails if the name is taken, and shows the whole file at once
+                    os.link(neighbour, target)  # atomic, and fails if the name is taken
                 except FileExistsError:
                     return False
                 return True

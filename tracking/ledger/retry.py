@@ -1,4 +1,4 @@
-"""Waits for a server that is away: an outage of minutes costs nothing but time."""
+"""Retries with backoff while a server is unreachable, so that an outage of minutes only delays the work."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from rd3.errors import Away
 
 T = TypeVar("T")
 
-PATIENCE_S = 900.0
-"""How long a server may be away before what waits for it gives up."""
+GIVE_UP_AFTER_S = 900.0
+"""Seconds for which a server may be unreachable by default."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 
 
-def _silent(_message: str) -> None:
-    """Nobody is told."""
+def _ignore(_message: str) -> None:
+    """Default for ``waiting``."""
 
 
 def retry(
     ask: Callable[[], T],
     *,
-    give_up_after_s: float = PATIENCE_S,
-    waiting: Callable[[str], None] = _silent,
+    give_up_after_s: float = GIVE_UP_AFTER_S,
+    waiting: Callable[[str], None] = _ignore,
     leaving: Callable[[], bool] = lambda: False,
 ) -> T:
-    """What ``ask`` returns, asked again with growing pauses while it raises :class:`Away`.
+    """Call ``ask`` until it returns, with growing pauses while it raises :class:`Away`; returns its result.
 
-    ``ask`` must be fit to be done twice: it may have succeeded without a word.  ``waiting`` is told the reason before
-    each pause; ``leaving`` ends the waiting, as ``give_up_after_s`` does, and the last :class:`Away` is raised.
+    ``ask`` must be idempotent: it may have succeeded although the reply was lost.  ``waiting`` receives the reason
+    before each pause.  Raises the last :class:`Away` after ``give_up_after_s`` seconds or once ``leaving()`` is true.
     """
     deadline = time.monotonic() + give_up_after_s
     pause_s = _FIRST_PAUSE_S
@@ -42,5 +42,5 @@ def retry(
             if time.monotonic() + pause_s > deadline or leaving():
                 raise
             waiting(error.message)
-        time.sleep(pause_s * random.uniform(0.5, 1.0))  # many trials wait for the same server
+        time.sleep(pause_s * random.uniform(0.5, 1.0))  # jitter: many trials wait for the same server
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,6 +1,6 @@
-"""Objects in an S3 bucket, of AWS or of any server that speaks S3.
+"""An object store in an S3 bucket, on AWS or any S3-compatible server.
 
-Endpoint and credentials come from where boto3 always finds them.
+Endpoint and credentials come from boto3's usual sources.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rd3.errors import StoreAway, StoreError
 from tracking.ledger.object_store import Stored, Unfinished
 
 _THREADS = 24
-"""Requests in flight where many objects are read."""
+"""Parallel requests for reading many objects."""
 _REFUSED = {"403", "401", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"}
 _TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
 _ABSENT = {"404", "NoSuchKey"}
@@ -28,14 +28,14 @@ _BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
 
 @contextlib.contextmanager
 def s3_errors(root: str, endpoint: str) -> Iterator[None]:
-    """Turn what an S3 server, or its absence, does into one sentence."""
+    """Convert errors of boto3 and the server to :class:`StoreError`, or :class:`StoreAway` if a retry may succeed."""
     from boto3.exceptions import Boto3Error, S3UploadFailedError
     from botocore import exceptions as botocore
 
     try:
         try:
             yield
-        except S3UploadFailedError as error:  # boto3's wrapping of what the server said
+        except S3UploadFailedError as error:  # boto3 wraps the server's error
             raise error.__context__ or error from None
     except (botocore.NoCredentialsError, botocore.PartialCredentialsError):
         raise StoreError(
@@ -46,33 +46,33 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             bucket = urlparse(root).netloc
             raise StoreError(
-                f"{endpoint} has no bucket {bucket!r}.", "`rd3 infra init` makes it; or set RD3_ARTIFACTS to another"
+                f"{endpoint} has no bucket {bucket!r}.", "run `rd3 infra init`, or set RD3_ARTIFACTS to another bucket"
             ) from None
         if code == "RequestTimeTooSkewed":
             raise StoreError(
-                f"{endpoint} refuses us because its clock and ours differ by minutes ({code}).",
+                f"{endpoint} rejects requests because its clock and ours differ by minutes ({code}).",
                 "set the clock (NTP) on both machines",
             ) from None
         if code in _REFUSED:
             raise StoreError(
-                f"{endpoint} refuses the S3 credentials for {root} ({code}).",
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what that key may do",
+                f"{endpoint} rejects the S3 credentials for {root} ({code}).",
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the permissions of that key",
             ) from None
         busy = code in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
         raise (StoreAway if busy else StoreError)(
-            f"{endpoint} failed on {root} ({code or error}).", "look into the log of that server"
+            f"{endpoint} failed on {root} ({code or error}).", "check the log of that server"
         ) from None
     except (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error) as error:
         raise StoreAway(
             f"The S3 server {endpoint} does not answer ({type(error).__name__}).",
-            "start it, or set AWS_ENDPOINT_URL to the right one",
+            "start it, or correct AWS_ENDPOINT_URL",
         ) from None
     except botocore.BotoCoreError as error:
-        raise StoreError(f"S3 cannot be used for {root}: {error}.", "check the AWS_ variables") from None
+        raise StoreError(f"S3 cannot be used for {root}: {error}.", "check the AWS_* variables") from None
 
 
 class S3Objects:
-    """A bucket, or what has a prefix in it."""
+    """An object store in a bucket, or below a prefix in it."""
 
     folder = None
 
@@ -82,13 +82,13 @@ class S3Objects:
         self.bucket = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         if not self.bucket:
-            raise StoreError(f"{root} names no bucket.", "write s3://bucket/prefix")
-        self._made: Any = None
+            raise StoreError(f"{root} does not name a bucket.", "write s3://bucket/prefix")
+        self._client: Any = None
 
     @property
     def client(self) -> Any:
-        """The boto3 client, which threads may share; short timeouts, so that a dead server is named at once."""
-        if self._made is None:
+        """The boto3 client, which is thread-safe; its short timeouts let a dead server be reported quickly."""
+        if self._client is None:
             import boto3
             from botocore.config import Config
             from botocore.exceptions import BotoCoreError
@@ -100,12 +100,12 @@ class S3Objects:
                 max_pool_connections=32,
             )
             try:
-                self._made = boto3.session.Session().client("s3", config=config)
+                self._client = boto3.session.Session().client("s3", config=config)
             except (BotoCoreError, ValueError) as error:
                 raise StoreError(
-                    f"No S3 client can be made for {self.root} ({error}).", "check the AWS_ variables"
+                    f"Cannot create an S3 client for {self.root} ({error}).", "check the AWS_* variables"
                 ) from None
-        return self._made
+        return self._client
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         return s3_errors(self.root, self.client.meta.endpoint_url)
@@ -132,8 +132,10 @@ class S3Objects:
         return {name: data for name, data in zip(wanted, found, strict=True) if data is not None}
 
     def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
-        """As the protocol says.  AWS decides atomically; a server that looks before it writes (Swift) may tell several
-        writers of the same moment yes, so whoever must be alone reads back and goes on watching, as the lease does.
+        """See :meth:`ObjectStore.put`.
+
+        The condition is atomic on AWS.  A server that first checks and then writes (Swift) may let several concurrent
+        writers succeed, so a caller that needs exclusion must read the object back, as the lease does.
         """
         from botocore.exceptions import ClientError
 
@@ -163,9 +165,10 @@ class S3Objects:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def upload(self, name: str, source: Path) -> None:
-        """A file of any size, in parts where it is large; visible when it is whole.
+        """Upload a file of any size, in parts where it is large; the object appears once it is complete.
 
-        By name, because of an open file the parts wait in memory; and past ``upload_file``, which hides what S3 said.
+        The transfer manager is given a path, because it would buffer the parts of an open file in memory, and used
+        directly, because ``upload_file`` hides the server's error.
         """
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
@@ -173,7 +176,7 @@ class S3Objects:
             transfers.upload(str(source), self.bucket, self.prefix + name).result()
 
     def download(self, name: str, target: Path) -> bool:
-        """A large object into a file; False if there is none."""
+        """Download an object of any size; returns False if there is none."""
         from botocore.exceptions import ClientError
 
         with self.errors():
@@ -230,8 +233,8 @@ class S3Objects:
 
 
 def ahead_of(headers: Mapping[str, str], asked: float, answered: float) -> float:
-    """Seconds that we are ahead, by the headers of an answer; a server that sends no ``Date`` is taken to agree."""
+    """Seconds by which this clock is ahead of the server's, from a response's headers; 0 without a ``Date`` header."""
     if "date" not in headers:
         return 0.0
-    server = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # it gives whole seconds
+    server = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # the header has whole seconds
     return (asked + answered) / 2 - server

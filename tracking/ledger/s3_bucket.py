@@ -1,4 +1,4 @@
-"""A bucket made ready for artifacts: private, and rid of uploads that were never completed."""
+"""Setup of a bucket for artifacts: private access, and a rule that aborts uploads that were not completed."""
 
 from __future__ import annotations
 
@@ -18,78 +18,78 @@ _RULE = {
     "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": UNFINISHED_DAYS},
 }
 _UNKNOWN = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "UnsupportedOperation", "InvalidRequest"}
-"""What servers say that lack a part of S3."""
+"""Error codes of servers that do not implement an operation."""
 _FORBIDDEN = {"AccessDenied", "403"}
 
 
-def create(documents: S3Objects) -> str:
+def create(objects: S3Objects) -> str:
     from botocore.exceptions import ClientError
 
-    client, bucket = documents.client, documents.bucket
-    with documents.errors():
+    client, bucket = objects.client, objects.bucket
+    with objects.errors():
         try:
             client.list_objects_v2(Bucket=bucket, MaxKeys=1)
-            return f"{bucket}: is there"
+            return f"{bucket}: exists"
         except ClientError as error:
             if error.response["Error"]["Code"] != "NoSuchBucket":
                 raise
         region = client.meta.region_name
-        # us-east-1 is the one region that AWS does not want to hear of, and what other servers call themselves.
+        # AWS does not accept us-east-1 as a location constraint, and other servers use it as their name.
         where = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region != "us-east-1" else {}
         client.create_bucket(Bucket=bucket, **where)
-    return f"{bucket}: made"
+    return f"{bucket}: created"
 
 
-def block_public_access(documents: S3Objects) -> str:
-    """Public access is blocked whatever a policy or an ACL may say later."""
+def block_public_access(objects: S3Objects) -> str:
+    """Block public access, whatever a later policy or ACL allows; returns a line about the outcome."""
     block = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     return _if_known(
-        documents,
+        objects,
         "public access block",
-        lambda: documents.client.put_public_access_block(
-            Bucket=documents.bucket, PublicAccessBlockConfiguration=dict.fromkeys(block, True)
+        lambda: objects.client.put_public_access_block(
+            Bucket=objects.bucket, PublicAccessBlockConfiguration=dict.fromkeys(block, True)
         ),
     )
 
 
-def add_lifecycle(documents: S3Objects) -> str:
-    """A lifecycle rule beside those that are there."""
+def add_lifecycle(objects: S3Objects) -> str:
+    """Add a lifecycle rule to the existing ones; returns a line about the outcome."""
     from botocore.exceptions import ClientError
 
     def add() -> None:
         try:
-            found = documents.client.get_bucket_lifecycle_configuration(Bucket=documents.bucket).get("Rules", [])
+            existing = objects.client.get_bucket_lifecycle_configuration(Bucket=objects.bucket).get("Rules", [])
         except ClientError as error:
             if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
                 raise
-            found = []
-        rules = [rule for rule in found if rule.get("ID") != _RULE["ID"]] + [_RULE]
-        documents.client.put_bucket_lifecycle_configuration(
-            Bucket=documents.bucket, LifecycleConfiguration={"Rules": rules}
+            existing = []
+        rules = [rule for rule in existing if rule.get("ID") != _RULE["ID"]] + [_RULE]
+        objects.client.put_bucket_lifecycle_configuration(
+            Bucket=objects.bucket, LifecycleConfiguration={"Rules": rules}
         )
 
-    return _if_known(documents, f"lifecycle (unfinished uploads end after {UNFINISHED_DAYS} days)", add)
+    return _if_known(objects, f"lifecycle rule (aborts unfinished uploads after {UNFINISHED_DAYS} days)", add)
 
 
-def _if_known(documents: S3Objects, what: str, ask: Callable[[], Any]) -> str:
-    """Ask for what not every server knows, and not every key may set; neither stops RD3 from working."""
+def _if_known(objects: S3Objects, what: str, ask: Callable[[], Any]) -> str:
+    """Call ``ask``; RD3 also works where the server does not support the feature or the key may not set it."""
     from botocore.exceptions import ClientError
 
-    with documents.errors():
+    with objects.errors():
         try:
             ask()
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in _UNKNOWN:
-                return f"{documents.bucket}: this server has no {what} ({code})"
+                return f"{objects.bucket}: this server does not support the {what} ({code})"
             if code in _FORBIDDEN:
-                return f"{documents.bucket}: this key may not set the {what}; its owner should"
+                return f"{objects.bucket}: this key may not set the {what}; ask the bucket's owner to set it"
             raise
-    return f"{documents.bucket}: {what} set"
+    return f"{objects.bucket}: {what} set"
 
 
-def check_private(documents: S3Objects) -> None:
-    """An unsigned listing must be refused."""
+def check_private(objects: S3Objects) -> None:
+    """Raise :class:`StoreError` if an unsigned request can list the bucket."""
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -97,13 +97,11 @@ def check_private(documents: S3Objects) -> None:
 
     config = Config(signature_version=UNSIGNED, connect_timeout=3, read_timeout=20, retries={"max_attempts": 2})
     client = boto3.session.Session().client("s3", config=config)
-    with documents.errors():
+    with objects.errors():
         try:
-            client.list_objects_v2(Bucket=documents.bucket, MaxKeys=1)
+            client.list_objects_v2(Bucket=objects.bucket, MaxKeys=1)
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
                 return
             raise
-    raise StoreError(
-        f"Bucket {documents.bucket!r} can be listed by anybody, without credentials.", "remove its public policy or ACL"
-    )
+    raise StoreError(f"Bucket {objects.bucket!r} can be listed without credentials.", "remove its public policy or ACL")

@@ -1,1 +1,1 @@
-"""From ledger entries to tables, figures and report pages, with the paper's values beside them."""
+"""Tables, figures and report pages from ledger entries, with the paper's values for comparison."""

@@ -1,7 +1,7 @@
-"""Charts of scores as SVG or PNG bytes: accuracy by method and IPC, sensitivity to a field, cost against accuracy.
+"""Charts of scores as SVG or PNG bytes: accuracy by method and IPC, sensitivity to a field, accuracy against cost.
 
-Drawn on their own figures, without pyplot and its global state.  Colours are those of Okabe and Ito, which people with
-any colour vision can tell apart, with two more of other lightness, and every method has a marker of its own as well.
+Figures are drawn without pyplot and its global state.  The colours are the colour-blind safe palette of Okabe and Ito
+with two additions of different lightness; every method also has its own marker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tracking.report.scores import Score
 from tracking.report.tables import ResultTable
 
 INK = "#1f2328"
-"""In SVG this becomes ``currentColor``, so that a chart follows the page it stands in, light or dark."""
+"""Replaced by ``currentColor`` in SVG, so that a chart follows the light or dark theme of its page."""
 COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7", "#6A51A3", "#D55E00")
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
@@ -54,21 +54,21 @@ STYLE: dict[RcKeyType, Any] = {
 }
 
 
-def _looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method: the paper's methods always have the same, others follow by name."""
+def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Map methods to (colour, marker), fixed for the paper's methods and in order of the name for others."""
     known = list(names()["methods"])
     order = known + sorted(set(methods) - set(known))
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
 
 
 def _rendered(figure: Figure, kind: str, name: str) -> bytes:
-    """The figure as bytes; an SVG has ids of its own (``name``), no metadata, and takes the colour of its place."""
+    """The figure as bytes; in an SVG, ids are prefixed by ``name``, and there is no metadata."""
     out = io.BytesIO()
     if kind == "png":
         figure.savefig(out, format="png", dpi=150, facecolor="white", bbox_inches="tight")
         return out.getvalue()
     if kind != "svg":
-        raise BadValue(f"A chart can be 'svg' or 'png', not {kind!r}.", "use one of these")
+        raise BadValue(f"Unknown chart format {kind!r}.", "use 'svg' or 'png'")
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     text = out.getvalue().decode()
@@ -90,14 +90,14 @@ def _legend(figure: Figure, entries: list[Line2D], columns: int = 5) -> None:
     )
 
 
-def _key(label: str, colour: str, marker: str, **more: Any) -> Line2D:
+def _legend_entry(label: str, colour: str, marker: str, **more: Any) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=label, **more)
 
 
 def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accuracy") -> bytes:
-    """Mean top-1 with one standard deviation by method, a panel for each IPC, the paper's value as a hollow diamond."""
+    """Mean top-1 accuracy ± one standard deviation by method, one panel per IPC; hollow diamonds show the paper."""
     count = len(table.rows)
-    looks = _looks([score.method for row in table.rows for score in row.scores.values()])
+    styles = _styles([score.method for row in table.rows for score in row.scores.values()])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(4.6, 2.9 * len(table.ipcs) + 1.2), 1.0 + 0.46 * count), layout="constrained")
         panels = figure.subplots(1, len(table.ipcs), sharey=True, squeeze=False)[0]
@@ -111,12 +111,12 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
                 if score.paper is not None:
                     paper_seen = True
                     _point(axes, score.paper.mean, y - 0.16, score.paper.std, PAPER, "D", hollow=True)
-                if score.spread is not None:
-                    colour, marker = looks[score.method]
-                    _point(axes, score.spread.mean, y + 0.1, score.spread.std, colour, marker)
+                if score.top1 is not None:
+                    colour, marker = styles[score.method]
+                    _point(axes, score.top1.mean, y + 0.1, score.top1.std, colour, marker)
                     axes.annotate(
-                        f"{score.spread.mean:.1f}",
-                        (score.spread.mean, y + 0.1),
+                        f"{score.top1.mean:.1f}",
+                        (score.top1.mean, y + 0.1),
                         xytext=(0, -12),
                         textcoords="offset points",
                         ha="center",
@@ -130,7 +130,9 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
             axes.spines["left"].set_visible(False)
             _grid(axes, "x")
         if paper_seen:
-            _legend(figure, [_key("here", INK, "s"), _key("paper", PAPER, "D", markerfacecolor="none")])
+            _legend(
+                figure, [_legend_entry("here", INK, "s"), _legend_entry("paper", PAPER, "D", markerfacecolor="none")]
+            )
         return _rendered(figure, kind, name)
 
 
@@ -151,32 +153,32 @@ def _point(
 
 
 def varied_fields(scores: Sequence[Score]) -> list[str]:
-    """The protocol fields that were moved, in the order in which they first appear."""
+    """The protocol fields that were varied, in order of first appearance."""
     return list(dict.fromkeys(name for score in scores for name in score.varied))
 
 
 def _value(score: Score, field: str) -> Any:
-    """What the field was in the run: resolved (a batch is capped at the set's size), else as the grid asked."""
+    """The field's value in the resolved protocol (a batch is capped at the set's size), or else in the grid."""
     value = value_by_name(score.resolved, field) if score.resolved else score.varied.get(field)
     return value if isinstance(value, int | float | str) else plain_text(value)
 
 
 def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tuple[Any, Score]]]:
-    """Label of a line to its points (value, score), in order of the value.
+    """Map line labels to points (value, score), in order of the value.
 
-    A line holds one method, dataset and IPC at the base point and wherever ``field`` alone was moved; equal values are
-    one point, and points without a number are left out.
+    A line has one method, dataset and IPC, at the base point and where only ``field`` was varied.  Equal values give
+    one point; points without a result are left out.
     """
-    moved = {_line(score, field) for score in scores if list(score.varied) == [field]}
+    varied = {_line(score, field) for score in scores if list(score.varied) == [field]}
     shown = [
         score
         for score in scores
-        if score.spread is not None and _line(score, field) in moved and list(score.varied) in ([], [field])
+        if score.top1 is not None and _line(score, field) in varied and list(score.varied) in ([], [field])
     ]
-    varying = [i for i in range(8) if len({_line(score, field)[i] for score in shown}) > 1 or i == 0]
+    distinct = [i for i in range(8) if len({_line(score, field)[i] for score in shown}) > 1 or i == 0]
     lines: dict[str, dict[Any, Score]] = {}
     for score in sorted(shown, key=lambda score: bool(score.varied)):
-        label = ", ".join(_line(score, field)[i] for i in varying)
+        label = ", ".join(_line(score, field)[i] for i in distinct)
         lines.setdefault(label, {}).setdefault(_value(score, field), score)
     return {
         label: sorted(points.items(), key=lambda point: (isinstance(point[0], str), point[0]))
@@ -185,7 +187,7 @@ def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tup
 
 
 def _line(score: Score, field: str) -> tuple[str, ...]:
-    """What the points of one line share."""
+    """The fields that all points of a line share."""
     changes = changes_text(dict(sorted(score.overrides.items())))
     return (
         score.method,
@@ -200,45 +202,46 @@ def _line(score: Score, field: str) -> tuple[str, ...]:
 
 
 def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg", name: str = "sensitivity") -> bytes:
-    """Mean top-1 against the value of one protocol field, bars of one standard deviation, the base point ringed.
+    """Mean top-1 accuracy ± one standard deviation against one protocol field, with the base point circled.
 
-    The axis is logarithmic where positive values span a decade or more, and in plain steps where they are not numbers.
+    The x axis is logarithmic if positive values span a decade or more, and categorical if values are not numbers.
+    Raises :class:`BadValue` if no result varies ``field``.
     """
     lines = sensitivity_lines(scores, field)
     values = sorted({value for points in lines.values() for value, _ in points}, key=lambda v: (isinstance(v, str), v))
     if not values:
-        raise BadValue(f"No result moves {field!r}.", "run a grid that varies it")
+        raise BadValue(f"No result varies {field!r}.", "run a grid that varies it")
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     logarithmic = numeric and min(values) > 0 and max(values) / min(values) >= 10
-    where = {value: value if numeric else index for index, value in enumerate(values)}
-    looks = _looks([points[0][1].method for points in lines.values()])
+    positions = {value: value if numeric else index for index, value in enumerate(values)}
+    styles = _styles([points[0][1].method for points in lines.values()])
     dashes: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-    met: dict[str, int] = {}
+    counts: dict[str, int] = {}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
         axes = figure.subplots()
         entries = []
         for index, (label, points) in enumerate(lines.items()):
             method = points[0][1].method
-            colour, marker = looks[method]
-            turn = met[method] = met.get(method, -1) + 1
-            # Lines that share their x values are set apart a little, or their bars would hide each other.
-            place = _set_apart(where, index - (len(lines) - 1) / 2, logarithmic)
+            colour, marker = styles[method]
+            count = counts[method] = counts.get(method, -1) + 1
+            # Lines with the same x values are shifted a little, so that their error bars do not overlap.
+            shifted = _shifted(positions, index - (len(lines) - 1) / 2, logarithmic)
             axes.errorbar(
-                [place[value] for value, _ in points],
-                [score.spread.mean for _, score in points if score.spread],
-                yerr=[score.spread.std or 0.0 for _, score in points if score.spread],
+                [shifted[value] for value, _ in points],
+                [score.top1.mean for _, score in points if score.top1],
+                yerr=[score.top1.std or 0.0 for _, score in points if score.top1],
                 color=colour,
                 marker=marker,
-                linestyle=dashes[turn % len(dashes)],
+                linestyle=dashes[count % len(dashes)],
                 linewidth=1.3,
                 elinewidth=1.3,
                 capsize=2.5,
             )
-            base = [(value, score) for value, score in points if not score.varied and score.spread]
+            base = [(value, score) for value, score in points if not score.varied and score.top1]
             axes.plot(
-                [place[value] for value, _ in base],
-                [score.spread.mean for _, score in base if score.spread],
+                [shifted[value] for value, _ in base],
+                [score.top1.mean for _, score in base if score.top1],
                 marker="o",
                 markersize=13,
                 markerfacecolor="none",
@@ -247,29 +250,29 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
                 linestyle="none",
             )
             entries.append(
-                Line2D([], [], color=colour, marker=marker, linestyle=dashes[turn % len(dashes)], label=label)
+                Line2D([], [], color=colour, marker=marker, linestyle=dashes[count % len(dashes)], label=label)
             )
         if logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.08, y=0.12)
-        axes.set_xticks([where[value] for value in values], [_tick(value) for value in values])
+        axes.set_xticks([positions[value] for value in values], [_tick(value) for value in values])
         axes.set_xlabel(field)
         axes.set_ylabel("top-1 %")
         _grid(axes, "y")
-        entries.append(_key("base point", INK, "o", markerfacecolor="none"))
+        entries.append(_legend_entry("base point", INK, "o", markerfacecolor="none"))
         entries[-1].set_markersize(11)
         _legend(figure, entries, columns=3)
         return _rendered(figure, kind, name)
 
 
-def _set_apart(where: dict[Any, float], steps: float, logarithmic: bool) -> dict[Any, float]:
-    """The places of the values, moved by ``steps`` times 0.8 % of the axis."""
-    low, high = min(where.values()), max(where.values())
+def _shifted(positions: dict[Any, float], steps: float, logarithmic: bool) -> dict[Any, float]:
+    """The positions shifted by ``steps`` times 0.8 % of the axis."""
+    low, high = min(positions.values()), max(positions.values())
     if logarithmic:
-        return {value: place * (high / low) ** (0.008 * steps) for value, place in where.items()}
-    return {value: place + 0.008 * steps * (high - low) for value, place in where.items()}
+        return {value: x * (high / low) ** (0.008 * steps) for value, x in positions.items()}
+    return {value: x + 0.008 * steps * (high - low) for value, x in positions.items()}
 
 
 def _tick(value: Any) -> str:
@@ -277,27 +280,33 @@ def _tick(value: Any) -> str:
 
 
 def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost") -> bytes:
-    """Mean top-1 against the generation time of the set (process seconds, logarithmic), a point a method and IPC."""
-    shown = [score for score in scores if score.spread and score.generation_process_s and not score.varied]
+    """Mean top-1 accuracy against the CPU time of generating the set (log scale), one point per method and IPC.
+
+    Raises :class:`BadValue` if no result has both.
+    """
+    shown = [score for score in scores if score.top1 and score.generation_process_s and not score.varied]
     if not shown:
         raise BadValue("No result has both an accuracy and a generation time.", "run the grid first")
-    looks = _looks([score.method for score in shown])
+    styles = _styles([score.method for score in shown])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
         axes = figure.subplots()
         for score in shown:
-            if score.spread is None or score.generation_process_s is None:
+            if score.top1 is None or score.generation_process_s is None:
                 continue
-            colour, marker = looks[score.method]
-            x, y = score.generation_process_s, score.spread.mean
-            axes.errorbar(x, y, yerr=score.spread.std or None, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+            colour, marker = styles[score.method]
+            x, y = score.generation_process_s, score.top1.mean
+            axes.errorbar(x, y, yerr=score.top1.std or None, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
             axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.12)
-        axes.set_xlabel("generation time of the set, process seconds")
+        axes.set_xlabel("generation time of the set, CPU seconds")
         axes.set_ylabel("top-1 %")
         _grid(axes, "both")
-        _legend(figure, [_key(method, *looks[method]) for method in dict.fromkeys(score.method for score in shown)])
+        _legend(
+            figure,
+            [_legend_entry(method, *styles[method]) for method in dict.fromkeys(score.method for score in shown)],
+        )
         return _rendered(figure, kind, name)

@@ -1,4 +1,4 @@
-"""The report of a grid: Markdown, CSV, and one HTML page that needs nothing but itself."""
+"""The report of a grid: Markdown, CSV and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tracking.report.scores import Score, scores
 from tracking.report.tables import ResultTable
 
 Fetch = Callable[[str, str], Path]
-"""(kind, key) to a local folder with the verified files."""
+"""Maps (kind, key) to a local folder with the verified files."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with the words that stand for it."""
+    """A figure with title and caption."""
 
     title: str
     caption: str
@@ -45,7 +45,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A set's contact sheet as a data URI, or why there is none."""
+    """The contact sheet of a set as a data URI, or the reason for its absence."""
 
     title: str
     caption: str
@@ -63,15 +63,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the templates show, worked out."""
+    """The data that the templates render."""
 
     grid: str
     description: str
     made_at: str
     lines: dict[str, str]
-    """What was run, by name."""
+    """Facts about the run, by name."""
     protocols: dict[str, dict[str, str]]
-    """Name of a protocol to its fields."""
+    """Map of protocol names to their fields."""
     teachers: list[dict[str, str]]
     sections: list[Section]
     sensitivity: list[Chart]
@@ -89,45 +89,47 @@ class Page:
 
 
 def _svg(data: bytes) -> Markup:
-    """A chart drawn here, whose text matplotlib has escaped, to stand in the page as it is."""
+    """Mark a chart as safe HTML: matplotlib has escaped its text."""
     return Markup(data.decode())
 
 
 def when(moment: str) -> str:
-    """ISO 8601 for people."""
+    """An ISO 8601 time in readable form."""
     return moment.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _seen(frame: pd.DataFrame, column: str) -> list[str]:
+def _distinct(frame: pd.DataFrame, column: str) -> list[str]:
+    """Distinct values of a column as text, in order of appearance."""
     return [str(value) for value in dict.fromkeys(frame[column].tolist()) if value is not None]
 
 
 def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
-    """What was run: the caller's facts first, then what the entries say."""
+    """Facts about the run, from the entries and from the caller."""
     given = {name: str(value) for name, value in facts.items() if name not in ("description", "failures")}
     counts = frame["status"].value_counts()
-    dates = sorted(_seen(frame, "finished_at"))
-    threads = _seen(frame, "threads")
-    said = {
-        "datasets": ", ".join(_seen(frame, "dataset")),
-        "methods": ", ".join(_seen(frame, "method")),
-        "IPC": ", ".join(_seen(frame, "ipc")),
-        "students": ", ".join(_seen(frame, "student")),
-        "set seeds": ", ".join(_seen(frame, "set_seed")),
-        "student seeds": ", ".join(_seen(frame, "student_seed")),
+    dates = sorted(_distinct(frame, "finished_at"))
+    threads = _distinct(frame, "threads")
+    entries = {
+        "datasets": ", ".join(_distinct(frame, "dataset")),
+        "methods": ", ".join(_distinct(frame, "method")),
+        "IPC": ", ".join(_distinct(frame, "ipc")),
+        "students": ", ".join(_distinct(frame, "student")),
+        "set seeds": ", ".join(_distinct(frame, "set_seed")),
+        "student seeds": ", ".join(_distinct(frame, "student_seed")),
         "evaluations": ", ".join(f"{count} {status}" for status, count in counts.items()),
-        "hardware": ", ".join(_seen(frame, "device")) + (f", {'/'.join(threads)} thread(s) a trial" if threads else ""),
-        "hosts": ", ".join(_seen(frame, "host")),
-        "tested on": ", ".join(_seen(frame, "tested_on")),
+        "hardware": ", ".join(_distinct(frame, "device"))
+        + (f", {'/'.join(threads)} thread(s) a trial" if threads else ""),
+        "hosts": ", ".join(_distinct(frame, "host")),
+        "tested on": ", ".join(_distinct(frame, "tested_on")),
         "finished": " to ".join(dict.fromkeys([when(dates[0]), when(dates[-1])])) if dates else "",
-        "code version": ", ".join(_seen(frame, "code_version")),
-        "torch": ", ".join(_seen(frame, "torch")),
+        "code version": ", ".join(_distinct(frame, "code_version")),
+        "torch": ", ".join(_distinct(frame, "torch")),
     }
-    return {name: value for name, value in {**said, **given}.items() if value}
+    return {name: value for name, value in {**entries, **given}.items() if value}
 
 
 def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
-    """The resolved fields of each base protocol; one that follows from the cell (a capped batch) lists its values."""
+    """The resolved fields of each base protocol; a field that depends on the cell (a capped batch) lists its values."""
     merged: dict[str, dict[str, dict[str, None]]] = {}
     for score in found:
         if score.resolved and not score.varied:
@@ -152,7 +154,7 @@ def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
                 "dataset": dataset,
                 "role": role,
                 "network": str(entry.recipe.get("network", "")),
-                "accuracy": "not known" if accuracy is None else f"{accuracy:.2f} %{seen}",
+                "accuracy": "unknown" if accuracy is None else f"{accuracy:.2f} %{seen}",
                 "origin": "imported" if entry.recipe.get("weights") else "trained here",
                 "key": key[:12],
             }
@@ -164,7 +166,7 @@ def _sections(found: Sequence[Score]) -> list[Section]:
     sections = []
     for index, table in enumerate(tables.result_tables(found)):
         chart = None
-        if any(score.spread for row in table.rows for score in row.scores.values()):
+        if any(score.top1 for row in table.rows for score in row.scores.values()):
             caption = "Dots: mean over seeds; bars: one standard deviation."
             drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
             chart = Chart(f"Accuracy, {table.title}", caption, _svg(drawn))
@@ -183,14 +185,14 @@ def _sensitivity(found: Sequence[Score]) -> list[Chart]:
 
 
 def _cost(found: Sequence[Score]) -> Chart | None:
-    """Cost against accuracy, where there are at least two points of one dataset under one protocol."""
-    shown = [score for score in found if score.spread and score.generation_process_s and not score.varied]
+    """Accuracy against cost, if there are at least two points of one dataset under one protocol."""
+    shown = [score for score in found if score.top1 and score.generation_process_s and not score.varied]
     soft = [score for score in shown if score.labels == shown[0].labels]
-    alike = {(score.dataset, score.protocol, score.student) for score in soft}
-    if len(soft) < 2 or len(alike) > 1:
+    settings = {(score.dataset, score.protocol, score.student) for score in soft}
+    if len(soft) < 2 or len(settings) > 1:
         return None
     drawn = figures.cost_chart(soft, name="cost")
-    caption = "Process seconds spent inside the method, teachers excluded, against the accuracy that the set gives."
+    caption = "CPU seconds spent in the method, without training teachers, against the accuracy on the set."
     return Chart("Generation time and accuracy", caption, _svg(drawn))
 
 
@@ -203,7 +205,7 @@ def _sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[Sheet]:
             continue
         title = f"{score.method}, {score.dataset}, IPC {score.ipc}"
         spent = tables.seconds_text(score.generation_process_s)
-        caption = f"set {key[:12]}" + (f", made in {spent} process seconds" if spent else "")
+        caption = f"set {key[:12]}" + (f", generated in {spent} CPU seconds" if spent else "")
         try:
             path = fetch("set", key) / "contact_sheet.png"
             if path.is_file():
@@ -217,7 +219,7 @@ def _sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[Sheet]:
 
 
 def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, str]]:
-    """Cells without a number, with the reason; ``failures`` maps keys of recipes to what became of them."""
+    """Cells without a result, with the reason; ``failures`` maps keys of recipes to the reasons of their failures."""
     found: dict[tuple[str, str], int] = {}
     for row in frame[frame["status"] != "done"].to_dict("records"):
         varied = changes_text(row["varied"])
@@ -250,12 +252,12 @@ def _provenance(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _in_pack(pack: float | None) -> str:
-    """Behind the time of an evaluation that was trained with others."""
+    """Suffix for the time of an evaluation that was trained in a pack."""
     return f" (pack of {pack:.0f})" if (pack or 1) > 1 else ""
 
 
 def _evaluations_csv(frame: pd.DataFrame) -> str:
-    """One line an evaluation, with all that is known of it; nested fields as JSON."""
+    """One line per evaluation with all columns; nested fields as JSON."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(frame.columns)
@@ -278,7 +280,7 @@ def _environment(html: bool) -> Environment:
         "paper_text": tables.paper_text,
         "delta_text": tables.delta_text,
         "reduced_text": tables.reduced_text,
-        "spread_text": tables.spread_text,
+        "top1_text": tables.top1_text,
         "seconds_text": tables.seconds_text,
         "changes_text": changes_text,
         "interval_text": interval_text,
@@ -290,7 +292,7 @@ def _environment(html: bool) -> Environment:
 
 
 def fill(template: str, page: Any) -> str:
-    """A template of this package with what it calls ``page``."""
+    """Render a template of this package with the variable ``page``."""
     return _environment(template.endswith(".html.j2")).get_template(template).render(page=page)
 
 
@@ -305,8 +307,8 @@ def write_report(
 ) -> dict[str, Path]:
     """Write ``report.md``, ``results.csv``, ``evaluations.csv``, ``report.html`` and ``charts/*.svg`` into ``out``.
 
-    Returns file name to path.  ``find`` and ``fetch`` are a store's.  ``facts`` are further lines of what was run, by
-    name, and two names of their own: ``description``, and ``failures`` (key of a recipe to what became of it).
+    Returns file names with their paths.  ``find`` and ``fetch`` are methods of a store.  ``facts`` are more lines about
+    the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
     """
     frame = rows(cells, find)
     found = scores(frame)

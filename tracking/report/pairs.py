@@ -1,4 +1,4 @@
-"""A method with and without one of its ideas: the same seeds under two settings, the difference and its interval."""
+"""Paired comparison of a method's variants with the method as published, on the same seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Seeds = tuple[int | None, int]
 
 @dataclass(frozen=True)
 class Pair:
-    """A variant of a method beside the method as published, everything else equal; accuracies 0-100."""
+    """A variant of a method compared with the method as published, all else equal; accuracies in per cent."""
 
     method: str
     dataset: str
@@ -25,22 +25,22 @@ class Pair:
     student: str
     labels: str
     changed: Mapping[str, Any]
-    """Settings of the variant that differ, by name."""
+    """Settings of the variant that differ from the published ones."""
     plain: float
-    """Mean of the method as published, over the seeds that both have."""
+    """Mean of the method as published, over the common seeds."""
     variant: float
     seeds: int
-    """Evaluations on either side."""
+    """Number of evaluations on each side."""
     unit: str
-    """What counts as one: ``set seeds``, over means within each, where these vary, else ``student seeds``."""
+    """Unit of the test: ``set seeds``, with means over their students, if these vary, else ``student seeds``."""
     difference: PairedDifference | None
-    """Variant minus plain; None for a single unit, whose spread nobody knows."""
+    """Variant minus plain; None for a single unit, which has no standard deviation."""
     precisions: tuple[str, ...] = ()
-    """At what both sides ran; more than one where their machines differ."""
+    """Precisions at which both sides ran; more than one if their machines differ."""
 
 
 def pairs(frame: pd.DataFrame) -> list[Pair]:
-    """Every variant in ``query.rows`` whose plain method is there as well, in the order of the rows."""
+    """Every variant in ``query.rows`` for which the published method was also run, in the order of the rows."""
     groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
     for row in frame[frame["status"] == "done"].to_dict("records"):
         own = {name: value for name, value in row["overrides"].items() if name.startswith(f"{row['method']}.")}
@@ -78,7 +78,7 @@ def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[s
 
 
 def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
-    """One value a unit: students of one set are no independent witnesses of the method."""
+    """One value per unit; students of one set are not independent samples of the method."""
     if not several_sets:
         return [row["top1_pct"] for row in rows]
     by_set: dict[int | None, list[float]] = {}
@@ -88,7 +88,7 @@ def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
 
 
 def interval_text(pair: Pair) -> str:
-    """``+1.2 [−0.3, 2.7], p 0.09 (3 set seeds)``."""
+    """Difference, interval and p-value, such as ``+1.2 [−0.3, 2.7], p 0.09 (3 set seeds)``."""
     across = f"; across {' and '.join(pair.precisions)}" if len(pair.precisions) > 1 else ""
     if pair.difference is None:
         return f"{pair.variant - pair.plain:+.1f} (1 pair, no interval{across})".replace("-", "−")

@@ -1,7 +1,7 @@
-"""The paper's own numbers, for whoever sets a measurement beside them.
+"""The paper's results, for comparison.
 
-The tables are data (``data/paper_results.csv``, one row a number, as printed), and so are the names that the paper
-uses (``data/paper_names.yaml``) and the printed cells that should not be trusted (``data/paper_doubts.yaml``).
+Data files hold the tables (``data/paper_results.csv``, one row per printed number), the names that the paper uses
+(``data/paper_names.yaml``) and doubtful cells (``data/paper_doubts.yaml``).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from rd3.component import changes_text
 
 @dataclass(frozen=True)
 class PaperValue:
-    """One printed accuracy.  The paper does not say over how many runs."""
+    """One printed accuracy; the paper does not state the number of runs."""
 
     mean: float
-    """Top-1, 0-100."""
+    """Top-1 accuracy in per cent."""
     std: float | None
     table: str
     """Number of the paper's table."""
     remark: str = ""
-    """Why the cell is doubtful; empty where it is not."""
+    """Reason to doubt the cell, or empty."""
 
 
 @functools.cache
 def names() -> dict[str, Any]:
-    """The paper's names and the order of its tables."""
+    """The paper's names and the order of its tables (``data/paper_names.yaml``)."""
     text = files("tracking.report").joinpath("data", "paper_names.yaml").read_text(encoding="utf-8")
     found: dict[str, Any] = yaml.safe_load(text)
     return found
@@ -40,7 +40,7 @@ def names() -> dict[str, Any]:
 
 @functools.cache
 def doubts() -> tuple[dict[str, Any], ...]:
-    """Printed cells that should not be trusted, with the reason."""
+    """Doubtful cells of the paper's tables, with the reason."""
     return tuple(
         yaml.safe_load(files("tracking.report").joinpath("data", "paper_doubts.yaml").read_text(encoding="utf-8"))
     )
@@ -48,7 +48,7 @@ def doubts() -> tuple[dict[str, Any], ...]:
 
 @functools.cache
 def _printed() -> dict[tuple[str, str, int, str, str, str], tuple[float, float | None]]:
-    """(table, dataset, ipc, method, network, labels) to (mean, std), for the tables that cells are compared with."""
+    """Map (table, dataset, ipc, method, network, labels) to (mean, std), for the tables used in comparisons."""
     wanted = {table for tables in names()["tables"].values() for table in tables}
     found: dict[tuple[str, str, int, str, str, str], tuple[float, float | None]] = {}
     with files("tracking.report").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
@@ -61,8 +61,8 @@ def _printed() -> dict[tuple[str, str, int, str, str, str], tuple[float, float |
 
 
 def remark(table: str, dataset: str, ipc: int, method: str, model: str) -> str:
-    """Why a printed cell is doubtful, all names as the paper has them; empty where it is not."""
-    said = [
+    """Reason to doubt a printed cell, or empty; all names as in the paper."""
+    remarks = [
         doubt["remark"]
         for doubt in doubts()
         if doubt["table"] == table
@@ -71,21 +71,21 @@ def remark(table: str, dataset: str, ipc: int, method: str, model: str) -> str:
         and method in doubt.get("method", [method])
         and model in doubt.get("model", [model])
     ]
-    return "; ".join(said)
+    return "; ".join(remarks)
 
 
 def paper_value(
     method: str, dataset: str, ipc: int, student: str, teacher_network: str | None, labels: str
 ) -> PaperValue | None:
-    """What the paper prints for a cell under its own protocol, or None.
+    """The paper's value for a cell under its own protocol, or None; names are RD3's.
 
-    Names are RD3's.  Subsets and digits have no value, nor has any teacher but ResNet-18; ``teacher_network`` is None
-    for a random set with hard labels, which no teacher touched.
+    There are values for full datasets and ResNet-18 teachers only.  ``teacher_network`` is None for a random set with
+    hard labels, which does not use a teacher.
     """
     known = names()
     theirs = known["methods"].get(method), known["datasets"].get(dataset), known["networks"].get(student)
-    untouched = method == "random" and labels == "hard" and teacher_network is None
-    if None in theirs or not (untouched or teacher_network == known["teacher"]):
+    without_teacher = method == "random" and labels == "hard" and teacher_network is None
+    if None in theirs or not (without_teacher or teacher_network == known["teacher"]):
         return None
     name, data, model = theirs
     for table in known["tables"][labels]:
@@ -96,7 +96,7 @@ def paper_value(
 
 
 def incomparable(protocol: str, changed: dict[str, Any], labels: str) -> list[str]:
-    """What sets a cell apart from the paper's protocol: the preset, or fields that the grid changed; [] if nothing."""
+    """Differences of a cell from the paper's protocol: another preset, and fields that the grid changed."""
     known = names()
     allowed = {*known["open"], "labels", *(["loss"] if labels == "hard" else [])}
     apart = [f"protocol {protocol}"] if protocol != known["protocol"] else []
@@ -104,6 +104,6 @@ def incomparable(protocol: str, changed: dict[str, Any], labels: str) -> list[st
 
 
 def place_of(kind: str, name: str) -> tuple[int, str]:
-    """Sort key of a method or dataset (``kind`` is ``methods`` or ``datasets``): the paper's order, then by name."""
+    """Sort key of a method or dataset (``kind``: ``methods`` or ``datasets``): the paper's order, then by name."""
     order = list(names()[kind])
     return (order.index(name) if name in order else len(order), name)

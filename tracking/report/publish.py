@@ -1,4 +1,4 @@
-"""A grid as MLflow's pages show it: its numbers on the page of its run, tables and charts among the run's files."""
+"""Publishing of a grid in MLflow: its scores as the description of its run, tables and charts as artifacts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rd3.recipe import Key
 from tracking.report.page import write_report
 from tracking.report.query import Find, rows
 from tracking.report.scores import Score, scores
-from tracking.report.tables import escape_markdown, paper_text, spread_text
+from tracking.report.tables import escape_markdown, paper_text, top1_text
 from tracking.runs.runs import Tracker
 
 FOLDER = "report"
 _LONGEST = 5000
-"""Characters of a description; MLflow takes 8000."""
+"""Maximum characters of a description; MLflow allows 8000."""
 
 
 def publish(tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], find: Find, report: Path) -> None:
-    """Show a grid with its run ``run_id``: what is in the folder ``report``, its numbers, its name on all its runs.
+    """Log the folder ``report`` and a table of scores to the grid's run, and tag the runs of all its recipes.
 
-    A result that another grid made stays under that one's run; the tag ``rd3.grids`` names all that it belongs to.
+    A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
     """
     frame = rows(cells, find)
     described = summary(scores(frame))
@@ -37,12 +37,12 @@ def publish(tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], fin
 def publish_tables(
     tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], find: Find, out: Path, **facts: object
 ) -> None:
-    """:func:`publish` what the ledger alone can tell; the pictures stay with the runs of their sets."""
+    """Write the report without contact sheets, which would need the sets' files, and :func:`publish` it."""
 
-    def elsewhere(kind: str, key: Key) -> Path:
-        raise DataMissing(f"The run of {kind} {key[:12]} has it.")
+    def not_fetched(kind: str, key: Key) -> Path:
+        raise DataMissing(f"See the run of {kind} {key[:12]}.")
 
-    write_report(name, cells, find, elsewhere, out, facts=facts)
+    write_report(name, cells, find, not_fetched, out, facts=facts)
     publish(tracker, run_id, name, cells, find, out)
 
 
@@ -58,9 +58,9 @@ _COLUMNS = ("method", "dataset", "IPC", "student", "protocol", "labels", "change
 
 
 def summary(found: Sequence[Score]) -> str:
-    """Every number of a grid as a Markdown table: mean ± standard deviation (n)."""
+    """All scores of a grid as a Markdown table: mean ± standard deviation (n)."""
     lines = [
-        "Top-1 of the last epoch: mean ± standard deviation (n). Charts and all columns: Artifacts, `report/`.",
+        "Top-1 after the last epoch: mean ± standard deviation (n). Charts and all columns: artifacts, `report/`.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * len(_COLUMNS)}",
@@ -69,7 +69,7 @@ def summary(found: Sequence[Score]) -> str:
     for place, score in enumerate(found):
         changed = changes_text({**score.overrides, **score.varied})
         cells = (score.method, score.dataset, score.ipc, score.student, score.protocol, score.labels, changed)
-        texts = [escape_markdown(str(text)) for text in (*cells, spread_text(score), paper_text(score))]
+        texts = [escape_markdown(str(text)) for text in (*cells, top1_text(score), paper_text(score))]
         line = f"| {' | '.join(texts)} |"
         size += len(line) + 1
         if size > _LONGEST:

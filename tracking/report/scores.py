@@ -1,4 +1,4 @@
-"""Repeats become one number: evaluations that differ only in their seeds, with their spread and the paper's value."""
+"""Aggregation of evaluations that differ only in their seeds: mean, standard deviation and the paper's value."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rd3.stats import confidence_interval, mean, std
 from tracking.report.paper import PaperValue, incomparable, names, paper_value, place_of
 
 POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides")
-"""What repeats share: everything of a cell but its seeds."""
+"""Fields that repeats share: all fields of a cell but its seeds."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and spread of repeats, accuracies 0-100, standard deviations with ddof 1 (None for a single value)."""
+class Summary:
+    """Mean and standard deviation of repeats in per cent; standard deviations have ddof 1 (None for a single value)."""
 
     n: int
     mean: float
@@ -30,13 +30,13 @@ class Spread:
     std_sets: float | None
     """Of the means per set seed; None unless several set seeds and several student seeds were used."""
     std_students: float | None
-    """Pooled within set seeds; None in the same case."""
+    """Pooled within set seeds; None like ``std_sets``."""
     half_95: float | None
     """Half of the 95 % t interval of the mean: over means per set seed where these vary, else over student seeds."""
 
 
-def spread(values: Sequence[float], set_seeds: Sequence[int | None]) -> Spread:
-    """Sum up repeats; ``set_seeds[i]`` is the seed of the set behind ``values[i]``."""
+def summarise(values: Sequence[float], set_seeds: Sequence[int | None]) -> Summary:
+    """Summarise repeats; ``set_seeds[i]`` is the set seed of ``values[i]``."""
     by_set: dict[int | None, list[float]] = {}
     for value, seed in zip(values, set_seeds, strict=True):
         by_set.setdefault(seed, []).append(float(value))
@@ -47,7 +47,7 @@ def spread(values: Sequence[float], set_seeds: Sequence[int | None]) -> Spread:
     within = sum((value - centre) ** 2 for group, centre in zip(groups, means, strict=True) for value in group)
     independent = means if len(groups) > 1 else everything
     low, high = confidence_interval(independent) if len(independent) > 1 else (None, None)
-    return Spread(
+    return Summary(
         n=len(everything),
         mean=mean(everything),
         std=std(everything),
@@ -59,7 +59,7 @@ def spread(values: Sequence[float], set_seeds: Sequence[int | None]) -> Spread:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a table: a point of the grid over all its seeds."""
+    """One result of a table: a point of the grid, over all its seeds."""
 
     method: str
     dataset: str
@@ -71,25 +71,25 @@ class Score:
     varied: Mapping[str, Any]
     overrides: Mapping[str, Any]
     planned: int
-    """Repeats that the grid asks for."""
-    spread: Spread | None
-    """Of the repeats that are done; None while there is none."""
+    """Number of repeats in the grid."""
+    top1: Summary | None
+    """Top-1 accuracy of the finished repeats; None if there are none."""
     generation_wall_s: float | None
     """Mean over the sets."""
     generation_process_s: float | None
     reduced: Mapping[str, tuple[float, float]]
-    """Field to (made, published)."""
+    """Map of fields to (value of the run, published value)."""
     paper: PaperValue | None
     apart: tuple[str, ...]
-    """What keeps the number from being compared with the paper; empty where nothing does."""
+    """Differences that rule out a comparison with the paper."""
     unsupported: str
-    """The reason, or empty."""
+    """Reason why the cell cannot be run, or empty."""
     resolved: Mapping[str, Any] | None
-    """The protocol that ran, field by field; None while nothing has."""
+    """Resolved fields of the protocol; None until a repeat has finished."""
     precisions: tuple[str, ...] = ()
-    """``bf16``, ``fp32``: at what the repeats ran; more than one where their machines differ."""
+    """Precisions (``bf16``, ``fp32``) at which the repeats ran; more than one if their machines differ."""
     sets: tuple[str, ...] = field(default=())
-    """Keys, first set seed first."""
+    """Keys of the sets, in order of the set seed."""
     evaluations: tuple[str, ...] = field(default=())
 
     @property
@@ -97,19 +97,19 @@ class Score:
         """``done``, ``partial``, ``missing`` or ``unsupported``."""
         if self.unsupported:
             return "unsupported"
-        if self.spread is None:
+        if self.top1 is None:
             return "missing"
-        return "done" if self.spread.n == self.planned else "partial"
+        return "done" if self.top1.n == self.planned else "partial"
 
     @property
     def delta(self) -> float | None:
-        """Points above the paper's mean; None where either is missing or the two are not the same experiment.
+        """Difference from the paper's mean in points; None if either is missing or the experiments differ.
 
-        A plain difference: the paper does not say over how many runs its spread is, so there is no interval.
+        There is no confidence interval, because the paper does not state the number of runs.
         """
-        if self.spread is None or self.paper is None or self.reduced or self.apart:
+        if self.top1 is None or self.paper is None or self.reduced or self.apart:
             return None
-        return self.spread.mean - self.paper.mean
+        return self.top1.mean - self.paper.mean
 
 
 def _plain(value: Mapping[str, Any]) -> str:
@@ -117,7 +117,7 @@ def _plain(value: Mapping[str, Any]) -> str:
 
 
 def comparable_protocol(resolved: Mapping[str, Any]) -> str:
-    """A resolved protocol as text, without the fields that leave results comparable."""
+    """A resolved protocol as text, without the fields that do not affect comparability."""
     return _plain({name: value for name, value in resolved.items() if name not in names()["open"]})
 
 
@@ -144,7 +144,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     return Score(
         **{name: first[name] for name in POINT},
         planned=len(repeats),
-        spread=spread([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
+        top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
         generation_wall_s=_mean(row["generation_wall_s"] for row in per_set.values()),
         generation_process_s=_mean(row["generation_process_s"] for row in per_set.values()),
         reduced=reduced,
@@ -159,7 +159,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
 
 
 def scores(frame: pd.DataFrame) -> list[Score]:
-    """Every point of ``query.rows`` over its seeds, ordered by dataset, protocol, method and IPC whatever came in."""
+    """The scores of a frame from ``query.rows``, one per point, ordered by dataset, protocol, method and IPC."""
     points: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     networks: dict[tuple[str, str], str] = {}
     for row in frame.to_dict("records"):
@@ -170,10 +170,10 @@ def scores(frame: pd.DataFrame) -> list[Score]:
     found = []
     for repeats in points.values():
         repeats.sort(key=lambda row: (row["set_seed"] or 0, row["student_seed"]))
-        networks_met = [row["teacher_network"] for row in repeats if row["teacher_network"]]
-        waiting = all(row["status"] != "done" for row in repeats)
-        likely = networks.get((repeats[0]["dataset"], repeats[0]["teacher"])) if waiting else None
-        found.append(_score(repeats, networks_met[0] if networks_met else likely))
+        known = [row["teacher_network"] for row in repeats if row["teacher_network"]]
+        unfinished = all(row["status"] != "done" for row in repeats)
+        likely = networks.get((repeats[0]["dataset"], repeats[0]["teacher"])) if unfinished else None
+        found.append(_score(repeats, known[0] if known else likely))
     return sorted(found, key=_order)
 
 

@@ -1,4 +1,4 @@
-"""The report of a sweep: Markdown, and one HTML page that needs nothing but itself."""
+"""The report of a sweep: Markdown and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture with the words that stand for it."""
+    """A plot with its caption."""
 
     name: str
     caption: str
@@ -23,48 +23,48 @@ class Plot:
 
     @property
     def source(self) -> str:
-        """As a data URI: drawn elsewhere, it keeps its own colours and identifiers."""
+        """The plot as a data URI, which isolates its colours and ids from the page."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
 @dataclass(frozen=True)
 class MethodSection:
-    """What came of one method."""
+    """Results of one method."""
 
     label: str
     study: str
     state: str
     """``40 of 40 trials: 28 complete, 12 pruned``."""
     preset: str
-    """What grids call the winner; empty while there is none."""
+    """Name of the winner's protocol in grids; empty if there is no winner yet."""
     winner: Sequence[Row]
-    """``field``, ``base``, ``winner`` for every field that was moved."""
+    """``field``, ``base``, ``winner`` for every field that was tuned."""
     validation: Row
-    """``base`` and ``winner`` on validation images."""
+    """Validation accuracy of ``base`` and ``winner``."""
     tests: Sequence[Row]
     """``winner``, ``base``, ``difference``, ``params``, ``validation``, ``when``, ``sweep``, ``current``: yes or no."""
     winners: int
-    """How many different ones have met the test split."""
+    """Number of different winners that were evaluated on the test split."""
     trials: Sequence[Row]
     plots: Sequence[Plot]
 
 
 @dataclass(frozen=True)
 class SweepPage:
-    """Everything that the templates show, worked out."""
+    """The data that the templates render."""
 
     name: str
     description: str
     lines: Mapping[str, str]
-    """What was asked for and run, by name."""
+    """Facts about the sweep, by name."""
     fairness: str
-    """What the methods share, or that there is one only."""
+    """What the methods have in common, or that there is only one."""
     sections: Sequence[MethodSection]
     made_at: str = ""
 
 
 def write_sweep_report(page: SweepPage, out: Path) -> dict[str, Path]:
-    """Write ``report.md``, ``report.html`` and the plots into ``out``; file name to path."""
+    """Write ``report.md``, ``report.html`` and the plots into ``out``; returns a map of file names to paths."""
     shown = SweepPage(**{**page.__dict__, "made_at": when(now())})
     written: dict[str, str | bytes] = {
         "report.md": fill("sweep.md.j2", shown),

@@ -1,4 +1,4 @@
-"""Result tables as Markdown and CSV: method x IPC for one dataset under one protocol, the paper's value beside ours."""
+"""Result tables as Markdown and CSV: method x IPC for one dataset and protocol, compared with the paper."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rd3.protocol import protocol_names
 from tracking.report.scores import Score, comparable_protocol
 
 NO_INTERVAL = (
-    "Difference: our mean minus the paper's, in points, without an interval, because the paper does not say over how "
-    "many runs its spread is."
+    "Difference: our mean minus the paper's, in points, without a confidence interval, because the paper does not "
+    "state its number of runs."
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method with its settings, over IPC."""
+    """Scores of one method with its settings, by IPC."""
 
     label: str
     scores: dict[int, Score]
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """One dataset, one protocol, one teacher, one student, one kind of labels."""
+    """Scores of one dataset, protocol, teacher, student and kind of labels."""
 
     dataset: str
     protocol: str
@@ -38,13 +38,13 @@ class ResultTable:
     student: str
     labels: str
     changed: str
-    """Fields that the grid changed for every row."""
+    """Protocol fields that the grid changed for all rows."""
     ipcs: tuple[int, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """Footnotes in the order of their letters."""
     mixed: bool = False
-    """Whether not all numbers ran at one precision; then each says at which."""
+    """Whether the scores ran at different precisions, which footnotes then state."""
 
     @property
     def title(self) -> str:
@@ -52,27 +52,27 @@ class ResultTable:
 
     @property
     def setting(self) -> str:
-        """Protocol, teacher and what the grid changed, in one line."""
+        """Protocol, changed fields and teacher in one line."""
         changed = f" with {self.changed}" if self.changed else ""
         return f"protocol {self.protocol}{changed}, teacher {self.teacher}"
 
     def marks(self, score: Score) -> list[str]:
-        """Letters of the footnotes that a number carries."""
+        """Letters of a score's footnotes."""
         return [letter(self.notes.index(note)) for note in notes_of(score, self.mixed)]
 
 
 def across_precisions(scores: Sequence[Score]) -> bool:
-    """Whether numbers beside each other ran at different precisions, although one protocol asked for them."""
+    """Whether the scores ran at different precisions."""
     return len({precision for score in scores for precision in score.precisions}) > 1
 
 
 def letter(index: int) -> str:
-    """0 to a, 25 to z, 26 to aa."""
+    """Letters for footnotes: 0 is a, 25 is z, 26 is aa."""
     return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
 def notes_of(score: Score, mixed: bool = False) -> list[str]:
-    """What a reader must know of one number; ``mixed``: numbers beside it ran at another precision."""
+    """Footnotes of a score; ``mixed``: other scores of the table ran at another precision."""
     found = []
     if len(score.precisions) > 1:
         found.append(f"{score.method} at IPC {score.ipc}: repeats ran at {' and '.join(score.precisions)}")
@@ -80,28 +80,28 @@ def notes_of(score: Score, mixed: bool = False) -> list[str]:
         found.append(f"ran at {score.precisions[0]}")
     if score.unsupported:
         found.append(f"{score.method} at IPC {score.ipc}: {score.unsupported}")
-    if score.status == "partial" and score.spread is not None:
-        found.append(f"{score.method} at IPC {score.ipc}: {score.spread.n} of {score.planned} repeats are done")
+    if score.status == "partial" and score.top1 is not None:
+        found.append(f"{score.method} at IPC {score.ipc}: {score.top1.n} of {score.planned} repeats done")
     if score.paper is not None and score.paper.remark:
         found.append(f"the paper's Table {score.paper.table}: {score.paper.remark}")
     if score.paper is not None and score.apart:
-        found.append(f"not the paper's experiment ({', '.join(score.apart)}), so no difference is given")
+        found.append(f"not comparable with the paper ({', '.join(score.apart)})")
     return found
 
 
 def reduced_text(score: Score) -> str:
-    """``epochs 40/400``: made/published, for everything done less than published."""
+    """``epochs 40/400``: run/published, for every field that was reduced."""
     return cuts_text(score.reduced)
 
 
 def cuts_text(reduced: Mapping[str, tuple[float, float]]) -> str:
-    """What :func:`reduced_text` says, of field to (made, published)."""
-    return ", ".join(f"{name} {made:g}/{published:g}" for name, (made, published) in reduced.items())
+    """The text of :func:`reduced_text` for a map of fields to (value of the run, published value)."""
+    return ", ".join(f"{name} {run:g}/{published:g}" for name, (run, published) in reduced.items())
 
 
-def spread_text(score: Score) -> str:
-    """``41.2 ± 0.3 (3)``, ``41.2 (n=1)``, or the status where there is no number."""
-    got = score.spread
+def top1_text(score: Score) -> str:
+    """``41.2 ± 0.3 (3)``, ``41.2 (n=1)``, or the status if there is no result."""
+    got = score.top1
     if got is None:
         return "–" if score.unsupported else "not done"
     if got.std is None:
@@ -113,14 +113,14 @@ def spread_text(score: Score) -> str:
 
 
 def paper_text(score: Score) -> str:
-    """The paper's value, or nothing."""
+    """The paper's value, or an empty string."""
     if score.paper is None:
         return ""
     return f"{score.paper.mean:.1f}" + ("" if score.paper.std is None else f" ± {score.paper.std:.1f}")
 
 
 def delta_text(score: Score) -> str:
-    """Signed points, or nothing."""
+    """Signed difference in points, or an empty string."""
     return "" if score.delta is None else f"{score.delta:+.1f}".replace("-", "−")
 
 
@@ -132,24 +132,24 @@ def seconds_text(value: float | None) -> str:
 
 
 def _check_columns(scores: Sequence[Score]) -> None:
-    """A column holds one protocol, or the comparison of its rows means nothing."""
+    """Raise :class:`BadValue` if a column mixes protocols, because its rows would not be comparable."""
     columns: dict[tuple[str, int], dict[tuple[str, str, str], None]] = {}
     for score in scores:
         fields = comparable_protocol(score.resolved) if score.resolved else ""
         columns.setdefault((score.dataset, score.ipc), {})[score.protocol, score.labels, fields] = None
-    for (dataset, ipc), met in columns.items():
-        known = [place for place in met if place[2]] or list(met)
-        named = {(protocol, labels) for protocol, labels, _ in met}
-        if len(named) > 1 or len(known) > 1:
-            listed = sorted({f"{protocol} ({labels} labels)" for protocol, labels in named})
+    for (dataset, ipc), settings in columns.items():
+        known = [setting for setting in settings if setting[2]] or list(settings)
+        protocols = {(protocol, labels) for protocol, labels, _ in settings}
+        if len(protocols) > 1 or len(known) > 1:
+            listed = sorted({f"{protocol} ({labels} labels)" for protocol, labels in protocols})
             what = " and ".join(listed) if len(listed) > 1 else f"{listed[0]} with {len(known)} sets of fields"
             raise BadValue(f"Column {dataset}, IPC {ipc} mixes protocols: {what}.", "make one table per protocol")
 
 
 def result_table(scores: Sequence[Score]) -> ResultTable:
-    """One table of these scores, which must share dataset, protocol, teacher, student and labels.
+    """The table of scores that share dataset, protocol, teacher, student and labels.
 
-    Raises :class:`BadValue` where a column would mix protocols.
+    Raises :class:`BadValue` if a column would mix protocols.
     """
     _check_columns(scores)
     first = scores[0]
@@ -179,7 +179,7 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
 
 
 def _table_of(score: Score) -> tuple[str, ...]:
-    """What scores of one table share."""
+    """Key of the table that a score belongs to."""
     known = protocol_names()
     fields = {name: value for name, value in score.overrides.items() if name in known}
     shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels)
@@ -187,7 +187,7 @@ def _table_of(score: Score) -> tuple[str, ...]:
 
 
 def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
-    """A table for each dataset, protocol, teacher, student and kind of labels; without the varied points."""
+    """A table per dataset, protocol, teacher, student and kind of labels, without the points of sensitivity studies."""
     base = [score for score in scores if not score.varied]
     order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, base)))}
     grouped = groupby(sorted(base, key=lambda score: order[_table_of(score)]), key=_table_of)
@@ -195,15 +195,15 @@ def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that cannot break out of a table cell or become HTML."""
+    """Escape text for a Markdown table cell."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-HEADINGS = ("Method", "IPC", "Top-1 %", "Paper %", "Difference", "Reduced", "Generation s (wall)", "(process)")
+HEADINGS = ("Method", "IPC", "Top-1 %", "Paper %", "Difference", "Reduced", "Generation s (wall)", "(CPU)")
 
 
 def to_markdown(table: ResultTable) -> str:
-    """The table with its caption and footnotes, one line a method and IPC."""
+    """The table with caption and footnotes, one line per method and IPC."""
     lines = [
         f"**{escape_markdown(table.title)}** ({escape_markdown(table.setting)}; mean ± standard deviation (n))",
         "",
@@ -216,7 +216,7 @@ def to_markdown(table: ResultTable) -> str:
             values = (
                 row.label,
                 str(ipc),
-                spread_text(score) + marks,
+                top1_text(score) + marks,
                 paper_text(score),
                 delta_text(score),
                 reduced_text(score),
@@ -239,12 +239,12 @@ CSV_COLUMNS = (
 
 
 def to_csv(scores: Sequence[Score]) -> str:
-    """Every score, varied points included, one a line, to six decimals."""
+    """All scores, including those of sensitivity studies, one per line, to six decimals."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for score in scores:
-        got, paper = score.spread, score.paper
+        got, paper = score.top1, score.paper
         values = [
             *(score.method, score.dataset, score.ipc, score.teacher, score.student, score.protocol, score.labels),
             *(changes_text(score.varied), changes_text(score.overrides)),

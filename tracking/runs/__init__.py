@@ -1,1 +1,1 @@
-"""MLflow runs: their life, their fields, and the files that they keep."""
+"""MLflow runs: their life cycle, their fields and their files."""

@@ -1,8 +1,8 @@
-"""The files behind a ledger entry: are they there, are they whole, and where to read them on this machine.
+"""Access to the files of a ledger entry: existence, verification and download.
 
-An entry's ``artifact`` is a folder (``file://``, used in place), ``s3://bucket/prefix`` (read directly), or anything
-that MLflow understands, such as ``mlflow-artifacts:/`` behind a tracking server (read through MLflow, which then needs
-``tracking_uri``).  What is not on this machine is kept in ``cache/<kind>/<key>``; every use verifies every sha256.
+An entry's ``artifact`` is a folder (``file://``, used in place), ``s3://bucket/prefix`` (read directly), or any URI
+that MLflow supports, such as ``mlflow-artifacts:/`` of a tracking server (read through MLflow, which then needs
+``tracking_uri``).  Remote files are cached in ``cache/<kind>/<key>``; every use verifies every sha256.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tracking.runs.client import mlflow_errors, quiet_mlflow
 
 
 def what(entry: Entry) -> str:
-    """How messages call an entry."""
+    """Name of an entry in messages."""
     return f"{entry.kind} {entry.key[:12]}"
 
 
 def _address(entry: Entry) -> str:
     if not entry.artifact:
-        raise NotCarried(f"The ledger entry of {what(entry)} names no artifact.", "make or import it again")
+        raise NotCarried(f"The ledger entry of {what(entry)} has no artifact.", "run or import it again")
     return entry.artifact
 
 
 def served(entry: Entry) -> bool:
-    """Whether the tracking server hands the entry's files out, so that nobody can look for them while it is away."""
+    """Whether the tracking server serves the entry's files, so that they cannot be checked while it is unreachable."""
     uri = entry.artifact or ""
     return bool(uri) and not is_direct(uri)
 
@@ -43,7 +43,7 @@ def _repository(uri: str, tracking_uri: str) -> Any:
 
 
 def exists(entry: Entry, tracking_uri: str = "") -> bool:
-    """Are all files of the entry there?  Names only: one listing, nothing read."""
+    """Whether all files of the entry exist, by name; takes one listing and reads no file."""
     if not entry.artifact:
         return False
     uri = entry.artifact
@@ -59,14 +59,15 @@ def exists(entry: Entry, tracking_uri: str = "") -> bool:
 
 
 def verify(entry: Entry, cache: Path, tracking_uri: str = "") -> None:
-    """Raise :class:`DataMissing` or :class:`DataCorrupt` unless every file has its hash; downloads what is far."""
+    """Raise :class:`DataMissing` or :class:`DataCorrupt` unless every file has its sha256; downloads remote files."""
     fetch(entry, cache, tracking_uri)
 
 
 def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
     """A folder on this machine with the verified files of ``entry``.
 
-    A damaged copy in the cache is fetched again, once; damage at the source is an error.
+    A damaged copy in the cache is downloaded again once.  Raises :class:`DataMissing` or :class:`DataCorrupt` if the
+    source itself lacks files or is damaged.
     """
     uri = _address(entry)
     folder = open_objects(uri).folder if is_direct(uri) else None
@@ -88,7 +89,7 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
         check_files(staging, entry.files, what(entry))
         try:
             staging.rename(target)
-        except OSError:  # another process of this machine was faster
+        except OSError:  # another process on this machine finished first
             check_files(target, entry.files, what(entry))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -96,13 +97,13 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
 
 
 def delete(uri: str, tracking_uri: str = "") -> None:
-    """Delete a folder of artifacts, wherever it is."""
+    """Delete an artifact folder, local or remote."""
     with mlflow_errors(tracking_uri, uri):
         _repository(uri, tracking_uri).delete_artifacts()
 
 
 def _remove(folder: Path) -> None:
-    """Take a folder out of the way in one step, then delete it: nobody sees half of it."""
+    """Rename a folder, then delete it, so that other processes never see part of it."""
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged."))
     folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -116,7 +117,7 @@ def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 found = source.download(name, folder / name)
             if not found:
-                raise DataMissing(f"{what(entry)} lacks its file {name} at {uri}.", "make or import it again")
+                raise DataMissing(f"{what(entry)} lacks its file {name} at {uri}.", "run or import it again")
         return
     with mlflow_errors(tracking_uri, uri):
         _repository(uri, tracking_uri).download_artifacts("", dst_path=str(folder))

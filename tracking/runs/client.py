@@ -1,4 +1,4 @@
-"""Loading MLflow: quietly, late, and with its failures in one sentence.  Takes seconds, so only what needs it calls."""
+"""Lazy import of MLflow, which takes seconds, and conversion of its errors to one-sentence messages."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tracking.place import Place
 
 
 def quiet_mlflow() -> None:
-    """Settings that MLflow reads when it is imported; what the user has set stays.
+    """Set environment variables that MLflow reads on import; values set by the user are kept.
 
-    The one place where ``tracking`` touches the environment: MLflow has no other switch for these.
+    This is the only place where ``tracking`` changes the environment: MLflow has no other interface for these settings.
     """
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
-        # The client's own seven attempts are silent for minutes; whoever can wait says so (tracking.ledger.retry).
+        # The client's seven retries take minutes without output; callers use tracking.ledger.retry instead.
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
@@ -34,7 +34,7 @@ def quiet_mlflow() -> None:
 
 
 def open_client(place: Place) -> Any:
-    """An ``MlflowClient``; no global tracking URI, no active run."""
+    """An ``MlflowClient``, without setting a global tracking URI or an active run."""
     quiet_mlflow()
     from mlflow import MlflowClient
 
@@ -42,7 +42,7 @@ def open_client(place: Place) -> Any:
 
 
 def without_password(uri: str) -> str:
-    """A URI fit for a message."""
+    """The URI without user name and password, for messages."""
     scheme, mark, rest = uri.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
@@ -50,47 +50,47 @@ def without_password(uri: str) -> str:
 
 @contextlib.contextmanager
 def mlflow_errors(tracking_uri: str, files: str) -> Iterator[None]:
-    """What MLflow, its database and its artifact stores raise, as :class:`TrackingError` or :class:`StoreError`.
+    """Convert errors of MLflow, its database and its artifact stores to :class:`TrackingError` or :class:`StoreError`.
 
-    ``files``: where the files are kept, for the message.
+    ``files`` is the location of the artifacts, for the message.
     """
     try:
         yield
     except RD3Error:
         raise
     except Exception as error:
-        named = _named(error, tracking_uri, files)
-        if named is None:
+        converted = _converted(error, tracking_uri, files)
+        if converted is None:
             raise
-        raise named from error
+        raise converted from error
 
 
 _TRACKING = ("mlflow", "sqlalchemy", "requests", "urllib3")
 _S3 = ("boto3", "botocore", "s3transfer")
 
 
-def _named(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
-    """Told apart by the package that raised it, since importing them all to ask costs a second."""
+def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
+    """Errors are classified by the package of their type, because importing all these packages takes a second."""
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
-        return (TrackingAway if _is_away(error) else TrackingError)(
-            f"MLflow at {without_password(tracking_uri)} {_said(error)}.",
-            "`rd3 doctor` checks the server; the same command continues where it stopped",
+        return (TrackingAway if _is_temporary(error) else TrackingError)(
+            f"MLflow at {without_password(tracking_uri)} {_summary(error)}.",
+            "check the server with `rd3 doctor`, then run the same command again to resume",
         )
     if package in _S3:
         try:
             with s3_errors(files, "the S3 server"):
                 raise error
-        except StoreError as named:
-            return named
+        except StoreError as converted:
+            return converted
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        return StoreError(f"The files cannot be kept at {files}: {reason}.", "free space or make that folder writable")
+        return StoreError(f"Cannot store files at {files}: {reason}.", "free space or make that folder writable")
     return None
 
 
-def _said(error: Exception) -> str:
-    """What it says in a line, without the wrapping of a connection that failed."""
+def _summary(error: Exception) -> str:
+    """The error in one line, without the wrappers around a failed connection."""
     text = str(error).strip() or type(error).__name__
     reason = re.search(r"Connection (?:refused|reset by peer|aborted)|timed out", text)
     if reason and re.search(r"HTTPS?ConnectionPool", text):
@@ -98,7 +98,7 @@ def _said(error: Exception) -> str:
     return f"failed: {text.splitlines()[0].rstrip('.')}"
 
 
-_LASTING = (
+_PERMANENT = (
     "authentication failed",
     "does not exist",
     "no such table",
@@ -107,24 +107,31 @@ _LASTING = (
     "unable to open",
 )
 _DOWNLOAD = "The following failures occurred while downloading"
-"""MLflow's words around whatever went wrong; all of it counts as an internal error there."""
-_UNHEARD = ("ChunkedEncodingError", "ConnectionError", "ConnectTimeout", "OperationalError", "ReadTimeout", "Timeout")
+"""Prefix of MLflow's message for any failed download, which it reports as an internal error."""
+_CONNECTION_ERRORS = (
+    "ChunkedEncodingError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "OperationalError",
+    "ReadTimeout",
+    "Timeout",
+)
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether the server, or a database in its place, may answer if it is asked again.
+def _is_temporary(error: Exception) -> bool:
+    """Whether a later request to the server, or to a database used directly, may succeed.
 
-    MLflow's client calls what it cannot name, a refused connection too, an internal error; so does a server whose own
-    database is away.  While the database of its accounts is away, a server lets nobody in (401); a wrong password has
-    been named before anything began (:mod:`tracking.runs.reachable`).
+    MLflow's client reports unknown errors, including refused connections, as internal errors, and so does a server
+    whose database is down.  A server whose user database is down rejects every login (401); a wrong password has been
+    reported before any work started (:mod:`tracking.runs.reachable`).
     """
     text = str(error)
-    if any(words in text for words in _LASTING):
+    if any(words in text for words in _PERMANENT):
         return False
     if _DOWNLOAD in text:
         return re.search(r"\b(429|5\d\d)\b|[Cc]onnection|timed out|Max retries", text) is not None
     if hasattr(error, "get_http_status_code"):
         status = error.get_http_status_code()
-    else:  # of requests, which MLflow lets through from its artifact service
+    else:  # an error of requests, which MLflow's artifact client does not wrap
         status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status >= 500 or status in (401, 429) or type(error).__name__ in _UNHEARD
+    return status >= 500 or status in (401, 429) or type(error).__name__ in _CONNECTION_ERRORS

@@ -1,7 +1,7 @@
-"""Datasets that travel: packed into tar files, kept by an MLflow run, found again by name and fingerprint.
+"""Dataset bundles: tar files stored as artifacts of an MLflow run, found by dataset name and fingerprint.
 
-Whoever may read the tracking server may pull them, so a trial needs no S3 credentials; where the files lie is the
-server's business.  A run that is FINISHED holds a whole parcel, and nothing else is ever read.
+Reading the tracking server is enough to download them, so a trial needs no S3 credentials.  Only FINISHED runs, which
+hold complete bundles, are read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tracking.runs.runs import Tracker
 
 EXPERIMENT = "rd3 data"
 PART_BYTES = 512 * 2**20
-"""Files are packed together up to this size: many small ones are one transfer, and one part at a time needs disk."""
+"""Size up to which files are packed into one part: avoids many small transfers, and bounds the disk space needed."""
 _MANIFEST = "parcel.json"
 
 Progress = Callable[[float, str], None]
 
 
 class DatasetBundle(BaseModel):
-    """A dataset as it was pushed."""
+    """Manifest of a pushed dataset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,14 +38,14 @@ class DatasetBundle(BaseModel):
     files: int
     bytes: int
     parts: dict[str, str]
-    """Name of a tar file to its sha256."""
+    """Map of tar file names to their sha256."""
     registration: dict[str, Any] | None = None
-    """For a dataset that a user registered: what has to be known of it besides its files."""
+    """For a dataset registered by a user: its registration entry."""
     run_id: str
 
 
 def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> DatasetBundle | None:
-    """The parcel of a dataset, the latest where no fingerprint is asked for; None if nobody has pushed it."""
+    """The latest bundle of a dataset, with this fingerprint if one is given; None if there is none."""
     wanted = {"rd3.kind": "data", "rd3.data": name} | ({"rd3.fingerprint": fingerprint} if fingerprint else {})
     with tracker.errors(), tempfile.TemporaryDirectory() as folder:
         experiment = tracker.client.get_experiment_by_name(EXPERIMENT)
@@ -67,7 +67,10 @@ def put(
     scratch: Path,
     progress: Progress,
 ) -> DatasetBundle:
-    """Pack all files below ``folder`` and send them; ``scratch`` holds one part at a time."""
+    """Pack and upload all files below ``folder``; ``scratch`` needs space for one part.
+
+    ``progress`` is called with the fraction of bytes packed so far and the name of the part.
+    """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
     total = sum(path.stat().st_size for path in files)
     with tracker.errors():
@@ -82,7 +85,7 @@ def put(
                 progress(fraction, part.name)
                 parts[part.name] = sha256_file(part)
                 tracker.client.log_artifact(run_id, str(part), "parts")
-            parcel = DatasetBundle(
+            bundle = DatasetBundle(
                 name=name,
                 fingerprint=fingerprint,
                 files=len(files),
@@ -91,22 +94,22 @@ def put(
                 registration=registration,
                 run_id=run_id,
             )
-            tracker.client.log_text(run_id, parcel.model_dump_json(indent=1), _MANIFEST)
+            tracker.client.log_text(run_id, bundle.model_dump_json(indent=1), _MANIFEST)
             tracker.client.set_terminated(run_id, "FINISHED")
         except BaseException:
-            with contextlib.suppress(RD3Error), tracker.errors():  # the first error is the one to tell
+            with contextlib.suppress(RD3Error), tracker.errors():  # the first error is the one to report
                 tracker.client.set_terminated(run_id, "FAILED")
             raise
-    return parcel
+    return bundle
 
 
 def _hidden(path: Path) -> bool:
-    """What tools leave beside the data, such as a download's state."""
+    """Whether a file belongs to a tool rather than to the dataset, such as the state of a download."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def _packed(files: list[Path], root: Path, scratch: Path, total: int) -> Iterator[tuple[Path, float]]:
-    """Tar files one after the other, each gone when the next is asked for, and the share of bytes packed before it."""
+    """Yield (tar file, fraction of bytes packed before it); each tar file is deleted when the next is requested."""
     scratch.mkdir(parents=True, exist_ok=True)
     packed = number = 0
     waiting = list(reversed(files))
@@ -123,25 +126,28 @@ def _packed(files: list[Path], root: Path, scratch: Path, total: int) -> Iterato
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Whose files these were is nobody's business."""
+    """Remove the owner's user and group from a tar member."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
 
 
-def unpack(tracker: Tracker, parcel: DatasetBundle, folder: Path, progress: Progress) -> None:
-    """Fetch every part into ``folder``, which is empty, and check its hash before it is unpacked."""
-    for number, (name, sha256) in enumerate(parcel.parts.items()):
-        progress(number / len(parcel.parts), name)
+def unpack(tracker: Tracker, bundle: DatasetBundle, folder: Path, progress: Progress) -> None:
+    """Download every part, verify its sha256 and unpack it into the empty ``folder``.
+
+    Raises :class:`DataCorrupt` if a part has another sha256 than the manifest.
+    """
+    for number, (name, sha256) in enumerate(bundle.parts.items()):
+        progress(number / len(bundle.parts), name)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
             with tracker.errors():
-                part = Path(tracker.client.download_artifacts(parcel.run_id, f"parts/{name}", scratch))
+                part = Path(tracker.client.download_artifacts(bundle.run_id, f"parts/{name}", scratch))
             got = sha256_file(part)
             if got != sha256:
                 raise DataCorrupt(
-                    f"Dataset {parcel.name} as it was pushed is damaged: {name} has sha256 {got[:12]}, expected "
+                    f"The pushed dataset {bundle.name} is damaged: {name} has sha256 {got[:12]}, expected "
                     f"{sha256[:12]}.",
-                    f"delete MLflow run {parcel.run_id} and push it again: rd3 data push {parcel.name}",
+                    f"delete MLflow run {bundle.run_id} and push it again: rd3 data push {bundle.name}",
                 )
             with folder_errors(folder), tarfile.open(part) as tar:
                 tar.extractall(folder, filter="data")

@@ -1,6 +1,6 @@
-"""What an MLflow run shows of a recipe: parameters under the paper's names, metrics, curves of at most 100 points.
+"""Fields of a recipe's MLflow run: parameters under the paper's names, metrics, and curves of at most 100 points.
 
-Everything is flat, so that the columns, filters and charts of MLflow's own pages work on it.
+All fields are flat, so that the columns, filters and charts of the MLflow UI work with them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from rd3.store import Entry
 
 Fact = str | float
 Find = Callable[[str, Key], Entry | None]
-"""(kind, key) to the ledger's entry, or None."""
+"""Maps (kind, key) to the ledger entry, or None."""
 
 CURVES = ("loss", "lr", "train_top1_pct")
 CURVE_POINTS = 100
 _LONGEST = 500
-"""Characters of a parameter; longer ones are for reading, not for filtering, and ``entry.json`` has them whole."""
+"""Maximum characters of a parameter; ``entry.json`` has longer values in full."""
 
 _HASHES = ("classes", "set", "init", "content", "weights", "fingerprint")
 _NOT_SHOWN = ("kind", "format", "normalisation")
-_OPENED = ("settings", "protocol", "training", "collection")
-"""Fields of recipes whose own fields are shown in their place."""
+_FLATTENED = ("settings", "protocol", "training", "collection")
+"""Nested fields of recipes whose own fields become parameters."""
 
 
 def _text(value: Any) -> str:
@@ -38,20 +38,20 @@ def _text(value: Any) -> str:
 
 
 def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
-    """Parameters of a run: ``facts`` (names that a recipe does not hold, such as the protocol's) and its own fields.
+    """Parameters of a run: ``facts`` (names that the recipe lacks, such as the protocol's) and the recipe's fields.
 
-    A setting that has the name of another field is shown as ``settings.<name>``.  None is not shown.
+    A setting with the name of another field becomes ``settings.<name>``; fields that are None are left out.
     """
     plain = recipe.model_dump(mode="json")
     flat: dict[str, Any] = dict(facts)
     data = plain.pop("data")
     outer = {"dataset": data["name"], "fingerprint": data["fingerprint"], "split": data["split"]}
-    outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN and name not in _OPENED}
+    outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN and name not in _FLATTENED}
     for name in ("teachers", "statistics"):
         outer[name] = [key[:12] for key in plain.get(name, ())] or None
     for name, value in outer.items():
         flat.setdefault(name, value[:12] if name in _HASHES and value else value)
-    for group in _OPENED:
+    for group in _FLATTENED:
         inside = plain.get(group) or {}
         for name, value in (flat_protocol(inside) if inside and group == "protocol" else inside).items():
             flat[f"{group}.{name}" if name in flat else name] = value
@@ -59,10 +59,11 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
 
 
 def parent_facts(recipe: Recipe, find: Find) -> dict[str, Fact]:
-    """What the entries that a recipe is made from say of it, under the names that a grid uses."""
+    """Facts about a recipe from its parents' entries, under the names that a grid uses (``method``, ``ipc`` ...)."""
     facts: dict[str, Fact] = {}
-    if isinstance(recipe, EvaluationRecipe) and (made := find("set", recipe.set)) is not None:
-        facts = {name: made.recipe[name] for name in ("method", "ipc", "set_seed") if made.recipe.get(name) is not None}
+    if isinstance(recipe, EvaluationRecipe) and (parent := find("set", recipe.set)) is not None:
+        names = ("method", "ipc", "set_seed")
+        facts = {name: parent.recipe[name] for name in names if parent.recipe.get(name) is not None}
     if isinstance(recipe, SetRecipe | EvaluationRecipe) and recipe.teachers:
         networks = [entry.recipe["network"] for key in recipe.teachers if (entry := find("teacher", key)) is not None]
         facts |= {"teacher": ",".join(networks)} if networks else {}
@@ -70,7 +71,7 @@ def parent_facts(recipe: Recipe, find: Find) -> dict[str, Fact]:
 
 
 def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
-    """What the run is called: ``evaluation rded cifar10 ipc10 resnet18 temperature=4 seed0``."""
+    """Name of the run, such as ``evaluation rded cifar10 ipc10 resnet18 temperature=4 seed0``."""
     if not isinstance(recipe, EvaluationRecipe) or "method" not in facts:
         return recipe.label()
     size = f" ipc{facts['ipc']}" if "ipc" in facts else ""
@@ -79,8 +80,8 @@ def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
 
 
 def note(recipe: Recipe, find: Find) -> str:
-    """Markdown with a link to the run of everything that a recipe is made from; MLflow shows it on the run's page."""
-    lines = [f"`rd3 artifacts fetch {recipe.key[:12]}` brings the files.\n"]
+    """Description of the run in Markdown, with links to the runs of the recipe's parents."""
+    lines = [f"Download the files: `rd3 artifacts fetch {recipe.key[:12]}`.\n"]
     for kind, key in recipe.parents():
         entry = find(kind, key)
         label = read_recipe(entry.recipe).label() if entry is not None else kind
@@ -90,7 +91,7 @@ def note(recipe: Recipe, find: Find) -> str:
 
 
 def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every finite figure of an entry's result; nested ones as ``outer.inner``."""
+    """Every finite number of an entry's result; nested ones as ``outer.inner``."""
     flat: dict[str, float] = {}
     for name, value in result.items():
         if isinstance(value, Mapping):
@@ -101,14 +102,14 @@ def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def thin(rows: Sequence[Mapping[str, float]], most: int = CURVE_POINTS) -> list[Mapping[str, float]]:
-    """At most ``most`` rows, evenly spaced, with the first and the last."""
+    """At most ``most`` rows, evenly spaced, including the first and the last."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
 
 
 def curve_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int]]:
-    """(metric, value, epoch) of the curves to be drawn; infinities are left out."""
+    """Points (metric, value, epoch) of the curves to log; values that are not finite are left out."""
     return [
         (name, float(row[name]), int(row.get("epoch", place)))
         for place, row in enumerate(thin(rows))
@@ -118,7 +119,7 @@ def curve_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, float, 
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
-    """The rows of ``curve.parquet`` in a result folder; none where there is no such file."""
+    """The rows of ``curve.parquet`` in a result folder; empty if there is no such file."""
     path = folder / "curve.parquet"
     if not path.is_file():
         return []

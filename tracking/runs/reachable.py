@@ -1,4 +1,4 @@
-"""Is the tracking server there?  Asked with a clock running, because MLflow's own client tries for minutes."""
+"""Check of the tracking server within a time limit; MLflow's own client would retry for minutes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rd3.errors import TrackingError
 from tracking.runs.client import quiet_mlflow, without_password
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_START = "start it, or set MLFLOW_TRACKING_URI to the right one"
+_START = "start it, or correct MLFLOW_TRACKING_URI"
 _LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
 
 
 def check(uri: str, seconds: float) -> None:
-    """Raise :class:`TrackingError` within about ``seconds`` if ``uri`` cannot be used."""
+    """Raise :class:`TrackingError` within about ``seconds`` if the tracking server or database cannot be used."""
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme == "sqlite":
         sqlite(uri, seconds)
@@ -33,33 +33,33 @@ def check(uri: str, seconds: float) -> None:
         answered = _within(seconds, uri, lambda: _server(uri.rstrip("/"), seconds))
         if answered in (401, 403):
             quiet_mlflow()
-            import mlflow.utils.rest_utils  # noqa: F401 - loaded here, where no clock is running
+            import mlflow.utils.rest_utils  # noqa: F401 - outside of the time limit
 
             _within(seconds, uri, lambda: _logged_in(uri.rstrip("/"), seconds))
     elif scheme in _PORTS:
         _within(seconds, uri, lambda: _database(uri, _PORTS[scheme], seconds))
     else:
         raise TrackingError(
-            f"{without_password(uri)!r} is no tracking server or database that RD3 can use.",
+            f"Unsupported tracking URI {without_password(uri)!r}.",
             "set MLFLOW_TRACKING_URI to http://..., postgresql+psycopg2://... or sqlite:////absolute/path.db",
         )
 
 
 def sqlite_path(uri: str) -> Path:
-    """The file of an SQLite database; its folder is made if need be."""
+    """The file of an SQLite database; its folder is created if necessary."""
     path = Path(urlsplit(uri).path.removeprefix("/"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrackingError(
-            f"The MLflow database {path} cannot be made: {error.strerror}.",
+            f"Cannot create the MLflow database {path}: {error.strerror}.",
             "make that folder writable, or set RD3_HOME",
         ) from None
     return path
 
 
 def sqlite(uri: str, seconds: float) -> None:
-    """Open the database for writing; changes nothing in it, and makes none."""
+    """Check that the database can be written, without changing or creating it."""
     path = sqlite_path(uri)
     try:
         if not path.exists():
@@ -71,12 +71,12 @@ def sqlite(uri: str, seconds: float) -> None:
             database.execute("ROLLBACK")
     except (sqlite3.Error, OSError) as error:
         raise TrackingError(
-            f"The MLflow database {path} cannot be written: {error}.", "make it writable, or set MLFLOW_TRACKING_URI"
+            f"Cannot write the MLflow database {path}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI"
         ) from None
 
 
 def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
-    """What ``ask`` returns; gives up after ``seconds``, whatever it waits for (a name server, a trickle of bytes)."""
+    """The result of ``ask``, with a limit on the total time, including name resolution and slow responses."""
     answers: list[Any] = []
     caught: list[BaseException] = []
 
@@ -109,7 +109,7 @@ def _database(uri: str, port: int, seconds: float) -> None:
 
 
 def _get(url: str, seconds: float) -> tuple[int, str]:
-    """(status, beginning of the body) of a plain GET; raises :class:`OSError` if nobody answers."""
+    """(status, beginning of the body) of a GET request; raises :class:`OSError` without a response."""
     try:
         with urllib.request.urlopen(url, timeout=seconds) as answer:
             return answer.status, answer.read(400).decode(errors="replace")
@@ -122,7 +122,7 @@ _ASK = "/api/2.0/mlflow/experiments/search"
 
 
 def _server(uri: str, seconds: float) -> int:
-    """The status with which the server answers a request without credentials: 200, 401 or 403."""
+    """Status of a request without credentials: 200, 401 or 403; raises :class:`TrackingError` for any other."""
     shown = without_password(uri)
     try:
         status, health = _get(f"{uri}/health", seconds)
@@ -130,7 +130,7 @@ def _server(uri: str, seconds: float) -> int:
             known, version = _get(f"{uri}/version", seconds)
             answers = known in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
             if health.strip() != "OK" or not answers:
-                raise _not_mlflow(shown, f"/health says {health.strip()[:40]!r}")
+                raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}")
             status, _body = _get(f"{uri}{_ASK}?max_results=1", seconds)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
@@ -139,24 +139,24 @@ def _server(uri: str, seconds: float) -> int:
         ) from None
     if "Invalid Host header" in health:
         raise TrackingError(
-            f"The tracking server {shown} refuses that host name ({status}, protection against DNS rebinding).",
-            "start it with --allowed-hosts and that name",
+            f"The tracking server {shown} rejects that host name ({status}, protection against DNS rebinding).",
+            "start the server with that name in --allowed-hosts",
         )
     if status >= 500:
         raise TrackingError(
-            f"The tracking server {shown} is there, but fails ({status}).", "look into its log; is its database up?"
+            f"The tracking server {shown} responds with an error ({status}).", "check its log and its database"
         )
     if status not in (200, 401, 403):
-        raise _not_mlflow(shown, f"it answers {status}")
+        raise _not_mlflow(shown, f"HTTP status {status}")
     return status
 
 
 def _not_mlflow(shown: str, why: str) -> TrackingError:
-    return TrackingError(f"What answers at {shown} is not an MLflow server ({why}).", _START)
+    return TrackingError(f"The server at {shown} is not an MLflow server ({why}).", _START)
 
 
 def _logged_in(uri: str, seconds: float) -> int:
-    """The same question with the credentials that MLflow's client would use."""
+    """Status of the same request with the credentials of MLflow's client; raises unless it is 200."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -176,7 +176,7 @@ def _logged_in(uri: str, seconds: float) -> int:
         first = str(error).splitlines()[0]
         raise TrackingError(f"The tracking server {shown} does not answer: {first}.", _START) from None
     if status in (401, 403):
-        raise TrackingError(f"The tracking server {shown} does not let us in (HTTP {status}).", _LOGIN)
+        raise TrackingError(f"The tracking server {shown} rejects the login (HTTP {status}).", _LOGIN)
     if status != 200:
-        raise _not_mlflow(shown, f"it answers {status}")
+        raise _not_mlflow(shown, f"HTTP status {status}")
     return status

@@ -1,7 +1,7 @@
-"""The life of an MLflow run: one per recipe, found again by its key, so that a retry never makes a second one.
+"""The life cycle of MLflow runs: one per recipe, found by the recipe's key, so that a retry reuses it.
 
-Only ``MlflowClient`` is used: no active run, no global tracking URI.  Tags that RD3 sets: ``rd3.kind`` (a recipe's
-kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``.
+Only ``MlflowClient`` is used, without an active run or a global tracking URI.  Tags set by RD3: ``rd3.kind`` (the
+recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets MLflow's pages open on runs and their metrics, not on traces of language models."""
+"""Makes the MLflow UI open on runs and metrics instead of traces of language models."""
 _TAG = 4000
-"""Characters of a reason that are kept; MLflow takes 8000."""
+"""Maximum characters of a reason; MLflow allows 8000."""
 DIRECT_ABOVE = 256 * 2**20
-"""Bytes of files above which they go straight to S3, where this process may write there, and not through the server."""
+"""Total bytes above which files are uploaded directly to S3, if this process may, and not through the server."""
 _SHOWN_BELOW = 2**20
-"""Bytes of a file that MLflow's pages show all the same."""
+"""Bytes below which a file is logged to MLflow as well, so that its UI can show it."""
 
 
 class Tracker:
-    """MLflow as one place sees it."""
+    """Access to the MLflow server or database of one :class:`Place`."""
 
     def __init__(self, place: Place):
         self.place = place
@@ -48,22 +48,22 @@ class Tracker:
             return open_client(self.place)
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
-        """What MLflow raises, in one sentence."""
+        """Context manager that converts MLflow's errors; see :func:`mlflow_errors`."""
         return mlflow_errors(self.place.tracking_uri, self.place.artifacts)
 
     @property
     def _ours(self) -> dict[str, str]:
-        """The tag that tells runs of this ledger from those of others that share the server."""
+        """Tag that distinguishes runs of this ledger from others on the same server."""
         return {"rd3.ledger": self.place.artifacts}
 
     def check(self, seconds: float = 5.0) -> None:
-        """Raise :class:`TrackingError` within ``seconds`` unless the tracking server is there and lets us in."""
+        """Raise :class:`TrackingError` within ``seconds`` unless the tracking server responds and accepts the login."""
         reach.check(self.place.tracking_uri, seconds)
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment, made if need be.
+        """The id of the experiment, which is created if necessary.
 
-        With a database as tracking store its files go below the artifact root; a server has its own place for them.
+        With a database as the tracking store, its files are stored below the artifact root; a server decides itself.
         """
         where = None
         if self.place.tracking_uri.startswith(_DATABASES):
@@ -76,7 +76,7 @@ class Tracker:
                 try:
                     created: str = self.client.create_experiment(name, artifact_location=where, tags=_KIND)
                     return created
-                except MlflowException:  # somebody else made it just now, or there is a real reason, which comes back
+                except MlflowException:  # a concurrent process may have created it; otherwise the error is raised
                     found = self.client.get_experiment_by_name(name)
                     if found is None:
                         raise
@@ -89,7 +89,7 @@ class Tracker:
             return known
 
     def search(self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "") -> list[Any]:
-        """All runs with these tags (and ``extra``, a term of MLflow's search language), oldest first."""
+        """All runs with these tags, oldest first; ``extra`` is a further condition in MLflow's filter syntax."""
         terms = [f"tags.`{name}` = {_quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
         found: list[Any] = []
         token = None
@@ -103,7 +103,7 @@ class Tracker:
                 return found
 
     def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
-        """The parent run of a grid, the same one each time; its file is kept as ``grid.yaml``."""
+        """Create or reopen the parent run of a grid, log the grid file as ``grid.yaml``, and return the run's id."""
         own = {"rd3.kind": "grid", "rd3.grid": name, **self._ours, **(tags or {})}
         with self.errors():
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
@@ -119,7 +119,7 @@ class Tracker:
         return run_id
 
     def find_grid(self, experiment: str, name: str) -> str | None:
-        """The run of a grid that has been run, or None."""
+        """The id of the grid's run, or None if the grid has not been run."""
         with self.errors():
             found = self.client.get_experiment_by_name(experiment)
             wanted = {"rd3.kind": "grid", "rd3.grid": name, **self._ours}
@@ -127,7 +127,7 @@ class Tracker:
         return runs[0].info.run_id if runs else None
 
     def close_grid(self, run_id: str, ok: bool) -> None:
-        """The grid is through; ``ok``: every recipe is done."""
+        """End the grid's run, as FINISHED if every recipe is done (``ok``), else as FAILED."""
         with self.errors():
             self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
@@ -140,9 +140,9 @@ class Tracker:
         parent_run_id: str | None = None,
         attempt: int = 1,
     ) -> OpenRun:
-        """Open the run of a recipe: a new one, or the one of an earlier attempt, with status RUNNING.
+        """Create the run of a recipe, or reopen that of an earlier attempt, with status RUNNING.
 
-        ``facts``: what the recipe does not hold but people filter by (method, ipc, name of the protocol ...).
+        ``facts`` are parameters to filter by that the recipe lacks (method, ipc, name of the protocol ...).
         """
         tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
         tags |= {"rd3.status": "running", **self._ours}
@@ -154,7 +154,7 @@ class Tracker:
             if found:
                 run = found[0]
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
-                # A parameter cannot change; another grid may call the same protocol by another name.
+                # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
                 shown = {name: value for name, value in shown.items() if name not in run.data.params}
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 if "rd3.reason" in run.data.tags:
@@ -164,11 +164,13 @@ class Tracker:
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run.info, recipe, attempt)
 
-    def reap(self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None) -> int:
-        """Close as KILLED every run of this ledger that is still RUNNING; how many there were.
+    def close_dead_runs(
+        self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None
+    ) -> int:
+        """Close every run of this ledger that is still RUNNING as KILLED, and return their number.
 
-        For the holder of the driver's lease: at its start all such runs are of dead drivers, at its end its own.
-        ``ends``: (status, reason) by recipe key, where more is known than ``reason``.
+        Only the holder of the driver's lease may call it: when it starts, such runs belong to dead drivers; when it
+        ends, they are its own.  ``ends`` maps recipe keys to (status, reason) where more is known than ``reason``.
         """
         with self.errors():
             stale = self.search([experiment_id], self._ours, "attributes.status = 'RUNNING'")
@@ -186,7 +188,7 @@ class Tracker:
         parameters: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log all this in one request.  ``points``: (metric, value, timestamp, step)."""
+        """Log metrics, parameters and tags in one request; ``points`` are (metric, value, timestamp in ms, step)."""
         from mlflow.entities import Metric, Param, RunTag
 
         self.client.log_batch(
@@ -198,12 +200,12 @@ class Tracker:
 
 
 def _quoted(text: str) -> str:
-    """A string in MLflow's search language, which knows both quotation marks and no escape."""
+    """A string literal in MLflow's filter syntax, which has both quotation marks and no escape."""
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 class OpenRun:
-    """A run in state RUNNING; ends with :meth:`finish` or :meth:`fail`."""
+    """A run with status RUNNING, ended by :meth:`finish` or :meth:`fail`."""
 
     def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int):
         self.tracker = tracker
@@ -222,16 +224,15 @@ class OpenRun:
         set_input: Mapping[str, Any] | None = None,
         note: str = "",
     ) -> Entry:
-        """Keep ``folder`` and the figures, close the run as FINISHED; the entry now says where everything is.
+        """Upload ``folder``, log the metrics and end the run as FINISHED; returns the entry with run and artifact.
 
-        Doing it again adds nothing, so that an attempt that a server's death cut short is simply repeated.
-        ``curve`` defaults to the folder's ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``,
-        ``source``, anything else as its profile) is what MLflow shows as the run's dataset, ``note`` (Markdown) as its
-        description.
+        The call is idempotent, so it can be repeated after a failure of the server.  ``curve`` defaults to the folder's
+        ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``, ``source``, and other keys as the
+        profile) becomes the run's dataset in MLflow, ``note`` (Markdown) its description.
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
-        started = self._info.start_time  # timestamps follow from it, so that logging twice adds nothing
+        started = self._info.start_time  # fixed timestamps make logging idempotent
         points = [(name, value, started + self.attempt, 0) for name, value in metrics(entry.result).items()]
         rows = read_curve(folder) if curve is None else curve
         points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
@@ -242,16 +243,16 @@ class OpenRun:
             self.tracker.log(self.run_id, points=points, parameters=ran, tags={"rd3.status": "done", **described})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
-            # Last, and whole: the ledger can be rebuilt from these.
+            # Logged last and complete, because the ledger can be rebuilt from these files.
             client.log_text(self.run_id, json.dumps(entry.model_dump(mode="json"), indent=1), "entry.json")
             client.set_terminated(self.run_id, "FINISHED")
         return entry
 
     def _keep_files(self, entry: Entry, folder: Path) -> str:
-        """Send the files where they are kept, and say where that is."""
+        """Upload the files; returns their address."""
         client = self.tracker.client
         sizes = {name: (folder / name).stat().st_size for name in entry.files}
-        root = self._send_past_server(entry, folder) if sum(sizes.values()) > DIRECT_ABOVE else None
+        root = self._upload_directly(entry, folder) if sum(sizes.values()) > DIRECT_ABOVE else None
         if root is None:
             client.log_artifacts(self.run_id, str(folder), artifact_path=entry.kind)
             return f"{self.artifact_uri}/{entry.kind}"
@@ -261,8 +262,8 @@ class OpenRun:
         self.tracker.log(self.run_id, tags={"rd3.files": root})
         return root
 
-    def _send_past_server(self, entry: Entry, folder: Path) -> str | None:
-        """Send the files straight into S3 and say where they are; None where that is no way from here."""
+    def _upload_directly(self, entry: Entry, folder: Path) -> str | None:
+        """Upload the files to S3, past the server; returns their address, or None where this is not possible."""
         target = open_objects(self.tracker.place.artifacts)
         through_server = self.artifact_uri.startswith("mlflow-artifacts:")
         if not through_server or target.folder is not None or not target.usable():
@@ -273,35 +274,35 @@ class OpenRun:
                 target.upload(f"{place}/{name}", folder / name)
         except StoreAway:
             raise
-        except StoreError:  # these credentials are for something else
+        except StoreError:  # the credentials are not for this bucket
             return None
         return target.url(place)
 
-    def _log_set(self, said: Mapping[str, Any], recipe: EvaluationRecipe) -> None:
+    def _log_set(self, given: Mapping[str, Any], recipe: EvaluationRecipe) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
-        source = str(said.get("source") or "")
-        profile = {name: value for name, value in said.items() if name not in ("name", "digest", "source")}
+        source = str(given.get("source") or "")
+        profile = {name: value for name, value in given.items() if name not in ("name", "digest", "source")}
         dataset = Dataset(
-            name=str(said.get("name") or f"set {recipe.set[:12]}"),
-            digest=str(said.get("digest") or recipe.set)[:32],
+            name=str(given.get("name") or f"set {recipe.set[:12]}"),
+            digest=str(given.get("digest") or recipe.set)[:32],
             source_type="s3" if urlsplit(source).scheme == "s3" else "local",
             source=json.dumps({"uri": source}),
             profile=json.dumps({"key": recipe.set, **profile}),
         )
         tags = [InputTag("mlflow.data.context", "training")]
-        given = [DatasetInput(dataset, tags)]
+        inputs = [DatasetInput(dataset, tags)]
         try:
-            self.tracker.client.log_inputs(self.run_id, datasets=given)
+            self.tracker.client.log_inputs(self.run_id, datasets=inputs)
         except MlflowException as error:
-            # MLflow looks, then inserts: of two evaluations of a set that end at once, one is refused, once.
+            # MLflow checks before it inserts, so one of two evaluations of a set that end at once may be rejected.
             if not any(word in str(error).lower() for word in ("unique", "duplicate")):
                 raise
-            self.tracker.client.log_inputs(self.run_id, datasets=given)
+            self.tracker.client.log_inputs(self.run_id, datasets=inputs)
 
     def fail(self, status: str, reason: str) -> None:
-        """Close the run with the status a recipe ended with (``failed``, ``diverged``, ``killed`` ...) and why."""
+        """End the run with the recipe's status (``failed``, ``diverged``, ``killed`` ...) and the reason."""
         with self.tracker.errors():
             self.tracker.log(self.run_id, tags={"rd3.status": status, "rd3.reason": reason[:_TAG]})
             self.tracker.client.set_terminated(self.run_id, "KILLED" if status == "killed" else "FAILED")

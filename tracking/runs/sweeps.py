@@ -1,12 +1,12 @@
-"""What is remembered of sweeps: scores of trials, every test that was made of a winner, and the runs that MLflow shows.
+"""Records of sweeps: scores of trials, every test of a winner, and the runs in MLflow.
 
 Below the artifact root::
 
-    sweeps/scores/<evaluation>.json          what a trial found on validation images, so that nobody finds it twice
+    sweeps/scores/<evaluation>.json          score of a trial on validation images, which is reused
     sweeps/tests/<target>/<test>.json        one tested winner; a target is what was tuned for: sets, teachers, student
 
-The runs are in an experiment of their own: a parent for a sweep, a child for each Optuna trial, both found again by
-the tags ``rd3.sweep`` (the sweep's key), ``rd3.study`` and ``rd3.trial`` (its number).
+The runs have an experiment of their own, with a parent run per sweep and a child run per Optuna trial.  They are
+found by the tags ``rd3.sweep`` (the sweep's key), ``rd3.study`` and ``rd3.trial`` (the trial's number).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tracking.runs.runs import Tracker
 EXPERIMENT = "rd3 sweeps"
 
 
-class Memory:
-    """Scores and tests, as objects."""
+class SweepRecords:
+    """Scores and tests of sweeps in an object store."""
 
     def __init__(self, objects: ObjectStore):
         self.objects = objects
@@ -36,28 +36,31 @@ class Memory:
         try:
             return None if raw is None else json.loads(raw)
         except ValueError:
-            raise DataCorrupt(f"{self.objects.root}/{name} is not readable.", "delete that file") from None
+            raise DataCorrupt(f"{self.objects.root}/{name} cannot be read.", "delete that file") from None
 
     def _write(self, name: str, value: Mapping[str, Any], only_if_absent: bool = False) -> None:
         data = json.dumps(value, indent=1, sort_keys=True) + "\n"
         self.objects.put(name, data.encode(), only_if_absent)
 
     def score(self, evaluation: Key) -> dict[str, Any] | None:
-        """What is known of an evaluation on validation images."""
+        """The score of an evaluation on validation images, or None."""
         return self._read(f"sweeps/scores/{evaluation}.json")
 
     def keep_score(self, evaluation: Key, score: Mapping[str, Any]) -> None:
-        """The longer of two looks at one evaluation stays."""
+        """Store a score unless a longer curve of the same evaluation is stored."""
         known = self.score(evaluation)
         if known is None or len(known["curve"]) <= len(score["curve"]):
             self._write(f"sweeps/scores/{evaluation}.json", score)
 
     def record_test(self, target: str, test: Mapping[str, Any]) -> None:
-        """Before a winner is tested: whatever becomes of it, the test is on record.  ``test["evaluations"]``: keys."""
+        """Record a test before it runs, so that it is on record even if it fails.
+
+        ``test["evaluations"]`` lists the keys of its evaluations.
+        """
         self._write(f"sweeps/tests/{target}/{digest(test['evaluations'])[:32]}.json", test, only_if_absent=True)
 
     def all_tests(self) -> list[dict[str, Any]]:
-        """Every test on record, whatever its target."""
+        """Every test on record, for all targets."""
         found = [self._read(name) for name in list(self.objects.names("sweeps/tests/"))]
         return [test for test in found if test]
 
@@ -69,7 +72,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrialRun:
-    """One finished Optuna trial as MLflow shows it."""
+    """One finished Optuna trial, as logged to MLflow."""
 
     study: str
     number: int
@@ -79,11 +82,11 @@ class TrialRun:
     """(epoch, top-1 accuracy in per cent on validation images)."""
     top1_pct: float | None
     tags: Mapping[str, str]
-    """``rd3.state`` and whatever else people filter by."""
+    """``rd3.state`` and other tags to filter by."""
 
 
 class SweepRuns:
-    """The runs of one sweep; only its driver writes them."""
+    """The MLflow runs of one sweep, written by its driver only."""
 
     def __init__(self, tracker: Tracker, key: str):
         self.tracker, self.key = tracker, key
@@ -97,7 +100,7 @@ class SweepRuns:
         return {"rd3.sweep": self.key, "rd3.ledger": self.tracker.place.artifacts}
 
     def open(self, name: str, text: str, tags: Mapping[str, str]) -> None:
-        """The parent run, the same one each time, in state RUNNING; its file is kept as ``sweep.yaml``."""
+        """Create or reopen the sweep's parent run with status RUNNING, and log the sweep file as ``sweep.yaml``."""
         own = {**self._tags, "rd3.kind": "sweep", "rd3.status": "running", **tags}
         client = self.tracker.client
         with self.tracker.errors():
@@ -116,7 +119,7 @@ class SweepRuns:
             client.log_text(self.run_id, text, "sweep.yaml")
 
     def log(self, trial: TrialRun) -> None:
-        """A child run, closed; one that is there already and closed stays as it is."""
+        """Log a trial as a finished child run; a child run that has ended already is not changed."""
         place = (trial.study, str(trial.number))
         known = self._logged.get(place)
         if known is not None and known.info.status != "RUNNING":
@@ -128,7 +131,7 @@ class SweepRuns:
         client = self.tracker.client
         with self.tracker.errors():
             run = known or client.create_run(self.experiment_id, run_name=trial.name, tags=tags)
-            begun = run.info.start_time  # timestamps follow from it, so that logging twice adds nothing
+            begun = run.info.start_time  # fixed timestamps make logging idempotent
             points = [("validation_top1_pct", value, begun + epoch, epoch) for epoch, value in trial.curve]
             if trial.top1_pct is not None:
                 points.append(("score", trial.top1_pct, begun, 0))
@@ -137,7 +140,7 @@ class SweepRuns:
             self._logged[place] = client.get_run(run.info.run_id)
 
     def attach(self, files: Mapping[str, bytes | str], figures: Mapping[str, float]) -> None:
-        """Report and plots, and figures of the whole sweep."""
+        """Log files (the report and its plots) and metrics of the whole sweep."""
         import tempfile
         from pathlib import Path
 
@@ -149,7 +152,7 @@ class SweepRuns:
             self.tracker.log(self.run_id, points=[(name, value, self.started, 0) for name, value in figures.items()])
 
     def close(self, status: str, reason: str = "") -> None:
-        """``done``, ``failed`` or ``killed``: nothing stays RUNNING."""
+        """End the parent run with ``done``, ``failed`` or ``killed``."""
         if not self.run_id:
             return
         tags = {"rd3.status": "finished" if status == "done" else status, **({"rd3.reason": reason} if reason else {})}

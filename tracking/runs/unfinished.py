@@ -1,7 +1,7 @@
-"""Unfinished work that leaves the machine now and then, so that another one goes on when this one is taken away.
+"""Periodic upload of unfinished work, so that another machine can resume it when this one is preempted.
 
-Finished blocks of a set, a teacher's checkpoint: files of the recipe's own run under ``unfinished/``, sent and fetched
-the way all its files are, and removed when the recipe is done.
+Finished blocks of a set or a teacher's checkpoint are stored as files of the recipe's own run under ``unfinished/``.
+They are transferred like all its files, and deleted when the recipe is done.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tracking.runs.artifacts import delete
 from tracking.runs.runs import OpenRun
 
 EVERY_S = 60.0
-"""How much work a machine that vanishes takes with it, at most, beside the block or epoch that was being made."""
+"""Seconds between uploads: at most this much work is lost with a machine, besides the block or epoch in progress."""
 UNFINISHED = "unfinished"
 
 
 class UnfinishedWork:
-    """Carries the files below one folder.  A server that does not answer is asked again the next time."""
+    """Uploads and downloads the files below one folder.  An upload that fails is retried with the next one."""
 
     def __init__(self, run: OpenRun, folder: Path, every_s: float = EVERY_S):
         self.run, self.folder, self.every_s = run, folder, every_s
         self._sent: dict[str, float] = {}
         self._last = time.monotonic()
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def _files(self) -> dict[str, float]:
-        """Relative name to time of change; what is being written has a name with a dot in front."""
+        """Map relative names to modification times; hidden files, which are still being written, are left out."""
         found = ((path, path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
         return {
             name.as_posix(): path.stat().st_mtime
@@ -40,11 +40,11 @@ class UnfinishedWork:
             if not any(part.startswith(".") for part in name.parts)
         }
 
-    def carry(self, *, leaving: bool = False) -> None:
-        """Send what has changed, if it is time, or if there will be no other: any thread of the process may say so."""
+    def upload(self, *, leaving: bool = False) -> None:
+        """Upload changed files if ``every_s`` seconds have passed or the process is ``leaving``; thread-safe."""
         if not leaving and time.monotonic() - self._last < self.every_s:
             return
-        with self._one_at_a_time, contextlib.suppress(RD3Error), self.run.tracker.errors():
+        with self._lock, contextlib.suppress(RD3Error), self.run.tracker.errors():
             for name, changed in self._files().items():
                 if self._sent.get(name) != changed:
                     parent = Path(UNFINISHED, name).parent.as_posix()
@@ -52,10 +52,10 @@ class UnfinishedWork:
                     self._sent[name] = changed
         self._last = time.monotonic()
 
-    def fetch(self) -> None:
-        """Bring what another machine had sent and this one lacks.  Whoever opens a file checks it.
+    def download(self) -> None:
+        """Download uploaded files that are missing from the folder.  They are validated when they are opened.
 
-        Raises :class:`rd3.errors.Away`: going on without it would overwrite what was sent.
+        Raises :class:`rd3.errors.Away` if the server is unreachable: starting without the files would overwrite them.
         """
         client, run_id = self.run.tracker.client, self.run.run_id
         with self.run.tracker.errors():
@@ -70,8 +70,8 @@ class UnfinishedWork:
                         target.parent.mkdir(parents=True, exist_ok=True)
                         os.replace(path, target)
 
-    def drop(self) -> None:
-        """The recipe is done."""
+    def discard(self) -> None:
+        """Delete the uploaded files once the recipe is done; errors are ignored."""
         with contextlib.suppress(RD3Error), self.run.tracker.errors():
             if self.run.tracker.client.list_artifacts(self.run.run_id, UNFINISHED):
                 delete(f"{self.run.artifact_uri}/{UNFINISHED}", self.run.tracker.place.tracking_uri)

@@ -1,7 +1,7 @@
-"""What nothing refers to any more: files of attempts that died or were forgotten, deliveries, caches.
+"""Garbage collection: files of dead or forgotten attempts, delivered blocks of finished sets, scratch and caches.
 
-The ledger decides.  What is younger than an hour stays, so that nobody's work of this moment is in danger; what belongs
-to a driver (runs, scratch, cache) is looked at only while no driver lives.
+A file is garbage if no ledger entry refers to it and it is older than an hour, so that work in progress is safe.  Runs,
+scratch and caches belong to a driver and are only considered while none is alive.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from tracking.place import Place
 from tracking.runs.runs import Tracker
 
 YOUNG_S = 3600.0
+"""Age in seconds below which nothing is garbage."""
 UPLOAD_S = 86400.0
-"""Age at which an upload in parts counts as given up."""
+"""Age in seconds above which a multipart upload counts as abandoned."""
 UNFINISHED_S = 7 * 86400.0
-"""Age at which nobody will go on with what a work folder holds."""
+"""Age in seconds above which unfinished work counts as abandoned."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing to delete."""
+    """An item that can be deleted by calling ``remove``."""
 
     what: str
     where: str
@@ -42,14 +43,14 @@ class Garbage:
 
 
 def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterator[Garbage]:
-    """Everything that may go."""
+    """Yield everything that can be deleted; without runs, scratch and caches if ``driver_lives``."""
     moment = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
     yield from _deliveries(ledger.objects, keys["set"], moment)
     yield from _uploads(ledger.objects, moment)
     if driver_lives:
         return
-    # Old entries that an upgrade has left behind count: they go when the user says so, and their files then.
+    # Entries that an upgrade replaced still count: they and their files are removed on the user's request only.
     named = {kind: known | set(ledger.former_keys(kind)) for kind, known in keys.items()}
     entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
     yield from _direct_files(ledger.objects, entries, moment)
@@ -58,14 +59,14 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
 
 
 def _deliveries(objects: ObjectStore, done: set[Key], moment: float) -> Iterator[Garbage]:
-    """Blocks that wait for a set which is whole by now."""
+    """Delivered blocks of sets that are complete."""
     for key, found in _grouped(objects, "blocks/", depth=1).items():
         if key in done and _old(found, moment, YOUNG_S):
             yield _objects("blocks of a set that is done", objects, f"blocks/{key}", found)
 
 
 def _direct_files(objects: ObjectStore, entries: list[Entry], moment: float) -> Iterator[Garbage]:
-    """Files that went straight to the artifact root, and that no entry names."""
+    """Files below the artifact root that no entry refers to."""
     named = {entry.artifact for entry in entries}
     for name, found in _grouped(objects, "files/", depth=2).items():
         if f"{objects.root}/files/{name}" not in named and _old(found, moment, YOUNG_S):
@@ -73,12 +74,12 @@ def _direct_files(objects: ObjectStore, entries: list[Entry], moment: float) -> 
 
 
 def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float) -> Iterator[Garbage]:
-    """Files of ended runs of this ledger that no entry names."""
+    """Files of ended runs of this ledger that no entry refers to."""
     named = {entry.run_id for entry in entries}
     with tracker.errors():
         experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
         runs = tracker.search(experiments, {"rd3.ledger": tracker.place.artifacts}) if experiments else []
-        over = [
+        ended = [
             run
             for run in runs
             if run.data.tags.get("rd3.kind") in KINDS
@@ -86,12 +87,12 @@ def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float)
             and run.info.end_time is not None
             and moment - run.info.end_time / 1000 > YOUNG_S
         ]
-    if not entries and any(run.data.tags.get("rd3.status") == "done" for run in over):
+    if not entries and any(run.data.tags.get("rd3.status") == "done" for run in ended):
         raise StoreError(
             f"The ledger {ledger.root} is empty, but MLflow has finished runs of it.",
-            "check RD3_ARTIFACTS, or fill the ledger: rd3 artifacts rebuild",
+            "check RD3_ARTIFACTS, or rebuild the ledger: rd3 artifacts rebuild",
         )
-    for run in over:
+    for run in ended:
         with tracker.errors():
             size = _size(_repository(tracker, run), None)
         if size:
@@ -106,7 +107,7 @@ def _repository(tracker: Tracker, run: Any) -> Any:
 
 
 def _empty(tracker: Tracker, run: Any) -> None:
-    """Delete the files of a run, which then no longer says that it is done."""
+    """Delete the files of a run and change its status from ``done`` to ``removed``."""
     with tracker.errors():
         tracker.log(run.info.run_id, tags={"rd3.status": "removed", "rd3.reason": "no ledger entry named its files"})
         _repository(tracker, run).delete_artifacts()
@@ -119,14 +120,14 @@ def _size(repository: Any, path: str | None) -> int:
 
 
 def _uploads(objects: ObjectStore, moment: float) -> Iterator[Garbage]:
-    """Uploads in parts that were never completed: no listing shows them, but they are paid for."""
+    """Abandoned multipart uploads, which listings do not show but which take up storage."""
     for upload in objects.unfinished():
         if moment - upload.stored.changed > UPLOAD_S:
             yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
 
 
 def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[Garbage]:
-    """Work folders of what is done or given up, and the cache, whose files are kept elsewhere."""
+    """Work folders of finished or abandoned recipes, and the cache, which holds copies only."""
     done = set().union(*keys.values())
     for folder in sorted((home / "work").glob("*/*")):
         age_s = YOUNG_S if folder.name.partition("-")[0] in done else UNFINISHED_S
@@ -155,7 +156,7 @@ def _old(found: list[Stored], moment: float, age_s: float) -> bool:
 
 
 def _grouped(objects: ObjectStore, prefix: str, depth: int) -> dict[str, list[Stored]]:
-    """What lies below ``prefix``, by the ``depth`` steps of the name that follow it."""
+    """Objects below ``prefix``, grouped by the next ``depth`` components of their names."""
     groups: dict[str, list[Stored]] = defaultdict(list)
     for one in objects.entries(prefix):
         steps = one.name.removeprefix(prefix).split("/")

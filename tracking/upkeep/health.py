@@ -1,4 +1,4 @@
-"""Does the memory answer, and do what RD3 asks of it?  For runs before they start, and for ``rd3 doctor``."""
+"""Checks of tracking server and object store, before a run starts and for ``rd3 doctor``."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tracking.runs.runs import Tracker
 from tracking.store import HAND
 
 CLOCKS_S = 30.0
-"""How far clocks may be apart: the lease on a ledger tolerates half a minute."""
+"""Maximum clock difference in seconds, which the lease on a ledger tolerates."""
 NOTICED_S = 5.0
-"""How far apart they are when it is worth a word."""
+"""Clock difference in seconds above which ``rd3 doctor`` warns."""
 
 
 def check_place(place: Place) -> None:
-    """Raise one sentence unless tracking server and artifact root are there, let us in, and have our time."""
+    """Raise an error unless tracking server and artifact root respond, accept the login and agree on the time."""
     Tracker(place).check()
     check_store(place.artifacts)
 
 
 def check_store(root: str) -> None:
-    """Raise :class:`StoreError` unless bucket or folder answers to our credentials, and its clock is ours."""
+    """Raise :class:`StoreError` unless the bucket or folder is accessible and its clock agrees with this machine's."""
     objects = open_objects(root)
     ahead_s = objects.clock_ahead_s()
     if ahead_s is None:
@@ -38,16 +38,16 @@ def check_store(root: str) -> None:
 
 
 def clocks_apart(ahead_s: float, other: str) -> str:
-    """The sentence for it."""
+    """The message for a clock difference."""
     return (
         f"The clock of this machine is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {other}."
     )
 
 
 def prepare_store(root: str) -> Iterator[str]:
-    """Make what is missing for artifacts at ``root``, check it, and say line by line what was done.
+    """Create what is missing for artifacts at ``root``, check it, and yield a line per step; idempotent.
 
-    Does no harm where all is there.  Raises :class:`StoreError` where RD3 could not work.
+    Raises :class:`StoreError` if a check fails.
     """
     objects = open_objects(root)
     yield from objects.prepare()
@@ -57,27 +57,27 @@ def prepare_store(root: str) -> Iterator[str]:
 
 
 def probe_store(root: str) -> None:
-    """Write, read, refuse to overwrite, list and delete one small document; raises unless each does as it should."""
+    """Write, read, conditionally overwrite, list and delete a small object; raises :class:`StoreError` on a failure."""
     objects, name = open_objects(root), f"probe-{uuid.uuid4().hex}"
     try:
         objects.put(name, b"one", only_if_absent=True)
         if objects.get(name) != b"one":
-            raise StoreError(f"{root} does not give back what was written.", "look into the log of that server")
+            raise StoreError(f"{root} returns other content than was written.", "check the log of that server")
         if objects.put(name, b"two", only_if_absent=True) or objects.get(name) != b"one":
             raise StoreError(
-                f"{root} overwrites a document that was to be written only if absent (If-None-Match).",
-                "use a server that knows conditional writes: RD3's lease and ledger rely on them",
+                f"{root} ignores the condition If-None-Match and overwrites an object.",
+                "use a server with conditional writes: RD3's lease and ledger rely on them",
             )
         if list(objects.names(name)) != [name]:
-            raise StoreError(f"{root} does not list what was written.", "look into the log of that server")
+            raise StoreError(f"{root} does not list an object that was written.", "check the log of that server")
     finally:
         objects.delete(name)
     if objects.get(name) is not None:
-        raise StoreError(f"{root} keeps what was deleted.", "let RD3's key delete objects")
+        raise StoreError(f"{root} still has an object that was deleted.", "allow RD3's key to delete objects")
 
 
 def probe_artifacts(place: Place) -> None:
-    """Write, read and delete a small file the way trials keep theirs: through the tracking server, if it has one."""
+    """Write, read and delete a small file the way trials store theirs: through the tracking server, if there is one."""
     tracker = Tracker(place)
     tracker.check()
     experiment_id = tracker.experiment(HAND)
@@ -95,7 +95,7 @@ def probe_artifacts(place: Place) -> None:
             Path(folder, "back").mkdir()
             repository.download_artifacts(name, dst_path=str(Path(folder, "back")))
             if Path(folder, "back", name).read_text() != name:
-                raise TrackingError(f"{location} does not give back what was written.", "look into the server's log")
+                raise TrackingError(f"{location} returns other content than was written.", "check the server's log")
         finally:
             with contextlib.suppress(RD3Error):
                 repository.delete_artifacts(name)

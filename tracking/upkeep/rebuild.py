@@ -1,4 +1,4 @@
-"""The ledger from MLflow: for a ledger that was lost, or left behind with another machine."""
+"""Rebuild a lost ledger from MLflow runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tracking.runs.runs import Tracker
 
 
 def rebuild(ledger: Ledger, place: Place) -> int:
-    """Mark every finished run whose files are still there; how many entries the ledger lacked.
+    """Add an entry for every finished run whose files still exist; returns the number of entries added.
 
-    Runs of an older format come back as they were; ``rd3 ledger upgrade`` brings them to today's.
+    Runs of an older format give entries of that format, which ``rd3 ledger upgrade`` converts.
     """
     tracker = Tracker(place)
     known = {kind: ledger.keys(kind) for kind in KINDS}
@@ -29,7 +29,7 @@ def rebuild(ledger: Ledger, place: Place) -> int:
         with tracker.errors(), tempfile.TemporaryDirectory() as scratch:
             copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
             entry = Entry.model_validate_json(Path(copy).read_bytes())
-        # A key says what its recipe is: an entry that does not keep that promise would poison every reuse.
+        # An entry whose recipe does not match its key would corrupt every result that reuses it.
         if key_of(entry.recipe) == entry.key and artifacts.exists(entry, place.tracking_uri):
             ledger.mark(entry)
             known[entry.kind].add(entry.key)

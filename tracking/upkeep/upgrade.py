@@ -1,8 +1,8 @@
-"""A ledger in today's format: entries of an older one under their new keys, parents first.
+"""Upgrade of a ledger to the current format: entries get new keys, parents first.
 
-Results, digests and files stay as they are; an upgraded entry names its old key (``formerly``).  The old entries stay
-as well, out of sight, until :func:`remove_former` is called; ``former-keys/<kind>/<key>.json`` leads from an old key to
-the new one for good.
+Results, digests and files are unchanged; an upgraded entry records its old key (``formerly``).  The old entries are
+hidden but kept until :func:`remove_former` is called; ``former-keys/<kind>/<key>.json`` maps an old key to the new one
+permanently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tracking.ledger.ledger import Ledger, former_name
 
 
 class Upgraded(NamedTuple):
-    """One entry."""
+    """An upgraded entry."""
 
     kind: str
     old: Key
@@ -37,21 +37,21 @@ class Left(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What :func:`upgrade_entries` did."""
+    """Result of :func:`upgrade_entries`."""
 
     upgraded: list[Upgraded] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     merged: list[Upgraded] = field(default_factory=list)
-    """Entries whose new key another entry had: two that differed in what changes no result, or one made since."""
+    """Entries whose new key was taken: by one that differed in irrelevant fields, or by a newer run."""
     keys: dict[Key, Key] = field(default_factory=dict)
-    """Old key to new one, of everything that is or was of an older format; equal where nothing changed."""
+    """Map of old to new keys for every entry that has or had an older format; equal where nothing changed."""
 
 
 def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
-    """Write every entry of an older format under its new key; doing it again changes nothing.
+    """Write every entry of an older format under its new key; idempotent.
 
-    ``parents`` leads from old keys to new ones for recipes that the ledger may lack although others were made from
-    them.  An entry one of whose parents is neither here nor there is left.
+    ``parents`` maps old to new keys of recipes that may be missing from the ledger although entries depend on them.  An
+    entry with a parent that is neither in the ledger nor in ``parents`` is not upgraded.
     """
     outcome, known = Outcome(keys=dict(parents)), set[Key]()
     for kind in KINDS:
@@ -60,7 +60,7 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
         entries = ledger.find_many(kind, ledger.keys(kind))
         waiting = [entry for entry in entries.values() if entry.recipe.get("format", 1) < FORMAT]
         known |= {key for key, entry in entries.items() if entry.recipe.get("format", 1) >= FORMAT}
-        while waiting:  # a set comes after the one that it starts from
+        while waiting:  # a set may depend on another set
             ready = [entry for entry in waiting if not _unknown(entry, outcome.keys, known)]
             if not ready:
                 break
@@ -69,12 +69,12 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
                 _upgrade(ledger, entry, outcome)
         for entry in waiting:
             lacking = ", ".join(f"{parent} {key[:12]}" for parent, key in _unknown(entry, outcome.keys, known))
-            outcome.left.append(Left(kind, entry.key, f"it is made from {lacking}, of which nothing is known here"))
+            outcome.left.append(Left(kind, entry.key, f"it depends on {lacking}, which is unknown here"))
     return outcome
 
 
 def _unknown(entry: Entry, keys: Mapping[Key, Key], known: set[Key]) -> list[tuple[str, Key]]:
-    """Parents of which neither an upgraded nor a new entry is known."""
+    """Parents that are neither in the ledger nor among the mapped keys."""
     return [
         parent for parent in read_recipe(entry.recipe).parents() if parent[1] not in keys and parent[1] not in known
     ]
@@ -92,7 +92,7 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
 
 
 def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
-    """An entry of an older format under the recipe that its own became."""
+    """A copy of an entry of an older format with the upgraded recipe and its key."""
     ran = ran_precision(entry.recipe)
     result: dict[str, Any] = entry.result | ({"ran_precision": ran} if ran else {})
     plain = recipe.model_dump(mode="json")
@@ -101,7 +101,7 @@ def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
 
 
 def remove_former(ledger: Ledger) -> int:
-    """Delete the old entries of everything that is upgraded; how many there were.  Files stay: they are in use."""
+    """Delete the old entries of all upgraded ones; returns their number.  Files are kept: the new entries use them."""
     removed = 0
     for kind in KINDS:
         for old, new in ledger.former_keys(kind).items():

@@ -1,4 +1,4 @@
-"""Does everything in the ledger still have its files?  Read at the source, whatever this machine keeps in its cache."""
+"""Verify the files of ledger entries at their source, without using this machine's cache."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tracking.store import TrackedStore
 
 
 class Checked(NamedTuple):
-    """One entry: ``damage`` is what is wrong with it, or empty."""
+    """Result for one entry: ``damage`` describes what is wrong, or is empty."""
 
     kind: str
     key: Key
     label: str
     damage: str
     bare: bool = False
-    """Imported without files, which were left out where it came from: nothing is wrong with it."""
+    """Imported without files, which the export left out; this is not damage."""
 
 
 def everything(ledger: Ledger) -> list[tuple[str, Key]]:
-    """(kind, key) of all that is done, parents before children."""
+    """(kind, key) of all entries, parents before children."""
     return [(kind, key) for kind in KINDS for key in sorted(ledger.keys(kind))]
 
 
 def check_entries(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> Iterator[Checked]:
-    """Check entries and every sha256 of their files; one after the other is downloaded where they are far.
+    """Check entries and the sha256 of all their files, downloading remote ones an entry at a time.
 
-    Raises where a server does not answer: that says nothing about the files.
+    Raises if a server does not respond, since that is not damage.
     """
     for kind, key in wanted:
         with folder_errors(store.cache):
@@ -49,7 +49,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
     try:
         entry = store.find(kind, key)
         if entry is None:
-            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "make or import it first")
+            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
         recipe = read_recipe(entry.recipe)
         label = recipe.label()
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):

@@ -239,7 +239,7 @@ def test_random_kills(stack: Any, disturb: Disturb, quiet: Disturbed):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses the S3 credentials"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "rejects the S3 credentials"),
         ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, "does not let us in"),
     ],
 )

@@ -107,7 +107,7 @@ def test_verify_finds_an_entry_that_holds_another_recipe(rd3: Run, home: Path) -
     assert code == 3
     assert f"holds the recipe set {second.key[:12]}" in out
     path.write_text("{")
-    assert "is not readable" in rd3("verify", first.key[:10])[1]
+    assert "cannot be read" in rd3("verify", first.key[:10])[1]
 
 
 def test_forgetting_waits_for_the_driver(rd3: Run, home: Path) -> None:

@@ -183,7 +183,7 @@ def test_an_attempt_after_one_that_was_killed_is_the_second(bench: Bench):
         (Diverged("The loss is nan in epoch 3.", "lower lr"), "diverged", "epoch 3. Fix: lower lr"),
         (MemoryError("no"), "oom", "MemoryError"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "oom", "allocate"),
-        (ZeroDivisionError("division by zero"), "failed", "test_trial_attempt.py, line"),
+        (ZeroDivisionError("division by zero"), "failed", "test_attempt.py, line"),
     ],
 )
 def test_an_error_is_caught_once_with_its_status_and_reason(bench: Bench, error: Exception, status: str, says: str):

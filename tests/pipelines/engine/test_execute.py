@@ -112,7 +112,7 @@ def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_dama
         execute(Expansion(RECIPES), plan("run", "run", "run", stale=(("set", KEYS[0]),)), session)
     assert ledger.find("set", KEYS[0]) is None
     assert [event["event"] for event in trial_log.events(session.home, KEYS[0])] == ["forgotten"]
-    assert SilentTracker.calls == ["check", "experiment", "reap", "reap"]
+    assert SilentTracker.calls == ["check", "experiment", "close_dead_runs", "close_dead_runs"]
     with ledger.lease():
         """The lease is free again."""
 

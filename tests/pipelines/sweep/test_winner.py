@@ -35,7 +35,7 @@ from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
 from tracking.report.sweep_report import write_sweep_report
-from tracking.runs.sweeps import Memory
+from tracking.runs.sweeps import SweepRecords
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_the_test_has_sets_and_teacher_of_all_training_images_on_the_same_seeds(
 
 
 def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp_path):
-    memory = Memory(open_objects(tmp_path / "artifacts"))
+    records = SweepRecords(open_objects(tmp_path / "artifacts"))
     subject = found(here)[0]
     trials = tuned(subject).trials()
     values = {}
@@ -172,13 +172,13 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
 
     made = winner_preset(subject, trials[2], 4)
     winner, base = both_sides(subject, here, made)
-    record(subject, trials[2], winner, base, memory)
-    record(subject, trials[2], winner, base, memory)
-    [waiting] = recorded_tests(winner, base, memory, find)
+    record(subject, trials[2], winner, base, records)
+    record(subject, trials[2], winner, base, records)
+    [waiting] = recorded_tests(winner, base, records, find)
     assert (waiting.current, waiting.text()["winner"], waiting.difference) == (True, "not tested yet", None)
     values |= dict(zip([one.key for one in winner], [70.0, 72.0, 74.0], strict=True))
     values |= dict(zip([one.key for one in base], [69.0, 70.0, 71.0], strict=True))
-    [tested] = recorded_tests(winner, base, memory, find)
+    [tested] = recorded_tests(winner, base, records, find)
     assert (tested.winner, tested.base) == ([70.0, 72.0, 74.0], [69.0, 70.0, 71.0])
     assert tested.difference.mean == pytest.approx(2.0)
     assert tested.text()["difference"].startswith("+2.00 [−0.48, 4.48], p 0.07")
@@ -186,22 +186,22 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
     renamed = found(here, name="other")[0]
     elsewhere, same_base = both_sides(renamed, here, winner_preset(renamed, trials[1], 4))
     assert target_of(same_base) == target_of(base)
-    record(renamed, trials[1], elsewhere, same_base, memory)
-    both = recorded_tests(elsewhere, same_base, memory, find)
+    record(renamed, trials[1], elsewhere, same_base, records)
+    both = recorded_tests(elsewhere, same_base, records, find)
     assert sorted((test.sweep, test.current, bool(test.winner)) for test in both) == [
         ("demo", False, True), ("other", True, False)
     ]  # fmt: skip
 
 
 def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
-    memory = Memory(open_objects(tmp_path / "artifacts"))
+    records = SweepRecords(open_objects(tmp_path / "artifacts"))
     subject, longer = found(here)[0], found(here, test_seeds=(0, 1, 2, 3))[0]
     trials = tuned(subject).trials()
 
     def tests(subject: Subject, trial):
         winner, base = both_sides(subject, here, winner_preset(subject, trial, 4))
-        record(subject, trial, winner, base, memory)
-        return recorded_tests(winner, base, memory, lambda _kind, _key: None)
+        record(subject, trial, winner, base, records)
+        return recorded_tests(winner, base, records, lambda _kind, _key: None)
 
     tests(subject, trials[2])
     again = tests(longer, trials[2])
@@ -213,15 +213,15 @@ def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
 
 
 def test_a_record_that_does_not_say_its_protocol_counts_as_a_winner_of_its_own(here, tmp_path):
-    memory = Memory(open_objects(tmp_path / "artifacts"))
+    records = SweepRecords(open_objects(tmp_path / "artifacts"))
     subject = found(here)[0]
     best = tuned(subject).best()
     winner, base = both_sides(subject, here, winner_preset(subject, best, 4))
-    record(subject, best, winner, base, memory)
-    [test] = memory.tests(target_of(base))
+    record(subject, best, winner, base, records)
+    [test] = records.tests(target_of(base))
     early = {name: value for name, value in test.items() if name != "protocol"}
-    memory.record_test(target_of(base), {**early, "evaluations": ["a", "b", "c"]})
-    tests = recorded_tests(winner, base, memory, lambda _kind, _key: None)
+    records.record_test(target_of(base), {**early, "evaluations": ["a", "b", "c"]})
+    tests = recorded_tests(winner, base, records, lambda _kind, _key: None)
     assert (winners_of(tests), sorted(test.current for test in tests)) == (2, [False, True])
 
 
@@ -233,9 +233,9 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     made = winner_preset(subject, tunings["random"].best(), 4)
     outcome.winners["random"] = made
     winner, base = both_sides(subject, here, made)
-    memory = Memory(open_objects(tmp_path / "artifacts"))
-    record(subject, tunings["random"].best(), winner, base, memory)
-    [test] = recorded_tests(winner, base, memory, lambda _kind, _key: None)
+    records = SweepRecords(open_objects(tmp_path / "artifacts"))
+    record(subject, tunings["random"].best(), winner, base, records)
+    [test] = recorded_tests(winner, base, records, lambda _kind, _key: None)
     outcome.tests["random"] = [test, test, replace(test, protocol="another", current=False)]
     page = page_of(subject.sweep, outcome, Ledger(here.artifacts), "journal")
     written = write_sweep_report(page, tmp_path / "report")
@@ -245,7 +245,7 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     text, html = (written[name].read_text() for name in ("report.md", "report.html"))
     for shown in (text, html):
         assert "trained without the validation images" in shown
-        assert "2 winners have met the test split here" in shown
+        assert "2 winners were tested on the test split" in shown
         assert "4 of 4 trials: 3 complete, 1 pruned" in shown
         assert "pruned after epoch 5" in shown
         assert "protocols: [demo-random]" in shown and "protocols: [demo-rded]" not in shown

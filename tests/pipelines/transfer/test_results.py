@@ -85,7 +85,7 @@ def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, st
     assert rows(rd3("import-results", study / "results.parquet")[1]) == ["False", "False"]
     assert rd3("artifacts", "verify")[:2] == (0, "1 whole, 0 damaged, 1 came without files\n")
     code, _out, err = rd3("artifacts", "fetch", LARGE.key)
-    assert code == 2 and "names no artifact.\nFix: make or import it again" in err
+    assert code == 2 and "has no artifact.\nFix: run or import it again" in err
 
 
 def test_files_that_come_later_are_taken(rd3: Run, home: Path, store: Path, study: Path) -> None:

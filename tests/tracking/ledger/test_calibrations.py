@@ -39,5 +39,5 @@ def test_a_damaged_one_is_told(tmp_path: Path):
     objects = open_objects(tmp_path)
     name = keep(objects, calibration())
     objects.put(name, b"{")
-    with pytest.raises(DataCorrupt, match=r"is not readable.*rd3 calibrate"):
+    with pytest.raises(DataCorrupt, match=r"cannot be read.*rd3 calibrate"):
         known(objects)

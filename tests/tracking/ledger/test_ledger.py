@@ -77,7 +77,7 @@ def test_a_key_of_any_kind_may_be_shortened(ledger: Ledger) -> None:
 
 
 def test_a_kind_that_does_not_exist(ledger: Ledger) -> None:
-    with pytest.raises(UnknownName, match=r"keeps no 'sets'\. Fix: did you mean 'set'"):
+    with pytest.raises(UnknownName, match=r"Unknown kind of recipe 'sets'\. Fix: did you mean 'set'"):
         ledger.keys("sets")
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_entry_is_named(ledger: Ledger, tmp_path: Path) -> None:
     ledger.mark(entry("a1" * 32))
     path = tmp_path / "artifacts" / "by-key" / "set" / f"{'a1' * 32}.json"
     path.write_text(path.read_text()[:40])
-    with pytest.raises(DataCorrupt, match=f"{path} is not readable. Fix: delete that file"):
+    with pytest.raises(DataCorrupt, match=f"{path} cannot be read. Fix: delete that file"):
         ledger.find("set", "a1" * 32)
 
 

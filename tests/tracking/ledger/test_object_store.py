@@ -46,9 +46,9 @@ def test_roots_are_folders_or_buckets(tmp_path: Path) -> None:
     assert isinstance(bucket, S3Objects)
     assert (bucket.bucket, bucket.prefix) == ("bucket", "some/prefix/")
     assert S3Objects("s3://bucket").prefix == ""
-    with pytest.raises(StoreError, match="cannot live at gs://bucket"):
+    with pytest.raises(StoreError, match="cannot be stored at gs://bucket"):
         open_objects("gs://bucket")
-    with pytest.raises(StoreError, match="names no bucket"):
+    with pytest.raises(StoreError, match="does not name a bucket"):
         open_objects("s3:///prefix")
 
 

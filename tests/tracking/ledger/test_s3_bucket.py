@@ -30,8 +30,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def documents_of(region: str = "us-east-1") -> tuple[S3Objects, Stubber]:
     objects = S3Objects("s3://theirs/rd3")
-    objects._made = boto3.client("s3", region_name=region)
-    return objects, Stubber(objects._made)
+    objects._client = boto3.client("s3", region_name=region)
+    return objects, Stubber(objects._client)
 
 
 @pytest.mark.parametrize("before", [[], [THEIRS], [THEIRS, {**OURS, "Status": "Disabled"}]])
@@ -44,7 +44,7 @@ def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
     after = [rule for rule in before if rule["ID"] == "theirs"] + [OURS]
     stub.add_response(PUT, {}, {"Bucket": "theirs", "LifecycleConfiguration": {"Rules": after}})
     with stub:
-        assert s3_bucket.add_lifecycle(objects) == "theirs: lifecycle (unfinished uploads end after 7 days) set"
+        assert s3_bucket.add_lifecycle(objects) == "theirs: lifecycle rule (aborts unfinished uploads after 7 days) set"
     stub.assert_no_pending_responses()
 
 
@@ -64,7 +64,7 @@ def test_a_key_that_may_not_set_it_is_no_failure():
     with stub:
         assert (
             s3_bucket.block_public_access(objects)
-            == "theirs: this key may not set the public access block; its owner should"
+            == "theirs: this key may not set the public access block; ask the bucket's owner to set it"
         )
 
 
@@ -77,14 +77,14 @@ def test_a_bucket_is_made_in_its_region(region: str, more: dict):
     stub.add_client_error("list_objects_v2", "NoSuchBucket", http_status_code=404)
     stub.add_response("create_bucket", {}, {"Bucket": "theirs", **more})
     with stub:
-        assert s3_bucket.create(objects) == "theirs: made"
+        assert s3_bucket.create(objects) == "theirs: created"
     stub.assert_no_pending_responses()
 
 
 def test_the_name_of_somebody_else():
     objects, stub = documents_of()
     stub.add_client_error("list_objects_v2", "AccessDenied", http_status_code=403)
-    with stub, pytest.raises(StoreError, match=r"refuses the S3 credentials for s3://theirs/rd3 \(AccessDenied\)"):
+    with stub, pytest.raises(StoreError, match=r"rejects the S3 credentials for s3://theirs/rd3 \(AccessDenied\)"):
         s3_bucket.create(objects)
 
 
@@ -113,5 +113,7 @@ def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_bucket_that_everybody_may_list(open_to_all):
-    with pytest.raises(StoreError, match=r"Bucket 'theirs' can be listed by anybody.* Fix: remove its public policy"):
+    with pytest.raises(
+        StoreError, match=r"Bucket 'theirs' can be listed without credentials.* Fix: remove its public policy"
+    ):
         s3_bucket.check_private(S3Objects("s3://theirs/rd3"))

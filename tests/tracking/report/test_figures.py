@@ -12,7 +12,7 @@ from PIL import Image
 
 from rd3.errors import BadValue
 from tracking.report import figures
-from tracking.report.scores import Score, spread
+from tracking.report.scores import Score, summarise
 from tracking.report.tables import result_table
 
 
@@ -36,7 +36,7 @@ def _score(method="rded", ipc=10, tops=(40.0, 41.0), **more):
     } | more
     if fields["varied"]:
         fields["resolved"] = {**fields["resolved"], **fields["varied"]} | more.get("resolved", {})
-    return Score(method=method, ipc=ipc, spread=spread(tops, [0] * len(tops)) if tops else None, **fields)
+    return Score(method=method, ipc=ipc, top1=summarise(tops, [0] * len(tops)) if tops else None, **fields)
 
 
 def _text(svg: bytes) -> list[str]:
@@ -74,7 +74,7 @@ def test_png():
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(BadValue, match="'svg' or 'png', not 'gif'"):
+    with pytest.raises(BadValue, match="Unknown chart format 'gif'"):
         figures.cost_chart([_score()], kind="gif")
 
 
@@ -95,7 +95,7 @@ def test_sensitivity_lines_hold_the_base_point_and_the_moved_ones_in_order():
     lines = figures.sensitivity_lines(given, "temperature")
     ((label, points),) = lines.items()
     assert label == "rded"
-    assert [(value, score.spread.mean) for value, score in points] == [(1.0, 30.0), (20.0, 40.5), (40.0, 39.0)]
+    assert [(value, score.top1.mean) for value, score in points] == [(1.0, 30.0), (20.0, 40.5), (40.0, 39.0)]
     assert [bool(score.varied) for _, score in points] == [True, False, True]
 
 
@@ -142,7 +142,7 @@ def test_values_that_are_no_numbers_stand_in_plain_steps():
 
 
 def test_a_field_that_nothing_moved_is_refused():
-    with pytest.raises(BadValue, match="No result moves 'zeta'"):
+    with pytest.raises(BadValue, match="No result varies 'zeta'"):
         figures.sensitivity_chart([_score()], "zeta")
 
 
@@ -157,6 +157,6 @@ def test_text_is_escaped_and_no_mathematics_is_read_into_it():
 
 
 def test_the_papers_methods_look_different_from_each_other():
-    looks = figures._looks(["random", "zz", "rded", "sre2l"])
-    assert len(set(looks.values())) == len(looks)
-    assert looks["rded"] == figures._looks(["rded"])["rded"]
+    styles = figures._styles(["random", "zz", "rded", "sre2l"])
+    assert len(set(styles.values())) == len(styles)
+    assert styles["rded"] == figures._styles(["rded"])["rded"]

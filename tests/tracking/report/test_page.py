@@ -190,8 +190,8 @@ def test_results_beside_the_papers(page):
     assert "40.2 ± 0.7 (2)" in page.text  # random: 39.7 and 40.7
     assert "paper 42.3 ± 0.3, difference −2.1" in page.text
     assert "paper 37.3 ± 0.4, difference +3.9" in page.text  # rded: 40.7 and 41.7
-    assert "iterations 100/1000 paper 29.7 ± 0.8 made in" in page.text  # reduced: no difference
-    assert "made in 12.5 s (process 11.2 s)" in page.text
+    assert "iterations 100/1000 paper 29.7 ± 0.8 generated in" in page.text  # reduced: no difference
+    assert "generated in 12.5 s (CPU 11.2 s)" in page.text
 
 
 def test_what_was_run_is_said(page):
@@ -265,5 +265,5 @@ def test_a_broken_artifact_costs_its_picture_only(tmp_path, report):
 
     paths = write_report("damaged", cells, store.find, fetch, tmp_path, facts={})
     page = Reader(paths["report.html"].read_text(encoding="utf-8"))
-    assert f"No picture: The store has no set {keys['rded'][:12]}." in page.text
+    assert f"No contact sheet: The store has no set {keys['rded'][:12]}." in page.text
     assert len(page.loaded) == 1

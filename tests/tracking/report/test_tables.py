@@ -1,4 +1,4 @@
-"""From cells and entries to tables: means and spreads computed by hand or by the standard library's statistics."""
+"""From cells and entries to tables: means and standard deviations by hand or by the standard library's statistics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rd3.errors import BadValue
 from rd3.protocol import protocol_names, resolve_protocol
 from rd3.store import Entry
 from tracking.report.query import COLUMNS, rows
-from tracking.report.scores import scores, spread
-from tracking.report.tables import letter, reduced_text, result_table, result_tables, spread_text, to_csv, to_markdown
+from tracking.report.scores import scores, summarise
+from tracking.report.tables import letter, reduced_text, result_table, result_tables, to_csv, to_markdown, top1_text
 
 TEACHER = "aa" * 32
 
@@ -125,9 +125,9 @@ def test_rows_of_nothing():
     assert scores(frame) == []
 
 
-def test_mean_and_spread_over_student_seeds():
+def test_mean_and_std_over_student_seeds():
     values = [41.0, 42.0, 44.5]
-    got = spread(values, [0, 0, 0])
+    got = summarise(values, [0, 0, 0])
     assert got.n == 3
     assert got.mean == pytest.approx(statistics.mean(values))
     assert got.std == pytest.approx(statistics.stdev(values))
@@ -136,9 +136,9 @@ def test_mean_and_spread_over_student_seeds():
     assert got.half_95 == pytest.approx(4.302653 * statistics.stdev(values) / 3**0.5, rel=1e-6)
 
 
-def test_spread_is_split_where_both_seeds_vary():
+def test_std_is_split_where_both_seeds_vary():
     first, second = [40.0, 41.0], [44.0, 47.0]
-    got = spread([*first, *second], [0, 0, 1, 1])
+    got = summarise([*first, *second], [0, 0, 1, 1])
     assert got.mean == pytest.approx(43.0)
     assert got.std == pytest.approx(statistics.stdev([*first, *second]))
     assert got.std_sets == pytest.approx(statistics.stdev([40.5, 45.5]))
@@ -147,8 +147,8 @@ def test_spread_is_split_where_both_seeds_vary():
     assert got.half_95 == pytest.approx(12.706205 * statistics.stdev([40.5, 45.5]) / 2**0.5, rel=1e-6)
 
 
-def test_one_value_has_no_spread():
-    got = spread([40.0], [0])
+def test_one_value_has_no_std():
+    got = summarise([40.0], [0])
     assert (got.n, got.std, got.half_95) == (1, None, None)
 
 
@@ -157,17 +157,17 @@ def test_seeds_become_one_score_and_the_text_says_how_many():
     results.add("rded", 10, [40.0, 41.0, 42.0])
     results.add("rded", 1, [22.0])
     one, ten = results.scores()
-    assert spread_text(one) == "22.0 (n=1)"
-    assert spread_text(ten) == "41.0 ± 1.0 (3)"
+    assert top1_text(one) == "22.0 (n=1)"
+    assert top1_text(ten) == "41.0 ± 1.0 (3)"
     assert ten.delta == pytest.approx(41.0 - 37.3)
 
 
-def test_text_shows_both_spreads_and_generation_time_is_the_mean_over_sets():
+def test_text_shows_both_stds_and_generation_time_is_the_mean_over_sets():
     results = Results()
     results.add("rded", 10, [40.0, 41.0], set_seed=0)
     results.add("rded", 10, [44.0, 47.0], set_seed=1)
     (score,) = results.scores()
-    assert spread_text(score) == "43.0 ± 3.2 (4; set seeds ± 3.5, student seeds ± 1.6)"
+    assert top1_text(score) == "43.0 ± 3.2 (4; set seeds ± 3.5, student seeds ± 1.6)"
     assert score.generation_wall_s == pytest.approx(10.5)
 
 
@@ -266,7 +266,7 @@ def test_footnotes_for_unsupported_and_partial_cells():
     assert "| rded | 10 | 40.5 ± 0.7 (2) [b] |" in text
     assert "| edc | 10 | – [a] |" in text
     assert "[a] edc at IPC 10: needs &lt;50> images \\| a class." in text
-    assert "[b] rded at IPC 10: 2 of 3 repeats are done." in text
+    assert "[b] rded at IPC 10: 2 of 3 repeats done." in text
 
 
 def test_settings_that_differ_between_rows_name_them_and_shared_ones_go_to_the_caption():
@@ -288,7 +288,7 @@ def test_varied_points_are_in_the_csv_and_not_in_the_tables():
     results.add("rded", 10, [38.0, 39.0], varied={"temperature": 4.0})
     found = results.scores()
     (table,) = result_tables(found)
-    assert spread_text(table.rows[0].scores[10]) == "40.5 ± 0.7 (2)"
+    assert top1_text(table.rows[0].scores[10]) == "40.5 ± 0.7 (2)"
     lines = list(csv.DictReader(io.StringIO(to_csv(found))))
     assert [line["varied"] for line in lines] == ["", "temperature=4.0"]
     assert [float(line["top1_pct_mean"]) for line in lines] == [40.5, 38.5]

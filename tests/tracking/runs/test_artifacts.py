@@ -52,5 +52,5 @@ def test_a_missing_file(entry: Entry, folder: Path, tmp_path: Path) -> None:
 def test_an_entry_without_files(entry: Entry, tmp_path: Path) -> None:
     nowhere = entry.model_copy(update={"artifact": None})
     assert not artifacts.exists(nowhere)
-    with pytest.raises(DataMissing, match="set abababababab names no artifact"):
+    with pytest.raises(DataMissing, match="set abababababab has no artifact"):
         artifacts.fetch(nowhere, tmp_path / "cache")

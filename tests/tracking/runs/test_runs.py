@@ -175,14 +175,17 @@ def test_runs_of_dead_drivers_are_closed(tracker: Tracker, experiment_id: str, p
     orphan = tracker.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id, parent_run_id=grid)
     elsewhere = Tracker(Place(tracking_uri=place.tracking_uri, artifacts="s3://other/ledger", home=place.home))
     stranger = elsewhere.begin(an_evaluation(seed=4), FACTS, experiment_id=experiment_id)
-    assert tracker.reap(experiment_id, "the driver was killed") == 2
-    assert tracker.reap(experiment_id, "the driver was killed") == 0
+    assert tracker.close_dead_runs(experiment_id, "the driver was killed") == 2
+    assert tracker.close_dead_runs(experiment_id, "the driver was killed") == 0
     ended = tracker.client.get_run(orphan.run_id)
     assert (ended.info.status, ended.data.tags["rd3.reason"]) == ("KILLED", "the driver was killed")
     assert tracker.client.get_run(grid).info.status == "KILLED"
     assert tracker.client.get_run(stranger.run_id).info.status == "RUNNING"
     again = tracker.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id, attempt=2)
-    assert tracker.reap(experiment_id, "its process died", {again.recipe.key: ("oom", "it ran out of memory")}) == 1
+    assert (
+        tracker.close_dead_runs(experiment_id, "its process died", {again.recipe.key: ("oom", "it ran out of memory")})
+        == 1
+    )
     ended = tracker.client.get_run(orphan.run_id)
     assert (ended.data.tags["rd3.status"], ended.data.tags["rd3.reason"]) == ("oom", "it ran out of memory")
     assert tracker.client.get_run(orphan.run_id).info.status == "KILLED"
@@ -226,7 +229,7 @@ def test_a_store_that_cannot_take_the_files(place: Place, tmp_path: Path, tracke
     entry = result_of(recipe, tmp_path / "out", {})
     other = Tracker(blocked)
     run = other.begin(recipe, {}, experiment_id=other.experiment("blocked"))
-    with pytest.raises(StoreError, match=r"files cannot be kept at .*file: (Not a directory|File exists)"):
+    with pytest.raises(StoreError, match=r"Cannot store files at .*file: (Not a directory|File exists)"):
         run.finish(entry, tmp_path / "out")
 
 

@@ -11,7 +11,7 @@ from rd3.errors import DataCorrupt
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.runs import Tracker
-from tracking.runs.sweeps import EXPERIMENT, Memory, SweepRuns, TrialRun
+from tracking.runs.sweeps import EXPERIMENT, SweepRecords, SweepRuns, TrialRun
 
 TRIAL = TrialRun(
     study="s/random",
@@ -25,33 +25,33 @@ TRIAL = TrialRun(
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Memory:
-    return Memory(open_objects(tmp_path / "artifacts"))
+def records(tmp_path: Path) -> SweepRecords:
+    return SweepRecords(open_objects(tmp_path / "artifacts"))
 
 
-def test_the_longer_look_at_an_evaluation_stays(memory):
-    assert memory.score("k") is None
+def test_the_longer_look_at_an_evaluation_stays(records):
+    assert records.score("k") is None
     short, long = {"curve": {"5": 1.0}, "top1_pct": None}, {"curve": {"5": 1.0, "10": 2.0}, "top1_pct": 3.0}
-    memory.keep_score("k", short)
-    memory.keep_score("k", long)
-    memory.keep_score("k", short)
-    assert memory.score("k") == long
+    records.keep_score("k", short)
+    records.keep_score("k", long)
+    records.keep_score("k", short)
+    assert records.score("k") == long
 
 
-def test_a_damaged_score_is_named(memory):
-    memory.objects.put("sweeps/scores/k.json", b"{")
-    with pytest.raises(DataCorrupt, match=r"sweeps/scores/k\.json is not readable\. Fix: delete that file"):
-        memory.score("k")
+def test_a_damaged_score_is_named(records):
+    records.objects.put("sweeps/scores/k.json", b"{")
+    with pytest.raises(DataCorrupt, match=r"sweeps/scores/k\.json cannot be read\. Fix: delete that file"):
+        records.score("k")
 
 
-def test_every_winner_that_met_the_test_split_is_on_record_once(memory):
+def test_every_winner_that_met_the_test_split_is_on_record_once(records):
     first = {"evaluations": ["a", "b"], "recorded_at": "2026-01-02", "sweep": "one"}
     second = {"evaluations": ["c"], "recorded_at": "2026-01-01", "sweep": "two"}
-    memory.record_test("target", first)
-    memory.record_test("target", {**first, "recorded_at": "2026-01-03", "sweep": "the same winner again"})
-    memory.record_test("target", second)
-    memory.record_test("elsewhere", second)
-    assert memory.tests("target") == [second, first]
+    records.record_test("target", first)
+    records.record_test("target", {**first, "recorded_at": "2026-01-03", "sweep": "the same winner again"})
+    records.record_test("target", second)
+    records.record_test("elsewhere", second)
+    assert records.tests("target") == [second, first]
 
 
 @pytest.fixture

@@ -37,42 +37,42 @@ def test_work_travels_and_leaves_nothing_behind(run: OpenRun, tmp_path: Path) ->
     (here / "blocks").mkdir(parents=True)
     (here / "blocks" / "0").write_text("first")
     (here / "blocks" / ".1.half").write_text("being writ")
-    carrier = UnfinishedWork(run, here, every_s=0.0)
-    carrier.carry()
+    unfinished = UnfinishedWork(run, here, every_s=0.0)
+    unfinished.upload()
     (here / "blocks" / "1").write_text("second")
     (here / "checkpoint").write_text("epoch 3")
-    carrier.carry()
+    unfinished.upload()
 
     other = UnfinishedWork(run, there)
-    other.fetch()
+    other.download()
     assert files(there) == {"blocks/0": "first", "blocks/1": "second", "checkpoint": "epoch 3"}
 
     (there / "checkpoint").write_text("epoch 4")
     (there / "blocks" / "1").unlink()
-    other.fetch()
+    other.download()
     assert files(there) == {"blocks/0": "first", "blocks/1": "second", "checkpoint": "epoch 4"}, "what is here stays"
     (there / ".cut-short").mkdir()
     (there / ".cut-short" / "2").write_text("half")
     last = UnfinishedWork(run, there, every_s=0.0)
-    last.carry()
+    last.upload()
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == [
         "unfinished/blocks",
         "unfinished/checkpoint",
     ]
 
-    other.drop()
+    other.discard()
     assert run.tracker.client.list_artifacts(run.run_id, "unfinished") == []
-    UnfinishedWork(run, tmp_path / "third").fetch()
+    UnfinishedWork(run, tmp_path / "third").download()
     assert not (tmp_path / "third").exists()
 
 
 def test_nothing_is_sent_before_it_is_time(run: OpenRun, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "block").write_text("first")
-    carrier = UnfinishedWork(run, tmp_path / "here", every_s=1000.0)
-    carrier.carry()
+    unfinished = UnfinishedWork(run, tmp_path / "here", every_s=1000.0)
+    unfinished.upload()
     assert run.tracker.client.list_artifacts(run.run_id, "unfinished") == []
-    carrier.carry(leaving=True)
+    unfinished.upload(leaving=True)
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == ["unfinished/block"]
 
 
@@ -84,13 +84,13 @@ def test_a_server_that_is_away_stops_no_work(run: OpenRun, tmp_path: Path, monke
 
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "block").write_text("first")
-    carrier = UnfinishedWork(run, tmp_path / "here", every_s=0.0)
+    unfinished = UnfinishedWork(run, tmp_path / "here", every_s=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(run.tracker.client, "log_artifact", away)
-        carrier.carry()
-    carrier.carry()
+        unfinished.upload()
+    unfinished.upload()
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == ["unfinished/block"]
     with monkeypatch.context() as patch:
         patch.setattr(run.tracker.client, "list_artifacts", away)
         with pytest.raises(TrackingAway):  # whoever goes on without it would overwrite it
-            UnfinishedWork(run, tmp_path / "there").fetch()
+            UnfinishedWork(run, tmp_path / "there").download()

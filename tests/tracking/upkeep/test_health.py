@@ -62,10 +62,10 @@ class Keeping(FolderObjects):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (Forgetful, "does not give back what was written"),
-        (Overwriting, r"overwrites a document that was to be written only if absent .* Fix: use a server that knows"),
-        (Blind, "does not list what was written"),
-        (Keeping, "keeps what was deleted. Fix: let RD3's key delete"),
+        (Forgetful, "returns other content than was written"),
+        (Overwriting, r"ignores the condition If-None-Match and overwrites .* Fix: use a server with"),
+        (Blind, "does not list an object that was written"),
+        (Keeping, "still has an object that was deleted. Fix: allow RD3's key"),
     ],
 )
 def test_a_store_that_does_not_do_as_it_should(
