@@ -143,6 +143,11 @@ class Method(ABC):
     Settings: ClassVar[_AnySettings]
     counted: ClassVar[tuple[str, ...]] = ()
     """Settings that scale the compute of a set: a value below the published one is reported as reduced."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Published settings by dataset, its parent, its resolution (``32px``) or ``default``, with their ``source``.
+
+    Rows are those of ``rd3/methods/presets/*.yaml``, which hold them for methods that ship with RD3.
+    """
     quick: ClassVar[dict[str, Any]] = {}
     """Cheap settings for the conformance suite, so that it takes seconds."""
 
@@ -224,9 +229,13 @@ class Published(NamedTuple):
     """Settings whose preset is below the published value (digits), with the published value."""
 
 
+def presets_of(method: str) -> dict[str, dict[str, Any]]:
+    """Published settings of a method by dataset: its own ``presets``, else the rows of ``presets/<method>.yaml``."""
+    return METHODS.get(method).presets or _shipped_presets(method)
+
+
 @functools.cache
-def presets_of(method: str) -> dict[str, Any]:
-    """Rows of ``presets/<method>.yaml`` by dataset; empty if the method has no such file."""
+def _shipped_presets(method: str) -> dict[str, dict[str, Any]]:
     path = files("rd3.methods").joinpath("presets", f"{method}.yaml")
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 

@@ -89,6 +89,29 @@ def test_a_preset_may_differ_at_an_ipc_and_overrides_win():
     assert reductions("edc", cifar10, resolve_settings("edc", cifar10, 1), 1) == {}
 
 
+def test_a_method_brings_its_published_settings(monkeypatch):
+    class Settings(rd3.methods.Settings):
+        draws: int = 1
+        lr: float = 0.5
+
+    class Own(METHODS.get("random")):
+        """Random images, drawn several times."""
+
+        counted = ("draws",)
+        presets = {
+            "cifar10": {"source": "a paper", "draws": 100, "at_ipc": {10: {"draws": 30}}},
+            "default": {"source": "the same", "nearest": True, "draws": 7},
+        }
+
+    Own.Settings = Settings
+    monkeypatch.setattr(METHODS, "_things", {**METHODS._things, "own": Own})
+    cifar10, digits = dataset_info("cifar10"), dataset_info("digits")
+    assert [resolve_settings("own", cifar10, ipc).draws for ipc in (1, 10)] == [100, 30]
+    assert resolve_settings("own", digits, 1) == Settings(draws=7, lr=0.5)
+    fewer = resolve_settings("own", cifar10, 1, {"draws": 9})
+    assert reductions("own", cifar10, fewer, 1) == {"draws": (9, 100)}
+
+
 def test_wrong_settings():
     info = dataset_info("cifar10")
     with pytest.raises(UnknownName, match=r"Method sre2l has no setting 'iteration'\. Fix: did you mean 'iterations'"):
