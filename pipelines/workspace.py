@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rd3.datasets import Dataset
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SyntheticSet
+    from tracking.report.results import Results
 
 
 class Workspace:
@@ -146,15 +147,19 @@ class LoadedGrid:
         return grid_status(self.expansion, self.workspace.session.ledger, self.workspace.session.home)
 
     def results(self) -> pd.DataFrame:
-        """One row an evaluation, with the columns :data:`tracking.report.query.COLUMNS`."""
-        from tracking.report.query import rows
+        """One row per evaluation, with the columns :data:`tracking.report.query.COLUMNS`."""
+        return self.summarised().frame
 
-        return rows(self.expansion.cells, self.workspace.session.ledger.find)
+    def summarised(self) -> Results:
+        """Results as they are now, with scores: mean and standard deviation over seeds."""
+        from tracking.report.results import Results
 
-    def report(self, folder: str | Path | None = None) -> dict[str, Path]:
-        """Write the report (Markdown, CSV, HTML, charts) and give the files by name.
+        return Results.of(self.expansion.cells, self.workspace.session.ledger.find)
 
-        ``folder``: default ``reports/<grid>`` in RD3's home.
+    def report(self, folder: str | Path | None = None, results: Results | None = None) -> dict[str, Path]:
+        """Write the report (Markdown, CSV, HTML, charts); return the files by name.
+
+        ``folder``: default ``reports/<grid>`` in RD3's home.  ``results``: default as they are now.
         """
         from tracking.report.page import write_report
         from tracking.store import TrackedStore
@@ -164,7 +169,7 @@ class LoadedGrid:
         failures = {one["key"]: f"{one['status']}: {one['reason']}" for one in self.status().failed}
         return write_report(
             self.name,
-            self.expansion.cells,
+            results or self.summarised(),
             here.ledger.find,
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,

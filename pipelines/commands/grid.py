@@ -18,7 +18,7 @@ from rd3.errors import BadValue
 if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
     from pipelines.grid.plan import Plan
-    from tracking.ledger.ledger import Ledger
+    from tracking.report.results import Results
 
 GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address; default: this machine.")]
@@ -211,29 +211,30 @@ def report(
     from pipelines.workspace import Workspace
 
     loaded = Workspace().grid(grid)
-    here, expansion = loaded.workspace.session, loaded.expansion
+    here = loaded.workspace.session
     folder = out or here.home / "reports" / loaded.name
-    written = loaded.report(folder)
-    show_table(result_rows(expansion, here.ledger))
+    results = loaded.summarised()
+    written = loaded.report(folder, results)
+    show_table(result_rows(results))
     for path in written.values():
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
-    show_in_mlflow(expansion, here.ledger, here, folder)
+    show_in_mlflow(loaded.name, results, here, folder)
     console.print(ui_line(here), markup=False, soft_wrap=True)
 
 
-def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: Path) -> None:
+def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> None:
     """The report with the grid's run, where there is one; a server that is away does not spoil the report."""
     from rd3.errors import TrackingError
     from tracking.report.publish import publish
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
-    tracker, name = Tracker(here), expansion.grid.name
+    tracker = Tracker(here)
     try:
         tracker.check()
         run_id = tracker.find_grid(HAND, name)
         if run_id is not None:
-            publish(tracker, run_id, name, expansion.cells, ledger.find, folder)
+            publish(tracker, run_id, name, results, folder)
     except TrackingError as error:
         console.print(f"not shown in MLflow: {error}", markup=False, soft_wrap=True)
 
@@ -260,11 +261,9 @@ def export_outcomes(
         console.print(f"{left_out} of all are there without their files: large sets, or networks (--teachers)")
 
 
-def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | int]]:
+def result_rows(results: Results) -> list[dict[str, str | int]]:
     """The grid's numbers for the terminal, one a point."""
     from rd3.component import changes_text
-    from tracking.report.query import rows
-    from tracking.report.scores import scores
     from tracking.report.tables import reduced_text, top1_text
 
     found = [
@@ -279,7 +278,7 @@ def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | in
             "paper": f"{score.paper.mean:.1f}" if score.paper else "",
             "made/published": reduced_text(score),
         }
-        for score in scores(rows(expansion.cells, ledger.find))
+        for score in results.scores
     ]
     # A column that says the same everywhere is for the page, not for a terminal.
     dull = {name for name in ("dataset", "labels", "student", "changed") if len({row[name] for row in found}) == 1}

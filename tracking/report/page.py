@@ -16,14 +16,14 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rd3.cell import Cell
 from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.errors import RD3Error
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
 from tracking.report.pairs import Pair, interval_text, pairs
-from tracking.report.query import Find, rows
-from tracking.report.scores import Score, scores
+from tracking.report.query import Find
+from tracking.report.results import Results
+from tracking.report.scores import Score
 from tracking.report.tables import ResultTable
 
 Fetch = Callable[[str, str], Path]
@@ -298,7 +298,7 @@ def fill(template: str, page: Any) -> str:
 
 def write_report(
     grid_name: str,
-    cells: Sequence[Cell],
+    results: Results,
     find: Find,
     fetch: Fetch,
     out: Path,
@@ -310,8 +310,7 @@ def write_report(
     Returns file names with their paths.  ``find`` and ``fetch`` are methods of a store.  ``facts`` are more lines about
     the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
     """
-    frame = rows(cells, find)
-    found = scores(frame)
+    frame, found = results.frame, results.scores
     page = Page(
         grid=grid_name,
         description=str(facts.get("description", "")),

@@ -10,8 +10,9 @@ from rd3.component import changes_text
 from rd3.errors import DataMissing
 from rd3.recipe import Key
 from tracking.report.page import write_report
-from tracking.report.query import Find, rows
-from tracking.report.scores import Score, scores
+from tracking.report.query import Find
+from tracking.report.results import Results
+from tracking.report.scores import Score
 from tracking.report.tables import escape_markdown, paper_text, top1_text
 from tracking.runs.runs import Tracker
 
@@ -20,14 +21,14 @@ _LONGEST = 5000
 """Maximum characters of a description; MLflow allows 8000."""
 
 
-def publish(tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], find: Find, report: Path) -> None:
+def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: Path) -> None:
     """Log the folder ``report`` and a table of scores to the grid's run, and tag the runs of all its recipes.
 
     A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
     """
-    frame = rows(cells, find)
-    described = summary(scores(frame))
-    keys = {key for column in ("evaluation", "set", "teacher_key") for key in frame[column] if key is not None}
+    described = summary(results.scores)
+    named = (results.frame[column] for column in ("evaluation", "set", "teacher_key"))
+    keys = {key for column in named for key in column if key is not None}
     with tracker.errors():
         tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
         tracker.log(run_id, tags={"mlflow.note.content": described})
@@ -42,8 +43,9 @@ def publish_tables(
     def not_fetched(kind: str, key: Key) -> Path:
         raise DataMissing(f"See the run of {kind} {key[:12]}.")
 
-    write_report(name, cells, find, not_fetched, out, facts=facts)
-    publish(tracker, run_id, name, cells, find, out)
+    results = Results.of(cells, find)
+    write_report(name, results, find, not_fetched, out, facts=facts)
+    publish(tracker, run_id, name, results, out)
 
 
 def _name_runs(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) -> None:

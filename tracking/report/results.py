@@ -1,0 +1,28 @@
+"""The results of a grid as every table, figure and page takes them: read once, summarised once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import pandas as pd
+
+from rd3.cell import Cell
+from tracking.report.query import Find, rows
+from tracking.report.scores import Score, scores
+
+
+@dataclass(frozen=True)
+class Results:
+    """One row per evaluation, and one score per set of evaluations that differ only in their seeds."""
+
+    frame: pd.DataFrame
+    """With the columns of :data:`tracking.report.query.COLUMNS`, in the order of the grid's cells."""
+    scores: list[Score]
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell], find: Find) -> Self:
+        """Of a grid's cells; ``find`` looks up ledger entries."""
+        frame = rows(cells, find)
+        return cls(frame, scores(frame))
