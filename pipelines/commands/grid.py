@@ -123,7 +123,8 @@ def show_notes(expansion: Expansion) -> None:
 
 def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
     """Device-hours by kind, wall time, disk and money of what runs, and what they were worked out from."""
-    from pipelines.engine.progress import plural, span
+    from pipelines.engine.progress import plural
+    from rd3.campaign.view import span
 
     kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in made.by_kind().items())
     disk = sum(item.disk_bytes for item in made.items)
@@ -228,7 +229,7 @@ def show_in_mlflow(expansion: Expansion, ledger: Ledger, here: Session, folder: 
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
-    tracker, name = Tracker(here), expansion.grid.name
+    tracker, name = Tracker(here), expansion.source_grid.name
     try:
         tracker.check()
         run_id = tracker.find_grid(HAND, name)
@@ -267,7 +268,7 @@ def result_rows(expansion: Expansion, ledger: Ledger) -> list[dict[str, str | in
     from tracking.report.scores import scores
     from tracking.report.tables import reduced_text, spread_text
 
-    found = [
+    found: list[dict[str, str | int]] = [
         {
             "dataset": score.dataset,
             "method": score.method,

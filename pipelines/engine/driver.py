@@ -15,10 +15,10 @@ from typing import Any
 
 from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.progress import View
-from pipelines.grid.queue import Demand, RecipeQueue
+from pipelines.grid.queue import Demand, Queued, RecipeQueue
 from rd3.errors import RD3Error
 from rd3.evaluation.packing import SIZE, Packing
-from rd3.recipe import Key, Recipe
+from rd3.recipe import EvaluationRecipe, Key, Recipe
 
 DEATHS = 3
 """How often the process of one recipe may die before the recipe counts as killed."""
@@ -52,7 +52,7 @@ class Driver:
         queue: RecipeQueue,
         view: View,
         *,
-        job: Callable[[Recipe, Demand], Job],
+        job: Callable[[Queued, Demand], Job],
         keep: Callable[[dict[str, Any]], None],
         forget: Callable[[str, str], None],
         devices: Callable[[], tuple[float, float]],
@@ -75,7 +75,7 @@ class Driver:
         self._made_again: set[Key] = set()
         evaluation = queue.demands.get("evaluation")
         on_gpu = evaluation is not None and evaluation.gpus > 0
-        self._packing = Packing(queue.recipes.values(), side_by_side=on_gpu)
+        self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
         self._devices_of = devices
         self._capacity = (0.0, 0.0)
         self._looked = float("-inf")
@@ -100,7 +100,7 @@ class Driver:
         if first is None:
             return None
         demand = self.queue.demand(first.key)
-        pack = [first, *self._companions(first, demand)]
+        pack: list[Queued] = [first, *self._companions(first, demand)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
         try:
@@ -113,21 +113,21 @@ class Driver:
             self.view.started(key, len(keys))
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
 
-    def _first(self) -> Recipe | None:
+    def _first(self) -> Queued | None:
         if not self.max_concurrent:
             return self.queue.take(*self._devices())
         if len(self._out) >= self.max_concurrent:
             return None
         return self.queue.take(math.inf, math.inf, at_once=self.max_concurrent)
 
-    def _companions(self, first: Recipe, demand: Demand) -> list[Recipe]:
+    def _companions(self, first: Queued, demand: Demand) -> list[EvaluationRecipe]:
         """Evaluations to be trained with ``first``.
 
         A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that no device idles
         while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
         ``SIZE``, so that a GPU never holds more than ``SIZE`` students.
         """
-        if first.key in self._alone:
+        if first.key in self._alone or not isinstance(first, Recipe):
             return []
         at_a_time = self.max_concurrent or demand.at_a_time(*self._devices())
         most = math.floor(SIZE * min(1.0, demand.gpus or 1.0))
