@@ -17,6 +17,7 @@ from rd3.planning.sets import plan_set
 from rd3.planning.teacher_roles import teacher_recipe, teacher_role
 from rd3.protocol import preset_reader, reductions, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
+from rd3.store import existing
 from tracking.ledger.ledger import recipe_of
 
 
@@ -67,13 +68,13 @@ def evaluations_of(
 ) -> list[Recipe]:
     """Evaluations of a set that the ledger has, one a student seed, after the recipe of the label teacher."""
     ledger = session.ledger
-    entry = ledger.find("set", ledger.resolve("set", key))
-    made = recipe_of(entry)
+    made = recipe_of(existing(ledger, "set", ledger.resolve("set", key)))
+    assert isinstance(made, SetRecipe)
     info = dataset_info(made.data.name, session.roots)
     label_teacher = teacher_of(info.name, teacher, session) if teacher else None
-    if student is None and label_teacher is None:
+    network = student or (label_teacher.network if label_teacher is not None else None)
+    if network is None:
         raise BadValue("Neither a student nor a teacher is named.", "say --student NETWORK or --teacher ROLE")
-    network = student or label_teacher.network
     soft = fields.get("labels", "soft") == "soft"
     if soft and label_teacher is None:
         raise BadValue("Soft labels need a teacher.", "say --teacher ROLE, or --field labels=hard")
@@ -85,7 +86,7 @@ def evaluations_of(
         overrides=fields,
     )
     data = made.data.model_copy(update={"fingerprint": dataset_fingerprint(info.name, session.roots)})
-    before: list[Recipe] = [label_teacher, made] if soft else [made]
+    before: list[Recipe] = [label_teacher, made] if soft and label_teacher is not None else [made]
     evaluations = [
         EvaluationRecipe.of(
             made,

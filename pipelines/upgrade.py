@@ -14,7 +14,7 @@ from rd3.errors import RD3Error
 from rd3.methods import METHODS
 from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role
 from rd3.protocol import Preset
-from rd3.recipe import KINDS, Key, SetRecipe, StatisticsRecipe, read_recipe
+from rd3.recipe import KINDS, EvaluationRecipe, Key, SetRecipe, StatisticsRecipe, read_recipe, recipe_of_kind
 from rd3.store import Entry, write_atomically
 from rd3.upgrade import FORMAT, former_key, upgraded_sections
 from tracking.ledger.ledger import Ledger
@@ -43,7 +43,7 @@ def known_parents(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
     found = _teachers(entries, info_of)
     for entry in entries:
         if entry.recipe.get("statistics"):
-            found |= _statistics(read_recipe(entry.recipe), found, info_of)
+            found |= _statistics(recipe_of_kind(entry.recipe, SetRecipe), found, info_of)
     return found
 
 
@@ -96,7 +96,10 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
         sides = {side: list(ledger.find_many("evaluation", found).values()) for side, found in moved.items()}
         if not all(sides.values()):  # never made: nothing says what it was of
             continue
-        winner, base = ([read_recipe(entry.recipe) for entry in sides[side]] for side in ("evaluations", "base"))
+        winner, base = (
+            [recipe_of_kind(entry.recipe, EvaluationRecipe) for entry in sides[side]]
+            for side in ("evaluations", "base")
+        )
         records.record_test(target_of(base), test | moved | {"protocol": protocol_of(winner)})
 
 

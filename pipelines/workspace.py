@@ -117,8 +117,7 @@ class LoadedGrid:
     @cached_property
     def name(self) -> str:
         """As its file, or its ``name``, says."""
-        assert self.expansion.grid is not None
-        return self.expansion.grid.name
+        return self.expansion.source_grid.name
 
     def plan(self, *, device: str | None = None, devices: int | None = None) -> Plan:
         """What a run would reuse and run, what is blocked or unsupported, and the cost; nothing runs.
@@ -164,8 +163,7 @@ class LoadedGrid:
         from tracking.report.page import write_report
         from tracking.store import TrackedStore
 
-        here, grid = self.workspace.session, self.expansion.grid
-        assert grid is not None
+        here, grid = self.workspace.session, self.expansion.source_grid
         failures = {one["key"]: f"{one['status']}: {one['reason']}" for one in self.status().failed}
         return write_report(
             self.name,

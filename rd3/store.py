@@ -58,11 +58,15 @@ class Entry(BaseModel):
         return files
 
 
-class ReadableStore(Protocol):
-    """A store from which entries and files are read, by kind and key."""
+class EntryLookup(Protocol):
+    """Entries by kind and key."""
 
     def find(self, kind: str, key: str) -> Entry | None:
         """The entry, or None if there is none."""
+
+
+class ReadableStore(EntryLookup, Protocol):
+    """A store from which entries and files are read, by kind and key."""
 
     def fetch(self, kind: str, key: str) -> Path:
         """A local folder with the verified files; raises :class:`DataMissing` or :class:`DataCorrupt`."""
@@ -75,7 +79,7 @@ class Store(ReadableStore, Protocol):
         """Store ``folder`` under the entry's key; an entry that exists already is kept and returned."""
 
 
-def existing(store: ReadableStore, kind: str, key: str) -> Entry:
+def existing(store: EntryLookup, kind: str, key: str) -> Entry:
     """The entry; raises :class:`DataMissing` where there is none."""
     entry = store.find(kind, key)
     if entry is None:

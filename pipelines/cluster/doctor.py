@@ -55,7 +55,7 @@ def rows_here(session: Session) -> Iterator[Row]:
     yield _tried("ledger", place.artifacts, lambda: probe_store(place.artifacts))
     objects = open_objects(place.artifacts)
     if objects.folder is None:
-        yield _clock("clock", objects.clock_ahead_s, objects.server())
+        yield _clock("clock", lambda: objects.clock_ahead_s() or 0.0, objects.server())
     yield from _data(session.roots)
 
 

@@ -109,4 +109,8 @@ def progress_bar(label: str) -> Iterator[Callable[[float, str], None]]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=1.0, note="")
-        yield lambda fraction, note="": bar.update(task, completed=fraction, note=note)
+
+        def show(fraction: float, note: str = "") -> None:
+            bar.update(task, completed=fraction, note=note)
+
+        yield show

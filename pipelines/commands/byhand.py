@@ -31,12 +31,15 @@ def distill(
 ) -> None:
     """Make one synthetic set; its teacher is trained first where it has a recipe and is missing."""
     from pipelines.byhand import reduced_set, run_recipes, set_of
+    from rd3.recipe import SetRecipe
 
     here = session()
     recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
     finish(run_recipes(recipes, here, planned=show_work))
-    key = recipes[-1].key[:12]
-    console.print(f"set {key}{said_of(reduced_set(recipes[-1], here))}. Next: rd3 evaluate {key} --teacher ROLE")
+    made = recipes[-1]
+    assert isinstance(made, SetRecipe)
+    key = made.key[:12]
+    console.print(f"set {key}{said_of(reduced_set(made, here))}. Next: rd3 evaluate {key} --teacher ROLE")
 
 
 def evaluate(
@@ -50,13 +53,14 @@ def evaluate(
     """Train students on a set and test them, each once, on the whole test set."""
     from pipelines.byhand import evaluations_of, reduced, run_recipes
     from rd3.stats import mean, std
+    from rd3.store import existing
 
     here = session()
     seeds = student_seed or [0, 1, 2]
     recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), here)
     finish(run_recipes(recipes, here, planned=show_work))
     ledger = here.ledger
-    entries = [ledger.find("evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
+    entries = [existing(ledger, "evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
     show_table(
         [
             {
@@ -104,10 +108,10 @@ def import_outcomes(
 
 def show_work(plan: Plan) -> None:
     """What is there, what is made first and what it takes, before any of it begins."""
-    from pipelines.engine.progress import span
+    from rd3.campaign.view import span
 
     for item in plan.items:
-        if item.status in ("reuse", "run"):
+        if item.status in ("reuse", "run") and item.key is not None:
             takes = f", about {span(item.cost_s)}" if item.status == "run" else ""
             console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}", markup=False, soft_wrap=True)
     if plan.keys("run"):

@@ -64,7 +64,7 @@ def add(
     from rd3 import datasets
 
     roots = session().roots
-    info = datasets.add_folder(name, folder, roots, resolution=resolution)
+    info = datasets.add_folder(name, folder, roots, resolution=resolution)  # type: ignore[arg-type]  # checked inside
     sides = datasets.shorter_sides(name, roots)
     lines = [
         f"{name}: {info.num_classes} classes, {info.train_count} training and {info.test_count} test images, "

@@ -123,7 +123,8 @@ def show_notes(expansion: Expansion) -> None:
 
 def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
     """Device-hours by kind, wall time, disk and money of what runs, and what they were worked out from."""
-    from pipelines.engine.progress import plural, span
+    from pipelines.engine.progress import plural
+    from rd3.campaign.view import span
 
     kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in made.by_kind().items())
     disk = sum(item.disk_bytes for item in made.items)
@@ -266,7 +267,7 @@ def result_rows(results: Results) -> list[dict[str, str | int]]:
     from rd3.component import changes_text
     from tracking.report.tables import reduced_text, top1_text
 
-    found = [
+    found: list[dict[str, str | int]] = [
         {
             "dataset": score.dataset,
             "method": score.method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,7 +69,7 @@ def networks() -> list[Row]:
     return rows + [{"name": name, "summary": why, "at": ""} for name, why in broken(NETWORKS)]
 
 
-def _resolutions(notes: dict[int, str]) -> str:
+def _resolutions(notes: Mapping[int, str]) -> str:
     return "; ".join(f"{side}: {note}" if note else str(side) for side, note in notes.items())
 
 
@@ -85,7 +85,8 @@ def protocols() -> list[Row]:
 def _epochs(preset: Preset) -> int | str:
     """For all students, or for those with the teacher's network and for others."""
     if "epochs" in preset.all:
-        return preset.all["epochs"]
+        epochs: int = preset.all["epochs"]
+        return epochs
     same, other = preset.same_network.get("epochs", "?"), preset.other_network.get("epochs", "?")
     return f"{same} (same network as the teacher), {other} (another)"
 

@@ -41,9 +41,10 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 @app.command("show")
 def show(key: KeyArgument) -> None:
     """Print a set's ledger entry."""
+    from rd3.store import existing
 
     ledger = session().ledger
-    console.print_json(ledger.find("set", ledger.resolve("set", key)).model_dump_json())
+    console.print_json(existing(ledger, "set", ledger.resolve("set", key)).model_dump_json())
 
 
 @app.command("verify")

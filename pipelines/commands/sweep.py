@@ -45,8 +45,9 @@ def sweep(
     catalog = Catalog.of(here)
     loaded = load_sweep(file, catalog)
     found = subjects(loaded, catalog)
-    for subject in found if save_to is not None else ():
-        check_free(save_to, subject.preset, loaded.name)
+    if save_to is not None:
+        for subject in found:
+            check_free(save_to, subject.preset, loaded.name)
     running = SweepRun(
         loaded,
         found,
@@ -72,8 +73,9 @@ def sweep(
         show_intent(loaded, found)
         outcome = running.run(publish)
     show_winners(outcome)
-    for preset in outcome.winners.values() if save_to is not None else ():
-        console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", markup=False, soft_wrap=True)
+    if save_to is not None:
+        for preset in outcome.winners.values():
+            console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", markup=False, soft_wrap=True)
     for name in ("report.md", "report.html") if written else ():
         console.print(f"wrote {written[name]}", markup=False, soft_wrap=True)
     console.print(ui_line(here), markup=False, soft_wrap=True)

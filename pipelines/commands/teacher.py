@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from pipelines.commands._show import console, ledger_line, progress_bar, show_table
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session
+
+if TYPE_CHECKING:
+    from rd3.recipe import SourceSplit
 
 app = typer.Typer(help="Teachers: train, import, verify, list.", no_args_is_help=True)
 
@@ -22,11 +25,12 @@ def train(
 ) -> None:
     """Train the teacher that a role stands for; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import run_recipes, teacher_of
+    from rd3.store import existing
 
     here = session()
     recipe = teacher_of(dataset, role, here)
     finish(run_recipes([recipe], here, planned=show_work))
-    result = here.ledger.find("teacher", recipe.key).result
+    result = existing(here.ledger, "teacher", recipe.key).result
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
 
 
@@ -58,7 +62,7 @@ def import_teacher(
             dataset=opened,
             network=network,
             out=Path(folder),
-            split=split,
+            split=cast("SourceSplit", split),
             prune_to_classes=prune,
             device="cpu",
             progress=progress,
@@ -81,19 +85,23 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
     """Count a teacher's correct predictions on its recorded images again."""
     from rd3 import teacher
     from rd3.datasets import open_dataset
+    from rd3.recipe import TeacherRecipe
+    from rd3.store import existing
     from tracking.ledger.ledger import recipe_of
     from tracking.store import TrackedStore
 
     here = session()
     store = TrackedStore(here)
     whole = here.ledger.resolve("teacher", key)
-    recipe = recipe_of(store.find("teacher", whole))
+    entry = existing(store, "teacher", whole)
+    recipe = recipe_of(entry)
+    assert isinstance(recipe, TeacherRecipe)
     found = teacher.verify(
         store.fetch("teacher", whole),
         recipe,
         open_dataset(recipe.data.name, here.roots),
         device="cpu",
-        formerly=store.find("teacher", whole).formerly,
+        formerly=entry.formerly,
     )
     show_table([found])
 

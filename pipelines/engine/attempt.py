@@ -26,8 +26,8 @@ from pipelines.engine.shards import collect, deliver
 from pipelines.transfer.datasets import ensure_data
 from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, ends_the_process, is_device_error, why
 from rd3.perform import Part, perform, perform_blocks, perform_pack
-from rd3.recipe import EvaluationRecipe, Recipe, from_json
-from rd3.store import Entry, Store, check_files, write_atomically
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, from_json
+from rd3.store import Entry, ReadableStore, check_files, write_atomically
 from tracking.ledger.object_store import open_objects
 from tracking.ledger.retry import retry
 from tracking.place import Place
@@ -72,8 +72,12 @@ def attempt(
                 parts[number] = part
         outcomes = _made_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
         for number, outcome in zip(parts, outcomes, strict=True):
-            send = stories[number].throw if isinstance(outcome, Exception) else stories[number].send
-            _go_on(partial(send, outcome), partial(ended, number))
+            story = stories[number]
+            if isinstance(outcome, Exception):
+                step = partial(story.throw, outcome)
+            else:
+                step = partial(story.send, outcome)
+            _go_on(step, partial(ended, number))
 
 
 def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part | None:
@@ -85,7 +89,9 @@ def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part 
     return None
 
 
-def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> list[Entry | Exception | None]:
+def _made_together(
+    jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore
+) -> Sequence[Entry | Exception | None]:
     """The entry of each, written to its folder before anything is sent, or the error that ended it."""
     try:
         outcomes = _perform(jobs, parts, store)
@@ -102,25 +108,29 @@ def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> 
         return [one for job, part in zip(jobs, parts, strict=True) for one in _made_together([job], [part], store)]
 
 
-def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> Sequence[Entry | Exception | None]:
+def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Entry | Exception | None]:
     """A pack, or one recipe of whatever kind, or a share of a set, of which there is no entry."""
     job, part = jobs[0], parts[0]
     device = "cuda" if job.gpu else "cpu"
     if len(parts) > 1:
         return perform_pack(parts, store, job.place.roots, device=device)
-    made = (part.recipe, store, job.place.roots, part.out)
+    recipe, roots, out, progress = part.recipe, job.place.roots, part.out, part.progress
     if job.blocks is not None:
-        return [perform_blocks(*made, tuple(job.blocks), device=device, progress=part.progress)]
-    return [perform(*made, device=device, shared_machine=not job.alone, larger=job.larger, progress=part.progress)]
+        assert isinstance(recipe, SetRecipe), "only sets are made in shares"
+        perform_blocks(recipe, store, roots, out, job.blocks, device=device, progress=progress)
+        return [None]
+    alone, larger = job.alone, job.larger
+    made = perform(recipe, store, roots, out, device=device, shared_machine=not alone, larger=larger, progress=progress)
+    return [made]
 
 
-def _story(job: Job, store: Store, progress: Progress) -> Story:
+def _story(job: Job, store: ReadableStore, progress: Progress) -> Story:
     """One recipe, from the lock on its folder to its end."""
     recipe = from_json(job.recipe)
     try:
         with _alone_in(job.folder, progress):
             if job.blocks is not None:
-                yield from _share(job, recipe, store, progress)
+                yield from _share(job, job.blocks, recipe, store, progress)
                 return TrialEnd("done")
             entry = yield from _entry(job, recipe, store, progress)
             return TrialEnd("done", entry=entry.model_dump(mode="json"))
@@ -133,17 +143,19 @@ def _story(job: Job, store: Store, progress: Progress) -> Story:
     return end
 
 
-def _share(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, None, None]:
+def _share(
+    job: Job, blocks: tuple[int, int], recipe: Any, store: ReadableStore, progress: Progress
+) -> Generator[Part, Entry | None, None]:
     """Some blocks of a set, sent to where the trial finds them that puts the set together."""
     result, objects = job.folder / "result", open_objects(job.place.artifacts)
     _gather(job, recipe, store, progress)
-    _retry(lambda: collect(objects, job.key, result, tuple(job.blocks)), progress)
+    _retry(lambda: collect(objects, job.key, result, blocks), progress)
     yield Part(recipe, job.folder, progress)
     _retry(lambda: deliver(objects, job.key, result), progress, 1.0)
     shutil.rmtree(result, ignore_errors=True)
 
 
-def _entry(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, Entry, Entry]:
+def _entry(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> Generator[Part, Entry, Entry]:
     """The finished entry: of an attempt before, or of this one."""
     home, finished = job.home, job.folder / "entry.json"
     if job.anew:
@@ -169,7 +181,7 @@ def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
     return None
 
 
-def _tracked(job: Job, recipe: Any, store: Store, progress: Progress) -> Generator[Part, Entry, Entry]:
+def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> Generator[Part, Entry, Entry]:
     """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
     home = job.home
     number = trial_log.attempts(home, job.key) + 1
@@ -240,7 +252,7 @@ class _Run:
 
 
 def _made(
-    job: Job, recipe: Any, store: Store, progress: Progress, unfinished: UnfinishedWork | None
+    job: Job, recipe: Any, store: ReadableStore, progress: Progress, unfinished: UnfinishedWork | None
 ) -> Generator[Part, Entry, Entry]:
     """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
     kept, result = job.folder / "made.json", job.folder / "result"
@@ -260,7 +272,7 @@ def _made(
     return (yield Part(recipe, job.folder, progress if unfinished is None else _uploading(progress, unfinished)))
 
 
-def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
+def _gather(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) -> None:
     """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
     _retry(partial(ensure_data, job.place, recipe.data, progress), progress)
     broken, reasons = [], []
@@ -329,7 +341,7 @@ class _BrokenParents(RD3Error):
         self.parents = parents
 
 
-def _set_input(recipe: Recipe, store: Store) -> dict[str, Any] | None:
+def _set_input(recipe: Recipe, store: ReadableStore) -> dict[str, Any] | None:
     """The set of an evaluation, as its MLflow run names it."""
     entry = store.find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
     if entry is None:

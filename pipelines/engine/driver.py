@@ -16,10 +16,10 @@ from typing import Any
 
 from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.progress import View
-from pipelines.grid.queue import Demand, RecipeQueue
+from pipelines.grid.queue import Demand, Queued, RecipeQueue
 from rd3.errors import RD3Error
 from rd3.evaluation.packing import SIZE, Packing
-from rd3.recipe import Key, Recipe
+from rd3.recipe import EvaluationRecipe, Key, Recipe
 
 DEATHS = 3
 """How often the process of one recipe may die before the recipe counts as killed."""
@@ -53,7 +53,7 @@ class Driver:
         queue: RecipeQueue,
         view: View,
         *,
-        job: Callable[[Recipe, Demand], Job],
+        job: Callable[[Queued, Demand], Job],
         keep: Callable[[dict[str, Any]], None],
         forget: Callable[[str, str], None],
         devices: Callable[[], tuple[float, float]],
@@ -76,7 +76,7 @@ class Driver:
         self._made_again: set[Key] = set()
         evaluation = queue.demands.get("evaluation")
         on_gpu = evaluation is not None and evaluation.gpus > 0
-        self._packing = Packing(queue.recipes.values(), side_by_side=on_gpu)
+        self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
         self._devices_of = devices
         self._capacity = (0.0, 0.0)
         self._looked = float("-inf")
@@ -101,7 +101,7 @@ class Driver:
         if first is None:
             return None
         demand = self.queue.demand(first.key)
-        pack = [first, *self._companions(first, demand)]
+        pack: list[Queued] = [first, *self._companions(first, demand)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
         try:
@@ -114,14 +114,14 @@ class Driver:
             self.view.started(key, len(keys))
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
 
-    def _first(self) -> Recipe | None:
+    def _first(self) -> Queued | None:
         if not self.max_concurrent:
             return self.queue.take(*self._devices())
         if len(self._out) >= self.max_concurrent:
             return None
         return self.queue.take(math.inf, math.inf, at_once=self.max_concurrent)
 
-    def _companions(self, first: Recipe, demand: Demand) -> list[Recipe]:
+    def _companions(self, first: Queued, demand: Demand) -> list[EvaluationRecipe]:
         """Evaluations to be trained with ``first``.
 
         A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that no device idles
@@ -129,7 +129,7 @@ class Driver:
         ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other devices, the planned
         time of its members together is at most what is long beside all that is left (:meth:`RecipeQueue.long_s`).
         """
-        if first.key in self._alone:
+        if first.key in self._alone or not isinstance(first, Recipe):
             return []
         at_a_time = self.max_concurrent or demand.at_a_time(*self._devices())
         most = math.floor(SIZE * min(1.0, demand.gpus or 1.0))
@@ -137,7 +137,7 @@ class Driver:
         others = self._packing.companions(first, self._may_join, room)
         return others if at_a_time == 1 else self._brief(first, others, self.queue.long_s(at_a_time))
 
-    def _brief(self, first: Recipe, others: list[Recipe], most_s: float) -> list[Recipe]:
+    def _brief(self, first: Recipe, others: list[EvaluationRecipe], most_s: float) -> list[EvaluationRecipe]:
         """As many of ``others`` as take ``most_s`` with ``first``."""
         costs_s = [self.queue.costs_s.get(recipe.key, 0.0) for recipe in (first, *others)]
         sums_s = itertools.accumulate(costs_s)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_demands, cluster_devices, ray_cluster
@@ -26,10 +26,10 @@ from pipelines.engine.interrupts import EXIT_CODE, Interrupts
 from pipelines.engine.job import Job, work_folder
 from pipelines.engine.progress import Eta, View, open_view
 from pipelines.engine.shards import Share, discard, share_out
-from pipelines.grid.queue import Closed, Demand, RecipeQueue
+from pipelines.grid.queue import Closed, Demand, Queued, RecipeQueue
 from pipelines.settings import Session
 from rd3.errors import Away, RD3Error
-from rd3.recipe import KINDS, Key, Recipe, read_recipe
+from rd3.recipe import KINDS, Key, Recipe, TeacherRecipe, read_recipe
 from rd3.store import Entry
 from rd3.values import canonical
 from tracking.ledger.ledger import Ledger
@@ -41,6 +41,8 @@ from tracking.store import HAND
 if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
     from pipelines.grid.plan import Plan
+
+T = TypeVar("T")
 
 _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
 _WORKERS_GONE_S = 15.0
@@ -135,8 +137,10 @@ def _queue(
 ) -> RecipeQueue:
     """The plan as a queue; ``there``: what has come into the ledger since; ``shares`` of every set that is made."""
     items = {item.key: item for item in plan.items if item.key is not None}
-    recipes: dict[Key, Recipe] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
-    made = [recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within]
+    recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
+    made = [
+        expansion.recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within
+    ]
     shared = share_out(made, shares, expansion.infos.get) if shares > 1 else {}
     recipes |= {share.key: share for each in shared.values() for share in each}
     costs_s = {key: item.cost_s for key, item in items.items()}
@@ -199,6 +203,12 @@ class _Run:
     def name(self) -> str:
         return self.expansion.grid.name if self.expansion.grid else "rd3"
 
+    @property
+    def open_queue(self) -> RecipeQueue:
+        """The queue, which is there as soon as Ray is."""
+        assert self.queue is not None
+        return self.queue
+
     def tidy(self) -> set[Key]:
         """Forget what the plan found damaged, remove scratch of what is done; keys that are done by now."""
         for kind, key in self.plan.stale:
@@ -220,13 +230,12 @@ class _Run:
             self.grid_run_id = self.tracker.grid_run(self.experiment_id, grid.name, grid_yaml=grid.text)
 
     def open_view(self, max_concurrent: int | None, *, wanted: bool) -> View:
-        assert self.queue is not None
         eta = self.eta(max_concurrent)
-        return open_view(self.name, self.queue, eta, label=self.label, wanted=wanted, out=sys.stderr)
+        return open_view(self.name, self.open_queue, eta, label=self.label, wanted=wanted, out=sys.stderr)
 
     def eta(self, max_concurrent: int | None) -> Eta:
         """What takes part in it: trials where their number is given, else GPUs, else cores."""
-        costs_s, networks = self.queue.costs_s, self.networks()
+        costs_s, networks = self.open_queue.costs_s, self.networks()
         if max_concurrent:
             return Eta(costs_s, max_concurrent, networks=networks)
         cpus, gpus = cluster_devices()
@@ -239,24 +248,24 @@ class _Run:
         recipes = self.expansion.recipes
 
         def of(recipe: Recipe) -> str:
-            first = next((key for kind, key in recipe.parents() if kind == "teacher" and key in recipes), None)
+            parents = (recipes.get(key) for _kind, key in recipe.parents())
+            teacher = next((parent for parent in parents if isinstance(parent, TeacherRecipe)), None)
             own = getattr(recipe, "student", None) or getattr(recipe, "network", None)
-            return own or (recipes[first].network if first is not None else "")
+            return own or (teacher.network if teacher is not None else "")
 
         return {key: of(recipe) for key, recipe in recipes.items()}
 
     def label(self, key: Key) -> str:
         """What the view calls a recipe, or a share of one."""
-        return self.expansion.label(key) if key in self.expansion.recipes else self.queue.recipes[key].label()
+        return self.expansion.label(key) if key in self.expansion.recipes else self.open_queue.recipes[key].label()
 
     def work(self, view: View, max_concurrent: int | None) -> None:
         """Let Ray work the queue off; signals only stop it between two steps."""
         from pipelines.engine.tune import work_off
 
-        assert self.queue is not None
         self.say = view.say
         driver = Driver(
-            self.queue,
+            self.open_queue,
             view,
             job=self.job,
             keep=self.keep,
@@ -272,11 +281,10 @@ class _Run:
             self.interrupts.deferred = False
             self.fatal = driver.fatal
 
-    def job(self, recipe: Recipe | Share, demand: Demand) -> Job:
-        blocks = None
-        in_shares = bool(self.queue.after.get(recipe.key)) and recipe.key not in self.expansion.within
-        if isinstance(recipe, Share):
-            recipe, blocks = recipe.of, recipe.blocks
+    def job(self, asked: Queued, demand: Demand) -> Job:
+        in_shares = bool(self.open_queue.after.get(asked.key)) and asked.key not in self.expansion.within
+        blocks = asked.blocks if isinstance(asked, Share) else None
+        recipe = asked.of if isinstance(asked, Share) else self.expansion.recipes[asked.key]
         larger = self.expansion.within.get(recipe.key)
         parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
         return Job(
@@ -311,11 +319,11 @@ class _Run:
             found |= self.entries(parents) | {key: self.known[key]}
         return found
 
-    def retry(self, ask: Callable[[], Any]) -> Any:
+    def retry(self, ask: Callable[[], T]) -> T:
         """Ask a store that may be away, and say so; a signal ends the waiting."""
         return retry(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
 
-    def as_holder(self, write: Callable[[], Any]) -> Any:
+    def as_holder(self, write: Callable[[], T]) -> T:
         """Write to the ledger, if nobody has taken it over while we waited."""
         self.check_lease()
         return write()
@@ -324,10 +332,11 @@ class _Run:
         """Tables and charts of the grid, with its run."""
         from tracking.report.publish import publish_tables
 
-        grid, cells = self.expansion.grid, self.expansion.cells
-        if cells:
+        run_id, cells = self.grid_run_id, self.expansion.cells
+        if run_id is not None and cells:
+            name = self.expansion.source_grid.name
             with tempfile.TemporaryDirectory() as folder:
-                publish_tables(self.tracker, self.grid_run_id, grid.name, cells, self.ledger.find, Path(folder))
+                publish_tables(self.tracker, run_id, name, cells, self.ledger.find, Path(folder))
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """What people filter by: the grid's names, and what the things say that a recipe is made from."""
@@ -355,13 +364,12 @@ class _Run:
 
     def abandon(self, reason: str) -> None:
         """Nothing of ours stays RUNNING.  Workers go with the cluster; their locks tell when the last one is gone."""
-        running = list(self.queue.running) if self.queue else []
-        folders = [work_folder(self.session.home, self.queue.recipes[key].kind, key) for key in running]
+        running = {key: self.queue.recipes[key].kind for key in self.queue.running} if self.queue else {}
+        folders = [work_folder(self.session.home, kind, key) for key, kind in running.items()]
         deadline = time.monotonic() + _WORKERS_GONE_S
         while any(in_use(folder) for folder in folders) and time.monotonic() < deadline:
             time.sleep(0.1)
-        for key in running:
-            kind = self.queue.recipes[key].kind
+        for key, kind in running.items():
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
             with contextlib.suppress(Away):  # then the next run closes them

@@ -308,8 +308,8 @@ class LiveView(View):
         now = time.monotonic()
         for key, item in list(self.running.items()):
             what, took = f"{self.label(key)} {key[:8]}", span(now - item.since)
-            row = f"  {what:<52.52} {100 * item.fraction:3.0f} %  {took:>11}  {item.note}"
-            parts.append(Text(row, no_wrap=True, overflow="ellipsis"))
+            line = f"  {what:<52.52} {100 * item.fraction:3.0f} %  {took:>11}  {item.note}"
+            parts.append(Text(line, no_wrap=True, overflow="ellipsis"))
         for problem in self._problems[-5:]:
             parts.append(Text(f"  {problem}", style="red", no_wrap=True, overflow="ellipsis"))
         clock = f"{self.name}: {self.elapsed()} elapsed, {self.left()} left"

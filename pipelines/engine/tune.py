@@ -27,7 +27,9 @@ class Graph(Searcher):
         super().__init__()
         self.driver = driver
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]  # Ray documents FINISHED, its annotation leaves it out
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         config = self.driver.next_config(trial_id)
         if config is None and (self.driver.queue.finished or self.driver.leaving):
             return Searcher.FINISHED  # None with nothing running would make Tune wait for minutes

@@ -77,4 +77,5 @@ class Catalog:
     def _once(self, key: Hashable, look: Callable[[], T]) -> T:
         if key not in self._found:
             self._found[key] = look()
-        return self._found[key]
+        found: T = self._found[key]
+        return found

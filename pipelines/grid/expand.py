@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from pipelines.grid.catalog import Catalog
@@ -75,6 +75,20 @@ class Expansion:
     """What the grid asks for in vain, as sentences."""
     within: dict[Key, Key] = field(default_factory=dict)
     """Sets whose images are the first of a larger one that the grid asks for as well, to that larger one."""
+
+    @property
+    def source_grid(self) -> Grid:
+        """The grid; raises :class:`ValueError` for recipes by hand, which have none."""
+        if self.grid is None:
+            raise ValueError("recipes by hand belong to no grid")
+        return self.grid
+
+    def evaluation_of(self, cell: Cell) -> EvaluationRecipe:
+        """The recipe of a supported cell; raises :class:`ValueError` for an unsupported one."""
+        recipe = self.recipes[cell.evaluation] if cell.evaluation is not None else None
+        if not isinstance(recipe, EvaluationRecipe):
+            raise ValueError(f"the cell has no evaluation: {cell.reason}")
+        return recipe
 
     def label(self, key: Key) -> str:
         """A short name for people."""
@@ -241,9 +255,9 @@ class _Expander:
         self, shape: _Shape, made: _MadeSet, rule: _Rule, set_seed: int, student_seeds: tuple[int, ...], reason: str
     ) -> None:
         """The cells that differ in the student seed alone."""
-        supported = made.recipe is not None and not reason
+        supported = made.recipe if not reason else None
         taught = rule.protocol.labels == "soft" or (made.recipe is not None and bool(made.recipe.teachers))
-        if supported:
+        if supported is not None:
             self._add_chain(made.chain, shape)
         values = {
             "method": shape.method,
@@ -257,15 +271,15 @@ class _Expander:
             "varied": shape.varied,
             "overrides": made.changed | rule.changed,
             "set_seed": set_seed,
-            "set": made.recipe.key if supported else None,
+            "set": supported.key if supported is not None else None,
             "reduced": made.reduced | rule.reduced,
             "reason": reason,
         }
-        if supported and rule.protocol.labels == "soft":
+        if supported is not None and rule.protocol.labels == "soft":
             self._add_teacher(shape.teacher)
         shared = canonical(values)
         for seed in student_seeds:
-            recipe = self._evaluation(shape, made.recipe, rule.protocol, seed) if supported else None
+            recipe = self._evaluation(shape, supported, rule.protocol, seed) if supported is not None else None
             key = recipe.key if recipe is not None else None
             identity = (shared, seed, key)
             if identity in self.seen:  # a part repeats what an earlier one asked for
@@ -401,9 +415,8 @@ def _rule(
 ) -> _Rule:
     """The protocol at one point, batch capped at the set's size."""
     fixed = part.protocol | chosen.values
-    frame = {"factor": factor, "same_network": same_network, "set_size": set_size}
-    protocol = resolve_protocol(rule, **frame, overrides=fixed | varied)
-    plain = resolve_protocol(rule, **frame)
+    resolved = partial(resolve_protocol, rule, factor=factor, same_network=same_network, set_size=set_size)
+    protocol, plain = resolved(overrides=fixed | varied), resolved()
     changed = {name: protocol.value(name) for name in fixed if protocol.value(name) != plain.value(name)}
     return _Rule(protocol, changed, reductions(rule, protocol))
 

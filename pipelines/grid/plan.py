@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pipelines.grid.expand import Expansion
@@ -138,9 +138,9 @@ class Plan:
             "items": [item._asdict() | {"cost_s": round(item.cost_s, 2)} for item in self.items],
         }
 
-    def __post_init__(self) -> None:
-        by_key = {item.key: item.status for item in self.items if item.key is not None}
-        object.__setattr__(self, "_by_key", by_key)
+    @cached_property
+    def _by_key(self) -> dict[Key, Status]:
+        return {item.key: item.status for item in self.items if item.key is not None}
 
 
 def plan_session(

@@ -16,14 +16,28 @@ import heapq
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from rd3.recipe import Key, Recipe
+from rd3.recipe import Key
 
 URGENT = 0.25
 """Of the time that all the work left would take on the devices there are: a path as long as this goes first."""
 STATES = ("done", "reused", "running", "failed", "waiting")
 _RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}
+
+
+class Queued(Protocol):
+    """What a queue hands out: a recipe, or what else has a key, parents and a kind with a demand."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def key(self) -> Key: ...
+
+    def parents(self) -> tuple[tuple[str, Key], ...]: ...
+
+    def label(self) -> str: ...
 
 
 class Closed(NamedTuple):
@@ -53,7 +67,7 @@ class RecipeQueue:
 
     def __init__(
         self,
-        recipes: Mapping[Key, Recipe],
+        recipes: Mapping[Key, Queued],
         *,
         reused: Iterable[Key] = (),
         closed: Mapping[Key, Closed] | None = None,
@@ -162,7 +176,7 @@ class RecipeQueue:
         """Nothing is running and nothing can start."""
         return not self.running and not self.ready
 
-    def take(self, cpus: float, gpus: float = 0.0, at_once: float = math.inf) -> Recipe | None:
+    def take(self, cpus: float, gpus: float = 0.0, at_once: float = math.inf) -> Queued | None:
         """The next recipe to start on a cluster with so many devices in all, or None.
 
         ``at_once``: no more than so many are going to run at a time, which the caller sees to.

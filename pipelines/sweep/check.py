@@ -76,7 +76,7 @@ class _SweepCheck(PartCheck):
                 ("trials", 1, None), ("batch", 1, 4), ("validate_epochs", 1, 5), ("seed", 0, 0), ("set_seed", 0, 0),
             )
         }  # fmt: skip
-        values = {
+        values: dict[str, Any] = {
             **head,
             **numbers,
             "methods": tuple(chosen for chosen, _path in methods),
@@ -108,8 +108,8 @@ class _SweepCheck(PartCheck):
 
     def _number(self, key: str, least: int, default: int | None) -> int | None:
         value = self.data.get(key, default)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if key in self.data and not (whole and least <= value <= BIGGEST_SEED):
+        right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= BIGGEST_SEED
+        if key in self.data and not right:
             said = f"Expected a whole number of at least {least}, got {what(value)}."
             self.document.problem((key,), said)
         return value

@@ -92,13 +92,13 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
     shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     ran = sorted({precision for trial in trials for precision in trial.user_attrs.get("ran_precision", ())})
     shown += f"; scores across {' and '.join(ran)}" if len(ran) > 1 else ""
-    ended = subject.label in outcome.winners and best is not None
+    winner = best if subject.label in outcome.winners else None
     return MethodSection(
         label=subject.label,
         study=subject.study,
         state=f"{len(trials)} of {subject.sweep.trials} trials" + (f": {shown}" if shown else ""),
-        preset=subject.preset if ended else "",
-        winner=_moved(subject, best) if ended else [],
+        preset=subject.preset if winner is not None else "",
+        winner=_moved(subject, winner) if winner is not None else [],
         validation={
             "winner": f"{best.value:.2f} (trial {best.number})" if best else "",
             "base": _base(subject, ledger),
@@ -128,8 +128,9 @@ def _moved(subject: Subject, best: FrozenTrial) -> list[dict[str, str]]:
 
 
 def _base(subject: Subject, ledger: Ledger) -> str:
-    entries = [ledger.find("evaluation", recipe.key) for recipe in subject.bases]
-    if any(entry is None for entry in entries):
+    looked_up = (ledger.find("evaluation", recipe.key) for recipe in subject.bases)
+    entries = [entry for entry in looked_up if entry is not None]
+    if len(entries) < len(subject.bases):
         return "not made yet"
     return f"{mean([entry.result['top1_pct'] for entry in entries]):.2f}"
 

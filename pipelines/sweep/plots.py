@@ -53,7 +53,8 @@ def _picture(axes: Axes, kind: str, salt: str) -> bytes:
     import matplotlib
     from matplotlib import pyplot
 
-    figure, out = axes.get_figure(), io.BytesIO()
+    figure, out = axes.get_figure(root=True), io.BytesIO()
+    assert figure is not None
     axes.set_title("")
     axes.set_title("", loc="left")
     figure.set_size_inches(8.0, 4.2)

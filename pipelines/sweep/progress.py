@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipelines.engine.progress import span
+from rd3.campaign.view import span
 
 if TYPE_CHECKING:
     from pipelines.sweep.study import Tuning

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_devices, ray_cluster
@@ -25,7 +25,7 @@ from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session
 from pipelines.sweep.progress import TrialView, open_trial_view
 from pipelines.sweep.storage import open_storage
-from pipelines.sweep.study import Tuning
+from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
 from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
@@ -41,6 +41,8 @@ from tracking.runs.sweeps import SweepRecords, SweepRuns, TrialRun
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+T = TypeVar("T")
 
 RETRIES = 2
 """How often a trial whose process died is started again."""
@@ -155,10 +157,10 @@ class SweepRun:
 
     def _figures(self) -> dict[str, float]:
         """Of the whole sweep, for the parent run."""
-        figures = {}
+        figures: dict[str, float] = {}
         for label, tuning in self.outcome.tunings.items():
             best = tuning.best()
-            if best is not None:
+            if best is not None and best.value is not None:
                 figures[f"{label}.best_validation_top1_pct"] = best.value
         return figures
 
@@ -201,7 +203,7 @@ class SweepRun:
     def _plan(self, expansion: Expansion) -> Plan:
         return plan_session(expansion, self.session, slots=self.concurrent)
 
-    def _retry(self, ask: Callable[[], Any]) -> Any:
+    def _retry(self, ask: Callable[[], T]) -> T:
         """Ask a store that may be away; a signal ends the waiting."""
         try:
             return retry(ask, leaving=lambda: bool(self.interrupts.name))
@@ -235,7 +237,7 @@ class SweepRun:
         before = tuning.before(min(batch))
         attempts = {number: self._attempt(subject, number, point) for number, point in batch.items()}
         began = dict.fromkeys(batch, datetime.now())
-        answers: dict[int, Answer] = {}
+        ends: dict[int, Ended] = {}
         with contextlib.closing(self._answers(attempts, before)) as coming:
             for number, answer in coming:
                 self.check_lease()
@@ -243,11 +245,11 @@ class SweepRun:
                     self._retry(partial(self.records.keep_score, key, asdict(score)))
                 if answer.ended is None:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
-                answers[number] = answer
+                ends[number] = answer.ended
                 view.one_more()
         with self._undisturbed():
             for number, point in batch.items():
-                tuning.tell(number, point, answers[number].ended, began[number])
+                tuning.tell(number, point, ends[number], began[number])
                 self._log(subject, tuning.trials()[number])
         view.batch_ended()
 
@@ -272,13 +274,15 @@ class SweepRun:
         entries = [self._retry(partial(self.ledger.find, kind, key)) for kind, key in parents]
         return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
-    def _answers(self, attempts: dict[int, Attempt], before: list[FrozenTrial]) -> Iterator[tuple[int, Answer]]:
+    def _answers(
+        self, attempts: dict[int, Attempt], before: list[FrozenTrial]
+    ) -> Generator[tuple[int, Answer], None, None]:
         """Number and answer of each trial, as they come; a signal ends the waiting and the work."""
         import ray
 
         gpus = self.gpu_share if cluster_devices()[1] > 0 else 0.0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_attempt)
-        shared = ray.put(before)
+        shared: ray.ObjectRef[Sequence[FrozenTrial]] = ray.put(before)
         waiting = list(attempts.items())
         running: dict[Any, int] = {}
         self.interrupts.deferred = True
@@ -301,7 +305,7 @@ class SweepRun:
     def _log(self, subject: Subject, trial: FrozenTrial) -> None:
         """A finished trial as a run of MLflow."""
         recipe = subject.evaluations(trial.params)[0]
-        facts = {
+        facts: dict[str, str | float] = {
             "method": subject.label, "ipc": self.sweep.ipc, "teacher": self.sweep.teacher,
             "protocol": self.sweep.protocol.name, "trial": trial.number,
         }  # fmt: skip
@@ -319,17 +323,19 @@ class SweepRun:
                 **({"rd3.reason": stopped} if stopped else {}),
             },
         )
+        assert self.runs is not None, "the parent run is open while trials are logged"
         self._retry(partial(self.runs.log, run))
 
     def _test(self) -> None:
         """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
-        bests = {subject.label: self.outcome.tunings[subject.label].best() for subject in self.subjects}
+        bests: dict[str, FrozenTrial] = {}
         for subject in self.subjects:
-            best = bests[subject.label]
+            best = self.outcome.tunings[subject.label].best()
             if best is None:
                 said = "no trial ran to its end, so there is no winner"
                 self.outcome.failed.append(("failed", said, subject.label))
                 continue
+            bests[subject.label] = best
             preset = winner_preset(subject, best, self.sweep.trials)
             write_preset(preset, self.session.presets, self.sweep.name)
             self.outcome.winners[subject.label] = preset
@@ -395,7 +401,8 @@ def _answer(reference: Any) -> Answer:
     import ray
 
     try:
-        return ray.get(reference)
+        answer: Answer = ray.get(reference)
+        return answer
     except ray.exceptions.RayError as error:
         lost = f"its process died {RETRIES + 1} times ({type(error).__name__})"
         return Answer(None, {}, lost)

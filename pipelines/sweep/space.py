@@ -123,8 +123,8 @@ class SpaceCheck:
             return
         low, high = value["low"], value["high"]
         if low >= high:
-            kind = "is empty" if low > high else "holds one value only"
-            self._say((field,), f"The range from {low} to {high} {kind}.", "make 'high' larger than 'low'")
+            fault = "is empty" if low > high else "holds one value only"
+            self._say((field,), f"The range from {low} to {high} {fault}.", "make 'high' larger than 'low'")
         elif log and step is not None:
             self._say((field, "step"), "A logarithmic range has no steps.", "remove 'log' or 'step'")
         elif log and low <= 0:
@@ -206,7 +206,7 @@ class SpaceCheck:
         if min(dimension.choices or (dimension.low,)) >= self.size:
             return said
         alike = [value for value in dimension.choices if value >= self.size]
-        if len(alike) > 1 or (not dimension.choices and dimension.high > self.size):
+        if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] > self.size):
             whole = f"{self.size} and more" if not alike else " and ".join(map(str, alike))
             self._say(("batch_size",), f"Batches of {whole} are one: {said}.", f"end at {self.size}")
         return ""

@@ -62,10 +62,12 @@ def distributions(space: Sequence[Dimension]) -> dict[str, BaseDistribution]:
     for one in space:
         if one.choices:
             found[one.field] = CategoricalDistribution(one.choices)
-        elif one.integer:
-            found[one.field] = IntDistribution(int(one.low), int(one.high), log=one.log, step=int(one.step or 1))
+            continue
+        low, high = one.bounds
+        if one.integer:
+            found[one.field] = IntDistribution(int(low), int(high), log=one.log, step=int(one.step or 1))
         else:
-            found[one.field] = FloatDistribution(float(one.low), float(one.high), log=one.log, step=one.step)
+            found[one.field] = FloatDistribution(float(low), float(high), log=one.log, step=one.step)
     return found
 
 

@@ -113,7 +113,7 @@ def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
             said = " ".join(problem.message for problem in error.problems)
             problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set. {said}"))
             continue
-        bases = tuple(expansion.recipes[cell.evaluation] for cell in expansion.cells)
+        bases = tuple(expansion.evaluation_of(cell) for cell in expansion.cells)
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
         rule = catalog.protocol(sweep.protocol.name)

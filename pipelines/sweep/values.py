@@ -28,6 +28,13 @@ class Dimension(Frozen):
         """Whether a range holds whole numbers: the field's type decides."""
         return number_type(self.field) is int
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value of a range; raises :class:`ValueError` for a list of choices."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"{self.field} has no range")
+        return self.low, self.high
+
     def values(self) -> tuple[Any, ...] | None:
         """All its values in order; None for a continuous range."""
         if self.choices:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     """The best trial as a protocol: its fields for all students, the rest as in the protocol that it started from."""
     rule, moved = subject.rule, subject.values(best.params)
+    assert best.datetime_complete is not None, "the best trial is complete"
     date = best.datetime_complete.date().isoformat()
     source = (
         f"{_whose(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
@@ -124,7 +125,7 @@ def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe
     part = subject.sweep.test_grid({subject.label: subject.preset}).parts[0]
     found: dict[str, list[EvaluationRecipe]] = {chosen.name: [] for chosen in part.protocols}
     for cell in expansion.cells:
-        found[cell.protocol].append(expansion.recipes[cell.evaluation])
+        found[cell.protocol].append(expansion.evaluation_of(cell))
     return found[subject.preset], found[subject.sweep.protocol.name]
 
 
@@ -187,7 +188,10 @@ def recorded_tests(
         protocol = test.get("protocol", test["evaluations"][0])  # early records do not say it: each counts by itself
         scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
         whole = all(entry is not None for entries in scores.values() for entry in entries)
-        values = {side: [entry.result["top1_pct"] for entry in entries if whole] for side, entries in scores.items()}
+        values = {
+            side: [entry.result["top1_pct"] for entry in entries if whole and entry is not None]
+            for side, entries in scores.items()
+        }
         found.append(
             Tested(
                 test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],

@@ -43,6 +43,13 @@ class Score:
     wall_s: float = 0.0
     ran_precision: str = ""
 
+    @property
+    def final_top1_pct(self) -> float:
+        """``top1_pct`` of a training that ran to its end; raises :class:`ValueError` for another."""
+        if self.top1_pct is None:
+            raise ValueError("the training did not run to its end")
+        return self.top1_pct
+
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Score:
         """From JSON, whose keys are text."""
@@ -91,7 +98,7 @@ def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
 
 def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
     """As :func:`run_attempt`, in this process.  Only the first student seed is pruned, the others run to their end."""
-    first, *others = (from_json(text) for text in attempt.evaluations)
+    first, *others = (_evaluation(text) for text in attempt.evaluations)
     facts: dict[str, Any] = {"evaluations": [first.key, *(recipe.key for recipe in others)]}
     scores: dict[Key, Score] = {}
 
@@ -116,11 +123,17 @@ def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
     if pruned or diverged:
         facts["stopped"] = diverged if not pruned else f"pruned after epoch {max(judged.curve)}"
         return Answer(Ended("PRUNED", None, judged.curve, judged.rungs, facts), scores)
-    found = [scores[key].top1_pct for key in facts["evaluations"]]
+    found = [scores[key].final_top1_pct for key in facts["evaluations"]]
     facts |= {"top1_pct": found, "tested": scores[first.key].tested}
     facts["ran_precision"] = sorted({score.ran_precision for score in scores.values() if score.ran_precision})
     curve = {**judged.curve, first.protocol.epochs: found[0]}
     return Answer(Ended("COMPLETE", sum(found) / len(found), curve, judged.rungs, facts), scores)
+
+
+def _evaluation(text: str) -> EvaluationRecipe:
+    recipe = from_json(text)
+    assert isinstance(recipe, EvaluationRecipe)
+    return recipe
 
 
 def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Score | None, bool]:

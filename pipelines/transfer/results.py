@@ -12,7 +12,7 @@ from pipelines.settings import Session
 from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import Key, Recipe, read_recipe, to_json
-from rd3.store import FolderStore, Store, write_atomically
+from rd3.store import FolderStore, ReadableStore, existing, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
 from tracking.ledger.ledger import recipe_of
 from tracking.place import Place
@@ -64,7 +64,7 @@ def convert_to_study(source: Path, folder: Path, *, teachers: bool = False) -> W
     """As :func:`export_study`, with all of a store folder or of another study."""
     with open_results(source) as found:
         for kind, key in found.names():
-            recipe_of(found.find(kind, key), str(source))
+            recipe_of(existing(found, kind, key), str(source))
         return write_study(found, found.names(), Path(folder).absolute(), networks=teachers)
 
 
@@ -72,7 +72,7 @@ def _names(recipes: Iterable[Recipe]) -> list[tuple[str, Key]]:
     return [(recipe.kind, recipe.key) for recipe in recipes]
 
 
-def _copy(names: Iterable[tuple[str, Key]], source: Store, folder: Path, *, teachers: bool) -> int:
+def _copy(names: Iterable[tuple[str, Key]], source: ReadableStore, folder: Path, *, teachers: bool) -> int:
     target, new = FolderStore(Path(folder).absolute()), 0
     for kind, key in names:
         entry = source.find(kind, key) if teachers or kind != "teacher" else None
@@ -169,7 +169,9 @@ def _with_parents(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> lis
     return list(found)
 
 
-def _bring(names: Iterable[tuple[str, Key]], source: Store, target: TrackedStore, where: str) -> Iterator[Imported]:
+def _bring(
+    names: Iterable[tuple[str, Key]], source: ReadableStore, target: TrackedStore, where: str
+) -> Iterator[Imported]:
     """Put entries of ``source`` (at ``where``, for messages), parents before children, into another ledger."""
     for kind, key in names:
         entry = source.find(kind, key)
@@ -193,7 +195,7 @@ def _bring(names: Iterable[tuple[str, Key]], source: Store, target: TrackedStore
             yield Imported(kind, key, recipe.label(), False)
 
 
-def _files(source: Store, kind: str, key: Key) -> Path | None:
+def _files(source: ReadableStore, kind: str, key: Key) -> Path | None:
     """The verified files of an entry; None where they were left out."""
     try:
         return source.fetch(kind, key)

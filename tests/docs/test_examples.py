@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.grid.catalog import Catalog
 from pipelines.grid.files import parse_grid
 from rd3.augmentations import AUGMENTATIONS
 from rd3.losses import LOSSES
 from rd3.methods import METHODS
-from rd3.protocol import preset_reader
 from rd3.registry import Registry
 from rd3.testing import check_method
 
@@ -67,7 +67,7 @@ def test_all_grids_that_are_shown_can_be_read(registries, tmp_path):
     for page in PAGES:
         for text in blocks(page, "yaml"):
             if {"methods", "datasets", "ipc"} <= set(yaml.safe_load(text)):
-                seen.append(parse_grid(text, page.stem, preset_of=preset_reader(presets)).name)
+                seen.append(parse_grid(text, page.stem, Catalog(presets=presets)).name)
     assert {"first", "claim", "closest", "losses", "cutout", "mild"} <= set(seen)
 
 
