@@ -150,7 +150,9 @@ def test_too_little_time_is_said_and_makes_nothing(chain, tmp_path, capsys):
     _first, recipes = chain
     folder = folder_of(recipes, tmp_path)
     assert run.main(campaign(folder, "--minutes", "0.0001")) == 2
-    assert "--minutes 0.0001 is too short for anything: set random digits ipc1 takes about" in capsys.readouterr().err
+    assert (
+        "--minutes 0.0001 is too short to run anything: set random digits ipc1 takes about" in capsys.readouterr().err
+    )
     assert not (folder / "store").exists()
 
 
@@ -175,7 +177,7 @@ def test_shares_are_of_one_set(chain, tmp_path, capsys):
     _first, recipes = chain
     folder = folder_of(recipes, tmp_path)
     assert run.main(campaign(folder, "--share", "1/2")) == 2
-    assert "--share 1/2 of 3 recipes: expected K/N, of a set." in capsys.readouterr().err
+    assert "--share 1/2 of 3 recipes: expected K/N and a single set." in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_path):
@@ -193,7 +195,7 @@ def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_pat
     first.send_signal(signal.SIGINT)
     _out, said = first.communicate()
     assert first.returncode == 130, said
-    assert "unfinished; the same command goes on" in said
+    assert "unfinished; run the same command again to resume" in said
     assert run.main(campaign(folder)) == 0
     curve = FolderStore(folder / "store").find("teacher", teacher.key).result
     assert curve["epochs"] == 3
