@@ -46,8 +46,8 @@ class Estimates:
 
     def _from_cost(self, recipe: Recipe) -> float:
         info = self._info_of(recipe.data.name)
-        made = self._find("set", recipe.set, SetRecipe) if isinstance(recipe, EvaluationRecipe) else None
-        size = made.ipc * info.num_classes if made is not None else 0
+        synthetic_set = self._find("set", recipe.set, SetRecipe) if isinstance(recipe, EvaluationRecipe) else None
+        size = synthetic_set.ipc * info.num_classes if synthetic_set is not None else 0
         return self.rates.seconds(work(recipe, info, self._network_of, size))
 
     def _network_of(self, key: Key) -> str:

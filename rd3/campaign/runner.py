@@ -77,8 +77,8 @@ class Runner:
             together = self._run_pack(evaluations, report, should_stop)
             for each in together:
                 report(each)
-            made = {each.key for each in together}
-            recipes = [recipe for recipe in recipes if recipe.key not in made]
+            finished = {each.key for each in together}
+            recipes = [recipe for recipe in recipes if recipe.key not in finished]
             if any(each.broken for each in together):
                 return False
         for recipe in recipes:

@@ -230,7 +230,7 @@ def _test_folder(folder: Path) -> str | None:
         if (folder / name).is_dir():
             return name
     raise DataMissing(
-        f"{folder} has a folder train, but no folder {', '.join(TEST_NAMES)}.",
+        f"{folder} has a folder train, but no folder {' or '.join(TEST_NAMES)}.",
         f"add the test folder or register {folder / 'train'} to have a test split drawn from it",
     )
 

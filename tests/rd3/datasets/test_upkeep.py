@@ -98,7 +98,7 @@ def test_what_cannot_be_registered(tmp_path, roots):
         add_folder("mine", base, roots)
     split = tmp_path / "split"
     image_folder(split / "train")
-    with pytest.raises(DataMissing, match="none called test"):
+    with pytest.raises(DataMissing, match="but no folder test"):
         add_folder("mine", split, roots)
     image_folder(split / "test", ("a", "b", "d"))
     with pytest.raises(ClassOrderError, match="class 2 as 'd', expected 'c'"):
