@@ -16,7 +16,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _DRIVERS = [Path(name) for name in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")]
 """One of these exists where a GPU can be used: on Linux, in a container, under WSL."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
-"""Names of these in ``/proc/cpuinfo`` on Linux."""
+"""Names of bf16 instruction sets in ``/proc/cpuinfo``, on Linux."""
 
 
 class Hardware(NamedTuple):

@@ -40,7 +40,7 @@ Tested = Callable[[int, float], None]
 """Called with an epoch (1-based) and the top-1 accuracy after it in per cent."""
 
 
-def _silent(fraction: float, note: str) -> None:
+def _no_progress(fraction: float, note: str) -> None:
     """Ignore progress."""
 
 
@@ -258,7 +258,7 @@ def perform(
     device: str = "cpu",
     shared_machine: bool | None = None,
     larger: Key | None = None,
-    progress: Progress = _silent,
+    progress: Progress = _no_progress,
     tested: Tested | None = None,
 ) -> Entry:
     """Run one recipe in ``out/result`` and return its entry; resumes from files of an earlier attempt there.
@@ -283,7 +283,7 @@ class Part:
     recipe: AnyRecipe
     out: Path
     """Scratch folder of the recipe; files are written to its subfolder ``result``."""
-    progress: Progress = _silent
+    progress: Progress = _no_progress
     tested: Tested | None = None
 
 
@@ -351,7 +351,7 @@ def perform_blocks(
     blocks: tuple[int, int],
     *,
     device: str = "cpu",
-    progress: Progress = _silent,
+    progress: Progress = _no_progress,
 ) -> None:
     """Generate every ``step``-th block of a set, starting at ``first``, in ``out/result``; ``blocks`` is (first, step).
 

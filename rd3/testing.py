@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rd3.models import NormalisedNetwork
 
 _IPC = 2
-_TURNED = 0.01
+_MAX_DIFFERENT = 0.01
 """Fraction of pixels that may differ if blocks are generated together."""
 
 
@@ -355,7 +355,7 @@ def _together(trial: _Trial) -> str | None:
     alone, together = (to_unit(SyntheticSet.open(trial.tmp / folder).images) for folder in ("whole", "together"))
     # Rounding may flip the sign of a gradient close to zero, and with it the first steps of Adam.
     share = float(((alone - together).abs() > 1.5 / 255).float().mean())
-    return None if share < _TURNED else f"{100 * share:.1f} % of the pixels differ by more than one level of 255"
+    return None if share < _MAX_DIFFERENT else f"{100 * share:.1f} % of the pixels differ by more than one level of 255"
 
 
 def _nested(trial: _Trial) -> str | None:

@@ -73,7 +73,7 @@ class WorkerPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self.runner), daemon=True)
+        process = self._context.Process(target=_worker_main, args=(theirs, self.runner), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, [])
@@ -98,7 +98,7 @@ class WorkerPool:
                     return
         except (EOFError, OSError):
             worker.process.join()
-            yield from self._lost(worker, _how(worker.process.exitcode))
+            yield from self._lost(worker, _exit_reason(worker.process.exitcode))
 
     def _end(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -125,13 +125,13 @@ class WorkerPool:
             self._end(worker)
 
 
-def _how(exitcode: int | None) -> str:
+def _exit_reason(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"its process was killed by {signal.Signals(-exitcode).name}"
     return f"its process ended with code {exitcode}"
 
 
-def _work(pipe: connection.Connection, runner: RecipeRunner) -> None:
+def _worker_main(pipe: connection.Connection, runner: RecipeRunner) -> None:
     """Main function of a worker process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)

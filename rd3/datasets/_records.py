@@ -88,7 +88,7 @@ def file_stamp(path: Path, name: str) -> str:
     return f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def settled(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
+def with_counts(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
     """The info with the counts and the description that were found."""
     per_class = np.bincount(labels["train"], minlength=info.num_classes)
     if per_class.min() < 2:

@@ -17,7 +17,7 @@ from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import cache_file, content_hash, read_arrays, replacing
 from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords
-from rd3.datasets._records import Found, Records, settled
+from rd3.datasets._records import Found, Records, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
 
@@ -169,7 +169,7 @@ def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool
         path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.stamp(training_only)])
         tensors, fingerprint = _unpacked(path, info, records)
         parts = {part: UnpackedRecords(tensors, part, own) for part, own in records.items()}
-    return StreamDataset(settled(info, found, labels), fingerprint, parts, labels)
+    return StreamDataset(with_counts(info, found, labels), fingerprint, parts, labels)
 
 
 def _unpacked(path: Path, info: DatasetInfo, parts: dict[str, Records]) -> tuple[dict[str, torch.Tensor], str]:

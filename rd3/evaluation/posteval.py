@@ -107,7 +107,7 @@ class _Group:
 
         On CUDA the steps of all groups run concurrently, as none waits for the others before its next step.
         """
-        self._settle()
+        self._finish_step()
         batch = next(self._batches, None) if self._students else None
         if batch is None:
             self._outcomes |= {name: student.result() for name, student in self._students.items()}
@@ -118,7 +118,7 @@ class _Group:
             student.step(own)
         return True
 
-    def _settle(self) -> None:
+    def _finish_step(self) -> None:
         """Wait for the steps of the last turn, release their batches and end epochs that are complete."""
         for student in self._students.values():
             student.join()

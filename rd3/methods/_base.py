@@ -200,11 +200,11 @@ METHODS: Registry[type[Method]] = Registry("method", "rd3.methods")
 def register_method(name: str, *, version: int) -> Callable[[type[Method]], type[Method]]:
     """Class decorator: register a method under a name.  Raise ``version`` whenever a bug fix changes its results."""
 
-    def file_it(method: type[Method]) -> type[Method]:
+    def add(method: type[Method]) -> type[Method]:
         method.name, method.version = name, version
         return METHODS.register(name)(method)
 
-    return file_it
+    return add
 
 
 def method_names() -> list[str]:

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 SECONDS = 20.0
 """Approximate duration of a calibration in seconds."""
 _FITTED = ("fp32", "bf16", "bytes", "step_s")
-_ENDLESS = 1_000_000
+_MAX_EPOCHS = 1_000_000
 """Upper limit on epochs; runs are ended by the clock."""
 _STEPS = {"cpu": 1, "cuda": 20}
 """Batches per epoch; only the end of an epoch waits for a GPU."""
-_SPARED = 0.7
-"""Fraction of the time that light cases leave to heavy ones, whose steps take longer."""
+_TIME_SHARE = 0.7
+"""Fraction of its equal share of the time that a case uses; the rest goes to heavier cases, whose steps are longer."""
 
 
 class Calibration(BaseModel):
@@ -115,8 +115,8 @@ _CASES = (
     _Case("convnet_w32", 5),
 )  # fmt: skip
 _EMULATED = _CASES[:2]
-_FOR_GPUS = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18", 50, 224), _Case("resnet50", 50, 224))
-"""Cases for GPUs, as small images do not utilise them."""
+_GPU_CASES = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18", 50, 224), _Case("resnet50", 50, 224))
+"""Larger cases, as small images do not utilise a GPU."""
 
 
 def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibration:
@@ -193,7 +193,7 @@ def _runs(device: torch.device, seconds: float) -> list[Run]:
     """Runs of all cases, light ones first; each gets its share of the time left, and at least two epochs."""
     from rd3.device import bf16_in_hardware
 
-    wanted = (*_CASES, *_FOR_GPUS) if device.type == "cuda" else _CASES
+    wanted = (*_CASES, *_GPU_CASES) if device.type == "cuda" else _CASES
     cases = list(itertools.product(wanted, ("fp32", "bf16")))
     cases.sort(key=lambda one: one[0].step("").cost.flops)
     if bf16_in_hardware(device) is False:  # measuring slow emulation would take most of the time
@@ -202,7 +202,7 @@ def _runs(device: torch.device, seconds: float) -> list[Run]:
     end = clock() + seconds
     runs: list[Run] = []
     for number, (case, precision) in enumerate(cases):
-        share = _SPARED * (end - clock()) / (len(cases) - number)
+        share = _TIME_SHARE * (end - clock()) / (len(cases) - number)
         if share <= 0:  # no time left on a slow device
             break
         runs.append(Run(case.network, case.step(precision), _step_s(case, precision, device, share)))
@@ -241,24 +241,24 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
         evaluate(
             torch.randint(256, shape, dtype=torch.uint8, generator=generator(0, "calibration")),
             torch.arange(images) % 10,
-            _nothing(case.side),
+            _empty_dataset(case.side),
             student=case.network,
             device=device,
             progress=tick,
-            epochs=_ENDLESS,
+            epochs=_MAX_EPOCHS,
             batch_size=case.batch,
             precision=precision,
         )
     return float(np.median(np.diff(ticks))) / steps
 
 
-def _nothing(side: int) -> Dataset:
+def _empty_dataset(side: int) -> Dataset:
     """A dataset of ten classes without images: training ends by the clock before any test."""
     import numpy as np
 
     from rd3.datasets import Dataset, dataset_info
 
-    class Nothing(Dataset):
+    class EmptyDataset(Dataset):
         info = dataset_info("cifar10").model_copy(update={"resolution": side})
 
         @property
@@ -274,4 +274,4 @@ def _nothing(side: int) -> Dataset:
         def original(self, split: Split, index: int) -> torch.Tensor:
             raise NotImplementedError
 
-    return Nothing()
+    return EmptyDataset()

@@ -169,7 +169,7 @@ def test_what_does_not_fit_together(tmp_path):
     teacher = toy_teacher(TOY)
     for change, error, message in (
         ({"classes": "c" * 64}, ClassOrderError, r"were planned for class list cccccccccccc, toy has"),
-        ({"data": Data(name="toy", fingerprint="f" * 32)}, DataCorrupt, r"were planned for toy ffffffffffff, the data"),
+        ({"data": Data(name="toy", fingerprint="f" * 32)}, DataCorrupt, r"for toy ffffffffffff, the opened data"),
         ({"resolution": 32}, BadValue, r"were planned for 32 pixels, toy has 16"),
         (
             {"data": Data(name="toy", fingerprint=TOY.fingerprint, split="unknown")},
