@@ -1,6 +1,6 @@
-"""RD3: make, train on and compare distilled datasets under one frozen protocol.
+"""RD3: generate, evaluate and compare distilled datasets under one fixed protocol.
 
-The names below are loaded when first used, so that ``import rd3`` costs nothing.
+The names below are loaded on first use, so that ``import rd3`` is fast.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""Batched augmentation on the device, for post-evaluation, teachers, and methods that crop and flip.
+"""Batched augmentation on the device, for post-evaluation, teachers and methods.
 
-Random numbers are drawn on the CPU from the generator passed in, so every device sees the same views; pixels,
+Random numbers are drawn on the CPU from the given generator, so that every device sees the same views; pixels,
 ``images: (B, C, H, W)``, are transformed on their device.  Sources: LINs-lab/RDED ``validation/utils.py`` (patch
-shuffle, CutMix's box), torchvision (``RandomResizedCrop``, ``RandomCrop``).
+shuffle, CutMix box), torchvision (``RandomResizedCrop``, ``RandomCrop``).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 
 
 def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) -> torch.Tensor:
-    """Permute whole columns of tiles and then whole rows of tiles, within each image on its own.
+    """Permute whole columns of tiles and then whole rows of tiles, independently within each image.
 
-    The grid has ``factor`` strips each way; the last takes the remainder.  For factor 2 an image has exactly four
-    outcomes: patches never leave their row or column partners, and never their image.
+    The grid has ``factor`` strips in each direction; the last one takes the remainder.  Tiles of a row or column stay
+    together, so that factor 2 has exactly four outcomes.
     """
     columns = shuffled_strips(len(images), images.shape[3], factor, stream).to(images.device)
     rows = shuffled_strips(len(images), images.shape[2], factor, stream).to(images.device)
@@ -36,7 +36,7 @@ def shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator)
     """(batch, side) int64: for each image, the source line at each position."""
     place = torch.rand(batch, factor, generator=stream).argsort(dim=1)
     strip = (torch.arange(side) // (side // factor)).clamp_(max=factor - 1)
-    # A stable sort of the lines by the new place of their strip keeps the order within the strip.
+    # A stable sort of the lines by the new position of their strip keeps the order within the strip.
     return place[:, strip].argsort(dim=1, stable=True)
 
 
@@ -58,8 +58,8 @@ def crop_boxes(
 ) -> torch.Tensor:
     """(batch, 4) int64 boxes (top, left, height, width), distributed as in torchvision's ``RandomResizedCrop``.
 
-    Ten attempts with uniform area and log-uniform aspect ratio, of which the first that fits is used; otherwise the
-    largest central box of an allowed ratio.  ``min_area`` and ``max_area`` are fractions of the image.
+    The first of ten attempts with uniform area and log-uniform aspect ratio that fits is used; otherwise the largest
+    central box of an allowed ratio.  ``min_area`` and ``max_area`` are fractions of the image.
     """
     share = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, max_area, generator=stream)
     area = height * width * share
@@ -97,20 +97,20 @@ def crop_and_resize(images: torch.Tensor, boxes: torch.Tensor, size: int, *, ant
 def _resize_weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int, antialias: bool) -> torch.Tensor:
     """(B, size, side) float32 weights of a linear resize of ``length`` pixels from ``start``, zero outside the box.
 
-    With antialias the triangle is as wide as the scale, and cut at the border of the box; without it is one pixel
-    wide, with positions clamped to the box.  Both as in ATen's ``upsample_bilinear2d``.
+    With antialias the triangle filter is as wide as the scale and truncated at the border of the box; without, it is
+    one pixel wide and positions are clamped to the box.  Both as in ATen's ``upsample_bilinear2d``.
     """
     scale = (length.double() / size)[:, None, None]
-    # Positions of pixel centres in the box: of what is wanted (size) and of what is there (side).
-    wanted = scale * (torch.arange(size, device=start.device).double() + 0.5)[None, :, None]
-    there = (torch.arange(side, device=start.device)[None] - start[:, None]).double()[:, None, :] + 0.5
+    # Positions of pixel centres in the box: outputs (size) and inputs (side).
+    outputs = scale * (torch.arange(size, device=start.device).double() + 0.5)[None, :, None]
+    inputs = (torch.arange(side, device=start.device)[None] - start[:, None]).double()[:, None, :] + 0.5
     if antialias:
-        reach = scale.clamp(min=1.0)
+        radius = scale.clamp(min=1.0)
     else:
-        reach = torch.ones_like(scale)
-        wanted = torch.minimum(wanted.clamp(min=0.5), length.double()[:, None, None] - 0.5)
-    weights = (1 - (there - wanted).abs() / reach).clamp_(min=0)
-    weights = weights * ((there > 0) & (there < length[:, None, None]))
+        radius = torch.ones_like(scale)
+        outputs = torch.minimum(outputs.clamp(min=0.5), length.double()[:, None, None] - 0.5)
+    weights = (1 - (inputs - outputs).abs() / radius).clamp_(min=0)
+    weights = weights * ((inputs > 0) & (inputs < length[:, None, None]))
     return (weights / weights.sum(dim=2, keepdim=True)).float()
 
 
@@ -123,13 +123,13 @@ def resized_crop(
     ratio: tuple[float, float] = RATIO,
     antialias: bool = True,
 ) -> torch.Tensor:
-    """A random box of each image, of at least ``min_area`` of its area, resized to ``size`` x ``size``."""
+    """Crop a random box of at least ``min_area`` of each image's area and resize it to ``size`` x ``size``."""
     boxes = crop_boxes(len(images), images.shape[2], images.shape[3], min_area, stream, ratio=ratio)
     return crop_and_resize(images, boxes, size, antialias=antialias)
 
 
 def horizontal_flip(images: torch.Tensor, stream: torch.Generator, probability: float = 0.5) -> torch.Tensor:
-    """Mirror each image left to right with this probability."""
+    """Flip each image horizontally with this probability."""
     return flip_where(images, chosen(len(images), stream, probability).to(images.device))
 
 
@@ -139,7 +139,7 @@ def chosen(batch: int, stream: torch.Generator, probability: float) -> torch.Ten
 
 
 def flip_where(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Mirror those images left to right for which ``mirrored``, (B,) bool, is True."""
+    """Flip the images horizontally for which ``mirrored``, (B,) bool, is True."""
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 

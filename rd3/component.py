@@ -1,4 +1,4 @@
-"""A registered thing with its settings, as protocols name losses and augmentations."""
+"""A registered loss or augmentation with its settings, as named in protocols."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def component_text(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A value of a protocol for people: components by name, in a list joined by `` + ``; other lists by commas."""
+    """Readable form of a protocol value: components by name, lists of them joined by `` + ``, other lists by commas."""
     if isinstance(value, Component):
         return str(value)
     if isinstance(value, Mapping) and len(value) == 1:
@@ -53,12 +53,12 @@ def plain_text(value: Any) -> str:
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """``zeta=2, loss=mse_gt(gamma=0.1)``: values of a protocol by name."""
+    """Readable form of protocol values by name, e.g. ``zeta=2, loss=mse_gt(gamma=0.1)``."""
     return ", ".join(f"{name}={plain_text(value)}" for name, value in changes.items())
 
 
 def value_by_name(protocol: Mapping[str, Any], name: str) -> Any:
-    """A field, a setting of the loss, or ``step.setting`` of a protocol's plain data; None where it has none."""
+    """A field, a setting of the loss, or ``step.setting``, from a protocol's plain data; None if absent."""
     if name in protocol:
         return protocol[name]
     step, _dot, setting = name.rpartition(".")
@@ -71,6 +71,6 @@ def value_by_name(protocol: Mapping[str, Any], name: str) -> Any:
 
 
 def flat_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """A protocol's plain data with the settings of its loss beside its fields, and its augmentation as text."""
+    """A protocol's plain data with the settings of the loss among its fields and the augmentation as text."""
     [(loss, settings)] = protocol["loss"].items()
     return {**protocol, "loss": loss, **settings, "augmentation": plain_text(protocol["augmentation"])}

@@ -1,4 +1,4 @@
-"""The device that work runs on: its name, its precision, its kernels, and how much memory work on it has held."""
+"""The compute device: its name, precision, deterministic kernels, memory format and peak memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: torch.device | str) -> torch.device:
-    """``cpu``, ``cuda``, ``cuda:1`` ... as torch has it; raises :class:`BadValue` for one that this process lacks."""
+    """The torch device called ``cpu``, ``cuda``, ``cuda:1`` ...; raises :class:`BadValue` if it is not available."""
     import torch
 
     here = {"cpu"}
@@ -29,7 +29,7 @@ def usable_device(name: torch.device | str) -> torch.device:
         kind = accelerator.type
         here |= {kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))}
     if str(name) not in here:
-        raise BadValue(f"There is no device {str(name)!r} here.", f"use {' or '.join(sorted(here))}")
+        raise BadValue(f"Device {str(name)!r} is not available.", f"use {' or '.join(sorted(here))}")
     return torch.device(name)
 
 
@@ -38,12 +38,12 @@ _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_COR
 
 
 def bf16_left_out() -> bool:
-    """Whether oneDNN is kept from bf16 instructions that the processor may have."""
+    """Whether the environment forbids oneDNN to use bf16 instructions."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16
 
 
 def bf16_in_hardware(device: torch.device) -> bool | None:
-    """Whether ``device`` multiplies bf16 itself, or emulates it slowly; None where this torch cannot tell."""
+    """Whether ``device`` supports bf16 in hardware rather than by slow emulation; None if this torch cannot tell."""
     import torch
 
     if device.type == "cuda":
@@ -59,23 +59,23 @@ def bf16_in_hardware(device: torch.device) -> bool | None:
 
 
 def ran_precision(device: torch.device, precision: Precision) -> Literal["bf16", "fp32"]:
-    """What a recipe's ``precision`` means on ``device``: ``auto`` is bf16 where it is in hardware, else fp32."""
+    """The precision used on ``device``: ``auto`` means bf16 if supported in hardware, else fp32."""
     if precision == "auto":
         return "bf16" if bf16_in_hardware(device) else "fp32"
     return precision
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast at that precision; weights, statistics and losses stay fp32."""
+    """bf16 autocast if ``precision`` is bf16; weights, statistics and losses stay fp32."""
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def repeatable_kernels() -> AbstractContextManager[None]:
-    """cuDNN takes deterministic kernels meanwhile, and does not round fp32 convolutions to TF32 as it would by default.
+    """Inside ``with``, cuDNN uses deterministic kernels and does not round fp32 convolutions to TF32, its default.
 
-    For the whole process; what was set before is put back.
+    Applies to the whole process; the previous settings are restored afterwards.
     """
     import torch
 
@@ -83,11 +83,11 @@ def repeatable_kernels() -> AbstractContextManager[None]:
 
 
 def set_memory_format(network: nn.Module, precision: str) -> None:
-    """Put the network's weights in the memory format that is fastest at ``precision``, in place.
+    """Convert the network's weights in place to the memory format that is fastest at ``precision``.
 
-    The weights decide: convolutions hand on what they are laid out in, and take pixels as they come, to the same bits.
-    That is channels last, at fp32 on a CPU alone, and except with group norms, for which PyTorch has no fast kernel in
-    that format: on a CPU a training step of such a network takes three times as long, and CUDA copies back and forth.
+    Converting the weights is enough: outputs of convolutions follow them, and inputs may have any format, with bitwise
+    equal results.  Always channels last, except at fp32 on CUDA, and for networks with group norms, for which PyTorch
+    lacks a fast kernel in that format: a step takes three times as long on a CPU, and CUDA copies back and forth.
     """
     import torch
     from torch import nn
@@ -101,9 +101,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to count anew: what an earlier trial held in this process is not this one's.
+    """Reset the peak memory, so that memory of earlier trials in this process is not counted.
 
-    Where the system has no such thing (not Linux, not CUDA), the peak stays that of the process's whole life.
+    Where this is not supported (neither Linux nor CUDA), the peak remains that of the whole process.
     """
     if device.type == "cuda":
         import torch
@@ -114,7 +114,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory held since the last reset, MiB: on CUDA by tensors, elsewhere by the whole process."""
+    """Peak memory in MiB since the last reset: of tensors on CUDA, otherwise of the whole process."""
     if device.type == "cuda":
         import torch
 
@@ -122,5 +122,5 @@ def peak_mib(device: torch.device) -> float:
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) / 2**10
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

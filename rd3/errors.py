@@ -1,7 +1,7 @@
 """Errors that a user can act on: one sentence of fact, then one fix.
 
-Everything raised on purpose derives from :class:`RD3Error`; the command line prints the sentence and exits with
-``exit_code``.  A recipe that ends with one of these carries ``status`` into the ledger.
+All deliberate errors derive from :class:`RD3Error`; the command line prints the sentence and exits with ``exit_code``.
+The ledger records the ``status`` of the error that ended a recipe.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 class RD3Error(Exception):
-    """A mistake or a state of the world that the user can mend.
+    """A mistake or an external problem that the user can fix.
 
-    ``message`` says what was got, where and what was expected; ``fix`` is one thing to do about it.
+    ``message`` states what was found, where, and what was expected; ``fix`` is one instruction.
     """
 
     status = "failed"
@@ -37,23 +37,23 @@ class BadValue(RD3Error):
 
 
 class DataMissing(RD3Error):
-    """Files of a dataset, a teacher or a set are not where they should be."""
+    """Files of a dataset, a teacher or a set are missing."""
 
 
 class NotCarried(DataMissing):
-    """A result is known, but its files were left out where it came from."""
+    """A result exists, but its files were not exported with it."""
 
 
 class DataCorrupt(RD3Error):
-    """Files are there, but truncated, altered or of the wrong hash."""
+    """Files are truncated, modified or have the wrong hash."""
 
 
 class ClassOrderError(RD3Error):
-    """Two things that must share a class list do not."""
+    """Two objects that must share a class list do not."""
 
 
 class Unsupported(RD3Error):
-    """A pair that cannot be made, with the reason the table prints as a footnote."""
+    """A combination that is not supported; tables print the reason as a footnote."""
 
     status = "unsupported"
 
@@ -65,27 +65,27 @@ class Diverged(RD3Error):
 
 
 class StoreError(RD3Error):
-    """The ledger or the artifact store cannot be read or written, or somebody else holds it."""
+    """The ledger or the artifact store cannot be read or written, or another process has locked it."""
 
 
 class TrackingError(RD3Error):
-    """The tracking server does not answer, or is not what it should be."""
+    """The tracking server does not respond or is not the expected one."""
 
 
 class Away(RD3Error):
-    """The other side does not answer at the moment, and may again: what was asked can be asked later."""
+    """A remote service is temporarily unavailable; the request can be retried."""
 
 
 class StoreAway(Away, StoreError):
-    """The ledger or the artifact store does not answer at the moment."""
+    """The ledger or the artifact store is temporarily unavailable."""
 
 
 class TrackingAway(Away, TrackingError):
-    """The tracking server does not answer at the moment."""
+    """The tracking server is temporarily unavailable."""
 
 
 def why(error: BaseException) -> tuple[str, str]:
-    """Status and reason of an error; an unexpected one names the line that raised it."""
+    """Status and reason of an error; the reason of an unexpected one includes the line that raised it."""
     if isinstance(error, RD3Error):
         return error.status, str(error)
     reason = f"{type(error).__name__}: {error}"
@@ -96,16 +96,16 @@ def why(error: BaseException) -> tuple[str, str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or its device had no room."""
+    """Whether the machine or the device ran out of memory."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or "can't allocate memory" in str(error)
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether it is a CUDA error, after which every later call of the process fails as well."""
+    """Whether this is a CUDA error, after which all later CUDA calls of the process fail as well."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def ends_the_process(error: BaseException) -> bool:
-    """Whether it concerns all that a process is making, and leaves its memory or its device in an unknown state."""
+    """Whether the error affects the whole process and leaves its memory or device in an unknown state."""
     return is_out_of_memory(error) or is_device_error(error)

@@ -1,4 +1,4 @@
-"""What this machine computes on, by name, for calibrations.  Loads torch only where there may be a GPU."""
+"""Names and numbers of this machine's compute devices, for calibrations.  Loads torch only if there may be a GPU."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rd3.errors import BadValue
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DRIVERS = [Path(name) for name in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")]
-"""One of these is there where a GPU can be used: on Linux, in a container, under Windows."""
+"""One of these exists where a GPU can be used: on Linux, in a container, under WSL."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
-"""As Linux lists them in ``/proc/cpuinfo``."""
+"""Names of bf16 instruction sets in ``/proc/cpuinfo``, on Linux."""
 
 
 class Hardware(NamedTuple):
@@ -24,25 +24,25 @@ class Hardware(NamedTuple):
 
     kind: Literal["cpu", "cuda"]
     name: str
-    count: int  # type: ignore[assignment]  # takes the place of tuple.count
-    """Threads that this process may use, or GPUs."""
+    count: int  # type: ignore[assignment]  # replaces tuple.count
+    """Number of threads that this process may use, or of GPUs."""
     bf16: bool
-    """Whether bf16 is multiplied in hardware; False where that is not known."""
+    """Whether bf16 is supported in hardware; False if unknown."""
 
 
 def torch_version() -> str:
-    """Without loading it."""
+    """Version of torch, without loading it."""
     return importlib.metadata.version("torch")
 
 
 def hardware(kind: str | None = None) -> Hardware:
-    """The GPUs of this machine if it has any, else its processor; ``kind``: ``cpu`` or ``cuda``.
+    """The GPUs of this machine if it has any, else its processor; ``kind`` selects ``cpu`` or ``cuda``.
 
-    Raises :class:`BadValue` for ``cuda`` on a machine without.
+    Raises :class:`BadValue` for ``cuda`` on a machine without a GPU.
     """
     gpus = _gpus() if kind != "cpu" else None
     if kind == "cuda" and gpus is None:
-        raise BadValue("There is no CUDA device here.", "use cpu")
+        raise BadValue("No CUDA device is available.", "use cpu")
     return gpus or processor()
 
 
@@ -63,7 +63,7 @@ def _gpus() -> Hardware | None:
 
 @functools.cache
 def processor() -> Hardware:
-    """The CPU; virtual machines call many processors by one name, so family and model number belong to it."""
+    """The CPU; the name includes family and model, as virtual machines report one name for many processors."""
     facts = _cpu_facts()
     name = facts.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in facts:
@@ -73,7 +73,7 @@ def processor() -> Hardware:
 
 
 def _cpu_facts() -> dict[str, str]:
-    """Of the first processor, as Linux tells them."""
+    """Fields of the first processor in ``/proc/cpuinfo``; empty on other systems."""
     if not _CPUINFO.exists():
         return {}
     lines = (line.partition(":") for line in _CPUINFO.read_text().partition("\n\n")[0].splitlines())

@@ -1,13 +1,13 @@
 """Statistics of a teacher's layers over the training images: collected once, matched by G-VBSM and EDC.
 
-They are stored as ``statistics.safetensors`` and ``manifest.json`` (written last: a folder with one is complete).
+They are stored as ``statistics.safetensors`` and ``manifest.json`` (written last, so that its presence means complete).
 
-Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; the figures of every class are those of
+Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; class-wise statistics from
 shaoshitong/EDC ``Branch_*/recover``.
 
-Deviations: images are cut out of the dataset's own resized and centre-cropped ones, as for teachers; sums are kept in
-float64; EDC's released code swaps patch means and patch variances of classes on their way to the disk and reads them
-back under the wrong names, here every figure keeps its name.
+Deviations: crops are taken from the dataset's resized and centre-cropped images, as for teachers; sums are accumulated
+in float64; EDC's released code swaps the patch means and patch variances of classes when it writes and reads them,
+which is corrected here.
 """
 
 from __future__ import annotations
@@ -41,69 +41,69 @@ STATISTICS, MANIFEST = "statistics.safetensors", "manifest.json"
 
 
 class Moments(NamedTuple):
-    """Means and biased variances of a layer's input, of its D channels and of its T tiles (row-major)."""
+    """Means and biased variances of a layer's input, per channel (D) and per tile (T, row-major)."""
 
     mean: torch.Tensor
     """(..., D)"""
     var: torch.Tensor
     patch_mean: torch.Tensor | None = None
-    """(..., T), over all channels and all pixels of a tile; None for BatchNorm layers."""
+    """(..., T), over all channels and pixels of a tile; None for BatchNorm layers."""
     patch_var: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Moments of the inputs of a teacher's layers, by the layers' names in the bare network; float32."""
+    """Moments of the inputs of a teacher's layers, by layer name in the bare network; float32."""
 
     teacher: Key
     patch: int
-    """Side of a tile, pixels of the layer's input."""
+    """Side of a tile in pixels of the layer's input."""
     whole: Mapping[str, Moments]
-    """Averages over batches of all training images, of convolutions only; BatchNorm layers have running statistics."""
+    """Averages over batches of all training images, for convolutions only; BatchNorm layers have running statistics."""
     classes: Mapping[str, Moments]
-    """(C, D) and (C, T), of convolutions and BatchNorm layers: averages over the images of each class, with variances
-    taken *within* an image."""
+    """(C, D) and (C, T), for convolutions and BatchNorm layers: averages over the images of each class, with variances
+    *within* an image."""
 
 
 class StatisticsManifest(BaseModel):
-    """What ``manifest.json`` holds."""
+    """The content of ``manifest.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     recipe: dict[str, Any]
     teacher: str
-    """Its key."""
+    """Key of the teacher."""
     dataset: str
     classes: str
     """Hash of the class list, in order."""
     images: int
     layers: int
     statistics_sha256: str
-    """Of the file."""
+    """sha256 of ``statistics.safetensors``."""
 
 
 def whole_tiles(maps: torch.Tensor, patch: int) -> torch.Tensor:
-    """(B, D, H, W) resized, bilinear without antialias, to the next multiples of ``patch``; differentiable."""
+    """Resize (B, D, H, W), bilinear without antialias, to the next multiples of ``patch``; differentiable."""
     side = [-(-length // patch) * patch for length in maps.shape[-2:]]
     return maps if side == list(maps.shape[-2:]) else F.interpolate(maps, side, mode="bilinear", align_corners=False)
 
 
 def tile_means(maps: torch.Tensor, patch: int) -> torch.Tensor:
-    """(..., H, W) -> (..., T): means of ``patch`` x ``patch`` tiles, row-major."""
+    """Means of ``patch`` x ``patch`` tiles, row-major: (..., H, W) -> (..., T)."""
     *leading, height, width = maps.shape
     tiles = maps.reshape(*leading, height // patch, patch, width // patch, patch)
     return tiles.mean((-3, -1)).flatten(-2)
 
 
 def spread_tiles(values: torch.Tensor, patch: int, height: int, width: int) -> torch.Tensor:
-    """(..., T) -> (..., H, W): every pixel gets the value of its tile; the reverse of :func:`tile_means`."""
+    """Assign every pixel the value of its tile: (..., T) -> (..., H, W); the transpose of :func:`tile_means`."""
     tiles: torch.Tensor = values.unflatten(-1, (height // patch, width // patch))
     return tiles.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
 
 
 def moments_of_images(maps: torch.Tensor, patch: int | None) -> Moments:
-    """(B, D, H, W) -> (B, D) and (B, T): moments of every image on its own; no tiles without ``patch``."""
+    """Moments of each image: (B, D, H, W) -> (B, D) and, with ``patch``, (B, T)."""
     # In two passes: torch's var_mean takes five times as long on a CPU.
     mean = maps.mean((2, 3))
     variance = (maps - mean[:, :, None, None]).square_().mean((2, 3))
@@ -126,10 +126,10 @@ def collect(
 ) -> dict[str, Any]:
     """Collect statistics in one pass over the training images in random order, and write the folder.
 
-    ``teacher`` is the recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages over batches,
-    weighted by batch size, of the moments of a batch; those of a class are averages over its images.  Returns the
-    figures for the ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe,
-    teacher and dataset do not belong together, and :class:`DataMissing` for a class without images.
+    ``teacher`` is the recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages of the moments
+    of batches, weighted by batch size; those of a class are averages over its images.  Returns the results for the
+    ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, teacher and dataset
+    do not belong together, and :class:`DataMissing` for a class without images.
     """
     wall, process = time.perf_counter(), time.process_time()
     device, out = usable_device(device), Path(out)
@@ -169,7 +169,7 @@ def collect(
 
 
 def _check(recipe: StatisticsRecipe, teacher: NormalisedNetwork, dataset: Dataset) -> None:
-    """Whether recipe, dataset and teacher fit together."""
+    """Raise if recipe, dataset and teacher do not belong together."""
     info = dataset.info
     if recipe.classes != info.classes:
         raise ClassOrderError(
@@ -178,9 +178,9 @@ def _check(recipe: StatisticsRecipe, teacher: NormalisedNetwork, dataset: Datase
         )
     if (recipe.data.name, recipe.data.fingerprint) != (info.name, dataset.fingerprint):
         raise DataCorrupt(
-            f"The statistics were planned for {recipe.data.name} {recipe.data.fingerprint[:12]}, the data opened is "
+            f"The statistics were planned for {recipe.data.name} {recipe.data.fingerprint[:12]}, the opened data is "
             f"{info.name} {dataset.fingerprint[:12]}.",
-            "restore that data, or plan them again",
+            "restore that data or plan them again",
         )
     if recipe.resolution != info.resolution:
         raise BadValue(
@@ -190,23 +190,23 @@ def _check(recipe: StatisticsRecipe, teacher: NormalisedNetwork, dataset: Datase
     if recipe.data.split == "unknown":
         raise BadValue("Statistics cannot be collected on split 'unknown'.", "plan them on 'train' or 'fit'")
     if teacher.training:
-        raise BadValue("Statistics were asked of a teacher in training mode.", "call `teacher.eval()`")
+        raise BadValue("Statistics need a teacher in eval mode, this one is in training mode.", "call `teacher.eval()`")
 
 
 def _class_counts(labels: torch.Tensor, dataset: Dataset) -> torch.Tensor:
-    """(C,) images of every class; raises :class:`DataMissing` where there are none."""
+    """(C,) number of images per class; raises :class:`DataMissing` for a class without images."""
     counts = torch.bincount(labels, minlength=dataset.info.num_classes)
     if not bool(counts.all()):
         label = int((counts == 0).nonzero()[0])
         raise DataMissing(
-            f"Class {dataset.info.class_ids[label]} of {dataset.info.name} has no training image to learn from.",
+            f"Class {dataset.info.class_ids[label]} of {dataset.info.name} has no training image.",
             "use a dataset with images of every class",
         )
     return counts
 
 
 class _Sums(AbstractContextManager["_Sums"]):
-    """Running sums of moments.  Used as a context: inside, every pass adds a batch; set ``labels`` before each."""
+    """Running sums of moments.  Inside ``with``, every forward pass adds a batch; set ``labels`` before each."""
 
     def __init__(self, network: nn.Module, patch: int, num_classes: int):
         self.layers = matched_layers(network)
@@ -236,22 +236,22 @@ class _Sums(AbstractContextManager["_Sums"]):
                 return
             assert single.patch_mean is not None and single.patch_var is not None
             for prefix, mean, var in (("", single.mean, single.var), ("patch_", single.patch_mean, single.patch_var)):
-                # Images are of equal size: the batch's variance is that within them plus that of their means.
-                spread, middle = torch.var_mean(mean.double(), 0, correction=0)
-                self._sum(f"{name}/whole/{prefix}mean", mean).add_(middle, alpha=len(mean))
-                self._sum(f"{name}/whole/{prefix}var", var).add_(spread + var.double().mean(0), alpha=len(var))
+                # For images of equal size: batch variance = mean variance within images + variance of means.
+                var_of_means, overall = torch.var_mean(mean.double(), 0, correction=0)
+                self._sum(f"{name}/whole/{prefix}mean", mean).add_(overall, alpha=len(mean))
+                self._sum(f"{name}/whole/{prefix}var", var).add_(var_of_means + var.double().mean(0), alpha=len(var))
 
         return add
 
     def _sum(self, key: str, values: torch.Tensor, rows: int | None = None) -> torch.Tensor:
-        """The float64 sum called ``key``, (rows, D) or (D,) for ``values`` of (B, D); zeros at first."""
+        """The float64 sum ``key``, (rows, D) or (D,) for ``values`` of (B, D); initially zero."""
         if key not in self._sums:
             shape = values.shape[1:] if rows is None else (rows, *values.shape[1:])
             self._sums[key] = values.new_zeros(shape, dtype=torch.float64)
         return self._sums[key]
 
     def averages(self, total: int, counts: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Everything as float32 on the CPU, by ``layer/whole|class/field``."""
+        """All averages as float32 on the CPU, by ``layer/whole|class/field``."""
         return {
             key: (value / (counts[:, None] if "/class/" in key else total)).float().cpu()
             for key, value in self._sums.items()
@@ -263,9 +263,9 @@ def load(
 ) -> LayerStatistics:
     """Load the statistics in ``folder`` onto ``device``.
 
-    ``formerly`` is the key under which they were collected, if that has an older format.  Raises
+    ``formerly`` is the key under which they were collected, if it has an older format.  Raises
     :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
-    for other statistics or for a file that is not the manifest's.
+    for other statistics or a file that does not match its manifest.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
@@ -279,7 +279,7 @@ def load(
         raise DataCorrupt(
             f"{folder} holds statistics {manifest.key[:12]} of teacher {manifest.teacher[:12]} on {manifest.dataset}, "
             f"expected {recipe.key[:12]} of teacher {recipe.teacher[:12]} on {recipe.data.name}.",
-            "fetch or collect those statistics",
+            "fetch or collect the expected statistics",
         )
     path = folder / STATISTICS
     if not path.is_file():
@@ -300,7 +300,7 @@ def load(
 def _read_manifest(folder: Path) -> StatisticsManifest:
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataMissing(f"{folder} holds no statistics: it has no {MANIFEST}.", "collect the statistics")
+        raise DataMissing(f"{folder} holds no statistics: {MANIFEST} is missing.", "collect the statistics")
     try:
         return StatisticsManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""Perform recipes: parents from a store, files into a folder, and the entry that a ledger keeps.
+"""Run recipes: read parents from a store, write files to a folder and return the entry for the ledger.
 
-Neither Ray nor MLflow is needed: :mod:`rd3.run` is the command for machines without them, and trials of a grid call the
+Needs neither Ray nor MLflow: :mod:`rd3.run` is the command for machines without them, and the trials of a grid call the
 same functions.
 """
 
@@ -37,24 +37,24 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 Tested = Callable[[int, float], None]
-"""Called with an epoch (1-based) and the top-1 accuracy in per cent after it."""
+"""Called with an epoch (1-based) and the top-1 accuracy after it in per cent."""
 
 
-def _silent(fraction: float, note: str) -> None:
-    """No progress shown."""
+def _no_progress(fraction: float, note: str) -> None:
+    """Ignore progress."""
 
 
 def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
-    """The dataset of a recipe, which must be the very data that the recipe was written for.
+    """Open the dataset of a recipe; raises unless it is exactly the data that the recipe was written for.
 
-    What is made and tested within the training images is given no others.
+    Recipes that use only training images get the dataset without its test split.
     """
     dataset = open_dataset(recipe.data.name, roots, training_only=recipe.training_only)
     if dataset.fingerprint != recipe.data.fingerprint:
         raise DataCorrupt(
-            f"Dataset {recipe.data.name} here has fingerprint {dataset.fingerprint[:12]}, "
-            f"the recipe was written for {recipe.data.fingerprint[:12]}.",
-            "bring the same files, or plan again with these",
+            f"Dataset {recipe.data.name} has fingerprint {dataset.fingerprint[:12]}, "
+            f"the recipe expects {recipe.data.fingerprint[:12]}.",
+            "restore the same files or plan again with these",
         )
     if dataset.info.classes != recipe.classes:
         raise ClassOrderError(
@@ -68,7 +68,7 @@ def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
 def _load_teachers(
     keys: tuple[str, ...], store: ReadableStore, dataset: Dataset, roots: Roots, device: str
 ) -> list[NormalisedNetwork]:
-    """Teachers from the store, each verified on its recorded images once per machine, device and torch version."""
+    """Load teachers from the store; verified on recorded images once per machine, device and torch version."""
     import torch
 
     from rd3 import teacher
@@ -88,8 +88,8 @@ def _load_teachers(
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What a recipe is made with."""
+class _Context:
+    """Everything needed to run a recipe."""
 
     store: ReadableStore
     roots: Roots
@@ -101,9 +101,9 @@ class _Bench:
     progress: Progress
     tested: Tested | None = None
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
-    """Teachers that are in memory already, by their keys."""
+    """Teachers in memory, by their keys."""
     opened: dict[Key, SyntheticSet] = field(default_factory=dict)
-    """Sets that are in memory already."""
+    """Sets in memory, by key."""
 
     def teachers(self, keys: tuple[str, ...]) -> list[NormalisedNetwork]:
         if keys not in self.loaded:
@@ -111,7 +111,7 @@ class _Bench:
         return self.loaded[keys]
 
     def statistics(self, keys: tuple[str, ...]) -> list[LayerStatistics]:
-        """Collected statistics, as :func:`rd3.layer_statistics.load` gives them."""
+        """Layer statistics, loaded with :func:`rd3.layer_statistics.load`."""
         from rd3 import layer_statistics
 
         loaded = []
@@ -122,8 +122,8 @@ class _Bench:
             loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
 
-    def made_set(self, key: Key, classes: str) -> SyntheticSet:
-        """A whole set, checked when it is opened."""
+    def load_set(self, key: Key, classes: str) -> SyntheticSet:
+        """A set in memory, checked on opening."""
         from rd3.synthetic_set import SyntheticSet
 
         if key not in self.opened:
@@ -132,7 +132,7 @@ class _Bench:
         return self.opened[key]
 
     def init(self, recipe: SetRecipe) -> SetOnDisk | None:
-        """The set that a set starts from, checked."""
+        """The set with a recipe's initial images, checked on opening."""
         from rd3.synthetic_set import SetOnDisk
 
         if recipe.init is None:
@@ -140,17 +140,17 @@ class _Bench:
         folder = self.store.fetch("set", recipe.init)
         return SetOnDisk.open(folder, classes=recipe.classes, class_ids=self.dataset.info.class_ids)
 
-    def blocks_of_larger(self) -> Path | None:
-        """The folder of the larger set that this one may be taken out of, if it is whole."""
+    def larger_set(self) -> Path | None:
+        """The folder of the larger set that contains this one, if it is complete."""
         if self.larger is None or self.store.find("set", self.larger) is None:
             return None
         try:
             return self.store.fetch("set", self.larger)
-        except (DataMissing, DataCorrupt):  # then this one is made by itself
+        except (DataMissing, DataCorrupt):  # the set is then generated from scratch
             return None
 
     def spent(self, recipe: SetRecipe) -> dict[str, float]:
-        """Generation time of what a set is made from, teachers apart; also where it was made long ago."""
+        """Recorded generation time of a set's parents, without teachers."""
         spent = {"wall_s": 0.0, "process_s": 0.0}
         for kind, key in recipe.parents():
             result = {} if kind == "teacher" else existing(self.store, kind, key).result
@@ -159,58 +159,56 @@ class _Bench:
         return spent
 
 
-_Made = tuple[dict[str, Any], str | None]
-"""Figures for the ledger, and the digest of the content where there is one."""
+_Output = tuple[dict[str, Any], str | None]
+"""Results for the ledger, and the content digest of a set."""
 
 
-def _make_teacher(recipe: TeacherRecipe, bench: _Bench) -> _Made:
+def _train_teacher(recipe: TeacherRecipe, context: _Context) -> _Output:
     from rd3 import teacher
 
     if recipe.training is None:
-        raise RD3Error(
-            f"Teacher {recipe.key[:12]} is an import; nothing can train it.", "import it: rd3 teacher import"
-        )
-    result = teacher.train(recipe, bench.dataset, bench.out, device=bench.device, progress=bench.progress)
+        raise RD3Error(f"Teacher {recipe.key[:12]} is imported and cannot be trained.", "import it: rd3 teacher import")
+    result = teacher.train(recipe, context.dataset, context.out, device=context.device, progress=context.progress)
     return result, None
 
 
-def _make_statistics(recipe: StatisticsRecipe, bench: _Bench) -> _Made:
+def _collect_statistics(recipe: StatisticsRecipe, context: _Context) -> _Output:
     from rd3 import layer_statistics
 
-    [teacher] = bench.teachers((recipe.teacher,))
+    [teacher] = context.teachers((recipe.teacher,))
     result = layer_statistics.collect(
-        recipe, teacher, bench.dataset, bench.out, device=bench.device, progress=bench.progress
+        recipe, teacher, context.dataset, context.out, device=context.device, progress=context.progress
     )
     return result, None
 
 
-def _synthesize(recipe: SetRecipe, bench: _Bench, **options: Any) -> Manifest | None:
+def _synthesize(recipe: SetRecipe, context: _Context, **options: Any) -> Manifest | None:
     from rd3.synthesis import synthesize
 
     if recipe.content is not None:
-        raise RD3Error(f"Set {recipe.key[:12]} is an import; no method can make it.", "import it: rd3 set import")
+        raise RD3Error(f"Set {recipe.key[:12]} is imported and cannot be generated.", "import it: rd3 set import")
     return synthesize(
         recipe,
-        bench.dataset,
-        bench.teachers(recipe.teachers),
-        bench.out,
-        statistics=bench.statistics(recipe.statistics),
-        init=bench.init(recipe),
-        device=bench.device,
-        progress=bench.progress,
-        shared_machine=bench.shared_machine,
+        context.dataset,
+        context.teachers(recipe.teachers),
+        context.out,
+        statistics=context.statistics(recipe.statistics),
+        init=context.init(recipe),
+        device=context.device,
+        progress=context.progress,
+        shared_machine=context.shared_machine,
         **options,
     )
 
 
-def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
+def _generate_set(recipe: SetRecipe, context: _Context) -> _Output:
     from rd3.synthetic_set import SetOnDisk, contact_sheet
 
-    manifest = _synthesize(recipe, bench, larger=bench.blocks_of_larger())
-    assert manifest is not None, "all blocks were made"
-    made = SetOnDisk.open(bench.out, classes=recipe.classes, class_ids=bench.dataset.info.class_ids)
-    contact_sheet(made, bench.out / "contact_sheet.png")
-    before = bench.spent(recipe)
+    manifest = _synthesize(recipe, context, larger=context.larger_set())
+    assert manifest is not None, "all blocks are done"
+    generated = SetOnDisk.open(context.out, classes=recipe.classes, class_ids=context.dataset.info.class_ids)
+    contact_sheet(generated, context.out / "contact_sheet.png")
+    before = context.spent(recipe)
     result = {
         "count": manifest.count,
         "generation_wall_s": manifest.generation_wall_s + before["wall_s"],
@@ -221,33 +219,33 @@ def _make_set(recipe: SetRecipe, bench: _Bench) -> _Made:
     return result, manifest.content
 
 
-def _make_evaluation(recipe: EvaluationRecipe, bench: _Bench) -> _Made:
+def _evaluate(recipe: EvaluationRecipe, context: _Context) -> _Output:
     from rd3.evaluation.posteval import train_pack
 
-    [outcome] = train_pack([_evaluation(recipe, bench)], bench.dataset, device=bench.device)
-    return _written(outcome, bench.out)
+    [outcome] = train_pack([_evaluation(recipe, context)], context.dataset, device=context.device)
+    return _written(outcome, context.out)
 
 
-def _evaluation(recipe: EvaluationRecipe, bench: _Bench) -> Evaluation:
-    """An evaluation with its set and its teachers from the store."""
+def _evaluation(recipe: EvaluationRecipe, context: _Context) -> Evaluation:
+    """The input of an evaluation, with its set and teachers from the store."""
     from rd3.evaluation.posteval import Evaluation
 
-    made, teachers = bench.made_set(recipe.set, recipe.classes), bench.teachers(recipe.teachers)
-    return Evaluation(recipe, made.images, made.labels, teachers, bench.progress, bench.tested)
+    synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
+    return Evaluation(recipe, synthetic.images, synthetic.labels, teachers, context.progress, context.tested)
 
 
-def _written(outcome: EvalResult | Exception, out: Path) -> _Made:
+def _written(outcome: EvalResult | Exception, out: Path) -> _Output:
     if isinstance(outcome, Exception):
         raise outcome
     outcome.write(out)
     return outcome.flat(), None
 
 
-_MAKERS: dict[str, Callable[[Any, _Bench], _Made]] = {
-    "teacher": _make_teacher,
-    "statistics": _make_statistics,
-    "set": _make_set,
-    "evaluation": _make_evaluation,
+_PERFORM: dict[str, Callable[[Any, _Context], _Output]] = {
+    "teacher": _train_teacher,
+    "statistics": _collect_statistics,
+    "set": _generate_set,
+    "evaluation": _evaluate,
 }
 
 
@@ -260,68 +258,72 @@ def perform(
     device: str = "cpu",
     shared_machine: bool | None = None,
     larger: Key | None = None,
-    progress: Progress = _silent,
+    progress: Progress = _no_progress,
     tested: Tested | None = None,
 ) -> Entry:
-    """Do one recipe into ``out/result`` and say what came of it; resumes what an earlier attempt left there.
+    """Run one recipe in ``out/result`` and return its entry; resumes from files of an earlier attempt there.
 
-    Parents come from ``store``; the caller keeps the files and the entry, and knows whether other work runs beside this
-    (``shared_machine``), which a set's manifest says of its times.  ``larger`` is the key of a set of which this one is
-    the first images: where the store has it, they are taken from there.  ``tested`` hears of an evaluation's tests
-    under way, as :func:`rd3.evaluation.posteval.train_and_test` says.  Raises :class:`RD3Error` children.
+    Parents are read from ``store``; storing the files and the entry is up to the caller.  ``shared_machine``, whether
+    other work runs at the same time, is recorded in the manifest of a set.  ``larger`` is the key of a set that begins
+    with the images of this one, which are copied from it if the store has it.  ``tested`` is called after each test
+    during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  Raises subclasses of :class:`RD3Error`.
     """
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested)
-    return _entry(recipe, folder, _MAKERS[recipe.kind](recipe, bench), device)
+    context = _Context(
+        store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested
+    )
+    return _entry(recipe, folder, _PERFORM[recipe.kind](recipe, context), device)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One recipe to be made, beside others."""
+    """One recipe of a pack."""
 
     recipe: AnyRecipe
     out: Path
-    """Its scratch folder; the files are put into ``result`` there."""
-    progress: Progress = _silent
+    """Scratch folder of the recipe; files are written to its subfolder ``result``."""
+    progress: Progress = _no_progress
     tested: Tested | None = None
 
 
 def perform_pack(
     pack: Sequence[Part], store: ReadableStore, roots: Roots, *, device: str = "cpu"
 ) -> list[Entry | Exception]:
-    """Do several evaluations of one dataset together, each as :func:`perform` does it, with the same result.
+    """Run several evaluations of one dataset together, each with the same result as :func:`perform`.
 
-    What ended one of them (:class:`Diverged`, or what its ``tested`` raised) stands in place of its entry.  Entries say
-    the size of the pack.  Raises what concerns them all, such as a device that is out of memory.
+    The exception that ended an evaluation (:class:`Diverged`, or one of its ``tested``) is returned in place of its
+    entry.  Entries record the size of the pack.  Raises errors that affect all, such as out of memory on the device.
     """
     from rd3.evaluation.posteval import train_pack
 
     dataset = _open_data(pack[0].recipe, roots)
-    benches: list[_Bench] = []
+    contexts: list[_Context] = []
     shared: dict[str, dict[Any, Any]] = {"loaded": {}, "opened": {}}
     evaluations: list[Evaluation] = []
     for part in pack:
         assert isinstance(part.recipe, EvaluationRecipe)
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
-        benches.append(_Bench(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared))
-        evaluations.append(_evaluation(part.recipe, benches[-1]))
+        contexts.append(
+            _Context(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared)
+        )
+        evaluations.append(_evaluation(part.recipe, contexts[-1]))
     found: list[Entry | Exception] = []
     outcomes = train_pack(evaluations, dataset, device=device)
-    for part, bench, outcome in zip(pack, benches, outcomes, strict=True):
+    for part, context, outcome in zip(pack, contexts, outcomes, strict=True):
         if isinstance(outcome, Exception):
             found.append(outcome)
         else:
-            found.append(_entry(part.recipe, bench.out, _written(outcome, bench.out), device, pack=len(pack)))
+            found.append(_entry(part.recipe, context.out, _written(outcome, context.out), device, pack=len(pack)))
     return found
 
 
-def _entry(recipe: AnyRecipe, folder: Path, made: _Made, device: str, **provenance: Any) -> Entry:
-    """What the ledger says of a recipe whose files are in ``folder``."""
+def _entry(recipe: AnyRecipe, folder: Path, output: _Output, device: str, **provenance: Any) -> Entry:
+    """The ledger entry of a recipe with its files in ``folder``."""
     import torch
 
-    result, content = made
+    result, content = output
     return Entry(
         kind=recipe.kind,
         key=recipe.key,
@@ -349,17 +351,17 @@ def perform_blocks(
     blocks: tuple[int, int],
     *,
     device: str = "cpu",
-    progress: Progress = _silent,
+    progress: Progress = _no_progress,
 ) -> None:
-    """Make every ``step``-th block of a set from block ``first`` (``blocks``) in ``out/result``.
+    """Generate every ``step``-th block of a set, starting at ``first``, in ``out/result``; ``blocks`` is (first, step).
 
-    Whoever brings the blocks of all shares together in one such folder finishes the set there with :func:`perform`.
+    Once the blocks of all shares are in one such folder, :func:`perform` completes the set there.
     """
     from rd3.methods import METHODS
 
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(store, roots, _open_data(recipe, roots), folder, device, None, None, progress)
+    context = _Context(store, roots, _open_data(recipe, roots), folder, device, None, None, progress)
     first, step = blocks
-    every = METHODS.get(recipe.method)().blocks(recipe, bench.dataset.info)
-    _synthesize(recipe, bench, only_blocks=[block.index for block in every[first::step]])
+    every = METHODS.get(recipe.method)().blocks(recipe, context.dataset.info)
+    _synthesize(recipe, context, only_blocks=[block.index for block in every[first::step]])

@@ -154,9 +154,9 @@ class Preset(Frozen):
 
     name: str
     source: str
-    """Where its values are published."""
+    """Publication of its values."""
     reduces: str | None = None
-    """The preset of which this is a reduced form; its results are not compared with the paper's."""
+    """The preset that this one reduces; its results are not compared with the paper."""
     all: dict[str, Any] = {}
     """Values for every student."""
     same_network: dict[str, Any] = {}
@@ -200,22 +200,22 @@ def read_preset(path: Path) -> Preset:
     try:
         found = Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "mend it or remove it") from None
+        raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BadValue(f"{path} is no protocol: {place}: {first['msg']}.", "mend it or remove it") from None
+        raise BadValue(f"{path} is not a valid protocol: {place}: {first['msg']}.", "fix it or remove it") from None
     if found.name != path.stem:
         raise BadValue(f"{path} calls its protocol {found.name!r}.", f"name the file {found.name}.yaml")
     if found.reduces is not None and found.reduces not in presets():
         fix = f"leave it out, or use one of: {', '.join(presets())}"
-        raise BadValue(f"{path} reduces {found.reduces!r}, which is no protocol that RD3 brings itself.", fix)
+        raise BadValue(f"{path} reduces {found.reduces!r}, which is not a built-in protocol.", fix)
     by_network = found.same_network.keys() & found.other_network.keys() if found.reduces else set()
     if "epochs" not in found.all.keys() | by_network:
-        raise BadValue(f"{path} says no epochs for all students.", "add them: `all: {epochs: 400}`")
+        raise BadValue(f"{path} sets no epochs for all students.", "add them: `all: {epochs: 400}`")
     if "augmentation" not in found.all.keys() | (found.same_network.keys() & found.other_network.keys()):
         fix = "add it: `all: {augmentation: [patch_shuffle, resized_crop, flip, cutmix]}`"
-        raise BadValue(f"{path} says no augmentation for all students.", fix)
+        raise BadValue(f"{path} sets no augmentation for all students.", fix)
     return found
 
 
@@ -304,7 +304,7 @@ def _valid(read: Callable[[], T], where: str, prefix: str = "") -> T:
 def _changed(values: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``values`` (fields; loss and augmentation as components) with values by name on top.
 
-    Another loss, or a list of augmentations, begins with its own defaults; the same loss keeps what was set.
+    Another loss, or a list of augmentations, starts from its own defaults; the same loss keeps its settings.
     """
     fields = {name: value for name, value in changes.items() if name in EvalProtocol.model_fields}
     if "loss" in fields:

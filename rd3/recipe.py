@@ -1,8 +1,8 @@
-"""Recipes: what is made, from what, and the key that follows.
+"""Recipes: complete descriptions of teachers, statistics, sets and evaluations, identified by their keys.
 
-A recipe is a frozen value that holds everything that changes a result and nothing else: no device, no number of
-workers, no path.  Its key is ``sha256`` of its canonical JSON, and it names its parents by their keys, so recipes form
-a graph that is known before anything runs.  This module loads neither torch nor numpy.
+A recipe is a frozen value with everything that affects a result and nothing else: no device, no number of workers, no
+path.  Its key is ``sha256`` of its canonical JSON, and it refers to its parents by their keys, so recipes form a graph
+that is known before anything runs.  This module loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rd3.upgrade import FORMAT, former_key, upgraded
 from rd3.values import Frozen, canonical, digest, neutral, without_neutral
 
 Key = str
-"""64 hexadecimal digits; people may shorten it to any unambiguous prefix."""
+"""64 hexadecimal digits; users may shorten it to any unambiguous prefix."""
 
 SourceSplit = Literal["train", "fit", "unknown"]
-"""``train``: all training images; ``fit``: without the validation part; ``unknown``: imported, nobody said."""
+"""``train``: all training images; ``fit``: without the validation part; ``unknown``: imported and not stated."""
 
 
 class Normalisation(Frozen):
@@ -34,9 +34,9 @@ class Normalisation(Frozen):
 
 
 class Data(Frozen):
-    """A dataset as it was found: its name, the fingerprint of its content, and the part that was drawn from.
+    """A dataset: its name, the fingerprint of its content, and the split that is used.
 
-    The fingerprint is of all images, or of the training images alone where nothing else is used.
+    The fingerprint covers all images, or only the training images if no others are used.
     """
 
     name: str
@@ -49,41 +49,41 @@ class Recipe(Frozen):
 
     kind: str
     format: Literal[2] = neutral(FORMAT)
-    """Of the recipe's JSON; what was written without one is of format 1 (:mod:`rd3.upgrade`)."""
+    """Format of the recipe's JSON; 1 if missing (:mod:`rd3.upgrade`)."""
     data: Data
     classes: str
     """Hash of the class list, in order."""
     resolution: int
     """Side of the images, in pixels."""
     version: int
-    """Raised when a bug fix changes results."""
+    """Increased when a bug fix changes results."""
 
     @functools.cached_property
     def key(self) -> Key:
         return digest(without_neutral(self))
 
     def model_copy(self, **options: Any) -> Self:
-        """As pydantic's; the copy works its own key out."""
+        """Like pydantic's, but the copy computes its own key."""
         copy = super().model_copy(**options)
         copy.__dict__.pop("key", None)
         return copy
 
     @property
     def training_only(self) -> bool:
-        """Made without a look at the test split; ``data.fingerprint`` is then that of the training images alone."""
+        """Whether only training images are used; ``data.fingerprint`` is then that of the training images."""
         return self.data.split == "fit"
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
-        """(kind, key) of everything this is made from."""
+        """(kind, key) of all direct parents."""
         return ()
 
     def label(self) -> str:
-        """A short name for people: what it is, not which."""
+        """A short readable description, which is not unique."""
         raise NotImplementedError
 
 
 class TeacherTraining(Frozen):
-    """Complete training settings of a teacher: SGD with momentum, and a cosine schedule after linear warm-up."""
+    """Training settings of a teacher: SGD with momentum, and a cosine schedule after linear warm-up."""
 
     epochs: int = Field(ge=1)
     """Passes over the training images."""
@@ -110,17 +110,17 @@ class TeacherTraining(Frozen):
 
 
 class TeacherRecipe(Recipe):
-    """A trained network that gives labels or statistics: trained here (``training``) or imported (``weights``)."""
+    """A trained network for labels or statistics: trained here (``training``) or imported (``weights``)."""
 
     kind: Literal["teacher"] = "teacher"
     network: str
     normalisation: Normalisation
     training: TeacherTraining | None = None
     precision: Precision | None = None
-    """Of the training, as in protocols; None for imported weights."""
+    """Precision of the training, as in protocols; None for imported weights."""
     seed: int | None = None
     weights: str | None = None
-    """sha256 over the decoded tensors of imported weights."""
+    """sha256 of the decoded tensors of imported weights."""
     version: int = 1
 
     def model_post_init(self, _context: Any) -> None:
@@ -132,27 +132,27 @@ class TeacherRecipe(Recipe):
 
 
 class Collection(Frozen):
-    """How statistics of a network's layers are collected: one pass over the training images."""
+    """How the statistics of a network's layers are collected, in one pass over the training images."""
 
     patch: int = Field(ge=1)
-    """Side of the tiles whose moments are kept besides those of channels, in pixels of a layer's input."""
+    """Side of the tiles with moments of their own, in pixels of a layer's input."""
     crop: Literal["pad", "resized", "none"]
     """As in :class:`TeacherTraining`."""
     flip: bool = True
     """Flip images horizontally with probability 0.5."""
     batch_size: int = Field(ge=1)
-    """Images per batch; variances depend on it."""
+    """Images per batch; the variances depend on it."""
 
 
 class StatisticsRecipe(Recipe):
-    """Moments of the inputs of a teacher's layers over the training images, of all and of every class."""
+    """Moments of the inputs of a teacher's layers over all training images and over those of each class."""
 
     kind: Literal["statistics"] = "statistics"
     teacher: Key
     collection: Collection
     precision: Literal["fp32"] = "fp32"
     seed: int = 0
-    """Of crops and flips."""
+    """Seed of crops and flips."""
     version: int = 1
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
@@ -163,23 +163,23 @@ class StatisticsRecipe(Recipe):
 
 
 class SetRecipe(Recipe):
-    """A synthetic set: made by a method, or imported (method ``imported``, with the digest of its content)."""
+    """A synthetic set: generated by a method, or imported (method ``imported``, with a content digest)."""
 
     kind: Literal["set"] = "set"
     method: str
     version: int
-    """The method's version."""
+    """Version of the method."""
     settings: dict[str, Any]
     ipc: int = Field(ge=1)
     teachers: tuple[Key, ...] = ()
     statistics: tuple[Key, ...] = neutral(())
-    """One for each of ``teachers``, where the method matches collected statistics."""
+    """Keys of the layer statistics of each of ``teachers``, if the method uses them."""
     init: Key | None = neutral(None)
-    """The set whose images the method starts from; None: from noise, or from none."""
+    """Key of the set with the initial images; None for methods that start from noise or need no initial images."""
     precision: Literal["fp32", "bf16"] = "fp32"
     set_seed: int | None = None
     content: str | None = None
-    """Content digest of an imported set; None for a set that a method makes."""
+    """Content digest of an imported set; None for a generated set."""
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
         return (
@@ -198,21 +198,21 @@ class EvaluationRecipe(Recipe):
     kind: Literal["evaluation"] = "evaluation"
     set: Key
     teachers: tuple[Key, ...] = ()
-    """Label teachers; empty for hard labels."""
+    """Keys of the teachers that give soft labels; empty for hard labels."""
     protocol: EvalProtocol
     student: str
     student_seed: int
     data: Data
-    """Where the test images come from; ``split`` is the part that the *set* drew from."""
+    """Dataset of the test images; ``split`` is the split that the *set* was generated from."""
     tested_on: Literal["test", "validation"] = "test"
     normalisation: Normalisation
-    """The student's own constants."""
+    """Normalisation of the student's inputs."""
     version: int = 1
 
     @classmethod
     def of(
         cls,
-        made: SetRecipe,
+        synthetic_set: SetRecipe,
         *,
         teacher: TeacherRecipe | None,
         protocol: EvalProtocol,
@@ -221,15 +221,20 @@ class EvaluationRecipe(Recipe):
         normalisation: Normalisation,
         **changed: Any,
     ) -> EvaluationRecipe:
-        """The evaluation of a set; ``teacher`` gives the labels if the protocol wants soft ones."""
+        """The evaluation of a set; ``teacher`` gives the labels if the protocol uses soft labels."""
         return cls(
-            set=made.key,
+            set=synthetic_set.key,
             teachers=(teacher.key,) if protocol.labels == "soft" and teacher is not None else (),
             protocol=protocol,
             student=student,
             student_seed=student_seed,
             normalisation=normalisation,
-            **{"data": made.data, "classes": made.classes, "resolution": made.resolution, **changed},
+            **{
+                "data": synthetic_set.data,
+                "classes": synthetic_set.classes,
+                "resolution": synthetic_set.resolution,
+                **changed,
+            },
         )
 
     @property
@@ -250,9 +255,9 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminato
 
 
 def from_json(text: str | bytes) -> AnyRecipe:
-    """The recipe that a JSON document describes; raises :class:`BadValue` with the first wrong field.
+    """Parse a recipe from JSON; raises :class:`BadValue` with the first invalid field.
 
-    Its protocol must be a resolved one: the same experiment written in two ways would have two keys.
+    The protocol must be fully resolved, as otherwise the same experiment could have two keys.
     """
     try:
         plain = json.loads(text)
@@ -261,14 +266,14 @@ def from_json(text: str | bytes) -> AnyRecipe:
     recipe = read_recipe(plain)
     open_one = unresolved(recipe.protocol) if isinstance(recipe, EvaluationRecipe) else ""
     if open_one:
-        raise _not_a_recipe(f"protocol: {open_one}", "its settings are not all there as the resolved protocol has them")
+        raise _not_a_recipe(f"protocol: {open_one}", "settings differ from the resolved protocol")
     return recipe
 
 
 def read_recipe(plain: Any) -> AnyRecipe:
-    """The recipe that plain data describe, upgraded where they are of an older format; raises as :func:`from_json`.
+    """Parse a recipe from plain data, upgrading older formats; raises like :func:`from_json`.
 
-    The keys of an older recipe's parents stay what they were: ``rd3 ledger upgrade`` knows the new ones.
+    The parents of an older recipe keep their old keys, which ``rd3 ledger upgrade`` replaces.
     """
     if isinstance(plain, Mapping):
         plain = upgraded(plain)
@@ -282,7 +287,7 @@ def read_recipe(plain: Any) -> AnyRecipe:
 
 
 def recipe_of_kind(plain: Any, kind: type[Kind]) -> Kind:
-    """As :func:`read_recipe`, for a recipe that must be of this kind."""
+    """Like :func:`read_recipe`, but raises for a recipe of another kind."""
     recipe = read_recipe(plain)
     if not isinstance(recipe, kind):
         raise _not_a_recipe("kind", f"{recipe.kind!r}, expected {kind.model_fields['kind'].default!r}")
@@ -290,7 +295,7 @@ def recipe_of_kind(plain: Any, kind: type[Kind]) -> Kind:
 
 
 def key_of(plain: Mapping[str, Any]) -> Key:
-    """The key of a recipe's plain data, of whichever format it is."""
+    """The key of a recipe's plain data, in any format."""
     return read_recipe(plain).key if plain.get("format", 1) >= FORMAT else former_key(plain)
 
 
@@ -299,12 +304,12 @@ def _not_a_recipe(place: str, why: str) -> BadValue:
 
 
 def to_json(recipe: Recipe) -> str:
-    """The whole recipe as readable JSON; ``from_json`` gives the same key again."""
+    """The complete recipe as indented JSON; ``from_json`` restores it with the same key."""
     return json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
 def topological(recipes: Iterable[Recipe], after: Mapping[Key, Key] | None = None) -> list[Recipe]:
-    """Parents before children, and a recipe behind the one that ``after`` names for it; else in the given order."""
+    """Sort parents before children, and recipes after the one that ``after`` maps them to; otherwise a stable order."""
     after = after or {}
     by_key = {recipe.key: recipe for recipe in recipes}
     done: dict[str, Recipe] = {}

@@ -1,8 +1,8 @@
 """One lazy registry for methods, datasets, networks, losses and augmentations.
 
-A registry has a package whose modules register themselves when imported, and an entry-point group through which other
-packages add theirs.  Nothing is imported before the first look-up.  A file or a plugin that fails to import does not
-affect the others: looking its name up raises with the reason.
+A registry has a package whose modules register themselves on import, and an entry-point group for other packages.
+Nothing is imported before the first look-up.  A module or plugin that fails to import does not affect the others;
+looking up its name raises with the reason.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """``"did you mean 'x'?"``, or the whole list when nothing is near."""
+    """``"did you mean 'x'?"``, or the list of all names if none is close."""
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(sorted(known))}."
 
 
 def _reason(error: Exception, file_name: str) -> str:
-    """What a person needs to mend an import: the line of that file, where Python has one, and what it says."""
+    """The reason for a failed import: the line of that file, if known, and the exception."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).name == file_name]
     at = f"line {lines[-1]}: " if lines else ""
@@ -51,7 +51,7 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: register an object under ``name``; raises :class:`RD3Error` if the name is taken."""
 
-        def file_it(thing: T) -> T:
+        def add(thing: T) -> T:
             known = self._things.get(name)
             if known is not None and getattr(known, "__qualname__", None) != getattr(thing, "__qualname__", None):
                 raise RD3Error(
@@ -61,7 +61,7 @@ class Registry(Generic[T]):
             self._things[name] = thing
             return thing
 
-        return file_it
+        return add
 
     def _load(self) -> None:
         if self._loaded:
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
             self._attempt(point.name, point.module, f"plugin {point.value}", point.load)
 
     def _attempt(self, name: str, module: str, where: str, load: Callable[[], object]) -> None:
-        """Import one module; if it fails, what it had registered by then is taken out and ``name`` is broken."""
+        """Import one module; if this fails, remove what it registered and record ``name`` as broken."""
         try:
             load()
         except Exception as error:
@@ -96,17 +96,17 @@ class Registry(Generic[T]):
         before = dict(self._things)
         spec = importlib.util.spec_from_file_location(f"rd3_file_{path.stem}", path)
         if spec is None or spec.loader is None:
-            raise BadValue(f"{path} is no Python file.", "name a file that ends in .py")
+            raise BadValue(f"{path} is not a Python file.", "give a file that ends in .py")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except RD3Error:
             raise
         except Exception as error:
-            raise BadValue(f"{path} fails to import: {_reason(error, path.name)}.", "mend it") from None
+            raise BadValue(f"{path} fails to import: {_reason(error, path.name)}.", "fix the file") from None
         names = [name for name, thing in self._things.items() if thing is not before.get(name)]
         if not names:
-            raise UnknownName(f"{path} registers no {self.kind}.", f"file it with @register_{self.kind}")
+            raise UnknownName(f"{path} registers no {self.kind}.", f"decorate it with @register_{self.kind}")
         return names
 
     def names(self) -> list[str]:
@@ -115,7 +115,7 @@ class Registry(Generic[T]):
         return sorted(self._things)
 
     def broken(self) -> dict[str, str]:
-        """Modules and entry points that failed to import, by name, with their place and the reason."""
+        """Modules and entry points that failed to import, by name, with location and reason."""
         self._load()
         return dict(self._broken)
 
@@ -135,6 +135,6 @@ class Registry(Generic[T]):
             return self._things[name]
         if name in self._broken:
             raise UnknownName(
-                f"{self.kind.capitalize()} {name!r} fails to import: {self._broken[name]}.", "mend or remove it"
+                f"{self.kind.capitalize()} {name!r} fails to import: {self._broken[name]}.", "fix or remove it"
             )
         raise UnknownName(f"There is no {self.kind} {name!r}.", did_you_mean(name, self.names()))

@@ -1,7 +1,7 @@
 """Recipes without an engine: ``python -m rd3.run RECIPES... --store DIR --out DIR``.
 
 For machines that have neither Ray nor MLflow; ``rd3 import-results DIR`` brings the store into the ledger and MLflow
-later.  :mod:`rd3.campaign` is what it does, :mod:`rd3.campaign.command` its options and exit codes.
+later.  :mod:`rd3.campaign` is the implementation, :mod:`rd3.campaign.command` its options and exit codes.
 """
 
 from __future__ import annotations

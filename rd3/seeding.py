@@ -1,8 +1,7 @@
 """Named random streams derived from one seed.
 
-``generator(seed, "augment", 3)`` is a function of its arguments alone: two streams with different names never share
-numbers, and a stream does not depend on what was drawn before.  Nothing here, and nothing in ``rd3``, seeds the
-process-wide generator.
+``generator(seed, "augment", 3)`` depends only on its arguments: streams with different names are independent, and a
+stream does not depend on earlier draws.  No code in ``rd3`` seeds the process-wide generator.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: object) -> int:
-    """A 63-bit seed from a seed and the name of a stream."""
+    """Derive a 63-bit seed from a seed and the name of a stream."""
     text = "/".join([str(int(seed)), *(str(name) for name in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator for one stream.  Draws are made on the CPU so that every device sees the same numbers."""
+    """A CPU generator for one stream; drawing on the CPU gives every device the same numbers."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *names))
@@ -31,9 +30,9 @@ def generator(seed: int, *names: object) -> torch.Generator:
 
 @contextlib.contextmanager
 def scoped(stream: torch.Generator) -> Iterator[None]:
-    """Run a block whose code draws from torch's own generator (weight initialisation) on ``stream`` instead.
+    """Inside ``with``, code that draws from torch's global CPU generator (weight initialisation) draws from ``stream``.
 
-    The process-wide state is put back afterwards, so nothing leaks out.
+    The global state is restored afterwards.
     """
     import torch
 
@@ -46,10 +45,10 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
 
 
 class ForkedRNG:
-    """Torch's own generators on a stream of this name, whenever entered; the next time goes on where this one ended.
+    """Inside ``with``, torch's global generators draw from a named stream, which continues at the next entry.
 
-    For layers that draw from them (dropout, stochastic depth), on the CPU and on ``device``.  The states outside are
-    put back when it is left.
+    For layers that use the global generators (dropout, stochastic depth), on the CPU and on ``device``.  Their previous
+    states are restored on exit.
     """
 
     def __init__(self, device: torch.device, seed: int, *names: object):

@@ -1,7 +1,7 @@
-"""Statistics over seeds: what a table prints, and when two things may be called equal.
+"""Statistics over seeds: summaries for tables, paired differences, equivalence tests and rank stability.
 
 All functions take plain sequences of numbers, one per seed; *paired* ones take two sequences whose entries share the
-seed.  Intervals follow Student's t, since three to ten seeds are the rule.
+seed.  Intervals use Student's t, as three to ten seeds are typical.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Summary(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Mean of first minus second, with its interval and the two-sided p-value of no difference."""
+    """Mean of first minus second, with its interval and the two-sided p-value."""
 
     n: int
     mean: float
@@ -55,13 +55,13 @@ def mean(values: Sequence[float]) -> float:
 
 
 def std(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds, ddof 1; None for a single value, whose spread nobody knows."""
+    """Sample standard deviation (ddof 1); None for a single value."""
     _at_least(values, 1)
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def confidence_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean by Student's t, from at least two values."""
+    """Confidence interval of the mean by Student's t; raises :class:`BadValue` for fewer than two values."""
     from scipy import stats
 
     _at_least(values, 2)
@@ -70,13 +70,13 @@ def confidence_interval(values: Sequence[float], confidence: float = 0.95) -> tu
 
 
 def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
-    """All of the above, for a cell of a table."""
+    """Mean, standard deviation and confidence interval, for a cell of a table."""
     low, high = confidence_interval(values, confidence) if len(values) > 1 else (None, None)
     return Summary(len(values), mean(values), std(values), low, high)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:
-    """Is ``first`` better than ``second``?  A paired t-test over seeds."""
+    """Paired t-test over seeds: is ``first`` better than ``second``?"""
     from scipy import stats
 
     differences = _differences(first, second)
@@ -90,15 +90,15 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
 
 
 def equivalence(first: Sequence[float], second: Sequence[float], bound: float, alpha: float = 0.05) -> Equivalence:
-    """Do two paired sequences agree within ± ``bound``?  Two one-sided t-tests (TOST, Schuirmann 1987).
+    """Two one-sided paired t-tests (TOST, Schuirmann 1987): are the sequences equivalent within ± ``bound``?
 
-    ``p_value`` is the larger of the two; the claim of equivalence holds where it is below ``alpha``, which is where the
+    ``p_value`` is the larger of the two; equivalence is claimed if it is below ``alpha``, that is, if the
     (1 - 2 alpha) interval lies within the bounds.  "No significant difference" is not equivalence.
     """
     from scipy import stats
 
     if bound <= 0:
-        raise BadValue(f"The bound of an equivalence test is {bound}, expected more than 0.")
+        raise BadValue(f"The bound of an equivalence test is {bound}, expected a positive number.")
     differences = _differences(first, second)
     low, high = confidence_interval(differences, 1 - 2 * alpha)
     centre, error, freedom = mean(differences), _standard_error(differences), len(differences) - 1
@@ -112,9 +112,9 @@ def equivalence(first: Sequence[float], second: Sequence[float], bound: float, a
 
 
 def rank_stability(scores: Sequence[Sequence[float]]) -> float:
-    """Does the order of methods survive a change of setting?  Mean Kendall tau-b over all pairs of settings.
+    """Stability of the ranking of methods across settings: mean Kendall tau-b over all pairs of settings.
 
-    ``scores``: one row per setting (a seed, a zeta), one column per method.  1 is the same order everywhere, -1 the
+    ``scores``: one row per setting (a seed, a zeta), one column per method.  1 means the same ranking for all, -1 the
     reverse.
     """
     from scipy import stats
@@ -131,7 +131,7 @@ def _standard_error(values: Sequence[float]) -> float:
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
     if len(first) != len(second):
         raise BadValue(
-            f"A paired test got {len(first)} and {len(second)} values, expected equally many.", "pair them by seed"
+            f"A paired test got {len(first)} and {len(second)} values, expected equal numbers.", "pair them by seed"
         )
     _at_least(first, 2)
     return [float(one) - float(other) for one, other in zip(first, second, strict=True)]

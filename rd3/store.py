@@ -1,7 +1,7 @@
 """Stores of results: the protocols that ``rd3`` uses, and an implementation in a plain folder.
 
-An :class:`Entry` records a finished recipe: its result, its files with their sha256, and the digest of its content.
-It is written last and only if absent, so everything with an entry is complete.
+An :class:`Entry` records a finished recipe: its result, its files with their sha256, and its content digest.  It is
+written last and only if absent, so that everything with an entry is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rd3.recipe import KINDS
 
 
 class Entry(BaseModel):
-    """What the ledger says of one recipe that is done."""
+    """Ledger entry of a finished recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,30 +31,30 @@ class Entry(BaseModel):
     key: str
     recipe: dict[str, Any]
     result: dict[str, Any]
-    """Plain figures: ``top1_pct``, ``correct``, ``wall_s`` ... by kind."""
+    """Scalar results, depending on the kind: ``top1_pct``, ``correct``, ``wall_s`` ..."""
     files: dict[str, str] = {}
     """File name (relative, with /) to sha256."""
     content: str | None = None
-    """Digest of the decoded content (pixels and labels; weights)."""
+    """Digest of the decoded content: pixels and labels, or weights."""
     artifact: str | None = None
-    """Where the files are: a URI that the store understands; None where they lie beside the entry."""
+    """URI of the files, in a form that the store understands; None if they are stored with the entry."""
     run_id: str | None = None
     formerly: str | None = None
-    """The key under which its files were made, where that is of an older format."""
+    """The key under which the files were written, if it has an older format."""
     made: dict[str, Any] = {}
-    """Provenance that changes no result: code version, device, threads, host, finished_at."""
+    """Provenance that does not affect results: code version, device, threads, host, finished_at."""
 
     @field_validator("files")
     @classmethod
     def _stay_inside(cls, files: dict[str, str]) -> dict[str, str]:
-        """Entries come from others too: a name may not lead out of the entry's folder."""
+        """Reject file names outside the entry's folder, as entries may come from elsewhere."""
         for name in files:
             path = PurePosixPath(name)
             plain = name.isprintable() and "\\" not in name and str(path) == name != "."
             if not plain or path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{name!r} is not the name of a file in a folder")
+                raise ValueError(f"{name!r} is not a relative file name")
             if any(str(parent) in files for parent in path.parents):
-                raise ValueError(f"{name!r} lies in what is a file itself")
+                raise ValueError(f"{name!r} is inside another file")
         return files
 
 
@@ -73,14 +73,14 @@ class ReadableStore(EntryLookup, Protocol):
 
 
 class Store(ReadableStore, Protocol):
-    """A store that results are also written to."""
+    """A store that results can also be written to."""
 
     def put(self, entry: Entry, folder: Path) -> Entry:
-        """Store ``folder`` under the entry's key; an entry that exists already is kept and returned."""
+        """Store ``folder`` under the entry's key; an existing entry is kept and returned."""
 
 
 def existing(store: EntryLookup, kind: str, key: str) -> Entry:
-    """The entry; raises :class:`DataMissing` where there is none."""
+    """The entry of a recipe; raises :class:`DataMissing` if there is none."""
     entry = store.find(kind, key)
     if entry is None:
         raise DataMissing(f"The store has no {kind} {key[:12]}.", "make or import it first")
@@ -101,7 +101,7 @@ def sha256_files(folder: Path) -> dict[str, str]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write to a neighbour, flush it to the disk, rename: a reader sees the old file or the new one."""
+    """Write a temporary file, flush it to disk and rename it, so that readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -110,7 +110,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             stream.write(raw)
             stream.flush()
             os.fsync(stream.fileno())
-        # A temporary file is private; what is kept is for everybody whom the folder lets in.
+        # Temporary files are private; the final file gets the usual permissions.
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -119,7 +119,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def check_files(folder: Path, files: dict[str, str], what: str) -> None:
-    """Every file is there and has its hash, or an error that names the first that has not."""
+    """Raise :class:`DataMissing` or :class:`DataCorrupt` for the first file that is missing or has another hash."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -132,18 +132,18 @@ def check_files(folder: Path, files: dict[str, str], what: str) -> None:
 
 
 def now() -> str:
-    """UTC time, ISO 8601, seconds."""
+    """Current UTC time in ISO 8601, to seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class FolderStore:
-    """A store in one folder, which may be moved: ``by-key/<kind>/<key>.json`` and ``artifacts/<kind>/<key>/``."""
+    """A relocatable store in one folder: ``by-key/<kind>/<key>.json`` and ``artifacts/<kind>/<key>/``."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
 
     def names(self) -> list[tuple[str, str]]:
-        """(kind, key) of everything, parents before children; without what an upgrade has replaced."""
+        """(kind, key) of all entries, parents before children, without those replaced by an upgrade."""
         return [
             (kind, key) for kind in KINDS for key in self._listed("by-key", kind, self._listed("former-keys", kind))
         ]

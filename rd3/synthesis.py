@@ -89,7 +89,7 @@ def synthesize(
         reset_peak(device)
         with repeatable_kernels():
             images = method.make_many(together, context)
-        phases, peak = _shared_out(context.phases, len(together)), peak_mib(device)
+        phases, peak = _per_block(context.phases, len(together)), peak_mib(device)
         for block, own in zip(together, images, strict=True):
             writer.add(block, own, phases=phases, peak_mib=peak)
         finished += len(together)
@@ -108,17 +108,17 @@ def _note(first: int, count: int, blocks: int) -> str:
     return f"block {first} of {blocks}" if count == 1 else f"blocks {first} to {first + count - 1} of {blocks}"
 
 
-def _shared_out(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, dict[str, float]]:
-    """What one of ``blocks`` blocks took that were made together."""
+def _per_block(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, dict[str, float]]:
+    """Time per block of ``blocks`` blocks that were generated together."""
     return {name: {unit: value / blocks for unit, value in spent.items()} for name, spent in phases.items()}
 
 
 def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedNetwork]) -> Method:
-    """The method, once recipe, dataset and teachers fit together."""
+    """The method of the recipe; raises if recipe, dataset and teachers do not belong together."""
     method, info = METHODS.get(recipe.method)(), dataset.info
     if method.version != recipe.version:
         raise BadValue(
-            f"The recipe wants version {recipe.version} of method {recipe.method}, this is {method.version}.",
+            f"The recipe needs version {recipe.version} of method {recipe.method}, this is version {method.version}.",
             "plan the grid again",
         )
     if recipe.classes != info.classes:
@@ -128,12 +128,12 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
         )
     if (recipe.data.name, recipe.data.fingerprint) != (info.name, dataset.fingerprint):
         raise DataCorrupt(
-            f"Recipe {recipe.key[:8]} draws from {recipe.data.name} {recipe.data.fingerprint[:12]}, the data opened is "
+            f"Recipe {recipe.key[:8]} uses {recipe.data.name} {recipe.data.fingerprint[:12]}, the opened data is "
             f"{info.name} {dataset.fingerprint[:12]}.",
-            "restore that data, or plan the grid again",
+            "restore that data or plan the grid again",
         )
     if recipe.resolution != info.resolution:
-        raise BadValue(f"The recipe wants {recipe.resolution} pixels, {info.name} has {info.resolution}.")
+        raise BadValue(f"The recipe needs {recipe.resolution} pixels, {info.name} has {info.resolution}.")
     if len(teachers) != len(recipe.teachers):
         raise BadValue(f"Recipe {recipe.key[:8]} names {len(recipe.teachers)} teachers, got {len(teachers)}.")
     for number, teacher in enumerate(teachers):
@@ -144,12 +144,12 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
             )
     support = method.supports(info, recipe.ipc)
     if not support.ok:
-        raise Unsupported(f"Method {recipe.method} cannot make this set: {support.reason}.")
+        raise Unsupported(f"Method {recipe.method} cannot generate this set: {support.reason}.")
     return method
 
 
 def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], init: SetOnDisk | None) -> None:
-    """Statistics are of the recipe's teachers, in their order, and the start is a set of this dataset."""
+    """Raise unless the statistics are of the recipe's teachers, in order, and ``init`` is a set of this dataset."""
     if len(statistics) != len(recipe.statistics):
         raise BadValue(
             f"Recipe {recipe.key[:8]} names statistics of {len(recipe.statistics)} teachers, got {len(statistics)}."
@@ -162,24 +162,24 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
                 "collect statistics of that teacher",
             )
     if (init is None) != (recipe.init is None):
-        raise BadValue(f"Recipe {recipe.key[:8]} starts from {recipe.init or 'no set'}, and another was given.")
+        raise BadValue(f"Recipe {recipe.key[:8]} starts from {recipe.init or 'no set'}, but another one was given.")
     if init is None:
         return
     manifest = init.manifest
     if (manifest.dataset, manifest.resolution) != (recipe.data.name, recipe.resolution):
         raise BadValue(
-            f"{manifest.short}, to start from, is of {manifest.dataset} at {manifest.resolution} pixels, expected "
+            f"The initial {manifest.short} is of {manifest.dataset} at {manifest.resolution} pixels, expected "
             f"{recipe.data.name} at {recipe.resolution}.",
             "start from a set of the same dataset",
         )
     if manifest.classes != recipe.classes:
         raise ClassOrderError(
-            f"{manifest.short}, to start from, has class list {manifest.classes[:12]}, expected {recipe.classes[:12]}.",
+            f"The initial {manifest.short} has class list {manifest.classes[:12]}, expected {recipe.classes[:12]}.",
             "start from a set with the classes in the same order",
         )
     if manifest.ipc < recipe.ipc:
         raise BadValue(
-            f"{manifest.short}, to start from, has {manifest.ipc} images a class, IPC is {recipe.ipc}.",
+            f"The initial {manifest.short} has {manifest.ipc} images per class, IPC is {recipe.ipc}.",
             "start from a set of at least that IPC",
         )
 

@@ -1,7 +1,7 @@
-"""For authors of methods: a suite that a method must pass, and the one file to start from.
+"""For authors of methods: a conformance suite, and a template to start from.
 
-``check_method("mine", tmp=folder)`` runs the method on digits with a small untrained teacher, in seconds; it needs no
-test framework.  Heavy settings are replaced by the method's own ``quick`` ones.
+``check_method("mine", tmp=folder)`` runs the method on digits with a small untrained teacher, in seconds, without a
+test framework.  Expensive settings are replaced by the method's ``quick`` ones.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from rd3.models import NormalisedNetwork
 
 _IPC = 2
-_TURNED = 0.01
-"""Share of pixels that may differ where blocks are made together."""
+_MAX_DIFFERENT = 0.01
+"""Fraction of pixels that may differ if blocks are generated together."""
 
 
 class CheckResult(NamedTuple):
-    """One demand and whether the method meets it."""
+    """Result of one check."""
 
     name: str
     ok: bool
     detail: str = ""
     ran: bool = True
-    """False: it broke off with the mistake that an earlier check has named."""
+    """False if the check was aborted by an error that an earlier check already reports."""
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What the checks share."""
+    """The method, data and folder that the checks share."""
 
     method: type[Method]
     dataset: Dataset
@@ -57,15 +57,15 @@ class _Trial:
 
     @property
     def recipe(self) -> SetRecipe:
-        made = self.recipes[-1]
-        assert isinstance(made, SetRecipe)
-        return made
+        recipe = self.recipes[-1]
+        assert isinstance(recipe, SetRecipe)
+        return recipe
 
     def make(self, folder: str, recipes: list[Recipe] | None = None, **options: Any) -> Manifest | None:
         return trial_set(recipes or self.recipes, self.dataset, self.teachers, self.tmp, self.tmp / folder, **options)
 
     def whole(self, folder: str) -> Manifest:
-        """The undisturbed set, made once."""
+        """The set in ``folder``, generated without interruption on first use."""
         manifest = self.make(folder)
         assert manifest is not None
         return manifest
@@ -75,7 +75,7 @@ class _Trial:
 
 
 def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> list[Recipe]:
-    """A set of a method with its ``quick`` settings after all that it is made from; every role is a trial teacher."""
+    """Recipes of a method's set with ``quick`` settings, after all its parents; every role is a trial teacher."""
     info = dataset.info
     data = Data(name=info.name, fingerprint=dataset.fingerprint)
 
@@ -94,7 +94,7 @@ def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, *
 
 
 def trial_recipe(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> SetRecipe:
-    """The set's recipe of :func:`trial_recipes`."""
+    """The recipe of the set in :func:`trial_recipes`."""
     recipe = trial_recipes(name, dataset, ipc, set_seed=set_seed, **settings)[-1]
     assert isinstance(recipe, SetRecipe)
     return recipe
@@ -108,9 +108,9 @@ def trial_set(
     folder: Path,
     **options: Any,
 ) -> Manifest | None:
-    """Make the last of ``recipes`` in ``folder``, and in ``tmp`` once what it is made from.
+    """Generate the set of the last of ``recipes`` in ``folder``, and its parents once in ``tmp``.
 
-    ``teachers`` are those of the last recipe; a set that it starts from gets the first of them.
+    ``teachers`` are those of the last recipe; an initial set uses the first of them.
     """
     from rd3 import layer_statistics
 
@@ -131,7 +131,7 @@ def trial_set(
 
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
-    """A small untrained network with BatchNorm, frozen, in eval mode; the same at every call."""
+    """A small untrained network with BatchNorm, frozen, in eval mode; deterministic."""
     from rd3.models import build_network
 
     info, stream = dataset.info, generator(0, "trial teacher", number)
@@ -140,7 +140,7 @@ def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
 
 
 class ToyDataset(Dataset):
-    """Coloured noise in memory: every class has a hue of its own.  A function of its sizes alone; for tests."""
+    """Coloured noise in memory with a different hue per class, for tests; deterministic given its sizes."""
 
     def __init__(self, *, classes: int = 3, per_class: int = 8, side: int = 32, factor: int = 1):
         import torch
@@ -180,7 +180,7 @@ class ToyDataset(Dataset):
 
 
 def toy_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
-    """Two convolutions with BatchNorm and weights from a fixed random stream, frozen, in eval mode; for tests."""
+    """Two convolutions with BatchNorm and fixed random weights, frozen, in eval mode, for tests."""
     import torch
     from torch import nn
 
@@ -211,19 +211,19 @@ def toy_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
 
 
 def check_method(name: str, *, tmp: Path) -> list[CheckResult]:
-    """Run every check on a registered method; ``tmp`` is an empty folder to write in."""
+    """Run all checks on a registered method; ``tmp`` is an empty scratch folder."""
     dataset = open_dataset("digits", Roots(None, Path(tmp) / "home"))
     recipes = trial_recipes(name, dataset, _IPC)
-    made = recipes[-1]
-    assert isinstance(made, SetRecipe)
-    teachers = tuple(trial_teacher(dataset, number) for number in range(len(made.teachers)))
+    recipe = recipes[-1]
+    assert isinstance(recipe, SetRecipe)
+    teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipe.teachers)))
     trial = _Trial(METHODS.get(name), dataset, teachers, recipes, Path(tmp))
     crashes: set[str] = set()
     return [_run(check, trial, crashes) for check in _CHECKS]
 
 
 def _run(check: Callable[[_Trial], str | None], trial: _Trial, crashes: set[str]) -> CheckResult:
-    """A check answers None, or what is wrong; one that raises as an earlier one did, but for numbers, has not run."""
+    """Run a check, which returns None or the problem; a repeated error, up to numbers, counts as not run."""
     title = (check.__doc__ or check.__name__).strip().rstrip(".")
     try:
         wrong = check(trial)
@@ -237,15 +237,15 @@ def _run(check: Callable[[_Trial], str | None], trial: _Trial, crashes: set[str]
 
 
 def _card(trial: _Trial) -> str | None:
-    """The docstring is a card: what it does in the first line, and a `Source:`."""
+    """The docstring is a method card: a summary in the first line, and a `Source:`."""
     text = inspect.cleandoc(trial.method.__doc__ or "")
     if not text.splitlines() or not text.splitlines()[0].strip().endswith((".", ":")):
         return "the class has no docstring whose first line is a sentence"
-    return None if re.search(r"Source:\s*\S", text) else "the docstring says no 'Source:'"
+    return None if re.search(r"Source:\s*\S", text) else "the docstring has no 'Source:'"
 
 
 def _strict(trial: _Trial) -> str | None:
-    """Settings are frozen and refuse unknown fields."""
+    """Settings are frozen and reject unknown fields."""
     config = trial.method.Settings.model_config
     if config.get("extra") != "forbid" or not config.get("frozen"):
         return "derive the settings from rd3.methods.Settings"
@@ -257,26 +257,26 @@ def _strict(trial: _Trial) -> str | None:
 
 
 def _resolved(trial: _Trial) -> str | None:
-    """Resolved settings are plain JSON and resolve to themselves."""
+    """Resolved settings are plain JSON, and resolving them again changes nothing."""
     settings = trial.method.Settings.model_validate(trial.recipe.settings)
     again = trial.method().resolve_size(settings, trial.dataset.info, _IPC)
     return None if again == settings else f"resolve_size changed {settings!r} to {again!r} the second time"
 
 
 def _reasons(trial: _Trial) -> str | None:
-    """supports() says yes to digits, and gives a reason wherever it says no."""
+    """supports() accepts digits, and gives a reason whenever it rejects."""
     method, info = trial.method(), trial.dataset.info
     if not method.supports(info, _IPC).ok:
-        return f"digits at IPC {_IPC} is refused: {method.supports(info, _IPC).reason}"
+        return f"digits at IPC {_IPC} is rejected: {method.supports(info, _IPC).reason}"
     for ipc in (1, info.train_per_class, info.train_per_class + 1):
         support = method.supports(info, ipc)
         if not support.ok and not support.reason:
-            return f"IPC {ipc} is refused without a reason"
+            return f"IPC {ipc} is rejected without a reason"
     return None
 
 
 def _covered(trial: _Trial) -> str | None:
-    """Blocks hold every (label, k) exactly once and are numbered from 0."""
+    """Blocks contain every (label, k) exactly once and are numbered from 0."""
     blocks = trial.blocks()
     members = [member for block in blocks for member in block.members]
     wanted = {(label, k) for label in range(trial.dataset.info.num_classes) for k in range(_IPC)}
@@ -284,18 +284,18 @@ def _covered(trial: _Trial) -> str | None:
         return "block indices are not 0, 1, 2, ..."
     if len(members) != len(set(members)):
         return "a (label, k) is in two blocks"
-    return None if set(members) == wanted else f"{len(wanted ^ set(members))} (label, k) are missing or too many"
+    return None if set(members) == wanted else f"{len(wanted ^ set(members))} (label, k) are missing or unexpected"
 
 
 def _opened(trial: _Trial) -> str | None:
-    """The set that comes out passes every check of opening it: shape, type, range, labels, digest."""
+    """The generated set passes all checks on opening: shape, type, range, labels, digest."""
     manifest = trial.whole("whole")
     opened = SyntheticSet.open(trial.tmp / "whole", class_ids=trial.dataset.info.class_ids)
-    return None if opened.manifest == manifest else "the manifest on disk is another one"
+    return None if opened.manifest == manifest else "the manifest on disk differs from the returned one"
 
 
 def _phases(trial: _Trial) -> str | None:
-    """Time is counted in phases."""
+    """Time is measured in phases."""
     phases = trial.whole("whole").phases
     if not phases:
         return "nothing ran inside `with ctx.phase(...)`"
@@ -303,49 +303,49 @@ def _phases(trial: _Trial) -> str | None:
 
 
 def _repeatable(trial: _Trial) -> str | None:
-    """The same recipe gives the same content, whatever the process-wide generator holds."""
+    """The same recipe gives the same content, regardless of the global random state."""
     import torch
 
     first = trial.whole("whole").content
     with torch.random.fork_rng(devices=[]):
         torch.randn(3)
         second = trial.whole("again").content
-    return None if first == second else "two makings of one recipe differ: draw from ctx.rng alone"
+    return None if first == second else "two runs of one recipe differ: draw random numbers only from ctx.rng"
 
 
 def _generators(trial: _Trial) -> str | None:
-    """The process-wide generators are left alone."""
+    """The global random generators are not used."""
     import torch
 
     before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     trial.make("generators", only_blocks=[0])
     after = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
     same = torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
-    return None if same else "torch's or NumPy's own generator was drawn from or seeded"
+    return None if same else "torch's or NumPy's global generator was drawn from or seeded"
 
 
 def _seeded(trial: _Trial) -> str | None:
-    """Another set seed gives another set."""
+    """Different set seeds give different sets."""
     other = trial.make("other seed", trial_recipes(trial.recipe.method, trial.dataset, _IPC, set_seed=1))
     different = other is not None and other.content != trial.whole("whole").content
     return None if different else "set seeds 0 and 1 give the same images"
 
 
 def _independent(trial: _Trial) -> str | None:
-    """Blocks made alone, last first, give the same content as in one go; so does a making that was killed."""
+    """Blocks generated separately, in reverse order, give the same content as together; so does a resumed run."""
     for block in reversed(trial.blocks()):
         last = trial.make("shares", only_blocks=[block.index])
     if last is None or last.content != trial.whole("whole").content:
-        return "a block depends on which blocks were made before it"
+        return "a block depends on which blocks were generated before it"
     trial.make("killed", only_blocks=[0])
     torn = trial.tmp / "killed" / "blocks" / f"{len(trial.blocks()) - 1:05d}.safetensors"
     torn.write_bytes(b"torn")
     resumed = trial.whole("killed")
-    return None if resumed.content == last.content else "a resumed making differs from an undisturbed one"
+    return None if resumed.content == last.content else "a resumed run differs from an uninterrupted one"
 
 
 def _together(trial: _Trial) -> str | None:
-    """Blocks made together are those made alone, but for rounding."""
+    """Blocks generated together equal those generated alone up to rounding."""
     if trial.method.make_many is Method.make_many:
         return None
     from rd3.augment import to_unit
@@ -353,13 +353,13 @@ def _together(trial: _Trial) -> str | None:
     trial.whole("whole")
     trial.make("together", blocks_at_once=len(trial.blocks()))
     alone, together = (to_unit(SyntheticSet.open(trial.tmp / folder).images) for folder in ("whole", "together"))
-    # Where a gradient is nearly zero, rounding may turn it round, and the first steps of Adam with it.
+    # Rounding may flip the sign of a gradient close to zero, and with it the first steps of Adam.
     share = float(((alone - together).abs() > 1.5 / 255).float().mean())
-    return None if share < _TURNED else f"{100 * share:.1f} % of the pixels differ by more than one level of 255"
+    return None if share < _MAX_DIFFERENT else f"{100 * share:.1f} % of the pixels differ by more than one level of 255"
 
 
 def _nested(trial: _Trial) -> str | None:
-    """Where the method says that sets nest, the IPC-1 set is the first images of a larger one, block by block."""
+    """If the method declares that sets nest, the IPC-1 set consists of a larger one's first images, block by block."""
     method, info = trial.method(), trial.dataset.info
     if not method.nests(method.Settings.model_validate(trial.recipe.settings), info):
         return None
@@ -368,15 +368,15 @@ def _nested(trial: _Trial) -> str | None:
     assert isinstance(smallest, SetRecipe)
     for small, large in zip(method.blocks(smallest, info), trial.blocks(), strict=False):
         if (small.index, small.members) != (large.index, large.members[: len(small.members)]):
-            return f"block {small.index} of IPC 1 is not the beginning of the larger set's"
+            return f"block {small.index} of IPC 1 is not the beginning of the larger set's block"
     trial.make("nested", recipes)
     trial.whole("whole")
     own, first = (SyntheticSet.open(trial.tmp / folder).prefix(1)[0] for folder in ("nested", "whole"))
-    return None if own.equal(first) else f"IPC 1 has other images than the first of IPC {_IPC}"
+    return None if own.equal(first) else f"the images of IPC 1 are not the first ones of IPC {_IPC}"
 
 
 def _cost(trial: _Trial) -> str | None:
-    """cost() is finite, not negative, and grows with IPC or stays."""
+    """cost() is finite, not negative, and does not decrease with IPC."""
     costs = []
     for ipc in (1, _IPC):
         recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
@@ -388,7 +388,7 @@ def _cost(trial: _Trial) -> str | None:
 
 
 def _too_few(trial: _Trial) -> str | None:
-    """A class that has too few images in the split is refused as unsupported, not with a crash."""
+    """A class with too few images in the split is rejected as unsupported, without a crash."""
     info = trial.dataset.info
     ipc = info.train_per_class + 1
     if trial.method().supports(info, ipc).ok:
@@ -398,7 +398,7 @@ def _too_few(trial: _Trial) -> str | None:
         synthesize(recipe, trial.dataset, trial.teachers, trial.tmp / "too few", only_blocks=[0])
     except Unsupported:
         return None
-    return f"IPC {ipc} was not refused"
+    return f"IPC {ipc} was not rejected"
 
 
 _CHECKS = (
@@ -421,19 +421,20 @@ _CHECKS = (
 
 
 def template(name: str) -> str:
-    """The one file that a new method called ``name`` starts from: random, renamed, which passes every check."""
+    """Source of a new method called ``name``: a renamed copy of ``random``, which passes all checks."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise RD3Error(f"{name!r} cannot name a method.", "use lower-case letters, digits and underscores")
+        raise RD3Error(f"Invalid method name {name!r}.", "use lower-case letters, digits and underscores")
     from rd3.methods import random
 
     title = "".join(part.capitalize() for part in name.split("_"))
-    card = f'''"""What {name} makes its images from, in one sentence.
+    card = f'''"""How {name} generates its images, in one sentence.
 
-    How it goes, in a few more.  Settings belong into ``{title}Settings``; time counts inside ``ctx.phase(...)`` alone.
+    A short description of the algorithm.  Settings belong in ``{title}Settings``; only time inside ``ctx.phase(...)``
+    is measured.
 
     Source: authors, title, venue and year; repository and file.
 
-    Deviations: what is done in another way than published, and why.
+    Deviations: differences from the publication, with reasons.
     """'''
     text = inspect.getsource(random)
     text = text.replace('"""Random: real images drawn uniformly."""', f'"""{title}: a method of RD3."""', 1)

@@ -1,7 +1,7 @@
-"""Recipes of older formats in today's form: pure functions on their JSON.
+"""Convert recipes of older formats to the current one: pure functions on their JSON.
 
-Format 1 said ``bf16`` where format 2 says ``auto`` (it was the default, also where hardware emulates it), and had the
-settings of losses and augmentations among a protocol's own fields.
+Format 1 has ``bf16`` where format 2 has ``auto`` (``bf16`` was the default, even if emulated), and has the settings of
+losses and augmentations among the protocol's fields.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _STEPS = ("factor", "antialias", "flip", "mix")
 
 
 def upgraded(plain: Mapping[str, Any], keys: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A recipe's JSON in today's format; what is in it already comes back equal.
+    """A recipe's JSON in the current format; recipes that already have it are returned unchanged.
 
-    ``keys`` leads from the old keys of parents to their new ones; others stay.
+    ``keys`` maps old keys of parents to new ones; other keys stay.
     """
     new, keys = dict(plain), keys or {}
     if new.get("format", 1) >= FORMAT:
@@ -43,10 +43,10 @@ def upgraded(plain: Mapping[str, Any], keys: Mapping[str, str] | None = None) ->
 def upgraded_sections(
     all: Mapping[str, Any], same_network: Mapping[str, Any], other_network: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """The sections of a preset of format 1, values by name, with today's names.
+    """The sections of a preset of format 1, values by name, with the current names.
 
-    What was left out had a default, and each section stands on top of ``all``; so what became ``augmentation`` and
-    ``loss`` is worked out for either kind of student, and stands in ``all`` where both agree.
+    Omitted values had defaults, and each section extends ``all``; so the new ``augmentation`` and ``loss`` are computed
+    for both kinds of students and moved to ``all`` if both agree.
     """
     whole = [_named({**all, **section}) for section in (same_network, other_network)]
     moved = ("augmentation", "loss")
@@ -59,7 +59,7 @@ def upgraded_sections(
 
 
 def _named(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name: what has a new name under it, the steps of the augmentation, the loss with its own settings."""
+    """Values under their new names, with the steps of the augmentation and the loss with its settings."""
     new = {name: value for name, value in old.items() if name not in (*_ALL_SETTINGS, *_STEPS, "loss")}
     if new.get("precision") == "bf16":
         new["precision"] = "auto"
@@ -84,7 +84,7 @@ RENAMED = {
     "flip": "list the steps in `augmentation`; its probability is flip.probability",
     "mix": "list the steps in `augmentation`, cutmix or mixup last, or neither",
 }
-"""Names of format 1 that a protocol no longer has, and what to write."""
+"""Protocol fields of format 1 that no longer exist, with their replacement."""
 
 
 _NEUTRAL: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
 
 
 def former_key(plain: Mapping[str, Any]) -> str:
-    """The key that a recipe of format 1 had; fields that equalled their neutral value were left out of it."""
+    """The key of a recipe in format 1, which omits fields equal to their neutral value."""
     pruned = {name: value for name, value in plain.items() if name != "format"}
     for name, neutral in (("statistics", []), ("init", None)):
         if pruned.get("kind") == "set" and name in pruned and pruned[name] == neutral:
@@ -108,7 +108,7 @@ def former_key(plain: Mapping[str, Any]) -> str:
 
 
 def ran_precision(plain: Mapping[str, Any]) -> str | None:
-    """What a recipe of format 1 ran at; None where nothing was trained."""
+    """The precision that a recipe of format 1 ran at; None if it involves no training."""
     if plain.get("kind") == "teacher":
         return plain.get("precision") if plain.get("training") is not None else None
     return plain["protocol"].get("precision", "bf16") if plain.get("kind") == "evaluation" else None
@@ -120,7 +120,7 @@ def _precision(old: str | None) -> str | None:
 
 def _protocol(old: Mapping[str, Any]) -> dict[str, Any]:
     loss, moved = old.get("loss", "kl"), (*_ALL_SETTINGS, *_STEPS)
-    if not isinstance(loss, str) or not isinstance(old.get("factor"), int):  # no format ever looked like that
+    if not isinstance(loss, str) or not isinstance(old.get("factor"), int):  # not valid in any format
         return dict(old)
     new = {name: value for name, value in old.items() if name not in moved}
     new["precision"] = _precision(old.get("precision", "bf16"))
@@ -131,7 +131,7 @@ def _protocol(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _augmentation(old: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The steps in the order in which they were always taken; a factor of 1 left out shuffle and crop."""
+    """The augmentation steps in their fixed order; factor 1 means neither shuffle nor crop."""
     factor, steps = old["factor"], []
     if factor > 1:
         steps.append({"patch_shuffle": {"grid": factor}})

@@ -1,4 +1,4 @@
-"""Immutable values, their canonical JSON and its digest, and fields that were added after results existed."""
+"""Immutable values, their canonical JSON and digest, and fields added after the first release."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def digest(value: Any) -> str:
 
 
 class Frozen(BaseModel):
-    """Base of all values here: immutable, no unknown fields."""
+    """Base class of values: immutable, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def neutral(value: Any, **field: Any) -> Any:
-    """A field added after the first release: left out of the key while it equals ``value``."""
+    """A field added after the first release; not part of the key while it equals ``value``."""
     return Field(default=value, json_schema_extra={"neutral": value}, **field)
 
 
@@ -50,7 +50,7 @@ def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
 
 
 def without_neutral(model: BaseModel) -> dict[str, Any]:
-    """The model as plain data, without fields that hold their declared neutral value."""
+    """The model as plain data, without fields equal to their neutral value."""
     plain = model.model_dump(mode="json")
     _prune(model, plain)
     return plain

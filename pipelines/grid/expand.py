@@ -17,7 +17,7 @@ from pipelines.grid.values import Chosen, Grid, Part
 from rd3.cell import Cell
 from rd3.component import changes_text
 from rd3.datasets import DatasetInfo
-from rd3.datasets._splits import VALIDATION_SHARE
+from rd3.datasets._splits import VALIDATION_DIVISOR
 from rd3.errors import RD3Error, StoreError, Unsupported
 from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
@@ -435,7 +435,7 @@ def _drawn_from(info: DatasetInfo, split: str) -> DatasetInfo:
     """The facts of the part that sets are made from: ``fit`` has fewer images a class than ``train``."""
     if split == "train":
         return info
-    carved = max(1, info.train_per_class // VALIDATION_SHARE)
+    carved = max(1, info.train_per_class // VALIDATION_DIVISOR)
     left = {
         "train_per_class": info.train_per_class - carved,
         "train_count": info.train_count - carved * info.num_classes,

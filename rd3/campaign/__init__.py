@@ -1,5 +1,5 @@
-"""Many recipes on one machine, with no engine: ``python -m rd3.run RECIPES...``.
+"""Run many recipes on one machine, without Ray or MLflow: ``python -m rd3.run RECIPES...``.
 
-``queue`` says which recipe is next, ``estimates`` whether there is time for it, ``maker`` makes it, ``crew`` holds the
-processes that do, ``course`` brings them together, ``view`` tells people, ``command`` is the command line.
+``queue`` decides which recipe is next and ``estimates`` whether there is time for it; ``runner`` runs it, in one of the
+processes of ``workers``; ``scheduler`` connects these, ``view`` prints progress, ``command`` is the command line.
 """

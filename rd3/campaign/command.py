@@ -1,7 +1,7 @@
 """``python -m rd3.run``: recipes from the command line.
 
-Exit codes: 0 all is done; 2 a mistake that the sentence names; 3 some recipes failed or are blocked; 4 the time was up
-before all was done; 130 interrupted.
+Exit codes: 0 all recipes are done; 2 invalid input; 3 some recipes failed or are blocked; 4 the time limit was reached
+first; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rd3.campaign.course import Course, run_here, run_in
-from rd3.campaign.crew import Crew
 from rd3.campaign.estimates import Estimates
-from rd3.campaign.maker import Maker, settle_torch
 from rd3.campaign.queue import Queue
+from rd3.campaign.runner import Runner, configure_torch
+from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View, column_counts, named
+from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error
@@ -39,15 +39,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit codes are those above."""
-    begun = time.monotonic()
+    """Run the command line and return one of the exit codes above."""
+    started_at = time.monotonic()
     chosen = _parser().parse_args(arguments)
     try:
         usable_device(chosen.device)
         recipes = read_recipes(chosen.recipes)
         if chosen.share:
-            return _make_share(recipes, chosen)
-        return _campaign(recipes, chosen, begun)
+            return _run_share(recipes, chosen)
+        return _campaign(recipes, chosen, started_at)
     except RD3Error as error:
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
         return 3 if error.status in ("diverged", "unsupported") else error.exit_code
@@ -56,24 +56,26 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rd3.run",
-        description="Make recipes on this machine, parents first; called again, it goes on.",
+        description="Run recipes on this machine, parents first; run again to resume.",
         epilog=__doc__.split("\n\n")[1].replace("\n", " "),
     )
     parser.add_argument(
         "recipes",
         type=Path,
         nargs="+",
-        help="recipes as JSON, or folders of them, the most valuable first (rd3 plan GRID --recipes DIR writes them)",
+        help="recipes as JSON, or folders of them, by priority (rd3 plan GRID --recipes DIR writes them)",
     )
-    parser.add_argument("--store", type=Path, required=True, help="folder with parents; results are put there")
+    parser.add_argument("--store", type=Path, required=True, help="folder with the parents; results are added to it")
     parser.add_argument("--out", type=Path, required=True, help="scratch folder; an interrupted run resumes from it")
-    parser.add_argument("--data", type=Path, help="folder of datasets")
+    parser.add_argument("--data", type=Path, help="folder with the datasets")
     parser.add_argument("--home", type=Path, default=Path(".rd3"), help="folder for decoded data (default .rd3)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; workers share it")
-    parser.add_argument("--workers", type=_count, default=1, help="processes; 0 or 1: all in this one (default)")
-    parser.add_argument("--minutes", type=_minutes, help="stop in this time, and start nothing that takes longer")
+    parser.add_argument(
+        "--workers", type=_count, default=1, help="number of processes; 0 or 1: this process only (default)"
+    )
+    parser.add_argument("--minutes", type=_minutes, help="time limit; recipes that would exceed it are not started")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
-    parser.add_argument("--share", metavar="K/N", help="of one set: make only share K of N of its blocks")
+    parser.add_argument("--share", metavar="K/N", help="generate only share K of N of the blocks of a single set")
     return parser
 
 
@@ -94,7 +96,7 @@ def _minutes(text: str) -> float:
 
 
 def read_recipes(places: Sequence[Path]) -> list[AnyRecipe]:
-    """Recipes of files, and of folders by file name, in this order, each once; raises :class:`RD3Error`."""
+    """Recipes of files and folders (sorted by file name), in this order, each once; raises :class:`RD3Error`."""
     found: dict[Key, AnyRecipe] = {}
     for place in places:
         paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
@@ -112,38 +114,40 @@ def read_recipes(places: Sequence[Path]) -> list[AnyRecipe]:
 
 
 def _refuse_old_parents(plain: dict[str, Any]) -> None:
-    """A recipe of an older format names its parents by keys that they no longer have."""
+    """Refuse a recipe of an older format, whose parents have other keys today."""
     if plain.get("format", 1) < FORMAT and read_recipe(plain).parents():
-        raise BadValue("The recipe is of an older format, and so are the keys of what it is made from.", PLAN)
+        raise BadValue("The recipe is of an older format, so the keys of its parents are out of date.", PLAN)
 
 
 def _roots(chosen: argparse.Namespace) -> Roots:
     return Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
 
 
-def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace, begun: float) -> int:
+def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace, started_at: float) -> int:
     workers = max(1, chosen.workers)
-    course, maker = prepared(recipes, chosen, View(sys.stderr, workers), begun)
-    queue, view = course.queue, course.view
+    scheduler, runner = prepared(recipes, chosen, View(sys.stderr, workers), started_at)
+    queue, view = scheduler.queue, scheduler.view
     if not queue.is_open() and not queue.named(("blocked",)):
         view.line("already in the store" if len(recipes) > 1 else f"{named(recipes[0])}: already in the store")
         return 0
-    interrupts = _Interrupts(course, raises=workers == 1)
+    interrupts = _Interrupts(scheduler, raises=workers == 1)
     with interrupts:
         try:
-            run_here(course, maker) if workers == 1 else run_in(Crew(workers, maker), course)
+            run_in_process(scheduler, runner) if workers == 1 else run_in_workers(
+                WorkerPool(workers, runner), scheduler
+            )
         except KeyboardInterrupt:
-            course.leave()
-    if course.seconds is not None:
-        course.check_anything_fits()
+            scheduler.abandon_running()
+    if scheduler.seconds is not None:
+        scheduler.check_anything_fits()
     view.summary(queue)
-    return exit_code(course)
+    return exit_code(scheduler)
 
 
 def prepared(
-    recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: View, begun: float
-) -> tuple[Course, Maker]:
-    """What a campaign needs, before anything runs."""
+    recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: View, started_at: float
+) -> tuple[Scheduler, Runner]:
+    """The scheduler and the runner of a campaign; nothing runs yet."""
     store, roots = FolderStore(chosen.store.absolute()), _roots(chosen)
     larger = _larger_sets(recipes, roots)
     order = {recipe.key: place for place, recipe in enumerate(recipes)}
@@ -157,7 +161,7 @@ def prepared(
     kind = "cpu" if chosen.device == "cpu" else "cuda"
     rates = shipped_rates(kind, hardware(kind).bf16)
     estimates = Estimates(queue.recipes, parent, lambda name: dataset_info(name, roots), rates)
-    maker = Maker(
+    runner = Runner(
         store=store.root,
         roots=roots,
         out=chosen.out.absolute(),
@@ -168,32 +172,32 @@ def prepared(
     )
     seconds = 60 * chosen.minutes if chosen.minutes else None
     side_by_side = chosen.device != "cpu"
-    return Course(queue, estimates, view, seconds, begun=begun, side_by_side=side_by_side), maker
+    return Scheduler(queue, estimates, view, seconds, started_at=started_at, side_by_side=side_by_side), runner
 
 
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:
     try:
         return largest_sets(list(recipes), lambda name: dataset_info(name, roots))
-    except RD3Error:  # an unknown dataset or method, of which the recipe itself will tell
+    except RD3Error:  # an unknown dataset or method, which is reported when the recipe runs
         return {}
 
 
-def exit_code(course: Course) -> int:
-    """What the process says of a campaign that ended."""
-    if course.interrupted:
+def exit_code(scheduler: Scheduler) -> int:
+    """Exit code after a campaign."""
+    if scheduler.interrupted:
         return INTERRUPTED
-    counts, names = column_counts(course.queue), set(course.queue.recipes)
+    counts, names = column_counts(scheduler.queue), set(scheduler.queue.recipes)
     if counts["failed"] or counts["blocked"]:
-        # The only recipe that was asked for, and what stands in its way can be mended: a mistake.
-        return 2 if len(names) == 1 and (counts["blocked"] or names == course.mistakes) else 3
+        # The only recipe requested failed for a reason that the user can fix: invalid input.
+        return 2 if len(names) == 1 and (counts["blocked"] or names == scheduler.mistakes) else 3
     return 4 if counts["unfinished"] or counts["not started"] else 0
 
 
 class _Interrupts:
-    """Inside ``with``, Ctrl-C or SIGTERM ends a campaign in good order; the second one leaves at once."""
+    """Inside ``with``, Ctrl-C or SIGTERM stops a campaign gracefully; a second one exits at once."""
 
-    def __init__(self, course: Course, raises: bool):
-        self.course, self.raises = course, raises
+    def __init__(self, scheduler: Scheduler, raises: bool):
+        self.scheduler, self.raises = scheduler, raises
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
@@ -203,14 +207,14 @@ class _Interrupts:
             signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.course.interrupted:
+        if self.scheduler.interrupted:
             os._exit(INTERRUPTED)
-        self.course.interrupted = True
+        self.scheduler.interrupted = True
         if self.raises:
             raise KeyboardInterrupt
 
 
-def _make_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int:
+def _run_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int:
     from rd3.perform import perform_blocks
 
     recipe = recipes[0]
@@ -220,7 +224,7 @@ def _make_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int
     if store.find(recipe.kind, recipe.key) is not None:
         view.line(f"{named(recipe)}: already in the store")
         return 0
-    settle_torch(chosen.threads)
+    configure_torch(chosen.threads)
     perform_blocks(
         recipe,
         store,
@@ -228,7 +232,7 @@ def _make_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int
         out,
         blocks,
         device=chosen.device,
-        progress=lambda fraction, note: view.moved(recipe, fraction, note, f"share {chosen.share}"),
+        progress=lambda fraction, note: view.progress(recipe, fraction, note, f"share {chosen.share}"),
     )
     view.line(f"share {chosen.share} is in {out / 'result'}")
     return 0
@@ -239,9 +243,7 @@ def _share(text: str, recipe: Recipe, count: int) -> tuple[int, int]:
     number, _slash, shares = text.partition("/")
     if count > 1 or not isinstance(recipe, SetRecipe) or not number.isdigit() or not shares.isdigit():
         what = f"{count} recipes" if count > 1 else f"a {recipe.kind}"
-        raise BadValue(f"--share {text} of {what}: expected K/N, of a set.", "e.g. --share 1/4")
+        raise BadValue(f"--share {text} of {what}: expected K/N and a single set.", "use e.g. --share 1/4")
     if not 1 <= int(number) <= int(shares):
-        raise BadValue(
-            f"--share {text}: there is no share {number} of {shares}.", f"use 1/{shares} to {shares}/{shares}"
-        )
+        raise BadValue(f"--share {text}: K must be between 1 and N.", f"use 1/{shares} to {shares}/{shares}")
     return int(number) - 1, int(shares)

@@ -1,4 +1,4 @@
-"""How long recipes take: the estimate of :mod:`rd3.planning.cost`, corrected by what has run here."""
+"""Run time of recipes: the estimate of :mod:`rd3.planning.cost`, corrected by the recipes that finished here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rd3.planning.cost import Rates, work
 from rd3.recipe import EvaluationRecipe, Key, Kind, Recipe, SetRecipe, TeacherRecipe
 
 SLACK = 4.0
-"""By how much an estimate may be too long while nothing of its kind has run here."""
+"""Factor by which an estimate may be too long before any recipe of its kind has finished here."""
 WORST_SHARE = 0.05
-"""Progress below this says nothing of the time that is left."""
+"""Below this fraction, progress is not used to estimate the time left."""
 
 
 class Estimates:
-    """Seconds of each recipe, one at a time on one worker."""
+    """Run time of each recipe in seconds, alone on one worker."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Estimates:
         info_of: Callable[[str], DatasetInfo],
         rates: Rates,
     ):
-        """``parent(kind, key)`` finds what recipes are made from and is not among them."""
+        """``parent(kind, key)`` finds parents that are not among the recipes."""
         self.recipes, self.rates = recipes, rates
         self._parent, self._info_of = parent, cache(info_of)
         self._planned: dict[Key, float] = {}
@@ -36,7 +36,7 @@ class Estimates:
         self._learnt: dict[str, tuple[float, float]] = {}
 
     def planned(self, key: Key) -> float:
-        """The cost of a recipe in seconds; the minimum where it cannot be computed: the recipe itself will say why."""
+        """Planned seconds of a recipe; the minimum if they cannot be computed, as the recipe itself will report why."""
         if key not in self._planned:
             try:
                 self._planned[key] = self._from_cost(self.recipes[key])
@@ -46,8 +46,8 @@ class Estimates:
 
     def _from_cost(self, recipe: Recipe) -> float:
         info = self._info_of(recipe.data.name)
-        made = self._find("set", recipe.set, SetRecipe) if isinstance(recipe, EvaluationRecipe) else None
-        size = made.ipc * info.num_classes if made is not None else 0
+        synthetic_set = self._find("set", recipe.set, SetRecipe) if isinstance(recipe, EvaluationRecipe) else None
+        size = synthetic_set.ipc * info.num_classes if synthetic_set is not None else 0
         return self.rates.seconds(work(recipe, info, self._network_of, size))
 
     def _network_of(self, key: Key) -> str:
@@ -60,28 +60,28 @@ class Estimates:
         return found
 
     def learn(self, key: Key, spent_s: float) -> None:
-        """A recipe was made in so many seconds."""
+        """Record the measured seconds of a finished recipe."""
         kind = self.recipes[key].kind
         planned, spent = self._learnt.get(kind, (0.0, 0.0))
         self._learnt[kind] = planned + self.planned(key), spent + spent_s
 
     def _factor(self, kind: str) -> float:
-        """Real over planned: of this kind, else of all that was made, else 1."""
+        """Measured / planned time: of this kind, else of all finished recipes, else 1."""
         known = [self._learnt[kind]] if kind in self._learnt else list(self._learnt.values())
         planned = sum(one for one, _spent in known)
         return sum(spent for _planned, spent in known) / planned if planned else 1.0
 
     def seconds(self, key: Key) -> float:
-        """The best guess for the whole recipe."""
+        """Estimated seconds for the whole recipe."""
         return self.planned(key) * self._factor(self.recipes[key].kind)
 
     def shortest(self, key: Key) -> float:
-        """What it will hardly be faster than: a guess has room until something of its kind has run."""
+        """Optimistic estimate in seconds: ``SLACK`` times shorter until a recipe of its kind has finished."""
         known = self.recipes[key].kind in self._learnt
         return self.seconds(key) / (1.0 if known else SLACK)
 
     def pieces(self, key: Key) -> int:
-        """In how many pieces a recipe is made that are kept when it is stopped: a teacher's epochs, a set's blocks."""
+        """Number of resumable parts of a recipe: the epochs of a teacher, the blocks of a set, otherwise 1."""
         if key not in self._pieces:
             self._pieces[key] = self._count_pieces(self.recipes[key])
         return self._pieces[key]
@@ -97,7 +97,7 @@ class Estimates:
         return 1
 
     def choose(self, ready: Iterable[Recipe], left_s: float) -> Recipe | None:
-        """The first that is likely to be finished in ``left_s``, else the first of which a piece is; else None."""
+        """The first recipe likely to finish in ``left_s`` seconds, else the first of which one part is, else None."""
         later = None
         for recipe in ready:
             if self.shortest(recipe.key) <= left_s:
@@ -107,9 +107,9 @@ class Estimates:
         return later
 
     def left_s(self, waiting: Iterable[Key], running: Mapping[Key, tuple[float, float]], workers: int) -> float:
-        """Seconds until everything is made; ``running``: key to (seconds so far, done fraction).
+        """Seconds until all recipes are finished; ``running``: key to (seconds so far, finished fraction).
 
-        Never less than the longest of those under way needs by itself.
+        At least the time that the longest single recipe needs.
         """
         own = [self._rest(key, *how) for key, how in running.items()]
         own_and_waiting = own + [self.seconds(key) for key in waiting]

@@ -1,8 +1,8 @@
-"""Which recipe is next: a list of recipes while it is being worked off.  Pure bookkeeping.
+"""The queue of a campaign: states and dependencies of its recipes; pure bookkeeping.
 
-A recipe is ``there`` (in the store before), ``waiting`` for its parents or its turn, ``running``, to be tried
-``again``, or it ended: ``done``, ``failed`` (or another status of :mod:`rd3.store`), ``blocked``, ``unfinished``.
-Ready ones go out in the given order.
+A recipe is ``there`` (in the store from the start), ``waiting`` for its parents or its turn, ``running``, to be retried
+(``again``), or it ended: ``done``, ``failed`` (or another status of :mod:`rd3.store`), ``blocked``, ``unfinished``.
+Ready recipes are returned in the given order.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ OPEN = ("waiting", "again", "running")
 
 @dataclass
 class State:
-    """How it stands with one recipe."""
+    """State of one recipe."""
 
     name: str = "waiting"
     reason: str = ""
     alone: bool = False
-    """Tried for the second time, with nothing beside it."""
+    """Whether this is the second attempt, with no other recipe running."""
     waits_for: set[Key] = field(default_factory=set)
 
 
 class Queue:
-    """Hands out recipes whose parents are done, and blocks those that can no longer be made."""
+    """Yields recipes whose parents are done, and blocks those whose parents failed."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Queue:
         after: Mapping[Key, Key] | None = None,
     ):
         """``there(kind, key)``: whether the store has it.  ``after``: recipes that wait until another one has ended,
-        however it does (small sets that are taken out of a larger one).
+        successfully or not (smaller sets that are taken from a larger one).
         """
         self.recipes = {recipe.key: recipe for recipe in recipes}
         self.states = {key: State("there" if there(one.kind, key) else "waiting") for key, one in self.recipes.items()}
@@ -63,7 +63,7 @@ class Queue:
             state.waits_for.add(after)
 
     def ready(self) -> Iterator[Recipe]:
-        """What could be started now, most valuable first; what is tried again waits until nothing else can."""
+        """Recipes that can start now, by priority; retries wait until no other recipe can start."""
         if any(self.states[key].alone for key in self.running):
             return
         yield from self._startable("waiting")
@@ -77,7 +77,7 @@ class Queue:
 
     @property
     def running(self) -> list[Key]:
-        """Keys of what is being made."""
+        """Keys of running recipes."""
         return [key for key, state in self.states.items() if state.name == "running"]
 
     def is_open(self) -> bool:
@@ -85,17 +85,17 @@ class Queue:
         return any(state.name in OPEN for state in self.states.values())
 
     def start(self, recipes: Sequence[Recipe]) -> None:
-        """These are handed out."""
+        """Mark these as running."""
         for recipe in recipes:
             state = self.states[recipe.key]
             state.name, state.alone = "running", state.name == "again"
 
     def again(self, key: Key, reason: str) -> None:
-        """To be tried once more, alone; ``reason`` says what went wrong."""
+        """Schedule a recipe for a second attempt, alone; ``reason`` says what went wrong."""
         self.states[key] = State("again", reason)
 
     def end(self, key: Key, name: str, reason: str = "") -> None:
-        """A recipe ended; its children may become ready, or blocked."""
+        """Record how a recipe ended; its children may become ready or blocked."""
         self.states[key].name, self.states[key].reason = name, reason
         if name == "unfinished":
             return
@@ -112,7 +112,7 @@ class Queue:
         return [key for key, state in self.states.items() if state.name in names]
 
     def counts(self) -> dict[str, Counter[str]]:
-        """By kind, how many are in each state."""
+        """Number of recipes in each state, by kind."""
         table: dict[str, Counter[str]] = {}
         for key, recipe in self.recipes.items():
             table.setdefault(recipe.kind, Counter())[self.states[key].name] += 1

@@ -1,4 +1,4 @@
-"""What a person sees of a campaign: a line that redraws itself on a terminal, calm lines in a log, a table at last."""
+"""Output of a campaign: a status line on a terminal, occasional lines in a log, and a summary table."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TextIO
 
-from rd3.campaign.maker import Ended
 from rd3.campaign.queue import Queue
+from rd3.campaign.runner import Ended
 from rd3.recipe import Recipe
 
 SILENCE_S = 30.0
-"""Longest time that a log says nothing while something moves."""
+"""Longest time between two lines of a log while a recipe is running, in seconds."""
 REDRAW_S = 0.5
 WIDTH = 118
 COLUMNS = ("there", "done", "failed", "blocked", "unfinished", "not started")
@@ -34,34 +34,34 @@ def named(recipe: Recipe) -> str:
 
 
 class View:
-    """Writes to ``out``; ``workers`` is how many recipes are made at a time."""
+    """Writes to ``out``; ``workers`` is the number of recipes that run at a time."""
 
     def __init__(self, out: TextIO, workers: int, clock: Callable[[], float] = time.monotonic):
         self.out, self.workers, self._clock = out, workers, clock
         self._live = out.isatty()
-        self._said = self._drawn = clock()
+        self._printed = self._drawn = clock()
         self._latest = ""
 
     def line(self, text: str) -> None:
-        """One line that stays."""
-        self._said = self._clock()
+        """Print a permanent line."""
+        self._printed = self._clock()
         self.out.write(f"\r{text:<{WIDTH}}\n" if self._live else f"{text}\n")
         self.out.flush()
 
-    def said(self, recipe: Recipe, text: str) -> None:
+    def note(self, recipe: Recipe, text: str) -> None:
         self.line(f"{named(recipe)}: {text}")
 
-    def moved(self, recipe: Recipe, fraction: float, note: str, where: str) -> None:
+    def progress(self, recipe: Recipe, fraction: float, note: str, where: str) -> None:
         self._latest = f"{named(recipe)} {100 * fraction:.0f} %, {note}"
         self.draw(lambda: where)
 
     def draw(self, where: Callable[[], str]) -> None:
-        """The moving line, where its time has come."""
+        """Redraw the status line if it is due."""
         if self._live and self._clock() - self._drawn >= REDRAW_S:
             self._drawn = self._clock()
             self.out.write("\r" + f"{where()} | {self._latest}"[:WIDTH].ljust(WIDTH))
             self.out.flush()
-        elif not self._live and self._latest and self._clock() - self._said >= SILENCE_S:
+        elif not self._live and self._latest and self._clock() - self._printed >= SILENCE_S:
             self.line(f"{self._latest} | {where()}")
 
     def ended(self, recipe: Recipe, event: Ended, where: str) -> None:
@@ -70,13 +70,13 @@ class View:
             top1 = f", top-1 {points:.2f} %" if points is not None else ""
             what = f"done in {span(event.spent_s)}{top1}"
         elif event.status == "unfinished":
-            what = "unfinished; the same command goes on"
+            what = "unfinished; run the same command again to resume"
         else:
             what = f"{event.status}: {event.reason}"
         self.line(f"{named(recipe)}: {what} | {where}")
 
     def where(self, queue: Queue, left_s: float) -> str:
-        """How far a queue is."""
+        """Progress of a queue, e.g. ``3/57 done, 2 failed, about 4 min 10 s left``."""
         counts = column_counts(queue)
         there = counts["there"] + counts["done"]
         bad = ", ".join(f"{counts[name]} {name}" for name in ("failed", "blocked") if counts[name])
@@ -84,7 +84,7 @@ class View:
         return f"{there}/{len(queue.recipes)} done{', ' + bad if bad else ''}{left}"
 
     def summary(self, queue: Queue) -> None:
-        """A row a kind where there are several recipes, and what is blocked, by its reason."""
+        """Print a table with one row per kind, if there are several recipes, and the reasons of blocked recipes."""
         if len(queue.recipes) > 1:
             self.line(f"{'':<12}" + "".join(f"{name:>13}" for name in COLUMNS))
         for kind, states in queue.counts().items() if len(queue.recipes) > 1 else ():
@@ -98,7 +98,7 @@ class View:
 
 
 def column_counts(queue: Queue) -> dict[str, int]:
-    """How many recipes of a queue stand in each column of the table."""
+    """Number of recipes in each column of the table."""
     found = dict.fromkeys((*COLUMNS, "running"), 0)
     for state in queue.states.values():
         found[state.name if state.name == "running" else _COLUMN_OF.get(state.name, "failed")] += 1

@@ -1,7 +1,7 @@
-"""Datasets: what they are called, which classes they have in which order, and how to open them.
+"""Datasets: their names, their class lists and how to open them.
 
-``dataset_info(name)`` needs no data on disk; ``open_dataset(name, roots)`` does.  A subset has a name of its own and is
-never taken for the whole.
+``dataset_info(name)`` needs no data on disk; ``open_dataset(name, roots)`` does.  A subset has its own name and
+is never mistaken for the complete dataset.
 """
 
 from rd3.datasets._base import SPLITS, Dataset, DatasetInfo, Roots, Split, class_list_hash

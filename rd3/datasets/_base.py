@@ -1,4 +1,4 @@
-"""What every dataset answers."""
+"""The interface of datasets."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "fit", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "fit", "validation", "test")
-"""``train``: all to learn from; ``validation``: a part carved out of it, ``fit``: the rest; ``test`` is apart."""
+"""``train``: all training images; ``validation``: a part split off from them, ``fit``: the rest; ``test``."""
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Folders that the caller chooses; nothing below reads the environment."""
+    """Folders chosen by the caller; this package does not read environment variables."""
 
     data: Path | None
-    """Where users keep datasets (``<data>/<name>/...``); may be read-only."""
+    """Folder with the user's datasets (``<data>/<name>/...``); may be read-only."""
     home: Path
-    """Where RD3 may write: decoded data, downloads, registrations."""
+    """Folder that RD3 writes to: decoded data, downloads, registered datasets."""
 
 
 def class_list_hash(classes: Sequence[str]) -> str:
-    """sha256 of the class identifiers, in order, one a line."""
+    """sha256 of the class identifiers, in order, one per line."""
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
 
 
 class DatasetInfo(BaseModel):
-    """What is known of a dataset before any file is read."""
+    """Description of a dataset, available before any file is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     source: str
-    """Whose data this is, and what it is not."""
+    """Origin of the data, and how it differs from the original dataset."""
     class_ids: tuple[str, ...]
     """Identifiers in label order: wnids for the ImageNet family, names elsewhere."""
     class_names: tuple[str, ...]
-    """For people."""
+    """Readable class names, in label order."""
     resolution: int
-    """Side of the images that networks see, pixels."""
+    """Side of the network input in pixels."""
     test_resize: int
-    """Shorter side before the centre crop of a test image, pixels."""
+    """Shorter side of a test image before the centre crop, in pixels."""
     factor: int
-    """Patch-shuffle factor of the protocol and of RDED: 1 at 32 and 64 pixels, 2 at 224."""
+    """Factor of the patch shuffle in the protocol and in RDED: 1 at 32 and 64 pixels, 2 at 224."""
     normalisation: Normalisation
     train_count: int
-    """Training images, all classes."""
+    """Number of training images of all classes."""
     test_count: int
     train_per_class: int
-    """Training images of the smallest class."""
+    """Number of training images of the smallest class."""
     parent: str | None = None
-    """The whole that this is a subset of, if it is one: its presets apply, marked nearest."""
+    """Name of the complete dataset, if this is a subset; its presets then apply, marked as ``nearest``."""
 
-    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorator on top of a property
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorators on properties
     @property
     def classes(self) -> str:
-        """Hash of the class list."""
+        """Hash of the class list, in order."""
         return class_list_hash(self.class_ids)
 
     @property
@@ -78,8 +78,8 @@ class DatasetInfo(BaseModel):
 class Dataset(ABC):
     """An opened dataset.
 
-    Images come as ``(B, 3, H, W) uint8``, 0-255, at ``info.resolution``: shorter side resized (antialiased) and centre
-    cropped where the file has another size.  Labels are int64 in the order of ``info.class_ids``.
+    Images are ``(B, 3, H, W) uint8``, 0-255, at ``info.resolution``: files of another size have their shorter side
+    resized (antialiased) and are centre cropped.  Labels are int64 in the order of ``info.class_ids``.
     """
 
     info: DatasetInfo
@@ -87,20 +87,20 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of what is on disk: decoded content for small sets, encoded bytes for streamed ones."""
+        """Hash of the data on disk: decoded images for small datasets, encoded bytes for streamed ones."""
 
     @abstractmethod
     def labels(self, split: Split) -> np.ndarray:
-        """(N,) int64, the labels of a split in its fixed order."""
+        """(N,) int64 labels of a split, in its fixed order."""
 
     @abstractmethod
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) uint8: the images at these positions of the split."""
+        """(B, 3, H, W) uint8 images at these positions of the split."""
 
     @abstractmethod
     def original(self, split: Split, index: int) -> torch.Tensor:
-        """(3, h, w) uint8: one image as it is stored, neither resized nor cropped."""
+        """(3, h, w) uint8: one image as stored, neither resized nor cropped."""
 
     def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
-        """Several of these; they may differ in size."""
+        """Several images as stored; their sizes may differ."""
         return [self.original(split, index) for index in indices]

@@ -1,4 +1,4 @@
-"""Files that RD3 derives from datasets and keeps under ``<home>/data``: written atomically, mapped when read."""
+"""Files derived from datasets and kept under ``<home>/data``: written atomically, memory-mapped when read."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CHUNK_BYTES = 16 * 2**20
 
 
 def short_hash(lines: Iterable[str]) -> str:
-    """32 hexadecimal digits of the sha256 of some lines."""
+    """First 32 hexadecimal digits of the sha256 of some lines."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def cache_file(home: Path, name: str, stamp: Sequence[str]) -> Path:
-    """Where the data derived from source files with this stamp (names, sizes, times) lies."""
+    """Path of the data derived from source files with this stamp (names, sizes, times)."""
     return home / "data" / f"{name}-{short_hash(stamp)[:16]}.safetensors"
 
 
 def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
-    """32 hexadecimal digits over the bytes of arrays (with type and shape) and some lines.
+    """Hash (32 hexadecimal digits) of the bytes, types and shapes of arrays and of some lines.
 
-    A hash of the hashes of 16 MiB chunks, so that two cores share the work.
+    A hash of the hashes of 16 MiB chunks, so that two cores can share the work.
     """
     import numpy as np
 
@@ -50,7 +50,7 @@ def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, moved onto it when the block ends well and removed when it does not."""
+    """A temporary file beside ``path``, renamed to it if the block succeeds and removed if it fails."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}).",
-            "free some space there, or choose another home folder for RD3",
+            f"Cannot write {path}: {error.strerror or error}.",
+            "free disk space or choose another home folder for RD3",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -67,13 +67,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, replaced atomically."""
+    """Write a JSON file atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None:
-    """A safetensors file with string metadata, replaced atomically."""
+    """Write a safetensors file with string metadata atomically."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -85,7 +85,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]
 
 
 def read_arrays(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    """Tensors that map the file, with its metadata; None when it is missing or not whole."""
+    """Memory-mapped tensors of the file and its metadata; None if it is missing or truncated."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Class lists as data, and the check that files on disk follow the same order."""
+"""Class lists, and the check that files on disk use the same order."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import NamedTuple
 from rd3.errors import ClassOrderError
 
 SPELLING_SHARE = 0.9
-"""Class names are prose: this share has to match where it stands before the others count as other spellings."""
+"""Fraction of class names that must match by position before the rest count as spelling variants."""
 
 
 class ClassList(NamedTuple):
-    """Identifiers in label order, and the same for people."""
+    """Class identifiers and readable names, in label order."""
 
     ids: tuple[str, ...]
     names: tuple[str, ...]
 
 
 def class_list(name: str) -> ClassList:
-    """The list ``classes/<name>.json`` of this package."""
+    """The class list in ``classes/<name>.json`` of this package."""
     plain = json.loads(files("rd3.datasets").joinpath("classes", f"{name}.json").read_text())
     return ClassList(tuple(plain["ids"]), tuple(plain["names"]))
 
 
 def _plain(name: str) -> str:
-    """A class name without what differs between publishers: case, underscores, further synonyms."""
+    """A class name without the parts that differ between sources: case, underscores, further synonyms."""
     return name.split(",")[0].replace("_", " ").replace("-", " ").strip().lower()
 
 
 def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Refuse a class list (identifiers or names) that differs from the expected one; ``where`` names the file."""
-    fix = "relabel the images in the expected order, or register the folder as a dataset of its own (rd3 data add)"
+    """Raise :class:`ClassOrderError` for an unexpected class list (identifiers or names) in the file ``where``."""
+    fix = "relabel the images in the expected order or register the folder as a separate dataset (rd3 data add)"
     if len(found) != len(ids):
         raise ClassOrderError(f"{where} lists {len(found)} classes, expected {len(ids)}.", fix)
     got = [_plain(str(name)) for name in found]
@@ -45,7 +45,7 @@ def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], 
             return
         if len(differing) <= (1 - SPELLING_SHARE) * len(ids) and not any(got[i] in known for i in differing):
             return
-    # Report against the list that the file meant: the one which shares more names with it.
+    # Compare with identifiers or names, whichever has more entries in common with the file.
     expected = ids if len(set(got) & {_plain(i) for i in ids}) else names
     wanted = [_plain(name) for name in expected]
     differing = [i for i in range(len(ids)) if got[i] != wanted[i]]

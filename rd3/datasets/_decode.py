@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels."""
+"""Decode images to pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def decode(encoded: bytes, where: str) -> Image:
-    """An RGB image; ``where`` names file and row in the error."""
+    """Decode an RGB image; raises :class:`DataCorrupt`, with ``where`` (file and row) in the message."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -22,14 +22,14 @@ def decode(encoded: bytes, where: str) -> Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(
             f"{where}: the image cannot be decoded ({type(error).__name__}, {len(encoded)} bytes).",
-            "get that file again from its source",
+            "download that file again from its source",
         ) from error
 
 
 def fit_size(image: Image, resize: int, crop: int) -> Image:
-    """Shorter side to ``resize`` (antialiased bilinear), then the centre ``crop`` x ``crop``.
+    """Resize the shorter side to ``resize`` (antialiased bilinear), then crop the centre ``crop`` x ``crop``.
 
-    The sizes and offsets are those of torchvision's Resize and CenterCrop on PIL images.
+    Sizes and offsets equal those of torchvision's Resize and CenterCrop on PIL images.
     """
     from PIL import Image as pil
 
@@ -46,7 +46,7 @@ def fit_size(image: Image, resize: int, crop: int) -> Image:
 
 
 def planes(image: Image) -> np.ndarray:
-    """(3, H, W) uint8 of an RGB image."""
+    """The pixels of an RGB image, (3, H, W) uint8."""
     import numpy as np
 
     return np.asarray(image).transpose(2, 0, 1)

@@ -21,14 +21,14 @@ class File(NamedTuple):
     """One image file."""
 
     name: str
-    """Relative to the folder of the split."""
+    """File name relative to the folder of the split."""
     label: int
     bytes: int
     time_ns: int
 
 
 def image_files(folder: Path, prefix: str, label: int) -> list[File]:
-    """The image files directly in a folder, sorted by name; ``prefix`` goes before the names."""
+    """The image files directly in a folder, sorted by name; ``prefix`` is prepended to the names."""
     with os.scandir(folder) as entries:
         images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")]
     stats = [(entry.name, entry.stat()) for entry in images]
@@ -53,7 +53,7 @@ class FolderRecords(Records):
 
     @classmethod
     def scan(cls, root: Path, class_ids: Sequence[str]) -> FolderRecords:
-        """All images in ``root/<class>`` or ``root/<class>/images``: classes in label order, names sorted."""
+        """All images in ``root/<class>`` or ``root/<class>/images``, by label and then by name."""
         files: list[File] = []
         for label, class_id in enumerate(class_ids):
             for inner in ("", "images/"):
@@ -83,20 +83,20 @@ class FolderRecords(Records):
         try:
             return path.read_bytes()
         except OSError as error:
-            raise DataMissing(f"{path} cannot be read ({error.strerror}).", "get that file again") from error
+            raise DataMissing(f"Cannot read {path}: {error.strerror}.", "download that file again") from error
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.encoded, range(len(self)))
 
     def take(self, positions: np.ndarray) -> FolderRecords:
-        """Some of the images, in the given order."""
+        """The images at these positions, in the given order."""
         columns = (self._labels, self._sizes, self._times)
         return FolderRecords(
             self.root, (File(self.name(int(i)), *(int(column[i]) for column in columns)) for i in positions)
         )
 
     def content(self) -> list[np.ndarray]:
-        """Names, labels and sizes: what the fingerprint of streamed folders is made from."""
+        """Names, labels and sizes, for the fingerprint of streamed folders."""
         return [self._names, self._ends, self._labels, self._sizes]
 
     def stamp(self) -> list[str]:
@@ -104,26 +104,26 @@ class FolderRecords(Records):
 
 
 def check_folders(root: Path, info: DatasetInfo) -> None:
-    """Every class has its folder."""
+    """Raise if a class folder is missing."""
     missing = [class_id for class_id in info.class_ids if not (root / class_id).is_dir()]
     if missing:
         raise DataCorrupt(
             f"{root} has {info.num_classes - len(missing)} of the {info.num_classes} class folders of {info.name}; "
-            f"{missing[0]} is the first that is missing.",
+            f"the first missing one is {missing[0]}.",
             f"unpack {info.name} completely",
         )
 
 
 def find_folder(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> Found | None:
-    """The dataset in ``folder/train/<class>`` and ``folder/<test name>/<class>``; None when there is no ``train``."""
+    """The dataset in ``folder/train/<class>`` and ``folder/<test name>/<class>``; None without a folder ``train``."""
     train = folder / "train"
     if not train.is_dir():
         return None
     test = next((folder / name for name in test_names if (folder / name).is_dir()), None)
     if test is None:
         raise DataMissing(
-            f"{folder} has a folder train, and none called {' or '.join(test_names)}.",
-            f"put the missing split of {info.name} there",
+            f"{folder} has a folder train, but no folder {' or '.join(test_names)}.",
+            f"add the missing split of {info.name}",
         )
     check_folders(train, info)
     check_folders(test, info)

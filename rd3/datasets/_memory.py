@@ -1,4 +1,4 @@
-"""Datasets of 32 and 64 pixels: decoded once, kept as uint8 in a mapped file."""
+"""Datasets of 32 and 64 pixels: decoded once and kept as uint8 in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import cache_file, content_hash, read_arrays, write_arrays
-from rd3.datasets._records import Found, settled
+from rd3.datasets._records import Found, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def _arrays(parts: Iterable[str]) -> list[str]:
-    """What a decoded file holds, in the order of its fingerprint."""
+    """Names of the arrays in a decoded file, in the order of its fingerprint."""
     return [name for part in parts for name in (part, f"{part}_labels")]
 
 
 class MemoryDataset(SplitDataset):
-    """Decoded images in memory (or in a mapped file that several processes share).
+    """Decoded images in memory, or in a memory-mapped file shared by several processes.
 
-    ``pixels`` holds ``train`` and, unless it was opened without, ``test`` as (N, 3, H, W) uint8.
+    ``pixels`` holds ``train`` and, unless opened for training only, ``test`` as (N, 3, H, W) uint8.
 
-    Deviations: ``original`` answers at ``info.resolution``; what was resized on decoding is not kept.
+    Deviations: ``original`` returns images at ``info.resolution``, as the original sizes are not kept.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class MemoryDataset(SplitDataset):
         self._pixels = pixels
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
-        """(B, 3, H, W) uint8.  A range with step 1 of ``train`` or ``test`` is a view: do not write into it."""
+        """(B, 3, H, W) uint8.  A range with step 1 of ``train`` or ``test`` gives a view; do not modify it."""
         import torch
 
         part, positions = self._stored(split, indices)
@@ -56,7 +56,7 @@ class MemoryDataset(SplitDataset):
 
 
 def open_in_memory(info: DatasetInfo, found: Found, home: Path, training_only: bool = False) -> Dataset:
-    """Decoded images: from the file of an earlier opening, checked against its hash, or decoded now and kept."""
+    """Open a dataset from its decoded file, checked against its hash, or decode it now and write that file."""
     how = f"decoded 1 {info.resolution} {info.test_resize} {info.classes}"
     path = cache_file(home, info.name, [how, *found.stamp(training_only)])
     parts = found.parts(training_only)
@@ -70,12 +70,12 @@ def open_in_memory(info: DatasetInfo, found: Found, home: Path, training_only: b
         write_arrays(path, arrays, {"fingerprint": fingerprint})
         opened = _checked(path, info, found, parts)
     if opened is None:
-        raise DataCorrupt(f"{path} was written and cannot be read back.", "check the disk that holds RD3's home folder")
+        raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
     return opened
 
 
 def _checked(path: Path, info: DatasetInfo, found: Found, parts: Iterable[str]) -> MemoryDataset | None:
-    """The dataset in a decoded file; None when the file is missing, truncated or altered."""
+    """The dataset in a decoded file; None if the file is missing, truncated or modified."""
     cached = read_arrays(path)
     if cached is None or not set(_arrays(parts)) <= set(cached[0]):
         return None
@@ -86,4 +86,4 @@ def _checked(path: Path, info: DatasetInfo, found: Found, parts: Iterable[str]) 
         return None
     labels = {part: arrays[f"{part}_labels"] for part in parts}
     pixels = {part: tensors[part] for part in parts}
-    return MemoryDataset(settled(info, found, labels), fingerprint, pixels, labels)
+    return MemoryDataset(with_counts(info, found, labels), fingerprint, pixels, labels)

@@ -26,7 +26,7 @@ LABEL_COLUMNS = ("fine_label", "label", "labels")
 
 
 def shards(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files of each split in a folder (or its ``data``), in order; an incomplete series is refused."""
+    """Parquet files of each split in a folder (or its ``data``), in order; raises if some of a split are missing."""
     found: dict[str, list[tuple[int, int, Path]]] = {}
     for place in (folder, folder / "data"):
         for path in sorted(place.glob("*.parquet")):
@@ -39,8 +39,9 @@ def shards(folder: Path) -> dict[str, list[Path]]:
         of = entries[0][1]
         if [n for n, _of, _path in entries] != list(range(of)):
             raise DataMissing(
-                f"{entries[0][2].parent} has {len(entries)} Parquet files of split {split}, their names say {of}.",
-                "get the missing files, or remove those that do not belong there",
+                f"{entries[0][2].parent} has {len(entries)} Parquet files of split {split}, "
+                f"expected {of} by their names.",
+                "download the missing files or remove unrelated ones",
             )
     return {split: [path for _n, _of, path in entries] for split, entries in found.items()}
 
@@ -53,8 +54,8 @@ def _open(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise DataCorrupt(
-            f"{path} is not a whole Parquet file ({path.stat().st_size} bytes: {str(error).splitlines()[0]}).",
-            "get that file again from its source",
+            f"{path} is not a complete Parquet file ({path.stat().st_size} bytes: {str(error).splitlines()[0]}).",
+            "download that file again from its source",
         ) from error
 
 
@@ -64,7 +65,7 @@ def _column(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
         if name in have:
             return name
     raise DataCorrupt(
-        f"{path} has the columns {', '.join(have)}; expected one called {' or '.join(names)}.",
+        f"{path} has the columns {', '.join(have)}; expected {' or '.join(names)}.",
         "convert it to the Hugging Face image layout",
     )
 
@@ -73,7 +74,7 @@ class _Layout(NamedTuple):
     label_column: str
     image_column: str
     counts: list[int]
-    """Rows of each file."""
+    """Number of rows of each file."""
 
 
 class ParquetRecords(Records):
@@ -85,7 +86,7 @@ class ParquetRecords(Records):
 
     @cached_property
     def _layout(self) -> _Layout:
-        """What the files say of themselves; read when it is wanted, so that a part that nobody uses stays closed."""
+        """Metadata of the files; read on first use, so that unused splits are not opened."""
         opened = [_open(path) for path in self.files]
         label_column = _column(opened[0], self.files[0], LABEL_COLUMNS)
         for one, path in zip(opened, self.files, strict=True):
@@ -118,7 +119,7 @@ class ParquetRecords(Records):
         return [file_stamp(path, path.name) for path in self.files]
 
     def _batches(self, column: str) -> Iterator[Any]:
-        """Arrow arrays of one column, in order."""
+        """Arrow arrays of one column, in row order."""
         import pyarrow as pa
 
         for path in self.files:
@@ -127,8 +128,8 @@ class ParquetRecords(Records):
                     yield batch.column(0)
             except (pa.ArrowException, OSError) as error:
                 raise DataCorrupt(
-                    f"{path} cannot be read to its end ({str(error).splitlines()[0]}).",
-                    "get that file again from its source",
+                    f"{path} is damaged ({str(error).splitlines()[0]}).",
+                    "download that file again from its source",
                 ) from error
 
     @cached_property
@@ -144,8 +145,8 @@ class ParquetRecords(Records):
                 )
             if array.null_count:
                 row = sum(map(len, parts)) + array.is_valid().to_pylist().index(False)
-                raise DataCorrupt(f"{self.where(row)}: no label.", "get that file again from its source")
-            # Through the buffer: pyarrow's own conversion to NumPy imports pandas, which takes seconds.
+                raise DataCorrupt(f"{self.where(row)} has no label.", "download that file again from its source")
+            # Through the buffer, as pyarrow's conversion to NumPy imports pandas, which takes seconds.
             whole = array.cast(pa.int64())
             values = np.frombuffer(whole.buffers()[1], dtype=np.int64)
             parts.append(values[whole.offset : whole.offset + len(whole)])
@@ -155,8 +156,8 @@ class ParquetRecords(Records):
             row = int(wrong[0])
             raise DataCorrupt(
                 f"{self.where(row)}: label {labels[row]}, expected 0 to {self.info.num_classes - 1} "
-                f"({len(wrong)} rows like this).",
-                f"get the labelled files of {self.info.name}",
+                f"({len(wrong)} such rows).",
+                f"download the labelled files of {self.info.name}",
             )
         return labels
 
@@ -165,7 +166,9 @@ class ParquetRecords(Records):
         for array in self._batches(self._layout.image_column):
             for encoded in self._bytes(array):
                 if not encoded:
-                    raise DataCorrupt(f"{self.where(row)}: no image bytes.", "get that file again from its source")
+                    raise DataCorrupt(
+                        f"{self.where(row)} has no image bytes.", "download that file again from its source"
+                    )
                 yield encoded
                 row += 1
 
@@ -182,7 +185,7 @@ class ParquetRecords(Records):
 
 
 def find_parquet(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> Found | None:
-    """The dataset in a folder of Parquet files; None when it has none.  ``test_names``: what may be the test split."""
+    """The dataset in a folder of Parquet files, None if it has none; ``test_names``: names of the test split."""
     by_split = shards(folder)
     if not by_split:
         return None
@@ -191,7 +194,7 @@ def find_parquet(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> 
         raise DataMissing(
             f"{folder} has Parquet files of {', '.join(sorted(by_split))}; "
             f"expected train and {' or '.join(test_names)}.",
-            f"put the missing split of {info.name} there",
+            f"add the missing split of {info.name}",
         )
     source = _description(folder, info)
     return Found(
@@ -200,7 +203,7 @@ def find_parquet(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> 
 
 
 def _description(folder: Path, info: DatasetInfo) -> str:
-    """What ``dataset_info.json`` says of the data; its class list is checked."""
+    """The description in ``dataset_info.json``; its class list is checked."""
     path = folder / "dataset_info.json"
     if not path.is_file():
         return ""
@@ -209,7 +212,7 @@ def _description(folder: Path, info: DatasetInfo) -> str:
         lists = [plain[name] for name in ("wnids", "class_names") if name in plain]
         description = str(plain.get("description", ""))
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataCorrupt(f"{path} is not a JSON object ({error}).", "get that file again, or remove it") from error
+        raise DataCorrupt(f"{path} is not a JSON object ({error}).", "download that file again or remove it") from error
     for names in lists:
         check_order(names, info.class_ids, info.class_names, str(path))
     return description

@@ -1,4 +1,4 @@
-"""One part of a dataset as it lies on disk, in whatever layout."""
+"""One part of a dataset on disk, in any layout."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Records(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many, without reading the images."""
+        """Number of images, without reading them."""
 
     @property
     @abstractmethod
     def labels(self) -> np.ndarray:
-        """(N,) int64."""
+        """(N,) int64 labels."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[bytes]:
@@ -35,14 +35,14 @@ class Records(ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """File and row of one image, for messages."""
+        """File and row of one image, for error messages."""
 
     @abstractmethod
     def stamp(self) -> list[str]:
-        """Names, sizes and times of the files: changes when they do."""
+        """Names, sizes and times of the files, to detect changes."""
 
     def pixels(self, info: DatasetInfo) -> np.ndarray:
-        """(N, 3, H, W) uint8: everything decoded at ``info.resolution``."""
+        """(N, 3, H, W) uint8: all images decoded at ``info.resolution``."""
         side = info.resolution
         out = np.empty((len(self), 3, side, side), dtype=np.uint8)
         for index, encoded in enumerate(self):
@@ -52,24 +52,24 @@ class Records(ABC):
 
 @dataclass(frozen=True)
 class Found:
-    """A dataset that was found: where, in which layout, and its two parts."""
+    """A dataset found on disk: its folder, its layout and its two parts."""
 
     folder: Path
     layout: str
     train: Records
     test: Records
     source: str = ""
-    """What the folder says of itself, if it does."""
+    """Description of the data in the folder, if it has one."""
 
     def parts(self, training_only: bool = False) -> dict[str, Records]:
         return {"train": self.train} if training_only else {"train": self.train, "test": self.test}
 
     def counts(self, training_only: bool = False) -> tuple[int, ...]:
-        """Images of each part."""
+        """Number of images of each part."""
         return tuple(len(records) for records in self.parts(training_only).values())
 
     def stamp(self, training_only: bool = False) -> list[str]:
-        """Changes when a file of these parts does."""
+        """Names, sizes and times of the files of these parts."""
         return (
             ["training only", *self.train.stamp()]
             if training_only
@@ -78,7 +78,7 @@ class Found:
 
 
 def counts_text(counts: Sequence[int]) -> str:
-    """``200 training and 150 test``, or the first alone."""
+    """Readable form, e.g. ``200 training and 150 test``."""
     return " and ".join(f"{count} {part}" for count, part in zip(counts, ("training", "test"), strict=False))
 
 
@@ -88,8 +88,8 @@ def file_stamp(path: Path, name: str) -> str:
     return f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def settled(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
-    """The info of what was really found: counts, and what the folder says of its origin."""
+def with_counts(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
+    """The info with the counts and the description that were found."""
     per_class = np.bincount(labels["train"], minlength=info.num_classes)
     if per_class.min() < 2:
         label = int(per_class.argmin())

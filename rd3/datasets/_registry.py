@@ -1,4 +1,4 @@
-"""Datasets by name: which there are, and how to open one."""
+"""Datasets by name: list, describe and open them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rd3.registry import did_you_mean
 
 
 def dataset_names(roots: Roots | None = None) -> list[str]:
-    """All datasets that RD3 knows; with ``roots`` also those the user registered."""
+    """Names of all datasets; with ``roots`` including those that the user registered."""
     return sorted({*SOURCES.names(), *(user_sources(roots) if roots else {})})
 
 
 def dataset_source(name: str, roots: Roots | None = None) -> Source:
-    """The source of that name; raises UnknownName with a did-you-mean."""
+    """The source of that name; raises UnknownName with a suggestion."""
     users = user_sources(roots) if roots else {}
     if name in users:
         return users[name]
@@ -30,28 +30,28 @@ def dataset_source(name: str, roots: Roots | None = None) -> Source:
 
 
 def dataset_info(name: str, roots: Roots | None = None) -> DatasetInfo:
-    """What is known of a dataset before any of its files is read."""
+    """Description of a dataset; reads none of its files.  Raises UnknownName."""
     return dataset_source(name, roots).info
 
 
 def open_dataset(name: str, roots: Roots, *, training_only: bool = False) -> Dataset:
-    """Open a dataset; raises DataMissing with the folders that were looked in, DataCorrupt or ClassOrderError.
+    """Open a dataset; raises DataMissing with the folders searched, DataCorrupt or ClassOrderError.
 
-    ``training_only``: without its test split.  No test file is opened, and asking for a test image raises.
+    ``training_only``: without the test split.  No test file is opened, and accessing a test image raises BadValue.
     """
     source = dataset_source(name, roots)
     return source.open_training(roots) if training_only else source.open(roots)
 
 
 def dataset_fingerprint(name: str, roots: Roots, *, training_only: bool = False) -> str:
-    """The fingerprint of a dataset, without opening it again where its files have not changed; raises as opening."""
+    """The fingerprint of a dataset, cached while its files do not change; raises like :func:`open_dataset`."""
     return dataset_source(name, roots).fingerprint(roots, training_only)
 
 
 def fingerprint_in(folder: Path, roots: Roots, entry: dict[str, Any] | None = None) -> str:
-    """The fingerprint of a copy of a dataset in a folder that is called like it; raises as opening.
+    """The fingerprint of a copy of a dataset in a folder named after it; raises like :func:`open_dataset`.
 
-    ``entry``: what the user has registered, for a dataset of the user's own.
+    ``entry``: the registration, for a dataset that the user registered.
     """
     source = UserSource(Registration(folder=folder, **entry)) if entry else SOURCES.get(folder.name)()
     return source.fingerprint(replace(roots, data=folder.parent))

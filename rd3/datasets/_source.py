@@ -1,4 +1,4 @@
-"""Where a dataset comes from: the folders that are looked in, the counts that are accepted, how it is opened."""
+"""Sources of datasets: the folders searched, the counts accepted, and how a dataset is opened."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rd3.datasets._cache import replacing, short_hash
 from rd3.datasets._folder import find_folder
 from rd3.datasets._memory import open_in_memory
 from rd3.datasets._parquet import find_parquet
-from rd3.datasets._records import Found, counts_text, settled
+from rd3.datasets._records import Found, counts_text, with_counts
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
 
 MEMORY_SIDE = 64
-"""Datasets up to this many pixels a side live decoded in memory; larger ones stream."""
+"""Datasets up to this many pixels per side are held decoded in memory; larger ones are streamed."""
 
 
 class Counts(NamedTuple):
-    """How many images a complete copy has, and which copy that is."""
+    """Numbers of images of a complete copy, and the description of that copy."""
 
     train: int
     test: int
@@ -32,50 +32,50 @@ class Counts(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A copy of a dataset that was found and checked, without decoding its images."""
+    """A copy of a dataset that was found and checked, without decoding images."""
 
     folder: Path | None
     layout: str
     info: DatasetInfo
-    """With the counts that were found."""
+    """Description with the counts that were found."""
 
 
 class Source(ABC):
-    """One dataset, before it is opened; for whoever adds one.
+    """One dataset before it is opened; the base class of new datasets.
 
-    ``info`` may be a class attribute.  ``obtain`` says how a user gets the data where RD3 cannot fetch it;
-    ``{folder}`` in it becomes the folder to put it into.
+    ``info`` may be a class attribute.  ``obtain`` tells users how to get data that RD3 cannot fetch; ``{folder}`` in it
+    is replaced by the target folder.
     """
 
     info: DatasetInfo
     obtain: str = "put it into {folder}"
     fetches: bool = False
-    """Whether ``fetch`` can download it."""
+    """Whether ``fetch`` can download the dataset."""
 
     def places(self, roots: Roots) -> list[Path]:
-        """Folders that are looked in, first wins."""
+        """Folders to search, in order."""
         return []
 
     @abstractmethod
     def survey(self, roots: Roots) -> Copy:
-        """What is there, checked but not decoded; raises as ``open`` does."""
+        """Find and check a copy without decoding images; raises like ``open``."""
 
     @abstractmethod
     def open(self, roots: Roots) -> Dataset:
-        """Open it; raises DataMissing, DataCorrupt or ClassOrderError."""
+        """Open the dataset; raises DataMissing, DataCorrupt or ClassOrderError."""
 
     def open_training(self, roots: Roots) -> Dataset:
-        """Open it without its test split, with a fingerprint of what is left; raises as ``open`` does."""
+        """Open the dataset without its test split, with a fingerprint of the rest; raises like ``open``."""
         return TrainingOnly(self.open(roots))
 
     @abstractmethod
     def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
-        """Names, sizes and times of what is on disk: the same lines mean the same data."""
+        """Names, sizes and times of the files on disk; equal stamps mean equal data."""
 
     def fingerprint(self, roots: Roots, training_only: bool = False) -> str:
-        """The fingerprint of what is there, remembered from an earlier opening while the files keep their stamp.
+        """The fingerprint of the data on disk, cached while the files keep their stamp.
 
-        For planning: whoever works with the images opens them, which checks their content.
+        For planning; opening the dataset checks the content itself.
         """
         which = ["training only"] if training_only else []
         stamp = self.stamp(roots, training_only)
@@ -88,28 +88,28 @@ class Source(ABC):
         return path.read_text()
 
     def fetch(self, folder: Path) -> None:
-        """Download it into ``folder``, which exists and is empty."""
+        """Download the dataset into ``folder``, an empty folder."""
         raise NotImplementedError
 
     def how_to_get(self, roots: Roots) -> str:
-        """One thing to do about a dataset that is missing."""
+        """Instruction to obtain a missing dataset."""
         if self.fetches:
             return f"rd3 data fetch {self.info.name}"
         return self.obtain.format(folder=(roots.data or roots.home / "data") / self.info.name)
 
 
 class FileSource(Source):
-    """A dataset in files: Parquet, class folders or an archive's own layout."""
+    """A dataset in files: Parquet, class folders or the layout of an official archive."""
 
     folders: Sequence[str] = ()
-    """Folders below a root in which an official archive may lie, besides the one called like the dataset."""
+    """Further folder names of an official archive below a root, besides the name of the dataset."""
     test_names: Sequence[str] = ("test",)
-    """Names of the files or folders that hold the test split."""
+    """Names of the files or folders with the test split."""
     accepts: Sequence[Counts] = ()
-    """Complete copies other than the one whose counts ``info`` has."""
+    """Counts of further complete copies, besides those of ``info``."""
 
     def complete(self) -> list[Counts]:
-        """All copies that are taken for this dataset."""
+        """Counts of all copies that are accepted as this dataset."""
         return [Counts(self.info.train_count, self.info.test_count, self.info.source), *self.accepts]
 
     def places(self, roots: Roots) -> list[Path]:
@@ -117,12 +117,12 @@ class FileSource(Source):
         return [base / name for base in bases for name in (self.info.name, *self.folders)]
 
     def look(self, folder: Path) -> Found | None:
-        """The dataset in one folder, or None when there is nothing of it."""
+        """Search one folder for the dataset; None if it has no part of it."""
         parquet = find_parquet(folder, self.info, self.test_names)
         return parquet or find_folder(folder, self.info, self.test_names)
 
     def find(self, roots: Roots, training_only: bool = False) -> Found:
-        """The first copy there is, its counts checked; with ``training_only`` no test file is opened."""
+        """The first copy found, with checked counts; with ``training_only`` no test file is opened."""
         places = self.places(roots)
         for folder in places:
             found = self.look(folder) if folder.is_dir() else None
@@ -130,11 +130,11 @@ class FileSource(Source):
                 counts = self.check_counts(found, training_only)
                 return replace(found, source=found.source or counts.source)
         raise DataMissing(
-            f"Dataset {self.info.name} is not there; looked in {', '.join(map(str, places))}.", self.how_to_get(roots)
+            f"Dataset {self.info.name} not found in {', '.join(map(str, places))}.", self.how_to_get(roots)
         )
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
-        """Refuse a part for the whole, the whole for a part, and anything incomplete."""
+        """Raise for a subset in place of the complete dataset, the reverse, or an incomplete copy."""
         got, name = found.counts(training_only), self.info.name
         for counts in self.complete():
             if got == counts[: len(got)]:
@@ -144,18 +144,18 @@ class FileSource(Source):
             if related and isinstance(other, FileSource) and got in [counts[: len(got)] for counts in other.complete()]:
                 raise DataCorrupt(
                     f"{found.folder} holds {other.info.name} ({counts_text(got)} images), not {name}.",
-                    f"use dataset {other.info.name}, or put {name} there",
+                    f"use dataset {other.info.name} or replace the files with {name}",
                 )
         wanted = " or ".join(" and ".join(map(str, counts[: len(got)])) for counts in self.complete())
         raise DataCorrupt(
             f"{found.folder} holds {counts_text(got)} images; {name} has {wanted}.",
-            f"complete it, or register it under another name: rd3 data add NAME --folder {found.folder}",
+            f"complete it or register it under another name: rd3 data add NAME --folder {found.folder}",
         )
 
     def survey(self, roots: Roots) -> Copy:
         found = self.find(roots)
         labels = {part: records.labels for part, records in found.parts().items()}
-        return Copy(found.folder, found.layout, settled(self.info, found, labels))
+        return Copy(found.folder, found.layout, with_counts(self.info, found, labels))
 
     def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
         return self.find(roots, training_only).stamp(training_only)

@@ -1,4 +1,4 @@
-"""Where datasets are registered."""
+"""The registry of datasets."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ SOURCES: Registry[type[Source]] = Registry("dataset", "rd3.datasets")
 
 
 def register_dataset(name: str) -> Callable[[type[Source]], type[Source]]:
-    """Register a source of images under a name, which has to be its ``info.name``."""
+    """Decorator: register a source under a name, which must equal its ``info.name``."""
     return SOURCES.register(name)

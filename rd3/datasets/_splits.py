@@ -1,4 +1,4 @@
-"""How a split is carved out of another: balanced, deterministic, the same on every machine."""
+"""Balanced, deterministic splits that are the same on every machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rd3.seeding import derive
 if TYPE_CHECKING:
     import torch
 
-VALIDATION_SHARE = 10
-"""One training image in this many goes to validation: the smallest class's count divided by it, at least one."""
+VALIDATION_DIVISOR = 10
+"""The validation part has 1/10 of the smallest class's training images of every class, at least one."""
 CARVE_SEED = 0
-"""Fixed: the parts of a dataset never depend on a recipe's seeds."""
+"""Fixed, so that the splits of a dataset never depend on a recipe's seeds."""
 
 
 def _scores(stream: str, label: int, count: int) -> np.ndarray:
@@ -35,10 +35,10 @@ def _scores(stream: str, label: int, count: int) -> np.ndarray:
 
 
 def carve(labels: np.ndarray, num_classes: int, share: int, stream: str) -> tuple[np.ndarray, np.ndarray]:
-    """Positions drawn, the same number of every class, and the positions left.
+    """Positions drawn, equally many of every class, and the remaining positions.
 
     ``labels`` is (N,).  The drawn positions are class-interleaved, so that the first ``k * num_classes`` hold ``k`` of
-    every class; those left keep their order.
+    every class; the remaining ones keep their order.
     """
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(num_classes + 1))
@@ -59,9 +59,9 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 class SplitDataset(Dataset):
-    """A dataset stored in two parts, ``train`` and ``test``; ``fit`` and ``validation`` are carved from the first.
+    """A dataset stored in two parts, ``train`` and ``test``; ``fit`` and ``validation`` are split off from the first.
 
-    Without ``test_labels`` it was opened for training only, and refuses the test split.
+    Without ``test_labels`` it was opened for training only, and accessing the test split raises.
     """
 
     def __init__(self, info: DatasetInfo, fingerprint: str, train_labels: np.ndarray, test_labels: np.ndarray | None):
@@ -78,7 +78,7 @@ class SplitDataset(Dataset):
 
     def _carve(self) -> dict[str, np.ndarray]:
         if not self._carved:
-            drawn, left = carve(self._labels["train"], self.info.num_classes, VALIDATION_SHARE, "validation")
+            drawn, left = carve(self._labels["train"], self.info.num_classes, VALIDATION_DIVISOR, "validation")
             self._carved = {"validation": drawn, "fit": left}
             for split, positions in self._carved.items():
                 self._labels[split] = _frozen(self._labels["train"][positions])
@@ -92,7 +92,7 @@ class SplitDataset(Dataset):
         return self._labels[split]
 
     def _stored(self, split: Split, indices: Sequence[int]) -> tuple[str, Sequence[int] | np.ndarray]:
-        """The stored part that these images lie in, and their positions there; a range stays a range."""
+        """The stored part with these images and their positions in it; a range stays a range."""
         if split == "test" and split not in self._labels:
             raise no_test(self.info)
         if split in ("train", "test"):
@@ -101,12 +101,12 @@ class SplitDataset(Dataset):
 
 
 def no_test(info: DatasetInfo) -> BadValue:
-    """Somebody asks for test images where there must be none."""
-    return BadValue(f"Dataset {info.name} was opened without its test split.", "open the whole dataset")
+    """The error for accessing the test split of a dataset opened for training only."""
+    return BadValue(f"Dataset {info.name} was opened without its test split.", "open the complete dataset")
 
 
 class TrainingOnly(Dataset):
-    """A whole dataset without its test split, for sources that cannot be opened in part."""
+    """A dataset without its test split, for sources that can only be opened completely."""
 
     def __init__(self, whole: Dataset):
         self._whole = whole

@@ -1,4 +1,4 @@
-"""Datasets of 224 pixels: encoded images are kept, and decoded when a batch is asked for."""
+"""Datasets of 224 pixels: images are kept encoded and decoded batch by batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import cache_file, content_hash, read_arrays, replacing
 from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords
-from rd3.datasets._records import Found, Records, settled
+from rd3.datasets._records import Found, Records, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 HEADER_BYTES = 4096
-"""Room for the header of an unpacked file, which is written last."""
+"""Bytes reserved for the header of an unpacked file, which is written last."""
 
 
 class Encoded(Protocol):
@@ -37,7 +37,7 @@ class Encoded(Protocol):
 
 
 class StreamDataset(SplitDataset):
-    """Images decoded on demand, on as many threads as torch may use here; nothing decoded is kept."""
+    """Images decoded on demand, on as many threads as torch uses; decoded images are not cached."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ def _each(work: Callable[[int], None], count: int, threads: int) -> None:
 
 
 class UnpackedRecords:
-    """Encoded images in one mapped file, with a checksum each."""
+    """Encoded images in one memory-mapped file, each with a checksum."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], part: str, records: Records):
         self._bytes = tensors["bytes"].numpy()
@@ -109,16 +109,16 @@ class UnpackedRecords:
         data = self._bytes[self._starts[index] : self._starts[index + 1]].tobytes()
         if zlib.crc32(data) != self._sums[index]:
             raise DataCorrupt(
-                f"{self.where(index)}: RD3's unpacked copy of the image was altered.",
-                "remove this dataset's files from the data folder in RD3's home; they are made again",
+                f"{self.where(index)}: RD3's unpacked copy of the image was modified.",
+                "delete this dataset's files from the data folder in RD3's home; they will be recreated",
             )
         return data
 
 
 def _unpack(path: Path, parts: dict[str, Records], class_ids: Sequence[str]) -> None:
-    """Write every encoded image of Parquet files, which give no random access, one after the other into a file.
+    """Write the encoded images of Parquet files, which have no random access, one after the other into a file.
 
-    Written as a stream: a header of fixed room first, filled in at the end, as the sizes are not known before.
+    Written as a stream: first a header of fixed size, filled in at the end, when the sizes are known.
     """
     digest = hashlib.sha256("\n".join(class_ids).encode())
     arrays: dict[str, np.ndarray] = {}
@@ -155,8 +155,8 @@ def _unpack(path: Path, parts: dict[str, Records], class_ids: Sequence[str]) -> 
 def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool = False) -> Dataset:
     """Open without decoding.
 
-    Class folders are listed anew each time (a few seconds for ImageNet-1K, so that no change is missed); Parquet files
-    are unpacked once, under ``home``.
+    Class folders are listed each time (a few seconds for ImageNet-1K), so that no change is missed; Parquet files are
+    unpacked once, under ``home``.
     """
     records = found.parts(training_only)
     parts: dict[str, Encoded] = {}
@@ -169,16 +169,16 @@ def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool
         path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.stamp(training_only)])
         tensors, fingerprint = _unpacked(path, info, records)
         parts = {part: UnpackedRecords(tensors, part, own) for part, own in records.items()}
-    return StreamDataset(settled(info, found, labels), fingerprint, parts, labels)
+    return StreamDataset(with_counts(info, found, labels), fingerprint, parts, labels)
 
 
 def _unpacked(path: Path, info: DatasetInfo, parts: dict[str, Records]) -> tuple[dict[str, torch.Tensor], str]:
-    """The mapped file of an earlier opening, or a new one; and its fingerprint."""
+    """The memory-mapped unpacked file, written if necessary, and its fingerprint."""
     cached = read_arrays(path)
     if cached is None:
         _unpack(path, parts, info.class_ids)
         cached = read_arrays(path)
     if cached is None:
-        raise DataCorrupt(f"{path} was written and cannot be read back.", "check the disk that holds RD3's home folder")
+        raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
     tensors, meta = cached
     return tensors, meta["fingerprint"]

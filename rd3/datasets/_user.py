@@ -1,4 +1,4 @@
-"""Datasets that a user registered: class folders of images, remembered in ``<home>/datasets.json``."""
+"""Datasets registered by the user: class folders of images, recorded in ``<home>/datasets.json``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
 
 TEST_NAMES = ("test", "validation", "val", "valid")
-TEST_SHARE = 5
-"""Without a test folder, one image in this many of the smallest class is carved out of every class."""
+TEST_DIVISOR = 5
+"""Without a test folder, 1/5 of the smallest class's images of every class become the test split."""
 MEASURED_IMAGES = 2_000
-"""The normalisation is measured on this many training images, balanced over the classes."""
+"""Number of training images, balanced over the classes, from which the normalisation is computed."""
 SIZED_IMAGES = 200
-"""So many images are opened to say how large they are."""
+"""Number of images whose sizes are read."""
 Resolution = Literal[32, 64, 224]
 TEST_RESIZE: dict[Resolution, int] = {32: 32, 64: 64, 224: 256}
 PATCH_FACTOR: dict[Resolution, int] = {32: 1, 64: 1, 224: 2}
@@ -42,7 +42,7 @@ class Registration(BaseModel):
 
     folder: Path
     test: str | None
-    """The subfolder with the test split beside ``train``; None: class folders only, the test split is carved out."""
+    """Subfolder with the test split beside ``train``; None: class folders only, with a test split drawn from them."""
     info: DatasetInfo
 
 
@@ -57,7 +57,7 @@ class UserSource(FileSource):
         return [self.registration.folder]
 
     def how_to_get(self, roots: Roots) -> str:
-        return f"put the folder back, or register another: rd3 data add {self.info.name} --folder DIR"
+        return f"restore the folder or register another one: rd3 data add {self.info.name} --folder DIR"
 
     def look(self, folder: Path) -> Found | None:
         return read_folder(folder, self.registration.test, self.info)
@@ -66,8 +66,8 @@ class UserSource(FileSource):
         whole, got = (self.info.train_count, self.info.test_count), found.counts(training_only)
         if got != whole[: len(got)]:
             raise DataCorrupt(
-                f"{found.folder} holds {counts_text(got)} images; "
-                f"{' and '.join(map(str, whole[: len(got)]))} were there when {self.info.name} was registered.",
+                f"{found.folder} holds {counts_text(got)} images; {self.info.name} was registered with "
+                f"{' and '.join(map(str, whole[: len(got)]))}.",
                 f"register it again: rd3 data add {self.info.name} --folder {found.folder}",
             )
         return Counts(*whole, self.info.source)
@@ -83,12 +83,12 @@ def read_folder(folder: Path, test: str | None, info: DatasetInfo) -> Found:
         return Found(folder, "folders", train_part, test_part)
     check_folders(folder, info)
     everything = FolderRecords.scan(folder, info.class_ids)
-    drawn, left = carve(everything.labels, info.num_classes, TEST_SHARE, "user-test")
+    drawn, left = carve(everything.labels, info.num_classes, TEST_DIVISOR, "user-test")
     return Found(folder, "folders, test split carved", everything.take(left), everything.take(drawn))
 
 
 def registry_file(roots: Roots) -> Path:
-    """Where registrations are kept."""
+    """Path of the file with the registrations."""
     return roots.home / "datasets.json"
 
 
@@ -99,7 +99,7 @@ def _plain(roots: Roots) -> dict[str, Any]:
     try:
         plain = json.loads(path.read_text())
     except ValueError as error:
-        raise DataCorrupt(f"{path} is not JSON ({error}).", "mend it, or remove it and register again") from error
+        raise DataCorrupt(f"{path} is not JSON ({error}).", "fix it, or remove it and register again") from error
     if not isinstance(plain, dict):
         raise DataCorrupt(f"{path} holds a {type(plain).__name__}, expected an object.", "remove it and register again")
     return plain
@@ -113,25 +113,25 @@ def user_sources(roots: Roots) -> dict[str, UserSource]:
         first = error.errors()[0]
         raise DataCorrupt(
             f"{registry_file(roots)}, {'.'.join(map(str, first['loc']))}: {first['msg']}.",
-            "mend it, or remove it and register again",
+            "fix it, or remove it and register again",
         ) from error
 
 
 def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 224) -> DatasetInfo:
-    """Register a user's folder as a dataset; a name of the user's own is replaced.
+    """Register a user's folder as a dataset; replaces an earlier registration of the same name.
 
-    The folder holds either ``train/<class>`` and ``test/<class>`` (or validation, val, valid), or class folders only:
-    then a balanced test split is carved out of them.  Class order: alphabetical.
+    The folder holds either ``train/<class>`` and ``test/<class>`` (or validation, val, valid), or class folders only,
+    from which a balanced test split is then drawn.  Class order: alphabetical.  Raises BadValue or DataMissing.
     """
     folder = folder.resolve()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-        raise BadValue(f"{name!r} cannot be a dataset's name.", "use small letters, digits, '-', '_' and '.'")
+        raise BadValue(f"Invalid dataset name {name!r}.", "use lower-case letters, digits, '-', '_' and '.'")
     if name in SOURCES:
-        raise BadValue(f"{name!r} is a dataset that RD3 brings itself.", "choose another name")
+        raise BadValue(f"{name!r} is a built-in dataset.", "choose another name")
     if resolution not in TEST_RESIZE:
         raise BadValue(f"Resolution {resolution} is not supported.", "use 32, 64 or 224")
     if not folder.is_dir():
-        raise DataMissing(f"{folder} is not a folder.", "name the folder that holds a subfolder for each class")
+        raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
     test = _test_folder(folder)
     class_ids = _class_folders(folder / "train" if test else folder)
     if test:
@@ -158,7 +158,7 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         raise BadValue(
             f"{folder}: class {class_ids[label]} has {per_class[label]} training images"
             f"{'' if test else ' after the test split'}, expected 2 or more.",
-            "add images of that class, or leave it out",
+            "add images of that class or remove its folder",
         )
     counts = {
         "train_count": len(found.train),
@@ -172,7 +172,7 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
 
 
 class Sides(NamedTuple):
-    """Shorter sides of a dataset's own images, pixels."""
+    """Shorter sides of a dataset's stored images, in pixels."""
 
     least: int
     median: int
@@ -180,17 +180,17 @@ class Sides(NamedTuple):
 
     @property
     def nearest(self) -> Resolution:
-        """The resolution that changes an image of the median size least."""
+        """The resolution closest to the median size."""
         return min(TEST_RESIZE, key=lambda side: abs(math.log(side / self.median)))
 
     def __str__(self) -> str:
         if self.least == self.most:
             return str(self.median)
-        return f"{self.least} to {self.most}, in the middle {self.median}"
+        return f"{self.least} to {self.most}, median {self.median}"
 
 
 def shorter_sides(name: str, roots: Roots) -> Sides:
-    """How large the images of a registered dataset are, from some of its training images, spread over all classes."""
+    """Image sizes of a registered dataset, from a sample of its training images over all classes."""
     source = user_sources(roots)[name]
     records = source.find(roots).train
     assert isinstance(records, FolderRecords)
@@ -200,41 +200,43 @@ def shorter_sides(name: str, roots: Roots) -> Sides:
 
 
 def registration(name: str, roots: Roots) -> dict[str, Any] | None:
-    """What is registered under a name, without its folder: fit for another machine.  None for no dataset of a user."""
+    """A registration without its folder, portable to other machines; None if the name is not registered."""
     entry = _plain(roots).get(name)
     return {field: value for field, value in entry.items() if field != "folder"} if entry else None
 
 
 def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> None:
-    """Register what :func:`registration` said elsewhere, for its copy in ``folder``."""
+    """Register the ``entry`` of another machine (see :func:`registration`) for a copy in ``folder``."""
     write_json(registry_file(roots), _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
-        raise BadValue(f"{folder} has {len(names)} class folders, expected 2 or more.", "make one subfolder a class")
+        raise BadValue(
+            f"{folder} has {len(names)} class folders, expected 2 or more.", "create one subfolder per class"
+        )
     for name in names:
         if not image_files(folder / name, "", 0):
-            raise BadValue(f"{folder / name} holds no image.", "remove it, or put that class's images there")
+            raise BadValue(f"{folder / name} holds no image.", "remove it or add images of that class")
     return tuple(names)
 
 
 def _test_folder(folder: Path) -> str | None:
-    """The name of the test folder beside ``train``; None where there is no ``train``."""
+    """The name of the test folder beside ``train``; None without a folder ``train``."""
     if not (folder / "train").is_dir():
         return None
     for name in TEST_NAMES:
         if (folder / name).is_dir():
             return name
     raise DataMissing(
-        f"{folder} has a folder train, and none called {', '.join(TEST_NAMES)}.",
-        f"add the test folder, or register {folder / 'train'} to have a test split carved out",
+        f"{folder} has a folder train, but no folder {' or '.join(TEST_NAMES)}.",
+        f"add the test folder or register {folder / 'train'} to have a test split drawn from it",
     )
 
 
 def _measured(records: FolderRecords, info: DatasetInfo) -> Normalisation:
-    """Mean and standard deviation of every channel over a balanced part of the training images, 4 decimals."""
+    """Mean and standard deviation of every channel over a balanced sample of the training images, to 4 decimals."""
     share = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
     chosen, _rest = carve(records.labels, info.num_classes, share, "measure")
     sums, squares = np.zeros(3), np.zeros(3)
@@ -243,7 +245,7 @@ def _measured(records: FolderRecords, info: DatasetInfo) -> Normalisation:
         values = planes(image).reshape(3, -1).astype(np.float64) / 255
         sums, squares = sums + values.mean(axis=1), squares + (values**2).mean(axis=1)
     mean = sums / len(chosen)
-    # A channel without contrast would divide by zero.
+    # Avoids division by zero for constant channels.
     std = np.sqrt(np.maximum(squares / len(chosen) - mean**2, 1e-4))
     return Normalisation(mean=_rounded(mean), std=_rounded(std))
 

@@ -21,7 +21,7 @@ from rd3.recipe import Normalisation
 class BatchRecords(Records):
     """One split of the official Python archive.
 
-    The files are pickles.  torchvision reads them, and only after their MD5 is that of the official archive.
+    The files are pickles; torchvision reads them only after checking their MD5 against the official archive.
     """
 
     def __init__(self, folder: Path, reader: str, train: bool, info: DatasetInfo):

@@ -1,4 +1,4 @@
-"""``digits``: 1,797 real handwritten digits that come with scikit-learn, so that everything runs without a download."""
+"""``digits``: the 1,797 handwritten digits shipped with scikit-learn, which need no download."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rd3.datasets._sources import register_dataset
 from rd3.datasets._splits import carve
 from rd3.recipe import Normalisation
 
-TEST_SHARE = 5
-"""One image in this many of the smallest class (174) goes to the test split: 34 a class."""
+TEST_DIVISOR = 5
+"""The test split has 1/5 of the smallest class (174) of every class: 34 images each."""
 
 
 def _upsampled(images: np.ndarray) -> np.ndarray:
     """(N, 32, 32) uint8 of (N, 8, 8) values 0-16: bilinear with half-pixel centres, edges repeated.
 
-    In whole numbers, so that the pixels, and with them the fingerprint, are the same on every machine.
+    In integer arithmetic, so that the pixels, and therefore the fingerprint, are the same on every machine.
     """
     weights = np.zeros((32, 8), dtype=np.int64)
     for row in range(32):
@@ -39,7 +39,7 @@ def _upsampled(images: np.ndarray) -> np.ndarray:
 class Digits(Source):
     """Optical recognition of handwritten digits (Alpaydin and Kaynak, UCI, 1998): the test part, 1,797 8x8 images.
 
-    Shown as grey RGB at 32x32, upsampled bilinearly.  The split is RD3's own: 34 test images of every class.
+    Grey images as RGB, bilinearly upsampled to 32x32.  The split is RD3's own: 34 test images of every class.
     """
 
     info = DatasetInfo(
@@ -70,7 +70,7 @@ class Digits(Source):
         loaded = load_digits()
         grey = _upsampled(np.rint(loaded.images))
         labels = loaded.target.astype(np.int64)
-        test, train = carve(labels, 10, TEST_SHARE, "digits-test")
+        test, train = carve(labels, 10, TEST_DIVISOR, "digits-test")
         pixels = np.repeat(grey[:, None], 3, axis=1)
         arrays = [pixels[train], labels[train], pixels[test], labels[test]]
         tensors = {"train": torch.from_numpy(arrays[0]), "test": torch.from_numpy(arrays[2])}

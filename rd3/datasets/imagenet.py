@@ -1,4 +1,4 @@
-"""ImageNet-1K, its ten-class parts Imagenette and ImageWoof, and the subsets of those that RD3's tests use."""
+"""ImageNet-1K, its ten-class subsets Imagenette and ImageWoof, and smaller subsets of these for RD3's tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _ImageNetFamily(FileSource):
 
     def look(self, folder: Path) -> Found | None:
         if folder.name == WHOLE and self.info.name != WHOLE:
-            # The whole's class folders also hold these ten classes; its Parquet files do not come apart.
+            # ImageNet-1K's class folders also contain these ten classes; its Parquet files cannot be split by class.
             return find_folder(folder, self.info, self.test_names)
         return super().look(folder)
 
@@ -47,10 +47,10 @@ class ImageNet1K(_ImageNetFamily):
 
 
 def _ten(name: str, title: str, train_count: int, test_count: int, train_per_class: int) -> DatasetInfo:
-    """The info of a ten-class part, with the counts of fast.ai's version 2."""
+    """The info of a ten-class subset, with the counts of fast.ai's version 2."""
     return DatasetInfo(
         name=name,
-        source=f"{title} version 2 (fast.ai): ImageNet-1K images split anew, so that most test images were "
+        source=f"{title} version 2 (fast.ai): ImageNet-1K images re-split, so that most test images were "
         "ImageNet-1K training images",
         class_ids=class_list(name).ids,
         class_names=class_list(name).names,
@@ -70,7 +70,7 @@ def _balanced(whole: DatasetInfo, train_per_class: int, test_per_class: int) -> 
         update={
             "name": f"{whole.name}-224",
             "source": f"class-balanced subset of {whole.name}, {train_per_class} training and {test_per_class} test "
-            "images a class, squashed to 224x224",
+            "images per class, squashed to 224x224",
             "test_resize": 224,
             "train_count": 10 * train_per_class,
             "test_count": 10 * test_per_class,
@@ -107,7 +107,7 @@ class ImageWoof(_ImageNetFamily):
 
 @register_dataset("imagenette-224")
 class ImagenetteSubset(_ImageNetFamily):
-    """A class-balanced subset of Imagenette: 200 training and 150 test images a class."""
+    """A class-balanced subset of Imagenette: 200 training and 150 test images per class."""
 
     obtain = "put train.parquet and validation.parquet of the subset into {folder}"
     info = _balanced(Imagenette.info, 200, 150)
@@ -115,7 +115,7 @@ class ImagenetteSubset(_ImageNetFamily):
 
 @register_dataset("imagewoof-224")
 class ImageWoofSubset(_ImageNetFamily):
-    """A class-balanced subset of ImageWoof: 100 training and 50 test images a class."""
+    """A class-balanced subset of ImageWoof: 100 training and 50 test images per class."""
 
     obtain = "put train.parquet and validation.parquet of the subset into {folder}"
     info = _balanced(ImageWoof.info, 100, 50)

@@ -1,4 +1,4 @@
-"""Tiny ImageNet (Stanford CS231N): 200 classes of ImageNet at 64x64, and the subset of it that RD3's tests use."""
+"""Tiny ImageNet (Stanford CS231N): 200 classes of ImageNet at 64x64, and a subset of it for RD3's tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARCHIVE = "tiny-imagenet-200"
 
 
 def _annotated(folder: Path, info: DatasetInfo) -> FolderRecords:
-    """The archive's validation images: one folder, labelled by ``val_annotations.txt``, in the order of that file."""
+    """The archive's validation images: one folder, with labels and order from ``val_annotations.txt``."""
     listing = folder / "val_annotations.txt"
     files = {file.name: file for file in image_files(folder / "images", "images/", 0)}
     label_of = {class_id: label for label, class_id in enumerate(info.class_ids)}
@@ -27,10 +27,12 @@ def _annotated(folder: Path, info: DatasetInfo) -> FolderRecords:
         class_id = rest.partition("\t")[0]
         if class_id not in label_of:
             raise DataCorrupt(
-                f"{listing}, line {number}: class {class_id!r} is none of {info.name}.", "unpack it again"
+                f"{listing}, line {number}: {class_id!r} is not a class of {info.name}.", "unpack the archive again"
             )
         if f"images/{name}" not in files:
-            raise DataMissing(f"{folder / 'images' / name} is missing ({listing}, line {number}).", "unpack it again")
+            raise DataMissing(
+                f"{folder / 'images' / name} is missing ({listing}, line {number}).", "unpack the archive again"
+            )
         ordered.append(files[f"images/{name}"]._replace(label=label_of[class_id]))
     return FolderRecords(folder, ordered)
 
@@ -39,7 +41,7 @@ def _annotated(folder: Path, info: DatasetInfo) -> FolderRecords:
 class TinyImageNet(FileSource):
     """100,000 training and 10,000 validation images; the unlabelled test split of the archive is not used.
 
-    Class index: alphabetical order of the 200 wnids.
+    Class order: alphabetical by wnid.
     """
 
     folders = (ARCHIVE, f"tinyimagenet/{ARCHIVE}")
@@ -53,7 +55,7 @@ class TinyImageNet(FileSource):
         resolution=64,
         test_resize=64,
         factor=1,
-        # the constants of SRe2L's Tiny ImageNet scripts
+        # from SRe2L's Tiny ImageNet scripts
         normalisation=Normalisation(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262)),
         train_count=100_000,
         test_count=10_000,
@@ -70,14 +72,14 @@ class TinyImageNet(FileSource):
 
 @register_dataset("tiny-imagenet-64")
 class TinyImageNetSubset(FileSource):
-    """A class-balanced subset of Tiny ImageNet: 50 training and 10 test images a class."""
+    """A class-balanced subset of Tiny ImageNet: 50 training and 10 test images per class."""
 
     test_names = ("validation", "valid", "val")
     obtain = "put train.parquet and validation.parquet of the subset into {folder}"
     info = TinyImageNet.info.model_copy(
         update={
             "name": "tiny-imagenet-64",
-            "source": "class-balanced subset of Tiny ImageNet, 50 training and 10 test images a class",
+            "source": "class-balanced subset of Tiny ImageNet, 50 training and 10 test images per class",
             "train_count": 10_000,
             "test_count": 2_000,
             "train_per_class": 50,

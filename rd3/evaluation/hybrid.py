@@ -1,4 +1,4 @@
-"""Hybrid labels: the outputs of several teachers combined into logits, which a loss uses like those of one."""
+"""Hybrid labels: the logits of several teachers combined into one set of logits for the loss."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def together(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
-    """Combine (B, C) float32 logits of each teacher for one batch into (B, C), as the protocol's ``hybrid`` states.
+def combine_logits(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
+    """Combine each teacher's (B, C) float32 logits into (B, C), as the protocol's ``hybrid`` specifies.
 
     Sources: ``logits``, EDC; ``balanced``, G-VBSM on ImageNet-1K (norms are of a whole batch); ``softmax``, the
     alternative interpretation of hybrid labels under KL.

@@ -1,4 +1,4 @@
-"""Which evaluations are trained together in one process: a pack.  It changes no result and is in no recipe."""
+"""Packs: evaluations trained together in one process.  Packing changes no result and is not part of recipes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rd3.recipe import EvaluationRecipe, Key, Recipe
 from rd3.values import Frozen, digest
 
 SIZE = 8
-"""Evaluations in a pack at most."""
+"""Maximum number of evaluations in a pack."""
 
 
 class Views(Frozen):
-    """All that decides the pixels of an evaluation and what its teachers say of them.
+    """All fields that determine the augmented pixels of an evaluation and the teachers' logits on them.
 
-    Evaluations with equal values may share both, whatever their students, losses and schedules are.
+    Evaluations with equal values may share both, regardless of their students, losses and schedules.
     """
 
     set: Key
@@ -31,12 +31,12 @@ class Views(Frozen):
 
     @property
     def key(self) -> str:
-        """Equal for equal values."""
+        """A digest of the values."""
         return digest(self.model_dump(mode="json"))
 
     @classmethod
     def of(cls, recipe: EvaluationRecipe) -> Views:
-        """Of an evaluation."""
+        """The views of an evaluation."""
         protocol = recipe.protocol
         return cls(
             set=recipe.set,
@@ -51,10 +51,10 @@ class Views(Frozen):
 
 
 class Packing:
-    """Which of some recipes may be trained together, worked out once for each of them.
+    """Finds recipes that may be trained together; what determines this is computed once per recipe.
 
-    Evaluations whose views are equal share pixels and teachers' answers.  ``side_by_side``: others of one shape may
-    join as well, because the device has room for several small networks at once, as a GPU has.
+    Evaluations with equal views share pixels and teacher logits.  ``side_by_side``: evaluations of the same shape may
+    also be combined, because the device (a GPU) can train several small networks at once.
     """
 
     def __init__(self, recipes: Iterable[Recipe], *, side_by_side: bool):
@@ -68,9 +68,9 @@ class Packing:
                     self._groups.setdefault(group, []).append(recipe)
 
     def companions(self, first: Recipe, free: Callable[[Key], bool], room: int) -> list[EvaluationRecipe]:
-        """At most ``room`` recipes that may be trained with ``first`` and are ``free`` to be.
+        """At most ``room`` recipes that may be trained with ``first`` and are ``free``.
 
-        Those that share its views come first, each part in the order of the recipes.
+        Recipes that share its views come first; otherwise in the order of the recipes.
         """
         found: dict[Key, EvaluationRecipe] = {}
         for other in self._alike(first):
@@ -86,11 +86,11 @@ class Packing:
 
 
 def _data(recipe: EvaluationRecipe) -> Hashable:
-    """What one opened dataset serves."""
+    """Evaluations with equal values use the same opened dataset."""
     return recipe.data, recipe.classes, recipe.tested_on, recipe.training_only
 
 
 def _shape(recipe: EvaluationRecipe) -> Hashable:
-    """What students that run side by side have in common, so that none holds up the others for long."""
+    """Students with equal values may run side by side, as their steps take similar time."""
     protocol = recipe.protocol
     return recipe.student, recipe.resolution, protocol.batch_size, protocol.precision, protocol.teacher_mode

@@ -1,7 +1,7 @@
 """Post-evaluation: train one student on one synthetic set under one protocol, then test it once.
 
-The story: views of the set (order, augmentation) are made in a fixed order from two random streams; teachers label the
-very same pixels; the student learns; after the last epoch it meets the whole test split.
+Views of the set (order, augmentation) are drawn in a fixed order from two random streams; teachers label exactly these
+pixels; the student is trained on them; after the last epoch it is tested on the whole test split.
 Sources: RD3, Tables 8 and 9; the order of operations follows LINs-lab/RDED ``validation/main.py``.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One of several that are trained together."""
+    """Input of one evaluation in a pack."""
 
     recipe: EvaluationRecipe
     images: torch.Tensor
@@ -40,7 +40,7 @@ class Evaluation:
     labels: torch.Tensor
     """(N,) int64."""
     teachers: Sequence[nn.Module] = ()
-    """They take pixels in [0, 1] and are never changed."""
+    """Networks that take pixels in [0, 1]; they are not modified."""
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
 
@@ -48,12 +48,12 @@ class Evaluation:
 def train_pack(
     evaluations: Sequence[Evaluation], dataset: Dataset, *, device: torch.device | str
 ) -> list[EvalResult | Exception]:
-    """Train several students side by side, each as it would be trained alone, and test each once.
+    """Train several students side by side, each exactly as it would be trained alone, and test each once.
 
-    Those whose :class:`Views` are equal share pixels and teachers' answers.  What one gives is its result, or the
-    exception that ended it: :class:`Diverged`, or what its ``tested`` raised; the others go on.  Out of memory and
-    errors of the device end them all.  Times of a student are those of the pack while it was in it, the peak of memory
-    is the pack's.
+    Evaluations with equal :class:`Views` share pixels and teacher logits.  Returns each result, or the exception that
+    ended that evaluation (:class:`Diverged`, or one of its ``tested`` callback) while the others continue.  Out of
+    memory and device errors end them all.  The times of a student are those of the pack while it was part of it; peak
+    memory is that of the pack.
     """
     device = usable_device(device)
     for one in evaluations:
@@ -82,7 +82,7 @@ class _Group:
         copies: dict[Any, nn.Module],
         outcomes: dict[int, EvalResult | Exception],
     ):
-        """``copies`` are frozen teachers, shared by all groups; ``outcomes`` by evaluation are filled in."""
+        """``copies`` are frozen teachers, shared by all groups; ``outcomes``, by evaluation, is filled in."""
         first, self._outcomes = evaluations[0], outcomes
         mode = first.recipe.protocol.teacher_mode
         precision = ran_precision(device, first.recipe.protocol.precision)
@@ -103,11 +103,11 @@ class _Group:
         self._last = False
 
     def advance(self) -> bool:
-        """Queue one step of every student; False when there is no more to do.
+        """Queue one step of every student; False when all are finished.
 
-        On CUDA the steps of all groups run side by side, as none waits for the others before its own next turn.
+        On CUDA the steps of all groups run concurrently, as none waits for the others before its next step.
         """
-        self._settle()
+        self._finish_step()
         batch = next(self._batches, None) if self._students else None
         if batch is None:
             self._outcomes |= {name: student.result() for name, student in self._students.items()}
@@ -118,8 +118,8 @@ class _Group:
             student.step(own)
         return True
 
-    def _settle(self) -> None:
-        """The steps of the last turn are behind us, so their batches may go; and so may an epoch be."""
+    def _finish_step(self) -> None:
+        """Wait for the steps of the last turn, release their batches and end epochs that are complete."""
         for student in self._students.values():
             student.join()
         self._queued = []
@@ -152,13 +152,13 @@ def train_and_test(
     """Train the recipe's student on a synthetic set and test it on the recipe's test split.
 
     ``images``: (N, 3, H, W) uint8 or float32 in [0, 1]; ``labels``: (N,) int64; ``teachers`` take pixels in [0, 1] and
-    are never changed.  Every random number comes from the student seed, so a run on one CPU thread repeats bit by bit.
-    Raises :class:`Diverged` at the end of the epoch in which a loss is not finite.  ``tested`` is called after each
-    test at the protocol's ``test_epochs``; what it raises ends the training, which is how a sweep stops a poor trial.
+    are not modified.  All random numbers derive from the student seed, so a run on one CPU thread is bitwise
+    reproducible.  Raises :class:`Diverged` at the end of an epoch with a loss that is not finite.  ``tested`` is called
+    after each test at the protocol's ``test_epochs``; an exception from it ends the training (a pruned trial).
 
-    Deviations: the references augment per sample in loader workers; here a batch at a time on the device, by the same
-    laws.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is left out of its epoch,
-    since batch normalisation needs two; the references keep it.
+    Deviations: the references augment per sample in loader workers; here whole batches are augmented on the device,
+    with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is
+    dropped, since batch normalisation needs two; the references keep it.
     """
     evaluation = Evaluation(recipe, images, labels, teachers, progress, tested)
     [outcome] = train_pack([evaluation], dataset, device=device)
@@ -181,15 +181,15 @@ def evaluate(
     progress: Progress = lambda fraction, note: None,
     **fields: Any,
 ) -> EvalResult:
-    """Score your own tensors: train a student on them under a protocol and test it on the dataset's test split.
+    """Evaluate your own tensors: train a student on them under a protocol and test it on the dataset's test split.
 
     ``images``: (N, 3, H, W) uint8 or float32 in [0, 1] at the dataset's resolution; ``labels``: (N,) integers in the
-    order of ``dataset.info.class_ids``.  ``teacher`` gives soft labels; without one the student learns the hard labels.
-    ``teacher_network`` is its architecture: the protocol resolves by whether the student has the same.  ``fields`` are
-    protocol fields that win over the preset, such as ``epochs=40``.
+    order of ``dataset.info.class_ids``.  ``teacher`` gives soft labels; without one the student is trained on the hard
+    labels.  ``teacher_network`` is its architecture; protocols may depend on whether the student has the same one.
+    ``fields`` are protocol fields that override the preset, such as ``epochs=40``.
 
-    A whole protocol takes minutes to hours: ``progress`` is called at least once an epoch with the done fraction (0-1)
-    and a note with epoch, loss and the time that is left; without it nothing is said.
+    A full protocol takes minutes to hours: ``progress`` is called at least once per epoch with the finished fraction
+    (0-1) and a note with epoch, loss and the remaining time; by default nothing is shown.
 
     Example::
 
@@ -233,7 +233,7 @@ def _digest(*tensors: torch.Tensor) -> str:
 
 
 def _check(evaluation: Evaluation, dataset: Dataset) -> None:
-    """Everything that can be wrong with the input, before any work."""
+    """Check the input before training."""
     recipe, images, labels = evaluation.recipe, evaluation.images, evaluation.labels
     info, protocol, side = dataset.info, recipe.protocol, recipe.resolution
     if recipe.classes != info.classes:
@@ -245,12 +245,12 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
         raise BadValue(
             f"The set has images {tuple(images.shape)} and labels {tuple(labels.shape)}, "
             f"expected (N, 3, {side}, {side}) and (N,).",
-            f"resize the images to {side} pixels and give one label each",
+            f"resize the images to {side} pixels and give one label per image",
         )
     if images.dtype not in (torch.uint8, torch.float32) or labels.dtype != torch.int64:
         raise BadValue(
             f"The set has {images.dtype} images and {labels.dtype} labels, expected uint8 or float32, and int64.",
-            "convert them",
+            "convert them to these types",
         )
     if len(images) < 2 or protocol.batch_size < 2:
         raise BadValue(
@@ -259,28 +259,28 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
         )
     if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
         raise BadValue(
-            f"The images run from {images.min():.3g} to {images.max():.3g}, expected pixels in [0, 1].",
-            "undo the normalisation: networks apply their own",
+            f"The images range from {images.min():.3g} to {images.max():.3g}, expected pixels in [0, 1].",
+            "undo the normalisation, as networks apply their own",
         )
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= info.num_classes:
         raise BadValue(
-            f"The labels run from {lowest} to {highest}, {info.name} has 0 to {info.num_classes - 1}.",
+            f"The labels range from {lowest} to {highest}, {info.name} has 0 to {info.num_classes - 1}.",
             "map the labels to the order of the dataset's class list",
         )
     wrong = protocol.contradictions()
     if wrong:
-        raise BadValue(f"The protocol contradicts itself: {'; '.join(wrong)}.", "plan the evaluation again")
+        raise BadValue(f"The protocol is inconsistent: {'; '.join(wrong)}.", "plan the evaluation again")
     if protocol.labels == "soft" and not evaluation.teachers:
-        raise BadValue("Soft labels need a teacher, none was given.", "pass a teacher, or labels 'hard'")
+        raise BadValue("Soft labels need a teacher, but none was given.", "pass a teacher or use labels 'hard'")
 
 
 def _check_classes(teacher: nn.Module, images: torch.Tensor, dataset: Dataset) -> None:
-    """A teacher of another dataset gives itself away by its number of classes."""
+    """Raise for a teacher with another number of classes, which belongs to another dataset."""
     with torch.no_grad():
         classes = teacher(to_unit(images)).shape[1]
     if classes != dataset.info.num_classes:
         raise BadValue(
-            f"The teacher answers with {classes} classes, {dataset.info.name} has {dataset.info.num_classes}.",
-            "take a teacher of this dataset",
+            f"The teacher has {classes} classes, {dataset.info.name} has {dataset.info.num_classes}.",
+            "use a teacher of this dataset",
         )

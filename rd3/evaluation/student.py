@@ -1,4 +1,4 @@
-"""One student in training: a step, the end of an epoch, the test; what post-evaluation is made of."""
+"""Training of one student in post-evaluation: a step, the end of an epoch, the test."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 TEST_BATCH = 250
 
 Progress = Callable[[float, str], None]
-"""Called with the done fraction (0-1) and a note for people, at least once an epoch."""
+"""Called with the finished fraction (0-1) and a readable note, at least once per epoch."""
 Tested = Callable[[int, float], None]
-"""Called with an epoch (1-based) and the top-1 accuracy in per cent after it."""
+"""Called with an epoch (1-based) and the top-1 accuracy after it in per cent."""
 
 
 class StudentTraining:
-    """A student, its optimizer and its curve.
+    """A student, its optimizer and its training curve.
 
-    Several may take steps in turn in one process: each has random generators of its own, and none sees the others.
+    Several may take steps in turn in one process; they are independent, as each has its own random generators.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class StudentTraining:
         progress: Progress = lambda fraction, note: None,
         tested: Tested | None = None,
     ):
-        """``images``: how many the set has."""
+        """``images``: number of images in the set."""
         self._wall, self._process = time.perf_counter(), time.process_time()
         self.recipe, self.dataset, self.device, self.precision = recipe, dataset, device, precision
         protocol, info = recipe.protocol, dataset.info
@@ -63,11 +63,11 @@ class StudentTraining:
         self._settings = self._loss.Settings.model_validate(protocol.loss.settings)
         # Dropout and stochastic depth draw from torch's own generators.
         self._rng = ForkedRNG(device, recipe.student_seed, "dropout")
-        # CUDA kernels of several students may run side by side, each on a stream.
+        # CUDA kernels of several students may run concurrently, each on its own stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tested, self._total = tested, len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
-        self._watch = _Watch(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
+        self._watch = _ProgressTracker(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
         self._curve: list[dict[str, float]] = []
         self._tests: dict[int, torch.Tensor] = {}
         self._begin_epoch(1)
@@ -83,7 +83,7 @@ class StudentTraining:
         self.network.train()
 
     def step(self, batch: Batch) -> None:
-        """Learn from one batch.  On CUDA the work is queued; :meth:`join` waits for it on the current stream."""
+        """Train on one batch.  On CUDA the work is queued; :meth:`join` makes the current stream wait for it."""
         with self._own_stream(), self._rng:
             with autocast(self.device, self.precision):
                 if self.recipe.protocol.extra_student_forward:
@@ -108,21 +108,21 @@ class StudentTraining:
             yield
 
     def join(self) -> None:
-        """What the current stream does next comes after this student's steps: batches may be freed."""
+        """Make the current stream wait for this student's steps, after which batches may be freed."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def end_epoch(self) -> None:
-        """The one place of an epoch that waits for the device.
+        """End the epoch; the only method that waits for the device.
 
-        Raises :class:`Diverged` where a loss was not finite, and whatever ``tested`` raises.
+        Raises :class:`Diverged` if a loss was not finite, and any exception of ``tested``.
         """
         epoch = len(self._curve) + 1
         losses = torch.stack(self._losses).tolist()
         self._curve.append(_epoch_row(epoch, losses, self._counts, int(self._right), self._lr, self._curve))
         self._watch.trained(epoch)
         if epoch in self._test_epochs:
-            self._tests[epoch] = _right_per_class(
+            self._tests[epoch] = _correct_per_class(
                 self.network, self.dataset, self.recipe.tested_on, self.device, self.precision, self._watch
             )
             if self._tested is not None and epoch in self.recipe.protocol.test_epochs:
@@ -134,7 +134,7 @@ class StudentTraining:
         return 100 * int(self._tests[epoch].sum()) / self._total
 
     def result(self) -> EvalResult:
-        """After the last epoch."""
+        """Test the student; call after the last epoch."""
         protocol = self.recipe.protocol
         per_class = self._tests[protocol.epochs].tolist()
         return EvalResult(
@@ -155,7 +155,7 @@ class StudentTraining:
 
 
 def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimizer:
-    """Weight decay on tensors named ``weight`` with more than one dimension, none on the others (LINs-lab/RDED)."""
+    """The optimizer; weight decay applies only to ``weight`` tensors of two or more dimensions (LINs-lab/RDED)."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -169,7 +169,7 @@ def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Op
 def _epoch_row(
     epoch: int, losses: list[float], counts: list[int], right: int, lr: float, curve: list[dict[str, float]]
 ) -> dict[str, float]:
-    """The curve's row of one epoch; raises :class:`Diverged` if a loss is not finite."""
+    """The row of one epoch in the curve; raises :class:`Diverged` if a loss is not finite."""
     broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if broken is not None:
         before = losses[broken - 1] if broken else curve[-1]["loss"] if curve else None
@@ -177,17 +177,17 @@ def _epoch_row(
         raise Diverged(
             f"The loss is {losses[broken]} in epoch {epoch}, step {broken + 1} of {len(losses)}; "
             f"the last finite one was {finite}.",
-            "lower lr, or check the set and the teacher",
+            "lower lr or check the set and the teacher",
         )
     seen = sum(counts)
     mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / seen
     return {"epoch": epoch, "loss": mean, "lr": lr, "train_top1_pct": 100 * right / seen}
 
 
-def _right_per_class(
-    student: nn.Module, dataset: Dataset, split: Split, device: torch.device, precision: str, watch: _Watch
+def _correct_per_class(
+    student: nn.Module, dataset: Dataset, split: Split, device: torch.device, precision: str, watch: _ProgressTracker
 ) -> torch.Tensor:
-    """(C,) int64 on the CPU: right predictions per class over the whole split, each image once, in eval mode."""
+    """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode."""
     truth = torch.tensor(dataset.labels(split))
     right = torch.zeros(dataset.info.num_classes, dtype=torch.int64)
     student.eval()
@@ -201,8 +201,8 @@ def _right_per_class(
     return right
 
 
-class _Watch:
-    """Turns work done into a fraction and a note with the time left.
+class _ProgressTracker:
+    """Converts finished work to a fraction and a note with the remaining time.
 
     Work is counted in forward passes: a training image costs four (student forward and backward, teacher), a test
     image one.

@@ -1,4 +1,4 @@
-"""Views of a synthetic set: the augmented batches that student and teachers see in post-evaluation."""
+"""Views of a synthetic set: augmented batches for the student and the teachers in post-evaluation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from rd3.seeding import generator
 
 @dataclass
 class Batch:
-    """One step of training."""
+    """The input of one training step."""
 
     epoch: int
-    """From 1."""
+    """Epoch, from 1."""
     images: torch.Tensor
     """(B, 3, H, W) float32 in [0, 1]."""
     targets: LossTargets
     last: bool = False
-    """Of its epoch."""
+    """Whether this is the last batch of its epoch."""
 
 
 class Chunk(NamedTuple):
     """Several batches whose pixels were computed together."""
 
     pixels: torch.Tensor
-    """(sum of B, 3, H, W): the images of all batches, one after the other."""
+    """(sum of B, 3, H, W) images of all batches, concatenated."""
     batches: list[Batch]
 
 
@@ -42,9 +42,9 @@ class _Drawn(NamedTuple):
 
     epoch: int
     rows: torch.Tensor
-    """(B,) int64, of the set."""
+    """(B,) int64 indices into the set."""
     draws: list[Draws]
-    """One for each augmentation."""
+    """Random draws of each augmentation."""
     last: bool
 
 

@@ -116,7 +116,7 @@ class Context:
     def split(self) -> Split:
         """The split from which the set is generated."""
         if self.recipe.data.split == "unknown":
-            raise BadValue("A set that a method makes draws from split 'train' or 'fit', not 'unknown'.")
+            raise BadValue("A method generates sets from split 'train' or 'fit', not 'unknown'.")
         return self.recipe.data.split
 
     @contextmanager
@@ -162,7 +162,7 @@ class Method(ABC):
         return Needs()
 
     def resolve_size(self, settings: Any, info: DatasetInfo, ipc: int) -> Any:
-        """Settings with those made explicit that depend on the size of the set, such as RDED's images per class."""
+        """Settings with explicit values for those that depend on the set's size, such as RDED's images per class."""
         return settings
 
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
@@ -205,11 +205,11 @@ METHODS: Registry[type[Method]] = Registry("method", "rd3.methods")
 def register_method(name: str, *, version: int) -> Callable[[type[Method]], type[Method]]:
     """Class decorator: register a method under a name.  Raise ``version`` whenever a bug fix changes its results."""
 
-    def file_it(method: type[Method]) -> type[Method]:
+    def add(method: type[Method]) -> type[Method]:
         method.name, method.version = name, version
         return METHODS.register(name)(method)
 
-    return file_it
+    return add
 
 
 def method_names() -> list[str]:

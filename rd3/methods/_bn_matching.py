@@ -54,7 +54,7 @@ class BatchNormMatching(Method):
     Image ``k`` of each of ``batch_classes`` classes is one batch, in class order.  From Gaussian noise or the images of
     an init set, every iteration takes one view of the batch (crop, flip, roll: shared by all its images), adds the
     cross-entropy and ``bn_weight`` times the BatchNorm term, takes an Adam step on the pixels and clamps them.  The
-    last iterate is kept.  A block is a batch, or several that are made one after the other.  A method that takes every
+    last iterate is kept.  A block is a batch, or several generated one after the other.  A method that takes every
     block from the same unchanged network may set ``side_by_side``.
     """
 
@@ -126,7 +126,7 @@ class BatchNormMatching(Method):
         return [made[block.index] for block in blocks]
 
     def _make(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
-        """Images of blocks of equal size, made side by side."""
+        """Images of blocks of equal size, generated side by side."""
         import torch
 
         settings, size = ctx.settings, len(blocks[0].members)
@@ -153,8 +153,8 @@ class BatchNormMatching(Method):
     ) -> torch.Tensor:
         """(G * B, 3, H, W) float in 0-255: G batches of B images, recovered side by side.
 
-        Each has its own stream, its own views and its own statistics.  A frozen network in eval mode looks at every
-        image alone, Adam at every value: the gradient of the summed loss is each batch's own, and so are its steps.
+        Each has its own stream, views and statistics.  A frozen network in eval mode treats every image, and Adam every
+        value, independently: the gradient of the summed loss with respect to a batch is that of its own loss.
         """
         import torch
         import torch.nn.functional as F

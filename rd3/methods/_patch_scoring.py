@@ -24,8 +24,8 @@ _PIXELS = {"cpu": 2**18, "cuda": 2**25}
 _MEASURED = 32
 """Crops on which the copy's error is measured at the least."""
 _SAFETY = 5.0
-"""How much larger than the largest error measured any other may be.  Rounding errors of bf16 are spread about evenly
-around zero: of 32 the largest is near two standard deviations, and this bound near ten."""
+"""Factor by which any error may exceed the largest measured one.  Rounding errors of bf16 are about symmetric around
+zero: the largest of 32 is near two standard deviations, and this bound near ten."""
 _RESOLVED = 12.0
 """Margins beyond which float32 losses tell crops apart no better than bf16 does: the loss is 6e-6 there and moves in
 steps of 1e-7."""
@@ -44,7 +44,7 @@ class Crops:
     """Side that a crop is resized to, pixels."""
 
     def pixels(self, image: int, crops: torch.Tensor, ctx: Context) -> torch.Tensor:
-        """(n, 3, s, s) float in 0-255: crops (n,) of image number 0 .. M-1, read anew."""
+        """(n, 3, s, s) float in 0-255: crops (n,) of image number 0 .. M-1, read again."""
         from rd3.augment import crop_and_resize
 
         (original,) = ctx.dataset.originals(ctx.split, [self.images[image]])
@@ -141,7 +141,7 @@ def _drawn(
 def _cut_singly(originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
     """Crops (3, s, s) of images of any size, as ``crop_and_resize`` gives them but for rounding.
 
-    Fastest on a CPU: no pixel outside of a box is looked at.
+    Fastest on a CPU, as it reads no pixel outside of a box.
     """
     import torch.nn.functional as F
 
@@ -155,7 +155,7 @@ def _cut_singly(originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]
 def _cut_together(
     originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int
 ) -> Iterator[torch.Tensor]:
-    """The same of images of one size, in few operations: what a GPU wants.  As many crops at a time as images."""
+    """The same for images of one size in few operations, for GPUs; one box per image at a time."""
     import torch
 
     from rd3.augment import crop_and_resize

@@ -126,7 +126,7 @@ class Pool:
         """Index of the teacher of this iteration."""
         return (self.first_turn + iteration) % len(self.teachers)
 
-    def look(self, views: torch.Tensor, iteration: int) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def forward(self, views: torch.Tensor, iteration: int) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Logits (B, C) of this iteration's teacher and its statistics loss; ``views`` are in normalised space."""
         with self.losses[self.turn(iteration)] as loss:
             logits = self.logits(views, iteration)

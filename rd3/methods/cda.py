@@ -41,8 +41,8 @@ class CDA(BatchNormMatching):
     VILA-Lab/SRe2L ``CDA/recover_cda_in1k.py``, ``CDA/recover_cda_tiny.py``, ``CDA/README.md``.
 
     Deviations: as SRe2L (the resized crop is antialiased; pixels are clamped to the teacher's own constants; one random
-    stream per batch instead of none fixed; stored without loss unless ``save_format`` is ``jpeg``), and at 32 pixels
-    crop and flip are on, which SRe2L leaves out there: without a crop there is no curriculum.
+    stream per batch, where the authors fix no seed; stored losslessly unless ``save_format`` is ``jpeg``), and at 32
+    pixels crop and flip are on, unlike in SRe2L: without a crop there is no curriculum.
     """
 
     Settings = CDASettings

@@ -41,7 +41,7 @@ class EDC(PoolMethod):
     iteration takes one random view of the batch (crop and flip: shared by all its images) and the next teacher of the
     pool, and adds the cross-entropy and ``matching_weight`` times the distance of the statistics of its layers
     (BatchNorm and convolutions; channels and tiles) from those of all images and of the batch's classes ("soft
-    category-aware matching"), and where wanted the flatness term.  The last iterate is kept.  Sets do not nest.
+    category-aware matching"), and optionally the flatness term.  The last iterate is kept.  Sets do not nest.
 
     Source: Shao et al., "Elucidating the Design Space of Dataset Condensation", NeurIPS 2024; shaoshitong/EDC
     ``Branch_*/recover``.
@@ -50,13 +50,13 @@ class EDC(PoolMethod):
     variances as means, so that all its runs matched them swapped: this is the paper's EDC rather than the scripts';
     CIFAR-10's pool is trained for the five epochs that its script names, of which the released code keeps the first
     (``e % 10 == 0``), and three of its eight networks there have no published training; image k of a class starts from
-    image k of the init set's class, not from one drawn with replacement; moving averages of statistics start anew with
-    every batch, so that batches can be made apart; every teacher sees pixels under its own constants, and the first
-    one's make the space of the optimisation; the resized crop is antialiased; the second clamp of the CIFAR-10 script,
-    before the backward pass, is left out, since images that start in [0, 1] and are clamped after every step never
-    leave it; the flatness term works for every dataset, where two of the released branches have a constant zero, and
-    its averaged images pass the teacher without being matched; one random stream per batch instead of none fixed;
-    stored without loss unless ``save_format`` is ``jpeg``.
+    image k of the init set's class, not from one drawn with replacement; moving averages of statistics restart with
+    every batch, so that batches are independent; every teacher gets pixels normalised with its own constants, and the
+    optimisation runs in the normalised space of the first one; the resized crop is antialiased; the second clamp of the
+    CIFAR-10 script, before the backward pass, is left out, since images that start in [0, 1] and are clamped after
+    every step never leave it; the flatness term works for every dataset, where two of the released branches have a
+    constant zero, and its averaged images pass the teacher without being matched; one random stream per batch instead
+    of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
     """
 
     Settings = EDCSettings
@@ -79,11 +79,11 @@ class EDC(PoolMethod):
 
             def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
                 if not settings.flatness_weight:
-                    logits, matching = pool.look(view(images, settings, stream), iteration)
+                    logits, matching = pool.forward(view(images, settings, stream), iteration)
                     return F.cross_entropy(logits, labels) + settings.matching_weight * matching
                 # Cut as one batch, so that both are seen under the same draw.
                 seen, seen_averaged = view(torch.cat([images, averaged]), settings, stream).chunk(2)
-                logits, matching = pool.look(seen, iteration)
+                logits, matching = pool.forward(seen, iteration)
                 with torch.no_grad():
                     wanted = pool.logits(seen_averaged, iteration)
                     averaged.lerp_(images, 1 - settings.image_ema)

@@ -47,11 +47,11 @@ class GVBSM(PoolMethod):
     CVPR 2024; shaoshitong/G_VBSM_Dataset_Condensation
     ``Branch_*/recover/data_synthesis_with_svd_with_db_with_all_statistic.py`` and ``utils.py``.
 
-    Deviations: at IPC 1, of which there is no script, densification has nothing to tell apart; moving averages of
-    statistics start anew with every batch, so that batches can be made apart, where the authors' run on from the batch
-    before; eigenvalues come from a symmetric solver; every teacher sees pixels under its own constants, and the first
-    one's make the space of the optimisation; the resized crop is antialiased; one random stream per batch instead of
-    none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    Deviations: at IPC 1, for which there is no script, densification has no effect; moving averages of statistics
+    restart with every batch, so that batches are independent, where the authors' continue from the previous batch;
+    eigenvalues come from a symmetric solver; every teacher gets pixels normalised with its own constants, and the
+    optimisation runs in the normalised space of the first one; the resized crop is antialiased; one random stream per
+    batch, where the authors fix no seed; stored losslessly unless ``save_format`` is ``jpeg``.
     """
 
     Settings = GVBSMSettings
@@ -71,7 +71,7 @@ class GVBSM(PoolMethod):
 
             def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
                 seen = view(images, settings, stream, jitter=settings.jitter)
-                logits, matching = pool.look(seen, iteration)
+                logits, matching = pool.forward(seen, iteration)
                 loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
                 return loss + settings.density_weight * densification(seen, groups)
 
@@ -119,7 +119,7 @@ def densification(images: torch.Tensor, groups: list[torch.Tensor]) -> torch.Ten
             # The gradient of eigenvalues alone, without the vectors, is finite where two of them coincide.
             spectrum = torch.linalg.eigvalsh(of_class @ of_class.mT)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in __all__
-            # Pixels that are not finite: the loss says so, with its iteration.
+            # Pixels are not finite, which the loss reports together with its iteration.
             return total + torch.nan
         flat = (spectrum.detach() / _TEMPERATURE).log_softmax(-1)
         total = total + (flat.exp() * (flat - spectrum.log_softmax(-1))).sum()

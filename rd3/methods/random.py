@@ -25,7 +25,7 @@ class RandomSettings(Settings):
 class Random(Method):
     """Uniformly sampled real images: the baseline that every method must beat at equal IPC.
 
-    One permutation of each class, of which the first IPC images are taken: the IPC-1 set is part of the IPC-10 set.
+    The first IPC images of one permutation per class, so that the IPC-1 set is part of the IPC-10 set.
     Images are stored at the dataset's size (shorter side resized with antialias, centre crop), without loss.
 
     Deviations: others store real images at 224 pixels with the shorter side at 224.  ``imagenet1k``, ``imagenette`` and

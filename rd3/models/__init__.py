@@ -1,7 +1,7 @@
-"""Networks: what a name means at each resolution, and how to build it, for teachers and students alike.
+"""Networks for teachers and students: the architecture of each name at each resolution, and how to build it.
 
-``networks.yaml`` is the table; ``architectures/`` holds what it builds.  Names, notes and errors cost no torch import.
-A network in another package registers itself with :func:`register_network` under the entry-point group ``rd3.models``.
+``networks.yaml`` is the table, ``architectures/`` the code.  Names, notes and errors need no import of torch.
+Other packages add networks with :func:`register_network` and the entry-point group ``rd3.models``.
 """
 
 from typing import TYPE_CHECKING, Any

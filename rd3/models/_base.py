@@ -1,4 +1,4 @@
-"""What a network is before it is built: a name, a summary, and a note for every resolution it exists at."""
+"""Networks before they are built: a name, a summary, and a note for every supported resolution."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cost:
     flops: float = 0.0
     """Floating-point operations; a multiply-add counts as two."""
     bytes: float = 0.0
-    """Memory traffic of layers in bytes, as fp32 and without weights."""
+    """Memory traffic of layers in bytes, for fp32 and without weights."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
@@ -39,9 +39,9 @@ class Extent(NamedTuple):
     """Size of a network and of its layer statistics on disk."""
 
     values: int
-    """Saved numbers: parameters and buffers."""
+    """Number of saved values: parameters and buffers."""
     channels: int
-    """Input channels of all its convolutions and batch norms, over which statistics are collected."""
+    """Total number of input channels of all convolutions and batch norms, over which statistics are collected."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ NETWORKS: Registry[Network] = Registry("network", "rd3.models")
 def register_network(
     name: str, *, summary: str, resolutions: Mapping[int, str]
 ) -> Callable[[Callable[[int, int], nn.Module]], Callable[[int, int], nn.Module]]:
-    """Decorator: register a builder ``(num_classes, resolution) -> module``; the module ends in a linear layer."""
+    """Decorator: register a builder ``(num_classes, resolution) -> module``; the module must end in a linear layer."""
 
-    def file_it(build: Callable[[int, int], nn.Module]) -> Callable[[int, int], nn.Module]:
+    def register(build: Callable[[int, int], nn.Module]) -> Callable[[int, int], nn.Module]:
         NETWORKS.register(name)(Network(NetworkInfo(name, summary, dict(resolutions)), build))
         return build
 
-    return file_it
+    return register
 
 
 def network_names() -> list[str]:
@@ -87,7 +87,7 @@ def find(name: str, resolution: int | None = None) -> Network:
     known = network.info.resolutions
     if resolution is not None and resolution not in known:
         sides = ", ".join(str(side) for side in sorted(known))
-        raise Unsupported(f"Network {name} has no form at {resolution} pixels, only at {sides}.", "use another network")
+        raise Unsupported(f"Network {name} does not support {resolution} pixels, only {sides}.", "use another network")
     return network
 
 
@@ -105,6 +105,6 @@ def _timm(name: str) -> Network:
     if not timm.is_model(short):
         hint = did_you_mean(short, timm.list_models())
         raise UnknownName(f"timm has no network {short!r}.", hint if len(hint) < 200 else "see timm.list_models()")
-    note = "as timm defines it; img_size is passed to networks of a fixed input size, their patch size stays"
+    note = "as defined by timm; img_size is passed to networks with a fixed input size, the patch size stays the same"
     info = NetworkInfo(name, f"{short} of the timm library, without weights", dict.fromkeys(RESOLUTIONS, note))
     return Network(info, lambda num_classes, resolution: timm_any.named(num_classes, resolution, name=short))

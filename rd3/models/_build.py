@@ -1,4 +1,4 @@
-"""From a name to a module, its size and its cost."""
+"""Build networks by name, and compute their size and cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_network(
     """Build a network that takes (B, 3, H, W) in [0, 1] and normalises internally; on the CPU, in train mode.
 
     Weights are initialised from ``stream``, or from a fixed stream if None, for callers that load weights next.  Raises
-    :class:`UnknownName`, or :class:`Unsupported` if the network has no form at this resolution.
+    :class:`UnknownName`, or :class:`Unsupported` if the network does not support this resolution.
     """
     from rd3.models._normalised import NormalisedNetwork
 
@@ -37,7 +37,7 @@ def build_network(
 
 @functools.cache
 def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
-    """The bare network without storage: for counting."""
+    """The bare network on the meta device, without storage."""
     import torch
 
     network = find(name, resolution)
@@ -79,4 +79,4 @@ def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
             network(pixels)
         return Cost(counter.get_total_flops(), traffic.bytes)
 
-    return counted(2) - counted(1)  # what an image adds: weights are read once a batch
+    return counted(2) - counted(1)  # the cost of one more image, as weights are read once per batch

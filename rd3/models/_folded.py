@@ -22,23 +22,23 @@ def folded(network: nn.Module) -> nn.Module:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         _fold(conv, norm)
         own.set_submodule(norm_name, _without_norm(norm))
-    return own.eval()  # what took the place of norms is new
+    return own.eval()  # the modules that replace norms are new
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into norms, timm's included, which are no part of torch."""
+    """Treats norms as leaves, including those of timm."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, name)
 
 
 def _pairs(network: nn.Module) -> list[tuple[str, str]]:
-    """Names of (convolution, norm) where the norm, and nothing else, sees what the convolution gives."""
+    """Names of (convolution, norm) where only the norm uses the convolution's output."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return []
     try:
         graph = _Tracer().trace(network)
-    except Exception:  # tracing runs a network's own code on stand-ins for tensors: it may raise anything
+    except Exception:  # tracing runs the network's code on proxies, which may raise anything
         return []
     modules = dict(network.named_modules(remove_duplicate=False))
     calls = [node for node in graph.nodes if node.op == "call_module"]
@@ -78,5 +78,5 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a norm: nothing, or in timm's the dropout and the activation."""
+    """What remains of a norm: an identity, or the dropout and the activation of timm's norms."""
     return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act")) if _is_timms(norm) else nn.Identity()

@@ -1,4 +1,4 @@
-"""A network with its own normalisation: datasets stay in [0, 1], and a pool can mix teachers of different constants."""
+"""A network with its own normalisation, so that pixels stay in [0, 1] and teachers' constants may differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rd3.recipe import Normalisation
 
 
 class NormalisedNetwork(nn.Module):
-    """``network`` behind ``(pixels - mean) / std``; the constants are buffers that no state dict holds."""
+    """``network`` applied to ``(pixels - mean) / std``; the constants are non-persistent buffers."""
 
     mean: torch.Tensor
     """(1, 3, 1, 1), of pixels in [0, 1]."""
@@ -38,16 +38,16 @@ class NormalisedNetwork(nn.Module):
         return head
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalise (B, 3, H, W) in [0, 1] for the bare network."""
+        """Normalise pixels (B, 3, H, W) in [0, 1] for the bare network."""
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to logits (B, C)."""
+        """Logits (B, C) of pixels (B, 3, H, W) in [0, 1]."""
         logits: torch.Tensor = self.network(self.normalise(pixels))
         return logits
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to the input of the last linear layer, (B, D)."""
+        """Input of the last linear layer, (B, D), for pixels (B, 3, H, W) in [0, 1]."""
         seen: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:

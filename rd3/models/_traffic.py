@@ -1,4 +1,4 @@
-"""How many bytes the operations of a network read and write."""
+"""Memory traffic of a network's operations, in bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class Traffic(TorchDispatchMode):
-    """Counts, while it is entered, the tensors that go into and come out of operations; views move nothing."""
+    """Inside ``with``, sums the bytes of the inputs and outputs of operations; views count as zero."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated in torch
         self.bytes = 0
 
     def __torch_dispatch__(

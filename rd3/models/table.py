@@ -1,4 +1,4 @@
-"""Files every row of ``networks.yaml`` in the registry; the architecture's module is imported when it is built."""
+"""Registers every row of ``networks.yaml``; an architecture's module is imported when it is built."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Results as a few files of limited size, for machines that give back no more: collected there, unpacked here.
+"""Results in a few files of limited size, for machines with limited output: collected there, unpacked here.
 
-A part is a zip file whose members are stored as they are, so that nothing unpacks to more than the part is long:
-``parts.json`` (what the members are, with size and sha256) and the members themselves.  A file above ``SHARD_BYTES``
-travels in shards, perhaps in several parts.  Parts are filled one after the other; only the last one is written anew,
-and each is replaced whole, so that what lies there at any moment can be read.
+A part is a zip file with uncompressed members, so that nothing unpacks to more than the size of the part:
+``parts.json`` (the list of members, with size and sha256) and the members themselves.  A file above ``SHARD_BYTES`` is
+split into shards, possibly in several parts.  Parts are filled one after the other; only the last one is rewritten, and
+atomically, so that the parts are readable at any time.
 """
 
 from rd3.parts._collect import Collector

@@ -1,4 +1,4 @@
-"""A store into parts, again and again while it grows."""
+"""Collect the entries of a growing store into parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rd3.store import Entry
 class Piece(NamedTuple):
     member: Member
     source: Path | bytes
-    """The file that it is of, or what it is."""
+    """The file that the piece belongs to, or its content."""
     offset: int = 0
 
     def content(self) -> bytes:
@@ -28,19 +28,19 @@ class Piece(NamedTuple):
 
 @dataclass
 class Collector:
-    """Keeps parts in ``target`` of what a store has beyond what it had at first."""
+    """Keeps parts in ``target`` with all entries that a store has gained since the start."""
 
     store: Path
     target: Path
     notes: Path | None = None
-    """Folder of files that come along; the small ones, and in the state of the last collection."""
+    """Folder of additional files; small ones are included, as of the last collection."""
     parts: int = PARTS
     part_bytes: int = PART_BYTES
     shard_bytes: int = SHARD_BYTES
     known: set[Path] = field(default_factory=set)
-    """Entries that are not collected: they were there before."""
+    """Entries that existed before and are not collected."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """``kind key`` to the reason, for what did not fit."""
+    """``kind key`` to the reason, for entries that did not fit."""
 
     def __post_init__(self) -> None:
         self._closed = 0
@@ -48,12 +48,12 @@ class Collector:
         self._noted: list[tuple[str, int]] = []
 
     def _entries(self) -> list[Path]:
-        """In the order in which they were made."""
+        """Entries in the order in which they were written."""
         paths = [path for kind in KINDS for path in (self.store / "by-key" / kind).glob("*.json")]
         return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     def collect(self) -> int:
-        """Bring the parts up to date; how many entries are new in them."""
+        """Update the parts; returns the number of new entries."""
         fresh = [path for path in self._entries() if path not in self.known]
         added = sum(self._add(path) for path in fresh)
         noted = [(path.name, path.stat().st_mtime_ns) for path in self._notes()]
@@ -96,7 +96,7 @@ class Collector:
         return Piece(Member(path=path, sha256=sha256, size=size, shard=shard, of=of), source, offset)
 
     def _fits(self, pieces: Sequence[Piece]) -> bool:
-        """Whether all of an entry finds room: a trial run of :meth:`_place`."""
+        """Whether all pieces of an entry fit; simulates :meth:`_place`."""
         closed, used = self._closed, _weight(self._open)
         for piece in pieces:
             if used + _weight([piece]) > self.part_bytes - MARGIN:
@@ -111,14 +111,14 @@ class Collector:
         self._open.append(piece)
 
     def _write_open(self) -> None:
-        """The part that is not full yet, with the notes that fit into it."""
+        """Write the part that is not full yet, with the notes that fit into it."""
         pieces = list(self._open)
         for source in self._notes():
             assert self.notes is not None
             name = f"{NOTES}/{source.relative_to(self.notes).as_posix()}"
             content = source.read_bytes()
             member = Member(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-            piece = Piece(member, content)  # it may be written to meanwhile
+            piece = Piece(member, content)  # read once, as it may be written to meanwhile
             if safe(name) and _weight([*pieces, piece]) <= self.part_bytes - MARGIN:
                 pieces.append(piece)
         if pieces:
@@ -143,5 +143,5 @@ def _read(path: Path, offset: int, size: int) -> bytes:
 
 
 def _weight(pieces: Sequence[Piece]) -> int:
-    """Bytes that pieces take in a part, at most: themselves, and their names in index and directory."""
+    """Upper bound of the bytes that pieces take in a part, including their names in the index and the directory."""
     return sum(piece.member.size + MARGIN for piece in pieces)

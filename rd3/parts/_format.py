@@ -1,4 +1,4 @@
-"""What a part is: its limits, its members, and the places in a store that these may have."""
+"""The format of parts: limits, members and valid paths."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from rd3.recipe import KINDS
 PART_BYTES = 16_000_000
 SHARD_BYTES = 15_000_000
 PARTS = 6
-"""Eight files may come back; two are left for a log and for the part that is being written."""
+"""Eight files may be returned; two of them are for a log and the part being written."""
 INDEX = "parts.json"
 NOTES = "notes"
-"""Files beside the results: tables of benchmarks, reasons of failures."""
+"""Files besides the results: benchmark tables, reasons of failures."""
 MARGIN = 1000
-"""Bytes of a part that are kept for its directory and index, and as many again for every member."""
+"""Bytes of a part reserved for its directory and index, and for each member."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 PATTERN = "results-*.zip"
 
 
 class Member(BaseModel):
-    """One member of a part: a file, or shard ``shard`` (from 1) of ``of`` of it."""
+    """One member of a part: a file, or its shard number ``shard`` (from 1) of ``of``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    """Relative to the store's folder, with /."""
+    """Path relative to the store's folder, with /."""
     sha256: str
-    """Of the member."""
+    """sha256 of the member."""
     size: int = Field(ge=0)
     shard: int = Field(default=1, ge=1)
     of: int = Field(default=1, ge=1, le=1000)
 
     @property
     def name(self) -> str:
-        """In the zip file."""
+        """Name in the zip file."""
         return self.path if self.of == 1 else f"{self.path}.{self.shard}of{self.of}"
 
 
 def safe(name: str) -> bool:
-    """A relative path of plain names, none hidden and none that leads elsewhere."""
+    """Whether this is a relative path of plain names, without hidden files or ``..``."""
     return len(name) < 1000 and all(_NAME.fullmatch(part) for part in name.split("/"))
 
 
 def belongs(name: str) -> bool:
-    """A place in a store, or a note."""
+    """Whether this is a path in a store or of a note."""
     if not safe(name):
         return False
     match name.split("/"):

@@ -1,4 +1,4 @@
-"""Parts into a store: what came from elsewhere is checked before it is believed."""
+"""Unpack parts into a store; their content is not trusted and checked first."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from rd3.store import Entry, FolderStore, sha256_file, write_atomically
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What came out of the parts in a folder."""
+    """Result of unpacking the parts in a folder."""
 
     store: Path
     entries: int
     lacking: dict[str, str]
-    """``kind key`` of entries that were not taken, with the reason: a part of them did not come along."""
+    """``kind key`` to the reason, for entries left out because some of their files are missing."""
 
 
 def holds_parts(folder: Path) -> bool:
-    """Whether a folder has parts."""
+    """Whether a folder contains parts."""
     return any(Path(folder).glob(PATTERN))
 
 
 def unpack(folder: Path, store: Path) -> Unpacked:
-    """Put the parts in ``folder`` together as a store in the folder ``store``.
+    """Unpack the parts in ``folder`` into a store in the folder ``store``.
 
-    Every member and every file is checked by its hash.  An entry whose files are not all there is left out and named.
-    Raises :class:`DataMissing` without parts, and :class:`DataCorrupt` for a part that is not what it says.
+    The hash of every member and every file is checked.  Entries with missing files are left out and reported.  Raises
+    :class:`DataMissing` if there are no parts, and :class:`DataCorrupt` for a part that does not match its index.
     """
     folder, store = Path(folder), Path(store)
     paths = sorted(folder.glob(PATTERN))
     if not paths:
-        raise DataMissing(f"{folder} holds no parts: there is no {PATTERN}.", "give the folder that came back")
+        raise DataMissing(f"{folder} holds no parts ({PATTERN}).", "give the folder that the machine returned")
     scratch = store / ".shards"
     shards: dict[str, dict[int, Path | None]] = {}
     entries: dict[str, bytes] = {}
@@ -80,7 +80,7 @@ def _join(path: Path, shards: Sequence[Path]) -> None:
 
 
 def _take_entry(store: Path, name: str, content: bytes) -> str:
-    """Put an entry beside its files, last; or the reason why not."""
+    """Write an entry, after its files; returns the reason if it is left out, else an empty string."""
     try:
         entry = Entry.model_validate_json(content)
     except ValidationError:
@@ -90,18 +90,18 @@ def _take_entry(store: Path, name: str, content: bytes) -> str:
     folder = store / "artifacts" / entry.kind / entry.key
     for file, expected in entry.files.items():
         if not (folder / file).is_file():
-            return f"its file {file} did not come along whole"
+            return f"its file {file} is missing or incomplete"
         if sha256_file(folder / file) != expected:
-            raise DataCorrupt(f"{name}: file {file} has another sha256 than the entry says.", "collect again")
+            raise DataCorrupt(f"{name}: the sha256 of file {file} differs from the entry.", "collect the results again")
     FolderStore(store).put(entry, folder)
     return ""
 
 
 def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
-    """Members of a part with their content, each checked; raises :class:`DataCorrupt`."""
+    """Members of a part with their checked content; raises :class:`DataCorrupt`."""
 
     def corrupt(what: str) -> DataCorrupt:
-        return DataCorrupt(f"{path}: {what}.", "bring the file again from where it was collected")
+        return DataCorrupt(f"{path}: {what}.", "copy the file again from where it was collected")
 
     try:
         with zipfile.ZipFile(path) as opened:
@@ -112,10 +112,10 @@ def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
             for member in index:
                 content = _content(opened, infos[member.name], member.size, corrupt)
                 if hashlib.sha256(content).hexdigest() != member.sha256:
-                    raise corrupt(f"{member.name} has another sha256 than {INDEX} says")
+                    raise corrupt(f"the sha256 of {member.name} differs from {INDEX}")
                 yield member, content
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise corrupt(f"it cannot be read to its end ({error})") from None
+        raise corrupt(f"the file is damaged ({error})") from None
 
 
 def _index(
@@ -132,12 +132,12 @@ def _index(
         raise corrupt(f"{INDEX} is not readable") from None
     for member in members:
         if not belongs(member.path) or member.shard > member.of:
-            raise corrupt(f"it has a member {member.name!r}, which is not a place in a store")
+            raise corrupt(f"member {member.name!r} is not a path in a store")
     return members
 
 
 def _content(opened: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, corrupt: Callable[[str], DataCorrupt]) -> bytes:
-    """A member's bytes; one that is compressed, or longer than it says, is refused before it is read."""
+    """The bytes of a member; raises before reading one that is compressed or longer than declared."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != size or info.compress_size != size:
-        raise corrupt(f"{info.filename} is not stored as it is")
+        raise corrupt(f"{info.filename} is compressed or has another size than declared")
     return opened.read(info)

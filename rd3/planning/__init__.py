@@ -1,1 +1,1 @@
-"""What a result is made from and what it costs, before anything runs."""
+"""Plan a result before anything runs: its recipes and their cost."""

@@ -1,8 +1,8 @@
-"""How fast a device is: students are trained on noise for about a second each, and rates fitted to their times.
+"""Measure the speed of a device: train students on noise for about a second each and fit rates to the times.
 
-They run through the very loop of post-evaluation, so that what is made faster there is known here.  Two networks of
-equal work may differ by a factor of two and more (depthwise convolutions, group norms), so each network's own factor is
-kept beside the rates.
+This uses the loop of post-evaluation itself, so that improvements there are measured too.  Two networks of equal work
+may differ in time by a factor of two or more (depthwise convolutions, group norms), so a factor per network is kept
+besides the rates.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split
 
 SECONDS = 20.0
-"""About how long a calibration takes."""
+"""Approximate duration of a calibration in seconds."""
 _FITTED = ("fp32", "bf16", "bytes", "step_s")
-_ENDLESS = 1_000_000
-"""Epochs of a run that is ended by the clock."""
+_MAX_EPOCHS = 1_000_000
+"""Upper limit on epochs; runs are ended by the clock."""
 _STEPS = {"cpu": 1, "cuda": 20}
-"""Batches of an epoch, whose end waits for a GPU."""
-_SPARED = 0.7
-"""Light cases leave some of their time to heavy ones, of which a step takes longer."""
+"""Batches per epoch; only the end of an epoch waits for a GPU."""
+_TIME_SHARE = 0.7
+"""Fraction of its equal share of the time that a case uses; the rest goes to heavier cases, whose steps are longer."""
 
 
 class Calibration(BaseModel):
-    """Measured rates of one device with one torch, as plain data."""
+    """Measured rates of one device with one version of torch, as plain data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cpu", "cuda"]
     device: str
-    """Its name; of a processor, one thread was measured."""
+    """Name of the device; for a processor, one thread was measured."""
     torch: str
     rd3: str
     fp32: float = Field(gt=0)
-    """These and the next three as of :class:`rd3.planning.cost.Rates`."""
+    """This and the next three as in :class:`rd3.planning.cost.Rates`."""
     bf16: float = Field(gt=0)
     bytes: float = Field(gt=0)
     step_s: float = Field(ge=0)
     auto: Literal["bf16", "fp32"]
-    """What precision ``auto`` is on this device."""
+    """The precision that ``auto`` means on this device."""
     networks: dict[str, float]
-    """``"<network> <precision>"`` to measured / fitted, of the passes alone."""
+    """``"<network> <precision>"`` to measured / fitted time of forward and backward passes."""
     residual: float = Field(ge=0)
-    """Root mean square of ln(measured / fitted) over the runs, before that: 0.4 is a typical error of 40 to 50 %."""
+    """Root mean square of ln(measured / fitted) over the runs, without these factors; 0.4 is an error of 40 to 50 %."""
     runs: int = Field(ge=1)
     measured_at: str
     """UTC."""
 
     @property
     def rates(self) -> Rates:
-        """What a recipe takes besides its steps is not measured, and is taken as shipped."""
+        """The rates; a recipe's overhead outside its steps is not measured and taken from the shipped rates."""
         shipped = GPU if self.kind == "cuda" else CPU_THREAD
         return Rates(
             name=self.device,
@@ -81,7 +81,7 @@ class Calibration(BaseModel):
 
 
 class Run(NamedTuple):
-    """What a training step takes, as measured."""
+    """Measured time of a training step."""
 
     network: str
     work: Work
@@ -89,14 +89,14 @@ class Run(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """A network, trained on batches of so many images of so many pixels a side."""
+    """A network to measure, with batch size and resolution."""
 
     network: str
     batch: int
     side: int = 32
 
     def step(self, precision: str) -> Work:
-        """One training step without labels from a teacher."""
+        """Work of one training step, without teacher."""
         cost = TRAIN_FACTOR * self.batch * forward_cost(self.network, 10, self.side)
         return Work(cost, 1, precision, ((self.network, cost),))
 
@@ -115,15 +115,15 @@ _CASES = (
     _Case("convnet_w32", 5),
 )  # fmt: skip
 _EMULATED = _CASES[:2]
-_FOR_GPUS = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18", 50, 224), _Case("resnet50", 50, 224))
-"""Small images do not fill a GPU, and say nothing of how fast it computes."""
+_GPU_CASES = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18", 50, 224), _Case("resnet50", 50, 224))
+"""Larger cases, as small images do not utilise a GPU."""
 
 
 def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibration:
-    """Measure ``device`` (``cpu``: one thread of it) for about ``seconds``; longer where a single step takes long.
+    """Measure ``device`` (``cpu``: one thread) for about ``seconds``, or longer if a single step takes long.
 
-    Process seconds on a CPU, so that other work beside it counts little; wall time elsewhere.  Raises
-    :class:`rd3.errors.BadValue` for a device that is not here.
+    CPU time is measured on a CPU, so that concurrent work matters little, and wall time elsewhere.  Raises
+    :class:`rd3.errors.BadValue` for a device that is not available.
     """
     import torch
 
@@ -154,20 +154,20 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     )
 
 
-def fit(runs: Sequence[Run], begin: Rates) -> tuple[Rates, float]:
-    """Rates with the smallest squared ln(measured / fitted), and the root mean square of that; then networks' factors.
+def fit(runs: Sequence[Run], initial: Rates) -> tuple[Rates, float]:
+    """Rates that minimise the squared ln(measured / fitted), and its root mean square.
 
-    Logarithms weigh a short run like a long one, and keep rates positive.  ``begin``: from where to search; also what a
-    rate stays near that no run depends on.
+    Logarithms give short and long runs equal weight and keep rates positive.  ``initial``: start of the search, and the
+    value that a rate keeps if no run depends on it.
     """
     import numpy as np
     from scipy.optimize import least_squares
 
-    begin = begin._replace(start_s=0.0, measured={})
-    start = np.log([getattr(begin, name) for name in _FITTED])
+    initial = initial._replace(start_s=0.0, measured={})
+    start = np.log([getattr(initial, name) for name in _FITTED])
 
     def rates(logarithms: np.ndarray) -> Rates:
-        return begin._replace(**dict(zip(_FITTED, np.exp(logarithms).tolist(), strict=True)))
+        return initial._replace(**dict(zip(_FITTED, np.exp(logarithms).tolist(), strict=True)))
 
     def off(logarithms: np.ndarray) -> np.ndarray:
         fitted = rates(logarithms)
@@ -180,46 +180,46 @@ def fit(runs: Sequence[Run], begin: Rates) -> tuple[Rates, float]:
 
 
 def _networks(runs: Sequence[Run], rates: Rates) -> dict[str, float]:
-    """Each network's passes, measured / fitted, without a step's fixed part: the geometric mean of its runs."""
+    """Measured / fitted time of each network's passes, without the fixed cost of a step: geometric mean of its runs."""
     factors: dict[str, list[float]] = defaultdict(list)
     for run in runs:
         fixed = run.work.steps * rates.step_s
-        passes = max(run.seconds - fixed, 0.1 * run.seconds)  # where the fixed part was taken for too much
+        passes = max(run.seconds - fixed, 0.1 * run.seconds)  # in case the fixed part was overestimated
         factors[f"{run.network} {run.work.precision}"].append(passes / (rates.seconds(run.work) - fixed))
     return {name: math.exp(sum(map(math.log, found)) / len(found)) for name, found in factors.items()}
 
 
 def _runs(device: torch.device, seconds: float) -> list[Run]:
-    """Light cases first; each takes its part of the time that is left, and at least two epochs."""
+    """Runs of all cases, light ones first; each gets its share of the time left, and at least two epochs."""
     from rd3.device import bf16_in_hardware
 
-    wanted = (*_CASES, *_FOR_GPUS) if device.type == "cuda" else _CASES
+    wanted = (*_CASES, *_GPU_CASES) if device.type == "cuda" else _CASES
     cases = list(itertools.product(wanted, ("fp32", "bf16")))
     cases.sort(key=lambda one: one[0].step("").cost.flops)
-    if bf16_in_hardware(device) is False:  # it would take most of the time to say how slow that is
+    if bf16_in_hardware(device) is False:  # measuring slow emulation would take most of the time
         cases = [(case, precision) for case, precision in cases if precision == "fp32" or case in _EMULATED]
     clock = _clock(device)
     end = clock() + seconds
     runs: list[Run] = []
     for number, (case, precision) in enumerate(cases):
-        share = _SPARED * (end - clock()) / (len(cases) - number)
-        if share <= 0:  # a slow device has told enough
+        share = _TIME_SHARE * (end - clock()) / (len(cases) - number)
+        if share <= 0:  # no time left on a slow device
             break
         runs.append(Run(case.network, case.step(precision), _step_s(case, precision, device, share)))
     return runs
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """Process time of a CPU, of which others may have a part; wall time of what computes beside this process."""
+    """CPU time on a CPU, which may be shared with other processes; wall time on other devices."""
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 class _TimeIsUp(Exception):
-    """Ends a training."""
+    """Ends a training run."""
 
 
 def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -> float:
-    """Median seconds of a step, epochs of few steps each; the first one, which prepares kernels, is left out."""
+    """Median seconds per step over short epochs; the first epoch, which prepares kernels, is left out."""
     import numpy as np
     import torch
 
@@ -241,24 +241,24 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
         evaluate(
             torch.randint(256, shape, dtype=torch.uint8, generator=generator(0, "calibration")),
             torch.arange(images) % 10,
-            _nothing(case.side),
+            _empty_dataset(case.side),
             student=case.network,
             device=device,
             progress=tick,
-            epochs=_ENDLESS,
+            epochs=_MAX_EPOCHS,
             batch_size=case.batch,
             precision=precision,
         )
     return float(np.median(np.diff(ticks))) / steps
 
 
-def _nothing(side: int) -> Dataset:
-    """A dataset of ten classes without an image: the clock ends a training before it is tested."""
+def _empty_dataset(side: int) -> Dataset:
+    """A dataset of ten classes without images: training ends by the clock before any test."""
     import numpy as np
 
     from rd3.datasets import Dataset, dataset_info
 
-    class Nothing(Dataset):
+    class EmptyDataset(Dataset):
         info = dataset_info("cifar10").model_copy(update={"resolution": side})
 
         @property
@@ -274,4 +274,4 @@ def _nothing(side: int) -> Dataset:
         def original(self, split: Split, index: int) -> torch.Tensor:
             raise NotImplementedError
 
-    return Nothing()
+    return EmptyDataset()

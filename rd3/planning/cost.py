@@ -41,7 +41,7 @@ class Rates(NamedTuple):
     """Speed of one slot of a device: a CPU thread, or a whole GPU.  A rough approximation."""
 
     name: str
-    """The device, for people."""
+    """Readable name of the device."""
     fp32: float
     """Floating-point operations per second at fp32; memory traffic takes additional time."""
     bf16: float
@@ -85,14 +85,14 @@ class Rates(NamedTuple):
 
 
 # With bf16 in hardware: training steps of eleven networks at 32 pixels, on a busy AMD EPYC with avx512_bf16, took 0.5
-# to 1.6 times what these say; processors differ by more.  Around a recipe: 0.2 s of loading and writing (digits, Intel
-# Xeon), and 0.2 s of tracking and scheduling in a worker that is warm (AMD EPYC).
+# to 1.6 times these estimates; processors differ by more.  Overhead of a recipe: 0.2 s of loading and writing (digits,
+# Intel Xeon), and 0.2 s of tracking and scheduling in a warm worker (AMD EPYC).
 CPU_THREAD = Rates(
     "a CPU thread with bf16 in hardware",
     fp32=2.4e11, bf16=9.7e11, bytes=1.2e10, step_s=0.02, start_s=0.5, auto="bf16", spread=2.5,
 )  # fmt: skip
-# bf16 emulated: training steps of eight networks at 32 pixels, on an Intel Xeon that was told to use AVX2 alone, took
-# 0.7 to 2.2 times what these say.
+# bf16 emulated: training steps of eight networks at 32 pixels, on an Intel Xeon restricted to AVX2, took 0.7 to 2.2
+# times these estimates.
 PLAIN_CPU_THREAD = Rates(
     "a CPU thread that emulates bf16",
     fp32=7.8e10, bf16=3.4e9, bytes=4.1e9, step_s=0.005, start_s=0.5, auto="fp32", spread=2.5,
@@ -102,7 +102,7 @@ GPU = Rates("a GPU", fp32=2.0e13, bf16=6.0e13, bytes=1.0e12, step_s=0.004, start
 
 
 def shipped_rates(kind: str, bf16: bool) -> Rates:
-    """The rates that ship with RD3: of a GPU (``cuda``), or of a processor with or without bf16 in hardware."""
+    """The rates shipped with RD3: of a GPU (``cuda``), or of a processor with or without bf16 in hardware."""
     if kind != "cpu":
         return GPU._replace(auto="bf16" if bf16 else "fp32")
     return CPU_THREAD if bf16 else PLAIN_CPU_THREAD
@@ -189,7 +189,7 @@ def _statistics_work(recipe: StatisticsRecipe, info: DatasetInfo, network_of: Ca
     network = network_of(recipe.teacher)
     cost = info.train_count * forward_cost(network, info.num_classes, recipe.resolution)
     batches = math.ceil(info.train_count / recipe.collection.batch_size)
-    return Work(cost, batches, networks=((network, cost),))  # taking the moments adds nothing that shows
+    return Work(cost, batches, networks=((network, cost),))  # computing the moments is negligible
 
 
 def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
@@ -199,7 +199,7 @@ def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], 
     method = METHODS.get(recipe.method)()
 
     def cost(of: Collection[Key]) -> Cost:
-        """What passes through these teachers cost."""
+        """Cost of the forward and backward passes through these teachers."""
         free = Cost()
         return method.cost(
             recipe,

@@ -1,4 +1,4 @@
-"""From a method, a dataset and an IPC to the recipes of a set and of its parents; does not load torch."""
+"""Plan the recipes of a set and of its parents from a method, a dataset and an IPC; does not load torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rd3.registry import did_you_mean
 TeacherOf = Callable[[str], TeacherRecipe]
 """Teacher role to recipe, on the current dataset."""
 KnownSet = Callable[[str], SetRecipe | None]
-"""A key, or its first digits, to the recipe of that set in the ledger; None if there is none."""
+"""Maps a key, or its first digits, to the recipe of that set in the ledger; None if there is none."""
 
 
 def no_known_set(_key: str) -> None:
-    """For those who start from no set by its key."""
+    """A ``known_set`` without any sets."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def plan_set(
     Raises :class:`Unsupported` if the method does not support this dataset and IPC, and other :class:`RD3Error` for
     mistakes.
     """
-    made = METHODS.get(method)()
-    support = made.supports(info, ipc)
+    planner = METHODS.get(method)()
+    support = planner.supports(info, ipc)
     if not support.ok:
         raise Unsupported(support.reason)
     settings = resolve_settings(method, info, ipc, values)
-    needs = made.needs(info, settings, teacher)
+    needs = planner.needs(info, settings, teacher)
     teachers = tuple(_of_this_class_list(teacher_of(role), role, info) for role in needs.teachers)
     statistics = [
         StatisticsRecipe(
@@ -106,11 +106,13 @@ def _of_this_class_list(teacher: TeacherRecipe, role: str, info: DatasetInfo) ->
 
 
 def check_start(start: str, info: DatasetInfo, ipc: int) -> None:
-    """Raise for a start that is neither noise, nor a method that needs none itself, nor the beginning of a key."""
+    """Raise unless ``start`` is noise, a method that itself needs no initial set, or the beginning of a key."""
     if start in METHODS.names():
         needs = METHODS.get(start)().needs(info, resolve_settings(start, info, ipc), "")
         if needs.init != NOISE:
-            raise BadValue(f"A set cannot start from one of {start}, which itself starts from another.", "use its key")
+            raise BadValue(
+                f"A set cannot start from method {start}, which needs an initial set itself.", "use a set's key"
+            )
     elif start != NOISE and not re.fullmatch("[0-9a-f]{1,64}", start):
         raise _no_start(start)
 
@@ -128,7 +130,7 @@ def _init(
     teacher_of: TeacherOf,
     known_set: KnownSet,
 ) -> PlannedSet | SetRecipe | None:
-    """What images are started from: nothing, a set that is made first, or one that is there."""
+    """The initial set: none, a set that is generated first, or one from the ledger."""
     check_start(start, info, ipc)
     if start == NOISE:
         return None
@@ -149,23 +151,25 @@ def _init(
             "start from a set with the classes in the same order",
         )
     if known.ipc < ipc:
-        raise BadValue(f"{what} has {known.ipc} images a class, IPC is {ipc}.", "start from a set of at least that IPC")
+        raise BadValue(
+            f"{what} has {known.ipc} images per class, IPC is {ipc}.", "start from a set of at least that IPC"
+        )
     if data.split == "fit" and known.data.split != "fit":
         raise BadValue(
-            f"{what} was made from split {known.data.split}, which the validation images are part of.",
-            "start from a set that was made for validation",
+            f"{what} was generated from split {known.data.split}, which contains the validation images.",
+            "start from a set generated for validation",
         )
     return known
 
 
 def largest_sets(recipes: list[Recipe], info_of: Callable[[str], DatasetInfo]) -> dict[str, str]:
-    """Keys of smaller sets to the key of the largest set that contains their images, all equal except for the IPC.
+    """Maps keys of smaller sets to the key of the largest set with their images, which differs only in its IPC.
 
     Only for methods whose sets nest, and whose init sets nest as well.
     """
     found: dict[str, str] = {}
     sets = [recipe for recipe in recipes if isinstance(recipe, SetRecipe)]
-    # those that start from a set come second: whether they nest depends on whether these do
+    # sets with an initial set come second, as they nest only if their initial sets do
     for level in ([one for one in sets if one.init is None], [one for one in sets if one.init is not None]):
         groups: dict[tuple[str, str | None], list[SetRecipe]] = {}
         for recipe in level:

@@ -1,4 +1,4 @@
-"""What a recipe leaves on the disk, before it runs: bytes of its artifact, from shapes."""
+"""Size of a recipe's artifact in bytes, computed from shapes before it runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rd3.planning.cost import extent
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 FIXED = 6_000
-"""Ledger entry, manifest and result of anything."""
+"""Bytes of the ledger entry, manifest and result of any recipe."""
 ROW = 22
-"""Of a curve, an epoch: measured on curves of 400 epochs."""
+"""Bytes per epoch of a curve, measured on curves of 400 epochs."""
 SHEET_IMAGES = 100
-"""Images on a set's contact sheet, at most, which PNG hardly makes smaller."""
+"""Maximum number of images on a contact sheet, which PNG hardly compresses."""
 WITH_TILES = 1.3
-"""Statistics hold means and variances of channels, and of tiles besides: 1.1 to 1.4 times as much for most networks."""
+"""Factor on the size of channel statistics to include those of tiles: 1.1 to 1.4 for most networks."""
 
 
 def artifact_bytes(recipe: Recipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> int:
     """Bytes of a finished recipe: exact to a few per cent for teachers and sets, rough for statistics.
 
-    Without the tracking server's own tables.  ``network_of(key)`` names a teacher's network.
+    Does not include the tracking server's tables.  ``network_of(key)`` returns the network of a teacher.
     """
     if isinstance(recipe, TeacherRecipe):
         return FIXED + 4 * extent(recipe.network, info.num_classes, recipe.resolution).values

@@ -1,6 +1,6 @@
-"""Teacher roles: what a grid's ``teacher: resnet18`` means on a dataset, as a recipe; costs no torch import.
+"""Teacher roles: the recipe of a grid's ``teacher: resnet18`` on a dataset; does not load torch.
 
-Shipped roles are data (``teacher_roles.yaml``); a user names others by importing weights; the name of any network is a
+Shipped roles are in ``teacher_roles.yaml``; users add roles by importing weights; the name of any network is also a
 role on any dataset.
 """
 
@@ -23,7 +23,7 @@ from rd3.registry import did_you_mean
 from rd3.values import Frozen
 
 NOT_IMPORTED = "not imported"
-"""Stands for the digest of weights that nobody has imported yet: a key that nothing can ever have."""
+"""Placeholder digest of weights that have not been imported yet; no teacher has it."""
 
 
 class Trained(Frozen):
@@ -31,7 +31,7 @@ class Trained(Frozen):
 
     network: str
     normalisation: Normalisation | None = None
-    """None: the dataset's."""
+    """Normalisation of the inputs; None: the dataset's."""
     precision: Precision = "auto"
     seed: int = 0
     training: TeacherTraining
@@ -42,36 +42,36 @@ class Imported(Frozen):
 
     network: str
     hint: str
-    """The command that imports it."""
+    """Command that imports the weights."""
     normalisation: Normalisation | None = None
-    """What it was trained with; None: the dataset's."""
+    """Normalisation it was trained with; None: the dataset's."""
     weights: str | None = None
-    """Digest, where it is known beforehand."""
+    """Digest of the weights, if known in advance."""
     split: SourceSplit = "unknown"
 
 
 class Role(Frozen):
-    """One row, or a teacher that a user named (``registered``)."""
+    """A row of the table, or a teacher that the user named (``registered``)."""
 
     dataset: str
     name: str
     source: str
     nearest: bool = False
-    """True where nobody published this teacher's training for this dataset."""
+    """Whether the training of this teacher is unpublished for this dataset."""
     train: Trained | None = None
     imported: Imported | None = Field(default=None, alias="import")
     registered: TeacherRecipe | None = None
 
     @property
     def network(self) -> str:
-        """Its architecture."""
+        """Name of its network."""
         found = self.train or self.imported or self.registered
         assert found is not None
         return found.network
 
     @property
     def hint(self) -> str:
-        """How to import it; empty for a teacher that can be trained."""
+        """The command to import it; empty for a teacher that can be trained."""
         if self.registered is not None and self.registered.weights is not None:
             return f"rd3 teacher import WEIGHTS --dataset {self.dataset} --network {self.network} --role {self.name}"
         return self.imported.hint if self.imported is not None else ""
@@ -85,7 +85,7 @@ def _table() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 UserRole = Callable[[str, str], Mapping[str, Any] | None]
-"""(dataset, role) to the teacher that a user gave this name, as a plain recipe, if any."""
+"""Maps (dataset, role) to the teacher that the user gave this name, as a plain recipe, if any."""
 
 
 def _rows(info: DatasetInfo) -> dict[str, dict[str, Any]]:
@@ -102,10 +102,10 @@ def every_role(info: DatasetInfo) -> list[str]:
 
 
 def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
-    """What ``role`` means on a dataset: a teacher the user named, else the shipped row, else a network by its name.
+    """The role of this name on a dataset: a teacher that the user named, else the shipped row, else a network.
 
-    A row ``any`` is for networks by their plain names, ``gvbsm-any`` for ``gvbsm-<network>``.  Raises
-    :class:`UnknownName` with a did-you-mean.
+    Row ``any`` applies to networks by their plain names, ``gvbsm-any`` to ``gvbsm-<network>``.  Raises
+    :class:`UnknownName` with a suggestion.
     """
     found = user_role(info.name, role)
     if found is not None:
@@ -128,14 +128,14 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda data
 
 
 def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: SourceSplit = "train") -> TeacherRecipe:
-    """The recipe of a role on a dataset as it was found; ``split`` is what a teacher trained here learns from.
+    """The recipe of a role on a dataset; ``split`` is the part that a teacher trained here uses.
 
-    A role whose weights nobody has imported gets a recipe that nothing can satisfy: whatever needs it is blocked.
+    A role whose weights have not been imported gets a recipe that cannot be satisfied, so its children are blocked.
     """
     if role.registered is not None:
         return role.registered
     if role.imported is not None:
-        made = {
+        fields = {
             "data": Data(name=info.name, fingerprint=fingerprint, split=role.imported.split),
             "normalisation": role.imported.normalisation or info.normalisation,
             "weights": role.imported.weights or NOT_IMPORTED,
@@ -143,11 +143,11 @@ def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: Sourc
     else:
         assert role.train is not None
         training = role.train.training
-        made = {
+        fields = {
             "data": Data(name=info.name, fingerprint=fingerprint, split=split),
             "normalisation": role.train.normalisation or info.normalisation,
             "training": training,
             "precision": role.train.precision,
             "seed": role.train.seed,
         }
-    return TeacherRecipe(classes=info.classes, network=role.network, resolution=info.resolution, **made)
+    return TeacherRecipe(classes=info.classes, network=role.network, resolution=info.resolution, **fields)

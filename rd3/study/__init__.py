@@ -1,9 +1,9 @@
-"""A study: results in few files, small enough for a repository.
+"""A study: results in a few files, small enough for a repository.
 
-``results.parquet`` has a row for every entry, and inside it all files of the evaluations.  Of sets up to IPC 10 the
-files are beside it, one Parquet file a set in ``sets/``, and the contact sheet as a picture in ``sheets/``; networks
-(``teachers/``, ``statistics/``) are there where they were wanted.  The files of everything else are left out: the entry
-says what they were.  What comes out of a study is bit for bit what went in.
+``results.parquet`` has a row for every entry, including all files of evaluations.  The files of sets up to IPC 10 are
+stored with it, one Parquet file per set in ``sets/``, and contact sheets as images in ``sheets/``; networks
+(``teachers/``, ``statistics/``) are optional.  All other files are left out; the entry records their hashes.  Files
+read from a study are bitwise equal to the originals.
 """
 
 from rd3.study.opened import RESULTS, Study

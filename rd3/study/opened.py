@@ -1,4 +1,4 @@
-"""Reading a study: the half of a store that gives."""
+"""Read a study, as a read-only store."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _FOLDERS = {"teacher": "teachers", "statistics": "statistics", "set": "sets"}
 
 
 def part_of(entry: Entry) -> Path | None:
-    """Where in a study the files of an entry are, if they are: a Parquet file; None for inside ``results.parquet``."""
+    """Path in a study of the Parquet file with the files of an entry; None if they are in ``results.parquet``."""
     folder = _FOLDERS.get(entry.kind)
     return Path(folder) / f"{_name(entry)}.parquet" if folder else None
 
 
 def sheet_of(entry: Entry) -> Path:
-    """Where in a study the contact sheet of a set is, if it is."""
+    """Path in a study of the contact sheet of a set."""
     return Path("sheets") / f"{_name(entry)}.png"
 
 
 def _name(entry: Entry) -> str:
-    """What people see in a listing: of a set the method and IPC, of a teacher the network, and the start of the key."""
+    """Readable file name: method and IPC of a set, or network of a teacher, and the beginning of the key."""
     recipe = entry.recipe
-    said = {"set": (recipe.get("method"), f"ipc{recipe.get('ipc')}"), "teacher": (recipe.get("network"),)}
-    words = [str(word)[:40] for word in said.get(entry.kind, ())]
+    fields = {"set": (recipe.get("method"), f"ipc{recipe.get('ipc')}"), "teacher": (recipe.get("network"),)}
+    words = [str(word)[:40] for word in fields.get(entry.kind, ())]
     return "-".join([re.sub(r"[^\w.]+", "-", word) for word in words] + [entry.key[:12]])
 
 
 class Study:
-    """A :class:`rd3.store.ReadableStore` over a study's folder, or over one Parquet file of it.
+    """A :class:`rd3.store.ReadableStore` for a study's folder or one of its Parquet files.
 
-    What is fetched is unpacked into ``scratch``.  A set whose picture is not in ``sheets/`` has no contact sheet.
+    Fetched files are unpacked into ``scratch``.  A set without an image in ``sheets/`` has no contact sheet.
     """
 
     def __init__(self, path: Path, scratch: Path):
@@ -46,7 +46,7 @@ class Study:
         self.path = path / RESULTS if path.is_dir() else path
         self._scratch = scratch
         if not self.path.is_file():
-            raise DataMissing(f"There is no file {self.path}.", "give a folder that `rd3 export-results --study` wrote")
+            raise DataMissing(f"There is no file {self.path}.", "give a folder written by `rd3 export-results --study`")
         self._rows = RowsFile(self.path)
 
     def names(self) -> list[tuple[str, Key]]:
@@ -54,7 +54,7 @@ class Study:
         return sorted(self._rows.entries, key=lambda name: (KINDS.index(name[0]), name[1]))
 
     def find(self, kind: str, key: Key) -> Entry | None:
-        """The entry, or None."""
+        """The entry, or None if there is none."""
         entry = self._rows.entries.get((kind, key))
         if entry is None or not self._lacks_only_sheet(entry):
             return entry
@@ -67,7 +67,7 @@ class Study:
         return bool(self._rows.carried(entry.kind, entry.key)) or bool(part and (self.root / part).is_file())
 
     def fetch(self, kind: str, key: Key) -> Path:
-        """A folder with the verified files; raises :class:`NotCarried` where the study left them out."""
+        """A folder with the verified files; raises :class:`NotCarried` if the study does not include them."""
         entry = self.find(kind, key)
         if entry is None:
             raise DataMissing(f"{self.path} has no {kind} {key[:12]}.", "make or import it first")
@@ -89,7 +89,7 @@ class Study:
         return folder
 
     def _carried(self, entry: Entry) -> dict[str, bytes]:
-        """All files of the entry that the study has: in its row, in a part of its own, and its picture."""
+        """All files of the entry in the study: from its row, its own Parquet file, and its contact sheet."""
         found = dict(self._rows.carried(entry.kind, entry.key))
         part, sheet = part_of(entry), self.root / sheet_of(entry)
         if part is not None and (self.root / part).is_file():
@@ -102,6 +102,6 @@ class Study:
         rows = RowsFile(path)
         if (entry.kind, entry.key) not in rows.entries:
             raise DataCorrupt(
-                f"{path} is not of {entry.kind} {entry.key[:12]}, as its name says.", "get that file again"
+                f"{path} does not hold {entry.kind} {entry.key[:12]}, contrary to its name.", "download that file again"
             )
         return rows.carried(entry.kind, entry.key)

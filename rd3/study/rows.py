@@ -1,7 +1,7 @@
-"""The Parquet files of a study: a row for every entry, with the files that the row carries.
+"""The Parquet files of a study: a row for every entry, with some or all of its files.
 
-Columns: ``kind`` and ``key``; ``entry``, all of :class:`rd3.store.Entry` as JSON, so that a field which comes later
-needs no column; ``carried``, names and bytes of files.  A row need not carry all files of its entry.
+Columns: ``kind`` and ``key``; ``entry``, :class:`rd3.store.Entry` as JSON, so that new fields need no new column;
+``carried``, names and bytes of the included files.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MOST_BYTES = 512 * 2**20
-"""Of one file when it is unpacked; more is no study, and might be meant to fill the memory."""
+"""Maximum unpacked size of one file, as a protection against decompression bombs."""
 MOST_ROWS = 200_000
 _GROUP = 128
-"""Rows that are compressed together: curves resemble each other, and reading one of them reads its group."""
+"""Rows compressed together: more compress better, as curves are similar, but reading one row reads its group."""
 _LEVEL = 9
-"""Of zstd.  Curves shrink to a quarter; higher levels gain 5 % more in ten times the time."""
-_REMEDY = "get that file again from its source"
+"""Compression level of zstd: curves shrink to a quarter; higher levels save another 5 % in ten times the time."""
+_REMEDY = "download that file again from its source"
 
 
 class Row(NamedTuple):
-    """An entry and the files that travel with it, by name."""
+    """An entry and the included files, by name."""
 
     entry: Entry
     carried: dict[str, bytes]
@@ -55,7 +55,7 @@ def _schema() -> pa.Schema:
 
 
 def pack(rows: Iterable[Row]) -> bytes:
-    """The Parquet file of these rows, by kind and key; where the files live is not in it."""
+    """The Parquet file of these rows, sorted by kind and key, without the locations of files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -84,9 +84,9 @@ def pack(rows: Iterable[Row]) -> bytes:
 
 
 class RowsFile:
-    """One such file, its form checked; what a row carries is read when it is asked for.
+    """One Parquet file of a study, checked on opening; the files in a row are read on demand.
 
-    ``entries`` are in the order of the file.  Raises :class:`DataCorrupt` for whatever is no file of :func:`pack`.
+    ``entries`` are in the order of the file.  Raises :class:`DataCorrupt` for files not written by :func:`pack`.
     """
 
     def __init__(self, path: Path):
@@ -105,7 +105,7 @@ class RowsFile:
             self.entries[name], self._places[name] = entry, place
 
     def carried(self, kind: str, key: Key) -> dict[str, bytes]:
-        """The files that the row of an entry carries, by name."""
+        """The files in the row of an entry, by name."""
         group, place = divmod(self._places[kind, key], _GROUP)
         if self._group[0] != group:
             with self._reading() as file:
@@ -124,11 +124,11 @@ class RowsFile:
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataCorrupt(f"{self.path} is not a whole Parquet file: {reason}.", _REMEDY) from None
+            raise DataCorrupt(f"{self.path} is not a complete Parquet file: {reason}.", _REMEDY) from None
 
 
 def _check_form(file: pq.ParquetFile, path: Path) -> None:
-    """Columns, version and sizes, all from the footer, before anything is unpacked."""
+    """Check columns, version and sizes in the footer, before anything is unpacked."""
     found = (file.schema_arrow.metadata or {}).get(b"rd3.study", b"").decode(errors="replace")
     if not file.schema_arrow.equals(_schema()) or not re.fullmatch("[0-9]{1,9}", found):
         columns = ", ".join(file.schema_arrow.names[:8])
@@ -142,18 +142,18 @@ def _check_form(file: pq.ParquetFile, path: Path) -> None:
     size, count = sum(abs(group.total_byte_size) for group in groups), file.metadata.num_rows
     if size > MOST_BYTES or count > MOST_ROWS:
         raise DataCorrupt(
-            f"{path} says it unpacks to {size / 2**20:.0f} MiB in {count} rows; "
+            f"{path} would unpack to {size / 2**20:.0f} MiB in {count} rows; "
             f"expected at most {MOST_BYTES / 2**20:.0f} MiB in {MOST_ROWS} rows.",
             _REMEDY,
         )
-    # Reads every page and keeps none.  Asked for a column of a damaged footer, Arrow ends the process; this raises.
+    # Reads all pages and discards them; raises for a damaged footer, for which reading a column aborts the process.
     file.scan_contents()
     if not all(_as_packed(group) for group in groups) or any(group.num_rows != _GROUP for group in groups[:-1]):
-        raise DataCorrupt(f"{path} is not laid out as `rd3 export-results --study` does it.", _REMEDY)
+        raise DataCorrupt(f"{path} does not have the layout of `rd3 export-results --study`.", _REMEDY)
 
 
 def _as_packed(group: pq.RowGroupMetaData) -> bool:
-    """Without dictionaries: one would let a small file unpack to any size."""
+    """Whether the columns have no dictionaries, with which a small file could unpack to any size."""
     chunks = (group.column(number) for number in range(group.num_columns))
     return not any("DICTIONARY" in encoding for chunk in chunks for encoding in chunk.encodings)
 
@@ -166,7 +166,7 @@ def _entry(row: dict[str, Any], where: str) -> Entry:
         place = ".".join(str(part) for part in first["loc"]) or "entry"
         raise DataCorrupt(f"{where}: {place}: {first['msg']}.", _REMEDY) from None
     if (entry.kind, entry.key) != (row["kind"], row["key"]):
-        raise DataCorrupt(f"{where}: says {row['kind']} {row['key'][:12]} of another entry.", _REMEDY)
+        raise DataCorrupt(f"{where}: {row['kind']} {row['key'][:12]} does not match its entry.", _REMEDY)
     if entry.kind not in KINDS or not re.fullmatch("[0-9a-f]{64}", entry.key):
         raise DataCorrupt(f"{where}: {entry.kind[:20]!r} {entry.key[:12]!r} is not a kind and a key.", _REMEDY)
     return entry

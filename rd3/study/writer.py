@@ -1,4 +1,4 @@
-"""Writing a study out of a store."""
+"""Write a study from a store."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
 from rd3.study.rows import Row, RowsFile, pack
 
 LARGEST_IPC = 10
-"""Sets of more images a class are left out."""
+"""Files of sets with more images per class are left out."""
 LARGEST_PART = 24 * 2**20
-"""Bytes of the largest file, packed: a ResNet-18 whose weights came from fp16 takes 22.8 MiB, one from fp32 42 MiB."""
+"""Maximum size of a file in bytes: a ResNet-18 with fp16 weights takes 22.8 MiB, one with fp32 weights 42 MiB."""
 
 
 class Written(NamedTuple):
-    """What came of it."""
+    """Result of writing a study."""
 
     new: int
-    """Entries that the study did not have."""
+    """Number of entries that are new in the study."""
     left_out: int
-    """Of those asked for: entries whose files the study does not have."""
+    """Number of requested entries whose files the study does not include."""
 
 
 def write_study(
     source: ReadableStore, names: Iterable[tuple[str, Key]], folder: Path, *, networks: bool = False
 ) -> Written:
-    """Put what ``source`` has of these into a study; what is there already stays.
+    """Add entries of ``source`` to a study; existing ones stay.
 
-    ``networks``: the files of teachers and statistics too, which are the larger part.  ``results.parquet`` is written
-    last.  Raises what ``source.fetch`` does for damaged files; of files that are gone the entry alone is kept.
+    ``networks``: include the files of teachers and statistics, which are the larger part.  ``results.parquet`` is
+    written last.  Raises like ``source.fetch`` for damaged files; if files are missing, only the entry is written.
     """
     results, left_out = Path(folder) / RESULTS, 0
     rows = _rows(results)
@@ -59,7 +59,7 @@ def write_study(
 
 
 def _rows(results: Path) -> dict[tuple[str, Key], Row]:
-    """What an earlier call has written."""
+    """Rows of an existing study."""
     if not results.is_file():
         return {}
     file = RowsFile(results)
@@ -67,7 +67,7 @@ def _rows(results: Path) -> dict[tuple[str, Key], Row]:
 
 
 def _in_place(source: ReadableStore, entry: Entry, folder: Path, name: Path, networks: bool) -> bool:
-    """Write the files of an entry to ``name`` beside the results, where they are wanted; are they there now?"""
+    """Write the files of an entry to ``name`` in the study, if they are to be included; True if they are there."""
     part = folder / name
     if part.is_file() or not _is_wanted(entry, networks):
         return part.is_file()
@@ -88,7 +88,7 @@ def _is_wanted(entry: Entry, networks: bool) -> bool:
 
 
 def _contents(source: ReadableStore, entry: Entry) -> dict[str, bytes]:
-    """The entry's files by name; none where they are gone."""
+    """The entry's files by name; empty if they are missing."""
     try:
         folder = source.fetch(entry.kind, entry.key)
     except DataMissing:

@@ -1,6 +1,6 @@
-"""Synthetic sets on disk: written block by block, opened through checks, imported and exported.
+"""Synthetic sets on disk: written block by block, checked on opening, imported and exported.
 
-A set is a folder: ``manifest.json`` (written last: a folder with one is whole) and ``blocks/00000.safetensors`` ...
+A set is a folder: ``manifest.json`` (written last: its presence means complete) and ``blocks/00000.safetensors`` ...
 Rows are k-major: image ``k`` of class ``label`` is row ``k * C + label``, so the first ``k * C`` rows of a set of a
 method that nests are its IPC-``k`` set.
 """

@@ -1,4 +1,4 @@
-"""A set as PNG files, as Parquet that other people's tools open, and as one sheet to look at."""
+"""Export a set as PNG files, as a Parquet file in the Hugging Face layout, or as a contact sheet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 _SHEET_SIDE = 2400
-"""Longest side of a contact sheet, pixels."""
+"""Longest side of a contact sheet in pixels."""
 _GAP = 2
 
 
 def _eight_bit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 as it is; float in [0, 1] rounded to 8 bits."""
+    """Images as uint8; floats in [0, 1] are rounded to 8 bits."""
     return images if images.dtype.itemsize == 1 else (images * 255).round().byte()
 
 
@@ -37,10 +37,10 @@ def _png_name(class_id: str, k: int) -> str:
 
 
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
-    """``folder/<class id>/<k>.png``, which :func:`import_folder` reads back; float images are rounded to 8 bits."""
+    """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits."""
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise BadValue(f"{folder} is not empty.", "choose a new folder, so that old images do not mix in")
+        raise BadValue(f"{folder} is not empty.", "choose a new folder, so that images are not mixed")
     ids = synthetic_set.manifest.class_ids
     unsafe = [name for name in ids if not _is_file_name(name)]
     names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
@@ -57,7 +57,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
-    """One Parquet file in the Hugging Face image layout: ``image`` (PNG bytes) and ``label`` with the class ids.
+    """Write one Parquet file in the Hugging Face image layout: ``image`` (PNG bytes) and ``label`` with the class ids.
 
     ``datasets.load_dataset("parquet", data_files=path)`` gives Image and ClassLabel columns.  Float images are rounded
     to 8 bits.
@@ -92,7 +92,7 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
 
 
 def contact_sheet(synthetic_set: SetOnDisk, path: Path, per_class: int = 10) -> Path:
-    """One PNG: a row for every class (the first that fit), its first ``per_class`` images in columns."""
+    """Write a PNG with a row for every class (the first that fit) and its first ``per_class`` images in columns."""
     from PIL import Image
 
     side, classes = synthetic_set.manifest.resolution, synthetic_set.num_classes
@@ -100,7 +100,7 @@ def contact_sheet(synthetic_set: SetOnDisk, path: Path, per_class: int = 10) -> 
     thumb = max(16, min(max(side, 64), _SHEET_SIDE // max(columns, min(classes, 20)) - _GAP))
     rows = min(classes, _SHEET_SIDE // (thumb + _GAP))
     sheet = Image.new("RGB", (columns * (thumb + _GAP) + _GAP, rows * (thumb + _GAP) + _GAP), "white")
-    # Small pictures are enlarged pixel by pixel, large ones are reduced smoothly.
+    # Small images are enlarged with nearest neighbours, large ones reduced with antialiasing.
     resample = Image.Resampling.NEAREST if thumb >= side else Image.Resampling.BOX
     for label in range(rows):
         for k in range(columns):

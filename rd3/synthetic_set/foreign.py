@@ -1,6 +1,6 @@
-"""Taking in sets that were made elsewhere: a folder of images for each class, or a file of tensors.
+"""Import sets generated elsewhere: a folder of images per class, or a file of tensors.
 
-Pixels are stored as they come (8 bits, or float32).  The recipe of such a set is the digest of its content.
+Pixels are stored as given (8 bits or float32).  The recipe of an imported set holds its content digest.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 IMPORTED = "imported"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _ROUNDING = 1e-3
-"""How far beyond [0, 1] denormalised pixels may lie before they count as wrong rather than as rounded."""
+"""Tolerance outside [0, 1] that is attributed to rounding after denormalisation."""
 _BLOCK_ROWS = 1000
 
 
 def import_folder(source: Path, dataset: Dataset, out: Path, *, split: SourceSplit = "unknown") -> SetRecipe:
-    """Import ``source/<class>/*.png|jpg|...``; a class is named by its id, its name, or its label as five digits.
+    """Import ``source/<class>/*.png|jpg|...``; folders are named by class id, class name or five-digit label.
 
-    Images of a class keep the order of their sorted names.  ``split`` is what the set was drawn from, if known.
-    Writes the set into ``out``.
+    Images of a class are sorted by name.  ``split`` is the split that the set was generated from, if known.  Writes the
+    set into ``out`` and returns its recipe.
     """
     import torch
 
     source, info = Path(source), dataset.info
     if not source.is_dir():
-        raise DataMissing(f"There is no folder {source}.", "name a folder with one folder of images for each class")
+        raise DataMissing(f"There is no folder {source}.", "give a folder with one folder of images per class")
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     by_name = _labels_by_name([path.name for path in folders], info)
     images, labels = [], []
     for folder in folders:
         if folder.name not in by_name:
             raise BadValue(
-                f"Folder {folder} is no class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
+                f"Folder {folder} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
                 "name folders by class id, class name or five-digit label",
             )
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES):
@@ -59,7 +59,7 @@ def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]
     by_number = {f"{label:05d}": label for label in range(info.num_classes)}
     by_name = {name: label for label, name in enumerate(info.class_names)}
     by_id = {name: label for label, name in enumerate(info.class_ids)}
-    # One naming for all folders, or a folder called 00001 could be both a name and a label.
+    # All folders must use the same naming, as 00001 could be both a name and a label.
     for naming in (by_id, by_name, by_number):
         if all(folder in naming for folder in folders):
             return naming
@@ -79,7 +79,7 @@ def _decode(path: Path, side: int) -> torch.Tensor:
     if pixels.shape != (side, side, 3):
         raise BadValue(
             f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, this dataset has {side}x{side}.",
-            "resize the images, in the way their authors state",
+            "resize the images as described by their authors",
         )
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -94,9 +94,9 @@ def import_tensors(
 ) -> SetRecipe:
     """Import (images, labels): two tensors, or a ``.safetensors`` or ``.pt`` file with tensors of these names.
 
-    ``images``: (N, 3, H, W) uint8, float in [0, 1], or float in the normalised space of ``normalised``; ``labels``:
-    (N,) integers in the dataset's class order, in any row order, equally many of each class.  Writes the set into
-    ``out``.
+    ``images``: (N, 3, H, W) uint8, float in [0, 1], or float normalised with ``normalised``; ``labels``: (N,) integers
+    in the dataset's class order, in any row order, equally many of each class.  Writes the set into ``out`` and returns
+    its recipe.
     """
     info = dataset.info
     images, labels = source if isinstance(source, tuple) else _load(Path(source))
@@ -127,7 +127,7 @@ def _load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise DataMissing(f"There is no file {path}.", "name a .safetensors or .pt file")
+        raise DataMissing(f"There is no file {path}.", "give a .safetensors or .pt file")
     try:
         if path.suffix == ".safetensors":
             found = load_file(path)
@@ -137,7 +137,7 @@ def _load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
             raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", "save it as either")
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError):
         raise DataCorrupt(
-            f"{path} cannot be read as tensors alone.", "save {'images': ..., 'labels': ...} as .safetensors"
+            f"{path} does not hold plain tensors.", "save {'images': ..., 'labels': ...} as .safetensors"
         ) from None
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = {"images": found[0], "labels": found[1]}
@@ -152,9 +152,9 @@ def _load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def checked_tensors(
     images: torch.Tensor, labels: torch.Tensor, info: DatasetInfo, *, normalised: Normalisation | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Somebody's images and labels as (N, 3, H, W) uint8 or float32 in [0, 1] and (N,) int64, or a clear error.
+    """Check and convert a user's images and labels to (N, 3, H, W) uint8 or float32 in [0, 1] and (N,) int64.
 
-    For everybody who takes tensors from outside; needs no equal count per class.
+    Does not require equally many images per class.  Raises :class:`BadValue`.
     """
     import torch
 
@@ -189,31 +189,31 @@ def _pixels(images: torch.Tensor, normalised: Normalisation | None) -> torch.Ten
         return images
     if not images.dtype.is_floating_point:
         raise BadValue(
-            f"images are {images.dtype}{' but said to be normalised' if normalised else ''}, expected uint8 or float.",
-            "convert them",
+            f"images are {images.dtype}{' but declared as normalised' if normalised else ''}, expected uint8 or float.",
+            "convert them to one of these",
         )
     images = images.float()
     if normalised is not None:
         mean = torch.tensor(normalised.mean).view(1, 3, 1, 1)
         images = images * torch.tensor(normalised.std).view(1, 3, 1, 1) + mean
     if not bool(images.isfinite().all()):
-        raise BadValue("images hold values that are not finite.", "look at where they were made")
+        raise BadValue("images contain values that are not finite.", "check how they were generated")
     low, high = (float(value) for value in images.aminmax()) if images.numel() else (0.0, 1.0)
     slack = _ROUNDING if normalised is not None else 0.0
     if low < -slack or high > 1 + slack:
         raise BadValue(
-            f"Float images reach from {low:.3g} to {high:.3g}, expected [0, 1].",
-            "these are other constants: give the mean and std that they were normalised with"
+            f"Float images range from {low:.3g} to {high:.3g}, expected [0, 1].",
+            "give the mean and std that they were normalised with"
             if normalised is not None
             else "divide by 255"
             if low >= 0 and high <= 255 and high > 20
-            else "say which constants they were normalised with (--normalised)",
+            else "give the constants that they were normalised with (--normalised)",
         )
     return images.clamp(0, 1)
 
 
 def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
-    """Row order in which image k of class c comes at k * C + c; classes must be equally large."""
+    """Row order that puts image k of class c at k * C + c; raises unless all classes have equally many images."""
     import torch
 
     counts = Counter(labels.tolist())
@@ -223,7 +223,7 @@ def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     if odd:
         raise BadValue(
             f"Class {odd[0]} ({info.class_ids[odd[0]]}) has {per_class[odd[0]]} images, most classes have {usual}.",
-            "a set has equally many images of every class",
+            "use equally many images of every class",
         )
     by_class = [(labels == label).nonzero()[:, 0] for label in range(info.num_classes)]
     return torch.stack(by_class, dim=1).flatten()

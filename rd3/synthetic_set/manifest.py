@@ -1,4 +1,4 @@
-"""The manifest of a synthetic set, and the digest of its content.  Loads neither torch nor numpy."""
+"""The manifest of a synthetic set and its content digest; loads neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ DType = Literal["uint8", "float32"]
 
 
 class Phase(BaseModel):
-    """Time spent in one named part of a set's making, summed over its blocks."""
+    """Time of one named phase of generation, summed over the blocks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wall_s: float
     process_s: float
-    """CPU seconds of all threads of the process."""
+    """CPU time of all threads of the process, in seconds."""
 
 
 class Manifest(BaseModel):
-    """What a set is, what it was made from, and what making it took."""
+    """Description of a set: its recipe, its files, and the time and memory of its generation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,30 +48,30 @@ class Manifest(BaseModel):
     resolution: int
     dtype: DType
     count: int
-    """Images: ipc times the number of classes."""
+    """Number of images: ipc times the number of classes."""
     files: dict[str, str]
     """File name (relative, with /) to sha256."""
     content: str
-    """Digest of type, shape, pixels and labels in row order; does not depend on blocks, times or paths."""
+    """Digest of type, shape, pixels and labels in row order; independent of blocks, times and paths."""
     phases: dict[str, Phase] = {}
     generation_wall_s: float = 0.0
     generation_process_s: float = 0.0
     peak_mib: float | None = None
-    """Peak memory while it was made: of the process on a CPU, of torch's allocator on a GPU."""
+    """Peak memory during generation in MiB: of the process on a CPU, of torch's allocator on a GPU."""
     threads: int | None = None
     device: str | None = None
     shared_machine: bool | None = None
-    """Whether other work ran beside it, so that ``wall_s`` is not clean; None: nobody said."""
+    """Whether other work ran at the same time, which affects ``wall_s``; None: unknown."""
     code_version: str
     made_at: str
 
     def recipe_of_set(self) -> SetRecipe:
-        """The recipe that this set was made by."""
+        """The recipe of this set."""
         return recipe_of_kind(self.recipe, SetRecipe)
 
     @property
     def short(self) -> str:
-        """What people call it."""
+        """Short readable name."""
         return f"synthetic set {self.key[:8]}"
 
 
@@ -83,7 +83,7 @@ def row_digest(pixels: np.ndarray) -> bytes:
 def content_digest(dtype: str, shape: tuple[int, ...], rows: Iterable[tuple[bytes, int]]) -> str:
     """Digest of a set's content from its rows' digests and labels, in row order.
 
-    ``shape`` is (N, 3, H, W).  Made of row digests so that neither writing nor checking holds all pixels twice.
+    ``shape`` is (N, 3, H, W).  Computed from row digests, so that the pixels need not be in memory at once.
     """
     whole = hashlib.sha256(canonical({"dtype": dtype, "shape": list(shape)}).encode())
     for digest, label in rows:
@@ -93,11 +93,11 @@ def content_digest(dtype: str, shape: tuple[int, ...], rows: Iterable[tuple[byte
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a set's folder, its own form checked and nothing else."""
+    """Read and validate the manifest in a set's folder, without checking the files."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise DataMissing(
-            f"{folder} holds no {MANIFEST}, so it is not a finished synthetic set.", "make it again, which resumes it"
+            f"{folder} holds no {MANIFEST}, so the synthetic set is not complete.", "generate it again, which resumes"
         )
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise DataCorrupt(
-            f"{path}: {place}: {first['msg']}.", "delete the folder and make or import the set again"
+            f"{path}: {place}: {first['msg']}.", "delete the folder and generate or import the set again"
         ) from None
     if manifest.format > FORMAT:
         raise DataCorrupt(f"{path} has format {manifest.format}, this version reads up to {FORMAT}.", "upgrade rd3")

@@ -1,4 +1,4 @@
-"""Opening a set through checks."""
+"""Open a set and check it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rd3.synthetic_set.manifest import Manifest, content_digest, read_manifest, 
 if TYPE_CHECKING:
     import torch
 
-_REMEDY = "delete the folder and make or import the set again"
+_REMEDY = "delete the folder and generate or import the set again"
 
 
 @dataclass(frozen=True)
 class SetOnDisk:
-    """A whole, checked set whose images stay on disk; checking and reading hold one block at a time."""
+    """A complete, checked set whose images stay on disk; checking and reading load one block at a time."""
 
     folder: Path
     manifest: Manifest
     places: dict[int, tuple[str, int]]
-    """Row to block file and place in it."""
+    """Block file and position in it, by row."""
 
     @classmethod
     def open(
         cls, folder: Path | str, *, classes: str | None = None, class_ids: Sequence[str] | None = None
     ) -> SetOnDisk:
-        """With all checks of :meth:`SyntheticSet.open`."""
+        """Open and check a set's folder, as in :meth:`SyntheticSet.open`."""
         folder, manifest = Path(folder), _checked_manifest(Path(folder), classes, class_ids)
         places: dict[int, tuple[str, int]] = {}
         for name, _images, rows in _checked_blocks(folder, manifest):
@@ -42,7 +42,7 @@ class SetOnDisk:
         return len(self.manifest.class_ids)
 
     def rows(self, rows: Sequence[int]) -> torch.Tensor:
-        """(len(rows), 3, H, W), uint8 or float32 in [0, 1], in the order asked for."""
+        """(len(rows), 3, H, W) images, uint8 or float32 in [0, 1], in the given order."""
         import torch
         from safetensors import safe_open
 
@@ -62,7 +62,7 @@ class SetOnDisk:
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """A whole, checked set in memory.
+    """A complete, checked set in memory.
 
     ``images``: (N, 3, H, W) uint8, or float32 in [0, 1]; ``labels``: (N,) int64; both in row order.
     """
@@ -77,8 +77,8 @@ class SyntheticSet:
     ) -> SyntheticSet:
         """Read and check a set's folder: manifest, sha256 of every file, class list, shapes, labels, content.
 
-        ``classes`` is the hash of the class list that the caller works with; ``class_ids`` is that list, with which
-        the error can name the first class that differs.
+        ``classes`` is the hash of the caller's class list; ``class_ids`` is that list, used to report the first class
+        that differs.  Raises :class:`DataMissing`, :class:`DataCorrupt` or :class:`ClassOrderError`.
         """
         import torch
 
@@ -96,7 +96,7 @@ class SyntheticSet:
     def prefix(self, ipc: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels of the first ``ipc`` images of every class (views, in row order)."""
         if not 1 <= ipc <= self.manifest.ipc:
-            raise BadValue(f"{self.manifest.short} has 1 to {self.manifest.ipc} images a class, not {ipc}.")
+            raise BadValue(f"{self.manifest.short} has {self.manifest.ipc} images per class, got IPC {ipc}.")
         rows = ipc * self.num_classes
         return self.images[:rows], self.labels[:rows]
 
@@ -106,7 +106,7 @@ def _checked_manifest(folder: Path, classes: str | None, class_ids: Sequence[str
     _check_classes(manifest, classes, class_ids)
     if manifest.count != manifest.ipc * len(manifest.class_ids):
         raise DataCorrupt(
-            f"{manifest.short} says {manifest.count} images, but IPC {manifest.ipc} x {len(manifest.class_ids)} "
+            f"{manifest.short} has {manifest.count} images, but IPC {manifest.ipc} x {len(manifest.class_ids)} "
             "classes.",
             _REMEDY,
         )
@@ -114,9 +114,9 @@ def _checked_manifest(folder: Path, classes: str | None, class_ids: Sequence[str
 
 
 def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(file name, images, rows) of every block; raises at a block that is wrong, or after the last if the whole is."""
+    """(file name, images, rows) of every block; raises at an invalid block, or at the end if the set is invalid."""
     num_classes = len(manifest.class_ids)
-    told: dict[int, tuple[bytes, int]] = {}
+    digests: dict[int, tuple[bytes, int]] = {}
     for name, sha256 in manifest.files.items():
         images, labels, rows = _read_block(folder, name, sha256, manifest)
         for image, label, row in zip(images.numpy(), labels.tolist(), rows.tolist(), strict=True):
@@ -124,14 +124,14 @@ def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[tuple[str, tor
                 raise DataCorrupt(
                     f"{manifest.short}: row {row} has label {label}, expected {row % num_classes}.", _REMEDY
                 )
-            told[row] = row_digest(image), label
+            digests[row] = row_digest(image), label
         yield name, images, rows
-    if len(told) != manifest.count:
-        missing = next(row for row in range(manifest.count) if row not in told)
-        raise DataCorrupt(f"{manifest.short}: no file holds row {missing}.", _REMEDY)
+    if len(digests) != manifest.count:
+        missing = next(row for row in range(manifest.count) if row not in digests)
+        raise DataCorrupt(f"{manifest.short}: row {missing} is missing from all files.", _REMEDY)
     side = manifest.resolution
     shape = (manifest.count, 3, side, side)
-    content = content_digest(manifest.dtype, shape, (told[row] for row in range(manifest.count)))
+    content = content_digest(manifest.dtype, shape, (digests[row] for row in range(manifest.count)))
     if content != manifest.content:
         raise DataCorrupt(
             f"{manifest.short}: its images have digest {content[:12]}, its manifest says {manifest.content[:12]}.",
@@ -143,7 +143,7 @@ def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[
     from rd3.datasets import class_list_hash
 
     if class_list_hash(manifest.class_ids) != manifest.classes:
-        raise DataCorrupt(f"{manifest.short}: its class list does not have the hash that its manifest says.", _REMEDY)
+        raise DataCorrupt(f"{manifest.short}: its class list does not match the hash in its manifest.", _REMEDY)
     if classes is None and class_ids is not None:
         classes = class_list_hash(class_ids)
     if classes is None or classes == manifest.classes:
@@ -191,5 +191,5 @@ def _read_block(
             _REMEDY,
         )
     if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= manifest.count):
-        raise DataCorrupt(f"{manifest.short}: file {name} names rows outside 0..{manifest.count - 1}.", _REMEDY)
+        raise DataCorrupt(f"{manifest.short}: file {name} has rows outside 0..{manifest.count - 1}.", _REMEDY)
     return images, labels, rows

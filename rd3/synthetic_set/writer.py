@@ -1,4 +1,4 @@
-"""Writing a set block by block, so that a killed making loses one block at most."""
+"""Write a set block by block, so that an interruption loses at most one block."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def block_name(index: int) -> str:
 class SetWriter:
     """Writes the blocks of one set into a folder and then its manifest.
 
-    A block's file says in its own header which recipe it belongs to, what making it took and the digest of its
-    content, so a resumed making needs no other record and phase times survive a kill.
+    The header of a block's file holds its recipe key, its time and its content digest, so that resuming needs no other
+    record and phase times are not lost.
     """
 
     def __init__(self, folder: Path, recipe: SetRecipe, info: DatasetInfo, blocks: Sequence[Block]):
@@ -39,49 +39,49 @@ class SetWriter:
         wanted = {(label, k) for label in range(info.num_classes) for k in range(recipe.ipc)}
         if len(members) != len(wanted) or set(members) != wanted or len(self.blocks) != len(blocks):
             raise BadValue(
-                f"Method {recipe.method}: its blocks do not hold every (label, k) of {info.num_classes} classes x "
-                f"{recipe.ipc} exactly once.",
+                f"Method {recipe.method}: its blocks lack or repeat a (label, k) of {info.num_classes} classes x "
+                f"{recipe.ipc} images.",
                 f"run `rd3 method test {recipe.method}`",
             )
-        self._told: dict[int, dict[str, Any]] = {}
+        self._headers: dict[int, dict[str, Any]] = {}
 
     def _row(self, member: tuple[int, int]) -> int:
         label, k = member
         return k * self.info.num_classes + label
 
     def done(self) -> set[int]:
-        """Indices of the blocks that are whole on disk and belong to this recipe; others are deleted."""
+        """Indices of complete blocks of this recipe on disk; other blocks are deleted."""
         for index, block in self.blocks.items():
             path = self.folder / block_name(index)
-            if index in self._told or not path.exists():
+            if index in self._headers or not path.exists():
                 continue
-            told = self._read(path, block)
-            if told is None:
+            headers = self._read(path, block)
+            if headers is None:
                 path.unlink()
             else:
-                self._told[index] = told
-        return set(self._told)
+                self._headers[index] = headers
+        return set(self._headers)
 
     def _read(self, path: Path, block: Block) -> dict[str, Any] | None:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as opened:
-                told = json.loads((opened.metadata() or {}).get("rd3", "{}"))
-                if told.get("key") != self.recipe.key:
+                headers = json.loads((opened.metadata() or {}).get("rd3", "{}"))
+                if headers.get("key") != self.recipe.key:
                     return None
                 rows, images = opened.get_tensor("rows").tolist(), opened.get_tensor("images")
         except (SafetensorError, OSError, ValueError):
             return None
         if rows != [self._row(member) for member in block.members]:
             return None
-        return told if [row_digest(image).hex() for image in images.numpy()] == told["digests"] else None
+        return headers if [row_digest(image).hex() for image in images.numpy()] == headers["digests"] else None
 
     def take_from(self, larger: Path, its_blocks: Sequence[Block]) -> set[int]:
-        """Take missing blocks out of a larger set whose blocks of equal index begin with them; indices that are done.
+        """Copy missing blocks from a larger set, whose blocks begin with them; returns all finished indices.
 
-        What making a block took is taken over whole: the images that are left behind cost nothing of their own, or
-        were made together with these.
+        The full time of a block is kept, as images that are not copied took no extra time or were generated
+        together with the others.
         """
         from safetensors import safe_open
 
@@ -91,9 +91,9 @@ class SetWriter:
             if index not in theirs or theirs[index].members[:count] != block.members:
                 continue
             with safe_open(larger / block_name(index), framework="pt") as opened:
-                told = json.loads(opened.metadata()["rd3"])
+                headers = json.loads(opened.metadata()["rd3"])
                 images = opened.get_slice("images")[:count]
-            self.add(block, images, phases=told["phases"], peak_mib=told["peak_mib"])
+            self.add(block, images, phases=headers["phases"], peak_mib=headers["peak_mib"])
         return self.done()
 
     def add(
@@ -104,13 +104,13 @@ class SetWriter:
         phases: Mapping[str, Mapping[str, float]] | None = None,
         peak_mib: float | None = None,
     ) -> None:
-        """Write one block.  ``images``: (n, 3, H, W) uint8, or float32 in [0, 1], in the order of ``block.members``."""
+        """Write one block; ``images``: (n, 3, H, W) uint8, or float32 in [0, 1], in the order of ``block.members``."""
         import torch
         from safetensors.torch import save
 
         images = images.detach().cpu().contiguous()
         self._check(block, images)
-        told = {
+        headers = {
             "key": self.recipe.key,
             "dtype": str(images.dtype).removeprefix("torch."),
             "digests": [row_digest(image).hex() for image in images.numpy()],
@@ -122,8 +122,8 @@ class SetWriter:
             "labels": torch.tensor(block.labels, dtype=torch.int64),
             "rows": torch.tensor([self._row(member) for member in block.members], dtype=torch.int64),
         }
-        write_atomically(self.folder / block_name(block.index), save(tensors, {"rd3": json.dumps(told)}))
-        self._told[block.index] = told
+        write_atomically(self.folder / block_name(block.index), save(tensors, {"rd3": json.dumps(headers)}))
+        self._headers[block.index] = headers
 
     def _check(self, block: Block, images: torch.Tensor) -> None:
         import torch
@@ -140,7 +140,7 @@ class SetWriter:
             raise BadValue(f"{where}: images are {images.dtype}, expected uint8, or float32 in [0, 1].")
         low, high = images.aminmax()
         if not (low >= 0 and high <= 1):
-            raise BadValue(f"{where}: float images reach from {low:.3g} to {high:.3g}, expected [0, 1].")
+            raise BadValue(f"{where}: float images range from {low:.3g} to {high:.3g}, expected [0, 1].")
 
     def finish(
         self,
@@ -150,18 +150,18 @@ class SetWriter:
         shared_machine: bool | None = None,
         code_version: str | None = None,
     ) -> Manifest:
-        """Write the manifest; every block must be done."""
+        """Write the manifest; raises :class:`BadValue` unless every block is finished."""
         missing = sorted(set(self.blocks) - self.done())
         if missing:
-            raise BadValue(f"Set {self.recipe.key[:8]}: {len(missing)} blocks are not made yet, first {missing[0]}.")
-        told = [self._told[index] for index in sorted(self.blocks)]
-        dtypes = sorted({each["dtype"] for each in told})
+            raise BadValue(f"Set {self.recipe.key[:8]}: {len(missing)} blocks are missing, the first is {missing[0]}.")
+        headers = [self._headers[index] for index in sorted(self.blocks)]
+        dtypes = sorted({each["dtype"] for each in headers})
         if len(dtypes) > 1:
-            raise BadValue(f"Method {self.recipe.method} made blocks of different types: {', '.join(dtypes)}.")
+            raise BadValue(f"Method {self.recipe.method} generated blocks of different types: {', '.join(dtypes)}.")
         files = {block_name(index): sha256_file(self.folder / block_name(index)) for index in sorted(self.blocks)}
         self._remove_strays(set(files))
-        phases = _summed(told)
-        peaks = [each["peak_mib"] for each in told if each["peak_mib"] is not None]
+        phases = _summed(headers)
+        peaks = [each["peak_mib"] for each in headers if each["peak_mib"] is not None]
         count = self.recipe.ipc * self.info.num_classes
         side = self.recipe.resolution
         manifest = Manifest(
@@ -193,20 +193,20 @@ class SetWriter:
     def _rows(self) -> list[tuple[bytes, int]]:
         rows: dict[int, tuple[bytes, int]] = {}
         for index, block in self.blocks.items():
-            for member, digest in zip(block.members, self._told[index]["digests"], strict=True):
+            for member, digest in zip(block.members, self._headers[index]["digests"], strict=True):
                 rows[self._row(member)] = (bytes.fromhex(digest), member[0])
         return [rows[row] for row in sorted(rows)]
 
     def _remove_strays(self, known: set[str]) -> None:
-        """What a kill in mid-write or another recipe left behind would otherwise be kept with the set."""
+        """Delete files left by an interrupted write or by another recipe."""
         for path in (self.folder / BLOCKS).iterdir():
             if f"{BLOCKS}/{path.name}" not in known:
                 path.unlink()
 
 
-def _summed(told: list[dict[str, Any]]) -> dict[str, Phase]:
+def _summed(headers: list[dict[str, Any]]) -> dict[str, Phase]:
     total: dict[str, dict[str, float]] = {}
-    for each in told:
+    for each in headers:
         for name, spent in each["phases"].items():
             known = total.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
             for unit in known:

@@ -232,7 +232,7 @@ def _load(
             f"{folder} holds {manifest.network} for {manifest.dataset} at {manifest.resolution} pixels with key "
             f"{manifest.key[:12]}, expected {recipe.network} for {recipe.data.name} at {recipe.resolution} pixels with "
             f"key {recipe.key[:12]}.",
-            "fetch or make that teacher",
+            "fetch or train the expected teacher",
         )
     path = folder / WEIGHTS
     if not path.is_file():
@@ -258,13 +258,13 @@ def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dat
         raise DataCorrupt(
             f"Dataset {dataset.info.name} has {len(dataset.labels(recorded.split))} {recorded.split} images, "
             f"the teacher was verified on {recorded.count}.",
-            "use the dataset that the teacher was made for",
+            "use the dataset that the teacher was verified on",
         )
     correct = count_correct(network, dataset, recorded.split, recorded.count, device=device, precision="fp32")
     if 100 * abs(correct - recorded.correct) > TOLERANCE_PCT * recorded.count:
         raise DataCorrupt(
-            f"Teacher {manifest.key[:12]} gets {correct} of {recorded.count} {recorded.split} images of "
-            f"{dataset.info.name} right, its manifest says {recorded.correct}.",
-            "use the dataset and the weights that it was made with",
+            f"Teacher {manifest.key[:12]} classifies {correct} of {recorded.count} {recorded.split} images of "
+            f"{dataset.info.name} correctly, its manifest says {recorded.correct}.",
+            "use the dataset and the weights of the manifest",
         )
     return correct

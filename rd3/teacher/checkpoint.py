@@ -54,13 +54,13 @@ class Checkpoint:
         network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
         for name, parameter in network.named_parameters():
             if f"momentum.{name}" in self.tensors:
-                # In the parameter's own layout, as the optimizer would have made it.
+                # In the parameter's memory format, like a buffer created by the optimizer.
                 buffer = torch.empty_like(parameter).copy_(self.tensors[f"momentum.{name}"])
                 optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a file; None where there is no file."""
+    """The checkpoint in a file; None if there is no file."""
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as stored:

@@ -101,12 +101,12 @@ def train(
 def _resumed(
     path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> Counters:
-    """How far an earlier attempt at this recipe was at this precision, whose state is put back."""
+    """Restore the state of an earlier attempt at this recipe and precision, and return its progress."""
     found = read_checkpoint(path)
     if found is None or found.key != key:
         return Counters()
     if found.precision != precision:
-        progress(0.0, f"starting anew at {precision}: the checkpoint is of a training at {found.precision}")
+        progress(0.0, f"restarting at {precision}: the checkpoint is from training at {found.precision}")
         return Counters()
     found.restore(network, optimizer)
     return found.counters

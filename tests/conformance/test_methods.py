@@ -50,9 +50,9 @@ def test_a_bad_method_is_told_what_is_wrong(registry, tmp_path, monkeypatch):
     _load(text, tmp_path / "careless.py", monkeypatch)
     wrong = {result.detail for result in check_method("careless", tmp=tmp_path / "trial") if not result.ok}
     assert "nothing ran inside `with ctx.phase(...)`" in wrong
-    assert "the docstring says no 'Source:'" in wrong
-    assert "two makings of one recipe differ: draw from ctx.rng alone" in wrong
-    assert "torch's or NumPy's own generator was drawn from or seeded" in wrong
+    assert "the docstring has no 'Source:'" in wrong
+    assert "two runs of one recipe differ: draw random numbers only from ctx.rng" in wrong
+    assert "torch's or NumPy's global generator was drawn from or seeded" in wrong
 
 
 def test_one_mistake_is_reported_once(registry, tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_one_mistake_is_reported_once(registry, tmp_path, monkeypatch):
 
 
 def test_a_name_that_is_no_name():
-    with pytest.raises(RD3Error, match="cannot name a method"):
+    with pytest.raises(RD3Error, match="Invalid method name"):
         template("My Method")
 
 
@@ -78,12 +78,12 @@ def test_a_method_that_nests_in_words_alone_is_told_so(registry, tmp_path, monke
     text = text.replace('ctx.rng("select", label)', 'ctx.rng(f"select {ctx.recipe.ipc}", label)')
     _load(text, tmp_path / "grows.py", monkeypatch)
     wrong = [result.detail for result in check_method("grows", tmp=tmp_path / "trial") if not result.ok]
-    assert wrong == ["IPC 1 has other images than the first of IPC 2"]
+    assert wrong == ["the images of IPC 1 are not the first ones of IPC 2"]
 
     text = template("backwards").replace("for k in range(recipe.ipc)", "for k in reversed(range(recipe.ipc))")
     _load(text, tmp_path / "backwards.py", monkeypatch)
     wrong = [result.detail for result in check_method("backwards", tmp=tmp_path / "trial") if not result.ok]
-    assert wrong == ["block 0 of IPC 1 is not the beginning of the larger set's"]
+    assert wrong == ["block 0 of IPC 1 is not the beginning of the larger set's block"]
 
 
 def test_a_method_that_makes_other_blocks_together_than_alone_is_told_so(registry, tmp_path, monkeypatch):
@@ -94,5 +94,5 @@ def test_a_method_that_makes_other_blocks_together_than_alone_is_told_so(registr
 """
     _load(text, tmp_path / "crowded.py", monkeypatch)
     [wrong] = [result for result in check_method("crowded", tmp=tmp_path / "trial") if not result.ok]
-    assert wrong.name == "Blocks made together are those made alone, but for rounding"
+    assert wrong.name == "Blocks generated together equal those generated alone up to rounding"
     assert "% of the pixels differ by more than one level of 255" in wrong.detail

@@ -115,5 +115,5 @@ def test_an_interrupted_teacher_is_taken_up_to_the_bit(tmp_path):
 
 def test_a_device_that_is_not_there_is_refused():
     beyond = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(BadValue, match=f"There is no device '{beyond}' here"):
+    with pytest.raises(BadValue, match=f"Device '{beyond}' is not available"):
         usable_device(beyond)

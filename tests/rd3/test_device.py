@@ -30,7 +30,7 @@ def test_what_is_there_is_taken(no_gpu):
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "gpu", "", torch.device("cuda", 1)])
 def test_a_device_that_is_not_there(no_gpu, name):
-    with pytest.raises(BadValue, match=r"^There is no device '.*' here\. Fix: use cpu$"):
+    with pytest.raises(BadValue, match=r"^Device '.*' is not available\. Fix: use cpu$"):
         usable_device(name)
 
 
@@ -39,7 +39,7 @@ def test_the_devices_that_are_there_are_named(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert usable_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(BadValue, match=r"There is no device 'cuda:2' here\. Fix: use cpu or cuda or cuda:0 or cuda:1"):
+    with pytest.raises(BadValue, match=r"Device 'cuda:2' is not available\. Fix: use cpu or cuda or cuda:0 or cuda:1"):
         usable_device("cuda:2")
 
 
@@ -55,12 +55,12 @@ def test_everything_that_takes_a_device_says_so(no_gpu, tmp_path, capsys):
         lambda: teacher.verify(tmp_path, nothing, digits, device="cuda"),
         lambda: layer_statistics.collect(nothing, None, digits, tmp_path / "out", device="cuda"),
     ):
-        with pytest.raises(BadValue, match="There is no device 'cuda' here"):
+        with pytest.raises(BadValue, match="Device 'cuda' is not available"):
             call()
     (tmp_path / "recipe.json").write_text("{}")
     words = [str(tmp_path / "recipe.json"), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert run.main([*words, "--device", "cuda"]) == 2
-    assert capsys.readouterr().err == "\nBadValue: There is no device 'cuda' here. Fix: use cpu\n"
+    assert capsys.readouterr().err == "\nBadValue: Device 'cuda' is not available. Fix: use cpu\n"
     assert not (tmp_path / "store").exists() and not (tmp_path / "out").exists()
 
 

@@ -141,11 +141,11 @@ def test_a_users_own_presets_are_found_beside_those_that_ship(tmp_path):
     ("text", "message"),
     [
         ("name: other\nsource: me\n", "calls its protocol 'other'.*Fix: name the file other.yaml"),
-        ("name: mine\n", "mine.yaml is no protocol: source: Field required"),
+        ("name: mine\n", "mine.yaml is not a valid protocol: source: Field required"),
         ("name: [", "mine.yaml is not YAML"),
         ("name: mine\nsource: me\nreduces: rd4\nall: {epochs: 3}\n", "reduces 'rd4'.*use one of: rd3-reduced, rd3"),
         ("name: mine\nsource: me\nreduces: mine\nall: {epochs: 3}\n", "mine.yaml reduces 'mine'.*Fix: leave it out"),
-        ("name: mine\nsource: me\nsame_network: {epochs: 3}\n", "mine.yaml says no epochs for all students.*Fix: add"),
+        ("name: mine\nsource: me\nsame_network: {epochs: 3}\n", "mine.yaml sets no epochs for all students.*Fix: add"),
     ],
 )
 def test_a_bad_preset_file_is_named(tmp_path, text, message):

@@ -170,5 +170,5 @@ def test_a_protocol_that_is_not_resolved_is_refused(changed):
     plain = json.loads(to_json(recipe))
     assert from_json(json.dumps(plain)) == recipe
     plain["protocol"] |= changed
-    with pytest.raises(BadValue, match="its settings are not all there"):
+    with pytest.raises(BadValue, match="settings differ from the resolved protocol"):
         from_json(json.dumps(plain))

@@ -71,7 +71,7 @@ def test_a_file_that_fails_to_import_says_so_and_harms_no_other(package, text, r
     assert registry.names() == ["a", "z"]
     with pytest.raises(UnknownName, match=rf"Thing 'm' fails to import: plugins_here/m\.py: {reason}") as caught:
         registry.get("m")
-    assert caught.value.fix == "mend or remove it"
+    assert caught.value.fix == "fix or remove it"
     assert list(registry.broken()) == ["m"]
 
 
@@ -95,5 +95,5 @@ def test_a_file_anywhere_gives_the_names_that_it_registers(package):
         with pytest.raises(DataMissing, match="There is no file"):
             registry.load_file(other)
     (package / "text.txt").write_text("")
-    with pytest.raises(BadValue, match="no Python file"):
+    with pytest.raises(BadValue, match="not a Python file"):
         registry.load_file(package / "text.txt")

@@ -80,7 +80,7 @@ def test_other_data_than_the_recipes_is_refused(chain, capsys):
     foreign = recipes[1].model_copy(update={"data": recipes[1].data.model_copy(update={"fingerprint": "0" * 32})})
     (folder / "foreign.json").write_text(to_json(foreign))
     assert do(folder, "foreign") == 2
-    assert "the recipe was written for 000000000000" in capsys.readouterr().err
+    assert "the recipe expects 000000000000" in capsys.readouterr().err
 
 
 def test_a_recipe_of_an_older_format_is_refused_where_its_parents_keys_have_changed(chain, capsys):
@@ -140,7 +140,7 @@ def test_failures_are_one_line_each_and_the_others_go_on(chain, tmp_path, capsys
     folder = folder_of([foreign, child, recipes[1]], tmp_path)
     assert run.main(campaign(folder)) == 3
     lines = capsys.readouterr().err.splitlines()
-    assert sum("the recipe was written for 000000000000" in line for line in lines) == 2, "the failure, and its child"
+    assert sum("the recipe expects 000000000000" in line for line in lines) == 2, "the failure, and its child"
     assert any(line.split() == ["set", "0", "1", "1", "0", "0", "0"] for line in lines)
     assert any(line.split() == ["evaluation", "0", "0", "0", "1", "0", "0"] for line in lines)
     assert "Traceback" in (folder / "out" / foreign.key / "failure.txt").read_text()
@@ -150,7 +150,9 @@ def test_too_little_time_is_said_and_makes_nothing(chain, tmp_path, capsys):
     _first, recipes = chain
     folder = folder_of(recipes, tmp_path)
     assert run.main(campaign(folder, "--minutes", "0.0001")) == 2
-    assert "--minutes 0.0001 is too short for anything: set random digits ipc1 takes about" in capsys.readouterr().err
+    assert (
+        "--minutes 0.0001 is too short to run anything: set random digits ipc1 takes about" in capsys.readouterr().err
+    )
     assert not (folder / "store").exists()
 
 
@@ -175,7 +177,7 @@ def test_shares_are_of_one_set(chain, tmp_path, capsys):
     _first, recipes = chain
     folder = folder_of(recipes, tmp_path)
     assert run.main(campaign(folder, "--share", "1/2")) == 2
-    assert "--share 1/2 of 3 recipes: expected K/N, of a set." in capsys.readouterr().err
+    assert "--share 1/2 of 3 recipes: expected K/N and a single set." in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_path):
@@ -193,7 +195,7 @@ def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_pat
     first.send_signal(signal.SIGINT)
     _out, said = first.communicate()
     assert first.returncode == 130, said
-    assert "unfinished; the same command goes on" in said
+    assert "unfinished; run the same command again to resume" in said
     assert run.main(campaign(folder)) == 0
     curve = FolderStore(folder / "store").find("teacher", teacher.key).result
     assert curve["epochs"] == 3

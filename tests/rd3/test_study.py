@@ -154,7 +154,7 @@ def test_a_part_under_a_wrong_name_is_refused(store, opened, tmp_path):
     write_study(store, store.names(), tmp_path / "study")
     one, ten = (next((tmp_path / "study/sets").glob(f"random-ipc{ipc}-*")) for ipc in (1, 10))
     one.write_bytes(ten.read_bytes())
-    with pytest.raises(DataCorrupt, match=r"is not of set .*, as its name says"):
+    with pytest.raises(DataCorrupt, match=r"does not hold set .*, contrary to its name"):
         opened(tmp_path / "study").fetch("set", a_set(1).key)
 
 
@@ -200,16 +200,16 @@ def hostile(path: Path, found: list[dict[str, Any]], **options: Any) -> Path:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (a_row(entry={"files": {"../x": "0"}}), "'../x' is not the name of a file in a folder"),
-        (a_row(entry={"files": {"/etc/x": "0"}}), "'/etc/x' is not the name"),
-        (a_row(entry={"files": {"a/../../x": "0"}}), "'a/../../x' is not the name"),
-        (a_row(entry={"files": {"..\\x": "0"}}), "is not the name"),
-        (a_row(entry={"files": {"a\0": "0"}}), "is not the name"),
-        (a_row(entry={"files": {"": "0"}}), "'' is not the name"),
-        (a_row(entry={"files": {"a": "0", "a/b": "0"}}), "'a/b' lies in what is a file itself"),
+        (a_row(entry={"files": {"../x": "0"}}), "'../x' is not a relative file name"),
+        (a_row(entry={"files": {"/etc/x": "0"}}), "'/etc/x' is not a relative file name"),
+        (a_row(entry={"files": {"a/../../x": "0"}}), "'a/../../x' is not a relative file name"),
+        (a_row(entry={"files": {"..\\x": "0"}}), "is not a relative file name"),
+        (a_row(entry={"files": {"a\0": "0"}}), "is not a relative file name"),
+        (a_row(entry={"files": {"": "0"}}), "'' is not a relative file name"),
+        (a_row(entry={"files": {"a": "0", "a/b": "0"}}), "'a/b' is inside another file"),
         (a_row(entry={"key": "../../x"}), "is not a kind and a key"),
         (a_row(entry={"kind": "../x"}), "is not a kind and a key"),
-        (a_row(key="0" * 64), "says evaluation 000000000000 of another entry"),
+        (a_row(key="0" * 64), "evaluation 000000000000 does not match its entry"),
         (a_row(entry={"of_tomorrow": 1}), "of_tomorrow: Extra inputs are not permitted"),
         (a_row() | {"entry": "{"}, "Invalid JSON"),
         (a_row() | {"entry": "[" * 100_000}, "recursion limit exceeded"),
@@ -261,7 +261,7 @@ def test_what_unpacks_to_more_than_a_study_is_refused_unread(opened, tmp_path, m
     monkeypatch.setattr(rows, "MOST_BYTES", 2**20)
     bomb = hostile(tmp_path / RESULTS, [a_row(carried=[{"name": "a", "data": bytes(2**21)}])], compression="zstd")
     assert bomb.stat().st_size < 10_000
-    with pytest.raises(DataCorrupt, match="says it unpacks to 2 MiB in 1 rows; expected at most 1 MiB"):
+    with pytest.raises(DataCorrupt, match="would unpack to 2 MiB in 1 rows; expected at most 1 MiB"):
         opened(bomb)
     monkeypatch.setattr(rows, "MOST_ROWS", 0)
     with pytest.raises(DataCorrupt, match="expected at most 1 MiB in 0 rows"):
@@ -272,7 +272,7 @@ def test_what_unpacks_to_more_than_a_study_is_refused_unread(opened, tmp_path, m
 def test_a_layout_that_would_unpack_to_more_than_it_says_is_refused(opened, tmp_path, options):
     repeated = [{"name": str(number), "data": bytes(1000)} for number in range(1000)]
     found = [a_row(carried=repeated), a_row(entry={"key": "0" * 64})]
-    with pytest.raises(DataCorrupt, match="is not laid out as"):
+    with pytest.raises(DataCorrupt, match="does not have the layout of"):
         opened(hostile(tmp_path / RESULTS, found, **options))
 
 
@@ -282,7 +282,7 @@ def test_a_truncated_file_is_refused(store, opened, tmp_path, part):
     path = tmp_path / "study" / RESULTS
     raw = path.read_bytes()
     path.write_bytes(raw[: int(part * len(raw)) if isinstance(part, float) else part])
-    with pytest.raises(DataCorrupt, match="is not a whole Parquet file"):
+    with pytest.raises(DataCorrupt, match="is not a complete Parquet file"):
         opened(path)
 
 

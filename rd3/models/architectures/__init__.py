@@ -1,1 +1,1 @@
-"""The architectures that the table of networks builds; each takes the number of classes and the side in pixels."""
+"""Architectures of the table of networks; each takes the number of classes and the side in pixels."""

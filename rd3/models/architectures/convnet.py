@@ -14,7 +14,7 @@ from torch import nn
 def convnet(
     num_classes: int, resolution: int, *, depth: int, norm: Literal["batch", "instance"], width: int = 128
 ) -> nn.Module:
-    """``depth`` blocks of ``width`` channels; instance norm is a group norm of one channel a group, affine."""
+    """``depth`` blocks of ``width`` channels; instance norm is an affine group norm with one channel per group."""
     layers: list[nn.Module] = []
     for index in range(depth):
         layers += [

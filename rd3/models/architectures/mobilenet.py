@@ -1,7 +1,7 @@
 """MobileNetV2 of half width for small images.
 
-Source: CRD ``models/mobilenetv2.py`` (``mobile_half``): channels are cut without rounding to eights, activations are
-ReLU, the first block expands by a 1x1 convolution too.
+Source: CRD ``models/mobilenetv2.py`` (``mobile_half``): channels are halved without rounding to multiples of eight,
+activations are ReLU, and the first block also has an expanding 1x1 convolution.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to ``expansion`` times the channels, 3x3 depthwise, linear 1x1; added to its input where the shape stays."""
+    """1x1 to ``expansion`` times the channels, 3x3 depthwise, linear 1x1; residual if the shape stays the same."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""ResNets whose parameters keep torchvision's names under any stem.
+"""ResNets with torchvision's parameter names for every stem.
 
 Sources: torchvision ``models/resnet.py``; the small stem as in RDED ``synthesize/utils.py`` and SRe2L's CIFAR code.
 """
@@ -13,9 +13,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 
 def small_stem(num_classes: int, resolution: int, *, depth: int) -> nn.Module:
-    """A ResNet for small images: the 7x7 stride-2 stem becomes 3x3 stride 1, and the max-pool goes.
+    """A ResNet for small images: the 7x7 stride-2 stem is replaced by 3x3 stride 1, and the max-pool is removed.
 
-    The new convolution keeps torch's default initial weights, as in the authors' code.
+    The new convolution has torch's default initialisation, as in the authors' code.
     """
     network: nn.Module = models.get_model(f"resnet{depth}", weights=None, num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
@@ -24,7 +24,7 @@ def small_stem(num_classes: int, resolution: int, *, depth: int) -> nn.Module:
 
 
 def narrow(num_classes: int, resolution: int, *, width: int, stem: Literal["small", "large"]) -> nn.Module:
-    """ResNet-18 with ``width`` channels in stage one, 2, 4, 8 times that later; initialised as torchvision's."""
+    """ResNet-18 with ``width`` channels in stage one and 2, 4, 8 times as many later; initialised as in torchvision."""
     network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
     if stem == "small":
         network.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)

@@ -1,6 +1,6 @@
 """ShuffleNetV2 for small images.
 
-Source: CRD ``models/ShuffleNetv2.py``, which differs from torchvision's network in its stem alone.
+Source: CRD ``models/ShuffleNetv2.py``, which differs from torchvision's network only in its stem.
 """
 
 from __future__ import annotations

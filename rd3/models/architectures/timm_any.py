@@ -11,7 +11,7 @@ from rd3.errors import Unsupported
 
 
 def named(num_classes: int, resolution: int, *, name: str, **options: Any) -> nn.Module:
-    """timm's network; ``img_size`` goes to those that need it, and ``options`` (patch, window) to whoever is asked."""
+    """timm's network; ``img_size`` is passed if it takes one, as are ``options`` such as patch or window size."""
     if options or _takes_img_size(name):
         options["img_size"] = resolution
     try:

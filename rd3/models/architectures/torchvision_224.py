@@ -1,4 +1,4 @@
-"""torchvision's networks, unmodified and without weights: what every name means at 224 pixels."""
+"""torchvision's networks, unmodified and without weights, for 224 pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torchvision import models
 
 def named(num_classes: int, resolution: int, *, name: str) -> nn.Module:
     """torchvision's network of that name."""
-    # Its inception-like networks would warn of a slow start; none is in the table.
+    # torchvision's Inception networks would warn about slow initialisation; none is in the table.
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     return network

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """norm, ReLU, 3x3, norm, ReLU, 3x3; where the shape changes the shortcut is a 1x1 of the *activated* input."""
+    """norm, ReLU, 3x3, norm, ReLU, 3x3; if the shape changes, the shortcut is a 1x1 of the *activated* input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()

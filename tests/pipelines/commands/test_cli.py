@@ -263,7 +263,7 @@ def test_results_that_came_back_in_parts_are_imported_and_what_is_lacking_is_nam
     (out / "results-1.zip").unlink()
     code, printed, _err = rd3("import-results", str(out))
     assert code == 3
-    assert "not taken: its file pixels did not come along whole" in " ".join(printed.split())
+    assert "not taken: its file pixels is missing or incomplete" in " ".join(printed.split())
     assert len(list((home / "artifacts" / "by-key" / "set").iterdir())) == 3
 
 
@@ -302,7 +302,7 @@ def test_data_doctor_fits_a_terminal_of_80_columns(rd3, monkeypatch):
     code, out, err = rd3("data", "doctor")
     assert code == 0, err
     assert any(line.split()[:3] == ["digits", "ok", "1297"] or line.startswith("digits") for line in out.splitlines())
-    assert "cifar10: Dataset cifar10 is not there" in out and "Fix: rd3 data fetch cifar10" in out
+    assert "cifar10: Dataset cifar10 not found in" in out and "Fix: rd3 data fetch cifar10" in out
 
 
 @pytest.mark.parametrize("words", LOOKING)

@@ -185,7 +185,7 @@ teacher: resnet18_w16
     found = problems(text)
     assert set(found) == {"methods[0].sre2l.iterations", "methods[0].sre2l", "methods[1].sre2l", "ipc[0]"}
     assert found["methods[0].sre2l"] == "There is no start 'randm'. did you mean 'random'?"
-    assert "cannot start from one of dwa, which itself starts from another" in found["methods[1].sre2l"]
+    assert "cannot start from method dwa, which needs an initial set itself" in found["methods[1].sre2l"]
 
 
 def test_varied_values_are_checked_one_by_one():

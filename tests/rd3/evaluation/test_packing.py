@@ -12,12 +12,12 @@ import torch
 
 from rd3 import perform
 from rd3.campaign import command
-from rd3.campaign.course import Course, run_here, run_in
-from rd3.campaign.crew import Crew
 from rd3.campaign.estimates import Estimates
-from rd3.campaign.maker import Ended, Maker, Moved
 from rd3.campaign.queue import Queue
+from rd3.campaign.runner import Ended, Progressed, Runner
+from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View
+from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.errors import Diverged
 from rd3.evaluation.packing import Packing
@@ -101,29 +101,29 @@ def test_what_ends_one_stands_in_its_place(made, roots, store, tmp_path):
     assert entry.key == recipes[0].key and isinstance(error, Diverged)
 
 
-def course_of(recipes, store, roots, tmp_path, **options) -> tuple[Course, Maker]:
+def scheduler_of(recipes, store, roots, tmp_path, **options) -> tuple[Scheduler, Runner]:
     queue = Queue(recipes, lambda kind, key: store.find(kind, key) is not None)
     estimates = Estimates(queue.recipes, lambda _kind, _key: None, lambda name: dataset_info(name, roots), CPU_THREAD)
-    maker = Maker(store=store.root, roots=roots, out=tmp_path / "out")
-    return Course(queue, estimates, View(io.StringIO(), options.pop("workers", 1)), **options), maker
+    runner = Runner(store=store.root, roots=roots, out=tmp_path / "out")
+    return Scheduler(queue, estimates, View(io.StringIO(), options.pop("workers", 1)), **options), runner
 
 
 def test_a_campaign_hands_out_packs_and_leaves_work_to_the_other_workers(made, roots, store, tmp_path):
     recipes = [evaluation(made, lr=0.001 * number) for number in range(1, 11)]
-    assert len(course_of(recipes, store, roots, tmp_path)[0].next()) == 8
-    assert len(course_of(recipes, store, roots, tmp_path, workers=5)[0].next()) == 2
-    each = course_of(recipes, store, roots, tmp_path)[0].estimates.seconds(recipes[0].key)
+    assert len(scheduler_of(recipes, store, roots, tmp_path)[0].next()) == 8
+    assert len(scheduler_of(recipes, store, roots, tmp_path, workers=5)[0].next()) == 2
+    each = scheduler_of(recipes, store, roots, tmp_path)[0].estimates.seconds(recipes[0].key)
     within = 3.5 * each / 0.9  # a tenth is kept for stopping
-    assert len(course_of(recipes, store, roots, tmp_path, seconds=within)[0].next()) == 3
+    assert len(scheduler_of(recipes, store, roots, tmp_path, seconds=within)[0].next()) == 3
 
 
 def test_a_campaign_of_packs_ends_as_one_by_one(made, roots, store, tmp_path):
     recipes = [evaluation(made, lr=0.001 * number) for number in range(1, 4)]
     recipes.append(evaluation(made, optimizer="sgd", lr=1e30))
-    course, maker = course_of(recipes, store, roots, tmp_path)
-    run_here(course, maker)
-    assert [state.name for state in course.queue.states.values()] == ["done"] * 3 + ["diverged"]
-    assert command.exit_code(course) == 3
+    scheduler, runner = scheduler_of(recipes, store, roots, tmp_path)
+    run_in_process(scheduler, runner)
+    assert [state.name for state in scheduler.queue.states.values()] == ["done"] * 3 + ["diverged"]
+    assert command.exit_code(scheduler) == 3
     for recipe in recipes[:3]:
         assert store.find("evaluation", recipe.key).made["pack"] == 4
 
@@ -137,29 +137,29 @@ def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp
         raise ValueError("no pack today")
 
     monkeypatch.setattr(perform, "perform_pack", fails)
-    course, maker = course_of(recipes, store, roots, tmp_path)
-    run_here(course, maker)
-    assert calls == [2] and [state.name for state in course.queue.states.values()] == ["done"] * 2
+    scheduler, runner = scheduler_of(recipes, store, roots, tmp_path)
+    run_in_process(scheduler, runner)
+    assert calls == [2] and [state.name for state in scheduler.queue.states.values()] == ["done"] * 2
 
 
 def test_a_pack_that_is_killed_is_made_again_one_by_one(made, roots, store, tmp_path):
     """In mid-pack, by the system; what comes of it is what comes of each alone."""
     recipes = [evaluation(made, lr=0.001 * number, epochs=20) for number in range(1, 4)]
-    course, maker = course_of(recipes, store, roots, tmp_path)
-    crew, killed = Crew(1, maker), []
-    events = crew.events
+    scheduler, runner = scheduler_of(recipes, store, roots, tmp_path)
+    pool, killed = WorkerPool(1, runner), []
+    events = pool.events
 
     def kill_once(timeout_s: float):
         for event in events(timeout_s):
-            if isinstance(event, Moved) and not killed:
-                assert len(crew._workers[0].keys) == 3
-                killed.append(crew._workers[0].process.pid)
+            if isinstance(event, Progressed) and not killed:
+                assert len(pool._workers[0].keys) == 3
+                killed.append(pool._workers[0].process.pid)
                 os.kill(killed[0], signal.SIGKILL)
             yield event
 
-    crew.events = kill_once
-    run_in(crew, course)
-    assert killed and [state.name for state in course.queue.states.values()] == ["done"] * 3
+    pool.events = kill_once
+    run_in_workers(pool, scheduler)
+    assert killed and [state.name for state in scheduler.queue.states.values()] == ["done"] * 3
     for recipe in recipes:
         entry = store.find("evaluation", recipe.key)
         alone = perform.perform(recipe, store, roots, tmp_path / "alone" / recipe.key)
@@ -173,12 +173,12 @@ def test_a_device_without_memory_for_the_pack_has_it_made_one_by_one(made, roots
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(perform, "perform_pack", full)
-    course, maker = course_of(recipes, store, roots, tmp_path)
+    scheduler, runner = scheduler_of(recipes, store, roots, tmp_path)
     said: list[Ended] = []
-    assert not maker.make([to_json(one) for one in recipes], said.append, lambda: False)
+    assert not runner.run([to_json(one) for one in recipes], said.append, lambda: False)
     assert [(one.status, one.broken) for one in said] == [("oom", True)] * 2
-    run_here(course, maker)
-    assert [state.name for state in course.queue.states.values()] == ["done"] * 2
+    run_in_process(scheduler, runner)
+    assert [state.name for state in scheduler.queue.states.values()] == ["done"] * 2
 
 
 def test_a_pack_opens_its_set_once(made, roots, store, tmp_path, monkeypatch):
@@ -191,6 +191,6 @@ def test_a_pack_opens_its_set_once(made, roots, store, tmp_path, monkeypatch):
 
 def test_what_is_to_be_tried_alone_joins_no_pack(made, roots, store, tmp_path):
     recipes = [evaluation(made, lr=0.001 * number) for number in range(1, 4)]
-    course, _maker = course_of(recipes, store, roots, tmp_path)
-    course.queue.again(recipes[2].key, "its process was killed")
-    assert [one.key for one in course.next()] == [recipes[0].key, recipes[1].key]
+    scheduler, _maker = scheduler_of(recipes, store, roots, tmp_path)
+    scheduler.queue.again(recipes[2].key, "its process was killed")
+    assert [one.key for one in scheduler.next()] == [recipes[0].key, recipes[1].key]

@@ -487,7 +487,7 @@ BAD = {
     "dtype": (lambda: run(recipe(), images=IMAGES.double()), BadValue, "float64 images"),
     "range": (lambda: run(recipe(), images=IMAGES.float()), BadValue, r"pixels in \[0, 1\]"),
     "nan": (lambda: run(recipe(), images=IMAGES.float() * float("nan")), BadValue, r"pixels in \[0, 1\]"),
-    "label": (lambda: run(recipe(), labels=LABELS + 1), BadValue, "labels run from 1 to 3"),
+    "label": (lambda: run(recipe(), labels=LABELS + 1), BadValue, "labels range from 1 to 3"),
     "one image": (lambda: run(recipe(), images=IMAGES[:1], labels=LABELS[:1]), BadValue, "needs two"),
     "batch of one": (lambda: run(recipe(batch_size=1)), BadValue, "needs two"),
     "no teacher": (lambda: run(recipe(), []), BadValue, "need a teacher"),

@@ -152,7 +152,7 @@ def test_the_two_targets_share_the_weight(tmp_path, weight):
     space, block = PixelSpace.of(teacher), Block(0, ((0, 0), (2, 0), (2, 1)))
     pixels, labels = TOY.images("train", [0, 1, 2]).float() / 255, torch.tensor(block.labels)
     pool = Pool(block, context, space, category_weight=weight)
-    _logits, matching = pool.look(space.from_unit(pixels), 0)
+    _logits, matching = pool.forward(space.from_unit(pixels), 0)
     of_all, of_labels = _distances(pixels, labels, teacher, statistics)
     assert abs(of_all - of_labels) > 0.5
     assert float(matching) == pytest.approx((1 - weight) * of_all + weight * of_labels, rel=1e-4)

@@ -299,7 +299,7 @@ def test_teachers_of_other_constants_see_the_same_pixels(tmp_path):
     pool = Pool(Block(0, ((0, 0), (1, 0))), context, space)
     pixels = TOY.images("train", range(2)).float() / 255
     for iteration, teacher in enumerate(teachers):
-        logits, matching = pool.look(space.from_unit(pixels), iteration)
+        logits, matching = pool.forward(space.from_unit(pixels), iteration)
         torch.testing.assert_close(logits, teacher(pixels))
         assert float(matching) > 0
 

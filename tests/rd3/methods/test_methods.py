@@ -177,11 +177,11 @@ def test_shares_of_blocks_are_put_together(tmp_path):
 
 def test_what_does_not_fit_together(tmp_path):
     recipe = trial_recipe("sre2l", TOY, 1)
-    with pytest.raises(BadValue, match="wants version 9 of method sre2l, this is 1"):
+    with pytest.raises(BadValue, match="needs version 9 of method sre2l, this is version 1"):
         _make(recipe.model_copy(update={"version": 9}), tmp_path)
     with pytest.raises(ClassOrderError, match="has class list"):
         _make(recipe, tmp_path, ToyDataset(classes=4))
-    with pytest.raises(DataCorrupt, match=r"draws from toy .*, the data opened is toy"):
+    with pytest.raises(DataCorrupt, match=r"uses toy .*, the opened data is toy"):
         _make(recipe, tmp_path, ToyDataset(per_class=9))
     with pytest.raises(BadValue, match="names 1 teachers, got 0"):
         _make(recipe, tmp_path, teachers=())

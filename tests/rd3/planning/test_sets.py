@@ -77,7 +77,7 @@ def test_a_start_by_key_is_the_same_recipe_as_by_name():
         (a_set(data=Data(name="digits", fingerprint="f")), BadValue, "is of digits at 32 pixels, expected toy at 32"),
         (a_set(resolution=64), BadValue, "is of toy at 64 pixels"),
         (a_set(classes="ab"), ClassOrderError, "has class list ab, toy has"),
-        (a_set(ipc=1), BadValue, "has 1 images a class, IPC is 2"),
+        (a_set(ipc=1), BadValue, "has 1 images per class, IPC is 2"),
     ],
     ids=["dataset", "resolution", "classes", "ipc"],
 )
@@ -93,7 +93,7 @@ def test_a_start_that_is_neither_a_name_nor_a_key():
 
 def test_a_sweep_starts_from_no_set_that_has_seen_its_validation_images():
     fit = DATA.model_copy(update={"split": "fit"})
-    with pytest.raises(BadValue, match="was made from split train, which the validation images are part of"):
+    with pytest.raises(BadValue, match="was generated from split train, which contains the validation images"):
         planned("sre2l", init="3fa9", known=lambda key: a_set(), data=fit)
     assert planned("sre2l", init="3fa9", known=lambda key: a_set(data=fit), data=fit).init is not None
 
@@ -114,10 +114,10 @@ def test_teachers_of_a_pool_share_the_class_list():
 def test_synthesize_refuses_another_start(tmp_path: Path):
     first, recipe = planned("sre2l", init="random", iterations=2).recipes(0)[-2:]
     teachers = (toy_teacher(TOY),)
-    with pytest.raises(BadValue, match="and another was given"):
+    with pytest.raises(BadValue, match="but another one was given"):
         synthesize(recipe, TOY, teachers, tmp_path / "none")
     synthesize(first.model_copy(update={"ipc": 1}), TOY, (), tmp_path / "small")
-    with pytest.raises(BadValue, match="has 1 images a class, IPC is 2"):
+    with pytest.raises(BadValue, match="has 1 images per class, IPC is 2"):
         synthesize(recipe, TOY, teachers, tmp_path / "few", init=SetOnDisk.open(tmp_path / "small"))
 
 

@@ -58,7 +58,7 @@ class _Trap:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     torch.save({"images": _Trap(), "labels": LABELS}, tmp_path / "bad.pt")
-    with pytest.raises(DataCorrupt, match="cannot be read as tensors alone"):
+    with pytest.raises(DataCorrupt, match="does not hold plain tensors"):
         _import(tmp_path / "bad.pt", tmp_path / "out")
 
 
@@ -66,7 +66,7 @@ def test_files_that_are_no_sets(tmp_path):
     with pytest.raises(DataMissing, match="There is no file"):
         _import(tmp_path / "none.pt", tmp_path / "out")
     (tmp_path / "torn.safetensors").write_bytes(b"12345678torn")
-    with pytest.raises(DataCorrupt, match="cannot be read"):
+    with pytest.raises(DataCorrupt, match="does not hold plain tensors"):
         _import(tmp_path / "torn.safetensors", tmp_path / "out")
     save_file({"x": IMAGES}, tmp_path / "x.safetensors")
     with pytest.raises(BadValue, match="holds x, expected tensors 'images' and 'labels'"):
@@ -86,15 +86,15 @@ def test_float_ranges(tmp_path):
     normalised = (plain - mean) / std
     _import((normalised, LABELS), tmp_path / "back", normalised=constants)
     torch.testing.assert_close(SyntheticSet.open(tmp_path / "back").images, plain)
-    with pytest.raises(BadValue, match=r"expected \[0, 1\]\. Fix: say which constants .*--normalised"):
+    with pytest.raises(BadValue, match=r"expected \[0, 1\]\. Fix: give the constants .*--normalised"):
         _import((normalised, LABELS), tmp_path / "no")
     with pytest.raises(BadValue, match="Fix: divide by 255"):
         _import((IMAGES.float(), LABELS), tmp_path / "no")
-    with pytest.raises(BadValue, match="these are other constants"):
+    with pytest.raises(BadValue, match="give the mean and std"):
         _import((normalised * 2, LABELS), tmp_path / "no", normalised=constants)
     with pytest.raises(BadValue, match="not finite"):
         _import((plain / 0, LABELS), tmp_path / "no")
-    with pytest.raises(BadValue, match="said to be normalised"):
+    with pytest.raises(BadValue, match="declared as normalised"):
         _import((IMAGES, LABELS), tmp_path / "no", normalised=constants)
 
 
@@ -144,7 +144,7 @@ def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(BadValue, match=r"x\.png is 20x16 pixels, this dataset has 16x16"):
         bring(tmp_path / "a")
     (tmp_path / "a" / "cat").mkdir()
-    with pytest.raises(BadValue, match="cat is no class of toy"):
+    with pytest.raises(BadValue, match="cat is not a class of toy"):
         bring(tmp_path / "a")
 
 

@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_precision_is_begun_anew(dataset, tmp_path, monk
         teacher.train(recipe, dataset, tmp_path, progress=stop)
     monkeypatch.setattr(device, "bf16_in_hardware", lambda _device: False)
     result = teacher.train(recipe, dataset, tmp_path, progress=lambda fraction, note: notes.append(note))
-    assert notes[0] == "starting anew at fp32: the checkpoint is of a training at bf16"
+    assert notes[0] == "restarting at fp32: the checkpoint is from training at bf16"
     assert notes[1].startswith("epoch 1/3") and result["ran_precision"] == "fp32"
     manifest = teacher.artifact.read_manifest(tmp_path)
     assert (manifest.ran_precision, manifest.test_precision, manifest.recipe["precision"]) == ("fp32", "fp32", "auto")

@@ -1,4 +1,4 @@
-"""Makes recipes one after the other in one process, and says how each ended; the store is where results go."""
+"""Run recipes in one process, put the results into the store and report how each recipe ended."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rd3.errors import RD3Error, ends_the_process, why
 from rd3.recipe import AnyRecipe, EvaluationRecipe, Key, from_json
 from rd3.store import FolderStore, write_atomically
 
-TELL_EVERY_S = 0.5
+REPORT_EVERY_S = 0.5
 FAILURE = "failure.txt"
-"""In a recipe's scratch folder: where in the code its last attempt failed."""
+"""File in a recipe's scratch folder with the traceback of its last failure."""
 
 
 class Stopped(BaseException):
-    """The recipe under way is to be left as it is; not an error, so nothing on the way may catch it."""
+    """Stop the running recipe; not an :class:`Exception`, so that no handler on the way catches it."""
 
 
-class Moved(NamedTuple):
-    """A recipe is so far."""
+class Progressed(NamedTuple):
+    """Progress of a recipe: finished fraction (0-1) and a note."""
 
     key: Key
     fraction: float
@@ -41,20 +41,20 @@ class Ended(NamedTuple):
     spent_s: float = 0.0
     figures: dict[str, float] = {}
     mistake: bool = False
-    """The user can mend what the reason says."""
+    """Whether the user can fix the reason."""
     broken: bool = False
-    """The process is not fit for another recipe: its memory or its device is in no known state."""
+    """Whether the process must not run another recipe, because its memory or device is in an unknown state."""
     pack: int = 1
-    """How many were made together; what one of several took says little of what it takes alone."""
+    """Number of recipes run together; the time of a pack says little about the time of one of them alone."""
 
 
-Event = Moved | Ended
-Say = Callable[[Event], None]
+Event = Progressed | Ended
+Report = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
-class Maker:
-    """What a process needs to make recipes; plain data, so that it travels to a worker."""
+class Runner:
+    """Runs recipes; plain data, so that it can be pickled for a worker."""
 
     store: Path
     roots: Roots
@@ -63,47 +63,49 @@ class Maker:
     threads: int = 1
     shared_machine: bool | None = None
     larger: dict[Key, Key] = field(default_factory=dict)
-    """Small sets to the larger ones that hold their images."""
+    """Keys of smaller sets to the key of a larger set that contains their images."""
 
     def prepare(self) -> None:
-        """Once a process, before the first recipe: what takes long to load, and how torch behaves."""
-        settle_torch(self.threads)
+        """Load and configure torch; called once per process, before the first recipe."""
+        configure_torch(self.threads)
 
-    def make(self, documents: Sequence[str], say: Say, stopping: Callable[[], bool]) -> bool:
-        """Make recipes (JSON), evaluations together and others in order; False if this process is not fit for more."""
+    def run(self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool]) -> bool:
+        """Run recipes (as JSON), evaluations together and others in order; False if the process must not run more."""
         recipes = [from_json(document) for document in documents]
         evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]
-        if len(evaluations) > 1 and not stopping():
-            together = self._make_pack(evaluations, say, stopping)
+        if len(evaluations) > 1 and not should_stop():
+            together = self._run_pack(evaluations, report, should_stop)
             for each in together:
-                say(each)
-            made = {each.key for each in together}
-            recipes = [recipe for recipe in recipes if recipe.key not in made]
+                report(each)
+            finished = {each.key for each in together}
+            recipes = [recipe for recipe in recipes if recipe.key not in finished]
             if any(each.broken for each in together):
                 return False
         for recipe in recipes:
-            ended = Ended(recipe.key, "unfinished") if stopping() else self._make_one(recipe, say, stopping)
-            say(ended)
+            ended = Ended(recipe.key, "unfinished") if should_stop() else self._run_one(recipe, report, should_stop)
+            report(ended)
             if ended.broken:
                 return False
         return True
 
-    def _make_one(self, recipe: AnyRecipe, say: Say, stopping: Callable[[], bool]) -> Ended:
-        begun, out = time.monotonic(), self.out / recipe.key
+    def _run_one(self, recipe: AnyRecipe, report: Report, should_stop: Callable[[], bool]) -> Ended:
+        started_at, out = time.monotonic(), self.out / recipe.key
         try:
-            result = self.perform(recipe, out, _progress(recipe, say, stopping))
+            result = self.perform(recipe, out, _progress(recipe, report, should_stop))
         except Stopped:
             return Ended(recipe.key, "unfinished")
-        except Exception as error:  # whatever it is, it is this recipe's, and the others go on
+        except Exception as error:  # any error is this recipe's own; the others still run
             return self._failed(recipe, error)
-        return Ended(recipe.key, "done", "", time.monotonic() - begun, _figures(result))
+        return Ended(recipe.key, "done", "", time.monotonic() - started_at, _figures(result))
 
-    def _make_pack(self, recipes: Sequence[EvaluationRecipe], say: Say, stopping: Callable[[], bool]) -> list[Ended]:
-        """Evaluations together; none where what failed concerns them all: then each is made alone."""
+    def _run_pack(
+        self, recipes: Sequence[EvaluationRecipe], report: Report, should_stop: Callable[[], bool]
+    ) -> list[Ended]:
+        """Run evaluations together; empty if the pack as a whole failed, so that each is run alone instead."""
         from rd3.perform import Part, perform_pack
 
-        begun, store = time.monotonic(), FolderStore(self.store)
-        pack = [Part(one, self.out / one.key, _progress(one, say, stopping)) for one in recipes]
+        started_at, store = time.monotonic(), FolderStore(self.store)
+        pack = [Part(one, self.out / one.key, _progress(one, report, should_stop)) for one in recipes]
         try:
             outcomes = perform_pack(pack, store, self.roots, device=self.device)
         except Stopped:
@@ -112,8 +114,8 @@ class Maker:
             ended = [self._failed(one, error) for one in recipes]
             return ended if ended[0].broken else []
         finally:
-            self._give_memory_back()
-        spent_s, ended = time.monotonic() - begun, []
+            self._release_memory()
+        spent_s, ended = time.monotonic() - started_at, []
         for part, outcome in zip(pack, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 ended.append(self._failed(part.recipe, outcome))
@@ -131,7 +133,7 @@ class Maker:
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
 
     def perform(self, recipe: AnyRecipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
-        """One recipe from the store's parents into the store; the figures of its entry."""
+        """Run one recipe with parents from the store, put it into the store and return the result of its entry."""
         from rd3.perform import perform
 
         store = FolderStore(self.store)
@@ -146,28 +148,28 @@ class Maker:
             progress=progress,
         )
         store.put(entry, out / "result")
-        self._give_memory_back()
+        self._release_memory()
         return entry.result
 
-    def _give_memory_back(self) -> None:
-        """What torch keeps of a device's memory for later is of use to the other workers."""
+    def _release_memory(self) -> None:
+        """Release torch's cached device memory for the other workers."""
         import torch
 
         if self.device.startswith("cuda"):
-            with contextlib.suppress(RuntimeError):  # the device may be in no known state
+            with contextlib.suppress(RuntimeError):  # the device may be in an unknown state
                 torch.cuda.empty_cache()
 
 
-def _progress(recipe: AnyRecipe, say: Say, stopping: Callable[[], bool]) -> Callable[[float, str], None]:
-    """Says now and then how far a recipe is, and leaves it when it is time to stop."""
-    told = [float("-inf")]
+def _progress(recipe: AnyRecipe, report: Report, should_stop: Callable[[], bool]) -> Callable[[float, str], None]:
+    """A callback that reports progress at intervals and raises :class:`Stopped` on request."""
+    reported = [float("-inf")]
 
     def progress(fraction: float, note: str) -> None:
-        if stopping():
+        if should_stop():
             raise Stopped
-        if time.monotonic() - told[0] >= TELL_EVERY_S:
-            told[0] = time.monotonic()
-            say(Moved(recipe.key, fraction, note))
+        if time.monotonic() - reported[0] >= REPORT_EVERY_S:
+            reported[0] = time.monotonic()
+            report(Progressed(recipe.key, fraction, note))
 
     return progress
 
@@ -176,8 +178,8 @@ def _figures(result: Mapping[str, object]) -> dict[str, float]:
     return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 
-def settle_torch(threads: int) -> None:
-    """How torch behaves in a process that makes recipes."""
+def configure_torch(threads: int) -> None:
+    """Configure torch in a process that runs recipes."""
     import torch
 
     torch.set_num_threads(threads)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from small_recipes import a_set, teacher
-from stand_in_maker import StandIn
+from stand_in_runner import StandIn
 
-from rd3.campaign.course import Course, run_here, run_in
-from rd3.campaign.crew import Crew
 from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import Queue
+from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View
+from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import BadValue
 from rd3.planning.cost import CPU_THREAD
@@ -34,15 +34,15 @@ class Clock:
         return self.now
 
 
-def course_of(recipes, tmp_path, **options) -> Course:
+def scheduler_of(recipes, tmp_path, **options) -> Scheduler:
     queue = Queue(recipes, lambda _kind, _key: False)
     info_of = lambda name: dataset_info(name, Roots(None, tmp_path))  # noqa: E731
     estimates = Estimates(queue.recipes, lambda _kind, _key: None, info_of, CPU_THREAD)
-    return Course(queue, estimates, View(io.StringIO(), 2), **options)
+    return Scheduler(queue, estimates, View(io.StringIO(), 2), **options)
 
 
-def states(course: Course) -> list[str]:
-    return [state.name for state in course.queue.states.values()]
+def states(scheduler: Scheduler) -> list[str]:
+    return [state.name for state in scheduler.queue.states.values()]
 
 
 def attempts(folder: Path, recipe) -> list[tuple[int, float]]:
@@ -53,9 +53,9 @@ def attempts(folder: Path, recipe) -> list[tuple[int, float]]:
 
 def test_workers_live_on_and_share_the_work(tmp_path):
     recipes = [a_set(seed) for seed in range(6)]
-    course = course_of(recipes, tmp_path)
-    run_in(Crew(2, StandIn(tmp_path, {})), course)
-    assert states(course) == ["done"] * 6
+    scheduler = scheduler_of(recipes, tmp_path)
+    run_in_workers(WorkerPool(2, StandIn(tmp_path, {})), scheduler)
+    assert states(scheduler) == ["done"] * 6
     assert 1 <= len({pid for recipe in recipes for pid, _at in attempts(tmp_path, recipe)}) <= 2
 
 
@@ -63,9 +63,9 @@ def test_workers_live_on_and_share_the_work(tmp_path):
 def test_a_lost_worker_costs_its_recipe_one_more_attempt_alone(tmp_path, behaviour, end):
     first, lost, *others = (a_set(seed) for seed in range(5))
     child = a_set(9, init=lost.key)
-    course = course_of([first, lost, *others, child], tmp_path)
-    run_in(Crew(2, StandIn(tmp_path, {lost.key: behaviour})), course)
-    assert states(course) == ["done", end, "done", "done", "done", "done" if end == "done" else "blocked"]
+    scheduler = scheduler_of([first, lost, *others, child], tmp_path)
+    run_in_workers(WorkerPool(2, StandIn(tmp_path, {lost.key: behaviour})), scheduler)
+    assert states(scheduler) == ["done", end, "done", "done", "done", "done" if end == "done" else "blocked"]
     tried = attempts(tmp_path, lost)
     assert len({pid for pid, _at in tried}) == 2, "two processes, two attempts"
     second = tried[-2 if end == "done" else -1][1]
@@ -73,81 +73,83 @@ def test_a_lost_worker_costs_its_recipe_one_more_attempt_alone(tmp_path, behavio
     used = {pid for other in (first, *others) for pid, _at in attempts(tmp_path, other)}
     assert tried[-1][0] not in used, "no memory of others is held"
     if end == "killed":
-        assert course.queue.states[lost.key].reason == "its process was killed by SIGKILL"
+        assert scheduler.queue.states[lost.key].reason == "its process was killed by SIGKILL"
 
 
 def test_at_the_deadline_workers_stop_and_what_they_had_is_unfinished(tmp_path):
     waits, later = a_set(0), a_set(1)
     child = a_set(2, init=waits.key)
     clock = Clock()
-    course = course_of([waits, child, later], tmp_path, seconds=100.0, clock=clock)
-    crew = Crew(1, StandIn(tmp_path, {waits.key: "waits"}))
-    events = crew.events
+    scheduler = scheduler_of([waits, child, later], tmp_path, seconds=100.0, clock=clock)
+    pool = WorkerPool(1, StandIn(tmp_path, {waits.key: "waits"}))
+    events = pool.events
 
     def moving(timeout_s: float):
         for event in events(timeout_s):
             clock.now = 100.0 + 91.0  # a tenth is kept for stopping
             yield event
 
-    crew.events = moving
-    run_in(crew, course)
-    assert states(course) == ["unfinished", "waiting", "waiting"]
+    pool.events = moving
+    run_in_workers(pool, scheduler)
+    assert states(scheduler) == ["unfinished", "waiting", "waiting"]
     assert len(attempts(tmp_path, waits)) == 2, "it came to its end by itself"
 
 
 def test_a_worker_that_does_not_hear_is_ended(tmp_path):
     deaf = a_set(0)
     clock = Clock()
-    course = course_of([deaf], tmp_path, seconds=100.0, clock=clock)
-    crew = Crew(1, StandIn(tmp_path, {deaf.key: "deaf"}))
-    events = crew.events
+    scheduler = scheduler_of([deaf], tmp_path, seconds=100.0, clock=clock)
+    pool = WorkerPool(1, StandIn(tmp_path, {deaf.key: "deaf"}))
+    events = pool.events
 
     def moving(timeout_s: float):
         for event in events(timeout_s):
             clock.now = 100.0 + 91.0  # it has begun; a tenth is kept for stopping
             yield event
-        if course.must_stop():
+        if scheduler.must_stop():
             clock.now += 1.0
 
-    crew.events = moving
-    run_in(crew, course)
-    assert states(course) == ["unfinished"]
+    pool.events = moving
+    run_in_workers(pool, scheduler)
+    assert states(scheduler) == ["unfinished"]
     with pytest.raises(ProcessLookupError):
         os.kill(attempts(tmp_path, deaf)[0][0], 0)
 
 
 def test_an_interruption_stops_as_a_deadline_does(tmp_path):
     waits, later = a_set(0), a_set(1)
-    course = course_of([waits, later], tmp_path)
-    crew = Crew(1, StandIn(tmp_path, {waits.key: "waits"}))
-    events = crew.events
+    scheduler = scheduler_of([waits, later], tmp_path)
+    pool = WorkerPool(1, StandIn(tmp_path, {waits.key: "waits"}))
+    events = pool.events
 
     def interrupting(timeout_s: float):
         for event in events(timeout_s):
-            course.interrupted = True
+            scheduler.interrupted = True
             yield event
 
-    crew.events = interrupting
-    run_in(crew, course)
-    assert states(course) == ["unfinished", "waiting"]
+    pool.events = interrupting
+    run_in_workers(pool, scheduler)
+    assert states(scheduler) == ["unfinished", "waiting"]
 
 
 def test_nothing_is_started_that_hardly_fits_and_too_little_time_is_said(tmp_path):
-    course = course_of([teacher(epochs=100_000)], tmp_path, seconds=0.02, clock=Clock())
-    run_here(course, StandIn(tmp_path, {}))
-    assert states(course) == ["waiting"]
-    with pytest.raises(BadValue, match=r"--minutes 0.000333333 is too short for anything: teacher resnet18_w16 digits"):
-        course.check_anything_fits()
+    scheduler = scheduler_of([teacher(epochs=100_000)], tmp_path, seconds=0.02, clock=Clock())
+    run_in_process(scheduler, StandIn(tmp_path, {}))
+    assert states(scheduler) == ["waiting"]
+    with pytest.raises(
+        BadValue, match=r"--minutes 0.000333333 is too short to run anything: teacher resnet18_w16 digits"
+    ):
+        scheduler.check_anything_fits()
 
 
 def test_in_one_process_the_same_course_is_run_without_a_second_attempt(tmp_path):
     fails, oom, fine = (a_set(seed) for seed in range(3))
     child = a_set(9, init=fails.key)
-    course = course_of([fails, oom, child, fine], tmp_path)
-    run_here(course, StandIn(tmp_path, {fails.key: "fails", oom.key: "oom once"}))
-    assert states(course) == ["failed", "oom", "blocked", "done"]
-    course.view.summary(course.queue)
-    said = course.view.out.getvalue()
+    scheduler = scheduler_of([fails, oom, child, fine], tmp_path)
+    run_in_process(scheduler, StandIn(tmp_path, {fails.key: "fails", oom.key: "oom once"}))
+    assert states(scheduler) == ["failed", "oom", "blocked", "done"]
+    scheduler.view.summary(scheduler.queue)
+    said = scheduler.view.out.getvalue()
     assert "failed: it was told to | 0/4 done, 1 failed, 1 blocked" in said
     assert f"blocked (1): its set random digits ipc1 ({fails.key[:12]}) failed: it was told to" in said
 
@@ -156,15 +158,15 @@ def test_workers_leave_when_their_campaign_is_killed(tmp_path):
     script = tmp_path / "campaign.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
-        "from small_recipes import a_set\nfrom stand_in_maker import StandIn\n"
-        "from rd3.campaign.crew import Crew\n"
+        "from small_recipes import a_set\nfrom stand_in_runner import StandIn\n"
+        "from rd3.campaign.workers import WorkerPool\n"
         "if __name__ == '__main__':\n"
-        "    crew = Crew(1, StandIn(Path(sys.argv[1]), {a_set().key: 'waits'}))\n"
-        "    crew.hand([a_set()])\n"
+        "    pool = WorkerPool(1, StandIn(Path(sys.argv[1]), {a_set().key: 'waits'}))\n"
+        "    pool.submit([a_set()])\n"
         "    while True:\n"
-        "        list(crew.events(1.0))\n"
+        "        list(pool.events(1.0))\n"
     )
-    here = Path(__file__).parents[2]
+    here = Path(__file__).parents[3]
     paths = os.pathsep.join([str(here), str(here / "tests" / "integration")])
     campaign = subprocess.Popen([sys.executable, script, tmp_path], env={**os.environ, "PYTHONPATH": paths})
     started = tmp_path / a_set().key

@@ -1,7 +1,7 @@
-"""Worker processes that live as long as the campaign: torch is loaded once in each.
+"""Worker processes that live as long as the campaign, so that each loads torch once.
 
-A worker reads its pipe in a thread, so it hears at any time that it shall stop, and leaves at once when the process
-that started it is gone.
+A worker reads its pipe in a thread, so it receives a stop request at any time and exits as soon as its parent process
+is gone.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rd3.campaign.maker import Ended, Event, Say
+from rd3.campaign.runner import Ended, Event, Report
 from rd3.recipe import Key, Recipe, to_json
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 
-class Makes(Protocol):
-    """What a worker does: see :class:`rd3.campaign.maker.Maker`."""
+class RecipeRunner(Protocol):
+    """What a worker calls; implemented by :class:`rd3.campaign.runner.Runner`."""
 
     def prepare(self) -> None: ...
 
-    def make(self, documents: Sequence[str], say: Say, stopping: Callable[[], bool]) -> bool: ...
+    def run(self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool]) -> bool: ...
 
 
-class Died(NamedTuple):
-    """A worker is gone with these recipes unfinished."""
+class WorkerDied(NamedTuple):
+    """A worker died with these recipes unfinished."""
 
     keys: tuple[Key, ...]
     reason: str
@@ -44,49 +44,49 @@ class _Worker:
     process: SpawnProcess
     pipe: connection.Connection
     keys: list[Key]
-    """What it has in hand."""
+    """Keys of the recipes that it is running."""
 
 
-class Crew:
-    """Up to ``count`` workers, started when there is something to do for them."""
+class WorkerPool:
+    """Up to ``count`` workers, started on demand."""
 
-    def __init__(self, count: int, maker: Makes):
-        self.count, self.maker = count, maker
+    def __init__(self, count: int, runner: RecipeRunner):
+        self.count, self.runner = count, runner
         self._workers: list[_Worker] = []
         self._context = multiprocessing.get_context("spawn")
 
     def has_room(self) -> bool:
-        """Whether a worker is idle, or may be started."""
+        """Whether a worker is idle or another one may be started."""
         return len(self._workers) < self.count or any(not worker.keys for worker in self._workers)
 
-    def hand(self, recipes: Sequence[Recipe]) -> None:
-        """Give recipes to one worker."""
+    def submit(self, recipes: Sequence[Recipe]) -> None:
+        """Send recipes to an idle worker."""
         worker = next((worker for worker in self._workers if not worker.keys), None) or self._start()
         worker.keys = [recipe.key for recipe in recipes]
-        with contextlib.suppress(OSError):  # it died meanwhile, which is seen when events are read
+        with contextlib.suppress(OSError):  # it died meanwhile, which is detected when events are read
             worker.pipe.send([to_json(recipe) for recipe in recipes])
 
-    def dismiss(self) -> None:
-        """End the workers that are idle, which hold memory of what they made."""
+    def end_idle(self) -> None:
+        """Terminate idle workers, which still hold memory of earlier recipes."""
         for worker in [worker for worker in self._workers if not worker.keys]:
-            self._bury(worker)
+            self._end(worker)
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self.maker), daemon=True)
+        process = self._context.Process(target=_worker_main, args=(theirs, self.runner), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, [])
         self._workers.append(worker)
         return worker
 
-    def events(self, timeout_s: float) -> Iterator[Event | Died]:
-        """What workers said since, waiting for it as long as ``timeout_s``."""
+    def events(self, timeout_s: float) -> Iterator[Event | WorkerDied]:
+        """Events since the last call; waits up to ``timeout_s`` seconds for the first one."""
         ready = set(connection.wait([worker.pipe for worker in self._workers], timeout_s))
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
-            yield from self._heard(worker)
+            yield from self._received(worker)
 
-    def _heard(self, worker: _Worker) -> Iterator[Event | Died]:
+    def _received(self, worker: _Worker) -> Iterator[Event | WorkerDied]:
         try:
             while worker.pipe.poll():
                 event = worker.pipe.recv()
@@ -98,42 +98,42 @@ class Crew:
                     return
         except (EOFError, OSError):
             worker.process.join()
-            yield from self._lost(worker, _how(worker.process.exitcode))
+            yield from self._lost(worker, _exit_reason(worker.process.exitcode))
 
-    def _bury(self, worker: _Worker) -> None:
+    def _end(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
 
-    def _lost(self, worker: _Worker, reason: str) -> Iterator[Died]:
-        self._bury(worker)
+    def _lost(self, worker: _Worker, reason: str) -> Iterator[WorkerDied]:
+        self._end(worker)
         if worker.keys:
-            yield Died(tuple(worker.keys), reason)
+            yield WorkerDied(tuple(worker.keys), reason)
 
-    def ask_to_stop(self) -> None:
-        """Each worker leaves what it makes at the next chance, and then says so."""
+    def request_stop(self) -> None:
+        """Ask every worker to stop at its next progress report, which it confirms with an event."""
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.pipe.send(None)
 
     def close(self) -> None:
-        """End all workers, at once."""
+        """Kill all workers."""
         for worker in self._workers:
             worker.process.kill()
         for worker in list(self._workers):
-            self._bury(worker)
+            self._end(worker)
 
 
-def _how(exitcode: int | None) -> str:
+def _exit_reason(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"its process was killed by {signal.Signals(-exitcode).name}"
     return f"its process ended with code {exitcode}"
 
 
-def _work(pipe: connection.Connection, maker: Makes) -> None:
-    """A worker's life."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; who started this one decides
+def _worker_main(pipe: connection.Connection, runner: RecipeRunner) -> None:
+    """Main function of a worker process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     tasks: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
     stop = threading.Event()
@@ -150,6 +150,6 @@ def _work(pipe: connection.Connection, maker: Makes) -> None:
                 tasks.put(documents)
 
     threading.Thread(target=listen, daemon=True).start()
-    maker.prepare()
-    while maker.make(tasks.get(), pipe.send, stop.is_set):
+    runner.prepare()
+    while runner.run(tasks.get(), pipe.send, stop.is_set):
         pass

@@ -1,4 +1,4 @@
-"""Stands in for :class:`rd3.campaign.maker.Maker` in worker processes: each recipe behaves as the test says."""
+"""Stands in for :class:`rd3.campaign.runner.Runner` in worker processes: each recipe behaves as the test specifies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rd3.campaign.maker import Ended, Moved, Say
+from rd3.campaign.runner import Ended, Progressed, Report
 from rd3.recipe import from_json
 
 
@@ -27,28 +27,28 @@ class StandIn:
         (self.folder / "pids").mkdir(exist_ok=True)
         (self.folder / "pids" / str(os.getpid())).touch()
 
-    def make(self, documents: Sequence[str], say: Say, stopping: Callable[[], bool]) -> bool:
+    def run(self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool]) -> bool:
         for recipe in map(from_json, documents):
             first = not (self.folder / recipe.key).exists()
             with open(self.folder / recipe.key, "a") as stream:
                 stream.write(f"{os.getpid()} {time.monotonic()}\n")
-            say(Moved(recipe.key, 0.5, "half"))
-            ended = self._end(recipe.key, self.behaviours.get(recipe.key, ""), first, stopping)
+            report(Progressed(recipe.key, 0.5, "half"))
+            ended = self._end(recipe.key, self.behaviours.get(recipe.key, ""), first, should_stop)
             with open(self.folder / recipe.key, "a") as stream:
                 stream.write(f"{os.getpid()} {time.monotonic()}\n")
-            say(ended)
+            report(ended)
             if ended.broken:
                 return False
         return True
 
-    def _end(self, key: str, behaviour: str, first: bool, stopping: Callable[[], bool]) -> Ended:
+    def _end(self, key: str, behaviour: str, first: bool, should_stop: Callable[[], bool]) -> Ended:
         if behaviour == "dies" or (behaviour == "dies once" and first):
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "oom once" and first:
             return Ended(key, "oom", "no memory", broken=True)
         if behaviour == "fails":
             return Ended(key, "failed", "it was told to")
-        while behaviour == "waits" and not stopping():
+        while behaviour == "waits" and not should_stop():
             time.sleep(0.01)
         if behaviour == "waits":
             return Ended(key, "unfinished")

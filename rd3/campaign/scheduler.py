@@ -1,4 +1,4 @@
-"""The course of a campaign: what is handed out, what is heard, and when it has to stop."""
+"""The scheduler of a campaign: hands out recipes, handles the workers' events and keeps the time limit."""
 
 from __future__ import annotations
 
@@ -8,72 +8,72 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from rd3.campaign.crew import Crew, Died
 from rd3.campaign.estimates import Estimates
-from rd3.campaign.maker import Ended, Event, Maker, Moved
 from rd3.campaign.queue import Queue
+from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.view import View, span
+from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.errors import BadValue
 from rd3.evaluation.packing import SIZE, Packing
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0
-"""Workers are asked to stop this long before the time is up, or a tenth of it if that is less."""
+"""Workers are asked to stop this many seconds before the time limit, or a tenth of the limit if that is less."""
 WAIT_S = 0.2
 
 
 @dataclass
 class Running:
-    """One recipe under way."""
+    """A recipe that is running."""
 
     since: float
     fraction: float = 0.0
     pack: int = 1
-    """How many are made together: each takes that part of the time."""
+    """Number of recipes run together, which share the time equally."""
 
 
 @dataclass
-class Course:
-    """A queue on its way, with a clock (seconds) and the seconds that there are, if these are limited."""
+class Scheduler:
+    """State of a campaign: a queue, a clock (in seconds) and an optional time limit of ``seconds``."""
 
     queue: Queue
     estimates: Estimates
     view: View
     seconds: float | None = None
     clock: Callable[[], float] = time.monotonic
-    begun: float | None = None
-    """When the seconds began to count; now, if nothing is said."""
+    started_at: float | None = None
+    """Start of the time limit on the clock; None means now."""
     interrupted: bool = False
     side_by_side: bool = False
-    """Whether the device has room for several students at once."""
+    """Whether several students may train on the device at once."""
     mistakes: set[Key] = field(default_factory=set)
-    """What failed by something that the user can mend."""
+    """Recipes that failed for a reason the user can fix."""
 
     def __post_init__(self) -> None:
-        self.begun = self.clock() if self.begun is None else self.begun
+        self.started_at = self.clock() if self.started_at is None else self.started_at
         self.running: dict[Key, Running] = {}
         self.started = 0
         self._packing = Packing(self.queue.recipes.values(), side_by_side=self.side_by_side)
 
     @property
     def reserve_s(self) -> float:
-        """What is kept for stopping."""
+        """Time reserved for stopping, in seconds."""
         return RESERVE_S if self.seconds is None else min(RESERVE_S, self.seconds / 10)
 
     @property
     def stops_at(self) -> float:
-        """When workers are asked to stop."""
-        if self.seconds is None or self.begun is None:
+        """Clock time at which workers are asked to stop."""
+        if self.seconds is None or self.started_at is None:
             return float("inf")
-        return self.begun + self.seconds - self.reserve_s
+        return self.started_at + self.seconds - self.reserve_s
 
     def must_stop(self) -> bool:
         return self.interrupted or self.clock() >= self.stops_at
 
     def next(self) -> list[Recipe]:
-        """Recipes for one worker, empty if there is nothing (left to do, or to start in the time that is left).
+        """Recipes for one worker; empty if none is ready or none fits into the time left.
 
-        Evaluations that can be trained together come together, as long as there is work for the other workers.
+        Evaluations that can be trained together are returned together, as long as the other workers have work.
         """
         if self.must_stop():
             return []
@@ -88,7 +88,7 @@ class Course:
         return together
 
     def _companions(self, chosen: Recipe, left_s: float) -> list[Recipe]:
-        if self.queue.states[chosen.key].name == "again":  # to be tried alone
+        if self.queue.states[chosen.key].name == "again":  # retried alone
             return []
         ready = {recipe.key for recipe in self.queue.ready() if self.queue.states[recipe.key].name == "waiting"}
         room = min(SIZE, math.ceil(len(ready) / self.view.workers)) - 1
@@ -101,12 +101,12 @@ class Course:
             found.append(recipe)
         return found
 
-    def hear(self, event: Event | Died, *, again: bool = True) -> None:
-        """Something happened to a recipe; ``again``: what a process died of may be tried once more."""
-        if isinstance(event, Moved):
+    def handle(self, event: Event | WorkerDied, *, again: bool = True) -> None:
+        """Handle an event of a recipe; with ``again``, a recipe whose process died may be retried once."""
+        if isinstance(event, Progressed):
             self.running[event.key].fraction = event.fraction
-            self.view.moved(self.queue.recipes[event.key], event.fraction, event.note, self.where())
-        elif isinstance(event, Died):
+            self.view.progress(self.queue.recipes[event.key], event.fraction, event.note, self.where())
+        elif isinstance(event, WorkerDied):
             for key in event.keys:
                 self._ended(Ended(key, "killed", event.reason, broken=True), again)
         else:
@@ -117,7 +117,7 @@ class Course:
         recipe, second = self.queue.recipes[event.key], self.queue.states[event.key].alone
         if event.broken and again and not second and not self.must_stop():
             self.queue.again(event.key, event.reason)
-            self.view.said(recipe, f"{event.reason}; it is tried once more, alone")
+            self.view.note(recipe, f"{event.reason}; retried later, alone")
             return
         if event.status == "done" and event.pack == 1:
             self.estimates.learn(event.key, event.spent_s)
@@ -135,54 +135,55 @@ class Course:
         running = {key: ((now - one.since) / one.pack, one.fraction) for key, one in self.running.items()}
         return self.estimates.left_s(self.queue.named(("waiting", "again")), running, self.view.workers)
 
-    def leave(self) -> None:
-        """What is still under way stays unfinished."""
+    def abandon_running(self) -> None:
+        """Mark all running recipes as unfinished."""
         for key in list(self.running):
             self._ended(Ended(key, "unfinished"), False)
 
     def check_anything_fits(self) -> None:
-        """Raise if there was work, and no time for the least of it."""
+        """Raise :class:`BadValue` if the time limit was too short to start any recipe."""
         waiting = list(self.queue.ready())
         if self.seconds is None or self.started or not waiting or self.interrupted:
             return
         least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.pieces(recipe.key))
         needed = self.estimates.seconds(least.key)
         raise BadValue(
-            f"--minutes {self.seconds / 60:g} is too short for anything: {least.label()} takes about {span(needed)}.",
-            "give more minutes",
+            f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "
+            f"{span(needed)}.",
+            "raise --minutes",
         )
 
 
-def run_here(course: Course, maker: Maker) -> None:
-    """All in this process.  What did not fit together is tried one by one; what fails alone is not tried again."""
-    maker.prepare()
-    while handed := course.next():
+def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
+    """Run all in this process.  Packs that fail are retried one by one; recipes that fail alone are not retried."""
+    runner.prepare()
+    while handed := scheduler.next():
         together = len(handed) > 1
-        maker.make(_documents(handed), partial(course.hear, again=together), course.must_stop)
+        runner.run(_documents(handed), partial(scheduler.handle, again=together), scheduler.must_stop)
 
 
-def run_in(crew: Crew, course: Course) -> None:
-    """All in the workers of a crew, which is closed in the end."""
-    asked_at = None
+def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
+    """Run all in the workers of a pool, which is closed at the end."""
+    requested_at = None
     try:
         while True:
-            while crew.has_room() and (handed := course.next()):
-                if course.queue.states[handed[0].key].alone:
-                    crew.dismiss()
-                crew.hand(handed)
-            if not course.running:
+            while pool.has_room() and (handed := scheduler.next()):
+                if scheduler.queue.states[handed[0].key].alone:
+                    pool.end_idle()
+                pool.submit(handed)
+            if not scheduler.running:
                 return
-            for event in crew.events(WAIT_S):
-                course.hear(event)
-            course.view.draw(course.where)
-            if course.must_stop() and asked_at is None:
-                asked_at = course.clock()
-                crew.ask_to_stop()
-            if asked_at is not None and course.clock() >= asked_at + course.reserve_s / 2:
+            for event in pool.events(WAIT_S):
+                scheduler.handle(event)
+            scheduler.view.draw(scheduler.where)
+            if scheduler.must_stop() and requested_at is None:
+                requested_at = scheduler.clock()
+                pool.request_stop()
+            if requested_at is not None and scheduler.clock() >= requested_at + scheduler.reserve_s / 2:
                 return
     finally:
-        course.leave()
-        crew.close()
+        scheduler.abandon_running()
+        pool.close()
 
 
 def _documents(recipes: Sequence[Recipe]) -> list[str]:
