@@ -118,7 +118,7 @@ def test_a_grid_on_two_machines(cluster_file, shared, tmp_path):
         assert "does not see the artifact folder" in unseen.stdout
         sent = run(*rd3, "submit", GRID, "--launcher", cluster_file, **home)
         assert sent.returncode == 0, sent.stdout[-3000:] + sent.stderr[-3000:]
-        assert "8 made, 0 reused, 0 failed" in sent.stdout
+        assert "8 completed, 0 reused, 0 failed" in sent.stdout
     finally:
         down = run("ray", "down", "-y", cluster_file)
     assert down.returncode == 0, down.stdout[-3000:]

@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Path:
 def study(rd3: Run, store: Path, tmp_path: Path) -> Path:
     code, out, _err = rd3("export-results", store, tmp_path / "study", "--study")
     assert code == 0 and "2 results are new" in out
-    assert "1 of all are there without their files: large sets, or networks (--teachers)" in out
+    assert "1 results exported without their files: large sets, or networks (--teachers)" in out
     return tmp_path / "study"
 
 
@@ -74,7 +74,7 @@ def rows(out: str) -> list[str]:
 def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, store: Path, study: Path) -> None:
     code, out, err = rd3("import-results", study)
     assert (code, rows(out)) == (0, ["True", "True"]), err
-    assert "1 came without files, which are not in the study: a run that needs them makes them again" in out
+    assert "1 imported without files, which the study does not contain: a run that needs them regenerates them" in out
     here, there = TrackedStore(session_in(home)), FolderStore(store)
     for recipe in (SMALL, LARGE):
         changed = {"artifact": None, "run_id": None}
@@ -83,7 +83,7 @@ def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, st
         assert bool(found.artifact) == bool(found.run_id) == (recipe is SMALL)
     assert sha256_files(here.fetch("set", SMALL.key)) == there.find("set", SMALL.key).files
     assert rows(rd3("import-results", study / "results.parquet")[1]) == ["False", "False"]
-    assert rd3("artifacts", "verify")[:2] == (0, "1 whole, 0 damaged, 1 came without files\n")
+    assert rd3("artifacts", "verify")[:2] == (0, "1 intact, 0 damaged, 1 without files\n")
     code, _out, err = rd3("artifacts", "fetch", LARGE.key)
     assert code == 2 and "names no artifact.\nFix: make or import it again" in err
 
@@ -92,7 +92,7 @@ def test_files_that_come_later_are_taken(rd3: Run, home: Path, store: Path, stud
     rd3("import-results", study)
     code, out, _err = rd3("import-results", store)
     assert (code, sorted(rows(out))) == (0, ["False", "True"]) and "without files" not in out
-    assert rd3("artifacts", "verify")[1] == "2 whole, 0 damaged\n"
+    assert rd3("artifacts", "verify")[1] == "2 intact, 0 damaged\n"
 
 
 def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: Path, tmp_path: Path) -> None:
