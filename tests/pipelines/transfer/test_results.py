@@ -61,7 +61,7 @@ def store(tmp_path: Path) -> Path:
 @pytest.fixture
 def study(rd3: Run, store: Path, tmp_path: Path) -> Path:
     code, out, _err = rd3("export-results", store, tmp_path / "study", "--study")
-    assert code == 0 and "2 results are new" in out
+    assert code == 0 and "2 new results" in out
     assert "1 results exported without their files: large sets, or networks (--teachers)" in out
     return tmp_path / "study"
 
@@ -107,7 +107,7 @@ def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: 
 
 def test_a_study_becomes_a_store_for_machines_without_the_platform(rd3: Run, study: Path, tmp_path: Path) -> None:
     code, out, _err = rd3("export-results", study, tmp_path / "again")
-    assert code == 0 and "1 results are new" in out
+    assert code == 0 and "1 new results" in out
     assert FolderStore(tmp_path / "again").names() == [("set", SMALL.key)]
 
 
@@ -120,7 +120,7 @@ def refused(rd3: Run, home: Path, path: Path) -> str:
 
 def test_what_holds_no_results_is_said(rd3: Run, home: Path, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "home/mlflow.db"):
-        assert "holds no results: there is neither results.parquet nor by-key" in refused(rd3, home, path)
+        assert "contains no results: neither results.parquet nor by-key" in refused(rd3, home, path)
 
 
 def test_a_study_that_means_harm_is_refused(rd3: Run, home: Path, study: Path) -> None:
