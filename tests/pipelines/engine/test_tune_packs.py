@@ -190,7 +190,7 @@ def test_what_has_died_alone_joins_no_pack_and_says_at_last_why():
         play.driver.on_death(trial, "RayActorError")
     assert play.queue.closed[key].status == "killed"
     assert play.queue.closed[key].reason == (
-        f"its process died {DEATHS} times, at last after RuntimeError: CUDA error: unspecified launch failure"
+        f"its process died {DEATHS} times, most recently after RuntimeError: CUDA error: unspecified launch failure"
     )
 
 
