@@ -91,33 +91,33 @@ def plan(
 
     here = session()
     expansion = expanded(grid, here)
-    made = planned(expansion, here, device, devices)
+    plan = planned(expansion, here, device, devices)
     if as_json:
-        money = {} if rate is None else {"money": round(rate * made.process_s / 3600, 2)}
-        sys.stdout.write(json.dumps(made.to_json() | money, indent=1) + "\n")
+        money = {} if rate is None else {"money": round(rate * plan.process_s / 3600, 2)}
+        sys.stdout.write(json.dumps(plan.to_json() | money, indent=1) + "\n")
     else:
-        show_plan(made, every=every, rate=rate)
+        show_plan(plan, every=every, rate=rate)
         show_notes(expansion)
     if recipes is not None:
-        runs = [expansion.recipes[key] for key in made.keys("run")]
+        runs = [expansion.recipes[key] for key in plan.keys("run")]
         write_recipes(runs, recipes)
         if store is not None:
-            made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(made.keys("run"))
+            made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(plan.keys("run"))
             export_results([expansion.recipes[key] for key in made_from], store, here, teachers=True)
         if not as_json:
             console.print(f"{len(runs)} recipes written to {recipes}, parents first", markup=False, soft_wrap=True)
 
 
-def show_plan(made: Plan, *, every: bool = False, rate: float | None = None) -> None:
+def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> None:
     """Print counts by kind, each reason once, and the cost; with ``every``, one line per recipe."""
-    show_table([{"kind": kind, **row} for kind, row in made.counts().items() if any(row.values())])
+    show_table([{"kind": kind, **row} for kind, row in plan.counts().items() if any(row.values())])
     if every:
-        for item in made.items:
+        for item in plan.items:
             cost = f"  about {item.cost_s:.0f} s" if item.cost_s else ""
             console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}", markup=False)
-    show_reasons((item.status, item.reason, item.label) for item in made.items if item.reason)
-    if made.keys("run"):
-        for line in cost_lines(made, rate):
+    show_reasons((item.status, item.reason, item.label) for item in plan.items if item.reason)
+    if plan.keys("run"):
+        for line in cost_lines(plan, rate):
             console.print(line, markup=False, soft_wrap=True)
 
 
@@ -127,24 +127,24 @@ def show_notes(expansion: Expansion) -> None:
         console.print(note, markup=False, soft_wrap=True)
 
 
-def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
+def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
     """Device-hours by kind, wall time, disk space and price of a plan, and the source of the estimates."""
     from pipelines.engine.progress import plural, span
 
-    kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in made.by_kind().items())
-    disk = sum(item.disk_bytes for item in made.items)
+    kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in plan.by_kind().items())
+    disk = sum(item.disk_bytes for item in plan.items)
     lines = [
-        f"{made.cells} cells; about {hours(made.process_s)} device-hours ({kinds}), "
-        f"probably {hours(made.range_s[0])} to {hours(made.range_s[1])}",
-        f"about {span(made.wall_s)} with {made.slots} devices, one recipe each (longest chain {span(made.chain_s)}); "
+        f"{plan.cells} cells; about {hours(plan.process_s)} device-hours ({kinds}), "
+        f"probably {hours(plan.range_s[0])} to {hours(plan.range_s[1])}",
+        f"about {span(plan.wall_s)} with {plan.slots} devices, one recipe each (longest chain {span(plan.chain_s)}); "
         f"{size(disk)} of disk space",
     ]
     if rate is not None:
-        low, high = (rate * seconds / 3600 for seconds in made.range_s)
+        low, high = (rate * seconds / 3600 for seconds in plan.range_s)
         lines.append(
-            f"about {rate * made.process_s / 3600:,.2f} at {rate:g} per device-hour, probably {low:,.2f} to {high:,.2f}"
+            f"about {rate * plan.process_s / 3600:,.2f} at {rate:g} per device-hour, probably {low:,.2f} to {high:,.2f}"
         )
-    return [*lines, f"cost estimates from {made.priced}"] if made.priced else lines
+    return [*lines, f"cost estimates from {plan.priced}"] if plan.priced else lines
 
 
 def hours(seconds: float) -> str:
@@ -158,11 +158,11 @@ def size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1.0, count / 1e6):.0f} MB"
 
 
-def check_hours(made: Plan, most: float | None, grid: str) -> None:
+def check_hours(plan: Plan, most: float | None, grid: str) -> None:
     """Raise :class:`BadValue` for a plan with more than ``most`` device-hours."""
-    if most is not None and made.process_s > 3600 * most:
+    if most is not None and plan.process_s > 3600 * most:
         raise BadValue(
-            f"The rest of {grid} takes about {hours(made.process_s)} device-hours, more than --max-hours {most:g}.",
+            f"The rest of {grid} takes about {hours(plan.process_s)} device-hours, more than --max-hours {most:g}.",
             f"raise --max-hours or reduce the grid; `rd3 plan {grid} --all` shows the time of every recipe",
         )
 
@@ -181,12 +181,12 @@ def run(
 
     here = session()
     expansion = expanded(grid, here)
-    made = planned(expansion, here, device)
-    check_hours(made, max_hours, grid)
-    show_plan(made)
+    plan = planned(expansion, here, device)
+    check_hours(plan, max_hours, grid)
+    show_plan(plan)
     show_notes(expansion)
     outcome = execute(
-        expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
+        expansion, plan, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
     )
     console.print(
         f"{len(outcome.done)} completed, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked"

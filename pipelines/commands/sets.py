@@ -51,8 +51,8 @@ def verify(key: KeyArgument) -> None:
     """Verify all files, the content digest and the class list of a set."""
     from pipelines.workspace import Workspace
 
-    made = Workspace().open_set(key)
-    console.print(f"intact: {len(made.labels)} images, content {made.manifest.content[:12]}")
+    opened = Workspace().open_set(key)
+    console.print(f"intact: {len(opened.labels)} images, content {opened.manifest.content[:12]}")
 
 
 @app.command("export")
@@ -70,12 +70,12 @@ def export(
 
     if png is None and parquet is None:
         raise BadValue("Nothing to write.", "give --png FOLDER or --parquet FILE")
-    made = Workspace().open_set(key)
+    opened = Workspace().open_set(key)
     if png is not None:
-        export_png(made, png)
+        export_png(opened, png)
         console.print(f"wrote {png}")
     if parquet is not None:
-        export_parquet(made, parquet)
+        export_parquet(opened, parquet)
         console.print(f"wrote {parquet}")
 
 

@@ -70,7 +70,7 @@ def attempt(
             part = _go_on(partial(next, story), partial(ended, number))
             if part is not None:
                 parts[number] = part
-        outcomes = _made_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
+        outcomes = _run_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
         for number, outcome in zip(parts, outcomes, strict=True):
             send = stories[number].throw if isinstance(outcome, Exception) else stories[number].send
             _go_on(partial(send, outcome), partial(ended, number))
@@ -85,7 +85,7 @@ def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part 
     return None
 
 
-def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> list[Entry | Exception | None]:
+def _run_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> list[Entry | Exception | None]:
     """The entry of each, written to its folder before any upload, or the error that ended it."""
     try:
         outcomes = _perform(jobs, parts, store)
@@ -99,7 +99,7 @@ def _made_together(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> 
         if len(jobs) == 1:
             return [error]
         # A failure of one, such as a contradiction in its protocol, must not end the others.
-        return [one for job, part in zip(jobs, parts, strict=True) for one in _made_together([job], [part], store)]
+        return [one for job, part in zip(jobs, parts, strict=True) for one in _run_together([job], [part], store)]
 
 
 def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> Sequence[Entry | Exception | None]:
@@ -108,10 +108,10 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: Store) -> Sequen
     device = "cuda" if job.gpu else "cpu"
     if len(parts) > 1:
         return perform_pack(parts, store, job.place.roots, device=device)
-    made = (part.recipe, store, job.place.roots, part.out)
+    arguments = (part.recipe, store, job.place.roots, part.out)
     if job.blocks is not None:
-        return [perform_blocks(*made, tuple(job.blocks), device=device, progress=part.progress)]
-    return [perform(*made, device=device, shared_machine=not job.alone, larger=job.larger, progress=part.progress)]
+        return [perform_blocks(*arguments, tuple(job.blocks), device=device, progress=part.progress)]
+    return [perform(*arguments, device=device, shared_machine=not job.alone, larger=job.larger, progress=part.progress)]
 
 
 def _story(job: Job, store: Store, progress: Progress) -> Story:
@@ -177,13 +177,13 @@ def _tracked(job: Job, recipe: Any, store: Store, progress: Progress) -> Generat
     _clean_up(job)
     run = _Run(job, recipe, number, progress)
     try:
-        carrier = run.begin()
-        with _carrying(carrier):
-            entry = yield from _made(job, recipe, store, progress, carrier)
+        unfinished = run.begin()
+        with _upload_on_exit(unfinished):
+            entry = yield from _generate(job, recipe, store, progress, unfinished)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         entry = run.finish(entry, set_input=_set_input(recipe, store), note=note(recipe, store.find))
-        if carrier is not None:
-            carrier.drop()
+        if unfinished is not None:
+            unfinished.drop()
     except Exception as error:
         run.fail(error)
         raise
@@ -237,8 +237,8 @@ class _Run:
                 self._open.fail(*why(error))
 
 
-def _made(
-    job: Job, recipe: Any, store: Store, progress: Progress, carrier: UnfinishedWork | None
+def _generate(
+    job: Job, recipe: Any, store: Store, progress: Progress, unfinished: UnfinishedWork | None
 ) -> Generator[Part, Entry, Entry]:
     """The entry with its files in the folder, from an earlier attempt or generated now."""
     kept, result = job.folder / "made.json", job.folder / "result"
@@ -253,9 +253,9 @@ def _made(
             _retry(partial(store.fetch, "set", job.larger), progress)
     if job.in_shares:
         _retry(lambda: collect(open_objects(job.place.artifacts), job.key, result), progress)
-    if carrier is not None:
-        _retry(carrier.fetch, progress)
-    return (yield Part(recipe, job.folder, progress if carrier is None else _carried(progress, carrier)))
+    if unfinished is not None:
+        _retry(unfinished.fetch, progress)
+    return (yield Part(recipe, job.folder, progress if unfinished is None else _uploading(progress, unfinished)))
 
 
 def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
@@ -272,27 +272,27 @@ def _gather(job: Job, recipe: Recipe, store: Store, progress: Progress) -> None:
         raise _BrokenParents(" ".join(reasons), broken)
 
 
-_carriers: set[UnfinishedWork] = set()
+_unfinished: set[UnfinishedWork] = set()
 """Uploaders of unfinished work of the recipes that this process runs."""
 
 
 def last_words() -> None:
     """On SIGTERM, upload completed work."""
-    for carrier in list(_carriers):
-        carrier.carry(leaving=True)
+    for unfinished in list(_unfinished):
+        unfinished.carry(leaving=True)
 
 
 @contextlib.contextmanager
-def _carrying(carrier: UnfinishedWork | None) -> Iterator[None]:
+def _upload_on_exit(unfinished: UnfinishedWork | None) -> Iterator[None]:
     """Register unfinished work for upload on SIGTERM."""
-    _carriers.update({carrier} if carrier is not None else ())
+    _unfinished.update({unfinished} if unfinished is not None else ())
     try:
         yield
     finally:
-        _carriers.discard(carrier)
+        _unfinished.discard(unfinished)
 
 
-def _carried(progress: Progress, carrier: UnfinishedWork) -> Progress:
+def _uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:
     """Upload when the note changes: at the start of a block or an epoch, when no phase of a set is being timed."""
     last = [""]
 
@@ -300,7 +300,7 @@ def _carried(progress: Progress, carrier: UnfinishedWork) -> Progress:
         progress(fraction, note)
         if note != last[0]:
             last[0] = note
-            carrier.carry()
+            unfinished.carry()
 
     return report
 

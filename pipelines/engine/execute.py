@@ -134,8 +134,8 @@ def _queue(
     """The plan as a queue; ``there``: results added to the ledger since; ``shares``: number of trials per set."""
     items = {item.key: item for item in plan.items if item.key is not None}
     recipes: dict[Key, Recipe] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
-    made = [recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within]
-    shared = share_out(made, shares, expansion.infos.get) if shares > 1 else {}
+    running = [recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within]
+    shared = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
     recipes |= {share.key: share for each in shared.values() for share in each}
     costs_s = {key: item.cost_s for key, item in items.items()}
     costs_s |= {share.key: costs_s[key] / len(each) for key, each in shared.items() for share in each}

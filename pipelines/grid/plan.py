@@ -338,9 +338,9 @@ class _Costs:
             return Work()
         if not isinstance(recipe, EvaluationRecipe):
             return work(recipe, info, self._network)
-        made = self.recipes[recipe.set]
-        assert isinstance(made, SetRecipe)
-        same = (id(recipe.protocol), recipe.student, recipe.teachers, made.ipc, recipe.data.name)
+        set_recipe = self.recipes[recipe.set]
+        assert isinstance(set_recipe, SetRecipe)
+        same = (id(recipe.protocol), recipe.student, recipe.teachers, set_recipe.ipc, recipe.data.name)
         if same not in self.known:
-            self.known[same] = work(recipe, info, self._network, made.ipc * info.num_classes)
+            self.known[same] = work(recipe, info, self._network, set_recipe.ipc * info.num_classes)
         return self.known[same]

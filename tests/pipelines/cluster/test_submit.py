@@ -48,7 +48,7 @@ def test_a_working_directory_is_code_and_the_grid_and_runs_alone(tmp_path, sessi
     code = "import pipelines.grid.files as grid; print(grid.__file__); print(grid.load_grid('a grid.yaml').name)"
     environment = {"PYTHONDONTWRITEBYTECODE": "1"}
     said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert said.stdout.split() == [str(folder / "pipelines" / "grid.py"), "mine"], said.stderr
+    assert said.stdout.split() == [str(folder / "pipelines" / "grid" / "files.py"), "mine"], said.stderr
 
 
 def test_a_large_working_directory_is_refused(tmp_path, session, grid, monkeypatch):

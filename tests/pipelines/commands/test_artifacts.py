@@ -226,8 +226,8 @@ def test_push_fills_another_ledger_once(rd3: Run, home: Path, tmp_path: Path, em
     words = ("push", str(other / "artifacts"), "--tracking", f"sqlite:///{other}/mlflow.db")
     Ledger(str(home / "artifacts")).set_role("digits", "mine", {"network": "resnet18"})
     first, _second = entries(home)
-    assert rd3(*words, first.key[:8])[:2] == (0, "1 new, 0 there already\n")
-    assert rd3(*words)[:2] == (0, "1 new, 1 there already\n")
+    assert rd3(*words, first.key[:8])[:2] == (0, "1 new, 0 already there\n")
+    assert rd3(*words)[:2] == (0, "1 new, 1 already there\n")
     for entry in entries(home):
         twin = Ledger(str(other / "artifacts")).find("set", entry.key)
         assert twin.model_copy(update={"artifact": entry.artifact, "run_id": entry.run_id}) == entry

@@ -237,7 +237,7 @@ def test_recipes_run_elsewhere_with_what_they_are_made_from(rd3, home, tmp_path)
     code, out, err = rd3("plan", str(tmp_path / "hard.yaml"), "--recipes", str(recipes), "--store", str(store))
     assert code == 0, err
     [only] = recipes.iterdir()
-    assert only.name.startswith("1-evaluation-") and f"1 recipes are in {recipes}" in out
+    assert only.name.startswith("1-evaluation-") and f"1 recipes written to {recipes}" in out
     command = [sys.executable, "-m", "rd3.run", only, "--store", store, "--out", tmp_path / "out", "--home", home]
     subprocess.run(command, check=True, capture_output=True)
     code, out, _err = rd3("import-results", str(store))

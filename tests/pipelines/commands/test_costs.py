@@ -32,7 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_plan_measures_nothing_and_a_calibration_moves_it(home, rd3, measured):
     _code, before, _err = rd3("plan", "demo")
-    assert "cost estimates from shipped rates" in before and measured == []
+    assert "cost estimates from built-in rates" in before and measured == []
     assert before.strip().endswith(f"precision auto is {ran_precision(torch.device('cpu'), 'auto')} there")
     assert not list(home.rglob("calibrations/*"))
     code, out, _err = rd3("calibrate", "--device", "cpu")
@@ -63,7 +63,7 @@ def test_a_run_above_its_hours_is_refused_before_anything_is_written(home, rd3, 
 
 def test_a_device_that_nobody_calibrated(rd3):
     code, _out, err = rd3("plan", "demo", "--device", "NVIDIA H100")
-    assert code == 2 and "has no calibration of a device that begins with 'NVIDIA H100'" in err
+    assert code == 2 and "has no calibration of a device that starts with 'NVIDIA H100'" in err
 
 
 def test_how_amounts_are_written():
