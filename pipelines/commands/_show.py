@@ -57,7 +57,7 @@ def show_table(
         sys.stdout.write(json.dumps(list(rows), indent=1, default=str) + "\n")
         return
     if not rows:
-        console.print(f"nothing yet: {empty}" if empty else "nothing here yet", markup=False, soft_wrap=True)
+        console.print(f"no results yet: {empty}" if empty else "no results yet", markup=False, soft_wrap=True)
         return
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:

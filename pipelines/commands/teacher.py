@@ -50,7 +50,7 @@ def import_teacher(
     from tracking.upkeep.health import check_place
 
     if split not in ("train", "fit", "unknown"):
-        raise BadValue(f"Got --split {split!r}.", "use train, fit or unknown")
+        raise BadValue(f"Invalid --split {split!r}.", "use train, fit or unknown")
     here = session()
     opened = open_dataset(dataset, here.roots)
     check_place(here)

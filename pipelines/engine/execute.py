@@ -362,7 +362,7 @@ class _Run:
             kind = self.queue.recipes[key].kind
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
-            with contextlib.suppress(Away):  # then the next run closes them
+            with contextlib.suppress(Away):  # the next run closes them
                 retry(partial(self.tracker.reap, self.experiment_id, reason), give_up_after_s=_CLOSE_WITHIN_S)
 
     def close(self, *, ok: bool) -> None:

@@ -55,7 +55,7 @@ class TrialView:
 
 @contextlib.contextmanager
 def open_trial_view(label: str, tuning: Tuning, out: TextIO) -> Iterator[TrialView]:
-    """The view that suits ``out``."""
+    """The view for ``out``."""
     console = Console(file=out, highlight=False)
     if not console.is_terminal:
         yield TrialView(label, tuning, out, None)

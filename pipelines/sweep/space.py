@@ -138,7 +138,7 @@ class SpaceCheck:
             self._problem((field, "low"), f"A logarithmic range cannot start at {low}.", "start above 0")
         elif step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9):
             self._problem(
-                (field, "step"), f"Steps of {step} from {low} do not lead to {high}.", "choose another step or end"
+                (field, "step"), f"Steps of {step} from {low} do not reach {high}.", "choose another step or end"
             )
 
     def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:

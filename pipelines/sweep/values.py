@@ -48,7 +48,7 @@ class Sweep(Frozen):
     dataset: str
     ipc: int
     teacher: str
-    """A role."""
+    """Teacher role."""
     student: str | None = None
     """None: the network of the teacher."""
     protocol: Chosen

@@ -241,11 +241,11 @@ def test_push_says_where_it_cannot_go(rd3: Run, home: Path, tmp_path: Path) -> N
     for words, said in [
         (
             (str(home / "artifacts"), "--tracking", f"sqlite:///{tmp_path}/o.db"),
-            "is the ledger that the results are in",
+            "is the ledger that already contains the results",
         ),
         (
             (str(tmp_path / "o"), "--tracking", f"sqlite:///{home}/mlflow.db"),
-            "a tracking server or a database of its own",
+            "its own tracking server or database",
         ),
         ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "http://127.0.0.1:9 does not answer"),
     ]:

@@ -369,7 +369,7 @@ def test_a_methods_card_says_what_its_settings_are_and_where_they_come_from(rd3)
     _code, out, _err = rd3("method", "show", "sre2l")
     assert "Source:" in out and "Undefined" not in out
     lines = [line.strip() for line in out.splitlines()]
-    assert "bn_weight: by dataset  Weight of the BatchNorm statistics against the cross-entropy." in lines
+    assert "bn_weight: by dataset  Weight of the BatchNorm statistics loss relative to the cross-entropy." in lines
     assert "beta1: 0.5" in lines
     place = lines.index("On cifar100 (VILA-Lab/SRe2L small-dataset recover_cifar.sh)")
     assert lines[place + 1] == "iterations=1000, lr=0.25, bn_weight=0.01, batch_classes=100, jitter=4"

@@ -174,7 +174,10 @@ def test_a_pack_that_dies_goes_out_again_one_by_one(reason: str):
     play.say(trial, 0, done(keys[0]))
     play.driver.on_report(trial, {"unfit": "OutOfMemoryError: CUDA out of memory."})
     play.driver.on_death(trial, reason)
-    assert "the process of its pack ended after OutOfMemoryError: CUDA out of memory.; it" in play.out.getvalue()
+    assert (
+        "the process of its pack ended after OutOfMemoryError: CUDA out of memory.; restarting it alone"
+        in play.out.getvalue()
+    )
     for key in keys[1:]:
         trial, alone = play.start()
         assert alone == [key]

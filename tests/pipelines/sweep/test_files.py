@@ -117,7 +117,7 @@ def test_each_key_is_checked(key, value, said):
         ("lr: {low: 0.1, high: 1, log: 1}", "space.lr.log (line 9): Expected true or false"),
         ("lr: {low: 0.1, high: 1, log: true, step: 0.1}", "space.lr.step (line 9): A logarithmic range has no steps."),
         ("lr: {low: 0.1, high: 1, step: 0}", "space.lr.step (line 9): Expected a number above 0"),
-        ("lr: {low: 0.1, high: 1, step: 0.4}", "space.lr.step (line 9): Steps of 0.4 from 0.1 do not lead to 1."),
+        ("lr: {low: 0.1, high: 1, step: 0.4}", "space.lr.step (line 9): Steps of 0.4 from 0.1 do not reach 1."),
         ("epochs: {low: 2, high: 9, step: 0.5}", "space.epochs.step (line 9): Expected an integer above 0"),
         ("weight_decay: {low: 0, high: 1, log: true}", "space.weight_decay.low (line 9): A logarithmic range cannot"),
         ("lr: 0.1", "space.lr (line 9): Expected a range or a list of choices, got the number 0.1."),
