@@ -1,4 +1,4 @@
-"""One recipe by hand: ``rd3 distill``, ``rd3 evaluate`` and ``rd3 teacher train`` take the same path as a grid."""
+"""Recipes without a grid file, for ``rd3 distill``, ``rd3 evaluate`` and ``rd3 teacher train``; run as a grid's are."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tracking.ledger.ledger import recipe_of
 
 
 def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
-    """The recipe that a role stands for; an import that nobody made yet is refused with the command that makes it."""
+    """The recipe of a teacher role; raises DataMissing, with the import command, for a teacher not yet imported."""
     info = dataset_info(dataset, session.roots)
     found = teacher_role(info, role, session.ledger.role)
     recipe = teacher_recipe(found, info, dataset_fingerprint(dataset, session.roots))
     if found.hint and recipe.key not in session.ledger.keys("teacher"):
-        raise DataMissing(f"Teacher {role} of {dataset} has to be imported.", found.hint)
+        raise DataMissing(f"Teacher {role} of {dataset} must be imported.", found.hint)
     return recipe
 
 
 def set_of(
     method: str, dataset: str, ipc: int, teacher: str | None, seed: int, settings: dict[str, Any], session: Session
 ) -> list[Recipe]:
-    """A set's recipe after those of all that it is made from."""
+    """The recipe of a set, preceded by those of its parents."""
 
     def role_of(role: str) -> TeacherRecipe:
         if not role:
-            raise BadValue(f"Method {method} needs a teacher.", "name its role: --teacher ROLE")
+            raise BadValue(f"Method {method} needs a teacher.", "give its role: --teacher ROLE")
         return teacher_of(dataset, role, session)
 
     try:
@@ -53,7 +53,7 @@ def set_of(
             known_set=session.ledger.known_set,
         )
     except Unsupported as error:
-        raise Unsupported(f"Method {method} cannot make {dataset} at IPC {ipc}: {error.message}.") from None
+        raise Unsupported(f"Method {method} does not support {dataset} at IPC {ipc}: {error.message}.") from None
     return planned.recipes(seed)
 
 
@@ -66,30 +66,30 @@ def evaluations_of(
     fields: dict[str, Any],
     session: Session,
 ) -> list[Recipe]:
-    """Evaluations of a set that the ledger has, one a student seed, after the recipe of the label teacher."""
+    """Evaluation recipes of a set in the ledger, one per student seed, preceded by those of the teacher and the set."""
     ledger = session.ledger
-    made = recipe_of(existing(ledger, "set", ledger.resolve("set", key)))
-    assert isinstance(made, SetRecipe)
-    info = dataset_info(made.data.name, session.roots)
+    set_recipe = recipe_of(existing(ledger, "set", ledger.resolve("set", key)))
+    assert isinstance(set_recipe, SetRecipe)
+    info = dataset_info(set_recipe.data.name, session.roots)
     label_teacher = teacher_of(info.name, teacher, session) if teacher else None
     network = student or (label_teacher.network if label_teacher is not None else None)
     if network is None:
-        raise BadValue("Neither a student nor a teacher is named.", "say --student NETWORK or --teacher ROLE")
+        raise BadValue("Neither a student nor a teacher is given.", "give --student NETWORK or --teacher ROLE")
     soft = fields.get("labels", "soft") == "soft"
     if soft and label_teacher is None:
-        raise BadValue("Soft labels need a teacher.", "say --teacher ROLE, or --field labels=hard")
+        raise BadValue("Soft labels need a teacher.", "give --teacher ROLE, or --field labels=hard")
     resolved = resolve_protocol(
         preset_reader(session.presets)(protocol),
         factor=info.factor,
         same_network=label_teacher is not None and label_teacher.network == network,
-        set_size=made.ipc * info.num_classes,
+        set_size=set_recipe.ipc * info.num_classes,
         overrides=fields,
     )
-    data = made.data.model_copy(update={"fingerprint": dataset_fingerprint(info.name, session.roots)})
-    before: list[Recipe] = [label_teacher, made] if soft and label_teacher is not None else [made]
+    data = set_recipe.data.model_copy(update={"fingerprint": dataset_fingerprint(info.name, session.roots)})
+    before: list[Recipe] = [label_teacher, set_recipe] if soft and label_teacher is not None else [set_recipe]
     evaluations = [
         EvaluationRecipe.of(
-            made,
+            set_recipe,
             teacher=label_teacher,
             protocol=resolved,
             student=network,
@@ -103,16 +103,20 @@ def evaluations_of(
     return [*before, *evaluations]
 
 
-def reduced_set(made: SetRecipe, session: Session) -> dict[str, tuple[float, float]]:
-    """What a set has less of than its authors published, by setting: (made, published)."""
-    if made.content is not None or made.method not in METHODS:  # an import, or of a plugin that is not here
+def reduced_set(set_recipe: SetRecipe, session: Session) -> dict[str, tuple[float, float]]:
+    """Settings of a set below the published values: name to (run, published)."""
+    if (
+        set_recipe.content is not None or set_recipe.method not in METHODS
+    ):  # imported, or by a plugin that is not installed
         return {}
-    settings = METHODS.get(made.method).Settings.model_validate(made.settings)
-    return settings_reductions(made.method, dataset_info(made.data.name, session.roots), settings, made.ipc)
+    settings = METHODS.get(set_recipe.method).Settings.model_validate(set_recipe.settings)
+    return settings_reductions(
+        set_recipe.method, dataset_info(set_recipe.data.name, session.roots), settings, set_recipe.ipc
+    )
 
 
 def reduced(recipes: Sequence[Recipe], protocol: str, session: Session) -> dict[str, tuple[float, float]]:
-    """As :func:`reduced_set`, of evaluations under a protocol and of the set that they are of."""
+    """As :func:`reduced_set`, for evaluations under a protocol and their sets."""
     cut: dict[str, tuple[float, float]] = {}
     for recipe in recipes:
         if isinstance(recipe, SetRecipe):
@@ -129,7 +133,7 @@ def run_recipes(
     address: str | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Outcome:
-    """Make what is missing of these recipes, parents before children; ``planned`` hears of it before work begins."""
+    """Run the recipes that have no result yet, parents first; ``planned`` is called with the plan before the start."""
     infos: dict[str, DatasetInfo] = {
         name: dataset_info(name, session.roots) for name in {recipe.data.name for recipe in recipes}
     }
@@ -144,6 +148,6 @@ def run_recipes(
 
 
 def _label(recipe: Recipe) -> str:
-    """A short name, and how long the training is."""
+    """A short name with the number of epochs."""
     rule = recipe.protocol if isinstance(recipe, EvaluationRecipe) else getattr(recipe, "training", None)
     return f"{recipe.label()} ({rule.epochs} epochs)" if rule is not None else recipe.label()

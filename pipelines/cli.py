@@ -1,6 +1,6 @@
-"""The command line: ``rd3``.  Each group of commands is a module of :mod:`pipelines.commands`.
+"""The ``rd3`` command.  Each group of commands is a module in :mod:`pipelines.commands`.
 
-Exit codes: 0 done; 2 a mistake of the user, named in one sentence, nothing written; 3 some recipes failed; 130
+Exit codes: 0 success; 2 user error, explained in one sentence, nothing written; 3 some recipes failed; 130
 interrupted.
 """
 
@@ -35,7 +35,7 @@ from rd3 import __version__
 
 app = typer.Typer(
     name="rd3",
-    help="Make distilled datasets, train students on them under one frozen protocol, compare.",
+    help="Generate distilled datasets, train students on them under one fixed protocol, compare the results.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -1,7 +1,7 @@
-"""A machine is going to be taken away: its trials are told first, and have a moment to send what is finished.
+"""Before a machine is shut down: ask its trials to stop, so that they can upload completed work.
 
-``python -m pipelines.leave; ray stop`` on the node, where there is notice.  ``ray stop`` alone, or a shutdown that
-tells all at once, ends trials together with the part of Ray below them, before they could send anything.
+Run ``python -m pipelines.leave; ray stop`` on the node when it gets notice.  ``ray stop`` alone, or a shutdown that
+signals all processes at once, ends trials together with their Ray node, before they can upload anything.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 
 TITLE = "ray::"
-"""How Ray names the processes that trials run in."""
-PATIENCE_S = 30.0
+"""Prefix of the names that Ray gives to worker processes."""
+GRACE_S = 30.0
 
 
-def leave(give_up_after_s: float = PATIENCE_S) -> int:
-    """SIGTERM to every trial of this machine; how many have not ended in time."""
+def leave(give_up_after_s: float = GRACE_S) -> int:
+    """Send SIGTERM to every trial on this machine; returns how many have not ended in time."""
     import psutil
 
     trials = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone, or somebody else's
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
             if process.cmdline()[:1] and process.cmdline()[0].startswith(TITLE):
                 process.terminate()
                 trials.append(process)

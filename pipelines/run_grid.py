@@ -1,7 +1,7 @@
-"""Runs a grid on the cluster that this machine belongs to: what a launcher copies to the head, and what a job starts.
+"""Run a grid on the cluster of this machine: the script that a launcher copies to the head and that a job starts.
 
-``ray submit CLUSTER.yaml pipelines/run_grid.py -- GRID [options of rd3 run]`` for a grid that ships with RD3.
-``rd3 submit`` adds what a grid file of the user's own needs: text, addresses, protocols, and the datasets to pull.
+``ray submit CLUSTER.yaml pipelines/run_grid.py -- GRID [options of rd3 run]`` for a built-in grid.
+``rd3 submit`` adds what a user's own grid file needs: its text, addresses, protocols, and datasets to pull.
 Exit codes are those of ``rd3 run``.
 """
 
@@ -16,20 +16,24 @@ from typing import Annotated
 import typer
 
 HOME = "~/.rd3"
-"""RD3's home on a node that names none: a job's own folder goes when the job ends."""
+"""RD3's home on a node that does not set one: Ray deletes a job's working directory when the job ends."""
 
 
 def run_grid(
     context: typer.Context,
-    grid: Annotated[str, typer.Argument(help="A grid that ships with RD3, or a YAML file on this machine.")],
-    text: Annotated[str, typer.Option(help="The grid file's content in URL-safe base64, named GRID.")] = "",
-    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of an address.", metavar="NAME=VALUE")] = None,
-    pull: Annotated[list[str] | None, typer.Option(help="A dataset to pull where this machine lacks it.")] = None,
+    grid: Annotated[str, typer.Argument(help="Name of a built-in grid, or path of a YAML file on this machine.")],
+    text: Annotated[str, typer.Option(help="Content of the grid file GRID in URL-safe base64.")] = "",
+    env: Annotated[
+        list[str] | None, typer.Option(help="An address as NAME=VALUE; repeatable.", metavar="NAME=VALUE")
+    ] = None,
+    pull: Annotated[
+        list[str] | None, typer.Option(help="Dataset to pull if it is missing on this machine; repeatable.")
+    ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="NAME=TEXT of a protocol of the user's own, in URL-safe base64.")
+        list[str] | None, typer.Option(help="A user's protocol as NAME=TEXT, in URL-safe base64; repeatable.")
     ] = None,
 ) -> None:
-    """As `rd3 run GRID --address auto`, with the same options."""
+    """Run `rd3 run GRID --address auto` with the same options."""
     from pipelines import cli
     from pipelines.commands._show import exit_on_error
     from pipelines.settings import addresses, driver_secrets
@@ -47,7 +51,7 @@ def run_grid(
 
 
 def keep(name: str, text: str) -> str:
-    """A grid that came as text, as a file in this machine's home, where `rd3 status` and `rd3 report` find it too."""
+    """Save the text of a grid in this machine's home, where `rd3 status` and `rd3 report` find it; its path."""
     from pipelines.settings import session
     from rd3.store import write_atomically
 
@@ -57,7 +61,7 @@ def keep(name: str, text: str) -> str:
 
 
 def keep_protocol(name: str, text: str) -> None:
-    """A protocol that came along, in this machine's home, unless another one has its name there."""
+    """Save a submitted protocol in this machine's home; raises BadValue if another one has its name there."""
     from pipelines.settings import session
     from rd3.errors import BadValue
     from rd3.store import write_atomically
@@ -65,14 +69,14 @@ def keep_protocol(name: str, text: str) -> None:
     path, content = session().presets / f"{Path(name).name}.yaml", base64.urlsafe_b64decode(text)
     if path.exists() and path.read_bytes() != content:
         raise BadValue(
-            f"Protocol {name} is another one on the cluster's node {socket.gethostname()}: {path}.",
-            "give yours another name, or remove that file",
+            f"A different protocol {name} already exists on the cluster node {socket.gethostname()}: {path}.",
+            "rename yours, or remove that file",
         )
     write_atomically(path, content)
 
 
 def pull_missing(names: list[str]) -> None:
-    """The datasets that the driver needs for its plan; trials see to their own nodes."""
+    """Pull the datasets that the driver needs for its plan; trials pull on their own nodes."""
     if names:
         from pipelines.settings import session
         from pipelines.transfer.datasets import pull
@@ -83,14 +87,14 @@ def pull_missing(names: list[str]) -> None:
 
 
 def check_here(grid: str) -> None:
-    """A grid file that is not on this machine is on the submitter's."""
+    """Raise DataMissing for a grid file that exists only on the submitting machine."""
     from rd3.errors import DataMissing
 
     if Path(grid).suffix in (".yaml", ".yml") and not Path(grid).is_file():
         raise DataMissing(
-            f"There is no grid file {grid} on the cluster's node {socket.gethostname()}: a launcher copies only the "
+            f"There is no grid file {grid} on the cluster node {socket.gethostname()}: a launcher copies only the "
             "script.",
-            f"send the grid along: rd3 submit {grid} --launcher CLUSTER.yaml, or rd3 submit {grid} --address URL",
+            f"submit the grid file: rd3 submit {grid} --launcher CLUSTER.yaml, or rd3 submit {grid} --address URL",
         )
 
 

@@ -1,4 +1,4 @@
-"""The one place that reads the environment: where data, state and the tracking server are."""
+"""Reads the environment: the locations of data, state and the tracking server."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from tracking.ledger.ledger import Ledger
 
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
-"""The variables that travel.  None of them is a secret: credentials are in the environment of the nodes."""
+"""Variables that are sent to a cluster.  None is a secret: nodes have credentials in their own environment."""
 
 
 @dataclass(frozen=True)
 class Session(Place):
-    """What every command works with: the addresses, and what is found there."""
+    """The addresses that a command works with, and the ledger and presets at them."""
 
     @property
     def presets(self) -> Path:
-        """The user's own protocols, one YAML file each."""
+        """Folder of the user's own protocols, one YAML file each."""
         return self.home / "presets"
 
     @property
@@ -46,14 +46,14 @@ def _ledger(artifacts: str) -> Ledger:
 
 
 def _without_secret(uri: str) -> str:
-    """The address as it is: it travels to every trial, into logs and tables, so no password may be in it."""
+    """The address unchanged; raises BadValue for one with a password, as it is sent to trials, logs and tables."""
     if ":" not in urlsplit(uri).netloc.rpartition("@")[0]:
         return uri
     if uri.startswith("http"):
-        fix = "take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        fix = "remove it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
-        fix = "take it out and set PGPASSWORD, or PGPASSFILE to a file that only you can read"
-    raise BadValue("MLFLOW_TRACKING_URI holds a password, which others would see.", fix)
+        fix = "remove it and set PGPASSWORD, or PGPASSFILE to a file that only you can read"
+    raise BadValue("MLFLOW_TRACKING_URI contains a password, which others could read.", fix)
 
 
 def session(env: Mapping[str, str] | None = None) -> Session:
@@ -71,7 +71,7 @@ def session(env: Mapping[str, str] | None = None) -> Session:
 
 @contextmanager
 def reading_session() -> Iterator[Session]:
-    """The session of a command that only looks: where RD3's home does not exist, none is made for decoded data."""
+    """The session of a read-only command: does not create RD3's home if it is missing."""
     here = session()
     if here.home.is_dir():
         yield here
@@ -81,18 +81,18 @@ def reading_session() -> Iterator[Session]:
 
 
 def addresses_set() -> dict[str, str]:
-    """The addresses that the user has set and that a cluster may share: of the ledger and of the tracking server."""
+    """The addresses set by the user that a cluster may share: artifact root and tracking server."""
     return {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS") if os.environ.get(name)}
 
 
 def addresses(words: list[str]) -> dict[str, str]:
-    """``NAME=VALUE`` words as variables; only addresses are taken."""
+    """Parse ``NAME=VALUE`` words; raises BadValue for a name that is not in :data:`ADDRESSES`."""
     found: dict[str, str] = {}
     for word in words:
         name, _equals, value = word.partition("=")
         if name not in ADDRESSES or not value:
             raise BadValue(
-                f"--env takes {', '.join(ADDRESSES)} as NAME=VALUE, got {name!r}.",
+                f"--env accepts {', '.join(ADDRESSES)} as NAME=VALUE, got {name!r}.",
                 did_you_mean(name, ADDRESSES) if name not in ADDRESSES else f"write {name}=VALUE",
             )
         found[name] = value
@@ -100,15 +100,17 @@ def addresses(words: list[str]) -> dict[str, str]:
 
 
 def driver_secrets() -> dict[str, str]:
-    """Variables in the file that ``RD3_DRIVER_ENV`` names: credentials of a driver on a node whose trials have none."""
+    """Variables in the file ``RD3_DRIVER_ENV``: credentials for a driver on a node whose trials have none."""
     named = os.environ.get("RD3_DRIVER_ENV")
     if not named:
         return {}
     path = Path(named).expanduser()
     try:
         if path.stat().st_mode & 0o077:
-            raise BadValue(f"Others may read {path}, which RD3_DRIVER_ENV names.", f"chmod 600 {path}")
+            raise BadValue(f"Other users can read {path}, the file in RD3_DRIVER_ENV.", f"chmod 600 {path}")
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     except OSError as error:
-        raise BadValue(f"RD3_DRIVER_ENV names {path}: {error.strerror}.", "mend or unset it") from None
+        raise BadValue(
+            f"Cannot read {path}, the file in RD3_DRIVER_ENV: {error.strerror}.", "fix or unset the variable"
+        ) from None
     return {name.strip(): value for name, _equals, value in (line.partition("=") for line in lines)}

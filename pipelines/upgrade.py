@@ -1,4 +1,4 @@
-"""A home, or a folder of results, in today's format: ledger, tests of sweeps on record, presets, MLflow runs."""
+"""Upgrade a home or a results folder to the current format: ledger, recorded sweep tests, presets, MLflow runs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ InfoOf = Callable[[str], DatasetInfo]
 
 
 def upgrade_ledger(ledger: Ledger, info_of: InfoOf) -> Outcome:
-    """Entries, then the tests of sweeps that are on record."""
+    """Upgrade the entries, then the recorded tests of sweeps."""
     outcome = upgrade_entries(ledger, known_parents(ledger, info_of))
     _upgrade_tests(ledger, outcome.keys)
     return outcome
 
 
 def known_parents(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
-    """Old keys to new ones of every teacher that has a role on the data of the ledger's sets and evaluations.
+    """Old to new keys of all teachers with a role on the datasets in the ledger, and of the statistics that sets match.
 
-    And of the statistics that sets match.  Results may lack both, but their recipes follow from roles and methods.
+    Results may come without both, but their recipes follow from roles and methods.
     """
     entries = [entry for kind in ("set", "evaluation") for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
     entries = [entry for entry in entries if entry.recipe.get("format", 1) < FORMAT]
@@ -52,7 +52,7 @@ def _teachers(entries: list[Entry], info_of: InfoOf) -> dict[Key, Key]:
     for data in {read_recipe(entry.recipe).data for entry in entries}:
         try:
             info = info_of(data.name)
-        except RD3Error:  # a dataset of the user's that this machine does not know
+        except RD3Error:  # a user's dataset that is not registered on this machine
             continue
         for name in every_role(info):
             recipe = teacher_recipe(teacher_role(info, name), info, data.fingerprint, data.split)
@@ -60,19 +60,19 @@ def _teachers(entries: list[Entry], info_of: InfoOf) -> dict[Key, Key]:
     return found
 
 
-def _statistics(made: SetRecipe, teachers: Mapping[Key, Key], info_of: InfoOf) -> dict[Key, Key]:
-    """Of the statistics of a set whose teachers are known."""
+def _statistics(set_recipe: SetRecipe, teachers: Mapping[Key, Key], info_of: InfoOf) -> dict[Key, Key]:
+    """Old to new keys of the statistics of a set whose teachers are known."""
     try:
-        method, info = METHODS.get(made.method), info_of(made.data.name)
-        collection = method().needs(info, method.Settings.model_validate(made.settings), "").collection
+        method, info = METHODS.get(set_recipe.method), info_of(set_recipe.data.name)
+        collection = method().needs(info, method.Settings.model_validate(set_recipe.settings), "").collection
     except (RD3Error, ValueError):
         return {}
     found = {}
-    for teacher, old in zip(made.teachers, made.statistics, strict=False):
+    for teacher, old in zip(set_recipe.teachers, set_recipe.statistics, strict=False):
         recipe = StatisticsRecipe(
-            data=made.data,
-            classes=made.classes,
-            resolution=made.resolution,
+            data=set_recipe.data,
+            classes=set_recipe.classes,
+            resolution=set_recipe.resolution,
             teacher=teachers.get(teacher, teacher),
             collection=collection,
         )
@@ -87,14 +87,14 @@ def _former(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
-    """Tests of winners on record, under the target that their upgraded evaluations have."""
+    """Record the tests of winners again under the target of their upgraded evaluations."""
     records = SweepRecords(ledger.objects)
     for test in records.all_tests():
         moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
         if moved["evaluations"] == test["evaluations"]:
             continue
         sides = {side: list(ledger.find_many("evaluation", found).values()) for side, found in moved.items()}
-        if not all(sides.values()):  # never made: nothing says what it was of
+        if not all(sides.values()):  # never run: its recipes are unknown
             continue
         winner, base = (
             [recipe_of_kind(entry.recipe, EvaluationRecipe) for entry in sides[side]]
@@ -104,10 +104,10 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
 
 
 def upgrade_presets(folder: Path) -> list[str]:
-    """The user's own protocols in today's names; which files changed.  Each old file stays as ``NAME.yaml.former``.
+    """Rewrite the user's own protocols with current field names; returns the files that changed.
 
-    A file that says an ``augmentation`` is of today's form.  One that cannot be read stays as it is: its next
-    use says why.
+    Old files are kept as ``NAME.yaml.former``.  A file with an ``augmentation`` is in the current format.  Unreadable
+    files are left unchanged: their next use reports the error.
     """
     changed = []
     for path in sorted(folder.glob("*.yaml")):
@@ -130,9 +130,10 @@ def upgrade_presets(folder: Path) -> list[str]:
 
 
 def tag_runs(place: Place, ledger: Ledger) -> int:
-    """Let MLflow find the runs of upgraded entries under their new keys; ``rd3.formerly`` is the old one.
+    """Tag the MLflow runs of upgraded entries with their new keys; ``rd3.formerly`` is the old one.
 
-    Of all that were ever upgraded, as an earlier attempt may have been cut short; how many lacked it.
+    Covers all entries that were ever upgraded, as an earlier attempt may have been interrupted; returns how many runs
+    were tagged.
     """
     entries = [entry for kind in KINDS for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
     waiting = {entry.run_id: entry for entry in entries if entry.formerly and entry.run_id}

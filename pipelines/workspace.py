@@ -1,4 +1,4 @@
-"""What the command line does, for notebooks and scripts.
+"""The functions of the command line for notebooks and scripts.
 
 ::
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Workspace:
-    """A ledger, a tracking server and a folder of datasets; by default those that the environment names.
+    """A ledger, a tracking server and a folder of datasets; by default those set in the environment.
 
     ``home``: RD3's own folder (``RD3_HOME``, else ``.rd3``).  ``data``: the folder of datasets (``RD3_DATA``).
     ``tracking_uri``: of MLflow (``MLFLOW_TRACKING_URI``, else SQLite in ``home``).  ``artifacts``: a folder or
@@ -64,7 +64,7 @@ class Workspace:
         self.session: Session = session({**os.environ, **named})
 
     def grid(self, source: str | Path | Mapping[str, Any]) -> LoadedGrid:
-        """A grid that ships with RD3, by name; a YAML file, by path; or what such a file holds, as a mapping.
+        """Load a grid: the name of a built-in one, the path of a YAML file, or the content of such a file as a mapping.
 
         Raises :class:`pipelines.grid.files.GridErrors` with every mistake at once.
         """
@@ -75,13 +75,13 @@ class Workspace:
         return LoadedGrid(self, expand(load_grid(source, catalog), catalog))
 
     def dataset(self, name: str) -> Dataset:
-        """A dataset, opened and checked; raises :class:`rd3.errors.DataMissing` with the folders that were searched."""
+        """Open and check a dataset; raises :class:`rd3.errors.DataMissing` with the folders that were searched."""
         from rd3.datasets import open_dataset
 
         return open_dataset(name, self.session.roots)
 
     def open_set(self, key: str) -> SyntheticSet:
-        """The synthetic set with that key, or its first digits, verified: images (N, 3, H, W) and labels (N,)."""
+        """The verified synthetic set with this key or key prefix: images (N, 3, H, W) and labels (N,)."""
         from rd3.synthetic_set import SyntheticSet
         from tracking.store import TrackedStore
 
@@ -89,9 +89,9 @@ class Workspace:
         return SyntheticSet.open(TrackedStore(self.session).fetch("set", whole))
 
     def teacher(self, dataset: str, role: str, *, device: str = "cpu") -> NormalisedNetwork:
-        """A teacher of the ledger by its role: a frozen module in eval mode that takes pixels in [0, 1].
+        """A teacher in the ledger by role: a frozen module in eval mode with inputs in [0, 1].
 
-        Raises :class:`rd3.errors.DataMissing` where the ledger has no such teacher.
+        Raises :class:`rd3.errors.DataMissing` if the ledger has no such teacher.
         """
         from pipelines.byhand import teacher_of
         from rd3 import teacher
@@ -109,28 +109,28 @@ class Workspace:
 
 
 class LoadedGrid:
-    """A grid with its recipes; nothing has run yet."""
+    """A grid expanded into recipes."""
 
     def __init__(self, workspace: Workspace, expansion: Expansion):
         self.workspace, self.expansion = workspace, expansion
 
     @cached_property
     def name(self) -> str:
-        """As its file, or its ``name``, says."""
+        """The ``name`` in the grid file, or the file's own name."""
         return self.expansion.source_grid.name
 
     def plan(self, *, device: str | None = None, devices: int | None = None) -> Plan:
-        """What a run would reuse and run, what is blocked or unsupported, and the cost; nothing runs.
+        """What a run would reuse or run, what is blocked or unsupported, and the cost.  Nothing is run.
 
-        ``device``: what it is priced for: ``cpu``, ``cuda`` or a calibrated device's name; ``devices``: how many.
+        ``device``: device for cost estimates: ``cpu``, ``cuda`` or a calibrated device's name; ``devices``: how many.
         """
         return plan_session(self.expansion, self.workspace.session, device=device, slots=devices)
 
     def run(self, *, address: str | None = None, max_concurrent: int | None = None, gpu_share: float = 0.25) -> Outcome:
         """Run every recipe that has no result yet; call it again to resume.
 
-        ``address``: of a Ray cluster, else this machine.  ``max_concurrent``: trials at a time, else as many as fit.
-        ``gpu_share``: part of a GPU that an evaluation takes.
+        ``address``: of a Ray cluster (default: this machine).  ``max_concurrent``: maximum number of parallel trials
+        (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.
         """
         return execute(
             self.expansion,

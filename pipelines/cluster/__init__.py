@@ -1,1 +1,1 @@
-"""Clusters: Ray on this machine or elsewhere, its nodes, jobs sent to it, and ``rd3 doctor``."""
+"""Clusters: local or remote Ray, checks of nodes, job submission, and ``rd3 doctor``."""

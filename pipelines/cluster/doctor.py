@@ -1,4 +1,4 @@
-"""What ``rd3 doctor`` looks at: rows of what, state (ok, warning, wrong, missing) and detail, each from a real try."""
+"""The checks of ``rd3 doctor``: rows with a subject, a state (ok, warning, wrong, missing) and a detail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NODE_WITHIN_S = 120.0
 
 
 class Row(NamedTuple):
-    """One thing that was looked at."""
+    """One check."""
 
     what: str
     state: str
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 def rows_here(session: Session) -> Iterator[Row]:
-    """This machine, as the driver of runs."""
+    """Check this machine as the driver of runs."""
     place = session
     yield Row("python", "ok", platform.python_version())
     yield from map(_package, PACKAGES)
@@ -60,7 +60,7 @@ def rows_here(session: Session) -> Iterator[Row]:
 
 
 def rows_there(session: Session, address: str) -> Iterator[Row]:
-    """The Ray cluster at ``address``, and everything a trial needs as one of its workers sees it."""
+    """Check the Ray cluster at ``address``, and from one of its workers everything that a trial needs."""
     from pipelines.cluster.ray import ray_cluster
 
     try:
@@ -82,18 +82,20 @@ def _cluster(session: Session) -> Iterator[Row]:
     where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     worker = f"worker {node['NodeManagerAddress']}"
 
-    def ask(task: Callable[..., Any], *told: Any) -> Any:
+    def ask(task: Callable[..., Any], *arguments: Any) -> Any:
         remote = ray.remote(num_cpus=0)(task).options(scheduling_strategy=where)
-        return ray.get(remote.remote(*told), timeout=_NODE_WITHIN_S)
+        return ray.get(remote.remote(*arguments), timeout=_NODE_WITHIN_S)
 
     try:
         with marked(session) as marks:
             seen = ask(look_around, node["NodeManagerAddress"], session, _versions(), marks)
-        asked = time.time()  # a process is there now, so the question takes no time
+        asked = time.time()  # the worker process is running by now, so this call takes no time
         now = ask(_now)
         answered = time.time()
     except RayError as error:
-        yield Row(worker, "wrong", f"{last_line(error)}. Fix: install the same rd3 there, or see the log of that node")
+        yield Row(
+            worker, "wrong", f"{last_line(error)}. Fix: install the same rd3 there, or check the log of that node"
+        )
         return
     yield _clock(f"{worker}: clock", lambda: (asked + answered) / 2 - now, worker)
     yield from (Row(f"{worker}: {what}", state, detail) for what, state, detail in seen)
@@ -104,32 +106,32 @@ def _now() -> float:
 
 
 def look_around(address: str, place: Place, versions: dict[str, str], marks: Collection[Path]) -> list[Row]:
-    """On a worker, with the addresses and folders that trials are told; ``marks`` lie where driver and worker share."""
+    """Check a worker, with the addresses and folders of trials; ``marks`` are files in folders that all nodes share."""
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     rows = [_same(name, theirs, _versions()[name]) for name, theirs in versions.items()]
     if is_token_auth_enabled():
-        rows.append(Row("ray token", "ok", "asked for"))
+        rows.append(Row("ray token", "ok", "required"))
     else:
-        rows.append(Row("ray token", "wrong", "anybody may run code there. Fix: set RAY_AUTH_MODE=token on every node"))
+        rows.append(Row("ray token", "wrong", "anyone can run code there. Fix: set RAY_AUTH_MODE=token on every node"))
     rows.append(_disk(place.home))
     hidden = [unseen(address, mark, place) for mark in marks if not mark.exists()]
     rows += [Row("shared folder", "wrong", str(error)) for error in hidden]
-    if not hidden:  # a try would make the folders here, and find them well
+    if not hidden:  # the check would create the folders here, and pass
         rows += _shared(place)
     data = list(_data(place.roots))
     absent = ", ".join(row.what.removeprefix("data ") for row in data if row.state == "missing")
     rows += [row for row in data if row.state != "missing"]
     if absent:
-        rows.append(Row("data not there", "missing", f"{absent}; what was pushed (rd3 data push) is pulled"))
+        rows.append(Row("data not there", "missing", f"{absent}; pushed datasets (rd3 data push) are pulled"))
     return rows
 
 
 def _shared(place: Place) -> Iterator[Row]:
-    """Tracking server and artifacts, as a trial reaches them."""
+    """Check the tracking server and artifacts as a trial reaches them."""
     yield from _tracking(place)
     if not open_objects(place.artifacts).usable():
-        yield Row("s3", "ok", "no credentials, as it should be: files go through the tracking server")
+        yield Row("s3", "ok", "no credentials, as intended: files go through the tracking server")
     else:
         yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))
 
@@ -141,7 +143,7 @@ def _versions() -> dict[str, str]:
 def _same(name: str, driver: str, here: str) -> Row:
     if driver == here:
         return Row(name, "ok", here)
-    return Row(name, "wrong", f"{here} there, {driver} on the driver. Fix: install the same on both")
+    return Row(name, "wrong", f"{here} there, {driver} on the driver. Fix: install the same version on both")
 
 
 def _package(name: str) -> Row:
@@ -170,7 +172,7 @@ def _disk(home: Path) -> Row:
             probe.write(b"1")
     except OSError as error:
         return Row(
-            "disk", "wrong", f"{home} cannot be written ({error.strerror}). Fix: set RD3_HOME to a folder that can"
+            "disk", "wrong", f"{home} is not writable ({error.strerror}). Fix: set RD3_HOME to a writable folder"
         )
     free_gib = shutil.disk_usage(home).free / 2**30
     if free_gib < _LEAST_GIB:
@@ -181,7 +183,7 @@ def _disk(home: Path) -> Row:
 
 
 def _tracking(place: Place) -> Iterator[Row]:
-    """That it lets us in; behind a server also that files travel through it."""
+    """Check login and, with a server, artifact upload and download."""
     reached = _tried("tracking", place.tracking_uri, lambda: check(place.tracking_uri, _SERVER_WITHIN_S))
     yield reached
     if reached.state == "ok" and place.tracking_uri.startswith("http"):

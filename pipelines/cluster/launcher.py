@@ -1,6 +1,6 @@
-"""Sends a grid to a cluster that Ray's launcher has started (``ray up``): by ``ray submit``, with the grid as text.
+"""Submit a grid to a cluster started by Ray's launcher (``ray up``), using ``ray submit``, with the grid as text.
 
-The launcher copies the script and nothing else.  RD3 itself is installed on the nodes, as the cluster file says.
+The launcher copies only the script.  RD3 itself must be installed on the nodes, as set in the cluster file.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ def _ray(*words: str) -> list[str]:
 
 
 def probe(cluster_file: Path) -> None:
-    """Ask the head for its versions; raises :class:`RD3Error` where they differ from ours, or nobody answers."""
+    """Check the versions on the head; raises :class:`RD3Error` if they differ from ours or it does not respond."""
     if not cluster_file.is_file():
-        raise DataMissing(f"There is no cluster file {cluster_file}.", "infra/ray/ has some to start from")
+        raise DataMissing(f"There is no cluster file {cluster_file}.", "see infra/ray/ for examples")
     asked = subprocess.run(_ray("exec", str(cluster_file), PROBE), capture_output=True, text=True, check=False)
     if asked.returncode and "rd3-probe" not in asked.stdout:
-        said = [line for line in (asked.stdout + asked.stderr).splitlines() if line.strip()]
+        output = [line for line in (asked.stdout + asked.stderr).splitlines() if line.strip()]
         raise RD3Error(
-            f"The head of {cluster_file} does not answer: {(said or ['nothing was said'])[-1].strip()[:200]}",
+            f"The head of {cluster_file} does not respond: {(output or ['no output'])[-1].strip()[:200]}",
             f"start the cluster: ray up {cluster_file}",
         )
     check_versions(asked.stdout, f"The cluster of {cluster_file}")
 
 
 def words(submitted: Submission) -> list[str]:
-    """The command line of :mod:`pipelines.run_grid`, a grid file of the user's own as text in it."""
+    """The arguments of :mod:`pipelines.run_grid`, including the text of a user's own grid file."""
     if submitted.file is None:
         return submitted.words
     return [*submitted.words, "--text", base64.urlsafe_b64encode(submitted.file.read_bytes()).decode()]
 
 
 def submit(cluster_file: Path, submitted: Submission) -> int:
-    """Run the grid on the head and show what it says; 0, or 1 for whatever went wrong there, as ``ray submit`` does."""
+    """Run the grid on the head and show its output; returns 0, or 1 for any failure, as ``ray submit`` does."""
     script = [str(files("pipelines").joinpath("run_grid.py")), "--", *map(shlex.quote, words(submitted))]
     return subprocess.run(_ray("submit", str(cluster_file), *script), check=False).returncode

@@ -1,4 +1,4 @@
-"""Checks before a run: servers answer and accept us, and every node of the cluster sees what trials need."""
+"""Checks before a run: servers respond and accept the login, and every node can access what trials need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.transfer.datasets import absent
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
 from tracking.ledger.object_store import folder_errors, open_objects
 from tracking.place import Place
-from tracking.runs import dataset_bundles as parcels
+from tracking.runs import dataset_bundles
 from tracking.runs.client import without_password
 from tracking.runs.reachable import check, sqlite_path
 from tracking.runs.runs import Tracker
@@ -24,9 +24,9 @@ _SERVER_WITHIN_S = 10.0
 
 
 def check_platform(session: Session, address: str | None = None, datasets: Iterable[str] = ()) -> None:
-    """Raise one sentence, with its fix, for the first thing that would stop a run on this platform.
+    """Raise :class:`RD3Error` for the first problem that would stop a run on this platform.
 
-    ``address``: the Ray cluster that is to work; it is joined, its nodes are asked, also for ``datasets``, and left.
+    ``address``: the Ray cluster to run on; its nodes are checked, also for ``datasets``.
     """
     check_place(session)
     if address:
@@ -35,10 +35,10 @@ def check_platform(session: Session, address: str | None = None, datasets: Itera
 
 
 def check_nodes(place: Place, datasets: Iterable[str]) -> None:
-    """Raise one :class:`RD3Error` unless every node of Ray's cluster can do trials.
+    """Raise :class:`RD3Error` unless every node of the Ray cluster can run trials.
 
-    A node needs the artifact folder and the tracking database where these are paths, the tracking server and a login
-    where it is one, and the datasets, or a copy to pull.  Nodes that join later are not asked.
+    A node needs access to the artifact folder and the tracking database if these are paths, a login at the tracking
+    server if there is one, and the datasets or pushed copies of them.  Nodes that join later are not checked.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -47,7 +47,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if not ray.cluster_resources().get("CPU"):
         raise RD3Error(
-            f"No node of the cluster takes trials: {len(nodes)} there, with 0 CPUs.",
+            f"No node of the cluster can run trials: {len(nodes)} nodes with 0 CPUs.",
             "wait until `ray status` shows a worker",
         )
     if set(nodes) == {here}:
@@ -65,8 +65,8 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
                 marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
             except ray.exceptions.RayError as error:
                 raise RD3Error(
-                    f"Node {address} cannot be asked: {last_line(error)}.",
-                    "the same version of RD3 has to be on every node",
+                    f"Cannot check node {address}: {last_line(error)}.",
+                    "install the same version of RD3 on every node",
                 ) from None
             if marks_missing:
                 raise unseen(address, marks_missing[0], place)
@@ -77,7 +77,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
 
 
 def _missing(place: Place, marks: list[Path], names: list[str]) -> tuple[list[Path], list[str], tuple[str, str] | None]:
-    """On a node: marks that it does not see, datasets that it lacks, and what the tracking server says to it."""
+    """On a node: marks it cannot see, datasets it does not have, and the error of the tracking server, if any."""
     refused = None
     if not place.tracking_uri.startswith("sqlite"):
         try:
@@ -88,13 +88,13 @@ def _missing(place: Place, marks: list[Path], names: list[str]) -> tuple[list[Pa
 
 
 def last_line(error: Exception) -> str:
-    """What an error of Ray's comes down to: it may be a traceback."""
+    """The last line of a Ray error, which may be a traceback."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
 
 
 @contextlib.contextmanager
 def marked(place: Place) -> Iterator[list[Path]]:
-    """A file in each folder of this machine that all nodes must share, gone afterwards."""
+    """Create a temporary file in each folder that all nodes must share."""
     shared = open_objects(place.artifacts).folder
     folders = [] if shared is None else [shared]
     if place.tracking_uri.startswith("sqlite"):
@@ -112,22 +112,22 @@ def marked(place: Place) -> Iterator[list[Path]]:
 
 
 def unseen(node: str, mark: Path, place: Place) -> RD3Error:
-    """Which variable has to name something that this node can reach as well."""
+    """The error for a shared folder that a node cannot see, with the variable to change."""
     if mark.parent == open_objects(place.artifacts).folder:
         return StoreError(
-            f"Node {node} does not see the artifact folder {mark.parent} of the driver.",
+            f"Node {node} cannot see the artifact folder {mark.parent} of the driver.",
             "set RD3_ARTIFACTS to s3://bucket/prefix, or to a folder that all nodes share",
         )
     return TrackingError(
-        f"Node {node} does not see the tracking database in {mark.parent} of the driver.",
+        f"Node {node} cannot see the tracking database in {mark.parent} of the driver.",
         "set MLFLOW_TRACKING_URI to a server that all nodes reach",
     )
 
 
 def _pushed(dataset: str, node: str, place: Place) -> None:
-    if parcels.find(Tracker(place), dataset) is None:
+    if dataset_bundles.find(Tracker(place), dataset) is None:
         raise DataMissing(
-            f"Dataset {dataset} is not on node {node}, and nobody has pushed it to "
+            f"Dataset {dataset} is not on node {node}, and has not been pushed to "
             f"{without_password(place.tracking_uri)}.",
-            f"on a machine that has it: rd3 data push {dataset}",
+            f"on a machine that has it, run rd3 data push {dataset}",
         )

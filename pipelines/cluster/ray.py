@@ -1,4 +1,4 @@
-"""Ray itself: on this machine or by address, quiet, and what a trial takes of it."""
+"""Start or join Ray, on this machine or by address, and the resources of a trial."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ _QUIET = {
     "TUNE_RESULT_BUFFER_LENGTH": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
-"""The searcher alone decides how many trials are out (Tune allows a custom one a single pending trial by default), Tune
-writes no result files, prints no tables and leaves signals to the driver."""
+"""The searcher alone limits the number of running trials (Tune allows a custom one a single pending trial by default);
+Tune writes no result files, prints no tables and leaves signals to the driver."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How HTTP/2 begins: a fixed text and an empty SETTINGS frame.  The other side answers with its own."""
+"""The HTTP/2 connection preface: a fixed text and an empty SETTINGS frame.  A server responds with its own."""
 _SETTINGS = 4
 _WAIT_S = 5.0
 
 
 def check_address(address: str) -> None:
-    """Raise :class:`RD3Error` unless something at ``address`` (``HOST:PORT``) speaks the HTTP/2 that Ray speaks.
+    """Raise :class:`RD3Error` unless a server at ``address`` (``HOST:PORT``) speaks HTTP/2, as Ray does.
 
-    ``auto`` and other words for Ray to resolve are left to it.
+    ``auto`` and other values that Ray resolves itself are not checked.
     """
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         return
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_WAIT_S) as asked:
-            asked.sendall(_HELLO)
-            answer = asked.recv(9)
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_WAIT_S) as connection:
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RD3Error(
-            f"The Ray cluster at {address} does not answer: {reason}.", "start it, or give --address its head's address"
+            f"The Ray cluster at {address} does not respond: {reason}.", "start it, or set --address to its head"
         ) from None
     if answer[3:4] != bytes([_SETTINGS]):
         raise RD3Error(
-            f"What answers at {address} is not the head of a Ray cluster.",
-            "give the head's own port (6379 unless it was started with another), not that of its dashboard",
+            f"The server at {address} is not the head of a Ray cluster.",
+            "use the port of the head (default: 6379), not that of its dashboard",
         )
 
 
 def not_joined(address: str, error: Exception) -> RD3Error:
-    """What Ray's exception means for whoever wanted to join the cluster at ``address``."""
+    """Translate Ray's exception on joining the cluster at ``address``."""
     from ray.exceptions import AuthenticationError
 
     text = str(error)
@@ -74,13 +74,13 @@ def not_joined(address: str, error: Exception) -> RD3Error:
     if len(versions) == 2:
         theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in versions)
         return RD3Error(
-            f"The Ray cluster at {address} has {theirs}, this machine has {ours}.",
-            "install the same versions on both: Ray moves code and data between them only if they are equal",
+            f"The Ray cluster at {address} runs {theirs}, this machine {ours}.",
+            "install the same versions on both; Ray requires them to be equal",
         )
     if isinstance(error, AuthenticationError):
-        return RD3Error(f"There is no usable token for the Ray cluster at {address}: {_sentence(text)}.", _TOKEN)
-    if "Failed to connect to Ray cluster" in text:  # it answered a moment ago
-        return RD3Error(f"The Ray cluster at {address} is there, but does not let us in.", _TOKEN)
+        return RD3Error(f"No usable token for the Ray cluster at {address}: {_sentence(text)}.", _TOKEN)
+    if "Failed to connect to Ray cluster" in text:  # although the server responded
+        return RD3Error(f"The Ray cluster at {address} refused the connection.", _TOKEN)
     return RD3Error(
         f"Cannot join the Ray cluster at {address}: {first_line(error)}", "check the address with `ray status`"
     )
@@ -90,7 +90,7 @@ _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cl
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of what may be a page."""
+    """The first line of an error message, which may be a page long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -99,18 +99,18 @@ def _sentence(text: str) -> str:
 
 
 def _ray_folder(home: Path, name: str) -> Path:
-    """Ray's own folder, one a home and lease: its sockets must have short paths, and two users must not share it."""
+    """Ray's temporary folder, one per home and lease: its socket paths must be short, and users must not share it."""
     return Path(tempfile.gettempdir()) / f"rd3-ray-{hashlib.sha256(f'{home}/{name}'.encode()).hexdigest()[:8]}"
 
 
 def _children() -> set[int]:
-    """Processes that this one has started (Linux; empty elsewhere)."""
+    """IDs of the child processes of this one (Linux; empty elsewhere)."""
     lists = Path("/proc/self/task").glob("*/children")
     return {int(process) for listed in lists for process in listed.read_text().split()}
 
 
 def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
-    """Start or join; Ray gives a node 30 s to come up, which a busy machine may exceed, so it is tried a few times."""
+    """Start or join Ray, with three attempts: a node has 30 s to start, which a busy machine may exceed."""
     import ray
 
     for last in (False, False, True):
@@ -118,25 +118,23 @@ def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
         try:
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
             return
-        except Exception as error:  # Ray raises a bare Exception for a node that is late
+        except Exception as error:  # Ray raises a bare Exception for a start that times out
             ray.shutdown()
-            for process in _children() - before:  # shutdown knows nothing of a node that did not come up
+            for process in _children() - before:  # shutdown ignores a node that did not start
                 os.kill(process, signal.SIGKILL)
             if last or "timed out during startup" not in str(error):
                 raise explain(error) from None
 
 
 def _not_started(error: Exception) -> RD3Error:
-    return RD3Error(
-        f"Cannot start Ray on this machine: {first_line(error)}", "run the command again when the machine is less busy"
-    )
+    return RD3Error(f"Cannot start Ray on this machine: {first_line(error)}", "try again when the machine is less busy")
 
 
 @contextlib.contextmanager
 def ray_cluster(home: Path, address: str | None = None, name: str = "driver") -> Iterator[None]:
-    """Ray on this machine, or the cluster at ``address``; a Ray that is already there is used and left alone.
+    """Start Ray on this machine, or join the cluster at ``address``; an initialised Ray is used and left running.
 
-    ``name``: the lease that its one user holds.  What is left in the folder of that lease is of a killed driver.
+    ``name``: the lease that the driver holds.  Files left in the folder of that lease are of a killed driver.
     """
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
@@ -152,7 +150,7 @@ def ray_cluster(home: Path, address: str | None = None, name: str = "driver") ->
             check_address(address)
             _start(partial(not_joined, address), address=address)
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed driver left
+            shutil.rmtree(folder, ignore_errors=True)  # of a killed driver
             _start(
                 _not_started,
                 address="local",
@@ -164,7 +162,7 @@ def ray_cluster(home: Path, address: str | None = None, name: str = "driver") ->
         yield
     finally:
         with warnings.catch_warnings():
-            # Ray leaves the handles of its processes to the garbage collector, which would complain of them later.
+            # Ray leaves its process handles to the garbage collector, which would warn about them later.
             warnings.simplefilter("ignore", ResourceWarning)
             ray.shutdown()
             gc.collect()
@@ -173,9 +171,9 @@ def ray_cluster(home: Path, address: str | None = None, name: str = "driver") ->
 
 
 def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, Demand]:
-    """What a trial of each kind takes on the cluster that is there.
+    """Resources per trial of each kind on the current cluster.
 
-    On a CPU one core each.  On GPUs a set or a teacher has a whole one, because generation time is a result, and
+    One core each on CPUs.  On GPUs, a set or a teacher takes a whole one, because generation time is a result, and
     evaluations share.  ``exclusive`` gives a set all cores of a machine.
     """
     import ray
@@ -193,7 +191,7 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
 
 
 def cluster_devices() -> tuple[float, float]:
-    """(CPUs, GPUs) of the whole cluster as it is now."""
+    """(CPUs, GPUs) of the whole cluster at this moment."""
     import ray
 
     resources = ray.cluster_resources()

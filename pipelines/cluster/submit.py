@@ -1,7 +1,7 @@
-"""Sends a grid to a Ray cluster by the Jobs API: a small working directory, the command, and its log until the end.
+"""Submit a grid to a Ray cluster by the Jobs API: a small working directory and a command whose log is followed.
 
-The working directory holds RD3's own code and the grid file, so that driver and workers run the submitter's code; the
-nodes bring Python, Ray and the other packages.  No secret travels: credentials are in the environment of the nodes.
+The working directory contains RD3's code and the grid file, so that driver and workers run the submitter's code; the
+nodes provide Python, Ray and the other packages.  No secrets are sent: nodes have credentials in their environment.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
 
 PACKAGES = ("rd3", "tracking", "pipelines")
 LIMIT_BYTES = 20 * 2**20
-"""No working directory is larger; Ray itself would take 500 MiB, and send it to every node."""
+"""Maximum size of the working directory; Ray's own limit is 500 MiB, sent to every node."""
 STOP_WAIT_S = 60
-"""How long a job that is stopped may take to close its runs before Ray kills it (Ray's own default is 3 s)."""
+"""Grace period of a stopped job to close its runs before Ray kills it (Ray's default: 3 s)."""
 PROBE = "python -c 'import platform, ray; print(\"rd3-probe\", platform.python_version(), ray.__version__)'"
-"""Run on the head before anything is sent."""
-_TALKATIVE = (
+"""Runs on the head before anything is sent."""
+_VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
 _PROBE_WITHIN_S = 120.0
-_LOOK_EVERY_S = 1.0
+_POLL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent: a grid, the options of ``rd3 run``, addresses, and the datasets that the driver needs."""
+    """A grid to submit, with the options of ``rd3 run``, addresses, and the datasets that the driver needs."""
 
     name: str
     grid: str
-    """Name of a grid that ships, or of the file in the working directory."""
+    """Name of a built-in grid, or of the file in the working directory."""
     file: Path | None = None
     options: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     pull: list[str] = field(default_factory=list)
     protocols: dict[str, bytes] = field(default_factory=dict)
-    """The user's own that the grid names, such as the winners of a sweep: name to the text of its file."""
+    """The user's own protocols in the grid, such as winners of a sweep: name to file content."""
 
     @property
     def words(self) -> list[str]:
-        """The command line of :mod:`pipelines.run_grid`."""
+        """The arguments of :mod:`pipelines.run_grid`."""
         env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
         pull = [word for name in self.pull for word in ("--pull", name)]
         own = [(name, base64.urlsafe_b64encode(text).decode()) for name, text in self.protocols.items()]
@@ -73,10 +73,10 @@ class Submission:
 
 
 def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, str], options: list[str]) -> Submission:
-    """A grid that was read and checked here, made ready to be sent.
+    """Read and check a grid on this machine and prepare its submission.
 
-    ``env``: addresses as the cluster sees them; ``own``: those that the submitter uses, which travel where they mean
-    the same everywhere.
+    ``env``: addresses as the cluster sees them; ``own``: the submitter's addresses, sent if they mean the same on every
+    machine.
     """
     from pipelines.grid.catalog import Catalog
     from pipelines.grid.files import load_grid, shipped_grids
@@ -100,29 +100,29 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
 
 
 def everywhere(name: str, value: str) -> str:
-    """An address that means the same on every machine."""
+    """Check that an address means the same on every machine; raises BadValue for a local path."""
     if "://" not in value or value.startswith(("file:", "sqlite:")):
         raise BadValue(
-            f"{name} is {value}, a path of this machine, which the cluster does not see.",
-            f"set it to {'s3://bucket/prefix' if name == 'RD3_ARTIFACTS' else 'http://server'}, or name a path that "
+            f"{name} is {value}, a path on this machine that the cluster cannot see.",
+            f"set it to {'s3://bucket/prefix' if name == 'RD3_ARTIFACTS' else 'http://server'}, or give a path that "
             f"all nodes share: --env {name}=...",
         )
     return without_secret(name, value)
 
 
 def without_secret(name: str, value: str) -> str:
-    """An address that holds no password: it would be shown with the job."""
+    """Check that an address contains no password, which would be shown with the job."""
     authority = value.partition("://")[2].partition("/")[0]
     if ":" in authority.rpartition("@")[0]:
         raise BadValue(
-            f"{name} holds a password, which would be shown with the job.",
-            f"leave it out of {name} and set it in the environment of the nodes",
+            f"{name} contains a password, which would be shown with the job.",
+            f"remove it from {name} and set it in the environment of the nodes",
         )
     return value
 
 
 def working_directory(folder: Path, submitted: Submission) -> int:
-    """RD3's packages and the grid file in an empty folder; their size in bytes, looked at before anything is copied."""
+    """Copy RD3's packages and the grid file into an empty folder; returns their size in bytes, checked first."""
     root = Path(__file__).parents[2]
     code = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
     files = {path: path.relative_to(root) for path in code if not _left_out(path.relative_to(root))}
@@ -133,7 +133,7 @@ def working_directory(folder: Path, submitted: Submission) -> int:
     if size > LIMIT_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise StoreError(
-            f"The working directory would have {size / 2**20:.1f} MiB, the limit is {LIMIT_BYTES / 2**20:.0f} MiB; the "
+            f"The working directory would be {size / 2**20:.1f} MiB, the limit is {LIMIT_BYTES / 2**20:.0f} MiB; the "
             f"largest file is {files[largest]}.",
             f"keep data and results out of the packages {', '.join(PACKAGES)}",
         )
@@ -149,7 +149,7 @@ def _left_out(path: Path) -> bool:
 
 @contextlib.contextmanager
 def job_errors(address: str) -> Iterator[None]:
-    """What Ray's client raises, in one sentence."""
+    """Translate the exceptions of Ray's client to :class:`RD3Error`."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -157,46 +157,46 @@ def job_errors(address: str) -> Iterator[None]:
         yield
     except AuthenticationError:
         raise RD3Error(
-            f"The Ray cluster at {address} does not let us in: its token is another one, or none was sent.",
-            "export RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token",
+            f"The Ray cluster at {address} refused the login: the token is wrong or missing.",
+            "set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token",
         ) from None
     except (ConnectionError, requests.RequestException) as error:
         raise RD3Error(
-            f"No Ray cluster answers at {address} ({type(error).__name__}).",
+            f"No Ray cluster responds at {address} ({type(error).__name__}).",
             "give the URL of the head's dashboard, for example --address http://127.0.0.1:8265",
         ) from None
-    except RuntimeError as error:  # all that Ray's client makes of an answer it does not like
-        said = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
-        reason = said.group(2).strip().splitlines()[-1] if said else str(error).splitlines()[0]
-        raise RD3Error(f"The Ray cluster at {address} refused: {reason}", "see `rd3 jobs list`") from None
+    except RuntimeError as error:  # Ray's client raises it for every error response
+        response = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
+        reason = response.group(2).strip().splitlines()[-1] if response else str(error).splitlines()[0]
+        raise RD3Error(f"The Ray cluster at {address} refused the request: {reason}", "see `rd3 jobs list`") from None
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The Jobs API at a dashboard's URL, or where Ray's own variables say."""
+    """Connect to the Jobs API at a dashboard's URL, by default the one in Ray's environment variables."""
     if address is not None and not address.startswith(("http://", "https://")):
         raise BadValue(
-            f"--address takes the URL of the head's dashboard, got {address!r}.",
-            "write for example http://127.0.0.1:8265",
+            f"--address must be the URL of the head's dashboard, got {address!r}.",
+            "for example: http://127.0.0.1:8265",
         )
     if address is not None:
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers its own variables to what its client is told
-    with job_errors(address or "the address that Ray's variables name"):
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # takes precedence over the argument of Ray's client
+    with job_errors(address or "the address in Ray's environment variables"):
         from ray.job_submission import JobSubmissionClient
 
-        for name in _TALKATIVE:
+        for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         return JobSubmissionClient(address)
 
 
 def check_versions(printed: str, where: str) -> None:
-    """Compare what :data:`PROBE` printed with this process; raise :class:`RD3Error` where the versions differ."""
+    """Compare what :data:`PROBE` printed with this process; raise :class:`RD3Error` if the versions differ."""
     import ray
 
     found = re.search(r"rd3-probe (\S+) (\S+)", printed)
     if found is None:
-        last = (printed.strip().splitlines() or ["nothing"])[-1]
+        last = (printed.strip().splitlines() or ["no output"])[-1]
         raise RD3Error(
-            f"{where} does not start Python with Ray: it said {last[:200]!r}.",
+            f"{where} cannot start Python with Ray: {last[:200]!r}.",
             "install RD3's packages there, and start Ray with their Python first in PATH",
         )
     python, theirs = found.groups()
@@ -209,17 +209,17 @@ def check_versions(printed: str, where: str) -> None:
     if python.split(".")[:2] != ours.split(".")[:2]:
         raise RD3Error(
             f"{where} runs Python {python}, this machine has Python {ours}.",
-            f"use Python {'.'.join(ours.split('.')[:2])} on its nodes, or submit from one that matches",
+            f"use Python {'.'.join(ours.split('.')[:2])} on its nodes, or submit from a matching environment",
         )
 
 
 def probe(client: JobSubmissionClient, address: str) -> None:
-    """Ask the head for its versions, by a job of its own."""
+    """Check the versions on the head with a small job."""
     with job_errors(address):
         job = client.submit_job(entrypoint=PROBE, submission_id=f"rd3-probe-{secrets.token_hex(4)}")
         deadline = time.monotonic() + _PROBE_WITHIN_S
         while not (info := client.get_job_info(job)).status.is_terminal() and time.monotonic() < deadline:
-            time.sleep(_LOOK_EVERY_S / 2)
+            time.sleep(_POLL_EVERY_S / 2)
         printed = client.get_job_logs(job) or info.message or ""
         if info.status.is_terminal():
             client.delete_job(job)
@@ -227,7 +227,7 @@ def probe(client: JobSubmissionClient, address: str) -> None:
 
 
 def send(client: JobSubmissionClient, address: str, submitted: Submission, folder: Path) -> str:
-    """Start the job; its id."""
+    """Start the job; returns its ID."""
     from rd3 import __version__
 
     with job_errors(address):
@@ -236,7 +236,7 @@ def send(client: JobSubmissionClient, address: str, submitted: Submission, folde
             submission_id=f"rd3-{re.sub('[^A-Za-z0-9-]', '-', submitted.name)}-{secrets.token_hex(4)}",
             runtime_env={
                 "working_dir": str(folder),
-                # Of the process that stops the job, not of the job.
+                # Read by the process that stops the job, not by the job.
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
             },
             metadata={"rd3.grid": submitted.name, "rd3.version": __version__},
@@ -244,9 +244,9 @@ def send(client: JobSubmissionClient, address: str, submitted: Submission, folde
 
 
 def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[[str], Any]) -> int:
-    """Write a job's log as it grows, until the job ends; the exit code of its command.
+    """Write a job's log as it grows, until the job ends; returns the exit code of its command.
 
-    A connection that breaks is made again, and what was written is not written twice.
+    Reconnects after a lost connection without repeating output.
     """
     written = 0
 
@@ -266,20 +266,20 @@ def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[
             info = client.get_job_info(job)
         if info.status.is_terminal():
             return exit_code(info)
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_EVERY_S)
 
 
 def stop(client: JobSubmissionClient, job: str) -> str:
-    """Ask the job to end and wait until it has; the state it ended in."""
+    """Ask the job to stop and wait for its end; returns its final state."""
     client.stop_job(job)
     deadline = time.monotonic() + STOP_WAIT_S + 10
     while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
-        time.sleep(_LOOK_EVERY_S / 2)
+        time.sleep(_POLL_EVERY_S / 2)
     return str(status.value).lower()
 
 
 def exit_code(info: Any) -> int:
-    """0 for a job that succeeded, else what its command returned; 130 where it was stopped."""
+    """0 for a job that succeeded, 130 for one that was stopped, else the exit code of its command."""
     if info.status == "SUCCEEDED":
         return 0
     if info.status == "STOPPED":

@@ -1,1 +1,1 @@
-"""The commands, a module a group.  Heavy libraries are imported inside the command that needs them."""
+"""The commands, one module per group.  Heavy libraries are imported inside the commands that need them."""

@@ -1,4 +1,4 @@
-"""``rd3 artifacts``: are the files behind the ledger whole, what may be deleted, and how they travel."""
+"""``rd3 artifacts``: verify the files behind the ledger, delete unused ones, and copy them between machines."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from rd3.recipe import Key
     from tracking.ledger.ledger import Ledger
 
-app = typer.Typer(help="Files behind the ledger: verify, collect garbage, fetch, push, rebuild.", no_args_is_help=True)
+app = typer.Typer(help="Files behind the ledger: verify, garbage-collect, fetch, push, rebuild.", no_args_is_help=True)
 
-KeysArgument = Annotated[list[str] | None, typer.Argument(help="Keys, or their first digits; default: everything.")]
-GridOption = Annotated[str | None, typer.Option("--grid", help="Only what this grid asks for.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON array.")]
+KeysArgument = Annotated[list[str] | None, typer.Argument(help="Keys or key prefixes (default: all).")]
+GridOption = Annotated[str | None, typer.Option("--grid", help="Only results that this grid needs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
 
 
 @app.command("verify")
 def verify(
     keys: KeysArgument = None,
     grid: GridOption = None,
-    forget: Annotated[bool, typer.Option("--forget", help="Remove damaged entries; the next run makes them.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Remove damaged entries; the next run regenerates them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every sha256 at the source; damage is listed, and the exit code is 3."""
+    """Check the SHA-256 of every stored file; list damage and exit with code 3 if there is any."""
     from tracking.store import TrackedStore
     from tracking.upkeep.verify import check_entries
 
@@ -45,18 +47,18 @@ def verify(
     if not as_json:
         where = "" if checked or grid else f" in {ledger_line(here)}"
         bare = sum(one.bare for one in checked)
-        without = f", {bare} came without files" if bare else ""
-        said = f"{len(checked) - len(damaged) - bare} whole, {len(damaged)} damaged{without}{where}"
-        console.print(said, markup=False, soft_wrap=True)
+        without = f", {bare} without files" if bare else ""
+        summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
+        console.print(summary, markup=False, soft_wrap=True)
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
-        console.print("forgotten; `rd3 run` makes them again")
+        console.print("removed from the ledger; `rd3 run` regenerates them")
     if damaged:
         raise typer.Exit(3)
 
 
 def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:
-    """As a driver does it: out of the ledger, and what this machine keeps of it is not reported again."""
+    """Remove entries from the ledger, and their local work folders, so that stale results are not reported again."""
     from pipelines.engine import trial_log
     from pipelines.engine.job import work_folder
 
@@ -68,7 +70,7 @@ def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]
 
 
 def wanted(ledger: Ledger, here: Session, keys: list[str] | None, grid: str | None) -> list[tuple[str, Key]]:
-    """(kind, key) of what the words of a command line mean, parents before children."""
+    """(kind, key) of the entries that command-line arguments select, parents before children."""
     from pipelines.commands.grid import expanded
     from tracking.upkeep.verify import everything
 
@@ -83,12 +85,12 @@ def wanted(ledger: Ledger, here: Session, keys: list[str] | None, grid: str | No
 
 @app.command("gc")
 def collect_garbage(
-    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what nothing refers to any more, and how large it is; nothing is deleted without --yes.
+    """List unreferenced files with their sizes; delete them only with --yes.
 
-    What is younger than an hour stays.
+    Files younger than one hour are kept.
     """
     from tracking.runs.runs import Tracker
     from tracking.upkeep.garbage import find_garbage
@@ -110,28 +112,32 @@ def collect_garbage(
     if found:
         show_table([{"what": what, "count": counts[what], "MiB": f"{sizes[what] / 2**20:.1f}"} for what in counts])
     if holder is not None:
-        console.print(f"process {holder['pid']} on {holder['host']} is at work: runs, scratch and cache are left alone")
-    state = "deleted" if yes else "may go; --yes deletes, --json lists"
-    console.print(f"{sum(sizes.values()) / 2**20:.1f} MiB in {len(found)} pieces {state}")
+        console.print(
+            f"process {holder['pid']} on {holder['host']} is running a grid: runs, scratch and cache are kept"
+        )
+    state = "deleted" if yes else "can be deleted (--yes deletes them, --json lists them)"
+    console.print(f"{sum(sizes.values()) / 2**20:.1f} MiB in {len(found)} items {state}")
 
 
 @app.command("fetch")
 def fetch(
-    keys: Annotated[list[str], typer.Argument(help="Keys of sets, teachers or evaluations, or their first digits.")],
-    out: Annotated[Path | None, typer.Option(help="Copy to DIR/<kind>-<key>; default: say where they lie.")] = None,
+    keys: Annotated[list[str], typer.Argument(help="Keys or key prefixes of sets, teachers or evaluations.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Copy to DIR/<kind>-<key> (default: print the path of the cached files).")
+    ] = None,
 ) -> None:
-    """Bring the verified files of results to this machine."""
+    """Download the files of results to this machine and verify them."""
     from rd3.errors import BadValue
     from tracking.store import TrackedStore
 
     store = TrackedStore(session())
-    meant = [store.ledger.resolve_any(key) for key in keys]
-    for kind, key in meant:
+    selected = [store.ledger.resolve_any(key) for key in keys]
+    for kind, key in selected:
         folder = store.fetch(kind, key)
         if out is not None:
             target = out / f"{kind}-{key[:12]}"
             if target.exists():
-                raise BadValue(f"{target} is there already.", "remove it, or name another --out")
+                raise BadValue(f"{target} already exists.", "remove it, or choose another --out")
             staging = target.with_name(f".{target.name}")
             shutil.rmtree(staging, ignore_errors=True)
             shutil.copytree(folder, staging)
@@ -141,29 +147,29 @@ def fetch(
 
 @app.command("push")
 def push(
-    target: Annotated[str, typer.Argument(help="The other artifact root: a folder or s3://bucket/prefix.")],
-    tracking: Annotated[str, typer.Option(help="The MLflow server or database that goes with it.")],
+    target: Annotated[str, typer.Argument(help="Artifact root to copy to: a folder or s3://bucket/prefix.")],
+    tracking: Annotated[str, typer.Option(help="MLflow server or database of that artifact root.")],
     keys: KeysArgument = None,
     grid: GridOption = None,
 ) -> None:
-    """Copy what is done here into another ledger, with runs, files, and all it was made from; again adds nothing."""
+    """Copy finished results to another ledger, with MLflow runs, files and parents; skip existing entries."""
     from pipelines.transfer.results import push_results
     from tracking.store import TrackedStore
 
     here = session()
     ledger = TrackedStore(here).ledger
-    brought = push_results(wanted(ledger, here, keys, grid), here, target, tracking)
-    new = sum(one.new for one in brought)
-    console.print(f"{new} new, {len(brought) - new} there already", soft_wrap=True)
+    pushed = push_results(wanted(ledger, here, keys, grid), here, target, tracking)
+    new = sum(one.new for one in pushed)
+    console.print(f"{new} new, {len(pushed) - new} already there", soft_wrap=True)
 
 
 @app.command("rebuild")
 def rebuild_ledger() -> None:
-    """Fill the ledger from MLflow: every finished run whose files are still there."""
+    """Restore ledger entries from MLflow, for every finished run whose files still exist."""
     from tracking.ledger.ledger import Ledger
     from tracking.runs.runs import Tracker
     from tracking.upkeep.rebuild import rebuild
 
     place = session()
     Tracker(place).check()
-    console.print(f"{rebuild(Ledger(place.artifacts), place)} entries were missing")
+    console.print(f"{rebuild(Ledger(place.artifacts), place)} entries restored")

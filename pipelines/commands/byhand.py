@@ -1,4 +1,4 @@
-"""``rd3 distill``, ``rd3 evaluate``, ``rd3 import-results``: one thing at a time."""
+"""``rd3 distill``, ``rd3 evaluate``, ``rd3 import-results``: single steps without a grid file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def distill(
-    method: Annotated[str, typer.Argument(help="rd3 list methods")],
-    dataset: Annotated[str, typer.Option(help="rd3 list datasets")],
+    method: Annotated[str, typer.Argument(help="Name of the method (rd3 list methods).")],
+    dataset: Annotated[str, typer.Option(help="Name of the dataset (rd3 list datasets).")],
     ipc: Annotated[int, typer.Option(help="Images per class.", min=1)],
-    teacher: Annotated[str | None, typer.Option(help="Role of the teacher, or a network's name.")] = None,
-    set_seed: Annotated[int, typer.Option(help="Seed of the set.")] = 0,
-    setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the method; may be repeated.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher role or network name.")] = None,
+    set_seed: Annotated[int, typer.Option(help="Random seed of the set.")] = 0,
+    setting: Annotated[list[str] | None, typer.Option(help="Method setting as NAME=VALUE; repeatable.")] = None,
 ) -> None:
-    """Make one synthetic set; its teacher is trained first where it has a recipe and is missing."""
+    """Generate one synthetic set; train its teacher first if it is missing."""
     from pipelines.byhand import reduced_set, run_recipes, set_of
     from rd3.recipe import SetRecipe
 
@@ -43,14 +43,16 @@ def distill(
 
 
 def evaluate(
-    key: Annotated[str, typer.Argument(help="The set's key, or its first digits.", metavar="SET")],
-    teacher: Annotated[str | None, typer.Option(help="Role of the teacher that labels.")] = None,
-    student: Annotated[str | None, typer.Option(help="Network to train (default: the teacher's).")] = None,
-    protocol: Annotated[str, typer.Option(help="rd3 list protocols")] = "rd3",
-    student_seed: Annotated[list[int] | None, typer.Option(help="May be repeated (default 0, 1, 2).")] = None,
-    field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the protocol; may be repeated.")] = None,
+    key: Annotated[str, typer.Argument(help="Key or key prefix of the set.", metavar="SET")],
+    teacher: Annotated[str | None, typer.Option(help="Role of the teacher that provides soft labels.")] = None,
+    student: Annotated[str | None, typer.Option(help="Student network (default: the teacher's).")] = None,
+    protocol: Annotated[str, typer.Option(help="Evaluation protocol (rd3 list protocols).")] = "rd3",
+    student_seed: Annotated[
+        list[int] | None, typer.Option(help="Random seed of a student; repeatable (default: 0, 1, 2).")
+    ] = None,
+    field: Annotated[list[str] | None, typer.Option(help="Protocol field as NAME=VALUE; repeatable.")] = None,
 ) -> None:
-    """Train students on a set and test them, each once, on the whole test set."""
+    """Train students on a synthetic set and test each once on the full test set."""
     from pipelines.byhand import evaluations_of, reduced, run_recipes
     from rd3.stats import mean, std
     from rd3.store import existing
@@ -73,41 +75,48 @@ def evaluate(
         ]
     )
     accuracies = [entry.result["top1_pct"] for entry in entries]
-    spread = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
-    console.print(f"top-1 {mean(accuracies):.2f}{spread} % (n={len(seeds)}){said_of(reduced(recipes, protocol, here))}")
+    deviation = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
+    console.print(
+        f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){said_of(reduced(recipes, protocol, here))}"
+    )
 
 
 def said_of(cut: dict[str, tuple[float, float]]) -> str:
-    """What goes with every result of less than published settings."""
+    """Note for results obtained with settings reduced from the published ones."""
     from tracking.report.tables import cuts_text
 
-    return f"; made/published: {cuts_text(cut)}" if cut else ""
+    return f"; run/published: {cuts_text(cut)}" if cut else ""
 
 
 def import_outcomes(
     path: Annotated[
-        Path, typer.Argument(help="A study, a store folder, a folder of results-*.zip, or one Parquet file of a study.")
+        Path,
+        typer.Argument(
+            help="A study, a store folder, a folder of results-*.zip files, or one Parquet file of a study."
+        ),
     ],
 ) -> None:
-    """Bring results of others, or made without Ray and MLflow, into the ledger and MLflow."""
+    """Import results from others, or from runs without Ray and MLflow, into the ledger and MLflow."""
     from pipelines.transfer.results import import_results
 
     imported = import_results(path, session())
     show_table(
         [
-            {"kind": one.kind, "key": one.key[:12], "what": one.label or f"not taken: {one.lacking}", "new": one.new}
+            {"kind": one.kind, "key": one.key[:12], "what": one.label or f"not imported: {one.lacking}", "new": one.new}
             for one in imported
         ]
     )
     bare = sum(not one.files for one in imported)
     if bare:
-        console.print(f"{bare} came without files, which are not in the study: a run that needs them makes them again")
+        console.print(
+            f"{bare} imported without files, which the study does not contain: a run that needs them regenerates them"
+        )
     if any(one.lacking for one in imported):
         raise typer.Exit(3)
 
 
 def show_work(plan: Plan) -> None:
-    """What is there, what is made first and what it takes, before any of it begins."""
+    """Print what is reused, what will run, and the expected time, before anything starts."""
     from rd3.campaign.view import span
 
     for item in plan.items:
@@ -115,12 +124,12 @@ def show_work(plan: Plan) -> None:
             takes = f", about {span(item.cost_s)}" if item.status == "run" else ""
             console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}", markup=False, soft_wrap=True)
     if plan.keys("run"):
-        takes = f"about {span(plan.wall_s)} with {plan.slots} at a time (rough, before anything ran)"
-        console.print(f"{takes}; starting Ray")
+        estimate = f"about {span(plan.wall_s)} with {plan.slots} in parallel (rough estimate)"
+        console.print(f"{estimate}; starting Ray")
 
 
 def finish(outcome: Outcome) -> None:
-    """Say each reason once, and leave with the outcome's exit code unless all is there."""
+    """Print each failure reason once, and exit with the outcome's code unless everything succeeded."""
     show_reasons((failure.status, failure.reason, failure.label) for failure in outcome.failed)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

@@ -1,4 +1,4 @@
-"""``rd3 calibrate``: how fast this machine is, for the costs in plans."""
+"""``rd3 calibrate``: measure the speed of this machine for cost estimates in plans."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def add_to(app: typer.Typer) -> None:
 
 def calibrate(
     device: Annotated[
-        str | None, typer.Option(help="cpu (one thread of it), cuda, cuda:1 ... (default: a GPU if there is one).")
+        str | None, typer.Option(help="cpu (one thread), cuda, cuda:1 ... (default: a GPU if available).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
 ) -> None:
-    """Measure this machine for about 20 seconds, and keep that in the ledger: plans are priced by it from then on."""
+    """Benchmark this machine for about 20 seconds and store the result in the ledger; later plans use it."""
     from rd3.hardware import hardware
     from rd3.planning.calibration import calibrate as measured
     from tracking.ledger import calibrations
@@ -41,8 +41,8 @@ def calibrate(
         markup=False, soft_wrap=True,
     )  # fmt: skip
     console.print(
-        f"{found.runs} runs; networks differ from these rates by a factor of {found.rates.spread:.1f} "
-        f"(two standard deviations), {len(found.networks)} of network and precision are kept by themselves",
+        f"{found.runs} runs; networks deviate from these rates by a factor of {found.rates.spread:.1f} "
+        f"(two standard deviations); {len(found.networks)} pairs of network and precision have their own rate",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(f"kept as {objects.root}/{name}", markup=False, soft_wrap=True)
+    console.print(f"stored as {objects.root}/{name}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``rd3 data``: what is there, what is wrong, how to mend it."""
+"""``rd3 data``: check, download, register, push and pull datasets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_h
 
 
 @app.command("doctor")
-def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Say which datasets are there, which are damaged, and what to do about it."""
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+    """List available, missing and damaged datasets, with a fix for each problem."""
     from rd3 import datasets
 
     findings = datasets.doctor(session().roots)
     show_table([describe(finding, whole=as_json) for finding in findings], as_json=as_json)
     for finding in findings if not as_json else ():
         if finding.state != "ok":
-            said = f"{finding.dataset}: {finding.message} Fix: {finding.fix}"
-            console.print(said, markup=False, soft_wrap=True)
+            problem = f"{finding.dataset}: {finding.message} Fix: {finding.fix}"
+            console.print(problem, markup=False, soft_wrap=True)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(3)
 
 
 def describe(finding: Any, *, whole: bool = True) -> dict[str, Any]:
-    """A finding as a row: everything for programs, what matters for people."""
+    """A finding as a table row: all fields for programs (``whole``), the main ones for people."""
     if whole:
         return {"name": finding.dataset, **asdict(finding)}
     found = finding.state == "ok"
@@ -56,11 +56,16 @@ def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision c
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="A name that no other dataset has.")],
-    folder: Annotated[Path, typer.Option("--folder", help="Class folders, or train/ and test/ with class folders.")],
-    resolution: Annotated[int, typer.Option(help="Side at which networks see the images: 32, 64 or 224.")] = 224,
+    name: Annotated[str, typer.Argument(help="Name of the new dataset; must be unique.")],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--folder", help="Folder with one subfolder per class, or with train/ and test/ that have one each."
+        ),
+    ],
+    resolution: Annotated[int, typer.Option(help="Input resolution of the networks in pixels: 32, 64 or 224.")] = 224,
 ) -> None:
-    """Register an image folder of your own as a dataset."""
+    """Register your own image folder as a dataset."""
     from rd3 import datasets
 
     roots = session().roots
@@ -69,31 +74,33 @@ def add(
     lines = [
         f"{name}: {info.num_classes} classes, {info.train_count} training and {info.test_count} test images, "
         f"class list {info.classes[:12]}",
-        f"networks see {resolution} pixels a side; the images have {sides} (shorter side)",
+        f"input resolution {resolution} pixels; the shorter side of the images is {sides}",
     ]
     if sides.nearest != resolution:
-        lines.append(f"{sides.nearest} is nearer: rd3 data add {name} --folder {folder} --resolution {sides.nearest}")
+        lines.append(f"{sides.nearest} is closer: rd3 data add {name} --folder {folder} --resolution {sides.nearest}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command("push")
-def push(names: Annotated[list[str], typer.Argument(help="Datasets of this machine.", metavar="NAME...")]) -> None:
-    """Send datasets to the tracking server, from where the nodes of a cluster pull them; once a fingerprint."""
+def push(names: Annotated[list[str], typer.Argument(help="Datasets on this machine.", metavar="NAME...")]) -> None:
+    """Upload datasets to the tracking server, from which cluster nodes pull them; each version is uploaded once."""
     from pipelines.transfer.datasets import push
 
     here = session()
     for name in names:
         with progress_bar(f"push {name}") as progress:
-            parcel, new = push(name, here, progress)
+            bundle, new = push(name, here, progress)
             progress(1.0, "")
-        size = f"{parcel.files} files, {parcel.bytes / 2**20:.1f} MiB, fingerprint {parcel.fingerprint[:12]}"
-        console.print(f"{name}: {size}, {'pushed' if new else 'was there'}", markup=False, soft_wrap=True)
+        size = f"{bundle.files} files, {bundle.bytes / 2**20:.1f} MiB, fingerprint {bundle.fingerprint[:12]}"
+        console.print(f"{name}: {size}, {'pushed' if new else 'already there'}", markup=False, soft_wrap=True)
 
 
 @app.command("pull")
-def pull(names: Annotated[list[str], typer.Argument(help="Datasets that were pushed.", metavar="NAME...")]) -> None:
-    """Fetch datasets from the tracking server into RD3's own folder, where this machine lacks them."""
+def pull(
+    names: Annotated[list[str], typer.Argument(help="Datasets that have been pushed.", metavar="NAME...")],
+) -> None:
+    """Download datasets missing on this machine from the tracking server into RD3's own folder."""
     from pipelines.transfer.datasets import absent, pull
     from tracking.runs.runs import Tracker
 
@@ -104,4 +111,4 @@ def pull(names: Annotated[list[str], typer.Argument(help="Datasets that were pus
         with progress_bar(f"pull {name}") as progress:
             folder = pull(name, here, progress=progress)
             progress(1.0, "")
-        console.print(f"{name}: {folder or 'was here'}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {folder or 'already here'}", markup=False, soft_wrap=True)

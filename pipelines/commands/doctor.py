@@ -1,4 +1,4 @@
-"""``rd3 doctor``: does everything that a grid needs answer?"""
+"""``rd3 doctor``: check everything that a grid needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def add_to(app: typer.Typer) -> None:
     def doctor(
         address: Annotated[
             str | None,
-            typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster's address: one of its workers is asked as well."),
+            typer.Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster; one of its workers is checked as well."),
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="As a JSON array of objects.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
     ) -> None:
-        """Check versions, device, disk, tracking server, artifacts, clocks, datasets; and the same on a Ray worker.
+        """Check versions, device, disk, tracking server, artifacts, clocks and datasets, here and on a Ray worker.
 
-        Exit code 3 if anything is wrong; each such row says what to set.
+        Exits with code 3 if any check fails; each failed check comes with a fix.
         """
         from pipelines.cluster.doctor import rows_here, rows_there
 

@@ -1,4 +1,4 @@
-"""``rd3 plan``, ``rd3 run``, ``rd3 status``, ``rd3 report``: a grid from intention to page."""
+"""``rd3 plan``, ``rd3 run``, ``rd3 status``, ``rd3 report``: a grid from plan to report."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
     from pipelines.grid.plan import Plan
     from tracking.report.results import Results
 
-GridArgument = Annotated[str, typer.Argument(help="A grid that ships with RD3 (rd3 list grids), or a YAML file.")]
-AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster's address; default: this machine.")]
+GridArgument = Annotated[str, typer.Argument(help="Name of a built-in grid (rd3 list grids) or path of a YAML file.")]
+AddressOption = Annotated[str | None, typer.Option(help="Address of a Ray cluster (default: run on this machine).")]
 
-ConcurrentOption = Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).")]
-SharesOption = Annotated[int, typer.Option(help="Trials that make one set together, block by block.", min=1)]
+ConcurrentOption = Annotated[
+    int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).")
+]
+SharesOption = Annotated[
+    int, typer.Option(help="Number of trials that generate one set together, block by block.", min=1)
+]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(help="Price it for cpu, cuda, or a device that `rd3 calibrate` has measured elsewhere (its name)."),
+    typer.Option(help="Device for cost estimates: cpu, cuda, or the name of a device calibrated with `rd3 calibrate`."),
 ]
 MaxHoursOption = Annotated[
-    float | None, typer.Option(help="Refuse to start if the plan says more device-hours than this.", min=0)
+    float | None, typer.Option(help="Refuse to start if the plan exceeds this many device-hours.", min=0)
 ]
-GpuShareOption = Annotated[
-    float, typer.Option(help="Part of a GPU that a trial of evaluations takes.", min=0.01, max=1)
-]
+GpuShareOption = Annotated[float, typer.Option(help="Fraction of a GPU per evaluation trial.", min=0.01, max=1)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,7 +48,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def expanded(grid: str, here: Session) -> Expansion:
-    """The grid's cells and recipes, with the user's own datasets, teachers and protocols."""
+    """Cells and recipes of a grid, resolved with the user's own datasets, teachers and protocols."""
     from pipelines.grid.catalog import Catalog
     from pipelines.grid.expand import expand
     from pipelines.grid.files import load_grid
@@ -59,91 +61,95 @@ def planned(expansion: Expansion, here: Session, device: str | None = None, devi
     from pipelines.grid.plan import plan_session
 
     if here.ledger.older_format():
-        said = f"The results in {here.ledger.root} are of an older format and are not reused. Fix: rd3 ledger upgrade"
-        Console(stderr=True).print(said, markup=False, soft_wrap=True)
+        warning = (
+            f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
+        )
+        Console(stderr=True).print(warning, markup=False, soft_wrap=True)
     return plan_session(expansion, here, device=device, slots=devices)
 
 
 def plan(
     grid: GridArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="A line for every recipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the complete plan as a JSON object.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print one line per recipe.")] = False,
     recipes: Annotated[
-        Path | None, typer.Option(help="Write every recipe that runs as JSON into this folder, parents first.")
+        Path | None, typer.Option(help="Write every recipe to be run into this folder as JSON, parents first.")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="With --recipes: put what they are made from, and is there, into this folder.")
+        Path | None, typer.Option(help="With --recipes: copy the existing parents of these recipes into this folder.")
     ] = None,
     device: DeviceOption = None,
-    devices: Annotated[int | None, typer.Option(help="How many work at it (default: all here).", min=1)] = None,
-    rate: Annotated[float | None, typer.Option(help="Money for an hour of one device.", min=0)] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Number of devices for the time estimate (default: all on this machine).", min=1)
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Price of one device-hour.", min=0)] = None,
 ) -> None:
-    """Say what a run would reuse, make, and cannot make, and what it costs.  Nothing is run."""
+    """Show what a run would reuse, run or skip, and its cost.  Nothing is run."""
     if store is not None and recipes is None:
-        raise BadValue("--store holds what the recipes of --recipes are made from.", "name a folder for these as well")
+        raise BadValue("--store works only with --recipes.", "also give --recipes FOLDER")
     from pipelines.transfer.results import export_results, write_recipes
 
     here = session()
     expansion = expanded(grid, here)
-    made = planned(expansion, here, device, devices)
+    plan = planned(expansion, here, device, devices)
     if as_json:
-        money = {} if rate is None else {"money": round(rate * made.process_s / 3600, 2)}
-        sys.stdout.write(json.dumps(made.to_json() | money, indent=1) + "\n")
+        money = {} if rate is None else {"money": round(rate * plan.process_s / 3600, 2)}
+        sys.stdout.write(json.dumps(plan.to_json() | money, indent=1) + "\n")
     else:
-        show_plan(made, every=every, rate=rate)
+        show_plan(plan, every=every, rate=rate)
         show_notes(expansion)
     if recipes is not None:
-        runs = [expansion.recipes[key] for key in made.keys("run")]
+        runs = [expansion.recipes[key] for key in plan.keys("run")]
         write_recipes(runs, recipes)
         if store is not None:
-            made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(made.keys("run"))
+            made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(plan.keys("run"))
             export_results([expansion.recipes[key] for key in made_from], store, here, teachers=True)
         if not as_json:
-            console.print(f"{len(runs)} recipes are in {recipes}, parents first", markup=False, soft_wrap=True)
+            console.print(f"{len(runs)} recipes written to {recipes}, parents first", markup=False, soft_wrap=True)
 
 
-def show_plan(made: Plan, *, every: bool = False, rate: float | None = None) -> None:
-    """Counts by kind, each reason once, and what it costs; every recipe where asked for."""
-    show_table([{"kind": kind, **row} for kind, row in made.counts().items() if any(row.values())])
+def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> None:
+    """Print counts by kind, each reason once, and the cost; with ``every``, one line per recipe."""
+    show_table([{"kind": kind, **row} for kind, row in plan.counts().items() if any(row.values())])
     if every:
-        for item in made.items:
+        for item in plan.items:
             cost = f"  about {item.cost_s:.0f} s" if item.cost_s else ""
             console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}", markup=False)
-    show_reasons((item.status, item.reason, item.label) for item in made.items if item.reason)
-    if made.keys("run"):
-        for line in cost_lines(made, rate):
+    show_reasons((item.status, item.reason, item.label) for item in plan.items if item.reason)
+    if plan.keys("run"):
+        for line in cost_lines(plan, rate):
             console.print(line, markup=False, soft_wrap=True)
 
 
 def show_notes(expansion: Expansion) -> None:
-    """What the grid asks for in vain."""
+    """Print the parts of the grid that have no effect."""
     for note in expansion.notes:
         console.print(note, markup=False, soft_wrap=True)
 
 
-def cost_lines(made: Plan, rate: float | None = None) -> list[str]:
-    """Device-hours by kind, wall time, disk and money of what runs, and what they were worked out from."""
+def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
+    """Device-hours by kind, wall time, disk space and price of a plan, and the source of the estimates."""
     from pipelines.engine.progress import plural
     from rd3.campaign.view import span
 
-    kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in made.by_kind().items())
-    disk = sum(item.disk_bytes for item in made.items)
+    kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in plan.by_kind().items())
+    disk = sum(item.disk_bytes for item in plan.items)
     lines = [
-        f"{made.cells} cells; about {hours(made.process_s)} device-hours ({kinds}), "
-        f"probably {hours(made.range_s[0])} to {hours(made.range_s[1])}",
-        f"about {span(made.wall_s)} with {made.slots} devices, one recipe each (longest chain {span(made.chain_s)}); "
-        f"{size(disk)} on the disk",
+        f"{plan.cells} cells; about {hours(plan.process_s)} device-hours ({kinds}), "
+        f"probably {hours(plan.range_s[0])} to {hours(plan.range_s[1])}",
+        f"about {span(plan.wall_s)} with {plan.slots} devices, one recipe each (longest chain {span(plan.chain_s)}); "
+        f"{size(disk)} of disk space",
     ]
     if rate is not None:
-        low, high = (rate * seconds / 3600 for seconds in made.range_s)
+        low, high = (rate * seconds / 3600 for seconds in plan.range_s)
         lines.append(
-            f"about {rate * made.process_s / 3600:,.2f} at {rate:g} a device-hour, probably {low:,.2f} to {high:,.2f}"
+            f"about {rate * plan.process_s / 3600:,.2f} at {rate:g} per device-hour, probably {low:,.2f} to {high:,.2f}"
         )
-    return [*lines, f"costs from {made.priced}"] if made.priced else lines
+    return [*lines, f"cost estimates from {plan.priced}"] if plan.priced else lines
 
 
 def hours(seconds: float) -> str:
-    """``0.04``, ``3.1``, ``1,250``: hours, to two digits or whole."""
+    """Hours with two significant digits: ``0.04``, ``3.1``, ``1,250``."""
     count = seconds / 3600
     return f"{count:,.0f}" if count >= 10 else f"{count:.1f}" if count >= 1 else f"{count:.2g}"
 
@@ -153,12 +159,12 @@ def size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1.0, count / 1e6):.0f} MB"
 
 
-def check_hours(made: Plan, most: float | None, grid: str) -> None:
-    """Refuse a plan that says more device-hours than are wanted."""
-    if most is not None and made.process_s > 3600 * most:
+def check_hours(plan: Plan, most: float | None, grid: str) -> None:
+    """Raise :class:`BadValue` for a plan with more than ``most`` device-hours."""
+    if most is not None and plan.process_s > 3600 * most:
         raise BadValue(
-            f"What is missing of {grid} takes about {hours(made.process_s)} device-hours, --max-hours is {most:g}.",
-            f"allow more, or make less of it: `rd3 plan {grid} --all` says what every recipe takes",
+            f"The rest of {grid} takes about {hours(plan.process_s)} device-hours, more than --max-hours {most:g}.",
+            f"raise --max-hours or reduce the grid; `rd3 plan {grid} --all` shows the time of every recipe",
         )
 
 
@@ -171,27 +177,29 @@ def run(
     device: DeviceOption = None,
     max_hours: MaxHoursOption = None,
 ) -> None:
-    """Make what is missing of a grid.  Interrupted, killed or failed: the same command goes on."""
+    """Run every recipe that has no result yet; run again to resume."""
     from pipelines.engine.execute import execute
 
     here = session()
     expansion = expanded(grid, here)
-    made = planned(expansion, here, device)
-    check_hours(made, max_hours, grid)
-    show_plan(made)
+    plan = planned(expansion, here, device)
+    check_hours(plan, max_hours, grid)
+    show_plan(plan)
     show_notes(expansion)
     outcome = execute(
-        expansion, made, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
+        expansion, plan, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
     )
-    console.print(f"{len(outcome.done)} made, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked")
+    console.print(
+        f"{len(outcome.done)} completed, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked"
+    )
     if outcome.interrupted:
-        console.print(f"interrupted by {outcome.interrupted}; the same command goes on")
+        console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
     finish(outcome)
     console.print(f"Next: rd3 report {grid}")
 
 
 def status(grid: GridArgument) -> None:
-    """Say how far a grid is, from another terminal or after a run."""
+    """Show the progress of a grid, during a run or afterwards."""
     from pipelines.engine.status import grid_status
 
     with reading_session() as here:
@@ -206,9 +214,9 @@ def status(grid: GridArgument) -> None:
 
 def report(
     grid: GridArgument,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to (default: reports/GRID in RD3's home).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: reports/GRID in RD3's home).")] = None,
 ) -> None:
-    """Write the tables as Markdown and CSV and one self-contained HTML page."""
+    """Write the result tables as Markdown and CSV, and one self-contained HTML page."""
     from pipelines.workspace import Workspace
 
     loaded = Workspace().grid(grid)
@@ -224,7 +232,7 @@ def report(
 
 
 def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> None:
-    """The report with the grid's run, where there is one; a server that is away does not spoil the report."""
+    """Attach the report to the grid's MLflow run, if there is one; an unreachable server is only reported."""
     from rd3.errors import TrackingError
     from tracking.report.publish import publish
     from tracking.runs.runs import Tracker
@@ -237,16 +245,18 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> 
         if run_id is not None:
             publish(tracker, run_id, name, results, folder)
     except TrackingError as error:
-        console.print(f"not shown in MLflow: {error}", markup=False, soft_wrap=True)
+        console.print(f"report not uploaded to MLflow: {error}", markup=False, soft_wrap=True)
 
 
 def export_outcomes(
-    source: Annotated[str, typer.Argument(help="A grid, or a folder of results: a store or a study.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write to; `rd3 import-results` reads it elsewhere.")],
-    teachers: Annotated[bool, typer.Option("--teachers", help="The teachers as well, which are large.")] = False,
-    study: Annotated[bool, typer.Option("--study", help="Few files for a repository: docs/artifacts.md.")] = False,
+    source: Annotated[str, typer.Argument(help="A grid, or a folder with results (a store or a study).")],
+    folder: Annotated[Path, typer.Argument(help="Output folder; import it elsewhere with `rd3 import-results`.")],
+    teachers: Annotated[bool, typer.Option("--teachers", help="Include teachers, which are large.")] = False,
+    study: Annotated[
+        bool, typer.Option("--study", help="Write a study: a few files, suited to a repository (docs/artifacts.md).")
+    ] = False,
 ) -> None:
-    """Copy what is done of a grid into a folder for others: statistics, sets and evaluations."""
+    """Export the finished results of a grid (statistics, sets, evaluations) to a folder."""
     from pipelines.transfer import results as imports
 
     if imports.holds_results(Path(source)):
@@ -257,13 +267,13 @@ def export_outcomes(
         export = imports.export_study if study else imports.export_results
         outcome = export(expanded(source, here).recipes.values(), folder, here, teachers=teachers)
     new, left_out = (outcome, 0) if isinstance(outcome, int) else outcome
-    console.print(f"{new} results are new in {folder}", markup=False, soft_wrap=True)
+    console.print(f"{new} new results in {folder}", markup=False, soft_wrap=True)
     if left_out:
-        console.print(f"{left_out} of all are there without their files: large sets, or networks (--teachers)")
+        console.print(f"{left_out} results exported without their files: large sets, or networks (--teachers)")
 
 
 def result_rows(results: Results) -> list[dict[str, str | int]]:
-    """The grid's numbers for the terminal, one a point."""
+    """Scores of the grid for the terminal, one row per point."""
     from rd3.component import changes_text
     from tracking.report.tables import reduced_text, top1_text
 
@@ -277,18 +287,18 @@ def result_rows(results: Results) -> list[dict[str, str | int]]:
             "changed": changes_text({**score.overrides, **score.varied}),
             "top-1 %": top1_text(score),
             "paper": f"{score.paper.mean:.1f}" if score.paper else "",
-            "made/published": reduced_text(score),
+            "run/published": reduced_text(score),
         }
         for score in results.scores
     ]
-    # A column that says the same everywhere is for the page, not for a terminal.
-    dull = {name for name in ("dataset", "labels", "student", "changed") if len({row[name] for row in found}) == 1}
-    dull |= {name for name in ("paper", "made/published") if not any(row[name] for row in found)}
-    return [{name: value for name, value in row.items() if name not in dull} for row in found]
+    # Constant columns are left to the HTML report.
+    constant = {name for name in ("dataset", "labels", "student", "changed") if len({row[name] for row in found}) == 1}
+    constant |= {name for name in ("paper", "run/published") if not any(row[name] for row in found)}
+    return [{name: value for name, value in row.items() if name not in constant} for row in found]
 
 
 def ui_line(here: Session) -> str:
-    """How to look at the runs."""
+    """How to open the MLflow UI."""
     uri = here.tracking_uri
     if uri.startswith(("http://", "https://")):
         return f"MLflow UI: {uri}"

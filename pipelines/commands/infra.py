@@ -1,4 +1,4 @@
-"""``rd3 infra``: prepares what a platform keeps things in."""
+"""``rd3 infra``: prepare the storage of a platform."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def infra() -> None:
 
 @app.command("init")
 def init() -> None:
-    """Make the bucket (or folder) of RD3_ARTIFACTS private and tidy, and check that it does what RD3 needs.
+    """Make the bucket (or folder) of RD3_ARTIFACTS private, set its clean-up rules, and check that it suits RD3.
 
-    Done again it changes nothing.
+    Idempotent: running it again changes nothing.
     """
     from tracking.upkeep.health import prepare_store
 

@@ -1,4 +1,4 @@
-"""``rd3 submit`` and ``rd3 jobs``: a grid on a Ray cluster that is somewhere else."""
+"""``rd3 submit`` and ``rd3 jobs``: run a grid on a remote Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipelines.commands.grid import (
 )
 from pipelines.settings import addresses, addresses_set, session
 
-app = typer.Typer(help="Jobs that `rd3 submit` has sent: list, status, logs, stop.", no_args_is_help=True)
+app = typer.Typer(help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
 
 AddressOption = Annotated[
-    str | None, typer.Option(help="URL of the head's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL")
+    str | None, typer.Option(help="URL of the head node's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL")
 ]
-JobArgument = Annotated[str, typer.Argument(help="Id that `rd3 submit` printed, or its first characters.")]
+JobArgument = Annotated[str, typer.Argument(help="Job ID printed by `rd3 submit`, or a prefix of it.")]
 
 
 def add_to(root: typer.Typer) -> None:
@@ -37,20 +37,26 @@ def submit(
     grid: GridArgument,
     address: AddressOption = None,
     launcher: Annotated[
-        Path | None, typer.Option(help="A cluster file of `ray up`: send by `ray submit` instead.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Cluster file of `ray up`; submit with `ray submit` instead of the Jobs API.", metavar="FILE"
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(help="An address as the nodes see it, for example RD3_HOME=/scratch/rd3.", metavar="NAME=VALUE"),
+        typer.Option(
+            help="An address as the cluster nodes see it, for example RD3_HOME=/scratch/rd3; repeatable.",
+            metavar="NAME=VALUE",
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the grid is through.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log until the grid has finished.")] = True,
     concurrent: ConcurrentOption = None,
     shares: SharesOption = 1,
     gpu_share: GpuShareOption = 0.25,
     device: DeviceOption = None,
     max_hours: MaxHoursOption = None,
 ) -> None:
-    """Run a grid on a Ray cluster: by its Jobs API, or with Ray's launcher.  Exit codes are those of `rd3 run`."""
+    """Run a grid on a Ray cluster, by the Jobs API or Ray's cluster launcher.  Exit codes are those of `rd3 run`."""
     from pipelines.cluster import launcher as launched
     from pipelines.cluster import submit as jobs
 
@@ -84,12 +90,14 @@ def _follow(client: Any, where: str, job: str) -> int:
     try:
         return follow(client, where, job, write)
     except KeyboardInterrupt:
-        console.print(f"\nthe job goes on; `rd3 jobs logs {job}` shows it again, `rd3 jobs stop {job}` ends it")
+        console.print(
+            f"\nthe job is still running; `rd3 jobs logs {job}` shows its log, `rd3 jobs stop {job}` stops it"
+        )
         return 130
 
 
 def _found(job: str, address: str | None) -> tuple[Any, str, Any]:
-    """(client, its address, the one job whose id begins so)."""
+    """(client, its address, the one job whose ID starts with ``job``)."""
     from pipelines.cluster import submit as jobs
     from rd3.errors import UnknownName
 
@@ -99,7 +107,7 @@ def _found(job: str, address: str | None) -> tuple[Any, str, Any]:
         infos = [info for info in client.list_jobs() if info.submission_id and info.submission_id.startswith(job)]
     exact = [info for info in infos if info.submission_id == job]
     if len(infos) != 1 and not exact:
-        found = f"{len(infos)} jobs begin" if infos else "No job begins"
+        found = f"{len(infos)} job IDs start" if infos else "No job ID starts"
         raise UnknownName(f"{found} with {job!r} at {where}.", "see `rd3 jobs list`")
     return client, where, (exact or infos)[0]
 
@@ -118,8 +126,10 @@ def _row(info: Any) -> dict[str, str]:
 
 
 @app.command("list")
-def listed(address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """The grids that were sent to a cluster, newest first."""
+def listed(
+    address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False
+) -> None:
+    """List the jobs on a cluster, newest first."""
     from pipelines.cluster import submit as jobs
 
     client = jobs.connect(address)
@@ -130,9 +140,11 @@ def listed(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
 
 @app.command("status")
 def status(
-    job: JobArgument, address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+    job: JobArgument,
+    address: AddressOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
-    """Where a job is; exit code 0 while it is under way or done, else that of its command."""
+    """Show the state of a job.  Exit code 0 while it runs or if it succeeded, else the exit code of its command."""
     from pipelines.cluster.submit import exit_code
 
     _client, _where, info = _found(job, address)
@@ -145,9 +157,9 @@ def status(
 def logs(
     job: JobArgument,
     address: AddressOption = None,
-    follow: Annotated[bool, typer.Option(help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = False,
 ) -> None:
-    """What a job has said."""
+    """Print the log of a job."""
     from pipelines.cluster import submit as jobs
 
     client, where, info = _found(job, address)
@@ -159,7 +171,7 @@ def logs(
 
 @app.command("stop")
 def stop(job: JobArgument, address: AddressOption = None) -> None:
-    """End a job in good order: it closes its runs, and the same grid goes on when it is sent again."""
+    """Stop a job gracefully: it closes its MLflow runs; submit the same grid again to resume."""
     from pipelines.cluster import submit as jobs
 
     client, where, info = _found(job, address)

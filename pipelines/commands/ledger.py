@@ -1,4 +1,4 @@
-"""``rd3 ledger``: bring results of older versions into today's format."""
+"""``rd3 ledger``: upgrade results of older versions to the current format."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ import typer
 from pipelines.commands._show import console, show_reasons
 from pipelines.settings import session
 
-app = typer.Typer(help="The ledger as a whole: upgrade it to today's format.", no_args_is_help=True)
+app = typer.Typer(help="Upgrade the ledger to the current format.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Keeps ``upgrade`` a command of its own."""
+    """Makes ``upgrade`` a subcommand (typer would drop the name of a single command)."""
 
 
 @app.command("upgrade")
 def upgrade(
-    folder: Annotated[Path | None, typer.Argument(help="A folder of results; default: this home's ledger.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A store folder with results (default: the ledger of RD3's home).")
+    ] = None,
     remove_old: Annotated[
-        bool, typer.Option("--remove-old", help="Delete the old entries afterwards; files stay, they are in use.")
+        bool,
+        typer.Option(
+            "--remove-old", help="Delete the old entries afterwards; their files are kept, as the new entries use them."
+        ),
     ] = False,
 ) -> None:
-    """Rewrite recipes and keys of an older format; results, digests and files stay.  Doing it again changes nothing."""
+    """Rewrite recipes and keys of an older format; results, digests and files are kept.  Idempotent."""
     from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
     from rd3.datasets import dataset_info
     from rd3.errors import DataMissing
@@ -34,15 +39,15 @@ def upgrade(
 
     here = session()
     if folder is not None and not (folder / "by-key").is_dir():
-        fix = "name a store folder; a study or parts become one by `rd3 export-results PATH DIR`"
-        raise DataMissing(f"{folder} holds no store: there is no by-key folder in it.", fix)
+        fix = "give a store folder; convert a study or parts with `rd3 export-results PATH DIR`"
+        raise DataMissing(f"{folder} is not a store: it has no by-key folder.", fix)
     ledger = Ledger(str(folder) if folder is not None else here.artifacts)
     with ledger.lease():
         outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
         console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", markup=False, soft_wrap=True)
         for one in outcome.merged:
-            said = f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which stands"
-            console.print(said, markup=False, soft_wrap=True)
+            duplicate = f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which is kept"
+            console.print(duplicate, markup=False, soft_wrap=True)
         show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
         if folder is None:
             changed = upgrade_presets(here.presets)

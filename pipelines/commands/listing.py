@@ -1,4 +1,4 @@
-"""``rd3 list``: what there is to choose from."""
+"""``rd3 list``: available methods, datasets, networks, protocols and more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def first_line(text: str | None) -> str:
-    """The card's first sentence."""
+    """The first line of a docstring."""
     return (text or "").strip().split("\n")[0]
 
 
@@ -34,7 +34,7 @@ def methods() -> list[Row]:
 
 
 def broken(registry: Registry[Any]) -> list[tuple[str, str]]:
-    """Name and reason of what is there and fails to import."""
+    """(name, reason) of registered modules that fail to import."""
     return [(name, f"broken: {why}") for name, why in registry.broken().items()]
 
 
@@ -83,7 +83,7 @@ def protocols() -> list[Row]:
 
 
 def _epochs(preset: Preset) -> int | str:
-    """For all students, or for those with the teacher's network and for others."""
+    """Epochs of all students, or separately for students with the teacher's network and others."""
     if "epochs" in preset.all:
         epochs: int = preset.all["epochs"]
         return epochs
@@ -135,9 +135,11 @@ def add_to(app: typer.Typer) -> None:
     @app.command("list")
     def list_things(
         kind: Annotated[str, typer.Argument(help=" | ".join(KINDS))],
-        as_json: Annotated[bool, typer.Option("--json", help="An array of objects, each with a name.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print a JSON array of objects, each with a name.")
+        ] = False,
     ) -> None:
         """List methods, datasets, networks, protocols, losses, augmentations, grids or sweeps."""
         if kind not in KINDS:
-            raise UnknownName(f"There is nothing called {kind!r} to list.", did_you_mean(kind, list(KINDS)))
+            raise UnknownName(f"Cannot list {kind!r}.", did_you_mean(kind, list(KINDS)))
         show_table(KINDS[kind](), as_json=as_json)

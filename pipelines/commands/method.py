@@ -1,4 +1,4 @@
-"""``rd3 method``: the card, the test suite and the starting point of a method."""
+"""``rd3 method``: show the card of a method, run the conformance suite, create a new method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.commands._show import console
 from rd3.errors import BadValue, UnknownName
 
 DATASETS = {"32px": "others at 32 pixels", "64px": "others at 64 pixels", "default": "all others"}
-"""What rows of a method's presets are called that are no dataset's."""
+"""Titles of preset rows that are not named after a dataset."""
 
 app = typer.Typer(help="Methods: show, test, new.", no_args_is_help=True)
 
@@ -41,8 +41,10 @@ def show(name: str) -> None:
 
 
 @app.command("test")
-def test(name: Annotated[str, typer.Argument(help="A method's name, or its Python file.", metavar="METHOD")]) -> None:
-    """Run the conformance suite on a method, yours or ours."""
+def test(
+    name: Annotated[str, typer.Argument(help="Name of a method, or path of its Python file.", metavar="METHOD")],
+) -> None:
+    """Run the conformance suite on a method."""
     from rd3.testing import check_method
 
     failed = 0
@@ -55,28 +57,28 @@ def test(name: Annotated[str, typer.Argument(help="A method's name, or its Pytho
             console.print(result.detail, markup=False)
         passed, unrun = sum(result.ok for result in results), sum(not result.ran for result in results)
         failed += len(results) - passed
-        more = f", {unrun} not run for a mistake named above" if unrun else ""
+        more = f", {unrun} not run because of an error above" if unrun else ""
         console.print(f"{method}: {passed} of {len(results)} checks passed{more}")
     if failed:
         raise typer.Exit(3)
 
 
 def named(name: str) -> list[str]:
-    """The methods that a file registers, or the one of that name; one that only lies in this folder is pointed at."""
+    """Names of the methods that a file registers, or the given name; suggests a file of that name in this folder."""
     from rd3.methods import METHODS
 
     if name.endswith(".py") or Path(name).name != name:
         return METHODS.load_file(Path(name))
     if name not in METHODS and name not in METHODS.broken() and Path(f"{name}.py").is_file():
         raise UnknownName(
-            f"There is no method {name!r}, but a file {name}.py in this folder.",
+            f"There is no method {name!r}, but there is a file {name}.py in this folder.",
             f"test it with `rd3 method test ./{name}.py`, or move it into {methods_folder()}",
         )
     return [name]
 
 
 def methods_folder() -> str:
-    """Where RD3 finds methods by itself."""
+    """The folder in which RD3 discovers methods."""
     from rd3 import methods
 
     return str(Path(methods.__path__[0]))
@@ -84,24 +86,24 @@ def methods_folder() -> str:
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the method: lower case, digits and underscores.")],
-    folder: Annotated[Path, typer.Option(help="Where to write the file.")] = Path(),
+    name: Annotated[str, typer.Argument(help="Name of the method: lower-case letters, digits and underscores.")],
+    folder: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
 ) -> None:
-    """Write the one file to start a method from."""
+    """Write a template file for a new method."""
     from rd3.testing import template
 
     if not name.isidentifier() or name != name.lower():
-        raise BadValue(f"{name!r} is not a name for a method.", "use lower case letters, digits and underscores")
+        raise BadValue(f"Invalid method name {name!r}.", "use lower-case letters, digits and underscores")
     path = folder / f"{name}.py"
     if path.exists():
-        raise BadValue(f"{path} exists already.", "choose another name or folder")
+        raise BadValue(f"{path} already exists.", "choose another name or folder")
     path.write_text(template(name))
     shown = path if path.is_absolute() or len(path.parts) > 1 else f"./{path}"
     for line in (
         f"wrote {path}",
         f"Test it: rd3 method test {shown}",
-        f"Then grids find it by its name if you move it into {methods_folder()},",
-        "or name it in your package's entry points:",
+        f"To use it in grids, move it into {methods_folder()},",
+        "or declare it in the entry points of your package:",
         f'  [project.entry-points."rd3.methods"]\n  {name} = "your_package.{name}"',
     ):
         console.print(line, markup=False, soft_wrap=True)

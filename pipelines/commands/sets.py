@@ -13,12 +13,12 @@ from pipelines.settings import session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
 
-KeyArgument = Annotated[str, typer.Argument(help="The set's key, or its first digits.")]
+KeyArgument = Annotated[str, typer.Argument(help="Key or key prefix of the set.")]
 
 
 @app.command("list")
-def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Synthetic sets in the ledger."""
+def list_sets(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+    """List the synthetic sets in the ledger."""
 
     here = session()
     ledger = here.ledger
@@ -40,7 +40,7 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 
 @app.command("show")
 def show(key: KeyArgument) -> None:
-    """Print a set's ledger entry."""
+    """Print the ledger entry of a set."""
     from rd3.store import existing
 
     ledger = session().ledger
@@ -49,44 +49,48 @@ def show(key: KeyArgument) -> None:
 
 @app.command("verify")
 def verify(key: KeyArgument) -> None:
-    """Check every file, the content digest and the class list of a set."""
+    """Verify all files, the content digest and the class list of a set."""
     from pipelines.workspace import Workspace
 
-    made = Workspace().open_set(key)
-    console.print(f"whole: {len(made.labels)} images, content {made.manifest.content[:12]}")
+    opened = Workspace().open_set(key)
+    console.print(f"intact: {len(opened.labels)} images, content {opened.manifest.content[:12]}")
 
 
 @app.command("export")
 def export(
     key: KeyArgument,
-    png: Annotated[Path | None, typer.Option(help="Write a folder of PNG files, one folder a class.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file that datasets.load_dataset opens.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write PNG files to this folder, one subfolder per class.")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="Write a Parquet file that datasets.load_dataset can read.")
+    ] = None,
 ) -> None:
-    """Write a set in a form that other programs read."""
+    """Export a set to PNG or Parquet."""
     from pipelines.workspace import Workspace
     from rd3.errors import BadValue
     from rd3.synthetic_set import export_parquet, export_png
 
     if png is None and parquet is None:
-        raise BadValue("Nothing to write.", "say --png FOLDER or --parquet FILE")
-    made = Workspace().open_set(key)
+        raise BadValue("Nothing to write.", "give --png FOLDER or --parquet FILE")
+    opened = Workspace().open_set(key)
     if png is not None:
-        export_png(made, png)
+        export_png(opened, png)
         console.print(f"wrote {png}")
     if parquet is not None:
-        export_parquet(made, parquet)
+        export_parquet(opened, parquet)
         console.print(f"wrote {parquet}")
 
 
 @app.command("import")
 def import_set(
-    source: Annotated[Path, typer.Argument(help="A folder of images per class, or a tensor file (images, labels).")],
-    dataset: Annotated[str, typer.Option(help="The dataset whose classes it has.")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder with one subfolder of images per class, or a tensor file (images, labels).")
+    ],
+    dataset: Annotated[str, typer.Option(help="Dataset that the set distills.")],
     normalised: Annotated[
-        bool, typer.Option(help="Pixels were normalised with the dataset's constants; undo that.")
+        bool, typer.Option(help="The pixels are normalised with the dataset's constants; undo this.")
     ] = False,
 ) -> None:
-    """Bring somebody else's synthetic set into the ledger."""
+    """Import an external synthetic set into the ledger."""
     from rd3.datasets import open_dataset
     from rd3.store import Entry, sha256_files
     from rd3.synthetic_set import import_folder, import_tensors

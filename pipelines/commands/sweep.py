@@ -1,4 +1,4 @@
-"""``rd3 sweep``: protocol fields tuned on validation images, the winner tested once."""
+"""``rd3 sweep``: tune protocol fields on validation images and test the winner once."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ def add_to(app: typer.Typer) -> None:
 
 
 def sweep(
-    file: Annotated[str, typer.Argument(help="A sweep that ships with RD3 (rd3 list sweeps), or a YAML file.")],
+    file: Annotated[str, typer.Argument(help="Name of a built-in sweep (rd3 list sweeps) or path of a YAML file.")],
     address: AddressOption = None,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default: as many as fit).", min=1)] = None,
-    gpu_share: Annotated[float, typer.Option(help="Part of a GPU that a trial takes.", min=0.01, max=1)] = 0.25,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
+    ] = None,
+    gpu_share: Annotated[float, typer.Option(help="Fraction of a GPU per trial.", min=0.01, max=1)] = 0.25,
     storage: Annotated[
-        str, typer.Option(help="Where the studies are: journal, tracking (its PostgreSQL database), or a URL.")
+        str,
+        typer.Option(
+            help="Optuna storage: journal (a file), tracking (the tracking server's PostgreSQL database), or a URL."
+        ),
     ] = "journal",
-    save_to: Annotated[Path | None, typer.Option(help="Write the winners' protocols into this folder as well.")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
+    save_to: Annotated[Path | None, typer.Option(help="Also write the winning protocols to this folder.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Only write the report of existing results.")] = False,
 ) -> None:
-    """Tune a protocol on validation images and test the winner once.  Killed, the same command goes on."""
+    """Tune a protocol on validation images and test the winner once; run again to resume."""
     from pipelines.grid.catalog import Catalog
     from pipelines.sweep.files import load_sweep
     from pipelines.sweep.page import page_of
@@ -81,22 +86,22 @@ def sweep(
     console.print(ui_line(here), markup=False, soft_wrap=True)
     show_reasons(outcome.failed)
     if outcome.interrupted:
-        console.print(f"interrupted by {outcome.interrupted}; the same command goes on")
+        console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
 
 def show_intent(asked: Sweep, found: list[Subject]) -> None:
-    """What is going to happen, before it does."""
+    """Print what the sweep will do and its cost, before it starts."""
     from pipelines.sweep.page import fairness
 
     seconds = sum(subject.trial_s() for subject in found) * asked.trials
     tests = 2 * len(asked.test_seeds) * len(found)
     console.print(f"{asked.name}: {fairness(asked)}", markup=False, soft_wrap=True)
     console.print(
-        f"At most about {seconds / 60:.1f} process minutes of trials (rough, at the base point); then each winner is "
-        f"tested once beside {asked.protocol.name}, {tests} evaluations at most, with sets and teacher of all training "
-        "images.",
+        f"Trials take at most about {seconds / 60:.1f} minutes of CPU time (rough, at the base point); then each "
+        f"winner and {asked.protocol.name} are tested once, in at most {tests} evaluations, with sets and teacher from "
+        "all training images.",
         markup=False,
         soft_wrap=True,
     )
@@ -105,7 +110,7 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
 
 
 def show_winners(outcome: SweepOutcome) -> None:
-    """Every test on record, one a line; a target that has met several winners says so."""
+    """Print every recorded test, and a warning for targets on which several winners were tested."""
     from pipelines.sweep.winner import winners_of
 
     rows = [
@@ -124,11 +129,11 @@ def show_winners(outcome: SweepOutcome) -> None:
         show_table(rows)
     for label, tests in outcome.tests.items():
         if (winners := winners_of(tests)) > 1:
-            console.print(f"{label}: {winners} winners have met the test split; the best is no fair number any more.")
+            console.print(f"{label}: {winners} winners were tested; the best is now subject to selection bias.")
 
 
 def report_files(outcome: SweepOutcome, written: dict[str, Path]) -> dict[str, bytes | str]:
-    """Report and plots for the sweep's MLflow run: SVG as in the report, PNG for MLflow's own pages."""
+    """Report and plots for the sweep's MLflow run: SVG as in the report, PNG for the MLflow UI."""
     from pipelines.sweep.plots import draw
 
     files: dict[str, bytes | str] = {name: path.read_bytes() for name, path in written.items()}

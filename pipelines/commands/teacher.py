@@ -20,10 +20,10 @@ app = typer.Typer(help="Teachers: train, import, verify, list.", no_args_is_help
 
 @app.command("train")
 def train(
-    dataset: str,
-    role: Annotated[str, typer.Option(help="Which teacher: a role of that dataset, or a network's name.")],
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset (rd3 list datasets).")],
+    role: Annotated[str, typer.Option(help="Teacher role of the dataset, or a network name.")],
 ) -> None:
-    """Train the teacher that a role stands for; an interrupted training resumes at its last epoch."""
+    """Train the teacher of a role; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import run_recipes, teacher_of
     from rd3.store import existing
 
@@ -36,14 +36,16 @@ def train(
 
 @app.command("import")
 def import_teacher(
-    source: Annotated[str, typer.Argument(help="A state dict (.safetensors, .pt) or torchvision:resnet18.")],
-    dataset: Annotated[str, typer.Option(help="The dataset whose classes it knows.")],
-    network: Annotated[str, typer.Option(help="The network the weights fit.")] = "resnet18",
-    role: Annotated[str | None, typer.Option(help="Grids find it under this role (default: the network).")] = None,
-    split: Annotated[str, typer.Option(help="What it was trained on: train, fit or unknown.")] = "unknown",
-    prune: Annotated[bool, typer.Option(help="Keep only this dataset's rows of a 1,000-class head.")] = False,
+    source: Annotated[str, typer.Argument(help="State dict (.safetensors, .pt), or torchvision:resnet18.")],
+    dataset: Annotated[str, typer.Option(help="Dataset whose classes it predicts.")],
+    network: Annotated[str, typer.Option(help="Network of the weights.")] = "resnet18",
+    role: Annotated[
+        str | None, typer.Option(help="Role under which grids refer to it (default: the network name).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split it was trained on: train, fit or unknown.")] = "unknown",
+    prune: Annotated[bool, typer.Option(help="Keep only this dataset's classes of a 1,000-class head.")] = False,
 ) -> None:
-    """Bring a trained network into the ledger, after testing it on this dataset."""
+    """Import a trained network into the ledger and test it on this dataset."""
     from rd3.datasets import open_dataset
     from rd3.errors import BadValue
     from rd3.store import Entry, sha256_files
@@ -52,7 +54,7 @@ def import_teacher(
     from tracking.upkeep.health import check_place
 
     if split not in ("train", "fit", "unknown"):
-        raise BadValue(f"Got --split {split!r}.", "use train, fit or unknown")
+        raise BadValue(f"Invalid --split {split!r}.", "use train, fit or unknown")
     here = session()
     opened = open_dataset(dataset, here.roots)
     check_place(here)
@@ -81,8 +83,8 @@ def import_teacher(
 
 
 @app.command("verify")
-def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its first digits.")]) -> None:
-    """Count a teacher's correct predictions on its recorded images again."""
+def verify(key: Annotated[str, typer.Argument(help="Key or key prefix of the teacher.")]) -> None:
+    """Recount the correct predictions of a teacher on its recorded images."""
     from rd3 import teacher
     from rd3.datasets import open_dataset
     from rd3.recipe import TeacherRecipe
@@ -107,8 +109,8 @@ def verify(key: Annotated[str, typer.Argument(help="The teacher's key, or its fi
 
 
 @app.command("list")
-def list_teachers(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Teachers in the ledger."""
+def list_teachers(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+    """List the teachers in the ledger."""
 
     here = session()
     ledger = here.ledger

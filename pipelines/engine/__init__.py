@@ -1,1 +1,1 @@
-"""Running a plan: the driver, Ray Tune, the trials that workers run, and what a person sees meanwhile."""
+"""Running a plan: the driver, Ray Tune, the trials in workers, and the progress display."""

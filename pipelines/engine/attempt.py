@@ -1,11 +1,11 @@
-"""One attempt at the recipes of a trial: made, tracked, and each with an end of its own.  Never writes the ledger.
+"""One attempt at the recipes of a trial: each is run and tracked, and ends by itself.  Never writes the ledger.
 
-A trial may die at any moment and be started again, here or after the driver's death.  So each recipe is made in a
-folder of its own, under a lock that an orphan of a killed driver still holds; what an earlier attempt left there is
-resumed, an attempt that had finished is only reported, and the MLflow run is found again by the recipe's key.
+A trial may die at any moment and be restarted, here or after the driver's death.  So each recipe has its own work
+folder, under a lock that an orphan of a killed driver still holds; work of an earlier attempt is resumed, a finished
+attempt is only reported, and the MLflow run is found again by the recipe's key.
 
 Several recipes are evaluations that are trained together, as a pack.  :func:`_story` takes a single recipe from start
-to end and yields once, where the recipe is made together with the others.  A trial of one recipe is a pack of one.
+to end and yields once, where the recipe is run together with the others.  A trial of one recipe is a pack of one.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ORPHAN_WAIT_S = 120.0
-"""How long a new attempt waits for an older process to let go of the recipe's folder."""
+"""How long a new attempt waits for an older process to release the recipe's folder."""
 
 Progress = Callable[[float, str], None]
 Story = Generator[Part, Entry | None, TrialEnd]
-"""Yields what is to be made, is sent what came of it, and returns how the recipe ended."""
+"""Yields the part to run, is sent its outcome, and returns how the recipe ended."""
 
 
 class Unfit(Exception):
-    """This process must not make another recipe: its device failed, or had too little memory for the pack."""
+    """This process must not run another recipe: its device failed, or had too little memory for the pack."""
 
 
 def attempt(
     jobs: Sequence[Job], progress: Callable[[int, float, str], None], ended: Callable[[int, TrialEnd], None]
 ) -> None:
-    """Make the recipes of a trial, and call ``ended`` once for each, with its result or the reason of its failure.
+    """Run the recipes of a trial, and call ``ended`` once for each, with its result or the reason of its failure.
 
-    ``progress`` and ``ended`` are given the index of the job in ``jobs``.  Raises :class:`Unfit`; recipes that have not
-    ended then can be started again, as after the death of the process.
+    ``progress`` and ``ended`` receive the index of the job in ``jobs``.  Raises :class:`Unfit`; recipes that have not
+    ended then can be restarted, as after the death of the process.
     """
     store = given_store(jobs)
     stories = [_story(job, store, partial(progress, number)) for number, job in enumerate(jobs)]
@@ -70,7 +70,7 @@ def attempt(
             part = _go_on(partial(next, story), partial(ended, number))
             if part is not None:
                 parts[number] = part
-        outcomes = _made_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
+        outcomes = _run_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
         for number, outcome in zip(parts, outcomes, strict=True):
             story = stories[number]
             if isinstance(outcome, Exception):
@@ -81,7 +81,7 @@ def attempt(
 
 
 def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part | None:
-    """The next thing that a story wants to have made; None where it has ended, which is reported."""
+    """The next part that a story wants to run; None if it has ended, which is reported."""
     try:
         return step()
     except StopIteration as stop:
@@ -89,10 +89,10 @@ def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part 
     return None
 
 
-def _made_together(
+def _run_together(
     jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore
 ) -> Sequence[Entry | Exception | None]:
-    """The entry of each, written to its folder before anything is sent, or the error that ended it."""
+    """The entry of each, written to its folder before any upload, or the error that ended it."""
     try:
         outcomes = _perform(jobs, parts, store)
         for part, outcome in zip(parts, outcomes, strict=True):
@@ -104,19 +104,19 @@ def _made_together(
             raise Unfit(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         if len(jobs) == 1:
             return [error]
-        # The fault of one of them, such as a contradiction in its protocol, must not end the others.
-        return [one for job, part in zip(jobs, parts, strict=True) for one in _made_together([job], [part], store)]
+        # A failure of one, such as a contradiction in its protocol, must not end the others.
+        return [one for job, part in zip(jobs, parts, strict=True) for one in _run_together([job], [part], store)]
 
 
 def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Entry | Exception | None]:
-    """A pack, or one recipe of whatever kind, or a share of a set, of which there is no entry."""
+    """Run a pack, one recipe of any kind, or a share of a set, which has no entry."""
     job, part = jobs[0], parts[0]
     device = "cuda" if job.gpu else "cpu"
     if len(parts) > 1:
         return perform_pack(parts, store, job.place.roots, device=device)
     recipe, roots, out, progress = part.recipe, job.place.roots, part.out, part.progress
     if job.blocks is not None:
-        assert isinstance(recipe, SetRecipe), "only sets are made in shares"
+        assert isinstance(recipe, SetRecipe), "only sets are generated in shares"
         perform_blocks(recipe, store, roots, out, job.blocks, device=device, progress=progress)
         return [None]
     alone, larger = job.alone, job.larger
@@ -136,7 +136,7 @@ def _story(job: Job, store: ReadableStore, progress: Progress) -> Story:
             return TrialEnd("done", entry=entry.model_dump(mode="json"))
     except _BrokenParents as error:
         end = TrialEnd(error.status, str(error), broken=error.parents)
-    except Exception as error:  # whatever it is, it is this recipe's, and the others go on
+    except Exception as error:  # any error ends this recipe only, and the others continue
         end = TrialEnd(*why(error))
     if job.blocks is None:
         trial_log.append(job.home, "fail", job.kind, job.key, status=end.status, reason=end.reason)
@@ -146,7 +146,7 @@ def _story(job: Job, store: ReadableStore, progress: Progress) -> Story:
 def _share(
     job: Job, blocks: tuple[int, int], recipe: Any, store: ReadableStore, progress: Progress
 ) -> Generator[Part, Entry | None, None]:
-    """Some blocks of a set, sent to where the trial finds them that puts the set together."""
+    """Generate some blocks of a set, and upload them for the trial that assembles the set."""
     result, objects = job.folder / "result", open_objects(job.place.artifacts)
     _gather(job, recipe, store, progress)
     _retry(lambda: collect(objects, job.key, result, blocks), progress)
@@ -156,7 +156,7 @@ def _share(
 
 
 def _entry(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> Generator[Part, Entry, Entry]:
-    """The finished entry: of an attempt before, or of this one."""
+    """The finished entry, of an earlier attempt or of this one."""
     home, finished = job.home, job.folder / "entry.json"
     if job.anew:
         finished.unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def _entry(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> G
 
 
 def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
-    """What an attempt before a driver's death had finished, if its files are still where it sent them."""
+    """The entry finished by an earlier attempt before the driver died, if its files still exist."""
     if not path.is_file():
         return None
     entry = Entry.model_validate_json(path.read_bytes())
@@ -182,16 +182,16 @@ def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
 
 
 def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> Generator[Part, Entry, Entry]:
-    """One tracked attempt; the finished entry is left in the folder, for an attempt after a driver that died."""
+    """One tracked attempt; the finished entry is kept in the folder, in case the driver dies."""
     home = job.home
     number = trial_log.attempts(home, job.key) + 1
     trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
-    _sweep(job)
+    _clean_up(job)
     run = _Run(job, recipe, number, progress)
     try:
         unfinished = run.begin()
         with _uploaded_on_exit(unfinished):
-            entry = yield from _made(job, recipe, store, progress, unfinished)
+            entry = yield from _generate(job, recipe, store, progress, unfinished)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         entry = run.finish(entry, set_input=_set_input(recipe, store), note=note(recipe, store.find))
         if unfinished is not None:
@@ -205,14 +205,14 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
 
 
 class _Run:
-    """The MLflow run of a recipe, which is opened when the server answers and there is something to say."""
+    """The MLflow run of a recipe, opened when the server responds and there is something to log."""
 
     def __init__(self, job: Job, recipe: Recipe, number: int, progress: Progress):
         self._job, self._recipe, self._number, self._progress = job, recipe, number, progress
         self._open: OpenRun | None = None
 
     def begin(self) -> UnfinishedWork | None:
-        """Open the run; returns its unfinished work if that is to be uploaded."""
+        """Open the run; returns the uploader of unfinished work, which needs the run, if such work is to be kept."""
         from tracking.runs.unfinished import UnfinishedWork
 
         if self._job.keep_unfinished:
@@ -238,23 +238,23 @@ class _Run:
         return self._open
 
     def finish(self, entry: Entry, **shown: Any) -> Entry:
-        """Send everything; the entry then says where it is."""
+        """Upload everything; returns the entry with its location."""
         run = self._opened()
         return _retry(partial(run.finish, entry, self._job.folder / "result", **shown), self._progress, 1.0)
 
     def fail(self, error: Exception) -> None:
-        """Close the run as failed.  A tracking server that fails as well must not hide why the recipe failed."""
+        """Close the run as failed.  A failing tracking server must not hide why the recipe failed."""
         with contextlib.suppress(RD3Error):
             if not isinstance(error, Away):
                 _retry(partial(self._opened().fail, *why(error)), self._progress, 1.0)
-            elif self._open is not None:  # what is away has been waited for long enough
+            elif self._open is not None:  # a server that was unreachable for long is not retried
                 self._open.fail(*why(error))
 
 
-def _made(
+def _generate(
     job: Job, recipe: Any, store: ReadableStore, progress: Progress, unfinished: UnfinishedWork | None
 ) -> Generator[Part, Entry, Entry]:
-    """The entry of what is made, with its files in the folder: by an earlier attempt, or now."""
+    """The entry with its files in the folder, from an earlier attempt or generated now."""
     kept, result = job.folder / "made.json", job.folder / "result"
     if kept.is_file():
         entry = Entry.model_validate_json(kept.read_bytes())
@@ -263,7 +263,7 @@ def _made(
             return entry
     _gather(job, recipe, store, progress)
     if job.larger is not None:
-        with contextlib.suppress(DataMissing, DataCorrupt):  # then this set is made by itself
+        with contextlib.suppress(DataMissing, DataCorrupt):  # otherwise this set is generated by itself
             _retry(partial(store.fetch, "set", job.larger), progress)
     if job.in_shares:
         _retry(lambda: collect(open_objects(job.place.artifacts), job.key, result), progress)
@@ -273,7 +273,7 @@ def _made(
 
 
 def _gather(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) -> None:
-    """Dataset and parents on this machine, each waited for while its server is away; or which parents are broken."""
+    """Fetch the dataset and the parents, with retries while a server is unreachable; raises :class:`_BrokenParents`."""
     _retry(partial(ensure_data, job.place, recipe.data, progress), progress)
     broken, reasons = [], []
     for kind, key in recipe.parents():
@@ -311,30 +311,30 @@ def _uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:
     """Upload when the note changes: at the start of a block or an epoch, where no phase of a set is being timed."""
     last = [""]
 
-    def tell(fraction: float, note: str) -> None:
+    def report(fraction: float, note: str) -> None:
         progress(fraction, note)
         if note != last[0]:
             last[0] = note
             unfinished.upload()
 
-    return tell
+    return report
 
 
 def _retry(ask: Callable[[], T], progress: Progress, fraction: float = 0.0) -> T:
-    """Ask a server that may be away; whoever looks at the run sees what it waits for, and with how much done."""
+    """Call a server with retries while it is unreachable; the progress shows what the recipe waits for."""
     return retry(ask, waiting=lambda reason: progress(fraction, f"waiting: {reason}"))
 
 
 @cache
 def _tracker(place: Place) -> Tracker:
-    """One connection a process: opening MLflow's database costs more than a small trial."""
+    """One connection per process: opening MLflow's database takes longer than a small trial."""
     from tracking.runs.runs import Tracker
 
     return Tracker(place)
 
 
 class _BrokenParents(RD3Error):
-    """Something that this recipe is made from is no longer what the ledger says."""
+    """Parents of this recipe are missing or damaged."""
 
     def __init__(self, message: str, parents: list[tuple[str, str]]):
         super().__init__(message)
@@ -342,7 +342,7 @@ class _BrokenParents(RD3Error):
 
 
 def _set_input(recipe: Recipe, store: ReadableStore) -> dict[str, Any] | None:
-    """The set of an evaluation, as its MLflow run names it."""
+    """The set of an evaluation as an input of its MLflow run."""
     entry = store.find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
     if entry is None:
         return None
@@ -354,7 +354,7 @@ def _set_input(recipe: Recipe, store: ReadableStore) -> dict[str, Any] | None:
 def _alone_in(folder: Path, progress: Progress) -> Iterator[None]:
     """Hold the lock of a recipe's folder.
 
-    The lock is the kernel's, so it goes with the process that holds it, however that ends.
+    It is a kernel lock, so it is released when the process ends for any reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as lock:
@@ -368,7 +368,7 @@ def _alone_in(folder: Path, progress: Progress) -> Iterator[None]:
                 holder = lock.read().strip() or "unknown"
                 if time.monotonic() > deadline:
                     raise RD3Error(
-                        f"Process {holder} still works in {folder} after {ORPHAN_WAIT_S:.0f} s.",
+                        f"Process {holder} still uses {folder} after {ORPHAN_WAIT_S:.0f} s.",
                         f"end process {holder}",
                     ) from None
                 progress(0.0, f"waiting for process {holder} to end")
@@ -380,7 +380,7 @@ def _alone_in(folder: Path, progress: Progress) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process works in a recipe's folder at this moment."""
+    """Whether a process currently uses a recipe's folder."""
     try:
         with open(folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -391,8 +391,8 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def _sweep(job: Job) -> None:
-    """Remove finished folders on this machine that the driver, on another one, has put into the ledger."""
+def _clean_up(job: Job) -> None:
+    """Remove the folders of finished recipes that the driver, on another machine, has put into the ledger."""
     for name in job.settled:
         folder = job.home / "work" / name
         if (folder / "entry.json").is_file():

@@ -1,6 +1,6 @@
-"""The driver's side of a run: what goes out next, and what becomes of what comes back.  Knows no Tune.
+"""The driver's side of a run: starts trials and handles their reports.  Independent of Ray Tune.
 
-The driver alone writes the ledger, from what trials report, so that an orphan worker can do no harm.  A trial takes one
+Only the driver writes the ledger, from reports of trials, so that orphaned workers cannot do harm.  A trial runs one
 recipe, or a pack of evaluations, each of which ends by itself.
 """
 
@@ -22,31 +22,31 @@ from rd3.evaluation.packing import SIZE, Packing
 from rd3.recipe import EvaluationRecipe, Key, Recipe
 
 DEATHS = 3
-"""How often the process of one recipe may die before the recipe counts as killed."""
+"""Number of process deaths after which a recipe counts as killed."""
 _CAPACITY_EVERY_S = 10.0
 
 
 class Leave(BaseException):
-    """Leaves Tune's loop at once; not an ``Exception``, so that nothing on the way mends it."""
+    """Leaves Tune's loop at once; not an ``Exception``, so that no handler in Tune catches it."""
 
 
 @dataclass
 class _Trial:
-    """One that is out."""
+    """A running trial."""
 
     keys: list[Key]
-    """By number of the job."""
+    """Keys by job index."""
     open: set[Key]
-    """What has not ended."""
+    """Keys of recipes that have not ended."""
     unfit: str = ""
-    """Why its process exited, where it reported that."""
+    """Why its process exited, if reported."""
 
     def unended(self) -> list[Key]:
         return [key for key in self.keys if key in self.open]
 
 
 class Driver:
-    """What the searcher, the callback and the command share while Tune runs."""
+    """State shared by the searcher, the callback and the command while Tune runs."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Driver:
         max_concurrent: int | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ):
-        """``keep`` puts a finished entry into the ledger, ``forget`` takes a broken one out of it.
+        """``keep`` adds a finished entry to the ledger, ``forget`` removes a broken one.
 
         ``devices``: (CPUs, GPUs) of the whole cluster.
         """
@@ -72,29 +72,29 @@ class Driver:
         self._out: dict[str, _Trial] = {}
         self._deaths: dict[Key, int] = {}
         self._alone: set[Key] = set()
-        """Recipes whose process has died: they are never packed again."""
+        """Recipes whose process has died; never packed again."""
         self._made_again: set[Key] = set()
         evaluation = queue.demands.get("evaluation")
         on_gpu = evaluation is not None and evaluation.gpus > 0
         self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
         self._devices_of = devices
         self._capacity = (0.0, 0.0)
-        self._looked = float("-inf")
+        self._checked = float("-inf")
 
     @property
     def leaving(self) -> bool:
-        """Nothing more goes out, and nobody waits for what is out."""
+        """Whether to stop: no more trials start, and running ones are not awaited."""
         return self.fatal is not None or self.stopping()
 
     def _devices(self) -> tuple[float, float]:
-        """What the cluster has in all; a cluster may grow, so it is asked again now and then."""
-        if time.monotonic() - self._looked > _CAPACITY_EVERY_S:
+        """(CPUs, GPUs) of the cluster, refreshed periodically because it may grow."""
+        if time.monotonic() - self._checked > _CAPACITY_EVERY_S:
             self._capacity = self._devices_of()
-            self._looked = time.monotonic()
+            self._checked = time.monotonic()
         return self._capacity
 
     def next_config(self, trial_id: str) -> dict[str, Any] | None:
-        """Configuration of the next trial, or None while there is none."""
+        """Configuration of the next trial, or None if none can start."""
         if self.leaving:
             return None
         first = self._first()
@@ -122,10 +122,10 @@ class Driver:
         return self.queue.take(math.inf, math.inf, at_once=self.max_concurrent)
 
     def _companions(self, first: Queued, demand: Demand) -> list[EvaluationRecipe]:
-        """Evaluations to be trained with ``first``.
+        """Evaluations to be trained together with ``first``.
 
-        A pack has at most ceil(ready recipes / trials that the cluster runs at a time) members, so that no device idles
-        while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
+        A pack has at most ceil(ready recipes / parallel trials of the cluster) members, so that no device is idle while
+        recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
         ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other devices, the planned
         time of its members together is at most what is long beside all that is left (:meth:`RecipeQueue.long_s`).
         """
@@ -161,14 +161,14 @@ class Driver:
             self._hear(trial, result)
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
-        """A trial is complete; ``result`` is its last report."""
+        """Handle the end of a trial; ``result`` is its last report."""
         trial = self._out.pop(trial_id, None)
         if trial is None:
             return
         if result is not None and "end" in result:
             self._hear(trial, result)
         for key in trial.unended():
-            self._close(key, "failed", "the trial ended without a word")
+            self._close(key, "failed", "the trial ended without a report")
 
     def _hear(self, trial: _Trial, result: dict[str, Any]) -> None:
         """A recipe of a trial has ended; a repeated report is ignored."""
@@ -193,12 +193,12 @@ class Driver:
             self._close(key, end.status, end.reason)
 
     def _give_up(self, error: RD3Error) -> None:
-        """The ledger failed us; if we were leaving anyway, that is why we leave."""
+        """Stop because of a ledger error, unless we are stopping already."""
         if not self.stopping():
             self.fatal = error
 
     def on_death(self, trial_id: str, reason: str) -> None:
-        """The process of a trial has died: unfinished recipes are started again, each alone, a few times."""
+        """Handle the death of a trial's process: restart its unfinished recipes, each alone, a few times."""
         trial = self._out.pop(trial_id, None)
         if trial is None:
             return
@@ -207,24 +207,24 @@ class Driver:
             if len(trial.keys) > 1:
                 self.queue.again(key)
                 how = _how(trial.unfit)
-                self.view.ended(key, "killed", f"the process of its pack {how}; it is started again, alone")
+                self.view.ended(key, "killed", f"the process of its pack {how}; restarting it alone")
             else:
                 self._died(key, trial.unfit, out_of_memory=not trial.unfit and "OutOfMemory" in reason)
 
     def _died(self, key: Key, unfit: str, *, out_of_memory: bool) -> None:
-        """The process that made this recipe alone has died."""
+        """Handle the death of the process of a single recipe."""
         self._deaths[key] = self._deaths.get(key, 0) + 1
         if out_of_memory:
             self._close(key, "oom", "its process ran out of memory")
         elif self._deaths[key] < DEATHS:
             self.queue.again(key)
-            self.view.ended(key, "killed", f"its process {_how(unfit)}; it is started again")
+            self.view.ended(key, "killed", f"its process {_how(unfit)}; restarting it")
         else:
-            last = f", at last after {unfit}" if unfit else ""
+            last = f", most recently after {unfit}" if unfit else ""
             self._close(key, "killed", f"its process died {self._deaths[key]} times{last}")
 
     def _make_again(self, key: Key, broken: list[tuple[str, Key]]) -> bool:
-        """Forget damaged parents and make them again, once each; False if that cannot help."""
+        """Regenerate damaged parents, once each; False if that is impossible."""
         for _kind, parent in broken:
             made_again = parent in self._made_again and self.queue.state(parent) not in ("running", "waiting")
             if parent not in self.queue.recipes or made_again:

@@ -1,7 +1,7 @@
-"""Carries a plan out: takes the driver's lease, opens the grid's run, lets Ray work, keeps the ledger, and closes all.
+"""Execute a plan: takes the driver's lease, opens the grid's run, runs trials on Ray, and updates the ledger.
 
-The driver may be killed at any moment.  The same command then continues: what is in the ledger is reused, runs that
-were left RUNNING are closed, and a recipe that was being made is resumed from its folder.
+The driver may be killed at any moment.  Running the command again resumes: results in the ledger are reused, runs left
+in state RUNNING are closed, and an unfinished recipe is resumed from its work folder.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ T = TypeVar("T")
 
 _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
 _WORKERS_GONE_S = 15.0
-_LAST_WORDS_S = 10.0
-"""How long a driver that has to leave waits for a tracking server that is away."""
+_CLOSE_WITHIN_S = 10.0
+"""How long an interrupted driver waits for an unreachable tracking server."""
 _SETTLED = 256
-"""Of so many recipes a trial hears that their scratch may go."""
+"""Maximum number of finished recipes whose scratch a worker is told to delete."""
 
 
 class Failure(NamedTuple):
-    """A recipe that the run did not make."""
+    """A recipe without a result after the run."""
 
     label: str
     key: Key
@@ -63,7 +63,7 @@ class Failure(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     done: list[Key] = field(default_factory=list)
     reused: list[Key] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all there; 3: some recipes failed or are blocked; 130: interrupted."""
+        """0: all done; 3: some recipes failed or are blocked; 130: interrupted."""
         return EXIT_CODE if self.interrupted else 3 if self.failed else 0
 
 
@@ -89,11 +89,11 @@ def execute(
     view: bool = True,
     experiment: str | None = None,
 ) -> Outcome:
-    """Make what the plan says is to be run, and report what is there afterwards.
+    """Run the recipes of a plan and return the outcome.
 
-    ``address``: a Ray cluster, else Ray is started on this machine.  ``max_concurrent``: trials at a time, whatever the
-    cluster has now (for one that grows); else as many as fit.  ``gpu_share``: part of a GPU that a trial of
-    evaluations takes.  ``shares``: trials that make one set together, where the grid does not want exclusive times.
+    ``address``: a Ray cluster (default: start Ray on this machine).  ``max_concurrent``: maximum number of parallel
+    trials, independent of the cluster's current size (default: as many as fit).  ``gpu_share``: fraction of a GPU per
+    evaluation trial.  ``shares``: number of trials that generate one set together, unless ``timing: exclusive``.
     """
     if not plan.keys("run"):
         return _outcome(expansion, _queue(expansion, plan, set(), _UNKNOWN))
@@ -135,17 +135,17 @@ def execute(
 def _queue(
     expansion: Expansion, plan: Plan, there: set[Key], demands: dict[str, Demand], shares: int = 1
 ) -> RecipeQueue:
-    """The plan as a queue; ``there``: what has come into the ledger since; ``shares`` of every set that is made."""
+    """The plan as a queue; ``there``: results added to the ledger since; ``shares``: number of trials per set."""
     items = {item.key: item for item in plan.items if item.key is not None}
     recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
-    made = [
+    running = [
         expansion.recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within
     ]
-    shared = share_out(made, shares, expansion.infos.get) if shares > 1 else {}
+    shared = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
     recipes |= {share.key: share for each in shared.values() for share in each}
     costs_s = {key: item.cost_s for key, item in items.items()}
     costs_s |= {share.key: costs_s[key] / len(each) for key, each in shared.items() for share in each}
-    costs_s |= dict.fromkeys(shared, 0.0)  # what is left of it is to put the shares together
+    costs_s |= dict.fromkeys(shared, 0.0)  # only the shares remain to be assembled
     return RecipeQueue(
         recipes,
         reused=[key for key, item in items.items() if item.status == "reuse" or key in there],
@@ -185,19 +185,19 @@ class _Run:
     interrupts: Interrupts
     check_lease: Callable[[], Any]
     keep_unfinished: bool = False
-    """Upload unfinished work, because machines of a cluster may be preempted."""
+    """Machines may disappear, so unfinished work is uploaded."""
     experiment_id: str = ""
     grid_run_id: str | None = None
     queue: RecipeQueue | None = None
     fatal: BaseException | None = None
     say: Callable[[str], None] = lambda _note: None
-    """Tells whoever watches what the driver waits for."""
+    """Shows what the driver waits for."""
     known: dict[Key, Entry] = field(default_factory=dict)
-    """Entries that were read or written already."""
+    """Entries that have been read or written."""
     forgotten: set[Key] = field(default_factory=set)
-    """What turned out to be gone or damaged and is to be made again."""
+    """Keys of missing or damaged results that will be regenerated."""
     settled: list[str] = field(default_factory=list)
-    """``kind/key`` of what this run has put into the ledger."""
+    """``kind/key`` of the entries that this run has added to the ledger."""
 
     @property
     def name(self) -> str:
@@ -210,7 +210,7 @@ class _Run:
         return self.queue
 
     def tidy(self) -> set[Key]:
-        """Forget what the plan found damaged, remove scratch of what is done; keys that are done by now."""
+        """Remove damaged entries from the ledger and scratch of finished recipes; returns keys done since the plan."""
         for kind, key in self.plan.stale:
             self.forget(kind, key)
         wanted = set(self.plan.keys("run")) | set(self.plan.keys("blocked"))
@@ -222,7 +222,7 @@ class _Run:
         return there
 
     def open_runs(self, experiment: str) -> None:
-        """The experiment, without runs of dead drivers, and the grid's own run."""
+        """Open the experiment and the grid's own run, and close runs of dead drivers."""
         self.experiment_id = self.tracker.experiment(experiment)
         self.tracker.close_dead_runs(self.experiment_id, "its driver died")
         grid = self.expansion.grid
@@ -234,7 +234,7 @@ class _Run:
         return open_view(self.name, self.open_queue, eta, label=self.label, wanted=wanted, out=sys.stderr)
 
     def eta(self, max_concurrent: int | None) -> Eta:
-        """What takes part in it: trials where their number is given, else GPUs, else cores."""
+        """The ETA, by parallel trials if their number is given, else by GPUs, else by cores."""
         costs_s, networks = self.open_queue.costs_s, self.networks()
         if max_concurrent:
             return Eta(costs_s, max_concurrent, networks=networks)
@@ -244,7 +244,7 @@ class _Run:
         return Eta(costs_s, cpus, networks=networks, takes=lambda demand: demand.cpus)
 
     def networks(self) -> dict[Key, str]:
-        """What recipes train, or are made with: recipes of one kind and network take alike."""
+        """The network that each recipe trains or uses: recipes of one kind and network take about equally long."""
         recipes = self.expansion.recipes
 
         def of(recipe: Recipe) -> str:
@@ -256,11 +256,11 @@ class _Run:
         return {key: of(recipe) for key, recipe in recipes.items()}
 
     def label(self, key: Key) -> str:
-        """What the view calls a recipe, or a share of one."""
+        """Display name of a recipe, or of a share of one."""
         return self.expansion.label(key) if key in self.expansion.recipes else self.open_queue.recipes[key].label()
 
     def work(self, view: View, max_concurrent: int | None) -> None:
-        """Let Ray work the queue off; signals only stop it between two steps."""
+        """Run the queue on Ray; signals stop it only between two steps."""
         from pipelines.engine.tune import work_off
 
         self.say = view.say
@@ -307,7 +307,7 @@ class _Run:
         )
 
     def entries(self, wanted: Iterable[tuple[str, Key]]) -> dict[Key, Entry]:
-        """Ledger entries of these, and of all that they were made from."""
+        """Ledger entries of these and of all their ancestors."""
         found: dict[Key, Entry] = {}
         for kind, key in wanted:
             if key not in self.known:
@@ -320,16 +320,16 @@ class _Run:
         return found
 
     def retry(self, ask: Callable[[], T]) -> T:
-        """Ask a store that may be away, and say so; a signal ends the waiting."""
+        """Call a store with retries while it is unreachable, and show the waiting; a signal ends it."""
         return retry(ask, waiting=self.say, leaving=lambda: bool(self.interrupts.name))
 
     def as_holder(self, write: Callable[[], T]) -> T:
-        """Write to the ledger, if nobody has taken it over while we waited."""
+        """Write to the ledger, if the lease is still ours."""
         self.check_lease()
         return write()
 
     def publish(self) -> None:
-        """Tables and charts of the grid, with its run."""
+        """Attach tables and charts of the grid to its run."""
         from tracking.report.publish import publish_tables
 
         run_id, cells = self.grid_run_id, self.expansion.cells
@@ -339,12 +339,12 @@ class _Run:
                 publish_tables(self.tracker, run_id, name, cells, self.ledger.find, Path(folder))
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
-        """What people filter by: the grid's names, and what the things say that a recipe is made from."""
+        """Parameters to filter runs by: the grid's names, and facts of the parents."""
         known = self.entries(recipe.parents())
         return parent_facts(recipe, lambda _kind, key: known.get(key)) | self.expansion.facts(recipe.key)
 
     def keep(self, entry: dict[str, Any]) -> None:
-        """A finished recipe: into the ledger, then its scratch may go."""
+        """Add a finished recipe to the ledger, then delete its scratch."""
         kept = self.retry(partial(self.as_holder, partial(self.ledger.mark, Entry.model_validate(entry))))
         self.known[kept.key] = kept
         self.forgotten.discard(kept.key)
@@ -354,7 +354,7 @@ class _Run:
             self.retry(partial(discard, self.ledger.objects, kept.key))
 
     def forget(self, kind: str, key: Key) -> None:
-        """Its artifact is gone or damaged: it counts as missing."""
+        """Remove a result with a missing or damaged artifact from the ledger."""
         self.retry(partial(self.as_holder, partial(self.ledger.forget, kind, key)))
         self.known.pop(key, None)
         self.settled = [name for name in self.settled if name != f"{kind}/{key}"]
@@ -363,7 +363,7 @@ class _Run:
         trial_log.append(self.session.home, "forgotten", kind, key)
 
     def abandon(self, reason: str) -> None:
-        """Nothing of ours stays RUNNING.  Workers go with the cluster; their locks tell when the last one is gone."""
+        """Close all runs of this driver.  Workers end with the cluster; their locks show when all have ended."""
         running = {key: self.queue.recipes[key].kind for key in self.queue.running} if self.queue else {}
         folders = [work_folder(self.session.home, kind, key) for key, kind in running.items()]
         deadline = time.monotonic() + _WORKERS_GONE_S
@@ -372,15 +372,17 @@ class _Run:
         for key, kind in running.items():
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
-            with contextlib.suppress(Away):  # then the next run closes them
-                retry(partial(self.tracker.close_dead_runs, self.experiment_id, reason), give_up_after_s=_LAST_WORDS_S)
+            with contextlib.suppress(Away):  # the next run closes them
+                retry(
+                    partial(self.tracker.close_dead_runs, self.experiment_id, reason), give_up_after_s=_CLOSE_WITHIN_S
+                )
 
     def close(self, *, ok: bool) -> None:
-        """The grid is through.  A worker that died for good could not close its own run."""
+        """Close the grid's run, and the runs of workers that died."""
         if self.grid_run_id is not None:
             self.retry(partial(self.tracker.close_grid, self.grid_run_id, ok))
         ends = dict(self.queue.closed) if self.queue else {}
         self.retry(partial(self.tracker.close_dead_runs, self.experiment_id, "its process died", ends))
         if self.grid_run_id is not None:
-            with contextlib.suppress(RD3Error):  # `rd3 report` does it again
+            with contextlib.suppress(RD3Error):  # `rd3 report` publishes them again
                 self.retry(self.publish)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks to stop in good order, the second one leaves at once."""
+"""Ctrl-C and SIGTERM: the first one stops gracefully, the second one exits at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.name = ""
-        """Name of the signal that came, empty before."""
+        """Name of the received signal, or empty."""
         self.deferred = False
         self._before: dict[int, Any] = {}
 
@@ -32,7 +32,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def arm(self) -> None:
-        """Take the signals (again): Ray takes SIGTERM for itself when it starts."""
+        """Install the handlers (again): Ray installs its own for SIGTERM when it starts."""
         for number in self._before:
             signal.signal(number, self._on_signal)
 

@@ -1,4 +1,4 @@
-"""What driver and worker exchange about one recipe: plain data."""
+"""Messages between driver and worker about one recipe: plain data."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ class Job:
     recipe: str
     """JSON."""
     facts: dict[str, Any]
-    """Names for the MLflow run that the recipe itself does not hold, such as the teacher's role."""
+    """Parameters of the MLflow run that are not in the recipe, such as the teacher's role."""
     place: Place
     experiment_id: str
     parent_run_id: str | None
     gpu: bool = False
     alone: bool = False
-    """Nothing else runs on this machine meanwhile (``timing: exclusive``)."""
+    """Nothing else runs on this machine at the same time (``timing: exclusive``)."""
     larger: str | None = None
-    """Key of a set of which this one is the first images, if there is one."""
+    """Key of a larger set of which this one is a prefix, if any."""
     blocks: tuple[int, int] | None = None
-    """(first, step) of the blocks of a set that this trial makes, for another to put together; None: all of it."""
+    """(first, step) of the blocks that this trial generates, to be assembled by another; None: the whole set."""
     in_shares: bool = False
-    """Others have made blocks of this set, which wait at the artifact root."""
+    """Other trials have uploaded blocks of this set to the artifact root."""
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of all that the recipe is made from."""
     keep_unfinished: bool = False
     """Upload unfinished work, because this machine may be preempted."""
     anew: bool = False
-    """What was made before is gone or damaged: nothing of it is to be reported again."""
+    """Ignore earlier results in the work folder: their artifact is missing or damaged."""
     settled: list[str] = field(default_factory=list)
-    """``kind/key`` of what came into the ledger lately: its scratch on any machine may go."""
+    """``kind/key`` of recent ledger entries, whose scratch can be deleted on every machine."""
 
     @property
     def home(self) -> Path:
@@ -56,7 +56,7 @@ class Job:
         return work_folder(self.home, "share", f"{self.key}-{first + 1}of{step}")
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON-compatible data."""
         return asdict(self) | {"place": self.place.to_plain()}
 
     @classmethod
@@ -67,13 +67,13 @@ class Job:
 
 
 def given_store(jobs: Sequence[Job]) -> GivenStore:
-    """What the recipes of one trial are made from."""
+    """A store with the ancestors of the recipes of one trial."""
     return GivenStore(jobs[0].place, [Entry.model_validate(entry) for job in jobs for entry in job.given])
 
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How a recipe of a trial ended: ``entry`` if it is done, else a status and a reason."""
+    """How a recipe of a trial ended: with an ``entry`` if it is done, else with a status and a reason."""
 
     status: str
     reason: str = ""
@@ -91,5 +91,5 @@ class TrialEnd:
 
 
 def work_folder(home: Path, kind: str, key: str) -> Path:
-    """Where a recipe is made; what is in it is scratch."""
+    """Scratch folder of a recipe."""
     return home / "work" / kind / key

@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: one calm live view, or a line a change where there is no terminal."""
+"""Progress of a running grid: a live view on a terminal, one line per change in a log."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from rd3.campaign.view import span
 from rd3.recipe import Key
 
 SILENCE_S = 30.0
-"""Longest time that a log says nothing while something moves."""
+"""Longest interval without a log line while recipes make progress."""
 RESUMED = 0.25
-"""A recipe that says sooner than after this part of the planned time how far it is was not begun by this attempt."""
-DOUBT_S = 60.0
-"""So many seconds as expected count beside what was seen: the first recipe of a worker, which loads modules, teaches
-little of recipes that are planned to take hours."""
-ANEW_S = 1.0
-"""How long the time that is left stands: working it out looks at every recipe."""
+"""A recipe whose first report comes before this fraction of the planned time was started by an earlier attempt."""
+PRIOR_S = 60.0
+"""Weight of the planned time in seconds beside measured times: the first recipe of a worker, which loads modules, says
+little about recipes that are planned to take hours."""
+REFRESH_S = 1.0
+"""Minimum interval between two computations of the remaining time, which visit every recipe."""
 
 
 @dataclass
 class Running:
-    """One recipe that a trial is making.  Times are of one clock, in seconds."""
+    """One running recipe.  All times are of the same clock, in seconds."""
 
     since: float
     fraction: float = 0.0
     note: str = ""
     first: tuple[float, float] | None = None
-    """(time, fraction) of the first report: what was done before it may have been done by an earlier attempt."""
+    """(time, fraction) of the first report; earlier progress may be of an earlier attempt."""
     reported: float = 0.0
     """Time of the last report."""
     pack: int = 1
-    """How many recipes the trial makes together; times of one of several say little of what it takes alone."""
+    """Number of recipes in the trial; times in a pack say little about a recipe that runs alone."""
 
     def report(self, now: float, fraction: float, note: str) -> None:
         self.fraction, self.note, self.reported = fraction, note, now
@@ -47,14 +47,14 @@ class Running:
 
     @property
     def pace(self) -> tuple[float, float] | None:
-        """(seconds, fraction) between the first report and the last; None before it has moved."""
+        """(seconds, fraction) between the first and the last report; None without progress between them."""
         if self.first is None or self.fraction <= self.first[1]:
             return None
         return self.reported - self.first[0], self.fraction - self.first[1]
 
 
 class Spent(NamedTuple):
-    """Seconds that were planned for a piece of work, and that it took."""
+    """Planned and actual seconds of some work."""
 
     planned_s: float = 0.0
     spent_s: float = 0.0
@@ -64,7 +64,7 @@ class Spent(NamedTuple):
 
 
 def own_left_s(item: Running, now: float) -> float | None:
-    """What a running recipe needs by its own pace; None before it has moved between two reports."""
+    """Remaining seconds of a running recipe by its own pace; None if the pace is unknown."""
     if item.pace is None:
         return None
     seconds, done = item.pace
@@ -72,18 +72,18 @@ def own_left_s(item: Running, now: float) -> float | None:
 
 
 def expected_left_s(total_s: float, item: Running, now: float) -> float:
-    """What a running recipe needs that takes ``total_s`` in all, before its own pace is known.
+    """Remaining seconds of a running recipe with expected duration ``total_s``, before its own pace is known.
 
-    Where it has taken longer, a tenth of what it has taken so far: nobody knows.
+    If it has already taken longer, a tenth of the elapsed time, as a guess.
     """
     return max((1.0 - item.fraction) * total_s - (now - (item.reported or item.since)), 0.1 * (now - item.since))
 
 
 class Eta:
-    """Time that is left: planned costs, corrected by what recipes of a kind and network really take.
+    """Remaining time: planned costs, corrected by the measured times of recipes of the same kind and network.
 
-    Finished recipes count, and of running ones what they have done between two reports; what was made in a pack does
-    not, as plans are of recipes that are made alone.
+    Uses finished recipes, and the progress of running ones between two reports; packs do not count, as plans are for
+    recipes that run alone.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Eta:
         networks: Mapping[Key, str] | None = None,
         takes: Callable[[Demand], float] = lambda demand: 1.0,
     ):
-        """``parallel``: devices that work at a time, of which a recipe takes ``takes(its demand)``.
+        """``parallel``: number of devices, of which a recipe takes ``takes(its demand)``.
 
-        ``networks``: the network of a recipe, where there is one.
+        ``networks``: the network of a recipe, if any.
         """
         self.costs_s = costs_s
         self.parallel = max(1.0, parallel)
@@ -105,11 +105,11 @@ class Eta:
         self._finished: dict[tuple[str, ...], Spent] = {}
 
     def groups(self, kind: str, key: Key) -> tuple[tuple[str, ...], ...]:
-        """Whom a recipe is like, the nearest first: its kind and network, its kind, all."""
+        """Groups of similar recipes, the most similar first: same kind and network, same kind, all."""
         return (kind, self.networks.get(key, "")), (kind,), ()
 
     def finished(self, key: Key, kind: str, item: Running, now: float) -> None:
-        """A recipe is done.  What an earlier attempt had done of it is left out."""
+        """Record a finished recipe, without the work of earlier attempts."""
         since, before = item.since, 0.0
         if item.first is not None:
             began, share = item.first
@@ -131,9 +131,9 @@ class Eta:
         return totals
 
     def left_s(self, queue: RecipeQueue, running: Mapping[Key, Running], now: float) -> float:
-        """Seconds until all that can be made is made, if the devices stay busy.
+        """Seconds until all runnable recipes are done, if the devices stay busy.
 
-        Not less than what any running recipe still needs, nor than the longest chain that is still to be made.
+        At least the remaining time of every running recipe and of the longest remaining chain.
         """
         learnt = self._learnt(queue, running)
         left: dict[Key, float] = {}
@@ -150,23 +150,23 @@ class Eta:
                 left[key] = own_s
             else:
                 left[key] = expected_left_s(pack * total_s, running[key], now) if key in running else total_s
-            # Plans are of whole devices; what was seen is of the part that a recipe takes.
-            seen = own_s is not None or any(group in learnt for group in groups[:-1])
-            device_s += left[key] / pack * (self.takes(queue.demand(key)) if seen else 1.0)
+            # Plans are for whole devices; measured times are for the fraction that a recipe takes.
+            measured = own_s is not None or any(group in learnt for group in groups[:-1])
+            device_s += left[key] / pack * (self.takes(queue.demand(key)) if measured else 1.0)
         return max(_longest_chain(queue, left), device_s / self.parallel)
 
 
 def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Sequence[tuple[str, ...]]) -> float:
-    """Real over planned, by the nearest group, which is expected to be as the next larger one; all are, as planned."""
+    """Actual over planned time: a shrinkage estimate from the largest group (prior 1) to the most similar one."""
     factor = 1.0
     for group in reversed(groups):
         planned_s, spent_s = learnt.get(group, Spent())
-        factor = (spent_s + DOUBT_S * factor) / (planned_s + DOUBT_S)
+        factor = (spent_s + PRIOR_S * factor) / (planned_s + PRIOR_S)
     return factor
 
 
 def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
-    """Seconds of the longest chain of recipes that wait for one another."""
+    """Seconds of the longest chain of dependent recipes."""
     until_done: dict[Key, float] = {}
 
     def measured(key: Key) -> float:
@@ -184,7 +184,7 @@ def plural(kind: str) -> str:
 
 
 class View:
-    """Follows a queue.  ``started``, ``moved`` and ``ended`` are called by the driver, drawing is up to the view."""
+    """Progress of a queue.  The driver calls ``started``, ``moved`` and ``ended``; subclasses draw."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None = None):
         self.name, self.queue, self.eta = name, queue, eta
@@ -201,15 +201,15 @@ class View:
         return None
 
     def say(self, note: str) -> None:
-        """What the driver itself is doing."""
+        """Show what the driver itself is doing."""
         self.note = note
 
     def started(self, key: Key, pack: int = 1) -> None:
-        """``pack``: how many recipes its trial makes together."""
+        """``pack``: number of recipes in its trial."""
         self.running[key] = Running(time.monotonic(), pack=pack)
 
     def packed(self, key: Key, pack: int) -> None:
-        """A recipe was made in a pack of this size, maybe by an earlier attempt."""
+        """A recipe ran in a pack of this size, possibly in an earlier attempt."""
         if key in self.running:
             self.running[key].pack = max(self.running[key].pack, pack)
 
@@ -235,21 +235,21 @@ class View:
 
     def left(self) -> str:
         now = time.monotonic()
-        if now - self._left[0] > ANEW_S:
+        if now - self._left[0] > REFRESH_S:
             self._left = now, self.eta.left_s(self.queue, self.running, now)
         return span(self._left[1]) if self._left[1] else "unknown"
 
 
 class LineView(View):
-    """A line for everything that ends, for logs, and now and then one for what is on its way."""
+    """For logs: one line for every recipe that ends, and occasional lines for running ones."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None, out: TextIO):
         super().__init__(name, queue, eta, label)
         self.out = out
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def _line(self, text: str) -> None:
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         self.out.write(text + "\n")
         self.out.flush()
 
@@ -260,7 +260,7 @@ class LineView(View):
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)
-        if time.monotonic() - self._said >= SILENCE_S:
+        if time.monotonic() - self._last_line >= SILENCE_S:
             self._line(self._with_counts(f"{self.label(key)} {key[:8]}: {100 * fraction:.0f} %, {note}"))
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
@@ -276,7 +276,7 @@ class LineView(View):
 
 
 class LiveView(View):
-    """A table that redraws itself twice a second, from what the driver last said."""
+    """For terminals: a table that is redrawn twice per second from the latest reports."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None, console: Console):
         super().__init__(name, queue, eta, label)
@@ -296,7 +296,7 @@ class LiveView(View):
             self._problems.append(f"{self.label(key)} {key[:8]}: {status}: {reason}")
 
     def draw(self) -> Group:
-        """The whole view."""
+        """The complete view."""
         counts = self.queue.counts()
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
@@ -326,7 +326,7 @@ def open_view(
     wanted: bool = True,
     out: TextIO,
 ) -> View:
-    """The view that suits ``out``: live on a terminal, lines elsewhere, nothing if not ``wanted``."""
+    """The view for ``out``: live on a terminal, lines elsewhere, nothing unless ``wanted``."""
     if not wanted:
         return View(name, queue, eta, label)
     console = Console(file=out, highlight=False)

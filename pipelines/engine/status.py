@@ -1,4 +1,4 @@
-"""How far a grid is, for somebody who looks from another terminal: the ledger, and the log that trials write."""
+"""The progress of a grid, from the ledger and the log of trials; also for other processes than the driver."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class GridStatus:
 
     counts: dict[str, dict[str, int]]
     running: list[dict[str, Any]] = field(default_factory=list)
-    """Recipes that a live process of this machine makes: ``label``, ``key``, ``attempt``, ``since``, ``pid``."""
+    """Recipes that a live process on this machine runs: ``label``, ``key``, ``attempt``, ``since``, ``pid``."""
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Recipes whose last attempt failed: ``label``, ``key``, ``status``, ``reason``."""
 
 
 def grid_status(expansion: Expansion, ledger: Ledger, home: Path) -> GridStatus:
-    """What of a grid is done, running or failed now; changes nothing."""
+    """The recipes of a grid that are done, running, failed and missing; read-only."""
     last: dict[Key, dict[str, Any]] = {
         event["key"]: event for event in trial_log.events(home) if event["key"] in expansion.recipes
     }

@@ -1,4 +1,4 @@
-"""A trial: makes a pack of recipes in a worker process and reports the progress and the end of each to the driver."""
+"""A trial: runs a pack of recipes in a worker process and reports progress and the end of each to the driver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.engine.job import Job, TrialEnd
 
 REPORT_EVERY_S = 3.0
 UNFIT_S = 10.0
-"""How long an unfit process may take to exit by itself; with a failed device it may hang."""
+"""Time for an unfit process to exit by itself; with a failed device it may hang."""
 
 
 class Reports:
@@ -57,12 +57,12 @@ def run_trial(config: dict[str, Any]) -> None:
         attempt(jobs, reports.progress, reports.ended)
     except Unfit as error:
         reports.unfit(str(error))
-        _leave_at_the_latest(UNFIT_S)
+        _exit_after(UNFIT_S)
         raise  # Tune ends the process of a trial that fails, and keeps others for the next
 
 
 def _settle_process(gpu: bool) -> None:
-    """One thread, and no look at a GPU that the trial was not given (Ray leaves it visible to CPU-only work)."""
+    """Use one thread, and hide GPUs from CPU trials (Ray leaves them visible)."""
     os.environ["OMP_NUM_THREADS"] = "1"
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -73,7 +73,7 @@ def _settle_process(gpu: bool) -> None:
     torch.set_flush_denormal(True)
 
 
-def _leave_at_the_latest(seconds: float) -> None:
+def _exit_after(seconds: float) -> None:
     timer = threading.Timer(seconds, os._exit, (1,))
     timer.daemon = True
     timer.start()
@@ -81,9 +81,9 @@ def _leave_at_the_latest(seconds: float) -> None:
 
 @cache
 def _die_with_parent() -> None:
-    """Leave when the process that started this worker is gone: a killed driver takes Ray down, but not the workers."""
+    """Exit when the parent process has ended: a killed driver takes Ray down, but not the workers."""
     parent = os.getppid()
-    atexit.register(last_words)  # Ray makes an exit of SIGTERM
+    atexit.register(last_words)  # Ray turns SIGTERM into a normal exit
 
     def watch() -> None:
         while os.getppid() == parent:

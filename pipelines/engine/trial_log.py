@@ -1,8 +1,8 @@
-"""What trials did, line by line: ``<home>/trials.jsonl``, append-only, one JSON object a line.
+"""The log of trials: ``<home>/trials.jsonl``, append-only, one JSON object per line.
 
-Every attempt writes ``start``, ``made`` when the result is on the disk and only has to be sent, and then ``done`` or
-``fail``; an attempt that was killed writes no more.  A recipe that is done is not started again, unless a line
-``forgotten`` says that its artifact was found damaged or gone.
+Every attempt writes ``start``, ``made`` when the result is on disk and only the upload remains, and then ``done`` or
+``fail``; a killed attempt writes nothing more.  A finished recipe is not started again, unless a line ``forgotten``
+records that its artifact was damaged or missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def log_path(home: Path) -> Path:
 
 
 def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
-    """One line, in one write: lines of several processes do not mix (``O_APPEND``)."""
+    """Append one line in a single write, so that lines of several processes do not mix (``O_APPEND``)."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     where = {"pid": os.getpid(), "host": platform.node(), "time": time}
     line = {"event": event, "kind": kind, "key": key, **where, **more}
@@ -34,7 +34,7 @@ def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
 
 
 def events(home: Path, key: str | None = None) -> Iterator[dict[str, Any]]:
-    """All lines in order, or those of one key.  A line that a crash of the machine cut short is left out."""
+    """All lines in order, or those of one key.  Skips lines truncated by a crash."""
     path = log_path(home)
     if not path.is_file():
         return
@@ -51,12 +51,12 @@ def events(home: Path, key: str | None = None) -> Iterator[dict[str, Any]]:
 
 
 def attempts(home: Path, key: str) -> int:
-    """How often a recipe was started here."""
+    """Number of times that a recipe was started here."""
     return sum(event["event"] == "start" for event in events(home, key))
 
 
 def is_done(home: Path, key: str) -> bool:
-    """Whether a recipe was finished here, and not forgotten since."""
+    """Whether a recipe was finished here and not forgotten since."""
     done = False
     for event in events(home, key):
         done = event["event"] == "done" or (done and event["event"] != "forgotten")
@@ -64,7 +64,7 @@ def is_done(home: Path, key: str) -> bool:
 
 
 def alive(event: dict[str, Any]) -> bool:
-    """Whether the process that wrote a line still runs.  False for another machine, of which nothing is known."""
+    """Whether the process that wrote a line still runs.  False for other machines, whose state is unknown."""
     if event["host"] != platform.node():
         return False
     try:
@@ -74,5 +74,5 @@ def alive(event: dict[str, Any]) -> bool:
     except PermissionError:
         return True
     stat = Path(f"/proc/{event['pid']}/stat")
-    # A zombie is dead, only nobody has asked yet how it ended.
+    # A zombie has ended, but its parent has not collected its exit status yet.
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

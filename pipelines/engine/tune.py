@@ -1,6 +1,6 @@
-"""Works a queue off on Ray Tune: one experiment, whose searcher hands out recipes when their parents are done.
+"""Run a queue on Ray Tune: one experiment, whose searcher hands out recipes when their parents are done.
 
-What Tune itself keeps (its storage, its checkpoints) is scratch: all that matters is in the ledger.
+Tune's own storage and checkpoints are scratch: all results are in the ledger.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.engine.trial import run_trial
 
 
 class Graph(Searcher):
-    """Asks the driver; keeps nothing itself, as there is nothing to restore."""
+    """A searcher that asks the driver; stateless."""
 
     def __init__(self, driver: Driver):
         super().__init__()
@@ -32,7 +32,7 @@ class Graph(Searcher):
     ) -> dict[str, Any] | str | None:
         config = self.driver.next_config(trial_id)
         if config is None and (self.driver.queue.finished or self.driver.leaving):
-            return Searcher.FINISHED  # None with nothing running would make Tune wait for minutes
+            return Searcher.FINISHED  # for None without a running trial, Tune would wait for minutes
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class Graph(Searcher):
 
 
 class Watch(tune.Callback):
-    """Hears of processes that died, and leaves when the driver must."""
+    """A callback that reports process deaths to the driver, and stops Tune when the driver must stop."""
 
     def __init__(self, driver: Driver):
         self.driver = driver
@@ -79,7 +79,7 @@ _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", 
 def work_off(driver: Driver, home: Path) -> None:
     """Run Tune until the driver's queue is finished.  Raises :class:`Leave` if the driver has to stop."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Tune would hand the driver's S3 keys to every trial, on command lines and in logs of Ray.
+    # Otherwise Tune passes the driver's S3 keys to every trial, visible in command lines and logs of Ray.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_S3_KEYS)
     scratch, name = home / "ray", uuid.uuid4().hex[:8]
     with warnings.catch_warnings():
@@ -99,7 +99,7 @@ def work_off(driver: Driver, home: Path) -> None:
                     storage_path=str(scratch),
                     verbose=0,
                     callbacks=[Watch(driver)],
-                    # A dead process is the driver's business: Tune retries none that dies while its actor is reused.
+                    # The driver handles dead processes: Tune does not retry those with reused actors.
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()

@@ -1,1 +1,1 @@
-"""Grids: read a grid file, check it, expand it into recipes, plan it, and queue what is to run."""
+"""Grids: read and check a grid file, expand it into recipes, plan it, and schedule the recipes."""

@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Catalog:
-    """Names and what they mean, each looked up once; read-only.
+    """Read-only resolution of names, each looked up once.
 
-    Without arguments it knows what ships with RD3.  ``roots`` adds the user's datasets, ``presets`` a folder with the
+    Without arguments it contains what is built in.  ``roots`` adds the user's datasets, ``presets`` a folder with the
     user's protocols, ``ledger`` the teacher roles and sets in it; ``protocols`` take precedence over those of the same
-    name.  Methods raise :class:`rd3.errors.UnknownName`, with a did-you-mean, for a name that means nothing.
+    name.  Methods raise :class:`rd3.errors.UnknownName`, with a suggestion, for unknown names.
     """
 
     def __init__(
@@ -42,27 +42,27 @@ class Catalog:
 
     @classmethod
     def of(cls, session: Session) -> Catalog:
-        """Everything that a user's session knows."""
+        """The catalog of a session."""
         return cls(session.roots, presets=session.presets, ledger=session.ledger)
 
     def with_protocols(self, protocols: Mapping[str, Preset]) -> Catalog:
-        """A catalog in which these names mean these protocols."""
+        """A copy of the catalog with these protocols added."""
         given = {**self.protocols, **protocols}
         return type(self)(self.roots, presets=self.presets, ledger=self.ledger, protocols=given)
 
     def dataset(self, name: str) -> DatasetInfo:
-        """Facts of a dataset, which need not be on the disk."""
+        """Facts of a dataset, which need not be on disk."""
         return self._once(("dataset", name), partial(dataset_info, name, self.roots))
 
     def fingerprint(self, name: str, *, training_only: bool = False) -> str:
-        """The fingerprint of a dataset, of its training part alone with ``training_only``; raises as opening it."""
+        """The fingerprint of a dataset, or of its training part with ``training_only``; raises as opening it does."""
         if self.roots is None:
             raise ValueError("a catalog without roots reads no data")
-        look = partial(dataset_fingerprint, name, self.roots, training_only=training_only)
-        return self._once(("fingerprint", name, training_only), look)
+        compute = partial(dataset_fingerprint, name, self.roots, training_only=training_only)
+        return self._once(("fingerprint", name, training_only), compute)
 
     def role(self, dataset: str, name: str) -> Role:
-        """What a teacher role means on a dataset."""
+        """The teacher of a role on a dataset."""
         named_by_user = {} if self.ledger is None else {"user_role": self.ledger.role}
         return self._once(("role", dataset, name), lambda: teacher_role(self.dataset(dataset), name, **named_by_user))
 
@@ -71,11 +71,11 @@ class Catalog:
         return self.protocols.get(name) or self._once(("protocol", name), partial(self._preset_of, name))
 
     def known_set(self, text: str) -> SetRecipe | None:
-        """The set that a key, or its first digits, means; None for text that is no key of a set in the ledger."""
+        """The set in the ledger with this key or key prefix, or None."""
         return None if self.ledger is None else self._once(("set", text), partial(self.ledger.known_set, text))
 
-    def _once(self, key: Hashable, look: Callable[[], T]) -> T:
+    def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
         if key not in self._found:
-            self._found[key] = look()
+            self._found[key] = compute()
         found: T = self._found[key]
         return found

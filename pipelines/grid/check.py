@@ -1,4 +1,4 @@
-"""From a YAML document to a :class:`Grid`, with every mistake noted at its place."""
+"""Parse a YAML document into a :class:`Grid`; every error is reported with its location."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def check_document(document: Located, name: str, text: str, catalog: Catalog) ->
     """The grid, or None with at least one problem added to ``document``."""
     data = document.data
     if data is None:
-        document.problem((), "The file is empty.", "name methods, datasets, ipc and a teacher")
+        document.problem((), "The file is empty.", "add methods, datasets, ipc and a teacher")
         return None
     if not isinstance(data, dict):
-        document.problem((), f"A grid is a mapping of keys, not {what(data)}.", "begin with `methods:`")
+        document.problem((), f"A grid must be a mapping, got {what(data)}.", "start with `methods:`")
         return None
     unknown_keys(document, data, FILE_KEYS, ())
     head = {
@@ -45,7 +45,7 @@ def check_document(document: Located, name: str, text: str, catalog: Catalog) ->
         "test_on": one_of(document, data, "test_on", ("test", "validation")),
     }
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
-        document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
+        document.problem(("name",), f"Invalid name {head['name']!r}.", "use letters, digits, '.', '_' and '-'")
     base = {key: value for key, value in data.items() if key in PART_KEYS}
     parts = [PartCheck(document, base, dict.fromkeys(base, ()), catalog).part()]
     for place, changes in enumerate(_also(document, data)):
@@ -65,10 +65,10 @@ def check_document(document: Located, name: str, text: str, catalog: Catalog) ->
 
 
 def what(value: Any) -> str:
-    """How a person calls a YAML value."""
+    """Describe a YAML value in a message."""
     if value is None:
         return "nothing"
-    kinds = {bool: "the truth value", str: "the text", int: "the number", float: "the number"}
+    kinds = {bool: "the boolean", str: "the text", int: "the number", float: "the number"}
     if type(value) in kinds:
         return f"{kinds[type(value)]} {json.dumps(value, ensure_ascii=False)[:60]}"
     return "a list" if isinstance(value, list) else "a mapping"
@@ -102,12 +102,12 @@ def _also(document: Located, data: dict[str, Any]) -> list[Any]:
     value = data.get("also", [])
     if isinstance(value, list):
         return value
-    document.problem(("also",), f"Expected a list of partial grids, got {what(value)}.", "begin each with '- '")
+    document.problem(("also",), f"Expected a list of partial grids, got {what(value)}.", "start each with '- '")
     return []
 
 
 class PartCheck:
-    """Checks one product; ``homes`` says where in the file each key stands (top level, or an item of ``also``)."""
+    """Checks one part of a grid; ``homes``: location of each key in the file (top level, or an item of ``also``)."""
 
     def __init__(self, document: Located, data: dict[str, Any], homes: dict[str, Path], catalog: Catalog):
         self.document = document
@@ -145,7 +145,7 @@ class PartCheck:
 
     @contextmanager
     def _noting(self, path: Path) -> Iterator[None]:
-        """A mistake that RD3 finds by itself becomes a problem at ``path``; a store that fails is not the file's."""
+        """Report an :class:`RD3Error` as a problem at ``path``; store errors are not the file's and are raised."""
         try:
             yield
         except StoreError:
@@ -154,7 +154,7 @@ class PartCheck:
             self.document.problem(path, error.message, error.fix)
 
     def _list(self, key: str, default: list[Any] | None = None) -> list[Any]:
-        """The items of a list that may be neither empty nor repeat itself."""
+        """The items of a list, which must be neither empty nor contain duplicates."""
         value = self.data.get(key, default)
         if value is default:
             return default or []
@@ -163,7 +163,7 @@ class PartCheck:
             return []
         if not value:
             self.document.problem(
-                self._at(key), "The list is empty: the grid would expand to nothing.", "name at least one"
+                self._at(key), "The list is empty, so the grid would be empty.", "add at least one item"
             )
         self.repeats(value, self._at(key))
         return value
@@ -174,8 +174,8 @@ class PartCheck:
             number = isinstance(item, int | float) and not isinstance(item, bool)
             text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
             if text in seen:
-                said = f"This repeats {place_text((*path, seen[text]))}."
-                self.document.problem((*path, place), said, "keep one of them")
+                message = f"Duplicate of {place_text((*path, seen[text]))}."
+                self.document.problem((*path, place), message, "remove one of them")
             seen.setdefault(text, place)
 
     def _names(self, key: str, look_up: Callable[[str], Any]) -> dict[str, Any]:
@@ -206,11 +206,11 @@ class PartCheck:
         good = []
         for place, number in enumerate(self._list(key, default)):
             if isinstance(number, bool) or not isinstance(number, int):
-                self.document.problem(self._at(key, place), f"Expected a whole number, got {what(number)}.")
+                self.document.problem(self._at(key, place), f"Expected an integer, got {what(number)}.")
             elif not least <= number <= BIGGEST_SEED:
                 bound = f"of at least {least}" if number < least else "below 2^63"
-                said = f"Expected a whole number {bound}, got {number}."
-                self.document.problem(self._at(key, place), said)
+                message = f"Expected an integer {bound}, got {number}."
+                self.document.problem(self._at(key, place), message)
             else:
                 good.append(number)
         return tuple(good)
@@ -219,27 +219,29 @@ class PartCheck:
         value = self.data.get(key, {})
         if isinstance(value, dict):
             return value
-        meant = f"`protocols: [{value}]`, or for single fields " if key == "protocol" and isinstance(value, str) else ""
-        fix = f"write {meant}`field: value`"
+        likely = (
+            f"`protocols: [{value}]`, or for individual fields " if key == "protocol" and isinstance(value, str) else ""
+        )
+        fix = f"write {likely}`field: value`"
         self.document.problem(self._at(key), f"Expected fields with values, got {what(value)}.", fix)
         return {}
 
     def _chosen(
         self, key: str, look_up: Callable[[str], Any], default: list[Any] | None = None
     ) -> list[tuple[Chosen, Path]]:
-        """``- name`` or ``- name: {field: value}``, with the place of the values; unknown names stay out."""
+        """Parse ``- name`` or ``- name: {field: value}`` items, with the location of the values; skip unknown names."""
         good = []
         for place, item in enumerate(self._list(key, default)):
             path = self._at(key, place)
             if isinstance(item, str):
                 item = {item: {}}
             if not isinstance(item, dict) or len(item) != 1:
-                self.document.problem(path, f"Expected a name, or one name with its values, got {what(item)}.")
+                self.document.problem(path, f"Expected a name, or one name with values, got {what(item)}.")
                 continue
             [(name, values)] = item.items()
             if not isinstance(values, dict):
-                said = f"Expected fields with values, got {what(values)}."
-                self.document.problem((*path, name), said, f"write `{name}: {{field: value}}`, or the name alone")
+                message = f"Expected fields with values, got {what(values)}."
+                self.document.problem((*path, name), message, f"write `{name}: {{field: value}}`, or only the name")
                 continue
             with self._noting(path):
                 look_up(name)
@@ -247,14 +249,14 @@ class PartCheck:
         return good
 
     def _teacher(self, infos: dict[str, DatasetInfo]) -> dict[str, str]:
-        """Dataset to role."""
+        """The teacher role of each dataset."""
         value = self.data.get("teacher")
         if value is None and "teacher" not in self.data:
             return {}
         if not isinstance(value, dict):
             if not isinstance(value, str):
-                said = f"Expected a role, or a role for each dataset, got {what(value)}."
-                self.document.problem(self._at("teacher"), said, "e.g. `teacher: resnet18`")
+                message = f"Expected a role, or a role per dataset, got {what(value)}."
+                self.document.problem(self._at("teacher"), message, "e.g. `teacher: resnet18`")
                 return {}
             roles, places = dict.fromkeys(infos, value), dict.fromkeys(infos, self._at("teacher"))
         else:
@@ -270,8 +272,8 @@ class PartCheck:
                     self.catalog.dataset(dataset)
             for dataset in infos:
                 if dataset not in value:
-                    said = f"Dataset {dataset} has no teacher."
-                    self.document.problem(self._at("teacher"), said, f"add `{dataset}: ROLE`")
+                    message = f"Dataset {dataset} has no teacher."
+                    self.document.problem(self._at("teacher"), message, f"add `{dataset}: ROLE`")
         for dataset, role in roles.items():
             if dataset in infos:
                 with self._noting(places[dataset]):
@@ -292,51 +294,51 @@ class PartCheck:
     def setting(
         self, model: type[BaseModel], base: dict[str, Any], name: str, value: Any, path: Path, owner: str
     ) -> bool:
-        """Check one value against its field of a method's settings alone, without any coercion."""
+        """Check one value against its field in a method's settings, without coercion."""
         if name not in model.model_fields:
             fix = did_you_mean(name, list(model.model_fields))
             self.document.problem(path, f"{owner} has no field {name!r}.", fix)
             return False
         try:
-            # JSON rules: a list may be a tuple, but neither "100" nor true is a number
+            # JSON mode: a list is accepted as a tuple, but "100" and true are not numbers
             model.model_validate_json(json.dumps(base | {name: value}), strict=True)
         except ValidationError as error:
-            said = [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
-            if said:
-                self.document.problem(path, f"{' / '.join(said)}, got {what(value)}.")
-            return not said
+            messages = [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
+            if messages:
+                self.document.problem(path, f"{' / '.join(messages)}, got {what(value)}.")
+            return not messages
         return True
 
     def field(self, name: str, value: Any, path: Path) -> bool:
-        """Check one value of a protocol by itself."""
+        """Check one protocol field."""
         before = len(self.document.problems)
         with self._noting(path):
-            said = mistakes_in(name, value)
-            if said:
-                self.document.problem(path, f"{' / '.join(said)}, got {what(value)}.")
+            mistakes = mistakes_in(name, value)
+            if mistakes:
+                self.document.problem(path, f"{' / '.join(mistakes)}, got {what(value)}.")
         return len(self.document.problems) == before
 
     def _settings(
         self, methods: list[tuple[Chosen, Path]], infos: dict[str, DatasetInfo], ipc: tuple[int, ...]
     ) -> None:
         for chosen, path in methods:
-            made, owner = METHODS.get(chosen.name), f"Method {chosen.name}"
+            method, owner = METHODS.get(chosen.name), f"Method {chosen.name}"
             for info in infos.values():
                 base = published(chosen.name, info).values
                 right = {
                     name: value
                     for name, value in chosen.values.items()
-                    if self.setting(made.Settings, base, name, value, (*path, name), owner)
+                    if self.setting(method.Settings, base, name, value, (*path, name), owner)
                 }
                 if right and ipc:
                     with self._noting(path):
                         settings = resolve_settings(chosen.name, info, ipc[0], right)
-                        check_start(made().needs(info, settings, "").init, info, ipc[0])
+                        check_start(method().needs(info, settings, "").init, info, ipc[0])
 
     def _protocols(
         self, protocols: list[tuple[Chosen, Path]], shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
     ) -> None:
-        """Fields one by one, then what contradicts each other among those that are right."""
+        """Check the fields one by one, then contradictions between the valid ones."""
         right, known = self.field, protocol_names()
         shared_right = {name: value for name, value in shared.items() if right(name, value, self._at("protocol", name))}
         own_right = [

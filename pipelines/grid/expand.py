@@ -1,6 +1,6 @@
-"""From a grid to cells and recipes: roles, presets and caps resolved, equal recipes shared, nothing run.
+"""Expand a grid into cells and recipes: resolves roles and presets, caps batch sizes, deduplicates recipes.
 
-Keys are known when this returns.  It reads no ledger and imports no torch; ten thousand cells take about two seconds.
+All keys are known afterwards.  Reads no ledger and does not import torch; ten thousand cells take about two seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rd3.recipe import (
 from rd3.values import canonical
 
 MISSING = "missing"
-"""Stands for the fingerprint of a dataset that is not there; what depends on it is blocked."""
+"""Placeholder for the fingerprint of a missing dataset; dependent recipes are blocked."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,26 @@ class Teacher:
 
 @dataclass
 class Expansion:
-    """Everything that a grid asks for.  By-hand commands make one with a few recipes and no grid."""
+    """Cells and recipes of a grid.  Commands without a grid file build one from a few recipes."""
 
     recipes: dict[Key, Recipe]
     """Parents before children."""
     grid: Grid | None = None
     cells: list[Cell] = field(default_factory=list)
     blocked: dict[Key, str] = field(default_factory=dict)
-    """Recipes of datasets that are not there: key to reason."""
+    """Recipes of missing datasets: key to reason."""
     imports: dict[Key, str] = field(default_factory=dict)
-    """Teachers that no run can make: key to reason, with the command; they block unless the ledger has them."""
+    """Teachers that must be imported: key to reason, with the command; they block unless in the ledger."""
     labels: dict[Key, str] = field(default_factory=dict)
-    """What to call a recipe on the screen, where that says more than ``recipe.label()``."""
+    """Display names of recipes, more specific than ``recipe.label()``."""
     teachers: dict[tuple[str, str], Teacher] = field(default_factory=dict)
-    """(dataset, role) to teacher, for every pair that the grid names."""
+    """(dataset, role) to teacher, for every pair in the grid."""
     infos: dict[str, DatasetInfo] = field(default_factory=dict)
-    """Facts of every dataset, for the cost; without them a recipe counts as free."""
+    """Facts of every dataset, for cost estimates; a recipe without them has cost 0."""
     notes: list[str] = field(default_factory=list)
-    """What the grid asks for in vain, as sentences."""
+    """Warnings about parts of the grid without effect, as sentences."""
     within: dict[Key, Key] = field(default_factory=dict)
-    """Sets whose images are the first of a larger one that the grid asks for as well, to that larger one."""
+    """Sets that are a prefix of a larger set in the grid: key to key of the larger set."""
 
     @property
     def source_grid(self) -> Grid:
@@ -108,11 +108,11 @@ class Expansion:
         return {parent for recipe in self.recipes.values() for _kind, parent in recipe.parents()}
 
     def is_result(self, key: Key) -> bool:
-        """Whether a recipe is asked for by itself, and not only to make another from it."""
+        """Whether a recipe is a result of the grid, not only a parent of other recipes."""
         return key in self._cells_by_key if self.cells else key not in self._parents
 
     def facts(self, key: Key) -> dict[str, str | int]:
-        """What the grid calls the things in a recipe: for the tracking server's parameters and filters."""
+        """The grid's names for the parts of a recipe, used as parameters and filters in the tracking server."""
         recipe = self.recipes[key]
         of_teacher = recipe.teacher if isinstance(recipe, StatisticsRecipe) else key
         for teacher in self.teachers.values():
@@ -134,17 +134,17 @@ class Expansion:
 
 
 def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
-    """Of a set that no cell names: another starts from it, or it was made by hand."""
+    """Facts of a set without a cell: an initial set of another, or one generated without a grid."""
     facts: dict[str, str | int] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
     return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 
 def expand(grid: Grid, catalog: Catalog) -> Expansion:
-    """Cells and recipes of a grid.
+    """Expand a grid into cells and recipes.
 
-    Datasets are opened for their fingerprints, without their test splits where the grid is tested on validation images;
-    recipes of one that cannot be opened are there, but blocked.  Raises :class:`GridErrors` for mistakes that only show
-    here, and for a grid in which no pair is supported.
+    Opens datasets for their fingerprints, without test splits for grids evaluated on validation images; recipes of
+    datasets that cannot be opened are blocked.  Raises :class:`GridErrors` for mistakes that are found only here, and
+    for a grid without any supported pair.
     """
     work = _Expander(grid, catalog)
     for number, part in enumerate(grid.parts):
@@ -153,25 +153,25 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
     work.check()
     result = work.result
     result.notes = [
-        f"{point} changes nothing: it is the base value." for point, moves in work.varied.items() if not moves
+        f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
     ]
     result.within = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     return result
 
 
 class _MadeSet(NamedTuple):
-    """One set of a part, or the reason why there is none."""
+    """One set of a part, or the reason why it is unsupported."""
 
     recipe: SetRecipe | None
     reason: str = ""
     chain: tuple[Recipe, ...] = ()
-    """What it is made from, parents first, and itself."""
+    """Its ancestors, parents first, and itself."""
     changed: dict[str, Any] = {}
     reduced: dict[str, tuple[float, float]] = {}
 
 
 class _Rule(NamedTuple):
-    """One resolved protocol with what the grid changed in it."""
+    """One resolved protocol with the grid's changes."""
 
     protocol: EvalProtocol
     changed: dict[str, Any]
@@ -179,7 +179,7 @@ class _Rule(NamedTuple):
 
 
 class _Expander:
-    """Resolves each thing once: datasets, teachers, settings, protocols; only seeds are left to the inner loop."""
+    """Resolves each dataset, teacher, setting and protocol once; the inner loop only varies seeds."""
 
     def __init__(self, grid: Grid, catalog: Catalog):
         self.grid = grid
@@ -188,21 +188,21 @@ class _Expander:
         self.result = Expansion(recipes={}, grid=grid)
         self.data: dict[str, Data] = {}
         self.absent: dict[str, str] = {}
-        """Dataset to the reason why it cannot be opened."""
+        """Datasets that cannot be opened: name to reason."""
         self.seen: set[tuple[str, int, Key | None]] = set()
         self.varied: dict[str, bool] = {}
-        """Whether a varied value makes another protocol anywhere."""
+        """Whether a varied value changes the protocol of any cell."""
         self.mistakes: list[tuple[int, Path, str, str]] = []
-        """Part, place, message and fix of what is wrong with a method's values."""
+        """(part, location, message, fix) of invalid method values."""
         self.refusals: dict[str, tuple[int, Path]] = {}
-        """Why a pair is not supported, to part and place of the first that it is said of."""
+        """Reason why a pair is unsupported: to part and location of its first occurrence."""
 
     def check(self) -> None:
-        """Refuse a grid with mistakes, or of which nothing is left."""
+        """Raise :class:`GridErrors` for a grid with mistakes or without supported cells."""
         found = self.mistakes
         if not found and not any(cell.evaluation for cell in self.result.cells):
-            said = "The grid expands to nothing: {}."
-            found = [(*place, said.format(reason), "") for reason, place in self.refusals.items()]
+            message = "The grid has no supported cells: {}."
+            found = [(*place, message.format(reason), "") for reason, place in self.refusals.items()]
         if found:
             problems = dict.fromkeys(problem_in(self.grid.text, *each) for each in dict.fromkeys(found))
             raise GridErrors(self.grid.name, sorted(problems, key=lambda problem: problem.line or 0))
@@ -243,7 +243,7 @@ class _Expander:
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
-        """Note whether a varied value makes another protocol; gives the base point that it was compared with."""
+        """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""
         if base is None or not varied:
             return protocol
         [(name, value)] = varied.items()
@@ -282,7 +282,7 @@ class _Expander:
             recipe = self._evaluation(shape, supported, rule.protocol, seed) if supported is not None else None
             key = recipe.key if recipe is not None else None
             identity = (shared, seed, key)
-            if identity in self.seen:  # a part repeats what an earlier one asked for
+            if identity in self.seen:  # duplicate of an earlier part
                 continue
             self.seen.add(identity)
             self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key))
@@ -311,7 +311,7 @@ class _Expander:
             self.result.blocked[recipe.key] = self.absent[dataset]
 
     def _add_chain(self, chain: tuple[Recipe, ...], shape: _Shape) -> None:
-        """A set after all that it is made from."""
+        """Add a set, preceded by its ancestors."""
         if chain[-1].key in self.result.recipes:
             return
         named = {teacher.recipe.key: teacher for teacher in self.result.teachers.values()}
@@ -332,8 +332,8 @@ class _Expander:
             return
         self._add(teacher.recipe, f"teacher {teacher.role} {teacher.dataset}", teacher.dataset)
         if teacher.hint:
-            said = f"teacher {teacher.role} of {teacher.dataset} has to be imported: {teacher.hint}"
-            self.result.imports[teacher.recipe.key] = said
+            reason = f"teacher {teacher.role} of {teacher.dataset} must be imported: {teacher.hint}"
+            self.result.imports[teacher.recipe.key] = reason
 
     def _info(self, dataset: str) -> DatasetInfo:
         """Facts of a dataset; opens it once, for its fingerprint."""
@@ -351,14 +351,14 @@ class _Expander:
         known = self.result.teachers.get((dataset, name))
         if known is None:
             role = self.catalog.role(dataset, name)
-            # a teacher that is trained here must not see the images that students are tested on: same split as the sets
+            # a teacher trained here must not see the images that students are tested on, so it uses the sets' split
             recipe = teacher_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
             known = Teacher(dataset, name, role.network, recipe, role.hint)
             self.result.teachers[dataset, name] = known
         return known
 
     def _sets(self, chosen: Chosen, dataset: str, ipc: int, role: str, seeds: tuple[int, ...]) -> dict[int, _MadeSet]:
-        """A method's sets by set seed, or for each the reason why it cannot make them."""
+        """A method's sets by set seed, or the reason why they are unsupported."""
         info = self.result.infos[dataset]
         try:
             planned = plan_set(
@@ -392,7 +392,7 @@ def _made(planned: PlannedSet, seed: int, changed: dict[str, Any], reduced: dict
 
 
 class _Shape(NamedTuple):
-    """What cells share that differ in seeds alone."""
+    """The common part of cells that differ only in seeds."""
 
     method: str
     info: DatasetInfo
@@ -422,17 +422,16 @@ def _rule(
 
 
 def _network_reason(student: str, info: DatasetInfo) -> str:
-    """Why a network cannot be a student here; empty if it can."""
+    """Why a network cannot be a student on this dataset; empty if it can."""
     sides = network_info(student).resolutions
     if info.resolution in sides:
         return ""
-    return (
-        f"{student} has no form at {info.resolution} pixels, only at {', '.join(str(side) for side in sorted(sides))}"
-    )
+    available = ", ".join(str(side) for side in sorted(sides))
+    return f"{student} is not available at {info.resolution} pixels, only at {available}"
 
 
 def _drawn_from(info: DatasetInfo, split: str) -> DatasetInfo:
-    """The facts of the part that sets are made from: ``fit`` has fewer images a class than ``train``."""
+    """Facts of the split that sets are generated from: ``fit`` has fewer images per class than ``train``."""
     if split == "train":
         return info
     carved = max(1, info.train_per_class // VALIDATION_DIVISOR)

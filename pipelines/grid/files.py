@@ -1,7 +1,7 @@
-"""Grid files: what a study asks for, as YAML, read whole and refused whole.
+"""Grid files: YAML descriptions of studies.
 
-A grid is a product of methods, datasets, IPC, students, protocols and seeds.  ``load_grid`` reads one by name (those
-that ship lie in ``grids/``) or by path, and reports every mistake at once.  No dataset has to be on disk for that.
+A grid is a product of methods, datasets, IPC, students, protocols and seeds.  ``load_grid`` reads one by name (built-in
+grids are in ``grids/``) or by path, and reports all mistakes at once.  Datasets need not be on disk.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def file_names(folder: Any) -> list[str]:
 
 
 def shipped_grids() -> list[str]:
-    """Names of the grids that ship with RD3."""
+    """Names of the built-in grids."""
     return file_names(_folder())
 
 
 def load_grid(source: str | Path, catalog: Catalog | None = None) -> Grid:
-    """The grid of that name or at that path; raises :class:`GridErrors` with every mistake of the file.
+    """Load a grid by name or path; raises :class:`GridErrors` with all mistakes of the file.
 
-    ``catalog``: the names that it may use, by default those that ship with RD3.
+    ``catalog``: the names it may refer to (default: the built-in ones).
     """
     name, content = read_named(source, _folder(), "grid")
     return parse_grid(content, name, catalog)
 
 
 def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
-    """Name and text of a ``what`` (grid, sweep) that ships in a folder under that name, or of the file at that path."""
+    """Name and text of a built-in file of kind ``what`` (grid, sweep) in ``shipped``, or of the file at a path."""
     text, names = str(source), file_names(shipped)
     if text in names:
         return text, shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
             raise DataMissing(
-                f"There is no {what} file {text}.", f"check the path; `rd3 list {what}s` shows those that ship"
+                f"There is no {what} file {text}.", f"check the path; `rd3 list {what}s` lists the built-in ones"
             )
         raise UnknownName(f"There is no {what} {text!r}.", did_you_mean(text, names))
     try:
@@ -70,7 +70,7 @@ _COMMANDS = {"grid": "run", "sweep": "sweep"}
 
 
 def _other_kind(content: str, what: str) -> str | None:
-    """What a file is by the keys that only one kind has, if not a ``what``."""
+    """The kind of a file by its distinctive keys, if it is not ``what``; else None."""
     data = read_located(content).data
     keys = set(data) if isinstance(data, dict) else set()
     kinds = [kind for kind, own in (("grid", {"datasets"}), ("sweep", {"space", "trials"})) if keys & own]
@@ -78,7 +78,7 @@ def _other_kind(content: str, what: str) -> str | None:
 
 
 def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
-    """The grid that a YAML text describes; ``name`` is used where the text gives none."""
+    """Parse the YAML text of a grid; ``name`` is used if the text has none."""
     document: Located = read_located(text)
     unreadable = bool(document.problems) and document.data is None
     grid = None if unreadable else check_document(document, name, text, catalog or Catalog())

@@ -1,4 +1,4 @@
-"""YAML with places: plain data, the line of every value, and all mistakes of a file in one error."""
+"""YAML with locations: plain data, the line of every value, and all mistakes of a file in one error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import yaml
 from rd3.errors import RD3Error
 
 Path = tuple[str | int, ...]
-"""Way to a value: ``("methods", 1, "sre2l", "iterations")``."""
+"""Keys and indices that lead to a value: ``("methods", 1, "sre2l", "iterations")``."""
 
 
 def place_text(path: Path) -> str:
-    """``methods[1].sre2l.iterations``; the whole file is ``the file``."""
+    """A path as text: ``methods[1].sre2l.iterations``; ``the file`` for the empty path."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return text.removeprefix(".") or "the file"
 
@@ -27,10 +27,10 @@ class Problem(NamedTuple):
 
     place: str
     message: str
-    """A sentence: what was got, what was expected."""
+    """A sentence with the expected and the actual value."""
     fix: str = ""
     line: int | None = None
-    """1-based, where the file has such a line."""
+    """1-based line number, if known."""
 
     def __str__(self) -> str:
         at = f"{self.place} (line {self.line})" if self.line else self.place
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 
 
 class GridErrors(RD3Error):
-    """Every mistake of one grid file, or of another kind of file (``what``), at once."""
+    """All mistakes of one file of kind ``what`` (grid, sweep)."""
 
     def __init__(self, source: str, problems: Iterable[Problem], what: str = "Grid"):
         self.source = source
@@ -54,27 +54,27 @@ class GridErrors(RD3Error):
 
 @dataclass
 class Located:
-    """A YAML document as plain data, with the line of every value and what is wrong with the text itself."""
+    """A YAML document as plain data, with the line of every value and the problems found."""
 
     data: Any = None
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def line(self, path: Path) -> int | None:
-        """The line of a value, or of the nearest thing around it."""
+        """The line of a value, or of its nearest enclosing value."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path)
 
     def problem(self, path: Path, message: str, fix: str = "") -> None:
-        """File a mistake once."""
+        """Add a problem, unless it is already recorded."""
         found = Problem(place_text(path), message, fix, self.line(path))
         if found not in self.problems:
             self.problems.append(found)
 
 
 def problem_in(text: str, part: int, path: Path, message: str, fix: str = "") -> Problem:
-    """A mistake that came out after a grid's text was checked; ``path`` is within a part (0: the top, then `also`)."""
+    """A problem found after parsing; ``path`` is relative to a part (0: the top level, then the items of `also`)."""
     document = read_located(text)
     also = document.data.get("also", []) if isinstance(document.data, dict) else []
     changed = bool(part) and part <= len(also) and path[0] in also[part - 1]
@@ -83,7 +83,7 @@ def problem_in(text: str, part: int, path: Path, message: str, fix: str = "") ->
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with two differences: ``1e-3`` is a number, and a date is text."""
+    """Safe YAML loader, except that ``1e-3`` is a number and a date is text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -96,7 +96,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_located(text: str) -> Located:
-    """Read one YAML document; a syntax error is a problem like any other."""
+    """Read one YAML document; a syntax error is added to the problems."""
     found = Located()
     loader = None
     try:
@@ -106,10 +106,10 @@ def read_located(text: str) -> Located:
             found.data = _plain(loader, node, (), found, set())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        said = error.problem or error.context or "unreadable"
-        found.problems.append(Problem("the file", f"Not YAML: {said}.", "", mark.line + 1 if mark else None))
+        detail = error.problem or error.context or "unreadable"
+        found.problems.append(Problem("the file", f"Invalid YAML: {detail}.", "", mark.line + 1 if mark else None))
     except yaml.YAMLError as error:
-        found.problems.append(Problem("the file", f"Not YAML: {str(error).splitlines()[0]}."))
+        found.problems.append(Problem("the file", f"Invalid YAML: {str(error).splitlines()[0]}."))
     finally:
         if loader is not None:
             loader.dispose()
@@ -117,10 +117,10 @@ def read_located(text: str) -> Located:
 
 
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:
-    """The node as plain data; notes lines, repeated keys, keys that are not text and numbers that are not finite."""
+    """The node as plain data; records lines, duplicate keys, non-text keys and non-finite numbers."""
     found.lines.setdefault(path, node.start_mark.line + 1)
-    if id(node) in seen:  # PyYAML gives an alias as the very node of its anchor: small text, endless data
-        found.problem(path, "Grid files have no aliases (*name).", "write the value out, or use 'also'")
+    if id(node) in seen:  # an alias is the same node as its anchor, so a small text could expand without bound
+        found.problem(path, "Aliases (*name) are not supported.", "write the value in full, or use 'also'")
         return None
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -134,7 +134,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
                 continue
             found.lines[*path, key] = key_node.start_mark.line + 1
             if key in values:
-                found.problem((*path, key), f"Key {key!r} stands here twice.", "keep one of them")
+                found.problem((*path, key), f"Duplicate key {key!r}.", "remove one of them")
             values[key] = _plain(loader, value_node, (*path, key), found, seen)
         return values
     value = loader.construct_object(node)

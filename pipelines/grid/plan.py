@@ -1,6 +1,6 @@
-"""The plan: what of a grid is there already, what a run would make, what stands in the way, and what it costs.
+"""The plan of a grid: what is reused, what would run, what is blocked, and the cost.
 
-It reads the ledger, one listing a kind, and nothing else; nothing is run or written.
+Reads only the ledger, with one listing per kind; runs and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tracking.place import Place
 Status = Literal["reuse", "run", "blocked", "unsupported"]
 STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
 _THREADS = 16
-"""Existence checks in flight; on S3 each waits for the network."""
+"""Number of concurrent existence checks; on S3 each waits for the network."""
 
 
 class LedgerView(Protocol):
-    """What a plan needs of the ledger."""
+    """The part of the ledger interface that a plan uses."""
 
     def keys(self, kind: str) -> set[Key]: ...
 
@@ -38,7 +38,7 @@ class LedgerView(Protocol):
 
 
 class Item(NamedTuple):
-    """One recipe of the grid, or one pair that cannot be made (``key`` None)."""
+    """One recipe of the grid, or one unsupported pair (``key`` None)."""
 
     key: Key | None
     kind: str
@@ -46,35 +46,35 @@ class Item(NamedTuple):
     status: Status
     reason: str = ""
     cost_s: float = 0.0
-    """Estimated process seconds on one slot; 0 unless it runs."""
+    """Estimated CPU or GPU time on one device in seconds; 0 unless it runs."""
     spread: float = 1.0
-    """It probably takes between ``cost_s`` divided by this and ``cost_s`` times this."""
+    """Uncertainty factor: it probably takes between ``cost_s`` divided by this and ``cost_s`` times this."""
     disk_bytes: int = 0
-    """Of its artifact; 0 unless it runs."""
+    """Size of its artifact; 0 unless it runs."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Items in the order of their making: parents before children."""
+    """Items in execution order: parents before children."""
 
     grid: str
     items: list[Item]
     stale: list[tuple[str, Key]] = field(default_factory=list)
-    """Entries of what is wanted whose artifact is gone or does not verify: a run forgets them before it begins."""
+    """Needed entries whose artifact is missing or damaged: a run removes them from the ledger before it starts."""
     cells: int = 0
     flops: float = 0.0
-    """Of everything that runs."""
+    """Total of all recipes that run."""
     slots: int = 1
-    """Devices: CPU threads, or GPUs, one recipe each."""
+    """Number of devices (CPU threads or GPUs), with one recipe each."""
     wall_s: float = 0.0
-    """Expected, when ``slots`` devices work the recipes off in the order of a run."""
+    """Expected wall time on ``slots`` devices, with recipes in the order of a run."""
     chain_s: float = 0.0
-    """Of the longest chain of recipes that are made from one another: with any number of devices not less."""
+    """Duration of the longest chain of dependent recipes: a lower bound for any number of devices."""
     priced: str = ""
-    """Where the seconds come from: a calibration, or the range of shipped rates."""
+    """Source of the time estimates: a calibration, or built-in rates."""
 
     def status_of(self, key: Key) -> Status | None:
-        """What the plan says of a recipe; None for one that nothing needs."""
+        """The status of a recipe; None for one that is not needed."""
         return self._by_key.get(key)
 
     def keys(self, status: Status) -> list[Key]:
@@ -83,19 +83,19 @@ class Plan:
 
     @property
     def process_s(self) -> float:
-        """Estimated process seconds of everything that runs."""
+        """Estimated device time in seconds of all recipes that run."""
         return sum(item.cost_s for item in self.items)
 
     @property
     def range_s(self) -> tuple[float, float]:
-        """Between what the process seconds probably are, all recipes off in one direction."""
+        """Range of the device time in seconds, if the estimates of all recipes are off in the same direction."""
         return (
             sum(item.cost_s / item.spread for item in self.items),
             sum(item.cost_s * item.spread for item in self.items),
         )
 
     def by_kind(self) -> dict[str, dict[str, float]]:
-        """Kind to process seconds and bytes of what runs."""
+        """Kind to device time and artifact bytes of the recipes that run."""
         runs = [item for item in self.items if item.status == "run"]
         return {
             kind: {
@@ -146,18 +146,18 @@ class Plan:
 def plan_session(
     expansion: Expansion, session: Session, *, device: str | None = None, slots: int | None = None
 ) -> Plan:
-    """The plan of a user's session: results and artifacts are looked for where the session keeps them.
+    """The plan of an expansion, given the results and artifacts of a session.
 
-    ``device``: what it is priced for, as of :func:`pipelines.grid.pricing.pricing`; ``slots``: how many of these, by
-    default all that are here.  Raises :class:`rd3.errors.TrackingAway` within seconds where a tracking server that has
-    the artifacts does not answer.
+    ``device``: device for cost estimates, as in :func:`pipelines.grid.pricing.pricing`; ``slots``: number of devices
+    (default: all on this machine).  Raises :class:`rd3.errors.TrackingAway` within seconds if a tracking server that
+    serves the artifacts is unreachable.
     """
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts
 
     price = pricing(session.ledger.objects, device)
     uri = session.tracking_uri
-    server = cache(partial(_look_at, session))
+    server = cache(partial(_probe, session))
 
     def exists(entry: Entry) -> bool:
         if artifacts.served(entry):
@@ -175,8 +175,8 @@ def plan_session(
     )
 
 
-def _look_at(place: Place) -> None:
-    """One look, before MLflow's client asks for minutes; whoever has patience may ask again."""
+def _probe(place: Place) -> None:
+    """One quick probe, as MLflow's client would retry for minutes; callers may retry."""
     from tracking.runs.runs import Tracker
 
     try:
@@ -195,12 +195,11 @@ def make_plan(
     slots: int = 1,
     priced: str = "",
 ) -> Plan:
-    """What to do for ``expansion``.
+    """Plan an expansion.
 
-    What cells name (by hand: what nothing else is made from) are results: those that are missing run.  Everything else
-    (teachers, statistics, sets to start from) is only a means: it is planned where something that runs needs it, and
-    left out otherwise.  ``verify`` (raises DataMissing or DataCorrupt) reads what something that runs is made from;
-    everything else has only to exist.
+    Recipes of cells (without a grid: recipes without children) are results: missing ones run.  All others (teachers,
+    statistics, initial sets) are planned only if a recipe that runs needs them.  ``verify`` (raises DataMissing or
+    DataCorrupt) reads the parents of recipes that run; all other results only have to exist.
     """
     there, stale = _what_is_there(expansion, ledger, exists)
     wanted = _wanted(expansion, ledger, there, stale, verify)
@@ -237,7 +236,7 @@ def make_plan(
 
 
 def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
-    """What runs, for the clock: each on one device."""
+    """The recipes that run, each on one device, for the time estimate."""
     costs = {item.key: item.cost_s for item in items if item.status == "run" and item.key is not None}
     return RecipeQueue(
         {key: expansion.recipes[key] for key in costs},
@@ -271,7 +270,7 @@ def _wanted(
     stale: list[tuple[str, Key]],
     verify: Callable[[Entry], None],
 ) -> set[Key]:
-    """Recipes that have to run.  Children first, so that a parent knows whether anything will be made from it."""
+    """Recipes that have to run.  Visits children first, so that parents are included only if needed."""
     wanted: set[Key] = set()
     needed: set[Key] = set()
     for key, recipe in reversed(expansion.recipes.items()):
@@ -279,7 +278,7 @@ def _wanted(
             entry = ledger.find_many(recipe.kind, [key]).get(key)
             try:
                 if entry is None:
-                    raise DataMissing(f"{recipe.label()} left the ledger while it was read.")
+                    raise DataMissing(f"{recipe.label()} was removed from the ledger meanwhile.")
                 verify(entry)
             except (DataMissing, DataCorrupt):
                 there.discard(key)
@@ -291,7 +290,7 @@ def _wanted(
 
 
 def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
-    """What cannot run, with the first cause: data that is not there, or a teacher that only an import brings."""
+    """Recipes that cannot run, with the first cause: a missing dataset, or a teacher that must be imported."""
     blocked: dict[Key, str] = {}
     for key, recipe in expansion.recipes.items():
         if key not in wanted:
@@ -305,7 +304,7 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
 
 
 def _unsupported(expansion: Expansion) -> list[Item]:
-    """One item for each reason and pair, however many seeds it stands for."""
+    """One item per reason and pair, regardless of the number of seeds."""
     found: dict[Item, None] = {}
     for cell in expansion.cells:
         if cell.reason:
@@ -315,7 +314,7 @@ def _unsupported(expansion: Expansion) -> list[Item]:
 
 
 class _Costs:
-    """Work of each recipe; evaluations that differ in the seed alone are counted once."""
+    """Work of each recipe; computed once for evaluations that differ only in the seed."""
 
     def __init__(self, expansion: Expansion, rates: Rates):
         self.recipes = expansion.recipes
@@ -339,9 +338,9 @@ class _Costs:
             return Work()
         if not isinstance(recipe, EvaluationRecipe):
             return work(recipe, info, self._network)
-        made = self.recipes[recipe.set]
-        assert isinstance(made, SetRecipe)
-        same = (id(recipe.protocol), recipe.student, recipe.teachers, made.ipc, recipe.data.name)
+        set_recipe = self.recipes[recipe.set]
+        assert isinstance(set_recipe, SetRecipe)
+        same = (id(recipe.protocol), recipe.student, recipe.teachers, set_recipe.ipc, recipe.data.name)
         if same not in self.known:
-            self.known[same] = work(recipe, info, self._network, made.ipc * info.num_classes)
+            self.known[same] = work(recipe, info, self._network, set_recipe.ipc * info.num_classes)
         return self.known[same]

@@ -1,4 +1,4 @@
-"""At which rates a plan is priced: those of a calibration in the ledger, else the shipped ones.  Never measures."""
+"""Rates for cost estimates: from a calibration in the ledger, else the built-in ones.  Does not measure."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ KINDS = ("cpu", "cuda")
 
 
 class Pricing(NamedTuple):
-    """Rates for a plan, and where they come from."""
+    """Rates for a plan, and their source."""
 
     rates: Rates
     devices: int
-    """How many there are: threads of this machine's processor, its GPUs, or 1 of a device that is elsewhere."""
+    """Number of devices: CPU threads or GPUs of this machine, or 1 for a device of another machine."""
     source: str
     """One line for people."""
 
 
 def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
-    """Rates for what recipes will run on: this machine's GPUs if it has any, else its processor.
+    """Rates of the device that recipes will run on: by default this machine's GPUs if it has any, else its CPU.
 
-    ``device``: ``cpu``, ``cuda``, or (the beginning of) the name of another device that has been calibrated.  Raises
-    :class:`UnknownName` for a name that no calibration has.
+    ``device``: ``cpu``, ``cuda``, or the name (or a prefix) of another calibrated device.  Raises :class:`UnknownName`
+    for a name without a calibration.
     """
     if device is not None and device not in KINDS:
         return _named(objects, device)
     here, torch = hardware(device), torch_version()
     found = calibrations.find(objects, here.name, torch)
     if found is not None:
-        return Pricing(found.rates, here.count, _told(found))
+        return Pricing(found.rates, here.count, _source(found))
     rates = shipped_rates(here.kind, here.bf16)
     others = [one for one in calibrations.known(objects) if (one.device, one.torch) != (here.name, torch)]
-    unused = f"; not used: {_several(others)}, of another device or torch" if others else ""
+    unused = f"; not used: {_several(others)}, for another device or torch version" if others else ""
     source = (
-        f"shipped rates of {rates.name}, a range of a factor of {rates.spread:g} either way: the ledger has no "
-        f"calibration of {here.name} with torch {torch}, `rd3 calibrate` makes one in 20 s{unused}"
+        f"built-in rates of {rates.name}, accurate to a factor of {rates.spread:g}: the ledger has no "
+        f"calibration of {here.name} with torch {torch}; run `rd3 calibrate` (20 s){unused}"
     )
     return Pricing(rates, here.count, source)
 
@@ -50,18 +50,18 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
     known = calibrations.known(objects)
     found = [one for one in known if one.device.lower().startswith(name.lower())]
     if len({one.device for one in found}) != 1:
-        what = f"{len(found)} calibrations of devices that begin" if found else "no calibration of a device that begins"
+        what = f"{len(found)} calibrations of devices that start" if found else "no calibration of a device that starts"
         there = f"it has {_several(found or known)}" if known else "it has none"
         raise UnknownName(
             f"The ledger {objects.root} has {what} with {name!r}; {there}.",
-            "name one of these, or run `rd3 calibrate` on that machine with this ledger",
+            "choose one of these, or run `rd3 calibrate` on that machine with this ledger",
         )
     torch = torch_version()
     chosen = next((one for one in found if one.torch == torch), found[0])
     here = next((one for one in map(_here, KINDS) if one is not None and one.name == chosen.device), None)
-    elsewhere = "" if here else ", which is not in this machine"
+    elsewhere = "" if here else ", which this machine does not have"
     other = "" if chosen.torch == torch else f"; torch here is {torch}"
-    return Pricing(chosen.rates, here.count if here else 1, f"{_told(chosen)}{elsewhere}{other}")
+    return Pricing(chosen.rates, here.count if here else 1, f"{_source(chosen)}{elsewhere}{other}")
 
 
 def _here(kind: str) -> Hardware | None:
@@ -69,7 +69,7 @@ def _here(kind: str) -> Hardware | None:
     return found if found.kind == kind else None
 
 
-def _told(found: Calibration) -> str:
+def _source(found: Calibration) -> str:
     return f"calibration of {_one(found)}, {found.measured_at[:10]}"
 
 

@@ -1,13 +1,12 @@
-"""Which recipe runs next: the graph of a grid while it is being worked off.  Pure bookkeeping, no Ray.
+"""Scheduling: the dependency graph of a grid during a run, and which recipe starts next.  Independent of Ray.
 
 A recipe is *waiting* (a parent is missing), *ready*, *running*, or settled: *done*, *reused*, or closed with a status
-and a reason.  Ready recipes go out teachers first, then statistics, then evaluations, then sets: an evaluation starts
-as soon as its set is there, while other sets are still being made; within a kind, in the order of the grid.  But what
-would otherwise be left over at the end goes first: a recipe from which a path leads (its set's evaluation, say) that is
-long beside all that is left to do.
+and a reason.  Ready recipes start in the order teachers, statistics, evaluations, sets, so that an evaluation starts as
+soon as its set is available, while other sets are still being generated; within a kind, in the order of the grid.
+Recipes on a critical path go first: those whose path to the end is long compared to all remaining work.
 
-A trial takes one recipe, or several that are trained together (a pack, which the caller chooses): each is running by
-itself, and together they take of a machine what one of them takes.
+A trial runs one recipe, or a pack of several that are trained together (chosen by the caller): each has its own state,
+and together they use the resources of one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from rd3.recipe import Key
 
 URGENT = 0.25
-"""Of the time that all the work left would take on the devices there are: a path as long as this goes first."""
+"""A recipe goes first if its path takes at least this fraction of all remaining work divided by the devices."""
 STATES = ("done", "reused", "running", "failed", "waiting")
 _RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}
 
@@ -41,7 +40,7 @@ class Queued(Protocol):
 
 
 class Closed(NamedTuple):
-    """How a recipe ended that is not done."""
+    """How an unsuccessful recipe ended."""
 
     status: str
     reason: str
@@ -49,21 +48,21 @@ class Closed(NamedTuple):
 
 @dataclass(frozen=True)
 class Demand:
-    """What one trial takes of a machine."""
+    """Resources of one trial."""
 
     cpus: float
     gpus: float = 0.0
     whole: bool = False
-    """Takes whole devices; while one is ready or running, nothing else is handed out (``timing: exclusive``)."""
+    """Takes whole devices; while one is ready or running, nothing else starts (``timing: exclusive``)."""
 
     def at_a_time(self, cpus: float, gpus: float = 0.0) -> int:
-        """How many such trials these devices run at a time; at least one."""
+        """Number of such trials that these devices run in parallel; at least one."""
         parts = [(cpus, self.cpus), (gpus, self.gpus)]
         return max(1, math.floor(min(there / taken + 1e-9 for there, taken in parts if taken)))
 
 
 class RecipeQueue:
-    """Hands out recipes whose parents are done, and closes what can no longer be made."""
+    """Hands out recipes whose parents are done, and closes those that can no longer run."""
 
     def __init__(
         self,
@@ -75,11 +74,11 @@ class RecipeQueue:
         after: Mapping[Key, Collection[Key]] | None = None,
         costs_s: Mapping[Key, float] | None = None,
     ):
-        """``recipes``: all of a grid, parents first; ``demands`` by kind.
+        """``recipes``: all recipes of a grid, parents first; ``demands``: by kind.
 
         A parent that is not among the recipes counts as done.  ``after``: recipes that wait until others are
-        settled, however these end (small sets that are taken out of a larger one, sets that are made in shares).
-        ``costs_s``: what recipes are expected to take; without, long paths are not known and nothing is urgent.
+        settled, whether or not these succeed (small sets taken from a larger one, sets generated in shares).
+        ``costs_s``: expected seconds per recipe; without them, no path has priority.
         """
         self.costs_s = dict(costs_s or {})
         self.after = dict(after or {})
@@ -89,7 +88,7 @@ class RecipeQueue:
         self.reused = {key for key in reused if key in self.recipes}
         self.done: set[Key] = set()
         self.ready: set[Key] = set()
-        """What could start now."""
+        """Recipes that could start now."""
         self.running: set[Key] = set()
         self.closed: dict[Key, Closed] = {}
         self.children: dict[Key, list[Key]] = {}
@@ -98,7 +97,7 @@ class RecipeQueue:
         self._longest: list[tuple[float, int, Key]] = []
         self._used = [0.0, 0.0]
         self._pack_of: dict[Key, set[Key]] = {}
-        """What runs in the trial of a running recipe, itself included."""
+        """The recipes in the trial of a running recipe, including itself."""
         for key, recipe in self.recipes.items():
             for _kind, parent in recipe.parents():
                 self.children.setdefault(parent, []).append(key)
@@ -107,7 +106,7 @@ class RecipeQueue:
             for first in others:
                 self._waiting_for.setdefault(first, []).append(key)
         self.path_s: dict[Key, float] = {}
-        """Seconds from the start of a recipe to the end of the longest chain of what is made from it."""
+        """Seconds from the start of a recipe to the end of its longest chain of descendants."""
         for key in self.recipes:
             self._measure_path(key)
         self._state: dict[Key, str] = {}
@@ -123,7 +122,7 @@ class RecipeQueue:
                 self.close(key, how.status, how.reason)
 
     def later(self, key: Key) -> tuple[Key, ...]:
-        """What waits for a recipe: what is made from it, and what ``after`` holds back."""
+        """The recipes that wait for a recipe: its children, and those held back by ``after``."""
         return (*self.children.get(key, ()), *self._waiting_for.get(key, ()))
 
     def _measure_path(self, key: Key) -> float:
@@ -155,13 +154,13 @@ class RecipeQueue:
         return self.demands[self.recipes[key].kind]
 
     def _first(self, heap: list[tuple[Any, int, Key]]) -> Key | None:
-        """The first ready recipe of a heap; what has gone out since it was pushed is dropped on the way."""
+        """The first ready recipe of a heap; drops recipes that have started since they were pushed."""
         while heap and heap[0][2] not in self.ready:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
     def _urgent(self, devices: float) -> Key | None:
-        """The ready recipe with the longest path, where that would be left over at the end."""
+        """The ready recipe with the longest path, if it is on a critical path."""
         key = self._first(self._longest)
         if key is None or not self.path_s[key]:
             return None
@@ -177,12 +176,12 @@ class RecipeQueue:
         return not self.running and not self.ready
 
     def take(self, cpus: float, gpus: float = 0.0, at_once: float = math.inf) -> Queued | None:
-        """The next recipe to start on a cluster with so many devices in all, or None.
+        """The next recipe to start on a cluster with this many devices in total, or None.
 
-        ``at_once``: no more than so many are going to run at a time, which the caller sees to.
+        ``at_once``: maximum number of parallel trials, enforced by the caller.
 
-        A ready recipe that takes whole devices holds back all others until it has run, so it cannot starve.  When
-        nothing runs, the next recipe goes out even if it does not fit: a cluster that grows on demand must see it.
+        A ready recipe that takes whole devices holds back all others until it has run, so that it cannot starve.  If
+        nothing runs, the next recipe starts even if it does not fit, so that an autoscaling cluster sees the demand.
         """
         if any(self.demand(key).whole for key in self.running):
             return None
@@ -199,7 +198,7 @@ class RecipeQueue:
         return self.recipes[key]
 
     def join(self, key: Key, others: Iterable[Key]) -> None:
-        """``others``, which are ready, run in the trial of ``key``: on what that takes, until the last has ended."""
+        """Run the ready recipes ``others`` in the trial of ``key``, which keeps its resources until all have ended."""
         for other in others:
             self._pack_of[key].add(other)
             self._start(other, self._pack_of[key])
@@ -223,7 +222,7 @@ class RecipeQueue:
                 self._use(self.demand(key), -1)
 
     def finish(self, key: Key) -> None:
-        """``key`` is in the ledger now; its children may become ready."""
+        """Mark ``key`` as done; its children may become ready."""
         self._stop_running(key)
         self.done.add(key)
         self._move(key, "done")
@@ -231,7 +230,7 @@ class RecipeQueue:
         self._settle(key, self.later(key))
 
     def _settle(self, key: Key, waiting: Iterable[Key]) -> None:
-        """``key`` holds these back no longer."""
+        """Let these recipes no longer wait for ``key``."""
         for child in waiting:
             missing = self._missing.get(child, set())
             if key in missing:
@@ -240,7 +239,7 @@ class RecipeQueue:
                     self._make_ready(child)
 
     def close(self, key: Key, status: str, reason: str) -> None:
-        """``key`` will not be made by this run; what is made from it is closed as ``blocked``."""
+        """Close ``key`` without a result in this run; its descendants are closed as ``blocked``."""
         self._stop_running(key)
         self.ready.discard(key)
         self.closed[key] = Closed(status, reason)
@@ -254,7 +253,7 @@ class RecipeQueue:
         self._settle(key, self._waiting_for.get(key, ()))
 
     def again(self, key: Key) -> None:
-        """``key`` goes back: its process died, or its artifact turned out to be gone."""
+        """Requeue ``key``: its process died, or its artifact is missing."""
         self._stop_running(key)
         if self._there(key):
             self._left_s += self.costs_s.get(key, 0.0)
@@ -268,7 +267,7 @@ class RecipeQueue:
                 self.ready.discard(child)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """By kind: how many are done, reused, running, failed and waiting."""
+        """Kind to the number of recipes done, reused, running, failed and waiting."""
         return {kind: dict(row) for kind, row in self._counts.items()}
 
     def state(self, key: Key) -> str:
@@ -276,7 +275,7 @@ class RecipeQueue:
         return self._state[key]
 
     def _move(self, key: Key, state: str) -> None:
-        """Keeps count: after every recipe somebody asks, of ten thousand."""
+        """Change the state of a recipe and update the counts, which are queried after every recipe."""
         row = self._counts.setdefault(self.recipes[key].kind, dict.fromkeys(STATES, 0))
         if key in self._state:
             row[self._state[key]] -= 1

@@ -1,4 +1,4 @@
-"""How long a queue takes on so many devices: the order in which a run hands recipes out, against a made-up clock."""
+"""Simulate a run to estimate its wall time: recipes start in the order of a real run, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rd3.recipe import Key
 
 
 def wall_s(queue: RecipeQueue, seconds: Mapping[Key, float], cpus: float, gpus: float = 0.0) -> float:
-    """Seconds until nothing is left of ``queue``, which is worked off, when every recipe takes its ``seconds``."""
+    """Simulated seconds until ``queue`` is finished, if every recipe takes its ``seconds``; consumes the queue."""
     clock = 0.0
     running: list[tuple[float, Key]] = []
     while True:
@@ -23,6 +23,6 @@ def wall_s(queue: RecipeQueue, seconds: Mapping[Key, float], cpus: float, gpus: 
 
 
 def least_wall_s(queue: RecipeQueue, devices: float) -> float:
-    """What no order can beat, at the seconds that ``queue`` knows: all work by all devices, or the longest chain."""
+    """Lower bound of the wall time in seconds: total work divided by devices, or the longest chain."""
     total = sum(seconds for key, seconds in queue.costs_s.items() if key not in queue.reused)
     return max(total / devices, max(queue.path_s.values(), default=0.0))

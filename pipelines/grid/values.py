@@ -1,4 +1,4 @@
-"""A grid as a value: what was asked for, names and numbers checked, nothing resolved yet."""
+"""A grid as a value object, with names and numbers validated but not yet resolved."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rd3.values import Frozen, digest
 
 
 class Chosen(Frozen):
-    """A method or a protocol that a grid names, with what it sets there."""
+    """A method or a protocol in a grid, with the values set for it."""
 
     name: str
     values: dict[str, Any] = {}
 
 
 class Part(Frozen):
-    """One full product; a grid is one of these, or several (``also``)."""
+    """One Cartesian product; a grid consists of one or several (``also``)."""
 
     methods: tuple[Chosen, ...]
     datasets: tuple[str, ...]
@@ -30,7 +30,7 @@ class Part(Frozen):
     set_seeds: tuple[int, ...] = (0,)
     student_seeds: tuple[int, ...] = (0, 1, 2)
     vary: dict[str, tuple[Any, ...]] = {}
-    """Protocol fields to move one at a time around the base point, which is run as well."""
+    """Protocol fields to vary one at a time around the base point, which is run as well."""
 
     def points(self) -> list[dict[str, Any]]:
         """The base point, then every varied field with each of its values."""
@@ -43,14 +43,14 @@ class Grid(Frozen):
     name: str
     description: str = ""
     timing: Literal["shared", "exclusive"] = "shared"
-    """``exclusive``: nothing else runs while a set is made, for a clean wall time."""
+    """``exclusive``: nothing else runs while a set is generated, for undisturbed wall times."""
     test_on: Literal["test", "validation"] = "test"
-    """``validation``: sets and teachers are made from the training images without the validation part."""
+    """``validation``: sets and teachers use the training images without the validation split."""
     parts: tuple[Part, ...]
     text: str = ""
-    """The file as it was written."""
+    """The text of the file."""
 
     @property
     def key(self) -> str:
-        """Hash of what the grid asks for; name, description and layout of the file do not count."""
+        """Hash of the grid's content; independent of name, description and layout of the file."""
         return digest(self.model_dump(mode="json", exclude={"name", "description", "text"}))

@@ -1,1 +1,1 @@
-"""Sweeps: protocol fields tuned on validation images, and the winner tested once."""
+"""Sweeps: tune protocol fields on validation images and test the winner once."""

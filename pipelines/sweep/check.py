@@ -1,4 +1,4 @@
-"""From a YAML document to a :class:`Sweep`, with every mistake noted at its place."""
+"""Parse a YAML document into a :class:`Sweep`; every mistake is reported with its location."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ KEYS = (
     "student_seeds", "test", "test_on",
 )  # fmt: skip
 SINGLE = {"datasets": "dataset", "ipc": "ipc", "students": "student", "protocols": "protocol"}
-"""What a grid lists and a sweep names once."""
+"""Keys that are lists in a grid and single values in a sweep."""
 
 
 def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sweep | None:
     """The sweep, or None with at least one problem added to ``document``."""
     data = document.data
     if data is None:
-        document.problem((), "The file is empty.", f"name {', '.join(REQUIRED)}")
+        document.problem((), "The file is empty.", f"add {', '.join(REQUIRED)}")
         return None
     if not isinstance(data, dict):
-        document.problem((), f"A sweep is a mapping of keys, not {what(data)}.", "begin with `methods:`")
+        document.problem((), f"A sweep must be a mapping, got {what(data)}.", "start with `methods:`")
         return None
     unknown_keys(document, data, KEYS, (), "A sweep")
     for key in REQUIRED:
@@ -43,10 +43,10 @@ def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sw
 
 
 class _SweepCheck(PartCheck):
-    """A sweep's methods, dataset, teacher and protocol are checked as a grid's, which has lists of them."""
+    """Checks methods, dataset, teacher and protocol of a sweep as those of a grid, which are lists."""
 
     def values(self, name: str) -> dict[str, Any]:
-        """Everything that a :class:`Sweep` holds, as far as it is right."""
+        """The fields of a :class:`Sweep`, as far as they are valid."""
         document, data = self.document, self.data
         head = {
             "name": text_of(document, data, "name", name),
@@ -55,12 +55,12 @@ class _SweepCheck(PartCheck):
             "pruner": one_of(document, data, "pruner", get_args(PrunerName)),
         }
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
-            document.problem(("name",), f"{head['name']!r} is no name.", "use letters, digits, '.', '_' and '-'")
+            document.problem(("name",), f"Invalid name {head['name']!r}.", "use letters, digits, '.', '_' and '-'")
         if data.get("test_on", "validation") != "validation":
             document.problem(
                 ("test_on",),
                 f"A sweep is tuned on validation images, got {what(data['test_on'])}.",
-                "remove it: the winner alone is tested, once",
+                "remove it; only the winner is tested, once",
             )
         infos = self._datasets()
         ipc = self._numbers("ipc", least=1) if "ipc" in data else ()
@@ -102,16 +102,16 @@ class _SweepCheck(PartCheck):
 
     def _no_role(self) -> dict[str, str]:
         if "teacher" in self.data:
-            said = f"Expected a role, got {what(self.data['teacher'])}."
-            self.document.problem(("teacher",), said, "e.g. `teacher: resnet18`")
+            message = f"Expected a role, got {what(self.data['teacher'])}."
+            self.document.problem(("teacher",), message, "e.g. `teacher: resnet18`")
         return {}
 
     def _number(self, key: str, least: int, default: int | None) -> int | None:
         value = self.data.get(key, default)
         right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= BIGGEST_SEED
         if key in self.data and not right:
-            said = f"Expected a whole number of at least {least}, got {what(value)}."
-            self.document.problem((key,), said)
+            message = f"Expected an integer of at least {least}, got {what(value)}."
+            self.document.problem((key,), message)
         return value
 
     def _test_seeds(self) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ class _SweepCheck(PartCheck):
         return inner._numbers("student_seeds", least=0, default=[0, 1, 2])
 
     def _space(self, values: dict[str, Any], infos: dict[str, DatasetInfo]) -> Any:
-        """The space, judged by the protocol that it starts from on the set that it is tried on."""
+        """The space, checked against the base protocol resolved for the set."""
         chosen: Chosen | None = values["protocol"]
         resolve = _any_protocol
         if chosen is not None and infos and not self.document.problems:
@@ -148,18 +148,18 @@ class _SweepCheck(PartCheck):
         return space.dimensions(values["sampler"], values["trials"])
 
     def _preset_names(self, name: str, methods: tuple[Chosen, ...], base: Chosen | None) -> None:
-        """A winner becomes a protocol of that name: neither one that ships, nor the one that it is compared with."""
+        """Check that no winner would have the name of a built-in protocol or of the base protocol."""
         winners = [f"{name}-{label}" for label in labelled(methods)]
         for winner in winners:
             if winner in presets():
-                said = f"The winner would be called {winner}, which is a protocol that RD3 brings itself."
-                self.document.problem(("name",), said, "give the sweep another name")
+                message = f"The winner would have the name {winner}, which is a built-in protocol."
+                self.document.problem(("name",), message, "rename the sweep")
         if base is not None and base.name in winners:
-            said = f"The sweep starts from {base.name}, which is what its own winner would be called."
-            self.document.problem(("protocol",), said, "give the sweep another name")
+            message = f"The base protocol {base.name} has the name that the winner would have."
+            self.document.problem(("protocol",), message, "rename the sweep")
 
 
 def _any_protocol(moved: dict[str, Any]) -> EvalProtocol:
-    """For a file whose own protocol is wrong: its space is checked all the same."""
+    """A valid protocol, to check the space of a file whose own protocol is invalid."""
     overrides = fitting(presets()["rd3"], True, moved)
     return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9, overrides=overrides)

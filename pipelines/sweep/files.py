@@ -1,4 +1,4 @@
-"""Sweep files: read whole and refused whole, by name (those that ship lie in ``sweeps/``) or by path."""
+"""Sweep files, read by name (built-in sweeps are in ``sweeps/``) or by path."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def _folder() -> Any:
 
 
 def shipped_sweeps() -> list[str]:
-    """Names of the sweeps that ship with RD3."""
+    """Names of the built-in sweeps."""
     return file_names(_folder())
 
 
 def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
-    """The sweep of that name or at that path; raises :class:`GridErrors` with every mistake of the file.
+    """Load a sweep by name or path; raises :class:`GridErrors` with all mistakes of the file.
 
-    ``catalog``: the names that it may use, by default those that ship with RD3.
+    ``catalog``: the names it may refer to (default: the built-in ones).
     """
     name, text = read_named(source, _folder(), "sweep")
     return parse_sweep(text, name, catalog)
 
 
 def parse_sweep(text: str, name: str, catalog: Catalog | None = None) -> Sweep:
-    """The sweep that a YAML text describes; ``name`` is used where the text gives none."""
+    """Parse the YAML text of a sweep; ``name`` is used if the text has none."""
     document = read_located(text)
     unreadable = bool(document.problems) and document.data is None
     sweep = None if unreadable else check_sweep(document, name, text, catalog or Catalog())

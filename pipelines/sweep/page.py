@@ -1,4 +1,4 @@
-"""What the report of a sweep says, out of its studies, its tests and the ledger."""
+"""The content of a sweep's report, from its studies, tests and the ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def page_of(sweep: Sweep, outcome: SweepOutcome, ledger: Ledger, storage: str) -> SweepPage:
-    """Everything that the templates show."""
+    """The data for the report templates."""
     return SweepPage(
         name=sweep.name,
         description=sweep.description,
@@ -34,12 +34,12 @@ def page_of(sweep: Sweep, outcome: SweepOutcome, ledger: Ledger, storage: str) -
 
 
 def fairness(sweep: Sweep) -> str:
-    """What the methods of a sweep share, in one sentence."""
+    """The common conditions of the methods of a sweep, in one sentence."""
     budget = f"{sweep.trials} trials by sampler {sweep.sampler} with seed {sweep.seed}, pruner {sweep.pruner}"
     if len(sweep.methods) == 1:
         return f"One method, tuned on validation images: {budget}."
     return (
-        f"Each of the {len(sweep.methods)} methods has a study of its own with the same space and the same budget "
+        f"Each of the {len(sweep.methods)} methods has its own study with the same space and the same budget "
         f"({budget}), tuned on validation images."
     )
 
@@ -48,15 +48,15 @@ def _lines(sweep: Sweep, subjects: list[Subject], storage: str) -> dict[str, str
     first = subjects[0]
     saw = dict.fromkeys(subject.teacher_saw for subject in subjects)
     return {
-        "tuned on": f"validation images of {sweep.dataset}, carved out of its training images",
+        "tuned on": f"validation images of {sweep.dataset}, held out from its training images",
         "IPC": str(sweep.ipc),
         "teacher": f"{sweep.teacher} ({first.teacher.network}), {'; '.join(saw)}",
         "student": first.bases[0].student,
         "base protocol": sweep.protocol.name + _fields(sweep.protocol.values, before=" with "),
         "space": "; ".join(_dimension(one) for one in sweep.space),
-        "budget": f"{sweep.trials} trials a method, in batches of {sweep.batch}",
+        "budget": f"{sweep.trials} trials per method, in batches of {sweep.batch}",
         "sampler": f"{sweep.sampler}, seed {sweep.seed}",
-        "pruner": f"{sweep.pruner}, a look every {sweep.validate_epochs} epochs",
+        "pruner": f"{sweep.pruner}, validation every {sweep.validate_epochs} epochs",
         "seeds": (
             f"set {sweep.set_seed}; students of a trial {_listed(sweep.student_seeds)}; "
             f"students of the test {_listed(sweep.test_seeds)}"
@@ -131,7 +131,7 @@ def _base(subject: Subject, ledger: Ledger) -> str:
     looked_up = (ledger.find("evaluation", recipe.key) for recipe in subject.bases)
     entries = [entry for entry in looked_up if entry is not None]
     if len(entries) < len(subject.bases):
-        return "not made yet"
+        return "not run yet"
     return f"{mean([entry.result['top1_pct'] for entry in entries]):.2f}"
 
 

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOTS = {
-    "history": "Every trial that ran to its end, in order, and the best so far",
-    "importance": "How much of the spread of the scores each field explains (PED-ANOVA)",
-    "parallel": "A line for each trial that ran to its end, through its point",
+    "history": "Every complete trial in order, and the best so far",
+    "importance": "Share of the variance of the scores explained by each field (PED-ANOVA)",
+    "parallel": "Parallel coordinates of the complete trials",
 }
 SCORE = "validation top-1 %"
 FEWEST = 3
-"""Complete trials that importance and coordinates need to say anything."""
+"""Minimum number of complete trials for importance and parallel coordinates."""
 
 
 def draw(tuning: Tuning, kind: str = "svg") -> dict[str, bytes]:
-    """Name of a plot (:data:`PLOTS`) to its picture; those that too few trials allow are left out."""
+    """Name of a plot (:data:`PLOTS`) to its image; omits plots that need more trials."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""What a person sees while trials run: one bar a study on a terminal, a line a batch in a log."""
+"""Progress of trials: one bar per study on a terminal, one line per batch in a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TrialView:
-    """Follows one study; what was there when it began does not count for the time that is left."""
+    """Progress of one study; earlier trials do not count for the remaining time."""
 
     def __init__(self, label: str, tuning: Tuning, out: TextIO, bar: Progress | None):
         self.label, self.tuning, self.out, self.bar = label, tuning, out, bar
@@ -39,7 +39,7 @@ class TrialView:
         return ", ".join(parts)
 
     def one_more(self) -> None:
-        """A trial has ended, though its batch may not be through."""
+        """Count a trial that has ended, before its batch has."""
         self.done += 1
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done)
@@ -55,7 +55,7 @@ class TrialView:
 
 @contextlib.contextmanager
 def open_trial_view(label: str, tuning: Tuning, out: TextIO) -> Iterator[TrialView]:
-    """The view that suits ``out``."""
+    """The view for ``out``."""
     console = Console(file=out, highlight=False)
     if not console.is_terminal:
         yield TrialView(label, tuning, out, None)

@@ -1,7 +1,7 @@
-"""Runs a sweep: sets and teachers on validation's terms, the trials, the winner, its one test.
+"""Run a sweep: sets and teachers without validation images, the trials, then a single test of the winner.
 
-The driver may be killed at any moment; the same command goes on where the studies stand.  It alone writes studies,
-scores, presets and MLflow runs, under a lease of the sweep's own.
+The driver may be killed at any moment; running the command again resumes the studies.  Only the driver writes studies,
+scores, presets and MLflow runs, under the sweep's own lease.
 """
 
 from __future__ import annotations
@@ -45,36 +45,36 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RETRIES = 2
-"""How often a trial whose process died is started again."""
-_LOOK_EVERY_S = 0.5
+"""How often a trial is restarted after its process died."""
+_POLL_EVERY_S = 0.5
 
 
 @dataclass
 class SweepOutcome:
-    """What came of a sweep."""
+    """The outcome of a sweep."""
 
     subjects: list[Subject]
     tunings: dict[str, Tuning] = field(default_factory=dict)
-    """By label of the method."""
+    """Method label to study."""
     winners: dict[str, Preset] = field(default_factory=dict)
     tests: dict[str, list[Tested]] = field(default_factory=dict)
-    """Every test on record for what each method was tuned for."""
+    """Method label to every recorded test for the same target."""
     failed: list[tuple[str, str, str]] = field(default_factory=list)
-    """(status, reason, label) of what could not be made."""
+    """(status, reason, label) of failed recipes and trials."""
     interrupted: str = ""
 
     @property
     def exit_code(self) -> int:
-        """As of a grid's run."""
+        """As for a grid."""
         return EXIT_CODE if self.interrupted else 3 if self.failed else 0
 
 
 Publish = Callable[[SweepOutcome], dict[str, bytes | str]]
-"""Writes the report, and says which files are kept with the sweep's run."""
+"""Writes the report; returns the files to attach to the sweep's MLflow run."""
 
 
 class TrialFailed(RD3Error):
-    """A trial ended neither well nor as a poor one: its process died for good, or something is missing."""
+    """A trial ended without a score: its process kept dying, or an input is missing."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class SweepRun:
         self.interrupts = Interrupts()
 
     def run(self, publish: Publish) -> SweepOutcome:
-        """Everything that is missing, then the report; what is there already is only shown."""
+        """Run everything that is missing, then write the report."""
         outcome = self.outcome
         for subject in self.subjects:
             check_free(self.session.presets, subject.preset, self.sweep.name)
@@ -121,7 +121,7 @@ class SweepRun:
                     self._open()
                 with self._ray() if waiting else contextlib.nullcontext():
                     interrupts.arm()
-                    if self._made(validation, plan):
+                    if self._run_plan(validation, plan):
                         self._tune()
                         self._test()
             except KeyboardInterrupt:
@@ -142,7 +142,7 @@ class SweepRun:
         return outcome
 
     def _publish(self, publish: Publish) -> None:
-        """The report; the parent run does not stay open, whatever ends it."""
+        """Write the report and close the parent run in any case."""
         try:
             files = self._retry(partial(publish, self.outcome))
             if self.runs is not None:
@@ -156,7 +156,7 @@ class SweepRun:
         self._close("done")
 
     def _figures(self) -> dict[str, float]:
-        """Of the whole sweep, for the parent run."""
+        """Metrics of the whole sweep, for the parent run."""
         figures: dict[str, float] = {}
         for label, tuning in self.outcome.tunings.items():
             best = tuning.best()
@@ -165,7 +165,7 @@ class SweepRun:
         return figures
 
     def look(self) -> SweepOutcome:
-        """What is there, for a report: nothing is made or tested."""
+        """The existing results, for a report; runs and tests nothing."""
         with self.ledger.lease(self._lease):
             self._studies()
             for subject in self.subjects:
@@ -190,7 +190,7 @@ class SweepRun:
             self.outcome.tunings[subject.label] = Tuning(self.sweep, subject.study, storage)
 
     def _open(self) -> None:
-        """The parent run, with a child for every trial that a killed driver had no time to log."""
+        """Open the parent run, and log trials that a killed driver has not logged."""
         shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
         self.runs = self._retry(partial(SweepRuns, self.tracker, self.key))
         saw = {subject.teacher_saw for subject in self.subjects}
@@ -204,7 +204,7 @@ class SweepRun:
         return plan_session(expansion, self.session, slots=self.concurrent)
 
     def _retry(self, ask: Callable[[], T]) -> T:
-        """Ask a store that may be away; a signal ends the waiting."""
+        """Call a store that may be unreachable, with retries until a signal."""
         try:
             return retry(ask, leaving=lambda: bool(self.interrupts.name))
         except Away:
@@ -212,18 +212,18 @@ class SweepRun:
                 raise KeyboardInterrupt from None
             raise
 
-    def _made(self, expansion: Expansion, plan: Plan) -> bool:
-        """Make what a plan says; False if the sweep cannot go on."""
-        made = execute(
+    def _run_plan(self, expansion: Expansion, plan: Plan) -> bool:
+        """Run a plan; False if the sweep cannot continue."""
+        outcome = execute(
             expansion, plan, self.session, address=self.address, max_concurrent=self.concurrent,
             gpu_share=self.gpu_share,
         )  # fmt: skip
-        self._note(made)
-        return not made.exit_code
+        self._note(outcome)
+        return not outcome.exit_code
 
-    def _note(self, made: Outcome) -> None:
-        self.outcome.interrupted = self.outcome.interrupted or made.interrupted
-        self.outcome.failed += [(failure.status, failure.reason, failure.label) for failure in made.failed]
+    def _note(self, outcome: Outcome) -> None:
+        self.outcome.interrupted = self.outcome.interrupted or outcome.interrupted
+        self.outcome.failed += [(failure.status, failure.reason, failure.label) for failure in outcome.failed]
 
     def _tune(self) -> None:
         for subject in self.subjects:
@@ -233,7 +233,7 @@ class SweepRun:
                     self._batch(subject, tuning, batch, view)
 
     def _batch(self, subject: Subject, tuning: Tuning, batch: dict[int, dict[str, Any]], view: TrialView) -> None:
-        """All trials of a batch, then the study's next rows in one go."""
+        """Run all trials of a batch, then write them to the study together."""
         before = tuning.before(min(batch))
         attempts = {number: self._attempt(subject, number, point) for number, point in batch.items()}
         began = dict.fromkeys(batch, datetime.now())
@@ -269,7 +269,7 @@ class SweepRun:
         )
 
     def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:
-        """Ledger entries of set and teachers."""
+        """Ledger entries of the set and the teachers."""
         parents = dict.fromkeys(parent for recipe in recipes for parent in recipe.parents())
         entries = [self._retry(partial(self.ledger.find, kind, key)) for kind, key in parents]
         return [entry.model_dump(mode="json") for entry in entries if entry is not None]
@@ -277,7 +277,7 @@ class SweepRun:
     def _answers(
         self, attempts: dict[int, Attempt], before: list[FrozenTrial]
     ) -> Generator[tuple[int, Answer], None, None]:
-        """Number and answer of each trial, as they come; a signal ends the waiting and the work."""
+        """(number, answer) of each trial as it ends; a signal stops all trials."""
         import ray
 
         gpus = self.gpu_share if cluster_devices()[1] > 0 else 0.0
@@ -291,7 +291,7 @@ class SweepRun:
                 while waiting and len(running) < (self.concurrent or len(attempts)):
                     number, attempt = waiting.pop(0)
                     running[task.remote(attempt, shared)] = number
-                done, _rest = ray.wait(list(running), timeout=_LOOK_EVERY_S)
+                done, _rest = ray.wait(list(running), timeout=_POLL_EVERY_S)
                 if self.interrupts.name:
                     raise KeyboardInterrupt
                 for reference in done:
@@ -303,7 +303,7 @@ class SweepRun:
                 ray.cancel(reference, force=True)
 
     def _log(self, subject: Subject, trial: FrozenTrial) -> None:
-        """A finished trial as a run of MLflow."""
+        """Log a finished trial as an MLflow run."""
         recipe = subject.evaluations(trial.params)[0]
         facts: dict[str, str | float] = {
             "method": subject.label, "ipc": self.sweep.ipc, "teacher": self.sweep.teacher,
@@ -327,13 +327,13 @@ class SweepRun:
         self._retry(partial(self.runs.log, run))
 
     def _test(self) -> None:
-        """Write the winners as protocols, put their tests on record, and make those that were not made yet."""
+        """Write the winners as protocols, record their tests, and run those that are missing."""
         bests: dict[str, FrozenTrial] = {}
         for subject in self.subjects:
             best = self.outcome.tunings[subject.label].best()
             if best is None:
-                said = "no trial ran to its end, so there is no winner"
-                self.outcome.failed.append(("failed", said, subject.label))
+                reason = "no trial was completed, so there is no winner"
+                self.outcome.failed.append(("failed", reason, subject.label))
                 continue
             bests[subject.label] = best
             preset = winner_preset(subject, best, self.sweep.trials)
@@ -343,12 +343,12 @@ class SweepRun:
         if not won:
             return
         expansion = self.test_expansion()
-        if not expansion.blocked:  # else no key is known of what would be tested
+        if not expansion.blocked:  # otherwise the keys of the tests are unknown
             for subject in won:
                 winner, base = self._sides(subject)
                 self._retry(partial(record, subject, bests[subject.label], winner, base, self.records))
         plan = self._retry(partial(self._plan, expansion))
-        self._made(expansion, plan)
+        self._run_plan(expansion, plan)
         for subject in won:
             self._read_tests(subject)
 
@@ -364,7 +364,7 @@ class SweepRun:
         return sides(subject, self._expanded({subject.label: subject.preset}, {preset.name: preset}))
 
     def _expanded(self, names: dict[str, str], presets: dict[str, Preset]) -> Expansion:
-        """The test of methods, by label, under presets that only this sweep knows yet."""
+        """The test grid of these methods, with presets that are not saved yet."""
         catalog = self.catalog.with_protocols(presets)
         return self._retry(partial(expand, self.sweep.test_grid(names), catalog))
 
@@ -375,7 +375,7 @@ class SweepRun:
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """A signal that comes inside is noted, and raised at the end: no run stays half written."""
+        """Defer signals to the end of the block, so that no run is left half-written."""
         self.interrupts.deferred = True
         try:
             yield
@@ -385,7 +385,7 @@ class SweepRun:
             raise KeyboardInterrupt
 
     def _close(self, status: str, reason: str = "") -> None:
-        """Close the parent run, once: the first reason stays."""
+        """Close the parent run once; the first reason is kept."""
         runs, self.runs = self.runs, None
         if runs is None:
             return
@@ -404,12 +404,12 @@ def _answer(reference: Any) -> Answer:
         answer: Answer = ray.get(reference)
         return answer
     except ray.exceptions.RayError as error:
-        lost = f"its process died {RETRIES + 1} times ({type(error).__name__})"
-        return Answer(None, {}, lost)
+        reason = f"its process died {RETRIES + 1} times ({type(error).__name__})"
+        return Answer(None, {}, reason)
 
 
 def joined(expansions: list[Expansion], sweep: Sweep) -> Expansion:
-    """One expansion of the methods' own: what they share is made once."""
+    """Merge the expansions of the methods, without duplicates."""
     first = expansions[0]
     recipes: dict[Key, Any] = {}
     for expansion in expansions:

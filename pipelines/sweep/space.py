@@ -1,4 +1,4 @@
-"""The space of a sweep: what a file may ask for, and what it would ask for in vain."""
+"""Checks of a sweep's search space: valid values, and fields that have an effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RANGE = ("low", "high", "log", "step")
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
-"""Values by name to the protocol of the sweep with these on top."""
+"""Values by name to the sweep's protocol with these overrides."""
 
 
 class SpaceCheck:
@@ -32,12 +32,13 @@ class SpaceCheck:
         self.base = resolve({})
 
     def dimensions(self, sampler: str, trials: int | None) -> tuple[Dimension, ...]:
-        """Every field that is right by itself; then what they are together."""
+        """Check every field by itself, then the fields together; returns the valid dimensions."""
         space = self.check.data.get("space", {})
         if not isinstance(space, dict) or not space:
             if "space" in self.check.data:
-                said = f"Expected protocol fields with ranges or choices, got {what(space) if space else 'nothing'}."
-                self.document.problem(("space",), said, "e.g. `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`")
+                got = what(space) if space else "nothing"
+                message = f"Expected protocol fields with ranges or choices, got {got}."
+                self.document.problem(("space",), message, "e.g. `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`")
             return ()
         found = [self._dimension(field, value) for field, value in space.items()]
         good = tuple(dimension for dimension in found if dimension is not None)
@@ -49,18 +50,20 @@ class SpaceCheck:
                 self._countable(good, trials)
         return good
 
-    def _say(self, path: Path, message: str, fix: str = "") -> None:
+    def _problem(self, path: Path, message: str, fix: str = "") -> None:
         self.document.problem(("space", *path), message, fix)
 
     def _dimension(self, field: str, value: Any) -> Dimension | None:
         before = len(self.document.problems)
         known = [name for name in protocol_names() if name != "test_epochs"]
         if field == "test_epochs":
-            self._say((field,), "This field changes no result, only when it is looked at.", "see `validate_epochs`")
+            self._problem(
+                (field,), "This field does not affect the result, only when it is validated.", "use `validate_epochs`"
+            )
         elif field not in known:
-            self._say((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))
+            self._problem((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))
         elif field in self.fixed:
-            self._say((field,), "This field is also set in 'protocol'.", "remove it from one of the two")
+            self._problem((field,), "This field is also set in 'protocol'.", "remove it from one of the two")
         elif isinstance(value, list):
             self._choices(field, value)
             return Dimension(field=field, choices=tuple(value)) if len(self.document.problems) == before else None
@@ -70,34 +73,36 @@ class SpaceCheck:
             right = len(self.document.problems) == before
             return Dimension(field=field, **value) if right else None
         else:
-            said = f"Expected a range or a list of choices, got {what(value)}."
-            self._say((field,), said, "write {low: ..., high: ...} or [...]")
+            message = f"Expected a range or a list of choices, got {what(value)}."
+            self._problem((field,), message, "write {low: ..., high: ...} or [...]")
         return None
 
     def _value(self, field: str, value: Any, *place: str | int) -> None:
-        """One value against its field alone."""
+        """Check one value against its field."""
         path = ("space", field, *place)
         if isinstance(value, list | dict):
-            self.document.problem(path, f"Expected a plain value, got {what(value)}.", "move single settings")
+            self.document.problem(path, f"Expected a scalar, got {what(value)}.", "vary individual settings")
             return
         right = self.check.field(field, value, path)
         if right and field == "batch_size" and value < 2:
-            self._say((field, *place), f"Batch normalisation needs two images, got {value}.", "begin at 2 or more")
+            self._problem(
+                (field, *place), f"Batch normalisation needs at least two images, got {value}.", "start at 2 or more"
+            )
         if right and field == "loss":
             try:
                 LOSSES.get(value)
             except RD3Error as error:
-                self._say((field, *place), error.message, error.fix)
+                self._problem((field, *place), error.message, error.fix)
         elif right and "." in field:
             try:
                 self.resolve({field: value})
             except RD3Error as error:
-                self._say((field, *place), error.message, error.fix)
+                self._problem((field, *place), error.message, error.fix)
 
     def _choices(self, field: str, values: list[Any]) -> None:
         if len(values) < 2:
-            held = f"{values[0]!r} alone" if values else "nothing"
-            self._say((field,), f"There is no choice: the list holds {held}.", "name two values or more")
+            content = f"only {values[0]!r}" if values else "nothing"
+            self._problem((field,), f"There is no choice: the list contains {content}.", "give at least two values")
         self.check.repeats(values, ("space", field))
         for place, value in enumerate(values):
             self._value(field, value, place)
@@ -105,70 +110,70 @@ class SpaceCheck:
     def _range(self, field: str, value: dict[str, Any]) -> None:
         kind = number_type(field)
         if kind is None:
-            self._say((field,), f"The field {field!r} is not a number.", "give a list of choices")
+            self._problem((field,), f"The field {field!r} is not a number.", "give a list of choices")
             return
         before = len(self.document.problems)
         for end in ("low", "high"):
             if end not in value:
-                self._say((field,), f"The range has no {end!r}.", "write {low: ..., high: ...}")
+                self._problem((field,), f"The range has no {end!r}.", "write {low: ..., high: ...}")
             else:
                 self._value(field, value[end], end)
         log, step = value.get("log", False), value.get("step")
         if not isinstance(log, bool):
-            self._say((field, "log"), f"Expected true or false, got {what(log)}.")
+            self._problem((field, "log"), f"Expected true or false, got {what(log)}.")
         number = isinstance(step, int if kind is int else int | float) and not isinstance(step, bool)
         if step is not None and not (number and step > 0):
-            self._say((field, "step"), f"Expected a {'whole ' * (kind is int)}number above 0, got {what(step)}.")
+            self._problem(
+                (field, "step"), f"Expected {'an integer' if kind is int else 'a number'} above 0, got {what(step)}."
+            )
         if len(self.document.problems) > before:
             return
         low, high = value["low"], value["high"]
         if low >= high:
-            fault = "is empty" if low > high else "holds one value only"
-            self._say((field,), f"The range from {low} to {high} {fault}.", "make 'high' larger than 'low'")
+            fault = "is empty" if low > high else "contains only one value"
+            self._problem((field,), f"The range from {low} to {high} {fault}.", "make 'high' larger than 'low'")
         elif log and step is not None:
-            self._say((field, "step"), "A logarithmic range has no steps.", "remove 'log' or 'step'")
+            self._problem((field, "step"), "A logarithmic range has no steps.", "remove 'log' or 'step'")
         elif log and low <= 0:
-            self._say((field, "low"), f"A logarithmic range cannot begin at {low}.", "begin above 0")
+            self._problem((field, "low"), f"A logarithmic range cannot start at {low}.", "start above 0")
         elif step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9):
-            self._say(
-                (field, "step"), f"Steps of {step} from {low} do not lead to {high}.", "choose another step or end"
+            self._problem(
+                (field, "step"), f"Steps of {step} from {low} do not reach {high}.", "choose another step or end"
             )
 
     def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:
-        """Values that a field may have in a trial; of a range its ends."""
+        """Values that a field may have in a trial; for a range, its ends."""
         moved = next((dimension for dimension in space if dimension.field == field), None)
         if moved is not None:
             return moved.choices or (moved.low, moved.high)
         return (self.base.loss.name if field == "loss" else self.base.value(field),)
 
     def _labels(self, space: tuple[Dimension, ...]) -> None:
-        """Labels and loss stay consistent: hard labels bring cross-entropy, soft labels any other loss."""
+        """Check that labels and loss are consistent: hard labels use cross-entropy, soft labels any other loss."""
         fields = {dimension.field: dimension for dimension in space}
         if "labels" in fields and self.base.labels == "hard":
-            self._say(("labels",), "The protocol to start from has hard labels.", "start from one with soft labels")
+            self._problem(("labels",), "The base protocol has hard labels.", "choose one with soft labels")
         elif "loss" in fields and "ce" in fields["loss"].choices:
             place = fields["loss"].choices.index("ce")
             fix = "remove it, and add `labels: [soft, hard]` to the space"
-            self._say(("loss", place), "Loss 'ce' is that of hard labels, and comes with them.", fix)
+            self._problem(("loss", place), "Loss 'ce' is used with hard labels only.", fix)
         elif "loss" in fields and self.base.labels == "hard":
-            self._say(
-                ("loss",), "Hard labels have the loss 'ce' and no other.", "start from a protocol with soft labels"
-            )
+            self._problem(("loss",), "Hard labels use the loss 'ce' only.", "choose a base protocol with soft labels")
 
     def _losses(self, space: tuple[Dimension, ...]) -> set[str]:
-        """Losses that a trial may have."""
+        """Losses that a trial may use."""
         labels = self._possible("labels", space)
         soft = set(self._possible("loss", space)) if "soft" in labels else set()
         return soft | ({"ce"} if "hard" in labels else set())
 
     def _matters(self, dimension: Dimension, space: tuple[Dimension, ...]) -> None:
-        """Refuse a field that changes no result here."""
+        """Report a field that has no effect on the result."""
         field = dimension.field
         reasons = {
             "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
             "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
             "batch_size": self._capped(dimension),
-            "hybrid": "one teacher gives the labels",
+            "hybrid": "a single teacher provides the labels",
         }
         if "." in field:
             reason = self._without_effect(field, space)
@@ -177,17 +182,17 @@ class SpaceCheck:
         else:
             reason = self._unread(field, space)
         if reason:
-            self._say((field,), f"This field changes no result here: {reason}.", "remove it from the space")
+            self._problem((field,), f"This field has no effect here: {reason}.", "remove it from the space")
 
     def _without_effect(self, field: str, space: tuple[Dimension, ...]) -> str:
-        """Why the setting of an augmentation changes nothing: no trial has that augmentation."""
+        """Why a setting of an augmentation has no effect (no trial uses it); empty if it has."""
         step = field.rpartition(".")[0]
         moved = [
             {one.field: value} for one in space if "." in one.field for value in one.choices or (one.low, one.high)
         ]
         if any(step == each.name for values in [{}, *moved] for each in self.resolve(values).augmentation):
             return ""
-        return f"{step} has no effect"
+        return f"no trial uses {step}"
 
     def _unread(self, field: str, space: tuple[Dimension, ...]) -> str:
         losses = self._losses(space)
@@ -196,19 +201,19 @@ class SpaceCheck:
                 return "the temperature is 1"
             mixing = any(AUGMENTATIONS.get(step.name).mixes for step in self.base.augmentation)
             return "" if mixing or field != "hard_mix" else "no augmentation mixes images"
-        return f"loss {' and '.join(sorted(losses))} do{'es' * (len(losses) == 1)} not read it"
+        return f"loss {' and '.join(sorted(losses))} do{'es' * (len(losses) == 1)} not use it"
 
     def _capped(self, dimension: Dimension) -> str:
-        """Why batch sizes are all one; those that are one beside others are refused by themselves."""
+        """Why all batch sizes are equivalent; reports a subset of equivalent sizes as a problem."""
         if dimension.field != "batch_size" or self.size is None:
             return ""
-        said = f"the set has {self.size} images, and every batch is capped there"
+        cap = f"the set has {self.size} images, which caps the batch size"
         if min(dimension.choices or (dimension.low,)) >= self.size:
-            return said
+            return cap
         alike = [value for value in dimension.choices if value >= self.size]
         if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] > self.size):
-            whole = f"{self.size} and more" if not alike else " and ".join(map(str, alike))
-            self._say(("batch_size",), f"Batches of {whole} are one: {said}.", f"end at {self.size}")
+            whole = f"{self.size} and above" if not alike else " and ".join(map(str, alike))
+            self._problem(("batch_size",), f"Batch sizes {whole} are equivalent: {cap}.", f"end at {self.size}")
         return ""
 
     def _countable(self, space: tuple[Dimension, ...], trials: int | None) -> None:
@@ -216,10 +221,10 @@ class SpaceCheck:
         for dimension in space:
             values = dimension.values()
             if values is None:
-                fix = "give it a step or a list, or take sampler tpe or random"
-                self._say((dimension.field,), "Sampler 'grid' cannot count a continuous range.", fix)
+                fix = "add a step, give a list, or use sampler tpe or random"
+                self._problem((dimension.field,), "Sampler 'grid' does not support continuous ranges.", fix)
                 return
             points *= len(values)
         if isinstance(trials, int) and trials > points:
-            said = f"Sampler 'grid' has {points} points, got {trials} trials."
-            self.document.problem(("trials",), said, f"write `trials: {points}` or less")
+            message = f"Sampler 'grid' has {points} points, got {trials} trials."
+            self.document.problem(("trials",), message, f"write `trials: {points}` or less")

@@ -1,4 +1,4 @@
-"""Where studies are kept: Optuna's journal file, or a database."""
+"""Storage of studies: Optuna's journal file, or a database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 JOURNAL, TRACKING = "journal", "tracking"
 SCHEMA = "rd3_optuna"
-"""Of Optuna's tables beside those of MLflow: both want one called ``alembic_version``."""
+"""Schema of Optuna's tables, separate from MLflow's: both have a table ``alembic_version``."""
 
 
 def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
@@ -32,16 +32,16 @@ def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
     if place == TRACKING:
         if not tracking_uri.startswith("postgresql"):
             raise BadValue(
-                f"The tracking server is {without_password(tracking_uri)}, which is no PostgreSQL database.",
-                f"leave --storage {TRACKING} out, or give --storage postgresql+psycopg2://...",
+                f"The tracking server is {without_password(tracking_uri)}, which is not a PostgreSQL database.",
+                f"omit --storage {TRACKING}, or give --storage postgresql+psycopg2://...",
             )
         return _database(tracking_uri)
     if "://" not in place:
-        raise BadValue(f"Got --storage {place}.", f"say {JOURNAL}, {TRACKING} or a database's URL")
+        raise BadValue(f"Invalid --storage {place}.", f"use {JOURNAL}, {TRACKING} or a database URL")
     if urlsplit(place).password:
         raise BadValue(
-            f"The URL of --storage {without_password(place)} holds a password, which others on this machine can read.",
-            "leave the password out and put it into PGPASSWORD or ~/.pgpass",
+            f"The URL of --storage {without_password(place)} contains a password, which others here can read.",
+            "remove the password and put it into PGPASSWORD or ~/.pgpass",
         )
     return _database(place)
 
@@ -62,5 +62,5 @@ def _database(url: str) -> BaseStorage:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StoreError(
-            f"The studies cannot be kept at {without_password(url)}: {first}.", "check the address and the database"
+            f"Cannot store the studies at {without_password(url)}: {first}.", "check the address and the database"
         ) from None

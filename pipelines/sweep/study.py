@@ -1,10 +1,9 @@
-"""One method's study: Optuna proposes points in batches, and a study is always a prefix of the sequence of trials.
+"""The study of one method: Optuna proposes points in batches; a study is always a prefix of a fixed trial sequence.
 
-The order is fixed by the file alone.  Trial ``k`` is proposed from the finished batches before its own and from the
-points of its batch that come before it, with a sampler whose seed follows from ``k``; it is pruned by comparison with
-the finished batches.  Nothing depends on which worker was faster.  A batch is written when all of it is through, a
-trial in one piece, in order: a driver that is killed leaves no trial RUNNING, and the next one proposes the same points
-again.
+The sequence depends only on the file.  Trial ``k`` is proposed from the finished batches before its own and the points
+before it in its batch, by a sampler whose seed is derived from ``k``; it is pruned by comparison with the finished
+batches.  Nothing depends on the speed of workers.  A batch is written when all of its trials have ended, each trial
+atomically and in order: a killed driver leaves no trial RUNNING, and the next one proposes the same points again.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STARTUP_TRIALS = 5
-"""The median rule prunes nothing before so many trials are complete."""
+"""Number of complete trials before the median rule starts to prune."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What came of one point."""
+    """The result of one point."""
 
     state: str
     """``COMPLETE`` or ``PRUNED``."""
     top1_pct: float | None
-    """On validation images after the last epoch, the mean over student seeds; None for a pruned trial."""
+    """On validation images after the last epoch, mean over student seeds; None for a pruned trial."""
     curve: dict[int, float] = field(default_factory=dict)
-    """Epoch to top-1 accuracy (%) of the first student seed, as far as it went."""
+    """Epoch to top-1 accuracy (%) of the first student seed, up to where it stopped."""
     rungs: dict[str, float] = field(default_factory=dict)
-    """What a halving pruner noted of the trial."""
+    """Attributes stored by a successive-halving pruner."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Keys of the evaluations, scores by student seed, why it ended early."""
+    """Keys of the evaluations, scores by student seed, reason of an early stop."""
 
 
 def quiet_optuna() -> None:
-    """No lines on its own; it calls much of what has been stable for years experimental."""
+    """Silence Optuna's log and its warnings about long-stable features marked experimental."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -55,7 +54,7 @@ def quiet_optuna() -> None:
 
 
 def distributions(space: Sequence[Dimension]) -> dict[str, BaseDistribution]:
-    """The space in Optuna's terms; a field's type decides between whole numbers and others."""
+    """The space as Optuna distributions; the type of a field decides between integers and floats."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, BaseDistribution] = {}
@@ -86,7 +85,7 @@ def _random(sweep: Sweep, seed: int) -> BaseSampler:
 def _grid(sweep: Sweep, seed: int) -> BaseSampler:
     from optuna.samplers import GridSampler
 
-    # Its order is a shuffle by the seed, which must be the same for all trials.
+    # The seed shuffles the points, so it must be the same for all trials.
     return GridSampler({one.field: list(one.values() or ()) for one in sweep.space}, seed=sweep.seed)
 
 
@@ -127,44 +126,44 @@ PRUNERS: dict[str, Callable[[Pruning], BasePruner]] = {
 
 @dataclass(frozen=True)
 class Pruning:
-    """The rule by which poor trials end early; plain data that travels to a worker."""
+    """The pruning rule; plain data that is sent to workers."""
 
     rule: str
     every: int
-    """Epochs between two looks."""
+    """Epochs between validation steps."""
     longest: int
     """Epochs of the longest trial."""
 
 
 class Contest:
-    """A trial on its way, judged by the finished batches before its own (``before``, trials 0, 1, 2 ...)."""
+    """A running trial, compared with the finished batches before its own (``before``, trials 0, 1, 2 ...)."""
 
     def __init__(self, study_name: str, number: int, before: Sequence[FrozenTrial], pruning: Pruning):
         from optuna.trial import TrialState, create_trial
 
         quiet_optuna()
         self._study = _snapshot(study_name, before)
-        while len(self._study.get_trials(deepcopy=False)) < number:  # its own batch, of which it knows nothing
+        while len(self._study.get_trials(deepcopy=False)) < number:  # earlier trials of its own batch, without results
             self._study.add_trial(create_trial(state=TrialState.RUNNING))
         self._study.pruner = PRUNERS[pruning.rule](pruning)
         self._trial = self._study.ask()
         self.curve: dict[int, float] = {}
 
     def report(self, epoch: int, top1_pct: float) -> bool:
-        """Note an accuracy; True if the trial is to end here."""
+        """Report an accuracy; True if the trial should be pruned."""
         self.curve[epoch] = top1_pct
         self._trial.report(top1_pct, epoch)
         return self._trial.should_prune()
 
     @property
     def rungs(self) -> dict[str, float]:
-        """What a halving pruner noted."""
+        """Attributes stored by a successive-halving pruner."""
         own = self._study.get_trials(deepcopy=False)[self._trial.number]
         return {name: value for name, value in own.system_attrs.items() if name.startswith("completed_rung")}
 
 
 def _snapshot(name: str, trials: Sequence[FrozenTrial]) -> Study:
-    """A study in memory with these trials, which are numbered from 0 again."""
+    """An in-memory study with these trials, renumbered from 0."""
     import optuna
 
     study = optuna.create_study(study_name=name, direction="maximize", storage=optuna.storages.InMemoryStorage())
@@ -173,7 +172,7 @@ def _snapshot(name: str, trials: Sequence[FrozenTrial]) -> Study:
 
 
 class Tuning:
-    """The study of one method in a storage that this process alone writes."""
+    """The study of one method, in a storage written only by this process."""
 
     def __init__(self, sweep: Sweep, name: str, storage: BaseStorage):
         import optuna
@@ -184,11 +183,11 @@ class Tuning:
         self.space = distributions(sweep.space)
 
     def trials(self) -> list[FrozenTrial]:
-        """All that is through, in order."""
+        """All finished trials, in order."""
         return self.study.get_trials(deepcopy=False)
 
     def before(self, number: int) -> list[FrozenTrial]:
-        """The finished batches before the one of a trial."""
+        """The trials of the finished batches before that of a trial."""
         from optuna.trial import create_trial
 
         return [
@@ -204,7 +203,7 @@ class Tuning:
         ]
 
     def next_batch(self) -> dict[int, dict[str, Any]]:
-        """Number to point of the trials that come next; empty when there are as many as the file asks for."""
+        """Number to point of the next trials; empty if the study is complete."""
         done = self.trials()
         first = len(done) - len(done) % self.sweep.batch
         numbers = range(first, min(first + self.sweep.batch, self.sweep.trials))
@@ -224,7 +223,7 @@ class Tuning:
         return dict(study.ask(fixed_distributions=self.space).params)
 
     def tell(self, number: int, point: Mapping[str, Any], ended: Ended, began: datetime) -> None:
-        """Write the next trial, in one piece."""
+        """Write the next trial atomically."""
         from optuna.trial import TrialState, create_trial
 
         assert number == len(self.trials()), "trials are written in order"
@@ -242,7 +241,7 @@ class Tuning:
         self.study.add_trial(trial)
 
     def best(self) -> FrozenTrial | None:
-        """The complete trial with the best validation accuracy, the first of equals."""
+        """The complete trial with the best validation accuracy; the first in a tie."""
         from optuna.trial import TrialState
 
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]

@@ -1,4 +1,4 @@
-"""What a sweep tunes for: one method's set with its teacher and students, resolved, on validation images."""
+"""The subject of a study: one method's set with its teacher and students, resolved, on validation images."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Subject:
     chosen: Chosen
     sweep: Sweep
     rule: Preset
-    """The protocol to start from."""
+    """The base protocol."""
     info: DatasetInfo
     teacher: TeacherRecipe
     same_network: bool
     bases: tuple[EvaluationRecipe, ...]
-    """The base protocol on validation images, one a student seed."""
+    """Evaluations under the base protocol on validation images, one per student seed."""
     expansion: Expansion
     """The grid of ``bases``."""
 
     @property
     def key(self) -> Key:
-        """What is tuned and on what: the same key is the same sequence of trials."""
+        """Digest of what is tuned and on what: equal keys give the same sequence of trials."""
         return digest([self.sweep.asked, [base.key for base in self.bases]])
 
     @property
@@ -48,7 +48,7 @@ class Subject:
 
     @property
     def preset(self) -> str:
-        """What its winner is called."""
+        """Name of its winner."""
         return f"{self.sweep.name}-{self.label}"
 
     @property
@@ -57,11 +57,11 @@ class Subject:
         return self.sweep.ipc * self.info.num_classes
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What a point sets in the protocol to start from, by name."""
+        """The fields that a point sets in the base protocol, by name."""
         return fitting(self.rule, self.same_network, merged(self.sweep.protocol.values, params))
 
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
-        """The resolved protocol of a point, with looks at the validation accuracy on the way."""
+        """The resolved protocol of a point, with validation steps during training."""
         resolved = resolve_protocol(
             self.rule,
             factor=self.info.factor,
@@ -69,11 +69,11 @@ class Subject:
             set_size=self.size,
             overrides=self.values(params),
         )
-        looks = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
-        return resolved.model_copy(update={"test_epochs": looks})
+        steps = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
+        return resolved.model_copy(update={"test_epochs": steps})
 
     def evaluations(self, params: Mapping[str, Any]) -> list[EvaluationRecipe]:
-        """What a trial makes, one recipe a student seed."""
+        """The evaluation recipes of a trial, one per student seed."""
         protocol = self.protocol(params)
         soft = (self.teacher.key,) if protocol.labels == "soft" else ()
         return [base.model_copy(update={"protocol": protocol, "teachers": soft}) for base in self.bases]
@@ -85,7 +85,7 @@ class Subject:
         return Pruning(self.sweep.pruner, self.sweep.validate_epochs, int(longest))
 
     def trial_s(self) -> float:
-        """Rough process seconds of one trial that runs to its end, at the base point."""
+        """Rough CPU or GPU time in seconds of a complete trial at the base point."""
         networks = {self.teacher.key: self.teacher.network}
         here = hardware()
         rates = shipped_rates(here.kind, here.bf16)
@@ -93,25 +93,25 @@ class Subject:
 
     @property
     def teacher_saw(self) -> str:
-        """What is known of the teacher and the validation images."""
+        """Whether the teacher was trained on the validation images, as text."""
         if self.teacher.key not in self.expansion.recipes:
             return "not used"
         return {
             "fit": "trained without the validation images",
-            "train": "trained on all training images, the validation images among them",
-            "unknown": "imported, and nobody said whether it was trained on the validation images",
+            "train": "trained on all training images, including the validation images",
+            "unknown": "imported, and it is unknown whether it was trained on the validation images",
         }[self.teacher.data.split]
 
 
 def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
-    """Every method of a sweep; raises :class:`GridErrors` for one that cannot make the set."""
+    """The subjects of all methods; raises :class:`GridErrors` for methods that do not support the set."""
     found, problems = [], []
     for place, (label, chosen) in enumerate(sweep.labels().items()):
         try:
             expansion = expand(sweep.validation_grid((chosen,)), catalog)
         except GridErrors as error:
-            said = " ".join(problem.message for problem in error.problems)
-            problems.append(Problem(f"methods[{place}]", f"{label} cannot make this set. {said}"))
+            reason = " ".join(problem.message for problem in error.problems)
+            problems.append(Problem(f"methods[{place}]", f"{label} does not support this set. {reason}"))
             continue
         bases = tuple(expansion.evaluation_of(cell) for cell in expansion.cells)
         info = expansion.infos[sweep.dataset]
@@ -125,5 +125,5 @@ def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
 
 
 def sweep_key(found: list[Subject]) -> Key:
-    """Of all methods together."""
+    """Digest of all subjects of a sweep."""
     return digest([subject.key for subject in found])

@@ -1,4 +1,4 @@
-"""A sweep as a value: what was asked for, names and numbers checked, nothing resolved yet."""
+"""A sweep as a value object, with names and numbers validated but not yet resolved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Dimension(Frozen):
 
     @property
     def integer(self) -> bool:
-        """Whether a range holds whole numbers: the field's type decides."""
+        """Whether a range contains integers, by the type of the field."""
         return number_type(self.field) is int
 
     @property
@@ -36,7 +36,7 @@ class Dimension(Frozen):
         return self.low, self.high
 
     def values(self) -> tuple[Any, ...] | None:
-        """All its values in order; None for a continuous range."""
+        """All values in order; None for a continuous range."""
         if self.choices:
             return self.choices
         step = self.step or (1 if self.integer and not self.log else None)
@@ -55,41 +55,41 @@ class Sweep(Frozen):
     dataset: str
     ipc: int
     teacher: str
-    """A role."""
+    """Teacher role."""
     student: str | None = None
     """None: the network of the teacher."""
     protocol: Chosen
-    """The preset to start from, with what is fixed otherwise."""
+    """The base protocol, with fixed overrides."""
     space: tuple[Dimension, ...]
     trials: int
-    """For each method."""
+    """Number of trials per method."""
     batch: int = 4
-    """Trials that are asked for together and know nothing of each other."""
+    """Number of trials that are proposed together, without results of each other."""
     sampler: SamplerName = "tpe"
     pruner: PrunerName = "median"
     validate_epochs: int = 5
-    """Epochs between two looks at the validation accuracy."""
+    """Epochs between validation steps."""
     seed: int = 0
-    """Of the sampler."""
+    """Random seed of the sampler."""
     set_seed: int = 0
     student_seeds: tuple[int, ...] = (0,)
-    """A trial's score is the mean over these."""
+    """The score of a trial is the mean over these."""
     test_seeds: tuple[int, ...] = (0, 1, 2)
-    """Student seeds of the test that the winner gets."""
+    """Student seeds of the winner's test."""
     text: str = ""
-    """The file as it was written."""
+    """The text of the file."""
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What changes the tuning, as plain data: not names, layout of the file, methods besides, or the later test."""
+        """The fields that affect the tuning, as plain data: without names, text, methods and test seeds."""
         return self.model_dump(mode="json", exclude={"name", "description", "text", "methods", "test_seeds"})
 
     def labels(self) -> dict[str, Chosen]:
-        """The methods by what they are called here."""
+        """The methods by label."""
         return labelled(self.methods)
 
     def validation_grid(self, methods: tuple[Chosen, ...]) -> Grid:
-        """The base protocol on validation images: it brings sets and teachers, and is what a winner must beat."""
+        """The grid of the base protocol on validation images, with its sets and teachers: the baseline of the sweep."""
         return Grid(
             name=f"{self.name}-validation",
             description=self.description,
@@ -99,7 +99,7 @@ class Sweep(Frozen):
         )
 
     def test_grid(self, winners: Mapping[str, str]) -> Grid:
-        """Base and winner (method's label to preset's name) on the test split, with sets of all training images."""
+        """The grid of base and winners (label to preset name) on the test split, with sets from all training images."""
         labels = self.labels()
         return Grid(
             name=f"{self.name}-test",
@@ -125,7 +125,7 @@ class Sweep(Frozen):
 
 
 def labelled(methods: Iterable[Chosen]) -> dict[str, Chosen]:
-    """Methods by label: one that comes twice, with other settings, is numbered."""
+    """Methods by label; repeated methods with different settings are numbered."""
     named: dict[str, Chosen] = {}
     for chosen in methods:
         again = sum(other.name == chosen.name for other in named.values())

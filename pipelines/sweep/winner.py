@@ -1,4 +1,4 @@
-"""The winner: a protocol with provenance, and the one test on the test split that it gets."""
+"""The winner of a sweep: a protocol with its provenance, and its single test on the test split."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
-    """The best trial as a protocol: its fields for all students, the rest as in the protocol that it started from."""
+    """The best trial as a protocol: its fields for all students, the rest from the base protocol."""
     rule, moved = subject.rule, subject.values(best.params)
     assert best.datetime_complete is not None, "the best trial is complete"
     date = best.datetime_complete.date().isoformat()
     source = (
-        f"{_whose(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
+        f"{_origin(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
         f"{best.value:.2f} % on {best.user_attrs['tested']} validation images of {subject.info.name}; "
         f"from {rule.name}, {date}"
     )
@@ -46,20 +46,20 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
 
 
 def check_free(folder: Path, name: str, sweep: str) -> None:
-    """Raise :class:`BadValue` where a folder has a protocol of that name that is no winner of this sweep."""
+    """Raise :class:`BadValue` if a folder has a protocol of this name that is not a winner of this sweep."""
     path = folder / f"{name}.yaml"
-    if path.exists() and not read_preset(path).source.startswith(f"{_whose(sweep)}, "):
-        said = f"{path} is no winner of sweep {sweep}, whose winner would be called {name}."
-        raise BadValue(said, "give the sweep another name, or move that file")
+    if path.exists() and not read_preset(path).source.startswith(f"{_origin(sweep)}, "):
+        message = f"{path} is not a winner of sweep {sweep}, whose winner would have the name {name}."
+        raise BadValue(message, "rename the sweep, or move that file")
 
 
-def _whose(sweep: str) -> str:
-    """How the ``source`` of a sweep's winners begins."""
+def _origin(sweep: str) -> str:
+    """Prefix of the ``source`` of a sweep's winners."""
     return f"sweep {sweep}"
 
 
 def write_preset(preset: Preset, folder: Path, sweep: str) -> Path:
-    """``<name>.yaml`` in a folder, from which grids find it by name; an earlier winner of the sweep is replaced."""
+    """Write ``<name>.yaml`` to a folder of protocols; replaces an earlier winner of the sweep."""
     check_free(folder, preset.name, sweep)
     plain = preset.model_dump(mode="json")
     path = folder / f"{preset.name}.yaml"
@@ -69,7 +69,7 @@ def write_preset(preset: Preset, folder: Path, sweep: str) -> Path:
 
 @dataclass(frozen=True)
 class Tested:
-    """One winner on the test split, beside the base protocol on the same seeds; accuracies 0-100."""
+    """The test of one winner and of the base protocol on the same seeds; accuracies 0-100."""
 
     sweep: str
     method: str
@@ -78,34 +78,34 @@ class Tested:
     recorded_at: str
     seeds: list[int]
     winner: list[float]
-    """By student seed; empty while the test is not through."""
+    """By student seed; empty until the test is complete."""
     base: list[float]
     protocol: str
-    """Digest of the winner as it was resolved: the same protocol on further seeds is no other winner."""
+    """Digest of the resolved winner: the same protocol on further seeds counts as the same winner."""
     current: bool
-    """Whether it is the winner of the sweep as its file stands now."""
+    """Whether it is the winner of the current version of the sweep file."""
     precisions: tuple[str, ...] = ()
-    """At what both sides ran; more than one where their machines differ."""
+    """Precisions of both sides; several if the machines differ."""
 
     @property
     def difference(self) -> PairedDifference | None:
-        """Winner minus base; None for a single seed, or before the test is through."""
+        """Winner minus base; None for a single seed, or before the test is complete."""
         return paired_difference(self.winner, self.base) if len(self.winner) > 1 else None
 
     def text(self) -> dict[str, str]:
-        """For tables."""
+        """Cells for tables."""
         return {
-            "winner": _spread(self.winner),
-            "base": _spread(self.base),
+            "winner": _mean_std(self.winner),
+            "base": _mean_std(self.base),
             "difference": _difference(self.winner, self.base, self.difference, self.precisions),
         }
 
 
-def _spread(values: list[float]) -> str:
+def _mean_std(values: list[float]) -> str:
     if not values:
         return "not tested yet"
-    spread = std(values)
-    return f"{mean(values):.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(values)})"
+    deviation = std(values)
+    return f"{mean(values):.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "") + f" ({len(values)})"
 
 
 def _difference(
@@ -121,7 +121,7 @@ def _difference(
 
 
 def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
-    """Test evaluations of a method under its winner and under the base protocol, by student seed."""
+    """Test evaluations of a method under its winner and the base protocol, by student seed."""
     part = subject.sweep.test_grid({subject.label: subject.preset}).parts[0]
     found: dict[str, list[EvaluationRecipe]] = {chosen.name: [] for chosen in part.protocols}
     for cell in expansion.cells:
@@ -130,17 +130,17 @@ def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe
 
 
 def protocol_of(winner: Iterable[EvaluationRecipe]) -> str:
-    """Which winner was tested, on whichever student seeds."""
+    """Digest of the winning protocol, independent of student seeds."""
     return digest(next(iter(winner)).protocol.model_dump(mode="json"))[:32]
 
 
 def winners_of(tests: Iterable[Tested]) -> int:
-    """How many different winners have met the test split."""
+    """Number of distinct winners that were tested."""
     return len({test.protocol for test in tests})
 
 
 def target_of(base: Iterable[EvaluationRecipe]) -> str:
-    """What was tuned for, whatever the sweep is called: the set, the data and the student of the test."""
+    """Digest of the target of a sweep, independent of its name: the set, data and student of the test."""
     first = next(iter(base))
     return digest([first.set, first.student, first.data.model_dump(mode="json"), first.normalisation.model_dump()])[:32]
 
@@ -152,7 +152,7 @@ def record(
     base: list[EvaluationRecipe],
     records: SweepRecords,
 ) -> None:
-    """Put the test on record, before it is made."""
+    """Record the test before it runs."""
     records.record_test(
         target_of(base),
         {
@@ -181,11 +181,11 @@ def recorded_tests(
     records: SweepRecords,
     find: Callable[[str, Key], Entry | None],
 ) -> list[Tested]:
-    """Every test on record for this target, with its result."""
+    """Every recorded test for this target, with its result."""
     current = protocol_of(winner)
     found = []
     for test in records.tests(target_of(base)):
-        protocol = test.get("protocol", test["evaluations"][0])  # early records do not say it: each counts by itself
+        protocol = test.get("protocol", test["evaluations"][0])  # missing in early records: each counts separately
         scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
         whole = all(entry is not None for entries in scores.values() for entry in entries)
         values = {

@@ -1,7 +1,7 @@
-"""One trial of a sweep in a worker process: trains students, and stops where the pruner says so.
+"""One trial of a sweep in a worker process: trains students, and stops if the pruner decides so.
 
-It writes no study, no ledger and no tracking server: what it returns is all that becomes of it, so that it may die at
-any moment and be run again.
+It writes to no study, ledger or tracking server and only returns its answer, so it may die at any moment and be run
+again.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of one evaluation; one that was stopped is known as far as it went."""
+    """The score of one evaluation; a stopped one has a partial curve."""
 
     curve: dict[int, float]
     """Epoch to top-1 accuracy (%) on validation images."""
     top1_pct: float | None = None
-    """After the last epoch; None where it was stopped or diverged."""
+    """After the last epoch; None if it was stopped or diverged."""
     diverged: str = ""
     tested: int = 0
-    """Images of the validation part."""
+    """Number of validation images."""
     wall_s: float = 0.0
     ran_precision: str = ""
 
@@ -52,32 +52,32 @@ class Score:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Score:
-        """From JSON, whose keys are text."""
+        """From JSON, whose keys are strings."""
         return cls(**{**plain, "curve": {int(epoch): value for epoch, value in plain["curve"].items()}})
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a worker is told of one trial: plain data, but for the trials before it."""
+    """Input of one trial in a worker: plain data, without the earlier trials."""
 
     sweep: str
-    """What the sweep's scratch folder is called."""
+    """Name of the sweep's scratch folder."""
     study: str
     number: int
     evaluations: list[str]
-    """Recipes as JSON, one a student seed; the first is the one that is judged on its way."""
+    """Recipes as JSON, one per student seed; pruning is based on the first."""
     pruning: Pruning
     place: Place
     given: list[dict[str, Any]]
-    """Ledger entries of set and teachers."""
+    """Ledger entries of the set and the teachers."""
     known: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    """Scores of these evaluations that an earlier trial, or an earlier driver, has found."""
+    """Scores of these evaluations from an earlier trial or driver."""
     gpu: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a trial ended, and every score that it found on the way; ``failed`` says why there is no end."""
+    """How a trial ended, with the scores of its evaluations; ``failed``: the error if it did not end regularly."""
 
     ended: Ended | None
     scores: dict[Key, Score]
@@ -85,11 +85,11 @@ class Answer:
 
 
 class _Stop(Exception):
-    """Ends a training from inside."""
+    """Raised in a callback to stop the training."""
 
 
 def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
-    """Judge a point; ``before`` are the finished batches that it is compared with."""
+    """Evaluate a point; ``before``: trials of the finished batches, for pruning."""
     from pipelines.engine.trial import _settle_process
 
     _settle_process(attempt.gpu)
@@ -117,7 +117,7 @@ def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
             scores[recipe.key] = score or _trained(attempt, recipe, None)[0]
     except RD3Error as error:
         return Answer(None, scores, str(error))
-    except Exception as error:  # whatever it is, it is this trial's: the driver says it and stops
+    except Exception as error:  # any error is reported by the driver, which stops
         return Answer(None, scores, f"{type(error).__name__}: {error}")
     diverged = next((score.diverged for score in scores.values() if score.diverged), "")
     if pruned or diverged:
@@ -137,17 +137,17 @@ def _evaluation(text: str) -> EvaluationRecipe:
 
 
 def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Score | None, bool]:
-    """A known score, judged as if it came now, and whether the pruner ends it; None where not enough is known."""
+    """(known score, pruned), with its curve replayed for the pruner; None if the known score is incomplete."""
     if known is None:
         return None, False
     score = Score.from_plain(known)
-    if contest is not None and any(contest.report(*look) for look in sorted(score.curve.items())):
+    if contest is not None and any(contest.report(*step) for step in sorted(score.curve.items())):
         return score, True
     return (score if score.diverged or score.top1_pct is not None else None), False
 
 
 def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
-    """The score of an evaluation that is made now, and whether the pruner has ended it."""
+    """(score, pruned) of an evaluation that is trained now."""
     from rd3.perform import perform
 
     curve: dict[int, float] = {}
@@ -161,7 +161,7 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
     roots = attempt.place.roots
     retry(partial(ensure_data, attempt.place, recipe.data))
     store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
-    for kind, key in recipe.parents():  # into the cache, from where the training takes them
+    for kind, key in recipe.parents():  # into the cache that the training reads
         retry(partial(store.fetch, kind, key))
     scratch = scratch_folder(attempt.place.home, attempt.sweep)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -180,5 +180,5 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
 
 
 def scratch_folder(home: Path, sweep: str) -> Path:
-    """Where trials of a sweep work on this machine; nothing in it is kept."""
+    """Scratch folder for the trials of a sweep on this machine."""
     return home / "work" / "sweep" / sweep

@@ -1,1 +1,1 @@
-"""Transfer between machines: results in and out of a ledger, and datasets that nodes lack."""
+"""Transfer between machines: results of a ledger, and datasets for cluster nodes."""

@@ -1,4 +1,4 @@
-"""Datasets on machines that lack them: pushed once from where they are, pulled by every node that needs them."""
+"""Dataset transfer through the tracking server: pushed once, pulled by every node that needs them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
 from rd3.recipe import Data
 from tracking.ledger.object_store import folder_errors
 from tracking.place import Place
-from tracking.runs import dataset_bundles as parcels
+from tracking.runs import dataset_bundles as bundles
 from tracking.runs.client import without_password
 from tracking.runs.dataset_bundles import DatasetBundle, Progress
 from tracking.runs.runs import Tracker
 
 
 class Pushed(NamedTuple):
-    """``new`` is False where the tracking server had it already."""
+    """``new`` is False if the tracking server already had it."""
 
     parcel: DatasetBundle
     new: bool
 
 
 def _silent(_fraction: float, _note: str) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 def absent(name: str, roots: Roots) -> bool:
-    """Whether this machine has no folder for a dataset, registered or not; what comes with a package never is."""
+    """Whether this machine has no folder for a dataset; False for datasets bundled with a package."""
     try:
         places = dataset_source(name, roots).places(roots)
     except UnknownName:
@@ -42,27 +42,29 @@ def absent(name: str, roots: Roots) -> bool:
 
 
 def push(name: str, place: Place, progress: Progress = _silent) -> Pushed:
-    """Send a dataset of this machine to the tracking server, once a fingerprint."""
+    """Upload a dataset to the tracking server, unless it has this fingerprint already."""
     roots = place.roots
     folder = dataset_source(name, roots).survey(roots).folder
     if folder is None:
-        raise BadValue(f"Dataset {name} comes with RD3's packages and has no files to push.", "every node has it")
+        raise BadValue(
+            f"Dataset {name} is bundled with RD3's packages and has no files to push.", "every node already has it"
+        )
     tracker = Tracker(place)
     tracker.check()
     fingerprint = dataset_fingerprint(name, roots)
-    known = parcels.find(tracker, name, fingerprint)
+    known = bundles.find(tracker, name, fingerprint)
     if known is not None:
         return Pushed(known, False)
     entry, scratch = registration(name, roots), place.home / "data"
-    sent = parcels.put(tracker, folder, name, fingerprint, registration=entry, scratch=scratch, progress=progress)
+    sent = bundles.put(tracker, folder, name, fingerprint, registration=entry, scratch=scratch, progress=progress)
     return Pushed(sent, True)
 
 
 def pull(name: str, place: Place, fingerprint: str | None = None, progress: Progress = _silent) -> Path | None:
-    """The dataset in RD3's home, fetched where this machine lacks it; None if it was here.
+    """Download a dataset into RD3's home if this machine does not have it; returns its folder, or None if it was here.
 
-    One process of a node fetches, the others wait for it.  What is fetched is checked by hash and by fingerprint
-    before it gets its name, so nobody sees a part of it.
+    One process per node downloads, the others wait for it.  The files are verified by hash and fingerprint before the
+    folder gets its final name, so incomplete copies are never visible.
     """
     roots = place.roots
     if not absent(name, roots):
@@ -71,52 +73,51 @@ def pull(name: str, place: Place, fingerprint: str | None = None, progress: Prog
         if not absent(name, roots):
             return None
         tracker = Tracker(place)
-        parcel = parcels.find(tracker, name, fingerprint)
-        if parcel is None:
+        bundle = bundles.find(tracker, name, fingerprint)
+        if bundle is None:
             version = f" with fingerprint {fingerprint[:12]}" if fingerprint else ""
             raise DataMissing(
-                f"Dataset {name} is not on {socket.gethostname()}, and nobody has pushed it{version} to "
+                f"Dataset {name} is not on {socket.gethostname()}, and has not been pushed{version} to "
                 f"{without_password(place.tracking_uri)}.",
-                f"on a machine that has it: rd3 data push {name}",
+                f"on a machine that has it, run rd3 data push {name}",
             )
-        return _settle(tracker, parcel, roots, progress)
+        return _settle(tracker, bundle, roots, progress)
 
 
-def _settle(tracker: Tracker, parcel: DatasetBundle, roots: Roots, progress: Progress) -> Path:
-    base, entry = roots.home / "data", parcel.registration
-    target = base / parcel.name
+def _settle(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Progress) -> Path:
+    base, entry = roots.home / "data", bundle.registration
+    target = base / bundle.name
     with tempfile.TemporaryDirectory(dir=base, prefix=".pull-") as scratch:
-        copy = Path(scratch) / parcel.name
+        copy = Path(scratch) / bundle.name
         copy.mkdir()
-        parcels.unpack(tracker, parcel, copy, progress)
+        bundles.unpack(tracker, bundle, copy, progress)
         found = fingerprint_in(copy, roots, entry)
-        if found != parcel.fingerprint:
+        if found != bundle.fingerprint:
             raise DataCorrupt(
-                f"Dataset {parcel.name} was pushed with fingerprint {parcel.fingerprint[:12]} and arrives with "
-                f"{found[:12]}.",
-                f"push it with the version of RD3 that runs here: rd3 data push {parcel.name}",
+                f"Dataset {bundle.name} was pushed with fingerprint {bundle.fingerprint[:12]}, got {found[:12]}.",
+                f"push it again with the version of RD3 that runs here: rd3 data push {bundle.name}",
             )
         with folder_errors(base):
-            if target.exists():  # of a pull that was cut short, or of a registration that is gone
+            if target.exists():  # from an interrupted pull or a removed registration
                 target.rename(Path(scratch) / "before")
             copy.rename(target)
     if entry is not None:
-        register(parcel.name, entry, target, roots)
+        register(bundle.name, entry, target, roots)
     return target
 
 
 def ensure_data(place: Place, data: Data, progress: Progress = _silent) -> None:
-    """What a trial calls before it makes a recipe: its dataset is on this node, pulled if need be.
+    """Make sure that the dataset of a recipe is on this node, before a trial runs it; pull it if necessary.
 
-    Raises :class:`rd3.errors.Away` while the tracking server is away; asking again is harmless.
+    Raises :class:`rd3.errors.Away` while the tracking server is unreachable; safe to retry.
     """
-    # A parcel has the fingerprint of the whole, a recipe of ``fit`` that of the training images: opening compares it.
+    # A bundle has the fingerprint of the full dataset, a recipe of ``fit`` that of its training images.
     pull(data.name, place, None if data.split == "fit" else data.fingerprint, progress)
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time; the lock goes with the process that holds it."""
+    """Hold a lock between the processes of this machine; the kernel releases it when the process ends."""
     with folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".pull.lock", "w")  # noqa: SIM115 - closed below

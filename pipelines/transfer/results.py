@@ -1,4 +1,4 @@
-"""Results travel: as a folder for others and from others or ``rd3.run``, and from one ledger to another."""
+"""Result transfer: export to and import from folders (also of ``rd3.run``), and push to another ledger."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from tracking.upkeep.health import check_place
 
 
 class Imported(NamedTuple):
-    """One outcome: ``new`` is False where the ledger had it already, and for what is ``lacking`` (the reason)."""
+    """One imported entry; ``new`` is False if the ledger had it already or it could not be imported (``lacking``)."""
 
     kind: str
     key: str
     label: str
     new: bool
     files: bool = True
-    """False: the result is known, its files are not to be had; whatever needs them has it made again."""
+    """False: the result is known but its files are not available; a run that needs them regenerates them."""
     lacking: str = ""
-    """Why it was not taken; empty where it was."""
+    """Why it was not imported; empty if it was."""
 
 
 def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
-    """A file of each for ``python -m rd3.run``, named so that they sort in this order."""
+    """Write a file per recipe for ``python -m rd3.run``, named so that they sort in this order."""
     for number, recipe in enumerate(recipes, 1):
         name = f"{number:0{len(str(len(recipes)))}}-{recipe.kind}-{recipe.key[:12]}.json"
         write_atomically(folder / name, to_json(recipe))
 
 
 def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> int:
-    """Put what is done of these recipes into a store folder that :func:`import_results` reads; how much is new there.
+    """Export the finished results of these recipes to a store folder for :func:`import_results`; returns the new ones.
 
-    Teachers are large and stay out unless wanted, as does what is known without its files; what is there already stays.
+    Teachers are large and are included only on request.  Results without files are skipped, existing ones are kept.
     """
     return _copy(_names(recipes), TrackedStore(session), folder, teachers=teachers)
 
 
 def export_study(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> Written:
-    """As :func:`export_results`, into a study; of teachers and statistics the entries, and the files if wanted."""
+    """As :func:`export_results`, to a study; teachers and statistics without their files unless ``teachers``."""
     return write_study(TrackedStore(session), _names(recipes), Path(folder).absolute(), networks=teachers)
 
 
 def convert_to_store(source: Path, folder: Path, *, teachers: bool = False) -> int:
-    """As :func:`export_results`, with all of another store folder or of a study."""
+    """As :func:`export_results`, with all entries of another store folder or of a study."""
     with open_results(source) as found:
         return _copy(found.names(), found, folder, teachers=teachers)
 
 
 def convert_to_study(source: Path, folder: Path, *, teachers: bool = False) -> Written:
-    """As :func:`export_study`, with all of a store folder or of another study."""
+    """As :func:`export_study`, with all entries of a store folder or of another study."""
     with open_results(source) as found:
         for kind, key in found.names():
             recipe_of(existing(found, kind, key), str(source))
@@ -86,30 +86,29 @@ def _copy(names: Iterable[tuple[str, Key]], source: ReadableStore, folder: Path,
 
 
 def holds_results(path: Path) -> bool:
-    """Is this a store folder, a study's folder, or a Parquet file?"""
+    """Whether a path is a store folder, a study folder or a Parquet file."""
     return (path / "by-key").is_dir() or (path / RESULTS).is_file() or (path.suffix == ".parquet" and path.is_file())
 
 
 @contextlib.contextmanager
 def open_results(path: Path) -> Iterator[FolderStore | Study]:
-    """The results that somebody has sent, whichever way they are kept."""
+    """Open the results at a path, in any of the formats."""
     path = Path(path).absolute()
     with tempfile.TemporaryDirectory() as scratch:
         is_study = holds_results(path) and not (path / "by-key").is_dir()
         found = Study(path, Path(scratch)) if is_study else FolderStore(path)
         if not found.names():
             raise DataMissing(
-                f"{path} holds no results: there is neither {RESULTS} nor by-key/<kind>/<key>.json.",
-                "give a folder of `rd3 export-results`, or the one that was --store of `python -m rd3.run`",
+                f"{path} contains no results: neither {RESULTS} nor by-key/<kind>/<key>.json.",
+                "give a folder written by `rd3 export-results`, or the --store folder of `python -m rd3.run`",
             )
         yield found
 
 
 def import_results(path: Path, session: Session) -> list[Imported]:
-    """Every entry of a store folder, a study folder or one of its Parquet files, parents first, files checked by hash.
+    """Import every entry of a store folder, a study folder or a study's Parquet file, parents first, files verified.
 
-    The folder may also hold the parts that a machine without network gave back (:mod:`rd3.parts`).  Doing it again
-    changes nothing.
+    The folder may also contain the parts written by an offline machine (:mod:`rd3.parts`).  Idempotent.
     """
     path = Path(path).absolute()
     if not parts.holds_parts(path):
@@ -123,7 +122,7 @@ def import_results(path: Path, session: Session) -> list[Imported]:
 
 
 def _import(foreign: FolderStore | Study, path: Path, session: Session) -> list[Imported]:
-    """``path`` is what the user named."""
+    """``path``: as given by the user, for messages."""
     check_place(session)
     return list(_bring(foreign.names(), foreign, TrackedStore(session), str(path)))
 
@@ -131,30 +130,28 @@ def _import(foreign: FolderStore | Study, path: Path, session: Session) -> list[
 def push_results(
     wanted: Iterable[tuple[str, Key]], session: Session, artifacts: str, tracking_uri: str
 ) -> list[Imported]:
-    """Bring these entries of the own ledger into the one at ``artifacts``, their runs and files into its MLflow.
+    """Copy these entries to the ledger at ``artifacts``, their runs and files to its MLflow.
 
-    All they were made from comes along, and the names that users gave to teachers where the other ledger lacks them.
+    Their parents are copied as well, and teacher roles that the other ledger does not have.
     """
     own = TrackedStore(session)
     place = Place(tracking_uri=tracking_uri, artifacts=artifacts, home=session.home)
     other = TrackedStore(place)
     if other.ledger.root == own.ledger.root:
-        raise BadValue(f"{artifacts} is the ledger that the results are in.", "name another one")
+        raise BadValue(f"{artifacts} is the ledger that already contains the results.", "give another one")
     if tracking_uri == session.tracking_uri and not tracking_uri.startswith("http"):
-        raise BadValue(
-            "The other ledger needs a tracking server or a database of its own.", "name it: --tracking http://..."
-        )
+        raise BadValue("The other ledger needs its own tracking server or database.", "give it: --tracking http://...")
     check_place(place)
-    brought = list(_bring(_with_parents(own, wanted), own, other, own.ledger.root))
+    copied = list(_bring(_with_parents(own, wanted), own, other, own.ledger.root))
     there = other.ledger.roles()
     for (dataset, role), recipe in own.ledger.roles().items():
         if (dataset, role) not in there:
             other.ledger.set_role(dataset, role, recipe)
-    return brought
+    return copied
 
 
 def _with_parents(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> list[tuple[str, Key]]:
-    """These entries after all that they were made from, as far as the ledger has it."""
+    """These entries, preceded by their parents as far as the ledger has them."""
     found: dict[tuple[str, Key], None] = {}
 
     def add(kind: str, key: Key) -> None:
@@ -176,11 +173,11 @@ def _bring(
     for kind, key in names:
         entry = source.find(kind, key)
         if entry is None:
-            raise DataMissing(f"{where} has no {kind} {key[:12]}.", "make or import it first")
+            raise DataMissing(f"{where} has no {kind} {key[:12]}.", "run or import it first")
         if (entry.kind, entry.key) != (kind, key):
             raise DataCorrupt(
-                f"Entry {kind} {key[:12]} at {where} says that it is {entry.kind} {entry.key[:12]}.",
-                "remove that entry and make it again",
+                f"Entry {kind} {key[:12]} at {where} contains {entry.kind} {entry.key[:12]}.",
+                "remove that entry and run it again",
             )
         recipe = recipe_of(entry, where)
         known = target.find(kind, key)
@@ -196,7 +193,7 @@ def _bring(
 
 
 def _files(source: ReadableStore, kind: str, key: Key) -> Path | None:
-    """The verified files of an entry; None where they were left out."""
+    """The verified files of an entry; None if they are not available."""
     try:
         return source.fetch(kind, key)
     except NotCarried:

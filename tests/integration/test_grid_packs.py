@@ -165,7 +165,7 @@ def test_a_device_that_fails_for_good_is_said_after_a_few_processes(grids: Grids
 
     monkeypatch.setattr(tune, "run_trial", broken)
     [failure] = grids.run(1, rates=1).failed
-    reason = "its process died 3 times, at last after RuntimeError: CUDA error: unspecified launch failure"
+    reason = "its process died 3 times, most recently after RuntimeError: CUDA error: unspecified launch failure"
     assert (failure.status, failure.reason) == ("killed", reason)
     starts = [event for event in grids.events(1) if event["event"] == "start"]
     assert len(starts) == len({event["pid"] for event in starts}) == 3, "no process was used twice"

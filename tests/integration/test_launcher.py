@@ -112,13 +112,13 @@ def test_a_grid_on_two_machines(cluster_file, shared, tmp_path):
         home = {"RD3_HOME": str(tmp_path / "submitter")}
         behind = run("ray", "submit", cluster_file, "pipelines/run_grid.py", "--", "mine.yaml")
         assert behind.returncode != 0
-        assert "no grid file mine.yaml on the cluster's node" in behind.stdout
+        assert "no grid file mine.yaml on the cluster node" in behind.stdout
         unseen = run(*rd3, "submit", GRID, "--launcher", cluster_file, "--env", "RD3_ARTIFACTS=~/artifacts", **home)
         assert unseen.returncode == 1
-        assert "does not see the artifact folder" in unseen.stdout
+        assert "cannot see the artifact folder" in unseen.stdout
         sent = run(*rd3, "submit", GRID, "--launcher", cluster_file, **home)
         assert sent.returncode == 0, sent.stdout[-3000:] + sent.stderr[-3000:]
-        assert "8 made, 0 reused, 0 failed" in sent.stdout
+        assert "8 completed, 0 reused, 0 failed" in sent.stdout
     finally:
         down = run("ray", "down", "-y", cluster_file)
     assert down.returncode == 0, down.stdout[-3000:]

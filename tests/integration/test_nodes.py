@@ -30,12 +30,12 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_cluster_that_can_and_one_that_cannot(cluster: Cluster, tmp_path: Path):
     place = Place(f"sqlite:///{tmp_path}/db/mlflow.db", str(tmp_path / "artifacts"), tmp_path / "home")
-    with pytest.raises(RD3Error, match="No node of the cluster takes trials: 1 there, with 0 CPUs"):
+    with pytest.raises(RD3Error, match="No node of the cluster can run trials: 1 nodes with 0 CPUs"):
         check_nodes(place, ["digits"])
     cluster.add_node(num_cpus=1)
     check_nodes(place, ["digits"])
     assert list((tmp_path / "artifacts").iterdir()) + list((tmp_path / "db").iterdir()) == []
-    with pytest.raises(DataMissing, match=r"cifar10 is not on node [\d.]+, and nobody has pushed it.*push cifar10"):
+    with pytest.raises(DataMissing, match=r"cifar10 is not on node [\d.]+, and has not been pushed.*push cifar10"):
         check_nodes(place, ["digits", "cifar10"])
     (tmp_path / "home" / "data" / "cifar10").mkdir(parents=True)
     check_nodes(place, ["digits", "cifar10"])

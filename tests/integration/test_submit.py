@@ -84,7 +84,7 @@ def test_a_job_makes_what_one_machine_makes(rd3, head, tmp_path):
     sent = rd3("submit", GRID, "--env", f"RD3_HOME={tmp_path / 'job'}")
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert f"MiB to {head.url}: rd3, tracking, pipelines and the grid" in sent.stdout
-    assert "8 made, 0 reused, 0 failed" in sent.stdout
+    assert "8 completed, 0 reused, 0 failed" in sent.stdout
     alone = rd3("run", GRID, RD3_HOME=str(tmp_path / "alone"))
     assert alone.returncode == 0, alone.stderr
     counts = correct(tmp_path / "job")
@@ -94,7 +94,7 @@ def test_a_job_makes_what_one_machine_makes(rd3, head, tmp_path):
     again = rd3("submit", GRID, "--env", f"RD3_HOME={tmp_path / 'job'}", "--no-wait")
     [job] = [word.rstrip(";") for word in again.stdout.split() if word.startswith("rd3-six-cells-")][:1]
     followed = rd3("jobs", "logs", job, "--follow")
-    assert (followed.returncode, "0 made, 8 reused" in followed.stdout) == (0, True)
+    assert (followed.returncode, "0 completed, 8 reused" in followed.stdout) == (0, True)
     rows = json.loads(rd3("jobs", "list", "--json").stdout)
     assert [(row["grid"], row["state"]) for row in rows[:2]] == [("six-cells", "succeeded")] * 2
 
@@ -134,7 +134,7 @@ def test_a_job_that_is_stopped_leaves_nothing_running_and_goes_on(rd3, tmp_path)
     stopped = rd3("jobs", "stop", "rd3-slow")
     assert "stopped" in stopped.stdout, stopped.stderr
     assert rd3("jobs", "status", "rd3-slow").returncode == 130
-    assert "interrupted by SIGTERM; the same command goes on" in rd3("jobs", "logs", "rd3-slow").stdout
+    assert "interrupted by SIGTERM; run the same command again to resume" in rd3("jobs", "logs", "rd3-slow").stdout
     assert sorted(set(statuses(home))) == ["FINISHED", "KILLED"]
 
 
@@ -167,7 +167,7 @@ def test_a_dataset_of_the_users_own_travels(rd3, tmp_path):
     assert "pets: 16 files" in pushed.stdout, pushed.stderr
     sent = rd3("submit", grid, *words)
     assert sent.returncode == 0, sent.stdout + sent.stderr
-    assert "2 made, 0 reused, 0 failed" in sent.stdout
+    assert "2 completed, 0 reused, 0 failed" in sent.stdout
     assert (tmp_path / "node" / "data" / "pets" / "train" / "cat" / "0.png").is_file()
 
 

@@ -40,14 +40,14 @@ def test_a_server_that_does_not_tell_the_time():
 def test_versions_that_differ():
     assert checkup._same("ray", "2.60.0", "2.60.0") == ("ray", "ok", "2.60.0")
     row = checkup._same("ray", "2.60.0", "2.50.0")
-    assert row == ("ray", "wrong", "2.50.0 there, 2.60.0 on the driver. Fix: install the same on both")
+    assert row == ("ray", "wrong", "2.50.0 there, 2.60.0 on the driver. Fix: install the same version on both")
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").touch()
     row = checkup._disk(tmp_path / "file" / "home")
     assert row.state == "wrong"
-    assert row.detail.startswith(f"{tmp_path}/file/home cannot be written (")
+    assert row.detail.startswith(f"{tmp_path}/file/home is not writable (")
     assert "set RD3_HOME" in row.detail
 
 
@@ -70,8 +70,8 @@ def test_a_worker_that_does_not_share_the_drivers_folders(tmp_path: Path):
     rows = checkup.look_around("10.0.0.2", place, {}, marks)
     told = [row.detail for row in rows if row.what == "shared folder"]
     assert [row.state for row in rows if row.what in ("shared folder", "tracking", "artifacts root")] == ["wrong"] * 2
-    assert "Node 10.0.0.2 does not see the artifact folder" in told[0] and "set RD3_ARTIFACTS to s3://" in told[0]
-    assert "does not see the tracking database" in told[1] and "set MLFLOW_TRACKING_URI to a server" in told[1]
+    assert "Node 10.0.0.2 cannot see the artifact folder" in told[0] and "set RD3_ARTIFACTS to s3://" in told[0]
+    assert "cannot see the tracking database" in told[1] and "set MLFLOW_TRACKING_URI to a server" in told[1]
     assert not far.exists()
 
 

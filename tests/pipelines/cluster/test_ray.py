@@ -51,12 +51,12 @@ def test_words_that_ray_resolves_are_left_to_it():
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_another_server(serve, answer: bytes):
     address = serve(answer)
-    with pytest.raises(RD3Error, match=rf"What answers at {address} is not the head of a Ray cluster\. Fix: give the"):
+    with pytest.raises(RD3Error, match=rf"The server at {address} is not the head of a Ray cluster\. Fix: use the"):
         check_address(address)
 
 
 def test_a_host_that_does_not_exist():
-    with pytest.raises(RD3Error, match=r"The Ray cluster at nowhere\.invalid:6379 does not answer: "):
+    with pytest.raises(RD3Error, match=r"The Ray cluster at nowhere\.invalid:6379 does not respond: "):
         check_address("nowhere.invalid:6379")
 
 
@@ -66,16 +66,16 @@ def test_other_versions():
         "This process on node was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
     )
     assert str(not_joined("head:6379", RuntimeError(said))).startswith(
-        "The Ray cluster at head:6379 has Ray 2.50.0 and Python 3.10.4, this machine has Ray 2.60.0 and Python 3.11.7. "
+        "The Ray cluster at head:6379 runs Ray 2.50.0 and Python 3.10.4, this machine Ray 2.60.0 and Python 3.11.7. "
         "Fix: install the same versions"
     )
 
 
 def test_no_token_and_the_wrong_one():
     missing = not_joined("head:6379", AuthenticationError("No token was found. Ensure that"))
-    assert missing.message == "There is no usable token for the Ray cluster at head:6379: No token was found."
+    assert missing.message == "No usable token for the Ray cluster at head:6379: No token was found."
     refused = not_joined("head:6379", ConnectionError("Failed to connect to Ray cluster at head:6379"))
-    assert refused.message == "The Ray cluster at head:6379 is there, but does not let us in."
+    assert refused.message == "The Ray cluster at head:6379 refused the connection."
     assert {missing.fix, refused.fix} == {
         "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
     }

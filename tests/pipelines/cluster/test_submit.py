@@ -53,7 +53,7 @@ def test_a_working_directory_is_code_and_the_grid_and_runs_alone(tmp_path, sessi
 
 def test_a_large_working_directory_is_refused(tmp_path, session, grid, monkeypatch):
     monkeypatch.setattr(submit, "LIMIT_BYTES", 2**18)
-    with pytest.raises(StoreError, match=r"have \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
+    with pytest.raises(StoreError, match=r"be \d\.\d MiB, the limit is 0 MiB; the largest file is \w+/"):
         submit.working_directory(tmp_path / "sent", submit.submission(str(grid), session, {}, {}, []))
     assert not (tmp_path / "sent").exists()
 
@@ -71,7 +71,7 @@ def test_the_command_carries_grid_addresses_and_datasets_with_files(session, gri
 
 @pytest.mark.parametrize("value", ["/data/rd3", "artifacts", "file:///data/rd3", "sqlite:////data/mlflow.db"])
 def test_a_path_of_this_machine_does_not_travel(session, grid, value):
-    with pytest.raises(BadValue, match=r"RD3_ARTIFACTS is .*, a path of this machine.*--env RD3_ARTIFACTS="):
+    with pytest.raises(BadValue, match=r"RD3_ARTIFACTS is .*, a path on this machine.*--env RD3_ARTIFACTS="):
         submit.submission(str(grid), session, {}, {"RD3_ARTIFACTS": value}, [])
     said = submit.submission(str(grid), session, {"RD3_ARTIFACTS": "/shared"}, {"RD3_ARTIFACTS": value}, [])
     assert said.env == {"RD3_ARTIFACTS": "/shared"}
@@ -81,7 +81,7 @@ def test_a_path_of_this_machine_does_not_travel(session, grid, value):
     "given", [({"MLFLOW_TRACKING_URI": "http://me:secret@host"}, {}), ({}, {"X": "http://u:secret@h/"})]
 )
 def test_no_secret_travels(session, grid, given):
-    with pytest.raises(BadValue, match="holds a password") as caught:
+    with pytest.raises(BadValue, match="contains a password") as caught:
         submit.submission(str(grid), session, *given, [])
     assert "secret" not in str(caught.value)
 
@@ -94,8 +94,8 @@ def test_no_secret_travels(session, grid, given):
             f"Ray 2.40.0, this machine has Ray {ray.__version__}",
         ),
         (f"rd3-probe 3.8.1 {ray.__version__}\n", f"Python 3.8.1, this machine has Python {platform.python_version()}"),
-        ("bash: python: command not found\n", "does not start Python with Ray: it said 'bash: python: command not"),
-        ("", "it said 'nothing'"),
+        ("bash: python: command not found\n", "cannot start Python with Ray: 'bash: python: command not"),
+        ("", "cannot start Python with Ray: 'no output'"),
     ],
 )
 def test_other_versions_are_named(printed, message):
@@ -110,13 +110,13 @@ def test_the_probe_is_true_of_this_machine():
 
 
 def test_no_cluster(session):
-    with pytest.raises(BadValue, match=r"takes the URL of the head's dashboard, got '127\.0\.0\.1:6379'"):
+    with pytest.raises(BadValue, match=r"must be the URL of the head's dashboard, got '127\.0\.0\.1:6379'"):
         submit.connect("127.0.0.1:6379")
 
 
 def test_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-    with pytest.raises(RD3Error, match=r"No Ray cluster answers at http://127\.0\.0\.1:9 "):
+    with pytest.raises(RD3Error, match=r"No Ray cluster responds at http://127\.0\.0\.1:9 "):
         submit.connect("http://127.0.0.1:9")
 
 
@@ -140,7 +140,7 @@ class Client:
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 3), ("STOPPED", 130)])
 def test_a_log_is_written_once_whatever_breaks(monkeypatch, state, code):
-    monkeypatch.setattr(submit, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(submit, "_POLL_EVERY_S", 0.0)
     client = Client([["one ", "two "], ["on", "e two th"], ["one two three"]], ["RUNNING", "RUNNING", state])
     written: list[str] = []
     assert submit.follow(client, "http://x", "job", written.append) == code
@@ -201,7 +201,7 @@ def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
 
 
 def test_a_grid_file_that_stayed_behind_is_named():
-    with pytest.raises(DataMissing, match=r"no grid file mine\.yaml on the cluster's node .*rd3 submit mine\.yaml"):
+    with pytest.raises(DataMissing, match=r"no grid file mine\.yaml on the cluster node .*rd3 submit mine\.yaml"):
         run_grid.check_here("mine.yaml")
     run_grid.check_here("demo")
 
@@ -234,11 +234,11 @@ def test_secrets_of_the_driver_are_in_a_file_of_its_own(tmp_path, monkeypatch):
     assert driver_secrets() == {}
     path = tmp_path / "driver.env"
     monkeypatch.setenv("RD3_DRIVER_ENV", str(path))
-    with pytest.raises(BadValue, match=r"RD3_DRIVER_ENV names .*driver\.env: No such file"):
+    with pytest.raises(BadValue, match=r"Cannot read .*driver\.env, the file in RD3_DRIVER_ENV: No such file"):
         driver_secrets()
     path.write_text("# of the ledger\nAWS_ACCESS_KEY_ID=a:b\n\nAWS_SECRET_ACCESS_KEY=c=d\n")
     path.chmod(0o640)
-    with pytest.raises(BadValue, match=r"Others may read .*chmod 600"):
+    with pytest.raises(BadValue, match=r"Other users can read .*chmod 600"):
         driver_secrets()
     path.chmod(0o600)
     assert driver_secrets() == {"AWS_ACCESS_KEY_ID": "a:b", "AWS_SECRET_ACCESS_KEY": "c=d"}

@@ -76,7 +76,7 @@ def age(folder: Path, seconds: float) -> None:
 
 
 def test_verify_lists_damage_and_forgets_it(rd3: Run, home: Path) -> None:
-    assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
+    assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
     first, second = entries(home)
     manifest = Path(first.artifact.removeprefix("file://")) / "manifest.json"
     manifest.write_text(manifest.read_text() + " ")
@@ -87,16 +87,16 @@ def test_verify_lists_damage_and_forgets_it(rd3: Run, home: Path) -> None:
     assert "file manifest.json has sha256" in row["damage"]
     assert [entry.key for entry in entries(home)] == [first.key, second.key]
 
-    assert rd3("verify", "--grid", "demo")[:2] == (0, "0 whole, 0 damaged\n")
+    assert rd3("verify", "--grid", "demo")[:2] == (0, "0 intact, 0 damaged\n")
 
     stale = home / "work" / "set" / first.key
     stale.mkdir(parents=True)
     code, out, _err = rd3("verify", "--forget")
-    assert (code, "1 whole, 1 damaged" in out) == (3, True)
+    assert (code, "1 intact, 1 damaged" in out) == (3, True)
     assert [entry.key for entry in entries(home)] == [second.key]
     assert not stale.exists()
     assert [event["event"] for event in trial_log.events(home, first.key)] == ["forgotten"]
-    assert rd3("verify")[:2] == (0, "1 whole, 0 damaged\n")
+    assert rd3("verify")[:2] == (0, "1 intact, 0 damaged\n")
 
 
 def test_verify_finds_an_entry_that_holds_another_recipe(rd3: Run, home: Path) -> None:
@@ -169,7 +169,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     with Ledger(str(home / "artifacts")).lease():
         assert [one["what"] for one in json.loads(rd3("gc", "--json")[1])] == ["blocks of a set that is done"]
     code, out, _err = rd3("gc", "--yes")
-    assert (code, "in 6 pieces deleted" in out) == (0, True)
+    assert (code, "in 6 items deleted" in out) == (0, True)
     gone = {name for name in before - files(home) if not name.startswith("artifacts/leases")}
     own = Path(run.info.artifact_uri.removeprefix("file://")).relative_to(home).as_posix()
     assert gone == {
@@ -182,8 +182,8 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
         f"cache/set/{first.key}/manifest.json",
         "cache/set/.staging/part",
     }
-    assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
-    assert rd3("gc")[1].startswith("0.0 MiB in 0 pieces")
+    assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
+    assert rd3("gc")[1].startswith("0.0 MiB in 0 items")
     assert rebuild(Ledger(str(home / "artifacts")), session_in(home)) == 0
     age(home / "work", 8 * DAY_S)
     assert [one["bytes"] for one in json.loads(rd3("gc", "--json")[1])] == [7000]
@@ -195,9 +195,9 @@ def test_gc_does_not_empty_a_store_whose_ledger_is_lost(rd3: Run, home: Path) ->
         database.execute("UPDATE runs SET end_time = end_time - ?", (2 * 3600 * 1000,))
     code, _out, err = rd3("gc", "--yes")
     assert (code, "is empty, but MLflow has finished runs of it." in err) == (2, True)
-    assert rd3("rebuild")[:2] == (0, "2 entries were missing\n")
-    assert rd3("gc")[1].startswith("0.0 MiB in 0 pieces")
-    assert rd3("verify")[:2] == (0, "2 whole, 0 damaged\n")
+    assert rd3("rebuild")[:2] == (0, "2 entries restored\n")
+    assert rd3("gc")[1].startswith("0.0 MiB in 0 items")
+    assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
 
 
 def test_fetch_copies_verified_files(rd3: Run, home: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_fetch_copies_verified_files(rd3: Run, home: Path, tmp_path: Path) -> No
         assert folder == f"{tmp_path}/out/set-{entry.key[:12]}"
         assert sha256_files(Path(folder)) == entry.files
     code, _out, err = rd3("fetch", first.key, "--out", str(tmp_path / "out"))
-    assert (code, "is there already." in err) == (2, True)
+    assert (code, "already exists." in err) == (2, True)
     for words, said in ((("fetch", "zz"), "'zz' is not the start of a key"), (("fetch", "0" * 64), "has no key 000")):
         code, _out, err = rd3(*words)
         assert (code, said in err) == (2, True)
@@ -226,8 +226,8 @@ def test_push_fills_another_ledger_once(rd3: Run, home: Path, tmp_path: Path, em
     words = ("push", str(other / "artifacts"), "--tracking", f"sqlite:///{other}/mlflow.db")
     Ledger(str(home / "artifacts")).set_role("digits", "mine", {"network": "resnet18"})
     first, _second = entries(home)
-    assert rd3(*words, first.key[:8])[:2] == (0, "1 new, 0 there already\n")
-    assert rd3(*words)[:2] == (0, "1 new, 1 there already\n")
+    assert rd3(*words, first.key[:8])[:2] == (0, "1 new, 0 already there\n")
+    assert rd3(*words)[:2] == (0, "1 new, 1 already there\n")
     for entry in entries(home):
         twin = Ledger(str(other / "artifacts")).find("set", entry.key)
         assert twin.model_copy(update={"artifact": entry.artifact, "run_id": entry.run_id}) == entry
@@ -241,11 +241,11 @@ def test_push_says_where_it_cannot_go(rd3: Run, home: Path, tmp_path: Path) -> N
     for words, said in [
         (
             (str(home / "artifacts"), "--tracking", f"sqlite:///{tmp_path}/o.db"),
-            "is the ledger that the results are in",
+            "is the ledger that already contains the results",
         ),
         (
             (str(tmp_path / "o"), "--tracking", f"sqlite:///{home}/mlflow.db"),
-            "a tracking server or a database of its own",
+            "its own tracking server or database",
         ),
         ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "http://127.0.0.1:9 does not answer"),
     ]:

@@ -237,7 +237,7 @@ def test_recipes_run_elsewhere_with_what_they_are_made_from(rd3, home, tmp_path)
     code, out, err = rd3("plan", str(tmp_path / "hard.yaml"), "--recipes", str(recipes), "--store", str(store))
     assert code == 0, err
     [only] = recipes.iterdir()
-    assert only.name.startswith("1-evaluation-") and f"1 recipes are in {recipes}" in out
+    assert only.name.startswith("1-evaluation-") and f"1 recipes written to {recipes}" in out
     command = [sys.executable, "-m", "rd3.run", only, "--store", store, "--out", tmp_path / "out", "--home", home]
     subprocess.run(command, check=True, capture_output=True)
     code, out, _err = rd3("import-results", str(store))
@@ -245,7 +245,7 @@ def test_recipes_run_elsewhere_with_what_they_are_made_from(rd3, home, tmp_path)
     code, out, _err = rd3("plan", str(tmp_path / "hard.yaml"), "--json")
     assert json.loads(out)["totals"]["run"] == 0
     code, _out, err = rd3("plan", "demo", "--store", str(store))
-    assert code == 2 and "--store holds what the recipes of --recipes are made from" in err
+    assert code == 2 and "--store works only with --recipes" in err
 
 
 def test_results_that_came_back_in_parts_are_imported_and_what_is_lacking_is_named(rd3, home, tmp_path):
@@ -263,7 +263,7 @@ def test_results_that_came_back_in_parts_are_imported_and_what_is_lacking_is_nam
     (out / "results-1.zip").unlink()
     code, printed, _err = rd3("import-results", str(out))
     assert code == 3
-    assert "not taken: its file pixels is missing or incomplete" in " ".join(printed.split())
+    assert "not imported: its file pixels is missing or incomplete" in " ".join(printed.split())
     assert len(list((home / "artifacts" / "by-key" / "set").iterdir())) == 3
 
 
@@ -316,8 +316,10 @@ def test_who_only_looks_makes_no_home(rd3, home, words):
 def test_where_was_looked_is_said(rd3, home, words):
     _code, out, _err = rd3(*words)
     where = f"ledger {home / 'artifacts'}"
-    assert f"{where}; RD3's home {home} does not exist: go to the folder where you ran RD3, or set RD3_HOME\n" in out
-    assert f"0 whole, 0 damaged in {where}" in rd3("artifacts", "verify")[1]
+    assert (
+        f"{where}; RD3's home {home} does not exist: change to the folder where you ran RD3, or set RD3_HOME\n" in out
+    )
+    assert f"0 intact, 0 damaged in {where}" in rd3("artifacts", "verify")[1]
     home.mkdir()
     _code, out, _err = rd3(*words)
     assert f"{where}\n" in out
@@ -339,7 +341,7 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     _code, out, _err = rd3("set", "list", "--json")
     [row] = json.loads(out)
     assert (row["method"], row["ipc"], row["dataset"]) == ("imported", 2, "digits")
-    assert "whole: 20 images" in rd3("set", "verify", row["name"])[1]
+    assert "intact: 20 images" in rd3("set", "verify", row["name"])[1]
     assert rd3("set", "export", row["name"], "--png", str(tmp_path / "png"))[0] == 0
     assert len(list((tmp_path / "png").rglob("*.png"))) == 20
 
@@ -388,7 +390,7 @@ def test_a_method_is_tested_where_it_was_written(rd3, tmp_path, monkeypatch):
     assert "Test it: rd3 method test ./mymethod.py" in out
     code, _out, err = rd3("method", "test", "mymethod")
     assert code == 2
-    assert "There is no method 'mymethod', but a file mymethod.py in this folder." in err
+    assert "There is no method 'mymethod', but there is a file mymethod.py in this folder." in err
     assert "Fix: test it with `rd3 method test ./mymethod.py`, or move it into " in err
     for words in ("./mymethod.py", "mymethod.py", str(tmp_path / "mymethod.py")):
         code, out, err = rd3("method", "test", words)
@@ -427,7 +429,7 @@ def test_what_is_made_by_hand_is_said_before_it_begins(rd3, monkeypatch, capsys)
         first, *_rest, last = said.splitlines()
         assert made == kinds
         assert re.fullmatch(r"run    teacher convnet digits \(6 epochs\) [0-9a-f]{8}, about \d+ s", first)
-        assert re.fullmatch(r"about \d+ s with \d+ at a time \(rough, before anything ran\); starting Ray", last)
+        assert re.fullmatch(r"about \d+ s with \d+ in parallel \(rough estimate\); starting Ray", last)
 
 
 def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
@@ -444,13 +446,13 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
     distill = ("distill", "sre2l", "--dataset", "cifar10", "--ipc", "1", "--teacher", "resnet18")
     monkeypatch.setattr("pipelines.byhand.dataset_fingerprint", lambda *_words: "f" * 32)
     code, out, err = rd3(*distill)
-    assert (code, "made/published" in out) == (0, False), err
+    assert (code, "run/published" in out) == (0, False), err
     code, out, err = rd3(*distill, "--setting", "iterations=20")
-    key = re.search(r"set ([0-9a-f]{12}); made/published: iterations 20/1000\. Next: ", out)[1]
+    key = re.search(r"set ([0-9a-f]{12}); run/published: iterations 20/1000\. Next: ", out)[1]
     whole = ("evaluate", key, "--teacher", "resnet18", "--student-seed", "0")
-    assert rd3(*whole)[1].endswith("top-1 12.35 % (n=1); made/published: iterations 20/1000\n")
+    assert rd3(*whole)[1].endswith("top-1 12.35 % (n=1); run/published: iterations 20/1000\n")
     _code, out, _err = rd3(*whole, "--field", "epochs=4")
-    assert out.endswith("top-1 12.35 % (n=1); made/published: iterations 20/1000, epochs 4/400\n")
+    assert out.endswith("top-1 12.35 % (n=1); run/published: iterations 20/1000, epochs 4/400\n")
 
 
 def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):
@@ -461,10 +463,10 @@ def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):
     add = ("data", "add", "own", "--folder", str(tmp_path / "mine"))
     first, second, third = rd3(*add)[1].splitlines()
     assert first.startswith("own: 2 classes, 10 training and 2 test images")
-    assert second == "networks see 224 pixels a side; the images have 32 (shorter side)"
-    assert third == f"32 is nearer: rd3 data add own --folder {tmp_path / 'mine'} --resolution 32"
+    assert second == "input resolution 224 pixels; the shorter side of the images is 32"
+    assert third == f"32 is closer: rd3 data add own --folder {tmp_path / 'mine'} --resolution 32"
     assert rd3(*add, "--resolution", "32")[1].splitlines()[1:] == [
-        "networks see 32 pixels a side; the images have 32 (shorter side)"
+        "input resolution 32 pixels; the shorter side of the images is 32"
     ]
 
 

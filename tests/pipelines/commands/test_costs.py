@@ -32,7 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_plan_measures_nothing_and_a_calibration_moves_it(home, rd3, measured):
     _code, before, _err = rd3("plan", "demo")
-    assert "costs from shipped rates" in before and measured == []
+    assert "cost estimates from built-in rates" in before and measured == []
     assert before.strip().endswith(f"precision auto is {ran_precision(torch.device('cpu'), 'auto')} there")
     assert not list(home.rglob("calibrations/*"))
     code, out, _err = rd3("calibrate", "--device", "cpu")
@@ -46,7 +46,7 @@ def test_a_plan_measures_nothing_and_a_calibration_moves_it(home, rd3, measured)
 def test_a_plan_says_hours_time_disk_and_money(rd3):
     code, out, _err = rd3("plan", "demo", "--devices", "3", "--rate", "2.5")
     assert code == 0
-    for part in ("device-hours (teachers 0.0", "with 3 devices", "on the disk", "at 2.5 a device-hour", "probably"):
+    for part in ("device-hours (teachers 0.0", "with 3 devices", "of disk space", "at 2.5 per device-hour", "probably"):
         assert part in out
     code, plain, _err = rd3("plan", "demo", "--rate", "1000", "--json")
     found = json.loads(plain)
@@ -57,13 +57,13 @@ def test_a_plan_says_hours_time_disk_and_money(rd3):
 def test_a_run_above_its_hours_is_refused_before_anything_is_written(home, rd3, more):
     code, out, err = rd3("run", "demo", "--max-hours", "0.001", *more)
     assert (code, out) == (2, "")
-    assert "What is missing of demo takes about 0.0" in err and "--max-hours is 0.001" in err
+    assert "The rest of demo takes about 0.0" in err and "more than --max-hours 0.001" in err
     assert not (home / "mlflow.db").exists() and not (home / "artifacts").exists()
 
 
 def test_a_device_that_nobody_calibrated(rd3):
     code, _out, err = rd3("plan", "demo", "--device", "NVIDIA H100")
-    assert code == 2 and "has no calibration of a device that begins with 'NVIDIA H100'" in err
+    assert code == 2 and "has no calibration of a device that starts with 'NVIDIA H100'" in err
 
 
 def test_how_amounts_are_written():

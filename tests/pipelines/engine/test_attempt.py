@@ -224,7 +224,7 @@ def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
         assert attempt.in_use(bench.job.folder)
         end = bench.attempt(notes)
     assert end.status == "failed"
-    assert "Process 4711 still works in" in end.reason
+    assert "Process 4711 still uses" in end.reason
     assert not attempt.in_use(bench.job.folder)
     assert bench.attempt().status == "done"
 

@@ -27,7 +27,7 @@ def test_spans(seconds: float, text: str):
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen is believed at once, which makes for round numbers."""
-    monkeypatch.setattr("pipelines.engine.progress.DOUBT_S", 1e-9)
+    monkeypatch.setattr("pipelines.engine.progress.PRIOR_S", 1e-9)
 
 
 @pytest.mark.usefixtures("sure")

@@ -47,7 +47,7 @@ def test_a_cluster_that_does_not_answer_is_named_before_ray_waits_for_it(
     inits: list[Any], tmp_path: Path, closed_port: int
 ):
     address = f"127.0.0.1:{closed_port}"
-    with pytest.raises(RD3Error, match=rf"The Ray cluster at {address} does not answer: Connection refused\."):
+    with pytest.raises(RD3Error, match=rf"The Ray cluster at {address} does not respond: Connection refused\."):
         cluster.ray_cluster(tmp_path, address).__enter__()
     assert inits == []
 

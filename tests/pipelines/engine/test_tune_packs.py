@@ -176,7 +176,10 @@ def test_a_pack_that_dies_goes_out_again_one_by_one(reason: str):
     play.say(trial, 0, done(keys[0]))
     play.driver.on_report(trial, {"unfit": "OutOfMemoryError: CUDA out of memory."})
     play.driver.on_death(trial, reason)
-    assert "the process of its pack ended after OutOfMemoryError: CUDA out of memory.; it" in play.out.getvalue()
+    assert (
+        "the process of its pack ended after OutOfMemoryError: CUDA out of memory.; restarting it alone"
+        in play.out.getvalue()
+    )
     for key in keys[1:]:
         trial, alone = play.start()
         assert alone == [key]
@@ -192,7 +195,7 @@ def test_what_has_died_alone_joins_no_pack_and_says_at_last_why():
         play.driver.on_death(trial, "RayActorError")
     assert play.queue.closed[key].status == "killed"
     assert play.queue.closed[key].reason == (
-        f"its process died {DEATHS} times, at last after RuntimeError: CUDA error: unspecified launch failure"
+        f"its process died {DEATHS} times, most recently after RuntimeError: CUDA error: unspecified launch failure"
     )
 
 

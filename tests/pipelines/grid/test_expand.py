@@ -235,7 +235,7 @@ def test_a_pair_that_a_method_refuses_is_unsupported():
     with Refusal():
         expansion = expanded(SMALL.replace("[random]", "[random, refuses]"))
         assert [cell.reason for cell in expansion.cells] == ["", "needs colour"]
-        with pytest.raises(GridErrors, match="expands to nothing: needs colour"):
+        with pytest.raises(GridErrors, match="no supported cells: needs colour"):
             expanded(SMALL.replace("[random]", "[refuses]"))
 
 
@@ -277,7 +277,7 @@ def test_a_grid_that_expands_to_nothing_says_where(monkeypatch, change, place, l
     assert "odd" not in network_names()
     info = NetworkInfo("odd", "of another size", {64: ""})
     monkeypatch.setitem(NETWORKS._things, "odd", Network(info, lambda classes, side: None))
-    with pytest.raises(GridErrors, match="The grid expands to nothing: ") as caught:
+    with pytest.raises(GridErrors, match="The grid has no supported cells: ") as caught:
         expanded(SMALL.replace(*change))
     assert [problem.place for problem in caught.value.problems] == place
     assert {problem.line for problem in caught.value.problems} == {line}
@@ -307,7 +307,7 @@ def test_a_student_without_a_form_at_the_resolution_is_unsupported():
     finally:
         del NETWORKS._things["only224"]
     assert [bool(cell.evaluation) for cell in expansion.cells] == [True, False]
-    assert expansion.cells[1].reason == "only224 has no form at 32 pixels, only at 224"
+    assert expansion.cells[1].reason == "only224 is not available at 32 pixels, only at 224"
 
 
 def test_missing_data_blocks_and_does_not_fail():
@@ -340,7 +340,7 @@ def test_varied_values_that_change_nothing_are_said():
     """rd3 has temperature 20, and a set of ten images caps every batch at ten."""
     text = SMALL + "protocols: [rd3]\nvary: {batch_size: [5, 50, 100], temperature: [1, 20.0]}\n"
     names = ("batch_size: 50", "batch_size: 100", "temperature: 20.0")
-    assert expanded(text).notes == [f"vary.{name} changes nothing: it is the base value." for name in names]
+    assert expanded(text).notes == [f"vary.{name} has no effect: it equals the base value." for name in names]
     assert expanded(SMALL).notes == []
 
 

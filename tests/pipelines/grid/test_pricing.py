@@ -46,7 +46,7 @@ def calibration(device: str, torch: str = "2.15.0", **changed: Any) -> Calibrati
 def test_without_a_calibration_the_shipped_rates_as_a_range(objects):
     found = pricing(objects)
     assert found.rates == CPU_THREAD and found.devices == 8
-    assert "shipped rates" in found.source and "factor of 2.5" in found.source
+    assert "built-in rates" in found.source and "factor of 2.5" in found.source
     assert "Chip 9 with torch 2.15.0" in found.source and "rd3 calibrate" in found.source
 
 
@@ -69,17 +69,17 @@ def test_another_device_is_used_where_it_is_asked_for(objects):
     keep(objects, calibration("NVIDIA H100 80GB HBM3", "2.14.0", kind="cuda", fp32=7e13))
     found = pricing(objects, "nvidia h100")
     assert found.rates.fp32 == 7e13 and found.rates.start_s == GPU.start_s and found.devices == 1
-    assert "which is not in this machine" in found.source and "torch here is 2.15.0" in found.source
+    assert "which this machine does not have" in found.source and "torch here is 2.15.0" in found.source
 
 
 def test_a_device_that_nobody_has_calibrated_is_refused(objects):
-    with pytest.raises(UnknownName, match="no calibration of a device that begins with 'H100'; it has none"):
+    with pytest.raises(UnknownName, match="no calibration of a device that starts with 'H100'; it has none"):
         pricing(objects, "H100")
     keep(objects, calibration("Chip 8"))
     keep(objects, calibration("Chip 9"))
     with pytest.raises(UnknownName, match=r"Chip 8 with torch 2\.15\.0"):
         pricing(objects, "H100")
-    with pytest.raises(UnknownName, match="2 calibrations of devices that begin with 'Chip'"):
+    with pytest.raises(UnknownName, match="2 calibrations of devices that start with 'Chip'"):
         pricing(objects, "Chip")
 
 

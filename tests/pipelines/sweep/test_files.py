@@ -65,7 +65,7 @@ def test_all_mistakes_come_at_once_each_with_its_line():
     assert mistakes(text) == [
         "methods[0] (line 3): There is no method 'randm'. Fix: did you mean 'random'?",
         "space.lrr (line 9): A protocol has no field 'lrr'. Fix: did you mean 'lr'?",
-        "trials (line 10): Expected a whole number of at least 1, got the number 0.",
+        "trials (line 10): Expected an integer of at least 1, got the number 0.",
         "sudent (line 11): A sweep has no key 'sudent' here. Fix: did you mean 'student'?",
     ]
 
@@ -81,8 +81,8 @@ def test_a_missing_key_is_named(key):
     ("key", "value", "said"),
     [
         ("dataset", "digit", "dataset (line 10): There is no dataset 'digit'. Fix: did you mean 'digits'?"),
-        ("ipc", "0", "ipc (line 10): Expected a whole number of at least 1, got 0."),
-        ("ipc", "[1]", "ipc (line 10): Expected a whole number, got a list."),
+        ("ipc", "0", "ipc (line 10): Expected an integer of at least 1, got 0."),
+        ("ipc", "[1]", "ipc (line 10): Expected an integer, got a list."),
         ("teacher", "resnet18_w61", "teacher (line 10): Dataset digits has no teacher 'resnet18_w61'."),
         ("teacher", "[resnet18]", "teacher (line 10): Expected a role, got a list."),
         ("student", "resnet81", "student (line 11): There is no network 'resnet81'."),
@@ -90,11 +90,11 @@ def test_a_missing_key_is_named(key):
         ("protocol", "{rd3: {epoch: 3}}", "protocol.rd3.epoch (line 10): A protocol has no field 'epoch'."),
         ("sampler", "tpee", "sampler (line 11): Expected tpe or random or grid, got the text"),
         ("pruner", "medium", "pruner (line 11): Expected median or successive_halving or hyperband or none"),
-        ("batch", "0", "batch (line 11): Expected a whole number of at least 1, got the number 0."),
+        ("batch", "0", "batch (line 11): Expected an integer of at least 1, got the number 0."),
         ("test_on", "test", "test_on (line 11): A sweep is tuned on validation images, got the text \"test\""),
         ("test", "{seeds: [0]}", "test.seeds (line 11): A sweep's test has no key 'seeds' here."),
         ("test", "{student_seeds: []}", "test.student_seeds (line 11): The list is empty"),
-        ("name", "'a b'", "name (line 10): 'a b' is no name."),
+        ("name", "'a b'", "name (line 10): Invalid name 'a b'."),
     ],
 )  # fmt: skip
 def test_each_key_is_checked(key, value, said):
@@ -107,33 +107,33 @@ def test_each_key_is_checked(key, value, said):
     ("field", "said"),
     [
         ("lr: {low: 1, high: 0.1}", "space.lr (line 9): The range from 1 to 0.1 is empty."),
-        ("lr: {low: 1, high: 1}", "space.lr (line 9): The range from 1 to 1 holds one value only."),
-        ("lr: [0.1]", "space.lr (line 9): There is no choice: the list holds 0.1 alone."),
-        ("lr: []", "space.lr (line 9): There is no choice: the list holds nothing."),
-        ("lr: [0.1, 0.1]", "space.lr[1] (line 9): This repeats space.lr[0]."),
+        ("lr: {low: 1, high: 1}", "space.lr (line 9): The range from 1 to 1 contains only one value."),
+        ("lr: [0.1]", "space.lr (line 9): There is no choice: the list contains only 0.1."),
+        ("lr: []", "space.lr (line 9): There is no choice: the list contains nothing."),
+        ("lr: [0.1, 0.1]", "space.lr[1] (line 9): Duplicate of space.lr[0]."),
         ("lr: {low: 0.1}", "space.lr (line 9): The range has no 'high'."),
         ("lr: {low: 0.1, high: 1, lag: true}", "space.lr.lag (line 9): A range has no key 'lag' here."),
         ("lr: {low: 0.1, high: x}", "space.lr.high (line 9): Input should be a valid number"),
         ("lr: {low: 0.1, high: 1, log: 1}", "space.lr.log (line 9): Expected true or false"),
         ("lr: {low: 0.1, high: 1, log: true, step: 0.1}", "space.lr.step (line 9): A logarithmic range has no steps."),
         ("lr: {low: 0.1, high: 1, step: 0}", "space.lr.step (line 9): Expected a number above 0"),
-        ("lr: {low: 0.1, high: 1, step: 0.4}", "space.lr.step (line 9): Steps of 0.4 from 0.1 do not lead to 1."),
-        ("epochs: {low: 2, high: 9, step: 0.5}", "space.epochs.step (line 9): Expected a whole number above 0"),
+        ("lr: {low: 0.1, high: 1, step: 0.4}", "space.lr.step (line 9): Steps of 0.4 from 0.1 do not reach 1."),
+        ("epochs: {low: 2, high: 9, step: 0.5}", "space.epochs.step (line 9): Expected an integer above 0"),
         ("weight_decay: {low: 0, high: 1, log: true}", "space.weight_decay.low (line 9): A logarithmic range cannot"),
         ("lr: 0.1", "space.lr (line 9): Expected a range or a list of choices, got the number 0.1."),
         ("scale_t2: {low: 0, high: 1}", "space.scale_t2 (line 9): The field 'scale_t2' is not a number."),
         ("loss: [kl, klo]", "space.loss[1] (line 9): There is no loss 'klo'."),
-        ("loss: [kl, ce]", "space.loss[1] (line 9): Loss 'ce' is that of hard labels, and comes with them."),
-        ("batch_size: [1, 2]", "space.batch_size[0] (line 9): Batch normalisation needs two images, got 1."),
-        ("test_epochs: [[1], [2]]", "space.test_epochs (line 9): This field changes no result"),
-        ("gamma: [0.1, 0.2]", "space.gamma (line 9): This field changes no result here: loss kl does not read it."),
-        ("hard_mix: [weighted, base]", "space.hard_mix (line 9): This field changes no result here: loss kl does not"),
-        ("batch_size: {low: 50, high: 90}", "space.batch_size (line 9): This field changes no result here: the set"),
-        ("batch_size: [50, 100]", "space.batch_size (line 9): This field changes no result here: the set has 50"),
-        ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batches of 100 and 50 are one: the set has"),
-        ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batches of 50 and more are one: the set has"),
-        ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field changes no result here: one teacher gives"),
-        ("resized_crop.antialias: [true, false]", "space.resized_crop.antialias (line 9): This field changes no"),
+        ("loss: [kl, ce]", "space.loss[1] (line 9): Loss 'ce' is used with hard labels only."),
+        ("batch_size: [1, 2]", "space.batch_size[0] (line 9): Batch normalisation needs at least two images, got 1."),
+        ("test_epochs: [[1], [2]]", "space.test_epochs (line 9): This field does not affect the result"),
+        ("gamma: [0.1, 0.2]", "space.gamma (line 9): This field has no effect here: loss kl does not use it."),
+        ("hard_mix: [weighted, base]", "space.hard_mix (line 9): This field has no effect here: loss kl does not"),
+        ("batch_size: {low: 50, high: 90}", "space.batch_size (line 9): This field has no effect here: the set"),
+        ("batch_size: [50, 100]", "space.batch_size (line 9): This field has no effect here: the set has"),
+        ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batch sizes 100 and 50 are equivalent: the set has"),
+        ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batch sizes 50 and above are equivalent"),
+        ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field has no effect here: a single teacher"),
+        ("resized_crop.antialias: [true, false]", "space.resized_crop.antialias (line 9): This field has no"),
     ],
 )  # fmt: skip
 def test_each_field_of_the_space_is_checked(field, said):
@@ -144,12 +144,12 @@ def test_each_field_of_the_space_is_checked(field, said):
 @pytest.mark.parametrize(
     ("field", "protocol", "said"),
     [
-        ("temperature: [1, 2]", "{rd3: {labels: hard}}", "loss ce does not read it"),
+        ("temperature: [1, 2]", "{rd3: {labels: hard}}", "loss ce does not use it"),
         ("teacher_mode: [eval, batch]", "{rd3: {labels: hard}}", "hard labels need no teacher"),
         ("beta2: [0.9, 0.99]", "{rd3: {optimizer: sgd}}", "the optimizer is sgd"),
         ("hard_mix: [weighted, base]", "{rd3: {labels: hard, augmentation: [flip]}}", "no augmentation mixes images"),
         ("scale_t2: [true, false]", "{rd3: {temperature: 1}}", "the temperature is 1"),
-        ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels have the loss 'ce' and no other."),
+        ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels use the loss 'ce' only."),
         ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
     ],
 )
@@ -164,7 +164,7 @@ def test_lists_and_steps_that_are_not_there():
         *("space.mixup.alpha[0] (line 9)", "space.mixup.alpha[1] (line 9)"),
         *("space.augmentation[0] (line 10)", "space.augmentation[1] (line 10)"),
     ]
-    assert "has no 'mixup'" in found[0] and "Expected a plain value, got a list" in found[2]
+    assert "has no 'mixup'" in found[0] and "Expected a scalar, got a list" in found[2]
 
 
 def test_soft_labels_are_not_found_from_hard_ones():
@@ -173,7 +173,7 @@ def test_soft_labels_are_not_found_from_hard_ones():
         source="a test",
         all={"epochs": 9, "batch_size": 9, "zeta": 1, "labels": "hard", "loss": "ce", "augmentation": []},
     )
-    with pytest.raises(GridErrors, match="The protocol to start from has hard labels"):
+    with pytest.raises(GridErrors, match="The base protocol has hard labels"):
         parse_sweep(space("labels: [soft, hard]", protocol="hard"), "x", Catalog(protocols={"hard": hard}))
 
 
@@ -207,26 +207,28 @@ def test_a_grid_is_counted():
     )
     assert found.endswith("Sampler 'grid' has 6 points, got 7 trials. Fix: write `trials: 6` or less")
     [found] = mistakes(space("zeta: {low: 1, high: 2}", sampler="grid"))
-    assert "Sampler 'grid' cannot count a continuous range." in found
+    assert "Sampler 'grid' does not support continuous ranges." in found
 
 
 def test_a_winner_may_not_take_the_name_of_a_protocol_that_ships(monkeypatch):
     monkeypatch.setattr("pipelines.sweep.check.presets", lambda: {"mine-random": None})
     [found] = mistakes(FILE)
-    assert "The winner would be called mine-random, which is a protocol that RD3 brings itself." in found
+    assert "The winner would have the name mine-random, which is a built-in protocol." in found
 
 
 def test_a_second_winner_of_a_method_has_a_number_and_may_not_take_a_name_either(monkeypatch):
     monkeypatch.setattr("pipelines.sweep.check.presets", lambda: {"mine-rded-2": None})
     [found] = mistakes(FILE.replace("[random]", "[rded, rded: {factor: 1}]"))
-    assert "The winner would be called mine-rded-2" in found
+    assert "The winner would have the name mine-rded-2" in found
 
 
 @pytest.mark.parametrize("base", ["mine-rded", "mine-rded-2"])
 def test_a_sweep_may_not_start_from_its_own_winner(base):
     own = Preset(name=base, source="a test", all={"epochs": 9, "batch_size": 9, "zeta": 1, "augmentation": []})
     text = FILE.replace("rd3-reduced", base).replace("[random]", "[rded, rded: {factor: 1}]")
-    with pytest.raises(GridErrors, match=rf"protocol \(line 7\): The sweep starts from {base}, which is what its own"):
+    with pytest.raises(
+        GridErrors, match=rf"protocol \(line 7\): The base protocol {base} has the name that the winner"
+    ):
         parse_sweep(text, "x", Catalog(protocols={base: own}))
     parse_sweep(text.replace("name: mine", "name: other"), "x", Catalog(protocols={base: own}))
 
@@ -237,8 +239,6 @@ def test_no_file_and_no_name():
     with pytest.raises(DataMissing, match=r"There is no sweep file dmo\.yaml.*rd3 list sweeps"):
         load_sweep("dmo.yaml")
     assert mistakes("") == [
-        "the file: The file is empty. Fix: name methods, dataset, ipc, teacher, protocol, space, trials"
+        "the file: The file is empty. Fix: add methods, dataset, ipc, teacher, protocol, space, trials"
     ]
-    assert mistakes("[1]") == [
-        "the file (line 1): A sweep is a mapping of keys, not a list. Fix: begin with `methods:`"
-    ]
+    assert mistakes("[1]") == ["the file (line 1): A sweep must be a mapping, got a list. Fix: start with `methods:`"]

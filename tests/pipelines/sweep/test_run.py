@@ -110,7 +110,7 @@ def test_a_signal_while_a_batch_is_written_comes_after_it(sweep, monkeypatch):
 def through(sweep, monkeypatch) -> SweepRun:
     """A sweep of which only the report is left to be made."""
     monkeypatch.setattr("pipelines.sweep.run.ray_cluster", lambda *_asked: contextlib.nullcontext())
-    monkeypatch.setattr(sweep, "_made", lambda *_asked: True)
+    monkeypatch.setattr(sweep, "_run_plan", lambda *_asked: True)
     for step in ("_tune", "_test"):
         monkeypatch.setattr(sweep, step, lambda: None)
     return sweep

@@ -82,7 +82,7 @@ def test_the_methods_share_a_space_and_differ_in_their_studies(here):
     assert found(here, seed=1)[0].key != one.key
     together = joined([one.expansion, other.expansion], one.sweep)
     assert set(together.recipes) == {*one.expansion.recipes, *other.expansion.recipes}
-    assert "Each of the 2 methods has a study of its own with the same space and the same budget" in fairness(one.sweep)
+    assert "Each of the 2 methods has its own study with the same space and the same budget" in fairness(one.sweep)
 
 
 def test_a_method_that_comes_twice_is_numbered(here):
@@ -137,7 +137,7 @@ def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
             lambda: write_preset(made, folder, "demo"),
             lambda: SweepRun(subject.sweep, [subject], here, None).run(None),
         ):
-            with pytest.raises(BadValue, match=r"demo-random\.yaml is no winner of sweep demo, .*Fix: give"):
+            with pytest.raises(BadValue, match=r"demo-random\.yaml is not a winner of sweep demo, .*Fix: rename"):
                 attempt()
         assert path.read_text() == before
 

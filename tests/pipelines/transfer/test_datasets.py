@@ -92,16 +92,16 @@ def test_what_comes_with_a_package_needs_nothing(place, tmp_path):
     roots = Roots(None, tmp_path / "home")
     ensure_data(Place("http://127.0.0.1:9", "/nowhere", roots.home), Data(name="digits", fingerprint="f"))
     assert not roots.home.exists()
-    with pytest.raises(BadValue, match="digits comes with RD3's packages"):
+    with pytest.raises(BadValue, match="digits is bundled with RD3's packages"):
         push("digits", at(place, roots))
 
 
 def test_nobody_has_pushed_it(here, place, tmp_path):
     there = Roots(None, tmp_path / "there")
-    with pytest.raises(DataMissing, match=f"{here[0]} is not on .*, and nobody has pushed it to sqlite:.*data push"):
+    with pytest.raises(DataMissing, match=f"{here[0]} is not on .*, and has not been pushed to sqlite:.*data push"):
         pull(here[0], at(place, there))
     push(here[0], at(place, here[1]))
-    with pytest.raises(DataMissing, match="nobody has pushed it with fingerprint ffffffffffff"):
+    with pytest.raises(DataMissing, match="has not been pushed with fingerprint ffffffffffff"):
         ensure_data(at(place, there), Data(name=here[0], fingerprint="f" * 32))
     assert left(there) == []
 
@@ -127,7 +127,7 @@ def test_other_data_under_the_right_hashes_is_refused(here, place, tmp_path, mon
     monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_: "e" * 32)
     push(name, at(place, roots))
     there = Roots(None, tmp_path / "there")
-    with pytest.raises(DataCorrupt, match="was pushed with fingerprint eeeeeeeeeeee and arrives with"):
+    with pytest.raises(DataCorrupt, match="was pushed with fingerprint eeeeeeeeeeee, got"):
         pull(name, at(place, there))
     assert left(there) == []
 

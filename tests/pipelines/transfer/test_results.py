@@ -61,8 +61,8 @@ def store(tmp_path: Path) -> Path:
 @pytest.fixture
 def study(rd3: Run, store: Path, tmp_path: Path) -> Path:
     code, out, _err = rd3("export-results", store, tmp_path / "study", "--study")
-    assert code == 0 and "2 results are new" in out
-    assert "1 of all are there without their files: large sets, or networks (--teachers)" in out
+    assert code == 0 and "2 new results" in out
+    assert "1 results exported without their files: large sets, or networks (--teachers)" in out
     return tmp_path / "study"
 
 
@@ -74,7 +74,7 @@ def rows(out: str) -> list[str]:
 def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, store: Path, study: Path) -> None:
     code, out, err = rd3("import-results", study)
     assert (code, rows(out)) == (0, ["True", "True"]), err
-    assert "1 came without files, which are not in the study: a run that needs them makes them again" in out
+    assert "1 imported without files, which the study does not contain: a run that needs them regenerates them" in out
     here, there = TrackedStore(session_in(home)), FolderStore(store)
     for recipe in (SMALL, LARGE):
         changed = {"artifact": None, "run_id": None}
@@ -83,7 +83,7 @@ def test_a_study_comes_in_like_the_store_it_was_made_of(rd3: Run, home: Path, st
         assert bool(found.artifact) == bool(found.run_id) == (recipe is SMALL)
     assert sha256_files(here.fetch("set", SMALL.key)) == there.find("set", SMALL.key).files
     assert rows(rd3("import-results", study / "results.parquet")[1]) == ["False", "False"]
-    assert rd3("artifacts", "verify")[:2] == (0, "1 whole, 0 damaged, 1 came without files\n")
+    assert rd3("artifacts", "verify")[:2] == (0, "1 intact, 0 damaged, 1 without files\n")
     code, _out, err = rd3("artifacts", "fetch", LARGE.key)
     assert code == 2 and "has no artifact.\nFix: run or import it again" in err
 
@@ -92,7 +92,7 @@ def test_files_that_come_later_are_taken(rd3: Run, home: Path, store: Path, stud
     rd3("import-results", study)
     code, out, _err = rd3("import-results", store)
     assert (code, sorted(rows(out))) == (0, ["False", "True"]) and "without files" not in out
-    assert rd3("artifacts", "verify")[1] == "2 whole, 0 damaged\n"
+    assert rd3("artifacts", "verify")[1] == "2 intact, 0 damaged\n"
 
 
 def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_came_without_files_goes_on_like_that(rd3: Run, home: Path, study: 
 
 def test_a_study_becomes_a_store_for_machines_without_the_platform(rd3: Run, study: Path, tmp_path: Path) -> None:
     code, out, _err = rd3("export-results", study, tmp_path / "again")
-    assert code == 0 and "1 results are new" in out
+    assert code == 0 and "1 new results" in out
     assert FolderStore(tmp_path / "again").names() == [("set", SMALL.key)]
 
 
@@ -120,7 +120,7 @@ def refused(rd3: Run, home: Path, path: Path) -> str:
 
 def test_what_holds_no_results_is_said(rd3: Run, home: Path, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "home/mlflow.db"):
-        assert "holds no results: there is neither results.parquet nor by-key" in refused(rd3, home, path)
+        assert "contains no results: neither results.parquet nor by-key" in refused(rd3, home, path)
 
 
 def test_a_study_that_means_harm_is_refused(rd3: Run, home: Path, study: Path) -> None:
