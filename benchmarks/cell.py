@@ -22,7 +22,7 @@ from benchmarks.timing import Work
 from rd3.datasets import Dataset, open_dataset
 from rd3.device import set_memory_format
 from rd3.errors import RD3Error
-from rd3.evaluation.student import _right_per_class
+from rd3.evaluation.student import correct_per_class
 
 CLASSES, STEPS, TESTED = 10, 800, 10_000
 """Of the whole cell."""
@@ -81,7 +81,7 @@ def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[f
     labels = torch.tensor(some.labels("test"))
 
     def ours() -> int:
-        _right_per_class(student, some, "test", bench.device, precision, _Unwatched())
+        correct_per_class(student, some, "test", bench.device, precision, _Unwatched())
         return MEASURED_TESTED
 
     def plain() -> int:

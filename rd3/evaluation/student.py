@@ -122,7 +122,7 @@ class StudentTraining:
         self._curve.append(_epoch_row(epoch, losses, self._counts, int(self._right), self._lr, self._curve))
         self._watch.trained(epoch)
         if epoch in self._test_epochs:
-            self._tests[epoch] = _correct_per_class(
+            self._tests[epoch] = correct_per_class(
                 self.network, self.dataset, self.recipe.tested_on, self.device, self.precision, self._watch
             )
             if self._tested is not None and epoch in self.recipe.protocol.test_epochs:
@@ -184,7 +184,7 @@ def _epoch_row(
     return {"epoch": epoch, "loss": mean, "lr": lr, "train_top1_pct": 100 * right / seen}
 
 
-def _correct_per_class(
+def correct_per_class(
     student: nn.Module, dataset: Dataset, split: Split, device: torch.device, precision: str, watch: _ProgressTracker
 ) -> torch.Tensor:
     """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode."""
