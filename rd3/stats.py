@@ -114,8 +114,8 @@ def equivalence(first: Sequence[float], second: Sequence[float], bound: float, a
 def rank_stability(scores: Sequence[Sequence[float]]) -> float:
     """Stability of the ranking of methods across settings: mean Kendall tau-b over all pairs of settings.
 
-    ``scores``: one row per setting (a seed, a zeta), one column per method.  1 means the same ranking for all, -1 the
-    reverse.
+    ``scores``: one row per setting (a seed, a temperature), one column per method.  1 means the same ranking for all,
+    -1 the reverse.
     """
     from scipy import stats
 

@@ -158,7 +158,7 @@ def _share(
 def _entry(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> Generator[Part, Entry, Entry]:
     """The finished entry, of an earlier attempt or of this one."""
     home, finished = job.home, job.folder / "entry.json"
-    if job.anew:
+    if job.ignore_earlier:
         finished.unlink(missing_ok=True)
         (job.folder / "made.json").unlink(missing_ok=True)
     entry = _finished(job, finished, progress)
@@ -393,7 +393,7 @@ def in_use(folder: Path) -> bool:
 
 def _clean_up(job: Job) -> None:
     """Remove the folders of finished recipes that the driver, on another machine, has put into the ledger."""
-    for name in job.settled:
+    for name in job.finished:
         folder = job.home / "work" / name
         if (folder / "entry.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)

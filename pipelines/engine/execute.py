@@ -48,7 +48,7 @@ _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
 _WORKERS_GONE_S = 15.0
 _CLOSE_WITHIN_S = 10.0
 """How long an interrupted driver waits for an unreachable tracking server."""
-_SETTLED = 256
+_FINISHED = 256
 """Maximum number of finished recipes whose scratch a worker is told to delete."""
 
 
@@ -196,7 +196,7 @@ class _Run:
     """Entries that have been read or written."""
     forgotten: set[Key] = field(default_factory=set)
     """Keys of missing or damaged results that will be regenerated."""
-    settled: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
     """``kind/key`` of the entries that this run has added to the ledger."""
 
     @property
@@ -302,8 +302,8 @@ class _Run:
             in_shares=in_shares,
             given=[entry.model_dump(mode="json") for entry in self.entries(parents).values()],
             keep_unfinished=self.keep_unfinished,
-            anew=recipe.key in self.forgotten,
-            settled=self.settled[-_SETTLED:],
+            ignore_earlier=recipe.key in self.forgotten,
+            finished=self.finished[-_FINISHED:],
         )
 
     def entries(self, wanted: Iterable[tuple[str, Key]]) -> dict[Key, Entry]:
@@ -348,7 +348,7 @@ class _Run:
         kept = self.retry(partial(self.as_holder, partial(self.ledger.mark, Entry.model_validate(entry))))
         self.known[kept.key] = kept
         self.forgotten.discard(kept.key)
-        self.settled.append(f"{kept.kind}/{kept.key}")
+        self.finished.append(f"{kept.kind}/{kept.key}")
         shutil.rmtree(work_folder(self.session.home, kept.kind, kept.key), ignore_errors=True)
         if self.queue is not None and self.queue.after.get(kept.key):
             self.retry(partial(discard, self.ledger.objects, kept.key))
@@ -357,7 +357,7 @@ class _Run:
         """Remove a result with a missing or damaged artifact from the ledger."""
         self.retry(partial(self.as_holder, partial(self.ledger.forget, kind, key)))
         self.known.pop(key, None)
-        self.settled = [name for name in self.settled if name != f"{kind}/{key}"]
+        self.finished = [name for name in self.finished if name != f"{kind}/{key}"]
         self.forgotten.add(key)
         shutil.rmtree(work_folder(self.session.home, kind, key), ignore_errors=True)
         trial_log.append(self.session.home, "forgotten", kind, key)

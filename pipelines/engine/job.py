@@ -1,4 +1,4 @@
-"""Messages between driver and worker about one recipe: plain data."""
+"""Messages between driver and worker, as plain data.  A trial is a list of jobs; each job runs one recipe."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ class Job:
     """One recipe of a trial."""
 
     kind: str
+    """``teacher``, ``statistics``, ``set`` or ``evaluation``."""
     key: str
+    """Key of the recipe: the digest of everything that decides its result."""
     recipe: str
-    """JSON."""
+    """The recipe as JSON."""
     facts: dict[str, Any]
     """Parameters of the MLflow run that are not in the recipe, such as the teacher's role."""
     place: Place
@@ -28,21 +30,24 @@ class Job:
     parent_run_id: str | None
     gpu: bool = False
     alone: bool = False
-    """Nothing else runs on this machine at the same time (``timing: exclusive``)."""
+    """Nothing else runs on this machine at the same time (``timing: exclusive`` in the grid file)."""
     larger: str | None = None
-    """Key of a larger set of which this one is a prefix, if any."""
+    """Key of a set with more images per class that begins with exactly these images, if any."""
     blocks: tuple[int, int] | None = None
-    """(first, step) of the blocks that this trial generates, to be assembled by another; None: the whole set."""
+    """(first, step): generate only every ``step``-th block, from block ``first``; another trial assembles the set.
+
+    None: all blocks.
+    """
     in_shares: bool = False
-    """Other trials have uploaded blocks of this set to the artifact root."""
+    """Other trials have uploaded blocks of this set to the artifact root, which all machines reach."""
     given: list[dict[str, Any]] = field(default_factory=list)
-    """Ledger entries of all that the recipe is made from."""
+    """Ledger entries of the recipe's parents (what it is made from), and of theirs."""
     keep_unfinished: bool = False
     """Upload unfinished work, because this machine may be preempted."""
-    anew: bool = False
-    """Ignore earlier results in the work folder: their artifact is missing or damaged."""
-    settled: list[str] = field(default_factory=list)
-    """``kind/key`` of recent ledger entries, whose scratch can be deleted on every machine."""
+    ignore_earlier: bool = False
+    """Run from scratch: an earlier result was stored, and its artifact is missing or damaged."""
+    finished: list[str] = field(default_factory=list)
+    """``kind/key`` of recently finished recipes, whose scratch folders workers delete."""
 
     @property
     def home(self) -> Path:

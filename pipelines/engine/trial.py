@@ -22,7 +22,7 @@ UNFIT_S = 10.0
 class Reports:
     """Reports of a trial to the driver, which identify a recipe by the index of its job.
 
-    Ends are sent at once and one by one, the progress of all recipes at intervals in one report.
+    The end of a recipe is sent at once, the progress of all recipes at intervals in one report.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]):
@@ -42,7 +42,7 @@ class Reports:
         self._send({"number": number, "end": end.to_json()})
 
     def unfit(self, reason: str) -> None:
-        """This process is about to exit, for this reason; recipes that have not ended are unfinished."""
+        """Tell the driver that this process is about to exit, and why; recipes without an end are run again."""
         self._send({"unfit": reason})
 
 
@@ -51,18 +51,21 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     jobs = [Job.from_plain(job) for job in json.loads(config["jobs"])]
-    _settle_process(jobs[0].gpu)
+    configure_process(jobs[0].gpu)
     reports = Reports(tune.report)
     try:
         attempt(jobs, reports.progress, reports.ended)
     except Unfit as error:
         reports.unfit(str(error))
         _exit_after(UNFIT_S)
-        raise  # Tune ends the process of a trial that fails, and keeps others for the next
+        raise  # so that Tune discards this process; it reuses that of a trial that succeeds
 
 
-def _settle_process(gpu: bool) -> None:
-    """Use one thread, and hide GPUs from CPU trials (Ray leaves them visible)."""
+def configure_process(gpu: bool) -> None:
+    """Use one thread, hide GPUs from CPU trials (Ray leaves them visible), and exit when the parent process ends.
+
+    Denormal numbers count as zero: they are slow on a CPU.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -81,9 +84,9 @@ def _exit_after(seconds: float) -> None:
 
 @cache
 def _die_with_parent() -> None:
-    """Exit when the parent process has ended: a killed driver takes Ray down, but not the workers."""
+    """Exit when the parent, a Ray process, has ended: a killed driver takes Ray down, but not the workers."""
     parent = os.getppid()
-    atexit.register(last_words)  # Ray turns SIGTERM into a normal exit
+    atexit.register(last_words)  # Ray turns SIGTERM into a normal exit, in which these run
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""The winner of a sweep: a protocol with its provenance, and its single test on the test split."""
+"""The winner of a sweep: its best configuration as a protocol preset, and the single test of it on the test split."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
-    """The best trial as a protocol: its fields for all students, the rest from the base protocol."""
-    rule, moved = subject.rule, subject.values(best.params)
+    """The best trial as a preset: tuned fields apply to every student, the others are those of the base preset."""
+    base, tuned = subject.rule, subject.values(best.params)
     assert best.datetime_complete is not None, "the best trial is complete"
     date = best.datetime_complete.date().isoformat()
     source = (
         f"{_origin(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
         f"{best.value:.2f} % on {best.user_attrs['tested']} validation images of {subject.info.name}; "
-        f"from {rule.name}, {date}"
+        f"from {base.name}, {date}"
     )
     return Preset(
         name=subject.preset,
         source=source,
-        reduces=rule.reduces or (rule.name if rule.name in presets() else None),
-        all=merged(rule.all, moved),
-        same_network=left_of(rule.same_network, moved),
-        other_network=left_of(rule.other_network, moved),
+        reduces=base.reduces or (base.name if base.name in presets() else None),
+        all=merged(base.all, tuned),
+        same_network=left_of(base.same_network, tuned),
+        other_network=left_of(base.other_network, tuned),
     )
 
 
@@ -81,11 +81,11 @@ class Tested:
     """By student seed; empty until the test is complete."""
     base: list[float]
     protocol: str
-    """Digest of the resolved winner: the same protocol on further seeds counts as the same winner."""
+    """Digest of the protocol with all defaults filled in; seeds are not part of it."""
     current: bool
-    """Whether it is the winner of the current version of the sweep file."""
+    """Whether it is the winner that the sweep has now."""
     precisions: tuple[str, ...] = ()
-    """Precisions of both sides; several if the machines differ."""
+    """Floating-point formats that ran (``bf16``, ``fp32``); several if the machines differ."""
 
     @property
     def difference(self) -> PairedDifference | None:
@@ -140,7 +140,7 @@ def winners_of(tests: Iterable[Tested]) -> int:
 
 
 def target_of(base: Iterable[EvaluationRecipe]) -> str:
-    """Digest of the target of a sweep, independent of its name: the set, data and student of the test."""
+    """Digest of what a sweep is tested on (set, data, student), so that tests by other sweeps are counted too."""
     first = next(iter(base))
     return digest([first.set, first.student, first.data.model_dump(mode="json"), first.normalisation.model_dump()])[:32]
 
@@ -152,7 +152,7 @@ def record(
     base: list[EvaluationRecipe],
     records: SweepRecords,
 ) -> None:
-    """Record the test before it runs."""
+    """Record the test before it runs, so that repeated tests on one target can be counted."""
     records.record_test(
         target_of(base),
         {
@@ -185,11 +185,13 @@ def recorded_tests(
     current = protocol_of(winner)
     found = []
     for test in records.tests(target_of(base)):
-        protocol = test.get("protocol", test["evaluations"][0])  # missing in early records: each counts separately
+        protocol = test.get(
+            "protocol", test["evaluations"][0]
+        )  # early records lack it: each counts as a winner of its own
         scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
-        whole = all(entry is not None for entries in scores.values() for entry in entries)
+        complete = all(entry is not None for entries in scores.values() for entry in entries)
         values = {
-            side: [entry.result["top1_pct"] for entry in entries if whole and entry is not None]
+            side: [entry.result["top1_pct"] for entry in entries if complete and entry is not None]
             for side, entries in scores.items()
         }
         found.append(

@@ -90,9 +90,9 @@ class _Stop(Exception):
 
 def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
     """Evaluate a point; ``before``: trials of the finished batches, for pruning."""
-    from pipelines.engine.trial import _settle_process
+    from pipelines.engine.trial import configure_process
 
-    _settle_process(attempt.gpu)
+    configure_process(attempt.gpu)
     return judge(attempt, before)
 
 

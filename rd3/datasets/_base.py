@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "fit", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "fit", "validation", "test")
-"""``train``: all training images; ``validation``: a part split off from them, ``fit``: the rest; ``test``."""
+"""``train``: all training images, which are ``fit`` plus ``validation`` (held out); ``test``: the test images."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DatasetInfo(BaseModel):
     test_resize: int
     """Shorter side of a test image before the centre crop, in pixels."""
     factor: int
-    """Factor of the patch shuffle in the protocol and in RDED: 1 at 32 and 64 pixels, 2 at 224."""
+    """Patches per side of an image, in the patch shuffle and in RDED: 1 at 32 and 64 pixels, 2 at 224."""
     normalisation: Normalisation
     train_count: int
     """Number of training images of all classes."""
@@ -62,7 +62,7 @@ class DatasetInfo(BaseModel):
     train_per_class: int
     """Number of training images of the smallest class."""
     parent: str | None = None
-    """Name of the complete dataset, if this is a subset; its presets then apply, marked as ``nearest``."""
+    """Name of the complete dataset, if this is a subset: settings published for it are used, marked as nearest."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorators on properties
     @property
@@ -87,7 +87,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the data on disk: decoded images for small datasets, encoded bytes for streamed ones."""
+        """Hash of the data on disk: decoded images for small datasets, encoded files for those decoded on demand."""
 
     @abstractmethod
     def labels(self, split: Split) -> np.ndarray:

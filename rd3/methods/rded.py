@@ -24,7 +24,7 @@ class RDEDSettings(Settings):
     factor: int | None = Field(default=None, ge=1)
     """Tiles per side of a mosaic; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
     mipc: int = Field(ge=1)
-    """Training images scored per class, at most all of them; at least IPC * factor^2."""
+    """Training images scored per class; raised to IPC * factor^2 if smaller, limited to the images of the class."""
     num_crop: int = Field(ge=1)
     """Random crops per image, of which the best-scoring one is kept."""
     scale_min: float = Field(default=0.08, gt=0, le=1)
@@ -34,7 +34,7 @@ class RDEDSettings(Settings):
 
     @property
     def tiles(self) -> int:
-        """``factor`` of resolved settings."""
+        """``factor`` after :meth:`RDED.resolve_size` has filled it in."""
         assert self.factor is not None
         return self.factor
 
@@ -43,11 +43,11 @@ class RDEDSettings(Settings):
 class RDED(Method):
     """Mosaics of the crops of real images with the lowest cross-entropy of a teacher for their class.
 
-    For every class, ``mipc`` images give ``num_crop`` square crops each, of a tile's size.  A crop stands in the centre
-    of an image of the mean colour (factor > 1) and its score is the teacher's cross-entropy for the true class.  The
-    best crop of each image is kept, the best IPC * factor^2 of these go into the mosaic: patch ``k * IPC + i`` into
-    tile ``k`` (row-major) of image ``i``, so the best patches are the top left tiles.  No labels are stored.
-    Sets nest at factor 1 only.
+    For every class, ``mipc`` images give ``num_crop`` square crops each, of a tile's size.  For
+    scoring, a crop is padded to the input size with the mean colour (factor > 1 only); its score is the teacher's
+    cross-entropy for the true class.  The best crop of each image is kept.  Of these, the best IPC become tile 0 (top
+    left) of images 0 to IPC - 1, the next IPC tile 1, and so on, row by row.  No soft labels are stored.  At factor 1 a
+    smaller set is the beginning of a larger one; at factor > 1 it is not, as its images hold other patches.
 
     Source: Sun et al., "On the Diversity and Realism of Distilled Dataset", CVPR 2024; LINs-lab/RDED
     ``synthesize/main.py``, ``synthesize/utils.py``, ``synthesize/models.py``, ``scripts/``.
@@ -110,8 +110,8 @@ class RDED(Method):
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)
-        ledger_line = min(settings.mipc, info.train_per_class) * info.num_classes
-        return ledger_line * settings.num_crop * forward(recipe.teachers[0])
+        scored_images = min(settings.mipc, info.train_per_class) * info.num_classes
+        return scored_images * settings.num_crop * forward(recipe.teachers[0])
 
 
 def mosaic(patches: torch.Tensor, factor: int, side: int) -> torch.Tensor:

@@ -25,8 +25,8 @@ def build_network(
 ) -> NormalisedNetwork:
     """Build a network that takes (B, 3, H, W) in [0, 1] and normalises internally; on the CPU, in train mode.
 
-    Weights are initialised from ``stream``, or from a fixed stream if None, for callers that load weights next.  Raises
-    :class:`UnknownName`, or :class:`Unsupported` if the network does not support this resolution.
+    Weights are initialised by the generator ``stream``; if None from a fixed seed, for callers that overwrite them.
+    Raises :class:`UnknownName`, or :class:`Unsupported` if the network does not support this resolution.
     """
     from rd3.models._normalised import NormalisedNetwork
 
@@ -37,7 +37,7 @@ def build_network(
 
 @functools.cache
 def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
-    """The bare network on the meta device, without storage."""
+    """The network without its normalisation, on the meta device, which needs no memory."""
     import torch
 
     network = find(name, resolution)
@@ -51,7 +51,7 @@ def parameter_count(name: str, num_classes: int, resolution: int) -> int:
 
 
 def extent(name: str, num_classes: int, resolution: int) -> Extent:
-    """Size of a network and of its layer statistics on disk."""
+    """Number of values in a network's state dict, and of channels that have layer statistics."""
     from torch import nn
 
     from rd3.models._matched import matched_layers

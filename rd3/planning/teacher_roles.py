@@ -1,7 +1,7 @@
-"""Teacher roles: the recipe of a grid's ``teacher: resnet18`` on a dataset; does not load torch.
+"""Teacher roles: the name of a teacher in a grid file (``teacher: resnet18``) resolved to its recipe on a dataset.
 
-Shipped roles are in ``teacher_roles.yaml``; users add roles by importing weights; the name of any network is also a
-role on any dataset.
+Does not load torch.  Shipped roles are in ``teacher_roles.yaml``; users add roles by importing weights; the name of any
+network is also a role on any dataset.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rd3.registry import did_you_mean
 from rd3.values import Frozen
 
 NOT_IMPORTED = "not imported"
-"""Placeholder digest of weights that have not been imported yet; no teacher has it."""
+"""Placeholder digest of weights that have not been imported yet; no real digest equals it."""
 
 
 class Trained(Frozen):
@@ -89,16 +89,16 @@ UserRole = Callable[[str, str], Mapping[str, Any] | None]
 
 
 def _rows(info: DatasetInfo) -> dict[str, dict[str, Any]]:
-    """The dataset's rows, after those of its resolution."""
+    """The dataset's rows, which override those of its resolution."""
     return {**_table().get(f"{info.resolution}px", {}), **_table().get(info.name, {})}
 
 
 def every_role(info: DatasetInfo) -> list[str]:
-    """All shipped roles of a dataset: named rows, and every network in every family of them."""
+    """All shipped roles of a dataset: named rows, and for each row ``<prefix>any`` every network after that prefix."""
     rows = _rows(info)
-    families = [name[:-3] for name in rows if name.endswith("any")]
+    prefixes = [name[:-3] for name in rows if name.endswith("any")]
     named = [name for name in rows if not name.endswith("any")]
-    return list(dict.fromkeys([*named, *(f"{family}{network}" for family in families for network in network_names())]))
+    return list(dict.fromkeys([*named, *(f"{prefix}{network}" for prefix in prefixes for network in network_names())]))
 
 
 def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
@@ -128,9 +128,9 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda data
 
 
 def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: SourceSplit = "train") -> TeacherRecipe:
-    """The recipe of a role on a dataset; ``split`` is the part that a teacher trained here uses.
+    """The recipe of a role on a dataset; ``split`` is what it trains on; imported weights have their own.
 
-    A role whose weights have not been imported gets a recipe that cannot be satisfied, so its children are blocked.
+    A role whose weights have not been imported gets a recipe with a placeholder digest: what needs it is blocked.
     """
     if role.registered is not None:
         return role.registered

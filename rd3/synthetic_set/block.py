@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Block:
-    """Images generated together, independently of all others: the unit of resume, progress and sharding.
+    """Images generated together, independently of all others: the unit of resuming, progress and of shares.
 
     ``members`` are (label, k): image number ``k`` of class ``label``, 0 <= k < ipc.
     """

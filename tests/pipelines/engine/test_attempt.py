@@ -277,7 +277,7 @@ def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeyp
 
 def test_a_recipe_that_is_to_be_made_anew_is_not_reported_from_what_lies_here(bench: Bench):
     bench.attempt()
-    bench.job = replace(bench.job, anew=True)
+    bench.job = replace(bench.job, ignore_earlier=True)
     assert bench.attempt().status == "done"
     assert bench.performed == 2
 
@@ -288,7 +288,7 @@ def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
     for folder in (done, unfinished):
         folder.mkdir(parents=True)
     (done / "entry.json").write_text("{}")
-    bench.job = replace(bench.job, settled=[f"teacher/{TEACHER}", f"teacher/{'cd' * 32}"])
+    bench.job = replace(bench.job, finished=[f"teacher/{TEACHER}", f"teacher/{'cd' * 32}"])
     bench.attempt()
     assert not done.exists()
     assert unfinished.exists()
