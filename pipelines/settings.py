@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rd3.errors import BadValue
@@ -32,17 +32,16 @@ class Session(Place):
         """Folder of the user's own protocols, one YAML file each."""
         return self.home / "presets"
 
-    @property
+    @functools.cached_property
     def ledger(self) -> Ledger:
-        """The ledger at the artifact root."""
-        return _ledger(self.artifacts)
+        """The ledger at the artifact root, with one client for all that the session asks of it."""
+        from tracking.ledger.ledger import Ledger
 
+        return Ledger(self.artifacts)
 
-@functools.cache
-def _ledger(artifacts: str) -> Ledger:
-    from tracking.ledger.ledger import Ledger
-
-    return Ledger(artifacts)
+    def __getstate__(self) -> dict[str, Any]:
+        """Addresses alone travel to workers; a client stays in its process."""
+        return {name: value for name, value in self.__dict__.items() if name != "ledger"}
 
 
 def _without_secret(uri: str) -> str:

@@ -103,7 +103,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_error(error: BaseException) -> bool:
     """Whether this is a CUDA error, after which all later CUDA calls of the process fail as well."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    text = str(error)
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in text or "cuDNN error" in text
 
 
 def ends_the_process(error: BaseException) -> bool:

@@ -94,10 +94,10 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_files(folder: Path) -> dict[str, str]:
-    """Relative name to sha256, for every file below ``folder``."""
-    return {
-        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    """Relative name to sha256, for every file below ``folder`` but hidden ones, which killed writes leave behind."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return {name.as_posix(): sha256_file(folder / name) for name in shown}
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

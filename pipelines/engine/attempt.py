@@ -104,8 +104,9 @@ def _run_together(
             raise Unfit(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         if len(jobs) == 1:
             return [error]
-        # A failure of one, such as a contradiction in its protocol, must not end the others.
-        return [one for job, part in zip(jobs, parts, strict=True) for one in _run_together([job], [part], store)]
+    # A failure of one, such as a contradiction in its protocol, must not end the others.  Out here the error no longer
+    # keeps what the pack had in memory.
+    return [one for job, part in zip(jobs, parts, strict=True) for one in _run_together([job], [part], store)]
 
 
 def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Entry | Exception | None]:

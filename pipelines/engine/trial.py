@@ -39,6 +39,7 @@ class Reports:
             self._moved.clear()
 
     def ended(self, number: int, end: TrialEnd) -> None:
+        self._moved.pop(number, None)
         self._send({"number": number, "end": end.to_json()})
 
     def unfit(self, reason: str) -> None:

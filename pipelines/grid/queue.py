@@ -247,19 +247,28 @@ class RecipeQueue:
         self._left_s -= self.costs_s.get(key, 0.0)
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:
-                what = self.recipes[key].label()
-                cause = reason if status == "blocked" else f"its {what} ({key[:12]}) ended as {status}: {reason}"
-                self.close(child, "blocked", cause)
+                self.close(child, "blocked", self._cause(key))
         self._settle(key, self._waiting_for.get(key, ()))
 
+    def _cause(self, parent: Key) -> str:
+        """Why what is made from a closed recipe is blocked."""
+        status, reason = self.closed[parent]
+        if status == "blocked":
+            return reason
+        return f"its {self.recipes[parent].label()} ({parent[:12]}) ended as {status}: {reason}"
+
     def again(self, key: Key) -> None:
-        """Requeue ``key``: its process died, or its artifact is missing."""
+        """Requeue ``key``: its process died, or its artifact is missing.  Blocked if a parent has failed since."""
         self._stop_running(key)
         if self._there(key):
             self._left_s += self.costs_s.get(key, 0.0)
         self.done.discard(key)
         self.reused.discard(key)
         self._move(key, "waiting")
+        failed = next((parent for _kind, parent in self.recipes[key].parents() if parent in self.closed), None)
+        if failed is not None:
+            self.close(key, "blocked", self._cause(failed))
+            return
         self._await_parents(key)
         for child in self.children.get(key, ()):
             if child not in self.closed and not self._there(child) and child not in self.running:

@@ -82,8 +82,8 @@ class ObjectStore(Protocol):
     def server(self) -> str:
         """The server or folder, as named in messages."""
 
-    def unfinished(self) -> Iterator[Unfinished]:
-        """Multipart uploads that were not completed."""
+    def unfinished(self, before: float) -> Iterator[Unfinished]:
+        """Multipart uploads that began before a time (seconds since 1970) and are not completed."""
 
     def prepare(self) -> Iterator[str]:
         """Create what is missing and yield a line per step; idempotent."""
@@ -220,7 +220,7 @@ class FolderObjects:
     def server(self) -> str:
         return f"the folder {self.folder}"
 
-    def unfinished(self) -> Iterator[Unfinished]:
+    def unfinished(self, before: float) -> Iterator[Unfinished]:
         return iter(())
 
     def prepare(self) -> Iterator[str]:

@@ -205,10 +205,11 @@ class S3Objects:
     def server(self) -> str:
         return f"the S3 server {self.client.meta.endpoint_url}"
 
-    def unfinished(self) -> Iterator[Unfinished]:
+    def unfinished(self, before: float) -> Iterator[Unfinished]:
         with self.errors():
             pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix)
-            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+            uploads = (upload for page in pages for upload in page.get("Uploads", ()))
+            for upload in (upload for upload in uploads if upload["Initiated"].timestamp() < before):
                 one = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 parts = self.client.get_paginator("list_parts").paginate(**one)
                 size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))

@@ -43,12 +43,16 @@ def _repository(uri: str, tracking_uri: str) -> Any:
 
 
 def exists(entry: Entry, tracking_uri: str = "") -> bool:
-    """Whether all files of the entry exist, by name; takes one listing and reads no file."""
+    """Whether all files of the entry exist, by name; takes at most one listing and reads no file."""
     if not entry.artifact:
         return False
     uri = entry.artifact
     if is_direct(uri):
-        return set(entry.files) <= set(open_objects(uri).names())
+        objects = open_objects(uri)
+        folder = objects.folder
+        if folder is not None:
+            return all((folder / name).is_file() for name in entry.files)
+        return set(entry.files) <= set(objects.names())
     repository = _repository(uri, tracking_uri)
     parents = {PurePosixPath(name).parent.as_posix() for name in entry.files}
     with mlflow_errors(tracking_uri, uri):

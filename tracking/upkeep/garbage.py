@@ -121,9 +121,8 @@ def _size(repository: Any, path: str | None) -> int:
 
 def _uploads(objects: ObjectStore, moment: float) -> Iterator[Garbage]:
     """Abandoned multipart uploads, which listings do not show but which take up storage."""
-    for upload in objects.unfinished():
-        if moment - upload.stored.changed > UPLOAD_S:
-            yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
+    for upload in objects.unfinished(before=moment - UPLOAD_S):
+        yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
 
 
 def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[Garbage]:

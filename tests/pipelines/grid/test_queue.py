@@ -106,6 +106,22 @@ def test_a_recipe_that_comes_back_goes_out_once_more():
     assert queue.take(2) is None
 
 
+def test_a_recipe_that_comes_back_after_its_parent_has_failed_is_blocked():
+    """Its set was found damaged, and generating it again failed, while it ran."""
+    queue = RecipeQueue(graph(sets=1, evaluations=1), demands=ONE)
+    for key in ("t", "s0"):
+        assert queue.take(2).key == key
+        queue.finish(key)
+    assert queue.take(2).key == "e00"
+    queue.again("s0")
+    assert queue.take(2).key == "s0"
+    queue.close("s0", "failed", "no space")
+    queue.again("e00")
+    assert queue.finished
+    assert queue.closed["e00"].status == "blocked"
+    assert "ended as failed: no space" in queue.closed["e00"].reason
+
+
 def test_a_recipe_larger_than_the_cluster_is_still_handed_out_when_nothing_runs():
     queue = RecipeQueue({"s": Stub("set", "s")}, demands={"set": Demand(8.0, gpus=1.0, whole=True)})
     assert queue.take(0).key == "s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
@@ -28,7 +29,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
 
 
-def documents_of(region: str = "us-east-1") -> tuple[S3Objects, Stubber]:
+def objects_of(region: str = "us-east-1") -> tuple[S3Objects, Stubber]:
     objects = S3Objects("s3://theirs/rd3")
     objects._client = boto3.client("s3", region_name=region)
     return objects, Stubber(objects._client)
@@ -36,7 +37,7 @@ def documents_of(region: str = "us-east-1") -> tuple[S3Objects, Stubber]:
 
 @pytest.mark.parametrize("before", [[], [THEIRS], [THEIRS, {**OURS, "Status": "Disabled"}]])
 def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
-    objects, stub = documents_of()
+    objects, stub = objects_of()
     if before:
         stub.add_response(FOUND, {"Rules": before}, {"Bucket": "theirs"})
     else:
@@ -49,7 +50,7 @@ def test_the_rule_stands_beside_those_that_are_there(before: list[dict]):
 
 
 def test_all_public_access_is_blocked():
-    objects, stub = documents_of()
+    objects, stub = objects_of()
     names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     wanted = {"Bucket": "theirs", "PublicAccessBlockConfiguration": dict.fromkeys(names, True)}
     stub.add_response("put_public_access_block", {}, wanted)
@@ -59,7 +60,7 @@ def test_all_public_access_is_blocked():
 
 
 def test_a_key_that_may_not_set_it_is_no_failure():
-    objects, stub = documents_of()
+    objects, stub = objects_of()
     stub.add_client_error("put_public_access_block", "AccessDenied", http_status_code=403)
     with stub:
         assert (
@@ -73,7 +74,7 @@ def test_a_key_that_may_not_set_it_is_no_failure():
     [("us-east-1", {}), ("eu-west-1", {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}})],
 )
 def test_a_bucket_is_made_in_its_region(region: str, more: dict):
-    objects, stub = documents_of(region)
+    objects, stub = objects_of(region)
     stub.add_client_error("list_objects_v2", "NoSuchBucket", http_status_code=404)
     stub.add_response("create_bucket", {}, {"Bucket": "theirs", **more})
     with stub:
@@ -82,10 +83,24 @@ def test_a_bucket_is_made_in_its_region(region: str, more: dict):
 
 
 def test_the_name_of_somebody_else():
-    objects, stub = documents_of()
+    objects, stub = objects_of()
     stub.add_client_error("list_objects_v2", "AccessDenied", http_status_code=403)
     with stub, pytest.raises(StoreError, match=r"rejects the S3 credentials for s3://theirs/rd3 \(AccessDenied\)"):
         s3_bucket.create(objects)
+
+
+def test_parts_are_listed_of_old_uploads_alone():
+    """One that completes between the two requests must not end the search."""
+    objects, stub = objects_of()
+    old, new = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC)
+    uploads = [{"Key": f"rd3/{name}", "UploadId": name, "Initiated": at} for name, at in (("old", old), ("new", new))]
+    stub.add_response("list_multipart_uploads", {"Uploads": uploads}, {"Bucket": "theirs", "Prefix": "rd3/"})
+    one = {"Bucket": "theirs", "Key": "rd3/old", "UploadId": "old"}
+    stub.add_response("list_parts", {"Parts": [{"Size": 5}, {"Size": 7}]}, one)
+    with stub:
+        [found] = objects.unfinished(before=datetime(2026, 1, 2, tzinfo=UTC).timestamp())
+    assert (found.stored.name, found.stored.size, found.url) == ("old", 12, "s3://theirs/rd3/old")
+    stub.assert_no_pending_responses()
 
 
 @pytest.fixture

@@ -35,6 +35,13 @@ def test_local_files_are_used_where_they_are(entry: Entry, folder: Path, tmp_pat
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_a_killed_write_left_behind_is_not_part_of_it(entry: Entry, folder: Path) -> None:
+    (folder / ".checkpoint.safetensors.x1").write_bytes(b"half")
+    assert sha256_files(folder) == entry.files
+    before = entry.model_copy(update={"files": {**entry.files, ".checkpoint.safetensors.x1": "ab" * 32}})
+    assert artifacts.exists(before), "an older entry may list such a file"
+
+
 def test_an_altered_file(entry: Entry, folder: Path, tmp_path: Path) -> None:
     (folder / "blocks" / "0.npz").write_bytes(b"pixelz")
     assert artifacts.exists(entry)
