@@ -33,7 +33,7 @@ def chain(tmp_path_factory) -> tuple[Path, list]:
         network="convnet",
         normalisation=info.normalisation,
         training=training,
-        precision="bf16",
+        precision="auto",
         seed=0,
         **shared,
     )
