@@ -18,8 +18,8 @@ import botocore.auth
 import pytest
 
 from pipelines import cli
+from tracking.ledger import s3
 from tracking.ledger.object_store import open_objects
-from tracking.upkeep import health
 
 if TYPE_CHECKING:
     from conftest import Stack
@@ -70,7 +70,7 @@ def refused(
 def test_a_tracking_server_that_is_down(refused, closed_port: int):
     said = refused(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{closed_port}")
     assert said.startswith(f"TrackingError: The tracking server http://127.0.0.1:{closed_port} does not answer: ")
-    assert "set MLFLOW_TRACKING_URI" in said
+    assert "correct MLFLOW_TRACKING_URI" in said
 
 
 def test_a_wrong_password(refused, driver: Stack):
@@ -96,7 +96,7 @@ def test_a_bucket_that_does_not_exist(refused):
 def test_an_s3_server_that_is_down(refused, closed_port: int):
     said = refused(AWS_ENDPOINT_URL=f"http://127.0.0.1:{closed_port}")
     assert f"The S3 server http://127.0.0.1:{closed_port} does not answer" in said
-    assert "set AWS_ENDPOINT_URL" in said
+    assert "correct AWS_ENDPOINT_URL" in said
 
 
 def test_the_bucket_is_made_once_and_checked(driver: Stack, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -128,7 +128,7 @@ class Ahead:
 
 
 def test_a_clock_that_would_break_the_lease(refused, driver: Stack, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(health, "time", Ahead(45.0))
+    monkeypatch.setattr(s3, "time", Ahead(45.0))
     said = refused()
     server = driver.env["AWS_ENDPOINT_URL"]
     told = rf"StoreError: The clock of this machine is \d\d s ahead of that of the S3 server {server}\."

@@ -156,7 +156,7 @@ def test_a_dataset_of_the_users_own_travels(rd3, tmp_path):
     }
     refused = rd3("submit", grid, MLFLOW_TRACKING_URI=shared["MLFLOW_TRACKING_URI"])
     assert refused.returncode == 2
-    assert "MLFLOW_TRACKING_URI is sqlite:" in refused.stderr and "a path of this machine" in refused.stderr
+    assert "MLFLOW_TRACKING_URI is sqlite:" in refused.stderr and "a path on this machine" in refused.stderr
 
     words = [word for name, value in shared.items() for word in ("--env", f"{name}={value}")]
     lacking = rd3("submit", grid, *words)
@@ -174,7 +174,7 @@ def test_a_dataset_of_the_users_own_travels(rd3, tmp_path):
 def refusal(head, code: str, **more: str) -> str:
     """What a submitter's Python says of an error; Ray remembers how it authenticates for as long as a process lives."""
     environment = os.environ | head.env | more
-    code = f"import platform; from pipelines import submit; {code}"
+    code = f"import platform; from pipelines.cluster import submit; {code}"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
@@ -182,7 +182,7 @@ def refusal(head, code: str, **more: str) -> str:
 def test_another_token_is_refused(head, tmp_path):
     (tmp_path / "token").write_text("0" * 64)
     said = refusal(head, f"submit.connect({head.url!r})", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
-    assert "does not let us in: its token is another one, or none was sent" in said
+    assert "refused the login: the token is wrong or missing" in said
     assert refusal(head, f"submit.connect({head.url!r})") == ""
 
 
