@@ -209,7 +209,7 @@ class TestCluster:
             said = refused()
         finally:
             subprocess.run([*alter, *ours], env=os.environ | stack.env, check=True)
-        assert f"has Ray 2.50.0 and Python 3.10.4, this machine has Ray {ours[0]} and Python {ours[1]}." in said
+        assert f"runs Ray 2.50.0 and Python 3.10.4, this machine Ray {ours[0]} and Python {ours[1]}." in said
 
 
 @pytest.mark.platform
