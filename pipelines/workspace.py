@@ -70,9 +70,10 @@ class Workspace:
         """
         catalog = Catalog.of(self.session)
         if isinstance(source, Mapping):
-            text = yaml.safe_dump(dict(source), sort_keys=False)
-            return LoadedGrid(self, expand(parse_grid(text, "grid", catalog), catalog))
-        return LoadedGrid(self, expand(load_grid(source, catalog), catalog))
+            grid = parse_grid(yaml.safe_dump(dict(source), sort_keys=False), "grid", catalog)
+        else:
+            grid = load_grid(source, catalog)
+        return LoadedGrid(self, expand(grid, catalog))
 
     def dataset(self, name: str) -> Dataset:
         """Open and check a dataset; raises :class:`rd3.errors.DataMissing` with the folders that were searched."""

@@ -49,7 +49,7 @@ _WORKERS_GONE_S = 15.0
 _CLOSE_WITHIN_S = 10.0
 """How long an interrupted driver waits for an unreachable tracking server."""
 _FINISHED = 256
-"""Maximum number of finished recipes whose scratch a worker is told to delete."""
+"""Maximum number of finished recipes whose scratch folders a worker deletes."""
 
 
 class Failure(NamedTuple):

@@ -6,6 +6,7 @@ Swift's own environment is installed once into ``$RD3_TEST_CACHE`` (default: bel
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shlex
 import socket
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "servers" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.platform)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModuleType:
+    """``tiny_grid.py`` beside this file."""
+    spec = importlib.util.spec_from_file_location("tiny_grid", Path(__file__).with_name("tiny_grid.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import threading
@@ -27,14 +26,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200), pytest.mark.fi
 
 TIMES = ("wall_s", "process_s", "peak_mib")
 RATES = 4
-
-
-@pytest.fixture(scope="module")
-def tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_grid", Path(__file__).with_name("tiny_grid.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Grids:

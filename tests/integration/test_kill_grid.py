@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -32,14 +31,6 @@ pytestmark = [
 SHAPE = {"evaluations": 2, "epochs": 20}
 """Evaluations of seconds, so that a signal finds one under way."""
 DEADLINE_S = 600.0
-
-
-@pytest.fixture(scope="module")
-def tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_grid", Path(__file__).with_name("tiny_grid.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Driver:

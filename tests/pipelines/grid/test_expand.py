@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import Chosen, Grid, GridErrors, Part, load_grid, parse_grid, shipped_grids
 from rd3.datasets import dataset_info
@@ -19,22 +17,12 @@ from rd3.methods.random import Random
 from rd3.models._base import NETWORKS, Network, NetworkInfo, network_names
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, topological
+from tests.pipelines.fingerprints import Fingerprints
 
 
 def opened(name: str) -> str:
     """A fingerprint, without data."""
     return f"fingerprint of {name}"
-
-
-class Fingerprints(Catalog):
-    """What ships with RD3, with fingerprints of data that need not be there."""
-
-    def __init__(self, look: Callable[[str], str]):
-        super().__init__()
-        self.look = look
-
-    def fingerprint(self, name: str, *, training_only: bool = False) -> str:
-        return self.look(name)
 
 
 def expanded(text: str, fingerprint_of: Any = opened) -> Expansion:

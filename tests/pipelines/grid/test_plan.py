@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid, parse_grid
 from pipelines.grid.plan import Plan, make_plan
@@ -20,6 +19,7 @@ from rd3.models import parameter_count as counted
 from rd3.planning.cost import CPU_THREAD, Rates
 from rd3.recipe import KINDS, Recipe
 from rd3.store import Entry
+from tests.pipelines.fingerprints import Fingerprints
 
 TEXT = """\
 methods: [random, rded]
@@ -28,17 +28,6 @@ ipc: [1]
 teacher: resnet18_w16
 student_seeds: [0, 1]
 """
-
-
-class Fingerprints(Catalog):
-    """What ships with RD3, with fingerprints of data that need not be there."""
-
-    def __init__(self, look: Callable[[str], str] = lambda _name: "f"):
-        super().__init__()
-        self.look = look
-
-    def fingerprint(self, name: str, *, training_only: bool = False) -> str:
-        return self.look(name)
 
 
 class Memory:
