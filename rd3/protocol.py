@@ -201,6 +201,8 @@ def read_preset(path: Path) -> Preset:
         found = Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
+    except RecursionError:
+        raise BadValue(f"{path} is nested too deeply.", "fix it or remove it") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

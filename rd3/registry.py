@@ -30,7 +30,7 @@ def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(sorted(known))}."
 
 
-def _reason(error: Exception, file_name: str) -> str:
+def _reason(error: BaseException, file_name: str) -> str:
     """The reason for a failed import: the line of that file, if known, and the exception."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).name == file_name]
@@ -80,7 +80,7 @@ class Registry(Generic[T]):
         """Import one module; if this fails, remove what it registered and record ``name`` as broken."""
         try:
             load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._broken[name] = f"{where}: {_reason(error, Path(where).name)}"
             self._things = {key: one for key, one in self._things.items() if getattr(one, "__module__", "") != module}
 
@@ -102,7 +102,7 @@ class Registry(Generic[T]):
             spec.loader.exec_module(module)
         except RD3Error:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadValue(f"{path} fails to import: {_reason(error, path.name)}.", "fix the file") from None
         names = [name for name, thing in self._things.items() if thing is not before.get(name)]
         if not names:

@@ -227,7 +227,7 @@ def _run(check: Callable[[_Trial], str | None], trial: _Trial, crashes: set[str]
     title = (check.__doc__ or check.__name__).strip().rstrip(".")
     try:
         wrong = check(trial)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         wrong = f"{type(error).__name__}: {error}"
         known = re.sub(r"\d+", "", wrong)
         if known in crashes:

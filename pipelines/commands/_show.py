@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.terminal import PlainColumn, PlainConsole
 from rd3.errors import BadValue, RD3Error
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
 
 _ENDLESS = 10_000
-console = Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
+console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
 """Output for people.  Output to a pipe or a file is not wrapped to a terminal's width."""
 
 
@@ -29,12 +29,12 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except RD3Error as error:
-        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-        stderr.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        stderr.print(error.message, markup=False)
+        stderr = PlainConsole(stderr=True, soft_wrap=True)
+        stderr.print(f"{type(error).__name__}:", style="bold red", end=" ")
+        stderr.print(error.message)
         if error.fix:
-            stderr.print("[bold]Fix:[/] ", end="")
-            stderr.print(error.fix, markup=False)
+            stderr.print("Fix:", style="bold", end=" ")
+            stderr.print(error.fix)
         raise SystemExit(error.exit_code) from None
 
 
@@ -57,7 +57,7 @@ def show_table(
         sys.stdout.write(json.dumps(list(rows), indent=1, default=str) + "\n")
         return
     if not rows:
-        console.print(f"no results yet: {empty}" if empty else "no results yet", markup=False, soft_wrap=True)
+        console.print(f"no results yet: {empty}" if empty else "no results yet", soft_wrap=True)
         return
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
@@ -81,7 +81,7 @@ def show_reasons(found: Iterable[tuple[str, str, str]]) -> None:
         grouped.setdefault((status, reason), []).append(label)
     for (status, reason), labels in grouped.items():
         more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-        console.print(f"{status}: {labels[0]}{more}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"{status}: {labels[0]}{more}: {reason}", soft_wrap=True)
 
 
 def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
             raise BadValue(f"Expected NAME=VALUE, got {pair!r}.", "for example: temperature=4")
         try:
             fields[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise BadValue(
                 f"Cannot read the value in {pair!r}.", "use a number or a word, or put it in quotes"
             ) from None
@@ -104,15 +104,15 @@ def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
 def progress_bar(label: str) -> Iterator[Callable[[float, str], None]]:
     """A progress bar with an ETA; yields the function to call with (fraction, note)."""
     columns = (
-        TextColumn("{task.description}"),
+        PlainColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        PlainColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
-        TextColumn("ETA"),
+        PlainColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        PlainColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=PlainConsole(stderr=True)) as bar:
         task = bar.add_task(label, total=1.0, note="")
 
         def show(fraction: float, note: str = "") -> None:

@@ -49,7 +49,7 @@ def verify(
         bare = sum(one.bare for one in checked)
         without = f", {bare} without files" if bare else ""
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
-        console.print(summary, markup=False, soft_wrap=True)
+        console.print(summary, soft_wrap=True)
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
         console.print("removed from the ledger; `rd3 run` regenerates them")
@@ -142,7 +142,7 @@ def fetch(
             shutil.rmtree(staging, ignore_errors=True)
             shutil.copytree(folder, staging)
             folder = staging.rename(target)
-        console.print(str(folder), markup=False, soft_wrap=True)
+        console.print(str(folder), soft_wrap=True)
 
 
 @app.command("push")

@@ -38,11 +38,11 @@ def calibrate(
         f"{found.device}, torch {found.torch}, {unit}: {found.fp32 / 1e9:,.0f} GFLOP/s at fp32, "
         f"{found.bf16 / 1e9:,.0f} at bf16, {found.bytes / 1e9:,.1f} GB/s, {1000 * found.step_s:.1f} ms a step; "
         f"`precision: auto` is {found.auto}",
-        markup=False, soft_wrap=True,
+        soft_wrap=True,
     )  # fmt: skip
     console.print(
         f"{found.runs} runs; networks deviate from these rates by a factor of {found.rates.spread:.1f} "
         f"(two standard deviations); {len(found.networks)} pairs of network and precision have their own rate",
-        markup=False, soft_wrap=True,
+        soft_wrap=True,
     )  # fmt: skip
-    console.print(f"stored as {objects.root}/{name}", markup=False, soft_wrap=True)
+    console.print(f"stored as {objects.root}/{name}", soft_wrap=True)

@@ -24,7 +24,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON ar
     for finding in findings if not as_json else ():
         if finding.state != "ok":
             problem = f"{finding.dataset}: {finding.message} Fix: {finding.fix}"
-            console.print(problem, markup=False, soft_wrap=True)
+            console.print(problem, soft_wrap=True)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(3)
 
@@ -79,7 +79,7 @@ def add(
     if sides.nearest != resolution:
         lines.append(f"{sides.nearest} is closer: rd3 data add {name} --folder {folder} --resolution {sides.nearest}")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 @app.command("push")
@@ -93,7 +93,7 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets on this machi
             bundle, new = push(name, here, progress)
             progress(1.0, "")
         size = f"{bundle.files} files, {bundle.bytes / 2**20:.1f} MiB, fingerprint {bundle.fingerprint[:12]}"
-        console.print(f"{name}: {size}, {'pushed' if new else 'already there'}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {size}, {'pushed' if new else 'already there'}", soft_wrap=True)
 
 
 @app.command("pull")
@@ -111,4 +111,4 @@ def pull(
         with progress_bar(f"pull {name}") as progress:
             folder = pull(name, here, progress=progress)
             progress(1.0, "")
-        console.print(f"{name}: {folder or 'already here'}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {folder or 'already here'}", soft_wrap=True)

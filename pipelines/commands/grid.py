@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table
 from pipelines.commands.byhand import finish
 from pipelines.settings import Session, reading_session, session
+from pipelines.terminal import PlainConsole
 from rd3.errors import BadValue
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def planned(expansion: Expansion, here: Session, device: str | None = None, devi
         warning = (
             f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
         )
-        Console(stderr=True).print(warning, markup=False, soft_wrap=True)
+        PlainConsole(stderr=True).print(warning, soft_wrap=True)
     return plan_session(expansion, here, device=device, slots=devices)
 
 
@@ -105,7 +105,7 @@ def plan(
             made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(plan.keys("run"))
             export_results([expansion.recipes[key] for key in made_from], store, here, teachers=True)
         if not as_json:
-            console.print(f"{len(runs)} recipes written to {recipes}, parents first", markup=False, soft_wrap=True)
+            console.print(f"{len(runs)} recipes written to {recipes}, parents first", soft_wrap=True)
 
 
 def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> None:
@@ -114,17 +114,17 @@ def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> 
     if every:
         for item in plan.items:
             cost = f"  about {item.cost_s:.0f} s" if item.cost_s else ""
-            console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}", markup=False)
+            console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}")
     show_reasons((item.status, item.reason, item.label) for item in plan.items if item.reason)
     if plan.keys("run"):
         for line in cost_lines(plan, rate):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
 
 def show_notes(expansion: Expansion) -> None:
     """Print the parts of the grid that have no effect."""
     for note in expansion.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
 
 
 def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
@@ -204,12 +204,12 @@ def status(grid: GridArgument) -> None:
 
     with reading_session() as here:
         found = grid_status(expanded(grid, here), here.ledger, here.home)
-    console.print(ledger_line(here), markup=False, soft_wrap=True)
+    console.print(ledger_line(here), soft_wrap=True)
     show_table([{"kind": kind, **row} for kind, row in found.counts.items()])
     for one in found.running:
-        console.print(f"running  {one['label']}, attempt {one['attempt']}, since {one['since']}", markup=False)
+        console.print(f"running  {one['label']}, attempt {one['attempt']}, since {one['since']}")
     for one in found.failed:
-        console.print(f"{one['status']}  {one['label']}: {one['reason']}", markup=False)
+        console.print(f"{one['status']}  {one['label']}: {one['reason']}")
 
 
 def report(
@@ -226,9 +226,9 @@ def report(
     written = loaded.report(folder, results)
     show_table(result_rows(results))
     for path in written.values():
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        console.print(f"wrote {path}", soft_wrap=True)
     show_in_mlflow(loaded.name, results, here, folder)
-    console.print(ui_line(here), markup=False, soft_wrap=True)
+    console.print(ui_line(here), soft_wrap=True)
 
 
 def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> None:
@@ -245,7 +245,7 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> 
         if run_id is not None:
             publish(tracker, run_id, name, results, folder)
     except TrackingError as error:
-        console.print(f"report not uploaded to MLflow: {error}", markup=False, soft_wrap=True)
+        console.print(f"report not uploaded to MLflow: {error}", soft_wrap=True)
 
 
 def export_outcomes(
@@ -267,7 +267,7 @@ def export_outcomes(
         export = imports.export_study if study else imports.export_results
         outcome = export(expanded(source, here).recipes.values(), folder, here, teachers=teachers)
     new, left_out = (outcome, 0) if isinstance(outcome, int) else outcome
-    console.print(f"{new} new results in {folder}", markup=False, soft_wrap=True)
+    console.print(f"{new} new results in {folder}", soft_wrap=True)
     if left_out:
         console.print(f"{left_out} results exported without their files: large sets, or networks (--teachers)")
 

@@ -24,4 +24,4 @@ def init() -> None:
     from tracking.upkeep.health import prepare_store
 
     for line in prepare_store(session().artifacts):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

@@ -44,15 +44,15 @@ def upgrade(
     ledger = Ledger(str(folder) if folder is not None else here.artifacts)
     with ledger.lease():
         outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
-        console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", markup=False, soft_wrap=True)
+        console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", soft_wrap=True)
         for one in outcome.merged:
             duplicate = f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which is kept"
-            console.print(duplicate, markup=False, soft_wrap=True)
+            console.print(duplicate, soft_wrap=True)
         show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
         if folder is None:
             changed = upgrade_presets(here.presets)
             if changed:
-                console.print(f"protocols upgraded: {', '.join(changed)}", markup=False)
+                console.print(f"protocols upgraded: {', '.join(changed)}")
             tag_runs(here, ledger)
         if remove_old:
             console.print(f"{remove_former(ledger)} old entries removed")

@@ -25,19 +25,21 @@ def show(name: str) -> None:
     from rd3.methods._base import presets_of
 
     method = METHODS.get(name)
-    console.print(f"[bold]{name}[/] version {method.version}\n")
-    console.print(inspect.cleandoc(method.__doc__ or ""), markup=False, soft_wrap=True)
-    console.print(f"\n[bold]Settings[/]{'' if method.Settings.model_fields else ': none'}")
+    console.print(name, style="bold", end=" ")
+    console.print(f"version {method.version}\n")
+    console.print(inspect.cleandoc(method.__doc__ or ""), soft_wrap=True)
+    console.print("\nSettings", style="bold", end="")
+    console.print("" if method.Settings.model_fields else ": none")
     for field, described in method.Settings.model_fields.items():
         value = "by dataset" if described.is_required() else repr(described.get_default(call_default_factory=True))
         meaning = " ".join((described.description or "").split())
-        console.print(f"  {field}: {value}  {meaning}".rstrip(), markup=False, soft_wrap=True)
+        console.print(f"  {field}: {value}  {meaning}".rstrip(), soft_wrap=True)
     for dataset, row in presets_of(name).items():
         own = [f"{field}={row[field]!r}" for field in method.Settings.model_fields if field in row]
         own += [f"at IPC {ipc}: {field}={value!r}" for ipc, more in row.get("at_ipc", {}).items()
                 for field, value in more.items() if field in method.Settings.model_fields]  # fmt: skip
-        console.print(f"\n[bold]On {DATASETS.get(dataset, dataset)}[/] ", end="")
-        console.print(f"({row['source']})\n  {', '.join(own)}", markup=False, soft_wrap=True)
+        console.print(f"\nOn {DATASETS.get(dataset, dataset)}", style="bold", end=" ")
+        console.print(f"({row['source']})\n  {', '.join(own)}", soft_wrap=True)
 
 
 @app.command("test")
@@ -52,9 +54,9 @@ def test(
         with tempfile.TemporaryDirectory() as folder:
             results = check_method(method, tmp=Path(folder))
         for result in results:
-            mark = "[green]ok  [/]" if result.ok else "[red]FAIL[/]" if result.ran else "[yellow]-   [/]"
-            console.print(f"{mark} {result.name}  ", end="")
-            console.print(result.detail, markup=False)
+            mark, color = ("ok", "green") if result.ok else ("FAIL", "red") if result.ran else ("-", "yellow")
+            console.print(f"{mark:<4}", style=color, end=" ")
+            console.print(f"{result.name}  {result.detail}")
         passed, unrun = sum(result.ok for result in results), sum(not result.ran for result in results)
         failed += len(results) - passed
         more = f", {unrun} not run because of an error above" if unrun else ""
@@ -106,4 +108,4 @@ def new(
         "or declare it in the entry points of your package:",
         f'  [project.entry-points."rd3.methods"]\n  {name} = "your_package.{name}"',
     ):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

@@ -80,10 +80,10 @@ def sweep(
     show_winners(outcome)
     if save_to is not None:
         for preset in outcome.winners.values():
-            console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", markup=False, soft_wrap=True)
+            console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", soft_wrap=True)
     for name in ("report.md", "report.html") if written else ():
-        console.print(f"wrote {written[name]}", markup=False, soft_wrap=True)
-    console.print(ui_line(here), markup=False, soft_wrap=True)
+        console.print(f"wrote {written[name]}", soft_wrap=True)
+    console.print(ui_line(here), soft_wrap=True)
     show_reasons(outcome.failed)
     if outcome.interrupted:
         console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
@@ -97,7 +97,7 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
 
     seconds = sum(subject.trial_s() for subject in found) * asked.trials
     tests = 2 * len(asked.test_seeds) * len(found)
-    console.print(f"{asked.name}: {fairness(asked)}", markup=False, soft_wrap=True)
+    console.print(f"{asked.name}: {fairness(asked)}", soft_wrap=True)
     console.print(
         f"Trials take at most about {seconds / 60:.1f} minutes of CPU time (rough, at the base point); then each "
         f"winner and {asked.protocol.name} are tested once, in at most {tests} evaluations, with sets and teacher from "
@@ -106,7 +106,7 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
         soft_wrap=True,
     )
     for saw in dict.fromkeys(subject.teacher_saw for subject in found):
-        console.print(f"Teacher {asked.teacher}: {saw}.", markup=False, soft_wrap=True)
+        console.print(f"Teacher {asked.teacher}: {saw}.", soft_wrap=True)
 
 
 def show_winners(outcome: SweepOutcome) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.grid.queue import STATES, Demand, RecipeQueue
+from pipelines.terminal import open_console, printable
 from rd3.campaign.view import span
 from rd3.recipe import Key
 
@@ -250,7 +251,7 @@ class LineView(View):
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.out.write(text + "\n")
+        self.out.write(printable(text) + "\n")
         self.out.flush()
 
     def say(self, note: str) -> None:
@@ -309,11 +310,11 @@ class LiveView(View):
         for key, item in list(self.running.items()):
             what, took = f"{self.label(key)} {key[:8]}", span(now - item.since)
             line = f"  {what:<52.52} {100 * item.fraction:3.0f} %  {took:>11}  {item.note}"
-            parts.append(Text(line, no_wrap=True, overflow="ellipsis"))
+            parts.append(Text(printable(line), no_wrap=True, overflow="ellipsis"))
         for problem in self._problems[-5:]:
-            parts.append(Text(f"  {problem}", style="red", no_wrap=True, overflow="ellipsis"))
+            parts.append(Text(printable(f"  {problem}"), style="red", no_wrap=True, overflow="ellipsis"))
         clock = f"{self.name}: {self.elapsed()} elapsed, {self.left()} left"
-        parts.append(Text(f"{clock}   {self.note}", style="dim"))
+        parts.append(Text(printable(f"{clock}   {self.note}"), style="dim"))
         return Group(*parts)
 
 
@@ -329,7 +330,7 @@ def open_view(
     """The view for ``out``: live on a terminal, lines elsewhere, nothing unless ``wanted``."""
     if not wanted:
         return View(name, queue, eta, label)
-    console = Console(file=out, highlight=False)
+    console = open_console(out)
     if console.is_terminal:
         return LiveView(name, queue, eta, label, console)
     return LineView(name, queue, eta, label, out)

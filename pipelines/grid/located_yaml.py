@@ -110,6 +110,8 @@ def read_located(text: str) -> Located:
         found.problems.append(Problem("the file", f"Invalid YAML: {detail}.", "", mark.line + 1 if mark else None))
     except yaml.YAMLError as error:
         found.problems.append(Problem("the file", f"Invalid YAML: {str(error).splitlines()[0]}."))
+    except RecursionError:
+        found.problems.append(Problem("the file", "Invalid YAML: values are nested too deeply."))
     finally:
         if loader is not None:
             loader.dispose()

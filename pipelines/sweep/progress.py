@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from pipelines.terminal import PlainColumn, open_console, printable
 from rd3.campaign.view import span
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ class TrialView:
             self.bar.update(self.task, note=self.note())
             return
         took = span(time.monotonic() - self.began)
-        self.out.write(f"{self.label}: {self.done}/{self.total} trials, {self.note()} | {took}\n")
+        self.out.write(printable(f"{self.label}: {self.done}/{self.total} trials, {self.note()} | {took}") + "\n")
         self.out.flush()
 
 
 @contextlib.contextmanager
 def open_trial_view(label: str, tuning: Tuning, out: TextIO) -> Iterator[TrialView]:
     """The view for ``out``."""
-    console = Console(file=out, highlight=False)
+    console = open_console(out)
     if not console.is_terminal:
         yield TrialView(label, tuning, out, None)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        PlainColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        PlainColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=console) as bar:
         yield TrialView(label, tuning, out, bar)

@@ -59,6 +59,7 @@ GOOD = "from plugins_here import R\n@R.register('{name}')\ndef thing(): pass\n"
     [
         ("from rd3 import no_such_name\n", "line 1: ImportError: cannot import name 'no_such_name'"),
         ("def f(:\n", "SyntaxError: .*line 1"),
+        ("import sys\nsys.exit('no licence')\n", "line 2: SystemExit: no licence"),
         (GOOD.format(name="m") + "1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
         (GOOD.format(name="a"), "line 2: RD3Error: thing 'a' is registered twice"),
     ],

@@ -241,6 +241,8 @@ def test_mistakes_of_a_partial_grid_have_their_own_place():
         (BASE + "name: a/b\n", "Invalid name 'a/b'", 5),
         (BASE + "methods: x\n", "Expected a list", 5),
         ("\x00", "Invalid YAML", None),
+        ("[" * 20_000, "nested too deeply", None),
+        (BASE + "also: " + "{a: " * 20_000, "nested too deeply", None),
     ],
 )
 def test_texts_that_are_no_grid(text, said, line):
