@@ -19,7 +19,7 @@ from rd3.store import Entry, write_atomically
 from rd3.upgrade import FORMAT, former_key, upgraded_sections
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs.runs import Tracker
+from tracking.runs.runs import DIGEST, Tracker
 from tracking.runs.sweeps import SweepRecords
 from tracking.upkeep.upgrade import Outcome, upgrade_entries
 
@@ -146,5 +146,6 @@ def tag_runs(place: Place, ledger: Ledger) -> int:
         tagged = {run.info.run_id for run in runs if "rd3.formerly" in run.data.tags}
         for run_id in waiting.keys() - tagged:
             entry = waiting[run_id]
-            tracker.log(run_id, tags={"rd3.key": entry.key, "rd3.formerly": str(entry.formerly)})
+            tags = {"rd3.key": entry.key, "rd3.formerly": str(entry.formerly), DIGEST: str(entry.sealed().digest)}
+            tracker.log(run_id, tags=tags)
     return len(waiting.keys() - tagged)

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -28,6 +29,7 @@ from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid, parse_grid
 from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session, session
+from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from rd3.datasets import Dataset
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SyntheticSet
+    from tracking.report.entries import GridEntries
     from tracking.report.results import Results
 
 
@@ -154,7 +157,18 @@ class LoadedGrid:
         """Results as they are now, with scores: mean and standard deviation over seeds."""
         from tracking.report.results import Results
 
-        return Results.of(self.expansion.cells, self.workspace.session.ledger.find)
+        return Results.of(self.expansion.cells, self._entries().find)
+
+    def _entries(self) -> GridEntries:
+        """The ledger entries of the grid; raises :class:`DataCorrupt` if one contradicts its MLflow run."""
+        from tracking.report.entries import GridEntries
+        from tracking.runs.runs import Tracker
+
+        here = self.workspace.session
+        entries = GridEntries.of(self.expansion.cells, here.ledger)
+        with contextlib.suppress(TrackingError):  # results do not depend on the tracking server
+            entries.compare(Tracker(here))
+        return entries
 
     def report(self, folder: str | Path | None = None, results: Results | None = None) -> dict[str, Path]:
         """Write the report (Markdown, CSV, HTML, charts); return the files by name.

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import KINDS
@@ -43,6 +43,19 @@ class Entry(BaseModel):
     """The key under which the files were written, if it has an older format."""
     made: dict[str, Any] = {}
     """Provenance that does not affect results: code version, device, threads, host, finished_at."""
+    digest: str | None = None
+    """sha256 of key, result, files and content (:meth:`sealed`); None in entries of RD3 0.1."""
+
+    def sealed(self) -> Entry:
+        """The entry with the digest of what it holds now."""
+        named = {"kind", "key", "result", "files", "content"}
+        text = json.dumps(self.model_dump(mode="json", include=named), sort_keys=True, separators=(",", ":"))
+        return self.model_copy(update={"digest": hashlib.sha256(text.encode()).hexdigest()})
+
+    @property
+    def altered(self) -> bool:
+        """Whether the entry was changed after it got its digest."""
+        return self.digest is not None and self.sealed().digest != self.digest
 
     @field_validator("files")
     @classmethod
@@ -77,6 +90,22 @@ class Store(ReadableStore, Protocol):
 
     def put(self, entry: Entry, folder: Path) -> Entry:
         """Store ``folder`` under the entry's key; an existing entry is kept and returned."""
+
+
+def read_entry(raw: bytes | str, where: str, remedy: str) -> Entry:
+    """Parse an entry and compare it with its digest.
+
+    Raises :class:`DataCorrupt`, with ``where`` as the name of the entry and ``remedy`` as the fix.
+    """
+    try:
+        entry = Entry.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "entry"
+        raise DataCorrupt(f"{where} cannot be read: {place}: {first['msg']}.", remedy) from None
+    if entry.altered:
+        raise DataCorrupt(f"{where} was changed after it was written: its digest does not match.", remedy)
+    return entry
 
 
 def existing(store: EntryLookup, kind: str, key: str) -> Entry:
@@ -162,10 +191,7 @@ class FolderStore:
         path = self._entry_path(kind, key)
         if not path.is_file():
             return None
-        try:
-            return Entry.model_validate_json(path.read_bytes())
-        except ValueError:
-            raise DataCorrupt(f"Ledger entry {path} is not readable.", "delete that file") from None
+        return read_entry(path.read_bytes(), f"Entry {path}", "delete that file; its recipe runs again")
 
     def fetch(self, kind: str, key: str) -> Path:
         entry = self.find(kind, key)
@@ -189,7 +215,7 @@ class FolderStore:
                 shutil.copytree(folder, staging)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(staging, target)
-            entry = entry.model_copy(update={"artifact": None, "run_id": None})
+            entry = entry.model_copy(update={"artifact": None, "run_id": None}).sealed()
             write_atomically(
                 self._entry_path(entry.kind, entry.key), json.dumps(entry.model_dump(mode="json"), indent=1)
             )

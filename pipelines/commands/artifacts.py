@@ -12,6 +12,7 @@ import typer
 
 from pipelines.commands._show import console, ledger_line, show_table
 from pipelines.settings import Session, session
+from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
     from rd3.recipe import Key
@@ -39,7 +40,9 @@ def verify(
 
     here = session()
     store = TrackedStore(here)
-    checked = list(check_entries(store, wanted(store.ledger, here, keys, grid)))
+    chosen = wanted(store.ledger, here, keys, grid)
+    tagged, uncompared = compared_digests(here) if chosen else ({}, "")
+    checked = list(check_entries(store, chosen, tagged))
     damaged = [one for one in checked if one.damage]
     if as_json or damaged:
         rows = [{"kind": one.kind, "key": one.key[:12], "what": one.label, "damage": one.damage} for one in damaged]
@@ -49,12 +52,25 @@ def verify(
         bare = sum(one.bare for one in checked)
         without = f", {bare} without files" if bare else ""
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
-        console.print(summary, soft_wrap=True)
+        console.print(f"{summary}{uncompared}", soft_wrap=True)
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
         console.print("removed from the ledger; `rd3 run` regenerates them")
     if damaged:
         raise typer.Exit(3)
+
+
+def compared_digests(here: Session) -> tuple[dict[str, str], str]:
+    """The digests in MLflow runs, and a remark if the tracking server does not respond."""
+    from tracking.runs.digests import tagged_digests
+    from tracking.runs.runs import Tracker
+
+    tracker = Tracker(here)
+    try:
+        tracker.check()
+        return tagged_digests(tracker), ""
+    except TrackingError as error:
+        return {}, f"; digests not compared with MLflow: {error.message}"
 
 
 def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.parts._format import INDEX, PATTERN, Member, belongs
-from rd3.store import Entry, FolderStore, sha256_file, write_atomically
+from rd3.store import FolderStore, read_entry, sha256_file, write_atomically
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,7 @@ def _join(path: Path, shards: Sequence[Path]) -> None:
 
 def _take_entry(store: Path, name: str, content: bytes) -> str:
     """Write an entry, after its files; returns the reason if it is left out, else an empty string."""
-    try:
-        entry = Entry.model_validate_json(content)
-    except ValidationError:
-        raise DataCorrupt(f"{name} is not an entry of a store.", "collect the results again") from None
+    entry = read_entry(content, name, "collect the results again")
     if name != f"by-key/{entry.kind}/{entry.key}.json":
         raise DataCorrupt(f"{name} holds the entry {entry.kind} {entry.key[:12]}.", "collect the results again")
     folder = store / "artifacts" / entry.kind / entry.key

@@ -14,11 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
-
 from rd3.errors import DataCorrupt
 from rd3.recipe import KINDS, Key
-from rd3.store import Entry
+from rd3.store import Entry, read_entry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,12 +157,7 @@ def _as_packed(group: pq.RowGroupMetaData) -> bool:
 
 
 def _entry(row: dict[str, Any], where: str) -> Entry:
-    try:
-        entry = Entry.model_validate_json(row["entry"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "entry"
-        raise DataCorrupt(f"{where}: {place}: {first['msg']}.", _REMEDY) from None
+    entry = read_entry(row["entry"], where, _REMEDY)
     if (entry.kind, entry.key) != (row["kind"], row["key"]):
         raise DataCorrupt(f"{where}: {row['kind']} {row['key'][:12]} does not match its entry.", _REMEDY)
     if entry.kind not in KINDS or not re.fullmatch("[0-9a-f]{64}", entry.key):

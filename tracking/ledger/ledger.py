@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
 from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
-from rd3.store import Entry
+from rd3.store import Entry, read_entry
 from tracking.ledger.lease import Lease
 from tracking.ledger.object_store import open_objects
 
@@ -31,6 +31,9 @@ def _name(kind: str, key: Key) -> str:
     if kind not in KINDS:
         raise UnknownName(f"Unknown kind of recipe {kind!r}.", did_you_mean(kind, KINDS))
     return f"by-key/{kind}/{key}.json"
+
+
+_REMEDY = "`rd3 artifacts verify --forget` removes such entries; their recipes run again"
 
 
 def former_name(kind: str, key: Key) -> str:
@@ -82,18 +85,14 @@ class Ledger:
     def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]:
         """Map those of ``keys`` that have an entry to it."""
         wanted = {_name(kind, key): key for key in keys}
-        return {wanted[name]: self._entry(name, raw) for name, raw in self.objects.get_many(wanted).items()}
-
-    def _entry(self, name: str, raw: bytes) -> Entry:
-        try:
-            return Entry.model_validate_json(raw)
-        except ValueError:
-            raise DataCorrupt(
-                f"Ledger entry {self.root}/{name} cannot be read.", "delete that file; its recipe runs again"
-            ) from None
+        found = self.objects.get_many(wanted)
+        return {
+            wanted[name]: read_entry(raw, f"Ledger entry {self.root}/{name}", _REMEDY) for name, raw in found.items()
+        }
 
     def mark(self, entry: Entry) -> Entry:
-        """Write ``entry`` unless its key has one already; returns the entry that is in the ledger."""
+        """Write ``entry`` with its digest unless its key has one already; returns the entry that is in the ledger."""
+        entry = entry.sealed()
         data = (json.dumps(entry.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
         name = _name(entry.kind, entry.key)
         for _attempt in range(5):  # S3 may refuse both of two concurrent writers

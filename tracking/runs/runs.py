@@ -1,7 +1,8 @@
 """The life cycle of MLflow runs: one per recipe, found by the recipe's key, so that a retry reuses it.
 
 Only ``MlflowClient`` is used, without an active run or a global tracking URI.  Tags set by RD3: ``rd3.kind`` (the
-recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``.
+recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``,
+``rd3.digest`` (of the entry).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes the MLflow UI open on runs and metrics instead of traces of language models."""
+DIGEST = "rd3.digest"
+"""Tag with the digest of the entry, which shows whether the entry in the ledger was changed later."""
 _TAG = 4000
 """Maximum characters of a reason; MLflow allows 8000."""
 DIRECT_ABOVE = 256 * 2**20
@@ -237,10 +240,10 @@ class OpenRun:
         rows = read_curve(folder) if curve is None else curve
         points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
         with self.tracker.errors():
-            entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)})
-            described = {"mlflow.note.content": note} if note else {}
+            entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
+            tags = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})
             ran = {name: str(entry.result[name]) for name in ("ran_precision",) if name in entry.result}
-            self.tracker.log(self.run_id, points=points, parameters=ran, tags={"rd3.status": "done", **described})
+            self.tracker.log(self.run_id, points=points, parameters=ran, tags=tags)
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Logged last and complete, because the ledger can be rebuilt from these files.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.recipe import KINDS, key_of
-from rd3.store import Entry
+from rd3.store import read_entry
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import artifacts
@@ -28,7 +28,8 @@ def rebuild(ledger: Ledger, place: Place) -> int:
             continue
         with tracker.errors(), tempfile.TemporaryDirectory() as scratch:
             copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
-            entry = Entry.model_validate_json(Path(copy).read_bytes())
+            name = f"entry.json of run {run.info.run_id}"
+            entry = read_entry(Path(copy).read_bytes(), name, "delete that run in MLflow")
         # An entry whose recipe does not match its key would corrupt every result that reuses it.
         if key_of(entry.recipe) == entry.key and artifacts.exists(entry, place.tracking_uri):
             ledger.mark(entry)

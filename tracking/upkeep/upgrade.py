@@ -97,7 +97,8 @@ def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
     result: dict[str, Any] = entry.result | ({"ran_precision": ran} if ran else {})
     plain = recipe.model_dump(mode="json")
     formerly = entry.formerly or entry.key
-    return entry.model_copy(update={"key": recipe.key, "recipe": plain, "result": result, "formerly": formerly})
+    new = {"key": recipe.key, "recipe": plain, "result": result, "formerly": formerly, "digest": None}
+    return entry.model_copy(update=new).sealed()
 
 
 def remove_former(ledger: Ledger) -> int:

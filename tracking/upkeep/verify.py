@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import KINDS, Key, key_of, read_recipe
+from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import folder_errors
 from tracking.runs import artifacts
+from tracking.runs.digests import compare
 from tracking.store import TrackedStore
 
 
@@ -31,8 +34,13 @@ def everything(ledger: Ledger) -> list[tuple[str, Key]]:
     return [(kind, key) for kind in KINDS for key in sorted(ledger.keys(kind))]
 
 
-def check_entries(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> Iterator[Checked]:
+def check_entries(
+    store: TrackedStore, wanted: Iterable[tuple[str, Key]], tagged: Mapping[str, str] | None = None
+) -> Iterator[Checked]:
     """Check entries and the sha256 of all their files, downloading remote ones an entry at a time.
+
+    Entries must match their ``result.json``, and the digests of their MLflow runs where ``tagged`` has one
+    (:func:`tracking.runs.digests.tagged_digests`).
 
     Raises if a server does not respond, since that is not damage.
     """
@@ -41,10 +49,10 @@ def check_entries(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> Ite
             store.cache.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.TemporaryDirectory(dir=store.cache, prefix=".verify.")
         with scratch as folder:
-            yield _checked(store, kind, key, Path(folder))
+            yield _checked(store, kind, key, Path(folder), tagged or {})
 
 
-def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked:
+def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path, tagged: Mapping[str, str]) -> Checked:
     label = kind
     try:
         entry = store.find(kind, key)
@@ -54,9 +62,20 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
         label = recipe.label()
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
-        artifacts.verify(entry, scratch, store.place.tracking_uri)
+        compare(entry, tagged)
+        _compare_result(entry, artifacts.fetch(entry, scratch, store.place.tracking_uri))
     except NotCarried:
         return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:
         return Checked(kind, key, label, error.message)
     return Checked(kind, key, label, "")
+
+
+def _compare_result(entry: Entry, folder: Path) -> None:
+    """Raise :class:`DataCorrupt` unless the entry's figures are those of the ``result.json`` among its files."""
+    if "result.json" not in entry.files:
+        return
+    written = json.loads((folder / "result.json").read_text())
+    for name, figure in entry.result.items():
+        if written.get(name, figure) != figure:
+            raise DataCorrupt(f"The entry says {name} {figure}, its result.json says {written[name]}.")

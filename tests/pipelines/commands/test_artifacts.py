@@ -16,6 +16,7 @@ import pytest
 from tiny_grid import session_in
 
 from pipelines.engine import trial_log
+from rd3.errors import DataCorrupt
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, sha256_files
 from tracking.ledger.ledger import Ledger
@@ -108,6 +109,53 @@ def test_verify_finds_an_entry_that_holds_another_recipe(rd3: Run, home: Path) -
     assert f"holds the recipe set {second.key[:12]}" in out
     path.write_text("{")
     assert "cannot be read" in rd3("verify", first.key[:10])[1]
+
+
+def forged(home: Path, entry: Entry, **changes: object) -> Entry:
+    """An entry changed by hand in the ledger."""
+    path = home / "artifacts" / "by-key" / entry.kind / f"{entry.key}.json"
+    changed = entry.model_copy(update={"result": entry.result | {"count": 99}, **changes})
+    path.write_text(changed.model_dump_json())
+    return changed
+
+
+def test_a_result_changed_in_the_ledger_is_found_by_its_digest(rd3: Run, home: Path) -> None:
+    first, _second = entries(home)
+    forged(home, first)
+    with pytest.raises(DataCorrupt, match="was changed after it was written"):
+        Ledger(str(home / "artifacts")).find("set", first.key)
+    code, out, _err = rd3("verify", "--forget")
+    assert (code, "its digest does not match" in out) == (3, True)
+    assert rd3("verify")[:2] == (0, "1 intact, 0 damaged\n")
+
+
+def test_a_result_changed_together_with_its_digest_is_found_by_its_run(rd3: Run, home: Path) -> None:
+    first, _second = entries(home)
+    changed = forged(home, first, result=first.result | {"count": 99}, digest=None).sealed()
+    forged(home, changed)
+    assert Ledger(str(home / "artifacts")).find("set", first.key).result["count"] == 99
+    code, out, _err = rd3("verify")
+    assert (code, f"MLflow run {first.run_id} have different digests" in out) == (3, True)
+
+
+def test_a_result_is_compared_with_the_file_it_came_from(rd3: Run, home: Path) -> None:
+    out = home.parent / "out"
+    out.mkdir()
+    (out / "result.json").write_text(json.dumps({"correct": 248, "tested": 340}))
+    recipe = a_set(seed=7)
+    entry = Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), files=sha256_files(out),
+                  result={"correct": 339, "tested": 340, "wall_s": 1.0})  # fmt: skip
+    TrackedStore(session_in(home)).put(entry, out)
+    code, shown, _err = rd3("verify", recipe.key)
+    assert (code, "The entry says correct 339, its result.json says 248." in shown) == (3, True)
+
+
+def test_entries_of_earlier_versions_have_no_digest(rd3: Run, home: Path) -> None:
+    first, second = entries(home)
+    forged(home, first, result=first.result, digest=None)
+    tracker = Tracker(session_in(home))
+    tracker.client.delete_tag(second.run_id, "rd3.digest")
+    assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
 
 
 def test_forgetting_waits_for_the_driver(rd3: Run, home: Path) -> None:

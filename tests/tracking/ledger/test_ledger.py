@@ -23,7 +23,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def test_the_first_entry_of_a_key_stands(ledger: Ledger, tmp_path: Path) -> None:
-    first = entry("a1" * 32, files={"images.npz": "00"}, made={"host": "one"})
+    first = entry("a1" * 32, files={"images.npz": "00"}, made={"host": "one"}).sealed()
     assert ledger.mark(first) == first
     assert ledger.mark(entry("a1" * 32, made={"host": "two"})) == first
     assert ledger.find("set", "a1" * 32) == first
@@ -85,7 +85,7 @@ def test_a_damaged_entry_is_named(ledger: Ledger, tmp_path: Path) -> None:
     ledger.mark(entry("a1" * 32))
     path = tmp_path / "artifacts" / "by-key" / "set" / f"{'a1' * 32}.json"
     path.write_text(path.read_text()[:40])
-    with pytest.raises(DataCorrupt, match=f"{path} cannot be read. Fix: delete that file"):
+    with pytest.raises(DataCorrupt, match=f"{path} cannot be read: .*Fix: `rd3 artifacts verify --forget`"):
         ledger.find("set", "a1" * 32)
 
 

@@ -1,0 +1,51 @@
+"""The ledger entries behind a grid's cells, read in bulk and compared with MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from rd3.cell import Cell
+from rd3.recipe import Key
+from rd3.store import Entry
+from tracking.ledger.ledger import Ledger
+from tracking.runs.digests import compare, tagged_digests
+from tracking.runs.runs import Tracker
+
+
+@dataclass(frozen=True)
+class GridEntries:
+    """Entries of evaluations, their sets and their teachers."""
+
+    _found: dict[tuple[str, Key], Entry] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell], ledger: Ledger) -> Self:
+        """Read the entries of a grid's cells, one kind at a time."""
+        entries = cls()
+        entries._read(ledger, "evaluation", (cell.evaluation for cell in cells))
+        entries._read(ledger, "set", (cell.set for cell in cells))
+        taught = (key for entry in list(entries._found.values()) for key in entry.recipe.get("teachers", ()))
+        entries._read(ledger, "teacher", taught)
+        return entries
+
+    def _read(self, ledger: Ledger, kind: str, keys: Iterable[Key | None]) -> None:
+        wanted = dict.fromkeys(key for key in keys if key is not None)
+        self._found.update({(kind, key): entry for key, entry in ledger.find_many(kind, wanted).items()})
+
+    def find(self, kind: str, key: Key) -> Entry | None:
+        """The entry as it was read, or None."""
+        return self._found.get((kind, key))
+
+    def compare(self, tracker: Tracker) -> None:
+        """Raise :class:`DataCorrupt` for the first entry whose digest differs from that of its MLflow run.
+
+        Raises :class:`TrackingError` if the tracking server does not respond.
+        """
+        if not any(entry.run_id for entry in self._found.values()):
+            return
+        tracker.check()
+        tagged = tagged_digests(tracker)
+        for entry in self._found.values():
+            compare(entry, tagged)

@@ -1,0 +1,32 @@
+"""Comparison of ledger entries with the digests in their MLflow runs, which are written when a recipe finishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rd3.errors import DataCorrupt
+from rd3.store import Entry
+from tracking.runs.runs import DIGEST, Tracker
+
+
+def tagged_digests(tracker: Tracker) -> dict[str, str]:
+    """Map each run of the tracker's ledger that has a digest to it; takes one search."""
+    ours = {"rd3.ledger": tracker.place.artifacts}
+    with tracker.errors():
+        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
+        runs = tracker.search(experiments, ours, f"tags.`{DIGEST}` LIKE '%'") if experiments else []
+    return {run.info.run_id: run.data.tags[DIGEST] for run in runs}
+
+
+def compare(entry: Entry, tagged: Mapping[str, str]) -> None:
+    """Raise :class:`DataCorrupt` if the entry's run has another digest.
+
+    An entry without a digest, with a run that has none or without a run (deleted, or imported) passes.
+    """
+    expected = tagged.get(entry.run_id or "")
+    if expected is not None and entry.sealed().digest != expected:
+        raise DataCorrupt(
+            f"The entry of {entry.kind} {entry.key[:12]} and its MLflow run {entry.run_id} have different digests: one "
+            "of them was changed after the recipe finished.",
+            "`rd3 artifacts verify --forget` removes such entries; the next run computes them again",
+        )
