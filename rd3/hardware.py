@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,6 +60,13 @@ def _gpus() -> Hardware | None:
     return Hardware("cuda", torch.cuda.get_device_name(first), count, bool(bf16_in_hardware(first)))
 
 
+def cores() -> int:
+    """Number of CPU cores that this process may use: by affinity, and by the quota of its container (rounded up)."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
 @functools.cache
 def processor() -> Hardware:
     """The CPU; the name includes family and model, as virtual machines report one name for many processors."""
@@ -69,7 +75,7 @@ def processor() -> Hardware:
     if "cpu family" in facts:
         name += f", family {facts['cpu family']} model {facts.get('model', '?')}"
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return Hardware("cpu", name, len(os.sched_getaffinity(0)), bool(flags & _BF16_FLAGS) and not bf16_left_out())
+    return Hardware("cpu", name, cores(), bool(flags & _BF16_FLAGS) and not bf16_left_out())
 
 
 def _cpu_facts() -> dict[str, str]:

@@ -18,6 +18,7 @@ KEY=${AWS_ACCESS_KEY_ID:-rd3:rd3}
 SECRET=${AWS_SECRET_ACCESS_KEY:-rd3-development-secret}
 BIN=$S3_VENV/bin CONF=$S3_HOME/etc LOG=$S3_HOME/log RUN=$S3_HOME/run
 SERVERS="account container object"
+export PYTHONPATH=$(cd "$(dirname "$0")" && pwd)${PYTHONPATH:+:$PYTHONPATH} # has backend_secret.py
 
 port() { case $1 in object) echo $((S3_PORT + 10)) ;; container) echo $((S3_PORT + 11)) ;; account) echo $((S3_PORT + 12)) ;; esac; }
 
@@ -27,7 +28,7 @@ install() {
   "$BIN/pip" install --quiet "$SWIFT"
 }
 
-random() { od -An -N8 -tx1 /dev/urandom | tr -d ' \n'; }
+random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 
 configure() {
   mkdir -p "$CONF" "$LOG" "$RUN" "$S3_HOME/cache" "$S3_HOME/disks/d1"
@@ -36,6 +37,8 @@ configure() {
 swift_hash_path_suffix = $(random)
 swift_hash_path_prefix = $(random)
 END
+  [ -s "$CONF/backend-secret" ] || random >"$CONF/backend-secret"
+  secret=$(cat "$CONF/backend-secret")
   for server in $SERVERS; do
     cat >"$CONF/$server-server.conf" <<END
 [DEFAULT]
@@ -50,7 +53,10 @@ log_level = WARNING
 recon_cache_path = $S3_HOME/cache
 fallocate_reserve = 0
 [pipeline:main]
-pipeline = $server-server
+pipeline = secret $server-server
+[filter:secret]
+paste.filter_factory = backend_secret:require
+secret = $secret
 [app:$server-server]
 use = egg:swift#$server
 END
@@ -68,10 +74,13 @@ user = $(id -un)
 swift_dir = $CONF
 log_level = WARNING
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth slo dlo proxy-server
+pipeline = catch_errors gatekeeper secret healthcheck cache listing_formats bulk s3api tempauth slo dlo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+[filter:secret]
+paste.filter_factory = backend_secret:send
+secret = $secret
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:gatekeeper]
@@ -80,7 +89,8 @@ use = egg:swift#gatekeeper
 use = egg:swift#healthcheck
 [filter:cache]
 use = egg:swift#memcache
-memcache_servers = 127.0.0.1:11211
+# None: a port that only root may open, as whoever answers there decides who may read a bucket.
+memcache_servers = 127.0.0.1:1
 [filter:listing_formats]
 use = egg:swift#listing_formats
 [filter:bulk]

@@ -228,7 +228,7 @@ class S3(Part):
         _run([str(script), "configure"], "swift.sh configure", env=env)
         for server in ("account", "container", "object", "proxy"):
             command = [f"{venv}/bin/swift-{server}-server", str(home / "etc" / f"{server}-server.conf")]
-            self.spawn(command, self.place.plain)
+            self.spawn(command, self.place.plain | {"PYTHONPATH": str(script.parent)})
 
     def answers(self) -> bool:
         return get(f"{self.place.s3_uri}/healthcheck")[0] == 200

@@ -64,7 +64,7 @@ def rows_there(session: Session, address: str) -> Iterator[Row]:
     from pipelines.cluster.ray import ray_cluster
 
     try:
-        with ray_cluster(session.home, address):
+        with ray_cluster(address):
             yield from _cluster(session)
     except RD3Error as error:
         yield Row("ray cluster", "wrong", str(error))

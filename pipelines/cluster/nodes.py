@@ -30,7 +30,7 @@ def check_platform(session: Session, address: str | None = None, datasets: Itera
     """
     check_place(session)
     if address:
-        with ray_cluster(session.home, address):
+        with ray_cluster(address):
             check_nodes(session, datasets)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
+import itertools
 import logging
 import os
 import re
@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.grid.queue import Demand
 from rd3.errors import RD3Error
+from rd3.hardware import cores
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -98,9 +99,60 @@ def _sentence(text: str) -> str:
     return text.split(". ")[0].rstrip(".")
 
 
-def _ray_folder(home: Path, name: str) -> Path:
-    """Ray's temporary folder, one per home and lease: its socket paths must be short, and users must not share it."""
-    return Path(tempfile.gettempdir()) / f"rd3-ray-{hashlib.sha256(f'{home}/{name}'.encode()).hexdigest()[:8]}"
+_LONGEST_ROOT = 27
+"""Characters of a temporary folder with which the paths of Ray's sockets stay within the 107 that Linux allows."""
+_FREE_BYTES = 64 * 2**20
+
+
+@contextlib.contextmanager
+def ray_folder() -> Iterator[Path]:
+    """A temporary folder for Ray that only this user can enter, although Ray opens its own to everybody.
+
+    In ``$TMPDIR``, or in ``/tmp`` if that path is too long, full or not writable.  Folders of killed processes are
+    deleted.
+    """
+    roots = dict.fromkeys((Path(tempfile.gettempdir()), Path("/tmp")))
+    reasons = {root: _unsuitable(root) for root in roots}
+    root = next((root for root in roots if not reasons[root]), None)
+    if root is None:
+        why = ", ".join(f"{root} {reason}" for root, reason in reasons.items())
+        raise RD3Error(f"There is no temporary folder for Ray: {why}.", "free space, or set TMPDIR to a short path")
+    for left in root.glob("rd3-[0-9]*"):
+        if not _runs(int(re.findall(r"\d+", left.name)[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = _private_folder(root)
+    try:
+        yield folder / "r"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private_folder(root: Path) -> Path:
+    for number in itertools.count():
+        folder = root / f"rd3-{os.getpid()}-{number}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            return folder
+    raise AssertionError
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _unsuitable(root: Path) -> str:
+    """Why Ray cannot use this folder for temporary files; empty if it can."""
+    if len(str(root)) > _LONGEST_ROOT:
+        return f"is longer than {_LONGEST_ROOT} characters"
+    if not os.access(root, os.W_OK):
+        return "is not writable"
+    return "is full" if shutil.disk_usage(root).free < _FREE_BYTES else ""
 
 
 def _children() -> set[int]:
@@ -131,11 +183,8 @@ def _not_started(error: Exception) -> RD3Error:
 
 
 @contextlib.contextmanager
-def ray_cluster(home: Path, address: str | None = None, name: str = "driver") -> Iterator[None]:
-    """Start Ray on this machine, or join the cluster at ``address``; an initialised Ray is used and left running.
-
-    ``name``: the lease that the driver holds.  Files left in the folder of that lease are of a killed driver.
-    """
+def ray_cluster(address: str | None = None) -> Iterator[None]:
+    """Start Ray on this machine, or join the cluster at ``address``; an initialised Ray is used and left running."""
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     import ray
@@ -143,31 +192,21 @@ def ray_cluster(home: Path, address: str | None = None, name: str = "driver") ->
     if ray.is_initialized():
         yield
         return
-    folder = _ray_folder(home, name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.ExitStack() as stack:
         if address:
             check_address(address)
             _start(partial(not_joined, address), address=address)
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # of a killed driver
-            _start(
-                _not_started,
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                include_dashboard=False,
-                _temp_dir=str(folder),
-            )
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            # Ray leaves its process handles to the garbage collector, which would warn about them later.
-            warnings.simplefilter("ignore", ResourceWarning)
-            ray.shutdown()
-            gc.collect()
-        if not address:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder = stack.enter_context(ray_folder())
+            _start(_not_started, address="local", num_cpus=cores(), include_dashboard=False, _temp_dir=str(folder))
+        try:
+            yield
+        finally:
+            with warnings.catch_warnings():
+                # Ray leaves its process handles to the garbage collector, which would warn about them later.
+                warnings.simplefilter("ignore", ResourceWarning)
+                ray.shutdown()
+                gc.collect()
 
 
 def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, Demand]:

@@ -109,7 +109,7 @@ def execute(
             if there.issuperset(plan.keys("run")):
                 return _outcome(expansion, _queue(expansion, plan, there, _UNKNOWN))
             run.open_runs(experiment or HAND)
-            with ray_cluster(session.home, address):
+            with ray_cluster(address):
                 interrupts.arm()
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
                 demands = cluster_demands(exclusive=exclusive, gpu_share=gpu_share)

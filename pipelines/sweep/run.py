@@ -181,7 +181,7 @@ class SweepRun:
         return f"sweep-{self.key[:12]}"
 
     def _ray(self) -> contextlib.AbstractContextManager[None]:
-        return ray_cluster(self.session.home, self.address, self._lease)
+        return ray_cluster(self.address)
 
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"

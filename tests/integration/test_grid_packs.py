@@ -71,7 +71,7 @@ class Grids:
 @pytest.fixture(scope="module")
 def grids(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grids]:
     home = tmp_path_factory.mktemp("packs")
-    with cluster.ray_cluster(home):
+    with cluster.ray_cluster():
         tiny.run(home, evaluations=0, sets=1)
         yield Grids(tiny, home)
 

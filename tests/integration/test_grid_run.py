@@ -37,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray_here(home: Path) -> Iterator[None]:
     """One Ray for the whole module: a run uses the Ray that is there."""
-    with cluster.ray_cluster(home):
+    with cluster.ray_cluster():
         yield
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.platform, pytest.mark.timeout(1800)]
 
 ASK = "/api/2.0/mlflow/experiments/search?max_results=1"
+NOBODY = 65534
+PUBLIC = {"/", "/api/local_raylet_healthz"}
+"""Ray's dashboard without any data, and whether a node lives."""
 PARTS = ("postgres", "s3", "mlflow", "ray-head", "ray-worker")
 # What each port of Ray's that is open on every interface can be asked for.
 SERVICES = (
@@ -209,6 +212,24 @@ def test_nothing_is_open_to_the_network_but_what_ray_opens_and_that_wants_the_to
         assert len(open_to_all) >= 9
         for port in open_to_all:
             assert grpc.StatusCode.UNAUTHENTICATED in answers(port) or not is_open(port), port
+
+
+def test_no_port_of_the_stack_answers_another_user_without_a_password(stack: Stack):
+    if os.geteuid():
+        pytest.skip("another user's processes can be started by root alone")
+    with in_ray(stack):
+        ports = {f"{'127.0.0.1' if address == '0.0.0.0' else address}:{port}": part
+                 for part in PARTS for address, port in listening(stack.pids(part))}  # fmt: skip
+        asked = subprocess.run(
+            [sys.executable, Path(__file__).with_name("probe.py"), str(NOBODY), *ports],
+            stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+    for address, answers in json.loads(asked.stdout).items():
+        part, codes = ports[address], set(answers.values())
+        given = {path for path, code in answers.items() if code in ("200", "OK")}
+        assert given <= PUBLIC, (part, address, given)
+        wanted = {"401", "403", "UNAUTHENTICATED"} if part != "postgres" else {"no HTTP"}
+        assert codes & wanted, (part, address, codes)
 
 
 def is_open(port: int) -> bool:

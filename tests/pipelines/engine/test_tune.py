@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,40 +35,68 @@ def inits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return planned
 
 
-def test_a_node_that_is_late_is_started_again(inits: list[Any], tmp_path: Path):
+def test_a_node_that_is_late_is_started_again(inits: list[Any]):
     inits += [Exception(LATE), Exception(LATE), None]
-    with cluster.ray_cluster(tmp_path):
+    with cluster.ray_cluster():
         assert [options["address"] for options in inits] == ["local"] * 3
 
 
-def test_a_node_that_never_comes_is_named(inits: list[Any], tmp_path: Path):
+def test_a_node_that_never_comes_is_named(inits: list[Any]):
     inits += [Exception(LATE)] * 3
     with pytest.raises(RD3Error, match="Cannot start Ray on this machine: The current node timed out"):
-        cluster.ray_cluster(tmp_path).__enter__()
+        cluster.ray_cluster().__enter__()
 
 
-def test_a_cluster_that_does_not_answer_is_named_before_ray_waits_for_it(
-    inits: list[Any], tmp_path: Path, closed_port: int
-):
+def test_a_cluster_that_does_not_answer_is_named_before_ray_waits_for_it(inits: list[Any], closed_port: int):
     address = f"127.0.0.1:{closed_port}"
     with pytest.raises(RD3Error, match=rf"The Ray cluster at {address} does not respond: Connection refused\."):
-        cluster.ray_cluster(tmp_path, address).__enter__()
+        cluster.ray_cluster(address).__enter__()
     assert inits == []
 
 
-def test_the_socket_folder_is_short_and_one_a_home_and_lease(tmp_path: Path):
-    one, other = cluster._ray_folder(tmp_path / ("x" * 200), "driver"), cluster._ray_folder(tmp_path, "driver")
-    assert len({one, other, cluster._ray_folder(tmp_path, "sweep-k")}) == 3
-    assert len(f"{one}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store") < 107
+def test_the_temporary_folder_is_short_private_and_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    longest = Path("/tmp") / ("x" * (cluster._LONGEST_ROOT - len("/tmp/")))
+    session = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+    assert len(f"{longest}/rd3-4194304-0/r/{session}") <= 107
+    for given, used in ((longest, longest), (tmp_path / ("y" * 30), Path("/tmp"))):
+        given.mkdir(exist_ok=True)
+        monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda given=given: str(given))
+        with cluster.ray_folder() as folder:
+            assert folder.parent.parent == used
+            assert folder.parent.stat().st_mode & 0o777 == 0o700
+        assert not folder.parent.exists()
+    longest.rmdir()
 
 
-def test_two_drivers_on_one_home_leave_each_other_alone(inits: list[Any], tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: str(tmp_path))
-    inits += [None, None]
-    with cluster.ray_cluster(tmp_path):
-        live = Path(inits[-1]["_temp_dir"])
-        live.mkdir()
-        with cluster.ray_cluster(tmp_path, name="sweep-k"):
-            assert inits[-1]["_temp_dir"] != str(live)
-        assert live.is_dir()
-    assert not live.exists()
+def test_no_place_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: str(tmp_path / ("y" * 30)))
+    monkeypatch.setattr(cluster, "_FREE_BYTES", 2**80)
+    with (
+        pytest.raises(RD3Error, match=r"y is longer than 27 characters, /tmp is full\..*TMPDIR"),
+        cluster.ray_folder(),
+    ):
+        pass
+
+
+def test_folders_of_killed_drivers_are_deleted_and_those_of_live_ones_kept(monkeypatch: pytest.MonkeyPatch):
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:
+        monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: short)
+        dead, live, other = (Path(short, name) for name in ("rd3-999999999-0", f"rd3-{os.getppid()}-0", "rd3-x"))
+        for folder in (dead, live, other):
+            folder.mkdir()
+        with cluster.ray_folder() as one, cluster.ray_folder() as second:
+            assert one != second
+            assert not dead.exists() and live.exists() and other.exists()
+
+
+def test_the_quota_of_a_container_counts(tmp_path: Path):
+    if os.geteuid():
+        pytest.skip("file systems can be mounted by root alone")
+    script = """
+mount -t tmpfs none /sys/fs/cgroup && echo "$1" > /sys/fs/cgroup/cpu.max &&
+exec "$2" -c 'from rd3.hardware import cores; print(cores())'
+"""
+    for quota, expected in (("50000 100000", 1), ("max 100000", len(os.sched_getaffinity(0)))):
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", quota, sys.executable]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(shown.stdout) == expected
