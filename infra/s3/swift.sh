@@ -73,6 +73,7 @@ workers = 1
 user = $(id -un)
 swift_dir = $CONF
 log_level = WARNING
+expose_info = false
 [pipeline:main]
 pipeline = catch_errors gatekeeper secret healthcheck cache listing_formats bulk s3api tempauth slo dlo proxy-server
 [app:proxy-server]
