@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipelines.grid.queue import STATES, Demand, RecipeQueue
 from rd3.campaign.view import span
-from rd3.recipe import Key
+from rd3.recipe import KINDS, Key
 
 SILENCE_S = 30.0
 """Longest interval without a log line while recipes make progress."""
@@ -180,7 +180,7 @@ def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
 
 def plural(kind: str) -> str:
     """``sets``, ``statistics``."""
-    return kind if kind.endswith("s") else f"{kind}s"
+    return KINDS[kind].plural if kind in KINDS else f"{kind}s"
 
 
 class View:

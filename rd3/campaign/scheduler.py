@@ -145,7 +145,7 @@ class Scheduler:
         waiting = list(self.queue.ready())
         if self.seconds is None or self.started or not waiting or self.interrupted:
             return
-        least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.pieces(recipe.key))
+        least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.parts(recipe.key))
         needed = self.estimates.seconds(least.key)
         raise BadValue(
             f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "
