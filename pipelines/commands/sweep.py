@@ -72,7 +72,7 @@ def sweep(
         return {} if report or outcome.exit_code else report_files(outcome, written)
 
     if report:
-        outcome = running.look()
+        outcome = running.existing()
         publish(outcome)
     else:
         show_intent(loaded, found)

@@ -200,7 +200,7 @@ class View:
     def __exit__(self, *_exc: object) -> None:
         return None
 
-    def say(self, note: str) -> None:
+    def show_note(self, note: str) -> None:
         """Show what the driver itself is doing."""
         self.note = note
 
@@ -253,10 +253,10 @@ class LineView(View):
         self.out.write(text + "\n")
         self.out.flush()
 
-    def say(self, note: str) -> None:
+    def show_note(self, note: str) -> None:
         if note and note != self.note:
             self._line(f"{self.name}: {note}")
-        super().say(note)
+        super().show_note(note)
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)

@@ -17,7 +17,7 @@ from pipelines.grid.queue import Demand, RecipeQueue
 from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
-from rd3.errors import DataCorrupt, DataMissing, TrackingAway, TrackingError
+from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavailable
 from rd3.planning.cost import CPU_THREAD, Rates, Work
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
 from rd3.recipe import KINDS, Key, Recipe, topological
@@ -150,8 +150,8 @@ def plan_session(
     """The plan of an expansion, given the results and artifacts of a session.
 
     ``device``: device for cost estimates, as in :func:`pipelines.grid.pricing.pricing`; ``slots``: number of devices
-    (default: all on this machine).  Raises :class:`rd3.errors.TrackingAway` within seconds if a tracking server that
-    serves the artifacts is unreachable.
+    (default: all on this machine).  Raises :class:`rd3.errors.TrackingUnavailable` within seconds if a
+    tracking server that serves the artifacts is unreachable.
     """
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts
@@ -183,7 +183,7 @@ def _probe(place: Place) -> None:
     try:
         Tracker(place).check()
     except TrackingError as error:
-        raise TrackingAway(error.message, error.fix) from None
+        raise TrackingUnavailable(error.message, error.fix) from None
 
 
 def make_plan(

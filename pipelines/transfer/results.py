@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipelines.settings import Session
 from rd3 import parts
-from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
+from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
 from rd3.recipe import KINDS, Key, Recipe, read_recipe, to_json
 from rd3.store import FolderStore, ReadableStore, existing, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
@@ -196,5 +196,5 @@ def _files(source: ReadableStore, kind: str, key: Key) -> Path | None:
     """The verified files of an entry; None if they are not available."""
     try:
         return source.fetch(kind, key)
-    except NotCarried:
+    except FilesNotExported:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rd3.errors import DataCorrupt, DataMissing, NotCarried, StoreError
+from rd3.errors import DataCorrupt, DataMissing, FilesNotExported, StoreError
 from rd3.recipe import KINDS, Key, kind_order
 from rd3.store import Entry, check_files
 from rd3.study.rows import RowsFile
@@ -64,14 +64,14 @@ class Study:
         return bool(self._rows.carried(entry.kind, entry.key)) or bool(part and (self.root / part).is_file())
 
     def fetch(self, kind: str, key: Key) -> Path:
-        """A folder with the verified files; raises :class:`NotCarried` if the study does not include them."""
+        """A folder with the verified files; raises :class:`FilesNotExported` if the study does not include them."""
         entry = self.find(kind, key)
         if entry is None:
             raise DataMissing(f"{self.path} has no {kind} {key[:12]}.", "make or import it first")
         what = f"{kind} {key[:12]} of {self.path}"
         carried = self._carried(entry)
         if not set(entry.files) <= set(carried):
-            raise NotCarried(f"The files of {what} are not in the study.", "make or import it again")
+            raise FilesNotExported(f"The files of {what} are not in the study.", "make or import it again")
         folder = self._scratch / kind / key
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,8 @@ class UnfinishedWork:
     def download(self) -> None:
         """Download uploaded files that are missing from the folder.  They are validated when they are opened.
 
-        Raises :class:`rd3.errors.Away` if the server is unreachable: starting without the files would overwrite them.
+        Raises :class:`rd3.errors.Unavailable` if the server is unreachable, as starting without the files would
+        overwrite them.
         """
         client, run_id = self.run.tracker.client, self.run.run_id
         with self.run.tracker.errors():

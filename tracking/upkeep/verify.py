@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
+from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
 from rd3.recipe import KINDS, Key, key_of, read_recipe
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import folder_errors
@@ -55,7 +55,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
         artifacts.verify(entry, scratch, store.place.tracking_uri)
-    except NotCarried:
+    except FilesNotExported:
         return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:
         return Checked(kind, key, label, error.message)
