@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.grid.queue import SCHEDULING, Demand, Scheduling
+from pipelines.grid.queue import SCHEDULING, Demand, Scheduling, scheduling
 from rd3.errors import RD3Error
 from rd3.recipe import KINDS
 
@@ -187,7 +187,7 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
         whole, gpu = exclusive and how.exclusive, gpu_share if how.share_gpu else 1.0
         return Demand(cores if whole else 1.0, gpu if gpus else 0.0, whole=whole)
 
-    return {kind: demand(SCHEDULING.get(kind, Scheduling())) for kind in (*KINDS, *SCHEDULING)}
+    return {kind: demand(scheduling(kind)) for kind in (*KINDS, *SCHEDULING)}
 
 
 def cluster_devices() -> tuple[float, float]:

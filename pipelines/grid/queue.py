@@ -35,13 +35,19 @@ class Scheduling(NamedTuple):
     """Takes all cores of a machine under ``timing: exclusive``."""
 
 
+_DEFAULT = Scheduling()
 SCHEDULING: dict[str, Scheduling] = {
     "statistics": Scheduling(rank=1),
     "evaluation": Scheduling(rank=2, share_gpu=True),
     "set": Scheduling(rank=3, exclusive=True),
     "share": Scheduling(rank=3),
 }
-"""By kind, where it differs from ``Scheduling()``; a share of a set is queued like a recipe."""
+"""By kind, where it differs from the defaults; a share of a set is queued like a recipe."""
+
+
+def scheduling(kind: str) -> Scheduling:
+    """How recipes of a kind are scheduled."""
+    return SCHEDULING.get(kind, _DEFAULT)
 
 
 class Queued(Protocol):
@@ -162,15 +168,12 @@ class RecipeQueue:
             return
         self.ready.add(key)
         whole = self.demand(key).whole
-        heapq.heappush(self._by_rank[whole], (self._rank(key), self.order[key], key))
+        heapq.heappush(self._by_rank[whole], (scheduling(self.recipes[key].kind).rank, self.order[key], key))
         if not whole:
             heapq.heappush(self._longest, (-self.path_s[key], self.order[key], key))
 
     def _there(self, key: Key) -> bool:
         return key in self.reused or key in self.done
-
-    def _rank(self, key: Key) -> int:
-        return SCHEDULING.get(self.recipes[key].kind, Scheduling()).rank
 
     def demand(self, key: Key) -> Demand:
         return self.demands[self.recipes[key].kind]

@@ -24,8 +24,8 @@ CURVE_POINTS = 100
 _LONGEST = 500
 """Maximum characters of a parameter; ``entry.json`` has longer values in full."""
 
-_HASHES = ("classes", "content", "weights", "fingerprint")
-"""Fields that are shown with 12 digits, like the keys of parents."""
+_HASHES = ("classes", "set", "init", "content", "weights", "fingerprint")
+"""Fields that are shown with 12 digits, like lists of keys."""
 _NOT_SHOWN = ("kind", "format", "normalisation")
 
 
@@ -48,21 +48,21 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     data = plain.pop("data")
     outer = {"dataset": data["name"], "fingerprint": data["fingerprint"], "split": data["split"]}
     outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN}
-    hashes = {key for _kind, key in recipe.parents()} | {outer[name] for name in _HASHES if name in outer}
+    keys = {key for _kind, key in recipe.parents()}
     nested = {name: outer.pop(name) for name, value in list(outer.items()) if isinstance(value, dict)}
     for name, value in outer.items():
-        flat.setdefault(name, _shortened(value, hashes))
+        flat.setdefault(name, _shortened(name, value, keys))
     for group, inside in nested.items():
         for name, value in (flat_protocol(inside) if group == "protocol" else inside).items():
             flat[f"{group}.{name}" if name in flat else name] = value
     return {name: _text(value)[:_LONGEST] for name, value in flat.items() if value is not None}
 
 
-def _shortened(value: Any, hashes: set[Any]) -> Any:
-    """Hashes with 12 digits, in lists too; None for an empty list."""
+def _shortened(name: str, value: Any, keys: set[Key]) -> Any:
+    """Hashes, and keys in a list, with 12 digits; None for an empty list."""
     if isinstance(value, list):
-        return [_shortened(one, hashes) for one in value] or None
-    return value[:12] if isinstance(value, str) and value in hashes else value
+        return [one[:12] if one in keys else one for one in value] or None
+    return value[:12] if name in _HASHES and value else value
 
 
 def parent_facts(recipe: Recipe, find: Find) -> dict[str, Fact]:
