@@ -31,15 +31,17 @@ def distill(
 ) -> None:
     """Generate one synthetic set; train its teacher first if it is missing."""
     from pipelines.byhand import reduced_set, run_recipes, set_of
+    from pipelines.grid.catalog import Catalog
     from rd3.recipe import SetRecipe
 
     here = session()
-    recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
+    catalog = Catalog.of(here)
+    recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
     made = recipes[-1]
     assert isinstance(made, SetRecipe)
     key = made.key[:12]
-    console.print(f"set {key}{said_of(reduced_set(made, here))}. Next: rd3 evaluate {key} --teacher ROLE")
+    console.print(f"set {key}{said_of(reduced_set(made, catalog))}. Next: rd3 evaluate {key} --teacher ROLE")
 
 
 def evaluate(
@@ -54,12 +56,13 @@ def evaluate(
 ) -> None:
     """Train students on a synthetic set and test each once on the full test set."""
     from pipelines.byhand import evaluations_of, reduced, run_recipes
+    from pipelines.grid.catalog import Catalog
     from rd3.stats import mean, std
     from rd3.store import existing
 
     here = session()
-    seeds = student_seed or [0, 1, 2]
-    recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), here)
+    catalog, seeds = Catalog.of(here), student_seed or [0, 1, 2]
+    recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
     ledger = here.ledger
     entries = [existing(ledger, "evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
@@ -77,7 +80,7 @@ def evaluate(
     accuracies = [entry.result["top1_pct"] for entry in entries]
     deviation = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
     console.print(
-        f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){said_of(reduced(recipes, protocol, here))}"
+        f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){said_of(reduced(recipes, protocol, catalog))}"
     )
 
 

@@ -64,6 +64,13 @@ class Catalog:
         given = {**self.protocols, **protocols}
         return type(self)(self.roots, presets=self.presets, ledger=self.ledger, protocols=given)
 
+    @property
+    def required_ledger(self) -> Ledger:
+        """The ledger; raises :class:`ValueError` for a catalog of what is built in."""
+        if self.ledger is None:
+            raise ValueError("a catalog without a ledger has no results")
+        return self.ledger
+
     def dataset(self, name: str, split: SourceSplit = "train") -> DatasetInfo:
         """Facts of a dataset, which need not be on disk; ``fit``: without its validation images."""
         if split == "fit":

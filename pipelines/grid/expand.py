@@ -6,12 +6,14 @@ All keys are known afterwards.  Reads no ledger and does not import torch; ten t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.grid.catalog import Catalog, Frame
+from pipelines.grid.files import load_grid
 from pipelines.grid.located_yaml import GridErrors, Path, problem_in
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.cell import Cell
@@ -34,6 +36,9 @@ from rd3.recipe import (
     TeacherRecipe,
 )
 from rd3.values import canonical
+
+if TYPE_CHECKING:
+    from pipelines.settings import Session
 
 MISSING = "missing"
 """Placeholder for the fingerprint of a missing dataset; dependent recipes are blocked."""
@@ -135,6 +140,15 @@ def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
     """Facts of a set without a cell: an initial set of another, or one generated without a grid."""
     facts: dict[str, str | int] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
     return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
+
+
+def expanded(source: str | FilePath | Mapping[str, Any], session: Session) -> Expansion:
+    """Cells and recipes of a grid by name or path, or given as the content of a file.
+
+    Resolved with the user's own datasets, teachers and protocols.  Raises as :func:`load_grid` and :func:`expand` do.
+    """
+    catalog = Catalog.of(session)
+    return expand(load_grid(source, catalog), catalog)
 
 
 def expand(grid: Grid, catalog: Catalog) -> Expansion:
