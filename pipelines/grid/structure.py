@@ -18,7 +18,7 @@ BIGGEST_SEED = 2**63 - 1
 class Structure(BaseModel):
     """Keys and types, without coercion."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
 
 
 def _choice(item: Any) -> Any:
