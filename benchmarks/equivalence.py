@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.byhand import set_of, teacher_of
+from pipelines.grid.catalog import Catalog
 from pipelines.settings import session
 from pipelines.transfer.results import export_results, write_recipes
 from rd3.campaign import command
-from rd3.datasets import dataset_info
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.stats import equivalence
@@ -48,10 +48,10 @@ REGISTERED = {
 
 def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, EvaluationRecipe]]]:
     """Parents, and (bf16, fp32) by student seed."""
-    asked, here = REGISTERED[dataset], session()
-    info = dataset_info(dataset, here.roots)
-    teacher = teacher_of(dataset, asked.teacher, here)
-    [made] = set_of("random", dataset, asked.ipc, None, 0, {}, here)
+    asked, catalog = REGISTERED[dataset], Catalog.of(session())
+    info = catalog.dataset(dataset)
+    teacher = teacher_of(dataset, asked.teacher, catalog)
+    [made] = set_of("random", dataset, asked.ipc, None, 0, {}, catalog)
 
     def evaluation(seed: int, precision: str) -> EvaluationRecipe:
         protocol = resolve_protocol(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.byhand import set_of
+from pipelines.grid.catalog import Catalog
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
 from rd3.protocol import resolve_protocol
@@ -20,8 +21,9 @@ class Subject:
         place = Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
         self.session = Session(place.tracking_uri, place.artifacts, place.home)
         self.info = dataset_info("digits", self.session.roots)
-        self.teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, self.session)[0]
-        self.made = set_of("random", "digits", 10, None, 0, {}, self.session)[0]
+        catalog = Catalog.of(self.session)
+        self.teacher = set_of("rded", "digits", 1, "resnet18_w16", 0, {}, catalog)[0]
+        self.made = set_of("random", "digits", 10, None, 0, {}, catalog)[0]
 
     @property
     def parents(self) -> list[Recipe]:

@@ -6,51 +6,51 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.engine.execute import Outcome, execute
+from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session
-from rd3.datasets import DatasetInfo, dataset_fingerprint, dataset_info
 from rd3.errors import BadValue, DataMissing, Unsupported
 from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
 from rd3.planning.sets import plan_set
-from rd3.planning.teacher_roles import teacher_recipe, teacher_role
-from rd3.protocol import preset_reader, reductions, resolve_protocol
+from rd3.planning.teacher_roles import teacher_recipe
+from rd3.protocol import reductions
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.store import existing
 from tracking.ledger.ledger import recipe_of
 
 
-def teacher_of(dataset: str, role: str, session: Session) -> TeacherRecipe:
+def teacher_of(dataset: str, role: str, catalog: Catalog) -> TeacherRecipe:
     """The recipe of a teacher role; raises DataMissing, with the import command, for a teacher not yet imported."""
-    info = dataset_info(dataset, session.roots)
-    found = teacher_role(info, role, session.ledger.role)
-    recipe = teacher_recipe(found, info, dataset_fingerprint(dataset, session.roots))
-    if found.hint and recipe.key not in session.ledger.keys("teacher"):
+    found = catalog.role(dataset, role)
+    recipe = teacher_recipe(found, catalog.dataset(dataset), catalog.fingerprint(dataset))
+    if found.hint and recipe.key not in catalog.required_ledger.keys("teacher"):
         raise DataMissing(f"Teacher {role} of {dataset} must be imported.", found.hint)
     return recipe
 
 
 def set_of(
-    method: str, dataset: str, ipc: int, teacher: str | None, seed: int, settings: dict[str, Any], session: Session
+    method: str, dataset: str, ipc: int, teacher: str | None, seed: int, settings: dict[str, Any], catalog: Catalog
 ) -> list[Recipe]:
     """The recipe of a set, preceded by those of its parents."""
 
     def role_of(role: str) -> TeacherRecipe:
         if not role:
             raise BadValue(f"Method {method} needs a teacher.", "give its role: --teacher ROLE")
-        return teacher_of(dataset, role, session)
+        return teacher_of(dataset, role, catalog)
 
     try:
         planned = plan_set(
             method,
-            dataset_info(dataset, session.roots),
-            Data(name=dataset, fingerprint=dataset_fingerprint(dataset, session.roots)),
+            catalog.dataset(dataset),
+            Data(name=dataset, fingerprint=catalog.fingerprint(dataset)),
             ipc,
             settings,
             teacher=teacher or "",
             teacher_of=role_of,
-            known_set=session.ledger.known_set,
+            known_set=catalog.known_set,
+            settings_of=catalog.settings,
         )
     except Unsupported as error:
         raise Unsupported(f"Method {method} does not support {dataset} at IPC {ipc}: {error.message}.") from None
@@ -64,28 +64,24 @@ def evaluations_of(
     protocol: str,
     seeds: Sequence[int],
     fields: dict[str, Any],
-    session: Session,
+    catalog: Catalog,
 ) -> list[Recipe]:
     """Evaluation recipes of a set in the ledger, one per student seed, preceded by those of the teacher and the set."""
-    ledger = session.ledger
+    ledger = catalog.required_ledger
     set_recipe = recipe_of(existing(ledger, "set", ledger.resolve("set", key)))
     assert isinstance(set_recipe, SetRecipe)
-    info = dataset_info(set_recipe.data.name, session.roots)
-    label_teacher = teacher_of(info.name, teacher, session) if teacher else None
+    info = catalog.dataset(set_recipe.data.name)
+    label_teacher = teacher_of(info.name, teacher, catalog) if teacher else None
     network = student or (label_teacher.network if label_teacher is not None else None)
     if network is None:
         raise BadValue("Neither a student nor a teacher is given.", "give --student NETWORK or --teacher ROLE")
     soft = fields.get("labels", "soft") == "soft"
     if soft and label_teacher is None:
         raise BadValue("Soft labels need a teacher.", "give --teacher ROLE, or --field labels=hard")
-    resolved = resolve_protocol(
-        preset_reader(session.presets)(protocol),
-        factor=info.factor,
-        same_network=label_teacher is not None and label_teacher.network == network,
-        set_size=set_recipe.ipc * info.num_classes,
-        overrides=fields,
-    )
-    data = set_recipe.data.model_copy(update={"fingerprint": dataset_fingerprint(info.name, session.roots)})
+    same_network = label_teacher is not None and label_teacher.network == network
+    frame = Frame(info.factor, same_network, set_recipe.ipc * info.num_classes)
+    resolved = catalog.evaluation(protocol, frame, fields)
+    data = set_recipe.data.model_copy(update={"fingerprint": catalog.fingerprint(info.name)})
     before: list[Recipe] = [label_teacher, set_recipe] if soft and label_teacher is not None else [set_recipe]
     evaluations = [
         EvaluationRecipe.of(
@@ -103,24 +99,22 @@ def evaluations_of(
     return [*before, *evaluations]
 
 
-def reduced_set(set_recipe: SetRecipe, session: Session) -> dict[str, tuple[float, float]]:
+def reduced_set(set_recipe: SetRecipe, catalog: Catalog) -> dict[str, tuple[float, float]]:
     """Settings of a set below the published values: name to (run, published)."""
     if set_recipe.imported or set_recipe.method not in METHODS:  # imported, or by a plugin that is not installed
         return {}
     settings = METHODS.get(set_recipe.method).Settings.model_validate(set_recipe.settings)
-    return settings_reductions(
-        set_recipe.method, dataset_info(set_recipe.data.name, session.roots), settings, set_recipe.ipc
-    )
+    return settings_reductions(set_recipe.method, catalog.dataset(set_recipe.data.name), settings, set_recipe.ipc)
 
 
-def reduced(recipes: Sequence[Recipe], protocol: str, session: Session) -> dict[str, tuple[float, float]]:
+def reduced(recipes: Sequence[Recipe], protocol: str, catalog: Catalog) -> dict[str, tuple[float, float]]:
     """As :func:`reduced_set`, for evaluations under a protocol and their sets."""
     cut: dict[str, tuple[float, float]] = {}
     for recipe in recipes:
         if isinstance(recipe, SetRecipe):
-            cut |= reduced_set(recipe, session)
+            cut |= reduced_set(recipe, catalog)
         elif isinstance(recipe, EvaluationRecipe):
-            cut |= reductions(preset_reader(session.presets)(protocol), recipe.protocol)
+            cut |= reductions(catalog.protocol(protocol), recipe.protocol)
     return cut
 
 
@@ -132,13 +126,11 @@ def run_recipes(
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Outcome:
     """Run the recipes that have no result yet, parents first; ``planned`` is called with the plan before the start."""
-    infos: dict[str, DatasetInfo] = {
-        name: dataset_info(name, session.roots) for name in {recipe.data.name for recipe in recipes}
-    }
+    catalog = Catalog.of(session)
     expansion = Expansion(
         recipes={recipe.key: recipe for recipe in recipes},
         labels={recipe.key: _label(recipe) for recipe in recipes},
-        infos=infos,
+        infos={recipe.data.name: catalog.dataset(recipe.data.name) for recipe in recipes},
     )
     plan = plan_session(expansion, session)
     planned(plan)

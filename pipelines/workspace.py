@@ -20,13 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.status import GridStatus, grid_status
 from pipelines.grid.catalog import Catalog
-from pipelines.grid.expand import Expansion, expand
-from pipelines.grid.files import load_grid, parse_grid
+from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session, session
 from rd3.errors import TrackingError
@@ -71,12 +68,7 @@ class Workspace:
 
         Raises :class:`pipelines.grid.files.GridErrors` with every mistake at once.
         """
-        catalog = Catalog.of(self.session)
-        if isinstance(source, Mapping):
-            grid = parse_grid(yaml.safe_dump(dict(source), sort_keys=False), "grid", catalog)
-        else:
-            grid = load_grid(source, catalog)
-        return LoadedGrid(self, expand(grid, catalog))
+        return LoadedGrid(self, expanded(source, self.session))
 
     def dataset(self, name: str) -> Dataset:
         """Open and check a dataset; raises :class:`rd3.errors.DataMissing` with the folders that were searched."""
@@ -102,7 +94,7 @@ class Workspace:
         from rd3.errors import DataMissing
         from tracking.store import TrackedStore
 
-        recipe, store = teacher_of(dataset, role, self.session), TrackedStore(self.session)
+        recipe, store = teacher_of(dataset, role, Catalog.of(self.session)), TrackedStore(self.session)
         entry = store.find("teacher", recipe.key)
         if entry is None:
             raise DataMissing(

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from rd3.augmentations import AUGMENTATIONS
@@ -28,7 +28,7 @@ from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
 from rd3.registry import did_you_mean
 from rd3.upgrade import RENAMED
-from rd3.values import Frozen, canonical, neutral, without_neutral
+from rd3.values import Frozen, canonical, mistakes_in_field, neutral, without_neutral
 
 Precision = Literal["auto", "bf16", "fp32"]
 T = TypeVar("T")
@@ -381,8 +381,7 @@ def mistakes_in(name: str, value: Any) -> list[str]:
     """
     _check_name(name)
     if name in EvalProtocol.model_fields:
-        base = resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
-        found = _mistakes(EvalProtocol, base, name, value)
+        found = mistakes_in_field(EvalProtocol, _any_values(), name, value)
         if not found and name == "loss":
             LOSSES.get(Component.model_validate(value).name)
         if not found and name == "augmentation":
@@ -391,17 +390,14 @@ def mistakes_in(name: str, value: Any) -> list[str]:
         return found
     step, _dot, setting = name.rpartition(".")
     owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
-    by_owner = [_mistakes(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]
+    by_owner = [mistakes_in_field(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]
     return min(by_owner, key=len)
 
 
-def _mistakes(model: type[BaseModel], base: dict[str, Any], name: str, value: Any) -> list[str]:
-    try:
-        # JSON rules: a list may be a tuple, but neither "100" nor true is a number
-        model.model_validate_json(json.dumps(base | {name: value}), strict=True)
-    except ValidationError as error:
-        return [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
-    return []
+@functools.cache
+def _any_values() -> dict[str, Any]:
+    """Valid values of all fields, in which one field is checked."""
+    return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
 
 
 def reductions(rule: str | Preset, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
@@ -26,6 +26,18 @@ class Frozen(BaseModel):
     """Base class of values: immutable, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def mistakes_in_field(model: type[BaseModel], others: dict[str, Any], name: str, value: Any) -> list[str]:
+    """Mistakes in the value of one field, as pydantic's messages, without type coercion.
+
+    ``others``: values of the other fields.  JSON rules: a list may be a tuple, but neither "100" nor true is a number.
+    """
+    try:
+        model.model_validate_json(json.dumps(others | {name: value}), strict=True)
+    except ValidationError as error:
+        return [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
+    return []
 
 
 def neutral(value: Any, **field: Any) -> Any:

@@ -87,7 +87,7 @@ def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]
 
 def wanted(ledger: Ledger, here: Session, keys: list[str] | None, grid: str | None) -> list[tuple[str, Key]]:
     """(kind, key) of the entries that command-line arguments select, parents before children."""
-    from pipelines.commands.grid import expanded
+    from pipelines.grid.expand import expanded
     from tracking.upkeep.verify import everything
 
     if keys:

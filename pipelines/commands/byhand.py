@@ -31,15 +31,17 @@ def distill(
 ) -> None:
     """Generate one synthetic set; train its teacher first if it is missing."""
     from pipelines.byhand import reduced_set, run_recipes, set_of
+    from pipelines.grid.catalog import Catalog
     from rd3.recipe import SetRecipe
 
     here = session()
-    recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
+    catalog = Catalog.of(here)
+    recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
     recipe = recipes[-1]
     assert isinstance(recipe, SetRecipe)
     key = recipe.key[:12]
-    console.print(f"set {key}{reductions_text(reduced_set(recipe, here))}. Next: rd3 evaluate {key} --teacher ROLE")
+    console.print(f"set {key}{reductions_text(reduced_set(recipe, catalog))}. Next: rd3 evaluate {key} --teacher ROLE")
 
 
 def evaluate(
@@ -54,12 +56,13 @@ def evaluate(
 ) -> None:
     """Train students on a synthetic set and test each once on the full test set."""
     from pipelines.byhand import evaluations_of, reduced, run_recipes
+    from pipelines.grid.catalog import Catalog
     from rd3.stats import mean, std
     from rd3.store import existing
 
     here = session()
-    seeds = student_seed or [0, 1, 2]
-    recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), here)
+    catalog, seeds = Catalog.of(here), student_seed or [0, 1, 2]
+    recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
     ledger = here.ledger
     entries = [existing(ledger, "evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
@@ -76,9 +79,8 @@ def evaluate(
     )
     accuracies = [entry.result["top1_pct"] for entry in entries]
     deviation = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
-    console.print(
-        f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){reductions_text(reduced(recipes, protocol, here))}"
-    )
+    reductions = reductions_text(reduced(recipes, protocol, catalog))
+    console.print(f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){reductions}")
 
 
 def reductions_text(cut: dict[str, tuple[float, float]]) -> str:

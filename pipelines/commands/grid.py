@@ -47,16 +47,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("export-results")(export_outcomes)
 
 
-def expanded(grid: str, here: Session) -> Expansion:
-    """Cells and recipes of a grid, resolved with the user's own datasets, teachers and protocols."""
-    from pipelines.grid.catalog import Catalog
-    from pipelines.grid.expand import expand
-    from pipelines.grid.files import load_grid
-
-    catalog = Catalog.of(here)
-    return expand(load_grid(grid, catalog), catalog)
-
-
 def planned(expansion: Expansion, here: Session, device: str | None = None, devices: int | None = None) -> Plan:
     from pipelines.grid.plan import plan_session
 
@@ -87,6 +77,7 @@ def plan(
     """Show what a run would reuse, run or skip, and its cost.  Nothing is run."""
     if store is not None and recipes is None:
         raise BadValue("--store works only with --recipes.", "also give --recipes FOLDER")
+    from pipelines.grid.expand import expanded
     from pipelines.transfer.results import export_results, write_recipes
 
     here = session()
@@ -179,6 +170,7 @@ def run(
 ) -> None:
     """Run every recipe that has no result yet; run again to resume."""
     from pipelines.engine.execute import execute
+    from pipelines.grid.expand import expanded
 
     here = session()
     expansion = expanded(grid, here)
@@ -201,6 +193,7 @@ def run(
 def status(grid: GridArgument) -> None:
     """Show the progress of a grid, during a run or afterwards."""
     from pipelines.engine.status import grid_status
+    from pipelines.grid.expand import expanded
 
     with reading_session() as here:
         found = grid_status(expanded(grid, here), here.ledger, here.home)
@@ -257,6 +250,7 @@ def export_outcomes(
     ] = False,
 ) -> None:
     """Export the finished results of a grid (statistics, sets, evaluations) to a folder."""
+    from pipelines.grid.expand import expanded
     from pipelines.transfer import results as imports
 
     if imports.holds_results(Path(source)):

@@ -25,10 +25,11 @@ def train(
 ) -> None:
     """Train the teacher of a role; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import run_recipes, teacher_of
+    from pipelines.grid.catalog import Catalog
     from rd3.store import existing
 
     here = session()
-    recipe = teacher_of(dataset, role, here)
+    recipe = teacher_of(dataset, role, Catalog.of(here))
     finish(run_recipes([recipe], here, planned=show_work))
     result = existing(here.ledger, "teacher", recipe.key).result
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")

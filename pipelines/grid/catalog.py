@@ -1,16 +1,19 @@
-"""The catalog: datasets, teacher roles, protocols and sets that grids and sweeps refer to by name."""
+"""The catalog: what grids and sweeps refer to by name, looked up or resolved once for check and expansion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rd3.datasets import DatasetInfo, Roots, dataset_fingerprint, dataset_info
+from rd3.datasets._splits import VALIDATION_DIVISOR
+from rd3.methods import Settings, resolve_settings
 from rd3.planning.teacher_roles import Role, teacher_role
-from rd3.protocol import Preset, preset, preset_reader
-from rd3.recipe import SetRecipe
+from rd3.protocol import EvalProtocol, Preset, preset, preset_reader, resolve_protocol
+from rd3.recipe import SetRecipe, SourceSplit
+from rd3.values import canonical
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
@@ -19,8 +22,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Frame(NamedTuple):
+    """What a protocol is resolved for."""
+
+    factor: int
+    """Of the dataset."""
+    same_network: bool
+    """Whether student and label teacher have the same architecture."""
+    set_size: int
+    """|S| in images."""
+
+
 class Catalog:
-    """Read-only resolution of names, each looked up once.
+    """Read-only resolution of names, and of settings and protocols for them, each done once.
 
     Without arguments it contains what is built in.  ``roots`` adds the user's datasets, ``presets`` a folder with the
     user's protocols, ``ledger`` the teacher roles and sets in it; ``protocols`` take precedence over those of the same
@@ -50,8 +64,17 @@ class Catalog:
         given = {**self.protocols, **protocols}
         return type(self)(self.roots, presets=self.presets, ledger=self.ledger, protocols=given)
 
-    def dataset(self, name: str) -> DatasetInfo:
-        """Facts of a dataset, which need not be on disk."""
+    @property
+    def required_ledger(self) -> Ledger:
+        """The ledger; raises :class:`ValueError` for a catalog of what is built in."""
+        if self.ledger is None:
+            raise ValueError("a catalog without a ledger has no results")
+        return self.ledger
+
+    def dataset(self, name: str, split: SourceSplit = "train") -> DatasetInfo:
+        """Facts of a dataset, which need not be on disk; ``fit``: without its validation images."""
+        if split == "fit":
+            return self._once(("dataset", name, split), lambda: without_validation(self.dataset(name)))
         return self._once(("dataset", name), partial(dataset_info, name, self.roots))
 
     def fingerprint(self, name: str, *, training_only: bool = False) -> str:
@@ -70,6 +93,17 @@ class Catalog:
         """The preset of a protocol."""
         return self.protocols.get(name) or self._once(("protocol", name), partial(self._preset_of, name))
 
+    def settings(self, method: str, info: DatasetInfo, ipc: int, values: dict[str, Any]) -> Settings:
+        """The resolved settings of a method's set; raises as :func:`rd3.methods.resolve_settings` does."""
+        key = ("settings", method, info, ipc, canonical(values))
+        return self._once(key, partial(resolve_settings, method, info, ipc, values))
+
+    def evaluation(self, protocol: str, frame: Frame, values: Mapping[str, Any]) -> EvalProtocol:
+        """A protocol with values on top, resolved; raises as :func:`rd3.protocol.resolve_protocol` does."""
+        key = ("evaluation", protocol, frame, canonical(values))
+        rule = self.protocol(protocol)
+        return self._once(key, partial(resolve_protocol, rule, **frame._asdict(), overrides=values))
+
     def known_set(self, text: str) -> SetRecipe | None:
         """The set in the ledger with this key or key prefix, or None."""
         return None if self.ledger is None else self._once(("set", text), partial(self.ledger.known_set, text))
@@ -79,3 +113,13 @@ class Catalog:
             self._found[key] = compute()
         found: T = self._found[key]
         return found
+
+
+def without_validation(info: DatasetInfo) -> DatasetInfo:
+    """Facts of the training images that are left when the validation part is set apart."""
+    carved = max(1, info.train_per_class // VALIDATION_DIVISOR)
+    left = {
+        "train_per_class": info.train_per_class - carved,
+        "train_count": info.train_count - carved * info.num_classes,
+    }
+    return info.model_copy(update=left)

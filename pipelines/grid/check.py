@@ -1,368 +1,261 @@
-"""Parse a YAML document into a :class:`Grid`; every error is reported with its location."""
+"""Check the names and values of a grid file and turn it into a :class:`Grid`; every error has its location."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from pipelines.grid.catalog import Catalog
+from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.located_yaml import Located, Path, place_text
+from pipelines.grid.structure import At, GridStructure, PartStructure, as_is, check_structure, keys_of, what
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
-from rd3.methods import METHODS, resolve_settings
-from rd3.methods._base import published
+from rd3.methods import METHODS, mistakes_in_setting
 from rd3.models import network_info
 from rd3.planning.sets import check_start
-from rd3.protocol import mistakes_in, protocol_names, resolve_protocol
-from rd3.registry import did_you_mean
+from rd3.protocol import mistakes_in, protocol_names
+from rd3.recipe import SourceSplit
 
-PART_KEYS = tuple(name for name in Part.model_fields)
-FILE_KEYS = ("name", "description", "timing", "test_on", *PART_KEYS, "also")
-REQUIRED = ("methods", "datasets", "ipc", "teacher")
-BIGGEST_SEED = 2**63 - 1
+T = TypeVar("T")
+Mistakes = Callable[[str, Any], list[str]]
+"""Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
+
+ANY_FRAME = Frame(factor=1, same_network=True, set_size=10**9)
+"""Where a file does not say for which sets and students a protocol is."""
 
 
 def check_document(document: Located, name: str, text: str, catalog: Catalog) -> Grid | None:
     """The grid, or None with at least one problem added to ``document``."""
-    data = document.data
-    if data is None:
-        document.problem((), "The file is empty.", "add methods, datasets, ipc and a teacher")
+    given = keys_of(document, "A grid", "methods, datasets, ipc and a teacher")
+    if given is None:
         return None
-    if not isinstance(data, dict):
-        document.problem((), f"A grid must be a mapping, got {what(data)}.", "start with `methods:`")
-        return None
-    unknown_keys(document, data, FILE_KEYS, ())
-    head = {
-        "name": text_of(document, data, "name", name),
-        "description": text_of(document, data, "description", ""),
-        "timing": one_of(document, data, "timing", ("shared", "exclusive")),
-        "test_on": one_of(document, data, "test_on", ("test", "validation")),
-    }
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
-        document.problem(("name",), f"Invalid name {head['name']!r}.", "use letters, digits, '.', '_' and '-'")
-    base = {key: value for key, value in data.items() if key in PART_KEYS}
-    parts = [PartCheck(document, base, dict.fromkeys(base, ()), catalog).part()]
-    for place, changes in enumerate(_also(document, data)):
-        path = ("also", place)
-        if not isinstance(changes, dict) or not changes:
-            document.problem(
-                path, f"Expected keys that change the grid, got {what(changes)}.", "e.g. `methods: [random]`"
-            )
-            continue
-        unknown_keys(document, changes, PART_KEYS, path)
-        changed = {key: value for key, value in changes.items() if key in PART_KEYS}
-        homes: dict[str, Path] = {**dict.fromkeys(base, ()), **dict.fromkeys(changed, path)}
-        parts.append(PartCheck(document, base | changed, homes, catalog).part())
+    data = {"name": name} | given
+    wrong = check_structure(document, GridStructure, data)
+    split: SourceSplit = "fit" if data.get("test_on") == "validation" else "train"
+    base = {key: value for key, value in data.items() if key in PartStructure.model_fields}
+    parts = [PartCheck(document, base, wrong, catalog, split).fields()]
+    for path, changes in items_of(data, "also", wrong):
+        changed, at = base | changes, partial(_in_part, changes, path)
+        unusable = check_structure(document, PartStructure, changed, at)
+        parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
     if document.problems:
         return None
-    return Grid(**head, parts=tuple(part for part in parts if part is not None), text=text)
+    head = {key: value for key, value in data.items() if key not in base and key != "also"}
+    return Grid(**head, parts=tuple(Part(**fields) for fields in parts), text=text)
 
 
-def what(value: Any) -> str:
-    """Describe a YAML value in a message."""
-    if value is None:
-        return "nothing"
-    kinds = {bool: "the boolean", str: "the text", int: "the number", float: "the number"}
-    if type(value) in kinds:
-        return f"{kinds[type(value)]} {json.dumps(value, ensure_ascii=False)[:60]}"
-    return "a list" if isinstance(value, list) else "a mapping"
+def _in_part(changes: dict[str, Any], item: Path, path: Path) -> Path:
+    """The location of a value of a part: in the item of ``also`` if that has its key, else at the top level."""
+    return (*item, *path) if path and path[0] in changes else path
 
 
-def unknown_keys(
-    document: Located, data: dict[str, Any], known: tuple[str, ...], path: Path, owner: str = "A grid"
-) -> None:
-    for key in data:
-        if key not in known:
-            document.problem((*path, key), f"{owner} has no key {key!r} here.", did_you_mean(key, known))
+def items_of(data: dict[str, Any], key: str, wrong: set[Path]) -> Iterator[tuple[Path, Any]]:
+    """The items of a list or mapping whose structure is right, each with its location."""
+    value = data.get(key)
+    if not isinstance(value, list | dict) or (key,) in wrong:
+        return
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if (key, step) not in wrong:
+            yield (key, step), item
 
 
-def text_of(document: Located, data: dict[str, Any], key: str, default: str) -> str:
-    value = data.get(key, default)
-    if isinstance(value, str):
-        return value
-    document.problem((key,), f"Expected text, got {what(value)}.", "put it in quotes")
-    return default
+def check_repeats(document: Located, items: list[Any], path: Path) -> None:
+    """Report items that equal an earlier one; 1 and 1.0 are equal."""
+    seen: dict[str, int] = {}
+    for place, item in enumerate(items):
+        number = isinstance(item, int | float) and not isinstance(item, bool)
+        text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
+        if text in seen:
+            message = f"Duplicate of {place_text((*path, seen[text]))}."
+            document.problem((*path, place), message, "remove one of them")
+        seen.setdefault(text, place)
 
 
-def one_of(document: Located, data: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
-    value = data.get(key, choices[0])
-    if isinstance(value, str) and value in choices:
-        return value
-    document.problem((key,), f"Expected {' or '.join(choices)}, got {what(value)}.", did_you_mean(str(value), choices))
-    return choices[0]
-
-
-def _also(document: Located, data: dict[str, Any]) -> list[Any]:
-    value = data.get("also", [])
-    if isinstance(value, list):
-        return value
-    document.problem(("also",), f"Expected a list of partial grids, got {what(value)}.", "start each with '- '")
-    return []
-
-
+@dataclass
 class PartCheck:
-    """Checks one part of a grid; ``homes``: location of each key in the file (top level, or an item of ``also``)."""
+    """Checks the names and values of one part of a grid.
 
-    def __init__(self, document: Located, data: dict[str, Any], homes: dict[str, Path], catalog: Catalog):
-        self.document = document
-        self.data = data
-        self.homes = homes
-        self.catalog = catalog
+    Paths are locations in ``data``: those in ``wrong`` have another structure than expected and are left out.
+    """
 
-    def part(self) -> Part | None:
-        before = len(self.document.problems)
-        for key in REQUIRED:
-            if key not in self.data:
-                self.document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
-        infos = self._datasets()
-        ipc = self._numbers("ipc", least=1)
-        methods = self._chosen("methods", self._method)
-        protocols = self._chosen("protocols", self.catalog.protocol, [{"rd3": {}}])
-        values: dict[str, Any] = {
-            "methods": tuple(chosen for chosen, _path in methods),
-            "datasets": tuple(infos),
-            "ipc": ipc,
-            "teacher": self._teacher(infos),
-            "students": self._students(),
-            "protocols": tuple(chosen for chosen, _path in protocols),
-            "protocol": self._mapping("protocol"),
-            "set_seeds": self._numbers("set_seeds", least=0, default=[0]),
-            "student_seeds": self._numbers("student_seeds", least=0, default=[0, 1, 2]),
-            "vary": self._vary(),
+    document: Located
+    data: dict[str, Any]
+    wrong: set[Path]
+    catalog: Catalog
+    split: SourceSplit
+    """The images that sets are generated from."""
+    at: At = as_is
+
+    def fields(self) -> dict[str, Any]:
+        """Check everything; returns the fields of the :class:`Part`."""
+        for key, value in self.data.items():
+            if isinstance(value, list) and (key,) not in self.wrong:
+                check_repeats(self.document, value, self.at((key,)))
+        self._check_settings()
+        self._check_protocols()
+        return self.data | {
+            "methods": tuple(self.methods.values()),
+            "datasets": tuple(self.infos),
+            "teacher": self.roles,
+            "students": tuple(self.students) or None,
+            "protocols": tuple(self.protocols.values()),
+            "vary": self.varied,
         }
-        self._settings(methods, infos, ipc)
-        self._protocols(protocols, values["protocol"], values["vary"])
-        return Part(**values) if len(self.document.problems) == before else None
 
-    def _at(self, key: str, *more: str | int) -> Path:
-        return (*self.homes.get(key, ()), key, *more)
+    def problem(self, path: Path, message: str, fix: str = "") -> None:
+        self.document.problem(self.at(path), message, fix)
 
     @contextmanager
-    def _noting(self, path: Path) -> Iterator[None]:
+    def noting(self, path: Path) -> Iterator[None]:
         """Report an :class:`RD3Error` as a problem at ``path``; store errors are not the file's and are raised."""
         try:
             yield
         except StoreError:
             raise
         except RD3Error as error:
-            self.document.problem(path, error.message, error.fix)
+            self.problem(path, error.message, error.fix)
 
-    def _list(self, key: str, default: list[Any] | None = None) -> list[Any]:
-        """The items of a list, which must be neither empty nor contain duplicates."""
-        value = self.data.get(key, default)
-        if value is default:
-            return default or []
-        if not isinstance(value, list):
-            self.document.problem(self._at(key), f"Expected a list, got {what(value)}.", f"write `{key}: [...]`")
-            return []
-        if not value:
-            self.document.problem(
-                self._at(key), "The list is empty, so the grid would be empty.", "add at least one item"
-            )
-        self.repeats(value, self._at(key))
-        return value
+    def items(self, key: str) -> Iterator[tuple[Path, Any]]:
+        return items_of(self.data, key, self.wrong)
 
-    def repeats(self, items: list[Any], path: Path) -> None:
-        seen: dict[str, int] = {}
-        for place, item in enumerate(items):
-            number = isinstance(item, int | float) and not isinstance(item, bool)
-            text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
-            if text in seen:
-                message = f"Duplicate of {place_text((*path, seen[text]))}."
-                self.document.problem((*path, place), message, "remove one of them")
-            seen.setdefault(text, place)
+    @cached_property
+    def infos(self) -> dict[str, DatasetInfo]:
+        """Facts of the known datasets."""
+        return self._found("datasets", partial(self.catalog.dataset, split=self.split))
 
-    def _names(self, key: str, look_up: Callable[[str], Any]) -> dict[str, Any]:
+    @cached_property
+    def students(self) -> list[str]:
+        """The known students; none: each teacher's network."""
+        return list(self._found("students", network_info))
+
+    @cached_property
+    def methods(self) -> dict[Path, Chosen]:
+        """The known methods, by the location of their values."""
+        return self._chosen("methods", METHODS.get)
+
+    @cached_property
+    def protocols(self) -> dict[Path, Chosen]:
+        """The known protocols, by the location of their values."""
+        if "protocols" not in self.data:
+            return {("protocols", place): each for place, each in enumerate(Part.model_fields["protocols"].default)}
+        return self._chosen("protocols", self.catalog.protocol)
+
+    def _found(self, key: str, look_up: Callable[[str], T]) -> dict[str, T]:
         found = {}
-        for place, name in enumerate(self._list(key)):
-            if not isinstance(name, str):
-                self.document.problem(self._at(key, place), f"Expected a name, got {what(name)}.")
-                continue
-            with self._noting(self._at(key, place)):
+        for path, name in self.items(key):
+            with self.noting(path):
                 found[name] = look_up(name)
         return found
 
-    @staticmethod
-    def _method(name: str) -> Any:
-        return METHODS.get(name)
-
-    @staticmethod
-    def _network(name: str) -> Any:
-        return network_info(name)
-
-    def _datasets(self) -> dict[str, DatasetInfo]:
-        return self._names("datasets", self.catalog.dataset)
-
-    def _students(self) -> tuple[str, ...] | None:
-        return tuple(self._names("students", self._network)) if "students" in self.data else None
-
-    def _numbers(self, key: str, *, least: int, default: list[int] | None = None) -> tuple[int, ...]:
-        good = []
-        for place, number in enumerate(self._list(key, default)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                self.document.problem(self._at(key, place), f"Expected an integer, got {what(number)}.")
-            elif not least <= number <= BIGGEST_SEED:
-                bound = f"of at least {least}" if number < least else "below 2^63"
-                message = f"Expected an integer {bound}, got {number}."
-                self.document.problem(self._at(key, place), message)
-            else:
-                good.append(number)
-        return tuple(good)
-
-    def _mapping(self, key: str) -> dict[str, Any]:
-        value = self.data.get(key, {})
-        if isinstance(value, dict):
-            return value
-        likely = (
-            f"`protocols: [{value}]`, or for individual fields " if key == "protocol" and isinstance(value, str) else ""
-        )
-        fix = f"write {likely}`field: value`"
-        self.document.problem(self._at(key), f"Expected fields with values, got {what(value)}.", fix)
-        return {}
-
-    def _chosen(
-        self, key: str, look_up: Callable[[str], Any], default: list[Any] | None = None
-    ) -> list[tuple[Chosen, Path]]:
-        """Parse ``- name`` or ``- name: {field: value}`` items, with the location of the values; skip unknown names."""
-        good = []
-        for place, item in enumerate(self._list(key, default)):
-            path = self._at(key, place)
-            if isinstance(item, str):
-                item = {item: {}}
-            if not isinstance(item, dict) or len(item) != 1:
-                self.document.problem(path, f"Expected a name, or one name with values, got {what(item)}.")
-                continue
-            [(name, values)] = item.items()
-            if not isinstance(values, dict):
-                message = f"Expected fields with values, got {what(values)}."
-                self.document.problem((*path, name), message, f"write `{name}: {{field: value}}`, or only the name")
-                continue
-            with self._noting(path):
+    def _chosen(self, key: str, look_up: Callable[[str], object]) -> dict[Path, Chosen]:
+        found = {}
+        for path, item in self.items(key):
+            [(name, values)] = item.items() if isinstance(item, dict) else [(item, {})]
+            with self.noting(path):
                 look_up(name)
-                good.append((Chosen(name=name, values=values), (*path, name)))
-        return good
+                found[*path, name] = Chosen(name=name, values=values)
+        return found
 
-    def _teacher(self, infos: dict[str, DatasetInfo]) -> dict[str, str]:
-        """The teacher role of each dataset."""
-        value = self.data.get("teacher")
-        if value is None and "teacher" not in self.data:
-            return {}
-        if not isinstance(value, dict):
-            if not isinstance(value, str):
-                message = f"Expected a role, or a role per dataset, got {what(value)}."
-                self.document.problem(self._at("teacher"), message, "e.g. `teacher: resnet18`")
-                return {}
-            roles, places = dict.fromkeys(infos, value), dict.fromkeys(infos, self._at("teacher"))
-        else:
-            roles, places = {}, {}
-            for dataset, role in value.items():
-                places[dataset] = self._at("teacher", dataset)
-                if isinstance(role, str):
-                    roles[dataset] = role
-                else:
-                    self.document.problem(places[dataset], f"Expected a role, got {what(role)}.")
-            for dataset in value:
-                with self._noting(places[dataset]):
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """The known teacher role of each dataset."""
+        given = self.data.get("teacher") if ("teacher",) not in self.wrong else None
+        named: dict[str, tuple[Path, str]] = {str(path[-1]): (path, role) for path, role in self.items("teacher")}
+        if isinstance(given, str):
+            named = {dataset: (("teacher",), given) for dataset in self.infos}
+        elif isinstance(given, dict):
+            for dataset in given:
+                with self.noting(("teacher", dataset)):
                     self.catalog.dataset(dataset)
-            for dataset in infos:
-                if dataset not in value:
-                    message = f"Dataset {dataset} has no teacher."
-                    self.document.problem(self._at("teacher"), message, f"add `{dataset}: ROLE`")
-        for dataset, role in roles.items():
-            if dataset in infos:
-                with self._noting(places[dataset]):
+            for dataset in self.infos:
+                if dataset not in given:
+                    self.problem(("teacher",), f"Dataset {dataset} has no teacher.", f"add `{dataset}: ROLE`")
+        found = {}
+        for dataset, (path, role) in named.items():
+            if dataset in self.infos:
+                with self.noting(path):
                     self.catalog.role(dataset, role)
-        return {dataset: role for dataset, role in roles.items() if dataset in infos}
+                    found[dataset] = role
+        return found
 
-    def _vary(self) -> dict[str, tuple[Any, ...]]:
-        good = {}
-        for name, values in self._mapping("vary").items():
-            path = self._at("vary", name)
-            if not isinstance(values, list) or not values:
-                self.document.problem(path, f"Expected a list of values, got {what(values)}.", f"write `{name}: [...]`")
-                continue
-            self.repeats(values, path)
-            good[name] = tuple(tuple(value) if isinstance(value, list) else value for value in values)
-        return good
+    @cached_property
+    def varied(self) -> dict[str, tuple[Any, ...]]:
+        """Protocol fields with the values to vary."""
+        found = {}
+        for path, values in self.items("vary"):
+            check_repeats(self.document, values, self.at(path))
+            found[str(path[-1])] = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+        return found
 
-    def setting(
-        self, model: type[BaseModel], base: dict[str, Any], name: str, value: Any, path: Path, owner: str
-    ) -> bool:
-        """Check one value against its field in a method's settings, without coercion."""
-        if name not in model.model_fields:
-            fix = did_you_mean(name, list(model.model_fields))
-            self.document.problem(path, f"{owner} has no field {name!r}.", fix)
-            return False
-        try:
-            # JSON mode: a list is accepted as a tuple, but "100" and true are not numbers
-            model.model_validate_json(json.dumps(base | {name: value}), strict=True)
-        except ValidationError as error:
-            messages = [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
-            if messages:
-                self.document.problem(path, f"{' / '.join(messages)}, got {what(value)}.")
-            return not messages
-        return True
+    @cached_property
+    def frames(self) -> set[Frame]:
+        """What the protocols are resolved for, as far as it is known."""
+        networks = {dataset: self.catalog.role(dataset, role).network for dataset, role in self.roles.items()}
+        return {
+            Frame(self.infos[dataset].factor, student == network, ipc * self.infos[dataset].num_classes)
+            for dataset, network in networks.items()
+            for student in self.students or [network]
+            for _path, ipc in self.items("ipc")
+        }
 
-    def field(self, name: str, value: Any, path: Path) -> bool:
-        """Check one protocol field."""
-        before = len(self.document.problems)
-        with self._noting(path):
-            mistakes = mistakes_in(name, value)
-            if mistakes:
-                self.document.problem(path, f"{' / '.join(mistakes)}, got {what(value)}.")
-        return len(self.document.problems) == before
+    def is_right(self, path: Path, value: Any, mistakes: Callable[[], list[str]]) -> bool:
+        """Whether a value is right; reports the mistakes that ``mistakes`` returns, or the error that it raises."""
+        found: list[str] | None = None
+        with self.noting(path):
+            found = mistakes()
+        if found:
+            self.problem(path, f"{' / '.join(found)}, got {what(value)}.")
+        return found == []
 
-    def _settings(
-        self, methods: list[tuple[Chosen, Path]], infos: dict[str, DatasetInfo], ipc: tuple[int, ...]
-    ) -> None:
-        for chosen, path in methods:
-            method, owner = METHODS.get(chosen.name), f"Method {chosen.name}"
-            for info in infos.values():
-                base = published(chosen.name, info).values
-                right = {
-                    name: value
-                    for name, value in chosen.values.items()
-                    if self.setting(method.Settings, base, name, value, (*path, name), owner)
-                }
-                if right and ipc:
-                    with self._noting(path):
-                        settings = resolve_settings(chosen.name, info, ipc[0], right)
-                        check_start(method().needs(info, settings, "").init, info, ipc[0])
+    def _right(self, values: dict[str, Any], path: Path, mistakes: Mistakes = mistakes_in) -> dict[str, Any]:
+        """Those of several values by name that are right."""
+        return {
+            name: value
+            for name, value in values.items()
+            if self.is_right((*path, name), value, partial(mistakes, name, value))
+        }
 
-    def _protocols(
-        self, protocols: list[tuple[Chosen, Path]], shared: dict[str, Any], varied: dict[str, tuple[Any, ...]]
-    ) -> None:
-        """Check the fields one by one, then contradictions between the valid ones."""
-        right, known = self.field, protocol_names()
-        shared_right = {name: value for name, value in shared.items() if right(name, value, self._at("protocol", name))}
-        own_right = [
-            {name: value for name, value in chosen.values.items() if right(name, value, (*path, name))}
-            for chosen, path in protocols
-        ]
-        moved_right: list[tuple[Path, dict[str, Any]]] = []
-        for name, values in varied.items():
+    def _check_settings(self) -> None:
+        """Check the settings one by one, then the right ones together for every set."""
+        for path, chosen in self.methods.items():
+            method = METHODS.get(chosen.name)()
+            for info in self.infos.values():
+                right = self._right(chosen.values, path, partial(mistakes_in_setting, chosen.name, info))
+                for _path, ipc in self.items("ipc") if right else ():
+                    with self.noting(path):
+                        settings = self.catalog.settings(chosen.name, info, ipc, right)
+                        check_start(method.needs(info, settings, "").init, info, ipc, self.catalog.settings)
+
+    def _check_protocols(self) -> None:
+        """Check the fields one by one, then the right ones together."""
+        frames = self.frames or {ANY_FRAME}
+        shared = {str(path[-1]): value for path, value in self.items("protocol")}
+        self._check_twice(shared)
+        right = self._right(shared, ("protocol",))
+        points: list[tuple[Path, dict[str, Any]]] = []
+        for name, values in self.varied.items():
             for place, value in enumerate(values):
-                path = self._at("vary", name, *([place] if name in known else []))
-                if right(name, value, path):
-                    moved_right.append((path, {name: value}))
-        twice = [(self._at("vary", name), "protocol") for name in varied if name in shared]
-        for chosen, path in protocols:
-            twice += [((*path, name), "protocol") for name in chosen.values if name in shared]
-            twice += [((*path, name), "vary") for name in chosen.values if name in varied]
-        for path, other in twice:
-            self.document.problem(path, f"This field is also set in '{other}'.", "remove it from one of the two")
-        for (chosen, path), own in zip(protocols, own_right, strict=True):
-            at = path if chosen.values or not shared else self._at("protocol")
-            for where, moved in [(at, {}), *moved_right]:
-                self._contradictions(chosen.name, shared_right | own | moved, where)
+                path: Path = ("vary", name, place) if name in protocol_names() else ("vary", name)
+                if self.is_right(path, value, partial(mistakes_in, name, value)):
+                    points.append((path, {name: value}))
+        for path, chosen in self.protocols.items():
+            own = right | self._right(chosen.values, path)
+            at: Path = path if chosen.values or not shared else ("protocol",)
+            for where, moved in [(at, {}), *points]:
+                for frame in frames:
+                    with self.noting(where):
+                        self.catalog.evaluation(chosen.name, frame, own | moved)
 
-    def _contradictions(self, name: str, fields: dict[str, Any], where: Path) -> None:
-        with self._noting(where):
-            rule = self.catalog.protocol(name)
-            resolve_protocol(rule, factor=1, same_network=True, set_size=10**9, overrides=fields)
+    def _check_twice(self, shared: dict[str, Any]) -> None:
+        """Report fields that are set at two places."""
+        twice: list[tuple[Path, str]] = [(("vary", name), "protocol") for name in self.varied if name in shared]
+        for path, chosen in self.protocols.items():
+            twice += [((*path, name), "protocol") for name in chosen.values if name in shared]
+            twice += [((*path, name), "vary") for name in chosen.values if name in self.varied]
+        for path, other in twice:
+            self.problem(path, f"This field is also set in '{other}'.", "remove it from one of the two")

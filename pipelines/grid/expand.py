@@ -6,25 +6,25 @@ All keys are known afterwards.  Reads no ledger and does not import torch; ten t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.grid.catalog import Catalog
+from pipelines.grid.catalog import Catalog, Frame
+from pipelines.grid.files import load_grid
 from pipelines.grid.located_yaml import GridErrors, Path, problem_in
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.cell import Cell
 from rd3.component import changes_text
 from rd3.datasets import DatasetInfo
-from rd3.datasets._splits import VALIDATION_DIVISOR
 from rd3.errors import RD3Error, StoreError, Unsupported
-from rd3.methods import resolve_settings
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
 from rd3.planning.sets import PlannedSet, largest_sets, plan_set
 from rd3.planning.teacher_roles import teacher_recipe
-from rd3.protocol import EvalProtocol, Preset, reductions, resolve_protocol
+from rd3.protocol import EvalProtocol, reductions
 from rd3.recipe import (
     Data,
     EvaluationRecipe,
@@ -36,6 +36,9 @@ from rd3.recipe import (
     TeacherRecipe,
 )
 from rd3.values import canonical
+
+if TYPE_CHECKING:
+    from pipelines.settings import Session
 
 MISSING = "missing"
 """Placeholder for the fingerprint of a missing dataset; dependent recipes are blocked."""
@@ -139,6 +142,15 @@ def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
     return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 
+def expanded(source: str | FilePath | Mapping[str, Any], session: Session) -> Expansion:
+    """Cells and recipes of a grid by name or path, or given as the content of a file.
+
+    Resolved with the user's own datasets, teachers and protocols.  Raises as :func:`load_grid` and :func:`expand` do.
+    """
+    catalog = Catalog.of(session)
+    return expand(load_grid(source, catalog), catalog)
+
+
 def expand(grid: Grid, catalog: Catalog) -> Expansion:
     """Expand a grid into cells and recipes.
 
@@ -230,17 +242,23 @@ class _Expander:
                     if made.reason:
                         path = ("ipc", place) if ipc > info.train_per_class else ("methods", at)
                         self.refusals.setdefault(made.reason, (number, path))
-                size = ipc * info.num_classes
                 for student in students:
-                    same = student == teacher.network
+                    frame = Frame(info.factor, student == teacher.network, ipc * info.num_classes)
                     base: EvalProtocol | None = None
                     for protocol, varied in _points(part):
-                        named = self.catalog.protocol(protocol.name)
-                        rule = _rule(part, protocol, named, varied, info.factor, same, size)
+                        rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
                         for seed, made in sets.items():
                             shape = _Shape(chosen.name, info, ipc, teacher, student, protocol.name, varied)
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
+
+    def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
+        """The protocol at one point, batch capped at the set's size."""
+        fixed = part.protocol | chosen.values
+        protocol = self.catalog.evaluation(chosen.name, frame, fixed | varied)
+        plain = self.catalog.evaluation(chosen.name, frame, {})
+        changed = {name: protocol.value(name) for name in fixed if protocol.value(name) != plain.value(name)}
+        return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol))
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
         """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""
@@ -338,7 +356,7 @@ class _Expander:
     def _info(self, dataset: str) -> DatasetInfo:
         """Facts of a dataset; opens it once, for its fingerprint."""
         if dataset not in self.result.infos:
-            self.result.infos[dataset] = _drawn_from(self.catalog.dataset(dataset), self.split)
+            self.result.infos[dataset] = self.catalog.dataset(dataset, self.split)
             try:
                 fingerprint = self.catalog.fingerprint(dataset, training_only=self.split == "fit")
             except RD3Error as error:
@@ -370,11 +388,12 @@ class _Expander:
                 teacher=role,
                 teacher_of=lambda name: self._teacher(dataset, name).recipe,
                 known_set=self.catalog.known_set,
+                settings_of=self.catalog.settings,
             )
         except Unsupported as error:
             return dict.fromkeys(seeds, _MadeSet(None, error.message))
         settings = planned.settings
-        plain = resolve_settings(chosen.name, info, ipc) if chosen.values else settings
+        plain = self.catalog.settings(chosen.name, info, ipc, {})
         changed = {
             f"{chosen.name}.{name}": getattr(settings, name)
             for name in chosen.values
@@ -410,17 +429,6 @@ def _points(part: Part) -> Iterator[tuple[Chosen, dict[str, Any]]]:
             yield protocol, varied
 
 
-def _rule(
-    part: Part, chosen: Chosen, rule: Preset, varied: dict[str, Any], factor: int, same_network: bool, set_size: int
-) -> _Rule:
-    """The protocol at one point, batch capped at the set's size."""
-    fixed = part.protocol | chosen.values
-    resolved = partial(resolve_protocol, rule, factor=factor, same_network=same_network, set_size=set_size)
-    protocol, plain = resolved(overrides=fixed | varied), resolved()
-    changed = {name: protocol.value(name) for name in fixed if protocol.value(name) != plain.value(name)}
-    return _Rule(protocol, changed, reductions(rule, protocol))
-
-
 def _network_reason(student: str, info: DatasetInfo) -> str:
     """Why a network cannot be a student on this dataset; empty if it can."""
     sides = network_info(student).resolutions
@@ -428,15 +436,3 @@ def _network_reason(student: str, info: DatasetInfo) -> str:
         return ""
     available = ", ".join(str(side) for side in sorted(sides))
     return f"{student} is not available at {info.resolution} pixels, only at {available}"
-
-
-def _drawn_from(info: DatasetInfo, split: str) -> DatasetInfo:
-    """Facts of the split that sets are generated from: ``fit`` has fewer images per class than ``train``."""
-    if split == "train":
-        return info
-    carved = max(1, info.train_per_class // VALIDATION_DIVISOR)
-    left = {
-        "train_per_class": info.train_per_class - carved,
-        "train_count": info.train_count - carved * info.num_classes,
-    }
-    return info.model_copy(update=left)

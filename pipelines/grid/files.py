@@ -6,9 +6,12 @@ grids are in ``grids/``) or by path, and reports all mistakes at once.  Datasets
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.check import check_document
@@ -16,6 +19,10 @@ from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_locat
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.registry import did_you_mean
+
+T = TypeVar("T")
+Check = Callable[[Located, str, str, Catalog], T | None]
+"""A document, the name and text of its file, and a catalog, to what the document describes."""
 
 __all__ = ["Chosen", "Grid", "GridErrors", "Part", "Problem", "load_grid", "parse_grid", "shipped_grids"]
 
@@ -34,20 +41,45 @@ def shipped_grids() -> list[str]:
     return file_names(_folder())
 
 
-def load_grid(source: str | Path, catalog: Catalog | None = None) -> Grid:
-    """Load a grid by name or path; raises :class:`GridErrors` with all mistakes of the file.
+def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = None) -> Grid:
+    """Load a grid by name or path, or from the content of a file; raises :class:`GridErrors` with all mistakes.
 
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
-    name, content = read_named(source, _folder(), "grid")
-    return parse_grid(content, name, catalog)
+    if isinstance(source, Mapping):
+        return parse_grid(yaml.safe_dump(dict(source), sort_keys=False), "grid", catalog)
+    name, text, document = read_named(source, _folder(), "grid")
+    return checked(check_document, document, name, text, catalog)
 
 
-def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
-    """Name and text of a built-in file of kind ``what`` (grid, sweep) in ``shipped``, or of the file at a path."""
+def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
+    """Parse the YAML text of a grid; ``name`` is used if the text has none."""
+    return checked(check_document, read_located(text), name, text, catalog)
+
+
+def checked(check: Check[T], document: Located, name: str, text: str, catalog: Catalog | None, what: str = "Grid") -> T:
+    """The grid or sweep in a document; raises :class:`GridErrors` with all mistakes."""
+    unreadable = bool(document.problems) and document.data is None
+    found = None if unreadable else check(document, name, text, catalog or Catalog())
+    if found is None or document.problems:
+        raise GridErrors(name, sorted(document.problems, key=lambda problem: problem.line or 0), what)
+    return found
+
+
+class Named(NamedTuple):
+    """A file that was found."""
+
+    name: str
+    text: str
+    document: Located
+
+
+def read_named(source: str | Path, shipped: Any, what: str) -> Named:
+    """The built-in file of kind ``what`` (grid, sweep) in ``shipped``, or the file at a path."""
     text, names = str(source), file_names(shipped)
     if text in names:
-        return text, shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
+        content = shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
+        return Named(text, content, read_located(content))
     path = Path(source)
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -60,28 +92,18 @@ def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         problem = Problem("the file", f"Cannot be read as UTF-8 text ({error}).")
         raise GridErrors(text, [problem], what.capitalize()) from None
-    other = _other_kind(content, what)
+    document = read_located(content)
+    other = _other_kind(document, what)
     if other is not None:
         raise BadValue(f"{text} is a {other}, not a {what}.", f"use `rd3 {_COMMANDS[other]} {text}`")
-    return path.stem, content
+    return Named(path.stem, content, document)
 
 
 _COMMANDS = {"grid": "run", "sweep": "sweep"}
 
 
-def _other_kind(content: str, what: str) -> str | None:
+def _other_kind(document: Located, what: str) -> str | None:
     """The kind of a file by its distinctive keys, if it is not ``what``; else None."""
-    data = read_located(content).data
-    keys = set(data) if isinstance(data, dict) else set()
+    keys = set(document.data) if isinstance(document.data, dict) else set()
     kinds = [kind for kind, own in (("grid", {"datasets"}), ("sweep", {"space", "trials"})) if keys & own]
     return kinds[0] if kinds and what not in kinds else None
-
-
-def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
-    """Parse the YAML text of a grid; ``name`` is used if the text has none."""
-    document: Located = read_located(text)
-    unreadable = bool(document.problems) and document.data is None
-    grid = None if unreadable else check_document(document, name, text, catalog or Catalog())
-    if grid is None or document.problems:
-        raise GridErrors(name, sorted(document.problems, key=lambda problem: problem.line or 0))
-    return grid

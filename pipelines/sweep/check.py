@@ -2,164 +2,153 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, get_args
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pipelines.grid.catalog import Catalog
-from pipelines.grid.check import BIGGEST_SEED, PartCheck, one_of, text_of, unknown_keys, what
+from pydantic import Field
+
+from pipelines.grid import structure
+from pipelines.grid.catalog import Catalog, Frame
+from pipelines.grid.check import ANY_FRAME, PartCheck, check_repeats
 from pipelines.grid.located_yaml import Located, Path
+from pipelines.grid.structure import Choice, Choices, Count, Fields, Name, Seed, Seeds, Sentence, Structure
 from pipelines.grid.values import Chosen
 from pipelines.sweep.space import SpaceCheck
-from pipelines.sweep.values import PrunerName, SamplerName, Sweep, labelled
-from rd3.datasets import DatasetInfo
-from rd3.errors import RD3Error
-from rd3.protocol import EvalProtocol, fitting, merged, presets, resolve_protocol
+from pipelines.sweep.values import Dimension, PrunerName, SamplerName, Sweep, labelled
+from rd3.protocol import EvalProtocol, fitting, merged, presets
 
-REQUIRED = ("methods", "dataset", "ipc", "teacher", "protocol", "space", "trials")
-KEYS = (
-    "name", "description", *REQUIRED, "student", "batch", "sampler", "pruner", "validate_epochs", "seed", "set_seed",
-    "student_seeds", "test", "test_on",
-)  # fmt: skip
 SINGLE = {"datasets": "dataset", "ipc": "ipc", "students": "student", "protocols": "protocol"}
 """Keys that are lists in a grid and single values in a sweep."""
 
 
+class TestStructure(Structure):
+    """The keys of ``test``."""
+
+    student_seeds: Seeds = []
+
+
+class SweepStructure(Structure):
+    """The keys of a sweep file; the defaults of those that may be missing are those of ``Sweep``."""
+
+    name: Name
+    description: str = ""
+    methods: Choices
+    dataset: str
+    ipc: Count
+    teacher: str
+    protocol: Choice
+    space: Annotated[Fields, Field(min_length=1)]
+    trials: Count
+    student: str = ""
+    batch: Count = 1
+    sampler: SamplerName = "tpe"
+    pruner: PrunerName = "median"
+    validate_epochs: Count = 1
+    seed: Seed = 0
+    set_seed: Seed = 0
+    student_seeds: Seeds = []
+    test: Fields = {}
+    test_on: Literal["validation"] = "validation"
+
+
+_SPACE_FIX = "e.g. `lr: {{low: 1.0e-4, high: 1.0e-2, log: true}}`"
+_LEAST = {"trials": 1, "batch": 1, "validate_epochs": 1, "seed": 0, "set_seed": 0}
+
+SENTENCES: Mapping[str, Sentence] = {
+    **structure.SENTENCES,
+    **{
+        f"{key} {kind}": Sentence(f"Expected an integer of at least {least}, got {{what}}.")
+        for key, least in _LEAST.items()
+        for kind in ("int_type", "greater_than_equal")
+    },
+    "too_short": Sentence("The list is empty.", "add at least one item"),
+    "teacher string_type": Sentence("Expected a role, got {what}.", "e.g. `teacher: resnet18`"),
+    "space dict_type": Sentence("Expected protocol fields with ranges or choices, got {what}.", _SPACE_FIX),
+    "space too_short": Sentence("Expected protocol fields with ranges or choices, got nothing.", _SPACE_FIX),
+    "test dict_type": Sentence("Expected student_seeds, got {what}.", "e.g. {{student_seeds: [0]}}"),
+    "test_on literal_error": Sentence(
+        "A sweep is tuned on validation images, got {what}.", "remove it; only the winner is tested, once"
+    ),
+}
+
+
 def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sweep | None:
     """The sweep, or None with at least one problem added to ``document``."""
-    data = document.data
-    if data is None:
-        document.problem((), "The file is empty.", f"add {', '.join(REQUIRED)}")
+    required = [key for key, field in SweepStructure.model_fields.items() if field.is_required() and key != "name"]
+    given = structure.keys_of(document, "A sweep", ", ".join(required))
+    if given is None:
         return None
-    if not isinstance(data, dict):
-        document.problem((), f"A sweep must be a mapping, got {what(data)}.", "start with `methods:`")
+    data = {"name": name} | given
+    wrong = structure.check_structure(document, SweepStructure, data, owner="A sweep", sentences=SENTENCES)
+    right = {key: value for key, value in data.items() if key not in {path[0] for path in wrong}}
+    test = right.get("test", {})
+    _check_test(document, test)
+    check = PartCheck(document, _as_part(data, right), wrong, catalog, "fit", _at)
+    part = check.fields()
+    space = _space(check, right)
+    _preset_names(document, data["name"], check)
+    if document.problems:
         return None
-    unknown_keys(document, data, KEYS, (), "A sweep")
-    for key in REQUIRED:
-        if key not in data:
-            document.problem((), f"The key {key!r} is missing.", f"add `{key}:`")
-    check = _SweepCheck(document, data, dict.fromkeys(data, ()), catalog)
-    values = check.values(name)
-    return Sweep(**values, text=text) if not document.problems else None
+    fields = {key: value for key, value in data.items() if key not in ("test", "test_on")} | {
+        "methods": part["methods"],
+        "protocol": part["protocols"][0],
+        "space": space,
+    }
+    seeds = {"test_seeds": test["student_seeds"]} if test else {}
+    return Sweep(**fields, **seeds, text=text)
 
 
-class _SweepCheck(PartCheck):
-    """Checks methods, dataset, teacher and protocol of a sweep as those of a grid, which are lists."""
+def _as_part(data: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """The sweep's set, teacher, student and protocol as a part of a grid, whose keys are lists."""
+    same = {key: data[key] for key in ("methods", "teacher", "student_seeds") if key in data}
+    return same | {many: [right[one]] for many, one in SINGLE.items() if one in right}
 
-    def values(self, name: str) -> dict[str, Any]:
-        """The fields of a :class:`Sweep`, as far as they are valid."""
-        document, data = self.document, self.data
-        head = {
-            "name": text_of(document, data, "name", name),
-            "description": text_of(document, data, "description", ""),
-            "sampler": one_of(document, data, "sampler", get_args(SamplerName)),
-            "pruner": one_of(document, data, "pruner", get_args(PrunerName)),
-        }
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", head["name"]):
-            document.problem(("name",), f"Invalid name {head['name']!r}.", "use letters, digits, '.', '_' and '-'")
-        if data.get("test_on", "validation") != "validation":
-            document.problem(
-                ("test_on",),
-                f"A sweep is tuned on validation images, got {what(data['test_on'])}.",
-                "remove it; only the winner is tested, once",
-            )
-        infos = self._datasets()
-        ipc = self._numbers("ipc", least=1) if "ipc" in data else ()
-        methods = self._chosen("methods", self._method) if "methods" in data else []
-        protocols = self._chosen("protocols", self.catalog.protocol) if "protocol" in data else []
-        students = self._names("students", self._network) if "student" in data else {}
-        roles = self._teacher(infos) if isinstance(data.get("teacher"), str) else self._no_role()
-        self._settings(methods, infos, ipc)
-        self._protocols(protocols, {}, {})
-        numbers = {
-            key: self._number(key, least, default)
-            for key, least, default in (
-                ("trials", 1, None), ("batch", 1, 4), ("validate_epochs", 1, 5), ("seed", 0, 0), ("set_seed", 0, 0),
-            )
-        }  # fmt: skip
-        values: dict[str, Any] = {
-            **head,
-            **numbers,
-            "methods": tuple(chosen for chosen, _path in methods),
-            "dataset": next(iter(infos), ""),
-            "ipc": next(iter(ipc), 1),
-            "teacher": next(iter(roles.values()), ""),
-            "student": next(iter(students), None),
-            "protocol": next((chosen for chosen, _path in protocols), None),
-            "student_seeds": self._numbers("student_seeds", least=0, default=[0]),
-            "test_seeds": self._test_seeds(),
-        }
-        values["space"] = self._space(values, infos)
-        self._preset_names(head["name"], values["methods"], values["protocol"])
-        return values
 
-    def _at(self, key: str, *more: str | int) -> Path:
-        return (SINGLE[key], *more[1:]) if key in SINGLE else super()._at(key, *more)
+def _at(path: Path) -> Path:
+    """The location of a value of the part in the sweep."""
+    return (SINGLE[str(path[0])], *path[2:]) if path and path[0] in SINGLE else path
 
-    def _list(self, key: str, default: list[Any] | None = None) -> list[Any]:
-        if key not in SINGLE:
-            return super()._list(key, default)
-        return [self.data[SINGLE[key]]] if SINGLE[key] in self.data else []
 
-    def _no_role(self) -> dict[str, str]:
-        if "teacher" in self.data:
-            message = f"Expected a role, got {what(self.data['teacher'])}."
-            self.document.problem(("teacher",), message, "e.g. `teacher: resnet18`")
-        return {}
+def _check_test(document: Located, test: dict[str, Any]) -> None:
+    def at(path: Path) -> Path:
+        return ("test", *path)
 
-    def _number(self, key: str, least: int, default: int | None) -> int | None:
-        value = self.data.get(key, default)
-        right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= BIGGEST_SEED
-        if key in self.data and not right:
-            message = f"Expected an integer of at least {least}, got {what(value)}."
-            self.document.problem((key,), message)
-        return value
+    structure.check_structure(document, TestStructure, test, at, "A sweep's test", SENTENCES)
+    if isinstance(test.get("student_seeds"), list):
+        check_repeats(document, test["student_seeds"], at(("student_seeds",)))
 
-    def _test_seeds(self) -> tuple[int, ...]:
-        test = self.data.get("test", {})
-        if not isinstance(test, dict):
-            self.document.problem(("test",), f"Expected student_seeds, got {what(test)}.", "e.g. {student_seeds: [0]}")
-            return ()
-        unknown_keys(self.document, test, ("student_seeds",), ("test",), "A sweep's test")
-        inner = _SweepCheck(self.document, test, dict.fromkeys(test, ("test",)), self.catalog)
-        return inner._numbers("student_seeds", least=0, default=[0, 1, 2])
 
-    def _space(self, values: dict[str, Any], infos: dict[str, DatasetInfo]) -> Any:
-        """The space, checked against the base protocol resolved for the set."""
-        chosen: Chosen | None = values["protocol"]
-        resolve = _any_protocol
-        if chosen is not None and infos and not self.document.problems:
-            [info] = infos.values()
-            network = self.catalog.role(info.name, values["teacher"]).network
-            same = values["student"] in (None, network)
-            rule, size = self.catalog.protocol(chosen.name), values["ipc"] * info.num_classes
-            frame = {"factor": info.factor, "same_network": same, "set_size": size}
+def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
+    """The space, checked against the base protocol resolved for the set."""
+    frame, chosen = next(iter(check.frames), None), next(iter(check.protocols.values()), None)
+    resolve = _any_protocol
+    if frame is not None and chosen is not None and not check.document.problems:
+        resolve = partial(_resolved, check.catalog, chosen, frame)
+    size = frame.set_size if frame is not None else None
+    fixed = chosen.values if chosen is not None else {}
+    space = SpaceCheck(check, resolve, size, fixed)
+    return space.dimensions(right.get("space", {}), right.get("sampler"), right.get("trials"))
 
-            def resolve(moved: dict[str, Any]) -> EvalProtocol:
-                return resolve_protocol(rule, **frame, overrides=fitting(rule, same, merged(chosen.values, moved)))
 
-            try:
-                resolve_protocol(rule, **frame, overrides=chosen.values)
-            except RD3Error as error:
-                self.document.problem(("protocol",), error.message, error.fix)
-                resolve = _any_protocol
-        size = values["ipc"] * next(iter(infos.values())).num_classes if infos else None
-        fixed = chosen.values if chosen is not None else {}
-        space = SpaceCheck(self, resolve, size, fixed)
-        return space.dimensions(values["sampler"], values["trials"])
-
-    def _preset_names(self, name: str, methods: tuple[Chosen, ...], base: Chosen | None) -> None:
-        """Check that no winner would have the name of a built-in protocol or of the base protocol."""
-        winners = [f"{name}-{label}" for label in labelled(methods)]
-        for winner in winners:
-            if winner in presets():
-                message = f"The winner would have the name {winner}, which is a built-in protocol."
-                self.document.problem(("name",), message, "rename the sweep")
-        if base is not None and base.name in winners:
-            message = f"The base protocol {base.name} has the name that the winner would have."
-            self.document.problem(("protocol",), message, "rename the sweep")
+def _resolved(catalog: Catalog, chosen: Chosen, frame: Frame, moved: dict[str, Any]) -> EvalProtocol:
+    values = fitting(catalog.protocol(chosen.name), frame.same_network, merged(chosen.values, moved))
+    return catalog.evaluation(chosen.name, frame, values)
 
 
 def _any_protocol(moved: dict[str, Any]) -> EvalProtocol:
     """A valid protocol, to check the space of a file whose own protocol is invalid."""
-    overrides = fitting(presets()["rd3"], True, moved)
-    return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9, overrides=overrides)
+    return _resolved(Catalog(), Chosen(name="rd3"), ANY_FRAME, moved)
+
+
+def _preset_names(document: Located, name: str, check: PartCheck) -> None:
+    """Check that no winner would have the name of a built-in protocol or of the base protocol."""
+    winners = [f"{name}-{label}" for label in labelled(check.methods.values())]
+    for winner in winners:
+        if winner in presets():
+            message = f"The winner would have the name {winner}, which is a built-in protocol."
+            document.problem(("name",), message, "rename the sweep")
+    for base in check.protocols.values():
+        if base.name in winners:
+            message = f"The base protocol {base.name} has the name that the winner would have."
+            document.problem(("protocol",), message, "rename the sweep")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.grid.catalog import Catalog
-from pipelines.grid.files import file_names, read_named
-from pipelines.grid.located_yaml import GridErrors, read_located
+from pipelines.grid.files import checked, file_names, read_named
+from pipelines.grid.located_yaml import read_located
 from pipelines.sweep.check import check_sweep
 from pipelines.sweep.values import Sweep
 
@@ -27,15 +27,10 @@ def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
 
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
-    name, text = read_named(source, _folder(), "sweep")
-    return parse_sweep(text, name, catalog)
+    name, text, document = read_named(source, _folder(), "sweep")
+    return checked(check_sweep, document, name, text, catalog, "Sweep")
 
 
 def parse_sweep(text: str, name: str, catalog: Catalog | None = None) -> Sweep:
     """Parse the YAML text of a sweep; ``name`` is used if the text has none."""
-    document = read_located(text)
-    unreadable = bool(document.problems) and document.data is None
-    sweep = None if unreadable else check_sweep(document, name, text, catalog or Catalog())
-    if sweep is None or document.problems:
-        raise GridErrors(name, sorted(document.problems, key=lambda problem: problem.line or 0), "Sweep")
-    return sweep
+    return checked(check_sweep, read_located(text), name, text, catalog, "Sweep")

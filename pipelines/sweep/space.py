@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pipelines.grid.check import unknown_keys, what
+from pydantic import Field
+
+from pipelines.grid.check import check_repeats
 from pipelines.grid.located_yaml import Path
+from pipelines.grid.structure import SENTENCES, Sentence, Structure, check_structure, what
 from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
 from rd3.losses import LOSSES
-from rd3.protocol import EvalProtocol, number_type, protocol_names
+from rd3.protocol import EvalProtocol, mistakes_in, number_type, protocol_names
 from rd3.registry import did_you_mean
 
 if TYPE_CHECKING:
     from pipelines.grid.check import PartCheck
 
-RANGE = ("low", "high", "log", "step")
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
 """Values by name to the sweep's protocol with these overrides."""
+
+
+class RangeStructure(Structure):
+    """The keys of a range."""
+
+    low: Any
+    high: Any
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | None = None
+
+
+class IntegerRangeStructure(RangeStructure):
+    """The keys of a range of integers."""
+
+    step: Annotated[int, Field(gt=0)] | None = None
+
+
+RANGE_SENTENCES = {
+    "missing": Sentence("The range has no {key!r}.", "write {{low: ..., high: ...}}"),
+    "extra_forbidden": SENTENCES["extra_forbidden"],
+    "bool_type": Sentence("Expected true or false, got {what}."),
+    **{
+        kind: Sentence(f"Expected {number} above 0, got {{what}}.")
+        for kind, number in (("int_type", "an integer"), ("float_type", "a number"), ("greater_than", "a number"))
+    },
+}
 
 
 class SpaceCheck:
@@ -31,15 +60,8 @@ class SpaceCheck:
         self.resolve, self.size, self.fixed = resolve, size, fixed
         self.base = resolve({})
 
-    def dimensions(self, sampler: str, trials: int | None) -> tuple[Dimension, ...]:
+    def dimensions(self, space: dict[str, Any], sampler: str | None, trials: int | None) -> tuple[Dimension, ...]:
         """Check every field by itself, then the fields together; returns the valid dimensions."""
-        space = self.check.data.get("space", {})
-        if not isinstance(space, dict) or not space:
-            if "space" in self.check.data:
-                got = what(space) if space else "nothing"
-                message = f"Expected protocol fields with ranges or choices, got {got}."
-                self.document.problem(("space",), message, "e.g. `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`")
-            return ()
         found = [self._dimension(field, value) for field, value in space.items()]
         good = tuple(dimension for dimension in found if dimension is not None)
         if len(good) == len(found):
@@ -68,7 +90,6 @@ class SpaceCheck:
             self._choices(field, value)
             return Dimension(field=field, choices=tuple(value)) if len(self.document.problems) == before else None
         elif isinstance(value, dict):
-            unknown_keys(self.document, value, RANGE, ("space", field), "A range")
             self._range(field, value)
             right = len(self.document.problems) == before
             return Dimension(field=field, **value) if right else None
@@ -83,7 +104,7 @@ class SpaceCheck:
         if isinstance(value, list | dict):
             self.document.problem(path, f"Expected a scalar, got {what(value)}.", "vary individual settings")
             return
-        right = self.check.field(field, value, path)
+        right = self.check.is_right(path, value, partial(mistakes_in, field, value))
         if right and field == "batch_size" and value < 2:
             self._problem(
                 (field, *place), f"Batch normalisation needs at least two images, got {value}.", "start at 2 or more"
@@ -103,7 +124,7 @@ class SpaceCheck:
         if len(values) < 2:
             content = f"only {values[0]!r}" if values else "nothing"
             self._problem((field,), f"There is no choice: the list contains {content}.", "give at least two values")
-        self.check.repeats(values, ("space", field))
+        check_repeats(self.document, values, ("space", field))
         for place, value in enumerate(values):
             self._value(field, value, place)
 
@@ -113,22 +134,14 @@ class SpaceCheck:
             self._problem((field,), f"The field {field!r} is not a number.", "give a list of choices")
             return
         before = len(self.document.problems)
+        model = IntegerRangeStructure if kind is int else RangeStructure
+        check_structure(self.document, model, value, partial(_in_space, field), "A range", RANGE_SENTENCES)
         for end in ("low", "high"):
-            if end not in value:
-                self._problem((field,), f"The range has no {end!r}.", "write {low: ..., high: ...}")
-            else:
+            if end in value:
                 self._value(field, value[end], end)
-        log, step = value.get("log", False), value.get("step")
-        if not isinstance(log, bool):
-            self._problem((field, "log"), f"Expected true or false, got {what(log)}.")
-        number = isinstance(step, int if kind is int else int | float) and not isinstance(step, bool)
-        if step is not None and not (number and step > 0):
-            self._problem(
-                (field, "step"), f"Expected {'an integer' if kind is int else 'a number'} above 0, got {what(step)}."
-            )
         if len(self.document.problems) > before:
             return
-        low, high = value["low"], value["high"]
+        low, high, log, step = value["low"], value["high"], value.get("log", False), value.get("step")
         if low >= high:
             fault = "is empty" if low > high else "contains only one value"
             self._problem((field,), f"The range from {low} to {high} {fault}.", "make 'high' larger than 'low'")
@@ -228,3 +241,8 @@ class SpaceCheck:
         if isinstance(trials, int) and trials > points:
             message = f"Sampler 'grid' has {points} points, got {trials} trials."
             self.document.problem(("trials",), message, f"write `trials: {points}` or less")
+
+
+def _in_space(field: str, path: Path) -> Path:
+    """The location in the file of a value of a range."""
+    return ("space", field, *path)

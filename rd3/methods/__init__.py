@@ -13,6 +13,7 @@ from rd3.methods._base import (
     Settings,
     Support,
     method_names,
+    mistakes_in_setting,
     register_method,
     resolve_settings,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Settings",
     "Support",
     "method_names",
+    "mistakes_in_setting",
     "register_method",
     "resolve_settings",
 ]

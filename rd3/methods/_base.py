@@ -21,6 +21,7 @@ from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
 from rd3.synthetic_set.block import Block
+from rd3.values import mistakes_in_field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,10 +264,7 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
     cls = METHODS.get(method)
     changed = dict(overrides or {})
     for name in changed:
-        if name not in cls.Settings.model_fields:
-            raise UnknownName(
-                f"Method {method} has no setting {name!r}.", did_you_mean(name, list(cls.Settings.model_fields))
-            )
+        _check_name(method, name)
     try:
         settings = cls.Settings.model_validate({**published(method, info, ipc).values, **changed})
     except ValidationError as error:
@@ -275,6 +273,18 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
         raise BadValue(f"Method {method}, setting {place}: {first['msg']}, got {first['input']!r}.") from None
     resolved: Settings = cls().resolve_size(settings, info, ipc)
     return resolved
+
+
+def mistakes_in_setting(method: str, info: DatasetInfo, name: str, value: Any) -> list[str]:
+    """Mistakes in the value of one setting, without type coercion; raises :class:`UnknownName` for an unknown name."""
+    _check_name(method, name)
+    return mistakes_in_field(METHODS.get(method).Settings, published(method, info).values, name, value)
+
+
+def _check_name(method: str, setting: str) -> None:
+    known = list(METHODS.get(method).Settings.model_fields)
+    if setting not in known:
+        raise UnknownName(f"Method {method} has no setting {setting!r}.", did_you_mean(setting, known))
 
 
 def reductions(

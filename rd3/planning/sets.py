@@ -15,6 +15,8 @@ from rd3.registry import did_you_mean
 
 TeacherOf = Callable[[str], TeacherRecipe]
 """Teacher role to recipe, on the current dataset."""
+SettingsOf = Callable[[str, DatasetInfo, int, dict[str, Any]], Settings]
+"""Method, dataset, IPC and values to resolved settings, as :func:`rd3.methods.resolve_settings`."""
 KnownSet = Callable[[str], SetRecipe | None]
 """Maps a key, or its first digits, to the recipe of that set in the ledger; None if there is none."""
 
@@ -69,6 +71,7 @@ def plan_set(
     teacher: str,
     teacher_of: TeacherOf,
     known_set: KnownSet = no_known_set,
+    settings_of: SettingsOf = resolve_settings,
 ) -> PlannedSet:
     """Resolve settings, teachers, statistics and init of a set; ``teacher`` is the role that the grid names.
 
@@ -79,7 +82,7 @@ def plan_set(
     support = planner.supports(info, ipc)
     if not support.ok:
         raise Unsupported(support.reason)
-    settings = resolve_settings(method, info, ipc, values)
+    settings = settings_of(method, info, ipc, values)
     needs = planner.needs(info, settings, teacher)
     teachers = tuple(_of_this_class_list(teacher_of(role), role, info) for role in needs.teachers)
     statistics = [
@@ -92,7 +95,7 @@ def plan_set(
         )
         for each in (teachers if needs.collection is not None else ())
     ]
-    init = _init(needs.init, info, data, ipc, teacher, teacher_of, known_set)
+    init = _init(needs.init, info, data, ipc, teacher, teacher_of, known_set, settings_of)
     return PlannedSet(method, settings, info, data, ipc, teachers, tuple(statistics), init)
 
 
@@ -105,10 +108,10 @@ def _of_this_class_list(teacher: TeacherRecipe, role: str, info: DatasetInfo) ->
     return teacher
 
 
-def check_start(start: str, info: DatasetInfo, ipc: int) -> None:
+def check_start(start: str, info: DatasetInfo, ipc: int, settings_of: SettingsOf = resolve_settings) -> None:
     """Raise unless ``start`` is noise, a method that itself needs no initial set, or the beginning of a key."""
     if start in METHODS.names():
-        needs = METHODS.get(start)().needs(info, resolve_settings(start, info, ipc), "")
+        needs = METHODS.get(start)().needs(info, settings_of(start, info, ipc, {}), "")
         if needs.init != NOISE:
             raise BadValue(
                 f"A set cannot start from method {start}, which needs an initial set itself.", "use a set's key"
@@ -129,13 +132,14 @@ def _init(
     teacher: str,
     teacher_of: TeacherOf,
     known_set: KnownSet,
+    settings_of: SettingsOf,
 ) -> PlannedSet | SetRecipe | None:
     """The initial set: none, a set that is generated first, or one from the ledger."""
-    check_start(start, info, ipc)
+    check_start(start, info, ipc, settings_of)
     if start == NOISE:
         return None
     if start in METHODS.names():
-        return plan_set(start, info, data, ipc, {}, teacher=teacher, teacher_of=teacher_of)
+        return plan_set(start, info, data, ipc, {}, teacher=teacher, teacher_of=teacher_of, settings_of=settings_of)
     known = known_set(start)
     if known is None:
         raise _no_start(start)

@@ -444,7 +444,7 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
     monkeypatch.setattr("tracking.runs.artifacts.exists", lambda *_words, **_options: True)
     monkeypatch.setattr("tracking.runs.artifacts.verify", lambda *_words, **_options: None)
     distill = ("distill", "sre2l", "--dataset", "cifar10", "--ipc", "1", "--teacher", "resnet18")
-    monkeypatch.setattr("pipelines.byhand.dataset_fingerprint", lambda *_words: "f" * 32)
+    monkeypatch.setattr("pipelines.grid.catalog.dataset_fingerprint", lambda *_words, **_options: "f" * 32)
     code, out, err = rd3(*distill)
     assert (code, "run/published" in out) == (0, False), err
     code, out, err = rd3(*distill, "--setting", "iterations=20")

@@ -112,6 +112,80 @@ set_seed: 3
     assert (where["methods[1].sre2l.iterations"], where["ipc[1]"], where["set_seed"]) == (3, 6, 15)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("methods", "null", "methods (line 5): Expected a list, got nothing. Fix: write `methods: [...]`"),
+        ("methods", "[3]", "methods[0] (line 5): Expected a name, or one name with values, got the number 3."),
+        (
+            "methods",
+            "[{rded: {}, cda: {}}]",
+            "methods[0] (line 5): Expected a name, or one name with values, got a map",
+        ),
+        (
+            "methods",
+            "[{rded: 3}]",
+            "methods[0].rded (line 5): Expected fields with values, got the number 3. "
+            "Fix: write `rded: {field: value}`, or only the name",
+        ),
+        (
+            "datasets",
+            "digits",
+            'datasets (line 5): Expected a list, got the text "digits". Fix: write `datasets: [...]`',
+        ),
+        ("datasets", "[digits, true]", "datasets[1] (line 5): Expected a name, got the boolean true."),
+        ("ipc", "[1.0]", "ipc[0] (line 5): Expected an integer, got the number 1.0."),
+        ("teacher", "3", "teacher (line 5): Expected a role, or a role per dataset, got the number 3. Fix: e.g."),
+        ("teacher", "{digits: [a]}", "teacher.digits (line 5): Expected a role, got a list."),
+        (
+            "students",
+            "[]",
+            "students (line 5): The list is empty, so the grid would be empty. Fix: add at least one item",
+        ),
+        (
+            "student_seeds",
+            "[9223372036854775808]",
+            "student_seeds[0] (line 5): Expected an integer below 2^63, got 9223",
+        ),
+        ("protocol", "[a]", "protocol (line 5): Expected fields with values, got a list. Fix: write `field: value`"),
+        ("vary", "3", "vary (line 5): Expected fields with values, got the number 3. Fix: write `field: [value, ...]`"),
+        ("vary", "{zeta: []}", "vary.zeta (line 5): Expected a list of values, got a list. Fix: write `zeta: [...]`"),
+        ("name", "3", "name (line 5): Expected text, got the number 3. Fix: put it in quotes"),
+        ("timing", "share", 'timing (line 5): Expected shared or exclusive, got the text "share". Fix: did you mean'),
+        ("also", "{ipc: [2]}", "also (line 5): Expected a list of partial grids, got a mapping. Fix: start each with"),
+        ("also", "[3]", "also[0] (line 5): Expected keys that change the grid, got the number 3. Fix: e.g. `methods:"),
+        ("tecaher", "x", "tecaher (line 5): A grid has no key 'tecaher' here. Fix: did you mean 'teacher'?"),
+    ],
+)
+def test_each_key_has_a_structure(key, value, said):
+    """One sentence says where, what was expected and what was got."""
+    lines = [line for line in BASE.splitlines() if not line.startswith(f"{key}:")]
+    text = "\n".join([*lines, *["# a comment"] * (4 - len(lines)), f"{key}: {value}"])
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(text, "test")
+    [found] = caught.value.problems
+    assert str(found).startswith(said)
+
+
+def test_the_right_items_of_a_list_are_checked_beside_the_wrong_ones():
+    found = problems(
+        """\
+methods: [3, {sre2l: {iterations: 0}}, {rded: 3}]
+datasets: [true, digits, cifar11]
+ipc: [one, 1]
+teacher: {digits: 3, cifar11: x}
+students: [null, resnet19]
+protocols: [[rd3], rd4]
+vary: {zeta: 1, temperature: [-1]}
+"""
+    )
+    assert set(found) == {
+        *("methods[0]", "methods[1].sre2l.iterations", "methods[2].rded", "datasets[0]", "datasets[2]", "ipc[0]"),
+        *("teacher.digits", "teacher.cifar11", "students[0]", "students[1]", "protocols[0]", "protocols[1]"),
+        *("vary.zeta", "vary.temperature[0]"),
+    }
+
+
 def test_the_message_lists_all_problems_with_their_lines():
     with pytest.raises(GridErrors) as caught:
         parse_grid(BASE.replace("random", "randm").replace("[1]", "[0]"), "mine")

@@ -1,0 +1,196 @@
+"""The structure of a grid file as pydantic models, and pydantic's errors as sentences at the lines of the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from pipelines.grid.located_yaml import Located, Path
+from rd3.registry import did_you_mean
+
+BIGGEST_SEED = 2**63 - 1
+
+
+class Structure(BaseModel):
+    """Keys and types, without coercion."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
+
+
+def _choice(item: Any) -> Any:
+    """``name`` as ``{name: {}}``."""
+    if isinstance(item, str):
+        return {item: {}}
+    if not isinstance(item, dict) or len(item) != 1:
+        raise PydanticCustomError("choice", "a name, or one name with values")
+    return item
+
+
+def _roles(value: Any) -> Any:
+    """A role for all datasets as a mapping without exceptions."""
+    return {} if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Fields = dict[str, Any]
+Choice = Annotated[dict[str, Fields], BeforeValidator(_choice)]
+"""A method or a protocol, alone or with values: ``name`` or ``{name: {field: value}}``."""
+Roles = Annotated[dict[str, str], BeforeValidator(_roles)]
+"""A teacher role, or one for each dataset."""
+Count = Annotated[int, Field(ge=1, le=BIGGEST_SEED)]
+Seed = Annotated[int, Field(ge=0, le=BIGGEST_SEED)]
+Choices = Annotated[list[Choice], Field(min_length=1)]
+Names = Annotated[list[str], Field(min_length=1)]
+Counts = Annotated[list[Count], Field(min_length=1)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
+Values = Annotated[list[Any], Field(min_length=1)]
+
+
+class PartStructure(Structure):
+    """The keys of a part; the defaults of those that may be missing are those of ``Part``."""
+
+    methods: Choices
+    datasets: Names
+    ipc: Counts
+    teacher: Roles
+    students: Names | None = None
+    protocols: Choices = []
+    protocol: Fields = {}
+    set_seeds: Seeds = []
+    student_seeds: Seeds = []
+    vary: dict[str, Values] = {}
+
+
+class GridStructure(PartStructure):
+    """The keys of a grid file: its first part, what concerns the whole grid, and what other parts change."""
+
+    name: Name
+    description: str = ""
+    timing: Literal["shared", "exclusive"] = "shared"
+    test_on: Literal["test", "validation"] = "test"
+    also: list[Annotated[Fields, Field(min_length=1)]] = []
+
+
+class Sentence(NamedTuple):
+    """What is wrong with a value, and the fix; in braces what :func:`_facts` finds out."""
+
+    message: str
+    fix: str = ""
+
+
+_TEXT = Sentence("Expected text, got {what}.", "put it in quotes")
+_VARIED = Sentence("Expected a list of values, got {what}.", "write `{key}: [...]`")
+_CHANGES = Sentence("Expected keys that change the grid, got {what}.", "e.g. `methods: [random]`")
+
+SENTENCES: Mapping[str, Sentence] = {
+    "missing": Sentence("The key {key!r} is missing.", "add `{key}:`"),
+    "extra_forbidden": Sentence("{owner} has no key {key!r} here.", "{nearest}"),
+    "literal_error": Sentence("Expected {choices}, got {what}.", "{nearest}"),
+    "string_type": Sentence("Expected a name, got {what}."),
+    "string_pattern_mismatch": Sentence("Invalid name {input!r}.", "use letters, digits, '.', '_' and '-'"),
+    "int_type": Sentence("Expected an integer, got {what}."),
+    "greater_than_equal": Sentence("Expected an integer of at least {ge}, got {input}."),
+    "less_than_equal": Sentence("Expected an integer below 2^63, got {input}."),
+    "list_type": Sentence("Expected a list, got {what}.", "write `{key}: [...]`"),
+    "too_short": Sentence("The list is empty, so the grid would be empty.", "add at least one item"),
+    "choice": Sentence("Expected a name, or one name with values, got {what}."),
+    "dict_type": Sentence(
+        "Expected fields with values, got {what}.", "write `{key}: {{field: value}}`, or only the name"
+    ),
+    "protocol dict_type": Sentence("Expected fields with values, got {what}.", "write {instead}`field: value`"),
+    "vary dict_type": Sentence("Expected fields with values, got {what}.", "write `field: [value, ...]`"),
+    "vary.* list_type": _VARIED,
+    "vary.* too_short": _VARIED,
+    "teacher dict_type": Sentence("Expected a role, or a role per dataset, got {what}.", "e.g. `teacher: resnet18`"),
+    "teacher.* string_type": Sentence("Expected a role, got {what}."),
+    "name string_type": _TEXT,
+    "description string_type": _TEXT,
+    "also list_type": Sentence("Expected a list of partial grids, got {what}.", "start each with '- '"),
+    "also.* dict_type": _CHANGES,
+    "also.* too_short": _CHANGES,
+}
+"""Sentences by pydantic's type of error, or by location and type where the location has a sentence of its own."""
+
+
+At = Callable[[Path], Path]
+"""Location in the checked data to location in the file."""
+
+
+def as_is(path: Path) -> Path:
+    """For data that is the whole file."""
+    return path
+
+
+def check_structure(
+    document: Located,
+    model: type[Structure],
+    data: Any,
+    at: At = as_is,
+    owner: str = "A grid",
+    sentences: Mapping[str, Sentence] = SENTENCES,
+) -> set[Path]:
+    """Add the structural errors of ``data`` to the document.
+
+    Returns their locations: a key, or a key and an item of its value that is wrong while the others can be used.
+    """
+    wrong: set[Path] = set()
+    for error in _errors(model, data):
+        loc, kind = error["loc"], error["type"]
+        place = ".".join([str(loc[0]), *["*"] * (len(loc) - 1)]) if loc else ""
+        message, fix = sentences.get(f"{place} {kind}") or sentences[kind]
+        facts = _facts(model, error) | {"owner": owner}
+        path = loc[:-1] if kind == "missing" else loc
+        document.problem(at(path), message.format(**facts), fix.format(**facts))
+        wrong.add(loc[:2])
+    return wrong
+
+
+def _errors(model: type[Structure], data: Any) -> Iterator[ErrorDetails]:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        yield from error.errors(include_url=False)
+
+
+def _facts(model: type[Structure], error: ErrorDetails) -> dict[str, Any]:
+    """What the sentences say about an error."""
+    value, key = error["input"], str(error["loc"][-1]) if error["loc"] else ""
+    choices = _choices(model, key)
+    return error.get("ctx", {}) | {
+        "input": value,
+        "what": what(value),
+        "key": key,
+        "choices": " or ".join(choices),
+        "nearest": did_you_mean(str(value), choices) if choices else did_you_mean(key, list(model.model_fields)),
+        "instead": f"`protocols: [{value}]`, or for individual fields " if isinstance(value, str) else "",
+    }
+
+
+def _choices(model: type[Structure], key: str) -> list[str]:
+    """The values that a key may have, if they are listed."""
+    kind = model.model_fields[key].annotation if key in model.model_fields else None
+    return list(get_args(kind)) if get_origin(kind) is Literal else []
+
+
+def keys_of(document: Located, owner: str, required: str) -> dict[str, Any] | None:
+    """The keys of a file, or None and a problem for a file that is empty or something else than a mapping."""
+    data = document.data
+    if data is None:
+        document.problem((), "The file is empty.", f"add {required}")
+    elif not isinstance(data, dict):
+        document.problem((), f"{owner} must be a mapping, got {what(data)}.", "start with `methods:`")
+    return data if isinstance(data, dict) else None
+
+
+def what(value: Any) -> str:
+    """Describe a YAML value in a message."""
+    if value is None:
+        return "nothing"
+    kinds = {bool: "the boolean", str: "the text", int: "the number", float: "the number"}
+    if type(value) in kinds:
+        return f"{kinds[type(value)]} {json.dumps(value, ensure_ascii=False)[:60]}"
+    return "a list" if isinstance(value, list) else "a mapping"
