@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from small_recipes import Stub
 
 from pipelines.engine.driver import DEATHS, Driver
-from pipelines.engine.job import Job, TrialEnd
-from pipelines.engine.progress import Eta, LineView
+from pipelines.engine.eta import Eta
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import TrialEnd
+from pipelines.engine.progress import LineView
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.errors import StoreError
-from tracking.place import Place
-
-
-def job(recipe: Any, demand: Demand) -> Job:
-    return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None, demand.gpus > 0)
+from tests.pipelines.engine.fakes import FakeBooks, FakeJobs, FixedCluster
 
 
 class Play:
     """A driver, and the trials that it thinks are out."""
 
-    def __init__(self, recipes: dict[str, Stub], **options: Any):
+    def __init__(
+        self,
+        recipes: dict[str, Stub],
+        *,
+        books: FakeBooks | None = None,
+        cpus: float = 2.0,
+        max_concurrent: int | None = None,
+    ):
         kinds = {recipe.kind for recipe in recipes.values()}
         self.queue = RecipeQueue(recipes, demands=dict.fromkeys(kinds, Demand(1.0)))
-        self.kept: list[str] = []
-        self.forgotten: list[tuple[str, str]] = []
+        self.books = books or FakeBooks()
+        self.interrupts = Interrupts()
         self.out = io.StringIO()
         self.driver = Driver(
             self.queue,
             LineView("grid", self.queue, Eta({}), None, self.out),
-            **{
-                "job": job,
-                "keep": lambda entry: self.kept.append(entry["key"]),
-                "forget": lambda kind, key: self.forgotten.append((kind, key)),
-                "devices": lambda: (2.0, 0.0),
-                **options,
-            },
+            FakeJobs(),
+            self.books,
+            FixedCluster(cpus),
+            self.interrupts,
+            max_concurrent=max_concurrent,
         )
         self._count = 0
 
@@ -68,7 +70,7 @@ def test_a_finished_recipe_is_kept_before_its_children_start():
     assert key == "s"
     assert play.start() is None
     play.end(trial_id, done("s"))
-    assert play.kept == ["s"]
+    assert play.books.kept == ["s"]
     assert play.start()[1] == "e"
 
 
@@ -107,38 +109,34 @@ def test_a_damaged_parent_is_forgotten_and_made_again_once():
         assert key == "e"
         play.end(trial_id, TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
         if attempt == 0:
-            assert play.forgotten == [("set", "s")]
+            assert play.books.forgotten == [("set", "s")]
             trial_id, key = play.start()
             assert key == "s"
             play.end(trial_id, done("s"))
     assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
-    assert play.forgotten == [("set", "s")]
+    assert play.books.forgotten == [("set", "s")]
 
 
 def test_a_damaged_parent_that_this_grid_cannot_make_is_only_told():
     play = Play({"e": CHAIN["e"]})
     play.end(play.start()[0], TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
     assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
-    assert play.forgotten == []
+    assert play.books.forgotten == []
 
 
 def test_a_ledger_that_cannot_be_written_stops_everything():
-    def keep(entry: Any) -> None:
-        raise StoreError("No space left.")
-
-    play = Play({"a": Stub("set", "a"), "b": Stub("set", "b"), "c": Stub("set", "c")}, keep=keep)
+    books = FakeBooks(StoreError("No space left."))
+    play = Play({"a": Stub("set", "a"), "b": Stub("set", "b"), "c": Stub("set", "c")}, books=books)
     play.end(play.start()[0], done("a"))
     assert isinstance(play.driver.fatal, StoreError)
     assert play.start() is None
 
 
 def test_no_more_than_asked_for_and_none_when_stopping():
-    stop = []
-    recipes = {name: Stub("set", name) for name in "abcde"}
-    play = Play(recipes, max_concurrent=3, devices=lambda: (1.0, 0.0), stopping=lambda: bool(stop))
+    play = Play({name: Stub("set", name) for name in "abcde"}, max_concurrent=3, cpus=1.0)
     assert [play.start() is not None for _trial in range(4)] == [True, True, True, False]
     play.end("trial0", done("a"))
-    stop.append(True)
+    play.interrupts.name = "SIGTERM"
     assert play.start() is None
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.engine import execute as execution
 from pipelines.engine import trial_log
+from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.execute import Failure, Outcome, execute
 from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import work_folder
@@ -162,10 +163,10 @@ def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(sessio
     start, made = set_recipe(10), set_recipe(11).model_copy(update={"init": set_recipe(10).key})
     for recipe in (start, made, set_recipe(12)):
         ledger.mark(Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}))
-    run = execution._Run(Expansion({}), plan("run", "run", "run"), session, ledger, None, Interrupts(), lambda: None)
-    assert list(run.entries([("set", made.key), ("teacher", "ab" * 32)])) == [start.key, made.key]
+    books = Bookkeeping(session, ledger.lease(), Interrupts())
+    assert list(books.entries([("set", made.key), ("teacher", "ab" * 32)])) == [start.key, made.key]
     ledger.forget("set", made.key)
-    assert list(run.entries([("set", made.key)])) == [start.key, made.key], "what was read is not asked for again"
-    run.forget("set", made.key)
-    assert list(run.entries([("set", made.key)])) == []
-    assert run.forgotten == {made.key}
+    assert list(books.entries([("set", made.key)])) == [start.key, made.key], "what was read is not asked for again"
+    books.forget("set", made.key)
+    assert list(books.entries([("set", made.key)])) == []
+    assert books.forgotten == {made.key}
