@@ -169,7 +169,7 @@ def simulate(
     least_s = least_wall_s(known, gpus)
     session, interrupts = session_in(home), Interrupts()
     books = Bookkeeping(session, session.ledger.lease(), interrupts)
-    jobs = JobBuilder(expansion, queue, session, books, GridRuns(None, expansion, books))
+    jobs = JobBuilder(expansion, queue, books, GridRuns(None, expansion, books))
     eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
     view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
     driver = Driver(queue, view, jobs, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)

@@ -5,7 +5,8 @@ folder, under a lock that an orphan of a killed driver still holds; work of an e
 attempt is only reported, and the MLflow run is found again by the recipe's key.
 
 Several recipes are evaluations that are trained together, as a pack.  :func:`_story` takes a single recipe from start
-to end and yields once, where the recipe is run together with the others.  A trial of one recipe is a pack of one.
+to end and yields where the recipe is run together with the others: once, and again if files of its parents are damaged
+after they were verified.  A trial of one recipe is a pack of one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import SafetensorError
 
 from pipelines.engine import trial_log
 from pipelines.engine.job import Job, TrialEnd, given_store
@@ -47,6 +51,9 @@ Progress = Callable[[float, str], None]
 Story = Generator[Part, Entry | None, TrialEnd]
 """Yields the part to run, is sent its outcome, and returns how the recipe ended."""
 
+_UNREADABLE = (DataMissing, DataCorrupt, FileNotFoundError, SafetensorError)
+"""Errors from files that were damaged or removed after they were verified."""
+
 
 class Unfit(Exception):
     """This process must not run another recipe: its device failed, or had too little memory for the pack."""
@@ -70,14 +77,31 @@ def attempt(
             part = _go_on(partial(next, story), partial(ended, number))
             if part is not None:
                 parts[number] = part
-        outcomes = _run_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
-        for number, outcome in zip(parts, outcomes, strict=True):
-            story = stories[number]
-            if isinstance(outcome, Exception):
-                step = partial(story.throw, outcome)
-            else:
-                step = partial(story.send, outcome)
-            _go_on(step, partial(ended, number))
+        again = _round(jobs, stories, parts, store, ended)
+        if again:
+            _round(jobs, stories, again, given_store(jobs), ended)  # in a new store nothing counts as verified
+
+
+def _round(
+    jobs: Sequence[Job],
+    stories: Sequence[Story],
+    parts: dict[int, Part],
+    store: ReadableStore,
+    ended: Callable[[int, TrialEnd], None],
+) -> dict[int, Part]:
+    """Run parts, by index of their jobs, together; returns those to be run again."""
+    outcomes = _run_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
+    again: dict[int, Part] = {}
+    for number, outcome in zip(parts, outcomes, strict=True):
+        story = stories[number]
+        if isinstance(outcome, Exception):
+            step = partial(story.throw, outcome)
+        else:
+            step = partial(story.send, outcome)
+        part = _go_on(step, partial(ended, number))
+        if part is not None:
+            again[number] = part
+    return again
 
 
 def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part | None:
@@ -151,7 +175,7 @@ def _share(
     result, objects = job.folder / "result", open_objects(job.place.artifacts)
     _gather(job, recipe, store, progress)
     _retry(lambda: collect(objects, job.key, result, blocks), progress)
-    yield Part(recipe, job.folder, progress)
+    yield from _run(job, Part(recipe, job.folder, progress))
     _retry(lambda: deliver(objects, job.key, result), progress, 1.0)
     shutil.rmtree(result, ignore_errors=True)
 
@@ -270,7 +294,19 @@ def _generate(
         _retry(lambda: collect(open_objects(job.place.artifacts), job.key, result), progress)
     if unfinished is not None:
         _retry(unfinished.download, progress)
-    return (yield Part(recipe, job.folder, progress if unfinished is None else _uploading(progress, unfinished)))
+    progress = progress if unfinished is None else _uploading(progress, unfinished)
+    performed = yield from _run(job, Part(recipe, job.folder, progress))
+    assert performed is not None, "only a share has no entry"
+    return performed
+
+
+def _run(job: Job, part: Part) -> Generator[Part, Entry | None, Entry | None]:
+    """Run a part; if files cannot be read, once more, after the parents are verified and damaged copies replaced."""
+    try:
+        return (yield part)
+    except _UNREADABLE:
+        _gather(job, part.recipe, given_store([job]), part.progress)
+    return (yield part)
 
 
 def _gather(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) -> None:
@@ -284,7 +320,7 @@ def _gather(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) 
             broken.append((kind, key))
             reasons.append(error.message)
     if broken:
-        raise _BrokenParents(" ".join(reasons), broken)
+        raise _BrokenParents(f"{' '.join(reasons)} Read on {platform.node()}.", broken)
 
 
 _in_progress: set[UnfinishedWork] = set()

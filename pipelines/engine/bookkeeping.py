@@ -16,10 +16,12 @@ from pipelines.engine.job import work_folder
 from pipelines.engine.progress import View
 from pipelines.engine.shards import discard
 from pipelines.settings import Session
+from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import Key, read_recipe
 from rd3.store import Entry
 from tracking.ledger.lease import Lease
 from tracking.ledger.retry import retry
+from tracking.runs import artifacts
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ class Bookkeeping:
     """Reads and writes ledger entries, with retries while the store is unreachable; a signal ends the retries."""
 
     def __init__(self, session: Session, lease: Lease, interrupts: Interrupts):
-        self.home = session.home
+        self.session, self.home = session, session.home
         self.ledger = session.ledger
         self.view: View | None = None
         """Shows what the driver waits for."""
@@ -68,6 +70,21 @@ class Bookkeeping:
     def discard_blocks(self, key: Key) -> None:
         """Delete the uploaded blocks of a set that was generated in shares."""
         self.retry(partial(discard, self.ledger.objects, key))
+
+    def damaged(self, kind: str, key: Key) -> bool:
+        """Whether a result is missing, or damaged where it is stored; reads all its files."""
+        entry = self._entry(kind, key)
+        if entry is None:
+            return True
+        self._show(f"verifying {kind} {key[:12]} at its source")
+        uri, cache = self.session.tracking_uri, self.home / "cache"
+        try:
+            self.retry(partial(artifacts.check_source, entry, cache, uri))
+        except (DataMissing, DataCorrupt):
+            return True
+        finally:
+            self._show("")
+        return False
 
     def forget(self, kind: str, key: Key) -> None:
         """Remove a result with a missing or damaged artifact from the ledger."""

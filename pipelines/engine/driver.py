@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.cluster.ray import Cluster
 from pipelines.engine.bookkeeping import Bookkeeping
+from pipelines.engine.damage import DamagedParents
 from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import TrialEnd
 from pipelines.engine.job_builder import JobBuilder
@@ -33,6 +34,8 @@ class Leave(BaseException):
 class _Trial:
     """A running trial."""
 
+    number: int
+    """Number of trials that were started before it."""
     keys: list[Key]
     """Keys by job index."""
     open: set[Key]
@@ -65,11 +68,13 @@ class Driver:
         self._jobs, self._books, self._cluster, self._interrupts = jobs, books, cluster, interrupts
         self._max_concurrent = max_concurrent
         self._packs = Packs(queue)
+        self._damage = DamagedParents(queue, books)
         self._trials: dict[str, _Trial] = {}
+        self._started = 0
+        """Number of trials that were started."""
         self._deaths: dict[Key, int] = {}
         self._alone: set[Key] = set()
         """Recipes whose process has died; never packed again."""
-        self._made_again: set[Key] = set()
 
     @property
     def leaving(self) -> bool:
@@ -92,7 +97,8 @@ class Driver:
         except RD3Error as error:
             self._give_up(error)
             return None
-        self._trials[trial_id] = _Trial(keys, set(keys))
+        self._trials[trial_id] = _Trial(self._started, keys, set(keys))
+        self._started += 1
         for key in keys:
             self.view.started(key, len(keys))
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
@@ -138,17 +144,25 @@ class Driver:
         if key in trial.open:
             trial.open.discard(key)
             try:
-                self._ended(key, TrialEnd.from_json(result["end"]))
+                self._ended(trial, key, TrialEnd.from_json(result["end"]))
             except RD3Error as error:
                 self._give_up(error)
 
-    def _ended(self, key: Key, end: TrialEnd) -> None:
+    def _ended(self, trial: _Trial, key: Key, end: TrialEnd) -> None:
         if end.status == "done":
             self._done(key, end.entry)
-        elif end.broken and self._make_again(key, end.broken):
-            self.view.ended(key, "waiting", end.reason)
+            return
+        lost = self._damage.resolve(key, end, trial.number, self._started) if end.broken else end.reason
+        if lost:
+            self._close(key, end.status, lost)
         else:
-            self._close(key, end.status, end.reason)
+            self._run_again(key, end.reason)
+
+    def _run_again(self, key: Key, reason: str) -> None:
+        """Queue a recipe behind its parents; it is blocked if one of them has failed meanwhile."""
+        self.queue.again(key)
+        status, why = self.queue.closed.get(key, ("waiting", reason))
+        self.view.ended(key, status, why)
 
     def _done(self, key: Key, entry: dict[str, Any] | None) -> None:
         """Record a result; a share of a set has no entry."""
@@ -190,20 +204,6 @@ class Driver:
         else:
             last = f", most recently after {unfit}" if unfit else ""
             self._close(key, "killed", f"its process died {self._deaths[key]} times{last}")
-
-    def _make_again(self, key: Key, broken: list[tuple[str, Key]]) -> bool:
-        """Regenerate damaged parents, once each; False if that is impossible."""
-        for _kind, parent in broken:
-            made_again = parent in self._made_again and self.queue.state(parent) not in ("running", "waiting")
-            if parent not in self.queue.recipes or made_again:
-                return False
-        for kind, parent in broken:
-            if parent not in self._made_again:
-                self._made_again.add(parent)
-                self._books.forget(kind, parent)
-                self.queue.again(parent)
-        self.queue.again(key)
-        return True
 
     def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)

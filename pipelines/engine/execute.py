@@ -101,7 +101,7 @@ def execute(
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
                 demands = cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
                 queue = plan_queue(expansion, plan, there, demands, 1 if exclusive else shares)
-                jobs = JobBuilder(expansion, queue, session, books, runs, keep_unfinished=address is not None)
+                jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=address is not None)
                 cluster = Cluster()
                 with _view(expansion, queue, eta_of(expansion, queue, cluster, max_concurrent), wanted=view) as shown:
                     books.view = shown
@@ -126,7 +126,8 @@ def execute(
 def _tidy(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
     """Remove damaged entries from the ledger and scratch of finished recipes; returns keys done since the plan."""
     for kind, key in plan.stale:
-        books.forget(kind, key)
+        if books.damaged(kind, key):
+            books.forget(kind, key)
     wanted = set(plan.keys("run")) | set(plan.keys("blocked"))
     kinds = {expansion.recipes[key].kind for key in wanted}
     there = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds))

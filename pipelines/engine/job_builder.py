@@ -9,7 +9,6 @@ from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.job import Job
 from pipelines.engine.shards import Share
 from pipelines.grid.queue import Demand, Queued, RecipeQueue
-from pipelines.settings import Session
 from rd3.recipe import Recipe
 from rd3.values import canonical
 from tracking.runs.fields import parent_facts
@@ -28,15 +27,14 @@ class JobBuilder:
         self,
         expansion: Expansion,
         queue: RecipeQueue,
-        session: Session,
         books: Bookkeeping,
         runs: GridRuns,
         *,
         keep_unfinished: bool = False,
     ):
         """``keep_unfinished``: machines may disappear, so unfinished work is uploaded."""
-        self._expansion, self._queue, self._session = expansion, queue, session
-        self._books, self._runs, self._keep_unfinished = books, runs, keep_unfinished
+        self._expansion, self._queue, self._books, self._runs = expansion, queue, books, runs
+        self._keep_unfinished = keep_unfinished
 
     def job(self, queued: Queued, demand: Demand) -> Job:
         """The job of a recipe or of a share of one, with the entries of all its ancestors."""
@@ -49,7 +47,7 @@ class JobBuilder:
             key=recipe.key,
             recipe=canonical(recipe.model_dump(mode="json")),
             facts=self._facts(recipe),
-            place=self._session,
+            place=self._books.session,
             experiment_id=self._runs.experiment_id,
             parent_run_id=self._runs.grid_run_id,
             gpu=demand.gpus > 0,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
 from rd3.recipe import KINDS, Key, key_of, read_recipe
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import folder_errors
 from tracking.runs import artifacts
 from tracking.store import TrackedStore
 
@@ -37,14 +34,10 @@ def check_entries(store: TrackedStore, wanted: Iterable[tuple[str, Key]]) -> Ite
     Raises if a server does not respond, since that is not damage.
     """
     for kind, key in wanted:
-        with folder_errors(store.cache):
-            store.cache.mkdir(parents=True, exist_ok=True)
-            scratch = tempfile.TemporaryDirectory(dir=store.cache, prefix=".verify.")
-        with scratch as folder:
-            yield _checked(store, kind, key, Path(folder))
+        yield _checked(store, kind, key)
 
 
-def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked:
+def _checked(store: TrackedStore, kind: str, key: Key) -> Checked:
     label = kind
     try:
         entry = store.find(kind, key)
@@ -54,7 +47,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path) -> Checked
         label = recipe.label()
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
-        artifacts.verify(entry, scratch, store.place.tracking_uri)
+        artifacts.check_source(entry, store.cache, store.place.tracking_uri)
     except NotCarried:
         return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:

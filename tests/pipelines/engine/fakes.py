@@ -19,17 +19,25 @@ class FakeJobs:
 
 
 class FakeBooks:
-    """Remembers what was kept and forgotten; ``error`` is raised by the next write."""
+    """Remembers what was kept and forgotten; ``error`` is raised when something is to be kept."""
 
     def __init__(self, error: RD3Error | None = None):
         self.error = error
         self.kept: list[str] = []
         self.forgotten: list[tuple[str, str]] = []
+        self.intact: set[str] = set()
+        """Keys whose files are intact at their source."""
+        self.verified: list[str] = []
+        """Keys that were verified there."""
 
     def keep(self, entry: dict[str, Any]) -> None:
         if self.error is not None:
             raise self.error
         self.kept.append(entry["key"])
+
+    def damaged(self, kind: str, key: str) -> bool:
+        self.verified.append(key)
+        return key not in self.intact
 
     def forget(self, kind: str, key: str) -> None:
         self.forgotten.append((kind, key))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from small_recipes import Stub
 
+from pipelines.engine.damage import READINGS
 from pipelines.engine.driver import DEATHS, Driver
 from pipelines.engine.eta import Eta
 from pipelines.engine.interrupts import Interrupts
@@ -122,6 +123,95 @@ def test_a_damaged_parent_that_this_grid_cannot_make_is_only_told():
     play.end(play.start()[0], TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
     assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
     assert play.books.forgotten == []
+
+
+BROKEN = TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")])
+FAMILY = {"s": Stub("set", "s"), **{key: Stub("evaluation", key, ("set", "s")) for key in ("e1", "e2")}}
+
+
+def in_flight() -> tuple[Play, str, str]:
+    """Two workers are at the two children of a set; returns the play and the children's trials."""
+    play = Play(FAMILY)
+    play.end(play.start()[0], done("s"))
+    (first, e1), (second, e2) = play.start(), play.start()
+    assert (e1, e2) == ("e1", "e2")
+    return play, first, second
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while the parent is made again", "when it has been"])
+def test_children_of_a_damaged_parent_wait_for_the_new_one(late: bool):
+    play, first, second = in_flight()
+    play.end(first, BROKEN)
+    trial, key = play.start()
+    assert key == "s" and play.start() is None, "its children wait"
+    if late:
+        play.end(trial, done("s"))
+        play.end(second, BROKEN)
+    else:
+        play.end(second, BROKEN)
+        play.end(trial, done("s"))
+    for key in ("e1", "e2"):
+        trial, started = play.start()
+        assert started == key
+        play.end(trial, done(key))
+    assert play.queue.finished and play.queue.closed == {}
+    assert play.books.forgotten == [("set", "s")]
+    assert play.books.verified == ["s"], "what is said of the earlier files is not asked of the new ones"
+
+
+def test_a_parent_that_is_damaged_again_ends_its_children_and_is_not_made_a_third_time():
+    play, first, second = in_flight()
+    play.end(first, BROKEN)
+    play.end(second, BROKEN)
+    play.end(play.start()[0], done("s"))
+    for trial, _key in [play.start(), play.start()]:
+        play.end(trial, BROKEN)
+    assert play.queue.finished
+    assert play.queue.closed == dict.fromkeys(("e1", "e2"), ("failed", "Set s lacks its file."))
+    assert (play.books.kept, play.books.forgotten) == (["s", "s"], [("set", "s")])
+
+
+def test_a_child_whose_parent_fails_when_it_is_made_again_is_blocked():
+    play, first, second = in_flight()
+    play.end(first, BROKEN)
+    play.end(play.start()[0], TrialEnd("diverged", "The loss is nan."))
+    play.end(second, BROKEN)
+    assert play.queue.finished
+    assert [play.queue.closed[key].status for key in FAMILY] == ["diverged", "blocked", "blocked"]
+    assert "evaluation e2 e2: blocked" in play.out.getvalue()
+
+
+def test_one_worker_that_reads_badly_costs_its_recipe_and_nothing_else():
+    play, first, second = in_flight()
+    play.books.intact.add("s")
+    play.end(first, BROKEN)
+    play.end(second, done("e2"))
+    for _attempt in range(READINGS - 1):
+        trial, key = play.start()
+        assert key == "e1"
+        play.end(trial, BROKEN)
+    assert play.queue.finished
+    status, reason = play.queue.closed["e1"]
+    assert (status, "At their source the files are intact. Fix: check the disk" in reason) == ("failed", True)
+    assert play.books.forgotten == [] and play.books.kept == ["s", "e2"]
+
+
+def test_a_reading_error_that_passes_costs_an_attempt():
+    play, first, _second = in_flight()
+    play.books.intact.add("s")
+    play.end(first, BROKEN)
+    play.end(play.start()[0], done("e1"))
+    assert play.queue.closed == {} and play.books.forgotten == []
+
+
+def test_children_that_read_the_same_at_the_same_time_are_verified_once():
+    play, first, second = in_flight()
+    play.books.intact.add("s")
+    play.end(first, BROKEN)
+    play.end(second, BROKEN)
+    assert play.books.verified == ["s"]
+    play.end(play.start()[0], BROKEN)
+    assert play.books.verified == ["s", "s"]
 
 
 def test_a_ledger_that_cannot_be_written_stops_everything():
