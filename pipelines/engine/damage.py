@@ -1,7 +1,7 @@
 """What the driver does when a worker finds damaged what its recipe is made from.
 
-The worker has downloaded the files twice.  Before anything is forgotten, the driver reads them at their source: the
-disk or the network of one worker must not remove an intact result from the ledger.
+Before anything is forgotten, the driver reads the files at their source: the disk or the network of one worker must not
+remove an intact result from the ledger.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
 from pipelines.engine import trial_log
-from pipelines.engine.attempt import in_use
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.driver import Driver, Leave
 from pipelines.engine.eta import Eta, eta_of
+from pipelines.engine.folder_lock import in_use
 from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.interrupts import EXIT_CODE, Interrupts
 from pipelines.engine.job import work_folder

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import rd3.perform
-from pipelines.engine import attempt, trial_log
+from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waiting
 from pipelines.engine.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingAway, TrackingError
 from rd3.recipe import Data, SetRecipe
@@ -88,7 +88,7 @@ class Bench:
         files = rd3.perform.sha256_files(parent)
         self.store.put(Entry(kind="teacher", key=TEACHER, recipe=plain, result={}, files=files), parent)
         monkeypatch.setattr(attempt, "perform", self._perform)
-        monkeypatch.setattr(attempt, "_tracker", lambda _place: self)
+        monkeypatch.setattr(recipe_run, "_tracker", lambda _place: self)
         monkeypatch.setattr(attempt, "given_store", lambda _jobs: self.store)
 
     def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
@@ -218,18 +218,18 @@ def test_a_damaged_parent_is_named(bench: Bench):
 def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(attempt, "ORPHAN_WAIT_S", 0.0)
+    monkeypatch.setattr(folder_lock, "ORPHAN_WAIT_S", 0.0)
     bench.job.folder.mkdir(parents=True)
     notes: list[str] = []
     with open(bench.job.folder / "lock", "w") as lock:
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert attempt.in_use(bench.job.folder)
+        assert folder_lock.in_use(bench.job.folder)
         end = bench.attempt(notes)
     assert end.status == "failed"
     assert "Process 4711 still uses" in end.reason
-    assert not attempt.in_use(bench.job.folder)
+    assert not folder_lock.in_use(bench.job.folder)
     assert bench.attempt().status == "done"
 
 
@@ -261,7 +261,7 @@ def test_a_recipe_that_is_made_twice_is_logged_twice(bench: Bench):
 
 
 def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
+    monkeypatch.setattr(waiting, "retry", lambda ask, **_options: ask())
     bench.away = 1
     end = bench.attempt()
     assert (end.status, end.reason) == ("failed", "MLflow does not answer.")
@@ -271,7 +271,7 @@ def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monk
 
 
 def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
+    monkeypatch.setattr(waiting, "retry", lambda ask, **_options: ask())
     bench.away = 1
     bench.attempt()
     (bench.job.folder / "result" / "images").write_text("pixelz")
@@ -308,7 +308,7 @@ def test_a_device_error_makes_the_process_unfit_and_leaves_the_recipe_open(bench
     with pytest.raises(attempt.Unfit, match=r"^RuntimeError: CUDA error: an illegal memory access was encountered$"):
         bench.attempt()
     assert bench.events() == ["start"] and bench.ends == [], "the run goes on in another process"
-    assert not attempt.in_use(bench.job.folder)
+    assert not folder_lock.in_use(bench.job.folder)
     bench.raises = None
     assert bench.attempt().status == "done"
 

@@ -23,7 +23,7 @@ from pipelines.grid.plan import Item, Plan
 from pipelines.settings import Session
 from rd3.errors import StoreError
 from rd3.recipe import Data, SetRecipe
-from rd3.store import Entry
+from rd3.store import Entry, sha256_files
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
@@ -93,6 +93,23 @@ def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, 
     outcome = execute(Expansion(RECIPES), plan("run", "run", "blocked"), session)
     assert outcome.reused == KEYS[:2]
     assert [folder.exists() for folder in leftovers] == [False, False, True]
+
+
+def test_what_the_plan_took_for_damaged_and_is_intact_is_reused(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(execution, "ray_cluster", None)
+    files, ledger = tmp_path / "set", Ledger(session.artifacts)
+    files.mkdir()
+    (files / "images").write_bytes(b"pixels")
+    entry = Entry(
+        kind="set", key=KEYS[0], recipe=RECIPES[KEYS[0]].model_dump(mode="json"), result={},
+        files=sha256_files(files), artifact=files.as_uri(),
+    )  # fmt: skip
+    ledger.mark(entry)
+    outcome = execute(Expansion(RECIPES), plan("run", "blocked", "blocked", stale=(("set", KEYS[0]),)), session)
+    assert outcome.reused == [KEYS[0]]
+    assert ledger.find("set", KEYS[0]) == entry
 
 
 def test_two_drivers_on_one_ledger(session: Session):

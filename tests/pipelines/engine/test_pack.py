@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.engine import attempt, trial, trial_log
+from pipelines.engine import attempt, folder_lock, recipe_run, trial, trial_log
 from pipelines.engine.job import Job, TrialEnd
 from rd3 import perform
 from rd3.datasets import Roots, dataset_info, open_dataset
@@ -65,7 +65,7 @@ class Bench:
         """How many results were on the disk when a run was finished."""
         self.lost: set[str] = set()
         """Keys whose trial dies while it sends them."""
-        monkeypatch.setattr(attempt, "_tracker", lambda _place: self)
+        monkeypatch.setattr(recipe_run, "_tracker", lambda _place: self)
         monkeypatch.setattr(attempt, "given_store", lambda _jobs: self.store)
 
     def begin(self, recipe: EvaluationRecipe, _facts: Any, **_where: Any) -> Any:
@@ -170,7 +170,7 @@ def test_a_device_without_room_for_the_pack_leaves_all_to_be_made_alone(
         bench.trial(*recipes)
     assert bench.runs == []
     for recipe in recipes:
-        assert not attempt.in_use(bench.job(recipe).folder)
+        assert not folder_lock.in_use(bench.job(recipe).folder)
         assert bench.events(recipe) == ["start"], "as of a process that was killed"
         assert same(bench.trial(recipe)[recipe.key], bench.alone(recipe))
 
