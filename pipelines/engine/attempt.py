@@ -18,12 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from pipelines.engine import trial_log
 from pipelines.engine.folder_lock import alone_in
 from pipelines.engine.job import Job, TrialEnd, given_store
-from pipelines.engine.parents import BrokenParents, gather
+from pipelines.engine.parents import UNREADABLE, BrokenParents, gather
 from pipelines.engine.recipe_run import RecipeRun
 from pipelines.engine.shards import collect, deliver
 from pipelines.engine.uploads import uploaded_on_exit, uploading
@@ -41,9 +39,6 @@ if TYPE_CHECKING:
 
 Story = Generator[Part, Entry | None, TrialEnd]
 """Yields the part to run, is sent its outcome, and returns how the recipe ended."""
-
-_UNREADABLE = (DataMissing, DataCorrupt, FileNotFoundError, SafetensorError)
-"""Errors from files that were damaged or removed after they were verified."""
 
 
 class Unfit(Exception):
@@ -248,7 +243,7 @@ def _run(job: Job, part: Part) -> Generator[Part, Entry | None, Entry | None]:
     """Run a part; if files cannot be read, once more, after the parents are verified and damaged copies replaced."""
     try:
         return (yield part)
-    except _UNREADABLE:
+    except UNREADABLE:
         gather(job, part.recipe, given_store([job]), part.progress)
     return (yield part)
 

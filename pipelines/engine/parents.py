@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from functools import partial
 
+from safetensors import SafetensorError
+
 from pipelines.engine.job import Job
 from pipelines.engine.waiting import retry_shown
 from pipelines.transfer.datasets import ensure_data
@@ -12,6 +14,9 @@ from rd3.errors import DataCorrupt, DataMissing, RD3Error
 from rd3.perform import Progress
 from rd3.recipe import Recipe
 from rd3.store import ReadableStore
+
+UNREADABLE = (DataMissing, DataCorrupt, FileNotFoundError, SafetensorError)
+"""Errors from files that were damaged or removed after they were verified."""
 
 
 class BrokenParents(RD3Error):
