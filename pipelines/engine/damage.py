@@ -27,8 +27,8 @@ class DamagedParents:
         self._good_since: dict[Key, int] = {}
         """Number of the first trial that starts after a parent was found intact, or is made again."""
 
-    def resolve(self, key: Key, end: TrialEnd, trial: int, next_trial: int) -> str:
-        """Queue the damaged parents of a recipe again; returns why the recipe fails, or "" if it can run again.
+    def resolve(self, key: Key, end: TrialEnd, trial: int, next_trial: int) -> str | None:
+        """Queue the damaged parents of a recipe again; returns why the recipe fails, None if it can run again.
 
         ``trial``: number of its trial; ``next_trial``: number of the next one to start.  A trial that started before a
         parent was made again has read the earlier files, which says nothing about the new ones.
@@ -46,4 +46,4 @@ class DamagedParents:
             self._made_again.add(parent)
             self._books.forget(kind, parent)
             self._queue.again(parent)
-        return ""
+        return None

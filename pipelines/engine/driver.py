@@ -152,11 +152,11 @@ class Driver:
         if end.status == "done":
             self._done(key, end.entry)
             return
-        lost = self._damage.resolve(key, end, trial.number, self._started) if end.broken else end.reason
-        if lost:
-            self._close(key, end.status, lost)
-        else:
+        failure = self._damage.resolve(key, end, trial.number, self._started) if end.broken else end.reason
+        if failure is None:
             self._run_again(key, end.reason)
+        else:
+            self._close(key, end.status, failure)
 
     def _run_again(self, key: Key, reason: str) -> None:
         """Queue a recipe behind its parents; it is blocked if one of them has failed meanwhile."""

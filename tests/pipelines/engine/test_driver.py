@@ -246,6 +246,13 @@ def test_evaluations_share_a_gpu_and_sets_have_it_alone():
     assert queue.finished
 
 
+@pytest.mark.parametrize("broken", [[], [("set", "elsewhere")]])
+def test_a_failure_without_a_reason_is_one(broken: list[tuple[str, str]]):
+    play = Play({"e": CHAIN["e"]})
+    play.end(play.start()[0], TrialEnd("failed", broken=broken))
+    assert play.queue.closed["e"] == ("failed", "")
+
+
 @pytest.mark.parametrize("result", [None, {}, {"fraction": 0.5}])
 def test_a_trial_that_ends_without_a_word_has_failed(result: Any):
     play = Play(CHAIN)
