@@ -31,11 +31,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.driver import Driver
-from pipelines.engine.execute import _queue, _Run
+from pipelines.engine.eta import Eta, networks_of
+from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.interrupts import Interrupts
-from pipelines.engine.job import TrialEnd
-from pipelines.engine.progress import Eta, LineView
+from pipelines.engine.job import Job, TrialEnd
+from pipelines.engine.job_builder import JobBuilder
+from pipelines.engine.plan_queue import plan_queue
+from pipelines.engine.progress import LineView
 from pipelines.grid import queue as queue_module
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
@@ -47,7 +51,7 @@ from pipelines.settings import Session
 from rd3.planning.cost import Rates
 from rd3.recipe import from_json
 from rd3.store import Entry
-from tracking.ledger.ledger import Ledger
+from tracking.place import Place
 
 Row = dict[str, Any]
 
@@ -158,18 +162,17 @@ def simulate(
 
     demands = {kind: Demand(1.0, 1.0) for kind in ("teacher", "statistics", "set", "share")}
     demands["evaluation"] = Demand(1.0, part)
-    queue = _queue(expansion, plan, set(), demands, shares)
+    queue = plan_queue(expansion, plan, (), demands, shares)
     draw = random.Random(0)
     takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in queue.costs_s.items()}
     known = RecipeQueue(queue.recipes, reused=queue.reused, demands=demands, after=queue.after, costs_s=takes_s)
     least_s = least_wall_s(known, gpus)
-    session = session_in(home)
-    ledger = Ledger(session.artifacts)
-    run = _Run(expansion, plan, session, ledger, None, Interrupts(), lambda: None, queue=queue)
-    view = LineView("paper", queue, Eta(queue.costs_s, gpus, networks=run.networks()), run.label, io.StringIO())
-    driver = Driver(
-        queue, view, job=run.job, keep=run.keep, forget=run.forget, devices=lambda: (16.0 * gpus, float(gpus))
-    )
+    session, interrupts = session_in(home), Interrupts()
+    books = Bookkeeping(session, session.ledger.lease(), interrupts)
+    jobs = JobBuilder(expansion, queue, books, GridRuns(None, expansion, books))
+    eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
+    view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
+    driver = Driver(queue, view, jobs, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
     graph, cluster = Graph(driver), Cluster(gpus)
     out: dict[str, list[dict[str, Any]]] = {}
     began = time.process_time()
@@ -255,7 +258,7 @@ def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, 
     demands = dict.fromkeys(("teacher", "statistics", "set", "share", "evaluation"), Demand(1.0, 1.0))
     rows = []
     for share, gpus in itertools.product(shares, devices):
-        base = _queue(expansion, plan, set(), demands, share)
+        base = plan_queue(expansion, plan, (), demands, share)
         facts = {"reused": base.reused, "demands": demands, "after": base.after}
         row: Row = {"shares_of_a_set": share, "devices": gpus}
         for urgent in (math.inf, 1.0, 0.5, queue_module.URGENT, 0.0):
@@ -270,6 +273,16 @@ def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, 
             row[f"urgent_{urgent:g}"] = round(min(reached), 1)
         rows.append(row)
     return rows
+
+
+class FixedCluster(NamedTuple):
+    """The number of devices, as a driver asks for it."""
+
+    cpus: float
+    gpus: float
+
+    def devices(self) -> tuple[float, float]:
+        return self
 
 
 class Sleeper:
@@ -293,10 +306,10 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
 
     from pipelines.cluster.ray import _QUIET, ray_cluster
     from pipelines.engine import tune as tuned
-    from pipelines.engine.job import Job
 
-    def job(recipe: Sleeper, demand: Demand) -> Job:
-        return Job(recipe.kind, recipe.key, "{}", {}, "", "", "", None, "0", None)
+    class Jobs:
+        def job(self, recipe: Sleeper, demand: Demand) -> Job:
+            return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None)
 
     def sleeping(config: dict[str, Any]) -> None:
         import sys as there
@@ -332,7 +345,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         costs_s={one.key: sleep_s for one in sleepers},
     )  # fmt: skip
     view = LineView("sleepers", queue, Eta(queue.costs_s, workers), None, io.StringIO())
-    driver = Timed(queue, view, job=job, keep=print, forget=print, devices=lambda: (float(workers), 0.0))
+    driver = Timed(queue, view, Jobs(), None, FixedCluster(float(workers), 0.0), Interrupts())
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     tuned.run_trial = sleeping

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,6 +42,8 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]
 """The HTTP/2 connection preface: a fixed text and an empty SETTINGS frame.  A server responds with its own."""
 _SETTINGS = 4
 _WAIT_S = 5.0
+_COUNT_EVERY_S = 10.0
+"""Seconds between two counts of the cluster's devices."""
 
 
 def check_address(address: str) -> None:
@@ -235,3 +238,18 @@ def cluster_devices() -> tuple[float, float]:
 
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+class Cluster:
+    """The cluster that a driver works on; its devices are counted again at intervals, as it may grow."""
+
+    def __init__(self) -> None:
+        self._devices = (0.0, 0.0)
+        self._counted = float("-inf")
+
+    def devices(self) -> tuple[float, float]:
+        """(CPUs, GPUs) of the whole cluster."""
+        if time.monotonic() - self._counted > _COUNT_EVERY_S:
+            self._devices = cluster_devices()
+            self._counted = time.monotonic()
+        return self._devices

@@ -1,29 +1,29 @@
-"""The driver's side of a run: starts trials and handles their reports.  Independent of Ray Tune.
+"""The driver of a run: starts trials, handles their reports and writes the ledger.  Independent of Ray Tune.
 
-Only the driver writes the ledger, from reports of trials, so that orphaned workers cannot do harm.  A trial runs one
-recipe, or a pack of evaluations, each of which ends by itself.
+A trial runs one recipe, or a pack of evaluations, each of which ends by itself.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.engine.job import Job, TrialEnd
+from pipelines.cluster.ray import Cluster
+from pipelines.engine.bookkeeping import Bookkeeping
+from pipelines.engine.damage import DamagedParents
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import TrialEnd
+from pipelines.engine.job_builder import JobBuilder
+from pipelines.engine.packs import Packs
 from pipelines.engine.progress import View
 from pipelines.grid.queue import Demand, Queued, RecipeQueue
 from rd3.errors import RD3Error
-from rd3.evaluation.packing import SIZE, Packing
-from rd3.recipe import EvaluationRecipe, Key, Recipe
+from rd3.recipe import Key
 
 DEATHS = 3
 """Number of process deaths after which a recipe counts as killed."""
-_CAPACITY_EVERY_S = 10.0
 
 
 class Leave(BaseException):
@@ -34,6 +34,8 @@ class Leave(BaseException):
 class _Trial:
     """A running trial."""
 
+    number: int
+    """Number of trials that were started before it."""
     keys: list[Key]
     """Keys by job index."""
     open: set[Key]
@@ -46,52 +48,38 @@ class _Trial:
 
 
 class Driver:
-    """State shared by the searcher, the callback and the command while Tune runs."""
+    """Owns the queue, the trials and, by its books, the ledger.  Tune's searcher and callback call it."""
 
     def __init__(
         self,
         queue: RecipeQueue,
         view: View,
+        jobs: JobBuilder,
+        books: Bookkeeping,
+        cluster: Cluster,
+        interrupts: Interrupts,
         *,
-        job: Callable[[Queued, Demand], Job],
-        keep: Callable[[dict[str, Any]], None],
-        forget: Callable[[str, str], None],
-        devices: Callable[[], tuple[float, float]],
         max_concurrent: int | None = None,
-        stopping: Callable[[], bool] = lambda: False,
     ):
-        """``keep`` adds a finished entry to the ledger, ``forget`` removes a broken one.
-
-        ``devices``: (CPUs, GPUs) of the whole cluster.
-        """
+        """``max_concurrent``: maximum number of parallel trials (default: as many as fit on the cluster)."""
         self.queue, self.view = queue, view
-        self.job, self.keep, self.forget = job, keep, forget
-        self.max_concurrent = max_concurrent
-        self.stopping = stopping
         self.fatal: BaseException | None = None
-        self._out: dict[str, _Trial] = {}
+        """The error that stops the driver."""
+        self._jobs, self._books, self._cluster, self._interrupts = jobs, books, cluster, interrupts
+        self._max_concurrent = max_concurrent
+        self._packs = Packs(queue)
+        self._damage = DamagedParents(queue, books)
+        self._trials: dict[str, _Trial] = {}
+        self._started = 0
+        """Number of trials that were started."""
         self._deaths: dict[Key, int] = {}
         self._alone: set[Key] = set()
         """Recipes whose process has died; never packed again."""
-        self._made_again: set[Key] = set()
-        evaluation = queue.demands.get("evaluation")
-        on_gpu = evaluation is not None and evaluation.gpus > 0
-        self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
-        self._devices_of = devices
-        self._capacity = (0.0, 0.0)
-        self._checked = float("-inf")
 
     @property
     def leaving(self) -> bool:
         """Whether to stop: no more trials start, and running ones are not awaited."""
-        return self.fatal is not None or self.stopping()
-
-    def _devices(self) -> tuple[float, float]:
-        """(CPUs, GPUs) of the cluster, refreshed periodically because it may grow."""
-        if time.monotonic() - self._checked > _CAPACITY_EVERY_S:
-            self._capacity = self._devices_of()
-            self._checked = time.monotonic()
-        return self._capacity
+        return self.fatal is not None or bool(self._interrupts.name)
 
     def next_config(self, trial_id: str) -> dict[str, Any] | None:
         """Configuration of the next trial, or None if none can start."""
@@ -101,57 +89,37 @@ class Driver:
         if first is None:
             return None
         demand = self.queue.demand(first.key)
-        pack: list[Queued] = [first, *self._companions(first, demand)]
+        pack: list[Queued] = [first, *self._packs.companions(first, self._at_a_time(demand), self._alone)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
         try:
-            jobs = [self.job(recipe, demand).to_plain() for recipe in pack]
+            jobs = [self._jobs.job(recipe, demand).to_plain() for recipe in pack]
         except RD3Error as error:
             self._give_up(error)
             return None
-        self._out[trial_id] = _Trial(keys, set(keys))
+        self._trials[trial_id] = _Trial(self._started, keys, set(keys))
+        self._started += 1
         for key in keys:
             self.view.started(key, len(keys))
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
 
     def _first(self) -> Queued | None:
-        if not self.max_concurrent:
-            return self.queue.take(*self._devices())
-        if len(self._out) >= self.max_concurrent:
+        if not self._max_concurrent:
+            return self.queue.take(*self._cluster.devices())
+        if len(self._trials) >= self._max_concurrent:
             return None
-        return self.queue.take(math.inf, math.inf, at_once=self.max_concurrent)
+        return self.queue.take(math.inf, math.inf, at_once=self._max_concurrent)
 
-    def _companions(self, first: Queued, demand: Demand) -> list[EvaluationRecipe]:
-        """Evaluations to be trained together with ``first``.
-
-        A pack has at most ceil(ready recipes / parallel trials of the cluster) members, so that no device is idle while
-        recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at most that part of
-        ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other devices, the planned
-        time of its members together is at most what is long beside all that is left (:meth:`RecipeQueue.long_s`).
-        """
-        if first.key in self._alone or not isinstance(first, Recipe):
-            return []
-        at_a_time = self.max_concurrent or demand.at_a_time(*self._devices())
-        most = math.floor(SIZE * min(1.0, demand.gpus or 1.0))
-        room = min(most, math.ceil((len(self.queue.ready) + 1) / at_a_time)) - 1
-        others = self._packing.companions(first, self._may_join, room)
-        return others if at_a_time == 1 else self._brief(first, others, self.queue.long_s(at_a_time))
-
-    def _brief(self, first: Recipe, others: list[EvaluationRecipe], most_s: float) -> list[EvaluationRecipe]:
-        """As many of ``others`` as take ``most_s`` with ``first``."""
-        costs_s = [self.queue.costs_s.get(recipe.key, 0.0) for recipe in (first, *others)]
-        sums_s = itertools.accumulate(costs_s)
-        return [other for other, sum_s in zip(others, list(sums_s)[1:], strict=True) if sum_s <= most_s]
-
-    def _may_join(self, key: Key) -> bool:
-        return key in self.queue.ready and key not in self._alone
+    def _at_a_time(self, demand: Demand) -> int:
+        """Number of trials that run in parallel."""
+        return self._max_concurrent or demand.at_a_time(*self._cluster.devices())
 
     def on_report(self, trial_id: str, result: dict[str, Any]) -> None:
         """Progress of the recipes of a trial, or the end of one of several.
 
         The last end is handled when the trial is complete and its worker is free (:meth:`on_end`).
         """
-        trial = self._out.get(trial_id)
+        trial = self._trials.get(trial_id)
         if trial is None:
             return
         trial.unfit = result.get("unfit", trial.unfit)
@@ -162,7 +130,7 @@ class Driver:
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
         """Handle the end of a trial; ``result`` is its last report."""
-        trial = self._out.pop(trial_id, None)
+        trial = self._trials.pop(trial_id, None)
         if trial is None:
             return
         if result is not None and "end" in result:
@@ -176,30 +144,44 @@ class Driver:
         if key in trial.open:
             trial.open.discard(key)
             try:
-                self._ended(key, TrialEnd.from_json(result["end"]))
+                self._ended(trial, key, TrialEnd.from_json(result["end"]))
             except RD3Error as error:
                 self._give_up(error)
 
-    def _ended(self, key: Key, end: TrialEnd) -> None:
+    def _ended(self, trial: _Trial, key: Key, end: TrialEnd) -> None:
         if end.status == "done":
-            if end.entry is not None:
-                self.keep(end.entry)
-                self.view.packed(key, end.entry.get("made", {}).get("pack", 1))
-            self.queue.finish(key)
-            self.view.ended(key, "done")
-        elif end.broken and self._make_again(key, end.broken):
-            self.view.ended(key, "waiting", end.reason)
+            self._done(key, end.entry)
+            return
+        failure = self._damage.resolve(key, end, trial.number, self._started) if end.broken else end.reason
+        if failure is None:
+            self._run_again(key, end.reason)
         else:
-            self._close(key, end.status, end.reason)
+            self._close(key, end.status, failure)
+
+    def _run_again(self, key: Key, reason: str) -> None:
+        """Queue a recipe behind its parents; it is blocked if one of them has failed meanwhile."""
+        self.queue.again(key)
+        status, why = self.queue.closed.get(key, ("waiting", reason))
+        self.view.ended(key, status, why)
+
+    def _done(self, key: Key, entry: dict[str, Any] | None) -> None:
+        """Record a result; a share of a set has no entry."""
+        if entry is not None:
+            self._books.keep(entry)
+            if self.queue.after.get(key):
+                self._books.discard_blocks(key)
+            self.view.packed(key, entry.get("made", {}).get("pack", 1))
+        self.queue.finish(key)
+        self.view.ended(key, "done")
 
     def _give_up(self, error: RD3Error) -> None:
         """Stop because of a ledger error, unless we are stopping already."""
-        if not self.stopping():
+        if not self._interrupts.name:
             self.fatal = error
 
     def on_death(self, trial_id: str, reason: str) -> None:
         """Handle the death of a trial's process: restart its unfinished recipes, each alone, a few times."""
-        trial = self._out.pop(trial_id, None)
+        trial = self._trials.pop(trial_id, None)
         if trial is None:
             return
         self._alone |= trial.open
@@ -222,20 +204,6 @@ class Driver:
         else:
             last = f", most recently after {unfit}" if unfit else ""
             self._close(key, "killed", f"its process died {self._deaths[key]} times{last}")
-
-    def _make_again(self, key: Key, broken: list[tuple[str, Key]]) -> bool:
-        """Regenerate damaged parents, once each; False if that is impossible."""
-        for _kind, parent in broken:
-            made_again = parent in self._made_again and self.queue.state(parent) not in ("running", "waiting")
-            if parent not in self.queue.recipes or made_again:
-                return False
-        for kind, parent in broken:
-            if parent not in self._made_again:
-                self._made_again.add(parent)
-                self.forget(kind, parent)
-                self.queue.again(parent)
-        self.queue.again(key)
-        return True
 
     def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)

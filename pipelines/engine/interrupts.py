@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -35,6 +37,15 @@ class Interrupts:
         """Install the handlers (again): Ray installs its own for SIGTERM when it starts."""
         for number in self._before:
             signal.signal(number, self._on_signal)
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Within the block a signal only sets ``name``, so that it stops the caller between two steps."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.name:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from pipelines.engine.attempt import Unfit, attempt, last_words
+from pipelines.engine.attempt import Unfit, attempt
 from pipelines.engine.job import Job, TrialEnd
+from pipelines.engine.uploads import last_words
 
 REPORT_EVERY_S = 3.0
 UNFIT_S = 10.0

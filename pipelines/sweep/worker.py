@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.engine.parents import UNREADABLE
 from pipelines.sweep.study import Contest, Ended, Pruning
 from pipelines.transfer.datasets import ensure_data
 from rd3.errors import Diverged, RD3Error
@@ -148,8 +149,6 @@ def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Sc
 
 def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
     """(score, pruned) of an evaluation that is trained now."""
-    from rd3.perform import perform
-
     curve: dict[int, float] = {}
     began = time.perf_counter()
 
@@ -158,17 +157,16 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
         if contest is not None and contest.report(epoch, top1_pct):
             raise _Stop
 
-    roots = attempt.place.roots
-    retry(partial(ensure_data, attempt.place, recipe.data))
-    store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
-    for kind, key in recipe.parents():  # into the cache that the training reads
-        retry(partial(store.fetch, kind, key))
     scratch = scratch_folder(attempt.place.home, attempt.sweep)
     scratch.mkdir(parents=True, exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))
     try:
-        device = "cuda" if attempt.gpu else "cpu"
-        result = perform(recipe, store, roots, out, device=device, tested=tested).result
+        try:
+            result = _performed(attempt, recipe, out, tested)
+        except UNREADABLE:
+            if curve:  # all files had been read by the first test
+                raise
+            result = _performed(attempt, recipe, out, tested)  # with files that are verified or fetched again
     except _Stop:
         return Score(curve, wall_s=time.perf_counter() - began), True
     except Diverged as error:
@@ -177,6 +175,25 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
         shutil.rmtree(out, ignore_errors=True)
     wall_s, ran = time.perf_counter() - began, result["ran_precision"]
     return Score(curve, result["top1_pct"], tested=result["tested"], wall_s=wall_s, ran_precision=ran), False
+
+
+def _performed(
+    attempt: Attempt, recipe: EvaluationRecipe, out: Path, tested: Callable[[int, float], None]
+) -> dict[str, Any]:
+    """The result of an evaluation."""
+    from rd3.perform import perform
+
+    roots, device = attempt.place.roots, "cuda" if attempt.gpu else "cpu"
+    return perform(recipe, _inputs(attempt, recipe), roots, out, device=device, tested=tested).result
+
+
+def _inputs(attempt: Attempt, recipe: EvaluationRecipe) -> GivenStore:
+    """A store with the verified files of what an evaluation is made from, whose dataset is on this machine."""
+    retry(partial(ensure_data, attempt.place, recipe.data))
+    store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
+    for kind, key in recipe.parents():  # into the cache that the training reads
+        retry(partial(store.fetch, kind, key))
+    return store
 
 
 def scratch_folder(home: Path, sweep: str) -> Path:

@@ -89,21 +89,22 @@ def test_a_second_run_makes_nothing(tiny: ModuleType, home: Path, made: Any):
     assert _events(home) == before
 
 
-def test_a_set_that_is_damaged_after_planning_is_made_again(
-    tiny: ModuleType, home: Path, made: Any, ray_here: None, monkeypatch: pytest.MonkeyPatch
+def test_a_set_that_is_damaged_after_planning_is_made_again_and_its_children_wait(
+    tiny: ModuleType, home: Path, made: Any, ray_here: None
 ):
     session = tiny.session_in(home)
     ledger = Ledger(session.artifacts)
-    expansion = tiny.tiny(session, evaluations=3, epochs=2, sets=1)  # one more student of a set that is there
+    expansion = tiny.tiny(session, evaluations=4, epochs=2, sets=1)  # two more students of a set that is there
     plan = plan_session(expansion, session)
-    (key,) = plan.keys("run")
-    entry = ledger.find("set", expansion.recipes[key].set)
+    keys = plan.keys("run")
+    assert len(keys) == 2
+    entry = ledger.find("set", expansion.recipes[keys[0]].set)
     folder = Path(entry.artifact.removeprefix("file://"))
     victim = max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     victim.write_bytes(victim.read_bytes()[:-1])
-    outcome = tiny.execute(expansion, plan, session, view=False)
+    outcome = tiny.execute(expansion, plan, session, view=False, max_concurrent=2)
     assert outcome.failed == []
-    assert set(outcome.done) == {key, entry.key}
+    assert set(outcome.done) == {*keys, entry.key}
     assert ledger.find("set", entry.key).content == entry.content
     assert [event["event"] for event in trial_log.events(home, entry.key)] == [
         "start", "made", "done", "forgotten", "start", "made", "done"

@@ -7,8 +7,10 @@ that MLflow supports, such as ``mlflow-artifacts:/`` of a tracking server (read 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,11 +69,31 @@ def verify(entry: Entry, cache: Path, tracking_uri: str = "") -> None:
     fetch(entry, cache, tracking_uri)
 
 
+def check_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> None:
+    """Raise :class:`DataMissing` or :class:`DataCorrupt` unless the files are intact where they are stored.
+
+    Remote files are downloaded anew, to a temporary folder in ``scratch``: a copy in a cache proves nothing.
+    """
+    with from_source(entry, scratch, tracking_uri):
+        pass
+
+
+@contextlib.contextmanager
+def from_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> Iterator[Path]:
+    """The files as they are where they are stored, checked like :func:`check_source`, until the end of the context."""
+    with folder_errors(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=scratch, prefix=".source.")
+    with temporary as folder:
+        yield fetch(entry, Path(folder), tracking_uri)
+
+
 def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
     """A folder on this machine with the verified files of ``entry``.
 
-    A damaged copy in the cache is downloaded again once.  Raises :class:`DataMissing` or :class:`DataCorrupt` if the
-    source itself lacks files or is damaged.
+    A damaged copy in the cache is downloaded again, and so is a download that is damaged itself, once.  Raises
+    :class:`DataMissing` or :class:`DataCorrupt` if that does not help: the source lacks files or is damaged, or this
+    machine's disk or network is at fault (:func:`check_source` on another machine shows which).
     """
     uri = _address(entry)
     folder = open_objects(uri).folder if is_direct(uri) else None
@@ -79,13 +101,20 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
         check_files(folder, entry.files, what(entry))
         return folder
     target = cache / entry.kind / entry.key
+    with contextlib.suppress(DataMissing, DataCorrupt):
+        return _cached(entry, uri, target, tracking_uri)
+    return _cached(entry, uri, target, tracking_uri)
+
+
+def _cached(entry: Entry, uri: str, target: Path, tracking_uri: str) -> Path:
+    """The folder ``target`` with verified files, downloaded unless they are there."""
     if target.is_dir():
         try:
             check_files(target, entry.files, what(entry))
             return target
         except (DataMissing, DataCorrupt):
             _remove(target)
-    with folder_errors(cache):
+    with folder_errors(target.parent.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{entry.key[:12]}."))
     try:
@@ -109,7 +138,8 @@ def delete(uri: str, tracking_uri: str = "") -> None:
 def _remove(folder: Path) -> None:
     """Rename a folder, then delete it, so that other processes never see part of it."""
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged."))
-    folder.rename(aside)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -140,14 +140,20 @@ def unpack(tracker: Tracker, bundle: DatasetBundle, folder: Path, progress: Prog
     for number, (name, sha256) in enumerate(bundle.parts.items()):
         progress(number / len(bundle.parts), name)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
-            with tracker.errors():
-                part = Path(tracker.client.download_artifacts(bundle.run_id, f"parts/{name}", scratch))
-            got = sha256_file(part)
-            if got != sha256:
-                raise DataCorrupt(
-                    f"The pushed dataset {bundle.name} is damaged: {name} has sha256 {got[:12]}, expected "
-                    f"{sha256[:12]}.",
-                    f"delete MLflow run {bundle.run_id} and push it again: rd3 data push {bundle.name}",
-                )
+            part = _part(tracker, bundle, name, sha256, scratch)
             with folder_errors(folder), tarfile.open(part) as tar:
                 tar.extractall(folder, filter="data")
+
+
+def _part(tracker: Tracker, bundle: DatasetBundle, name: str, sha256: str, scratch: str) -> Path:
+    """A verified part, downloaded to ``scratch``; a damaged download is tried again once."""
+    for _attempt in range(2):
+        with tracker.errors():
+            part = Path(tracker.client.download_artifacts(bundle.run_id, f"parts/{name}", scratch))
+        got = sha256_file(part)
+        if got == sha256:
+            return part
+    raise DataCorrupt(
+        f"The pushed dataset {bundle.name} is damaged: {name} has sha256 {got[:12]}, expected {sha256[:12]}.",
+        f"delete MLflow run {bundle.run_id} and push it again: rd3 data push {bundle.name}",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,6 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
 from rd3.recipe import KINDS, Key, key_of, read_recipe
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import folder_errors
 from tracking.runs import artifacts
 from tracking.runs.digests import compare
 from tracking.store import TrackedStore
@@ -45,14 +43,10 @@ def check_entries(
     Raises if a server does not respond, since that is not damage.
     """
     for kind, key in wanted:
-        with folder_errors(store.cache):
-            store.cache.mkdir(parents=True, exist_ok=True)
-            scratch = tempfile.TemporaryDirectory(dir=store.cache, prefix=".verify.")
-        with scratch as folder:
-            yield _checked(store, kind, key, Path(folder), tagged or {})
+        yield _checked(store, kind, key, tagged or {})
 
 
-def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path, tagged: Mapping[str, str]) -> Checked:
+def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]) -> Checked:
     label = kind
     try:
         entry = store.find(kind, key)
@@ -63,7 +57,8 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path, tagged: Ma
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
         compare(entry, tagged)
-        _compare_result(entry, artifacts.fetch(entry, scratch, store.place.tracking_uri))
+        with artifacts.from_source(entry, store.cache, store.place.tracking_uri) as folder:
+            _compare_result(entry, folder)
     except FilesNotExported:
         return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 import pytest
 
 import rd3.perform
-from pipelines.engine import attempt, trial_log
+from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waiting
 from pipelines.engine.job import Job, TrialEnd, work_folder
-from rd3.errors import DataCorrupt, Diverged, TrackingError, TrackingUnavailable
+from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
 from rd3.recipe import Data, SetRecipe
-from rd3.store import Entry, FolderStore
+from rd3.store import Entry, FolderStore, check_files
 from rd3.values import canonical
+from tests.tracking.remote import RemoteFolder
 from tracking.ledger import retry as patience
 from tracking.place import Place
+from tracking.runs import artifacts
+from tracking.store import GivenStore
 
 TEACHER = "ab" * 32
 
@@ -84,7 +88,7 @@ class Bench:
         files = rd3.perform.sha256_files(parent)
         self.store.put(Entry(kind="teacher", key=TEACHER, recipe=plain, result={}, files=files), parent)
         monkeypatch.setattr(attempt, "perform", self._perform)
-        monkeypatch.setattr(attempt, "_tracker", lambda _place: self)
+        monkeypatch.setattr(recipe_run, "_tracker", lambda _place: self)
         monkeypatch.setattr(attempt, "given_store", lambda _jobs: self.store)
 
     def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
@@ -214,18 +218,18 @@ def test_a_damaged_parent_is_named(bench: Bench):
 def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(attempt, "ORPHAN_WAIT_S", 0.0)
+    monkeypatch.setattr(folder_lock, "ORPHAN_WAIT_S", 0.0)
     bench.job.folder.mkdir(parents=True)
     notes: list[str] = []
     with open(bench.job.folder / "lock", "w") as lock:
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert attempt.in_use(bench.job.folder)
+        assert folder_lock.in_use(bench.job.folder)
         end = bench.attempt(notes)
     assert end.status == "failed"
     assert "Process 4711 still uses" in end.reason
-    assert not attempt.in_use(bench.job.folder)
+    assert not folder_lock.in_use(bench.job.folder)
     assert bench.attempt().status == "done"
 
 
@@ -257,7 +261,7 @@ def test_a_recipe_that_is_made_twice_is_logged_twice(bench: Bench):
 
 
 def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
+    monkeypatch.setattr(waiting, "retry", lambda ask, **_options: ask())
     bench.away = 1
     end = bench.attempt()
     assert (end.status, end.reason) == ("failed", "MLflow does not respond.")
@@ -267,7 +271,7 @@ def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monk
 
 
 def test_what_was_made_before_and_is_damaged_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
+    monkeypatch.setattr(waiting, "retry", lambda ask, **_options: ask())
     bench.away = 1
     bench.attempt()
     (bench.job.folder / "result" / "images").write_text("pixelz")
@@ -304,6 +308,72 @@ def test_a_device_error_makes_the_process_unfit_and_leaves_the_recipe_open(bench
     with pytest.raises(attempt.Unfit, match=r"^RuntimeError: CUDA error: an illegal memory access was encountered$"):
         bench.attempt()
     assert bench.events() == ["start"] and bench.ends == [], "the run goes on in another process"
-    assert not attempt.in_use(bench.job.folder)
+    assert not folder_lock.in_use(bench.job.folder)
     bench.raises = None
     assert bench.attempt().status == "done"
+
+
+@pytest.fixture
+def remote(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> RemoteFolder:
+    """The teacher's files, behind an address: a trial uses copies of them."""
+    made = RemoteFolder(bench.home / "store" / "artifacts" / "teacher" / TEACHER)
+    entry = bench.store.find("teacher", TEACHER).model_copy(update={"artifact": "s3://bucket/teacher"})
+    monkeypatch.setattr(artifacts, "open_objects", lambda _uri: made)
+    monkeypatch.setattr(artifacts, "exists", lambda _entry, _uri: False)
+    monkeypatch.setattr(attempt, "given_store", lambda _jobs: GivenStore(bench.job.place, [entry]))
+    return made
+
+
+def use_teacher(bench: Bench, monkeypatch: pytest.MonkeyPatch, *damage: bytes | None) -> None:
+    """Performing reads the teacher, as loading it does; each time something is written to its file (None: deleted)."""
+    planned = list(damage)
+
+    def performed(recipe: Any, store: Any, *words: Any, **options: Any) -> Entry:
+        weights = store.fetch("teacher", TEACHER) / "weights"
+        if planned:
+            content = planned.pop(0)
+            weights.unlink() if content is None else weights.write_bytes(content)
+        try:
+            check_files(weights.parent, store.find("teacher", TEACHER).files, "teacher")
+        except (DataCorrupt, DataMissing):
+            bench.performed += 1
+            raise
+        return bench._perform(recipe, store, *words, **options)
+
+    monkeypatch.setattr(attempt, "perform", performed)
+
+
+@pytest.mark.parametrize("damage", [b"changed", None])
+def test_a_copy_that_is_damaged_between_check_and_use_is_downloaded_again(
+    bench: Bench, remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+):
+    use_teacher(bench, monkeypatch, damage)
+    assert bench.attempt().status == "done"
+    assert (bench.performed, remote.downloads) == (2, 2)
+    assert bench.events() == ["start", "made", "done"], "one attempt"
+    assert (bench.home / "cache" / "teacher" / TEACHER / "weights").read_text() == "w"
+
+
+def test_a_copy_that_is_damaged_at_every_use_is_named_and_not_called_broken(
+    bench: Bench, remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+):
+    use_teacher(bench, monkeypatch, b"changed", b"changed", b"changed")
+    end = bench.attempt()
+    assert (end.status, end.broken, bench.performed) == ("failed", [], 2)
+    assert "weights has sha256" in end.reason
+
+
+def test_a_source_that_is_damaged_between_check_and_use_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    use_teacher(bench, monkeypatch, b"changed")
+    end = bench.attempt()
+    assert (end.broken, bench.performed) == ([("teacher", TEACHER)], 1)
+    assert f"Read on {platform.node()}." in end.reason
+
+
+@pytest.mark.parametrize(("damaged", "broken"), [(1, []), (2, [("teacher", TEACHER)])])
+def test_a_damaged_download_is_tried_again_before_it_is_reported(
+    bench: Bench, remote: RemoteFolder, damaged: int, broken: list[tuple[str, str]]
+):
+    remote.damaged = damaged
+    end = bench.attempt()
+    assert (end.broken, remote.downloads) == (broken, 2)

@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from small_recipes import Stub
 
+from pipelines.engine.damage import READINGS
 from pipelines.engine.driver import DEATHS, Driver
-from pipelines.engine.job import Job, TrialEnd
-from pipelines.engine.progress import Eta, LineView
+from pipelines.engine.eta import Eta
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import TrialEnd
+from pipelines.engine.progress import LineView
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.errors import StoreError
-from tracking.place import Place
-
-
-def job(recipe: Any, demand: Demand) -> Job:
-    return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None, demand.gpus > 0)
+from tests.pipelines.engine.fakes import FakeBooks, FakeJobs, FixedCluster
 
 
 class Play:
     """A driver, and the trials that it thinks are out."""
 
-    def __init__(self, recipes: dict[str, Stub], **options: Any):
+    def __init__(
+        self,
+        recipes: dict[str, Stub],
+        *,
+        books: FakeBooks | None = None,
+        cpus: float = 2.0,
+        max_concurrent: int | None = None,
+    ):
         kinds = {recipe.kind for recipe in recipes.values()}
         self.queue = RecipeQueue(recipes, demands=dict.fromkeys(kinds, Demand(1.0)))
-        self.kept: list[str] = []
-        self.forgotten: list[tuple[str, str]] = []
+        self.books = books or FakeBooks()
+        self.interrupts = Interrupts()
         self.out = io.StringIO()
         self.driver = Driver(
             self.queue,
             LineView("grid", self.queue, Eta({}), None, self.out),
-            **{
-                "job": job,
-                "keep": lambda entry: self.kept.append(entry["key"]),
-                "forget": lambda kind, key: self.forgotten.append((kind, key)),
-                "devices": lambda: (2.0, 0.0),
-                **options,
-            },
+            FakeJobs(),
+            self.books,
+            FixedCluster(cpus),
+            self.interrupts,
+            max_concurrent=max_concurrent,
         )
         self._count = 0
 
@@ -68,7 +71,7 @@ def test_a_finished_recipe_is_kept_before_its_children_start():
     assert key == "s"
     assert play.start() is None
     play.end(trial_id, done("s"))
-    assert play.kept == ["s"]
+    assert play.books.kept == ["s"]
     assert play.start()[1] == "e"
 
 
@@ -107,38 +110,123 @@ def test_a_damaged_parent_is_forgotten_and_made_again_once():
         assert key == "e"
         play.end(trial_id, TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
         if attempt == 0:
-            assert play.forgotten == [("set", "s")]
+            assert play.books.forgotten == [("set", "s")]
             trial_id, key = play.start()
             assert key == "s"
             play.end(trial_id, done("s"))
     assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
-    assert play.forgotten == [("set", "s")]
+    assert play.books.forgotten == [("set", "s")]
 
 
 def test_a_damaged_parent_that_this_grid_cannot_make_is_only_told():
     play = Play({"e": CHAIN["e"]})
     play.end(play.start()[0], TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
     assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
-    assert play.forgotten == []
+    assert play.books.forgotten == []
+
+
+BROKEN = TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")])
+FAMILY = {"s": Stub("set", "s"), **{key: Stub("evaluation", key, ("set", "s")) for key in ("e1", "e2")}}
+
+
+def in_flight() -> tuple[Play, str, str]:
+    """Two workers are at the two children of a set; returns the play and the children's trials."""
+    play = Play(FAMILY)
+    play.end(play.start()[0], done("s"))
+    (first, e1), (second, e2) = play.start(), play.start()
+    assert (e1, e2) == ("e1", "e2")
+    return play, first, second
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while the parent is made again", "when it has been"])
+def test_children_of_a_damaged_parent_wait_for_the_new_one(late: bool):
+    play, first, second = in_flight()
+    play.end(first, BROKEN)
+    trial, key = play.start()
+    assert key == "s" and play.start() is None, "its children wait"
+    if late:
+        play.end(trial, done("s"))
+        play.end(second, BROKEN)
+    else:
+        play.end(second, BROKEN)
+        play.end(trial, done("s"))
+    for key in ("e1", "e2"):
+        trial, started = play.start()
+        assert started == key
+        play.end(trial, done(key))
+    assert play.queue.finished and play.queue.closed == {}
+    assert play.books.forgotten == [("set", "s")]
+    assert play.books.verified == ["s"], "what is said of the earlier files is not asked of the new ones"
+
+
+def test_a_parent_that_is_damaged_again_ends_its_children_and_is_not_made_a_third_time():
+    play, first, second = in_flight()
+    play.end(first, BROKEN)
+    play.end(second, BROKEN)
+    play.end(play.start()[0], done("s"))
+    for trial, _key in [play.start(), play.start()]:
+        play.end(trial, BROKEN)
+    assert play.queue.finished
+    assert play.queue.closed == dict.fromkeys(("e1", "e2"), ("failed", "Set s lacks its file."))
+    assert (play.books.kept, play.books.forgotten) == (["s", "s"], [("set", "s")])
+
+
+def test_a_child_whose_parent_fails_when_it_is_made_again_is_blocked():
+    play, first, second = in_flight()
+    play.end(first, BROKEN)
+    play.end(play.start()[0], TrialEnd("diverged", "The loss is nan."))
+    play.end(second, BROKEN)
+    assert play.queue.finished
+    assert [play.queue.closed[key].status for key in FAMILY] == ["diverged", "blocked", "blocked"]
+    assert "evaluation e2 e2: blocked" in play.out.getvalue()
+
+
+def test_one_worker_that_reads_badly_costs_its_recipe_and_nothing_else():
+    play, first, second = in_flight()
+    play.books.intact.add("s")
+    play.end(first, BROKEN)
+    play.end(second, done("e2"))
+    for _attempt in range(READINGS - 1):
+        trial, key = play.start()
+        assert key == "e1"
+        play.end(trial, BROKEN)
+    assert play.queue.finished
+    status, reason = play.queue.closed["e1"]
+    assert (status, "At their source the files are intact. Fix: check the disk" in reason) == ("failed", True)
+    assert play.books.forgotten == [] and play.books.kept == ["s", "e2"]
+
+
+def test_a_reading_error_that_passes_costs_an_attempt():
+    play, first, _second = in_flight()
+    play.books.intact.add("s")
+    play.end(first, BROKEN)
+    play.end(play.start()[0], done("e1"))
+    assert play.queue.closed == {} and play.books.forgotten == []
+
+
+def test_children_that_read_the_same_at_the_same_time_are_verified_once():
+    play, first, second = in_flight()
+    play.books.intact.add("s")
+    play.end(first, BROKEN)
+    play.end(second, BROKEN)
+    assert play.books.verified == ["s"]
+    play.end(play.start()[0], BROKEN)
+    assert play.books.verified == ["s", "s"]
 
 
 def test_a_ledger_that_cannot_be_written_stops_everything():
-    def keep(entry: Any) -> None:
-        raise StoreError("No space left.")
-
-    play = Play({"a": Stub("set", "a"), "b": Stub("set", "b"), "c": Stub("set", "c")}, keep=keep)
+    books = FakeBooks(StoreError("No space left."))
+    play = Play({"a": Stub("set", "a"), "b": Stub("set", "b"), "c": Stub("set", "c")}, books=books)
     play.end(play.start()[0], done("a"))
     assert isinstance(play.driver.fatal, StoreError)
     assert play.start() is None
 
 
 def test_no_more_than_asked_for_and_none_when_stopping():
-    stop = []
-    recipes = {name: Stub("set", name) for name in "abcde"}
-    play = Play(recipes, max_concurrent=3, devices=lambda: (1.0, 0.0), stopping=lambda: bool(stop))
+    play = Play({name: Stub("set", name) for name in "abcde"}, max_concurrent=3, cpus=1.0)
     assert [play.start() is not None for _trial in range(4)] == [True, True, True, False]
     play.end("trial0", done("a"))
-    stop.append(True)
+    play.interrupts.name = "SIGTERM"
     assert play.start() is None
 
 
@@ -156,6 +244,13 @@ def test_evaluations_share_a_gpu_and_sets_have_it_alone():
         kinds = {queue.recipes[key].kind for key in queue.running}
         assert len(kinds) <= 1 and (kinds != {"set"} or len(queue.running) == 1)
     assert queue.finished
+
+
+@pytest.mark.parametrize("broken", [[], [("set", "elsewhere")]])
+def test_a_failure_without_a_reason_is_one(broken: list[tuple[str, str]]):
+    play = Play({"e": CHAIN["e"]})
+    play.end(play.start()[0], TrialEnd("failed", broken=broken))
+    assert play.queue.closed["e"] == ("failed", "")
 
 
 @pytest.mark.parametrize("result", [None, {}, {"fraction": 0.5}])

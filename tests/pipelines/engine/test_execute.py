@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.engine import execute as execution
 from pipelines.engine import trial_log
+from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.execute import Failure, Outcome, execute
 from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import work_folder
@@ -22,7 +23,7 @@ from pipelines.grid.plan import Item, Plan
 from pipelines.settings import Session
 from rd3.errors import StoreError
 from rd3.recipe import Data, SetRecipe
-from rd3.store import Entry
+from rd3.store import Entry, sha256_files
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
@@ -94,6 +95,23 @@ def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, 
     assert [folder.exists() for folder in leftovers] == [False, False, True]
 
 
+def test_what_the_plan_took_for_damaged_and_is_intact_is_reused(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(execution, "ray_cluster", None)
+    files, ledger = tmp_path / "set", Ledger(session.artifacts)
+    files.mkdir()
+    (files / "images").write_bytes(b"pixels")
+    entry = Entry(
+        kind="set", key=KEYS[0], recipe=RECIPES[KEYS[0]].model_dump(mode="json"), result={},
+        files=sha256_files(files), artifact=files.as_uri(),
+    )  # fmt: skip
+    ledger.mark(entry)
+    outcome = execute(Expansion(RECIPES), plan("run", "blocked", "blocked", stale=(("set", KEYS[0]),)), session)
+    assert outcome.reused == [KEYS[0]]
+    assert ledger.find("set", KEYS[0]) == entry
+
+
 def test_two_drivers_on_one_ledger(session: Session):
     with Ledger(session.artifacts).lease(), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
         execute(Expansion(RECIPES), plan("run", "run", "run"), session)
@@ -162,10 +180,10 @@ def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(sessio
     start, made = set_recipe(10), set_recipe(11).model_copy(update={"init": set_recipe(10).key})
     for recipe in (start, made, set_recipe(12)):
         ledger.mark(Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}))
-    run = execution._Run(Expansion({}), plan("run", "run", "run"), session, ledger, None, Interrupts(), lambda: None)
-    assert list(run.entries([("set", made.key), ("teacher", "ab" * 32)])) == [start.key, made.key]
+    books = Bookkeeping(session, ledger.lease(), Interrupts())
+    assert list(books.entries([("set", made.key), ("teacher", "ab" * 32)])) == [start.key, made.key]
     ledger.forget("set", made.key)
-    assert list(run.entries([("set", made.key)])) == [start.key, made.key], "what was read is not asked for again"
-    run.forget("set", made.key)
-    assert list(run.entries([("set", made.key)])) == []
-    assert run.forgotten == {made.key}
+    assert list(books.entries([("set", made.key)])) == [start.key, made.key], "what was read is not asked for again"
+    books.forget("set", made.key)
+    assert list(books.entries([("set", made.key)])) == []
+    assert books.forgotten == {made.key}

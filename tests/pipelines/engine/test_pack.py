@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.engine import attempt, trial, trial_log
+from pipelines.engine import attempt, folder_lock, recipe_run, trial, trial_log
 from pipelines.engine.job import Job, TrialEnd
 from rd3 import perform
 from rd3.datasets import Roots, dataset_info, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
 from rd3.store import Entry, FolderStore
+from tests.tracking.remote import RemoteFolder
 from tracking.place import Place
+from tracking.runs import artifacts
+from tracking.store import GivenStore
 
 TIMES = ("wall_s", "process_s", "peak_mib")
 
@@ -62,7 +65,7 @@ class Bench:
         """How many results were on the disk when a run was finished."""
         self.lost: set[str] = set()
         """Keys whose trial dies while it sends them."""
-        monkeypatch.setattr(attempt, "_tracker", lambda _place: self)
+        monkeypatch.setattr(recipe_run, "_tracker", lambda _place: self)
         monkeypatch.setattr(attempt, "given_store", lambda _jobs: self.store)
 
     def begin(self, recipe: EvaluationRecipe, _facts: Any, **_where: Any) -> Any:
@@ -167,7 +170,7 @@ def test_a_device_without_room_for_the_pack_leaves_all_to_be_made_alone(
         bench.trial(*recipes)
     assert bench.runs == []
     for recipe in recipes:
-        assert not attempt.in_use(bench.job(recipe).folder)
+        assert not folder_lock.in_use(bench.job(recipe).folder)
         assert bench.events(recipe) == ["start"], "as of a process that was killed"
         assert same(bench.trial(recipe)[recipe.key], bench.alone(recipe))
 
@@ -207,3 +210,29 @@ def test_progress_of_all_is_said_together_now_and_then_and_ends_at_once(monkeypa
     reports.ended(1, TrialEnd("oom", "no room"))
     assert json.loads(said[0]["moved"]) == [[0, 0.2, "step 2"], [1, 0.3, "step 3"]]
     assert said[1:] == [{"number": 1, "end": TrialEnd("oom", "no room").to_json()}]
+
+
+def test_a_set_damaged_between_check_and_use_is_downloaded_again_for_all_of_a_pack(
+    bench: Bench, sets: list[SetRecipe], monkeypatch: pytest.MonkeyPatch
+):
+    remote = RemoteFolder(bench.store.root / "artifacts" / "set" / sets[0].key)
+    entry = bench.store.find("set", sets[0].key).model_copy(update={"artifact": "s3://bucket/set"})
+    place = Place("", "", bench.home)
+    monkeypatch.setattr(artifacts, "open_objects", lambda _uri: remote)
+    monkeypatch.setattr(attempt, "given_store", lambda _jobs: GivenStore(place, [entry]))
+    trained: list[int] = []
+
+    def damaged(pack: Any, *words: Any, **options: Any) -> Any:
+        trained.append(len(pack))
+        if len(trained) == 1:
+            next((bench.home / "cache").rglob("*.safetensors")).write_bytes(b"damaged")
+        return perform.perform_pack(pack, *words, **options)
+
+    monkeypatch.setattr(attempt, "perform_pack", damaged)
+    recipes = [evaluation(sets[0]), evaluation(sets[0], lr=0.01)]
+    ends = bench.trial(*recipes)
+    assert trained == [2, 2], "the second time again together"
+    assert remote.downloads == 2 * len(entry.files)
+    for recipe in recipes:
+        assert same(ends[recipe.key], bench.alone(recipe))
+        assert bench.events(recipe) == ["start", "made", "done"]

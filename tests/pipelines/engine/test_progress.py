@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from small_recipes import Stub
 
-from pipelines.engine.progress import Eta, LineView, LiveView, Running, View, open_view, own_left_s, span
+from pipelines.engine.eta import Eta, Running, own_left_s
+from pipelines.engine.progress import LineView, LiveView, View, open_view, span
 from pipelines.grid.queue import Demand, RecipeQueue
 
 
@@ -27,7 +28,7 @@ def test_spans(seconds: float, text: str):
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen is believed at once, which makes for round numbers."""
-    monkeypatch.setattr("pipelines.engine.progress.PRIOR_S", 1e-9)
+    monkeypatch.setattr("pipelines.engine.eta.PRIOR_S", 1e-9)
 
 
 @pytest.mark.usefixtures("sure")

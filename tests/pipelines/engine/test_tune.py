@@ -100,3 +100,14 @@ exec "$2" -c 'from rd3.hardware import cores; print(cores())'
         command = ["unshare", "--mount", "sh", "-c", script, "sh", quota, sys.executable]
         shown = subprocess.run(command, capture_output=True, text=True, check=True)
         assert int(shown.stdout) == expected
+
+
+def test_a_cluster_that_grows_is_counted_again_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    clock, sizes = [0.0], [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: sizes.pop(0))
+    counted = cluster.Cluster()
+    seen = []
+    for clock[0] in (0.0, 9.0, 11.0, 20.0):
+        seen.append(counted.devices())
+    assert seen == [(2.0, 0.0)] * 2 + [(4.0, 1.0)] * 2

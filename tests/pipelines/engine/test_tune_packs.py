@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.engine.driver import DEATHS, Driver
-from pipelines.engine.job import Job, TrialEnd
-from pipelines.engine.progress import Eta, LineView
+from pipelines.engine.eta import Eta
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import TrialEnd
+from pipelines.engine.progress import LineView
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, SetRecipe
-from tracking.place import Place
+from tests.pipelines.engine.fakes import FakeBooks, FakeJobs, FixedCluster
 
 DATA = {"data": Data(name="digits", fingerprint="f"), "classes": "c", "resolution": 32}
 SETS = [SetRecipe(**DATA, method="random", version=1, settings={}, ipc=1, set_seed=seed) for seed in range(2)]
@@ -40,10 +41,6 @@ def alike(count: int, **fields: Any) -> list[EvaluationRecipe]:
     return [evaluation(lr=0.001 * number, **fields) for number in range(1, count + 1)]
 
 
-def job(recipe: Recipe, demand: Demand) -> Job:
-    return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None, demand.gpus > 0)
-
-
 class Play:
     """A driver, and the trials that it thinks are out.  The sets are there."""
 
@@ -59,8 +56,7 @@ class Play:
         keyed = {recipe.key: recipe for recipe in (*SETS, *recipes)}
         costs_s = {recipe.key: each_s for recipe in recipes}
         self.queue = RecipeQueue(keyed, reused=[one.key for one in made], demands=demands, costs_s=costs_s)
-        self.kept: list[str] = []
-        self.forgotten: list[str] = []
+        self.books = FakeBooks()
         self.learnt: list[str] = []
         eta = Eta({})
         eta.finished = lambda key, *_how: self.learnt.append(key)  # type: ignore[method-assign]
@@ -68,10 +64,10 @@ class Play:
         self.driver = Driver(
             self.queue,
             LineView("grid", self.queue, eta, None, self.out),
-            job=job,
-            keep=lambda entry: self.kept.append(entry["key"]),
-            forget=lambda _kind, key: self.forgotten.append(key),
-            devices=lambda: devices,
+            FakeJobs(),
+            self.books,
+            FixedCluster(*devices),
+            Interrupts(),
             **options,
         )
         self._count = 0
@@ -128,7 +124,7 @@ def test_a_pack_takes_the_place_of_one_until_its_last_recipe_has_ended():
     said = play.say(first, 1, done(keys[1]))
     assert play.queue.state(keys[1]) == "running", "the last is heard when the worker is free"
     play.driver.on_end(first, said)
-    assert play.kept == [keys[0], keys[2], keys[1]]
+    assert play.books.kept == [keys[0], keys[2], keys[1]]
     assert len(play.start()[1]) == 1
 
 
@@ -140,7 +136,7 @@ def test_every_recipe_ends_by_itself_and_once():
     play.say(trial, 0, done(keys[0], pack=3))
     play.driver.on_end(trial, play.say(trial, 2, done(keys[2], pack=3)))
     play.driver.on_end(trial, {"number": 2, "end": done(keys[2]).to_json()})
-    assert play.kept == [keys[0], keys[2]] and play.queue.closed == {keys[1]: ("diverged", "The loss is nan.")}
+    assert play.books.kept == [keys[0], keys[2]] and play.queue.closed == {keys[1]: ("diverged", "The loss is nan.")}
     assert play.queue.finished
     assert play.learnt == [], "times of a pack say nothing of what a recipe takes alone"
     lines = play.out.getvalue().splitlines()
@@ -184,7 +180,7 @@ def test_a_pack_that_dies_goes_out_again_one_by_one(reason: str):
         trial, alone = play.start()
         assert alone == [key]
         play.driver.on_end(trial, play.say(trial, 0, done(key)))
-    assert play.queue.finished and play.kept == keys
+    assert play.queue.finished and play.books.kept == keys
 
 
 def test_what_has_died_alone_joins_no_pack_and_says_at_last_why():
@@ -206,7 +202,7 @@ def test_a_broken_set_is_made_again_once_for_all_of_a_pack():
     for number in range(3):
         said = play.say(trial, number, broken)
     play.driver.on_end(trial, said)
-    assert play.forgotten == [SETS[0].key] and play.queue.closed == {}
+    assert play.books.forgotten == [("set", SETS[0].key)] and play.queue.closed == {}
     trial, again = play.start()
     assert again == [SETS[0].key]
     play.driver.on_end(trial, play.say(trial, 0, done(SETS[0].key)))
@@ -223,7 +219,7 @@ def test_a_recipe_whose_parent_is_broken_goes_back_and_the_others_stay():
     assert keys == [one.key for one in alike(2)]
     play.say(trial, 0, TrialEnd("failed", "Set lacks its file.", broken=[("set", SETS[0].key)]))
     play.driver.on_end(trial, play.say(trial, 1, done(keys[1])))
-    assert play.kept == [keys[1]] and play.queue.state(keys[0]) == "waiting"
+    assert play.books.kept == [keys[1]] and play.queue.state(keys[0]) == "waiting"
 
 
 def test_nothing_runs_beside_what_takes_whole_devices():

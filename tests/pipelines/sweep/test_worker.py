@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
+from rd3 import perform
 from rd3.errors import DataCorrupt, Diverged, Unavailable
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
@@ -153,6 +154,19 @@ def test_divergence_is_a_poor_trial_and_not_a_failure(trained, attempt):
     trained.error, known = None, {key: asdict(score) for key, score in answer.scores.items()}
     assert judge(replace(attempt, known=known), []).ended == answer.ended
     assert trained.keys == [FIRST.key]
+
+
+def test_files_that_are_damaged_between_check_and_use_are_fetched_again(trained, attempt, monkeypatch):
+    whole, damaged = perform.perform, [DataCorrupt("The set is damaged.", "make it again")]
+
+    def opened(*words, **options):
+        if damaged:
+            raise damaged.pop()
+        return whole(*words, **options)
+
+    monkeypatch.setattr(perform, "perform", opened)
+    assert judge(attempt, []).ended.top1_pct == 65.0
+    assert trained.asked == [*FIRST.parents()] * 2 + [*SECOND.parents()]
 
 
 @pytest.mark.parametrize("error", [DataCorrupt("The set is damaged.", "make it again"), KeyError("nobody knows")])

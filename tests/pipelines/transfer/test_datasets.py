@@ -122,6 +122,26 @@ def test_a_damaged_part_is_refused_and_leaves_nothing(here, place, tmp_path):
     assert pull(name, at(place, there)) == there.home / "data" / name
 
 
+def test_a_part_that_is_damaged_on_its_way_is_downloaded_again(here, place, tmp_path, monkeypatch):
+    name, roots = here
+    push(name, at(place, roots))
+    client = type(Tracker(place).client)
+    whole, sent = client.download_artifacts, []
+
+    def download(self, run_id, path, folder):
+        found = whole(self, run_id, path, folder)
+        if path.startswith("parts/"):
+            sent.append(path)
+            if len(sent) == 1:
+                Path(found).write_bytes(Path(found).read_bytes()[:-1])
+        return found
+
+    monkeypatch.setattr(client, "download_artifacts", download)
+    there = Roots(None, tmp_path / "there")
+    assert pull(name, at(place, there)) == there.home / "data" / name
+    assert sent == ["parts/00000.tar"] * 2
+
+
 def test_other_data_under_the_right_hashes_is_refused(here, place, tmp_path, monkeypatch):
     name, roots = here
     monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_: "e" * 32)

@@ -8,6 +8,7 @@ import pytest
 
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.store import Entry, sha256_files
+from tests.tracking.remote import RemoteFolder
 from tracking.runs import artifacts
 
 
@@ -61,3 +62,69 @@ def test_an_entry_without_files(entry: Entry, tmp_path: Path) -> None:
     assert not artifacts.exists(nowhere)
     with pytest.raises(DataMissing, match="set abababababab has no artifact"):
         artifacts.fetch(nowhere, tmp_path / "cache")
+
+
+@pytest.fixture
+def remote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteFolder:
+    """The entry's folder, as behind the address s3://bucket/set."""
+    made = RemoteFolder(folder)
+    monkeypatch.setattr(artifacts, "open_objects", {"s3://bucket/set": made}.__getitem__)
+    return made
+
+
+@pytest.fixture
+def away(entry: Entry) -> Entry:
+    return entry.model_copy(update={"artifact": "s3://bucket/set"})
+
+
+def test_remote_files_are_downloaded_once(away: Entry, remote: RemoteFolder, tmp_path: Path) -> None:
+    for _use in range(2):
+        assert sha256_files(artifacts.fetch(away, tmp_path / "cache")) == away.files
+    assert remote.downloads == 2, "one for each of two files"
+
+
+def test_a_damaged_download_is_tried_again(away: Entry, remote: RemoteFolder, tmp_path: Path) -> None:
+    remote.damaged = 1
+    assert sha256_files(artifacts.fetch(away, tmp_path / "cache")) == away.files
+    assert remote.downloads == 4
+
+
+def test_a_damaged_copy_is_downloaded_again(away: Entry, remote: RemoteFolder, tmp_path: Path) -> None:
+    copy = artifacts.fetch(away, tmp_path / "cache")
+    (copy / "blocks" / "0.npz").write_bytes(b"pixelz")
+    (copy / "manifest.json").unlink()
+    remote.damaged = 1
+    assert artifacts.fetch(away, tmp_path / "cache") == copy
+    assert sha256_files(copy) == away.files
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name], "nothing half-done is left"
+
+
+def test_a_second_damaged_download_is_an_error(away: Entry, remote: RemoteFolder, tmp_path: Path) -> None:
+    remote.damaged = 3
+    with pytest.raises(DataCorrupt, match=r"set abababababab: file blocks/0.npz has sha256"):
+        artifacts.fetch(away, tmp_path / "cache")
+    assert list((tmp_path / "cache" / "set").iterdir()) == []
+    assert sha256_files(artifacts.fetch(away, tmp_path / "cache")) == away.files
+
+
+def test_the_source_is_read_past_the_cache(away: Entry, remote: RemoteFolder, folder: Path, tmp_path: Path) -> None:
+    copy = artifacts.fetch(away, tmp_path / "cache")
+    (copy / "manifest.json").write_text("[]")
+    artifacts.check_source(away, tmp_path / "cache")
+    assert (copy / "manifest.json").read_text() == "[]", "copies are left alone"
+    artifacts.fetch(away, tmp_path / "cache")
+    (folder / "manifest.json").write_text("[]")
+    artifacts.fetch(away, tmp_path / "cache")
+    with pytest.raises(DataCorrupt, match=r"file manifest.json has sha256"):
+        artifacts.check_source(away, tmp_path / "cache")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataMissing, match=r"lacks its file manifest.json at s3://bucket/set"):
+        artifacts.check_source(away, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["set"]
+
+
+def test_the_source_of_local_files_is_where_they_are(entry: Entry, folder: Path, tmp_path: Path) -> None:
+    artifacts.check_source(entry, tmp_path / "cache")
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(DataCorrupt, match=r"file manifest.json has sha256"):
+        artifacts.check_source(entry, tmp_path / "cache")

@@ -1,0 +1,57 @@
+"""The lock on a recipe's work folder, which an orphan of a killed driver may still hold."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rd3.errors import RD3Error
+from rd3.perform import Progress
+
+ORPHAN_WAIT_S = 120.0
+"""How long a new attempt waits for an older process to release the recipe's folder."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a recipe's folder.
+
+    It is a kernel lock, so it is released when the process ends for any reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as lock:
+        deadline = time.monotonic() + ORPHAN_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                if time.monotonic() > deadline:
+                    raise RD3Error(
+                        f"Process {holder} still uses {folder} after {ORPHAN_WAIT_S:.0f} s.",
+                        f"end process {holder}",
+                    ) from None
+                progress(0.0, f"waiting for process {holder} to end")
+                time.sleep(0.1)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process currently uses a recipe's folder."""
+    try:
+        with open(folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -1,0 +1,43 @@
+"""Which evaluations are trained together in one trial."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection
+
+from pipelines.grid.queue import Queued, RecipeQueue
+from rd3.evaluation.packing import SIZE, Packing
+from rd3.recipe import EvaluationRecipe, Key, Recipe
+
+
+class Packs:
+    """Chooses packs from the ready evaluations of a queue."""
+
+    def __init__(self, queue: RecipeQueue):
+        self._queue = queue
+        evaluation = queue.demands.get("evaluation")
+        on_gpu = evaluation is not None and evaluation.gpus > 0
+        self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
+
+    def companions(self, first: Queued, at_a_time: int, alone: Collection[Key]) -> list[EvaluationRecipe]:
+        """Evaluations to be trained together with ``first``, where ``at_a_time`` such trials run in parallel.
+
+        ``alone``: recipes that are never packed.  A pack has at most ceil(ready recipes / parallel trials) members, so
+        that no device is idle while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at
+        most that part of ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other
+        devices, the planned time of its members together is at most what is long beside all that is left
+        (:meth:`RecipeQueue.long_s`).
+        """
+        if first.key in alone or not isinstance(first, Recipe):
+            return []
+        most = math.floor(SIZE * min(1.0, self._queue.demand(first.key).gpus or 1.0))
+        room = min(most, math.ceil((len(self._queue.ready) + 1) / at_a_time)) - 1
+        others = self._packing.companions(first, lambda key: key in self._queue.ready and key not in alone, room)
+        return others if at_a_time == 1 else self._brief(first, others, self._queue.long_s(at_a_time))
+
+    def _brief(self, first: Recipe, others: list[EvaluationRecipe], most_s: float) -> list[EvaluationRecipe]:
+        """As many of ``others`` as take ``most_s`` with ``first``."""
+        costs_s = [self._queue.costs_s.get(recipe.key, 0.0) for recipe in (first, *others)]
+        sums_s = itertools.accumulate(costs_s)
+        return [other for other, sum_s in zip(others, list(sums_s)[1:], strict=True) if sum_s <= most_s]

@@ -1,0 +1,50 @@
+"""The queue of a plan: its recipes, shares of large sets, and what is reused or blocked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from pipelines.engine.shards import share_out
+from pipelines.grid.queue import Closed, Demand, Queued, RecipeQueue
+from rd3.recipe import KINDS, Key
+
+if TYPE_CHECKING:
+    from pipelines.grid.expand import Expansion
+    from pipelines.grid.plan import Plan
+
+_UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
+"""Demands where nothing is going to run."""
+
+
+def plan_queue(
+    expansion: Expansion,
+    plan: Plan,
+    there: Collection[Key] = (),
+    demands: Mapping[str, Demand] = _UNKNOWN,
+    shares: int = 1,
+) -> RecipeQueue:
+    """The plan as a queue; ``there``: results added to the ledger since; ``shares``: number of trials per set."""
+    items = {item.key: item for item in plan.items if item.key is not None}
+    recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
+    running = [
+        expansion.recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within
+    ]
+    shared = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
+    recipes |= {share.key: share for each in shared.values() for share in each}
+    costs_s = {key: item.cost_s for key, item in items.items()}
+    costs_s |= {share.key: costs_s[key] / len(each) for key, each in shared.items() for share in each}
+    costs_s |= dict.fromkeys(shared, 0.0)  # only the shares remain to be assembled
+    return RecipeQueue(
+        recipes,
+        reused=[key for key, item in items.items() if item.status == "reuse" or key in there],
+        closed={
+            key: Closed("blocked", item.reason)
+            for key, item in items.items()
+            if item.status == "blocked" and key not in there
+        },
+        demands=demands,
+        after={key: [larger] for key, larger in expansion.within.items()}
+        | {key: [share.key for share in each] for key, each in shared.items()},
+        costs_s=costs_s,
+    )

@@ -1,0 +1,105 @@
+"""What the driver's books say of real files, and when they write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_recipes import a_set
+
+from pipelines.engine import trial_log
+from pipelines.engine.bookkeeping import Bookkeeping
+from pipelines.engine.interrupts import Interrupts
+from pipelines.engine.job import work_folder
+from pipelines.settings import Session
+from rd3.errors import StoreError, StoreUnavailable
+from rd3.store import Entry, sha256_files
+from tests.tracking.remote import RemoteFolder
+from tracking.runs import artifacts
+
+
+class Bench:
+    """A ledger in a folder with one set, whose files are in place or behind an address."""
+
+    def __init__(self, home: Path):
+        self.files = home / "mlflow" / "set"
+        self.files.mkdir(parents=True)
+        (self.files / "images").write_bytes(b"pixels")
+        self.session = Session(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
+        self.lease, self.interrupts = self.session.ledger.lease(), Interrupts()
+        self.books = Bookkeeping(self.session, self.lease, self.interrupts)
+        recipe = a_set()
+        self.entry = Entry(
+            kind="set",
+            key=recipe.key,
+            recipe=recipe.model_dump(mode="json"),
+            result={},
+            files=sha256_files(self.files),
+            artifact=self.files.as_uri(),
+        )
+
+    def damaged(self, entry: Entry | None = None) -> bool:
+        self.books.keep((entry or self.entry).model_dump(mode="json"))
+        return self.books.damaged("set", self.entry.key)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_files_that_are_whole_changed_or_gone(bench: Bench):
+    assert not bench.damaged()
+    (bench.files / "images").write_bytes(b"pixelz")
+    assert bench.damaged()
+    (bench.files / "images").unlink()
+    assert bench.damaged()
+
+
+def test_an_entry_that_is_not_there_or_has_no_files(bench: Bench):
+    assert bench.books.damaged("set", bench.entry.key)
+    assert bench.damaged(bench.entry.model_copy(update={"artifact": None}))
+
+
+def test_a_copy_on_this_machine_proves_nothing_of_the_source(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(artifacts, "open_objects", lambda _uri: RemoteFolder(bench.files))
+    away = bench.entry.model_copy(update={"artifact": "s3://bucket/set"})
+    copy = artifacts.fetch(away, bench.session.home / "cache")
+    (copy / "images").write_bytes(b"pixelz")
+    assert not bench.damaged(away), "this disk is at fault"
+    artifacts.fetch(away, bench.session.home / "cache")
+    (bench.files / "images").write_bytes(b"pixelz")
+    assert bench.damaged(away)
+
+
+def test_a_source_that_does_not_answer_is_not_damaged(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def away(*_asked: object) -> None:
+        raise StoreUnavailable("The S3 server does not respond.")
+
+    monkeypatch.setattr(artifacts, "check_source", away)
+    bench.interrupts.name = "SIGTERM"  # or it would be asked again
+    with pytest.raises(StoreUnavailable):
+        bench.damaged()
+
+
+def test_what_is_forgotten_leaves_ledger_and_scratch_and_is_made_from_scratch(bench: Bench):
+    bench.damaged()
+    scratch = work_folder(bench.session.home, "set", bench.entry.key)
+    scratch.mkdir(parents=True)
+    bench.books.forget("set", bench.entry.key)
+    assert bench.session.ledger.find("set", bench.entry.key) is None and not scratch.exists()
+    assert (bench.books.forgotten, bench.books.finished) == ({bench.entry.key}, [])
+    assert [event["event"] for event in trial_log.events(bench.session.home)] == ["forgotten"]
+    bench.damaged()
+    assert (bench.books.forgotten, bench.books.finished) == (set(), [f"set/{bench.entry.key}"])
+
+
+def test_nothing_is_written_without_the_lease(bench: Bench):
+    with bench.lease:
+        bench.damaged()
+        for name in list(bench.session.ledger.objects.names("leases/")):
+            bench.session.ledger.objects.delete(name)
+        bench.lease.beat()
+        with pytest.raises(StoreError, match=r"The lease on the ledger .* was removed"):
+            bench.books.forget("set", bench.entry.key)
+    assert bench.session.ledger.find("set", bench.entry.key) == bench.entry
