@@ -39,6 +39,12 @@ class Session(Place):
 
         return Ledger(self.artifacts)
 
+    def owned(self, lease: str = "") -> Session:
+        """The same addresses with the ledger's identity, which the holder of a ``lease`` creates if there is none."""
+        from tracking.ledger.identity import identity
+
+        return replace(self, ledger_id=identity(self.ledger.objects, create=bool(lease)), lease=lease)
+
     def __getstate__(self) -> dict[str, Any]:
         """Addresses alone travel to workers; a client stays in its process."""
         return {name: value for name, value in self.__dict__.items() if name != "ledger"}

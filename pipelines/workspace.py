@@ -159,7 +159,7 @@ class LoadedGrid:
         here = self.workspace.session
         entries = GridEntries.of(self.expansion.cells, here.ledger)
         with contextlib.suppress(TrackingError):  # results do not depend on the tracking server
-            entries.compare(Tracker(here))
+            entries.compare(Tracker(here.owned()))
         return entries
 
     def report(self, folder: str | Path | None = None, results: Results | None = None) -> dict[str, Path]:

@@ -68,6 +68,12 @@ class StoreError(RD3Error):
     """The ledger or the artifact store cannot be read or written, or another process has locked it."""
 
 
+class LedgerInUse(StoreError):
+    """Another driver works with this ledger."""
+
+    exit_code = 5
+
+
 class TrackingError(RD3Error):
     """The tracking server does not respond or is not the expected one."""
 

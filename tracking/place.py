@@ -23,6 +23,10 @@ class Place:
     """Folder of datasets, which may be read-only."""
     decoded: Path | None = None
     """Where decoded datasets are kept, if not in ``home``."""
+    ledger_id: str = ""
+    """Identity of the ledger (:mod:`tracking.ledger.identity`); without one, all runs of its path count as its own."""
+    lease: str = ""
+    """Token of the driver's lease, a tag of all runs that the driver opens."""
 
     @property
     def roots(self) -> Roots:
@@ -33,10 +37,11 @@ class Place:
         """As JSON has it."""
         paths = {name: getattr(self, name) for name in ("home", "data", "decoded")}
         plain = {name: None if path is None else str(path) for name, path in paths.items()}
-        return {"tracking_uri": self.tracking_uri, "artifacts": self.artifacts, **plain}
+        same = ("tracking_uri", "artifacts", "ledger_id", "lease")
+        return {name: getattr(self, name) for name in same} | plain
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_plain`."""
         paths = {name: Path(plain[name]) for name in ("home", "data", "decoded") if plain[name] is not None}
-        return cls(tracking_uri=plain["tracking_uri"], artifacts=plain["artifacts"], **paths)
+        return cls(**{name: value for name, value in plain.items() if value is not None} | paths)

@@ -231,7 +231,7 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> 
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
-    tracker = Tracker(here)
+    tracker = Tracker(here.owned())
     try:
         tracker.check()
         run_id = tracker.find_grid(HAND, name)

@@ -85,11 +85,13 @@ def execute(
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
-    tracker = Tracker(session)
+    driver_lease = session.ledger.lease(work=f"grid {expansion.grid.name}" if expansion.grid else "recipes by hand")
+    driver_lease.refuse_if_held()
     check_platform(session, address, {recipe.data.name for recipe in expansion.recipes.values()})
-    with Interrupts() as interrupts, session.ledger.lease() as lease:
+    with Interrupts() as interrupts, driver_lease as lease:
+        session = session.owned(lease.token)
         books = Bookkeeping(session, lease, interrupts)
-        runs = GridRuns(tracker, expansion, books)
+        runs = GridRuns(Tracker(session), expansion, books)
         driver: Driver | None = None
         try:
             there = _tidy(expansion, plan, books)

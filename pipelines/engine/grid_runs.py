@@ -54,13 +54,16 @@ class GridRuns:
 
     def _publish(self) -> None:
         """Attach tables and charts of the grid to its run."""
+        from tracking.report.entries import GridEntries
         from tracking.report.publish import publish_tables
 
         run_id, cells = self.grid_run_id, self._expansion.cells
         if run_id is not None and cells:
             name = self._expansion.source_grid.name
             with tempfile.TemporaryDirectory() as folder:
-                publish_tables(self._tracker, run_id, name, cells, self._books.ledger.find, Path(folder))
+                entries = GridEntries.of(cells, self._books.ledger)
+                entries.compare(self._tracker)
+                publish_tables(self._tracker, run_id, name, cells, entries.find, Path(folder))
 
     def abandon(self, reason: str) -> None:
         """Close all runs of a driver that ends early."""

@@ -109,8 +109,10 @@ class SweepRun:
         plan = self._plan(validation)
         self.plan_shown(plan)
         self.tracker.check()
-        with self.interrupts as interrupts, self.ledger.lease(self._lease) as lease:
+        with self.interrupts as interrupts, self.ledger.lease(self._lease, f"sweep {self.sweep.name}") as lease:
             self.check_lease = lease.check
+            self.session = self.session.owned(lease.token)
+            self.tracker = Tracker(self.session)
             try:
                 with self._undisturbed():
                     self._studies()

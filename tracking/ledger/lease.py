@@ -9,6 +9,7 @@ that resumes cannot overwrite its successor.  Clocks of machines that share a le
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rd3.errors import StoreError
+from rd3.errors import LedgerInUse, StoreError
 from tracking.ledger.object_store import ObjectStore
 
 BEAT_S = 15.0
@@ -46,12 +47,20 @@ def _is_running(holder: dict[str, Any]) -> bool:
     return holder.get("started") is None or holder["started"] == _started(holder["pid"])
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid())
+
+
 class Lease:
     """Held inside ``with``; :meth:`check` raises once it is lost."""
 
-    def __init__(self, objects: ObjectStore, name: str):
+    def __init__(self, objects: ObjectStore, name: str, work: str = ""):
         self.objects = objects
         self.name = name
+        self.work = work
         self.token = uuid.uuid4().hex
         self._lost: dict[str, Any] | None = None
         self._done = threading.Event()
@@ -77,18 +86,30 @@ class Lease:
         chain = self._chain()
         return bool(chain) and bool(chain[-1][1]["token"] == self.token)
 
+    def _beat_age_s(self, holder: dict[str, Any]) -> float:
+        beat = self._read(self._document(f".beat-{holder['token']}")) or holder
+        return time.time() - float(beat["time"])
+
     def _alive(self, holder: dict[str, Any]) -> bool:
         if holder["host"] == socket.gethostname() and not _is_running(holder):
             return False
-        beat = self._read(self._document(f".beat-{holder['token']}")) or holder
-        return bool(time.time() - beat["time"] < STALE_S)
+        return self._beat_age_s(holder) < STALE_S
 
-    def _refuse(self, holder: dict[str, Any]) -> StoreError:
+    def _refuse(self, holder: dict[str, Any]) -> LedgerInUse:
         since = datetime.fromtimestamp(holder["since"], UTC).isoformat(timespec="seconds")
-        return StoreError(
-            f"The ledger {self.objects.root} is in use by process {holder['pid']} on {holder['host']} since {since}.",
-            "wait for it to end, or stop it",
+        facts = [f"user {holder['user']}" if holder.get("user") else "", str(holder.get("work", ""))]
+        facts.append(f"last heartbeat {max(0.0, self._beat_age_s(holder)):.0f} s ago")
+        return LedgerInUse(
+            f"The ledger {self.objects.root} is in use by process {holder['pid']} on {holder['host']} since {since} "
+            f"({', '.join(filter(None, facts))}).",
+            f"wait for it to end, or stop it; a driver without a heartbeat for {STALE_S:.0f} s is succeeded",
         )
+
+    def refuse_if_held(self) -> None:
+        """Raise :class:`LedgerInUse` if another process holds the lease; writes nothing."""
+        holder = self.holder()
+        if holder is not None:
+            raise self._refuse(holder)
 
     def holder(self) -> dict[str, Any] | None:
         """The live holder as a dict with ``host``, ``pid`` and ``since`` (Unix time), or None."""
@@ -100,6 +121,8 @@ class Lease:
         me = {
             "token": self.token,
             "host": socket.gethostname(),
+            "user": _user(),
+            "work": self.work,
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "since": now,

@@ -185,9 +185,12 @@ class Ledger:
                 found[dataset, role] = recipe
         return found
 
-    def lease(self, name: str = "driver") -> Lease:
-        """``with ledger.lease(): ...`` admits one process at a time; others get a :class:`StoreError`."""
-        return Lease(self.objects, name)
+    def lease(self, name: str = "driver", work: str = "") -> Lease:
+        """``with ledger.lease(): ...`` admits one process at a time; others get a :class:`LedgerInUse`.
+
+        ``work``: what it is held for, in the message that others get.
+        """
+        return Lease(self.objects, name, work)
 
 
 def recipe_of(entry: Entry, where: str = "") -> Recipe:

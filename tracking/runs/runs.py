@@ -2,7 +2,7 @@
 
 Only ``MlflowClient`` is used, without an active run or a global tracking URI.  Tags set by RD3: ``rd3.kind`` (the
 recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``,
-``rd3.digest`` (of the entry).
+``rd3.ledger_id``, ``rd3.lease`` (token of the driver), ``rd3.digest`` (of the entry).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes the MLflow UI open on runs and metrics instead of traces of language models."""
 DIGEST = "rd3.digest"
 """Tag with the digest of the entry, which shows whether the entry in the ledger was changed later."""
+_LEDGER_ID = "rd3.ledger_id"
 _TAG = 4000
 """Maximum characters of a reason; MLflow allows 8000."""
 DIRECT_ABOVE = 256 * 2**20
@@ -56,8 +57,19 @@ class Tracker:
 
     @property
     def _ours(self) -> dict[str, str]:
-        """Tag that distinguishes runs of this ledger from others on the same server."""
+        """Tag to search for the runs of this ledger's path."""
         return {"rd3.ledger": self.place.artifacts}
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """Tags of every run that is opened: the ledger's path and identity, and the driver's lease."""
+        known = {_LEDGER_ID: self.place.ledger_id, "rd3.lease": self.place.lease}
+        return self._ours | {name: value for name, value in known.items() if value}
+
+    def _is_ours(self, run: Any) -> bool:
+        """Whether a run at this ledger's path is of this ledger; runs of earlier versions do not say so."""
+        mine = self.place.ledger_id
+        return not mine or bool(run.data.tags.get(_LEDGER_ID, mine) == mine)
 
     def check(self, seconds: float = 5.0) -> None:
         """Raise :class:`TrackingError` within ``seconds`` unless the tracking server responds and accepts the login."""
@@ -92,7 +104,10 @@ class Tracker:
             return known
 
     def search(self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "") -> list[Any]:
-        """All runs with these tags, oldest first; ``extra`` is a further condition in MLflow's filter syntax."""
+        """All runs with these tags, oldest first; ``extra`` is a further condition in MLflow's filter syntax.
+
+        Runs of other ledgers at an equal path are left out.
+        """
         terms = [f"tags.`{name}` = {_quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
         found: list[Any] = []
         token = None
@@ -100,14 +115,14 @@ class Tracker:
             page = self.client.search_runs(
                 experiment_ids, " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=token
             )
-            found.extend(page)
+            found.extend(filter(self._is_ours, page))
             token = page.token
             if not token:
                 return found
 
     def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
         """Create or reopen the parent run of a grid, log the grid file as ``grid.yaml``, and return the run's id."""
-        own = {"rd3.kind": "grid", "rd3.grid": name, **self._ours, **(tags or {})}
+        own = {"rd3.kind": "grid", "rd3.grid": name, **self.owner, **(tags or {})}
         with self.errors():
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
@@ -148,7 +163,7 @@ class Tracker:
         ``facts`` are parameters to filter by that the recipe lacks (method, ipc, name of the protocol ...).
         """
         tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
-        tags |= {"rd3.status": "running", **self._ours}
+        tags |= {"rd3.status": "running", **self.owner}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)

@@ -101,7 +101,7 @@ class SweepRuns:
 
     def open(self, name: str, text: str, tags: Mapping[str, str]) -> None:
         """Create or reopen the sweep's parent run with status RUNNING, and log the sweep file as ``sweep.yaml``."""
-        own = {**self._tags, "rd3.kind": "sweep", "rd3.status": "running", **tags}
+        own = {**self._tags, **self.tracker.owner, "rd3.kind": "sweep", "rd3.status": "running", **tags}
         client = self.tracker.client
         with self.tracker.errors():
             runs = self.tracker.search([self.experiment_id], self._tags)
@@ -124,10 +124,8 @@ class SweepRuns:
         known = self._logged.get(place)
         if known is not None and known.info.status != "RUNNING":
             return
-        tags = {
-            **self._tags, **trial.tags, "rd3.kind": "sweep trial", "rd3.study": trial.study, "rd3.trial": place[1],
-            "mlflow.parentRunId": self.run_id,
-        }  # fmt: skip
+        own = {"rd3.kind": "sweep trial", "rd3.study": trial.study, "rd3.trial": place[1]}
+        tags = {**self._tags, **self.tracker.owner, **trial.tags, **own, "mlflow.parentRunId": self.run_id}
         client = self.tracker.client
         with self.tracker.errors():
             run = known or client.create_run(self.experiment_id, run_name=trial.name, tags=tags)

@@ -102,4 +102,4 @@ def test_nothing_is_written_without_the_lease(bench: Bench):
         bench.lease.beat()
         with pytest.raises(StoreError, match=r"The lease on the ledger .* was removed"):
             bench.books.forget("set", bench.entry.key)
-    assert bench.session.ledger.find("set", bench.entry.key) == bench.entry
+    assert bench.session.ledger.find("set", bench.entry.key) == bench.entry.sealed()

@@ -45,7 +45,7 @@ class SilentTracker:
     calls: list[str] = []
 
     def __init__(self, place: Place):
-        self.calls.clear()
+        self.place = place
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_args, **_kwargs: self.calls.append(name) or "7"
@@ -53,6 +53,7 @@ class SilentTracker:
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    SilentTracker.calls.clear()
     monkeypatch.setattr(execution, "Tracker", SilentTracker)
     monkeypatch.setattr(execution, "check_platform", lambda *_given: SilentTracker.calls.append("check"))
     place = Place(tracking_uri="", artifacts=str(tmp_path / "artifacts"), home=tmp_path)
@@ -109,7 +110,7 @@ def test_what_the_plan_took_for_damaged_and_is_intact_is_reused(
     ledger.mark(entry)
     outcome = execute(Expansion(RECIPES), plan("run", "blocked", "blocked", stale=(("set", KEYS[0]),)), session)
     assert outcome.reused == [KEYS[0]]
-    assert ledger.find("set", KEYS[0]) == entry
+    assert ledger.find("set", KEYS[0]) == entry.sealed()
 
 
 def test_two_drivers_on_one_ledger(session: Session):

@@ -1,0 +1,38 @@
+"""The identity of a ledger, which distinguishes its MLflow runs from those of another ledger at an equal path.
+
+Two machines may have the same path, and a home may be copied beside its original.  The identity is stored at the root
+with what a copy cannot have: the folder's inode number, or the URL of a bucket.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from tracking.ledger.object_store import ObjectStore
+
+_NAME = "ledger.json"
+
+
+def identity(objects: ObjectStore, *, create: bool) -> str:
+    """The ledger's identity; one is written if there is none, or that of another ledger, unless only to be read.
+
+    Returns an empty string if there is none and ``create`` is false.
+    """
+    raw = objects.get(_NAME)
+    known = json.loads(raw) if raw is not None else None
+    if known is not None and known["where"] == _where(objects):
+        return str(known["id"])
+    if not create:
+        return ""
+    if objects.folder is not None:
+        objects.folder.mkdir(parents=True, exist_ok=True)
+    new = {"id": uuid.uuid4().hex, "where": _where(objects)}
+    if objects.put(_NAME, json.dumps(new).encode(), only_if_absent=raw is None):
+        return new["id"]
+    return identity(objects, create=True)  # another process was faster
+
+
+def _where(objects: ObjectStore) -> str:
+    """The place of the ledger, as a copy would not have it."""
+    return objects.root if objects.folder is None else f"inode {objects.folder.stat().st_ino}"
