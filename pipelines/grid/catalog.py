@@ -33,6 +33,10 @@ class Frame(NamedTuple):
     """|S| in images."""
 
 
+ANY_FRAME = Frame(factor=1, same_network=True, set_size=10**9)
+"""Where a file does not say for which sets and students a protocol is."""
+
+
 class Catalog:
     """Read-only resolution of names, and of settings and protocols for them, each done once.
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from pipelines.grid.catalog import Catalog, Frame
-from pipelines.grid.located_yaml import Located, Path, place_text
-from pipelines.grid.structure import At, GridStructure, PartStructure, as_is, check_structure, keys_of, what
+from pipelines.grid.catalog import ANY_FRAME, Catalog, Frame
+from pipelines.grid.located_yaml import Located, Path
+from pipelines.grid.structure import (
+    At,
+    GridStructure,
+    PartStructure,
+    as_is,
+    check_repeats,
+    check_structure,
+    items_of,
+    keys_of,
+    what,
+)
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
@@ -24,9 +33,6 @@ from rd3.recipe import SourceSplit
 T = TypeVar("T")
 Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
-
-ANY_FRAME = Frame(factor=1, same_network=True, set_size=10**9)
-"""Where a file does not say for which sets and students a protocol is."""
 
 
 def check_document(document: Located, name: str, text: str, catalog: Catalog) -> Grid | None:
@@ -52,28 +58,6 @@ def check_document(document: Located, name: str, text: str, catalog: Catalog) ->
 def _in_part(changes: dict[str, Any], item: Path, path: Path) -> Path:
     """The location of a value of a part: in the item of ``also`` if that has its key, else at the top level."""
     return (*item, *path) if path and path[0] in changes else path
-
-
-def items_of(data: dict[str, Any], key: str, wrong: set[Path]) -> Iterator[tuple[Path, Any]]:
-    """The items of a list or mapping whose structure is right, each with its location."""
-    value = data.get(key)
-    if not isinstance(value, list | dict) or (key,) in wrong:
-        return
-    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
-        if (key, step) not in wrong:
-            yield (key, step), item
-
-
-def check_repeats(document: Located, items: list[Any], path: Path) -> None:
-    """Report items that equal an earlier one; 1 and 1.0 are equal."""
-    seen: dict[str, int] = {}
-    for place, item in enumerate(items):
-        number = isinstance(item, int | float) and not isinstance(item, bool)
-        text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
-        if text in seen:
-            message = f"Duplicate of {place_text((*path, seen[text]))}."
-            document.problem((*path, place), message, "remove one of them")
-        seen.setdefault(text, place)
 
 
 @dataclass

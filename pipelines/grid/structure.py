@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from pipelines.grid.located_yaml import Located, Path
+from pipelines.grid.located_yaml import Located, Path, place_text
 from rd3.registry import did_you_mean
 
 BIGGEST_SEED = 2**63 - 1
@@ -174,6 +174,28 @@ def _choices(model: type[Structure], key: str) -> list[str]:
     """The values that a key may have, if they are listed."""
     kind = model.model_fields[key].annotation if key in model.model_fields else None
     return list(get_args(kind)) if get_origin(kind) is Literal else []
+
+
+def items_of(data: dict[str, Any], key: str, wrong: set[Path]) -> Iterator[tuple[Path, Any]]:
+    """The items of a list or mapping whose structure is right, each with its location."""
+    value = data.get(key)
+    if not isinstance(value, list | dict) or (key,) in wrong:
+        return
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if (key, step) not in wrong:
+            yield (key, step), item
+
+
+def check_repeats(document: Located, items: list[Any], path: Path) -> None:
+    """Report items that equal an earlier one; 1 and 1.0 are equal."""
+    seen: dict[str, int] = {}
+    for place, item in enumerate(items):
+        number = isinstance(item, int | float) and not isinstance(item, bool)
+        text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
+        if text in seen:
+            message = f"Duplicate of {place_text((*path, seen[text]))}."
+            document.problem((*path, place), message, "remove one of them")
+        seen.setdefault(text, place)
 
 
 def keys_of(document: Located, owner: str, required: str) -> dict[str, Any] | None:

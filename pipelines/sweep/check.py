@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipelines.grid import structure
-from pipelines.grid.catalog import Catalog, Frame
-from pipelines.grid.check import ANY_FRAME, PartCheck, check_repeats
+from pipelines.grid.catalog import ANY_FRAME, Catalog, Frame
+from pipelines.grid.check import PartCheck
 from pipelines.grid.located_yaml import Located, Path
 from pipelines.grid.structure import Choice, Choices, Count, Fields, Name, Seed, Seeds, Sentence, Structure
 from pipelines.grid.values import Chosen
@@ -116,7 +116,7 @@ def _check_test(document: Located, test: dict[str, Any]) -> None:
 
     structure.check_structure(document, TestStructure, test, at, "A sweep's test", SENTENCES)
     if isinstance(test.get("student_seeds"), list):
-        check_repeats(document, test["student_seeds"], at(("student_seeds",)))
+        structure.check_repeats(document, test["student_seeds"], at(("student_seeds",)))
 
 
 def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipelines.grid.check import check_repeats
 from pipelines.grid.located_yaml import Path
-from pipelines.grid.structure import SENTENCES, Sentence, Structure, check_structure, what
+from pipelines.grid.structure import SENTENCES, Sentence, Structure, check_repeats, check_structure, what
 from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
