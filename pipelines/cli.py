@@ -1,7 +1,7 @@
 """The ``rd3`` command.  Each group of commands is a module in :mod:`pipelines.commands`.
 
-Exit codes: 0 success; 2 user error, explained in one sentence, nothing written; 3 some recipes failed; 5 the ledger is in use; 130
-interrupted.
+Exit codes: 0 success; 2 user error, explained in one sentence, nothing written; 3 some recipes failed; 5 another driver
+uses the ledger; 130 interrupted.
 """
 
 from __future__ import annotations
