@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.engine.execute import Outcome, execute
+from pipelines.engine.workers import RayWorkers
 from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import Plan, plan_session
@@ -134,7 +135,7 @@ def run_recipes(
     )
     plan = plan_session(expansion, session)
     planned(plan)
-    return execute(expansion, plan, session, address=address)
+    return execute(expansion, plan, session, workers=RayWorkers(address))
 
 
 def _label(recipe: Recipe) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.status import GridStatus, grid_status
+from pipelines.engine.workers import RayWorkers, ThisProcess
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import Plan, plan_session
@@ -122,17 +123,25 @@ class LoadedGrid:
         """
         return plan_session(self.expansion, self.workspace.session, device=device, slots=devices)
 
-    def run(self, *, address: str | None = None, max_concurrent: int | None = None, gpu_share: float = 0.25) -> Outcome:
+    def run(
+        self,
+        *,
+        address: str | None = None,
+        local: bool = False,
+        max_concurrent: int | None = None,
+        gpu_share: float = 0.25,
+    ) -> Outcome:
         """Run every recipe that has no result yet; call it again to resume.
 
-        ``address``: of a Ray cluster (default: this machine).  ``max_concurrent``: maximum number of parallel trials
+        ``address``: of a Ray cluster (default: this machine).  ``local``: in this process, without Ray, one trial after
+        another.  ``max_concurrent``: maximum number of parallel trials
         (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.
         """
         return execute(
             self.expansion,
             self.plan(),
             self.workspace.session,
-            address=address,
+            workers=ThisProcess() if local else RayWorkers(address),
             max_concurrent=max_concurrent,
             gpu_share=gpu_share,
         )

@@ -183,7 +183,8 @@ def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
 
 
 def _not_started(error: Exception) -> RD3Error:
-    return RD3Error(f"Cannot start Ray on this machine: {first_line(error)}", "try again when the machine is less busy")
+    fix = "try again when the machine is less busy, or run without Ray: `rd3 run GRID --local`"
+    return RD3Error(f"Cannot start Ray on this machine: {first_line(error)}", fix)
 
 
 @contextlib.contextmanager

@@ -167,19 +167,26 @@ def run(
     gpu_share: GpuShareOption = 0.25,
     device: DeviceOption = None,
     max_hours: MaxHoursOption = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run in this process, without Ray, one recipe after another.")
+    ] = False,
 ) -> None:
     """Run every recipe that has no result yet; run again to resume."""
     from pipelines.engine.execute import execute
+    from pipelines.engine.workers import RayWorkers, ThisProcess
     from pipelines.grid.expand import expanded
 
+    if local and (address or concurrent or shares > 1):
+        raise BadValue("--local runs one recipe at a time.", "leave out --address, --concurrent and --shares")
     here = session()
     expansion = expanded(grid, here)
-    plan = planned(expansion, here, device)
+    plan = planned(expansion, here, device, 1 if local else None)
     check_hours(plan, max_hours, grid)
     show_plan(plan)
     show_notes(expansion)
+    workers = ThisProcess() if local else RayWorkers(address)
     outcome = execute(
-        expansion, plan, here, address=address, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
+        expansion, plan, here, workers=workers, max_concurrent=concurrent, gpu_share=gpu_share, shares=shares
     )
     console.print(
         f"{len(outcome.done)} completed, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked"

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.ray import Cluster
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.damage import DamagedParents
 from pipelines.engine.interrupts import Interrupts
@@ -18,6 +17,7 @@ from pipelines.engine.job import TrialEnd
 from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.packs import Packs
 from pipelines.engine.progress import View
+from pipelines.engine.workers import Workers
 from pipelines.grid.queue import Demand, Queued, RecipeQueue
 from rd3.errors import RD3Error
 from rd3.recipe import Key
@@ -56,7 +56,7 @@ class Driver:
         view: View,
         jobs: JobBuilder,
         books: Bookkeeping,
-        cluster: Cluster,
+        workers: Workers,
         interrupts: Interrupts,
         *,
         max_concurrent: int | None = None,
@@ -65,7 +65,7 @@ class Driver:
         self.queue, self.view = queue, view
         self.fatal: BaseException | None = None
         """The error that stops the driver."""
-        self._jobs, self._books, self._cluster, self._interrupts = jobs, books, cluster, interrupts
+        self._jobs, self._books, self._workers, self._interrupts = jobs, books, workers, interrupts
         self._max_concurrent = max_concurrent
         self._packs = Packs(queue)
         self._damage = DamagedParents(queue, books)
@@ -105,14 +105,14 @@ class Driver:
 
     def _first(self) -> Queued | None:
         if not self._max_concurrent:
-            return self.queue.take(*self._cluster.devices())
+            return self.queue.take(*self._workers.devices())
         if len(self._trials) >= self._max_concurrent:
             return None
         return self.queue.take(math.inf, math.inf, at_once=self._max_concurrent)
 
     def _at_a_time(self, demand: Demand) -> int:
         """Number of trials that run in parallel."""
-        return self._max_concurrent or demand.at_a_time(*self._cluster.devices())
+        return self._max_concurrent or demand.at_a_time(*self._workers.devices())
 
     def on_report(self, trial_id: str, result: dict[str, Any]) -> None:
         """Progress of the recipes of a trial, or the end of one of several.

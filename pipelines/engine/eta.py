@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.cluster.ray import Cluster
+from pipelines.engine.workers import Workers
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.recipe import Key, Recipe, TeacherRecipe
 
@@ -171,12 +171,12 @@ def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
     return max(map(measured, left), default=0.0)
 
 
-def eta_of(expansion: Expansion, queue: RecipeQueue, cluster: Cluster, max_concurrent: int | None) -> Eta:
+def eta_of(expansion: Expansion, queue: RecipeQueue, workers: Workers, max_concurrent: int | None) -> Eta:
     """The ETA of a queue, by parallel trials if their number is given, else by GPUs, else by cores."""
     networks = networks_of(expansion)
     if max_concurrent:
         return Eta(queue.costs_s, max_concurrent, networks=networks)
-    cpus, gpus = cluster.devices()
+    cpus, gpus = workers.devices()
     if gpus:
         return Eta(queue.costs_s, gpus, networks=networks, takes=lambda demand: demand.gpus)
     return Eta(queue.costs_s, cpus, networks=networks, takes=lambda demand: demand.cpus)

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.cluster.nodes import check_platform
-from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
 from pipelines.engine import trial_log
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.driver import Driver, Leave
@@ -26,6 +24,7 @@ from pipelines.engine.job import work_folder
 from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.plan_queue import plan_queue
 from pipelines.engine.progress import View, open_view
+from pipelines.engine.workers import RayWorkers, Workers
 from pipelines.grid.queue import RecipeQueue
 from pipelines.settings import Session
 from rd3.recipe import Key
@@ -70,7 +69,7 @@ def execute(
     plan: Plan,
     session: Session,
     *,
-    address: str | None = None,
+    workers: Workers | None = None,
     max_concurrent: int | None = None,
     gpu_share: float = 0.25,
     shares: int = 1,
@@ -79,7 +78,7 @@ def execute(
 ) -> Outcome:
     """Run the recipes of a plan and return the outcome.
 
-    ``address``: a Ray cluster (default: start Ray on this machine).  ``max_concurrent``: maximum number of parallel
+    ``workers``: what runs trials (default: Ray on this machine).  ``max_concurrent``: maximum number of parallel
     trials, independent of the cluster's current size (default: as many as fit).  ``gpu_share``: fraction of a GPU per
     evaluation trial.  ``shares``: number of trials that generate one set together, unless ``timing: exclusive``.
     """
@@ -87,7 +86,8 @@ def execute(
         return _outcome(expansion, plan_queue(expansion, plan))
     driver_lease = session.ledger.lease(work=f"grid {expansion.grid.name}" if expansion.grid else "recipes by hand")
     driver_lease.refuse_if_held()
-    check_platform(session, address, {recipe.data.name for recipe in expansion.recipes.values()})
+    workers = workers or RayWorkers()
+    workers.check(session, {recipe.data.name for recipe in expansion.recipes.values()})
     with Interrupts() as interrupts, driver_lease as lease:
         session = session.owned(lease.token)
         books = Bookkeeping(session, lease, interrupts)
@@ -98,17 +98,16 @@ def execute(
             if there.issuperset(plan.keys("run")):
                 return _outcome(expansion, plan_queue(expansion, plan, there))
             runs.open(experiment or HAND)
-            with ray_cluster(address):
+            with workers.open():
                 interrupts.arm()
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
-                demands = cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
+                demands = workers.demands(exclusive=exclusive, gpu_share=gpu_share)
                 queue = plan_queue(expansion, plan, there, demands, 1 if exclusive else shares)
-                jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=address is not None)
-                cluster = Cluster()
-                with _view(expansion, queue, eta_of(expansion, queue, cluster, max_concurrent), wanted=view) as shown:
+                jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=workers.may_vanish)
+                with _view(expansion, queue, eta_of(expansion, queue, workers, max_concurrent), wanted=view) as shown:
                     books.view = shown
-                    driver = Driver(queue, shown, jobs, books, cluster, interrupts, max_concurrent=max_concurrent)
-                    _work_off(driver, interrupts, session.home)
+                    driver = Driver(queue, shown, jobs, books, workers, interrupts, max_concurrent=max_concurrent)
+                    workers.work_off(driver, session.home, interrupts)
         except (Leave, KeyboardInterrupt):
             if driver is not None and driver.fatal is not None:
                 _abandon(driver, runs, session.home, f"the driver failed: {driver.fatal}")
@@ -147,14 +146,6 @@ def _view(expansion: Expansion, queue: RecipeQueue, eta: Eta, *, wanted: bool) -
 
     name = expansion.grid.name if expansion.grid else "rd3"
     return open_view(name, queue, eta, label=label, wanted=wanted, out=sys.stderr)
-
-
-def _work_off(driver: Driver, interrupts: Interrupts, home: Path) -> None:
-    """Run the queue on Ray; signals stop it only between two steps."""
-    from pipelines.engine.tune import work_off
-
-    with interrupts.deferring():
-        work_off(driver, home)
 
 
 def _abandon(driver: Driver | None, runs: GridRuns, home: Path, reason: str) -> None:

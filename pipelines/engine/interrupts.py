@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops gracefully, the second one exits at once."""
+"""Ctrl-C and SIGTERM: the first one stops gracefully, a later one exits at once; two quick ones count as one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 EXIT_CODE = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_QUICK_S = 3.0
+"""Time within which another signal is the same wish: exiting at once would leave runs open in MLflow."""
 
 
 class Interrupts:
@@ -21,6 +24,7 @@ class Interrupts:
         self.name = ""
         """Name of the received signal, or empty."""
         self.deferred = False
+        self._received = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -48,8 +52,11 @@ class Interrupts:
             self.deferred = False
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.name and time.monotonic() - self._received < _QUICK_S:
+            return
         if self.name:
             os._exit(EXIT_CODE)
+        self._received = time.monotonic()
         self.name = signal.Signals(number).name
         if not self.deferred:
             raise KeyboardInterrupt

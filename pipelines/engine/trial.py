@@ -54,6 +54,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
     jobs = [Job.from_plain(job) for job in json.loads(config["jobs"])]
     configure_process(jobs[0].gpu)
+    die_with_parent()
     reports = Reports(tune.report)
     try:
         attempt(jobs, reports.progress, reports.ended)
@@ -64,14 +65,13 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def configure_process(gpu: bool) -> None:
-    """Use one thread, hide GPUs from CPU trials (Ray leaves them visible), and exit when the parent process ends.
+    """Use one thread, and hide GPUs from CPU trials (Ray leaves them visible).
 
     Denormal numbers count as zero: they are slow on a CPU.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    _die_with_parent()
     import torch
 
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def _exit_after(seconds: float) -> None:
 
 
 @cache
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Exit when the parent, a Ray process, has ended: a killed driver takes Ray down, but not the workers."""
     parent = os.getppid()
     atexit.register(last_words)  # Ray turns SIGTERM into a normal exit, in which these run

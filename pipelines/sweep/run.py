@@ -19,6 +19,7 @@ from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_devices, ray_cluster
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.interrupts import EXIT_CODE, Interrupts
+from pipelines.engine.workers import RayWorkers
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.plan import Plan, plan_session
@@ -217,7 +218,7 @@ class SweepRun:
     def _run_plan(self, expansion: Expansion, plan: Plan) -> bool:
         """Run a plan; False if the sweep cannot continue."""
         outcome = execute(
-            expansion, plan, self.session, address=self.address, max_concurrent=self.concurrent,
+            expansion, plan, self.session, workers=RayWorkers(self.address), max_concurrent=self.concurrent,
             gpu_share=self.gpu_share,
         )  # fmt: skip
         self._note(outcome)

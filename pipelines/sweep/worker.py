@@ -91,9 +91,10 @@ class _Stop(Exception):
 
 def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
     """Evaluate a point; ``before``: trials of the finished batches, for pruning."""
-    from pipelines.engine.trial import configure_process
+    from pipelines.engine.trial import configure_process, die_with_parent
 
     configure_process(attempt.gpu)
+    die_with_parent()
     return judge(attempt, before)
 
 

@@ -14,6 +14,7 @@ import pytest
 from pipelines.cluster import ray as cluster
 from pipelines.engine import trial_log
 from pipelines.engine.status import grid_status
+from pipelines.engine.workers import ThisProcess
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.transfer.results import export_results, import_results
@@ -80,6 +81,24 @@ def test_everything_is_made_tracked_and_cleaned_up(tiny: ModuleType, home: Path,
     status = grid_status(expansion, ledger, home)
     assert {row["done"] for row in status.counts.values()} == {1, 2, 4}
     assert (status.running, status.failed) == ([], [])
+
+
+def test_without_ray_the_results_are_the_same(
+    tiny: ModuleType, home: Path, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipelines.engine.workers.ray_cluster", None)
+    outcome = tiny.run(tmp_path, evaluations=2, epochs=2, sets=2, workers=ThisProcess())
+    assert (outcome.exit_code, set(outcome.done)) == (0, set(made.done))
+    assert {run.info.status for run in _runs(tiny, tmp_path).values()} == {"FINISHED"}
+    assert not list((tmp_path / "work").glob("*/*"))
+    there, here = (Ledger(tiny.session_in(folder).artifacts) for folder in (home, tmp_path))
+    for recipe in tiny.tiny(tiny.session_in(home), evaluations=2, epochs=2, sets=2).recipes.values():
+        one, other = (ledger.find(recipe.kind, recipe.key) for ledger in (there, here))
+        assert one.content == other.content
+        for name in one.result:
+            assert name.endswith(("_s", "_mib")) or one.result[name] == other.result[name], name
+    again = tiny.run(tmp_path, evaluations=2, epochs=2, sets=2, workers=ThisProcess())
+    assert (set(again.reused), again.done) == (set(made.done), [])
 
 
 def test_a_second_run_makes_nothing(tiny: ModuleType, home: Path, made: Any):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from pipelines.engine.execute import Outcome, execute
+from pipelines.engine.workers import Workers
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.grid.values import Grid
@@ -90,12 +91,12 @@ def tiny(
     )
 
 
-def run(home: Path, *, view: bool = False, **shape: int | str) -> Outcome:
+def run(home: Path, *, view: bool = False, workers: Workers | None = None, **shape: int | str) -> Outcome:
     """Plan and execute the grid in a store of its own."""
     session = session_in(home)
     expansion = tiny(session, **shape)
     Ledger(session.artifacts)
-    return execute(expansion, plan_session(expansion, session), session, view=view)
+    return execute(expansion, plan_session(expansion, session), session, view=view, workers=workers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kills parts of a platform at random moments while a grid is being made, and compares with a run in peace.
+"""Kills, stops and damages parts of a platform while a grid is being made, and compares with a run in peace.
 
     PYTHONPATH=tests/integration python tests/integration/faults/chaos.py --seed 0 [--moments 20] [--cells 50]
 
@@ -8,9 +8,11 @@ Works on the stack of ``infra/stack/stack.sh``, whose variables must be set (``m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import tempfile
 import time
@@ -23,10 +25,19 @@ from typing import Any
 import yaml
 from disturbed import DEADLINE_S, ROOT, Disturbed, kill
 
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import open_objects
+
 SERVERS = ("mlflow", "postgres", "s3")
 KILLS = ("worker", "node", "driver")
+STOPS = tuple(f"stop {part}" for part in (*KILLS, *SERVERS))
+DAMAGES = ("damage copy", "damage source")
 SETTLE_S = 3.0
 """A moment comes at most so long after a recipe was seen in flight."""
+
+
+def _part(what: str) -> str:
+    return "ray-worker" if what == "node" else what
 
 
 class Through(Exception):
@@ -55,11 +66,47 @@ class Chaos:
         elif what == "driver":
             self.run.driver.kill()
             self.run.driver.wait()
+        elif what in STOPS:
+            self._stop(self._processes(what.removeprefix("stop "), event))
+        elif what in DAMAGES:
+            self._damage(source=what == "damage source")
         else:
-            part = "ray-worker" if what == "node" else what
+            part = _part(what)
             self.do("kill", part)
             time.sleep(self.outage_s)
             self.do("start", part)
+
+    def _processes(self, what: str, event: dict[str, Any]) -> list[int]:
+        if what == "worker":
+            return [event["pid"]]
+        if what == "driver":
+            return [self.run.driver.pid]
+        return [int(word) for word in self.do("pids", _part(what)).split()]
+
+    def _stop(self, processes: list[int]) -> None:
+        """Freeze processes for the length of an outage; those that end meanwhile are forgotten."""
+        for sent, pause_s in ((signal.SIGSTOP, self.outage_s), (signal.SIGCONT, 0.0)):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, sent)
+            time.sleep(pause_s)
+
+    def _damage(self, *, source: bool) -> None:
+        """Cut off the end of the largest file of a finished parent: of a machine's copy, or where it is stored."""
+        if not source:
+            copies = [path for path in self.run.home.glob("cache/*/*/*") if path.is_file()]
+            if copies:
+                path = self.draw.choice(sorted(copies))
+                path.write_bytes(path.read_bytes()[:-1])
+            return
+        with self.run.environment():
+            ledger = Ledger(self.run.place.artifacts)
+            keys = sorted(ledger.keys("set"))
+            entry = ledger.find("set", self.draw.choice(keys)) if keys else None
+            if entry is not None:
+                stored = open_objects(f"s3://rd3/mlflow/{entry.artifact.removeprefix('mlflow-artifacts:/')}")
+                name = max(entry.files, key=lambda name: len(stored.get(name) or b""))
+                stored.put(name, stored.get(name)[:-1])
 
     def _see(self) -> dict[str, Any]:
         """A recipe in flight; a driver that is gone is started again, unless it was through."""
@@ -100,8 +147,8 @@ def settle(run: Disturbed, tries: int = 4) -> None:
 def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faults: tuple[str, ...]) -> None:
     script = ROOT / "infra" / "stack" / "stack.sh"
 
-    def do(*words: str) -> None:
-        subprocess.run([str(script), *words], check=True, stdout=subprocess.DEVNULL)
+    def do(*words: str) -> str:
+        return subprocess.run([str(script), *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
     folder = Path(tempfile.mkdtemp(prefix="rd3-chaos-"))
     grid = grid_of(cells, epochs, folder)
@@ -149,5 +196,5 @@ if __name__ == "__main__":
     parser.add_argument("--outage", type=float, default=60.0)
     parser.add_argument("--kills-only", action="store_true")
     chosen = parser.parse_args()
-    faults = KILLS if chosen.kills_only else (*KILLS, *SERVERS)
+    faults = KILLS if chosen.kills_only else (*KILLS, *SERVERS, *STOPS, *DAMAGES)
     main(chosen.seed, chosen.moments, chosen.cells, chosen.epochs, chosen.outage, faults)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.engine import execute as execution
-from pipelines.engine import trial_log
+from pipelines.engine import trial_log, workers
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.execute import Failure, Outcome, execute
 from pipelines.engine.interrupts import Interrupts
@@ -55,7 +55,7 @@ class SilentTracker:
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     SilentTracker.calls.clear()
     monkeypatch.setattr(execution, "Tracker", SilentTracker)
-    monkeypatch.setattr(execution, "check_platform", lambda *_given: SilentTracker.calls.append("check"))
+    monkeypatch.setattr(workers, "check_platform", lambda *_given: SilentTracker.calls.append("check"))
     place = Place(tracking_uri="", artifacts=str(tmp_path / "artifacts"), home=tmp_path)
     return Session(place.tracking_uri, place.artifacts, place.home)
 
@@ -69,7 +69,7 @@ def plan(*statuses: str, stale: tuple[tuple[str, str], ...] = ()) -> Plan:
 
 
 def test_nothing_to_run_needs_neither_ray_nor_mlflow(session: Session, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(execution, "ray_cluster", None)
+    monkeypatch.setattr(workers, "ray_cluster", None)
     monkeypatch.setattr(execution, "Tracker", None)
     outcome = execute(Expansion(RECIPES), plan("reuse", "reuse", "blocked"), session)
     assert outcome.reused == KEYS[:2]
@@ -84,7 +84,7 @@ def test_exit_codes():
 
 
 def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(execution, "ray_cluster", None)
+    monkeypatch.setattr(workers, "ray_cluster", None)
     ledger = Ledger(session.artifacts)
     leftovers = [work_folder(session.home, "set", key) for key in KEYS]
     for folder in leftovers:
@@ -99,7 +99,7 @@ def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, 
 def test_what_the_plan_took_for_damaged_and_is_intact_is_reused(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(execution, "ray_cluster", None)
+    monkeypatch.setattr(workers, "ray_cluster", None)
     files, ledger = tmp_path / "set", Ledger(session.artifacts)
     files.mkdir()
     (files / "images").write_bytes(b"pixels")
@@ -124,7 +124,7 @@ def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_dama
     def no_ray(*_arguments: Any) -> Any:
         raise StoreError("no Ray today")
 
-    monkeypatch.setattr(execution, "ray_cluster", no_ray)
+    monkeypatch.setattr(workers, "ray_cluster", no_ray)
     ledger = Ledger(session.artifacts)
     ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
     with pytest.raises(StoreError, match="no Ray today"):
@@ -148,18 +148,20 @@ def test_the_first_signal_interrupts_or_is_noted_and_handlers_are_put_back():
     assert interrupts.name == "SIGINT"
 
 
-def test_the_second_signal_leaves_at_once():
-    code = (
+@pytest.mark.parametrize(("quick_s", "code"), [(3600.0, 7), (0.0, 130)])
+def test_a_later_signal_exits_at_once_and_two_quick_ones_count_as_one(quick_s: float, code: int):
+    script = (
         "import os, signal\n"
-        "from pipelines.engine.interrupts import Interrupts\n"
-        "with Interrupts() as interrupts:\n"
+        "from pipelines.engine import interrupts as module\n"
+        f"module._QUICK_S = {quick_s}\n"
+        "with module.Interrupts() as interrupts:\n"
         "    interrupts.deferred = True\n"
         "    for _signal in range(2):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "raise SystemExit('still here')\n"
+        "raise SystemExit(7)\n"
     )
     root = Path(__file__).parents[3]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 130
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == code
 
 
 def test_status_from_another_terminal(session: Session):

@@ -1,0 +1,129 @@
+"""What runs the trials of a driver: a Ray cluster, or the driver's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipelines.cluster.nodes import check_platform
+from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
+from pipelines.grid.queue import SCHEDULING, Demand, scheduling
+from pipelines.settings import Session
+from rd3.errors import RD3Error
+from rd3.recipe import KINDS
+
+if TYPE_CHECKING:
+    from pipelines.engine.driver import Driver
+    from pipelines.engine.interrupts import Interrupts
+
+
+class Workers(Protocol):
+    """Runs trials, opened once before anything else is asked but :meth:`check`."""
+
+    may_vanish: bool
+    """Whether machines may disappear, so that unfinished work has to be uploaded."""
+
+    def check(self, session: Session, datasets: Iterable[str]) -> None:
+        """Raise :class:`RD3Error` for the first problem that would stop a run."""
+
+    def open(self) -> AbstractContextManager[None]:
+        """Start or join what runs the trials."""
+
+    def devices(self) -> tuple[float, float]:
+        """(CPUs, GPUs) at this moment."""
+
+    def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
+        """Resources per trial of each kind; ``exclusive`` gives a set a whole machine."""
+
+    def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
+        """Run the driver's queue to its end; raises :class:`Leave` or KeyboardInterrupt if the driver has to stop."""
+
+
+class RayWorkers:
+    """Trials of Ray Tune on the cluster at ``address`` (default: on this machine)."""
+
+    def __init__(self, address: str | None = None):
+        self._address = address
+        self._cluster = Cluster()
+        self.may_vanish = address is not None
+
+    def check(self, session: Session, datasets: Iterable[str]) -> None:
+        check_platform(session, self._address, datasets)
+
+    def open(self) -> AbstractContextManager[None]:
+        return ray_cluster(self._address)
+
+    def devices(self) -> tuple[float, float]:
+        return self._cluster.devices()
+
+    def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
+        return cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
+
+    def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
+        from pipelines.engine.tune import work_off
+
+        with interrupts.deferring():  # signals stop it only between two steps
+            work_off(driver, home)
+
+
+class ThisProcess:
+    """One trial after another in the driver's process, without Ray, with one thread as every trial has."""
+
+    may_vanish = False
+
+    def check(self, session: Session, datasets: Iterable[str]) -> None:
+        check_platform(session)
+
+    def open(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def devices(self) -> tuple[float, float]:
+        import torch
+
+        return 1.0, 1.0 if torch.cuda.is_available() else 0.0
+
+    def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
+        gpus = self.devices()[1]
+        return {
+            kind: Demand(1.0, gpus, whole=exclusive and scheduling(kind).exclusive) for kind in (*KINDS, *SCHEDULING)
+        }
+
+    def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
+        from pipelines.engine.driver import Leave
+
+        for number in itertools.count():
+            config = driver.next_config(f"trial-{number}")
+            if config is None:
+                break
+            _run(driver, f"trial-{number}", config)
+        if driver.leaving and not driver.queue.finished:
+            raise Leave
+
+
+def _run(driver: Driver, trial_id: str, config: dict[str, Any]) -> None:
+    """Run one trial and pass its reports on, as Tune does between processes."""
+    from pipelines.engine.attempt import Unfit, attempt
+    from pipelines.engine.job import Job
+    from pipelines.engine.trial import Reports, configure_process
+
+    jobs = [Job.from_plain(job) for job in json.loads(config["jobs"])]
+    configure_process(jobs[0].gpu)
+    last: dict[str, Any] = {}
+
+    def receive(report: dict[str, Any]) -> None:
+        last.update(report)
+        driver.on_report(trial_id, report)
+
+    reports = Reports(receive)
+    try:
+        attempt(jobs, reports.progress, reports.ended)
+    except Unfit as error:
+        raise RD3Error(
+            f"This process cannot go on after {error}.", "run the same command again; it resumes, without the pack"
+        ) from None
+    driver.on_end(trial_id, last)
