@@ -106,8 +106,8 @@ def better_constants(
 ) -> Better | None:
     """Constants with which the bare ``network`` is significantly better (McNemar's test, p < 0.01), if any.
 
-    With them it must be better than twice chance.  The known ones, the dataset's and the ``stated`` are tried on training images, the best of them is compared on
-    validation images.  ``network`` is in eval mode on ``device``.
+    With them it must be better than twice chance.  The known ones, the dataset's and the ``stated`` are tried on
+    training images, the best of them is compared on validation images.  ``network`` is in eval mode on ``device``.
     """
     validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
 
