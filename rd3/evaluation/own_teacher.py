@@ -18,7 +18,7 @@ from rd3.evaluation.student import Progress
 from rd3.known_constants import KNOWN, constants, option
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
-from rd3.teacher.artifact import VERIFIED_IMAGES, Tested, predict
+from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
 from rd3.teacher.plausibility import (
     Better,
     better_constants,
@@ -87,7 +87,7 @@ def identity(teacher: nn.Module, normalisation: Constants | None) -> list[torch.
 
 
 def _judge(
-    tested: Tested,
+    tested: Predictions,
     better: Better | None,
     given: Normalisation,
     dataset: Dataset,

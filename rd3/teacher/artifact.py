@@ -74,7 +74,7 @@ class TeacherManifest(BaseModel):
     step)."""
 
 
-class Tested(NamedTuple):
+class Predictions(NamedTuple):
     """Predictions of a network on images of a split."""
 
     split: Split
@@ -107,7 +107,7 @@ def predict(
     device: torch.device,
     precision: Literal["fp32", "bf16"] = "fp32",
     progress: Progress = lambda fraction, note: None,
-) -> Tested:
+) -> Predictions:
     """Predictions on the images of a split at these positions.
 
     ``network`` is in eval mode and takes (B, 3, H, W) in [0, 1].
@@ -121,7 +121,7 @@ def predict(
             predicted.append(logits.argmax(dim=1).where(logits.isfinite().all(dim=1), NOT_FINITE))
             stop = start + len(batch)
             progress(stop / len(positions), f"{split} images {stop}/{len(positions)}")
-    return Tested(split, torch.cat(predicted).cpu(), labels)
+    return Predictions(split, torch.cat(predicted).cpu(), labels)
 
 
 def write_teacher(
@@ -135,7 +135,7 @@ def write_teacher(
     curve: list[dict[str, float]],
     progress: Progress,
     precision: Literal["fp32", "bf16"] | None = None,
-    examine: Callable[[Tested], None] = lambda tested: None,
+    examine: Callable[[Predictions], None] = lambda tested: None,
     class_order: Sequence[int] | None = None,
 ) -> TeacherManifest:
     """Test a trained network, count its verification list and write the folder, the manifest last.

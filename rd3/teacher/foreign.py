@@ -20,7 +20,7 @@ from rd3.foreign_files import broken_file
 from rd3.known_constants import constants, spelled
 from rd3.models import NormalisedNetwork, build_network, network_info, network_names, state_shapes
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
-from rd3.teacher.artifact import Progress, Tested, write_teacher
+from rd3.teacher.artifact import Predictions, Progress, write_teacher
 from rd3.teacher.class_order import FOUND, check_options, head_fix, imagenet_rows, rows_of
 from rd3.teacher.plausibility import (
     better_constants,
@@ -139,7 +139,7 @@ class _Examination:
         self.name, self.network, self.dataset, self.device = name, network, dataset, device
         self.stated, self.allow_chance, self.notice = stated, allow_chance, notice
 
-    def __call__(self, tested: Tested) -> None:
+    def __call__(self, tested: Predictions) -> None:
         check_outputs(self.name, tested)
         exchanged = check_order(self.name, tested, self.network, self.dataset, self.device, _ORDER_FIX)
         given = self.network.normalisation

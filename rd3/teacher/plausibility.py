@@ -16,7 +16,7 @@ from rd3.errors import BadValue, ClassOrderError
 from rd3.known_constants import KNOWN, option, spelled
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
-from rd3.teacher.artifact import NOT_FINITE, VERIFIED_IMAGES, Tested, predict
+from rd3.teacher.artifact import NOT_FINITE, VERIFIED_IMAGES, Predictions, predict
 
 CONFIDENCE = 0.99
 """Of the interval of an accuracy that must not contain chance."""
@@ -46,7 +46,7 @@ def chance(labels: torch.Tensor) -> float:
     return int(labels.bincount().max()) / len(labels)
 
 
-def best_order(tested: Tested, num_classes: int) -> np.ndarray:
+def best_order(tested: Predictions, num_classes: int) -> np.ndarray:
     """(C,) the output that stands for each class in the one-to-one assignment with the most correct predictions."""
     from scipy.optimize import linear_sum_assignment
 
@@ -57,7 +57,7 @@ def best_order(tested: Tested, num_classes: int) -> np.ndarray:
     return np.asarray(outputs)
 
 
-def reordered(tested: Tested, order: np.ndarray) -> Tested:
+def reordered(tested: Predictions, order: np.ndarray) -> Predictions:
     """The predictions if output ``order[c]`` stood for class c."""
     finite = tested.predicted != NOT_FINITE
     classes = torch.from_numpy(np.argsort(order))[tested.predicted.where(finite, 0)]
@@ -111,7 +111,7 @@ def better_constants(
     """
     validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
 
-    def tested(constants: Normalisation, split: Split, positions: Sequence[int]) -> Tested:
+    def tested(constants: Normalisation, split: Split, positions: Sequence[int]) -> Predictions:
         fed = NormalisedNetwork(network, constants).eval().to(device)
         return predict(fed, dataset, split, positions, device=device)
 
@@ -132,7 +132,7 @@ def better_constants(
     return Better(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike)
 
 
-def _significant(better: Tested, given: Tested) -> bool:
+def _significant(better: Predictions, given: Predictions) -> bool:
     """McNemar's exact test on paired predictions, one-sided."""
     from scipy.stats import binom
 
@@ -152,7 +152,7 @@ def check_finite(name: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None
             )
 
 
-def check_outputs(name: str, tested: Tested) -> None:
+def check_outputs(name: str, tested: Predictions) -> None:
     """Raise :class:`BadValue` for logits that are NaN or infinite."""
     wrong = int((tested.predicted == NOT_FINITE).sum())
     if wrong:
@@ -162,7 +162,9 @@ def check_outputs(name: str, tested: Tested) -> None:
         )
 
 
-def check_order(name: str, tested: Tested, network: nn.Module, dataset: Dataset, device: torch.device, fix: str) -> str:
+def check_order(
+    name: str, tested: Predictions, network: nn.Module, dataset: Dataset, device: torch.device, fix: str
+) -> str:
     """Raise :class:`ClassOrderError` for classes that are permuted; returns a sentence on a smaller gain, or "".
 
     The order is found on training images, what it gains is counted on the tested ones.  ``{order}`` in ``fix`` is
@@ -187,7 +189,7 @@ def check_order(name: str, tested: Tested, network: nn.Module, dataset: Dataset,
     return f"{fact} {sentence(fix)}" if gain >= NOTED_GAIN_PCT else ""
 
 
-def check_above_chance(name: str, tested: Tested, dataset: Dataset, cause: str = "", fix: str = "") -> None:
+def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: str = "", fix: str = "") -> None:
     """Raise :class:`BadValue` if the interval of the accuracy includes chance, or is below it."""
     low, high = wilson(tested.correct, len(tested.labels))
     by_chance = chance(tested.labels)
