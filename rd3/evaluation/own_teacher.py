@@ -72,8 +72,10 @@ def own_teacher(
     exchanged = check_order(NAME, tested, fed, dataset, device, _ORDER_FIX)
     better = better_constants(network, given, dataset, device)
     _judge(tested, better, given, dataset, stated=normalisation is not None, allow_chance=allow_chance)
-    for doubt in filter(None, (exchanged, better and sentence(f"The teacher: {better.said(given)}"))):
-        warnings.warn(doubt, stacklevel=3)
+    if exchanged:
+        warnings.warn(exchanged, stacklevel=3)
+    if better and better.doubts(normalisation is not None):
+        warnings.warn(sentence(f"{NAME} may need others: {better.said(given)}"), stacklevel=3)
     progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images")
     return fed
 

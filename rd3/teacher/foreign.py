@@ -7,6 +7,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def import_weights(
     manifest = write_teacher(
         Path(out), recipe, built, dataset, device=device, origin=f"imported from {name}", curve=[],
         progress=progress, class_order=order,
-        examine=_Examination(name, built, dataset, device, _stated(found), allow_chance, notice),
+        examine=_Examination(
+            name, built, dataset, device, _stated(found), normalisation is not None, allow_chance, notice
+        ),
     )  # fmt: skip
     return recipe, {
         "top1_pct": manifest.test_top1_pct,
@@ -122,22 +125,20 @@ def import_weights(
     }
 
 
+@dataclass(frozen=True)
 class _Examination:
     """Refuses a teacher that cannot know the classes, from the predictions of its test."""
 
-    def __init__(
-        self,
-        name: str,
-        network: NormalisedNetwork,
-        dataset: Dataset,
-        device: torch.device,
-        stated: Sequence[Normalisation],
-        allow_chance: bool,
-        notice: Notice,
-    ):
-        """``stated`` are constants that the file holds."""
-        self.name, self.network, self.dataset, self.device = name, network, dataset, device
-        self.stated, self.allow_chance, self.notice = stated, allow_chance, notice
+    name: str
+    network: NormalisedNetwork
+    dataset: Dataset
+    device: torch.device
+    stated: Sequence[Normalisation]
+    """Constants that the file holds."""
+    given: bool
+    """Whether the user stated the constants."""
+    allow_chance: bool
+    notice: Notice
 
     def __call__(self, tested: Predictions) -> None:
         check_outputs(self.name, tested)
@@ -150,7 +151,7 @@ class _Examination:
             check_above_chance(self.name, tested, self.dataset, cause, fix)
         if exchanged:
             self.notice(exchanged)
-        if better:
+        if better and better.doubts(self.given):
             self.notice(sentence(f"{better.said(given)}; if it was trained so, import it with {suggestion(better)}"))
         for other in self.stated:
             if other != given and not (better and better.normalisation == other):

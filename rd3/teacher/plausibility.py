@@ -88,6 +88,13 @@ class Better(NamedTuple):
     alike: tuple[str, ...]
     """Other constants that are as good, within two points of the images on which all were tried."""
 
+    def doubts(self, stated: bool) -> bool:
+        """Whether to report it; constants that the user stated are doubted only for a large difference.
+
+        A network that has not converged may be better with others than its own.
+        """
+        return not stated or self.top1_pct - self.given_pct >= GAIN_PCT
+
     def said(self, given: Normalisation) -> str:
         """One sentence without its full stop."""
         alike = f" (about as good: {', '.join(self.alike)})" if self.alike else ""

@@ -19,7 +19,7 @@ from rd3.recipe import Normalisation
 from rd3.teacher import foreign
 from rd3.teacher.artifact import NOT_FINITE, Predictions
 from rd3.teacher.class_order import read_class_order, rows_of
-from rd3.teacher.plausibility import best_order, reordered, wilson
+from rd3.teacher.plausibility import Better, best_order, reordered, wilson
 
 OWN = Normalisation(mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 
@@ -123,6 +123,13 @@ def test_better_constants_are_said_and_never_applied(colours, tmp_path):
     found, figures, said = bring(path, data, tmp_path / "right", normalisation="imagenet")
     assert (found.normalisation, said) == (KNOWN["imagenet"], [])
     assert figures["top1_pct"] == data.top1_pct("test", KNOWN["imagenet"], KNOWN["imagenet"])
+
+
+def test_constants_that_were_stated_are_doubted_for_a_large_difference_only():
+    for given_pct, stated, doubted in ((85, False, True), (85, True, False), (60, True, True)):
+        better = Better(KNOWN["imagenet"], top1_pct=90, given_pct=given_pct, images=100, alike=("cifar10",))
+        assert better.doubts(stated) == doubted
+        assert "about as good: cifar10" in better.said(OWN)
 
 
 def test_constants_at_chance_are_the_cause_and_the_fix_works(colours, tmp_path):
