@@ -190,7 +190,7 @@ def check_order(
         f"{ids[first]} is its output {order[first]}, not {first}"
     )
     more = int((order != np.arange(len(order))).sum()) - 1
-    fact += f", and {more} more." if more else "."
+    fact += f", and {more} more classes differ." if more else "."
     if gain >= GAIN_PCT and other.top1_pct >= REACHED_PCT:
         raise ClassOrderError(fact, fix.replace("{order}", str(order.tolist())))
     return f"{fact} {sentence(fix)}" if gain >= NOTED_GAIN_PCT else ""
