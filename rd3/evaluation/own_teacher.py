@@ -15,7 +15,7 @@ from rd3.datasets import Dataset
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error, ends_the_process
 from rd3.evaluation.student import Progress
-from rd3.known_constants import KNOWN, constants, option
+from rd3.known_constants import KNOWN, constants, option, spelled
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
 from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
@@ -76,7 +76,8 @@ def own_teacher(
         warnings.warn(exchanged, stacklevel=3)
     if better and better.doubts(normalisation is not None):
         warnings.warn(sentence(f"{NAME} may need others: {better.said(given)}"), stacklevel=3)
-    progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images")
+    fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
+    progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images, on {fed_with}")
     return fed
 
 

@@ -35,7 +35,8 @@ def test_a_network_of_pixels_in_the_unit_range_is_used_as_it_is(colours):
     pixels = torch.rand(5, 3, 32, 32)
     assert torch.equal(fed(pixels), network(pixels))
     assert network.training and network.fc.weight.requires_grad  # not modified
-    assert notes == [(0.0, f"teacher: {data.top1_pct('validation', UNIT, UNIT):.1f} % of 80 validation images")]
+    expected = f"teacher: {data.top1_pct('validation', UNIT, UNIT):.1f} % of 80 validation images, on pixels in [0, 1]"
+    assert notes == [(0.0, expected)]
 
 
 @pytest.mark.parametrize("stated", ["imagenet", KNOWN["imagenet"], "0.485,0.456,0.406/0.229,0.224,0.225"])
