@@ -11,11 +11,12 @@ from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session
-from rd3.errors import BadValue, DataMissing, Unsupported
+from rd3.datasets import dataset_info
+from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName, Unsupported
 from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
 from rd3.planning.sets import plan_set
-from rd3.planning.teacher_roles import teacher_recipe
+from rd3.planning.teacher_roles import teacher_recipe, teacher_role
 from rd3.protocol import reductions
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.store import existing
@@ -29,6 +30,31 @@ def teacher_of(dataset: str, role: str, catalog: Catalog) -> TeacherRecipe:
     if found.hint and recipe.key not in catalog.required_ledger.keys("teacher"):
         raise DataMissing(f"Teacher {role} of {dataset} must be imported.", found.hint)
     return recipe
+
+
+def role_change(dataset: str, role: str, recipe: TeacherRecipe, session: Session) -> str:
+    """One sentence on who held a role before this teacher, to be asked before the role is set."""
+    new = _teacher_text(recipe, session)
+    try:
+        info = dataset_info(dataset, session.roots)
+        found = teacher_role(info, role, session.ledger.role)
+    except UnknownName:
+        return f"role {role} of {dataset}: {new}; it is new"
+    except RD3Error as error:
+        return f"role {role} of {dataset}: {new}, in place of one that cannot be read ({error.message})"
+    if found.registered is None:
+        how = "an import" if found.imported else "trained by RD3"
+        return f"role {role} of {dataset}: {new}, in place of RD3's own, {found.network} ({how}; {found.source})"
+    if found.registered.key == recipe.key:
+        return f"role {role} of {dataset}: {new}, as before"
+    return f"role {role} of {dataset}: from {_teacher_text(found.registered, session)} to {new}"
+
+
+def _teacher_text(recipe: Recipe, session: Session) -> str:
+    assert isinstance(recipe, TeacherRecipe)
+    entry = session.ledger.find("teacher", recipe.key)
+    score = entry.result.get("top1_pct") if entry is not None else None
+    return f"teacher {recipe.key[:12]} ({recipe.network}{'' if score is None else f', {score:.2f} %'})"
 
 
 def set_of(

@@ -92,7 +92,7 @@ def set_memory_format(network: nn.Module, precision: str) -> None:
     import torch
     from torch import nn
 
-    on_cuda = next(network.parameters()).is_cuda
+    on_cuda = any(weight.is_cuda for weight in network.parameters())
     if (precision == "bf16" or not on_cuda) and not any(isinstance(one, nn.GroupNorm) for one in network.modules()):
         network.to(memory_format=torch.channels_last)
 

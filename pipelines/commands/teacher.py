@@ -45,42 +45,80 @@ def import_teacher(
     ] = None,
     split: Annotated[str, typer.Option(help="Split it was trained on: train, fit or unknown.")] = "unknown",
     prune: Annotated[bool, typer.Option(help="Keep only this dataset's classes of a 1,000-class head.")] = False,
+    normalised: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|MEAN/STD",
+            help="Constants of its training: imagenet, cifar10, half (pixels in [-1, 1]), none (in [0, 1]), "
+            "0.5,0.5,0.5/0.25,0.25,0.25, ... (default: the dataset's own).",
+        ),
+    ] = None,
+    class_order: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|found",
+            help="The class of each output, one per line, by id, name or label; or `found`: the order that its "
+            "predictions on training images show.",
+        ),
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(help="Where in the file the weights are, if several networks fit: model_ema, ...")
+    ] = None,
+    allow_chance: Annotated[
+        bool, typer.Option("--allow-chance", help="Import a network that is not better than chance.")
+    ] = False,
 ) -> None:
     """Import a trained network into the ledger and test it on this dataset."""
+    from pipelines.byhand import role_change
     from rd3.datasets import open_dataset
     from rd3.errors import BadValue
+    from rd3.known_constants import spelled
     from rd3.store import Entry, sha256_files
     from rd3.teacher import import_weights
+    from rd3.teacher.class_order import FOUND, read_class_order
     from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
 
     if split not in ("train", "fit", "unknown"):
         raise BadValue(f"Invalid --split {split!r}.", "use train, fit or unknown")
+    order = read_class_order(class_order) if class_order not in (None, FOUND) else class_order
     here = session()
     opened = open_dataset(dataset, here.roots)
     check_place(here)
+    notices: list[str] = []
     with tempfile.TemporaryDirectory() as folder, progress_bar(f"test {network}") as progress:
         recipe, result = import_weights(
             source,
             dataset=opened,
             network=network,
             out=Path(folder),
+            normalisation=normalised,
             split=cast("SourceSplit", split),
             prune_to_classes=prune,
+            class_order=order,
+            entry=entry,
+            allow_chance=allow_chance,
             device="cpu",
             progress=progress,
+            notice=notices.append,
         )
-        entry = Entry(
-            kind="teacher",
-            key=recipe.key,
-            recipe=recipe.model_dump(mode="json"),
-            result=result,
-            files=sha256_files(Path(folder)),
-            content=recipe.weights,
+        TrackedStore(here).put(
+            Entry(
+                kind="teacher",
+                key=recipe.key,
+                recipe=recipe.model_dump(mode="json"),
+                result=result,
+                files=sha256_files(Path(folder)),
+                content=recipe.weights,
+            ),
+            Path(folder),
         )
-        TrackedStore(here).put(entry, Path(folder))
+    change = role_change(dataset, role or network, recipe, here)
     here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
+    own = ", the dataset's own" if recipe.normalisation == opened.info.normalisation else ""
+    for line in (f"pixels normalised with {spelled(recipe.normalisation)}{own}", change, *notices):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command("verify")

@@ -18,6 +18,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
+from rd3.evaluation.own_teacher import Constants, identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.student import Progress, StudentTraining, Tested
@@ -174,6 +175,8 @@ def evaluate(
     teacher: nn.Module | None = None,
     *,
     teacher_network: str = "resnet18",
+    normalisation: Constants | None = None,
+    allow_chance: bool = False,
     student: str = "resnet18",
     protocol: str = "rd3",
     student_seed: int = 0,
@@ -190,6 +193,12 @@ def evaluate(
 
     A full protocol takes minutes to hours: ``progress`` is called at least once per epoch with the finished fraction
     (0-1) and a note with epoch, loss and the remaining time; by default nothing is shown.
+
+    The teacher is a network that returns logits (B, C).  ``normalisation`` are the constants that its input was
+    normalised with in its training: a name such as ``"imagenet"``, ``"MEAN/STD"``, a pair (mean, std), or ``"none"``
+    for a network that takes pixels in [0, 1] or normalises them itself, as RD3's teachers do.  It is tested once, on at
+    most a thousand validation images: a network that is not better than chance is refused unless ``allow_chance``, and
+    so are classes that are permuted and, if no normalisation is given, one that needs another.
 
     Example::
 
@@ -208,9 +217,14 @@ def evaluate(
         set_size=len(labels),
         overrides=fields if teacher is not None else {"labels": "hard"} | fields,
     )
+    teachers = []
+    if teacher is not None:
+        teachers = [
+            own_teacher(teacher, dataset, normalisation, allow_chance=allow_chance, device=device, progress=progress)
+        ]
     recipe = EvaluationRecipe(
         set=_digest(images, labels),
-        teachers=(_digest(*teacher.state_dict().values()),) if teacher is not None else (),
+        teachers=tuple(_digest(*identity(each, normalisation)) for each in teachers),
         protocol=resolved,
         student=student,
         student_seed=student_seed,
@@ -219,7 +233,6 @@ def evaluate(
         resolution=info.resolution,
         normalisation=info.normalisation,
     )
-    teachers = [] if teacher is None else [teacher]
     return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress)
 
 

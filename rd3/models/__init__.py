@@ -7,7 +7,7 @@ Other packages add networks with :func:`register_network` and the entry-point gr
 from typing import TYPE_CHECKING, Any
 
 from rd3.models._base import NETWORKS, Cost, Extent, Network, NetworkInfo, network_info, network_names, register_network
-from rd3.models._build import build_network, extent, forward_cost, parameter_count
+from rd3.models._build import build_network, extent, forward_cost, parameter_count, state_shapes
 
 if TYPE_CHECKING:
     from rd3.models._folded import folded
@@ -28,6 +28,7 @@ __all__ = [
     "network_names",
     "parameter_count",
     "register_network",
+    "state_shapes",
 ]
 
 

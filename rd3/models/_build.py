@@ -50,6 +50,11 @@ def parameter_count(name: str, num_classes: int, resolution: int) -> int:
     return sum(weight.numel() for weight in _on_meta(name, num_classes, resolution).parameters())
 
 
+def state_shapes(name: str, num_classes: int, resolution: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's state dict; needs no memory for it."""
+    return {key: tuple(value.shape) for key, value in _on_meta(name, num_classes, resolution).state_dict().items()}
+
+
 def extent(name: str, num_classes: int, resolution: int) -> Extent:
     """Number of values in a network's state dict, and of channels that have layer statistics."""
     from torch import nn

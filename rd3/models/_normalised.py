@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,11 @@ class NormalisedNetwork(nn.Module):
         self.normalisation = normalisation
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1), persistent=False)
-        self.head_name = _last_linear(network)
+
+    @functools.cached_property
+    def head_name(self) -> str:
+        """Name of the last linear layer."""
+        return _last_linear(self.network)
 
     @property
     def head(self) -> nn.Linear:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,34 +67,61 @@ class TeacherManifest(BaseModel):
     tested_on: Split = "test"
     """``validation`` for a teacher trained without these images, which must not depend on the test split."""
     verification: Verification
+    class_order: list[int] | None = None
+    """Row of the imported classifier that was kept for each class of the dataset; None if all were, in their order."""
     curve: list[dict[str, float]] = []
     """One row per epoch: ``epoch`` from 1, ``loss`` (mean over images), ``train_top1_pct``, ``lr`` (of the last
     step)."""
 
 
-def count_correct(
+class Predictions(NamedTuple):
+    """Predictions of a network on images of a split."""
+
+    split: Split
+    predicted: torch.Tensor
+    """(N,) int64: the class with the largest logit, or :data:`NOT_FINITE`."""
+    labels: torch.Tensor
+    """(N,) int64."""
+
+    @property
+    def correct(self) -> int:
+        """Number of correct predictions."""
+        return int((self.predicted == self.labels).sum())
+
+    @property
+    def top1_pct(self) -> float:
+        """Share of correct predictions (0-100)."""
+        return 100 * self.correct / len(self.labels)
+
+
+NOT_FINITE = -1
+"""In place of a class where a logit is NaN or infinite."""
+
+
+def predict(
     network: nn.Module,
     dataset: Dataset,
     split: Split,
-    count: int,
+    positions: Sequence[int],
     *,
     device: torch.device,
-    precision: Literal["fp32", "bf16"],
+    precision: Literal["fp32", "bf16"] = "fp32",
     progress: Progress = lambda fraction, note: None,
-) -> int:
-    """Number of correct top-1 predictions on the first ``count`` images of a split.
+) -> Predictions:
+    """Predictions on the images of a split at these positions.
 
     ``network`` is in eval mode and takes (B, 3, H, W) in [0, 1].
     """
-    labels = torch.from_numpy(dataset.labels(split)[:count].copy())
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    labels = torch.from_numpy(dataset.labels(split)[list(positions)].copy())
+    predicted = []
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        for start in range(0, count, TEST_BATCH):
-            stop = min(start + TEST_BATCH, count)
-            pixels = to_unit(dataset.images(split, range(start, stop)).to(device))
-            right += (network(pixels).argmax(dim=1) == labels[start:stop].to(device)).sum()
-            progress(stop / count, f"{split} images {stop}/{count}")
-    return int(right)
+        for start in range(0, len(positions), TEST_BATCH):
+            batch = positions[start : start + TEST_BATCH]
+            logits = network(to_unit(dataset.images(split, batch).to(device)))
+            predicted.append(logits.argmax(dim=1).where(logits.isfinite().all(dim=1), NOT_FINITE))
+            stop = start + len(batch)
+            progress(stop / len(positions), f"{split} images {stop}/{len(positions)}")
+    return Predictions(split, torch.cat(predicted).cpu(), labels)
 
 
 def write_teacher(
@@ -108,13 +135,16 @@ def write_teacher(
     curve: list[dict[str, float]],
     progress: Progress,
     precision: Literal["fp32", "bf16"] | None = None,
+    examine: Callable[[Predictions], None] = lambda tested: None,
+    class_order: Sequence[int] | None = None,
 ) -> TeacherManifest:
     """Test a trained network, count its verification list and write the folder, the manifest last.
 
     A teacher trained on the ``fit`` part is tested on the validation images only, which it has not seen.
 
     The test runs at ``precision``, that of the training; for an imported teacher, which has none, at what ``auto``
-    means on the device.  The verification list is counted in fp32.
+    means on the device.  The verification list is counted in fp32.  ``examine`` gets the predictions of the test before
+    anything is written, and may raise.  ``class_order`` is recorded.
     """
     network.eval()
     tested_in = precision or ran_precision(device, "auto")
@@ -123,12 +153,13 @@ def write_teacher(
     split: Split = "validation" if recipe.data.split == "fit" else "test"
     tested = len(dataset.labels(split))
     whole = tested + validation
-    correct = count_correct(
-        network, dataset, split, tested, device=device, precision=tested_in,
+    test = predict(
+        network, dataset, split, range(tested), device=device, precision=tested_in,
         progress=lambda fraction, note: progress(fraction * tested / whole, note),
     )  # fmt: skip
-    verified = count_correct(
-        network, dataset, "validation", validation, device=device, precision="fp32",
+    examine(test)
+    verified = predict(
+        network, dataset, "validation", range(validation), device=device,
         progress=lambda fraction, note: progress((tested + fraction * validation) / whole, note),
     )  # fmt: skip
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.network.state_dict().items()}
@@ -143,16 +174,19 @@ def write_teacher(
         normalisation=recipe.normalisation,
         weights_sha256=sha256_file(out / WEIGHTS),
         origin=origin,
-        test_top1_pct=100 * correct / tested,
-        test_correct=correct,
+        test_top1_pct=test.top1_pct,
+        test_correct=test.correct,
         test_count=tested,
         test_precision=tested_in,
         ran_precision=precision,
         tested_on=split,
-        verification=Verification(split="validation", count=validation, correct=verified),
+        verification=Verification(split="validation", count=validation, correct=verified.correct),
         curve=curve,
+        class_order=None if class_order is None else list(class_order),
     )
-    write_atomically(out / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    # Versions before this field do not read it.
+    plain = manifest.model_dump(mode="json", exclude={"class_order"} if class_order is None else None)
+    write_atomically(out / MANIFEST, json.dumps(plain, indent=1) + "\n")
     return manifest
 
 
@@ -260,7 +294,7 @@ def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dat
             f"the teacher was verified on {recorded.count}.",
             "use the dataset that the teacher was verified on",
         )
-    correct = count_correct(network, dataset, recorded.split, recorded.count, device=device, precision="fp32")
+    correct = predict(network, dataset, recorded.split, range(recorded.count), device=device).correct
     if 100 * abs(correct - recorded.correct) > TOLERANCE_PCT * recorded.count:
         raise DataCorrupt(
             f"Teacher {manifest.key[:12]} classifies {correct} of {recorded.count} {recorded.split} images of "

@@ -5,22 +5,51 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import nn
 
-from rd3.datasets import Dataset, dataset_info
+from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.models import build_network
+from rd3.foreign_files import broken_file
+from rd3.known_constants import constants, spelled
+from rd3.models import NormalisedNetwork, build_network, network_info, network_names, state_shapes
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
-from rd3.teacher.artifact import Progress, write_teacher
+from rd3.teacher.artifact import Predictions, Progress, write_teacher
+from rd3.teacher.class_order import FOUND, check_options, head_fix, imagenet_rows, rows_of
+from rd3.teacher.plausibility import (
+    better_constants,
+    check_above_chance,
+    check_finite,
+    check_order,
+    check_outputs,
+    found_order,
+    sentence,
+    suggestion,
+)
+from rd3.teacher.state_dicts import COUNTER, Checkpoint, Weights
 
 TORCHVISION = "torchvision:"
+Notice = Callable[[str], None]
+"""Gets a sentence about what was found and does not prevent the import."""
+_ORDER_FIX = (
+    "state the class of each output: --class-order FILE; or, if that is not known, apply the order that was found: "
+    f"--class-order {FOUND}"
+)
+_CHANCE_FIX = (
+    "give the constants of its training (--normalised) and check dataset, network and weights; --allow-chance imports "
+    "it all the same"
+)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
 
 
 def import_weights(
@@ -29,49 +58,62 @@ def import_weights(
     dataset: Dataset,
     network: str,
     out: Path,
-    normalisation: Normalisation | None = None,
+    normalisation: Normalisation | str | None = None,
     split: SourceSplit = "unknown",
     prune_to_classes: bool = False,
+    class_order: Sequence[str] | None = None,
+    entry: str | None = None,
+    allow_chance: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = lambda fraction, note: None,
+    notice: Notice = _warn,
 ) -> tuple[TeacherRecipe, dict[str, Any]]:
     """Store weights trained elsewhere as a teacher of ``dataset`` in ``out``; returns its recipe and its figures.
 
     ``source`` is a safetensors file, a state dict saved by torch (``.pt``, ``.pth``), or ``torchvision:<name>`` for
-    the first ImageNet-1K weights of torchvision (from its cache, else downloaded).  Keys are torchvision's; a prefix
-    ``module.`` is dropped; half precision becomes fp32.  ``normalisation`` is that of the training (the dataset's if
-    None), ``split`` the part of the data used for it.  ``prune_to_classes`` keeps only the rows of a 1000-class
-    ImageNet classifier's last layer that belong to the dataset's classes.
+    the first ImageNet-1K weights of torchvision (from its cache, else downloaded).  Keys are torchvision's, below any
+    wrappers and prefixes (:meth:`Checkpoint.weights`); ``entry`` names them where several networks fit.  Half precision
+    becomes fp32.  ``normalisation`` is that of the training: constants, or a text for
+    :func:`rd3.known_constants.constants` (the dataset's if None).  ``split`` is the part of the data used for it.
+
+    The outputs must be the dataset's classes in order.  ``prune_to_classes`` keeps only the rows of a 1000-class
+    ImageNet classifier's last layer that belong to them; ``class_order`` lists the class of each row, by id, name or
+    label, or is ``"found"`` for the order in which the network classifies training images best.
+
+    ``notice`` gets sentences on constants that would be better, ambiguous prefixes and the like; they are warnings by
+    default.
 
     Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read, :class:`ClassOrderError` for
-    another number of classes, and :class:`BadValue` for weights of another network.
+    another number of classes and for classes that are permuted, and :class:`BadValue` for weights of another network,
+    values that are not finite, and, unless ``allow_chance``, for a network that is not better than chance.
     """
     wall, process = time.perf_counter(), time.process_time()
-    info = dataset.info
-    tensors = _decoded(source)
+    info, device = dataset.info, usable_device(device)
+    check_options(prune_to_classes, class_order)
+    if isinstance(normalisation, str):
+        normalisation = constants(normalisation, info.normalisation)
     built = build_network(network, info.num_classes, info.resolution, normalisation or info.normalisation)
-    head = (f"{built.head_name}.weight", f"{built.head_name}.bias")
-    if prune_to_classes:
-        rows = imagenet_rows(info.class_ids, info.name)
-        tensors |= {name: _rows(tensors, name, rows, source) for name in head if name in tensors}
-    expected = built.network.state_dict()
-    # Old files lack the batch norms' counters, which change no prediction.
-    tensors = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")} | tensors
-    _check_fit(tensors, expected, head[0], source, network, info.name)
-    built.network.load_state_dict(tensors)
+    found, order = _fitting(source, built, network, info, entry, prune_to_classes, class_order)
+    built.network.load_state_dict(found.tensors)
+    built = built.eval().to(device)
+    if class_order == FOUND:
+        order = [int(row) for row in found_order(built, dataset, device)]
+        _keep_rows(built.head, order)
     recipe = TeacherRecipe(
         data=Data(name=info.name, fingerprint=dataset.fingerprint, split=split),
         classes=info.classes,
         network=network,
         resolution=info.resolution,
         normalisation=built.normalisation,
-        weights=weights_digest(tensors, info.class_ids, built.normalisation),
+        weights=weights_digest(_on_cpu(built.network), info.class_ids, built.normalisation),
     )
-    origin = str(source) if str(source).startswith(TORCHVISION) else Path(source).name
-    device = usable_device(device)
+    name = str(source) if str(source).startswith(TORCHVISION) else Path(source).name
     manifest = write_teacher(
-        Path(out), recipe, built.to(device), dataset, device=device, origin=f"imported from {origin}", curve=[],
-        progress=progress,
+        Path(out), recipe, built, dataset, device=device, origin=f"imported from {name}", curve=[],
+        progress=progress, class_order=order,
+        examine=_Examination(
+            name, built, dataset, device, _stated(found), normalisation is not None, allow_chance, notice
+        ),
     )  # fmt: skip
     return recipe, {
         "top1_pct": manifest.test_top1_pct,
@@ -81,6 +123,115 @@ def import_weights(
         "wall_s": time.perf_counter() - wall,
         "process_s": time.process_time() - process,
     }
+
+
+@dataclass(frozen=True)
+class _Examination:
+    """Refuses a teacher that cannot know the classes, from the predictions of its test."""
+
+    name: str
+    network: NormalisedNetwork
+    dataset: Dataset
+    device: torch.device
+    stated: Sequence[Normalisation]
+    """Constants that the file holds."""
+    given: bool
+    """Whether the user stated the constants."""
+    allow_chance: bool
+    notice: Notice
+
+    def __call__(self, tested: Predictions) -> None:
+        check_outputs(self.name, tested)
+        exchanged = check_order(self.name, tested, self.network, self.dataset, self.device, _ORDER_FIX)
+        given = self.network.normalisation
+        better = better_constants(self.network.network, given, self.dataset, self.device, self.stated)
+        if not self.allow_chance:
+            cause = f"its constants are the likely cause: {better.said(given)}" if better else ""
+            fix = f"import it with {suggestion(better)}, if it was trained so" if better else _CHANCE_FIX
+            check_above_chance(self.name, tested, self.dataset, cause, fix)
+        if exchanged:
+            self.notice(exchanged)
+        if better and better.doubts(self.given):
+            self.notice(sentence(f"{better.said(given)}; if it was trained so, import it with {suggestion(better)}"))
+        for other in self.stated:
+            if other != given and not (better and better.normalisation == other):
+                self.notice(f"The file itself holds the constants {spelled(other)}; {spelled(given)} are used.")
+
+
+def _stated(found: Weights) -> list[Normalisation]:
+    """The constants in the file, if there are a mean and a standard deviation of pixels in [0, 1]."""
+    if set(found.constants) != {"mean", "std"} or min(found.constants["std"]) <= 0:
+        return []
+    rounded = {kind: tuple(float(f"{value:.6g}") for value in values) for kind, values in found.constants.items()}
+    return [Normalisation.model_validate(rounded)] if max(map(abs, rounded["mean"])) <= 1 else []
+
+
+def _fitting(
+    source: Path | str,
+    built: NormalisedNetwork,
+    network: str,
+    info: DatasetInfo,
+    entry: str | None,
+    prune: bool,
+    class_order: Sequence[str] | None,
+) -> tuple[Weights, list[int] | None]:
+    """The weights in the names and shapes of the network, and the rows of its last layer that were kept."""
+    expected = built.network.state_dict()
+    checkpoint = _checkpoint(source)
+    found = checkpoint.weights(expected, entry)
+    head = f"{built.head_name}.weight"
+    tensors = {name: _plain(name, value, source) for name, value in found.tensors.items()}
+    order = None
+    if head in tensors and (prune or (class_order is not None and class_order != FOUND)):
+        order = _order(tensors[head], source, head, info, None if prune else class_order)
+        tensors |= {name: tensors[name][order] for name in (head, f"{built.head_name}.bias") if name in tensors}
+    # Old files lack the batch norms' counters, which change no prediction.
+    tensors = {name: value for name, value in expected.items() if name.endswith(COUNTER)} | tensors
+    _check_fit(tensors, expected, head, checkpoint, network, info)
+    check_finite(str(source), tensors.items())
+    return found._replace(tensors=tensors), order
+
+
+def _order(
+    head: torch.Tensor, source: Path | str, name: str, info: DatasetInfo, class_order: Sequence[str] | None
+) -> list[int]:
+    """The rows to keep: those that ``class_order`` names, or by their place in ImageNet-1K."""
+    if class_order is None:
+        if len(head) != 1000:
+            raise ClassOrderError(
+                f"{name} in {source} has {len(head)} rows, pruning needs ImageNet-1K's 1000.", "import without pruning"
+            )
+        return imagenet_rows(info.class_ids, info.name)
+    if len(class_order) > len(head):
+        raise ClassOrderError(
+            f"The class order has {len(class_order)} entries, {name} in {source} has {len(head)} rows.",
+            "name the class of each row",
+        )
+    return rows_of(class_order, info)
+
+
+def _on_cpu(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def _keep_rows(head: nn.Linear, order: list[int]) -> None:
+    head.weight.copy_(head.weight[order].clone())
+    if head.bias is not None:
+        head.bias.copy_(head.bias[order].clone())
+
+
+def _plain(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
+    """Floats as fp32; raises for tensors that hold no plain values."""
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+        kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else "empty or sparse"
+        raise BadValue(f"{name} in {source} is a {kind} tensor.", "save the weights as plain floating-point tensors")
+    return value.detach().float() if value.is_floating_point() else value
+
+
+def _checkpoint(source: Path | str) -> Checkpoint:
+    text = str(source)
+    return Checkpoint(text, _torchvision(text)) if text.startswith(TORCHVISION) else Checkpoint.open(Path(source))
 
 
 def weights_digest(
@@ -101,56 +252,6 @@ def weights_digest(
     return state.hexdigest()
 
 
-def imagenet_rows(class_ids: tuple[str, ...], dataset: str) -> list[int]:
-    """Positions of these wnids among the thousand classes of ImageNet-1K."""
-    place = {wnid: index for index, wnid in enumerate(dataset_info("imagenet1k").class_ids)}
-    strange = [name for name in class_ids if name not in place]
-    if strange:
-        raise ClassOrderError(
-            f"Class {strange[0]!r} of {dataset} is none of ImageNet-1K's, so no row of the classifier is its.",
-            "import without pruning",
-        )
-    return [place[name] for name in class_ids]
-
-
-def _rows(tensors: dict[str, torch.Tensor], name: str, rows: list[int], source: Path | str) -> torch.Tensor:
-    if len(tensors[name]) != 1000:
-        raise ClassOrderError(
-            f"{name} in {source} has {len(tensors[name])} rows, pruning needs ImageNet-1K's 1000.",
-            "import without pruning",
-        )
-    return tensors[name][rows]
-
-
-def _decoded(source: Path | str) -> dict[str, torch.Tensor]:
-    """The state dict, floats as fp32, without ``module.``."""
-    plain = _torchvision(str(source)) if str(source).startswith(TORCHVISION) else _from_file(Path(source))
-    return {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in plain.items()
-    }
-
-
-def _from_file(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise DataMissing(f"There is no file {path}.", "give the path of a .safetensors, .pt or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise DataCorrupt(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0]}",
-            "save the plain state dict as .safetensors, or with torch.save",
-        ) from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise DataCorrupt(f"{path} holds no state dict.", "save network.state_dict()")
-    return found
-
-
 def _torchvision(source: str) -> dict[str, torch.Tensor]:
     from torchvision import models
 
@@ -169,31 +270,76 @@ def _torchvision(source: str) -> dict[str, torch.Tensor]:
             f"The weights of {source} are not in {cached} and cannot be downloaded ({error}).",
             f"download {weights.url} elsewhere and put it there",
         ) from None
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise DataCorrupt(f"The weights of {source} cannot be read: {error}", f"delete {cached}") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        broken = broken_file(cached) if cached.is_file() else None
+        raise DataCorrupt(
+            f"The weights of {source} cannot be read: {broken.message if broken else f'{cached} is damaged.'}",
+            f"delete {cached}, then import again",
+        ) from None
 
 
 def _check_fit(
     tensors: Mapping[str, torch.Tensor],
     expected: Mapping[str, torch.Tensor],
     head: str,
-    source: Path | str,
+    checkpoint: Checkpoint,
     network: str,
-    dataset: str,
+    info: DatasetInfo,
 ) -> None:
     """Names and shapes are those of the network, or an error that names the first that is not."""
     outputs = tensors[head].shape if head in tensors else expected[head].shape
     if outputs[0] != expected[head].shape[0] and outputs[1:] == expected[head].shape[1:]:
         raise ClassOrderError(
-            f"{source} is a classifier of {outputs[0]} classes, {dataset} has {expected[head].shape[0]}.",
-            "import it for its own dataset, or prune an ImageNet-1K classifier to the dataset's classes",
+            f"{checkpoint.source} is a classifier of {outputs[0]} classes, {info.name} has {info.num_classes}.",
+            head_fix(outputs[0], info),
         )
+    if not set(expected) & {name for name in tensors if not name.endswith(COUNTER)}:
+        first = ", ".join(sorted(tensors)[:3])
+        fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {first}"
+    else:
+        fact = _first_difference(tensors, expected, str(checkpoint.source), network)
+    if fact:
+        raise BadValue(f"{fact}.", _fit_fix(checkpoint, network, info))
+
+
+def _first_difference(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, network: str
+) -> str:
     for name in sorted(set(expected) | set(tensors)):
         got, wanted = tensors.get(name), expected.get(name)
         if got is None or wanted is None or got.shape != wanted.shape:
             has = "nothing" if got is None else tuple(got.shape)
             needs = "nothing" if wanted is None else tuple(wanted.shape)
-            raise BadValue(
-                f"{source} does not fit {network}: {name} is {has}, expected {needs}.",
-                "name the network that it was trained as",
-            )
+            return f"{source} does not fit {network}: {name} is {has}, expected {needs}"
+    return ""
+
+
+def _fit_fix(checkpoint: Checkpoint, network: str, info: DatasetInfo) -> str:
+    """The network that the weights fit, if RD3 has it."""
+    fits = [name for name in network_names() if _fits(checkpoint, name, info, info.resolution)]
+    if fits:
+        return f"name the network that they fit: --network {fits[0]}"
+    others = [side for side in network_info(network).resolutions if side != info.resolution]
+    sides = [side for side in others if _fits(checkpoint, network, info, side)]
+    if sides:
+        return (
+            f"use weights for {info.resolution} pixels, which {info.name} has: these are of {network} for {sides[0]} "
+            "pixels, whose first layers differ"
+        )
+    return "name the network that it was trained as, and rename its tensors to that network's where they differ"
+
+
+def _fits(checkpoint: Checkpoint, network: str, info: DatasetInfo, side: int) -> bool:
+    """Whether names and shapes are those of the network at this resolution; the number of classes may differ."""
+    if side not in network_info(network).resolutions:
+        return False
+    shapes = state_shapes(network, info.num_classes, side)
+    try:
+        found = checkpoint.weights(shapes).tensors
+    except BadValue:  # several networks of these names
+        return False
+    names = {name for name in shapes if not name.endswith(COUNTER)}
+    if names != {name for name in found if not name.endswith(COUNTER)}:
+        return False
+    differ = [name for name in names if tuple(found[name].shape) != shapes[name]]
+    return len(differ) <= 2 and all(tuple(found[name].shape)[1:] == shapes[name][1:] for name in differ)

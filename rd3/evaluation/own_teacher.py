@@ -1,0 +1,164 @@
+"""A user's own network as the teacher of :func:`rd3.evaluate`: fed as it was trained, and tested once."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rd3.augment import to_unit
+from rd3.datasets import Dataset
+from rd3.device import usable_device
+from rd3.errors import BadValue, RD3Error, ends_the_process
+from rd3.evaluation.student import Progress
+from rd3.known_constants import KNOWN, constants, option, spelled
+from rd3.models import NormalisedNetwork
+from rd3.recipe import Normalisation
+from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
+from rd3.teacher.plausibility import (
+    Better,
+    better_constants,
+    check_above_chance,
+    check_finite,
+    check_order,
+    check_outputs,
+    sentence,
+)
+
+NAME = "The teacher"
+_UNIT = KNOWN["none"]
+_ORDER_FIX = (
+    "put the rows of its last layer in the order of dataset.info.class_ids: layer.weight[{order}], and its bias"
+)
+_CHANCE_FIX = (
+    "pass the constants of its training, such as normalisation='imagenet', and check its weights; allow_chance=True "
+    "uses it all the same"
+)
+
+Constants = Normalisation | str | tuple[Sequence[float], Sequence[float]]
+
+
+def own_teacher(
+    teacher: nn.Module,
+    dataset: Dataset,
+    normalisation: Constants | None,
+    *,
+    allow_chance: bool,
+    device: torch.device | str,
+    progress: Progress,
+) -> nn.Module:
+    """A copy of ``teacher`` that takes pixels (B, 3, H, W) in [0, 1], in fp32 and eval mode on ``device``.
+
+    It is tested on the first validation images, at most a thousand; ``progress`` gets the accuracy.  Without
+    ``normalisation`` it is taken to accept pixels in [0, 1].
+
+    Raises :class:`BadValue` for what is not a network or does not return logits (B, C), for values that are not finite,
+    for a network that is not better than chance unless ``allow_chance``, and, where no normalisation is stated, for one
+    that is better with known constants; :class:`ClassOrderError` for classes that are permuted.
+    """
+    device = usable_device(device)
+    given = _UNIT if normalisation is None else _constants(normalisation, dataset.info.normalisation)
+    network = _copied(teacher).to(device)
+    fed = network if given == _UNIT else NormalisedNetwork(network, given).eval().to(device)
+    _check_logits(fed, dataset, device)
+    tested = predict(
+        fed, dataset, "validation", range(min(VERIFIED_IMAGES, len(dataset.labels("validation")))), device=device
+    )
+    check_outputs(NAME, tested)
+    exchanged = check_order(NAME, tested, fed, dataset, device, _ORDER_FIX)
+    better = better_constants(network, given, dataset, device)
+    _judge(tested, better, given, dataset, stated=normalisation is not None, allow_chance=allow_chance)
+    if exchanged:
+        warnings.warn(exchanged, stacklevel=3)
+    if better and better.doubts(normalisation is not None):
+        warnings.warn(sentence(f"{NAME} may need others: {better.said(given)}"), stacklevel=3)
+    fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
+    progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images, on {fed_with}")
+    return fed
+
+
+def identity(teacher: nn.Module, normalisation: Constants | None) -> list[torch.Tensor]:
+    """The tensors that identify a teacher: its state dict, and the constants if they were stated."""
+    state = [value for value in teacher.state_dict().values() if isinstance(value, torch.Tensor)]
+    if normalisation is None or not isinstance(teacher, NormalisedNetwork):
+        return state
+    return [*state, teacher.mean, teacher.std]
+
+
+def _judge(
+    tested: Predictions,
+    better: Better | None,
+    given: Normalisation,
+    dataset: Dataset,
+    *,
+    stated: bool,
+    allow_chance: bool,
+) -> None:
+    """Raise for chance, and for constants that were not stated and are better than none."""
+    fix = f"pass normalisation={option(better.normalisation)!r} if it was trained so" if better else _CHANCE_FIX
+    if better and not stated:
+        raise BadValue(
+            f"{NAME} seems to expect normalised pixels: {better.said(given)}.",
+            f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
+        )
+    if not allow_chance:
+        cause = f"its constants are the likely cause: {better.said(given)}" if better else ""
+        check_above_chance(NAME, tested, dataset, cause, fix)
+
+
+def _constants(normalisation: Constants, own: Normalisation) -> Normalisation:
+    if isinstance(normalisation, Normalisation):
+        return normalisation
+    if isinstance(normalisation, str):
+        return constants(normalisation, own)
+    try:
+        mean, std = (",".join(f"{float(value)!r}" for value in part) for part in normalisation)
+    except (TypeError, ValueError):
+        raise BadValue(
+            f"normalisation is {normalisation!r}.", "give a name such as 'imagenet', 'MEAN/STD', or (mean, std)"
+        ) from None
+    return constants(f"{mean}/{std}", own)
+
+
+def _copied(teacher: Any) -> nn.Module:
+    """A frozen fp32 copy on its own device."""
+    if not isinstance(teacher, nn.Module):
+        raise BadValue(
+            f"{NAME} is of type {type(teacher).__name__}, expected a torch.nn.Module that returns logits.",
+            "load its weights into its network, or import it (rd3 teacher import) and use Workspace().teacher",
+        )
+    state = {name: value for name, value in teacher.state_dict().items() if isinstance(value, torch.Tensor)}
+    check_finite(NAME, state.items())
+    try:
+        own = copy.deepcopy(teacher)
+    except Exception as error:  # modules may hold anything, such as tensors of a graph, or a lock
+        raise BadValue(f"{NAME} cannot be copied: {error}", "pass a network without tensors of a graph") from None
+    return own.float().eval().requires_grad_(False)
+
+
+def _check_logits(network: nn.Module, dataset: Dataset, device: torch.device) -> None:
+    """Raise for a network that fails on pixels of the dataset, or returns something else than (B, C)."""
+    pixels = to_unit(dataset.images("validation", range(2)).to(device))
+    try:
+        with torch.inference_mode():
+            logits = network(pixels)
+    except Exception as error:
+        if ends_the_process(error) or isinstance(error, RD3Error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise BadValue(
+            f"{NAME} fails on pixels of shape {tuple(pixels.shape)}: {type(error).__name__}: {reason}.",
+            f"use a network for {pixels.shape[-1]} pixels that takes one tensor",
+        ) from None
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"type {type(logits).__name__}"
+        raise BadValue(f"{NAME} returns {found}, expected logits (2, C) for 2 images.", "return its logits alone")
+    if logits.shape[1] != dataset.info.num_classes:
+        raise BadValue(
+            f"The teacher has {logits.shape[1]} classes, {dataset.info.name} has {dataset.info.num_classes}.",
+            "use a teacher of this dataset",
+        )

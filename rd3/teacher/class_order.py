@@ -1,0 +1,101 @@
+"""Which output of a classifier is which class: lists of classes, and the rows of a last layer that they select."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rd3.datasets import DatasetInfo, dataset_info
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+
+FOUND = "found"
+"""In place of a list of classes: the order that the network's own predictions show."""
+
+
+def read_class_order(path: Path | str) -> tuple[str, ...]:
+    """The class of each output of a classifier, from a file.
+
+    A class per line, or JSON: a list, ``{output: class}``, ``{output: [id, name]}`` as Keras publishes for ImageNet, or
+    ``{class: output}`` as torchvision's ``class_to_idx``.  Raises :class:`DataMissing` or :class:`DataCorrupt`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataMissing(f"There is no file {path}.", f"give a file with a class per line, or `{FOUND}`")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip()[:1] in ("[", "{"):
+            return _listed(json.loads(text))
+    except (ValueError, RecursionError):
+        raise DataCorrupt(
+            f"{path} is not a list of classes.", "write the class of each output on a line of its own"
+        ) from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _listed(found: Any) -> tuple[str, ...]:
+    """The classes in a JSON value, by output; raises ValueError for another value."""
+    if isinstance(found, dict):
+        pairs = {str(key): value for key, value in found.items()}
+        if all(isinstance(value, int) for value in pairs.values()):
+            pairs = {str(value): key for key, value in pairs.items()}
+        if set(pairs) != {str(output) for output in range(len(pairs))}:
+            raise ValueError
+        found = [pairs[str(output)] for output in range(len(pairs))]
+    named = [one[0] if isinstance(one, list) and one else one for one in found]
+    if not all(isinstance(one, (str, int)) for one in named):
+        raise ValueError
+    return tuple(str(one) for one in named)
+
+
+def rows_of(order: Sequence[str], info: DatasetInfo) -> list[int]:
+    """The output of each class of the dataset, where ``order`` lists the classes of the outputs.
+
+    Classes are named by id, by name, or by label.  Outputs of other classes are left out.  Raises
+    :class:`ClassOrderError` for a class of the dataset that is missing or stands twice.
+    """
+    stated = [str(name).strip() for name in order]
+    namings = (info.class_ids, info.class_names, tuple(str(label) for label in range(info.num_classes)))
+    naming = max(namings, key=lambda names: len(set(names) & set(stated)))
+    for name in naming:
+        if stated.count(name) != 1:
+            raise ClassOrderError(
+                f"The class order names {name!r} of {info.name} {stated.count(name)} times, expected once; it has "
+                f"{len(stated)} entries, which begin {', '.join(map(repr, stated[:3]))}.",
+                f"name every class of {info.name} once, by id, name or label, in the order of the classifier's outputs",
+            )
+    return [stated.index(name) for name in naming]
+
+
+def imagenet_rows(class_ids: tuple[str, ...], dataset: str) -> list[int]:
+    """Positions of these wnids among the thousand classes of ImageNet-1K."""
+    place = {wnid: index for index, wnid in enumerate(dataset_info("imagenet1k").class_ids)}
+    strange = [name for name in class_ids if name not in place]
+    if strange:
+        raise ClassOrderError(
+            f"Class {strange[0]!r} of {dataset} is none of ImageNet-1K's, so no row of the classifier is its.",
+            "give the class of each row instead: --class-order FILE",
+        )
+    return [place[name] for name in class_ids]
+
+
+def head_fix(rows: int, info: DatasetInfo) -> str:
+    """How to import a classifier of another number of classes than the dataset's."""
+    whole = set(dataset_info("imagenet1k").class_ids)
+    if rows == len(whole) and whole.issuperset(info.class_ids):
+        return f"keep the rows of {info.name}'s classes: --prune"
+    if rows > info.num_classes:
+        return (
+            f"import it for its own dataset, or state which row is which class of {info.name}, a class per line: "
+            "--class-order FILE"
+        )
+    return "import it for its own dataset"
+
+
+def check_options(prune: bool, class_order: str | Sequence[str] | None) -> None:
+    """Raise :class:`BadValue` for two orders, or a text in place of a list."""
+    if prune and class_order is not None:
+        raise BadValue("Pruning and a class order are both given.", "give one of them")
+    if isinstance(class_order, str) and class_order != FOUND:
+        raise BadValue(f"Class order {class_order!r} is one text.", f"give {FOUND!r} or the list of classes")

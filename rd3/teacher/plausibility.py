@@ -1,0 +1,223 @@
+"""Does a network know the classes of a dataset?  Chance, permuted classes and wrong constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from rd3.datasets import Dataset, Split
+from rd3.errors import BadValue, ClassOrderError
+from rd3.known_constants import KNOWN, option, spelled
+from rd3.models import NormalisedNetwork
+from rd3.recipe import Normalisation
+from rd3.teacher.artifact import NOT_FINITE, VERIFIED_IMAGES, Predictions, predict
+
+CONFIDENCE = 0.99
+"""Of the interval of an accuracy that must not contain chance."""
+GAIN_PCT, REACHED_PCT = 20.0, 50.0
+"""Another order of the classes gains and reaches as many percentage points: the classes are permuted."""
+NOTED_GAIN_PCT = 5.0
+"""A gain by another order that is reported, for example of two exchanged classes."""
+ORDER_IMAGES = 20
+"""Training images of every class by which an order is found."""
+TRIED_IMAGES = 128
+"""Training images on which every known normalisation is tried; the best is compared on validation images."""
+_GOOD_PCT = 97.0
+_CAUSES = "the constants of another normalisation, weights of another dataset, or a classifier that was not trained"
+
+
+def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's interval of a proportion, 0 to 1 (JASA 22, 1927)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, weight = correct / count, z * z / count
+    centre = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def chance(labels: torch.Tensor) -> float:
+    """Largest accuracy without looking at an image, 0 to 1: the share of the most frequent class."""
+    return int(labels.bincount().max()) / len(labels)
+
+
+def best_order(tested: Predictions, num_classes: int) -> np.ndarray:
+    """(C,) the output that stands for each class in the one-to-one assignment with the most correct predictions."""
+    from scipy.optimize import linear_sum_assignment
+
+    finite = tested.predicted != NOT_FINITE
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (tested.labels[finite].numpy(), tested.predicted[finite].numpy()), 1)
+    _classes, outputs = linear_sum_assignment(confusion, maximize=True)
+    return np.asarray(outputs)
+
+
+def reordered(tested: Predictions, order: np.ndarray) -> Predictions:
+    """The predictions if output ``order[c]`` stood for class c."""
+    finite = tested.predicted != NOT_FINITE
+    classes = torch.from_numpy(np.argsort(order))[tested.predicted.where(finite, 0)]
+    return tested._replace(predicted=classes.where(finite, NOT_FINITE))
+
+
+def found_order(network: nn.Module, dataset: Dataset, device: torch.device) -> np.ndarray:
+    """The best order on training images, so that no test image has a part in it."""
+    tested = predict(network, dataset, "train", _per_class(dataset, "train", ORDER_IMAGES), device=device)
+    return best_order(tested, dataset.info.num_classes)
+
+
+def _per_class(dataset: Dataset, split: Split, count: int) -> list[int]:
+    """Positions of the first images of every class, in the order of the split."""
+    labels = dataset.labels(split)
+    chosen = (np.flatnonzero(labels == label)[:count] for label in range(dataset.info.num_classes))
+    return [int(position) for position in np.sort(np.concatenate(list(chosen)))]
+
+
+class Better(NamedTuple):
+    """Constants with which a network is better than with those it was given."""
+
+    normalisation: Normalisation
+    top1_pct: float
+    given_pct: float
+    images: int
+    """Number of validation images, for both."""
+    alike: tuple[str, ...]
+    """Other constants that are as good, within two points of the images on which all were tried."""
+
+    def doubts(self, stated: bool) -> bool:
+        """Whether to report it; constants that the user stated are doubted only for a large difference.
+
+        A network that has not converged may be better with others than its own.
+        """
+        return not stated or self.top1_pct - self.given_pct >= GAIN_PCT
+
+    def said(self, given: Normalisation) -> str:
+        """One sentence without its full stop."""
+        alike = f" (about as good: {', '.join(self.alike)})" if self.alike else ""
+        return (
+            f"with the constants {spelled(self.normalisation)} it classifies {self.top1_pct:.1f} % of {self.images} "
+            f"validation images correctly, with {spelled(given)} {self.given_pct:.1f} %{alike}"
+        )
+
+
+def better_constants(
+    network: nn.Module,
+    given: Normalisation,
+    dataset: Dataset,
+    device: torch.device,
+    stated: Iterable[Normalisation] = (),
+) -> Better | None:
+    """Constants with which the bare ``network`` is significantly better (McNemar's test, p < 0.01), if any.
+
+    With them it must be better than twice chance.  The known ones, the dataset's and the ``stated`` are tried on
+    training images, the best of them is compared on validation images.  ``network`` is in eval mode on ``device``.
+    """
+    validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
+
+    def tested(constants: Normalisation, split: Split, positions: Sequence[int]) -> Predictions:
+        fed = NormalisedNetwork(network, constants).eval().to(device)
+        return predict(fed, dataset, split, positions, device=device)
+
+    with_given = tested(given, "validation", validation)
+    if with_given.top1_pct >= _GOOD_PCT:
+        return None
+    every = max(1, -(-TRIED_IMAGES // dataset.info.num_classes))
+    tried = _per_class(dataset, "fit", every)[:: max(1, every * dataset.info.num_classes // (2 * TRIED_IMAGES))]
+    others = [one for one in dict.fromkeys([*stated, dataset.info.normalisation, *KNOWN.values()]) if one != given]
+    scores = {one: tested(one, "fit", tried).top1_pct for one in others}
+    best = max(scores, key=lambda one: scores[one])
+    alike = tuple(option(one) for one, score in scores.items() if one != best and score >= scores[best] - 2)
+    with_best = tested(best, "validation", validation)
+    # An untrained network too is a little better or worse with other constants.
+    knows = wilson(with_best.correct, len(validation))[0] > 2 * chance(with_best.labels)
+    if not knows or not _significant(with_best, with_given):
+        return None
+    return Better(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike)
+
+
+def _significant(better: Predictions, given: Predictions) -> bool:
+    """McNemar's exact test on paired predictions, one-sided."""
+    from scipy.stats import binom
+
+    right, formerly = better.predicted == better.labels, given.predicted == given.labels
+    gained, lost = int((right & ~formerly).sum()), int((formerly & ~right).sum())
+    return gained > lost and float(binom.sf(gained - 1, gained + lost, 0.5)) < 0.01
+
+
+def check_finite(name: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise :class:`BadValue` for the first tensor with values that are NaN or infinite."""
+    for key, value in weights:
+        wrong = value.numel() - int(value.isfinite().sum()) if value.is_floating_point() else 0
+        if wrong:
+            raise BadValue(
+                f"{name} has {wrong} of {value.numel()} values of {key} that are NaN or infinite.",
+                "use weights from before the training diverged",
+            )
+
+
+def check_outputs(name: str, tested: Predictions) -> None:
+    """Raise :class:`BadValue` for logits that are NaN or infinite."""
+    wrong = int((tested.predicted == NOT_FINITE).sum())
+    if wrong:
+        raise BadValue(
+            f"{name} has logits that are NaN or infinite on {wrong} of {len(tested.labels)} {tested.split} images.",
+            "check its weights: a running variance below zero, or values that overflow",
+        )
+
+
+def check_order(
+    name: str, tested: Predictions, network: nn.Module, dataset: Dataset, device: torch.device, fix: str
+) -> str:
+    """Raise :class:`ClassOrderError` for classes that are permuted; returns a sentence on a smaller gain, or "".
+
+    The order is found on training images, what it gains is counted on the tested ones.  ``{order}`` in ``fix`` is
+    replaced by it.
+    """
+    at_best = reordered(tested, best_order(tested, dataset.info.num_classes))
+    if at_best.top1_pct - tested.top1_pct < NOTED_GAIN_PCT:
+        return ""
+    order = found_order(network, dataset, device)
+    other = reordered(tested, order)
+    gain, ids = other.top1_pct - tested.top1_pct, dataset.info.class_ids
+    first = next((label for label, output in enumerate(order) if label != output), 0)
+    fact = (
+        f"The classes of {name} look permuted: it classifies {tested.top1_pct:.1f} % of {len(tested.labels)} "
+        f"{tested.split} images of {dataset.info.name} correctly, with this order {other.top1_pct:.1f} %: class "
+        f"{ids[first]} is its output {order[first]}, not {first}"
+    )
+    more = int((order != np.arange(len(order))).sum()) - 1
+    fact += f", and {more} more classes differ." if more else "."
+    if gain >= GAIN_PCT and other.top1_pct >= REACHED_PCT:
+        raise ClassOrderError(fact, fix.replace("{order}", str(order.tolist())))
+    return f"{fact} {sentence(fix)}" if gain >= NOTED_GAIN_PCT else ""
+
+
+def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: str = "", fix: str = "") -> None:
+    """Raise :class:`BadValue` if the interval of the accuracy includes chance, or is below it."""
+    low, high = wilson(tested.correct, len(tested.labels))
+    by_chance = chance(tested.labels)
+    if low > by_chance:
+        return
+    classes, counts = tested.predicted.unique(return_counts=True)
+    share = int(counts.max()) / len(tested.labels)
+    same = f" and predicts class {int(classes[counts.argmax()])} for {100 * share:.0f} % of them" if share > 0.5 else ""
+    raise BadValue(
+        f"{name} does not know the classes of {dataset.info.name}: it classifies {tested.top1_pct:.1f} % of "
+        f"{len(tested.labels)} {tested.split} images correctly{same} (99 % interval {100 * low:.1f} to "
+        f"{100 * high:.1f}), and chance is {100 * by_chance:.1f} %; {cause or f'likely causes are {_CAUSES}'}.",
+        fix,
+    )
+
+
+def sentence(clause: str) -> str:
+    """The clause with a capital letter and a full stop."""
+    return f"{clause[:1].upper()}{clause[1:]}."
+
+
+def suggestion(better: Better) -> str:
+    """How to name better constants to a command."""
+    return f"--normalised {option(better.normalisation)}"

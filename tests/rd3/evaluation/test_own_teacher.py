@@ -1,0 +1,163 @@
+"""A user's network as teacher of ``rd3.evaluate``: fed as it was trained, tested once, refused in one sentence."""
+
+from __future__ import annotations
+
+import copy
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from rd3.errors import BadValue, ClassOrderError
+from rd3.evaluation import posteval
+from rd3.evaluation.own_teacher import identity, own_teacher
+from rd3.known_constants import KNOWN
+from rd3.models import NormalisedNetwork
+from rd3.recipe import Normalisation
+
+UNIT = KNOWN["none"]
+
+
+def checked(network, data, normalisation=None, *, allow_chance=False, notes=None):
+    notes = [] if notes is None else notes
+    return own_teacher(
+        network, data, normalisation, allow_chance=allow_chance, device="cpu",
+        progress=lambda fraction, note: notes.append((fraction, note)),
+    )  # fmt: skip
+
+
+def test_a_network_of_pixels_in_the_unit_range_is_used_as_it_is(colours):
+    data, notes = colours(), []
+    network = data.network(UNIT).train()
+    fed = checked(network, data, notes=notes)
+    pixels = torch.rand(5, 3, 32, 32)
+    assert torch.equal(fed(pixels), network(pixels))
+    assert network.training and network.fc.weight.requires_grad  # not modified
+    expected = f"teacher: {data.top1_pct('validation', UNIT, UNIT):.1f} % of 80 validation images, on pixels in [0, 1]"
+    assert notes == [(0.0, expected)]
+
+
+@pytest.mark.parametrize("stated", ["imagenet", KNOWN["imagenet"], "0.485,0.456,0.406/0.229,0.224,0.225"])
+def test_a_network_of_normalised_pixels_needs_its_constants(stated, colours):
+    data = colours()
+    network = data.network(KNOWN["imagenet"])
+    with pytest.raises(BadValue, match="seems to expect normalised pixels") as caught:
+        checked(network, data)
+    assert "normalisation='none'" in caught.value.fix
+    named = re.match(r"pass normalisation='([^']+)'", caught.value.fix)
+    checked(network, data, named[1])
+    fed = checked(network, data, stated)
+    pixels = torch.rand(5, 3, 32, 32)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (KNOWN["imagenet"].mean, KNOWN["imagenet"].std))
+    torch.testing.assert_close(fed(pixels), network((pixels - mean) / std))
+    with pytest.warns(UserWarning, match="with none"):  # stated, and doubted
+        checked(network, data, "none", allow_chance=True)
+
+
+def test_a_pair_of_constants_is_taken(colours):
+    data = colours()
+    fed = checked(data.network(KNOWN["half"]), data, ([0.5] * 3, (0.5, 0.5, 0.5)))
+    assert fed.normalisation == KNOWN["half"]
+    for wrong in (3, (0.5,), [[0.1, 0.2], 3], object()):
+        with pytest.raises(BadValue, match=r"normalisation is|Cannot read"):
+            checked(data.network(UNIT), data, wrong)
+
+
+def test_permuted_classes_are_refused_with_the_rows_to_take(colours):
+    data = colours()
+    network, order = data.network(UNIT), [2, 0, 3, 1]
+    permuted = copy.deepcopy(network)
+    with torch.no_grad():
+        permuted.fc.weight[order], permuted.fc.bias[order] = network.fc.weight.clone(), network.fc.bias.clone()
+    with pytest.raises(ClassOrderError, match="look permuted") as caught:
+        checked(permuted, data)
+    rows = [int(row) for row in re.search(r"weight\[\[([\d, ]+)\]\]", caught.value.fix)[1].split(",")]
+    assert rows == order
+    permuted.fc.weight.data, permuted.fc.bias.data = permuted.fc.weight[rows].detach(), permuted.fc.bias[rows].detach()
+    checked(permuted, data)
+
+
+def test_chance_is_refused_unless_allowed(colours):
+    data = colours()
+    network = data.network(UNIT)
+    nn.init.zeros_(network.fc.weight)
+    with pytest.raises(BadValue, match="does not know the classes") as caught:
+        checked(network, data, "none")
+    assert "allow_chance=True" in caught.value.fix
+    checked(network, data, "none", allow_chance=True)
+
+
+class Wraps(nn.Module):
+    """Returns the logits in something else, or fails."""
+
+    def __init__(self, network, how):
+        super().__init__()
+        self.network, self.how = network, how
+
+    def forward(self, pixels):
+        return self.how(self.network(pixels))
+
+
+def _broken(_logits):
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nsecond line")
+
+
+def test_what_returns_no_logits_is_one_sentence(colours):
+    data = colours()
+    network = data.network(UNIT)
+    nan = copy.deepcopy(network)
+    nan.fc.bias.data[1] = torch.nan
+    locked = copy.deepcopy(network)
+    locked.extra = (value for value in [1])
+    for wrong, message in (
+        ("resnet18.pth", "is of type str"),
+        (network.forward, "is of type method"),
+        (Wraps(network, lambda logits: SimpleNamespace(logits=logits)), "returns type SimpleNamespace"),
+        (Wraps(network, lambda logits: logits[:, :, None]), r"returns shape \(2, 4, 1\)"),
+        (Wraps(network, lambda logits: logits[:, :3]), "has 3 classes, colours has 4"),
+        (Wraps(network, _broken), "fails on pixels of shape .* RuntimeError: mat1 and mat2"),
+        (nan, "1 of 4 values of fc.bias"),
+        (locked, "cannot be copied"),
+    ):
+        with pytest.raises(BadValue, match=message) as caught:
+            checked(wrong, data)
+        assert "\n" not in str(caught.value)
+        assert caught.value.fix
+
+
+def test_other_precisions_and_networks_without_parameters_are_taken(colours):
+    data = colours()
+    network = data.network(UNIT)
+    for other in (network.half(), data.network(UNIT).double(), data.network(UNIT).bfloat16()):
+        assert checked(other, data).fc.weight.dtype == torch.float32
+
+    class Bare(nn.Module):
+        def forward(self, pixels):
+            return data.network(UNIT)(pixels)
+
+    options = {"student": "convnet_d1", "epochs": 1, "precision": "fp32", "batch_size": 4}
+    images, labels = data.images("train", range(8)), torch.from_numpy(data.labels("train")[:8])
+    assert posteval.evaluate(images, labels, data, Bare(), **options).final_loss >= 0
+
+
+def test_evaluate_feeds_the_teacher_as_stated(colours):
+    """The same soft labels from a bare network with its constants as from one that normalises itself."""
+    data = colours()
+    images, labels = data.images("train", range(8)), torch.from_numpy(data.labels("train")[:8])
+    options = {"student": "convnet_d1", "epochs": 1, "precision": "fp32", "batch_size": 4}
+    bare = data.network(KNOWN["imagenet"])
+    with pytest.raises(BadValue, match="seems to expect normalised pixels"):
+        posteval.evaluate(images, labels, data, bare, **options)
+    stated = posteval.evaluate(images, labels, data, bare, normalisation="imagenet", **options)
+    own = posteval.evaluate(images, labels, data, NormalisedNetwork(bare, KNOWN["imagenet"]), **options)
+    assert (stated.final_loss, stated.top1_pct) == (own.final_loss, own.top1_pct)
+
+
+def test_constants_are_part_of_the_identity_where_they_are_stated(colours):
+    data = colours()
+    plain, other = data.network(UNIT), Normalisation(mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0))
+    assert len(identity(plain, None)) == 2
+    assert len(identity(NormalisedNetwork(plain, other), "0.1/1")) == 4
+    assert len(identity(NormalisedNetwork(plain, other), None)) == 2  # keys of RD3's own teachers stay

@@ -1,0 +1,107 @@
+"""Broken downloads: each is one sentence, and whole files pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from safetensors.torch import save_file
+
+from rd3.errors import DataCorrupt, DataMissing
+from rd3.foreign_files import broken_file, require_whole
+
+
+def _torch(path: Path) -> None:
+    torch.save({"a": torch.rand(3000)}, path)
+
+
+def _safetensors(path: Path) -> None:
+    save_file({"a": torch.rand(3000), "b": torch.rand(0)}, path)
+
+
+def _npy(path: Path) -> None:
+    np.save(path, np.zeros((3, 40, 5), dtype=np.float32))
+
+
+def _npz(path: Path) -> None:
+    np.savez_compressed(path, a=np.random.default_rng(0).random(2000))
+
+
+def _parquet(path: Path) -> None:
+    parquet.write_table(pa.table({"a": list(range(1000))}), path)
+
+
+WRITERS = {".pt": _torch, ".safetensors": _safetensors, ".npy": _npy, ".npz": _npz, ".parquet": _parquet}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_whole_files_pass_and_every_cut_is_found(suffix, tmp_path):
+    path = tmp_path / f"file{suffix}"
+    WRITERS[suffix](path)
+    raw = path.read_bytes()
+    assert broken_file(path) is None
+    for length in (9, 20, 100, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:length])
+        error = broken_file(path)
+        assert isinstance(error, DataCorrupt), length
+        assert error.fix == "download it again"
+
+
+def test_a_changed_byte_of_an_archive_is_found_which_torch_reads_without_a_word(tmp_path):
+    path = tmp_path / "weights.pt"
+    _torch(path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    assert torch.load(path, weights_only=True)["a"].shape == (3000,)
+    assert "Bad CRC-32" in str(broken_file(path))
+
+
+def test_archives_without_checksums_pass(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        _torch(tmp_path / "weights.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert broken_file(tmp_path / "weights.pt") is None
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 44700000\n"
+PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive &ndash; Quota exceeded</title></head></html>"
+OTHERS = {
+    "empty": (b"", "is empty"),
+    "zeros": (bytes(5000), "zero bytes: its download did not finish"),
+    "pointer": (POINTER, r"Git LFS pointer, not the file of 44,700,000 bytes"),
+    "page": (PAGE, r"web page \(HTML\) titled 'Google Drive – Quota exceeded'"),
+    "page in UTF-16": (PAGE.decode().encode("utf-16"), "web page"),
+    "message": (b'{"message": "Not Found"}', "is text, not a .pth file; it begins"),
+    "S3": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "AccessDenied"),
+    "annex": (b"../.git/annex/objects/xW/5q/SHA256E-s3--a/a", "git-annex pointer"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_files_under_the_name_are_said(case, tmp_path):
+    raw, message = OTHERS[case]
+    path = tmp_path / "weights.pth"
+    path.write_bytes(raw)
+    with pytest.raises(DataCorrupt, match=message) as caught:
+        require_whole(path)
+    assert str(caught.value).count("\n") == 0
+    assert "weights_only" not in str(caught.value)
+
+
+def test_text_under_another_suffix_is_left_to_its_reader(tmp_path):
+    (tmp_path / "classes.txt").write_text("airplane\nbird\n")
+    assert broken_file(tmp_path / "classes.txt") is None
+
+
+def test_missing_files_and_folders_are_said(tmp_path):
+    with pytest.raises(DataMissing, match="There is no file"):
+        require_whole(tmp_path / "none.pt")
+    with pytest.raises(DataMissing, match="is a folder"):
+        require_whole(tmp_path)
