@@ -1,0 +1,190 @@
+"""Broken downloads: what is wrong with a file that is empty, cut off, or another file under its name.
+
+Reads only the structure of a file and executes nothing in it.  Does not load torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from rd3.errors import DataCorrupt, DataMissing, RD3Error
+
+_START = 4096
+"""Bytes that are read to tell what a file is."""
+_CHUNK = 1 << 20
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_PAGES = ("<!doctype html", "<html", "<head", "<body", "<!--", "<script")
+AGAIN = "download it again"
+
+
+def require_whole(path: Path | str) -> None:
+    """Raise :class:`DataMissing` for a file that is missing or cannot be opened, :class:`DataCorrupt` for a broken one.
+
+    A file that passes may still be damaged in ways that only its own format can tell.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataMissing(f"{path} is a folder, expected a file.", "give the path of a file in it")
+    if not path.is_file():
+        raise DataMissing(f"There is no file {path}.", "check the path")
+    error = broken_file(path)
+    if error is not None:
+        raise error
+
+
+def broken_file(path: Path | str) -> RD3Error | None:
+    """What is wrong with an existing file, as an error to raise or to print; None if nothing was found.
+
+    Found are empty files, Git LFS and git-annex pointers, web pages, messages of servers in place of binary files,
+    files of zero bytes, and ZIP archives (``.zip``, ``.npz``, ``.pt``), safetensors, ``.npy`` and Parquet files that
+    end too early or whose content does not match their own checksums.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(_START)
+            return _broken(path, size, start, file)
+    except OSError as error:
+        return DataMissing(f"{path} cannot be read: {error.strerror or error}.", "check its permissions and its disk")
+
+
+def _broken(path: Path, size: int, start: bytes, file: BinaryIO) -> RD3Error | None:
+    if not size:
+        return DataCorrupt(f"{path} is empty.", AGAIN)
+    if start.startswith(_POINTERS):
+        return _pointer(path, start)
+    if not start.strip(b"\0"):
+        return DataCorrupt(f"{path} starts with {len(start)} zero bytes: its download did not finish.", AGAIN)
+    text = _text(start)
+    if text is not None:
+        return _not_binary(path, text)
+    cut = _cut(path, size, start, file)
+    return DataCorrupt(f"{path} is damaged: {cut}.", AGAIN) if cut else None
+
+
+def _pointer(path: Path, start: bytes) -> RD3Error:
+    size = re.search(rb"^size (\d+)", start, re.MULTILINE)
+    of = f" of {int(size[1]):,} bytes" if size else ""
+    return DataCorrupt(
+        f"{path} is a Git LFS pointer, not the file{of} that it stands for.",
+        "run `git lfs pull` in its repository, or download the file itself",
+    )
+
+
+def _text(start: bytes) -> str | None:
+    """The beginning of a file that is plain text; None for a binary file."""
+    for codec in ("utf-16",) if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
+        # The last character may have been cut.
+        for end in range(len(start), max(len(start) - 4, 0), -1):
+            with contextlib.suppress(UnicodeDecodeError):
+                found = start[:end].decode(codec)
+                return found if all(letter.isprintable() or letter.isspace() for letter in found) else None
+    return None
+
+
+_BINARY = (
+    *(".pt", ".pth", ".tar", ".ckpt", ".bin", ".safetensors", ".npz", ".npy", ".parquet", ".zip", ".gz", ".tgz"),
+    *(".h5", ".hdf5", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
+)
+
+
+def _not_binary(path: Path, text: str) -> RD3Error | None:
+    """A page or a server's message; text under any other suffix may be what it should be."""
+    begin = text.strip().lower()
+    if "/annex/objects/" in begin[:300] and len(text) < 1000:
+        return DataCorrupt(f"{path} is a git-annex pointer, not the file that it stands for.", "run `git annex get`")
+    if begin.startswith(_PAGES):
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+        named = f" titled {_line(html.unescape(title[1]))!r}" if title and title[1].strip() else ""
+        return DataCorrupt(
+            f"{path} is a web page (HTML){named}, not a file of weights or images.",
+            "open its address in a browser and download the file itself",
+        )
+    if path.suffix.lower() in _BINARY:
+        return DataCorrupt(f"{path} is text, not a {path.suffix} file; it begins {_line(text)!r}.", AGAIN)
+    return None
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."
+
+
+def _cut(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
+    """How the structure of a binary file contradicts its content, or None."""
+    if start.startswith(b"PK"):
+        return _cut_zip(path, size)
+    if path.suffix.lower() == ".safetensors" or start[8:10] == b'{"':
+        return _cut_safetensors(size, start, file)
+    if start.startswith(b"\x93NUMPY"):
+        return _cut_npy(size, file)
+    if path.suffix.lower() == ".parquet" or start.startswith(b"PAR1"):
+        file.seek(max(size - 4, 0))
+        whole = start.startswith(b"PAR1") and size >= 12 and file.read(4) == b"PAR1"
+        return None if whole else f"it has {size:,} bytes and neither start nor end there as a Parquet file does"
+    return None
+
+
+def _cut_zip(path: Path, size: int) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.file_size]
+            failed = [error for member in members if (error := _member_error(archive, member))]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return f"it has {size:,} bytes and ends before the directory of its archive"
+    # torch.save can be set to write no checksums; then none of them is right.
+    written = len(failed) < len(members) or not all(_CHECKSUM in error for error in failed)
+    return f"its archive cannot be read ({failed[0]})" if failed and written else None
+
+
+_CHECKSUM = "Bad CRC-32"
+
+
+def _member_error(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
+    """Why a member cannot be read, by its checksum too; empty if it can."""
+    try:
+        with archive.open(member) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return _line(str(error)) or type(error).__name__
+    return ""
+
+
+def _cut_safetensors(size: int, start: bytes, file: BinaryIO) -> str | None:
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or start[8:9] not in (b"{", b""):
+        return "it has no safetensors header"
+    if 8 + length > size:
+        return f"it has {size:,} bytes and ends in its header"
+    file.seek(8)
+    try:
+        header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return "its safetensors header cannot be read"
+    return f"it has {size:,} bytes of {expected:,}" if size < expected else None
+
+
+def _cut_npy(size: int, file: BinaryIO) -> str | None:
+    from numpy.lib import format as npy
+
+    file.seek(0)
+    try:
+        version = npy.read_magic(file)
+        shape, _order, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+    except ValueError as error:
+        return f"its header cannot be read ({_line(str(error))})"
+    expected = file.tell() + dtype.itemsize
+    for side in shape:
+        expected += (expected - file.tell()) * (side - 1)
+    return f"it has {size:,} bytes of {expected:,}" if not dtype.hasobject and size < expected else None
