@@ -459,13 +459,18 @@ def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for index in range(6):
-            Image.new("RGB", (32, 40), (index, 0, 0)).save(tmp_path / "mine" / name / f"{index}.png")
+            Image.new("RGB", (32, 40), (40 * index, 0, 0)).save(tmp_path / "mine" / name / f"{index}.png")
+    (tmp_path / "mine" / "a" / "moving.gif").touch()
     add = ("data", "add", "own", "--folder", str(tmp_path / "mine"))
-    first, second, third = rd3(*add)[1].splitlines()
+    pixels, order, unread, first, second, third = rd3(*add)[1].splitlines()
+    # one image of either class is drawn for the test split, of all that have one value per channel
+    assert pixels.startswith("pixels of 10 training images, 0 to ")
+    assert order == "class order (alphabetical): a, b"
+    assert unread == f"warning: 1 file below {tmp_path / 'mine'} is not read: 1 .gif"
     assert first.startswith("own: 2 classes, 10 training and 2 test images")
     assert second == "input resolution 224 pixels; the shorter side of the images is 32"
     assert third == f"32 is closer: rd3 data add own --folder {tmp_path / 'mine'} --resolution 32"
-    assert rd3(*add, "--resolution", "32")[1].splitlines()[1:] == [
+    assert rd3(*add, "--resolution", "32")[1].splitlines()[4:] == [
         "input resolution 32 pixels; the shorter side of the images is 32"
     ]
 
