@@ -78,7 +78,7 @@ def _numbers(value: Any, what: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise BadValue(f"{what} are {kind_of(value)} of {array.dtype}, expected numbers.", _FIX)
     if array.dtype.kind == "u" and array.itemsize > 1:
-        array = np.minimum(array, np.iinfo(np.int64).max).astype(np.int64)
+        array = np.minimum(array.astype(np.uint64), np.uint64(np.iinfo(np.int64).max)).astype(np.int64)
     if array.dtype.kind == "f" and array.itemsize > 8:
         array = array.astype(np.float64)
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")

@@ -80,12 +80,14 @@ def _booleans() -> BadValue:
 
 
 def _by_name(names: Sequence[str], info: ClassList) -> list[int]:
-    known: dict[str, int] = {}
-    for naming in (info.class_ids, info.class_names):
-        known = {plain_name(name): label for label, name in enumerate(naming)}
-        if all(plain_name(name) in known for name in names):
-            return [known[plain_name(name)] for name in names]
-    unknown = next(name for name in names if plain_name(name) not in known)
+    plain = [plain_name(name) for name in names]
+    namings = [
+        {plain_name(name): label for label, name in enumerate(naming)} for naming in (info.class_ids, info.class_names)
+    ]
+    known = max(namings, key=lambda naming: sum(name in naming for name in plain))
+    if all(name in known for name in plain):
+        return [known[name] for name in plain]
+    unknown = next(given for given, name in zip(names, plain, strict=True) if name not in known)
     raise BadValue(
         f"Label {unknown!r} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
         "name classes by their id or name, or give class numbers",

@@ -67,7 +67,7 @@ def test_files_that_are_no_sets(tmp_path):
         _import(tmp_path / "none.pt", tmp_path / "out")
     save_file({"images": IMAGES, "labels": LABELS}, tmp_path / "whole.safetensors")
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-20])
-    with pytest.raises(DataCorrupt, match="torn.safetensors is damaged"):
+    with pytest.raises(DataCorrupt, match=r"torn\.safetensors is damaged"):
         _import(tmp_path / "torn.safetensors", tmp_path / "out")
     save_file({"x": IMAGES}, tmp_path / "x.safetensors")
     with pytest.raises(BadValue, match="holds x, expected tensors 'images' and 'labels'"):
