@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
 _FIX = f"give {_FORMS}; files are read by rd3 set import"
+ONE_EACH = "give one class number for each image"
+
+
+def _fix(what: str) -> str:
+    return ONE_EACH if what == "labels" else _FIX
 
 
 def kind_of(value: Any) -> str:
@@ -39,7 +44,7 @@ def rows_of(column: Any, what: str) -> list[Any]:
         return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
     except Exception as error:
         raise BadValue(
-            f"The rows of {what} cannot be read from {kind_of(column)} ({type(error).__name__}: {error}).", _FIX
+            f"The rows of {what} cannot be read from {kind_of(column)} ({type(error).__name__}: {error}).", _fix(what)
         ) from error
 
 
@@ -72,11 +77,13 @@ def _numbers(value: Any, what: str) -> np.ndarray:
     import numpy as np
 
     try:
-        array = np.asarray(value)
+        array = np.asanyarray(value)
     except Exception as error:
-        raise BadValue(f"{what} cannot be read as numbers ({_first_line(error)}).", _FIX) from error
+        raise BadValue(f"{what} cannot be read as numbers ({_first_line(error)}).", _fix(what)) from error
+    if np.ma.is_masked(array):
+        raise BadValue(f"{what} are a masked array with masked values.", "fill them or leave their rows out")
     if array.dtype.kind not in "buif":
-        raise BadValue(f"{what} are {kind_of(value)} of {array.dtype}, expected numbers.", _FIX)
+        raise BadValue(f"{what} are {kind_of(value)} of {array.dtype}, expected numbers.", _fix(what))
     if array.dtype.kind == "u" and array.itemsize > 1:
         array = np.minimum(array.astype(np.uint64), np.uint64(np.iinfo(np.int64).max)).astype(np.int64)
     if array.dtype.kind == "f" and array.itemsize > 8:

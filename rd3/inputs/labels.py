@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rd3.errors import BadValue
-from rd3.inputs.arrays import is_column, kind_of, rows_of, tensor_of
+from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder, plain_name
 from rd3.inputs.notes import Note
 
 if TYPE_CHECKING:
     import torch
 
-_ONE_EACH = "give one class number for each image"
 _SOFT = (
     "give hard labels, for example labels.argmax(1): soft labels are computed by the teachers of the evaluation, for "
     "the images as they are augmented"
@@ -33,7 +32,7 @@ def class_labels(
 
     order = order or _own_order(labels)
     if isinstance(labels, (str, bytes)) or not (is_column(labels) or hasattr(labels, "__array__")):
-        raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", _ONE_EACH)
+        raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
     plain = tensor_of(labels, "labels") if isinstance(labels, torch.Tensor) else _from_rows(labels, info)
     given, classes = _shaped(plain, count), len(order.names) if order else info.num_classes
     found, notes = _integers(given, classes)
@@ -60,10 +59,11 @@ def _from_rows(labels: Any, info: ClassList) -> torch.Tensor:
     if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "buifc"):
         rows = rows_of(labels, "labels")
         if rows and all(isinstance(row, (str, bytes)) for row in rows):
-            return torch.tensor(_by_name([row if isinstance(row, str) else row.decode() for row in rows], info))
+            names = [str(row) if isinstance(row, str) else row.decode(errors="replace") for row in rows]
+            return torch.tensor(_by_name(names, info))
         for place, row in enumerate(rows):
             if row is None or isinstance(row, (str, bytes, dict)):
-                raise BadValue(f"The label of row {place} is {row!r}, expected an integer.", _ONE_EACH)
+                raise BadValue(f"The label of row {place} is {row!r}, expected an integer.", ONE_EACH)
             if _is_boolean(row):
                 raise _booleans()
         labels = rows
@@ -76,7 +76,7 @@ def _is_boolean(row: Any) -> bool:
 
 
 def _booleans() -> BadValue:
-    return BadValue("labels are booleans, expected class numbers.", _ONE_EACH)
+    return BadValue("labels are booleans, expected class numbers.", ONE_EACH)
 
 
 def _by_name(names: Sequence[str], info: ClassList) -> list[int]:
@@ -100,7 +100,7 @@ def _shaped(labels: torch.Tensor, count: int) -> torch.Tensor:
         labels = labels[:, 0]
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise BadValue(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected ({count},) integers.", _ONE_EACH
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected ({count},) integers.", ONE_EACH
         )
     return labels
 
@@ -120,7 +120,7 @@ def _integers(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, list[No
         row = int(broken[0])
         raise BadValue(
             f"Row {row} has label {float(whole[row]):.4g}; labels are {labels.dtype}, expected whole class numbers.",
-            _ONE_EACH,
+            ONE_EACH,
         )
     return whole.to(torch.int64), [
         Note(f"labels: {str(labels.dtype).removeprefix('torch.')} with whole values, read as class numbers", True)

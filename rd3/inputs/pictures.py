@@ -60,7 +60,7 @@ def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
     check_depth(image, where)
     try:
         return _rgb(image, where)
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise DataCorrupt(f"{where} cannot be decoded as an image ({error}).", "replace or delete it") from None
 
 
@@ -74,7 +74,4 @@ def _rgb(image: Image, where: str) -> tuple[np.ndarray, str | None]:
             "put it on a background: Image.alpha_composite(background, image.convert('RGBA')).convert('RGB')",
         )
     opaque = image.convert("RGBA") if "transparency" in image.info else image
-    try:
-        return np.array(opaque.convert("RGB")), found
-    except ValueError:
-        raise BadValue(f"{where} has mode {image.mode}, which has no RGB form.", "convert it to RGB") from None
+    return np.array(opaque.convert("RGB")), found

@@ -22,6 +22,8 @@ _ROUNDING = 1e-3
 """Tolerance outside [0, 1] that is attributed to rounding after denormalisation."""
 _EXACT = 2e-3
 """Tolerance for pixels at the limits of [0, 1] after denormalisation with the right constants."""
+_SAMPLED, _LEVELS, _OFF_LEVEL = 50, 16, 0.02
+"""8-bit values are searched in so many images; they have so many levels, and are so close to them (of 255)."""
 _CLIPPED_SHARE = 0.2
 """A larger fraction of values outside [0, 1] is another pixel space, and not a method that does not clip."""
 _WHITENED = 0.1
@@ -72,7 +74,9 @@ def _from_integers(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, li
     if low < 0 or high > 255:
         raise BadValue(
             f"{name} images range from {low} to {high}, expected 0 to 255.",
-            "scale them to 8 bits: (images // 256).astype('uint8') for 16 bits" if low >= 0 else "give uint8 or float",
+            "scale them to 8 bits: (images // 256).astype('uint8') for 16 bits"
+            if low >= 0 and high < 2**16
+            else "give uint8 from 0 to 255, or float in [0, 1]",
         )
     return images.to(torch.uint8), list(eight_bit_notes(low, high, f"images: {name}"))
 
@@ -163,7 +167,7 @@ def _other_space(images: torch.Tensor, low: float, high: float) -> BadValue:
         )
     for name in _exact(images):
         return BadValue(
-            f"{fact}; these are exactly the limits of pixels normalised with {spelled(KNOWN[name])}.",
+            f"{fact}; they fit exactly pixels normalised with {spelled(KNOWN[name])}.",
             f"give --normalised {name} (in Python normalised={name!r})",
         )
     outside = _outside(images)
@@ -200,17 +204,19 @@ def _is_half(low: float, high: float) -> bool:
 
 
 def _exact(images: torch.Tensor) -> Iterator[str]:
-    """Names of known constants whose limits the channels reach exactly, as those of clipped images do."""
-    import torch
+    """Names of known constants that the images fit exactly."""
+    return (name for name, known in KNOWN.items() if name != "none" and _fits(images, known))
 
-    lowest, highest = images.amin((0, 2, 3)), images.amax((0, 2, 3))
-    for name, known in KNOWN.items():
-        if name == "none":
-            continue
-        mean, std = torch.tensor(known.mean), torch.tensor(known.std)
-        reached = torch.stack([lowest * std + mean, highest * std + mean - 1]).abs().amax()
-        if reached <= _EXACT:
-            yield name
+
+def _fits(images: torch.Tensor, applied: Normalisation) -> bool:
+    """Whether undoing constants gives exact pixels: channels from 0 to 1, as of clipped images, or 8-bit values."""
+    lowest, highest = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    if max(_undone(lowest, applied).abs().max(), (_undone(highest, applied) - 1).abs().max()) <= _EXACT:
+        return True
+    some = 255 * _undone(images[:: max(1, len(images) // _SAMPLED)], applied)
+    levels = some.round()
+    few = min(len(levels[:, channel].unique()) for channel in range(3)) < _LEVELS
+    return not few and bool((some - levels).abs().max() <= _OFF_LEVEL)
 
 
 def _require_applied(images: torch.Tensor, low: float, high: float, applied: Normalisation) -> None:
@@ -230,18 +236,12 @@ def _require_applied(images: torch.Tensor, low: float, high: float, applied: Nor
             "give --normalised half (in Python normalised='half'), or undo the constants and give pixels in [0, 1]",
         )
     exact = list(_exact(images))
-    if exact and option(applied) not in exact and not _reaches(images, applied):
+    if exact and option(applied) not in exact and not _fits(images, applied):
         name = exact[0]
         raise BadValue(
-            f"Images are declared as normalised with {spelled(applied)}, but their limits are exactly those of "
-            f"{spelled(KNOWN[name])}.",
+            f"Images are declared as normalised with {spelled(applied)}, but they fit exactly {spelled(KNOWN[name])}.",
             f"give --normalised {name} (in Python normalised={name!r})",
         )
-
-
-def _reaches(images: torch.Tensor, applied: Normalisation) -> bool:
-    undone = _undone(images, applied)
-    return bool(max(undone.amin((0, 2, 3)).abs().max(), (undone.amax((0, 2, 3)) - 1).abs().max()) <= _EXACT)
 
 
 def _whitened(images: torch.Tensor) -> Iterator[Note]:

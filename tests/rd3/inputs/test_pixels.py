@@ -80,6 +80,21 @@ def test_limits_that_known_constants_reach_exactly_are_recognised():
     assert any(note.doubtful and "span only" in note.text for note in taken(faint, normalised="cifar10")[1])
 
 
+def test_images_of_8_bits_show_which_constants_were_applied():
+    stored = 0.2 + 0.6 * UNIT  # neither black nor white
+    eight = (255 * stored).round() / 255
+    for images, known in (
+        (applied(eight, SRE2L.mean, SRE2L.std), True),
+        (applied(stored, SRE2L.mean, SRE2L.std), False),
+    ):
+        assert ("give --normalised cifar10-2023" in refused(images)) == known
+        np.testing.assert_allclose(taken(images, normalised=SRE2L)[0], eight if known else stored, atol=1e-6)
+    assert "give --normalised cifar10-2023" in refused(applied(eight, SRE2L.mean, SRE2L.std), normalised="cifar10")
+    mine = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    text = "0.1,0.2,0.3/0.4,0.5,0.6"
+    np.testing.assert_allclose(taken(applied(eight, *mine), normalised=text)[0], eight, atol=1e-6)
+
+
 def test_pixels_that_were_not_normalised_are_not_undone():
     assert "already lie in [0, 1]" in refused(UNIT, normalised="dataset")
     assert "leave out --normalised" in refused(BYTES, normalised="imagenet")
