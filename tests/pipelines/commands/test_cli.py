@@ -358,6 +358,32 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     assert "ffff" in err
 
 
+def test_the_pixel_space_of_a_foreign_set_is_stated_and_said(rd3, tmp_path):
+    unit = torch.rand((10, 3, 8, 8), generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2)
+    unit = unit.repeat_interleave(4, 3)
+    unit[0, :, 0, 0], unit[0, :, 0, 1] = 0, 1
+    save_file({"images": 2 * unit - 1, "labels": torch.arange(10)}, tmp_path / "mine.safetensors")
+    bring = ("set", "import", str(tmp_path / "mine.safetensors"), "--dataset", "digits")
+    code, _out, err = rd3(*bring)
+    assert code == 2 and "give --normalised half" in err
+    code, out, err = rd3(*bring, "--normalised", "half")
+    assert code == 0, err
+    assert out.splitlines()[:2] == ["images: float32, -1 to 1", "undone: half (0.5/0.5); pixels 0 to 1"]
+    for wrong in ("dataset", "imagenet", "0.5/0.25"):
+        code, _out, err = rd3(*bring, "--normalised", wrong)
+        assert code == 2 and "give --normalised half" in err, wrong
+    assert rd3(*bring, "--normalised", "0.5/0.5")[1].splitlines()[-1] == out.splitlines()[-1]
+    save_file({"images": 1.05 * unit, "labels": torch.arange(10.0)}, tmp_path / "mine.safetensors")
+    code, _out, err = rd3(*bring)
+    assert code == 2 and "clip them with --clip" in err
+    code, out, err = rd3(*bring, "--clip")
+    assert code == 0, err
+    assert "clipped to [0, 1]: " in out
+    assert "warning: labels: float32 with whole values, read as class numbers" in out
+    code, _out, err = rd3("set", "import", str(tmp_path), "--dataset", "digits", "--clip")
+    assert code == 2 and "leave out --normalised and --clip" in err
+
+
 def test_a_method_starts_from_one_file(rd3, tmp_path):
     code, _out, _err = rd3("method", "new", "mine", "--folder", str(tmp_path))
     assert code == 0
