@@ -17,6 +17,7 @@ from rd3.errors import BadValue, RD3Error
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
+    from rd3.inputs import Note
 
 _ENDLESS = 10_000
 console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
@@ -36,6 +37,13 @@ def exit_on_error() -> Iterator[None]:
             stderr.print("Fix:", style="bold", end=" ")
             stderr.print(error.fix)
         raise SystemExit(error.exit_code) from None
+
+
+def show_note(note: Note) -> None:
+    """Print what was found in an input."""
+    if note.doubtful:
+        console.print("[bold yellow]warning:[/] ", end="")
+    console.print(note.text, markup=False, soft_wrap=True)
 
 
 def ledger_line(here: Session) -> str:

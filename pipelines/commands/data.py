@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands._show import console, progress_bar, show_table
+from pipelines.commands._show import console, progress_bar, show_note, show_table
 from pipelines.settings import session
 
 app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
@@ -69,7 +70,7 @@ def add(
     from rd3 import datasets
 
     roots = session().roots
-    info = datasets.add_folder(name, folder, roots, resolution=resolution)  # type: ignore[arg-type]  # checked inside
+    info = datasets.add_folder(name, folder, roots, resolution, say=show_note)  # type: ignore[arg-type]  # checked inside
     sides = datasets.shorter_sides(name, roots)
     lines = [
         f"{name}: {info.num_classes} classes, {info.train_count} training and {info.test_count} test images, "
@@ -77,7 +78,8 @@ def add(
         f"input resolution {resolution} pixels; the shorter side of the images is {sides}",
     ]
     if sides.nearest != resolution:
-        lines.append(f"{sides.nearest} is closer: rd3 data add {name} --folder {folder} --resolution {sides.nearest}")
+        again = f"rd3 data add {name} --folder {shlex.quote(str(folder))} --resolution {sides.nearest}"
+        lines.append(f"{sides.nearest} is closer: {again}")
     for line in lines:
         console.print(line, soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, ledger_line, show_table
+from pipelines.commands._show import console, ledger_line, show_note, show_table
 from pipelines.settings import session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
@@ -87,11 +87,18 @@ def import_set(
     ],
     dataset: Annotated[str, typer.Option(help="Dataset that the set distills.")],
     normalised: Annotated[
-        bool, typer.Option(help="The pixels are normalised with the dataset's constants; undo this.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="CONSTANTS",
+            help="Constants that the pixels were normalised with, to undo them: a name (dataset, imagenet, half for "
+            "[-1, 1] ...) or MEAN/STD such as 0.4914,0.4822,0.4465/0.2023,0.1994,0.2010.",
+        ),
+    ] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Clip pixels that are outside [0, 1] after that.")] = False,
 ) -> None:
-    """Import an external synthetic set into the ledger."""
+    """Import an external synthetic set into the ledger; says which pixel range and class order it found."""
     from rd3.datasets import open_dataset
+    from rd3.errors import BadValue
     from rd3.store import Entry, sha256_files
     from rd3.synthetic_set import import_folder, import_tensors
     from tracking.store import TrackedStore
@@ -100,12 +107,14 @@ def import_set(
     here = session()
     data = open_dataset(dataset, here.roots)
     check_place(here)
+    if source.is_dir() and (normalised is not None or clip):
+        raise BadValue("Image files hold plain 8-bit pixels.", "leave out --normalised and --clip")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"
         if source.is_dir():
-            recipe = import_folder(source, data, folder)
+            recipe = import_folder(source, data, folder, say=show_note)
         else:
-            recipe = import_tensors(source, data, folder, normalised=data.info.normalisation if normalised else None)
+            recipe = import_tensors(source, data, folder, normalised=normalised, clip=clip, say=show_note)
         entry = Entry(
             kind="set",
             key=recipe.key,

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from rd3.errors import ClassOrderError
+from rd3.inputs import plain_name
 
 SPELLING_SHARE = 0.9
 """Fraction of class names that must match by position before the rest count as spelling variants."""
@@ -26,19 +27,19 @@ def class_list(name: str) -> ClassList:
     return ClassList(tuple(plain["ids"]), tuple(plain["names"]))
 
 
-def _plain(name: str) -> str:
-    """A class name without the parts that differ between sources: case, underscores, further synonyms."""
-    return name.split(",")[0].replace("_", " ").replace("-", " ").strip().lower()
+RELABEL = (
+    "relabel the images in the expected order, or save them as class folders and register these as a separate dataset: "
+    "rd3 data add NAME --folder DIR"
+)
 
 
-def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], where: str) -> None:
+def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], where: str, fix: str = RELABEL) -> None:
     """Raise :class:`ClassOrderError` for an unexpected class list (identifiers or names) in the file ``where``."""
-    fix = "relabel the images in the expected order or register the folder as a separate dataset (rd3 data add)"
     if len(found) != len(ids):
         raise ClassOrderError(f"{where} lists {len(found)} classes, expected {len(ids)}.", fix)
-    got = [_plain(str(name)) for name in found]
+    got = [plain_name(str(name)) for name in found]
     for expected in (ids, names):
-        wanted = [_plain(name) for name in expected]
+        wanted = [plain_name(name) for name in expected]
         differing = [i for i in range(len(ids)) if got[i] != wanted[i]]
         known = set(wanted)
         if not differing:
@@ -46,8 +47,8 @@ def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], 
         if len(differing) <= (1 - SPELLING_SHARE) * len(ids) and not any(got[i] in known for i in differing):
             return
     # Compare with identifiers or names, whichever has more entries in common with the file.
-    expected = ids if len(set(got) & {_plain(i) for i in ids}) else names
-    wanted = [_plain(name) for name in expected]
+    expected = ids if len(set(got) & {plain_name(i) for i in ids}) else names
+    wanted = [plain_name(name) for name in expected]
     differing = [i for i in range(len(ids)) if got[i] != wanted[i]]
     first = differing[0]
     raise ClassOrderError(

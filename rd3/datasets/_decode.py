@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rd3.errors import DataCorrupt
+from rd3.foreign_files import broken_file
+from rd3.inputs import check_depth, peculiarity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,17 +16,31 @@ if TYPE_CHECKING:
 
 
 def decode(encoded: bytes, where: str) -> Image:
-    """Decode an RGB image; raises :class:`DataCorrupt`, with ``where`` (file and row) in the message."""
+    """Decode an RGB image; raises :class:`DataCorrupt`, with ``where`` (file and row) in the message.
+
+    More than 8 bits per channel are a :class:`BadValue`, as their conversion cuts values off.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            check_depth(image, where)
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataCorrupt(
+        fact = DataCorrupt(
             f"{where}: the image cannot be decoded ({type(error).__name__}, {len(encoded)} bytes).",
             "download that file again from its source",
-        ) from error
+        )
+        raise (broken_file(where) if Path(where).is_file() else None) or fact from error
+
+
+def lost_in_rgb(encoded: bytes) -> list[str]:
+    """What :func:`decode` drops of an image that it can decode: nothing, transparency, or bits beyond 8."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        found = peculiarity(image)
+    return [found] if found else []
 
 
 def fit_size(image: Image, resize: int, crop: int) -> Image:

@@ -13,8 +13,13 @@ from rd3.datasets._base import DatasetInfo
 from rd3.datasets._cache import content_hash
 from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
+from rd3.foreign_files import broken_file
+from rd3.inputs import is_image_file
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+_SMALL = 200
+"""Size in bytes of the largest pointer, and of hardly an image."""
+INNER = ("", "images/")
+"""Folders below a class's folder that are read."""
 
 
 class File(NamedTuple):
@@ -30,9 +35,16 @@ class File(NamedTuple):
 def image_files(folder: Path, prefix: str, label: int) -> list[File]:
     """The image files directly in a folder, sorted by name; ``prefix`` is prepended to the names."""
     with os.scandir(folder) as entries:
-        images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")]
-    stats = [(entry.name, entry.stat()) for entry in images]
+        images = [entry for entry in entries if is_image_file(entry.name) and not entry.is_dir()]
+    stats = [(entry.name, _stat(entry)) for entry in images]
     return sorted(File(prefix + name, label, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        raise DataMissing(f"Cannot read {entry.path}: {error.strerror}.", "restore that file or its link") from None
 
 
 class FolderRecords(Records):
@@ -56,7 +68,7 @@ class FolderRecords(Records):
         """All images in ``root/<class>`` or ``root/<class>/images``, by label and then by name."""
         files: list[File] = []
         for label, class_id in enumerate(class_ids):
-            for inner in ("", "images/"):
+            for inner in INNER:
                 folder = root / class_id / inner
                 if folder.is_dir():
                     files += image_files(folder, f"{class_id}/{inner}", label)
@@ -84,6 +96,13 @@ class FolderRecords(Records):
             return path.read_bytes()
         except OSError as error:
             raise DataMissing(f"Cannot read {path}: {error.strerror}.", "download that file again") from error
+
+    def check_small_files(self) -> None:
+        """Raise for files too small for an image: empty ones, and pointers of Git LFS."""
+        for index in np.flatnonzero(self._sizes < _SMALL):
+            error = broken_file(self.where(int(index)))
+            if error is not None:
+                raise error
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.encoded, range(len(self)))

@@ -14,6 +14,7 @@ import numpy as np
 from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
+from rd3.foreign_files import broken_file
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -53,10 +54,11 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataCorrupt(
+        fact = DataCorrupt(
             f"{path} is not a complete Parquet file ({path.stat().st_size} bytes: {str(error).splitlines()[0]}).",
             "download that file again from its source",
-        ) from error
+        )
+        raise broken_file(path) or fact from error
 
 
 def _column(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:

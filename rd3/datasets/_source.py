@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +39,15 @@ class Copy(NamedTuple):
     layout: str
     info: DatasetInfo
     """Description with the counts that were found."""
+
+
+def register_again(found: Found, info: DatasetInfo, name: str) -> str:
+    """Instruction to register what was found as a dataset ``name`` of the same resolution."""
+    folders = found.layout.startswith("folders")
+    return (
+        f"{'register it' if folders else 'save its images as class folders and register these'}: rd3 data add {name} "
+        f"--folder {shlex.quote(str(found.folder)) if folders else 'DIR'} --resolution {info.resolution}"
+    )
 
 
 class Source(ABC):
@@ -149,7 +159,7 @@ class FileSource(Source):
         wanted = " or ".join(" and ".join(map(str, counts[: len(got)])) for counts in self.complete())
         raise DataCorrupt(
             f"{found.folder} holds {counts_text(got)} images; {name} has {wanted}.",
-            f"complete it or register it under another name: rd3 data add NAME --folder {found.folder}",
+            f"complete it, or {register_again(found, self.info, 'NAME')}",
         )
 
     def survey(self, roots: Roots) -> Copy:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,13 +17,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
 from rd3.datasets._classes import check_order
-from rd3.datasets._decode import decode, fit_size, planes
-from rd3.datasets._folder import FolderRecords, check_folders, image_files
+from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
+from rd3.datasets._folder import INNER, FolderRecords, check_folders, image_files
 from rd3.datasets._records import Found, counts_text
-from rd3.datasets._source import Counts, FileSource
+from rd3.datasets._source import Counts, FileSource, register_again
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
 from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.inputs import (
+    IMAGE_SUFFIXES,
+    TRANSPARENT,
+    Note,
+    Say,
+    by_number,
+    eight_bit_notes,
+    order_text,
+    unread,
+    warn_of_doubts,
+)
 from rd3.recipe import Normalisation
 
 TEST_NAMES = ("test", "validation", "val", "valid")
@@ -57,7 +71,8 @@ class UserSource(FileSource):
         return [self.registration.folder]
 
     def how_to_get(self, roots: Roots) -> str:
-        return f"restore the folder or register another one: rd3 data add {self.info.name} --folder DIR"
+        again = f"rd3 data add {self.info.name} --folder DIR --resolution {self.info.resolution}"
+        return f"restore the folder or register another one: {again}"
 
     def look(self, folder: Path) -> Found | None:
         return read_folder(folder, self.registration.test, self.info)
@@ -68,7 +83,7 @@ class UserSource(FileSource):
             raise DataCorrupt(
                 f"{found.folder} holds {counts_text(got)} images; {self.info.name} was registered with "
                 f"{' and '.join(map(str, whole[: len(got)]))}.",
-                f"register it again: rd3 data add {self.info.name} --folder {found.folder}",
+                register_again(found, self.info, self.info.name).replace("register it", "register it again"),
             )
         return Counts(*whole, self.info.source)
 
@@ -117,11 +132,15 @@ def user_sources(roots: Roots) -> dict[str, UserSource]:
         ) from error
 
 
-def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 224) -> DatasetInfo:
+def add_folder(
+    name: str, folder: Path, roots: Roots, resolution: Resolution = 224, *, say: Say = warn_of_doubts
+) -> DatasetInfo:
     """Register a user's folder as a dataset; replaces an earlier registration of the same name.
 
     The folder holds either ``train/<class>`` and ``test/<class>`` (or validation, val, valid), or class folders only,
-    from which a balanced test split is then drawn.  Class order: alphabetical.  Raises BadValue or DataMissing.
+    from which a balanced test split is then drawn.  Class order: alphabetical, or by number where all folders are
+    numbered alike.  ``say`` receives what was found: class order, files that are not read, pixel range.  Raises
+    BadValue, DataMissing or DataCorrupt.
     """
     folder = folder.resolve()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
@@ -132,10 +151,12 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         raise BadValue(f"Resolution {resolution} is not supported.", "use 32, 64 or 224")
     if not folder.is_dir():
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
-    test = _test_folder(folder)
-    class_ids = _class_folders(folder / "train" if test else folder)
+    _refuse_other_layouts(folder, name, resolution)
+    test = _test_folder(folder, name, resolution)
+    class_ids, by_numbers = _class_folders(folder / "train" if test else folder)
     if test:
-        check_order(_class_folders(folder / test), class_ids, class_ids, str(folder / test))
+        same = "use the same class folders as in train"
+        check_order(_class_folders(folder / test)[0], class_ids, class_ids, str(folder / test), same)
     blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     info = DatasetInfo(
         name=name,
@@ -151,7 +172,9 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         train_per_class=0,
     )
     found = read_folder(folder, test, info)
-    assert isinstance(found.train, FolderRecords)
+    assert isinstance(found.train, FolderRecords) and isinstance(found.test, FolderRecords)
+    for records in (found.train, found.test):
+        records.check_small_files()
     per_class = np.bincount(found.train.labels, minlength=len(class_ids))
     if per_class.min() < 2:
         label = int(per_class.argmin())
@@ -164,8 +187,10 @@ def add_folder(name: str, folder: Path, roots: Roots, resolution: Resolution = 2
         "train_count": len(found.train),
         "test_count": len(found.test),
         "train_per_class": int(per_class.min()),
-        "normalisation": _measured(found.train, info),
+        "normalisation": _measured(found.train, info, say),
     }
+    for note in _notes(folder, test, class_ids, by_numbers):
+        say(note)
     info = info.model_copy(update=counts)
     register(name, {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
@@ -210,40 +235,85 @@ def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> No
     write_json(registry_file(roots), _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _notes(folder: Path, test: str | None, class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:
+    yield Note(order_text(class_ids, by_numbers))
+    roots = ("train", test) if test else (".",)
+    left = unread(folder, [f"{root}/{name}/{inner}" for root in roots for name in class_ids for inner in INNER])
+    if left:
+        yield Note(left, doubtful=True)
+
+
+def _refuse_other_layouts(folder: Path, name: str, resolution: int) -> None:
+    """Raise for layouts without class folders that are known by their files."""
+    parquet = [path for place in (folder, folder / "data") if place.is_dir() for path in place.glob("*.parquet")]
+    if parquet:
+        raise BadValue(
+            f"{folder} holds Parquet files ({parquet[0].name}), which are read for built-in datasets only.",
+            "save every image as train/<class>/<number>.png and test/<class>/<number>.png and register that folder",
+        )
+    for val in (folder / part for part in TEST_NAMES if (folder / part / "val_annotations.txt").is_file()):
+        raise BadValue(
+            f"{val} has its labels in val_annotations.txt, not in class folders, as tiny-imagenet-200.zip has.",
+            "register the training images, from which a test split is drawn: "
+            f"rd3 data add {name} --folder {shlex.quote(str(folder / 'train'))} --resolution {resolution}",
+        )
+
+
+def _class_folders(folder: Path) -> tuple[tuple[str, ...], bool]:
+    """Class folders in order, and whether that is the order of their numbers and not the alphabetical one."""
+    names, by_numbers = by_number(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     if len(names) < 2:
         raise BadValue(
             f"{folder} has {len(names)} class folders, expected 2 or more.", "create one subfolder per class"
         )
     for name in names:
-        if not image_files(folder / name, "", 0):
-            raise BadValue(f"{folder / name} holds no image.", "remove it or add images of that class")
-    return tuple(names)
+        if not any(image_files(place, "", 0) for inner in INNER if (place := folder / name / inner).is_dir()):
+            left = unread(folder / name, list(INNER))
+            raise BadValue(
+                f"{folder / name} holds no image{f'; {left}' if left else ''}.",
+                f"remove it or add images of that class, as files ending in {', '.join(IMAGE_SUFFIXES)}",
+            )
+    return tuple(names), by_numbers
 
 
-def _test_folder(folder: Path) -> str | None:
+def _test_folder(folder: Path, name: str, resolution: int) -> str | None:
     """The name of the test folder beside ``train``; None without a folder ``train``."""
     if not (folder / "train").is_dir():
         return None
-    for name in TEST_NAMES:
-        if (folder / name).is_dir():
-            return name
+    for part in TEST_NAMES:
+        if (folder / part).is_dir():
+            return part
     raise DataMissing(
         f"{folder} has a folder train, but no folder {' or '.join(TEST_NAMES)}.",
-        f"add the test folder or register {folder / 'train'} to have a test split drawn from it",
+        "add the test folder, or register the training images to have a test split drawn from them: "
+        f"rd3 data add {name} --folder {shlex.quote(str(folder / 'train'))} --resolution {resolution}",
     )
 
 
-def _measured(records: FolderRecords, info: DatasetInfo) -> Normalisation:
-    """Mean and standard deviation of every channel over a balanced sample of the training images, to 4 decimals."""
+def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisation:
+    """Mean and standard deviation of every channel over a balanced sample of the training images, to 4 decimals.
+
+    Raises :class:`BadValue` for images that are black or have lost their scale.
+    """
     share = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
     chosen, _rest = carve(records.labels, info.num_classes, share, "measure")
     sums, squares = np.zeros(3), np.zeros(3)
+    low, high, dropped = 255, 0, Counter[str]()
     for index in map(int, chosen):
-        image = fit_size(decode(records.encoded(index), records.where(index)), info.test_resize, info.resolution)
+        encoded = records.encoded(index)
+        image = decode(encoded, records.where(index))
+        stored = np.asarray(image)
+        low, high = min(low, int(stored.min())), max(high, int(stored.max()))
+        dropped.update(lost_in_rgb(encoded))
+        image = fit_size(image, info.test_resize, info.resolution)
         values = planes(image).reshape(3, -1).astype(np.float64) / 255
         sums, squares = sums + values.mean(axis=1), squares + (values**2).mean(axis=1)
+    for note in eight_bit_notes(low, high, f"pixels of {len(chosen)} training images"):
+        say(note)
+    for what, count in dropped.items():
+        say(Note(f"{count} of {len(chosen)} training images have {what}", doubtful=what == TRANSPARENT))
     mean = sums / len(chosen)
     # Avoids division by zero for constant channels.
     std = np.sqrt(np.maximum(squares / len(chosen) - mean**2, 1e-4))

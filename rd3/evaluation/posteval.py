@@ -24,8 +24,9 @@ from rd3.evaluation.result import EvalResult
 from rd3.evaluation.student import Progress, StudentTraining, Tested
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.evaluation.views import Batch
+from rd3.inputs import Note, Say, check_images_and_labels, stated_space, warn_of_doubts
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe
+from rd3.recipe import Data, EvaluationRecipe, Normalisation
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
@@ -169,8 +170,8 @@ def train_and_test(
 
 
 def evaluate(
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Any,
+    labels: Any,
     dataset: Dataset,
     teacher: nn.Module | None = None,
     *,
@@ -182,14 +183,22 @@ def evaluate(
     student_seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress = lambda fraction, note: None,
+    normalised: Normalisation | str | None = None,
+    clip: bool = False,
     **fields: Any,
 ) -> EvalResult:
-    """Evaluate your own tensors: train a student on them under a protocol and test it on the dataset's test split.
+    """Evaluate your own images: train a student on them under a protocol and test it on the dataset's test split.
 
-    ``images``: (N, 3, H, W) uint8 or float32 in [0, 1] at the dataset's resolution; ``labels``: (N,) integers in the
-    order of ``dataset.info.class_ids``.  ``teacher`` gives soft labels; without one the student is trained on the hard
-    labels.  ``teacher_network`` is its architecture; protocols may depend on whether the student has the same one.
-    ``fields`` are protocol fields that override the preset, such as ``epochs=40``.
+    ``images``: (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1] at the dataset's resolution, as a tensor or a
+    NumPy array; a list of such images or of PIL's; or a column of ``datasets``.  ``labels``: (N,) integers in the order
+    of ``dataset.info.class_ids``, class names, one-hot rows, or a column, whose own class order is obeyed.
+    ``normalised``: constants that were applied to the images and are undone: a :class:`Normalisation`, ``"dataset"``, a
+    name such as ``"half"`` for [-1, 1], or ``"MEAN/STD"``; ``clip``: clip what is then outside [0, 1].  What was found
+    in them is the first note that ``progress`` receives; doubts are Python warnings.
+
+    ``teacher`` gives soft labels; without one the student is trained on the hard labels.  ``teacher_network`` is its
+    architecture; protocols may depend on whether the student has the same one.  ``fields`` are protocol fields that
+    override the preset, such as ``epochs=40``.
 
     A full protocol takes minutes to hours: ``progress`` is called at least once per epoch with the finished fraction
     (0-1) and a note with epoch, loss and the remaining time; by default nothing is shown.
@@ -209,7 +218,9 @@ def evaluate(
         result = evaluate(images, labels, data, teacher, student="resnet18", progress=progress)
         print(result.top1_pct)
     """
-    labels, info = torch.as_tensor(labels).long(), dataset.info
+    info = dataset.info
+    space = stated_space(normalised, clip, info.normalisation)
+    images, labels = check_images_and_labels(images, labels, info, space, say=_say_to(progress))
     resolved = resolve_protocol(
         protocol,
         factor=info.factor,
@@ -234,6 +245,16 @@ def evaluate(
         normalisation=info.normalisation,
     )
     return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress)
+
+
+def _say_to(progress: Progress) -> Say:
+    """Notes on the input go to the progress before training begins, doubts also to Python's warnings."""
+
+    def say(note: Note) -> None:
+        progress(0.0, note.text)
+        warn_of_doubts(note)
+
+    return say
 
 
 def _digest(*tensors: torch.Tensor) -> str:

@@ -5,54 +5,94 @@ Pixels are stored as given (8 bits or float32).  The recipe of an imported set h
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.foreign_files import broken_file
+from rd3.inputs import (
+    IMAGE_SUFFIXES,
+    Note,
+    Say,
+    StatedOrder,
+    check_images_and_labels,
+    is_image_file,
+    rgb_of,
+    stated_space,
+    unread,
+    warn_of_doubts,
+)
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
+from rd3.synthetic_set.tensor_file import read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
 
 if TYPE_CHECKING:
     import torch
 
 IMPORTED = "imported"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_ROUNDING = 1e-3
-"""Tolerance outside [0, 1] that is attributed to rounding after denormalisation."""
 _BLOCK_ROWS = 1000
+_SOFT_FILES = re.compile(r"soft|logit|prob|relabel|fkd")
+_LISTS = re.compile(r"(class|wnid|synset|label_?names|categor).*\.(txt|json)|label2id\.json|names\.(txt|json)")
+"""Names of files beside numbered class folders that state which class a number is."""
 
 
-def import_folder(source: Path, dataset: Dataset, out: Path, *, split: SourceSplit = "unknown") -> SetRecipe:
+def import_folder(
+    source: Path, dataset: Dataset, out: Path, *, split: SourceSplit = "unknown", say: Say = warn_of_doubts
+) -> SetRecipe:
     """Import ``source/<class>/*.png|jpg|...``; folders are named by class id, class name or five-digit label.
 
     Images of a class are sorted by name.  ``split`` is the split that the set was generated from, if known.  Writes the
-    set into ``out`` and returns its recipe.
+    set into ``out`` and returns its recipe.  ``say`` receives what was found, such as files that are not read.
     """
-    import torch
-
     source, info = Path(source), dataset.info
     if not source.is_dir():
         raise DataMissing(f"There is no folder {source}.", "give a folder with one folder of images per class")
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    by_name = _labels_by_name([path.name for path in folders], info)
+    names = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    _refuse_soft(source)
+    label_of = _labels_by_name(names, info)
+    numbered = all(name == f"{label_of.get(name, -1):05d}" for name in names)
+    order = _stated_order(source) if numbered else None
+    images, labels = _read_folders(source, names, label_of, info, say)
+    left = unread(source, names)
+    if not images:
+        raise DataMissing(
+            f"{source} holds no images in class folders{f'; {left}' if left else ''}.",
+            f"use files ending in {', '.join(IMAGE_SUFFIXES)}, in one folder per class",
+        )
+    if left:
+        say(Note(left, doubtful=True))
+    if numbered and order is None:
+        say(Note(f"folders are class numbers: {_meaning(label_of, info)}"))
+    return _imported(images, labels, dataset, out, split=split, order=order, say=say)
+
+
+def _read_folders(
+    source: Path, names: Sequence[str], label_of: dict[str, int], info: DatasetInfo, say: Say
+) -> tuple[list[torch.Tensor], list[int]]:
+    """(3, H, W) uint8 pixels of every image, and their labels."""
     images, labels = [], []
-    for folder in folders:
-        if folder.name not in by_name:
+    dropped: Counter[str] = Counter()
+    for name in names:
+        if name not in label_of:
             raise BadValue(
-                f"Folder {folder} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
+                f"Folder {source / name} is not a class of {info.name}, whose classes are "
+                f"{', '.join(info.class_ids[:3])} ...",
                 "name folders by class id, class name or five-digit label",
             )
-        for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES):
-            images.append(_decode(path, info.resolution))
-            labels.append(by_name[folder.name])
-    if not images:
-        raise DataMissing(f"{source} holds no images in class folders.", f"use files ending in {', '.join(_SUFFIXES)}")
-    return import_tensors((torch.stack(images), torch.tensor(labels)), dataset, out, split=split)
+        for path in sorted(path for path in (source / name).iterdir() if is_image_file(path.name)):
+            pixels, note = _decode(path, info.resolution)
+            images.append(pixels)
+            labels.append(label_of[name])
+            dropped.update([note] if note else [])
+    for what, count in dropped.items():
+        say(Note(f"{count} images have {what}"))
+    return images, labels
 
 
 def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]:
@@ -66,45 +106,93 @@ def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]
     return {**by_name, **by_id}
 
 
-def _decode(path: Path, side: int) -> torch.Tensor:
-    import numpy as np
+def _refuse_soft(source: Path) -> None:
+    """Raise for files of soft labels beside the class folders."""
+    soft = [path.name for path in sorted(source.iterdir()) if path.is_file() and _SOFT_FILES.search(path.name.lower())]
+    if soft:
+        raise BadValue(
+            f"{source} holds {soft[0]} beside its class folders, which looks like soft labels; RD3 does not evaluate "
+            "these.",
+            "move that file elsewhere to import the images with hard labels alone",
+        )
+
+
+def _stated_order(source: Path) -> StatedOrder | None:
+    """The class order in a list beside numbered class folders."""
+    lists = [path for path in sorted(source.iterdir()) if path.is_file() and _LISTS.fullmatch(path.name.lower())]
+    return StatedOrder.read(lists[0].read_text(errors="replace"), str(lists[0])) if lists else None
+
+
+def _meaning(label_of: dict[str, int], info: DatasetInfo) -> str:
+    """Which class the first numbers and the last one are."""
+    pairs = [f"{name} is {info.class_names[label]}" for name, label in sorted(label_of.items())]
+    return ", ".join([*pairs[:2], "...", pairs[-1]] if len(pairs) > 3 else pairs)
+
+
+def _decode(path: Path, side: int) -> tuple[torch.Tensor, str | None]:
+    """(3, side, side) uint8 pixels of a file, and what was dropped of it."""
     import torch
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        raise DataCorrupt(f"{path} cannot be decoded as an image.", "replace or delete that file") from None
+            pixels, note = rgb_of(image, str(path))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, DataCorrupt):
+        fact = DataCorrupt(f"{path} cannot be decoded as an image.", "replace or delete that file")
+        raise broken_file(path) or fact from None
     if pixels.shape != (side, side, 3):
         raise BadValue(
             f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, this dataset has {side}x{side}.",
             "resize the images as described by their authors",
         )
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1), note
 
 
 def import_tensors(
-    source: Path | str | tuple[torch.Tensor, torch.Tensor],
+    source: Path | str | tuple[Any, Any],
     dataset: Dataset,
     out: Path,
     *,
     split: SourceSplit = "unknown",
-    normalised: Normalisation | None = None,
+    normalised: Normalisation | str | None = None,
+    clip: bool = False,
+    say: Say = warn_of_doubts,
 ) -> SetRecipe:
-    """Import (images, labels): two tensors, or a ``.safetensors`` or ``.pt`` file with tensors of these names.
+    """Import (images, labels), or a ``.safetensors`` or ``.pt`` file with tensors of these names.
 
-    ``images``: (N, 3, H, W) uint8, float in [0, 1], or float normalised with ``normalised``; ``labels``: (N,) integers
-    in the dataset's class order, in any row order, equally many of each class.  Writes the set into ``out`` and returns
-    its recipe.
+    ``images``: (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1]; ``labels``: (N,) integers or one-hot rows; in
+    any form that :func:`rd3.evaluate` takes and in any row order, equally many of each class.  A class order that the
+    file states is obeyed.  ``normalised``: constants that were applied to pixels in [0, 1] and are undone, as such or
+    as text (``dataset``, a name such as ``half`` for [-1, 1], or ``MEAN/STD``); ``clip``: clip what is then outside
+    [0, 1].  ``say`` receives what was found; by default, doubts are Python warnings.  Writes the set into ``out`` and
+    returns its recipe.
     """
+    if isinstance(source, tuple):
+        (images, labels), order = source, None
+    else:
+        images, labels, order = read_tensor_file(Path(source), dataset.info.num_classes, say)
+    return _imported(images, labels, dataset, out, split=split, normalised=normalised, clip=clip, order=order, say=say)
+
+
+def _imported(
+    images: Any,
+    labels: Any,
+    dataset: Dataset,
+    out: Path,
+    *,
+    split: SourceSplit,
+    say: Say,
+    normalised: Normalisation | str | None = None,
+    clip: bool = False,
+    order: StatedOrder | None = None,
+) -> SetRecipe:
     info = dataset.info
-    images, labels = source if isinstance(source, tuple) else _load(Path(source))
-    images, labels = checked_tensors(images, labels, info, normalised=normalised)
-    order = _k_major(labels, info)
-    images, labels = images[order].contiguous(), labels[order]
-    dtype, ipc = str(images.dtype).removeprefix("torch."), len(labels) // info.num_classes
-    rows = zip((row_digest(image) for image in images.numpy()), labels.tolist(), strict=True)
+    space = stated_space(normalised, clip, info.normalisation)
+    pixels, numbers = check_images_and_labels(images, labels, info, space, order=order, say=say)
+    rows = _k_major(numbers, info)
+    pixels, numbers = pixels[rows].contiguous(), numbers[rows]
+    dtype, ipc = str(pixels.dtype).removeprefix("torch."), len(numbers) // info.num_classes
+    digests = zip((row_digest(image) for image in pixels.numpy()), numbers.tolist(), strict=True)
     recipe = SetRecipe(
         method=IMPORTED,
         version=1,
@@ -113,103 +201,10 @@ def import_tensors(
         classes=info.classes,
         resolution=info.resolution,
         ipc=ipc,
-        content=content_digest(dtype, tuple(images.shape), rows),
+        content=content_digest(dtype, tuple(pixels.shape), digests),
     )
-    _write(recipe, info, images, Path(out))
+    _write(recipe, info, pixels, Path(out))
     return recipe
-
-
-def _load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise DataMissing(f"There is no file {path}.", "give a .safetensors or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        elif path.suffix in (".pt", ".pth"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", "save it as either")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError):
-        raise DataCorrupt(
-            f"{path} does not hold plain tensors.", "save {'images': ..., 'labels': ...} as .safetensors"
-        ) from None
-    if isinstance(found, (tuple, list)) and len(found) == 2:
-        found = {"images": found[0], "labels": found[1]}
-    names = sorted(str(name) for name in found) if isinstance(found, dict) else [type(found).__name__]
-    if not isinstance(found, dict) or not all(isinstance(found.get(n), torch.Tensor) for n in ("images", "labels")):
-        raise BadValue(
-            f"{path.name} holds {', '.join(names[:5])}, expected tensors 'images' and 'labels'.", "rename them"
-        )
-    return found["images"], found["labels"]
-
-
-def checked_tensors(
-    images: torch.Tensor, labels: torch.Tensor, info: DatasetInfo, *, normalised: Normalisation | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check and convert a user's images and labels to (N, 3, H, W) uint8 or float32 in [0, 1] and (N,) int64.
-
-    Does not require equally many images per class.  Raises :class:`BadValue`.
-    """
-    import torch
-
-    side = info.resolution
-    images, labels = images.detach().cpu(), labels.detach().cpu()
-    if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
-        last = images.ndim == 4 and images.shape[-1] == 3
-        raise BadValue(
-            f"images have shape {tuple(images.shape)}, {info.name} needs (N, 3, {side}, {side}).",
-            "call images.permute(0, 3, 1, 2)" if last else "reshape or resize them",
-        )
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool or tuple(labels.shape) != (len(images),):
-        raise BadValue(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected ({len(images)},) integers.",
-            "give one class number for each image",
-        )
-    labels = labels.to(torch.int64)
-    outside = ((labels < 0) | (labels >= info.num_classes)).nonzero()
-    if len(outside):
-        row = int(outside[0])
-        raise BadValue(
-            f"Row {row} has label {int(labels[row])}, {info.name} has labels 0 to {info.num_classes - 1}.",
-            "check the class order and that labels start at 0",
-        )
-    return _pixels(images, normalised), labels
-
-
-def _pixels(images: torch.Tensor, normalised: Normalisation | None) -> torch.Tensor:
-    import torch
-
-    if images.dtype == torch.uint8 and normalised is None:
-        return images
-    if not images.dtype.is_floating_point:
-        raise BadValue(
-            f"images are {images.dtype}{' but declared as normalised' if normalised else ''}, expected uint8 or float.",
-            "convert them to one of these",
-        )
-    images = images.float()
-    if normalised is not None:
-        mean = torch.tensor(normalised.mean).view(1, 3, 1, 1)
-        images = images * torch.tensor(normalised.std).view(1, 3, 1, 1) + mean
-    if not bool(images.isfinite().all()):
-        raise BadValue("images contain values that are not finite.", "check how they were generated")
-    low, high = (float(value) for value in images.aminmax()) if images.numel() else (0.0, 1.0)
-    slack = _ROUNDING if normalised is not None else 0.0
-    if low < -slack or high > 1 + slack:
-        raise BadValue(
-            f"Float images range from {low:.3g} to {high:.3g}, expected [0, 1].",
-            "give the mean and std that they were normalised with"
-            if normalised is not None
-            else "divide by 255"
-            if low >= 0 and high <= 255 and high > 20
-            else "give the constants that they were normalised with (--normalised)",
-        )
-    return images.clamp(0, 1)
 
 
 def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:

@@ -358,6 +358,32 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     assert "ffff" in err
 
 
+def test_the_pixel_space_of_a_foreign_set_is_stated_and_said(rd3, tmp_path):
+    unit = torch.rand((10, 3, 8, 8), generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2)
+    unit = unit.repeat_interleave(4, 3)
+    unit[0, :, 0, 0], unit[0, :, 0, 1] = 0, 1
+    save_file({"images": 2 * unit - 1, "labels": torch.arange(10)}, tmp_path / "mine.safetensors")
+    bring = ("set", "import", str(tmp_path / "mine.safetensors"), "--dataset", "digits")
+    code, _out, err = rd3(*bring)
+    assert code == 2 and "give --normalised half" in err
+    code, out, err = rd3(*bring, "--normalised", "half")
+    assert code == 0, err
+    assert out.splitlines()[:2] == ["images: float32, -1 to 1", "undone: half (0.5/0.5); pixels 0 to 1"]
+    for wrong in ("dataset", "imagenet", "0.5/0.25"):
+        code, _out, err = rd3(*bring, "--normalised", wrong)
+        assert code == 2 and "give --normalised half" in err, wrong
+    assert rd3(*bring, "--normalised", "0.5/0.5")[1].splitlines()[-1] == out.splitlines()[-1]
+    save_file({"images": 1.05 * unit, "labels": torch.arange(10.0)}, tmp_path / "mine.safetensors")
+    code, _out, err = rd3(*bring)
+    assert code == 2 and "clip them with --clip" in err
+    code, out, err = rd3(*bring, "--clip")
+    assert code == 0, err
+    assert "clipped to [0, 1]: " in out
+    assert "warning: labels: float32 with whole values, read as class numbers" in out
+    code, _out, err = rd3("set", "import", str(tmp_path), "--dataset", "digits", "--clip")
+    assert code == 2 and "leave out --normalised and --clip" in err
+
+
 def test_a_method_starts_from_one_file(rd3, tmp_path):
     code, _out, _err = rd3("method", "new", "mine", "--folder", str(tmp_path))
     assert code == 0
@@ -459,13 +485,18 @@ def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for index in range(6):
-            Image.new("RGB", (32, 40), (index, 0, 0)).save(tmp_path / "mine" / name / f"{index}.png")
+            Image.new("RGB", (32, 40), (40 * index, 0, 0)).save(tmp_path / "mine" / name / f"{index}.png")
+    (tmp_path / "mine" / "a" / "moving.gif").touch()
     add = ("data", "add", "own", "--folder", str(tmp_path / "mine"))
-    first, second, third = rd3(*add)[1].splitlines()
+    pixels, order, unread, first, second, third = rd3(*add)[1].splitlines()
+    # one image of either class is drawn for the test split, of all that have one value per channel
+    assert pixels.startswith("pixels of 10 training images, 0 to ")
+    assert order == "class order (alphabetical): a, b"
+    assert unread == f"warning: 1 file below {tmp_path / 'mine'} is not read: 1 .gif"
     assert first.startswith("own: 2 classes, 10 training and 2 test images")
     assert second == "input resolution 224 pixels; the shorter side of the images is 32"
     assert third == f"32 is closer: rd3 data add own --folder {tmp_path / 'mine'} --resolution 32"
-    assert rd3(*add, "--resolution", "32")[1].splitlines()[1:] == [
+    assert rd3(*add, "--resolution", "32")[1].splitlines()[4:] == [
         "input resolution 32 pixels; the shorter side of the images is 32"
     ]
 

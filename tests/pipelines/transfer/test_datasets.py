@@ -37,7 +37,7 @@ def here(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Roots]:
             folder = tmp_path / "images" / part / class_id
             folder.mkdir(parents=True)
             for index in range(3):
-                pixels = np.full((8, 8, 3), 40 * label + 9 * index + len(part) + len(name), np.uint8)
+                pixels = np.full((8, 8, 3), 90 * label + 9 * index + len(part) + len(name), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     (tmp_path / "images" / ".cache").mkdir()
     (tmp_path / "images" / ".cache" / "state").write_text("of no use elsewhere")

@@ -30,7 +30,7 @@ def image_folder(base, classes=("b", "a", "c"), count=10, size=(40, 50)):
     for label, name in enumerate(classes):
         (base / name).mkdir(parents=True)
         for index in range(count):
-            pixels = np.full((size[1], size[0], 3), 20 * label + index, np.uint8)
+            pixels = np.full((size[1], size[0], 3), 80 * label + index, np.uint8)
             Image.fromarray(pixels).save(base / name / f"{index}.png")
     return base
 
@@ -48,11 +48,11 @@ def test_class_folders_become_a_dataset(tmp_path, roots, resolution):
     opened = open_dataset("mine", roots)
     assert opened.labels("test").tolist() == [0, 1, 2] * 2
     assert opened.images("train", [0]).shape == (1, 3, resolution, resolution)
-    # grey value 20 * (place in the unsorted list) + index: every image is in one part only, under its label
+    # grey value 80 * (place in the unsorted list) + index: every image is in one part only, under its label
     seen = {part: opened.images(part, range(len(opened.labels(part))))[:, 0, 0, 0] for part in ("train", "test")}
-    assert sorted(torch.cat(list(seen.values())).tolist()) == sorted(20 * k + i for k in range(3) for i in range(10))
+    assert sorted(torch.cat(list(seen.values())).tolist()) == sorted(80 * k + i for k in range(3) for i in range(10))
     assert all(
-        int(value) // 20 == 1 for value, label in zip(seen["test"], opened.labels("test"), strict=True) if not label
+        int(value) // 80 == 1 for value, label in zip(seen["test"], opened.labels("test"), strict=True) if not label
     )
     assert opened.fingerprint == open_dataset("mine", roots).fingerprint
 
@@ -62,7 +62,7 @@ def test_normalisation_is_measured_on_the_training_images(tmp_path, roots):
     image_folder(base / "train", count=4)
     image_folder(base / "test", count=2)
     info = add_folder("mine", base, roots, 32)
-    values = np.array([20 * label + index for label in range(3) for index in range(4)]) / 255
+    values = np.array([80 * label + index for label in range(3) for index in range(4)]) / 255
     assert info.normalisation.mean[1] == pytest.approx(values.mean(), abs=1e-4)
     assert info.normalisation.std[1] == pytest.approx(values.std(), abs=1e-4)
     assert (info.train_count, info.test_count) == (12, 6)
@@ -112,7 +112,7 @@ def test_a_registered_folder_that_changed(tmp_path, roots):
     (base / "a" / "3.png").unlink()
     with pytest.raises(DataCorrupt, match="26 training and 3 test images; mine was registered with 24 and 6") as caught:
         open_dataset("mine", roots)
-    assert caught.value.fix == f"register it again: rd3 data add mine --folder {base}"
+    assert caught.value.fix == f"register it again: rd3 data add mine --folder {base} --resolution 32"
     add_folder("mine", base, roots, 32)
     assert open_dataset("mine", roots).info.train_per_class == 8
 

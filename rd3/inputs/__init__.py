@@ -1,0 +1,33 @@
+"""Images and labels from outside: every form in which they come, the checks on them, and the sentences about them.
+
+``rd3.evaluate``, ``rd3 set import`` and ``rd3 data add`` all take their input through this package, so that the same
+input is accepted or refused everywhere with the same words.
+"""
+
+from rd3.inputs.checked import ImagesAndLabels, check_images_and_labels
+from rd3.inputs.class_order import StatedOrder, plain_name
+from rd3.inputs.files import IMAGE_SUFFIXES, by_number, is_image_file, order_text, unread
+from rd3.inputs.notes import Note, Say, warn_of_doubts
+from rd3.inputs.pictures import TRANSPARENT, check_depth, peculiarity, rgb_of
+from rd3.inputs.pixels import eight_bit_notes, stated_space
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "TRANSPARENT",
+    "ImagesAndLabels",
+    "Note",
+    "Say",
+    "StatedOrder",
+    "by_number",
+    "check_depth",
+    "check_images_and_labels",
+    "eight_bit_notes",
+    "is_image_file",
+    "order_text",
+    "peculiarity",
+    "plain_name",
+    "rgb_of",
+    "stated_space",
+    "unread",
+    "warn_of_doubts",
+]

@@ -1,0 +1,207 @@
+"""Arrays, tensors, sequences, pictures and columns from outside as one tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rd3.errors import BadValue, DataCorrupt
+from rd3.inputs.notes import Note
+from rd3.inputs.pictures import rgb_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+_FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
+_FIX = f"give {_FORMS}; files are read by rd3 set import"
+ONE_EACH = "give one class number for each image"
+
+
+def _fix(what: str) -> str:
+    return ONE_EACH if what == "labels" else _FIX
+
+
+def kind_of(value: Any) -> str:
+    """A short description of a value for messages: its type, and text itself."""
+    if isinstance(value, str):
+        return f"text ({value[:40]!r})"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def is_column(value: Any) -> bool:
+    """Whether rows can be read from a value in order: a sequence, or a column of ``datasets`` or pandas."""
+    if isinstance(value, (str, bytes, bytearray, Mapping, set, frozenset, type)):
+        return False
+    return hasattr(value, "__len__") and (hasattr(value, "__getitem__") or hasattr(value, "__iter__"))
+
+
+def rows_of(column: Any, what: str) -> list[Any]:
+    """The rows of a column; raises :class:`BadValue` where they cannot be read."""
+    try:
+        return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    except Exception as error:
+        raise BadValue(
+            f"The rows of {what} cannot be read from {kind_of(column)} ({type(error).__name__}: {error}).", _fix(what)
+        ) from error
+
+
+def tensor_of(value: Any, what: str) -> torch.Tensor:
+    """Numbers in any array or nested sequence as a tensor on the CPU, without a graph; raises :class:`BadValue`."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return _plain(value, what)
+    if isinstance(value, Sequence) and value and all(isinstance(row, torch.Tensor) for row in value):
+        return torch.stack(_alike([_plain(row, what) for row in value], what))
+    return torch.from_numpy(_numbers(value, what))
+
+
+def _plain(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    """A dense tensor on the CPU; unsigned types that torch cannot compute with become int64."""
+    import torch
+
+    dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+    if not dense or tensor.is_complex():
+        kind = "complex" if tensor.is_complex() else "not dense"
+        raise BadValue(f"{what} are a tensor that is {kind} ({tensor.dtype}).", "give a dense tensor of real numbers")
+    tensor = tensor.detach().cpu().as_subclass(torch.Tensor)
+    tensor = tensor.resolve_neg()
+    return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
+
+
+def _numbers(value: Any, what: str) -> np.ndarray:
+    """A writable array of a type that torch has."""
+    import numpy as np
+
+    try:
+        array = np.asanyarray(value)
+    except Exception as error:
+        raise BadValue(f"{what} cannot be read as numbers ({_first_line(error)}).", _fix(what)) from error
+    if np.ma.is_masked(array):
+        raise BadValue(f"{what} are a masked array with masked values.", "fill them or leave their rows out")
+    if array.dtype.kind not in "buif":
+        raise BadValue(f"{what} are {kind_of(value)} of {array.dtype}, expected numbers.", _fix(what))
+    if array.dtype.kind == "u" and array.itemsize > 1:
+        array = np.minimum(array.astype(np.uint64), np.uint64(np.iinfo(np.int64).max)).astype(np.int64)
+    if array.dtype.kind == "f" and array.itemsize > 8:
+        array = array.astype(np.float64)
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Note]]:
+    """(N, 3, side, side) images of any real type, and what was converted.
+
+    ``images``: (N, 3, H, W), (N, H, W, 3) or, in grey, (N, 1, H, W) or (N, H, W, 1) as a tensor or an array; a list of
+    such images or of PIL's; a column of ``datasets``.  ``name``: the dataset, for messages.  Raises :class:`BadValue`.
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O"):
+        return _channels_first(tensor_of(images, "images"), side, name)
+    if _is_picture(images) or not (is_column(images) or hasattr(images, "__array__")):
+        what = "one picture" if _is_picture(images) else kind_of(images)
+        raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
+    if not is_column(images):
+        return _channels_first(tensor_of(images, "images"), side, name)
+    rows = rows_of(images, "images")
+    if not rows:
+        raise BadValue("There are no images.", _FIX)
+    found = [_image_of(row, f"Image {place}") for place, row in enumerate(rows)]
+    stacked, notes = _channels_first(torch.stack(_alike([image for image, _note in found], "images")), side, name)
+    dropped = Counter(note for _image, note in found if note)
+    return stacked, [*notes, *(Note(f"{count} images have {note}") for note, count in dropped.items())]
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether this is an image of PIL; does not load PIL."""
+    return any(parent.__module__ == "PIL.Image" and parent.__name__ == "Image" for parent in type(value).__mro__)
+
+
+def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
+    """One image as a tensor of the layout that it has, (3, H, W) for pictures, and what was dropped of it."""
+    import torch
+
+    if isinstance(row, Mapping) and ("bytes" in row or "path" in row):
+        row = _opened(row, where)
+    if isinstance(row, (Mapping, str, bytes)) or row is None:
+        keys = f" with {', '.join(map(str, list(row)[:4]))}" if isinstance(row, Mapping) else ""
+        fix = "give one column: dataset['image']" if keys else _FIX
+        raise BadValue(f"{where} is {kind_of(row)}{keys}, expected an array or a picture.", fix)
+    if _is_picture(row):
+        pixels, note = rgb_of(row, where)
+        return torch.from_numpy(pixels).permute(2, 0, 1), note
+    if isinstance(row, tuple) and len(row) == 2 and (_is_picture(row[0]) or getattr(row[0], "ndim", 0) > 1):
+        raise BadValue(f"{where} is a pair of image and label, expected an image.", "give images and labels separately")
+    return tensor_of(row, where), None
+
+
+def _opened(row: Mapping[str, Any], where: str) -> Any:
+    """The picture in an encoded row of ``datasets``: its bytes, or the file that they are in."""
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    source = io.BytesIO(row["bytes"]) if row.get("bytes") else row.get("path")
+    try:
+        if source is None:
+            raise OSError("it has neither bytes nor a path")
+        return Image.open(source)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataCorrupt(f"{where} cannot be decoded ({_first_line(error)}).", "replace or remove that row") from None
+
+
+def _alike(images: list[torch.Tensor], what: str) -> list[torch.Tensor]:
+    """The same images; raises unless all have one shape and one type."""
+    for place, image in enumerate(images):
+        if image.shape != images[0].shape or image.dtype != images[0].dtype:
+            first, other = (f"{tuple(one.shape)} {str(one.dtype)[6:]}" for one in (images[0], image))
+            raise BadValue(f"Row {place} of {what} is {other}, row 0 is {first}.", "give all of one size and type")
+    return images
+
+
+def _channels_first(images: torch.Tensor, side: int, name: str) -> tuple[torch.Tensor, list[Note]]:
+    """(N, 3, side, side) from the layouts whose axes are certain; raises :class:`BadValue` for others."""
+    shape = tuple(images.shape)
+    if not shape or not len(images):
+        raise BadValue("There are no images.", _FIX)
+    if images.ndim == 4 and shape[1:] == (3, side, side):
+        return images, []
+    if images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 3, 4):
+        moved, notes = _channels_first(images.permute(0, 3, 1, 2), side, name)
+        return moved, [Note("images: channels moved from the last axis to the second"), *notes]
+    if images.ndim == 4 and shape[1:] == (1, side, side):
+        return images.expand(-1, 3, -1, -1), [Note("images: grey, repeated in three channels")]
+    if images.ndim == 4 and shape[1:] == (4, side, side):
+        return _without_alpha(images), [Note("images: an alpha channel that is opaque everywhere is dropped")]
+    raise BadValue(f"images have shape {shape}, {name} needs (N, 3, {side}, {side}).", _reshape(shape, side))
+
+
+def _reshape(shape: tuple[int, ...], side: int) -> str:
+    if len(shape) == 5:
+        return "join the first two axes, images.flatten(0, 1), and give one label for each image"
+    if len(shape) == 3:
+        grey = shape[1:] == (side, side)
+        return "add the axis that is missing: images[:, None] for grey images" + (
+            ", images[None] for a single one" if grey and shape[0] == 3 else ""
+        )
+    if len(shape) == 2 and shape[1] == 3 * side * side:
+        return f"call images.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
+    return "reshape or resize them"
+
+
+def _without_alpha(images: torch.Tensor) -> torch.Tensor:
+    opaque = 1.0 if images.dtype.is_floating_point else 255
+    if not bool((images[:, 3] == opaque).all()):
+        raise BadValue(
+            f"images have four channels, and the fourth is not {opaque} everywhere, as it would be for opaque RGBA.",
+            "put transparent images on a background and give three channels, RGB",
+        )
+    return images[:, :3]

@@ -1,0 +1,56 @@
+"""The one check of images and labels from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rd3.inputs.arrays import images_of
+from rd3.inputs.class_order import ClassList, StatedOrder
+from rd3.inputs.labels import class_labels
+from rd3.inputs.notes import Note, Say
+from rd3.inputs.pixels import Space, unit_pixels
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ImagesAndLabels(NamedTuple):
+    """``images``: (N, 3, H, W) uint8 or float32 in [0, 1]; ``labels``: (N,) int64 in the dataset's class order."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def check_images_and_labels(
+    images: Any,
+    labels: Any,
+    info: ClassList,
+    space: Space | None = None,
+    *,
+    order: StatedOrder | None = None,
+    say: Say,
+) -> ImagesAndLabels:
+    """Check and convert images and labels in any form; raises an :class:`RD3Error` for what is wrong or ambiguous.
+
+    The forms are those of :func:`images_of` and :func:`class_labels`; ``space``: the pixel space that the user states;
+    ``order``: the class order that the file states.  ``say`` receives what was found.  Does not require equally many
+    images per class.
+    """
+    stacked, layout = images_of(images, info.resolution, info.name)
+    found, numbering = class_labels(labels, len(stacked), info, order)
+    pixels, values = unit_pixels(stacked, space or Space())
+    for note in (*layout, *values, *numbering, *_repeated(pixels)):
+        say(note)
+    return ImagesAndLabels(pixels.contiguous(), found)
+
+
+def _repeated(images: torch.Tensor) -> Iterator[Note]:
+    """Notes on images of one colour, and on images that occur more than once."""
+    flat = images.flatten(1)
+    single = int((flat.amax(1) == flat.amin(1)).sum())
+    if single:
+        yield Note(f"{single} of {len(images)} images have one value everywhere")
+    different = len({image.numpy().tobytes() for image in images})
+    if different < len(images):
+        yield Note(f"{len(images) - different} of {len(images)} images are copies of others")

@@ -1,0 +1,72 @@
+"""Folders of images: which files are read, which are not, and the order of numbered classes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+"""Suffixes of the image files that are read, everywhere."""
+_NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
+
+
+def is_image_file(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def by_number(names: Iterable[str]) -> tuple[list[str], bool]:
+    """Names sorted by their number where all are numbered alike (``0`` or ``class_0``), else alphabetically.
+
+    The second value says whether the two orders differ: 0, 1, 10, 2 is the alphabetical order of 0, 1, 2, 10.
+    """
+    alphabetical = sorted(names)
+    matches = [_NUMBERED.fullmatch(name) for name in alphabetical]
+    parts = [match.groups() for match in matches if match]
+    if len(parts) < len(alphabetical) or len({(before, after) for before, _number, after in parts}) > 1:
+        return alphabetical, False
+    numbered = sorted(alphabetical, key=lambda name: (_number(name), name))
+    return numbered, numbered != alphabetical
+
+
+def _number(name: str) -> int:
+    match = _NUMBERED.fullmatch(name)
+    assert match is not None
+    return int(match[2])
+
+
+def order_text(names: Sequence[str], differs: bool, limit: int = 12) -> str:
+    """A sentence on the class order; ``differs``: it is that of numbers and not the alphabetical one."""
+    shown = [*names[: limit - 1], "...", names[-1]] if len(names) > limit else names
+    how = "by number; alphabetically, as torchvision's ImageFolder, it would differ" if differs else "alphabetical"
+    return f"class order ({how}): {', '.join(shown)}"
+
+
+def unread(root: Path, depths: Sequence[str]) -> str | None:
+    """A sentence on the files below ``root`` that are not read; None if all are, hidden ones aside.
+
+    ``depths`` are the folders, relative to ``root``, whose image files are read.
+    """
+    reasons = Counter(_reasons(root, {os.path.normpath(depth) for depth in depths}))
+    if not reasons:
+        return None
+    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    total = sum(reasons.values())
+    return f"{total} file{'s' if total > 1 else ''} below {root} {'are' if total > 1 else 'is'} not read: {listed}"
+
+
+def _reasons(root: Path, read: set[str]) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        within = os.path.relpath(folder, root) in read
+        for name in files:
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower() or "without a suffix"
+            if not is_image_file(name):
+                yield suffix
+            elif not within:
+                yield f"{suffix} outside the class folders"

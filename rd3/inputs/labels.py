@@ -1,0 +1,152 @@
+"""Labels from outside as (N,) int64 in the dataset's class order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rd3.errors import BadValue
+from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
+from rd3.inputs.class_order import ClassList, StatedOrder, plain_name
+from rd3.inputs.notes import Note
+
+if TYPE_CHECKING:
+    import torch
+
+_SOFT = (
+    "give hard labels, for example labels.argmax(1): soft labels are computed by the teachers of the evaluation, for "
+    "the images as they are augmented"
+)
+
+
+def class_labels(
+    labels: Any, count: int, info: ClassList, order: StatedOrder | None = None
+) -> tuple[torch.Tensor, list[Note]]:
+    """(``count``,) int64 labels in the dataset's class order, and what was found.
+
+    ``labels``: integers, whole floats or one-hot rows in an array, a tensor, a sequence or a column of ``datasets``;
+    or class names.  ``order``: the class order that the labels' file states; a column of ClassLabel states its own.
+    Raises :class:`BadValue` or :class:`ClassOrderError`.
+    """
+    import torch
+
+    order = order or _own_order(labels)
+    if isinstance(labels, (str, bytes)) or not (is_column(labels) or hasattr(labels, "__array__")):
+        raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
+    plain = tensor_of(labels, "labels") if isinstance(labels, torch.Tensor) else _from_rows(labels, info)
+    given, classes = _shaped(plain, count), len(order.names) if order else info.num_classes
+    found, notes = _integers(given, classes)
+    if order is None:
+        _require_inside(found, info)
+        return found, notes
+    brought = torch.tensor(order.bring(found.tolist(), info), dtype=torch.int64)
+    if not torch.equal(brought, found):
+        notes.append(Note(f"labels renumbered from the class order in {order.where} to that of {info.name}"))
+    return brought, notes
+
+
+def _own_order(labels: Any) -> StatedOrder | None:
+    """The names of a ClassLabel column of ``datasets``."""
+    names = getattr(getattr(labels, "features", None), "names", None)
+    return StatedOrder.read(names, "the column of labels") if names else None
+
+
+def _from_rows(labels: Any, info: ClassList) -> torch.Tensor:
+    """Labels of an array or a sequence as a tensor; names become numbers."""
+    import numpy as np
+    import torch
+
+    if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "buifc"):
+        rows = rows_of(labels, "labels")
+        if rows and all(isinstance(row, (str, bytes)) for row in rows):
+            names = [str(row) if isinstance(row, str) else row.decode(errors="replace") for row in rows]
+            return torch.tensor(_by_name(names, info))
+        for place, row in enumerate(rows):
+            if row is None or isinstance(row, (str, bytes, dict)):
+                raise BadValue(f"The label of row {place} is {row!r}, expected an integer.", ONE_EACH)
+            if _is_boolean(row):
+                raise _booleans()
+        labels = rows
+    return tensor_of(labels, "labels")
+
+
+def _is_boolean(row: Any) -> bool:
+    """Whether one label is a boolean; among numbers it would count as 0 or 1."""
+    return isinstance(row, bool) or (getattr(row, "shape", None) == () and "bool" in str(getattr(row, "dtype", "")))
+
+
+def _booleans() -> BadValue:
+    return BadValue("labels are booleans, expected class numbers.", ONE_EACH)
+
+
+def _by_name(names: Sequence[str], info: ClassList) -> list[int]:
+    plain = [plain_name(name) for name in names]
+    namings = [
+        {plain_name(name): label for label, name in enumerate(naming)} for naming in (info.class_ids, info.class_names)
+    ]
+    known = max(namings, key=lambda naming: sum(name in naming for name in plain))
+    if all(name in known for name in plain):
+        return [known[name] for name in plain]
+    unknown = next(given for given, name in zip(names, plain, strict=True) if name not in known)
+    raise BadValue(
+        f"Label {unknown!r} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
+        "name classes by their id or name, or give class numbers",
+    )
+
+
+def _shaped(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """(N,) or (N, C) labels; raises unless N is the number of images."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim not in (1, 2) or len(labels) != count:
+        raise BadValue(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected ({count},) integers.", ONE_EACH
+        )
+    return labels
+
+
+def _integers(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, list[Note]]:
+    import torch
+
+    if labels.ndim == 2:
+        return _from_one_hot(labels, classes), [Note("labels: one-hot rows, converted to class numbers")]
+    if labels.dtype == torch.bool:
+        raise _booleans()
+    if not labels.dtype.is_floating_point:
+        return labels.to(torch.int64), []
+    whole = labels.double()
+    broken = (~whole.isfinite() | (whole != whole.round())).nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise BadValue(
+            f"Row {row} has label {float(whole[row]):.4g}; labels are {labels.dtype}, expected whole class numbers.",
+            ONE_EACH,
+        )
+    return whole.to(torch.int64), [
+        Note(f"labels: {str(labels.dtype).removeprefix('torch.')} with whole values, read as class numbers", True)
+    ]
+
+
+def _from_one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    import torch
+
+    values = labels.double()
+    hot = bool(((values == 0) | (values == 1)).all()) and bool((values.sum(1) == 1).all())
+    if hot and labels.shape[1] == classes:
+        return values.argmax(1).to(torch.int64)
+    what = "one-hot" if hot else "soft"
+    raise BadValue(
+        f"labels are {what} rows of shape {tuple(labels.shape)}, expected ({len(labels)},) integers"
+        f"{f' or one-hot rows of {classes} classes' if labels.shape[1] != classes else ''}.",
+        _SOFT if not hot else f"give rows of {classes} classes, or one class number for each image",
+    )
+
+
+def _require_inside(labels: torch.Tensor, info: ClassList) -> None:
+    outside = ((labels < 0) | (labels >= info.num_classes)).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        raise BadValue(
+            f"Row {row} has label {int(labels[row])}, {info.name} has labels 0 to {info.num_classes - 1}.",
+            "check the class order and that labels start at 0",
+        )

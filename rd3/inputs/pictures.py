@@ -1,0 +1,77 @@
+"""Pictures of PIL as 8-bit RGB: what converts without loss, and what does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rd3.errors import BadValue, DataCorrupt
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+_BITS_PER_SAMPLE = 258
+"""Tag of TIFF files."""
+SIXTEEN_BITS = "16 bits per channel; the upper 8 are kept"
+OPAQUE_ALPHA = "an alpha channel that is opaque everywhere; it is dropped"
+TRANSPARENT = "an alpha channel with transparent pixels; it is dropped"
+
+
+def deep(image: Image) -> bool:
+    """Whether PIL holds the picture with more than 8 bits per channel; its conversion to RGB cuts values off."""
+    return image.mode.startswith(("I", "F"))
+
+
+def check_depth(image: Image, where: str) -> None:
+    """Raise :class:`BadValue` for a picture that PIL holds with more than 8 bits per channel."""
+    if deep(image):
+        raise BadValue(
+            f"{where} has more than 8 bits per channel (mode {image.mode}), expected 8.",
+            "scale it to 8 bits and save it again, for 16 bits: numpy.asarray(image) // 256 as uint8",
+        )
+
+
+def peculiarity(image: Image) -> str | None:
+    """What conversion to RGB drops of a picture, in the words of this module; None for nothing."""
+    if _was_deep(image):
+        return SIXTEEN_BITS
+    if image.mode not in _ALPHA and "transparency" not in image.info:
+        return None
+    lowest, _highest = image.convert("RGBA").getchannel("A").getextrema()
+    return OPAQUE_ALPHA if lowest == 255 else TRANSPARENT
+
+
+def _was_deep(image: Image) -> bool:
+    """Whether PIL has reduced 16 bits to 8 on opening, which it does for PNG and TIFF in colour."""
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+        return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
+    # The decoder's own mode; only known until the pixels are loaded.
+    return any(";16" in str(part) for tile in getattr(image, "tile", ()) for part in tile)
+
+
+def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
+    """(H, W, 3) uint8 pixels of a picture of any 8-bit mode, and its :func:`peculiarity`.
+
+    Raises :class:`BadValue` for more than 8 bits per channel and for transparent pixels, whose colour is undefined, and
+    :class:`DataCorrupt` for a picture that cannot be decoded.
+    """
+    check_depth(image, where)
+    try:
+        return _rgb(image, where)
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise DataCorrupt(f"{where} cannot be decoded as an image ({error}).", "replace or delete it") from None
+
+
+def _rgb(image: Image, where: str) -> tuple[np.ndarray, str | None]:
+    import numpy as np
+
+    found = peculiarity(image)
+    if found == TRANSPARENT:
+        raise BadValue(
+            f"{where} has transparent pixels, whose colour depends on the background.",
+            "put it on a background: Image.alpha_composite(background, image.convert('RGBA')).convert('RGB')",
+        )
+    opaque = image.convert("RGBA") if "transparency" in image.info else image
+    return np.array(opaque.convert("RGB")), found

@@ -1,0 +1,294 @@
+"""Folders of images, of sets and of datasets: what is read, what is not, in which order, and fixes that work."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from rd3.datasets import Roots, add_folder, dataset_info, doctor, open_dataset
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.inputs import IMAGE_SUFFIXES, by_number, unread
+from rd3.synthetic_set import SyntheticSet, import_folder, import_tensors
+from rd3.testing import ToyDataset
+
+TOY = ToyDataset(side=16)
+BYTES = TOY.images("train", range(6)).permute(0, 2, 3, 1).contiguous().numpy()
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3210\n"
+
+
+def set_folder(base, names=("toy0", "toy1", "toy2"), suffix=".png"):
+    """Image row k * 3 + label as ``<name>/<k>``."""
+    for row, pixels in enumerate(BYTES):
+        k, label = divmod(row, 3)
+        (base / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(base / names[label] / f"{k}{suffix}")
+    return base
+
+
+def data_folder(base, names, count=4, side=16, kind="png"):
+    """Every image of class number k (in the order of ``names``) has the value 20 * k + 5 and one white pixel."""
+    for label, name in enumerate(names):
+        (base / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((side, side, 3), 20 * label + 5, np.uint8)
+            pixels[0, 0] = 255
+            Image.fromarray(pixels).save(base / name / f"{index}.{kind}")
+    return base
+
+
+@pytest.fixture
+def roots(tmp_path):
+    return Roots(None, tmp_path / "home")
+
+
+def registered(name, folder, roots, resolution=32):
+    notes = []
+    return add_folder(name, folder, roots, resolution, say=notes.append), " | ".join(note.text for note in notes)
+
+
+def follow(fix, roots):
+    """Run the ``rd3 data add`` command that a fix names."""
+    words = shlex.split(fix[fix.index("rd3 data add") :])
+    return registered(words[3], type(roots.home)(words[words.index("--folder") + 1]), roots, int(words[-1]))[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "differs"),
+    [
+        ([str(n) for n in range(12)], [str(n) for n in range(12)], True),
+        (["class10", "class9", "class2"], ["class2", "class9", "class10"], True),
+        (["2_x", "10_x"], ["2_x", "10_x"], True),
+        (["02", "10", "01"], ["01", "02", "10"], False),
+        (["n02", "n10"], ["n02", "n10"], False),
+        (["cat10", "dog2"], ["cat10", "dog2"], False),
+        (["10", "2", "background"], ["10", "2", "background"], False),
+        (["b", "a"], ["a", "b"], False),
+    ],
+)
+def test_numbered_names_are_sorted_by_number(names, expected, differs):
+    assert by_number(names) == (expected, differs)
+    assert by_number(reversed(names)) == (expected, differs)
+
+
+def test_numbered_class_folders_of_a_dataset_keep_their_numbers(tmp_path, roots):
+    info, said = registered("mine", data_folder(tmp_path / "mine", [str(n) for n in range(12)]), roots)
+    assert info.class_ids == tuple(map(str, range(12)))
+    assert "class order (by number; alphabetically" in said and said.index(" 9, 10, 11") > 0
+    opened = open_dataset("mine", roots)
+    values = opened.images("train", range(info.train_count))[:, 0, 20, 20]
+    assert [int(value - 5) // 20 for value in values] == opened.labels("train").tolist()
+
+
+def test_a_registration_made_before_keeps_its_order(tmp_path, roots):
+    folder = data_folder(tmp_path / "mine", [str(n) for n in range(11)])
+    registered("mine", folder, roots)
+    path = roots.home / "datasets.json"
+    plain = json.loads(path.read_text())
+    plain["mine"]["info"]["class_ids"] = plain["mine"]["info"]["class_names"] = sorted(map(str, range(11)))
+    path.write_text(json.dumps(plain))
+    assert dataset_info("mine", roots).class_ids[:3] == ("0", "1", "10")
+
+
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".PNG", ".TIF"])
+def test_sets_and_datasets_read_the_same_suffixes(tmp_path, roots, suffix):
+    import_folder(set_folder(tmp_path / "set", suffix=suffix), TOY, tmp_path / "out")
+    assert SyntheticSet.open(tmp_path / "out").manifest.ipc == 2
+    info, _said = registered("mine", data_folder(tmp_path / "data", ["a", "b"], kind=suffix[1:].lower()), roots)
+    assert info.train_count + info.test_count == 8
+
+
+def test_files_that_are_not_read_are_counted(tmp_path):
+    base = set_folder(tmp_path / "set")
+    (base / "toy0" / "deep").mkdir()
+    for name in ("toy0/0.gif", "toy1/1.gif", "toy0/deep/2.png", "3.png", "README", ".hidden", "toy0/.DS_Store"):
+        (base / name).touch()
+    expected = "2 .gif, 2 .png outside the class folders, 1 without a suffix"
+    assert unread(base, ["toy0", "toy1", "toy2"]) == f"5 files below {base} are not read: {expected}"
+    with pytest.warns(UserWarning, match="5 files below .* are not read"):
+        import_folder(base, TOY, tmp_path / "out")
+
+
+def test_files_of_a_dataset_that_are_not_read_are_counted(tmp_path, roots):
+    base = tmp_path / "mine"
+    data_folder(base / "train", ["a", "b"])
+    data_folder(base / "test", ["a", "b"])
+    for name in ("train/a/x.gif", "test/b/y.heic", "notes.txt"):
+        (base / name).touch()
+    (base / "train/a/images").mkdir()
+    Image.fromarray(BYTES[0]).save(base / "train/a/images/read.png")
+    info, said = registered("mine", base, roots)
+    assert info.train_count == 9
+    assert f"3 files below {base} are not read: 1 .gif, 1 .heic, 1 .txt" in said
+
+
+def test_folders_without_readable_images_say_what_they_hold(tmp_path, roots):
+    for name in ("toy0", "toy1", "toy2"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.gif").touch()
+    with pytest.raises(DataMissing, match=r"holds no images in class folders; 3 files .* are not read: 3 \.gif"):
+        import_folder(tmp_path / "set", TOY, tmp_path / "out")
+    with pytest.raises(BadValue, match=r"toy0 holds no image; 1 file .* is not read: 1 \.gif"):
+        add_folder("mine", tmp_path / "set", roots)
+
+
+def test_soft_labels_beside_class_folders_are_refused(tmp_path):
+    base = set_folder(tmp_path / "set")
+    torch.save(torch.rand(6, 3), base / "soft_labels.pt")
+    with pytest.raises(BadValue, match=r"holds soft_labels\.pt beside its class folders.*move that file elsewhere"):
+        import_folder(base, TOY, tmp_path / "out")
+    (base / "soft_labels.pt").rename(tmp_path / "soft_labels.pt")
+    import_folder(base, TOY, tmp_path / "out")
+
+
+NUMBERS = ("00000", "00001", "00002")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.txt", "toy2\ntoy0\ntoy1\n"),
+        ("class_to_idx.json", json.dumps({"toy0": 1, "toy1": 2, "toy2": 0})),
+        ("class_names.json", json.dumps(["toy class 2", "toy class 0", "toy class 1"])),
+    ],
+)
+def test_a_class_list_beside_numbered_folders_is_obeyed(tmp_path, name, text):
+    base = set_folder(tmp_path / "set", NUMBERS)
+    (base / name).write_text(text)
+    notes = []
+    import_folder(base, TOY, tmp_path / "out", say=notes.append)
+    labels = np.array([2, 0, 1] * 2)
+    import_tensors((BYTES, labels), TOY, tmp_path / "same")
+    contents = [SyntheticSet.open(tmp_path / place).manifest.content for place in ("out", "same")]
+    assert contents[0] == contents[1]
+    (base / name).write_text("cat dog cow")
+    with pytest.raises(ClassOrderError, match=name):
+        import_folder(base, TOY, tmp_path / "no", say=notes.append)
+
+
+def test_the_meaning_of_numbers_is_said(tmp_path):
+    notes = []
+    import_folder(set_folder(tmp_path / "set", NUMBERS), TOY, tmp_path / "out", say=notes.append)
+    expected = "folders are class numbers: 00000 is toy class 0, 00001 is toy class 1, 00002 is toy class 2"
+    assert expected in [note.text for note in notes]
+
+
+def grey16():
+    return Image.fromarray(257 * BYTES[0, :, :, 0].astype(np.uint16))
+
+
+def see_through():
+    image = Image.fromarray(BYTES[0]).convert("RGBA")
+    image.putpixel((0, 0), (1, 2, 3, 0))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"", DataCorrupt, "is empty"),
+        (LFS.encode(), DataCorrupt, "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><title>Quota exceeded</title>" + b" " * 300, DataCorrupt, "is a web page"),
+        (b"\x89PNG torn" + bytes(range(256)), DataCorrupt, "cannot be decoded"),
+        (grey16, BadValue, r"more than 8 bits per channel \(mode I;16\)"),
+    ],
+)
+def test_files_that_are_no_8_bit_images_are_one_sentence_everywhere(tmp_path, roots, content, error, message):
+    base, data = set_folder(tmp_path / "set"), data_folder(tmp_path / "data", ["a", "b"])
+    for path in (base / "toy1" / "0.png", data / "a" / "0.png"):
+        if callable(content):
+            content().save(path)
+        else:
+            path.write_bytes(content)
+    with pytest.raises(error, match=rf"toy1/0\.png.*{message}"):
+        import_folder(base, TOY, tmp_path / "out")
+    # The image may be drawn for the test split, whose pixels are decoded when the dataset is opened.
+    with pytest.raises(error, match=rf"a/0\.png.*{message}"):
+        registered("mine", data, roots)
+        open_dataset("mine", roots)
+
+
+def test_transparency_is_refused_in_sets_and_said_in_datasets(tmp_path, roots):
+    base, data = set_folder(tmp_path / "set"), data_folder(tmp_path / "data", ["a", "b"], count=6)
+    see_through().save(base / "toy1" / "0.png")
+    with pytest.raises(BadValue, match=r"toy1/0\.png has transparent pixels"):
+        import_folder(base, TOY, tmp_path / "out")
+    for path in data.rglob("*.png"):
+        see_through().save(path)
+    said = registered("mine", data, roots)[1]
+    assert "10 of 10 training images have an alpha channel with transparent pixels; it is dropped" in said
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "All images are black"), (1, "lost their scale")])
+def test_datasets_and_sets_without_light_are_refused(tmp_path, roots, value, message):
+    for base in (data_folder(tmp_path / "mine", ["a", "b"]), set_folder(tmp_path / "set")):
+        for path in base.rglob("*.png"):
+            Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(path)
+    with pytest.raises(BadValue, match=message):
+        registered("mine", tmp_path / "mine", roots)
+    with pytest.raises(BadValue, match=message):
+        import_folder(tmp_path / "set", TOY, tmp_path / "out")
+    assert not roots.home.exists()
+
+
+def test_the_pixel_range_of_a_dataset_is_said(tmp_path, roots):
+    assert (
+        "pixels of 6 training images, 5 to 255" in registered("mine", data_folder(tmp_path / "m", ["a", "b"]), roots)[1]
+    )
+
+
+def test_fixes_that_register_again_keep_resolution_and_place(tmp_path, roots):
+    folder = data_folder(tmp_path / "my images", ["a", "b"])
+    before, _said = registered("mine", folder, roots, 64)
+    (folder / "a" / "3.png").unlink()
+    with pytest.raises(DataCorrupt) as caught:
+        open_dataset("mine", roots)
+    assert follow(caught.value.fix, roots).resolution == before.resolution == 64
+    open_dataset("mine", roots)
+
+
+def test_the_layout_of_tiny_imagenet_is_named_and_its_fix_works(tmp_path, roots):
+    base = tmp_path / "tiny-imagenet-200"
+    for name in ("n01", "n02"):
+        data_folder(base / "train" / name, ["images"])
+        (base / "train" / name / f"{name}_boxes.txt").touch()
+    data_folder(base / "val", ["images"])
+    (base / "val/val_annotations.txt").write_text("0.png\tn01\n")
+    data_folder(base / "test", ["images"])
+    with pytest.raises(BadValue, match=r"has its labels in val_annotations\.txt") as caught:
+        registered("mine", base, roots, 64)
+    info = follow(caught.value.fix, roots)
+    assert (info.class_ids, info.train_count + info.test_count, info.resolution) == (("n01", "n02"), 8, 64)
+
+
+def test_a_train_folder_without_a_test_folder_and_its_fix(tmp_path, roots):
+    data_folder(tmp_path / "x/train", ["a", "b"])
+    with pytest.raises(DataMissing, match="but no folder test") as caught:
+        registered("mine", tmp_path / "x", roots)
+    assert follow(caught.value.fix, roots).num_classes == 2
+
+
+def test_parquet_is_not_sent_in_a_circle(tmp_path):
+    folder = tmp_path / "data/cifar10"
+    folder.mkdir(parents=True)
+    rows = [{"bytes": b"x", "path": None}] * 4
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": rows, "label": [0, 1, 2, 3]}), folder / f"{split}.parquet")
+    roots = Roots(tmp_path / "data", tmp_path / "home")
+    [finding] = doctor(roots, ["cifar10"])
+    assert finding.state == "wrong" and "save its images as class folders and register these" in finding.fix
+    with pytest.raises(BadValue, match=r"holds Parquet files \(train\.parquet\).*train/<class>/<number>\.png"):
+        registered("mine", folder, roots)
+
+
+def test_unlike_class_folders_of_train_and_test(tmp_path, roots):
+    data_folder(tmp_path / "x/train", ["a", "b"])
+    data_folder(tmp_path / "x/test", ["a", "c"])
+    with pytest.raises(ClassOrderError, match="Fix: use the same class folders as in train"):
+        registered("mine", tmp_path / "x", roots)

@@ -1,0 +1,231 @@
+"""Forms in which images come: each gives the same pixels, in ``rd3.evaluate`` as in an import, or one sentence."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rd3
+from rd3.errors import BadValue, DataCorrupt, RD3Error
+from rd3.inputs import check_images_and_labels
+from rd3.synthetic_set import import_tensors
+from rd3.testing import ToyDataset
+
+TOY = ToyDataset(side=32)
+BYTES = TOY.images("train", range(6))
+HWC = BYTES.permute(0, 2, 3, 1).contiguous().numpy()
+UNIT = BYTES.float() / 255
+LABELS = np.arange(6) % 3
+
+
+def encoded(pixels, kind="PNG"):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+class Column:
+    """A sequence of rows, as a column of ``datasets`` is one."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place]
+
+
+def taken(images, labels=LABELS):
+    notes = []
+    found = check_images_and_labels(images, labels, TOY.info, say=notes.append)
+    return found, " | ".join(note.text for note in notes)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        BYTES,
+        BYTES.numpy(),
+        HWC,
+        HWC[:, ::-1][:, ::-1],
+        BYTES.long(),
+        HWC.astype(">u2"),
+        BYTES.to(torch.uint16),
+        list(BYTES),
+        list(HWC),
+        HWC.tolist(),
+        [Image.fromarray(pixels) for pixels in HWC],
+        tuple(Image.fromarray(pixels) for pixels in HWC),
+        Column([Image.fromarray(pixels) for pixels in HWC]),
+        Column([{"bytes": encoded(pixels), "path": None} for pixels in HWC]),
+        np.array([None, *[Image.fromarray(pixels) for pixels in HWC]], dtype=object)[1:],
+        np.concatenate([HWC, np.full_like(HWC[..., :1], 255)], 3),
+        [Image.fromarray(pixels).convert("RGBA") for pixels in HWC],
+    ],
+)
+def test_the_same_bytes_in_any_form(images):
+    found, _notes = taken(images)
+    assert found.images.dtype == torch.uint8 and torch.equal(found.images, BYTES)
+
+
+@pytest.mark.parametrize(
+    ("images", "tolerance"),
+    [
+        (UNIT, 0),
+        (UNIT.double().numpy(), 1e-7),
+        (UNIT.half(), 1e-3),
+        (UNIT.bfloat16(), 4e-3),
+        (UNIT.permute(0, 2, 3, 1).numpy().astype(">f8"), 1e-7),
+        (UNIT.numpy().astype(np.longdouble), 1e-7),
+        (UNIT.clone().requires_grad_(), 0),
+        (UNIT.clone().requires_grad_() * 1, 0),
+        (torch.nn.Parameter(UNIT), 0),
+        ([image.clone().requires_grad_() for image in UNIT], 0),
+    ],
+)
+def test_the_same_floats_in_any_form(images, tolerance):
+    found, _notes = taken(images)
+    assert found.images.dtype == torch.float32 and not found.images.requires_grad
+    torch.testing.assert_close(found.images, UNIT, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_grey_images_are_repeated_as_pil_does(axis):
+    grey = HWC[..., 0]
+    by_pil = np.stack([np.asarray(Image.fromarray(pixels).convert("RGB")) for pixels in grey])
+    found, notes = taken(np.expand_dims(grey, axis))
+    assert np.array_equal(found.images.permute(0, 2, 3, 1).numpy(), by_pil) and "grey" in notes
+    assert torch.equal(taken([Image.fromarray(pixels) for pixels in grey])[0].images, found.images)
+
+
+def test_columns_of_the_datasets_library():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["toy2", "toy0", "toy1"])}
+    )
+    rows = {"image": [{"bytes": encoded(pixels), "path": None} for pixels in HWC], "label": LABELS.tolist()}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    expected = [(label + 2) % 3 for label in LABELS]  # 0 is toy2, 1 is toy0, 2 is toy1
+    for images in (table["image"], table["image"][:]):
+        found, notes = taken(images, table["label"])
+        assert torch.equal(found.images, BYTES) and found.labels.tolist() == expected
+        assert "labels renumbered from the class order in the column of labels" in notes
+    with pytest.raises(BadValue, match=r"a dict with image, label.*give one column"):
+        taken(table)
+    undecoded = table.cast_column("image", datasets.Image(decode=False))
+    assert torch.equal(taken(undecoded["image"])[0].images, BYTES)
+
+
+def sixteen():
+    return [Image.fromarray(257 * HWC[place, :, :, 0].astype(np.uint16)) for place in range(6)]
+
+
+def transparent():
+    pictures = [Image.fromarray(pixels).convert("RGBA") for pixels in HWC]
+    pictures[2].putpixel((0, 0), (1, 2, 3, 0))
+    return pictures
+
+
+BAD = [
+    (BYTES[:, :2], "images have shape (6, 2, 32, 32), toy needs (N, 3, 32, 32)"),
+    (BYTES[..., :16], "images have shape (6, 3, 32, 16)"),
+    (BYTES[:, 0], "images[:, None] for grey images"),
+    (BYTES[0], "images[None] for a single one"),
+    (BYTES.flatten(1), "images.reshape(-1, 3, 32, 32)"),
+    (BYTES.unflatten(0, (3, 2)), "images.flatten(0, 1)"),
+    (np.concatenate([HWC, HWC[..., :1]], 3), "four channels"),
+    (BYTES[:0], "There are no images"),
+    ([], "There are no images"),
+    ("mine.pt", "images are text ('mine.pt')"),
+    (b"bytes", "images are a bytes"),
+    (None, "images are a NoneType"),
+    ({"image": BYTES}, "images are a dict"),
+    (iter(BYTES), "images are a"),
+    (Image.fromarray(HWC[0]), "images are one picture"),
+    (7, "images are an int"),
+    ([None] * 6, "Image 0 is a NoneType"),
+    (["a.png"] * 6, "Image 0 is text ('a.png')"),
+    ([{"bytes": b"", "path": None}] * 6, "Image 0 cannot be decoded"),
+    ([{"bytes": encoded(HWC[0])[:60], "path": None}] * 6, "Image 0 cannot be decoded"),
+    ([{"bytes": b"<html>", "path": None}] * 6, "Image 0 cannot be decoded"),
+    ([(BYTES[0], 1)] * 6, "Image 0 is a pair of image and label"),
+    ([BYTES[0], UNIT[0]] * 3, "Row 1 of images is (3, 32, 32) float32, row 0 is (3, 32, 32) uint8"),
+    ([BYTES[0], BYTES[0, :, :16]] * 3, "Row 1 of images is (3, 16, 32)"),
+    (np.array(["a"] * 6), "images are a ndarray of <U1, expected numbers"),
+    (UNIT.numpy() * 1j, "expected numbers"),
+    (UNIT.to(torch.complex64), "complex"),
+    (UNIT.to_sparse(), "not dense"),
+    (UNIT.to("meta"), "not dense"),
+    (torch.quantize_per_tensor, "images are a"),
+    (sixteen(), "Image 0 has more than 8 bits per channel (mode I;16)"),
+    ([Image.fromarray(pixels[..., 0].astype(np.float32)) for pixels in HWC], "more than 8 bits per channel (mode F)"),
+    (transparent(), "Image 2 has transparent pixels"),
+]
+
+
+@pytest.mark.parametrize("use", ["evaluate", "import"])
+@pytest.mark.parametrize(("images", "message"), BAD)
+def test_what_is_refused_is_one_sentence_in_evaluate_and_import(tmp_path, images, message, use):
+    with pytest.raises(RD3Error) as caught:
+        if use == "evaluate":
+            rd3.evaluate(images, LABELS, TOY, student="convnet_w32", epochs=1)
+        else:
+            import_tensors((images, LABELS), TOY, tmp_path / "set")
+    assert message in f"{caught.value.message} {caught.value.fix}"
+    assert caught.value.fix and "\n" not in str(caught.value)
+
+
+def test_the_fixes_for_pictures_work():
+    with pytest.raises(BadValue, match=r"numpy\.asarray\(image\) // 256 as uint8"):
+        taken(sixteen())
+    scaled = [Image.fromarray((np.asarray(image) // 256).astype(np.uint8)) for image in sixteen()]
+    assert torch.equal(taken(scaled)[0].images[:, 1], BYTES[:, 0])
+    with pytest.raises(BadValue, match=r"Image\.alpha_composite\(background, image\.convert\('RGBA'\)\)"):
+        taken(transparent())
+    background = Image.new("RGBA", (32, 32), "white")
+    placed = [Image.alpha_composite(background, image.convert("RGBA")).convert("RGB") for image in transparent()]
+    assert taken(placed)[0].images[2, :, 0, 0].tolist() == [255] * 3
+    assert torch.equal(taken(BYTES[:, 0][:, None])[0].images[:, 2], BYTES[:, 0])
+    assert torch.equal(taken(BYTES.unflatten(0, (3, 2)).flatten(0, 1))[0].images, BYTES)
+
+
+def test_evaluate_gives_equal_numbers_for_equal_pixels_and_says_what_it_found():
+    said = []
+    options = {"student": "convnet_w32", "epochs": 1, "precision": "fp32", "student_seed": 2}
+    plain = rd3.evaluate(UNIT, LABELS, TOY, **options)
+    for images in (UNIT.double().numpy(), list(UNIT.permute(0, 2, 3, 1).numpy())):
+        again = rd3.evaluate(images, LABELS, TOY, progress=lambda _share, note: said.append(note), **options)
+        assert again.final_loss == plain.final_loss
+    assert any("images: float64" in note for note in said)
+    undone = rd3.evaluate(2 * UNIT - 1, LABELS, TOY, normalised="half", **options)
+    assert undone.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
+    with pytest.warns(UserWarning, match="float64 with whole values"):
+        rd3.evaluate(UNIT, LABELS.astype(np.float64), TOY, **options)
+
+
+def test_a_picture_of_16_bits_in_colour_is_said(tmp_path):
+    """PIL keeps the upper bytes of a PNG of 16 bits per channel; the file is written by hand, as PIL cannot."""
+    import struct
+    import zlib
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + (257 * row.astype(np.uint16)).astype(">u2").tobytes() for row in HWC[0])
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    found, notes = taken([{"bytes": png, "path": None}] * 6)
+    assert torch.equal(found.images[3], BYTES[0])
+    assert "6 images have 16 bits per channel; the upper 8 are kept" in notes
+
+
+def test_a_damaged_picture_is_a_data_error():
+    with pytest.raises(DataCorrupt):
+        taken([{"bytes": encoded(HWC[0], "JPEG")[:500], "path": None}] * 6)
