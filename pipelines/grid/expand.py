@@ -136,6 +136,15 @@ class Expansion:
         return facts
 
 
+def _label(recipe: Recipe, named: Mapping[Key, Teacher]) -> str:
+    """Display name of an ancestor of a set, or of the set itself; ``named``: the grid's teachers by key."""
+    if isinstance(recipe, StatisticsRecipe):
+        return f"statistics of {named[recipe.teacher].role} {recipe.data.name}"
+    if isinstance(recipe, SetRecipe):
+        return f"{recipe.method} {recipe.data.name} ipc{recipe.ipc} seed{recipe.set_seed}"
+    return recipe.label()
+
+
 def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
     """Facts of a set without a cell: an initial set of another, or one generated without a grid."""
     facts: dict[str, str | int] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
@@ -336,14 +345,10 @@ class _Expander:
         for recipe in chain:
             if recipe.key in self.result.recipes:
                 continue
-            if isinstance(recipe, TeacherRecipe):
+            if recipe.key in named:
                 self._add_teacher(named[recipe.key])
-            elif isinstance(recipe, StatisticsRecipe):
-                role = named[recipe.teacher].role
-                self._add(recipe, f"statistics of {role} {shape.info.name}", shape.info.name)
-            elif isinstance(recipe, SetRecipe):
-                text = f"{recipe.method} {shape.info.name} ipc{recipe.ipc} seed{recipe.set_seed}"
-                self._add(recipe, text, shape.info.name)
+            else:
+                self._add(recipe, _label(recipe, named), shape.info.name)
 
     def _add_teacher(self, teacher: Teacher) -> None:
         if teacher.recipe.key in self.result.recipes:
