@@ -42,7 +42,7 @@ def exit_on_error() -> Iterator[None]:
 def show_note(note: Note) -> None:
     """Print what was found in an input."""
     if note.doubtful:
-        console.print("[bold yellow]warning:[/] ", end="")
+        console.print("warning:", style="bold yellow", end=" ")
     console.print(note.text, markup=False, soft_wrap=True)
 
 
