@@ -43,7 +43,7 @@ def show_note(note: Note) -> None:
     """Print what was found in an input."""
     if note.doubtful:
         console.print("warning:", style="bold yellow", end=" ")
-    console.print(note.text, markup=False, soft_wrap=True)
+    console.print(note.text, soft_wrap=True)
 
 
 def ledger_line(here: Session) -> str:
