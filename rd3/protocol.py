@@ -268,15 +268,19 @@ def resolve_protocol(
 def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
-    Hard labels imply the loss ``ce``, whatever else is proposed.
+    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.
     """
     found = dict(values)
-    if found.get("labels") == "hard":
+    if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
     fields = {name: value for name, value in found.items() if name in EvalProtocol.model_fields}
     loss = {"loss": "kl"} | rule.all | (rule.same_network if same_network else rule.other_network) | fields
     known = LOSSES.get(Component.model_validate(loss["loss"]).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
+
+
+def _takes_hard_labels(loss: Any) -> bool:
+    return loss is not None and LOSSES.get(Component.model_validate(loss).name).labels == "hard"
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,6 +105,13 @@ def augmentations() -> list[Row]:
     return rows + [{"name": name, "summary": why} for name, why in broken(AUGMENTATIONS)]
 
 
+def tables() -> list[Row]:
+    from tracking.report.extra import TABLES
+
+    rows = [{"name": name, "summary": first_line(TABLES.get(name).__doc__)} for name in TABLES]
+    return rows + [{"name": name, "summary": why} for name, why in broken(TABLES)]
+
+
 def grids() -> list[Row]:
     from pipelines.grid.files import load_grid, shipped_grids
 
@@ -126,6 +133,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "protocols": protocols,
     "losses": losses,
     "augmentations": augmentations,
+    "tables": tables,
     "grids": grids,
     "sweeps": sweeps,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -264,9 +264,10 @@ class _Expander:
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
         """The protocol at one point, batch capped at the set's size."""
         fixed = part.protocol | chosen.values
-        protocol = self.catalog.evaluation(chosen.name, frame, fixed | varied)
-        plain = self.catalog.evaluation(chosen.name, frame, {})
-        changed = {name: protocol.value(name) for name in fixed if protocol.value(name) != plain.value(name)}
+        at = partial(self.catalog.evaluation, chosen.name, frame)
+        protocol, base, plain = at(fixed | varied), at(fixed), at({})
+        # Of the base point, so that a varied setting of a changed loss is compared with it.
+        changed = {name: base.value(name) for name in fixed if base.value(name) != plain.value(name)}
         return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol))
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:

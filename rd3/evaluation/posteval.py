@@ -220,6 +220,7 @@ def evaluate(
     """
     info = dataset.info
     space = stated_space(normalised, clip, info.normalisation)
+    device = usable_device(device)
     images, labels = check_images_and_labels(images, labels, info, space, say=_say_to(progress))
     resolved = resolve_protocol(
         protocol,

@@ -98,13 +98,13 @@ class Colours(Dataset):
 
 
 @pytest.fixture
-def colours() -> type[Colours]:
-    return Colours
-
-
-@pytest.fixture(autouse=True)
 def nearest_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network ``nearest`` can be named like any other."""
     info = NetworkInfo("nearest", "the nearest mean colour", {32: "one linear layer"})
     NETWORKS.names()
     monkeypatch.setitem(NETWORKS._things, "nearest", Network(info, lambda classes, _side: NearestColour(classes)))
+
+
+@pytest.fixture
+def colours(nearest_colour: None) -> type[Colours]:
+    return Colours

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.errors import RD3Error
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
+from tracking.report.extra._base import Table, extra_tables
 from tracking.report.pairs import Pair, interval_text, pairs
 from tracking.report.query import Find
 from tracking.report.results import Results
@@ -82,6 +83,8 @@ class Page:
     undone: list[dict[str, str]]
     provenance: list[dict[str, str]]
     scores: list[Score]
+    extra: dict[str, Table]
+    """Tables of :mod:`tracking.report.extra`, by name."""
 
     @property
     def charts(self) -> list[Chart]:
@@ -258,11 +261,14 @@ def _in_pack(pack: float | None) -> str:
 
 def _evaluations_csv(frame: pd.DataFrame) -> str:
     """One line per evaluation with all columns; nested fields as JSON."""
+    rows = frame.itertuples(index=False, name=None)
+    plain = ([json.dumps(value) if isinstance(value, dict) else value for value in row] for row in rows)
+    return _lines_csv([frame.columns, *plain])
+
+
+def _lines_csv(lines: Iterable[Iterable[Any]]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(frame.columns)
-    for row in frame.itertuples(index=False, name=None):
-        writer.writerow([json.dumps(value) if isinstance(value, dict) else value for value in row])
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 
@@ -327,6 +333,7 @@ def write_report(
         undone=_undone(frame, facts.get("failures", {})),
         provenance=_provenance(frame),
         scores=found,
+        extra=extra_tables(results),
     )
     written = {
         "report.md": fill("report.md.j2", page),
@@ -334,6 +341,7 @@ def write_report(
         "evaluations.csv": _evaluations_csv(frame),
         "report.html": fill("report.html.j2", page),
     } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
+    written |= {f"tables/{name}.csv": _lines_csv([table.columns, *table.texts]) for name, table in page.extra.items()}
     for name, text in written.items():
         write_atomically(out / name, text)
     return {name: out / name for name in written}

@@ -324,6 +324,14 @@ def test_other_data_has_other_keys():
     assert not set(one.recipes) & set(two.recipes)
 
 
+def test_a_varied_setting_of_a_changed_loss_keeps_its_base_point():
+    text = SMALL + "protocols: [{rd3: {loss: mse_gt}}]\nvary: {gamma: [0.5]}\n"
+    cells = expanded(text).cells
+    assert [cell.varied for cell in cells] == [{}, {"gamma": 0.5}]
+    assert cells[0].overrides == cells[1].overrides
+    assert list(cells[0].overrides) == ["loss"]
+
+
 def test_varied_values_that_change_nothing_are_said():
     """rd3 has temperature 20, and a set of ten images caps every batch at ten."""
     text = SMALL + "protocols: [rd3]\nvary: {batch_size: [5, 50, 100], temperature: [1, 20.0]}\n"

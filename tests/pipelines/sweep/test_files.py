@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipelines.grid.catalog import Catalog
@@ -10,7 +12,9 @@ from pipelines.sweep.files import load_sweep, parse_sweep, shipped_sweeps
 from pipelines.sweep.study import distributions
 from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
+from rd3.losses import LOSSES
 from rd3.protocol import Preset, fitting, presets
+from rd3.values import Frozen
 
 FILE = """
 name: mine
@@ -190,6 +194,17 @@ def test_hard_labels_bring_their_loss():
     rule = presets()["rd3"]
     assert fitting(rule, True, {"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
     assert fitting(rule, True, {"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+
+
+def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
+    class Settings(Frozen):
+        smoothing: float = 0.1
+
+    LOSSES.names()
+    own = SimpleNamespace(Settings=Settings, labels="hard")
+    monkeypatch.setitem(LOSSES._things, "smoothed", own)
+    proposed = {"labels": "hard", "loss": "smoothed", "smoothing": 0.3}
+    assert fitting(presets()["rd3"], True, proposed) == proposed
 
 
 def test_a_trial_has_the_settings_of_its_own_loss():

@@ -149,7 +149,8 @@ def page(report) -> Reader:
 
 def test_page_tables_and_charts_are_written(report):
     charts = {name for name in report[0] if name.startswith("charts/")}
-    assert set(report[0]) - charts == {"report.md", "results.csv", "evaluations.csv", "report.html"}
+    tables = {name for name in report[0] if name.startswith("tables/")}
+    assert set(report[0]) - charts - tables == {"report.md", "results.csv", "evaluations.csv", "report.html"}
     assert "charts/2-sensitivity-to-temperature.svg" in charts
     page = report[0]["report.html"].read_text(encoding="utf-8")
     assert all(report[0][name].read_text(encoding="utf-8") in page for name in charts)

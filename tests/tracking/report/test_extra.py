@@ -1,0 +1,68 @@
+"""Tables that register themselves: what they show, and that a failing one costs nothing else."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from rd3.cell import Cell
+from rd3.store import Entry, FolderStore
+from tracking.report.extra import TABLES, Table
+from tracking.report.extra._base import extra_tables
+from tracking.report.page import write_report
+from tracking.report.results import Results
+from tracking.report.tables import top1_text
+
+TOP1 = {("convnet", 1): (20.0, 22.0), ("convnet", 10): (40.0, 44.0), ("resnet18", 10): (50.0, 50.0)}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    store, cells = FolderStore(tmp_path / "store"), []
+    for student, ipc in TOP1:
+        for seed, top1 in enumerate(TOP1[student, ipc]):
+            key = f"{len(cells):064x}"
+            own = {"method": "random", "dataset": "digits", "ipc": ipc, "teacher": "mine", "student": student}
+            own |= {"protocol": "rd3", "labels": "soft", "varied": {}, "set_seed": 0, "student_seed": seed}
+            cells.append(Cell(**own, set="a" * 64, evaluation=key))
+            result = {"top1_pct": top1, "correct": 1, "tested": 100}
+            (tmp_path / key).mkdir()
+            store.put(Entry(kind="evaluation", key=key, recipe={}, result=result), tmp_path / key)
+    return Results.of(cells, store.find)
+
+
+def test_a_row_per_student_and_a_column_per_ipc(results: Results):
+    table = extra_tables(results)["student-by-ipc"]
+    shown = {(score.student, score.ipc): top1_text(score) for score in results.scores}
+    assert table.columns == ["student", "ipc 1", "ipc 10"]
+    assert table.texts == [
+        ["convnet", shown["convnet", 1], shown["convnet", 10]],
+        ["resnet18", "", shown["resnet18", 10]],
+    ]
+    assert shown["convnet", 10].startswith("42.0")
+
+
+def test_every_table_is_in_the_report_and_a_failing_one_says_why(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(_results: Results) -> Table:
+        raise ValueError("no such <column>")
+
+    TABLES.names()
+    monkeypatch.setitem(TABLES._things, "broken", broken)
+    monkeypatch.setitem(TABLES._things, "silent", lambda _results: None)
+
+    def no_entry(_kind: str, _key: str) -> None:
+        return None
+
+    fetch = FolderStore(tmp_path / "empty").fetch
+    written = write_report("study", results, no_entry, fetch, tmp_path / "out", facts={})
+    assert {name for name in written if name.startswith("tables/")} == {
+        "tables/broken.csv", "tables/student-by-ipc.csv"
+    }  # fmt: skip
+    rows = list(csv.reader(written["tables/student-by-ipc.csv"].read_text().splitlines()))
+    assert rows[1:] == extra_tables(results)["student-by-ipc"].texts
+    assert "ValueError: no such &lt;column&gt;" in written["report.html"].read_text()
+    assert "| convnet |" in written["report.md"].read_text()

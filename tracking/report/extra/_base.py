@@ -1,0 +1,79 @@
+"""What a table of a report is: a function from a grid's results to rows of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from rd3.component import changes_text
+from rd3.errors import why
+from rd3.registry import Registry
+from tracking.report.results import Results
+from tracking.report.scores import POINT, Score
+from tracking.report.tables import escape_markdown, reduced_text, top1_text
+
+Cell = Score | str | float | None
+"""A score is shown with its spread, its repeats and what was reduced; None is empty."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table; every row has a cell for each column."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    @classmethod
+    def of(cls, title: str, scores: Sequence[Score], rows: Sequence[str], column: str) -> Self:
+        """Scores by the fields ``rows`` and by every other field in which they differ, across values of ``column``."""
+        differ = [name for name in POINT if len({_text(getattr(score, name)) for score in scores}) > 1]
+        by = [*rows, *(name for name in differ if name not in (*rows, column))]
+        across = sorted({getattr(score, column) for score in scores})
+        found: dict[tuple[str, ...], dict[object, Score]] = {}
+        for score in scores:
+            found.setdefault(tuple(_text(getattr(score, name)) for name in by), {})[getattr(score, column)] = score
+        lines = [[*key, *(cells.get(value) for value in across)] for key, cells in found.items()]
+        return cls(title, [*by, *(f"{column} {value}" for value in across)], lines)
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The cells as they are shown."""
+        return [[_text(cell) for cell in row] for row in self.rows]
+
+    @property
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.texts]
+        return "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
+
+
+ReportTable = Callable[[Results], Table | None]
+"""Takes a grid's results; None if there is nothing to show.  The docstring's first line is its summary."""
+
+TABLES: Registry[ReportTable] = Registry("table", "tracking.report.extra")
+
+register_table: Callable[[str], Callable[[ReportTable], ReportTable]] = TABLES.register
+"""Decorator: register a table under a name, which is that of its CSV file in ``tables/``."""
+
+
+def extra_tables(results: Results) -> dict[str, Table]:
+    """Every table with something to show, by name; one that fails shows the reason."""
+    found: dict[str, Table | None] = {}
+    for name in TABLES:
+        try:
+            found[name] = TABLES.get(name)(results)
+        except Exception as error:  # a table of a plugin must not cost the report
+            found[name] = _failed(name, why(error)[1])
+    found |= {name: _failed(name, reason) for name, reason in TABLES.broken().items()}
+    return {name: table for name, table in found.items() if table is not None}
+
+
+def _failed(name: str, reason: str) -> Table:
+    return Table(name, ["error"], [[reason]])
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, Score):
+        return " ".join(filter(None, (top1_text(cell), reduced_text(cell))))
+    return "" if cell is None else changes_text(cell) if isinstance(cell, dict) else str(cell)
