@@ -105,9 +105,7 @@ def evaluations_of(
 
 def reduced_set(set_recipe: SetRecipe, session: Session) -> dict[str, tuple[float, float]]:
     """Settings of a set below the published values: name to (run, published)."""
-    if (
-        set_recipe.content is not None or set_recipe.method not in METHODS
-    ):  # imported, or by a plugin that is not installed
+    if set_recipe.imported or set_recipe.method not in METHODS:  # imported, or by a plugin that is not installed
         return {}
     settings = METHODS.get(set_recipe.method).Settings.model_validate(set_recipe.settings)
     return settings_reductions(

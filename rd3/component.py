@@ -1,4 +1,4 @@
-"""A registered loss or augmentation with its settings, as named in protocols."""
+"""A loss or an augmentation with its settings, as an evaluation protocol (:mod:`rd3.protocol`) names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from rd3.values import Frozen
 
 
 class Component(Frozen):
-    """Written as the name alone, ``kl``, or as a mapping of the name to its settings, ``{kl: {temperature: 4}}``."""
+    """The name of a registered loss or augmentation, and its settings.
+
+    Written as the name alone, ``kl``, or as a mapping of the name to its settings, ``{kl: {temperature: 4}}``.
+    """
 
     name: str
     settings: dict[str, Any] = {}
@@ -58,7 +61,10 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 
 
 def value_by_name(protocol: Mapping[str, Any], name: str) -> Any:
-    """A field, a setting of the loss, or ``step.setting``, from a protocol's plain data; None if absent."""
+    """A protocol field, a setting of the loss, or ``<augmentation>.<setting>``, from a protocol's plain data.
+
+    None if absent.
+    """
     if name in protocol:
         return protocol[name]
     step, _dot, setting = name.rpartition(".")

@@ -40,7 +40,7 @@ class DataMissing(RD3Error):
     """Files of a dataset, a teacher or a set are missing."""
 
 
-class NotCarried(DataMissing):
+class FilesNotExported(DataMissing):
     """A result exists, but its files were not exported with it."""
 
 
@@ -72,15 +72,15 @@ class TrackingError(RD3Error):
     """The tracking server does not respond or is not the expected one."""
 
 
-class Away(RD3Error):
+class Unavailable(RD3Error):
     """A remote service is temporarily unavailable; the request can be retried."""
 
 
-class StoreAway(Away, StoreError):
+class StoreUnavailable(Unavailable, StoreError):
     """The ledger or the artifact store is temporarily unavailable."""
 
 
-class TrackingAway(Away, TrackingError):
+class TrackingUnavailable(Unavailable, TrackingError):
     """The tracking server is temporarily unavailable."""
 
 

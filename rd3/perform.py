@@ -16,7 +16,7 @@ from rd3 import __version__
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.errors import ClassOrderError, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import (
-    AnyRecipe,
+    KINDS,
     EvaluationRecipe,
     Key,
     Recipe,
@@ -88,7 +88,7 @@ def _load_teachers(
 
 
 @dataclass(frozen=True)
-class _Context:
+class Context:
     """Everything needed to run a recipe."""
 
     store: ReadableStore
@@ -150,29 +150,31 @@ class _Context:
             return None
 
     def spent(self, recipe: SetRecipe) -> dict[str, float]:
-        """Recorded generation time of a set's parents, without teachers."""
+        """Recorded generation time of a set's parents, of those whose time counts (not of teachers)."""
         spent = {"wall_s": 0.0, "process_s": 0.0}
         for kind, key in recipe.parents():
-            result = {} if kind == "teacher" else existing(self.store, kind, key).result
+            if not KINDS[kind].counts_as_generation:
+                continue
+            result = existing(self.store, kind, key).result
             for unit in spent:
                 spent[unit] += result.get(f"generation_{unit}", result.get(unit, 0.0))
         return spent
 
 
-_Output = tuple[dict[str, Any], str | None]
+Output = tuple[dict[str, Any], str | None]
 """Results for the ledger, and the content digest of a set."""
 
 
-def _train_teacher(recipe: TeacherRecipe, context: _Context) -> _Output:
+def _train_teacher(recipe: TeacherRecipe, context: Context) -> Output:
     from rd3 import teacher
 
-    if recipe.training is None:
+    if recipe.imported:
         raise RD3Error(f"Teacher {recipe.key[:12]} is imported and cannot be trained.", "import it: rd3 teacher import")
     result = teacher.train(recipe, context.dataset, context.out, device=context.device, progress=context.progress)
     return result, None
 
 
-def _collect_statistics(recipe: StatisticsRecipe, context: _Context) -> _Output:
+def _collect_statistics(recipe: StatisticsRecipe, context: Context) -> Output:
     from rd3 import layer_statistics
 
     [teacher] = context.teachers((recipe.teacher,))
@@ -182,10 +184,10 @@ def _collect_statistics(recipe: StatisticsRecipe, context: _Context) -> _Output:
     return result, None
 
 
-def _synthesize(recipe: SetRecipe, context: _Context, **options: Any) -> Manifest | None:
+def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest | None:
     from rd3.synthesis import synthesize
 
-    if recipe.content is not None:
+    if recipe.imported:
         raise RD3Error(f"Set {recipe.key[:12]} is imported and cannot be generated.", "import it: rd3 set import")
     return synthesize(
         recipe,
@@ -201,7 +203,7 @@ def _synthesize(recipe: SetRecipe, context: _Context, **options: Any) -> Manifes
     )
 
 
-def _generate_set(recipe: SetRecipe, context: _Context) -> _Output:
+def _generate_set(recipe: SetRecipe, context: Context) -> Output:
     from rd3.synthetic_set import SetOnDisk, contact_sheet
 
     manifest = _synthesize(recipe, context, larger=context.larger_set())
@@ -219,14 +221,14 @@ def _generate_set(recipe: SetRecipe, context: _Context) -> _Output:
     return result, manifest.content
 
 
-def _evaluate(recipe: EvaluationRecipe, context: _Context) -> _Output:
+def _evaluate(recipe: EvaluationRecipe, context: Context) -> Output:
     from rd3.evaluation.posteval import train_pack
 
     [outcome] = train_pack([_evaluation(recipe, context)], context.dataset, device=context.device)
     return _written(outcome, context.out)
 
 
-def _evaluation(recipe: EvaluationRecipe, context: _Context) -> Evaluation:
+def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
     """The input of an evaluation, with its set and teachers from the store."""
     from rd3.evaluation.posteval import Evaluation
 
@@ -234,23 +236,24 @@ def _evaluation(recipe: EvaluationRecipe, context: _Context) -> Evaluation:
     return Evaluation(recipe, synthetic.images, synthetic.labels, teachers, context.progress, context.tested)
 
 
-def _written(outcome: EvalResult | Exception, out: Path) -> _Output:
+def _written(outcome: EvalResult | Exception, out: Path) -> Output:
     if isinstance(outcome, Exception):
         raise outcome
     outcome.write(out)
     return outcome.flat(), None
 
 
-_PERFORM: dict[str, Callable[[Any, _Context], _Output]] = {
-    "teacher": _train_teacher,
-    "statistics": _collect_statistics,
-    "set": _generate_set,
-    "evaluation": _evaluate,
+PERFORM: dict[type[Recipe], Callable[[Any, Context], Output]] = {
+    TeacherRecipe: _train_teacher,
+    StatisticsRecipe: _collect_statistics,
+    SetRecipe: _generate_set,
+    EvaluationRecipe: _evaluate,
 }
+"""How each kind is computed: write files to ``context.out`` and return what the entry says of them."""
 
 
 def perform(
-    recipe: AnyRecipe,
+    recipe: Recipe,
     store: ReadableStore,
     roots: Roots,
     out: Path,
@@ -270,17 +273,15 @@ def perform(
     """
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    context = _Context(
-        store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested
-    )
-    return _entry(recipe, folder, _PERFORM[recipe.kind](recipe, context), device)
+    context = Context(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested)
+    return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device)
 
 
 @dataclass(frozen=True)
 class Part:
     """One recipe of a pack."""
 
-    recipe: AnyRecipe
+    recipe: Recipe
     out: Path
     """Scratch folder of the recipe; files are written to its subfolder ``result``."""
     progress: Progress = _no_progress
@@ -298,7 +299,7 @@ def perform_pack(
     from rd3.evaluation.posteval import train_pack
 
     dataset = _open_data(pack[0].recipe, roots)
-    contexts: list[_Context] = []
+    contexts: list[Context] = []
     shared: dict[str, dict[Any, Any]] = {"loaded": {}, "opened": {}}
     evaluations: list[Evaluation] = []
     for part in pack:
@@ -306,7 +307,7 @@ def perform_pack(
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
         contexts.append(
-            _Context(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared)
+            Context(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared)
         )
         evaluations.append(_evaluation(part.recipe, contexts[-1]))
     found: list[Entry | Exception] = []
@@ -319,7 +320,7 @@ def perform_pack(
     return found
 
 
-def _entry(recipe: AnyRecipe, folder: Path, output: _Output, device: str, **provenance: Any) -> Entry:
+def _entry(recipe: Recipe, folder: Path, output: Output, device: str, **provenance: Any) -> Entry:
     """The ledger entry of a recipe with its files in ``folder``."""
     import torch
 
@@ -361,7 +362,7 @@ def perform_blocks(
 
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    context = _Context(store, roots, _open_data(recipe, roots), folder, device, None, None, progress)
+    context = Context(store, roots, _open_data(recipe, roots), folder, device, None, None, progress)
     first, step = blocks
     every = METHODS.get(recipe.method)().blocks(recipe, context.dataset.info)
     _synthesize(recipe, context, only_blocks=[block.index for block in every[first::step]])

@@ -37,7 +37,7 @@ _Registered = tuple[tuple[str, Any], ...]
 
 
 class EvalProtocol(Frozen):
-    """A resolved protocol.  Sources: paper Tables 8 and 9; decisions that the paper leaves open are marked ``open``."""
+    """A resolved protocol.  Source: Tables 8 and 9 of the RD3 paper; what these do not state is marked so."""
 
     epochs: int = Field(ge=1)
     """Passes of the student over the synthetic set."""
@@ -48,7 +48,7 @@ class EvalProtocol(Frozen):
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate at the start of the cosine."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Weight decay of tensors with more than one dimension; none on the others (open: 0.01)."""
+    """Weight decay of tensors with more than one dimension; none on the others (not stated in the paper)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay rate of AdamW's first moment; momentum of ``sgd``."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -56,7 +56,7 @@ class EvalProtocol(Frozen):
     zeta: float = Field(gt=0)
     """Learning-rate smoothing: the rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
     warmup_epochs: int = neutral(0, ge=0)
-    """Epochs of linear warm-up to lr; the cosine takes the remaining ones (open: none)."""
+    """Epochs of linear warm-up to lr; the cosine takes the remaining ones (not stated in the paper)."""
     labels: Literal["soft", "hard"] = "soft"
     """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
     loss: Component
@@ -64,13 +64,14 @@ class EvalProtocol(Frozen):
     augmentation: tuple[Component, ...]
     """Registered augmentations with their settings, in order; one that mixes images comes last."""
     teacher_mode: Literal["eval", "batch"] = "eval"
-    """Batch normalisation of teachers: by running statistics (``eval``) or by those of the batch (open: eval)."""
+    """Batch normalisation of teachers: by running statistics (``eval``) or by those of the batch (not stated in the
+    paper)."""
     hybrid: Literal["logits", "balanced", "softmax"] = neutral("logits")
     """How several teachers are combined: ``logits`` averages logits; ``balanced`` first scales each teacher's logits of
-    a batch to the same norm; ``softmax`` averages softmaxes at the loss's temperature (open: logits)."""
+    a batch to the same norm; ``softmax`` averages softmaxes at the loss's temperature (not stated in the paper)."""
     extra_student_forward: bool = False
     """Run an additional, gradient-free student pass per step, which updates BatchNorm statistics, as the released RDED
-    loop does (open: off)."""
+    loop does (not stated in the paper)."""
     precision: Precision = "auto"
     """Precision of teacher and student passes; master weights, statistics and losses stay fp32.  ``auto``: bf16 if the
     device supports it in hardware, else fp32."""

@@ -10,17 +10,21 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from rd3.errors import BadValue
+from rd3.errors import BadValue, RD3Error
 from rd3.protocol import EvalProtocol, Precision, unresolved
 from rd3.upgrade import FORMAT, former_key, upgraded
 from rd3.values import Frozen, canonical, digest, neutral, without_neutral
 
 Key = str
 """64 hexadecimal digits; users may shorten it to any unambiguous prefix."""
+
+Holds = Literal["network", "statistics", "images", "curves"]
+"""What the files of a recipe contain; ``curves`` are small, the others have files of their own in a study."""
 
 SourceSplit = Literal["train", "fit", "unknown"]
 """``train``: all training images; ``fit``: without the validation part; ``unknown``: imported and not stated."""
@@ -45,7 +49,18 @@ class Data(Frozen):
 
 
 class Recipe(Frozen):
-    """Base of the kinds below."""
+    """Base of the kinds below: what is common to all, and what a kind itself declares.
+
+    A new kind is a subclass with :func:`register_kind`, and one row in the table of each layer that treats the kinds
+    differently (docs/architecture.md lists them).
+    """
+
+    plural: ClassVar[str]
+    """Several recipes of this kind, as in ``teachers``; also its folder in a study."""
+    holds: ClassVar[Holds]
+    """What its files contain, which decides when they are exported."""
+    counts_as_generation: ClassVar[bool] = True
+    """Whether the time that it takes is part of the generation time of the sets that are made from it."""
 
     kind: str
     format: Literal[2] = neutral(FORMAT)
@@ -81,6 +96,43 @@ class Recipe(Frozen):
         """A short readable description, which is not unique."""
         raise NotImplementedError
 
+    @property
+    def imported(self) -> bool:
+        """Whether its result comes from elsewhere and cannot be computed here."""
+        return False
+
+    def unresolved(self) -> str:
+        """The first setting that is not fully resolved; empty if there is none."""
+        return ""
+
+    @classmethod
+    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
+        """Words for readable file names, from a recipe's plain data, which may be of an older format."""
+        return ()
+
+
+Kind = TypeVar("Kind", bound=Recipe)
+_kinds: dict[str, type[Recipe]] = {}
+KINDS: Mapping[str, type[Recipe]] = MappingProxyType(_kinds)
+"""The kinds by name, each after those that it is made from."""
+
+
+def register_kind(recipe: type[Kind]) -> type[Kind]:
+    """Class decorator: a kind of recipe, named by the default of its field ``kind``.
+
+    The kinds that it is made from must be registered before it.  Raises :class:`RD3Error` if the name is taken.
+    """
+    name = recipe.model_fields["kind"].default
+    if name in _kinds:
+        raise RD3Error(f"Recipe kind {name!r} is registered twice.", "give one of them another name")
+    _kinds[name] = recipe
+    return recipe
+
+
+def kind_order(kind: str) -> int:
+    """Position of a kind among all; sorting by it puts parents before children."""
+    return list(KINDS).index(kind)
+
 
 class TeacherTraining(Frozen):
     """Training settings of a teacher: SGD with momentum, and a cosine schedule after linear warm-up."""
@@ -109,8 +161,13 @@ class TeacherTraining(Frozen):
     """Flip images horizontally with probability 0.5."""
 
 
+@register_kind
 class TeacherRecipe(Recipe):
     """A trained network for labels or statistics: trained here (``training``) or imported (``weights``)."""
+
+    plural: ClassVar[str] = "teachers"
+    holds: ClassVar[Holds] = "network"
+    counts_as_generation: ClassVar[bool] = False
 
     kind: Literal["teacher"] = "teacher"
     network: str
@@ -130,6 +187,14 @@ class TeacherRecipe(Recipe):
     def label(self) -> str:
         return f"teacher {self.network} {self.data.name}"
 
+    @property
+    def imported(self) -> bool:
+        return self.training is None
+
+    @classmethod
+    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
+        return (str(plain.get("network")),)
+
 
 class Collection(Frozen):
     """How the statistics of a network's layers are collected, in one pass over the training images."""
@@ -144,8 +209,12 @@ class Collection(Frozen):
     """Images per batch; the variances depend on it."""
 
 
+@register_kind
 class StatisticsRecipe(Recipe):
     """Moments of the inputs of a teacher's layers over all training images and over those of each class."""
+
+    plural: ClassVar[str] = "statistics"
+    holds: ClassVar[Holds] = "statistics"
 
     kind: Literal["statistics"] = "statistics"
     teacher: Key
@@ -162,8 +231,12 @@ class StatisticsRecipe(Recipe):
         return f"statistics {self.data.name} of {self.teacher[:8]}"
 
 
+@register_kind
 class SetRecipe(Recipe):
     """A synthetic set: generated by a method, or imported (method ``imported``, with a content digest)."""
+
+    plural: ClassVar[str] = "sets"
+    holds: ClassVar[Holds] = "images"
 
     kind: Literal["set"] = "set"
     method: str
@@ -191,9 +264,21 @@ class SetRecipe(Recipe):
     def label(self) -> str:
         return f"set {self.method} {self.data.name} ipc{self.ipc}"
 
+    @property
+    def imported(self) -> bool:
+        return self.content is not None
 
+    @classmethod
+    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
+        return str(plain.get("method")), f"ipc{plain.get('ipc')}"
+
+
+@register_kind
 class EvaluationRecipe(Recipe):
     """One student trained on one set under one resolved protocol, tested once."""
+
+    plural: ClassVar[str] = "evaluations"
+    holds: ClassVar[Holds] = "curves"
 
     kind: Literal["evaluation"] = "evaluation"
     set: Key
@@ -247,14 +332,12 @@ class EvaluationRecipe(Recipe):
     def label(self) -> str:
         return f"evaluation {self.student} {self.data.name} seed{self.student_seed}"
 
-
-AnyRecipe = TeacherRecipe | StatisticsRecipe | SetRecipe | EvaluationRecipe
-Kind = TypeVar("Kind", bound=AnyRecipe)
-KINDS = ("teacher", "statistics", "set", "evaluation")
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
+    def unresolved(self) -> str:
+        found = unresolved(self.protocol)
+        return f"protocol: {found}" if found else ""
 
 
-def from_json(text: str | bytes) -> AnyRecipe:
+def from_json(text: str | bytes) -> Recipe:
     """Parse a recipe from JSON; raises :class:`BadValue` with the first invalid field.
 
     The protocol must be fully resolved, as otherwise the same experiment could have two keys.
@@ -264,25 +347,26 @@ def from_json(text: str | bytes) -> AnyRecipe:
     except ValueError as error:
         raise _not_a_recipe("the document", str(error)) from None
     recipe = read_recipe(plain)
-    open_one = unresolved(recipe.protocol) if isinstance(recipe, EvaluationRecipe) else ""
-    if open_one:
-        raise _not_a_recipe(f"protocol: {open_one}", "settings differ from the resolved protocol")
+    if recipe.unresolved():
+        raise _not_a_recipe(recipe.unresolved(), "settings differ from the resolved protocol")
     return recipe
 
 
-def read_recipe(plain: Any) -> AnyRecipe:
+def read_recipe(plain: Any) -> Recipe:
     """Parse a recipe from plain data, upgrading older formats; raises like :func:`from_json`.
 
     The parents of an older recipe keep their old keys, which ``rd3 ledger upgrade`` replaces.
     """
-    if isinstance(plain, Mapping):
-        plain = upgraded(plain)
+    if not isinstance(plain, Mapping):
+        raise _not_a_recipe("the document", "it is not an object")
+    kind = KINDS.get(str(plain.get("kind")))
+    if kind is None:
+        raise _not_a_recipe("kind", f"{plain.get('kind')!r}, expected one of {', '.join(KINDS)}")
     try:
-        recipe: AnyRecipe = _ADAPTER.validate_json(canonical(plain))
-        return recipe
+        return kind.model_validate_json(canonical(upgraded(plain)))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        place = ".".join(str(part) for part in (plain["kind"], *first["loc"]))
         raise _not_a_recipe(place, first["msg"]) from None
 
 

@@ -1,7 +1,8 @@
-"""Stores of results: the protocols that ``rd3`` uses, and an implementation in a plain folder.
+"""Stores of results: the interfaces that ``rd3`` uses, and an implementation in a plain folder.
 
-An :class:`Entry` records a finished recipe: its result, its files with their sha256, and its content digest.  It is
-written last and only if absent, so that everything with an entry is complete.
+An :class:`Entry` records a finished recipe (:mod:`rd3.recipe`: everything that determines a teacher, statistics, a set
+or an evaluation): its result, its files with their sha256, and its content digest.  It is written last and only if
+absent, so that everything with an entry is complete.  Entries are found by the recipe's kind and key.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Entry(BaseModel):
     artifact: str | None = None
     """URI of the files, in a form that the store understands; None if they are stored with the entry."""
     run_id: str | None = None
+    """Id of the MLflow run that shows the result, if there is one."""
     formerly: str | None = None
     """The key under which the files were written, if it has an older format."""
     made: dict[str, Any] = {}
@@ -172,7 +174,7 @@ class FolderStore:
         self.root = Path(root)
 
     def names(self) -> list[tuple[str, str]]:
-        """(kind, key) of all entries, parents before children, without those replaced by an upgrade."""
+        """(kind, key) of all entries, parents before children, without those in an older format that were converted."""
         return [
             (kind, key) for kind in KINDS for key in self._listed("by-key", kind, self._listed("former-keys", kind))
         ]

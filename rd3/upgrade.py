@@ -12,6 +12,8 @@ from typing import Any
 from rd3.values import digest
 
 FORMAT = 2
+REKEYED = ("teacher", "evaluation")
+"""Kinds whose keys differ between the formats, whatever the keys of their parents."""
 
 _LOSS_SETTINGS = {"kl": ("temperature", "scale_t2"), "mse_gt": ("gamma",), "ce": ("hard_mix",)}
 _ALL_SETTINGS = ("temperature", "scale_t2", "gamma", "hard_mix")

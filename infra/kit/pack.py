@@ -26,7 +26,7 @@ from pipelines.settings import session  # noqa: E402
 from rd3.campaign.command import read_recipes  # noqa: E402
 from rd3.datasets import Roots, dataset_fingerprint, dataset_source, registration  # noqa: E402
 from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error  # noqa: E402
-from rd3.recipe import AnyRecipe, to_json  # noqa: E402
+from rd3.recipe import Recipe, to_json  # noqa: E402
 from rd3.store import FolderStore, now, sha256_file, write_atomically  # noqa: E402
 
 LIMIT_MB = 60.0
@@ -104,7 +104,7 @@ def pack(chosen: argparse.Namespace) -> None:
     print(f"{len(wanted)} recipes of {len(recipes)} are in {chosen.out}; with the repository {size / 1e6:.1f} MB")
 
 
-def _parents(wanted: Sequence[AnyRecipe], store: FolderStore | None) -> Iterator[Item]:
+def _parents(wanted: Sequence[Recipe], store: FolderStore | None) -> Iterator[Item]:
     """Entries and files of what recipes are made from and is not made there."""
     made = {(recipe.kind, recipe.key) for recipe in wanted}
     needed = dict.fromkeys(parent for recipe in wanted for parent in recipe.parents() if parent not in made)
@@ -122,7 +122,7 @@ def _parents(wanted: Sequence[AnyRecipe], store: FolderStore | None) -> Iterator
         yield Item(store.root / f"by-key/{kind}/{key}.json", f"store/by-key/{kind}/{key}.json", f"{kind} {key[:12]}")
 
 
-def _datasets(wanted: Sequence[AnyRecipe], roots: Roots) -> Iterator[Item]:
+def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
     """Files of the datasets, which must be those that the recipes were written for."""
     for name, fingerprint, training_only in {
         (recipe.data.name, recipe.data.fingerprint, recipe.training_only): None for recipe in wanted

@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.grid.queue import Demand
+from pipelines.grid.queue import SCHEDULING, Demand, Scheduling, scheduling
 from rd3.errors import RD3Error
 from rd3.hardware import cores
+from rd3.recipe import KINDS
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -213,20 +214,19 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
     """Resources per trial of each kind on the current cluster.
 
     One core each on CPUs.  On GPUs, a set or a teacher takes a whole one, because generation time is a result, and
-    evaluations share.  ``exclusive`` gives a set all cores of a machine.
+    evaluations share (``gpu_share``).  ``exclusive`` gives a set all cores of a machine.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
     gpus = any(node.get("GPU", 0.0) for node in nodes)
-    return {
-        "teacher": Demand(1.0, 1.0 if gpus else 0.0),
-        "statistics": Demand(1.0, 1.0 if gpus else 0.0),
-        "set": Demand(cores if exclusive else 1.0, 1.0 if gpus else 0.0, whole=exclusive),
-        "share": Demand(1.0, 1.0 if gpus else 0.0),
-        "evaluation": Demand(1.0, gpu_share if gpus else 0.0),
-    }
+
+    def demand(how: Scheduling) -> Demand:
+        whole, gpu = exclusive and how.exclusive, gpu_share if how.share_gpu else 1.0
+        return Demand(cores if whole else 1.0, gpu if gpus else 0.0, whole=whole)
+
+    return {kind: demand(scheduling(kind)) for kind in (*KINDS, *SCHEDULING)}
 
 
 def cluster_devices() -> tuple[float, float]:

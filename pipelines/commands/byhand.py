@@ -36,10 +36,10 @@ def distill(
     here = session()
     recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), here)
     finish(run_recipes(recipes, here, planned=show_work))
-    made = recipes[-1]
-    assert isinstance(made, SetRecipe)
-    key = made.key[:12]
-    console.print(f"set {key}{said_of(reduced_set(made, here))}. Next: rd3 evaluate {key} --teacher ROLE")
+    recipe = recipes[-1]
+    assert isinstance(recipe, SetRecipe)
+    key = recipe.key[:12]
+    console.print(f"set {key}{reductions_text(reduced_set(recipe, here))}. Next: rd3 evaluate {key} --teacher ROLE")
 
 
 def evaluate(
@@ -77,11 +77,11 @@ def evaluate(
     accuracies = [entry.result["top1_pct"] for entry in entries]
     deviation = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
     console.print(
-        f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){said_of(reduced(recipes, protocol, here))}"
+        f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){reductions_text(reduced(recipes, protocol, here))}"
     )
 
 
-def said_of(cut: dict[str, tuple[float, float]]) -> str:
+def reductions_text(cut: dict[str, tuple[float, float]]) -> str:
     """Note for results obtained with settings reduced from the published ones."""
     from tracking.report.tables import cuts_text
 

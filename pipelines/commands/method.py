@@ -1,4 +1,8 @@
-"""``rd3 method``: show the card of a method, run the conformance suite, create a new method."""
+"""``rd3 method``: show a method's card, check a method, create a new one.
+
+The card is the docstring of the method with its settings and their published values (presets).  The conformance suite
+(:mod:`rd3.testing`) checks what RD3 expects of every method, such as equal images when it is interrupted and resumed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from pipelines.commands._show import console
 from rd3.errors import BadValue, UnknownName
 
 DATASETS = {"32px": "others at 32 pixels", "64px": "others at 64 pixels", "default": "all others"}
-"""Titles of preset rows that are not named after a dataset."""
+"""Titles of the rows of a method's presets that are not named after a dataset."""
 
 app = typer.Typer(help="Methods: show, test, new.", no_args_is_help=True)
 
@@ -36,6 +40,7 @@ def show(name: str) -> None:
         console.print(f"  {field}: {value}  {meaning}".rstrip(), soft_wrap=True)
     for dataset, row in presets_of(name).items():
         own = [f"{field}={row[field]!r}" for field in method.Settings.model_fields if field in row]
+        # values that differ at some numbers of images per class
         own += [f"at IPC {ipc}: {field}={value!r}" for ipc, more in row.get("at_ipc", {}).items()
                 for field, value in more.items() if field in method.Settings.model_fields]  # fmt: skip
         console.print(f"\nOn {DATASETS.get(dataset, dataset)}", style="bold", end=" ")

@@ -1,4 +1,8 @@
-"""``rd3 sweep``: tune protocol fields on validation images and test the winner once."""
+"""``rd3 sweep``: tune fields of the evaluation protocol for each method on validation images.
+
+The base protocol of the file is the start of the search.  The winner of a method is the point with the best validation
+accuracy; winner and base protocol are tested once on test images.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +76,7 @@ def sweep(
         return {} if report or outcome.exit_code else report_files(outcome, written)
 
     if report:
-        outcome = running.look()
+        outcome = running.existing()
         publish(outcome)
     else:
         show_intent(loaded, found)
@@ -92,7 +96,7 @@ def sweep(
 
 
 def show_intent(asked: Sweep, found: list[Subject]) -> None:
-    """Print what the sweep will do and its cost, before it starts."""
+    """Print what the sweep will do and its cost, before it starts; ``found``: its methods with set and teacher."""
     from pipelines.sweep.page import fairness
 
     seconds = sum(subject.trial_s() for subject in found) * asked.trials
@@ -110,7 +114,7 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
 
 
 def show_winners(outcome: SweepOutcome) -> None:
-    """Print every recorded test, and a warning for targets on which several winners were tested."""
+    """Print the tests of all winners, also of other sweeps of the same set, teacher and student: the best is biased."""
     from pipelines.sweep.winner import winners_of
 
     rows = [

@@ -24,7 +24,7 @@ from pipelines.engine import trial_log
 from pipelines.engine.job import Job, TrialEnd, given_store
 from pipelines.engine.shards import collect, deliver
 from pipelines.transfer.datasets import ensure_data
-from rd3.errors import Away, DataCorrupt, DataMissing, RD3Error, ends_the_process, is_device_error, why
+from rd3.errors import DataCorrupt, DataMissing, RD3Error, Unavailable, ends_the_process, is_device_error, why
 from rd3.perform import Part, perform, perform_blocks, perform_pack
 from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, from_json
 from rd3.store import Entry, ReadableStore, check_files, write_atomically
@@ -120,9 +120,17 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -
         assert isinstance(recipe, SetRecipe), "only sets are generated in shares"
         perform_blocks(recipe, store, roots, out, job.blocks, device=device, progress=progress)
         return [None]
-    alone, larger = job.alone, job.larger
-    made = perform(recipe, store, roots, out, device=device, shared_machine=not alone, larger=larger, progress=progress)
-    return [made]
+    entry = perform(
+        recipe,
+        store,
+        roots,
+        out,
+        device=device,
+        shared_machine=not job.alone,
+        larger=job.larger,
+        progress=progress,
+    )
+    return [entry]
 
 
 def _story(job: Job, store: ReadableStore, progress: Progress) -> Story:
@@ -217,10 +225,9 @@ class _Run:
         from tracking.runs.unfinished import UnfinishedWork
 
         if self._job.keep_unfinished:
-            return UnfinishedWork(
-                self._opened(0.0), self._job.folder / "result"
-            )  # what another machine had made lies there
-        with contextlib.suppress(Away):
+            # the run keeps what another machine has uploaded of this recipe
+            return UnfinishedWork(self._opened(0.0), self._job.folder / "result")
+        with contextlib.suppress(Unavailable):
             self._open = self._asked()
         return None
 
@@ -246,7 +253,7 @@ class _Run:
     def fail(self, error: Exception) -> None:
         """Close the run as failed.  A failing tracking server must not hide why the recipe failed."""
         with contextlib.suppress(RD3Error):
-            if not isinstance(error, Away):
+            if not isinstance(error, Unavailable):
                 _retry(partial(self._opened().fail, *why(error)), self._progress, 1.0)
             elif self._open is not None:  # a server that was unreachable for long is not retried
                 self._open.fail(*why(error))

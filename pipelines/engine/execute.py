@@ -28,7 +28,7 @@ from pipelines.engine.progress import Eta, View, open_view
 from pipelines.engine.shards import Share, discard, share_out
 from pipelines.grid.queue import Closed, Demand, Queued, RecipeQueue
 from pipelines.settings import Session
-from rd3.errors import Away, RD3Error
+from rd3.errors import RD3Error, Unavailable
 from rd3.recipe import KINDS, Key, Recipe, TeacherRecipe, read_recipe
 from rd3.store import Entry
 from rd3.values import canonical
@@ -263,7 +263,7 @@ class _Run:
         """Run the queue on Ray; signals stop it only between two steps."""
         from pipelines.engine.tune import work_off
 
-        self.say = view.say
+        self.say = view.show_note
         driver = Driver(
             self.open_queue,
             view,
@@ -372,7 +372,7 @@ class _Run:
         for key, kind in running.items():
             trial_log.append(self.session.home, "fail", kind, key, status="killed", reason=reason)
         if self.experiment_id:
-            with contextlib.suppress(Away):  # the next run closes them
+            with contextlib.suppress(Unavailable):  # the next run closes them
                 retry(
                     partial(self.tracker.close_dead_runs, self.experiment_id, reason), give_up_after_s=_CLOSE_WITHIN_S
                 )

@@ -18,7 +18,7 @@ class Job:
     """One recipe of a trial."""
 
     kind: str
-    """``teacher``, ``statistics``, ``set`` or ``evaluation``."""
+    """Kind of the recipe."""
     key: str
     """Key of the recipe: the digest of everything that decides its result."""
     recipe: str

@@ -15,7 +15,7 @@ from rich.text import Text
 from pipelines.grid.queue import STATES, Demand, RecipeQueue
 from pipelines.terminal import open_console, printable
 from rd3.campaign.view import span
-from rd3.recipe import Key
+from rd3.recipe import KINDS, Key
 
 SILENCE_S = 30.0
 """Longest interval without a log line while recipes make progress."""
@@ -181,7 +181,7 @@ def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
 
 def plural(kind: str) -> str:
     """``sets``, ``statistics``."""
-    return kind if kind.endswith("s") else f"{kind}s"
+    return KINDS[kind].plural if kind in KINDS else f"{kind}s"
 
 
 class View:
@@ -201,7 +201,7 @@ class View:
     def __exit__(self, *_exc: object) -> None:
         return None
 
-    def say(self, note: str) -> None:
+    def show_note(self, note: str) -> None:
         """Show what the driver itself is doing."""
         self.note = note
 
@@ -254,10 +254,10 @@ class LineView(View):
         self.out.write(printable(text) + "\n")
         self.out.flush()
 
-    def say(self, note: str) -> None:
+    def show_note(self, note: str) -> None:
         if note and note != self.note:
             self._line(f"{self.name}: {note}")
-        super().say(note)
+        super().show_note(note)
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)

@@ -52,7 +52,7 @@ def share_out(
     shared: dict[Key, list[Share]] = {}
     for recipe in recipes:
         info = info_of(recipe.data.name)
-        if isinstance(recipe, SetRecipe) and recipe.content is None and info is not None:
+        if isinstance(recipe, SetRecipe) and not recipe.imported and info is not None:
             parts = min(count, len(METHODS.get(recipe.method)().blocks(recipe, info)))
             if parts > 1:
                 shared[recipe.key] = [Share(recipe, number, parts) for number in range(parts)]

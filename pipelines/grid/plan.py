@@ -6,7 +6,7 @@ Reads only the ledger, with one listing per kind; runs and writes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -16,10 +16,11 @@ from pipelines.grid.expand import Expansion
 from pipelines.grid.queue import Demand, RecipeQueue
 from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
-from rd3.errors import DataCorrupt, DataMissing, TrackingAway, TrackingError
-from rd3.planning.cost import CPU_THREAD, Rates, Work, work
-from rd3.planning.sizes import artifact_bytes
-from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe, topological
+from rd3.datasets import DatasetInfo
+from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavailable
+from rd3.planning.cost import CPU_THREAD, Rates, Work
+from rd3.planning.forecast import FORECASTS, artifact_bytes, work
+from rd3.recipe import KINDS, Key, Recipe, topological
 from rd3.store import Entry
 from tracking.place import Place
 
@@ -149,8 +150,8 @@ def plan_session(
     """The plan of an expansion, given the results and artifacts of a session.
 
     ``device``: device for cost estimates, as in :func:`pipelines.grid.pricing.pricing`; ``slots``: number of devices
-    (default: all on this machine).  Raises :class:`rd3.errors.TrackingAway` within seconds if a tracking server that
-    serves the artifacts is unreachable.
+    (default: all on this machine).  Raises :class:`rd3.errors.TrackingUnavailable` within seconds if a
+    tracking server that serves the artifacts is unreachable.
     """
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts
@@ -182,7 +183,7 @@ def _probe(place: Place) -> None:
     try:
         Tracker(place).check()
     except TrackingError as error:
-        raise TrackingAway(error.message, error.fix) from None
+        raise TrackingUnavailable(error.message, error.fix) from None
 
 
 def make_plan(
@@ -314,33 +315,27 @@ def _unsupported(expansion: Expansion) -> list[Item]:
 
 
 class _Costs:
-    """Work of each recipe; computed once for evaluations that differ only in the seed."""
+    """Work and size of recipes; computed once for recipes of the same work, such as those that differ in a seed."""
 
     def __init__(self, expansion: Expansion, rates: Rates):
         self.recipes = expansion.recipes
         self.infos = expansion.infos
-        self.known: dict[Any, Work] = {}
+        self.known: dict[Hashable, Work] = {}
 
-    def _network(self, key: Key) -> str:
-        teacher = self.recipes[key]
-        assert isinstance(teacher, TeacherRecipe)
-        return teacher.network
+    def _info(self, recipe: Recipe) -> DatasetInfo | None:
+        """The recipe's dataset; None if that or a parent is unknown, so that nothing can be computed."""
+        unknown = any(parent not in self.recipes for _kind, parent in recipe.parents())
+        return None if unknown else self.infos.get(recipe.data.name)
 
     def disk_bytes(self, recipe: Recipe) -> int:
-        info = self.infos.get(recipe.data.name)
-        if info is None or any(parent not in self.recipes for _kind, parent in recipe.parents()):
-            return 0
-        return artifact_bytes(recipe, info, self._network)
+        info = self._info(recipe)
+        return artifact_bytes(recipe, info, self.recipes.__getitem__) if info is not None else 0
 
     def work(self, recipe: Recipe) -> Work:
-        info = self.infos.get(recipe.data.name)
-        if info is None or any(parent not in self.recipes for _kind, parent in recipe.parents()):
+        info, parent = self._info(recipe), self.recipes.__getitem__
+        if info is None:
             return Work()
-        if not isinstance(recipe, EvaluationRecipe):
-            return work(recipe, info, self._network)
-        set_recipe = self.recipes[recipe.set]
-        assert isinstance(set_recipe, SetRecipe)
-        same = (id(recipe.protocol), recipe.student, recipe.teachers, set_recipe.ipc, recipe.data.name)
+        same = FORECASTS[type(recipe)].same_work(recipe, parent)
         if same not in self.known:
-            self.known[same] = work(recipe, info, self._network, set_recipe.ipc * info.num_classes)
+            self.known[same] = work(recipe, info, parent)
         return self.known[same]

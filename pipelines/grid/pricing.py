@@ -11,7 +11,7 @@ from rd3.planning.cost import Rates, shipped_rates
 from tracking.ledger import calibrations
 from tracking.ledger.object_store import ObjectStore
 
-KINDS = ("cpu", "cuda")
+_DEVICES = ("cpu", "cuda")
 
 
 class Pricing(NamedTuple):
@@ -30,7 +30,7 @@ def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
     ``device``: ``cpu``, ``cuda``, or the name (or a prefix) of another calibrated device.  Raises :class:`UnknownName`
     for a name without a calibration.
     """
-    if device is not None and device not in KINDS:
+    if device is not None and device not in _DEVICES:
         return _named(objects, device)
     here, torch = hardware(device), torch_version()
     found = calibrations.find(objects, here.name, torch)
@@ -58,7 +58,7 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
         )
     torch = torch_version()
     chosen = next((one for one in found if one.torch == torch), found[0])
-    here = next((one for one in map(_here, KINDS) if one is not None and one.name == chosen.device), None)
+    here = next((one for one in map(_here, _DEVICES) if one is not None and one.name == chosen.device), None)
     elsewhere = "" if here else ", which this machine does not have"
     other = "" if chosen.torch == torch else f"; torch here is {torch}"
     return Pricing(chosen.rates, here.count if here else 1, f"{_source(chosen)}{elsewhere}{other}")

@@ -22,7 +22,32 @@ from rd3.recipe import Key
 URGENT = 0.25
 """A recipe goes first if its path takes at least this fraction of all remaining work divided by the devices."""
 STATES = ("done", "reused", "running", "failed", "waiting")
-_RANK = {"teacher": 0, "statistics": 1, "evaluation": 2, "set": 3, "share": 3}
+
+
+class Scheduling(NamedTuple):
+    """How recipes of a kind are scheduled."""
+
+    rank: int = 0
+    """Ready recipes of a lower rank start first."""
+    share_gpu: bool = False
+    """Several run on one GPU; otherwise each takes a whole one, as its run time is a result."""
+    exclusive: bool = False
+    """Takes all cores of a machine under ``timing: exclusive``."""
+
+
+_DEFAULT = Scheduling()
+SCHEDULING: dict[str, Scheduling] = {
+    "statistics": Scheduling(rank=1),
+    "evaluation": Scheduling(rank=2, share_gpu=True),
+    "set": Scheduling(rank=3, exclusive=True),
+    "share": Scheduling(rank=3),
+}
+"""By kind, where it differs from the defaults; a share of a set is queued like a recipe."""
+
+
+def scheduling(kind: str) -> Scheduling:
+    """How recipes of a kind are scheduled."""
+    return SCHEDULING.get(kind, _DEFAULT)
 
 
 class Queued(Protocol):
@@ -143,7 +168,7 @@ class RecipeQueue:
             return
         self.ready.add(key)
         whole = self.demand(key).whole
-        heapq.heappush(self._by_rank[whole], (_RANK[self.recipes[key].kind], self.order[key], key))
+        heapq.heappush(self._by_rank[whole], (scheduling(self.recipes[key].kind).rank, self.order[key], key))
         if not whole:
             heapq.heappush(self._longest, (-self.path_s[key], self.order[key], key))
 

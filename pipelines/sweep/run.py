@@ -30,7 +30,7 @@ from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
 from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
-from rd3.errors import Away, RD3Error
+from rd3.errors import RD3Error, Unavailable
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.values import canonical
@@ -164,7 +164,7 @@ class SweepRun:
                 figures[f"{label}.best_validation_top1_pct"] = best.value
         return figures
 
-    def look(self) -> SweepOutcome:
+    def existing(self) -> SweepOutcome:
         """The existing results, for a report; runs and tests nothing."""
         with self.ledger.lease(self._lease):
             self._studies()
@@ -207,7 +207,7 @@ class SweepRun:
         """Call a store that may be unreachable, with retries until a signal."""
         try:
             return retry(ask, leaving=lambda: bool(self.interrupts.name))
-        except Away:
+        except Unavailable:
             if self.interrupts.name:
                 raise KeyboardInterrupt from None
             raise
@@ -391,7 +391,7 @@ class SweepRun:
             return
         self.interrupts.deferred = True
         try:
-            with contextlib.suppress(Away):
+            with contextlib.suppress(Unavailable):
                 retry(partial(runs.close, status, reason), give_up_after_s=10.0)
         finally:
             self.interrupts.deferred = False

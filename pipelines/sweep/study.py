@@ -1,9 +1,11 @@
 """The study of one method: Optuna proposes points in batches; a study is always a prefix of a fixed trial sequence.
 
-The sequence depends only on the file.  Trial ``k`` is proposed from the finished batches before its own and the points
-before it in its batch, by a sampler whose seed is derived from ``k``; it is pruned by comparison with the finished
-batches.  Nothing depends on the speed of workers.  A batch is written when all of its trials have ended, each trial
-atomically and in order: a killed driver leaves no trial RUNNING, and the next one proposes the same points again.
+A point is one value for each tuned field of the protocol; a trial trains students with a point and scores them on
+validation images.  The sequence depends only on the sweep's file.  Trial ``k`` is proposed from the finished batches
+before its own and the points before it in its batch, by a sampler whose seed is derived from ``k``; it is pruned by
+comparison with the finished batches.  Nothing depends on the speed of workers.  A batch is written when all of its
+trials have ended, each trial atomically and in order: a killed driver leaves no trial RUNNING, and the next one
+proposes the same points again.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Ended:
     curve: dict[int, float] = field(default_factory=dict)
     """Epoch to top-1 accuracy (%) of the first student seed, up to where it stopped."""
     rungs: dict[str, float] = field(default_factory=dict)
-    """Attributes stored by a successive-halving pruner."""
+    """What Optuna's successive-halving pruner stores with a trial: its value at each rung that it reached."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Keys of the evaluations, scores by student seed, reason of an early stop."""
 
@@ -212,11 +214,12 @@ class Tuning:
             points.append(dict(done[number].params) if number < len(done) else self._propose(number, points))
         return {number: point for number, point in zip(numbers, points, strict=True) if number >= len(done)}
 
-    def _propose(self, number: int, mates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _propose(self, number: int, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The point of a trial; ``earlier``: points of its own batch."""
         from optuna.trial import TrialState, create_trial
 
         study = _snapshot(self.name, self.before(number))
-        for params in mates:
+        for params in earlier:
             study.add_trial(create_trial(state=TrialState.RUNNING, params=dict(params), distributions=self.space))
         seed = derive(self.sweep.seed, "sweep", number) % 2**32
         study.sampler = SAMPLERS[self.sweep.sampler](self.sweep, seed)

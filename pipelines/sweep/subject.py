@@ -14,7 +14,8 @@ from pipelines.sweep.study import Pruning
 from pipelines.sweep.values import Sweep
 from rd3.datasets import DatasetInfo
 from rd3.hardware import hardware
-from rd3.planning.cost import shipped_rates, work
+from rd3.planning.cost import shipped_rates
+from rd3.planning.forecast import work
 from rd3.protocol import EvalProtocol, Preset, fitting, merged, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe
 from rd3.values import digest
@@ -86,10 +87,9 @@ class Subject:
 
     def trial_s(self) -> float:
         """Rough CPU or GPU time in seconds of a complete trial at the base point."""
-        networks = {self.teacher.key: self.teacher.network}
-        here = hardware()
+        here, parents = hardware(), {self.teacher.key: self.teacher} | self.expansion.recipes
         rates = shipped_rates(here.kind, here.bf16)
-        return sum(rates.seconds(work(one, self.info, networks.__getitem__, self.size)) for one in self.evaluations({}))
+        return sum(rates.seconds(work(one, self.info, parents.__getitem__)) for one in self.evaluations({}))
 
     @property
     def teacher_saw(self) -> str:

@@ -109,7 +109,7 @@ def _settle(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Pro
 def ensure_data(place: Place, data: Data, progress: Progress = _silent) -> None:
     """Make sure that the dataset of a recipe is on this node, before a trial runs it; pull it if necessary.
 
-    Raises :class:`rd3.errors.Away` while the tracking server is unreachable; safe to retry.
+    Raises :class:`rd3.errors.Unavailable` while the tracking server is unreachable; safe to retry.
     """
     # A bundle has the fingerprint of the full dataset, a recipe of ``fit`` that of its training images.
     pull(data.name, place, None if data.split == "fit" else data.fingerprint, progress)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pipelines.settings import Session
 from rd3 import parts
-from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
-from rd3.recipe import Key, Recipe, read_recipe, to_json
+from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
+from rd3.recipe import KINDS, Key, Recipe, read_recipe, to_json
 from rd3.store import FolderStore, ReadableStore, existing, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
 from tracking.ledger.ledger import recipe_of
@@ -75,7 +75,7 @@ def _names(recipes: Iterable[Recipe]) -> list[tuple[str, Key]]:
 def _copy(names: Iterable[tuple[str, Key]], source: ReadableStore, folder: Path, *, teachers: bool) -> int:
     target, new = FolderStore(Path(folder).absolute()), 0
     for kind, key in names:
-        entry = source.find(kind, key) if teachers or kind != "teacher" else None
+        entry = source.find(kind, key) if teachers or KINDS[kind].holds != "network" else None
         if entry is None or target.find(kind, key) is not None:
             continue
         files = _files(source, kind, key)
@@ -196,5 +196,5 @@ def _files(source: ReadableStore, kind: str, key: Key) -> Path | None:
     """The verified files of an entry; None if they are not available."""
     try:
         return source.fetch(kind, key)
-    except NotCarried:
+    except FilesNotExported:
         return None

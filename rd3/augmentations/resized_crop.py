@@ -21,16 +21,16 @@ class ResizedCrop(Augmentation):
         """Settings of ``resized_crop``."""
 
         min_area: float | None = Field(default=None, gt=0, le=1)
-        """Minimum area of the box, as a fraction of the image; None uses 1 / the dataset's factor (1 at 32 and 64
-        pixels, 0.5 at 224)."""
+        """Minimum area of the box, as a fraction of the image; None uses 1 / the dataset's factor, RDED's patches per
+        side (so 1 at 32 and 64 pixels, 0.5 at 224)."""
         antialias: bool = True
-        """Antialias when resizing (open: yes)."""
+        """Antialias when resizing (not stated in the paper)."""
 
     settings: Settings
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:
-        """Whole images have no effect: every box that fits is the image."""
+        """Fill in the area; None if the box is always the whole image, so that the step has no effect."""
         area = settings.min_area or 1 / factor
         return settings.model_copy(update={"min_area": area}) if area < 1 else None
 
@@ -43,7 +43,7 @@ class ResizedCrop(Augmentation):
         return (crop_boxes(batch, side, side, area, stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Bilinear."""
+        """Crop and resize with bilinear interpolation."""
         from rd3.augment import crop_and_resize
 
         (boxes,) = draws

@@ -29,7 +29,7 @@ from rd3.errors import BadValue, RD3Error
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
-from rd3.recipe import AnyRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
+from rd3.recipe import Key, Recipe, SetRecipe, from_json, read_recipe
 from rd3.store import FolderStore
 from rd3.upgrade import FORMAT
 
@@ -95,9 +95,9 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def read_recipes(places: Sequence[Path]) -> list[AnyRecipe]:
+def read_recipes(places: Sequence[Path]) -> list[Recipe]:
     """Recipes of files and folders (sorted by file name), in this order, each once; raises :class:`RD3Error`."""
-    found: dict[Key, AnyRecipe] = {}
+    found: dict[Key, Recipe] = {}
     for place in places:
         paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
         if not paths or not paths[0].is_file():
@@ -123,7 +123,7 @@ def _roots(chosen: argparse.Namespace) -> Roots:
     return Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
 
 
-def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace, started_at: float) -> int:
+def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: float) -> int:
     workers = max(1, chosen.workers)
     scheduler, runner = prepared(recipes, chosen, View(sys.stderr, workers), started_at)
     queue, view = scheduler.queue, scheduler.view
@@ -145,7 +145,7 @@ def _campaign(recipes: list[AnyRecipe], chosen: argparse.Namespace, started_at: 
 
 
 def prepared(
-    recipes: Sequence[AnyRecipe], chosen: argparse.Namespace, view: View, started_at: float
+    recipes: Sequence[Recipe], chosen: argparse.Namespace, view: View, started_at: float
 ) -> tuple[Scheduler, Runner]:
     """The scheduler and the runner of a campaign; nothing runs yet."""
     store, roots = FolderStore(chosen.store.absolute()), _roots(chosen)
@@ -214,7 +214,7 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-def _run_share(recipes: Sequence[AnyRecipe], chosen: argparse.Namespace) -> int:
+def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace) -> int:
     from rd3.perform import perform_blocks
 
     recipe = recipes[0]

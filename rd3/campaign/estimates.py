@@ -1,4 +1,4 @@
-"""Run time of recipes: the estimate of :mod:`rd3.planning.cost`, corrected by the recipes that finished here."""
+"""Run time of recipes: the estimate of :mod:`rd3.planning`, corrected by the recipes that finished here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cache
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
-from rd3.methods import METHODS
-from rd3.planning.cost import Rates, work
-from rd3.recipe import EvaluationRecipe, Key, Kind, Recipe, SetRecipe, TeacherRecipe
+from rd3.planning.cost import Rates
+from rd3.planning.forecast import FORECASTS, work
+from rd3.recipe import Key, Recipe
 
 SLACK = 4.0
 """Factor by which an estimate may be too long before any recipe of its kind has finished here."""
@@ -32,7 +32,7 @@ class Estimates:
         self.recipes, self.rates = recipes, rates
         self._parent, self._info_of = parent, cache(info_of)
         self._planned: dict[Key, float] = {}
-        self._pieces: dict[Key, int] = {}
+        self._parts: dict[Key, int] = {}
         self._learnt: dict[str, tuple[float, float]] = {}
 
     def planned(self, key: Key) -> float:
@@ -45,19 +45,15 @@ class Estimates:
         return self._planned[key]
 
     def _from_cost(self, recipe: Recipe) -> float:
-        info = self._info_of(recipe.data.name)
-        synthetic_set = self._find("set", recipe.set, SetRecipe) if isinstance(recipe, EvaluationRecipe) else None
-        size = synthetic_set.ipc * info.num_classes if synthetic_set is not None else 0
-        return self.rates.seconds(work(recipe, info, self._network_of, size))
+        kinds = {key: kind for kind, key in recipe.parents()}
 
-    def _network_of(self, key: Key) -> str:
-        return self._find("teacher", key, TeacherRecipe).network
+        def parent(key: Key) -> Recipe:
+            found = self.recipes.get(key) or self._parent(kinds[key], key)
+            if found is None:
+                raise LookupError(key)
+            return found
 
-    def _find(self, kind: str, key: Key, of: type[Kind]) -> Kind:
-        found = self.recipes.get(key) or self._parent(kind, key)
-        if not isinstance(found, of):
-            raise LookupError(key)
-        return found
+        return self.rates.seconds(work(recipe, self._info_of(recipe.data.name), parent))
 
     def learn(self, key: Key, spent_s: float) -> None:
         """Record the measured seconds of a finished recipe."""
@@ -80,21 +76,15 @@ class Estimates:
         known = self.recipes[key].kind in self._learnt
         return self.seconds(key) / (1.0 if known else SLACK)
 
-    def pieces(self, key: Key) -> int:
+    def parts(self, key: Key) -> int:
         """Number of resumable parts of a recipe: the epochs of a teacher, the blocks of a set, otherwise 1."""
-        if key not in self._pieces:
-            self._pieces[key] = self._count_pieces(self.recipes[key])
-        return self._pieces[key]
-
-    def _count_pieces(self, recipe: Recipe) -> int:
-        if isinstance(recipe, TeacherRecipe) and recipe.training is not None:
-            return recipe.training.epochs
-        if isinstance(recipe, SetRecipe) and recipe.content is None:
+        if key not in self._parts:
+            recipe = self.recipes[key]
             try:
-                return len(METHODS.get(recipe.method)().blocks(recipe, self._info_of(recipe.data.name)))
+                self._parts[key] = FORECASTS[type(recipe)].parts(recipe, self._info_of(recipe.data.name))
             except RD3Error:
-                return 1
-        return 1
+                self._parts[key] = 1
+        return self._parts[key]
 
     def choose(self, ready: Iterable[Recipe], left_s: float) -> Recipe | None:
         """The first recipe likely to finish in ``left_s`` seconds, else the first of which one part is, else None."""
@@ -102,7 +92,7 @@ class Estimates:
         for recipe in ready:
             if self.shortest(recipe.key) <= left_s:
                 return recipe
-            if later is None and self.shortest(recipe.key) / self.pieces(recipe.key) <= left_s:
+            if later is None and self.shortest(recipe.key) / self.parts(recipe.key) <= left_s:
                 later = recipe
         return later
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rd3.datasets import Roots
 from rd3.errors import RD3Error, ends_the_process, why
-from rd3.recipe import AnyRecipe, EvaluationRecipe, Key, from_json
+from rd3.recipe import EvaluationRecipe, Key, Recipe, from_json
 from rd3.store import FolderStore, write_atomically
 
 REPORT_EVERY_S = 0.5
@@ -88,7 +88,7 @@ class Runner:
                 return False
         return True
 
-    def _run_one(self, recipe: AnyRecipe, report: Report, should_stop: Callable[[], bool]) -> Ended:
+    def _run_one(self, recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -> Ended:
         started_at, out = time.monotonic(), self.out / recipe.key
         try:
             result = self.perform(recipe, out, _progress(recipe, report, should_stop))
@@ -125,14 +125,14 @@ class Runner:
                 ended.append(Ended(part.recipe.key, "done", "", spent_s, figures, pack=len(pack)))
         return ended
 
-    def _failed(self, recipe: AnyRecipe, error: Exception) -> Ended:
+    def _failed(self, recipe: Recipe, error: Exception) -> Ended:
         text = "".join(traceback.format_exception(error))
         write_atomically(self.out / recipe.key / FAILURE, text)
         status, reason = why(error)
         mistake = isinstance(error, RD3Error) and status == "failed"
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
 
-    def perform(self, recipe: AnyRecipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
+    def perform(self, recipe: Recipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
         """Run one recipe with parents from the store, put it into the store and return the result of its entry."""
         from rd3.perform import perform
 
@@ -160,7 +160,7 @@ class Runner:
                 torch.cuda.empty_cache()
 
 
-def _progress(recipe: AnyRecipe, report: Report, should_stop: Callable[[], bool]) -> Callable[[float, str], None]:
+def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -> Callable[[float, str], None]:
     """A callback that reports progress at intervals and raises :class:`Stopped` on request."""
     reported = [float("-inf")]
 

@@ -1,4 +1,8 @@
-"""The scheduler of a campaign: hands out recipes, handles the workers' events and keeps the time limit."""
+"""The scheduler of a campaign, which is one call of ``python -m rd3.run`` on folders of recipes.
+
+It hands out recipes to workers, several evaluations at once if they can be trained together (a pack), handles the
+workers' events and keeps the time limit.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.view import View, span
 from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.errors import BadValue
-from rd3.evaluation.packing import SIZE, Packing
+from rd3.evaluation.packing import SIZE as PACK_SIZE
+from rd3.evaluation.packing import Packing
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0
@@ -91,7 +96,7 @@ class Scheduler:
         if self.queue.states[chosen.key].name == "again":  # retried alone
             return []
         ready = {recipe.key for recipe in self.queue.ready() if self.queue.states[recipe.key].name == "waiting"}
-        room = min(SIZE, math.ceil(len(ready) / self.view.workers)) - 1
+        room = min(PACK_SIZE, math.ceil(len(ready) / self.view.workers)) - 1
         left_s -= self.estimates.seconds(chosen.key)
         found: list[Recipe] = []
         for recipe in self._packing.companions(chosen, ready.__contains__, room):
@@ -115,6 +120,7 @@ class Scheduler:
     def _ended(self, event: Ended, again: bool) -> None:
         self.running.pop(event.key)
         recipe, second = self.queue.recipes[event.key], self.queue.states[event.key].alone
+        # ``broken``: its process died or has to be replaced; it is retried once, with nothing beside it
         if event.broken and again and not second and not self.must_stop():
             self.queue.again(event.key, event.reason)
             self.view.note(recipe, f"{event.reason}; retried later, alone")
@@ -145,7 +151,7 @@ class Scheduler:
         waiting = list(self.queue.ready())
         if self.seconds is None or self.started or not waiting or self.interrupted:
             return
-        least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.pieces(recipe.key))
+        least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.parts(recipe.key))
         needed = self.estimates.seconds(least.key)
         raise BadValue(
             f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "

@@ -16,7 +16,7 @@ class CESettings(Frozen):
 
     hard_mix: Literal["weighted", "base"] = "weighted"
     """Targets of mixed images: ``weighted`` uses both labels in proportion to their share of the image, ``base`` only
-    the base image's label (open: weighted)."""
+    the base image's label (not stated in the paper)."""
 
 
 @register_loss("ce", CESettings, labels="hard")

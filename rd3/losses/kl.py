@@ -17,9 +17,9 @@ class KLSettings(Frozen):
     """Settings of ``kl``."""
 
     temperature: float = Field(default=20.0, gt=0)
-    """Softmax temperature of teacher and student (open: 20)."""
+    """Softmax temperature of teacher and student (not stated in the paper)."""
     scale_t2: bool = False
-    """Multiply the loss by the squared temperature (open: no, as in the released code)."""
+    """Multiply the loss by the squared temperature (not stated in the paper; as in the released code)."""
 
 
 @register_loss("kl", KLSettings, labels="soft")

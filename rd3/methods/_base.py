@@ -285,7 +285,7 @@ def reductions(
     reference = {**preset.values, **preset.reduces}
     cut: dict[str, tuple[float, float]] = {}
     for name in METHODS.get(method).counted:
-        made, expected = getattr(settings, name), reference.get(name)
-        if expected is not None and made < expected:
-            cut[name] = (made, expected)
+        used, expected = getattr(settings, name), reference.get(name)
+        if expected is not None and used < expected:
+            cut[name] = (used, expected)
     return cut

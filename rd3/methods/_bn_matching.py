@@ -119,11 +119,11 @@ class BatchNormMatching(Method):
         by_size: dict[int, list[Block]] = {}
         for block in blocks:
             by_size.setdefault(len(block.members), []).append(block)
-        made: dict[int, torch.Tensor] = {}
+        images: dict[int, torch.Tensor] = {}
         for number, alike in enumerate(by_size.values()):
             own = replace(ctx, progress=ctx.part(number, len(by_size)))
-            made |= zip((block.index for block in alike), self._make(alike, own), strict=True)
-        return [made[block.index] for block in blocks]
+            images |= zip((block.index for block in alike), self._make(alike, own), strict=True)
+        return [images[block.index] for block in blocks]
 
     def _make(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         """Images of blocks of equal size, generated side by side."""

@@ -1,24 +1,20 @@
-"""Cost of a recipe before it runs: FLOPs and memory traffic, and a rough estimate of seconds from them.
+"""Cost of work before it runs: FLOPs and memory traffic of networks, and a rough estimate of seconds from them.
 
-Work is computed exactly from the recipe: a training step costs as much as three forward passes (one forward, two for
-the gradients).  Seconds are estimated from :class:`Rates`; running grids correct them by the recipes that finished.
+:mod:`rd3.planning.forecast` computes the work of a recipe.  Seconds are estimated from :class:`Rates`; running grids
+correct them by the recipes that finished.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from importlib.resources import files
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rd3.datasets import DatasetInfo
-from rd3.methods import METHODS
 from rd3.models import Cost, Extent
-from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 
 TRAIN_FACTOR = 3
 """Forward and backward pass together, in forward passes."""
@@ -158,75 +154,3 @@ def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]
             )
             table.setdefault(name, {})[str(side)] = [line(*pair) for pair in zip(low, high, strict=True)]
     return table
-
-
-def work(recipe: Recipe, info: DatasetInfo, network_of: Callable[[Key], str], set_size: int = 0) -> Work:
-    """The work of a recipe on a dataset.
-
-    ``network_of(key)`` names a teacher's network; ``set_size`` is |S| of an evaluation's set, in images.
-    """
-    if isinstance(recipe, TeacherRecipe):
-        return _teacher_work(recipe, info)
-    if isinstance(recipe, StatisticsRecipe):
-        return _statistics_work(recipe, info, network_of)
-    if isinstance(recipe, SetRecipe):
-        return _set_work(recipe, info, network_of)
-    assert isinstance(recipe, EvaluationRecipe)
-    return _evaluation_work(recipe, info, network_of, set_size)
-
-
-def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo) -> Work:
-    if recipe.training is None:  # an import: nothing is trained
-        return Work()
-    epochs, batch = recipe.training.epochs, recipe.training.batch_size
-    images = TRAIN_FACTOR * epochs * info.train_count + info.test_count
-    forward = forward_cost(recipe.network, info.num_classes, recipe.resolution)
-    cost, steps = images * forward, epochs * math.ceil(info.train_count / batch)
-    return Work(cost, steps, recipe.precision or "fp32", ((recipe.network, cost),))
-
-
-def _statistics_work(recipe: StatisticsRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
-    network = network_of(recipe.teacher)
-    cost = info.train_count * forward_cost(network, info.num_classes, recipe.resolution)
-    batches = math.ceil(info.train_count / recipe.collection.batch_size)
-    return Work(cost, batches, networks=((network, cost),))  # computing the moments is negligible
-
-
-def _set_work(recipe: SetRecipe, info: DatasetInfo, network_of: Callable[[Key], str]) -> Work:
-    if recipe.content is not None:  # an import
-        return Work()
-
-    method = METHODS.get(recipe.method)()
-
-    def cost(of: Collection[Key]) -> Cost:
-        """Cost of the forward and backward passes through these teachers."""
-        free = Cost()
-        return method.cost(
-            recipe,
-            info,
-            lambda key: forward_cost(network_of(key), info.num_classes, recipe.resolution) if key in of else free,
-        )
-
-    iterations = recipe.settings.get("iterations", 0)
-    steps = iterations * len(method.blocks(recipe, info)) if iterations else 0
-    each = ((network_of(key), cost([key])) for key in recipe.teachers)
-    return Work(cost(recipe.teachers), steps, recipe.precision, tuple(one for one in each if one[1] != Cost()))
-
-
-def _evaluation_work(
-    recipe: EvaluationRecipe, info: DatasetInfo, network_of: Callable[[Key], str], set_size: int
-) -> Work:
-    def passes(network: str, images: int) -> tuple[str, Cost]:
-        return network, images * forward_cost(network, info.num_classes, recipe.resolution)
-
-    protocol = recipe.protocol
-    tested = info.test_count if recipe.tested_on == "test" else info.train_count // 10
-    factor = TRAIN_FACTOR + (1 if protocol.extra_student_forward else 0)
-    seen = protocol.epochs * set_size
-    tests = tested * (1 + len(protocol.test_epochs))
-    networks = (
-        passes(recipe.student, factor * seen + tests),
-        *(passes(network_of(key), seen) for key in recipe.teachers),
-    )
-    steps = protocol.epochs * math.ceil(set_size / protocol.batch_size)
-    return Work(sum((cost for _name, cost in networks), Cost()), steps, protocol.precision, networks)

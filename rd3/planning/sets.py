@@ -173,7 +173,7 @@ def largest_sets(recipes: list[Recipe], info_of: Callable[[str], DatasetInfo]) -
     for level in ([one for one in sets if one.init is None], [one for one in sets if one.init is not None]):
         groups: dict[tuple[str, str | None], list[SetRecipe]] = {}
         for recipe in level:
-            if recipe.content is None and _nests(recipe, info_of):
+            if not recipe.imported and _nests(recipe, info_of):
                 init = found.get(recipe.init, recipe.init) if recipe.init else None
                 alike = recipe.model_copy(update={"ipc": 1, "init": None})
                 groups.setdefault((alike.key, init), []).append(recipe)

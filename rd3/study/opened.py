@@ -5,20 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rd3.errors import DataCorrupt, DataMissing, NotCarried, StoreError
-from rd3.recipe import KINDS, Key
+from rd3.errors import DataCorrupt, DataMissing, FilesNotExported, StoreError
+from rd3.recipe import KINDS, Key, kind_order
 from rd3.store import Entry, check_files
 from rd3.study.rows import RowsFile
 
 RESULTS = "results.parquet"
 SHEET = "contact_sheet.png"
-_FOLDERS = {"teacher": "teachers", "statistics": "statistics", "set": "sets"}
 
 
 def part_of(entry: Entry) -> Path | None:
     """Path in a study of the Parquet file with the files of an entry; None if they are in ``results.parquet``."""
-    folder = _FOLDERS.get(entry.kind)
-    return Path(folder) / f"{_name(entry)}.parquet" if folder else None
+    kind = KINDS[entry.kind]
+    return Path(kind.plural) / f"{_name(entry)}.parquet" if kind.holds != "curves" else None
 
 
 def sheet_of(entry: Entry) -> Path:
@@ -28,9 +27,7 @@ def sheet_of(entry: Entry) -> Path:
 
 def _name(entry: Entry) -> str:
     """Readable file name: method and IPC of a set, or network of a teacher, and the beginning of the key."""
-    recipe = entry.recipe
-    fields = {"set": (recipe.get("method"), f"ipc{recipe.get('ipc')}"), "teacher": (recipe.get("network"),)}
-    words = [str(word)[:40] for word in fields.get(entry.kind, ())]
+    words = [word[:40] for word in KINDS[entry.kind].file_words(entry.recipe)]
     return "-".join([re.sub(r"[^\w.]+", "-", word) for word in words] + [entry.key[:12]])
 
 
@@ -51,7 +48,7 @@ class Study:
 
     def names(self) -> list[tuple[str, Key]]:
         """(kind, key) of every entry, parents before children."""
-        return sorted(self._rows.entries, key=lambda name: (KINDS.index(name[0]), name[1]))
+        return sorted(self._rows.entries, key=lambda name: (kind_order(name[0]), name[1]))
 
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry, or None if there is none."""
@@ -67,14 +64,14 @@ class Study:
         return bool(self._rows.carried(entry.kind, entry.key)) or bool(part and (self.root / part).is_file())
 
     def fetch(self, kind: str, key: Key) -> Path:
-        """A folder with the verified files; raises :class:`NotCarried` if the study does not include them."""
+        """A folder with the verified files; raises :class:`FilesNotExported` if the study does not include them."""
         entry = self.find(kind, key)
         if entry is None:
             raise DataMissing(f"{self.path} has no {kind} {key[:12]}.", "make or import it first")
         what = f"{kind} {key[:12]} of {self.path}"
         carried = self._carried(entry)
         if not set(entry.files) <= set(carried):
-            raise NotCarried(f"The files of {what} are not in the study.", "make or import it again")
+            raise FilesNotExported(f"The files of {what} are not in the study.", "make or import it again")
         folder = self._scratch / kind / key
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rd3.errors import DataCorrupt
-from rd3.recipe import KINDS, Key
+from rd3.recipe import KINDS, Key, kind_order
 from rd3.store import Entry, read_entry
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def pack(rows: Iterable[Row]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    ordered = sorted(rows, key=lambda row: (KINDS.index(row.entry.kind), row.entry.key))
+    ordered = sorted(rows, key=lambda row: (kind_order(row.entry.kind), row.entry.key))
     plain = [
         {
             "kind": entry.kind,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.errors import DataMissing, StoreError
-from rd3.recipe import Key
+from rd3.recipe import KINDS, Key
 from rd3.store import Entry, ReadableStore, write_atomically
 from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
 from rd3.study.rows import Row, RowsFile, pack
@@ -83,8 +83,10 @@ def _in_place(source: ReadableStore, entry: Entry, folder: Path, name: Path, net
 
 
 def _is_wanted(entry: Entry, networks: bool) -> bool:
+    if KINDS[entry.kind].holds != "images":
+        return networks
     ipc = entry.recipe.get("ipc")
-    return networks if entry.kind != "set" else isinstance(ipc, int) and ipc <= LARGEST_IPC
+    return isinstance(ipc, int) and ipc <= LARGEST_IPC
 
 
 def _contents(source: ReadableStore, entry: Entry) -> dict[str, bytes]:

@@ -69,7 +69,7 @@ def refused(
 
 def test_a_tracking_server_that_is_down(refused, closed_port: int):
     said = refused(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{closed_port}")
-    assert said.startswith(f"TrackingError: The tracking server http://127.0.0.1:{closed_port} does not answer: ")
+    assert said.startswith(f"TrackingError: The tracking server http://127.0.0.1:{closed_port} does not respond: ")
     assert "correct MLFLOW_TRACKING_URI" in said
 
 
@@ -95,7 +95,7 @@ def test_a_bucket_that_does_not_exist(refused):
 
 def test_an_s3_server_that_is_down(refused, closed_port: int):
     said = refused(AWS_ENDPOINT_URL=f"http://127.0.0.1:{closed_port}")
-    assert f"The S3 server http://127.0.0.1:{closed_port} does not answer" in said
+    assert f"The S3 server http://127.0.0.1:{closed_port} does not respond" in said
     assert "correct AWS_ENDPOINT_URL" in said
 
 

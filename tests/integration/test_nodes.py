@@ -40,5 +40,5 @@ def test_a_cluster_that_can_and_one_that_cannot(cluster: Cluster, tmp_path: Path
     (tmp_path / "home" / "data" / "cifar10").mkdir(parents=True)
     check_nodes(place, ["digits", "cifar10"])
     away = Place("http://127.0.0.1:9", place.artifacts, place.home)
-    with pytest.raises(TrackingError, match=r"On node [\d.]+: The tracking server http://.*:9 does not answer"):
+    with pytest.raises(TrackingError, match=r"On node [\d.]+: The tracking server http://.*:9 does not respond"):
         check_nodes(away, ["digits"])

@@ -49,7 +49,7 @@ def test_the_science_runs_without_the_platform(alone, tmp_path):
         "    classes=dataset.info.classes, resolution=dataset.info.resolution)\n"
         "Path('set.json').write_text(to_json(recipe))\n"
         "import rd3.methods, rd3.models, rd3.losses, rd3.evaluation.posteval, rd3.teacher, rd3.testing\n"
-        "import rd3.planning.cost\n"
+        "import rd3.planning.forecast\n"
         "print(sorted(rd3.methods.method_names()))\n"
     )
     said = python(str(script))

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rd3.errors import BadValue
+from rd3.errors import BadValue, RD3Error
+from rd3.perform import PERFORM
+from rd3.planning.forecast import FORECASTS
 from rd3.protocol import resolve_protocol
 from rd3.recipe import (
+    KINDS,
     Data,
     EvaluationRecipe,
     Normalisation,
@@ -23,6 +26,7 @@ from rd3.recipe import (
     from_json,
     key_of,
     recipe_of_kind,
+    register_kind,
     to_json,
     topological,
 )
@@ -131,6 +135,23 @@ def test_a_recipe_of_another_kind_is_refused():
     assert recipe_of_kind(plain, SetRecipe) == a_set()
     with pytest.raises(BadValue, match="kind: 'set', expected 'teacher'"):
         recipe_of_kind(plain, TeacherRecipe)
+
+
+def test_every_kind_can_be_computed_and_forecast():
+    assert list(KINDS) == ["teacher", "statistics", "set", "evaluation"]
+    assert all(kind.model_fields["kind"].default == name for name, kind in KINDS.items())
+    assert set(PERFORM) == set(FORECASTS) == set(KINDS.values())
+
+
+def test_a_name_is_of_one_kind():
+    with pytest.raises(RD3Error, match="Recipe kind 'teacher' is registered twice"):
+        register_kind(TeacherRecipe)
+
+
+@pytest.mark.parametrize("plain", ['{"kind": "student"}', '{"kind": ["set"]}', "{}"])
+def test_an_unknown_kind_is_refused(plain):
+    with pytest.raises(BadValue, match=r"kind: .*, expected one of teacher, statistics, set, evaluation"):
+        from_json(plain)
 
 
 def test_parents_come_first():

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rd3.errors import DataCorrupt, DataMissing, NotCarried, RD3Error, StoreError
+from rd3.errors import DataCorrupt, DataMissing, FilesNotExported, RD3Error, StoreError
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, SetRecipe, TeacherRecipe
 from rd3.store import Entry, FolderStore, sha256_files
@@ -97,7 +97,7 @@ def test_large_sets_and_networks_leave_their_figures(store, opened, tmp_path):
     study = opened(tmp_path / "study")
     for recipe in (a_teacher(), a_set(50)):
         assert study.find(recipe.kind, recipe.key).result["count"] == 10**18
-        with pytest.raises(NotCarried, match=r"are not in the study\. Fix: make or import it again"):
+        with pytest.raises(FilesNotExported, match=r"are not in the study\. Fix: make or import it again"):
             study.fetch(recipe.kind, recipe.key)
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_gone_leaves_its_figures_and_a_damaged_one_is_refused(sto
     folder = tmp_path / "store/artifacts/evaluation"
     (folder / an_evaluation(0).key / "result.json").unlink()
     assert write_study(store, store.names(), tmp_path / "study").left_out == 3
-    with pytest.raises(NotCarried):
+    with pytest.raises(FilesNotExported):
         opened(tmp_path / "study").fetch("evaluation", an_evaluation(0).key)
     (folder / an_evaluation(1).key / "result.json").write_text("altered")
     with pytest.raises(DataCorrupt, match=r"result\.json has sha256"):

@@ -20,16 +20,17 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
-from rd3.recipe import KINDS, AnyRecipe, Key, SetRecipe, key_of, read_recipe
+from rd3.recipe import KINDS, Key, Recipe, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry, read_entry
+from rd3.upgrade import REKEYED
 from tracking.ledger.lease import Lease
 from tracking.ledger.object_store import open_objects
 
 
 def _name(kind: str, key: Key) -> str:
     if kind not in KINDS:
-        raise UnknownName(f"Unknown kind of recipe {kind!r}.", did_you_mean(kind, KINDS))
+        raise UnknownName(f"Unknown kind of recipe {kind!r}.", did_you_mean(kind, list(KINDS)))
     return f"by-key/{kind}/{key}.json"
 
 
@@ -62,7 +63,7 @@ class Ledger:
 
     def older_format(self) -> bool:
         """Whether there are entries that ``rd3 ledger upgrade`` would convert; reads one entry per kind."""
-        for kind in ("teacher", "evaluation"):  # the kinds whose keys change with every format
+        for kind in REKEYED:
             for key in sorted(self.keys(kind))[:1]:
                 entry = self.find(kind, key)
                 if entry is not None and read_recipe(entry.recipe).key != key == key_of(entry.recipe):
@@ -117,7 +118,7 @@ class Ledger:
         found = self._starting(prefix, (kind,))
         if not found:
             raise UnknownName(
-                f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_LISTED[kind]}` lists the known ones"
+                f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_listing(kind)}` lists the known ones"
             )
         return self._only(prefix, found)[1]
 
@@ -125,7 +126,7 @@ class Ledger:
         """(kind, key) of the entry of any kind whose key starts with ``prefix``; raises like :meth:`resolve`."""
         found = self._starting(prefix, KINDS)
         if not found:
-            shown = ", ".join(f"`rd3 {command}`" for command in dict.fromkeys(_LISTED.values()))
+            shown = ", ".join(f"`rd3 {command}`" for command in dict.fromkeys(map(_listing, KINDS)))
             raise UnknownName(f"The ledger {self.root} has no key {prefix}.", f"see {shown}")
         return self._only(prefix, found)
 
@@ -189,7 +190,7 @@ class Ledger:
         return Lease(self.objects, name)
 
 
-def recipe_of(entry: Entry, where: str = "") -> AnyRecipe:
+def recipe_of(entry: Entry, where: str = "") -> Recipe:
     """The recipe of an entry, checked against the entry's key; ``where`` names the ledger or folder in messages.
 
     Raises :class:`BadValue` for an entry of an older format, :class:`DataCorrupt` if the recipe has another key.
@@ -207,12 +208,9 @@ def recipe_of(entry: Entry, where: str = "") -> AnyRecipe:
     )
 
 
-_LISTED = {
-    "teacher": "teacher list",
-    "statistics": "status GRID",
-    "set": "set list",
-    "evaluation": "status GRID",
-}
+def _listing(kind: str) -> str:
+    """The command that lists recipes of a kind."""
+    return {"teacher": "teacher list", "set": "set list"}.get(kind, "status GRID")
 
 
 def _role_name(dataset: str, role: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from rd3.errors import Away
+from rd3.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -28,17 +28,18 @@ def retry(
     waiting: Callable[[str], None] = _ignore,
     leaving: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Call ``ask`` until it returns, with growing pauses while it raises :class:`Away`; returns its result.
+    """Call ``ask`` until it returns, with growing pauses while it raises :class:`Unavailable`; returns its result.
 
     ``ask`` must be idempotent: it may have succeeded although the reply was lost.  ``waiting`` receives the reason
-    before each pause.  Raises the last :class:`Away` after ``give_up_after_s`` seconds or once ``leaving()`` is true.
+    before each pause.  Raises the last :class:`Unavailable` after ``give_up_after_s`` seconds or once ``leaving()`` is
+    true.
     """
     deadline = time.monotonic() + give_up_after_s
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             return ask()
-        except Away as error:
+        except Unavailable as error:
             if time.monotonic() + pause_s > deadline or leaving():
                 raise
             waiting(error.message)

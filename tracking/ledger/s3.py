@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from rd3.errors import StoreAway, StoreError
+from rd3.errors import StoreError, StoreUnavailable
 from tracking.ledger.object_store import Stored, Unfinished
 
 _THREADS = 24
@@ -28,7 +28,7 @@ _BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
 
 @contextlib.contextmanager
 def s3_errors(root: str, endpoint: str) -> Iterator[None]:
-    """Convert errors of boto3 and the server to :class:`StoreError`, or :class:`StoreAway` if a retry may succeed."""
+    """Convert errors of boto3 and the server to :class:`StoreError`; :class:`StoreUnavailable` if a retry may help."""
     from boto3.exceptions import Boto3Error, S3UploadFailedError
     from botocore import exceptions as botocore
 
@@ -59,12 +59,12 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the permissions of that key",
             ) from None
         busy = code in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-        raise (StoreAway if busy else StoreError)(
+        raise (StoreUnavailable if busy else StoreError)(
             f"{endpoint} failed on {root} ({code or error}).", "check the log of that server"
         ) from None
     except (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error) as error:
-        raise StoreAway(
-            f"The S3 server {endpoint} does not answer ({type(error).__name__}).",
+        raise StoreUnavailable(
+            f"The S3 server {endpoint} does not respond ({type(error).__name__}).",
             "start it, or correct AWS_ENDPOINT_URL",
         ) from None
     except botocore.BotoCoreError as error:

@@ -1,7 +1,8 @@
-"""The paper's results, for comparison.
+"""Results printed in the RD3 paper ("Rectified Decoupled Dataset Distillation"), for comparison with those of a grid.
 
-Data files hold the tables (``data/paper_results.csv``, one row per printed number), the names that the paper uses
-(``data/paper_names.yaml``) and doubtful cells (``data/paper_doubts.yaml``).
+A cell is one combination of method, dataset, IPC (images per class), student and labels.  Data files hold the tables
+(``data/paper_results.csv``, one row per printed number), the names that the paper uses (``data/paper_names.yaml``) and
+doubtful cells (``data/paper_doubts.yaml``).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def _printed() -> dict[tuple[str, str, int, str, str, str], tuple[float, float |
     with files("tracking.report").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             if row["table"] in wanted and row["metric"] == "top1":
+                # the column has what a table varies besides its rows and columns, such as label=hard
                 labels = "hard" if row["config"].startswith("label=hard") else "soft"
                 place = (row["table"], row["dataset"], int(row["ipc"]), row["method"], row["model"], labels)
                 found[place] = (float(row["mean"]), float(row["std"]) if row["std"] else None)
@@ -96,7 +98,10 @@ def paper_value(
 
 
 def incomparable(protocol: str, changed: dict[str, Any], labels: str) -> list[str]:
-    """Differences of a cell from the paper's protocol: another preset, and fields that the grid changed."""
+    """Differences of a cell from the paper's evaluation: another protocol, and fields of it that the grid changed.
+
+    Fields that the paper does not fix, such as the precision, may differ (``open`` in ``data/paper_names.yaml``).
+    """
     known = names()
     allowed = {*known["open"], "labels", *(["loss"] if labels == "hard" else [])}
     apart = [f"protocol {protocol}"] if protocol != known["protocol"] else []

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rd3.errors import DataCorrupt, DataMissing, NotCarried
+from rd3.errors import DataCorrupt, DataMissing, FilesNotExported
 from rd3.store import Entry, check_files
 from tracking.ledger.object_store import folder_errors, is_direct, open_objects
 from tracking.runs.client import mlflow_errors, quiet_mlflow
@@ -25,7 +25,7 @@ def what(entry: Entry) -> str:
 
 def _address(entry: Entry) -> str:
     if not entry.artifact:
-        raise NotCarried(f"The ledger entry of {what(entry)} has no artifact.", "run or import it again")
+        raise FilesNotExported(f"The ledger entry of {what(entry)} has no artifact.", "run or import it again")
     return entry.artifact
 
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from rd3.errors import RD3Error, StoreError, TrackingAway, TrackingError
+from rd3.errors import RD3Error, StoreError, TrackingError, TrackingUnavailable
 from tracking.ledger.s3 import s3_errors
 from tracking.place import Place
 
@@ -73,7 +73,7 @@ def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | No
     """Errors are classified by the package of their type, because importing all these packages takes a second."""
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
-        return (TrackingAway if _is_temporary(error) else TrackingError)(
+        return (TrackingUnavailable if _is_temporary(error) else TrackingError)(
             f"MLflow at {without_password(tracking_uri)} {_summary(error)}.",
             "check the server with `rd3 doctor`, then run the same command again to resume",
         )
@@ -94,7 +94,7 @@ def _summary(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     reason = re.search(r"Connection (?:refused|reset by peer|aborted)|timed out", text)
     if reason and re.search(r"HTTPS?ConnectionPool", text):
-        return f"does not answer ({reason[0].lower()})"
+        return f"does not respond ({reason[0].lower()})"
     return f"failed: {text.splitlines()[0].rstrip('.')}"
 
 

@@ -1,6 +1,7 @@
 """Fields of a recipe's MLflow run: parameters under the paper's names, metrics, and curves of at most 100 points.
 
-All fields are flat, so that the columns, filters and charts of the MLflow UI work with them.
+All fields are flat, so that the columns, filters and charts of the MLflow UI work with them.  The fields of any kind of
+recipe become parameters; what a kind shows of its parents is a row of :data:`FACTS`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ _LONGEST = 500
 """Maximum characters of a parameter; ``entry.json`` has longer values in full."""
 
 _HASHES = ("classes", "set", "init", "content", "weights", "fingerprint")
+"""Fields that are shown with 12 digits, like lists of keys."""
 _NOT_SHOWN = ("kind", "format", "normalisation")
-_FLATTENED = ("settings", "protocol", "training", "collection")
-"""Nested fields of recipes whose own fields become parameters."""
 
 
 def _text(value: Any) -> str:
@@ -40,34 +40,54 @@ def _text(value: Any) -> str:
 def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     """Parameters of a run: ``facts`` (names that the recipe lacks, such as the protocol's) and the recipe's fields.
 
-    A setting with the name of another field becomes ``settings.<name>``; fields that are None are left out.
+    Nested fields (settings, protocol, training) become parameters of their own; one with the name of another field
+    becomes ``settings.<name>``.  Fields that are None are left out.
     """
     plain = recipe.model_dump(mode="json")
     flat: dict[str, Any] = dict(facts)
     data = plain.pop("data")
     outer = {"dataset": data["name"], "fingerprint": data["fingerprint"], "split": data["split"]}
-    outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN and name not in _FLATTENED}
-    for name in ("teachers", "statistics"):
-        outer[name] = [key[:12] for key in plain.get(name, ())] or None
+    outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN}
+    keys = {key for _kind, key in recipe.parents()}
+    nested = {name: outer.pop(name) for name, value in list(outer.items()) if isinstance(value, dict)}
     for name, value in outer.items():
-        flat.setdefault(name, value[:12] if name in _HASHES and value else value)
-    for group in _FLATTENED:
-        inside = plain.get(group) or {}
-        for name, value in (flat_protocol(inside) if inside and group == "protocol" else inside).items():
+        flat.setdefault(name, _shortened(name, value, keys))
+    for group, inside in nested.items():
+        for name, value in (flat_protocol(inside) if group == "protocol" else inside).items():
             flat[f"{group}.{name}" if name in flat else name] = value
     return {name: _text(value)[:_LONGEST] for name, value in flat.items() if value is not None}
 
 
+def _shortened(name: str, value: Any, keys: set[Key]) -> Any:
+    """Hashes, and keys in a list, with 12 digits; None for an empty list."""
+    if isinstance(value, list):
+        return [one[:12] if one in keys else one for one in value] or None
+    return value[:12] if name in _HASHES and value else value
+
+
 def parent_facts(recipe: Recipe, find: Find) -> dict[str, Fact]:
     """Facts about a recipe from its parents' entries, under the names that a grid uses (``method``, ``ipc`` ...)."""
-    facts: dict[str, Fact] = {}
-    if isinstance(recipe, EvaluationRecipe) and (parent := find("set", recipe.set)) is not None:
-        names = ("method", "ipc", "set_seed")
-        facts = {name: parent.recipe[name] for name in names if parent.recipe.get(name) is not None}
-    if isinstance(recipe, SetRecipe | EvaluationRecipe) and recipe.teachers:
-        networks = [entry.recipe["network"] for key in recipe.teachers if (entry := find("teacher", key)) is not None]
-        facts |= {"teacher": ",".join(networks)} if networks else {}
-    return facts
+    facts = FACTS.get(type(recipe))
+    return facts(recipe, find) if facts is not None else {}
+
+
+def _evaluation_facts(recipe: EvaluationRecipe, find: Find) -> dict[str, Fact]:
+    parent = find("set", recipe.set)
+    shown = parent.recipe if parent is not None else {}
+    facts = {name: shown[name] for name in ("method", "ipc", "set_seed") if shown.get(name) is not None}
+    return facts | _teacher_facts(recipe, find)
+
+
+def _teacher_facts(recipe: SetRecipe | EvaluationRecipe, find: Find) -> dict[str, Fact]:
+    networks = [entry.recipe["network"] for key in recipe.teachers if (entry := find("teacher", key)) is not None]
+    return {"teacher": ",".join(networks)} if networks else {}
+
+
+FACTS: dict[type[Recipe], Callable[[Any, Find], dict[str, Fact]]] = {
+    SetRecipe: _teacher_facts,
+    EvaluationRecipe: _evaluation_facts,
+}
+"""What a run shows of the recipe's parents; nothing for kinds that are not listed."""
 
 
 def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:

@@ -93,7 +93,7 @@ def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
         raise caught[0]
     if not answers:
         raise TrackingError(
-            f"The tracking server {without_password(uri)} does not answer within {seconds:g} s.", _START
+            f"The tracking server {without_password(uri)} does not respond within {seconds:g} s.", _START
         )
     return answers[0]
 
@@ -104,7 +104,7 @@ def _database(uri: str, port: int, seconds: float) -> None:
         socket.create_connection((parts.hostname or "localhost", parts.port or port), timeout=seconds).close()
     except OSError as error:
         raise TrackingError(
-            f"The tracking database {without_password(uri)} does not answer: {error.strerror or error}.", _START
+            f"The tracking database {without_password(uri)} does not respond: {error.strerror or error}.", _START
         ) from None
 
 
@@ -135,7 +135,7 @@ def _server(uri: str, seconds: float) -> int:
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise TrackingError(
-            f"The tracking server {shown} does not answer: {getattr(reason, 'strerror', None) or reason}.", _START
+            f"The tracking server {shown} does not respond: {getattr(reason, 'strerror', None) or reason}.", _START
         ) from None
     if "Invalid Host header" in health:
         raise TrackingError(
@@ -174,7 +174,7 @@ def _logged_in(uri: str, seconds: float) -> int:
         ).status_code
     except MlflowException as error:
         first = str(error).splitlines()[0]
-        raise TrackingError(f"The tracking server {shown} does not answer: {first}.", _START) from None
+        raise TrackingError(f"The tracking server {shown} does not respond: {first}.", _START) from None
     if status in (401, 403):
         raise TrackingError(f"The tracking server {shown} rejects the login (HTTP {status}).", _LOGIN)
     if status != 200:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rd3.errors import StoreAway, StoreError, TrackingError
+from rd3.errors import StoreError, StoreUnavailable, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
 from tracking.ledger.object_store import open_objects
@@ -275,7 +275,7 @@ class OpenRun:
         try:
             for name in entry.files:
                 target.upload(f"{place}/{name}", folder / name)
-        except StoreAway:
+        except StoreUnavailable:
             raise
         except StoreError:  # the credentials are not for this bucket
             return None

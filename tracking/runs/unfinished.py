@@ -1,7 +1,8 @@
 """Periodic upload of unfinished work, so that another machine can resume it when this one is preempted.
 
-Finished blocks of a set or a teacher's checkpoint are stored as files of the recipe's own run under ``unfinished/``.
-They are transferred like all its files, and deleted when the recipe is done.
+The finished blocks of a synthetic set (groups of images), or a teacher's checkpoint, are stored as files of the
+recipe's MLflow run, under ``unfinished/``.  They are transferred like all files of a run, and deleted when the recipe
+is done.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ UNFINISHED = "unfinished"
 
 
 class UnfinishedWork:
-    """Uploads and downloads the files below one folder.  An upload that fails is retried with the next one."""
+    """Uploads and downloads the files below a recipe's result folder, on this machine.
+
+    An upload that fails is retried with the next one.
+    """
 
     def __init__(self, run: OpenRun, folder: Path, every_s: float = EVERY_S):
         self.run, self.folder, self.every_s = run, folder, every_s
@@ -55,7 +59,8 @@ class UnfinishedWork:
     def download(self) -> None:
         """Download uploaded files that are missing from the folder.  They are validated when they are opened.
 
-        Raises :class:`rd3.errors.Away` if the server is unreachable: starting without the files would overwrite them.
+        Raises :class:`rd3.errors.Unavailable` if the server is unreachable, as starting without the files would
+        overwrite them.
         """
         client, run_id = self.run.tracker.client, self.run.run_id
         with self.run.tracker.errors():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rd3.errors import BadValue, DataCorrupt, DataMissing, NotCarried
+from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
 from rd3.recipe import KINDS, Key, key_of, read_recipe
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
@@ -64,7 +64,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, scratch: Path, tagged: Ma
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
         compare(entry, tagged)
         _compare_result(entry, artifacts.fetch(entry, scratch, store.place.tracking_uri))
-    except NotCarried:
+    except FilesNotExported:
         return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:
         return Checked(kind, key, label, error.message)

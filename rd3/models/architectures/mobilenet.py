@@ -1,7 +1,8 @@
 """MobileNetV2 of half width for small images.
 
-Source: CRD ``models/mobilenetv2.py`` (``mobile_half``): channels are halved without rounding to multiples of eight,
-activations are ReLU, and the first block also has an expanding 1x1 convolution.
+Source: the repository of CRD (Contrastive Representation Distillation; github.com/HobbitLong/RepDistiller),
+``models/mobilenetv2.py`` (``mobile_half``): channels are halved without rounding to multiples of eight, activations are
+ReLU, and the first block also has an expanding 1x1 convolution.
 """
 
 from __future__ import annotations

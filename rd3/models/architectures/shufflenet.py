@@ -1,6 +1,7 @@
 """ShuffleNetV2 for small images.
 
-Source: CRD ``models/ShuffleNetv2.py``, which differs from torchvision's network only in its stem.
+Source: the repository of CRD (Contrastive Representation Distillation; github.com/HobbitLong/RepDistiller),
+``models/ShuffleNetv2.py``, which differs from torchvision's network only in its stem.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Wide ResNets with pre-activation blocks.
 
-Source: Zagoruyko and Komodakis (2016), as in CRD ``models/wrn.py``; dropout 0, average pooling adaptive.
+Source: Zagoruyko and Komodakis (2016), as in ``models/wrn.py`` of CRD (Contrastive Representation Distillation;
+github.com/HobbitLong/RepDistiller); dropout 0, average pooling adaptive.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ def test_clocks(ahead_s: float, state: str, detail: str):
 
 def test_a_server_that_does_not_tell_the_time():
     def down() -> float:
-        raise StoreError("The S3 server x does not answer.", "set AWS_ENDPOINT_URL")
+        raise StoreError("The S3 server x does not respond.", "set AWS_ENDPOINT_URL")
 
     row = checkup._clock("clock", down, "x")
-    assert row == ("clock", "wrong", "The S3 server x does not answer. Fix: set AWS_ENDPOINT_URL")
+    assert row == ("clock", "wrong", "The S3 server x does not respond. Fix: set AWS_ENDPOINT_URL")
 
 
 def test_versions_that_differ():

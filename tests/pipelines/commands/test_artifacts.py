@@ -295,7 +295,7 @@ def test_push_says_where_it_cannot_go(rd3: Run, home: Path, tmp_path: Path) -> N
             (str(tmp_path / "o"), "--tracking", f"sqlite:///{home}/mlflow.db"),
             "its own tracking server or database",
         ),
-        ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "http://127.0.0.1:9 does not answer"),
+        ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "http://127.0.0.1:9 does not respond"),
     ]:
         code, _out, err = rd3("push", *words)
         assert (code, said in err) == (2, True), err

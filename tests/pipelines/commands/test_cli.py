@@ -150,7 +150,7 @@ def refused(rd3: Run, words: tuple[str, ...], uri: str) -> str:
     code, _out, err = rd3(*words)
     assert time.monotonic() - start < 20, words
     assert (code, err.count("\n")) == (2, 2), words  # a sentence and a fix
-    assert re.match(rf"Tracking(Error|Away): The tracking server {uri} does not answer", err), err
+    assert re.match(rf"Tracking(Error|Unavailable): The tracking server {uri} does not respond", err), err
     return err
 
 

@@ -14,7 +14,7 @@ import pytest
 import rd3.perform
 from pipelines.engine import attempt, trial_log
 from pipelines.engine.job import Job, TrialEnd, work_folder
-from rd3.errors import DataCorrupt, Diverged, TrackingAway, TrackingError
+from rd3.errors import DataCorrupt, Diverged, TrackingError, TrackingUnavailable
 from rd3.recipe import Data, SetRecipe
 from rd3.store import Entry, FolderStore
 from rd3.values import canonical
@@ -45,7 +45,7 @@ class FakeRun:
     def _answer(self) -> None:
         if self.bench.away > 0:
             self.bench.away -= 1
-            raise TrackingAway("MLflow does not answer.")
+            raise TrackingUnavailable("MLflow does not respond.")
 
 
 class Bench:
@@ -62,7 +62,7 @@ class Bench:
         self.closed = False
         """The tracking server lets nobody begin."""
         self.away = 0
-        """How often it does not answer at the end."""
+        """How often it does not respond at the end."""
         data = Data(name="digits", fingerprint="f")
         self.recipe = SetRecipe(
             method="random", version=1, settings={}, data=data, classes="c", resolution=32, ipc=1, teachers=(TEACHER,)
@@ -90,7 +90,7 @@ class Bench:
     def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
         self.begun.append(attempt)
         if self.closed:
-            raise TrackingAway("MLflow does not answer.")
+            raise TrackingUnavailable("MLflow does not respond.")
         return FakeRun(self)
 
     def _perform(
@@ -238,7 +238,7 @@ def test_a_server_that_is_away_for_a_while_costs_nothing_that_was_made(bench: Be
     assert bench.begun == [1, 1], "once before there was an answer, once after"
     assert bench.ends == ["finished"]
     assert bench.performed == 1
-    assert notes == ["waiting: MLflow does not answer."] * 3
+    assert notes == ["waiting: MLflow does not respond."] * 3
 
 
 def test_a_failure_is_told_to_a_server_that_is_away_for_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch):
@@ -260,7 +260,7 @@ def test_what_was_made_before_the_patience_ended_is_only_sent(bench: Bench, monk
     monkeypatch.setattr(attempt, "retry", lambda ask, **_options: ask())
     bench.away = 1
     end = bench.attempt()
-    assert (end.status, end.reason) == ("failed", "MLflow does not answer.")
+    assert (end.status, end.reason) == ("failed", "MLflow does not respond.")
     assert bench.attempt().status == "done"
     assert bench.performed == 1
     assert bench.events() == ["start", "made", "fail", "start", "made", "done"]

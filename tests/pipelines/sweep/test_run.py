@@ -17,7 +17,7 @@ from pipelines.sweep.run import SweepRun
 from pipelines.sweep.study import Ended
 from pipelines.sweep.subject import subjects
 from pipelines.sweep.worker import Answer
-from rd3.errors import Away
+from rd3.errors import Unavailable
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
 
 
 class Outage:
-    """Raises :class:`Away` so many times, then asks."""
+    """Raises :class:`Unavailable` so many times, then asks."""
 
     def __init__(self, ask, times: int):
         self.ask, self.times = ask, times
@@ -40,7 +40,7 @@ class Outage:
     def __call__(self, *arguments):
         if self.times:
             self.times -= 1
-            raise Away("The store does not answer.")
+            raise Unavailable("The store does not respond.")
         return self.ask(*arguments)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
-from rd3.errors import Away, DataCorrupt, Diverged
+from rd3.errors import DataCorrupt, Diverged, Unavailable
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
 from rd3.values import canonical
@@ -61,7 +61,7 @@ def trained(monkeypatch):
         world.asked.append((kind, key))
         if world.away:
             world.away -= 1
-            raise Away("The store does not answer.")
+            raise Unavailable("The store does not respond.")
 
     monkeypatch.setattr("rd3.perform.perform", perform)
     monkeypatch.setattr("pipelines.sweep.worker.GivenStore.fetch", fetch)

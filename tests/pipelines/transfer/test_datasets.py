@@ -75,7 +75,7 @@ def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
 def test_nothing_is_read_for_a_tracking_server_that_is_away(here, tmp_path, monkeypatch):
     name, roots = here
     monkeypatch.setattr("pipelines.transfer.datasets.dataset_fingerprint", lambda *_words: pytest.fail("it was read"))
-    with pytest.raises(TrackingError, match=r"The tracking server http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(TrackingError, match=r"The tracking server http://127\.0\.0\.1:9 does not respond"):
         push(name, Place("http://127.0.0.1:9", "/nowhere", roots.home))
 
 

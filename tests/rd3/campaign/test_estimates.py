@@ -7,7 +7,8 @@ from small_recipes import COMMON, PLAIN, a_set, teacher
 
 from rd3.campaign.estimates import SLACK, Estimates
 from rd3.datasets import Roots, dataset_info
-from rd3.planning.cost import CPU_THREAD, work
+from rd3.planning.cost import CPU_THREAD
+from rd3.planning.forecast import work
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, from_json, to_json
 
@@ -39,7 +40,7 @@ def test_the_estimate_is_that_of_the_costs_with_parents_from_the_list_or_the_sto
     one, made = teacher(), a_set()
     evaluation = an_evaluation(made, one)
     info = dataset_info("digits", Roots(None, tmp_path))
-    expected = CPU_THREAD.seconds(work(evaluation, info, lambda _key: "resnet18_w16", 10))
+    expected = CPU_THREAD.seconds(work(evaluation, info, {one.key: one, made.key: made}.__getitem__))
     assert estimates([one, made, evaluation], tmp_path).planned(evaluation.key) == expected
     assert estimates([evaluation], tmp_path, [one, made]).planned(evaluation.key) == expected
     assert estimates([evaluation], tmp_path).planned(evaluation.key) == CPU_THREAD.start_s, "nothing is known"
@@ -68,7 +69,7 @@ def test_the_first_that_fits_is_chosen_else_one_of_which_a_piece_fits(tmp_path):
     assert found.choose([long, made], some) is made, "it fits, though it comes later"
     assert found.choose([long], some) is long, "epochs are kept"
     assert found.choose([made, long], 0.001) is None
-    assert (found.pieces(long.key), found.pieces(made.key)) == (1000, 1)
+    assert (found.parts(long.key), found.parts(made.key)) == (1000, 1)
 
 
 def test_the_time_left_is_never_less_than_the_longest_recipe_needs(tmp_path):

@@ -12,7 +12,8 @@ from rd3.datasets import dataset_info
 from rd3.methods import Cost, resolve_settings
 from rd3.models import forward_cost as counted
 from rd3.models import network_names
-from rd3.planning.cost import CPU_THREAD, Rates, Work, forward_cost, forward_table, work
+from rd3.planning.cost import CPU_THREAD, Rates, Work, forward_cost, forward_table
+from rd3.planning.forecast import work
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining
 
@@ -64,6 +65,9 @@ def made(method: str, ipc: int = 3, **settings: object) -> SetRecipe:
     )
 
 
+PARENTS = {"t": teacher(), "s": made("random", 3)}
+
+
 def test_the_shipped_table_is_what_the_networks_cost():
     chosen = ("resnet18", "resnet18_w16", "convnet", "convnet_d1", "convnet_d2", "convnet_w32", "wrn_16_2", "alexnet")
     small = [name for name in network_names() if name in chosen]
@@ -89,7 +93,7 @@ def test_a_network_outside_the_table_is_counted():
 
 def test_a_teacher_costs_three_forward_passes_an_image_and_epoch():
     forward = counted("resnet18_w16", 10, 32)
-    done = work(teacher(), DIGITS, lambda key: "")
+    done = work(teacher(), DIGITS, PARENTS.__getitem__)
     assert done.cost == (3 * 3 * DIGITS.train_count + DIGITS.test_count) * forward
     assert done.steps == 3 * math.ceil(DIGITS.train_count / 128)
     assert done.precision == "bf16"
@@ -97,23 +101,23 @@ def test_a_teacher_costs_three_forward_passes_an_image_and_epoch():
 
 def test_an_imported_teacher_costs_nothing():
     fields = teacher().model_dump() | {"training": None, "weights": "w"}
-    assert work(TeacherRecipe(**fields), DIGITS, lambda key: "") == Work()
+    assert work(TeacherRecipe(**fields), DIGITS, PARENTS.__getitem__) == Work()
 
 
 def test_an_evaluation_costs_student_and_teacher_and_one_test():
     student, label = counted("convnet", 10, 32), counted("resnet18_w16", 10, 32)
-    soft = work(evaluation(), DIGITS, lambda key: "resnet18_w16", 30)
+    soft = work(evaluation(), DIGITS, PARENTS.__getitem__)
     assert soft.cost == 400 * 30 * (3 * student + label) + DIGITS.test_count * student
     assert soft.steps == 400 * 1
-    hard = work(evaluation("hard", test_epochs=(1, 2)), DIGITS, lambda key: "", 30)
+    hard = work(evaluation("hard", test_epochs=(1, 2)), DIGITS, PARENTS.__getitem__)
     assert hard.cost == (400 * 30 * 3 + 3 * DIGITS.test_count) * student
-    extra = work(evaluation(extra_student_forward=True), DIGITS, lambda key: "resnet18_w16", 30)
+    extra = work(evaluation(extra_student_forward=True), DIGITS, PARENTS.__getitem__)
     assert extra.cost == soft.cost + 400 * 30 * student
 
 
 def test_sets_cost_what_their_method_says():
-    assert work(made("random"), DIGITS, lambda key: "resnet18_w16") == Work()
-    few, many = (work(made("sre2l", iterations=n), DIGITS, lambda key: "resnet18_w16").cost for n in (10, 20))
+    assert work(made("random"), DIGITS, PARENTS.__getitem__) == Work()
+    few, many = (work(made("sre2l", iterations=n), DIGITS, PARENTS.__getitem__).cost for n in (10, 20))
     assert many == 2 * few
     assert few.flops > 0 and few.bytes > 0
 

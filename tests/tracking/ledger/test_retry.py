@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rd3.errors import Away, StoreAway, StoreError, TrackingAway
+from rd3.errors import StoreError, StoreUnavailable, TrackingUnavailable, Unavailable
 from tracking.ledger import retry as patience
 from tracking.ledger.retry import retry
 
@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return own
 
 
-def away(times: int, error: type[Away] = StoreAway) -> Callable[[], str]:
+def away(times: int, error: type[Unavailable] = StoreUnavailable) -> Callable[[], str]:
     """Answers after so many refusals."""
     left = [times]
 
@@ -49,19 +49,19 @@ def away(times: int, error: type[Away] = StoreAway) -> Callable[[], str]:
 
 def test_pauses_grow_to_a_limit_and_each_reason_is_told(clock: Clock) -> None:
     told: list[str] = []
-    assert retry(away(7, TrackingAway), waiting=told.append) == "answer"
+    assert retry(away(7, TrackingUnavailable), waiting=told.append) == "answer"
     assert clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     assert told == ["Nobody there."] * 7
 
 
 def test_patience_ends(clock: Clock) -> None:
-    with pytest.raises(StoreAway):
+    with pytest.raises(StoreUnavailable):
         retry(away(10**6), give_up_after_s=60.0)
     assert 50.0 < clock.now <= 60.0
 
 
 def test_whoever_has_to_leave_does_not_wait(clock: Clock) -> None:
-    with pytest.raises(StoreAway):
+    with pytest.raises(StoreUnavailable):
         retry(away(1), leaving=lambda: True)
     assert clock.pauses == []
 

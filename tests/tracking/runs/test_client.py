@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rd3.errors import Away, RD3Error
+from rd3.errors import RD3Error, Unavailable
 from tracking.ledger.s3 import s3_errors
 from tracking.runs.client import mlflow_errors
 
@@ -29,7 +29,7 @@ def named(error: Exception) -> RD3Error:
 def test_what_mlflow_calls_an_internal_error(text: str, passes: bool) -> None:
     from mlflow.exceptions import MlflowException
 
-    assert isinstance(named(MlflowException(text)), Away) is passes
+    assert isinstance(named(MlflowException(text)), Unavailable) is passes
 
 
 def test_a_server_that_is_not_there_is_said_in_a_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,9 +37,9 @@ def test_a_server_that_is_not_there_is_said_in_a_few_words(monkeypatch: pytest.M
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(Away) as caught, mlflow_errors("http://127.0.0.1:9", "s3://bucket/x"):
+    with pytest.raises(Unavailable) as caught, mlflow_errors("http://127.0.0.1:9", "s3://bucket/x"):
         MlflowClient(tracking_uri="http://127.0.0.1:9").get_run("0" * 32)
-    assert caught.value.message == "MLflow at http://127.0.0.1:9 does not answer (connection refused)."
+    assert caught.value.message == "MLflow at http://127.0.0.1:9 does not respond (connection refused)."
 
 
 @pytest.mark.parametrize(("status", "passes"), [(401, True), (403, False), (404, False), (503, True)])
@@ -49,7 +49,7 @@ def test_what_the_artifact_service_answers(status: int, passes: bool) -> None:
 
     answer = requests.Response()
     answer.status_code = status
-    assert isinstance(named(requests.HTTPError("no", response=answer)), Away) is passes
+    assert isinstance(named(requests.HTTPError("no", response=answer)), Unavailable) is passes
 
 
 @pytest.mark.parametrize(("code", "status", "passes"), [("AccessDenied", 403, False), ("SlowDown", 503, True)])
@@ -66,7 +66,7 @@ def test_an_upload_that_boto3_has_wrapped(code: str, status: int, passes: bool) 
 
     with pytest.raises(RD3Error) as caught, s3_errors("s3://bucket/x", "http://s3"):
         upload()
-    assert isinstance(caught.value, Away) is passes
+    assert isinstance(caught.value, Unavailable) is passes
     assert code in str(caught.value)
 
 
@@ -75,6 +75,6 @@ def test_s3_that_is_set_up_wrongly() -> None:
 
     with pytest.raises(RD3Error, match="cannot be used") as caught, s3_errors("s3://bucket/x", "http://s3"):
         raise ProfileNotFound(profile="mine")
-    assert not isinstance(caught.value, Away)
-    with pytest.raises(Away), s3_errors("s3://bucket/x", "http://s3"):
+    assert not isinstance(caught.value, Unavailable)
+    with pytest.raises(Unavailable), s3_errors("s3://bucket/x", "http://s3"):
         raise ConnectTimeoutError(endpoint_url="http://s3")

@@ -54,16 +54,16 @@ def test_a_server_that_is_mlflow(serve) -> None:
 
 def test_a_server_that_is_down(closed_port: int) -> None:
     with pytest.raises(
-        TrackingError, match=rf"127.0.0.1:{closed_port} does not answer: Connection refused\. Fix: start it"
+        TrackingError, match=rf"127.0.0.1:{closed_port} does not respond: Connection refused\. Fix: start it"
     ):
         check(f"http://127.0.0.1:{closed_port}")
-    with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127.0.0.1:\d+/db does not answer") as caught:
+    with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127.0.0.1:\d+/db does not respond") as caught:
         check(f"postgresql+psycopg2://me:secret@127.0.0.1:{closed_port}/db")
     assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_accepts_and_says_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(TrackingError, match=r"does not answer"):
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(TrackingError, match=r"does not respond"):
         check(f"http://127.0.0.1:{deaf.getsockname()[1]}", seconds=0.2)
 
 
@@ -96,7 +96,7 @@ def test_what_is_no_web_server_at_all() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(TrackingError, match="does not answer"):
+        with pytest.raises(TrackingError, match="does not respond"):
             check(f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread.join()
 

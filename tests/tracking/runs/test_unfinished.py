@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rd3.errors import TrackingAway
+from rd3.errors import TrackingUnavailable
 from rd3.recipe import Data, SetRecipe
 from tracking.place import Place
 from tracking.runs.runs import OpenRun, Tracker
@@ -92,5 +92,5 @@ def test_a_server_that_is_away_stops_no_work(run: OpenRun, tmp_path: Path, monke
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "unfinished")] == ["unfinished/block"]
     with monkeypatch.context() as patch:
         patch.setattr(run.tracker.client, "list_artifacts", away)
-        with pytest.raises(TrackingAway):  # whoever goes on without it would overwrite it
+        with pytest.raises(TrackingUnavailable):  # whoever goes on without it would overwrite it
             UnfinishedWork(run, tmp_path / "there").download()

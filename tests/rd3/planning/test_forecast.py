@@ -9,7 +9,7 @@ from rd3.datasets import dataset_info
 from rd3.models import build_network
 from rd3.models._matched import matched_layers
 from rd3.planning.cost import extent
-from rd3.planning.sizes import FIXED, artifact_bytes
+from rd3.planning.forecast import FIXED, artifact_bytes
 from rd3.recipe import Data, SetRecipe, TeacherRecipe
 
 DIGITS = dataset_info("digits")
@@ -28,7 +28,7 @@ def test_a_teacher_is_as_large_as_its_file(network: str):
     )
     built = build_network(network, 10, 32, DIGITS.normalisation)
     written = len(save({name: tensor.contiguous() for name, tensor in built.state_dict().items()}))
-    assert artifact_bytes(recipe, DIGITS, str) == pytest.approx(written, rel=0.03, abs=2 * FIXED)
+    assert artifact_bytes(recipe, DIGITS, {}.__getitem__) == pytest.approx(written, rel=0.03, abs=2 * FIXED)
 
 
 def test_channels_are_those_of_the_layers_that_statistics_are_of():
@@ -43,7 +43,7 @@ def test_a_set_is_its_pixels_and_a_contact_sheet():
         recipe = SetRecipe(
             method="random", version=1, settings={}, data=DATA, classes=DIGITS.classes, resolution=32, ipc=ipc
         )
-        return artifact_bytes(recipe, DIGITS, str)
+        return artifact_bytes(recipe, DIGITS, {}.__getitem__)
 
     assert made(1) - FIXED == 2 * 10 * 3 * 32 * 32
     assert made(50) - made(40) == 10 * 10 * 3 * 32 * 32
