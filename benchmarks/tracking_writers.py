@@ -24,8 +24,8 @@ from typing import Any
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
 from rd3.store import Entry, sha256_files
+from tracking.ledger.faults import without_password
 from tracking.place import Place
-from tracking.runs.client import without_password
 from tracking.runs.runs import Tracker
 
 POINTS = 100

@@ -15,14 +15,15 @@ from pipelines.cluster.nodes import last_line, marked, unseen
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import ran_precision
-from rd3.errors import RD3Error
+from rd3.errors import RD3Error, StoreError
+from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
-from tracking.runs.client import without_password
 from tracking.runs.reachable import check
 from tracking.upkeep.health import (
     CLOCKS_S,
     NOTICED_S,
+    check_store,
     clocks_apart,
     probe_artifacts,
     probe_store,
@@ -187,7 +188,20 @@ def _tracking(place: Place) -> Iterator[Row]:
     reached = _tried("tracking", place.tracking_uri, lambda: check(place.tracking_uri, _SERVER_WITHIN_S))
     yield reached
     if reached.state == "ok" and place.tracking_uri.startswith("http"):
-        yield _tried("files through tracking", place.tracking_uri, lambda: probe_artifacts(place))
+        yield _files_through_tracking(place)
+
+
+def _files_through_tracking(place: Place) -> Row:
+    """A server stores files in its own bucket; if that is RD3's, which is checked here, the cause is known."""
+    row = _tried("files through tracking", place.tracking_uri, lambda: probe_artifacts(place))
+    objects = open_objects(place.artifacts)
+    if row.state == "ok" or objects.folder is not None or not objects.usable():
+        return row
+    try:
+        check_store(place.artifacts)
+    except StoreError as error:
+        return row._replace(detail=f"MLflow cannot store files if it uses this bucket: {error}")
+    return row
 
 
 def _tried(what: str, where: str, attempt: Callable[[], Any]) -> Row:

@@ -11,10 +11,10 @@ from pipelines.cluster.ray import ray_cluster
 from pipelines.settings import Session
 from pipelines.transfer.datasets import absent
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
+from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import folder_errors, open_objects
 from tracking.place import Place
 from tracking.runs import dataset_bundles
-from tracking.runs.client import without_password
 from tracking.runs.reachable import check, sqlite_path
 from tracking.runs.runs import Tracker
 from tracking.upkeep.health import check_place

@@ -182,8 +182,34 @@ def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
                 raise explain(error) from None
 
 
+_START_FIXES = (
+    (r"AF_UNIX|path (?:is )?too long|name too long", "set TMPDIR to a short path, such as /tmp"),
+    (r"No space left|disk is full|quota exceeded", "free space in the temporary folder, or set TMPDIR to another disk"),
+    (
+        r"/dev/shm|shared memory|object[_ ]store[_ ]memory|[Cc]annot allocate memory|MemoryError|out of memory",
+        "free memory, or enlarge /dev/shm (in a container: --shm-size)",
+    ),
+    (
+        r"[Aa]ddress already in use|[Pp]orts? .*(?:in use|occupied|not available)|Failed to bind|conflict",
+        "end the process at that port (`ray stop` ends an old Ray)",
+    ),
+    (
+        r"can't start new thread|pthread_create|Resource temporarily unavailable|[Tt]oo many open files",
+        "raise the limits of processes and open files (`ulimit -u`, `ulimit -n`)",
+    ),
+    (
+        r"[Pp]ermission denied|Read-only file system|No such file or directory",
+        "set TMPDIR and HOME to folders that can be written",
+    ),
+    (r"[Pp]roxy", "add 127.0.0.1 and the name of this machine to NO_PROXY"),
+    (r"[Nn]ame or service not known|[Nn]ame resolution|gaierror", "add the name of this machine to /etc/hosts"),
+)
+"""Patterns in the texts of Ray's errors on starting, and what helps."""
+_START_BUSY = "try again when the machine is less busy, or run without Ray: `rd3 run GRID --local`"
+
+
 def _not_started(error: Exception) -> RD3Error:
-    fix = "try again when the machine is less busy, or run without Ray: `rd3 run GRID --local`"
+    fix = next((fix for pattern, fix in _START_FIXES if re.search(pattern, str(error))), _START_BUSY)
     return RD3Error(f"Cannot start Ray on this machine: {first_line(error)}", fix)
 
 

@@ -44,6 +44,15 @@ class TrialView:
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done)
 
+    def say(self, text: str) -> None:
+        """Write a line, above the bar if there is one."""
+        line = printable(f"{self.label}: {text}")
+        if self.bar is not None:
+            self.bar.console.print(line, soft_wrap=True)
+            return
+        self.out.write(line + "\n")
+        self.out.flush()
+
     def batch_ended(self) -> None:
         if self.bar is not None:
             self.bar.update(self.task, note=self.note())

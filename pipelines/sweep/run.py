@@ -31,6 +31,7 @@ from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
 from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
+from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe, Key
@@ -100,6 +101,8 @@ class SweepRun:
         self.outcome = SweepOutcome(self.subjects)
         self.runs: SweepRuns | None = None
         self.interrupts = Interrupts()
+        self.view: TrialView | None = None
+        self._waits_for = ""
 
     def run(self, publish: Publish) -> SweepOutcome:
         """Run everything that is missing, then write the report."""
@@ -206,10 +209,22 @@ class SweepRun:
     def _plan(self, expansion: Expansion) -> Plan:
         return plan_session(expansion, self.session, slots=self.concurrent)
 
+    def _say(self, reason: str) -> None:
+        """Show once for what the driver waits."""
+        if reason == self._waits_for:
+            return
+        self._waits_for = reason
+        if self.view is not None:
+            self.view.say(f"waiting: {reason}")
+        else:
+            sys.stderr.write(printable(f"{self.sweep.name}: waiting: {reason}") + "\n")
+            sys.stderr.flush()
+
     def _retry(self, ask: Callable[[], T]) -> T:
         """Call a store that may be unreachable, with retries until a signal."""
+        self._waits_for = ""
         try:
-            return retry(ask, leaving=lambda: bool(self.interrupts.name))
+            return retry(ask, waiting=self._say, leaving=lambda: bool(self.interrupts.name))
         except Unavailable:
             if self.interrupts.name:
                 raise KeyboardInterrupt from None
@@ -232,8 +247,12 @@ class SweepRun:
         for subject in self.subjects:
             tuning = self.outcome.tunings[subject.label]
             with open_trial_view(f"{self.sweep.name} {subject.label}", tuning, sys.stderr) as view:
-                while batch := tuning.next_batch():
-                    self._batch(subject, tuning, batch, view)
+                self.view = view
+                try:
+                    while batch := tuning.next_batch():
+                        self._batch(subject, tuning, batch, view)
+                finally:
+                    self.view = None
 
     def _batch(self, subject: Subject, tuning: Tuning, batch: dict[int, dict[str, Any]], view: TrialView) -> None:
         """Run all trials of a batch, then write them to the study together."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rd3.errors import BadValue, StoreError
-from tracking.runs.client import without_password
+from tracking.ledger.faults import without_password
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -46,6 +49,18 @@ def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
     return _database(place)
 
 
+def _other_version(url: str, text: str) -> StoreError:
+    """The error for tables of another version of Optuna, from Optuna's message."""
+    made_by = re.search(r"set up by optuna ([^\s)]+)", text)
+    state = f"were made by Optuna {made_by[1] if made_by else 'of another version'}, installed is {version('optuna')}"
+    if "storage upgrade" in text:
+        schema = f"PGOPTIONS=-csearch_path={SCHEMA} " if url.startswith("postgresql") else ""
+        fix = f"back them up, then run: {schema}optuna storage upgrade --storage {shlex.quote(url)}"
+    else:
+        fix = "install that version: pip install --upgrade optuna"
+    return StoreError(f"The studies at {without_password(url)} {state}.", fix)
+
+
 def _database(url: str) -> BaseStorage:
     import sqlalchemy
     from optuna.storages import RDBStorage
@@ -59,6 +74,10 @@ def _database(url: str) -> BaseStorage:
                 connection.execute(sqlalchemy.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
             engine.dispose()
         return RDBStorage(url, engine_kwargs=options)
+    except RuntimeError as error:
+        if "table schema" not in str(error):
+            raise
+        raise _other_version(url, str(error)) from None
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StoreError(

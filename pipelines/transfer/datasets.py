@@ -13,10 +13,10 @@ from typing import NamedTuple
 from rd3.datasets import Roots, dataset_fingerprint, dataset_source, fingerprint_in, register, registration
 from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
 from rd3.recipe import Data
+from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import folder_errors
 from tracking.place import Place
 from tracking.runs import dataset_bundles as bundles
-from tracking.runs.client import without_password
 from tracking.runs.dataset_bundles import DatasetBundle, Progress
 from tracking.runs.runs import Tracker
 

@@ -17,13 +17,12 @@ from urllib.parse import urlparse
 
 from rd3.errors import StoreError, StoreUnavailable
 from tracking.ledger.object_store import Stored, Unfinished
+from tracking.ledger.s3_faults import Refusal, failed, own_endpoint_fault, refused
 
 _THREADS = 24
 """Parallel requests for reading many objects."""
-_REFUSED = {"403", "401", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"}
 _TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
 _ABSENT = {"404", "NoSuchKey"}
-_BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
 
 
 @contextlib.contextmanager
@@ -32,43 +31,17 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error, S3UploadFailedError
     from botocore import exceptions as botocore
 
+    connections = (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error)
     try:
         try:
             yield
         except S3UploadFailedError as error:  # boto3 wraps the server's error
             raise error.__context__ or error from None
-    except (botocore.NoCredentialsError, botocore.PartialCredentialsError):
-        raise StoreError(
-            f"There are no S3 credentials for {root}.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from None
     except botocore.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code == "NoSuchBucket":
-            bucket = urlparse(root).netloc
-            raise StoreError(
-                f"{endpoint} has no bucket {bucket!r}.", "run `rd3 infra init`, or set RD3_ARTIFACTS to another bucket"
-            ) from None
-        if code == "RequestTimeTooSkewed":
-            raise StoreError(
-                f"{endpoint} rejects requests because its clock and ours differ by minutes ({code}).",
-                "set the clock (NTP) on both machines",
-            ) from None
-        if code in _REFUSED:
-            raise StoreError(
-                f"{endpoint} rejects the S3 credentials for {root} ({code}).",
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the permissions of that key",
-            ) from None
-        busy = code in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-        raise (StoreUnavailable if busy else StoreError)(
-            f"{endpoint} failed on {root} ({code or error}).", "check the log of that server"
-        ) from None
-    except (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error) as error:
-        raise StoreUnavailable(
-            f"The S3 server {endpoint} does not respond ({type(error).__name__}).",
-            "start it, or correct AWS_ENDPOINT_URL",
-        ) from None
-    except botocore.BotoCoreError as error:
-        raise StoreError(f"S3 cannot be used for {root}: {error}.", "check the AWS_* variables") from None
+        raise refused(Refusal.of(error), root, endpoint).error(StoreError, StoreUnavailable) from None
+    except (botocore.BotoCoreError, Boto3Error) as error:
+        fault = failed(error, root, endpoint, isinstance(error, connections))
+        raise fault.error(StoreError, StoreUnavailable) from None
 
 
 class S3Objects:
@@ -100,11 +73,18 @@ class S3Objects:
                 max_pool_connections=32,
             )
             try:
-                self._client = boto3.session.Session().client("s3", config=config)
-            except (BotoCoreError, ValueError) as error:
+                client = boto3.session.Session().client("s3", config=config)
+            except BotoCoreError as error:
+                raise failed(error, self.root, "", False).error(StoreError, StoreUnavailable) from None
+            except ValueError as error:
                 raise StoreError(
-                    f"Cannot create an S3 client for {self.root} ({error}).", "check the AWS_* variables"
+                    f"Cannot create an S3 client for {self.root} ({error}).",
+                    "write AWS_ENDPOINT_URL with http:// or https://",
                 ) from None
+            fault = own_endpoint_fault(client.meta.endpoint_url)
+            if fault is not None:
+                raise fault.error(StoreError, StoreUnavailable)
+            self._client = client
         return self._client
 
     def errors(self) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -11,8 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from rd3.errors import RD3Error, StoreError, TrackingError, TrackingUnavailable
+from tracking.ledger.faults import Fault, connection_fault, proxy_fault, without_password
 from tracking.ledger.s3 import s3_errors
+from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
 from tracking.place import Place
+from tracking.runs.database import recorded_revision, schema_fault
+from tracking.runs.faults import STATUSES, TEXTS, tracking_server
+from tracking.runs.reachable import sqlite_path
 
 
 def quiet_mlflow() -> None:
@@ -41,13 +47,6 @@ def open_client(place: Place) -> Any:
     return MlflowClient(tracking_uri=place.tracking_uri)
 
 
-def without_password(uri: str) -> str:
-    """The URI without user name and password, for messages."""
-    scheme, mark, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
-
-
 @contextlib.contextmanager
 def mlflow_errors(tracking_uri: str, files: str) -> Iterator[None]:
     """Convert errors of MLflow, its database and its artifact stores to :class:`TrackingError` or :class:`StoreError`.
@@ -73,10 +72,7 @@ def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | No
     """Errors are classified by the package of their type, because importing all these packages takes a second."""
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
-        return (TrackingUnavailable if _is_temporary(error) else TrackingError)(
-            f"MLflow at {without_password(tracking_uri)} {_summary(error)}.",
-            "check the server with `rd3 doctor`, then run the same command again to resume",
-        )
+        return mlflow_fault(error, tracking_uri, files).error(TrackingError, TrackingUnavailable)
     if package in _S3:
         try:
             with s3_errors(files, "the S3 server"):
@@ -85,27 +81,17 @@ def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | No
             return converted
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        return StoreError(f"Cannot store files at {files}: {reason}.", "free space or make that folder writable")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(reason)
+        fix = "free space there (`rd3 artifacts gc`)" if full else "make that folder writable"
+        return StoreError(f"Cannot store files at {files}: {reason}.", fix)
     return None
 
 
-def _summary(error: Exception) -> str:
-    """The error in one line, without the wrappers around a failed connection."""
-    text = str(error).strip() or type(error).__name__
-    reason = re.search(r"Connection (?:refused|reset by peer|aborted)|timed out", text)
-    if reason and re.search(r"HTTPS?ConnectionPool", text):
-        return f"does not respond ({reason[0].lower()})"
-    return f"failed: {text.splitlines()[0].rstrip('.')}"
+_RESUME = "check the server with `rd3 doctor`, then run the same command again to resume"
+_SCHEMA = r"out-of-date database schema|Can't locate revision|(?:table|index) \S+ already exists|duplicate column"
+_NO_TABLE = r"no such (?:table|column)"
 
-
-_PERMANENT = (
-    "authentication failed",
-    "does not exist",
-    "no such table",
-    "readonly database",
-    "disk is full",
-    "unable to open",
-)
+_PERMANENT = ("does not exist", "no such table")
 _DOWNLOAD = "The following failures occurred while downloading"
 """Prefix of MLflow's message for any failed download, which it reports as an internal error."""
 _CONNECTION_ERRORS = (
@@ -116,22 +102,89 @@ _CONNECTION_ERRORS = (
     "ReadTimeout",
     "Timeout",
 )
+_BROKEN = r"Connection (?:refused|reset by peer|aborted)|timed out"
+_STATUS_IN_TEXT = (
+    r"failed with error code (\d{3})",
+    r"too many (\d{3}) error responses",
+    r"\b([45]\d\d) (?:Client|Server) Error",
+)
 
 
-def _is_temporary(error: Exception) -> bool:
+def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
+    """The fault behind an error of MLflow's client at ``uri``; ``files``: root of the artifacts."""
+    text, status, where = str(error), status_of(error), without_password(uri)
+    passed_on = Refusal.quoted(text)
+    if passed_on is not None:
+        of_bucket = refused(passed_on, files, f"The S3 server of MLflow at {where}")
+        return Fault(of_bucket.message, f"for MLflow's own access to S3, {of_bucket.fix}", of_bucket.waits)
+    schema = _schema(text, uri)
+    if schema is not None:
+        return schema
+    facts = {"where": where, "database": sqlite_path(uri) if uri.startswith("sqlite") else where}
+    for pattern, fault in TEXTS:
+        if re.search(pattern, text):
+            return fault.about(**facts)
+    if uri.startswith("http"):
+        between = _between(text, status, uri)
+        if between is not None:
+            return between
+        if status in STATUSES:
+            return STATUSES[status].about(**facts)
+    return Fault(f"MLflow at {where} {_summary(error)}.", _RESUME, _is_temporary(error, text, status))
+
+
+def _schema(text: str, uri: str) -> Fault | None:
+    """The fault of a database whose tables are not those of the installed MLflow."""
+    if uri.startswith("http") or not re.search(f"{_SCHEMA}|{_NO_TABLE}" if uri.startswith("sqlite") else _SCHEMA, text):
+        return None
+    if uri.startswith("sqlite"):
+        path = sqlite_path(uri)
+        return schema_fault(uri, recorded_revision(path), path)
+    named = re.search(r"found version (\w+)|identified by '(\w+)'", text)
+    found = (named[1] or named[2]) if named else None
+    return schema_fault(uri, None if found == "None" else found)
+
+
+def _between(text: str, status: int, uri: str) -> Fault | None:
+    """The fault if TLS or a proxy of this machine is the cause."""
+    server = tracking_server(uri)
+    if re.search(r"SSLError|SSL:|ProxyError|[Tt]unnel connection failed", text):
+        return connection_fault(server, text)
+    if status in (403, 502, 503, 504):
+        by_proxy = proxy_fault(server)
+        return by_proxy if by_proxy is not None and not by_proxy.waits else None
+    return None
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error of MLflow's client; 0 if it has none."""
+    for pattern in _STATUS_IN_TEXT:
+        if found := re.search(pattern, str(error)):
+            return int(found[1])
+    if hasattr(error, "get_http_status_code"):
+        return int(error.get_http_status_code())
+    # an error of requests, which MLflow's artifact client does not wrap
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+def _summary(error: Exception) -> str:
+    """The error in one line, without the wrappers around a failed connection."""
+    text = str(error).strip() or type(error).__name__
+    reason = re.search(_BROKEN, text)
+    if reason and re.search(r"HTTPS?ConnectionPool", text):
+        return f"does not respond ({reason[0].lower()})"
+    return f"failed: {text.splitlines()[0].rstrip('.')}"
+
+
+def _is_temporary(error: Exception, text: str, status: int) -> bool:
     """Whether a later request to the server, or to a database used directly, may succeed.
 
     MLflow's client reports unknown errors, including refused connections, as internal errors, and so does a server
     whose database is down.  A server whose user database is down rejects every login (401); a wrong password has been
     reported before any work started (:mod:`tracking.runs.reachable`).
     """
-    text = str(error)
-    if any(words in text for words in _PERMANENT):
+    if any(words in text for words in _PERMANENT) or status in PERMANENT_STATUSES:
         return False
     if _DOWNLOAD in text:
-        return re.search(r"\b(429|5\d\d)\b|[Cc]onnection|timed out|Max retries", text) is not None
-    if hasattr(error, "get_http_status_code"):
-        status = error.get_http_status_code()
-    else:  # an error of requests, which MLflow's artifact client does not wrap
-        status = getattr(getattr(error, "response", None), "status_code", 0)
+        return re.search(r"\b(429|50[02346]|508)\b|[Cc]onnection|timed out|Max retries", text) is not None
     return status >= 500 or status in (401, 429) or type(error).__name__ in _CONNECTION_ERRORS

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import sqlite3
+import ssl
 import tempfile
 import threading
 import urllib.error
@@ -16,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rd3.errors import TrackingError
-from tracking.runs.client import quiet_mlflow, without_password
+from rd3.errors import TrackingError, TrackingUnavailable
+from tracking.ledger.faults import Fault, connection_fault, proxy_fault, without_password
+from tracking.runs.database import check_sqlite_schema
+from tracking.runs.faults import SQLITE, STATUSES, tracking_server
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _START = "start it, or correct MLFLOW_TRACKING_URI"
@@ -32,6 +36,8 @@ def check(uri: str, seconds: float) -> None:
     elif scheme in ("http", "https"):
         answered = _within(seconds, uri, lambda: _server(uri.rstrip("/"), seconds))
         if answered in (401, 403):
+            from tracking.runs.client import quiet_mlflow
+
             quiet_mlflow()
             import mlflow.utils.rest_utils  # noqa: F401 - outside of the time limit
 
@@ -69,10 +75,16 @@ def sqlite(uri: str, seconds: float) -> None:
             database.execute("BEGIN IMMEDIATE")
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             database.execute("ROLLBACK")
+            check_sqlite_schema(database, uri, path)
     except (sqlite3.Error, OSError) as error:
-        raise TrackingError(
-            f"Cannot write the MLflow database {path}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI"
-        ) from None
+        raise _sqlite_fault(error, path).error(TrackingError, TrackingUnavailable) from None
+
+
+def _sqlite_fault(error: sqlite3.Error | OSError, path: Path) -> Fault:
+    for words, fault in SQLITE:
+        if words in str(error):
+            return fault.about(database=path)
+    return Fault(f"Cannot write the MLflow database {path}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI")
 
 
 def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
@@ -111,11 +123,31 @@ def _database(uri: str, port: int, seconds: float) -> None:
 def _get(url: str, seconds: float) -> tuple[int, str]:
     """(status, beginning of the body) of a GET request; raises :class:`OSError` without a response."""
     try:
-        with urllib.request.urlopen(url, timeout=seconds) as answer:
+        with urllib.request.urlopen(url, timeout=seconds, context=_tls(url)) as answer:
             return answer.status, answer.read(400).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(400).decode(errors="replace")
+
+
+def _tls(url: str) -> ssl.SSLContext | None:
+    """As MLflow's client is configured; None for http."""
+    if not url.startswith("https"):
+        return None
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return ssl._create_unverified_context()
+    names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    variable = next((name for name in names if os.environ.get(name)), "")
+    trusted = Path(os.environ[variable]) if variable else None
+    if trusted is not None and not trusted.exists():
+        raise TrackingError(f"{variable} names {trusted}, which does not exist.", "correct or unset that variable")
+    context = ssl.create_default_context(
+        cafile=trusted if trusted is not None and trusted.is_file() else None,
+        capath=trusted if trusted is not None and trusted.is_dir() else None,
+    )
+    if own := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        context.load_cert_chain(own)
+    return context
 
 
 _ASK = "/api/2.0/mlflow/experiments/search"
@@ -134,9 +166,13 @@ def _server(uri: str, seconds: float) -> int:
             status, _body = _get(f"{uri}{_ASK}?max_results=1", seconds)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if fault := connection_fault(tracking_server(uri), str(reason)):
+            raise fault.error(TrackingError, TrackingUnavailable) from None
         raise TrackingError(
             f"The tracking server {shown} does not respond: {getattr(reason, 'strerror', None) or reason}.", _START
         ) from None
+    if status != 200 and (fault := _between(uri, status, health)):
+        raise fault.error(TrackingError, TrackingUnavailable)
     if "Invalid Host header" in health:
         raise TrackingError(
             f"The tracking server {shown} rejects that host name ({status}, protection against DNS rebinding).",
@@ -149,6 +185,17 @@ def _server(uri: str, seconds: float) -> int:
     if status not in (200, 401, 403):
         raise _not_mlflow(shown, f"HTTP status {status}")
     return status
+
+
+def _between(uri: str, status: int, body: str) -> Fault | None:
+    """The fault if something between here and MLflow responds instead of it."""
+    server = tracking_server(uri)
+    by_proxy = proxy_fault(server)
+    if by_proxy is not None and not by_proxy.waits:  # the server is on this machine
+        return by_proxy
+    if status == 400 and (fault := connection_fault(server, body)):
+        return fault
+    return STATUSES[status].about(where=without_password(uri)) if status in STATUSES else None
 
 
 def _not_mlflow(shown: str, why: str) -> TrackingError:

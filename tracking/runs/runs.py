@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,8 @@ from rd3.store import Entry
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs import reachable as reach
-from tracking.runs.client import mlflow_errors, open_client
+from tracking.runs.client import mlflow_errors, open_client, quiet_mlflow
+from tracking.runs.database import create_sqlite
 from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -47,7 +49,10 @@ class Tracker:
     @cached_property
     def client(self) -> Any:
         if self.place.tracking_uri.startswith("sqlite"):
-            reach.sqlite_path(self.place.tracking_uri)
+            path = reach.sqlite_path(self.place.tracking_uri)
+            quiet_mlflow()
+            with self.errors():
+                create_sqlite(path)
         with self.errors():
             return open_client(self.place)
 
@@ -98,7 +103,8 @@ class Tracker:
             if found.lifecycle_stage == "deleted":
                 raise TrackingError(
                     f"Experiment {name!r} was deleted in MLflow.",
-                    f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
+                    f"restore it: MLFLOW_TRACKING_URI={shlex.quote(self.place.tracking_uri)} "
+                    f"mlflow experiments restore --experiment-id {found.experiment_id}",
                 )
             known: str = found.experiment_id
             return known

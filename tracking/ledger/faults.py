@@ -1,0 +1,147 @@
+"""What a failure of a server means: one sentence, one fix, and whether waiting can help.
+
+Faults are rows of tables: here those of connections, in :mod:`tracking.ledger.s3_faults` those of S3 servers and in
+:mod:`tracking.runs.faults` those of MLflow.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import urllib.request
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from rd3.errors import RD3Error
+
+E = TypeVar("E", bound=RD3Error)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A cause of failures; the texts are templates in a table, and complete after :meth:`about`."""
+
+    message: str
+    fix: str
+    waits: bool = False
+    """Whether the same request may succeed later without a change by the user."""
+
+    def about(self, **facts: object) -> Fault:
+        """With the templates filled in."""
+        return Fault(self.message.format(**facts), self.fix.format(**facts), self.waits)
+
+    def error(self, permanent: type[E], temporary: type[E]) -> E:
+        """The exception: ``temporary`` if waiting can help."""
+        return (temporary if self.waits else permanent)(self.message, self.fix)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as messages name it, with the variables that configure access to it."""
+
+    name: str
+    url: str
+    address: str
+    """Variable with its address."""
+    certificates: str
+    """Variable with the file of trusted certificates."""
+
+
+def without_password(uri: str) -> str:
+    """The URI without user name and password, for messages."""
+    scheme, mark, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+_CONNECTIONS = (
+    (
+        r"certificate has expired",
+        Fault("The TLS certificate of {name} has expired.", "renew it on that server"),
+    ),
+    (
+        r"[Hh]ostname mismatch|IP address mismatch|certificate is not valid for|doesn't match",
+        Fault(
+            "The TLS certificate of {name} is for another host name.",
+            "use the host name of the certificate in {address}",
+        ),
+    ),
+    (
+        r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
+        Fault(
+            "The TLS certificate of {name} is not trusted here: it is self-signed, or its authority is unknown.",
+            "set {certificates} to a file with the certificate of its authority (PEM)",
+        ),
+    ),
+    (
+        r"WRONG_VERSION_NUMBER|wrong version number|RECORD_LAYER_FAILURE|record layer failure|HTTP_REQUEST",
+        Fault("{name} does not use TLS at that port.", "write http:// instead of https:// in {address}"),
+    ),
+    (
+        r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)",
+        Fault("{name} uses TLS at that port.", "write https:// instead of http:// in {address}"),
+    ),
+)
+"""Patterns in the texts of errors and responses."""
+_PROXY_LOOPBACK = Fault(
+    "{name} is on this machine, but requests to it are sent to the proxy {proxy}.", "add {host} to NO_PROXY"
+)
+_PROXY_PRIVATE = Fault(
+    "{name} does not respond through the proxy {proxy}.",
+    "add {host} to NO_PROXY if this machine reaches it directly, or correct the proxy",
+    waits=True,
+)
+_PROXY_PUBLIC = Fault(
+    "{name} does not respond through the proxy {proxy}.",
+    "correct HTTP_PROXY and HTTPS_PROXY, or unset them",
+    waits=True,
+)
+
+
+def connection_fault(server: Server, text: str) -> Fault | None:
+    """The fault behind a failed connection or an unexpected response, if TLS or a proxy is the cause."""
+    facts = {"name": server.name, "address": server.address, "certificates": server.certificates}
+    for pattern, fault in _CONNECTIONS:
+        if re.search(pattern, text):
+            return fault.about(**facts)
+    return proxy_fault(server)
+
+
+def proxy_fault(server: Server) -> Fault | None:
+    """The fault of a server that is asked through a proxy; None if there is no proxy between."""
+    proxy, host = proxy_of(server.url), urlsplit(server.url).hostname or ""
+    if not proxy:
+        return None
+    fault = _PROXY_LOOPBACK if _is_loopback(host) else _PROXY_PRIVATE if _is_private(host) else _PROXY_PUBLIC
+    return fault.about(name=server.name, proxy=proxy, host=host)
+
+
+def proxy_of(url: str) -> str:
+    """The proxy for requests to ``url`` (without its password), from HTTP_PROXY and NO_PROXY; empty if none is used."""
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all", "")
+    if not proxy or not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return ""
+    return proxy.rpartition("@")[2].rpartition("://")[2].rstrip("/")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is in the own network: a private address, a name without domain, or a usual internal domain."""
+    address = _address(host)
+    if address is not None:
+        return address.is_private
+    return "." not in host or host.endswith((".local", ".internal", ".lan", ".localdomain"))

@@ -1,0 +1,169 @@
+"""MLflow's database: made complete in one step, and the states in which MLflow cannot use it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import shlex
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from rd3.errors import TrackingError
+from tracking.ledger.faults import Fault, without_password
+
+_NEWER = Fault(
+    "{database} was used with a newer MLflow than the installed {installed} (schema {found}).",
+    "install that version: pip install --upgrade mlflow",
+)
+_OLDER = Fault(
+    "{database} was made by an older MLflow than the installed {installed} (schema {found}).",
+    "back it up, then run: mlflow db upgrade {uri}",
+)
+_HALF_MADE = Fault(
+    "{database} is incomplete, because the command that created it was killed; it has no runs.",
+    "delete it, and it is created again: rm {path}",
+)
+_DAMAGED = Fault(
+    "{database} has {runs} runs but no complete schema, because an upgrade or its creation was killed.",
+    "restore a backup of it, or move it away: `rd3 artifacts rebuild` reads results from the artifacts",
+)
+
+
+def create_sqlite(path: Path) -> None:
+    """Create MLflow's tables if there is no database at ``path``; whoever is killed leaves none or a complete one.
+
+    MLflow itself creates about 60 tables one after the other, and cannot use what is left of a killed attempt.
+    """
+    if _is_made(path):
+        return
+    with _locked(path.parent) as locked:
+        if _is_made(path):
+            return
+        if locked:
+            for left in path.parent.glob(f".{path.name}.new-*"):
+                left.unlink(missing_ok=True)
+        aside = path.with_name(f".{path.name}.new-{uuid.uuid4().hex}")
+        try:
+            _create_tables(aside)
+            if path.exists():  # an empty file
+                os.replace(aside, path)
+            else:
+                with contextlib.suppress(FileExistsError):  # another machine was faster
+                    os.link(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _is_made(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _create_tables(path: Path) -> None:
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{path}")
+    try:
+        utils._initialize_tables(engine)
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """An exclusive lock on a folder, which ends with its holder; False where the file system has no such locks."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+@functools.cache
+def revisions() -> tuple[frozenset[str], str]:
+    """(all schema revisions that the installed MLflow knows, the latest one), without importing it."""
+    spec = importlib.util.find_spec("mlflow")
+    roots = (spec.submodule_search_locations if spec is not None else None) or []
+    texts = [
+        script.read_text(encoding="utf-8")
+        for root in roots
+        for script in Path(root, "store", "db_migrations", "versions").glob("*.py")
+    ]
+    known = [found[1] for text in texts if (found := re.search(r"^revision\s*=\s*[\"'](\w+)", text, re.M))]
+    before = {found[1] for text in texts if (found := re.search(r"^down_revision\s*=\s*[\"'](\w+)", text, re.M))}
+    latest = [revision for revision in known if revision not in before]
+    return frozenset(known), latest[0] if latest else ""
+
+
+def schema_fault(uri: str, found: str | None, path: Path | None = None) -> Fault:
+    """The fault of a database whose schema revision is ``found`` (None: none is recorded), not the latest.
+
+    ``path``: the file of an SQLite database.
+    """
+    shown = without_password(uri) if path is None else path
+    about = {"database": f"The MLflow database {shown}", "installed": version("mlflow"), "found": found}
+    if found is not None and found not in revisions()[0]:
+        return _NEWER.about(**about)
+    if path is not None:
+        runs = _count_runs(path)
+        if runs == 0 and (found is None or not _has_all_tables(path)):
+            return _HALF_MADE.about(**about, path=shlex.quote(str(path)))
+        if found is None:
+            return _DAMAGED.about(**about, runs=runs)
+    return _OLDER.about(**about, uri=shlex.quote(uri))
+
+
+def check_sqlite_schema(database: sqlite3.Connection, uri: str, path: Path) -> None:
+    """Raise :class:`TrackingError` for a schema of another version; what MLflow itself completes is accepted."""
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    found = _revision(database) if "alembic_version" in tables else None
+    known, latest = revisions()
+    if found is None or found == latest or not known:
+        return
+    if found not in known or _has_all_tables(path):
+        raise schema_fault(uri, found, path).error(TrackingError, TrackingError)
+
+
+def recorded_revision(path: Path) -> str | None:
+    """The schema revision recorded in an SQLite database."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as database:
+        return _revision(database)
+    return None
+
+
+def _revision(database: sqlite3.Connection) -> str | None:
+    row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _count_runs(path: Path) -> int:
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as database:
+        return int(database.execute("SELECT count(*) FROM runs").fetchone()[0])
+    return 0
+
+
+def _has_all_tables(path: Path) -> bool:
+    """Whether the tables of the installed MLflow are there; if not, it runs the migrations itself."""
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{path}")
+    try:
+        return bool(utils._all_tables_exist(engine))
+    finally:
+        engine.dispose()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)

@@ -1,0 +1,89 @@
+"""Failures of MLflow, its database, its artifact storage and what is between: by text and by HTTP status."""
+
+from __future__ import annotations
+
+from tracking.ledger.faults import Fault, Server, without_password
+
+SQLITE = (
+    (
+        "is locked",
+        Fault(
+            "The MLflow database {database} is locked by another process.",
+            "end that process (`fuser {database}` shows it); several machines need a tracking server",
+            waits=True,
+        ),
+    ),
+    (
+        "disk is full",
+        Fault("There is no space left for the MLflow database {database}.", "free space on that disk"),
+    ),
+    (
+        "is not a database",
+        Fault(
+            "Cannot write the MLflow database {database}: file is not a database.",
+            "move that file away, or set MLFLOW_TRACKING_URI",
+        ),
+    ),
+    (
+        "unable to open database file",
+        Fault("The MLflow database {database} cannot be opened.", "make the file and its folder writable"),
+    ),
+    (
+        "readonly database",
+        Fault("The MLflow database {database} cannot be written.", "make the file and its folder writable"),
+    ),
+)
+"""Words of SQLite's errors and what they mean."""
+TEXTS = (
+    *SQLITE,
+    (
+        r"[Dd]isk ?[Ff]ull|could not extend file|No space left on device",
+        Fault("There is no space left for MLflow at {where}.", "free space on that disk"),
+    ),
+    (
+        r"(?:password )?authentication failed|role \S+ does not exist",
+        Fault("The tracking database {where} rejects the login.", "set PGUSER and PGPASSWORD, or correct ~/.pgpass"),
+    ),
+    (
+        r"database \S+ does not exist",
+        Fault("There is no such database at {where}.", "create it, or correct MLFLOW_TRACKING_URI"),
+    ),
+    (
+        r"too many (?:clients|connections)|remaining connection slots",
+        Fault(
+            "The tracking database {where} has no free connection.",
+            "run fewer trials at a time, or raise its max_connections",
+            waits=True,
+        ),
+    ),
+)
+"""Patterns in the texts of errors of SQLite and PostgreSQL."""
+STATUSES = {
+    407: Fault("The proxy between here and {where} requires a login (407).", "put it into HTTP_PROXY and HTTPS_PROXY"),
+    413: Fault(
+        "The proxy before MLflow at {where} refuses a file of that size (413).",
+        "raise its limit (nginx: client_max_body_size 0)",
+    ),
+    429: Fault("MLflow at {where} limits the rate of requests (429).", "run fewer trials at a time", waits=True),
+    501: Fault("MLflow at {where} does not support this request (501).", "use a server of RD3's version of MLflow"),
+    502: Fault(
+        "The proxy before MLflow at {where} does not reach it (502).", "check MLflow behind that proxy", waits=True
+    ),
+    503: Fault("MLflow at {where} is overloaded or starting (503).", "check its log", waits=True),
+    504: Fault(
+        "The proxy before MLflow at {where} gave up waiting for it (504).",
+        "raise its time limits (nginx: proxy_read_timeout and proxy_send_timeout), or check MLflow behind it",
+        waits=True,
+    ),
+    507: Fault(
+        "There is no space left where MLflow at {where} stores files (507).",
+        "free space there (`rd3 artifacts gc`), or raise its quota",
+    ),
+}
+"""HTTP statuses with a cause of their own."""
+
+
+def tracking_server(uri: str) -> Server:
+    """The server of a tracking URI, for the faults of connections."""
+    name = f"The tracking server {without_password(uri)}"
+    return Server(name, uri, "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_SERVER_CERT_PATH")
