@@ -42,6 +42,8 @@ TEST_DIVISOR = 5
 """Without a test folder, 1/5 of the smallest class's images of every class become the test split."""
 MEASURED_IMAGES = 2_000
 """Number of training images, balanced over the classes, from which the normalisation is computed."""
+COMPARED_FILES = 2_000
+"""Number of files read to see whether test images are also among the training images."""
 SIZED_IMAGES = 200
 """Number of images whose sizes are read."""
 Resolution = Literal[32, 64, 224]
@@ -191,6 +193,9 @@ def add_folder(
     }
     for note in _notes(folder, test, class_ids, by_numbers):
         say(note)
+    copies, compared = found.test.copies_in(found.train, COMPARED_FILES)
+    if copies:
+        say(Note(f"{copies} of {compared} test files compared are also among the training images", doubtful=True))
     info = info.model_copy(update=counts)
     register(name, {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info

@@ -30,6 +30,8 @@ from rd3.teacher.plausibility import (
 )
 
 NAME = "The teacher"
+_SHAPE_IMAGES = 32
+"""Images on which the form of the outputs is checked."""
 _UNIT = KNOWN["none"]
 _ORDER_FIX = (
     "put the rows of its last layer in the order of dataset.info.class_ids: layer.weight[{order}], and its bias"
@@ -142,7 +144,8 @@ def _copied(teacher: Any) -> nn.Module:
 
 def _check_logits(network: nn.Module, dataset: Dataset, device: torch.device) -> None:
     """Raise for a network that fails on pixels of the dataset, or returns something else than (B, C)."""
-    pixels = to_unit(dataset.images("validation", range(2)).to(device))
+    count = min(_SHAPE_IMAGES, len(dataset.labels("validation")))
+    pixels = to_unit(dataset.images("validation", range(count)).to(device))
     try:
         with torch.inference_mode():
             logits = network(pixels)
@@ -154,11 +157,16 @@ def _check_logits(network: nn.Module, dataset: Dataset, device: torch.device) ->
             f"{NAME} fails on pixels of shape {tuple(pixels.shape)}: {type(error).__name__}: {reason}.",
             f"use a network for {pixels.shape[-1]} pixels that takes one tensor",
         ) from None
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 2:
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != count:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"type {type(logits).__name__}"
-        raise BadValue(f"{NAME} returns {found}, expected logits (2, C) for 2 images.", "return its logits alone")
+        expected = f"expected logits ({count}, C) for {count} images"
+        raise BadValue(f"{NAME} returns {found}, {expected}.", "return its logits alone")
     if logits.shape[1] != dataset.info.num_classes:
         raise BadValue(
             f"The teacher has {logits.shape[1]} classes, {dataset.info.name} has {dataset.info.num_classes}.",
             "use a teacher of this dataset",
         )
+    if bool(((logits >= 0) & (logits <= 1)).all()):
+        if torch.allclose(logits.float().sum(1), torch.ones(count, device=logits.device), atol=1e-2):
+            raise BadValue(f"{NAME} returns probabilities, expected logits.", "leave out its softmax")
+        warnings.warn(f"{NAME} returns only values in [0, 1], which are unlikely to be logits.", stacklevel=4)

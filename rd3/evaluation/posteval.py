@@ -218,6 +218,9 @@ def evaluate(
         result = evaluate(images, labels, data, teacher, student="resnet18", progress=progress)
         print(result.top1_pct)
     """
+    _check_names(student=student, teacher_network=teacher_network, protocol=protocol)
+    if isinstance(student_seed, bool) or not isinstance(student_seed, int) or student_seed < 0:
+        raise BadValue(f"student_seed is {student_seed!r}, expected an integer of at least 0.", "call it once per seed")
     info = dataset.info
     space = stated_space(normalised, clip, info.normalisation)
     device = usable_device(device)
@@ -246,6 +249,13 @@ def evaluate(
         normalisation=info.normalisation,
     )
     return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress)
+
+
+def _check_names(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, str):
+            fix = "register it (docs/tutorials) and give its name"
+            raise BadValue(f"{name} is of type {type(value).__name__}, expected a name.", fix)
 
 
 def _say_to(progress: Progress) -> Say:

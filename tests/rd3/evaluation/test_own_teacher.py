@@ -89,6 +89,17 @@ def test_chance_is_refused_unless_allowed(colours):
     checked(network, data, "none", allow_chance=True)
 
 
+def test_probabilities_are_refused_and_doubted(colours):
+    data = colours()
+    network = data.network(UNIT)
+    with pytest.raises(BadValue, match="returns probabilities, expected logits") as caught:
+        checked(nn.Sequential(network, nn.Softmax(dim=1)), data, "none")
+    assert caught.value.fix == "leave out its softmax"
+    with pytest.warns(UserWarning, match=r"only values in \[0, 1\]"):
+        checked(nn.Sequential(network, nn.Sigmoid()), data, "none", allow_chance=True)
+    checked(nn.Sequential(network, nn.LogSoftmax(dim=1)), data, "none")
+
+
 class Wraps(nn.Module):
     """Returns the logits in something else, or fails."""
 
@@ -115,7 +126,7 @@ def test_what_returns_no_logits_is_one_sentence(colours):
         ("resnet18.pth", "is of type str"),
         (network.forward, "is of type method"),
         (Wraps(network, lambda logits: SimpleNamespace(logits=logits)), "returns type SimpleNamespace"),
-        (Wraps(network, lambda logits: logits[:, :, None]), r"returns shape \(2, 4, 1\)"),
+        (Wraps(network, lambda logits: logits[:, :, None]), r"returns shape \(32, 4, 1\)"),
         (Wraps(network, lambda logits: logits[:, :3]), "has 3 classes, colours has 4"),
         (Wraps(network, _broken), "fails on pixels of shape .* RuntimeError: mat1 and mat2"),
         (nan, "1 of 4 values of fc.bias"),

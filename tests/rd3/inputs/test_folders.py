@@ -292,3 +292,19 @@ def test_unlike_class_folders_of_train_and_test(tmp_path, roots):
     data_folder(tmp_path / "x/test", ["a", "c"])
     with pytest.raises(ClassOrderError, match="Fix: use the same class folders as in train"):
         registered("mine", tmp_path / "x", roots)
+
+
+def test_test_images_that_are_training_images_are_counted(tmp_path, roots):
+    folder = tmp_path / "leaky"
+    for part, seeds in (("train", range(4)), ("test", range(2, 6))):
+        for label in range(2):
+            (folder / part / f"c{label}").mkdir(parents=True)
+            for seed in seeds:
+                pixels = np.random.default_rng([label, seed]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / f"c{label}" / f"{part}{seed}.png")
+    _info, said = registered("leaky", folder, roots)
+    assert "4 of " in said and "are also among the training images" in said
+    for label in range(2):
+        for seed in (2, 3):
+            (folder / "test" / f"c{label}" / f"test{seed}.png").unlink()
+    assert "among the training images" not in registered("clean", folder, roots)[1]
