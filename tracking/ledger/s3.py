@@ -31,7 +31,9 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error, S3UploadFailedError
     from botocore import exceptions as botocore
 
-    connections = (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error)
+    connections = (
+        botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, Boto3Error, RecursionError,
+    )  # fmt: skip
     try:
         try:
             yield
@@ -39,7 +41,7 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
             raise error.__context__ or error from None
     except botocore.ClientError as error:
         raise refused(Refusal.of(error), root, endpoint).error(StoreError, StoreUnavailable) from None
-    except (botocore.BotoCoreError, Boto3Error) as error:
+    except (botocore.BotoCoreError, Boto3Error, RecursionError) as error:
         fault = failed(error, root, endpoint, isinstance(error, connections))
         raise fault.error(StoreError, StoreUnavailable) from None
 

@@ -38,9 +38,10 @@ class Refusal:
         message = str(about.get("Message", ""))
         expected = re.search(r"expecting '([\w-]+)'", message)
         region = about.get("Region") or more.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+        status = int(more.get("HTTPStatusCode", 0))
         return cls(
-            code=str(about.get("Code", "")),
-            status=int(more.get("HTTPStatusCode", 0)),
+            code=str(about.get("Code") or status or ""),  # a page of a proxy has no code
+            status=status,
             operation=error.operation_name,
             message=message,
             region=region or (expected[1] if expected else ""),
@@ -49,9 +50,11 @@ class Refusal:
 
     @classmethod
     def quoted(cls, text: str) -> Refusal | None:
-        """From a text with boto3's message in it, as a server passes on the refusal of its own bucket."""
+        """From a text with boto3's message in it, as MLflow passes it on; a missing object is not one."""
         found = re.search(r"An error occurred \(([\w.]+)\) when calling the (\w+) operation[^:]*:?(.*)", text)
-        return None if found is None else cls(code=found[1], operation=found[2], message=found[3].strip())
+        if found is None or found[1] in ("404", "NoSuchKey"):
+            return None
+        return cls(code=found[1], operation=found[2], message=found[3].strip())
 
     @property
     def uploads(self) -> bool:
@@ -297,7 +300,7 @@ def failed(error: Exception, root: str, endpoint: str, connects: bool) -> Fault:
             return fault.about(**facts)
     if not connects:
         return _UNUSABLE.about(**facts)
-    if "recursion" in text:  # boto3 follows a redirect that names no region until the stack is full
+    if "recursion" in text:  # boto3 follows a redirect that names no region until the stack is exhausted
         return _REGION.about(**facts, code="PermanentRedirect", region="")
     return connection_fault(_server(endpoint), text) or _NO_RESPONSE.about(**facts)
 

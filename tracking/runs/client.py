@@ -16,7 +16,7 @@ from tracking.ledger.faults import Fault, connection_fault, proxy_fault, without
 from tracking.ledger.s3 import s3_errors
 from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
 from tracking.place import Place
-from tracking.runs.database import recorded_revision, schema_fault
+from tracking.runs.database import schema_fault, sqlite_schema_fault
 from tracking.runs.faults import STATUSES, TEXTS, tracking_server
 from tracking.runs.reachable import sqlite_path
 
@@ -115,6 +115,8 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     text, status, where = str(error), status_of(error), without_password(uri)
     passed_on = Refusal.quoted(text)
     if passed_on is not None:
+        if not uri.startswith("http"):
+            return refused(passed_on, files, "The S3 server")
         of_bucket = refused(passed_on, files, f"The S3 server of MLflow at {where}")
         return Fault(of_bucket.message, f"for MLflow's own access to S3, {of_bucket.fix}", of_bucket.waits)
     schema = _schema(text, uri)
@@ -138,8 +140,7 @@ def _schema(text: str, uri: str) -> Fault | None:
     if uri.startswith("http") or not re.search(f"{_SCHEMA}|{_NO_TABLE}" if uri.startswith("sqlite") else _SCHEMA, text):
         return None
     if uri.startswith("sqlite"):
-        path = sqlite_path(uri)
-        return schema_fault(uri, recorded_revision(path), path)
+        return sqlite_schema_fault(uri, sqlite_path(uri))
     named = re.search(r"found version (\w+)|identified by '(\w+)'", text)
     found = (named[1] or named[2]) if named else None
     return schema_fault(uri, None if found == "None" else found)

@@ -118,10 +118,9 @@ def schema_fault(uri: str, found: str | None, path: Path | None = None) -> Fault
         return _NEWER.about(**about)
     if path is not None:
         runs = _count_runs(path)
-        if runs == 0 and (found is None or not _has_all_tables(path)):
-            return _HALF_MADE.about(**about, path=shlex.quote(str(path)))
-        if found is None:
-            return _DAMAGED.about(**about, runs=runs)
+        if found is None or not _has_all_tables(path):
+            incomplete = _DAMAGED if runs else _HALF_MADE
+            return incomplete.about(**about, runs=runs, path=shlex.quote(str(path)))
     return _OLDER.about(**about, uri=shlex.quote(uri))
 
 
@@ -136,11 +135,14 @@ def check_sqlite_schema(database: sqlite3.Connection, uri: str, path: Path) -> N
         raise schema_fault(uri, found, path).error(TrackingError, TrackingError)
 
 
-def recorded_revision(path: Path) -> str | None:
-    """The schema revision recorded in an SQLite database."""
+def sqlite_schema_fault(uri: str, path: Path) -> Fault | None:
+    """The fault of a database that MLflow cannot use; None if its schema is as it should be."""
+    found = None
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as database:
-        return _revision(database)
-    return None
+        found = _revision(database)
+    if found == revisions()[1] and _has_all_tables(path):
+        return None
+    return schema_fault(uri, found, path)
 
 
 def _revision(database: sqlite3.Connection) -> str | None:

@@ -78,3 +78,93 @@ def test_s3_that_is_set_up_wrongly() -> None:
     assert not isinstance(caught.value, Unavailable)
     with pytest.raises(Unavailable), s3_errors("s3://bucket/x", "http://s3"):
         raise ConnectTimeoutError(endpoint_url="http://s3")
+
+
+@pytest.mark.parametrize(
+    ("status", "passes", "message", "fix"),
+    [
+        (407, False, "proxy between here and http://tracking requires a login", "HTTP_PROXY"),
+        (413, False, "proxy before MLflow at http://tracking refuses a file of that size", "client_max_body_size"),
+        (429, True, "limits the rate", "fewer trials"),
+        (500, True, "failed", "rd3 doctor"),
+        (501, False, "does not support", "version of MLflow"),
+        (502, True, "does not reach it", "behind that proxy"),
+        (503, True, "overloaded or starting", "log"),
+        (504, True, "gave up waiting", "proxy_read_timeout"),
+        (505, False, "failed", "rd3 doctor"),
+        (507, False, "no space left where MLflow at http://tracking stores files", "rd3 artifacts gc"),
+    ],
+)
+def test_statuses_and_their_fixes(status: int, passes: bool, message: str, fix: str) -> None:
+    """As requests raises them for artifacts, as MLflow's client raises them, and after its retries."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    answer = requests.Response()
+    answer.status_code = status
+    kind = "Client" if status < 500 else "Server"
+    errors = (
+        requests.HTTPError(f"{status} {kind} Error: of the test for url: http://tracking/x", response=answer),
+        MlflowException(f"API request to endpoint /x failed with error code {status} != 200. Response body: '<html>'"),
+        MlflowException(f"Max retries exceeded (Caused by ResponseError('too many {status} error responses'))"),
+    )
+    for error in errors:
+        found = named(error)
+        assert isinstance(found, Unavailable) is passes
+        assert message in found.message and fix in found.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "passes", "message", "fix"),
+    [
+        (
+            "An error occurred (XMinioStorageFull) when calling the PutObject operation: full",
+            False,
+            "The S3 server of MLflow at http://tracking has no space left",
+            "for MLflow's own access to S3, free space",
+        ),
+        (
+            "An error occurred (NoSuchBucket) when calling the PutObject operation: none",
+            False,
+            "has no bucket",
+            "rd3 infra init",
+        ),
+        ("An error occurred (SlowDown) when calling the GetObject operation: slow", True, "limits the rate", "fewer"),
+        ("(psycopg2.errors.DiskFull) could not extend file", False, "no space left for MLflow", "free space"),
+        ('(psycopg2.OperationalError) database "x" does not exist', False, "no such database", "create it"),
+        ("FATAL: sorry, too many clients already", True, "no free connection", "max_connections"),
+        ("SSLError(CERTIFICATE_VERIFY_FAILED self-signed)", False, "not trusted", "MLFLOW_TRACKING_SERVER_CERT_PATH"),
+    ],
+)
+def test_texts_and_their_fixes(text: str, passes: bool, message: str, fix: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    found = named(MlflowException(text))
+    assert isinstance(found, Unavailable) is passes
+    assert message in found.message and fix in found.fix
+
+
+def test_a_schema_of_postgresql_has_the_command_with_its_address() -> None:
+    from mlflow.exceptions import MlflowException
+
+    uri = "postgresql+psycopg2://me@tracking/db"
+    for revision, words in (("acf3f17fdcc7", f"mlflow db upgrade {uri}"), ("ffffffffffff", "pip install --upgrade")):
+        text = f"Detected out-of-date database schema (found version {revision}, but expected 1234)."
+        with pytest.raises(RD3Error) as caught, mlflow_errors(uri, "s3://bucket/x"):
+            raise MlflowException(text)
+        assert not isinstance(caught.value, Unavailable) and words in caught.value.fix
+
+
+def test_a_loopback_server_behind_a_proxy(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    """By MLflow's own client."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    uri = "http://127.0.0.1:9"
+    with pytest.raises(RD3Error, match=r"sent to the proxy") as caught, mlflow_errors(uri, "s3://bucket/x"):
+        MlflowClient(tracking_uri=uri).get_run("0" * 32)
+    assert caught.value.fix == "add 127.0.0.1 to NO_PROXY"
+    assert not isinstance(caught.value, Unavailable)

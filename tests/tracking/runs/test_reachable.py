@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import TrackingError
+from tests.tracking.servers import self_signed, serving
 from tracking.place import Place
 from tracking.runs.runs import Tracker
 
@@ -129,3 +130,58 @@ def test_databases_and_what_is_none(tmp_path: Path) -> None:
         check(f"sqlite:///{tmp_path / 'text.db' / 'mlflow.db'}")
     with pytest.raises(TrackingError, match=r"Unsupported tracking URI '\./mlruns'"):
         check("./mlruns")
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of its first request
+
+
+def test_a_loopback_server_behind_a_proxy(
+    no_proxies: None, serve, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that does not respond, and one that rejects the request."""
+    uri = serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (200, "{}")})
+    for proxy in (f"http://127.0.0.1:{closed_port}", serve({})):
+        monkeypatch.setenv("http_proxy", proxy)
+        with pytest.raises(TrackingError, match=r"is on this machine, .* Fix: add 127\.0\.0\.1 to NO_PROXY"):
+            check(uri)
+        monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    check(uri)
+
+
+def test_a_certificate_that_is_not_trusted_and_the_fix(
+    no_proxies: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    certificate = self_signed(tmp_path)
+    with serving(502, b"", certificate=certificate) as uri:
+        with pytest.raises(TrackingError, match=r"not trusted here.* Fix: set MLFLOW_TRACKING_SERVER_CERT_PATH"):
+            check(uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+        with pytest.raises(TrackingError, match=r"does not reach it \(502\)"):
+            check(uri)
+        with (
+            pytest.raises(TrackingError, match=r"does not use TLS.* Fix: write http:// instead"),
+            serving(200, b"OK") as http,
+        ):
+            check(http.replace("http:", "https:"))
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
+        with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_SERVER_CERT_PATH names .*none\.pem, which does not"):
+            check(uri)
+
+
+def test_http_to_a_port_of_https(no_proxies: None, serve) -> None:
+    page = "<title>400 The plain HTTP request was sent to HTTPS port</title>"
+    with pytest.raises(TrackingError, match=r"uses TLS at that port\. Fix: write https:// instead"):
+        check(serve({"/health": (400, page)}))
+
+
+@pytest.mark.parametrize(("status", "words"), [(502, "behind that proxy"), (504, "proxy_read_timeout")])
+def test_a_reverse_proxy_without_its_server(no_proxies: None, serve, status: int, words: str) -> None:
+    with pytest.raises(TrackingError, match=words):
+        check(serve({"/health": (status, "<html>nginx</html>")}))
