@@ -236,7 +236,7 @@ def test_a_store_that_cannot_take_the_files(place: Place, tmp_path: Path, tracke
 def test_mlflow_itself_failing(place: Place, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database" * 100)
     broken = Tracker(Place(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path), home=tmp_path))
-    with pytest.raises(TrackingError, match=r"MLflow at sqlite:///.* failed: .*not a database"):
+    with pytest.raises(TrackingError, match=r"MLflow database .*: file is not a database\. Fix: move that file away"):
         broken.experiment("any")
 
 
@@ -262,5 +262,5 @@ def test_two_evaluations_of_a_set_that_end_at_once(
     assert shown.info.status == "FINISHED"
     assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
     refusals.append("The disk is full.")
-    with pytest.raises(TrackingError, match="The disk is full"):
+    with pytest.raises(TrackingError, match="no space left for the MLflow database"):
         run.finish(result_of(recipe, tmp_path / "again", {}), tmp_path / "again")
