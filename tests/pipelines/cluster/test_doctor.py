@@ -11,7 +11,8 @@ import torch
 
 from pipelines.cluster import doctor as checkup
 from rd3.device import bf16_in_hardware
-from rd3.errors import StoreError
+from rd3.errors import StoreError, TrackingError
+from tests.tracking.servers import s3_error, serving
 from tracking.place import Place
 
 
@@ -35,6 +36,22 @@ def test_a_server_that_does_not_tell_the_time():
 
     row = checkup._clock("clock", down, "x")
     assert row == ("clock", "wrong", "The S3 server x does not respond. Fix: set AWS_ENDPOINT_URL")
+
+
+def test_a_bucket_that_does_not_exist_is_not_blamed_on_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def refused(_place: Place) -> None:
+        raise TrackingError("MLflow at http://x failed: 500 Server Error.", "check the server")
+
+    monkeypatch.setattr(checkup, "probe_artifacts", refused)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with serving(404, s3_error("NoSuchBucket")) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        row = checkup._files_through_tracking(Place("http://x", "s3://later/rd3", tmp_path))
+        assert row.state == "wrong"
+        assert f"{url} has no bucket 'later'. Fix: run `rd3 infra init`" in row.detail
+    row = checkup._files_through_tracking(Place("http://x", str(tmp_path), tmp_path))
+    assert row.detail == "MLflow at http://x failed: 500 Server Error. Fix: check the server"
 
 
 def test_versions_that_differ():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from ray.exceptions import AuthenticationError
 
-from pipelines.cluster.ray import check_address, not_joined
+from pipelines.cluster.ray import _not_started, check_address, not_joined
 from rd3.errors import RD3Error
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -84,3 +84,21 @@ def test_no_token_and_the_wrong_one():
 def test_anything_else_is_told_by_its_first_line():
     told = not_joined("head:6379", RuntimeError("Something new.\nand a page of it"))
     assert told.message == "Cannot join the Ray cluster at head:6379: Something new."
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("AF_UNIX path length cannot exceed 107 bytes: /a/very/long/path", "TMPDIR to a short path"),
+        ("[Errno 28] No space left on device", "free space"),
+        ("ValueError: Attempting to cap object store memory usage at 1 bytes, /dev/shm has 64 MB", "--shm-size"),
+        ("RuntimeError: [Errno 98] Address already in use", "ray stop"),
+        ("RuntimeError: can't start new thread", "ulimit -u"),
+        ("[Errno 13] Permission denied: '/tmp/x'", "TMPDIR and HOME"),
+        ("The current node timed out during startup.", "less busy"),
+    ],
+)
+def test_the_fix_for_a_ray_that_cannot_start(text: str, fix: str):
+    error = _not_started(RuntimeError(text + "\nmore lines"))
+    assert error.message == f"Cannot start Ray on this machine: {text}"
+    assert fix in error.fix

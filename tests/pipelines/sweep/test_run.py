@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pipelines.grid.catalog import Catalog
 from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
+from pipelines.sweep.progress import open_trial_view
 from pipelines.sweep.run import SweepRun
 from pipelines.sweep.study import Ended
 from pipelines.sweep.subject import subjects
@@ -59,6 +61,18 @@ def test_the_tracking_server_may_be_away_when_the_runs_are_opened(sweep, monkeyp
     sweep._open()
     assert (search.times, made.times) == (0, 0)
     assert sweep.tracker.client.get_run(sweep.runs.run_id).info.status == "RUNNING"
+
+
+def test_a_sweep_says_once_for_what_it_waits(sweep, capsys, monkeypatch):
+    sweep._retry(Outage(lambda: None, 3))
+    assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: The store does not respond.\n"
+    log = io.StringIO()
+    sweep._studies()
+    subject = sweep.subjects[0]
+    with open_trial_view("demo", sweep.outcome.tunings[subject.label], log) as view:
+        monkeypatch.setattr(sweep, "view", view)
+        sweep._retry(Outage(lambda: None, 3))
+    assert log.getvalue() == "demo: waiting: The store does not respond.\n"
 
 
 def test_a_signal_ends_the_waiting_as_a_signal(sweep):

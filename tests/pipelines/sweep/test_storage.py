@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from pipelines.sweep.storage import open_storage
+from pipelines.sweep.storage import _other_version, open_storage
 from rd3.errors import BadValue, StoreError
 
 
@@ -34,3 +40,39 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path)
 def test_a_word_that_is_no_place(tmp_path):
     with pytest.raises(BadValue, match=r"Invalid --storage jornal\. Fix: use journal, tracking or a database URL"):
         open_storage("jornal", "", tmp_path)
+
+
+def test_tables_of_an_older_optuna_and_the_command(tmp_path):
+    """The command is run as it is printed."""
+    path = tmp_path / "my studies.db"
+    url = f"sqlite:///{path}"
+    open_storage(url, "", tmp_path)
+    set_revision(path, "v3.0.0.d")
+    with pytest.raises(StoreError, match=r"were made by Optuna \S+, installed is \S+\. Fix: back them up") as caught:
+        open_storage(url, "", tmp_path)
+    command = caught.value.fix.partition("then run: ")[2]
+    shell = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, check=True, env=shell, capture_output=True)
+    assert open_storage(url, "", tmp_path).get_all_studies() == []
+
+
+def test_tables_of_a_newer_optuna(tmp_path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    open_storage(url, "", tmp_path)
+    set_revision(tmp_path / "studies.db", "v99.0.0.a")
+    with pytest.raises(StoreError, match="Fix: install that version: pip install --upgrade optuna"):
+        open_storage(url, "", tmp_path)
+
+
+def test_the_command_for_postgresql_names_the_schema_of_its_tables():
+    text = "no longer compatible with the table schema (set up by optuna 3.0). Please execute `optuna storage upgrade`"
+    error = _other_version("postgresql://db/x", text)
+    assert "PGOPTIONS=-csearch_path=rd3_optuna optuna storage upgrade --storage postgresql://db/x" in error.fix
+    assert "made by Optuna 3.0," in error.message
+
+
+def set_revision(path, revision):
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+    connection.commit()
+    connection.close()

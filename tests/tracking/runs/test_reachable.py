@@ -136,6 +136,7 @@ def test_databases_and_what_is_none(tmp_path: Path) -> None:
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of its first request
 
 
 def test_a_loopback_server_behind_a_proxy(
@@ -147,6 +148,7 @@ def test_a_loopback_server_behind_a_proxy(
         monkeypatch.setenv("http_proxy", proxy)
         with pytest.raises(TrackingError, match=r"is on this machine, .* Fix: add 127\.0\.0\.1 to NO_PROXY"):
             check(uri)
+        monkeypatch.setattr("urllib.request._opener", None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     check(uri)
 
