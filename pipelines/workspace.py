@@ -28,7 +28,7 @@ from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid, parse_grid
 from pipelines.grid.plan import Plan, plan_session
-from pipelines.settings import Session, session
+from pipelines.settings import Session, session, settle_home
 from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class LoadedGrid:
         ``address``: of a Ray cluster (default: this machine).  ``max_concurrent``: maximum number of parallel trials
         (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.
         """
+        settle_home(self.workspace.session)
         return execute(
             self.expansion,
             self.plan(),
