@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rd3.errors import BadValue
 from rd3.registry import did_you_mean
@@ -61,17 +63,77 @@ def _without_secret(uri: str) -> str:
     raise BadValue("MLFLOW_TRACKING_URI contains a password, which others could read.", fix)
 
 
+def _folder(text: str, name: str) -> Path:
+    """An absolute path without ``~``; raises BadValue for one that an address or MLflow's filters cannot hold."""
+    path = Path(text).expanduser().absolute()
+    if not str(path).isprintable() or {"'", '"'} <= set(str(path)):
+        raise BadValue(
+            f"{name} is {str(path)!r}, which has control characters or both kinds of quotation marks.",
+            f"set {name} to another folder",
+        )
+    return path
+
+
+def artifact_root(text: str, name: str = "RD3_ARTIFACTS") -> str:
+    """An artifact root as it is known everywhere: an absolute path, or the URI of a bucket unchanged."""
+    if text.startswith("file:"):
+        if urlsplit(text).netloc not in ("", "localhost"):
+            raise BadValue(f"{name} is {text}, which names a host.", f"write {name}=file:///PATH, or the path alone")
+        text = unquote(urlsplit(text).path)
+    return text if "://" in text else str(_folder(text, name))
+
+
+def tracking_address(text: str, name: str = "MLFLOW_TRACKING_URI") -> str:
+    """A tracking URI whose SQLite database, if it is one, has an absolute path; without a password."""
+    start, slashes, rest = text.partition(":///")
+    path, mark, query = rest.partition("?")
+    if not slashes or start.partition("+")[0] != "sqlite" or path in ("", ":memory:"):
+        return _without_secret(text)
+    path = str(_folder(path, name))
+    if re.search("%[0-9A-Fa-f]{2}", path):  # versions of SQLAlchemy differ in whether they decode it
+        raise BadValue(f"{name} is {path}, and an SQLite address cannot hold its '%'.", f"set {name} to another path")
+    return f"{start}:///{path}{mark}{query}"
+
+
+def _database_in(home: Path) -> str:
+    if "?" in str(home):
+        fix = "set RD3_HOME to another folder, or MLFLOW_TRACKING_URI to a database elsewhere"
+        raise BadValue(f"RD3_HOME is {home}, and the SQLite address of its database cannot hold '?'.", fix)
+    return tracking_address(f"sqlite:///{home / 'mlflow.db'}", "RD3_HOME")
+
+
 def session(env: Mapping[str, str] | None = None) -> Session:
-    """From ``RD3_HOME`` (default ``.rd3``), ``RD3_DATA``, ``MLFLOW_TRACKING_URI`` and ``RD3_ARTIFACTS``."""
+    """From ``RD3_HOME`` (default ``.rd3``), ``RD3_DATA``, ``MLFLOW_TRACKING_URI`` and ``RD3_ARTIFACTS``.
+
+    The only place where ``~`` and relative paths become absolute.  Raises BadValue for paths that cannot be used.
+    """
     env = os.environ if env is None else env
-    home = Path(env.get("RD3_HOME") or ".rd3").expanduser().absolute()
-    data = env.get("RD3_DATA")
+    home = _folder(env.get("RD3_HOME") or ".rd3", "RD3_HOME")
+    data, tracking_uri = env.get("RD3_DATA"), env.get("MLFLOW_TRACKING_URI")
     return Session(
-        tracking_uri=_without_secret(env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
-        artifacts=env.get("RD3_ARTIFACTS") or str(home / "artifacts"),
+        tracking_uri=tracking_address(tracking_uri) if tracking_uri else _database_in(home),
+        artifacts=artifact_root(env.get("RD3_ARTIFACTS") or str(home / "artifacts")),
         home=home,
-        data=Path(data).expanduser().absolute() if data else None,
+        data=_folder(data, "RD3_DATA") if data else None,
     )
+
+
+def writing_session() -> Session:
+    """The session of a command that writes: RD3's own database first follows a home that was moved or copied.
+
+    What was changed, and files that are stored elsewhere, are said on stderr.
+    """
+    here = session()
+    settle_home(here)
+    return here
+
+
+def settle_home(here: Session) -> None:
+    """See :func:`writing_session`."""
+    from tracking.upkeep.relocate import settle
+
+    for line in settle(here):
+        sys.stderr.write(f"{line}\n")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pipelines.engine.workers import RayWorkers, ThisProcess
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import Plan, plan_session
-from pipelines.settings import Session, session
+from pipelines.settings import Session, session, settle_home
 from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class LoadedGrid:
         another.  ``max_concurrent``: maximum number of parallel trials
         (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.
         """
+        settle_home(self.workspace.session)
         return execute(
             self.expansion,
             self.plan(),

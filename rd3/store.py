@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -135,18 +135,29 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a temporary file, flush it to disk and rename it, so that readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode() if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    staged = stage(path, raw)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(raw)
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def stage(path: Path, data: bytes) -> Path:
+    """Write a hidden file beside ``path``, flush it to disk and return it; its permissions obey the umask.
+
+    The functions of :mod:`tempfile` would make a file that only its owner can read.
+    """
+    staged = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
+    try:
+        with open(staged, "xb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        # Temporary files are private; the final file gets the usual permissions.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
+    return staged
 
 
 def check_files(folder: Path, files: dict[str, str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""``rd3 artifacts``: verify the files behind the ledger, delete unused ones, and copy them between machines."""
+"""``rd3 artifacts``: verify the files behind the ledger, delete unused ones, copy and move them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, ledger_line, show_table
-from pipelines.settings import Session, session
+from pipelines.settings import Session, session, writing_session
 from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
     from rd3.recipe import Key
     from tracking.ledger.ledger import Ledger
 
-app = typer.Typer(help="Files behind the ledger: verify, garbage-collect, fetch, push, rebuild.", no_args_is_help=True)
+app = typer.Typer(
+    help="Files behind the ledger: verify, garbage-collect, fetch, push, relocate, rebuild.", no_args_is_help=True
+)
 
 KeysArgument = Annotated[list[str] | None, typer.Argument(help="Keys or key prefixes (default: all).")]
 GridOption = Annotated[str | None, typer.Option("--grid", help="Only results that this grid needs.")]
@@ -111,7 +113,7 @@ def collect_garbage(
     from tracking.runs.runs import Tracker
     from tracking.upkeep.garbage import find_garbage
 
-    here = session()
+    here = writing_session() if yes else session()
     ledger = here.ledger
     Tracker(here).check()
     holder = ledger.lease().holder()
@@ -179,6 +181,33 @@ def push(
     console.print(f"{new} new, {len(pushed) - new} already there", soft_wrap=True)
 
 
+@app.command("relocate")
+def relocate_files(
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="The former artifact root (default: as found in the MLflow database)."),
+    ] = None,
+) -> None:
+    """After moving artifacts: rewrite addresses in the ledger and in an SQLite database, which is copied first.
+
+    Commands that write do this by themselves after a home was moved or copied, if its database is in it.
+    """
+    from pipelines.settings import artifact_root
+    from rd3.errors import BadValue
+    from tracking.upkeep.relocate import former_roots, relocate, server_advice
+
+    here = session()
+    roots = [artifact_root(source, "--from")] if source is not None else former_roots(here)
+    if len(roots) > 1:
+        raise BadValue(f"The MLflow database has files at {', '.join(roots)}.", "give one of them: --from ADDRESS")
+    for root in roots:
+        console.print(relocate(here, root).line(), soft_wrap=True)
+    if not roots:
+        console.print("no addresses of another artifact root in the MLflow database", soft_wrap=True)
+    for line in server_advice(here, roots):
+        console.print(line, soft_wrap=True)
+
+
 @app.command("rebuild")
 def rebuild_ledger() -> None:
     """Restore ledger entries from MLflow, for every finished run whose files still exist."""
@@ -186,6 +215,6 @@ def rebuild_ledger() -> None:
     from tracking.runs.runs import Tracker
     from tracking.upkeep.rebuild import rebuild
 
-    place = session()
+    place = writing_session()
     Tracker(place).check()
     console.print(f"{rebuild(Ledger(place.artifacts), place)} entries restored")

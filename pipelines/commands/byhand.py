@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, parse_fields, show_reasons, show_table
-from pipelines.settings import session
+from pipelines.settings import writing_session
 
 if TYPE_CHECKING:
     from pipelines.engine.execute import Outcome
@@ -34,7 +34,7 @@ def distill(
     from pipelines.grid.catalog import Catalog
     from rd3.recipe import SetRecipe
 
-    here = session()
+    here = writing_session()
     catalog = Catalog.of(here)
     recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
@@ -60,7 +60,7 @@ def evaluate(
     from rd3.stats import mean, std
     from rd3.store import existing
 
-    here = session()
+    here = writing_session()
     catalog, seeds = Catalog.of(here), student_seed or [0, 1, 2]
     recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
@@ -101,7 +101,7 @@ def import_outcomes(
     """Import results from others, or from runs without Ray and MLflow, into the ledger and MLflow."""
     from pipelines.transfer.results import import_results
 
-    imported = import_results(path, session())
+    imported = import_results(path, writing_session())
     show_table(
         [
             {"kind": one.kind, "key": one.key[:12], "what": one.label or f"not imported: {one.lacking}", "new": one.new}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands._show import console, progress_bar, show_note, show_table
-from pipelines.settings import session
+from pipelines.settings import session, writing_session
 
 app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
 
@@ -89,7 +89,7 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets on this machi
     """Upload datasets to the tracking server, from which cluster nodes pull them; each version is uploaded once."""
     from pipelines.transfer.datasets import push
 
-    here = session()
+    here = writing_session()
     for name in names:
         with progress_bar(f"push {name}") as progress:
             bundle, new = push(name, here, progress)

@@ -11,7 +11,7 @@ import typer
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table
 from pipelines.commands.byhand import finish
-from pipelines.settings import Session, reading_session, session
+from pipelines.settings import Session, reading_session, session, settle_home, writing_session
 from pipelines.terminal import PlainConsole
 from rd3.errors import BadValue
 
@@ -178,7 +178,7 @@ def run(
 
     if local and (address or concurrent or shares > 1):
         raise BadValue("--local runs one recipe at a time.", "leave out --address, --concurrent and --shares")
-    here = session()
+    here = writing_session()
     expansion = expanded(grid, here)
     plan = planned(expansion, here, device, 1 if local else None)
     check_hours(plan, max_hours, grid)
@@ -233,18 +233,19 @@ def report(
 
 def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> None:
     """Attach the report to the grid's MLflow run, if there is one; an unreachable server is only reported."""
-    from rd3.errors import TrackingError
+    from rd3.errors import StoreError, TrackingError
     from tracking.report.publish import publish
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
     tracker = Tracker(here.owned())
     try:
+        settle_home(here)
         tracker.check()
         run_id = tracker.find_grid(HAND, name)
         if run_id is not None:
             publish(tracker, run_id, name, results, folder)
-    except TrackingError as error:
+    except (TrackingError, StoreError) as error:
         console.print(f"report not uploaded to MLflow: {error}", soft_wrap=True)
 
 

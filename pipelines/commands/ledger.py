@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands._show import console, show_reasons
-from pipelines.settings import session
+from pipelines.settings import writing_session
 
 app = typer.Typer(help="Upgrade the ledger to the current format.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def upgrade(
     from tracking.ledger.ledger import Ledger
     from tracking.upkeep.upgrade import remove_former
 
-    here = session()
+    here = writing_session()
     if folder is not None and not (folder / "by-key").is_dir():
         fix = "give a store folder; convert a study or parts with `rd3 export-results PATH DIR`"
         raise DataMissing(f"{folder} is not a store: it has no by-key folder.", fix)

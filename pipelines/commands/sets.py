@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands._show import console, ledger_line, show_note, show_table
-from pipelines.settings import session
+from pipelines.settings import session, writing_session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
 
@@ -104,7 +104,7 @@ def import_set(
     from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
 
-    here = session()
+    here = writing_session()
     data = open_dataset(dataset, here.roots)
     check_place(here)
     if source.is_dir() and (normalised is not None or clip):

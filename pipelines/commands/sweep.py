@@ -13,7 +13,7 @@ import typer
 
 from pipelines.commands._show import console, show_reasons, show_table
 from pipelines.commands.grid import AddressOption, show_plan, ui_line
-from pipelines.settings import session
+from pipelines.settings import writing_session
 
 if TYPE_CHECKING:
     from pipelines.sweep.run import SweepOutcome
@@ -50,7 +50,7 @@ def sweep(
     from pipelines.sweep.winner import check_free, write_preset
     from tracking.report.sweep_report import write_sweep_report
 
-    here = session()
+    here = writing_session()
     catalog = Catalog.of(here)
     loaded = load_sweep(file, catalog)
     found = subjects(loaded, catalog)

@@ -10,7 +10,7 @@ import typer
 
 from pipelines.commands._show import console, ledger_line, progress_bar, show_table
 from pipelines.commands.byhand import finish, show_work
-from pipelines.settings import session
+from pipelines.settings import session, writing_session
 
 if TYPE_CHECKING:
     from rd3.recipe import SourceSplit
@@ -28,7 +28,7 @@ def train(
     from pipelines.grid.catalog import Catalog
     from rd3.store import existing
 
-    here = session()
+    here = writing_session()
     recipe = teacher_of(dataset, role, Catalog.of(here))
     finish(run_recipes([recipe], here, planned=show_work))
     result = existing(here.ledger, "teacher", recipe.key).result
@@ -82,7 +82,7 @@ def import_teacher(
     if split not in ("train", "fit", "unknown"):
         raise BadValue(f"Invalid --split {split!r}.", "use train, fit or unknown")
     order = read_class_order(class_order) if class_order not in (None, FOUND) else class_order
-    here = session()
+    here = writing_session()
     opened = open_dataset(dataset, here.roots)
     check_place(here)
     notices: list[str] = []

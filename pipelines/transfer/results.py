@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.settings import Session
+from pipelines.settings import Session, artifact_root, tracking_address
 from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
 from rd3.recipe import KINDS, Key, Recipe, read_recipe, to_json
@@ -135,6 +135,7 @@ def push_results(
     Their parents are copied as well, and teacher roles that the other ledger does not have.
     """
     own = TrackedStore(session)
+    artifacts, tracking_uri = artifact_root(artifacts, "TARGET"), tracking_address(tracking_uri, "--tracking")
     place = Place(tracking_uri=tracking_uri, artifacts=artifacts, home=session.home)
     other = TrackedStore(place)
     if other.ledger.root == own.ledger.root:

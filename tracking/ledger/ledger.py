@@ -8,7 +8,8 @@ Layout below the artifact root, a folder or S3::
     calibrations/<device>...json  measured speed of a device (``rd3 calibrate``)
     leases/<name>...json          the current driver
 
-Reading and writing the ledger does not need MLflow.
+Reading and writing the ledger does not need MLflow.  Stored entries name files below the root relative to it, so that
+it can be moved; outside of this module an entry has the URI of its files.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rd3.recipe import KINDS, Key, Recipe, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
 from rd3.store import Entry, read_entry
 from rd3.upgrade import REKEYED
+from tracking.ledger.addresses import to_absolute, to_relative
 from tracking.ledger.lease import Lease
 from tracking.ledger.object_store import open_objects
 
@@ -87,14 +89,16 @@ class Ledger:
         """Map those of ``keys`` that have an entry to it."""
         wanted = {_name(kind, key): key for key in keys}
         found = self.objects.get_many(wanted)
-        return {
+        entries = {
             wanted[name]: read_entry(raw, f"Ledger entry {self.root}/{name}", _REMEDY) for name, raw in found.items()
         }
+        return {key: to_absolute(entry, self.objects) for key, entry in entries.items()}
 
     def mark(self, entry: Entry) -> Entry:
         """Write ``entry`` with its digest unless its key has one already; returns the entry that is in the ledger."""
-        entry = entry.sealed()
-        data = (json.dumps(entry.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+        entry = to_absolute(entry.sealed(), self.objects)
+        plain = to_relative(entry, self.objects).model_dump(mode="json")
+        data = (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
         name = _name(entry.kind, entry.key)
         for _attempt in range(5):  # S3 may refuse both of two concurrent writers
             if self.objects.put(name, data, only_if_absent=True):

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlparse
 
 from rd3.errors import StoreError
+from rd3.store import stage
 
 
 class Stored(NamedTuple):
@@ -150,12 +151,8 @@ class FolderObjects:
         target = self.folder / name
         with folder_errors(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, neighbour = tempfile.mkstemp(dir=target.parent, prefix=".")
+            neighbour = stage(target, data)
             try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
                 if not only_if_absent:
                     os.replace(neighbour, target)
                     return True
@@ -165,7 +162,7 @@ class FolderObjects:
                     return False
                 return True
             finally:
-                Path(neighbour).unlink(missing_ok=True)
+                neighbour.unlink(missing_ok=True)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         start = self.folder / prefix.rpartition("/")[0]

@@ -51,9 +51,16 @@ def check(uri: str, seconds: float) -> None:
         )
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of ``sqlite:///PATH``, with all that a path may contain but ``?``; None for any other address."""
+    start, slashes, rest = uri.partition(":///")
+    path = rest.partition("?")[0]
+    return Path(path) if slashes and start.partition("+")[0] == "sqlite" and path not in ("", ":memory:") else None
+
+
 def sqlite_path(uri: str) -> Path:
     """The file of an SQLite database; its folder is created if necessary."""
-    path = Path(urlsplit(uri).path.removeprefix("/"))
+    path = sqlite_file(uri) or Path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

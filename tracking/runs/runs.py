@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from rd3.errors import StoreError, StoreUnavailable, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
+from tracking.ledger.addresses import to_relative
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs import reachable as reach
@@ -268,7 +269,8 @@ class OpenRun:
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Logged last and complete, because the ledger can be rebuilt from these files.
-            client.log_text(self.run_id, json.dumps(entry.model_dump(mode="json"), indent=1), "entry.json")
+            plain = to_relative(entry, open_objects(self.tracker.place.artifacts)).model_dump(mode="json")
+            client.log_text(self.run_id, json.dumps(plain, indent=1), "entry.json")
             client.set_terminated(self.run_id, "FINISHED")
         return entry
 

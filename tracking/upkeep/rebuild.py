@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rd3.recipe import KINDS, key_of
-from rd3.store import read_entry
+from rd3.store import Entry, read_entry
+from tracking.ledger.addresses import to_absolute
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import artifacts
@@ -29,13 +30,20 @@ def rebuild(ledger: Ledger, place: Place) -> int:
         with tracker.errors(), tempfile.TemporaryDirectory() as scratch:
             copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
             name = f"entry.json of run {run.info.run_id}"
-            entry = read_entry(Path(copy).read_bytes(), name, "delete that run in MLflow")
+            entry = _as_placed(read_entry(Path(copy).read_bytes(), name, "delete that run in MLflow"), run, ledger)
         # An entry whose recipe does not match its key would corrupt every result that reuses it.
         if key_of(entry.recipe) == entry.key and artifacts.exists(entry, place.tracking_uri):
             ledger.mark(entry)
             known[entry.kind].add(entry.key)
             added += 1
     return added
+
+
+def _as_placed(entry: Entry, run: Any, ledger: Ledger) -> Entry:
+    """The entry with the address of its files today; runs may have been moved since RD3 0.1 wrote ``entry.json``."""
+    if (entry.artifact or "").endswith(f"/{run.info.run_id}/artifacts/{entry.kind}"):
+        return entry.model_copy(update={"artifact": f"{run.info.artifact_uri}/{entry.kind}"})
+    return to_absolute(entry, ledger.objects)
 
 
 def _done_runs(tracker: Tracker) -> list[Any]:

@@ -1,0 +1,301 @@
+"""Addresses that a move or a copy of RD3's home leaves behind, rewritten to today's artifact root.
+
+The ledger stores addresses below its root relative to it, but MLflow's database has absolute ones, and so have ledgers
+of RD3 0.1.  The database is used as SQLite, without MLflow: its import takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rd3.errors import BadValue, TrackingError
+from rd3.store import write_atomically
+from tracking.ledger.addresses import is_local, name_below
+from tracking.ledger.faults import without_password
+from tracking.ledger.ledger import Ledger
+from tracking.ledger.object_store import ObjectStore, is_direct, local_path, open_objects
+from tracking.place import Place
+from tracking.runs.reachable import sqlite_file
+
+RUNS = "/runs"
+"""End of the location that RD3 gives to its experiments; the rest is the artifact root."""
+_WAIT_S = 10.0
+
+
+class Left(NamedTuple):
+    """An experiment of RD3 whose files are not below today's root."""
+
+    experiment_id: int
+    name: str
+    root: str
+    """URI of the artifact root at its location."""
+
+
+class Relocated(NamedTuple):
+    """What was rewritten, and where to."""
+
+    old: str
+    new: str
+    entries: int
+    experiments: int
+    runs: int
+    backup: Path | None
+
+    def line(self) -> str:
+        """One sentence for the user."""
+        parts = ((self.experiments, "experiments"), (self.runs, "runs"), (self.entries, "ledger entries"))
+        counts = ", ".join(f"{count} {what}" for count, what in parts if count) or "nothing"
+        backup = f"; the database before that: {self.backup}" if self.backup else ""
+        return f"Files were moved: addresses of {counts} changed from {shown(self.old)} to {shown(self.new)}{backup}"
+
+
+def shown(uri: str) -> str:
+    """An address as users write it: a path, or the URI of a bucket."""
+    return str(local_path(uri)) if is_local(uri) else uri
+
+
+def settle(place: Place) -> list[str]:
+    """Make a moved or copied home write to itself; returns lines for the user.
+
+    RD3's own database in the home is rewritten, under the ledger's lease.  In any other place, and where the files have
+    not come along, an experiment with another location is only named.  Does nothing in a home that has not moved.
+    """
+    database = sqlite_file(place.tracking_uri)
+    if database is None or not database.is_file():
+        return []
+    left = experiments_elsewhere(database, open_objects(place.artifacts))
+    lines = []
+    for old in dict.fromkeys(one.root for one in left):
+        if database.is_relative_to(place.home) and _came_along(database, old, open_objects(place.artifacts)):
+            lines.append(relocate(place, old).line())
+        else:
+            lines.append(_warning(left, old, place))
+    return lines
+
+
+def former_roots(place: Place) -> list[str]:
+    """Other artifact roots at which RD3's experiments in an SQLite database store files."""
+    database = sqlite_file(place.tracking_uri)
+    if database is None or not database.is_file():
+        return []
+    left = experiments_elsewhere(database, open_objects(place.artifacts))
+    return list(dict.fromkeys(shown(one.root) for one in left))
+
+
+def server_advice(place: Place, roots: list[str]) -> list[str]:
+    """What an administrator has to do where the tracking server or database is not SQLite."""
+    if sqlite_file(place.tracking_uri) is not None:
+        return []
+    where, new = without_password(place.tracking_uri), open_objects(place.artifacts).url()
+    old = open_objects(roots[0]).url() if roots else "FORMER_ROOT"
+    columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
+    statements = " ".join(
+        f"UPDATE {table} SET {column} = replace({column}, {_literal(old + '/')}, {_literal(new + '/')});"
+        for table, column in columns
+    )
+    return [
+        f"{where} was not changed. If its server serves the files (mlflow-artifacts:/...), move them to its "
+        "--artifacts-destination and change nothing else.",
+        f"Otherwise stop what uses its database, make a backup, and run: {statements}",
+    ]
+
+
+def _literal(text: str) -> str:
+    """A string literal of SQL."""
+    quoted = text.replace("'", "''")
+    return f"'{quoted}'"
+
+
+def _warning(left: list[Left], old: str, place: Place) -> str:
+    names = ", ".join(repr(one.name) for one in left if one.root == old)
+    return (
+        f"Files of MLflow experiment {names} are stored at {shown(old)}, not below {place.artifacts}. "
+        f"Fix: if they were moved, `rd3 artifacts relocate --from {shown(old)}`"
+    )
+
+
+def experiments_elsewhere(database: Path, objects: ObjectStore) -> list[Left]:
+    """RD3's experiments in a database whose location is not below today's root."""
+    with _opened(database) as connection:
+        if not _has_tables(connection):
+            return []
+        found = connection.execute(
+            "SELECT experiment_id, name, artifact_location FROM experiments e WHERE artifact_location LIKE '%/runs' "
+            "AND (name IN ('rd3', 'rd3 data', 'rd3 sweeps') OR EXISTS (SELECT 1 FROM runs r JOIN tags t "
+            "ON t.run_uuid = r.run_uuid WHERE r.experiment_id = e.experiment_id AND t.key = 'rd3.kind'))"
+        ).fetchall()
+    left = [Left(number, name, location.removesuffix(RUNS)) for number, name, location in found]
+    return [one for one in left if is_direct(one.root) and not _same(one.root, objects)]
+
+
+def _same(root: str, objects: ObjectStore) -> bool:
+    """Whether a URI is today's root, perhaps by another name of the same folder."""
+    if objects.folder is None or not is_local(root):
+        return root == objects.url()
+    path = local_path(root)
+    if path == objects.folder:
+        return True
+    return path.exists() and objects.folder.exists() and path.samefile(objects.folder)
+
+
+def _came_along(database: Path, old: str, objects: ObjectStore) -> bool:
+    """Whether files of the runs are below today's root, or no longer below the old one."""
+    if objects.folder is None or not is_local(old):
+        return False
+    with _opened(database) as connection:
+        names = [_below(old, uri) for (uri,) in connection.execute("SELECT artifact_uri FROM runs")]
+    known = [name for name in names if name is not None]
+    if any((objects.folder / name).is_dir() for name in known):
+        return True
+    return not any((local_path(old) / name).is_dir() for name in known)
+
+
+def _below(old: str, uri: str | None) -> str | None:
+    """Name of an address below the root at ``old``."""
+    return name_below(open_objects(old), uri or "") if is_direct(old) else None
+
+
+def relocate(place: Place, old: str) -> Relocated:
+    """Rewrite addresses below the root ``old`` (a URI or a path) to today's: of the ledger, and of an SQLite database.
+
+    Addresses of files that are still at the old place, and are not at the new one, are kept.  The database is first
+    copied to ``<its name>.before-relocation``.  Raises :class:`StoreError` while a driver uses the ledger.
+    """
+    ledger = Ledger(place.artifacts)
+    before, new = open_objects(old), ledger.objects.url()
+    if _same(before.url(), ledger.objects):
+        raise BadValue(f"{shown(old)} is today's artifact root.", "give the former one: --from ADDRESS")
+    database = sqlite_file(place.tracking_uri)
+    with ledger.lease():
+        entries = _relocate_entries(ledger, before)
+        counts, backup = (0, 0), None
+        if database is not None and database.is_file():
+            counts, backup = _relocate_database(database, before, ledger.objects, place.artifacts)
+    return Relocated(before.url(), new, entries, *counts, backup)
+
+
+def _moved(before: ObjectStore, objects: ObjectStore, uri: str) -> str | None:
+    """The name below the root of what was below the former one; None if it is elsewhere or still there."""
+    name = name_below(before, uri)
+    if name is None:
+        return None
+    stayed = before.folder is not None and (before.folder / name).exists()
+    if stayed and not (objects.folder is not None and (objects.folder / name).exists()):
+        return None
+    return name
+
+
+def _relocate_entries(ledger: Ledger, before: ObjectStore) -> int:
+    """Make the addresses of entries below a former root relative; returns how many there were."""
+    found = ledger.objects.get_many(list(ledger.objects.names("by-key/")))
+    changed = 0
+    for name, raw in found.items():
+        with contextlib.suppress(ValueError):  # `rd3 artifacts verify` reports an entry that cannot be read
+            entry = json.loads(raw)
+            moved = _moved(before, ledger.objects, entry.get("artifact") or "")
+            if moved is not None:
+                data = json.dumps(entry | {"artifact": moved}, indent=1, sort_keys=True) + "\n"
+                ledger.objects.put(name, data.encode())
+                changed += 1
+    return changed
+
+
+def _relocate_database(
+    database: Path, before: ObjectStore, objects: ObjectStore, ledger: str
+) -> tuple[tuple[int, int], Path | None]:
+    """Rewrite the addresses of experiments, runs, tags and dataset sources; ((experiments, runs), backup)."""
+
+    def address(uri: str | None) -> str | None:
+        name = _moved(before, objects, uri or "")
+        return uri if name is None else objects.url(name)
+
+    def location(uri: str | None) -> str | None:
+        name = name_below(before, uri or "")
+        return uri if name is None else objects.url(name)
+
+    def tag(value: str) -> str:
+        return ledger if _names_root(value, before) else value
+
+    def source(text: str) -> str:
+        return _with_uri(text, address)
+
+    with _opened(database) as connection:
+        if not _has_tables(connection):
+            return (0, 0), None
+        rewrite = partial(_changes, connection)
+        changes = [
+            rewrite("experiments", "experiment_id", "artifact_location", location),
+            rewrite("runs", "run_uuid", "artifact_uri", address),
+            rewrite("tags", "run_uuid", "value", tag, "key = 'rd3.ledger'"),
+            rewrite("tags", "run_uuid", "value", address, "key = 'rd3.files'"),
+            rewrite("datasets", "dataset_uuid", "dataset_source", source),
+        ]
+        if not any(rows for _statement, rows in changes):
+            return (0, 0), None
+        backup = _back_up(connection, database)
+        connection.execute("BEGIN IMMEDIATE")
+        for statement, rows in changes:
+            connection.executemany(statement, rows)
+        connection.execute("COMMIT")
+    return (len(changes[0][1]), len(changes[1][1])), backup
+
+
+def _changes(
+    connection: sqlite3.Connection, table: str, key: str, column: str, change: Any, where: str = "1"
+) -> tuple[str, list[tuple[str, Any]]]:
+    """An UPDATE statement, and its rows (new value, key) for the values that ``change`` changes."""
+    rows = connection.execute(f"SELECT {column}, {key} FROM {table} WHERE {where}").fetchall()
+    changed = [(change(value), row) for value, row in rows]
+    kept = {row: value for value, row in rows}
+    statement = f"UPDATE {table} SET {column} = ? WHERE {key} = ? AND {where}"
+    return statement, [(value, row) for value, row in changed if value != kept[row]]
+
+
+def _names_root(value: str, objects: ObjectStore) -> bool:
+    return (
+        is_direct(value) and (value.startswith("s3://") or is_local(value)) and open_objects(value).root == objects.root
+    )
+
+
+def _with_uri(text: str, change: Any) -> str:
+    """The JSON of a dataset's source in MLflow with its ``uri`` changed."""
+    try:
+        source = json.loads(text)
+        changed = source | {"uri": change(source["uri"])}
+    except (ValueError, TypeError, KeyError):
+        return text
+    return text if changed == source else json.dumps(changed)
+
+
+def _back_up(connection: sqlite3.Connection, database: Path) -> Path:
+    """Copy a database that others may be using; replaces an earlier copy once the new one is complete."""
+    target = database.with_name(f"{database.name}.before-relocation")
+    try:
+        write_atomically(target, connection.serialize())
+    except OSError as error:
+        raise TrackingError(f"Cannot copy {database} to {target}: {error.strerror}.", "free space there") from None
+    return target
+
+
+@contextlib.contextmanager
+def _opened(database: Path) -> Iterator[sqlite3.Connection]:
+    """A connection without implicit transactions; converts SQLite's errors to :class:`TrackingError`."""
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_WAIT_S, isolation_level=None)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"Cannot use the MLflow database {database}: {error}.", "close programs that use it, and try again"
+        ) from None
+
+
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether MLflow has created its tables."""
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return {"experiments", "runs", "tags", "datasets"} <= found
