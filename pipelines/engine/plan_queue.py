@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipelines.grid.plan import Plan
 
 _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
-"""Demands where nothing is going to run."""
+"""One CPU each, where nothing is going to run."""
 
 
 def plan_queue(
@@ -24,7 +24,11 @@ def plan_queue(
     demands: Mapping[str, Demand] = _UNKNOWN,
     shares: int = 1,
 ) -> RecipeQueue:
-    """The plan as a queue; ``there``: results added to the ledger since; ``shares``: number of trials per set."""
+    """The plan as a queue.
+
+    ``there``: results added to the ledger since the plan; ``demands``: resources of a trial by kind; ``shares``: number
+    of trials that generate one set together.  A set that is contained in a larger one (``within``) waits for it.
+    """
     items = {item.key: item for item in plan.items if item.key is not None}
     recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
     running = [

@@ -50,6 +50,7 @@ def _axes(tuning: Tuning) -> dict[str, Axes]:
 
 
 def _picture(axes: Axes, kind: str, salt: str) -> bytes:
+    """An image file; ``salt`` makes the IDs in an SVG reproducible."""
     import matplotlib
     from matplotlib import pyplot
 

@@ -65,7 +65,7 @@ class Calibration(BaseModel):
 
     @property
     def rates(self) -> Rates:
-        """The rates; a recipe's overhead outside its steps is not measured and taken from the shipped rates."""
+        """The rates of cost estimates; the time before a recipe's first step (``start_s``) has its built-in value."""
         shipped = GPU if self.kind == "cuda" else CPU_THREAD
         return Rates(
             name=self.device,
@@ -115,6 +115,7 @@ _CASES = (
     _Case("convnet_w32", 5),
 )  # fmt: skip
 _EMULATED = _CASES[:2]
+"""The cases that are measured at bf16 where it is emulated, which is slow."""
 _GPU_CASES = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18", 50, 224), _Case("resnet50", 50, 224))
 """Larger cases, as small images do not utilise a GPU."""
 
@@ -172,7 +173,8 @@ def fit(runs: Sequence[Run], initial: Rates) -> tuple[Rates, float]:
     def off(logarithms: np.ndarray) -> np.ndarray:
         fitted = rates(logarithms)
         ratios = [math.log(run.seconds / fitted.seconds(run.work)) for run in runs]
-        return np.concatenate([ratios, 0.01 * (logarithms - start)])
+        weak_prior = 0.01 * (logarithms - start)  # keeps rates that no run determines near the shipped ones
+        return np.concatenate([ratios, weak_prior])
 
     best = least_squares(off, start)
     found = rates(best.x)
