@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from small_sets import a_set, put_set
 from tiny_grid import session_in
 
 from pipelines.engine import trial_log
 from rd3.errors import DataCorrupt
-from rd3.recipe import Data, SetRecipe
+from rd3.recipe import SetRecipe
 from rd3.store import Entry, sha256_files
 from tracking.ledger.ledger import Ledger
 from tracking.runs.runs import Tracker
@@ -37,21 +38,6 @@ def home(home: Path, empty_database: Path) -> Path:
     for seed in range(2):
         put_set(store, a_set(seed), home.parent / "out")
     return home
-
-
-def a_set(seed: int) -> SetRecipe:
-    data = Data(name="digits", fingerprint="f" * 64)
-    own = {"method": "random", "version": 1, "settings": {}, "ipc": 1, "set_seed": seed}
-    return SetRecipe(**own, data=data, classes="c" * 64, resolution=32)
-
-
-def put_set(store: TrackedStore, recipe: SetRecipe, out: Path) -> None:
-    (out / "blocks").mkdir(parents=True)
-    (out / "blocks" / "00000.bin").write_bytes(bytes([recipe.set_seed]) * 1000)
-    (out / "manifest.json").write_text("{}")
-    plain = recipe.model_dump(mode="json")
-    store.put(Entry(kind="set", key=recipe.key, recipe=plain, result={"count": 10}, files=sha256_files(out)), out)
-    shutil.rmtree(out)
 
 
 @pytest.fixture
