@@ -76,3 +76,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o022])
+def test_permissions_obey_the_umask(tmp_path: Path, mask: int):
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "new" / "file.json", "{}")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "file.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~mask

@@ -88,3 +88,19 @@ def test_no_s3_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(StoreError, match=r"no S3 credentials for s3://bucket/x\. Fix: set AWS_ACCESS_KEY_ID"):
         open_objects("s3://bucket/x").put("a.json", b"")
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o022])
+def test_permissions_obey_the_umask(tmp_path: Path, mask: int) -> None:
+    (tmp_path / "source").write_bytes(b"large")
+    objects = open_objects(tmp_path / "root")
+    before = os.umask(mask)
+    try:
+        objects.put("by-key/set/a.json", b"{}", only_if_absent=True)
+        objects.put("roles/a.json", b"{}")
+        objects.upload("files/a", tmp_path / "source")
+    finally:
+        os.umask(before)
+    paths = list((tmp_path / "root").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o666 & ~mask}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o777 & ~mask}

@@ -1,0 +1,92 @@
+"""Addresses from the environment: absolute in one place, and refused where they cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from pipelines.settings import artifact_root, session, tracking_address
+from rd3.errors import BadValue
+from tracking.ledger.object_store import open_objects
+from tracking.runs.reachable import sqlite_file
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder; ``user`` in it is the user's home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("art", "{here}/art"),
+        ("~/art", "{here}/user/art"),
+        ("/a/b/", "/a/b"),
+        ("file:///a/b%20c", "/a/b c"),
+        ("file:~/art", "{here}/user/art"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+    ],
+)
+def test_artifact_roots(here: Path, given: str, expected: str):
+    assert session({"RD3_ARTIFACTS": given}).artifacts == expected.format(here=here)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sqlite:///m.db", "sqlite:///{here}/m.db"),
+        ("sqlite:///~/m.db", "sqlite:///{here}/user/m.db"),
+        ("sqlite+pysqlite:////a/m.db?timeout=5", "sqlite+pysqlite:////a/m.db?timeout=5"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("http://server:5000", "http://server:5000"),
+        ("postgresql+psycopg2:///mlflow", "postgresql+psycopg2:///mlflow"),
+    ],
+)
+def test_tracking_addresses(here: Path, given: str, expected: str):
+    assert session({"MLFLOW_TRACKING_URI": given}).tracking_uri == expected.format(here=here)
+
+
+def test_homes_and_data(here: Path):
+    found = session({"RD3_HOME": "~/h", "RD3_DATA": "d"})
+    assert (found.home, found.data) == (here / "user" / "h", here / "d")
+    assert (found.tracking_uri, found.artifacts) == (f"sqlite:///{here}/user/h/mlflow.db", f"{here}/user/h/artifacts")
+    assert session({}).home == here / ".rd3"
+
+
+@pytest.mark.parametrize("name", ["a b", "h#x", "it's", 'd"q', "100% x", "a&b=c;d", "umläut", "x@y:z"])
+def test_a_database_is_the_file_that_sqlalchemy_opens(name: str):
+    uri = tracking_address(f"sqlite:////{name}/m.db")
+    assert sqlite_file(uri) == Path(make_url(uri).database) == Path(f"/{name}/m.db")
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"RD3_HOME": "/a?b"},
+        {"RD3_HOME": "/a%20b"},
+        {"RD3_HOME": "/a\nb"},
+        {"RD3_HOME": '/it\'s "b"'},
+        {"RD3_ARTIFACTS": '/it\'s "b"'},
+        {"RD3_ARTIFACTS": "file://host/b"},
+        {"MLFLOW_TRACKING_URI": "sqlite:////a%20b/m.db"},
+    ],
+)
+def test_paths_that_cannot_work_are_refused_in_one_sentence(env: dict[str, str]):
+    (name,) = env
+    with pytest.raises(BadValue, match=name) as refused:
+        session(env)
+    assert refused.value.fix
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_artifacts_and_database_may_be_apart(tmp_path: Path, name: str):
+    """Only the address of a database has these limits."""
+    found = session({"RD3_HOME": f"/{name}", "MLFLOW_TRACKING_URI": "http://server", "RD3_ARTIFACTS": f"/x/{name}"})
+    assert (str(found.home), found.artifacts) == (f"/{name}", f"/x/{name}")
+    assert open_objects(found.artifacts).folder == Path(f"/x/{name}")
+    assert artifact_root(open_objects(found.artifacts).url()) == f"/x/{name}"
