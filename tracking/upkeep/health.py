@@ -84,8 +84,8 @@ def check_location(place: Place, location: str) -> None:
     """
     if place.tracking_uri.startswith("http") and (is_local(location) or ":" not in location):
         raise TrackingError(
-            f"The tracking server {without_password(place.tracking_uri)} has files of experiment {HAND!r} at {location}, "
-            "a folder that other machines do not see.",
+            f"The tracking server {without_password(place.tracking_uri)} has the files of experiment {HAND!r} at "
+            f"{location}, a folder that other machines do not see.",
             "start it with --artifacts-destination (and without --no-serve-artifacts) or with an s3:// "
             "--default-artifact-root, and rename that experiment in MLflow: it keeps its location",
         )
