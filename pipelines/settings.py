@@ -91,7 +91,10 @@ def tracking_address(text: str, name: str = "MLFLOW_TRACKING_URI") -> str:
         return _without_secret(text)
     path = str(_folder(path, name))
     if re.search("%[0-9A-Fa-f]{2}", path):  # versions of SQLAlchemy differ in whether they decode it
-        raise BadValue(f"{name} is {path}, and an SQLite address cannot hold its '%'.", f"set {name} to another path")
+        raise BadValue(
+            f"{name} leads to the database {path}, and an SQLite address cannot hold its '%'.",
+            f"set {name} to another path",
+        )
     return f"{start}:///{path}{mark}{query}"
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rd3.errors import RD3Error, StoreError, TrackingError
+from tracking.ledger.addresses import is_local
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
-from tracking.runs.client import quiet_mlflow
+from tracking.runs.client import quiet_mlflow, without_password
 from tracking.runs.runs import Tracker
 from tracking.store import HAND
 
@@ -76,6 +77,20 @@ def probe_store(root: str) -> None:
         raise StoreError(f"{root} still has an object that was deleted.", "allow RD3's key to delete objects")
 
 
+def check_location(place: Place, location: str) -> None:
+    """Raise :class:`TrackingError` if a tracking server keeps files in a folder, which is one of its own machine.
+
+    Writing and reading there succeeds on every machine that can create the folder, but each then has its own files.
+    """
+    if place.tracking_uri.startswith("http") and (is_local(location) or ":" not in location):
+        raise TrackingError(
+            f"The tracking server {without_password(place.tracking_uri)} has the files of experiment {HAND!r} at "
+            f"{location}, a folder that other machines do not see.",
+            "start it with --artifacts-destination (and without --no-serve-artifacts) or with an s3:// "
+            "--default-artifact-root, and rename that experiment in MLflow: it keeps its location",
+        )
+
+
 def probe_artifacts(place: Place) -> None:
     """Write, read and delete a small file the way trials store theirs: through the tracking server, if there is one."""
     tracker = Tracker(place)
@@ -89,6 +104,7 @@ def probe_artifacts(place: Place) -> None:
         sent = Path(folder) / name
         sent.write_text(name)
         location = tracker.client.get_experiment(experiment_id).artifact_location
+        check_location(place, location)
         repository = get_artifact_repository(location, tracking_uri=place.tracking_uri)
         repository.log_artifact(str(sent))
         try:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rd3.errors import BadValue, TrackingError
+from rd3.errors import BadValue, RD3Error, TrackingError
 from rd3.store import write_atomically
 from tracking.ledger.addresses import is_local, name_below
 from tracking.ledger.faults import without_password
@@ -22,6 +22,9 @@ from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import ObjectStore, is_direct, local_path, open_objects
 from tracking.place import Place
 from tracking.runs.reachable import sqlite_file
+from tracking.runs.runs import Tracker
+from tracking.store import HAND
+from tracking.upkeep.health import check_location
 
 RUNS = "/runs"
 """End of the location that RD3 gives to its experiments; the rest is the artifact root."""
@@ -49,10 +52,15 @@ class Relocated(NamedTuple):
 
     def line(self) -> str:
         """One sentence for the user."""
-        parts = ((self.experiments, "experiments"), (self.runs, "runs"), (self.entries, "ledger entries"))
-        counts = ", ".join(f"{count} {what}" for count, what in parts if count) or "nothing"
+        parts = (
+            (self.experiments, "experiment", "experiments"),
+            (self.runs, "run", "runs"),
+            (self.entries, "ledger entry", "ledger entries"),
+        )
+        counts = [f"{count} {one if count == 1 else many}" for count, one, many in parts if count]
         backup = f"; the database before that: {self.backup}" if self.backup else ""
-        return f"Files were moved: addresses of {counts} changed from {shown(self.old)} to {shown(self.new)}{backup}"
+        what = ", ".join(counts) or "nothing"
+        return f"Files were moved: addresses of {what} changed from {shown(self.old)} to {shown(self.new)}{backup}"
 
 
 def shown(uri: str) -> str:
@@ -67,7 +75,9 @@ def settle(place: Place) -> list[str]:
     not come along, an experiment with another location is only named.  Does nothing in a home that has not moved.
     """
     database = sqlite_file(place.tracking_uri)
-    if database is None or not database.is_file():
+    if database is None:
+        return _server_warning(place)
+    if not database.is_file():
         return []
     left = experiments_elsewhere(database, open_objects(place.artifacts))
     lines = []
@@ -77,6 +87,35 @@ def settle(place: Place) -> list[str]:
         else:
             lines.append(_warning(left, old, place))
     return lines
+
+
+def _server_warning(place: Place) -> list[str]:
+    """A line if RD3's experiment on a server or in its database has a location that does not fit today's root.
+
+    A server decides itself where files are, and only a folder of its machine is wrong.  A server that does not respond
+    is reported by its first use.
+    """
+    tracker, found = Tracker(place), None
+    with contextlib.suppress(RD3Error):
+        tracker.check()
+        with tracker.errors():
+            found = tracker.client.get_experiment_by_name(HAND)
+    if found is None:
+        return []
+    location: str = found.artifact_location
+    if place.tracking_uri.startswith("http"):
+        try:
+            check_location(place, location)
+            return []
+        except TrackingError as error:
+            return [f"{error.message} Fix: {error.fix}"]
+    objects = open_objects(place.artifacts)
+    if not is_direct(location) or _same(location.removesuffix(RUNS), objects):
+        return []
+    return [f"Files of MLflow experiment {HAND!r} are stored at {shown(location)}, not below {place.artifacts}. {_ASK}"]
+
+
+_ASK = "Fix: if they were moved, `rd3 artifacts relocate` prints what to change"
 
 
 def former_roots(place: Place) -> list[str]:

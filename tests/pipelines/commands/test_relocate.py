@@ -204,7 +204,7 @@ def test_a_database_outside_of_the_home_is_changed_on_request_only(
     assert f"rd3 artifacts relocate --from {filled}/artifacts" in line
     assert sha256_files(home.parent)["shared.db"] == before
     code, out, _err = rd3("artifacts", "relocate", "--from", filled / "artifacts")
-    assert (code, "1 experiments, 3 runs changed" in out) == (0, True), out
+    assert (code, "1 experiment, 3 runs changed" in out) == (0, True), out
     assert settle(with_database(home, database)) == []
 
 

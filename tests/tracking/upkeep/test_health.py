@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rd3.errors import StoreError
+from rd3.errors import StoreError, TrackingError
 from tracking.ledger.object_store import FolderObjects
 from tracking.ledger.s3 import ahead_of
+from tracking.place import Place
 from tracking.upkeep import health
 from tracking.upkeep.health import prepare_store
 
@@ -74,3 +75,27 @@ def test_a_store_that_does_not_do_as_it_should(
     monkeypatch.setattr(health, "open_objects", lambda root: kind(Path(root)))
     with pytest.raises(StoreError, match=said):
         health.probe_store(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("location", "own"),
+    [
+        ("/srv/mlruns/1", True),
+        ("file:///srv/mlruns/1", True),
+        ("./mlruns/1", True),
+        ("mlflow-artifacts:/1", False),
+        ("s3://bucket/1", False),
+    ],
+)
+def test_a_server_with_files_in_a_folder_of_its_machine(location: str, own: bool):
+    place = Place("https://tracking.example", "s3://bucket/rd3", Path("home"))
+    if not own:
+        health.check_location(place, location)
+        return
+    with pytest.raises(TrackingError, match="a folder that other machines do not see") as refused:
+        health.check_location(place, location)
+    assert "--artifacts-destination" in refused.value.fix
+
+
+def test_a_database_may_have_files_in_a_folder():
+    health.check_location(Place("sqlite:////a/m.db", "/a", Path("home")), "file:///a/runs")
