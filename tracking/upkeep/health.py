@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rd3.errors import RD3Error, StoreError, TrackingError
 from tracking.ledger.addresses import is_local
+from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
-from tracking.runs.client import quiet_mlflow, without_password
+from tracking.runs.client import quiet_mlflow
 from tracking.runs.runs import Tracker
 from tracking.store import HAND
 
