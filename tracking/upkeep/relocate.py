@@ -92,8 +92,8 @@ def settle(place: Place) -> list[str]:
 def _server_warning(place: Place) -> list[str]:
     """A line if RD3's experiment on a server or in its database has a location that does not fit today's root.
 
-    A server decides itself where files are, and only a folder of its machine is wrong.  A server that does not respond
-    is reported by its first use.
+    A server decides itself where files are, and only a folder of its machine is wrong.  If it does not answer, its
+    first use reports that.
     """
     tracker, found = Tracker(place), None
     with contextlib.suppress(RD3Error):

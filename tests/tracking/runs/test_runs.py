@@ -115,7 +115,9 @@ def test_the_run_of_a_set(tracker: Tracker, experiment_id: str, tmp_path: Path, 
     assert (kept.run_id, kept.files, kept.result) == (run.run_id, entry.files, entry.result)
     folder = Path(place.artifacts) / "runs" / run.run_id / "artifacts"
     assert sha256_files(folder / "set") == entry.files
-    assert Entry.model_validate_json((folder / "entry.json").read_text()) == kept
+    assert kept.artifact == (folder / "set").as_uri()
+    stored = kept.model_copy(update={"artifact": f"runs/{run.run_id}/artifacts/set"})
+    assert Entry.model_validate_json((folder / "entry.json").read_text()) == stored
     assert tracker.grid_run(experiment_id, "demo", grid_yaml="methods: [sre2l]\n") == grid
     tracker.close_grid(grid, ok=False)
     assert tracker.client.get_run(grid).info.status == "FAILED"
