@@ -61,7 +61,7 @@ def test_normalisation_is_measured_on_the_training_images(tmp_path, roots):
     base = tmp_path / "mine"
     image_folder(base / "train", count=4)
     image_folder(base / "test", count=2)
-    info = add_folder("mine", base, roots, 32)
+    info = add_folder("mine", base, roots, 32, say=lambda _note: None)
     values = np.array([80 * label + index for label in range(3) for index in range(4)]) / 255
     assert info.normalisation.mean[1] == pytest.approx(values.mean(), abs=1e-4)
     assert info.normalisation.std[1] == pytest.approx(values.std(), abs=1e-4)
@@ -71,13 +71,13 @@ def test_normalisation_is_measured_on_the_training_images(tmp_path, roots):
 @pytest.mark.parametrize(("size", "nearest"), [((32, 40), 32), ((45, 45), 32), ((64, 48), 64), ((500, 180), 224)])
 def test_how_large_images_are_and_which_resolution_is_nearest(tmp_path, roots, size, nearest):
     base = image_folder(tmp_path / "mine", size=size)
-    add_folder("mine", base, roots)
+    add_folder("mine", base, roots, say=lambda _note: None)
     sides = shorter_sides("mine", roots)
     assert (sides.least, sides.median, sides.most, sides.nearest) == (*[min(size)] * 3, nearest)
     assert str(sides) == str(min(size))
     for index in range(10):  # one class of three is larger
         Image.new("RGB", (300, 300)).save(base / "c" / f"{index}.png")
-    add_folder("mine", base, roots)
+    add_folder("mine", base, roots, say=lambda _note: None)
     assert str(shorter_sides("mine", roots)) == f"{min(size)} to 300, median {min(size)}"
 
 
