@@ -7,7 +7,7 @@ it is markup here, and control characters are shown as ``\ufffd``.
 from __future__ import annotations
 
 import re
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Task, TextColumn
@@ -29,10 +29,6 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
-
-
-def open_console(out: IO[str]) -> PlainConsole:
-    return PlainConsole(file=out)
 
 
 class PlainColumn(TextColumn):

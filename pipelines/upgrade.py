@@ -141,9 +141,7 @@ def tag_runs(place: Place, ledger: Ledger) -> int:
         return 0
     tracker = Tracker(place)
     with tracker.errors():
-        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
-        runs = tracker.search(experiments, {"rd3.ledger": place.artifacts}) if experiments else []
-        tagged = {run.info.run_id for run in runs if "rd3.formerly" in run.data.tags}
+        tagged = {run.info.run_id for run in tracker.own_runs() if "rd3.formerly" in run.data.tags}
         for run_id in waiting.keys() - tagged:
             entry = waiting[run_id]
             tags = {"rd3.key": entry.key, "rd3.formerly": str(entry.formerly), DIGEST: str(entry.sealed().digest)}

@@ -185,7 +185,6 @@ class LoadedGrid:
         return write_report(
             self.name,
             results or self.summarised(),
-            here.ledger.find,
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
             facts={"description": grid.description, "failures": failures},

@@ -1,8 +1,8 @@
 """Middleware for Swift: its account, container and object servers answer only callers that know a secret.
 
-These servers trust whoever reaches their ports, and every local user reaches a port on loopback.  ``send`` belongs into
-the pipeline of the proxy, ``require`` into those of the other servers, which call each other; both add the secret to
-every request of their process to such a server.
+These servers trust anyone who can connect to them, and every local user can connect to a port on loopback.  ``send``
+goes into the pipeline of the proxy, ``require`` into those of the other servers, which call each other; both add the
+secret to every request that their process sends to such a server.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.grid.queue import SCHEDULING, Demand, Scheduling, scheduling
+from pipelines.grid.queue import Demand, demands
 from rd3.errors import RD3Error
 from rd3.hardware import cores
-from rd3.recipe import KINDS
+from rd3.processes import is_running
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -120,9 +120,9 @@ def ray_folder() -> Iterator[Path]:
     root = next((root for root in roots if not reasons[root]), None)
     if root is None:
         why = ", ".join(f"{root} {reason}" for root, reason in reasons.items())
-        raise RD3Error(f"There is no temporary folder for Ray: {why}.", "free space, or set TMPDIR to a short path")
+        raise RD3Error(f"Ray cannot use any temporary folder: {why}.", "free space, or set TMPDIR to a short path")
     for left in root.glob("rd3-[0-9]*"):
-        if not _runs(int(re.findall(r"\d+", left.name)[1])):
+        if not is_running(int(re.findall(r"\d+", left.name)[1])):
             shutil.rmtree(left, ignore_errors=True)
     folder = _private_folder(root)
     try:
@@ -138,16 +138,6 @@ def _private_folder(root: Path) -> Path:
             folder.mkdir(mode=0o700)
             return folder
     raise AssertionError
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _unsuitable(root: Path) -> str:
@@ -241,22 +231,13 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 
 def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, Demand]:
-    """Resources per trial of each kind on the current cluster.
-
-    One core each on CPUs.  On GPUs, a set or a teacher takes a whole one, because generation time is a result, and
-    evaluations share (``gpu_share``).  ``exclusive`` gives a set all cores of a machine.
-    """
+    """:func:`demands` on the current cluster."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
     gpus = any(node.get("GPU", 0.0) for node in nodes)
-
-    def demand(how: Scheduling) -> Demand:
-        whole, gpu = exclusive and how.exclusive, gpu_share if how.share_gpu else 1.0
-        return Demand(cores if whole else 1.0, gpu if gpus else 0.0, whole=whole)
-
-    return {kind: demand(scheduling(kind)) for kind in (*KINDS, *SCHEDULING)}
+    return demands(cores, gpus, exclusive=exclusive, gpu_share=gpu_share)
 
 
 def cluster_devices() -> tuple[float, float]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipelines.engine.eta import Eta, Running
 from pipelines.grid.queue import STATES, RecipeQueue
-from pipelines.terminal import open_console, printable
+from pipelines.terminal import PlainConsole, printable
 from rd3.campaign.view import span
 from rd3.recipe import KINDS, Key
 
@@ -174,7 +174,7 @@ def open_view(
     """The view for ``out``: live on a terminal, lines elsewhere, nothing unless ``wanted``."""
     if not wanted:
         return View(name, queue, eta, label)
-    console = open_console(out)
+    console = PlainConsole(file=out)
     if console.is_terminal:
         return LiveView(name, queue, eta, label, console)
     return LineView(name, queue, eta, label, out)

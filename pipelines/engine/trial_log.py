@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rd3.processes import is_running
+
 
 def log_path(home: Path) -> Path:
     return home / "trials.jsonl"
@@ -67,12 +69,8 @@ def alive(event: dict[str, Any]) -> bool:
     """Whether the process that wrote a line still runs.  False for other machines, whose state is unknown."""
     if event["host"] != platform.node():
         return False
-    try:
-        os.kill(event["pid"], 0)
-    except ProcessLookupError:
+    if not is_running(event["pid"]):
         return False
-    except PermissionError:
-        return True
     stat = Path(f"/proc/{event['pid']}/stat")
     # A zombie has ended, but its parent has not collected its exit status yet.
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
-from pipelines.grid.queue import SCHEDULING, Demand, scheduling
+from pipelines.grid.queue import Demand, demands
 from pipelines.settings import Session
 from rd3.errors import RD3Error
-from rd3.recipe import KINDS
 
 if TYPE_CHECKING:
     from pipelines.engine.driver import Driver
@@ -88,10 +87,8 @@ class ThisProcess:
         return 1.0, 1.0 if torch.cuda.is_available() else 0.0
 
     def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
-        gpus = self.devices()[1]
-        return {
-            kind: Demand(1.0, gpus, whole=exclusive and scheduling(kind).exclusive) for kind in (*KINDS, *SCHEDULING)
-        }
+        cpus, gpus = self.devices()
+        return demands(cpus, gpus > 0, exclusive=exclusive, gpu_share=1.0)
 
     def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
         from pipelines.engine.driver import Leave

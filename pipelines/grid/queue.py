@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from rd3.recipe import Key
+from rd3.recipe import KINDS, Key
 
 URGENT = 0.25
 """A recipe goes first if its path takes at least this fraction of all remaining work divided by the devices."""
@@ -84,6 +84,20 @@ class Demand:
         """Number of such trials that these devices run in parallel; at least one."""
         parts = [(cpus, self.cpus), (gpus, self.gpus)]
         return max(1, math.floor(min(there / taken + 1e-9 for there, taken in parts if taken)))
+
+
+def demands(cores: float, gpus: bool, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
+    """Resources per trial of each kind on machines of up to ``cores`` cores, with GPUs or without.
+
+    One core each on CPUs.  On GPUs, a set or a teacher takes a whole one, because generation time is a result, and
+    evaluations share (``gpu_share``).  ``exclusive`` gives a set all cores of a machine.
+    """
+
+    def demand(how: Scheduling) -> Demand:
+        whole, gpu = exclusive and how.exclusive, gpu_share if how.share_gpu else 1.0
+        return Demand(cores if whole else 1.0, gpu if gpus else 0.0, whole=whole)
+
+    return {kind: demand(scheduling(kind)) for kind in (*KINDS, *SCHEDULING)}
 
 
 class RecipeQueue:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from pipelines.terminal import PlainColumn, open_console, printable
+from pipelines.terminal import PlainColumn, PlainConsole, printable
 from rd3.campaign.view import span
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class TrialView:
 @contextlib.contextmanager
 def open_trial_view(label: str, tuning: Tuning, out: TextIO) -> Iterator[TrialView]:
     """The view for ``out``."""
-    console = open_console(out)
+    console = PlainConsole(file=out)
     if not console.is_terminal:
         yield TrialView(label, tuning, out, None)
         return

@@ -106,21 +106,11 @@ class FolderRecords(Records):
                 raise error
 
     def copies_in(self, other: FolderRecords, most: int) -> tuple[int, int]:
-        """(files that are also in ``other``, files compared), byte for byte; reads at most about ``most`` files."""
-        sizes = np.intersect1d(self._sizes, other._sizes)
-        known: dict[int, set[bytes]] = {}
-        copies = compared = budget = 0
-        for index in np.flatnonzero(np.isin(self._sizes, sizes)):
-            size = int(self._sizes[index])
-            if size not in known:
-                rivals = np.flatnonzero(other._sizes == size)
-                budget += len(rivals)
-                known[size] = {sha256(other.encoded(int(rival))).digest() for rival in rivals[:most]}
-            copies += sha256(self.encoded(int(index))).digest() in known[size]
-            compared, budget = compared + 1, budget + 1
-            if budget > most:
-                break
-        return copies, compared
+        """(files that are also in ``other``, files compared), byte for byte; reads at most ``most`` files of each."""
+        ours = np.flatnonzero(np.isin(self._sizes, other._sizes))[:most]
+        theirs = np.flatnonzero(np.isin(other._sizes, self._sizes[ours]))[:most]
+        known = {sha256(other.encoded(int(index))).digest() for index in theirs}
+        return sum(sha256(self.encoded(int(index))).digest() in known for index in ours), len(ours)
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.encoded, range(len(self)))

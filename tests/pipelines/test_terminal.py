@@ -8,7 +8,7 @@ import pytest
 from rich.progress import Progress
 
 from pipelines.commands._show import exit_on_error, show_reasons, show_table
-from pipelines.terminal import PlainColumn, PlainConsole, open_console, printable
+from pipelines.terminal import PlainColumn, PlainConsole, printable
 from rd3.errors import BadValue
 
 FOREIGN = "/data/[/red]/[bold]x[/]/:smile:/[link=a]"
@@ -16,7 +16,7 @@ FOREIGN = "/data/[/red]/[bold]x[/]/:smile:/[link=a]"
 
 def test_markup_and_emoji_codes_are_text():
     out = io.StringIO()
-    open_console(out).print(FOREIGN, soft_wrap=True)
+    PlainConsole(file=out).print(FOREIGN, soft_wrap=True)
     assert out.getvalue() == FOREIGN + "\n"
 
 

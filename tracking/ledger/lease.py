@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.errors import LedgerInUse, StoreError
+from rd3.processes import is_running
 from tracking.ledger.object_store import ObjectStore
 
 BEAT_S = 15.0
@@ -38,13 +39,8 @@ def _started(pid: int) -> str | None:
 
 
 def _is_running(holder: dict[str, Any]) -> bool:
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return holder.get("started") is None or holder["started"] == _started(holder["pid"])
+    started = holder.get("started")
+    return is_running(holder["pid"]) and (started is None or started == _started(holder["pid"]))
 
 
 def _user() -> str:

@@ -305,7 +305,6 @@ def fill(template: str, page: Any) -> str:
 def write_report(
     grid_name: str,
     results: Results,
-    find: Find,
     fetch: Fetch,
     out: Path,
     *,
@@ -313,7 +312,7 @@ def write_report(
 ) -> dict[str, Path]:
     """Write ``report.md``, ``results.csv``, ``evaluations.csv``, ``report.html`` and ``charts/*.svg`` into ``out``.
 
-    Returns file names with their paths.  ``find`` and ``fetch`` are methods of a store.  ``facts`` are more lines about
+    Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
     the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
     """
     frame, found = results.frame, results.scores
@@ -323,13 +322,13 @@ def write_report(
         made_at=when(now()),
         lines=_lines(frame, facts),
         protocols=_protocols(found),
-        teachers=_teachers(frame, find),
+        teachers=_teachers(frame, results.find),
         sections=_sections(found),
         sensitivity=_sensitivity(found),
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
         cost=_cost(found),
-        sheets=_sheets(found, find, fetch),
+        sheets=_sheets(found, results.find, fetch),
         undone=_undone(frame, facts.get("failures", {})),
         provenance=_provenance(frame),
         scores=found,

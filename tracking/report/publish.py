@@ -44,7 +44,7 @@ def publish_tables(
         raise DataMissing(f"See the run of {kind} {key[:12]}.")
 
     results = Results.of(cells, find)
-    write_report(name, results, find, not_fetched, out, facts=facts)
+    write_report(name, results, not_fetched, out, facts=facts)
     publish(tracker, run_id, name, results, out)
 
 

@@ -17,6 +17,8 @@ from tracking.report.scores import Score, scores
 class Results:
     """One row per evaluation, and one score per set of evaluations that differ only in their seeds."""
 
+    find: Find
+    """Looks up the ledger entries that they are made from."""
     frame: pd.DataFrame
     """With the columns of :data:`tracking.report.query.COLUMNS`, in the order of the grid's cells."""
     scores: list[Score]
@@ -25,4 +27,4 @@ class Results:
     def of(cls, cells: Sequence[Cell], find: Find) -> Self:
         """Of a grid's cells; ``find`` looks up ledger entries."""
         frame = rows(cells, find)
-        return cls(frame, scores(frame))
+        return cls(find, frame, scores(frame))

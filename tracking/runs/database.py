@@ -36,7 +36,7 @@ _DAMAGED = Fault(
 
 
 def create_sqlite(path: Path) -> None:
-    """Create MLflow's tables if there is no database at ``path``; whoever is killed leaves none or a complete one.
+    """Create MLflow's tables if there is no database at ``path``; a killed process leaves a complete one or none.
 
     MLflow itself creates about 60 tables one after the other, and cannot use what is left of a killed attempt.
     """

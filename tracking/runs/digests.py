@@ -11,10 +11,7 @@ from tracking.runs.runs import DIGEST, Tracker
 
 def tagged_digests(tracker: Tracker) -> dict[str, str]:
     """Map each run of the tracker's ledger that has a digest to it; takes one search."""
-    ours = {"rd3.ledger": tracker.place.artifacts}
-    with tracker.errors():
-        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
-        runs = tracker.search(experiments, ours, f"tags.`{DIGEST}` LIKE '%'") if experiments else []
+    runs = tracker.own_runs(f"tags.`{DIGEST}` LIKE '%'")
     return {run.info.run_id: run.data.tags[DIGEST] for run in runs}
 
 

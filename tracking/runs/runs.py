@@ -110,12 +110,24 @@ class Tracker:
             known: str = found.experiment_id
             return known
 
+    def experiment_ids(self) -> list[str]:
+        """The ids of all experiments on the server."""
+        with self.errors():
+            return [experiment.experiment_id for experiment in self.client.search_experiments()]
+
+    def own_runs(self, extra: str = "") -> list[Any]:
+        """All runs of this ledger, in any experiment; ``extra`` as in :meth:`search`."""
+        with self.errors():
+            return self.search(self.experiment_ids(), self._ours, extra)
+
     def search(self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "") -> list[Any]:
         """All runs with these tags, oldest first; ``extra`` is a further condition in MLflow's filter syntax.
 
         Runs of other ledgers at an equal path are left out.
         """
         terms = [f"tags.`{name}` = {_quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
+        if not experiment_ids:
+            return []
         found: list[Any] = []
         token = None
         while True:

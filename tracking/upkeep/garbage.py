@@ -76,17 +76,14 @@ def _direct_files(objects: ObjectStore, entries: list[Entry], moment: float) -> 
 def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float) -> Iterator[Garbage]:
     """Files of ended runs of this ledger that no entry refers to."""
     named = {entry.run_id for entry in entries}
-    with tracker.errors():
-        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
-        runs = tracker.search(experiments, {"rd3.ledger": tracker.place.artifacts}) if experiments else []
-        ended = [
-            run
-            for run in runs
-            if run.data.tags.get("rd3.kind") in KINDS
-            and run.info.run_id not in named
-            and run.info.end_time is not None
-            and moment - run.info.end_time / 1000 > YOUNG_S
-        ]
+    ended = [
+        run
+        for run in tracker.own_runs()
+        if run.data.tags.get("rd3.kind") in KINDS
+        and run.info.run_id not in named
+        and run.info.end_time is not None
+        and moment - run.info.end_time / 1000 > YOUNG_S
+    ]
     if not entries and any(run.data.tags.get("rd3.status") == "done" for run in ended):
         raise StoreError(
             f"The ledger {ledger.root} is empty, but MLflow has finished runs of it.",

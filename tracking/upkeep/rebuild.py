@@ -48,5 +48,4 @@ def _as_placed(entry: Entry, run: Any, ledger: Ledger) -> Entry:
 
 def _done_runs(tracker: Tracker) -> list[Any]:
     with tracker.errors():
-        experiments = [experiment.experiment_id for experiment in tracker.client.search_experiments()]
-        return tracker.search(experiments, {"rd3.status": "done"}, "attributes.status = 'FINISHED'")
+        return tracker.search(tracker.experiment_ids(), {"rd3.status": "done"}, "attributes.status = 'FINISHED'")

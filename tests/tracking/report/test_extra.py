@@ -54,11 +54,8 @@ def test_every_table_is_in_the_report_and_a_failing_one_says_why(
     monkeypatch.setitem(TABLES._things, "broken", broken)
     monkeypatch.setitem(TABLES._things, "silent", lambda _results: None)
 
-    def no_entry(_kind: str, _key: str) -> None:
-        return None
-
     fetch = FolderStore(tmp_path / "empty").fetch
-    written = write_report("study", results, no_entry, fetch, tmp_path / "out", facts={})
+    written = write_report("study", results, fetch, tmp_path / "out", facts={})
     assert {name for name in written if name.startswith("tables/")} == {
         "tables/broken.csv", "tables/student-by-ipc.csv"
     }  # fmt: skip

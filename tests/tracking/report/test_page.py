@@ -138,7 +138,7 @@ def report(tmp_path_factory):
         )
     )
     facts = {"description": NASTY, "failures": {keys["failed"]: "diverged: loss is NaN"}, "timing": "shared"}
-    paths = write_report("my <grid>", Results.of(cells, store.find), store.find, store.fetch, root / "out", facts=facts)
+    paths = write_report("my <grid>", Results.of(cells, store.find), store.fetch, root / "out", facts=facts)
     return paths, keys, store, cells
 
 
@@ -250,7 +250,7 @@ def test_csv_holds_every_score_and_every_evaluation(report):
 
 def test_a_grid_without_any_result_has_a_report_too(tmp_path, report):
     store = FolderStore(tmp_path / "empty")
-    paths = write_report("later", Results.of(report[3], store.find), store.find, store.fetch, tmp_path, facts={})
+    paths = write_report("later", Results.of(report[3], store.find), store.fetch, tmp_path, facts={})
     page = Reader(paths["report.html"].read_text(encoding="utf-8"))
     assert page.problems == []
     assert "not done" in page.text
@@ -265,7 +265,7 @@ def test_a_broken_artifact_costs_its_picture_only(tmp_path, report):
         source = FolderStore(tmp_path / "gone") if key == keys["rded"] else store
         return source.fetch(kind, key)
 
-    paths = write_report("damaged", Results.of(cells, store.find), store.find, fetch, tmp_path, facts={})
+    paths = write_report("damaged", Results.of(cells, store.find), fetch, tmp_path, facts={})
     page = Reader(paths["report.html"].read_text(encoding="utf-8"))
     assert f"No contact sheet: The store has no set {keys['rded'][:12]}." in page.text
     assert len(page.loaded) == 1
