@@ -67,11 +67,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 answer, sys.stdout = sys.stdout, sys.stderr  # Ray prints what it notices of other nodes
 ray.init(os.environ["RAY_ADDRESS"], logging_level="CRITICAL", log_to_driver=False)
 look = ray.remote(num_cpus=1)(lambda: (ray.util.get_node_ip_address(), dict(os.environ)))
-deadline = time.monotonic() + 300  # a node that was killed counts as alive for some seconds
-while len(alive := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) != 2 and time.monotonic() < deadline:
-    time.sleep(0.5)
-nodes = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
-print(json.dumps(ray.get([look.options(scheduling_strategy=node).remote() for node in nodes])), file=answer, flush=True)
+def asked():
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    tasks = [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+    return dict(ray.get([task.remote() for task in tasks], timeout=60))
+seen, deadline = {}, time.monotonic() + 300
+while len(seen) != 2 and time.monotonic() < deadline:
+    try:
+        seen = asked()
+    except ray.exceptions.RayError as error:  # a node that was killed counts as alive for some seconds
+        print(error)
+    time.sleep(1)
+print(json.dumps(seen), file=answer, flush=True)
 sys.stdin.read()
 """
 
@@ -84,7 +91,7 @@ def in_ray(stack: Stack) -> Iterator[dict[str, dict[str, str]]]:
         command, env=os.environ | stack.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as driver:
         assert driver.stdout is not None
-        yield dict(json.loads(driver.stdout.readline()))
+        yield json.loads(driver.stdout.readline())
         driver.communicate()
 
 
