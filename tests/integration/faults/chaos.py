@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from disturbed import DEADLINE_S, ROOT, Disturbed, kill
+from disturbed import ROOT, Disturbed, kill
 
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
@@ -38,6 +38,10 @@ SETTLE_S = 3.0
 
 def _part(what: str) -> str:
     return "ray-worker" if what == "node" else what
+
+
+class LongGrid(Disturbed):
+    deadline_s = 3600.0
 
 
 class Through(Exception):
@@ -110,7 +114,7 @@ class Chaos:
 
     def _see(self) -> dict[str, Any]:
         """A recipe in flight; a driver that is gone is started again, unless it was through."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + self.run.deadline_s
         while time.monotonic() < deadline:
             code = None if self.run.driver is None else self.run.driver.poll()
             if code == 0:
@@ -121,7 +125,7 @@ class Chaos:
             if event:
                 return event
             time.sleep(0.05)
-        raise AssertionError(f"nothing was in flight for {DEADLINE_S:.0f} s:\n{self.run.words()}")
+        raise AssertionError(f"nothing was in flight for {self.run.deadline_s:.0f} s:\n{self.run.words()}")
 
 
 def grid_of(cells: int, epochs: int, folder: Path) -> Path:
@@ -154,14 +158,14 @@ def main(seed: int, moments: int, cells: int, epochs: int, outage_s: float, faul
     grid = grid_of(cells, epochs, folder)
     env = dict(os.environ)
     begun = time.monotonic()
-    quiet = Disturbed(env, grid, folder / "quiet", "chaos-quiet")
+    quiet = LongGrid(env, grid, folder / "quiet", "chaos-quiet")
     quiet.prepare()
     quiet.finish()
     peace_s = time.monotonic() - begun
     print(f"in peace: {len(quiet.correct())} evaluations in {peace_s:.0f} s", flush=True)
 
     draw = random.Random(seed)
-    rough = Disturbed(env, grid, folder / "rough", "chaos-rough")
+    rough = LongGrid(env, grid, folder / "rough", "chaos-rough")
     rough.prepare()
     chaos = Chaos(rough, do, draw, outage_s)
     begun = time.monotonic()

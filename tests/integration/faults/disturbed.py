@@ -23,7 +23,6 @@ from tracking.place import Place
 from tracking.runs.runs import Tracker
 
 ROOT = Path(__file__).parents[3]
-DEADLINE_S = 600.0
 
 
 class Disturbed:
@@ -31,6 +30,8 @@ class Disturbed:
 
     verb = "run"
     """What `rd3` is told to do with the file."""
+    deadline_s = 600.0
+    """How long anything may take."""
 
     def __init__(self, env: dict[str, str], grid: Path, home: Path, name: str):
         """``env``: what reaches the servers and the cluster; ``name``: beginning of the name of a new ledger there."""
@@ -57,7 +58,7 @@ class Disturbed:
         return self.driver
 
     def wait(self) -> int:
-        return self.driver.wait(timeout=DEADLINE_S)
+        return self.driver.wait(timeout=self.deadline_s)
 
     def finish(self) -> None:
         """Run the command until it says that all is done."""
@@ -76,7 +77,7 @@ class Disturbed:
 
     def until(self, what: Callable[[], Any]) -> Any:
         """What ``what`` returns once that is true; fails when time is up or the driver has ended before."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + self.deadline_s
         while time.monotonic() < deadline:
             found = what()
             if found:
@@ -84,7 +85,7 @@ class Disturbed:
             if self.driver is not None and self.driver.poll() is not None:
                 raise AssertionError(f"the driver ended with {self.driver.returncode} too early:\n{self.words()}")
             time.sleep(0.05)
-        raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain:\n{self.words()}")
+        raise AssertionError(f"waited {self.deadline_s:.0f} s in vain:\n{self.words()}")
 
     def in_flight(
         self, kind: str | None = None, event: str = "start", where: Callable[[Event], Any] = lambda event: True
