@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rd3.errors import BadValue, DataCorrupt
+from rd3.errors import BadValue
 from rd3.foreign_files import require_whole
 from rd3.inputs import Note, Say, StatedOrder
 
@@ -32,19 +32,26 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
     Raises :class:`DataMissing`, :class:`DataCorrupt`, or :class:`BadValue` for soft labels of ``classes`` classes
     beside the hard ones, which are not dropped silently.  ``say`` receives the names of what is not read.
     """
+    from rd3.inputs.torch_files import is_foreign, read_torch_file
+
     if path.suffix not in SUFFIXES:
         require_whole(path)
         raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", SAVE)
-    require_whole(path)
-    found, stated = _loaded(path)
+    found = read_torch_file(path, "a file of images and labels", SAVE)
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = {"images": found[0], "labels": found[1]}
     if not isinstance(found, Mapping):
-        raise BadValue(f"{path.name} holds {_described(found)}, expected 'images' and 'labels'.", SAVE)
+        raise BadValue(
+            f"{path.name} holds a {type(found).__name__} of {len(found)}, expected 'images' and 'labels'.", SAVE
+        )
     if "images" not in found or "labels" not in found:
         names = ", ".join(sorted(map(str, found))[:5]) or "nothing"
         raise BadValue(f"{path.name} holds {names}, expected tensors 'images' and 'labels'.", SAVE)
-    others = {str(name): value for name, value in found.items() if name not in ("images", "labels")} | stated
+    for name in ("images", "labels"):
+        if is_foreign(found[name]):
+            raise BadValue(f"{name!r} in {path.name} is a pickled {type(found[name]).__name__}, not a tensor.", SAVE)
+    beside = {str(name): value for name, value in found.items() if name not in ("images", "labels")}
+    others = beside | _header(path)
     _refuse_soft(others, classes, path.name)
     order = _order(others, path.name)
     left = sorted(name for name in others if order is None or order.where != _field(path.name, name))
@@ -53,28 +60,14 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
     return TensorFile(found["images"], found["labels"], order)
 
 
-def _loaded(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The objects in a file, and the text fields of its header."""
-    import pickle
+def _header(path: Path) -> dict[str, Any]:
+    """The text fields in the header of a safetensors file."""
+    from safetensors import safe_open
 
-    import torch
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as opened:
-                stated = dict(opened.metadata() or {})
-            stated.pop("format", None)
-            return load_file(path), stated
-        return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError):
-        raise DataCorrupt(f"{path} does not hold plain tensors.", SAVE) from None
-
-
-def _described(found: Any) -> str:
-    name = type(found).__name__
-    return f"a {name} of {len(found)}" if isinstance(found, (tuple, list)) else f"a {name}"
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as opened:
+        return {name: value for name, value in (opened.metadata() or {}).items() if name != "format"}
 
 
 def _refuse_soft(others: Mapping[str, Any], classes: int, file: str) -> None:

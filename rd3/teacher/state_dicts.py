@@ -1,15 +1,7 @@
-"""Read the weights of a network from a checkpoint written elsewhere: formats, wrappers and prefixes.
-
-Nothing in a file is executed: torch's own reader of plain tensors reads it, and objects of other classes (arguments,
-NumPy scalars) are replaced by empty ones.
-"""
+"""Find the weights of a network in a checkpoint written elsewhere: wrappers, prefixes and things beside them."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rd3.errors import BadValue, DataCorrupt, RD3Error
-from rd3.foreign_files import require_whole
+from rd3.errors import BadValue, DataCorrupt
+from rd3.inputs.torch_files import read_torch_file
 
 COUNTER = "num_batches_tracked"
 """Buffer of batch norms that changes no prediction; files from before torch 0.4 lack it."""
@@ -29,10 +21,8 @@ _RENAMED = {"linear": "fc", "shortcut": "downsample"}
 """Names in kuangliu/pytorch-cifar of layers that are the same in torchvision's ResNets."""
 _BESIDE = ("criterion", "loss", "loss_fn", "n_averaged")
 """Parts of a saved training that are no layers."""
-_CALLED = ("eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "input", "breakpoint")
-"""Builtins that only a hostile file names; it is refused, although nothing would be called."""
-_CLASSES, _DEPTH = 200, 8
-"""Limits on the classes of foreign objects in a file, and on the nesting of its entries."""
+_DEPTH = 8
+"""Limit on the nesting of a file's entries."""
 
 
 class Weights(NamedTuple):
@@ -70,7 +60,7 @@ class Checkpoint:
 
         Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read or holds no tensors.
         """
-        return cls(path, _opened(path))
+        return cls(path, read_torch_file(path, "a state dict", SAVE))
 
     def weights(self, expected: Collection[str], entry: str | None = None) -> Weights:
         """The tensors that are named as ``expected``, after any wrappers and prefixes.
@@ -201,99 +191,8 @@ def _tensors(found: Any, container: tuple[str, ...] = (), seen: set[int] | None 
             yield from _tensors(value, (*container, str(key)), seen)
 
 
-def _opened(path: Path) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...]:
-    """The content of a safetensors file or of a file by ``torch.save``; tensors on the CPU."""
-    require_whole(path)
-    with path.open("rb") as file:
-        start = file.read(10)
-    try:
-        found = _safetensors(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
-    except RD3Error:
-        raise
-    except Exception as error:  # a damaged or hostile file can make a reader raise anything
-        raise _unreadable(path, error) from None
-    if isinstance(found, _Foreign):
-        raise DataCorrupt(
-            f"{path} is a pickled {type(found).__name__} object, not a state dict; RD3 reads no pickled objects.", SAVE
-        )
-    if not isinstance(found, (Mapping, list, tuple)):
-        raise DataCorrupt(f"{path} holds one {type(found).__name__}, not a state dict.", SAVE)
-    return found
-
-
 def _instead(found: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> str:
     """What a file without tensors holds."""
     values = list(found.values() if isinstance(found, Mapping) else found)
     classes = dict.fromkeys(type(value).__name__ for value in values)
     return f", but {_listed(list(classes)[:3])} objects" if classes else ", it is empty"
-
-
-def _safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-class _Foreign:
-    """Stands for an object of a class that is not read; keeps nothing."""
-
-    def __init__(self, *_arguments: object, **_options: object):
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
-def _stub(name: str, like: type = object) -> type:
-    """An empty class in place of class ``name``; ``like`` a dict or list, its objects are plain ones of these."""
-    members = {} if like is object else {"__new__": lambda _cls, *_arguments: like()}
-    return type(name, (_Foreign,) if like is object else (), {"__module__": __name__, **members})
-
-
-def _plain(path: Path) -> Any:
-    """``torch.load`` of plain tensors, with empty objects in place of others: their classes are not imported."""
-    stubs: dict[str, type] = {}
-    for _attempt in range(_CLASSES):
-        try:
-            allowed = torch.serialization.safe_globals([(stub, name) for name, stub in stubs.items()])
-            with allowed, warnings.catch_warnings(action="ignore"):
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            added = _missing_stub(str(error), stubs)
-            if added is None:
-                raise
-            stubs |= added
-    raise DataCorrupt(f"{path} holds objects of more than {_CLASSES} classes.", SAVE)
-
-
-def _missing_stub(error: str, stubs: Mapping[str, type]) -> dict[str, type] | None:
-    """The stub that torch's reader asks for, or a dict or list in place of one that is filled as such."""
-    wanted = re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error)
-    if wanted is not None:
-        name = wanted[1] if "." in wanted[1] else f"builtins.{wanted[1]}"
-        return None if name in stubs or name.removeprefix("builtins.") in _CALLED else {name: _stub(name)}
-    like = {"setitem": dict, "append": list, "extend": list}
-    kind = next((kind for word, kind in like.items() if f"only {word}" in error.lower()), None)
-    filled = next((name for name, stub in stubs.items() if f"{stub!r}" in error and issubclass(stub, _Foreign)), None)
-    return {filled: _stub(filled, kind)} if filled and kind else None
-
-
-def _unreadable(path: Path, error: Exception) -> RD3Error:
-    """One sentence, without torch's own advice, which is to unpickle the file."""
-    text = " ".join(str(error).split())
-    if "TorchScript" in text:
-        return DataCorrupt(f"{path} is a TorchScript archive, not a state dict.", SAVE)
-    blocked = re.search(r"GLOBAL (\S+) whose module|GLOBAL (\S+) ", text)
-    if blocked is not None:
-        return DataCorrupt(f"{path} calls {blocked[1] or blocked[2]} when unpickled, which no weights need.", SAVE)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):
-            return DataCorrupt(
-                f"{path} is a ZIP archive of {', '.join(names[:3]) or 'nothing'}, not a file of weights.",
-                "unpack it and import a file in it",
-            )
-    if isinstance(error, pickle.UnpicklingError):
-        return DataCorrupt(f"{path} is damaged, or holds pickled objects, which RD3 does not read.", SAVE)
-    return DataCorrupt(f"{path} cannot be read as weights: it is damaged or of another format.", SAVE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ class _Trap:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     torch.save({"images": _Trap(), "labels": LABELS}, tmp_path / "bad.pt")
-    with pytest.raises(DataCorrupt, match="does not hold plain tensors"):
+    with pytest.raises(DataCorrupt, match="calls exec when unpickled"):
         _import(tmp_path / "bad.pt", tmp_path / "out")
 
 
@@ -181,3 +183,14 @@ def test_float_sets_are_rounded_when_exported(tmp_path):
     _import((pixels, torch.arange(3)), tmp_path / "set")
     export_png(SyntheticSet.open(tmp_path / "set"), tmp_path / "png")
     assert np.asarray(Image.open(tmp_path / "png" / "toy0" / "00000.png")).max() == 127
+
+
+def test_objects_beside_the_tensors_are_said_and_in_their_place_are_refused(tmp_path):
+    torch.save({"images": IMAGES, "labels": LABELS, "args": argparse.Namespace(ipc=4)}, tmp_path / "args.pt")
+    with pytest.warns(UserWarning, match=r"not read from args\.pt: args"):
+        assert (
+            _import(tmp_path / "args.pt", tmp_path / "a").content == _import((IMAGES, LABELS), tmp_path / "b").content
+        )
+    torch.save({"images": IMAGES.numpy(), "labels": LABELS}, tmp_path / "numpy.pt")
+    with pytest.raises(BadValue, match=r"'images' in numpy\.pt is a pickled \S*_reconstruct, not a tensor"):
+        _import(tmp_path / "numpy.pt", tmp_path / "c")

@@ -7,8 +7,11 @@ import collections
 import datetime
 import os
 import pickle
+import shutil
 import sys
+import tarfile
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +150,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
     touch = f"open({str(tmp_path / 'touched')!r}, 'w').close()"
     for call in (Calls(exec, touch), Calls(eval, touch), Calls(os.system, f"touch {tmp_path / 'touched'}")):
         torch.save({"model": GOOD, "o": call}, tmp_path / "c.pth")
-        with pytest.raises(DataCorrupt, match="when unpickled, which no weights need"):
+        with pytest.raises(DataCorrupt, match="when unpickled, which no tensors need"):
             found(tmp_path / "c.pth")
     torch.save({"model": GOOD, "o": Calls(module.touch, "a")}, tmp_path / "c.pth")
     assert torch.equal(found(tmp_path / "c.pth").tensors["fc.weight"], GOOD["fc.weight"])
@@ -179,3 +182,25 @@ def _refused(path: Path, message: str) -> None:
     assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("w", "tar"), ("w:gz", "tar"), ("zip", "ZIP")])
+def test_archives_of_other_files_are_named_and_their_fix_works(mode, kind, tmp_path):
+    torch.save(GOOD, tmp_path / "best.pth")
+    packed = tmp_path / "model.pth.tar"
+    if mode == "zip":
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.write(tmp_path / "best.pth", "run/best.pth")
+    else:
+        with tarfile.open(packed, mode) as archive:
+            archive.add(tmp_path / "best.pth", "run/best.pth")
+    with pytest.raises(DataCorrupt, match=rf"is a {kind} archive of run/best\.pth, not a state dict") as caught:
+        found(packed)
+    assert caught.value.fix == "unpack it and import a file in it"
+    shutil.unpack_archive(packed, tmp_path, {"w": "tar", "w:gz": "gztar"}.get(mode, "zip"))
+    assert torch.equal(found(tmp_path / "run/best.pth").tensors["fc.weight"], GOOD["fc.weight"])
+
+
+def test_a_file_by_torch_is_read_under_the_name_of_an_archive(tmp_path):
+    torch.save({"state_dict": GOOD}, tmp_path / "model_best.pth.tar")
+    assert found(tmp_path / "model_best.pth.tar").tensors.keys() == GOOD.keys()

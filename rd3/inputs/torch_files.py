@@ -1,0 +1,149 @@
+"""Read files by ``torch.save`` and safetensors files from outside.
+
+Nothing in a file is executed: torch's own reader of plain tensors reads it, and objects of other classes (arguments,
+NumPy scalars) are replaced by empty ones.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rd3.errors import DataCorrupt
+from rd3.foreign_files import require_whole
+
+_CALLED = ("eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "input", "breakpoint")
+"""Builtins that only a hostile file names; it is refused, although nothing would be called."""
+_CLASSES = 200
+"""Limit on the classes of foreign objects in a file."""
+
+
+def read_torch_file(path: Path, wanted: str, fix: str) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...]:
+    """The mapping or sequence in a safetensors file or a file by ``torch.save``; tensors on the CPU.
+
+    ``wanted`` and ``fix`` say in messages what the file should hold and how to write it.  Raises :class:`DataMissing`
+    or :class:`DataCorrupt` for a file that cannot be read or holds another object.
+    """
+    require_whole(path)
+    with path.open("rb") as file:
+        start = file.read(10)
+    try:
+        found = _safetensors(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
+    except Exception as error:  # a damaged or hostile file can make a reader raise anything
+        raise DataCorrupt(f"{path} {_unreadable(path, error, wanted)}.", _unpacked(path) or fix) from None
+    if is_foreign(found):
+        raise DataCorrupt(
+            f"{path} is a pickled {type(found).__name__} object, not {wanted}; RD3 reads no pickled objects.", fix
+        )
+    if not isinstance(found, (Mapping, list, tuple)):
+        raise DataCorrupt(f"{path} holds one {type(found).__name__}, not {wanted}.", fix)
+    return found
+
+
+def is_foreign(value: object) -> bool:
+    """Whether a value in a file stands for an object of a class that is not read."""
+    return isinstance(value, _Foreign)
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+class _Foreign:
+    """Stands for an object of a class that is not read; keeps nothing."""
+
+    def __init__(self, *_arguments: object, **_options: object):
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _stub(name: str, like: type = object) -> type:
+    """An empty class in place of class ``name``; ``like`` a dict or list, its objects are plain ones of these."""
+    members = {} if like is object else {"__new__": lambda _cls, *_arguments: like()}
+    return type(name, (_Foreign,) if like is object else (), {"__module__": __name__, **members})
+
+
+def _plain(path: Path) -> Any:
+    """``torch.load`` of plain tensors, with empty objects in place of others: their classes are not imported."""
+    stubs: dict[str, type] = {}
+    for _attempt in range(_CLASSES):
+        try:
+            allowed = torch.serialization.safe_globals([(stub, name) for name, stub in stubs.items()])
+            with allowed, warnings.catch_warnings(action="ignore"):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            added = _missing_stub(str(error), stubs)
+            if added is None:
+                raise
+            stubs |= added
+    raise _TooManyClasses
+
+
+class _TooManyClasses(Exception):
+    pass
+
+
+def _missing_stub(error: str, stubs: Mapping[str, type]) -> dict[str, type] | None:
+    """The stub that torch's reader asks for, or a dict or list in place of one that is filled as such."""
+    wanted = re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error)
+    if wanted is not None:
+        name = wanted[1] if "." in wanted[1] else f"builtins.{wanted[1]}"
+        return None if name in stubs or name.removeprefix("builtins.") in _CALLED else {name: _stub(name)}
+    like = {"setitem": dict, "append": list, "extend": list}
+    kind = next((kind for word, kind in like.items() if f"only {word}" in error.lower()), None)
+    filled = next((name for name, stub in stubs.items() if f"{stub!r}" in error and issubclass(stub, _Foreign)), None)
+    return {filled: _stub(filled, kind)} if filled and kind else None
+
+
+def _unreadable(path: Path, error: Exception, wanted: str) -> str:
+    """The end of a sentence on a file, without torch's own advice, which is to unpickle it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, _TooManyClasses):
+        return f"holds objects of more than {_CLASSES} classes"
+    if "TorchScript" in text:
+        return f"is a TorchScript archive, not {wanted}"
+    blocked = re.search(r"GLOBAL (\S+) whose module|GLOBAL (\S+) ", text)
+    if blocked is not None:
+        return f"calls {blocked[1] or blocked[2]} when unpickled, which no tensors need"
+    packed = _packed(path)
+    if packed is not None:
+        kind, names = packed
+        return f"is a {kind} archive of {', '.join(names) or 'nothing'}, not {wanted}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "is damaged, or holds pickled objects, which RD3 does not read"
+    return f"cannot be read as {wanted}: it is damaged or of another format"
+
+
+def _unpacked(path: Path) -> str | None:
+    """The fix for a file that is an archive of others."""
+    return "unpack it and import a file in it" if _packed(path) else None
+
+
+def _packed(path: Path) -> tuple[str, list[str]] | None:
+    """The kind and first members of an archive that is no file by torch."""
+    # tar first, as one that stores a ZIP archive ends like it.
+    try:
+        with tarfile.open(path) as packed:  # gzip, bzip2 and xz too
+            members = [member.name for member, _place in zip(packed, range(3), strict=False)]
+        # The first format of torch.save, which torch still reads, was a tar archive with these members.
+        return None if {"sys_info", "pickle"} & set(members) else ("tar", members)
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error):
+        pass
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return None if any(name.endswith("data.pkl") for name in names) else ("ZIP", names[:3])
