@@ -19,10 +19,11 @@ from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
 from rd3.known_constants import constants, spelled
-from rd3.models import NormalisedNetwork, build_network, network_info, network_names, state_shapes
+from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
 from rd3.teacher.artifact import Predictions, Progress, write_teacher
-from rd3.teacher.class_order import FOUND, check_options, head_fix, imagenet_rows, rows_of
+from rd3.teacher.class_order import FOUND, check_options, imagenet_rows, rows_of
+from rd3.teacher.fit import check_fit
 from rd3.teacher.plausibility import (
     better_constants,
     check_above_chance,
@@ -95,6 +96,8 @@ def import_weights(
     built = build_network(network, info.num_classes, info.resolution, normalisation or info.normalisation)
     found, order = _fitting(source, built, network, info, entry, prune_to_classes, class_order)
     built.network.load_state_dict(found.tensors)
+    for sentence_on_file in found.said:
+        notice(sentence_on_file)
     built = built.eval().to(device)
     if class_order == FOUND:
         order = [int(row) for row in found_order(built, dataset, device)]
@@ -187,9 +190,9 @@ def _fitting(
         tensors |= {name: tensors[name][order] for name in (head, f"{built.head_name}.bias") if name in tensors}
     # Old files lack the batch norms' counters, which change no prediction.
     tensors = {name: value for name, value in expected.items() if name.endswith(COUNTER)} | tensors
-    _check_fit(tensors, expected, head, checkpoint, network, info)
+    check_fit(tensors, expected, head, checkpoint, network, info)
     check_finite(str(source), tensors.items())
-    return found._replace(tensors=tensors), order
+    return found._replace(tensors={name: _single(value) for name, value in tensors.items()}), order
 
 
 def _order(
@@ -222,11 +225,16 @@ def _keep_rows(head: nn.Linear, order: list[int]) -> None:
 
 
 def _plain(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
-    """Floats as fp32; raises for tensors that hold no plain values."""
+    """The tensor without its graph; raises for tensors that hold no plain values."""
     if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
         kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else "empty or sparse"
         raise BadValue(f"{name} in {source} is a {kind} tensor.", "save the weights as plain floating-point tensors")
-    return value.detach().float() if value.is_floating_point() else value
+    return value.detach()
+
+
+def _single(value: torch.Tensor) -> torch.Tensor:
+    """Floats as fp32."""
+    return value.float() if value.is_floating_point() else value
 
 
 def _checkpoint(source: Path | str) -> Checkpoint:
@@ -276,70 +284,3 @@ def _torchvision(source: str) -> dict[str, torch.Tensor]:
             f"The weights of {source} cannot be read: {broken.message if broken else f'{cached} is damaged.'}",
             f"delete {cached}, then import again",
         ) from None
-
-
-def _check_fit(
-    tensors: Mapping[str, torch.Tensor],
-    expected: Mapping[str, torch.Tensor],
-    head: str,
-    checkpoint: Checkpoint,
-    network: str,
-    info: DatasetInfo,
-) -> None:
-    """Names and shapes are those of the network, or an error that names the first that is not."""
-    outputs = tensors[head].shape if head in tensors else expected[head].shape
-    if outputs[0] != expected[head].shape[0] and outputs[1:] == expected[head].shape[1:]:
-        raise ClassOrderError(
-            f"{checkpoint.source} is a classifier of {outputs[0]} classes, {info.name} has {info.num_classes}.",
-            head_fix(outputs[0], info),
-        )
-    if not set(expected) & {name for name in tensors if not name.endswith(COUNTER)}:
-        first = ", ".join(sorted(tensors)[:3])
-        fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {first}"
-    else:
-        fact = _first_difference(tensors, expected, str(checkpoint.source), network)
-    if fact:
-        raise BadValue(f"{fact}.", _fit_fix(checkpoint, network, info))
-
-
-def _first_difference(
-    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, network: str
-) -> str:
-    for name in sorted(set(expected) | set(tensors)):
-        got, wanted = tensors.get(name), expected.get(name)
-        if got is None or wanted is None or got.shape != wanted.shape:
-            has = "nothing" if got is None else tuple(got.shape)
-            needs = "nothing" if wanted is None else tuple(wanted.shape)
-            return f"{source} does not fit {network}: {name} is {has}, expected {needs}"
-    return ""
-
-
-def _fit_fix(checkpoint: Checkpoint, network: str, info: DatasetInfo) -> str:
-    """The network that the weights fit, if RD3 has it."""
-    fits = [name for name in network_names() if _fits(checkpoint, name, info, info.resolution)]
-    if fits:
-        return f"name the network that they fit: --network {fits[0]}"
-    others = [side for side in network_info(network).resolutions if side != info.resolution]
-    sides = [side for side in others if _fits(checkpoint, network, info, side)]
-    if sides:
-        return (
-            f"use weights for {info.resolution} pixels, which {info.name} has: these are of {network} for {sides[0]} "
-            "pixels, whose first layers differ"
-        )
-    return "name the network that it was trained as, and rename its tensors to that network's where they differ"
-
-
-def _fits(checkpoint: Checkpoint, network: str, info: DatasetInfo, side: int) -> bool:
-    """Whether names and shapes are those of the network at this resolution; the number of classes may differ."""
-    if side not in network_info(network).resolutions:
-        return False
-    shapes = state_shapes(network, info.num_classes, side)
-    try:
-        found = checkpoint.weights(shapes).tensors
-    except BadValue:  # several networks of these names
-        return False
-    names = {name for name in shapes if not name.endswith(COUNTER)}
-    if names != {name for name in found if not name.endswith(COUNTER)}:
-        return False
-    differ = [name for name in names if tuple(found[name].shape) != shapes[name]]
-    return len(differ) <= 2 and all(tuple(found[name].shape)[1:] == shapes[name][1:] for name in differ)

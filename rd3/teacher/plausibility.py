@@ -149,14 +149,21 @@ def _significant(better: Predictions, given: Predictions) -> bool:
 
 
 def check_finite(name: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raise :class:`BadValue` for the first tensor with values that are NaN or infinite."""
+    """Raise :class:`BadValue` for the first tensor with values that are NaN or infinite, or too large for fp32."""
     for key, value in weights:
-        wrong = value.numel() - int(value.isfinite().sum()) if value.is_floating_point() else 0
-        if wrong:
-            raise BadValue(
-                f"{name} has {wrong} of {value.numel()} values of {key} that are NaN or infinite.",
-                "use weights from before the training diverged",
-            )
+        if not value.is_floating_point() or bool(value.float().isfinite().all()):
+            continue
+        wrong, nan = ~value.float().isfinite(), int(value.float().isnan().sum())
+        what = "too large for fp32" if bool(value.isfinite().all()) else "NaN or infinite" if nan else "infinite"
+        half = value.dtype == torch.float16
+        cause = f", as values beyond {torch.finfo(value.dtype).max:.0f} are in fp16" if half and not nan else ""
+        raise BadValue(
+            f"{name} has {int(wrong.sum())} of {value.numel()} values of {key} that are {what}{cause}.",
+            "save the weights in fp32 from where they were trained"
+            if cause
+            else "use weights from before the training diverged, or from before a conversion to fp16 if that made them "
+            "infinite",
+        )
 
 
 def check_outputs(name: str, tested: Predictions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs.torch_files import read_torch_file
+from rd3.teacher.folded import folded
 
 COUNTER = "num_batches_tracked"
 """Buffer of batch norms that changes no prediction; files from before torch 0.4 lack it."""
@@ -21,6 +23,8 @@ _RENAMED = {"linear": "fc", "shortcut": "downsample"}
 """Names in kuangliu/pytorch-cifar of layers that are the same in torchvision's ResNets."""
 _BESIDE = ("criterion", "loss", "loss_fn", "n_averaged")
 """Parts of a saved training that are no layers."""
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.")
+"""Part of a checkpoint in several files, as Hugging Face's libraries name it."""
 _DEPTH = 8
 """Limit on the nesting of a file's entries."""
 
@@ -32,6 +36,8 @@ class Weights(NamedTuple):
     entry: str
     constants: dict[str, tuple[float, ...]]
     """Three numbers under names that end in ``mean`` or ``std``: constants of a normalising layer, perhaps."""
+    said: tuple[str, ...] = ()
+    """Sentences on what of the file was computed or left out."""
 
 
 class _Tensor(NamedTuple):
@@ -50,16 +56,25 @@ class Checkpoint:
     def __init__(self, source: Path | str, found: Mapping[Any, Any] | list[Any] | tuple[Any, ...]):
         """Raises :class:`DataCorrupt` if there is no tensor in ``found``; ``source`` is its name in messages."""
         self.source = source
-        self._tensors = list(_tensors(found))
-        if not self._tensors:
+        parts: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
+        for one in _tensors(found):
+            parts.setdefault(one.container, {})[one.name] = one.value
+        if not parts:
             raise DataCorrupt(f"{source} holds no state dict{_instead(found)}.", SAVE)
+        plain = {container: folded(tensors) for container, tensors in parts.items()}
+        self._said = tuple(dict.fromkeys(sentence for one in plain.values() for sentence in one.said))
+        self._tensors = [
+            _Tensor(container, name, value) for container, one in plain.items() for name, value in one.tensors.items()
+        ]
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Read a safetensors file, or one by ``torch.save`` with plain tensors.
 
-        Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read or holds no tensors.
+        Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read or holds no tensors, and for
+        one part of a checkpoint in several files.
         """
+        _require_one_file(path)
         return cls(path, read_torch_file(path, "a state dict", SAVE))
 
     def weights(self, expected: Collection[str], entry: str | None = None) -> Weights:
@@ -78,10 +93,45 @@ class Checkpoint:
             if prefixes:
                 break
         else:
+            self._require_names()
             rename, prefixes = str, _prefixes(tensors, required, str, complete=False)
         networks = {prefix: _under(tensors, prefix, rename, expected, prefixes) for prefix in prefixes}
         prefix = _chosen(self.source, networks, entry)
-        return Weights(networks[prefix], prefix.removesuffix(".") or ROOT, _constants(tensors))
+        return Weights(
+            networks[prefix],
+            prefix.removesuffix(".") or ROOT,
+            _constants(tensors),
+            (*self._said, *(f"The tensors in {name} have no names and are not read." for name in self._averages())),
+        )
+
+    def _averages(self) -> list[str]:
+        """Lists of averaged weights, as some implementations of an EMA save them."""
+        averages = {one.container for one in self._tensors if one.container[-1:] == ("shadow_params",)}
+        return [".".join(container) for container in sorted(averages)]
+
+    def _require_names(self) -> None:
+        """Raise :class:`DataCorrupt` for a file whose weights are a list."""
+        largest = _largest(self._tensors)
+        names = [one.name for one in self._tensors if "".join(f"{part}." for part in one.container) == largest]
+        if len(names) > 1 and all(name.isdecimal() for name in names):
+            where = f" in {largest.removesuffix('.')}" if largest else ""
+            raise DataCorrupt(
+                f"{self.source} holds {len(names)} tensors without names{where}, as some implementations of an EMA do.",
+                "copy them into the network where they come from (for torch_ema: ema.copy_to(network.parameters())), "
+                "then torch.save(network.state_dict(), FILE)",
+            )
+
+
+def _require_one_file(path: Path) -> None:
+    """Raise :class:`BadValue` for the index or a part of a checkpoint that is split into several files."""
+    part = _PART.search(path.name)
+    if path.name.endswith(".index.json") or (part is not None and int(part[1]) > 1):
+        what = f"one of {int(part[1])} parts" if part else "the index"
+        raise BadValue(
+            f"{path.name} is {what} of a checkpoint in several files, and RD3 reads one file.",
+            "save it as one file where it comes from, in transformers: model.save_pretrained(FOLDER, "
+            "max_shard_size='100GB')",
+        )
 
 
 def _renamed(name: str) -> str:

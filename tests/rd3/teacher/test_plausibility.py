@@ -16,7 +16,7 @@ from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.known_constants import KNOWN, constants
 from rd3.models import build_network
 from rd3.recipe import Normalisation
-from rd3.teacher import foreign
+from rd3.teacher import fit
 from rd3.teacher.artifact import NOT_FINITE, Predictions
 from rd3.teacher.class_order import read_class_order, rows_of
 from rd3.teacher.plausibility import Better, best_order, reordered, wilson
@@ -158,12 +158,29 @@ def test_values_that_are_not_finite_are_refused(value, colours, tmp_path):
     weight = data.weights(OWN)["fc.weight"]
     weight[1, 2] = value
     path = data.saved(tmp_path / "w.safetensors", fc_weight=weight)
-    with pytest.raises(BadValue, match=r"1 of 12 values of fc.weight that are NaN or infinite"):
+    what = "NaN or infinite" if np.isnan(value) else "infinite"
+    with pytest.raises(BadValue, match=rf"1 of 12 values of fc.weight that are {what}\."):
         bring(path, data, tmp_path / "out", allow_chance=True)
     huge = data.saved(tmp_path / "w.safetensors", fc_weight=torch.full((4, 3), 3e38))
     with pytest.raises(BadValue, match=r"logits that are NaN or infinite on \d+ of 200"):
         bring(huge, data, tmp_path / "out", allow_chance=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_values_that_overflowed_half_precision_are_said_as_such(colours, tmp_path):
+    data = colours()
+    weights = {name: value.clone() for name, value in data.weights(OWN).items()}
+    weights["fc.weight"] *= 1e6
+    torch.save({name: value.half() for name, value in weights.items()}, tmp_path / "half.pt")
+    overflowed = int(weights["fc.weight"].abs().gt(65520).sum())  # what rounds to infinity in fp16
+    with pytest.raises(
+        BadValue, match=rf"{overflowed} of 12 values .* infinite, as values beyond 65504 are in fp16"
+    ) as e:
+        bring(tmp_path / "half.pt", data, tmp_path / "out")
+    assert e.value.fix == "save the weights in fp32 from where they were trained"
+    torch.save({name: value.double() * 1e50 for name, value in weights.items()}, tmp_path / "double.pt")
+    with pytest.raises(BadValue, match=r"fc\.\w+ that are too large for fp32"):
+        bring(tmp_path / "double.pt", data, tmp_path / "out")
 
 
 def test_a_wide_classifier_says_how_its_rows_are_stated(colours, tmp_path):
@@ -196,7 +213,7 @@ def test_a_classifier_of_imagenet_is_pruned_as_the_error_says(colours, tmp_path)
 
 
 def test_the_network_that_fits_is_named(colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "network_names", lambda: ["convnet_d1", "nearest"])
+    monkeypatch.setattr(fit, "network_names", lambda: ["convnet_d1", "nearest"])
     data = colours()
     with pytest.raises(BadValue, match="none of the names of convnet_d1") as caught:
         bring(data.saved(tmp_path / "w.safetensors"), data, tmp_path / "out", network="convnet_d1")

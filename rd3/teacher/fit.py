@@ -1,0 +1,145 @@
+"""Do the tensors of a file fit a network?  What differs, and which network they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from rd3.datasets import DatasetInfo
+from rd3.errors import BadValue, ClassOrderError
+from rd3.models import network_info, network_names, state_shapes
+from rd3.teacher.class_order import head_fix
+from rd3.teacher.state_dicts import COUNTER, Checkpoint
+
+_FAMILIES = {
+    "embedder.embedder.convolution": "a ResNet of Hugging Face's transformers",
+    "embeddings.patch_embeddings.projection": "a vision transformer of Hugging Face's transformers",
+    "patch_embed.proj": "a vision transformer of timm",
+    "conv_stem": "an EfficientNet or MobileNet of timm",
+    "visual.": "CLIP",
+    "encoder.layers.encoder_layer_0": "a vision transformer of torchvision",
+    "kernel:0": "TensorFlow",
+}
+"""Part of a tensor's name, and whose names these are."""
+_OTHER_NAMES = (
+    "use weights with torchvision's names, which timm's ResNets have too, or rename its tensors to these "
+    "(rd3.models.build_network(...).network.state_dict() shows them)"
+)
+
+
+def check_fit(
+    tensors: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    head: str,
+    checkpoint: Checkpoint,
+    network: str,
+    info: DatasetInfo,
+) -> None:
+    """Raise unless names and shapes are those of the network; the error names what differs.
+
+    ``expected``: the state of the network, and ``head`` the name of its last layer's weight.  Raises
+    :class:`ClassOrderError` for another number of classes and :class:`BadValue` for another network.
+    """
+    outputs = tensors[head].shape if head in tensors else expected[head].shape
+    if outputs[0] != expected[head].shape[0] and outputs[1:] == expected[head].shape[1:]:
+        raise ClassOrderError(
+            f"{checkpoint.source} is a classifier of {outputs[0]} classes, {info.name} has {info.num_classes}.",
+            head_fix(outputs[0], info),
+        )
+    fact = _first_difference(tensors, expected, str(checkpoint.source), network)
+    if not fact:
+        return
+    if not set(expected) & {name for name in tensors if not name.endswith(COUNTER)}:
+        first = ", ".join(sorted(tensors)[:3])
+        fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {first}"
+    better = _network_that_fits(checkpoint, network, info)
+    if better:
+        raise BadValue(f"{fact}.", better)
+    raise _known_difference(tensors, expected, checkpoint.source, network) or BadValue(
+        f"{fact}.",
+        "name the network that it was trained as, and rename its tensors to that network's where they differ",
+    )
+
+
+def _known_difference(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: Path | str, network: str
+) -> BadValue | None:
+    """The error for names of another library, for further tensors, and for a first layer of other channels."""
+    names = {name for name in tensors if not name.endswith(COUNTER)}
+    whose = next((whose for mark, whose in _FAMILIES.items() if any(mark in name for name in names)), None)
+    if whose and not names & set(expected):
+        first = ", ".join(sorted(names)[:2])
+        return BadValue(f"{source} has the names of {whose} ({first}), not those of {network}.", _OTHER_NAMES)
+    shapes = {name: (tuple(tensors[name].shape), tuple(expected[name].shape)) for name in names & set(expected)}
+    others = [name for name, (got, wanted) in shapes.items() if got != wanted]
+    if len(others) == 1 and names == {name for name in expected if not name.endswith(COUNTER)}:
+        return _other_channels(others[0], *shapes[others[0]], source)
+    more = sorted(names - set(expected))
+    if not more or others or len(shapes) < sum(not name.endswith(COUNTER) for name in expected):
+        return None
+    return BadValue(
+        f"{source} has all tensors of {network} and {len(more)} more: {_some(more)}.",
+        "save it without these if they have no part in its predictions; else it is another network",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
+def _other_channels(name: str, got: tuple[int, ...], wanted: tuple[int, ...], source: Path | str) -> BadValue | None:
+    """The error for a first layer that takes images of other channels than RGB."""
+    if len(got) != 4 or wanted[1] != 3 or (got[0], *got[2:]) != (wanted[0], *wanted[2:]):
+        return None
+    if got[1] != 1:
+        return BadValue(f"{source} is of a network for images of {got[1]} channels; RD3's have 3.", "use one for RGB")
+    return BadValue(
+        f"{source} is of a network for grey images: {name} takes 1 channel, and RD3's images have 3.",
+        f"for grey images, which RD3 repeats in three channels, save state[{name!r}] = "
+        f"state[{name!r}].repeat(1, 3, 1, 1) / 3, which predicts the same",
+    )
+
+
+def _first_difference(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, network: str
+) -> str:
+    for name in sorted(set(expected) | set(tensors)):
+        got, wanted = tensors.get(name), expected.get(name)
+        if got is None or wanted is None or got.shape != wanted.shape:
+            has = "nothing" if got is None else tuple(got.shape)
+            needs = "nothing" if wanted is None else tuple(wanted.shape)
+            return f"{source} does not fit {network}: {name} is {has}, expected {needs}"
+    return ""
+
+
+def _network_that_fits(checkpoint: Checkpoint, network: str, info: DatasetInfo) -> str:
+    """The fix for weights of another network that RD3 has, or of this one for other images; else empty."""
+    fits = [name for name in network_names() if _fits(checkpoint, name, info, info.resolution)]
+    if fits:
+        return f"name the network that they fit: --network {fits[0]}"
+    others = [side for side in network_info(network).resolutions if side != info.resolution]
+    sides = [side for side in others if _fits(checkpoint, network, info, side)]
+    if sides:
+        return (
+            f"use weights for {info.resolution} pixels, which {info.name} has: these are of {network} for {sides[0]} "
+            "pixels, whose first layers differ"
+        )
+    return ""
+
+
+def _fits(checkpoint: Checkpoint, network: str, info: DatasetInfo, side: int) -> bool:
+    """Whether names and shapes are those of the network at this resolution; the number of classes may differ."""
+    if side not in network_info(network).resolutions:
+        return False
+    shapes = state_shapes(network, info.num_classes, side)
+    try:
+        found = checkpoint.weights(shapes).tensors
+    except BadValue:  # several networks of these names
+        return False
+    names = {name for name in shapes if not name.endswith(COUNTER)}
+    if names != {name for name in found if not name.endswith(COUNTER)}:
+        return False
+    differ = [name for name in names if tuple(found[name].shape) != shapes[name]]
+    return len(differ) <= 2 and all(tuple(found[name].shape)[1:] == shapes[name][1:] for name in differ)
