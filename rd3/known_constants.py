@@ -23,6 +23,8 @@ KNOWN: Mapping[str, Normalisation] = MappingProxyType(
         "half": _constants((0.5,), (0.5,)),
         # pixels from 0 to 255
         "bytes": _constants((0.0,), (1 / 255,)),
+        # Caffe's models and the mode "caffe" of Keras, both for BGR: 0 to 255 less ImageNet's mean
+        "caffe": _constants((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,)),
         # torchvision's classifiers; RDED for CIFAR too
         "imagenet": _constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         # standard deviation over all pixels

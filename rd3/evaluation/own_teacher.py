@@ -77,7 +77,10 @@ def own_teacher(
     if exchanged:
         warnings.warn(exchanged, stacklevel=3)
     if better and better.doubts(normalisation is not None):
-        warnings.warn(sentence(f"{NAME} may need others: {better.said(given)}"), stacklevel=3)
+        warnings.warn(
+            sentence(f"{NAME} may need others: {better.said(given)}; {_adapted(better)} if it was trained so"),
+            stacklevel=3,
+        )
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
     progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images, on {fed_with}")
     return fed
@@ -91,6 +94,15 @@ def identity(teacher: nn.Module, normalisation: Constants | None) -> list[torch.
     return [*state, teacher.mean, teacher.std]
 
 
+def _adapted(better: Better) -> str:
+    """How to feed the teacher as :class:`Better` says."""
+    constants = f"pass normalisation={option(better.normalisation)!r}"
+    if better.bgr_layer is None:
+        return constants
+    weight = f"teacher.get_parameter({better.bgr_layer!r})"
+    return f"reverse its input channels, {weight}.data = {weight}.data.flip(1), and {constants}"
+
+
 def _judge(
     tested: Predictions,
     better: Better | None,
@@ -101,10 +113,11 @@ def _judge(
     allow_chance: bool,
 ) -> None:
     """Raise for chance, and for constants that were not stated and are better than none."""
-    fix = f"pass normalisation={option(better.normalisation)!r} if it was trained so" if better else _CHANCE_FIX
+    fix = f"{_adapted(better)} if it was trained so" if better else _CHANCE_FIX
     if better and not stated:
+        expected = "pixels in the order BGR" if better.bgr_layer else "normalised pixels"
         raise BadValue(
-            f"{NAME} seems to expect normalised pixels: {better.said(given)}.",
+            f"{NAME} seems to expect {expected}: {better.said(given)}.",
             f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
         )
     if not allow_chance:

@@ -78,30 +78,48 @@ def _per_class(dataset: Dataset, split: Split, count: int) -> list[int]:
 
 
 class Better(NamedTuple):
-    """Constants with which a network is better than with those it was given."""
+    """Constants, or an order of the channels, with which a network is better than with those it was given."""
 
     normalisation: Normalisation
     top1_pct: float
     given_pct: float
     images: int
     """Number of validation images, for both."""
-    alike: tuple[str, ...]
+    alike: tuple[str, ...] = ()
     """Other constants that are as good, within two points of the images on which all were tried."""
+    bgr_layer: str | None = None
+    """The first layer's weight, if the network is better with blue before green and red."""
 
     def doubts(self, stated: bool) -> bool:
-        """Whether to report it; constants that the user stated are doubted only for a large difference.
+        """Whether to report it; constants that the user stated are doubted for five points and more.
 
-        A network that has not converged may be better with others than its own.
+        A network that has not converged may be a little better with others than its own.
         """
-        return not stated or self.top1_pct - self.given_pct >= GAIN_PCT
+        return not stated or self.top1_pct - self.given_pct >= NOTED_GAIN_PCT
+
+    @property
+    def cause(self) -> str:
+        """What is wrong, as the subject of a sentence in the plural."""
+        return "channels in the order BGR" if self.bgr_layer else "its constants"
 
     def said(self, given: Normalisation) -> str:
         """One sentence without its full stop."""
         alike = f" (about as good: {', '.join(self.alike)})" if self.alike else ""
+        channels = "the channels in the order BGR and " if self.bgr_layer else ""
         return (
-            f"with the constants {spelled(self.normalisation)} it classifies {self.top1_pct:.1f} % of {self.images} "
-            f"validation images correctly, with {spelled(given)} {self.given_pct:.1f} %{alike}"
+            f"with {channels}the constants {spelled(self.normalisation)} it classifies {self.top1_pct:.1f} % of "
+            f"{self.images} validation images correctly, with {'RGB and ' if self.bgr_layer else ''}{spelled(given)} "
+            f"{self.given_pct:.1f} %{alike}"
         )
+
+    def fix(self, given: Normalisation) -> str:
+        """How to import it so, a clause without its full stop."""
+        constants = f"import it with --normalised {option(self.normalisation)}"
+        if self.bgr_layer is None:
+            return constants
+        weight = f"state[{self.bgr_layer!r}]"
+        then = "import that file" if self.normalisation == given else constants
+        return f"reverse its input channels, {weight} = {weight}.flip(1), save it and {then}"
 
 
 def better_constants(
@@ -114,12 +132,14 @@ def better_constants(
     """Constants with which the bare ``network`` is significantly better (McNemar's test, p < 0.01), if any.
 
     With them it must be better than twice chance.  The known ones, the dataset's and the ``stated`` are tried on
-    training images, the best of them is compared on validation images.  ``network`` is in eval mode on ``device``.
+    training images, the best of them is compared on validation images.  BGR in place of RGB is tried with the given
+    constants and with the best, and must be significantly better than RGB on the training images too.  ``network`` is
+    in eval mode on ``device``.
     """
     validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
 
-    def tested(constants: Normalisation, split: Split, positions: Sequence[int]) -> Predictions:
-        fed = NormalisedNetwork(network, constants).eval().to(device)
+    def tested(constants: Normalisation, split: Split, positions: Sequence[int], bgr: bool = False) -> Predictions:
+        fed = NormalisedNetwork(_Reversed(network) if bgr else network, constants).eval().to(device)
         return predict(fed, dataset, split, positions, device=device)
 
     with_given = tested(given, "validation", validation)
@@ -128,15 +148,40 @@ def better_constants(
     every = max(1, -(-TRIED_IMAGES // dataset.info.num_classes))
     tried = _per_class(dataset, "fit", every)[:: max(1, every * dataset.info.num_classes // (2 * TRIED_IMAGES))]
     others = [one for one in dict.fromkeys([*stated, dataset.info.normalisation, *KNOWN.values()]) if one != given]
-    scores = {one: tested(one, "fit", tried).top1_pct for one in others}
-    best = max(scores, key=lambda one: scores[one])
-    alike = tuple(option(one) for one, score in scores.items() if one != best and score >= scores[best] - 2)
-    with_best = tested(best, "validation", validation)
+    rgb = {one: tested(one, "fit", tried) for one in others}
+    best = max(rgb, key=lambda one: rgb[one].top1_pct)
+    rgb[given] = tested(given, "fit", tried)
+    bgr = {one: tested(one, "fit", tried, bgr=True) for one in (given, best)}
+    reverse, layer = max(bgr, key=lambda one: bgr[one].top1_pct), _first_layer(network)
+    if layer and all(_significant(bgr[reverse], rgb[one]) for one in (given, best)):
+        best = reverse
+    else:
+        layer = None
+    least = rgb[best].top1_pct - 2
+    alike = () if layer else tuple(option(one) for one in others if one != best and rgb[one].top1_pct >= least)
+    with_best = tested(best, "validation", validation, bgr=layer is not None)
     # An untrained network too is a little better or worse with other constants.
     knows = wilson(with_best.correct, len(validation))[0] > 2 * chance(with_best.labels)
     if not knows or not _significant(with_best, with_given):
         return None
-    return Better(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike)
+    return Better(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike, layer)
+
+
+class _Reversed(nn.Module):
+    """A network that gets its channels in the reverse order."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(pixels.flip(1))
+        return logits
+
+
+def _first_layer(network: nn.Module) -> str | None:
+    """The name of the first weight that takes three channels."""
+    return next((name for name, one in network.named_parameters() if one.ndim > 1 and one.shape[1] == 3), None)
 
 
 def _significant(better: Predictions, given: Predictions) -> bool:
@@ -223,8 +268,3 @@ def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: 
 def sentence(clause: str) -> str:
     """The clause with a capital letter and a full stop."""
     return f"{clause[:1].upper()}{clause[1:]}."
-
-
-def suggestion(better: Better) -> str:
-    """How to name better constants to a command."""
-    return f"--normalised {option(better.normalisation)}"

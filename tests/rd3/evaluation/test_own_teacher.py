@@ -56,6 +56,20 @@ def test_a_network_of_normalised_pixels_needs_its_constants(stated, colours):
         checked(network, data, "none", allow_chance=True)
 
 
+def test_a_network_for_bgr_is_refused_and_the_fix_works(colours):
+    data = colours()
+    teacher = data.network(UNIT)
+    teacher.fc.weight.data = teacher.fc.weight.data.flip(1)
+    with pytest.raises(
+        BadValue, match="seems to expect pixels in the order BGR: with the channels in the order BGR"
+    ) as e:
+        checked(teacher, data)
+    statement, named = re.search(r"channels, (.*), and pass normalisation='(\w+)'", e.value.fix).groups()
+    exec(statement, {"teacher": teacher})
+    assert torch.equal(teacher.fc.weight, data.network(UNIT).fc.weight)
+    checked(teacher, data, named)
+
+
 def test_a_pair_of_constants_is_taken(colours):
     data = colours()
     fed = checked(data.network(KNOWN["half"]), data, ([0.5] * 3, (0.5, 0.5, 0.5)))
