@@ -80,13 +80,18 @@ def _pointer(path: Path, start: bytes) -> RD3Error:
 
 
 def _text(start: bytes) -> str | None:
-    """The beginning of a file that is plain text; None for a binary file."""
+    """The beginning of a file that is plain text; None for a binary file.
+
+    Two bytes of a binary file mostly are a printable letter of UTF-16, so that text in it has to be of Latin letters.
+    """
     for codec in ("utf-16",) if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
         # The last character may have been cut.
         for end in range(len(start), max(len(start) - 4, 0), -1):
             with contextlib.suppress(UnicodeDecodeError):
                 found = start[:end].decode(codec)
-                return found if all(letter.isprintable() or letter.isspace() for letter in found) else None
+                wide = codec == "utf-16" and 2 * sum(letter > "\u024f" for letter in found) >= len(found)
+                text = all(letter.isprintable() or letter.isspace() for letter in found)
+                return found if text and not wide else None
     return None
 
 
@@ -118,6 +123,10 @@ def _line(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
+_MARKED = (".npy", ".npz", ".zip")
+"""Suffixes of files that start with a mark of their kind."""
+
+
 def _cut(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
     """How the structure of a binary file contradicts its content, or None."""
     if start.startswith(b"PK"):
@@ -126,6 +135,8 @@ def _cut(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
         return _cut_safetensors(size, start, file)
     if start.startswith(b"\x93NUMPY"):
         return _cut_npy(size, file)
+    if path.suffix.lower() in _MARKED:
+        return f"it has {size:,} byte{'s' if size > 1 else ''} and does not start as a {path.suffix} file does"
     if path.suffix.lower() == ".parquet" or start.startswith(b"PAR1"):
         file.seek(max(size - 4, 0))
         whole = start.startswith(b"PAR1") and size >= 12 and file.read(4) == b"PAR1"

@@ -5,8 +5,9 @@ input is accepted or refused everywhere with the same words.
 """
 
 from rd3.inputs.checked import ImagesAndLabels, check_images_and_labels
-from rd3.inputs.class_order import StatedOrder, plain_name
-from rd3.inputs.files import IMAGE_SUFFIXES, by_number, is_image_file, order_text, unread
+from rd3.inputs.class_order import StatedOrder, named_labels
+from rd3.inputs.files import IMAGE_SUFFIXES, by_number, is_image_file, is_litter, order_text, subfolders, unread
+from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.pictures import TRANSPARENT, check_depth, peculiarity, rgb_of
 from rd3.inputs.pixels import eight_bit_notes, stated_space
@@ -22,12 +23,17 @@ __all__ = [
     "check_depth",
     "check_images_and_labels",
     "eight_bit_notes",
+    "file_name",
     "is_image_file",
+    "is_litter",
+    "matched",
+    "named_labels",
     "order_text",
     "peculiarity",
     "plain_name",
     "rgb_of",
     "stated_space",
+    "subfolders",
     "unread",
     "warn_of_doubts",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rd3.errors import ClassOrderError
+from rd3.inputs.names import matched
 
 FIX = "number the labels in the dataset's class order (rd3 list datasets), and leave out the stated one"
 
@@ -27,11 +28,6 @@ class ClassList(Protocol):
     def resolution(self) -> int: ...
 
 
-def plain_name(name: str) -> str:
-    """A class name without the parts that differ between sources: case, underscores, further synonyms."""
-    return name.split(",")[0].replace("_", " ").replace("-", " ").strip().lower()
-
-
 @dataclass(frozen=True)
 class StatedOrder:
     """A class order as its file states it: the name of each label."""
@@ -42,21 +38,17 @@ class StatedOrder:
 
     @classmethod
     def read(cls, value: Any, where: str) -> StatedOrder:
-        """A list of names, ``{name: label}``, ``{label: name}`` or JSON of these; raises :class:`ClassOrderError`."""
-        pairs = _pairs(_plain(value))
-        names = dict(pairs or ())
+        """From any form that :func:`named_labels` reads; raises :class:`ClassOrderError` for others."""
+        pairs = named_labels(value)
+        names = dict(pairs)
         if not pairs or len(names) < len(pairs) or len(set(names.values())) < len(names):
             raise ClassOrderError(f"{where} states a class order that cannot be read.", FIX)
         return cls(names, where)
 
     def labels_in(self, info: ClassList) -> dict[int, int]:
         """The dataset's label of every stated label that it has."""
-        plain = {label: plain_name(name) for label, name in self.names.items()}
-        by_naming = [
-            {label: known[name] for label, name in plain.items() if name in known}
-            for known in (_numbered(info.class_ids), _numbered(info.class_names))
-        ]
-        return max(by_naming, key=len)
+        known = max((matched(self.names.values(), naming) for naming in (info.class_ids, info.class_names)), key=len)
+        return {label: known[name] for label, name in self.names.items() if name in known}
 
     def bring(self, labels: Sequence[int], info: ClassList) -> list[int]:
         """Labels in the dataset's order; raises :class:`ClassOrderError` for one whose class it does not have."""
@@ -72,39 +64,59 @@ class StatedOrder:
         return [known[label] for label in labels]
 
 
-def _numbered(names: Sequence[str]) -> dict[str, int]:
-    return {plain_name(name): label for label, name in enumerate(names)}
+def named_labels(value: Any) -> list[tuple[int, str]]:
+    """(label, name) of every class; empty if ``value`` is not a list of classes.
+
+    Read are a list of names, ``{name: label}`` as torchvision's ``class_to_idx``, ``{label: name}``, and ``{label: [id,
+    name]}`` as Keras publishes for ImageNet; also as arrays, as JSON text, and as text with a name per line or, on one
+    line, names separated by commas.
+    """
+    plain = _plain(value)
+    if isinstance(plain, Mapping):
+        return _of_mapping(list(plain.items()))
+    names = [_first(name) for name in plain] if isinstance(plain, (list, tuple)) else []
+    return list(enumerate(map(str, names))) if all(map(_is_name, names)) else []
 
 
 def _plain(value: Any) -> Any:
-    """Lists and mappings from arrays, tensors, JSON text, or names separated by commas or lines."""
+    """Lists and mappings from arrays, tensors and text."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    if isinstance(value, str):
+    return _of_text(value) if isinstance(value, str) else value
+
+
+def _of_text(text: str) -> Any:
+    if text.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except ValueError:
-            return [part.strip() for part in value.replace("\n", ",").split(",") if part.strip()]
-    return value
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Names may contain commas themselves: "tench, Tinca tinca".
+    return lines if len(lines) > 1 else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _pairs(value: Any) -> list[tuple[int, str]]:
-    """(label, name) of every class; empty if this is not a class order."""
-    if isinstance(value, Mapping):
-        items = list(value.items())
-        if all(_is_label(label) for _name, label in items):
-            return [(int(label), str(name)) for name, label in items]
-        if all(_is_label(label) and isinstance(name, str) for label, name in items):
-            return [(int(label), name) for label, name in items]
-        return []
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return []
-    if not all(isinstance(name, (str, int)) and not isinstance(name, bool) for name in value):
-        return []
-    return [(label, str(name)) for label, name in enumerate(value)]
+def _of_mapping(items: list[tuple[Any, Any]]) -> list[tuple[int, str]]:
+    """``{name: label}`` or ``{label: name}``; where both are digits, the label is the one that is not text."""
+    keyed = all(_is_label(key) for key, _value in items)
+    if all(_is_label(label) and not (keyed and isinstance(label, str)) for _name, label in items):
+        return [(int(label), str(name)) for name, label in items]
+    named = [(key, _first(value)) for key, value in items]
+    if keyed and all(isinstance(name, str) for _label, name in named):
+        return [(int(label), name) for label, name in named]
+    return []
+
+
+def _first(name: Any) -> Any:
+    """The identifier in ``[identifier, name]``."""
+    return name[0] if isinstance(name, (list, tuple)) and name else name
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _is_label(value: Any) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())
+    return _is_name(value) and (isinstance(value, int) or value.isdecimal())

@@ -10,12 +10,24 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 """Suffixes of the image files that are read, everywhere."""
+_LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "icon\r")
+"""What file managers and file systems leave behind, in lower case; hidden files aside."""
 _NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
 
 
 def is_image_file(name: str) -> bool:
     """Whether a file of this name is read as an image."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that a file manager left behind."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, hidden ones and those of file managers aside."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
 
 
 def by_number(names: Iterable[str]) -> tuple[list[str], bool]:
@@ -46,7 +58,8 @@ def order_text(names: Sequence[str], differs: bool, limit: int = 12) -> str:
 
 
 def unread(root: Path, depths: Sequence[str]) -> str | None:
-    """A sentence on the files below ``root`` that are not read; None if all are, hidden ones aside.
+    """A sentence on the files below ``root`` that are not read; None if all are, hidden ones and those of
+    file managers aside.
 
     ``depths`` are the folders, relative to ``root``, whose image files are read.
     """
@@ -60,10 +73,10 @@ def unread(root: Path, depths: Sequence[str]) -> str | None:
 
 def _reasons(root: Path, read: set[str]) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_litter(name)]
         within = os.path.relpath(folder, root) in read
         for name in files:
-            if name.startswith("."):
+            if is_litter(name):
                 continue
             suffix = Path(name).suffix.lower() or "without a suffix"
             if not is_image_file(name):

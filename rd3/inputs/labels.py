@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rd3.errors import BadValue
 from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
-from rd3.inputs.class_order import ClassList, StatedOrder, plain_name
+from rd3.inputs.class_order import ClassList, StatedOrder
+from rd3.inputs.names import matched
 from rd3.inputs.notes import Note
 
 if TYPE_CHECKING:
@@ -80,14 +81,10 @@ def _booleans() -> BadValue:
 
 
 def _by_name(names: Sequence[str], info: ClassList) -> list[int]:
-    plain = [plain_name(name) for name in names]
-    namings = [
-        {plain_name(name): label for label, name in enumerate(naming)} for naming in (info.class_ids, info.class_names)
-    ]
-    known = max(namings, key=lambda naming: sum(name in naming for name in plain))
-    if all(name in known for name in plain):
-        return [known[name] for name in plain]
-    unknown = next(given for given, name in zip(names, plain, strict=True) if name not in known)
+    known = max((matched(names, naming) for naming in (info.class_ids, info.class_names)), key=len)
+    if all(name in known for name in names):
+        return [known[name] for name in names]
+    unknown = next(name for name in names if name not in known)
     raise BadValue(
         f"Label {unknown!r} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
         "name classes by their id or name, or give class numbers",

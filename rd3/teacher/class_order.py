@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rd3.datasets import DatasetInfo, dataset_info
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.inputs import named_labels
 
 FOUND = "found"
 """In place of a list of classes: the order that the network's own predictions show."""
@@ -17,36 +16,19 @@ FOUND = "found"
 def read_class_order(path: Path | str) -> tuple[str, ...]:
     """The class of each output of a classifier, from a file.
 
-    A class per line, or JSON: a list, ``{output: class}``, ``{output: [id, name]}`` as Keras publishes for ImageNet, or
-    ``{class: output}`` as torchvision's ``class_to_idx``.  Raises :class:`DataMissing` or :class:`DataCorrupt`.
+    A class per line, or JSON in a form of :func:`rd3.inputs.named_labels`.  Raises :class:`DataMissing` or
+    :class:`DataCorrupt`.
     """
     path = Path(path)
     if not path.is_file():
         raise DataMissing(f"There is no file {path}.", f"give a file with a class per line, or `{FOUND}`")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip()[:1] in ("[", "{"):
-            return _listed(json.loads(text))
-    except (ValueError, RecursionError):
-        raise DataCorrupt(
-            f"{path} is not a list of classes.", "write the class of each output on a line of its own"
-        ) from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _listed(found: Any) -> tuple[str, ...]:
-    """The classes in a JSON value, by output; raises ValueError for another value."""
-    if isinstance(found, dict):
-        pairs = {str(key): value for key, value in found.items()}
-        if all(isinstance(value, int) for value in pairs.values()):
-            pairs = {str(value): key for key, value in pairs.items()}
-        if set(pairs) != {str(output) for output in range(len(pairs))}:
-            raise ValueError
-        found = [pairs[str(output)] for output in range(len(pairs))]
-    named = [one[0] if isinstance(one, list) and one else one for one in found]
-    if not all(isinstance(one, (str, int)) for one in named):
-        raise ValueError
-    return tuple(str(one) for one in named)
+        names = dict(named_labels(path.read_text(encoding="utf-8-sig")))
+    except ValueError:
+        names = {}
+    if not names or set(names) != set(range(len(names))):
+        raise DataCorrupt(f"{path} is not a list of classes.", "write the class of each output on a line of its own")
+    return tuple(names[output] for output in range(len(names)))
 
 
 def rows_of(order: Sequence[str], info: DatasetInfo) -> list[int]:
