@@ -85,8 +85,8 @@ def _text(start: bytes) -> str | None:
     Two bytes of a binary file mostly are a printable letter of UTF-16, so that text in it has to be of Latin letters.
     """
     for codec in ("utf-16",) if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
-        # The last character may have been cut.
-        for end in range(len(start), max(len(start) - 4, 0), -1):
+        # The last character may have been cut, but not that of a file that was read whole.
+        for end in range(len(start), len(start) - (4 if len(start) == _START else 1), -1):
             with contextlib.suppress(UnicodeDecodeError):
                 found = start[:end].decode(codec)
                 wide = codec == "utf-16" and 2 * sum(letter > "\u024f" for letter in found) >= len(found)

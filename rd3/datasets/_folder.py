@@ -15,7 +15,7 @@ from rd3.datasets._cache import content_hash
 from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
-from rd3.inputs import is_image_file
+from rd3.inputs import is_image_file, matched, subfolders
 
 _SMALL = 200
 """Size in bytes of the largest pointer, and of hardly an image."""
@@ -68,11 +68,11 @@ class FolderRecords(Records):
     def scan(cls, root: Path, class_ids: Sequence[str]) -> FolderRecords:
         """All images in ``root/<class>`` or ``root/<class>/images``, by label and then by name."""
         files: list[File] = []
-        for label, class_id in enumerate(class_ids):
+        for label, name in sorted(class_folders(root, class_ids).items()):
             for inner in INNER:
-                folder = root / class_id / inner
+                folder = root / name / inner
                 if folder.is_dir():
-                    files += image_files(folder, f"{class_id}/{inner}", label)
+                    files += image_files(folder, f"{name}/{inner}", label)
         return cls(root, files)
 
     def __len__(self) -> int:
@@ -130,9 +130,18 @@ class FolderRecords(Records):
         return [content_hash([*self.content(), self._times], [])]
 
 
+def class_folders(root: Path, class_ids: Sequence[str]) -> dict[int, str]:
+    """The name of the folder of every label that has one; it may be spelled otherwise, as :func:`matched` says."""
+    exact = {label: class_id for label, class_id in enumerate(class_ids) if (root / class_id).is_dir()}
+    if len(exact) == len(class_ids):
+        return exact
+    return {label: name for name, label in matched(subfolders(root), class_ids).items()}
+
+
 def check_folders(root: Path, info: DatasetInfo) -> None:
     """Raise if a class folder is missing."""
-    missing = [class_id for class_id in info.class_ids if not (root / class_id).is_dir()]
+    there = class_folders(root, info.class_ids)
+    missing = [class_id for label, class_id in enumerate(info.class_ids) if label not in there]
     if missing:
         raise DataCorrupt(
             f"{root} has {info.num_classes - len(missing)} of the {info.num_classes} class folders of {info.name}; "

@@ -30,7 +30,7 @@ def shards(folder: Path) -> dict[str, list[Path]]:
     """Parquet files of each split in a folder (or its ``data``), in order; raises if some of a split are missing."""
     found: dict[str, list[tuple[int, int, Path]]] = {}
     for place in (folder, folder / "data"):
-        for path in sorted(place.glob("*.parquet")):
+        for path in sorted(place.glob("[!.]*.parquet")):
             if match := SHARD.fullmatch(path.name):
                 entry = (int(match["n"] or 0), int(match["of"] or 1), path)
                 found.setdefault(match["split"], []).append(entry)

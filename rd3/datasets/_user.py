@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,14 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
-from rd3.datasets._classes import check_order
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
-from rd3.datasets._folder import INNER, FolderRecords, check_folders, image_files
+from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files
 from rd3.datasets._records import Found, counts_text
 from rd3.datasets._source import Counts, FileSource, register_again
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
-from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import (
     IMAGE_SUFFIXES,
     TRANSPARENT,
@@ -31,13 +30,20 @@ from rd3.inputs import (
     Say,
     by_number,
     eight_bit_notes,
+    file_name,
+    matched,
     order_text,
+    subfolders,
     unread,
     warn_of_doubts,
 )
 from rd3.recipe import Normalisation
 
-TEST_NAMES = ("test", "validation", "val", "valid")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "validation", "val", "valid")
+"""Names of the folders of the two splits, in any case, by preference."""
+_SPLIT = re.compile(r"(?:.*[ _-])?(?:train|training|test|testing|validation|val|valid|dev|eval)(?:[ _-].*)?")
+"""Names, in lower case, of folders that are a split and not a class."""
 TEST_DIVISOR = 5
 """Without a test folder, 1/5 of the smallest class's images of every class become the test split."""
 MEASURED_IMAGES = 2_000
@@ -57,6 +63,7 @@ class Registration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path
+    train: str = "train"
     test: str | None
     """Subfolder with the test split beside ``train``; None: class folders only, with a test split drawn from them."""
     info: DatasetInfo
@@ -77,7 +84,7 @@ class UserSource(FileSource):
         return f"restore the folder or register another one: {again}"
 
     def look(self, folder: Path) -> Found | None:
-        return read_folder(folder, self.registration.test, self.info)
+        return read_folder(folder, self.registration.train, self.registration.test, self.info)
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
         whole, got = (self.info.train_count, self.info.test_count), found.counts(training_only)
@@ -90,10 +97,10 @@ class UserSource(FileSource):
         return Counts(*whole, self.info.source)
 
 
-def read_folder(folder: Path, test: str | None, info: DatasetInfo) -> Found:
+def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -> Found:
     """The two parts of a registered folder."""
     if test is not None:
-        roots = (folder / "train", folder / test)
+        roots = (folder / train, folder / test)
         for root in roots:
             check_folders(root, info)
         train_part, test_part = (FolderRecords.scan(root, info.class_ids) for root in roots)
@@ -139,10 +146,10 @@ def add_folder(
 ) -> DatasetInfo:
     """Register a user's folder as a dataset; replaces an earlier registration of the same name.
 
-    The folder holds either ``train/<class>`` and ``test/<class>`` (or validation, val, valid), or class folders only,
-    from which a balanced test split is then drawn.  Class order: alphabetical, or by number where all folders are
-    numbered alike.  ``say`` receives what was found: class order, files that are not read, pixel range.  Raises
-    BadValue, DataMissing or DataCorrupt.
+    The folder holds either ``train/<class>`` and ``test/<class>`` (or training; testing, validation, val, valid; in any
+    case), or class folders only, from which a balanced test split is then drawn.  Class order: alphabetical, or by
+    number where all folders are numbered alike.  ``say`` receives what was found: class order, files that are not read,
+    pixel range.  Raises BadValue, ClassOrderError, DataMissing or DataCorrupt.
     """
     folder = folder.resolve()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
@@ -154,11 +161,11 @@ def add_folder(
     if not folder.is_dir():
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
     _refuse_other_layouts(folder, name, resolution)
-    test = _test_folder(folder, name, resolution)
-    class_ids, by_numbers = _class_folders(folder / "train" if test else folder)
+    add = _command(name, resolution)
+    train, test = _split_folders(folder, add)
+    class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
     if test:
-        same = "use the same class folders as in train"
-        check_order(_class_folders(folder / test)[0], class_ids, class_ids, str(folder / test), same)
+        _check_same(_class_folders(folder / test, None)[0], class_ids, folder / test)
     blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     info = DatasetInfo(
         name=name,
@@ -173,7 +180,7 @@ def add_folder(
         test_count=0,
         train_per_class=0,
     )
-    found = read_folder(folder, test, info)
+    found = read_folder(folder, train, test, info)
     assert isinstance(found.train, FolderRecords) and isinstance(found.test, FolderRecords)
     for records in (found.train, found.test):
         records.check_small_files()
@@ -191,13 +198,14 @@ def add_folder(
         "train_per_class": int(per_class.min()),
         "normalisation": _measured(found.train, info, say),
     }
-    for note in _notes(folder, test, class_ids, by_numbers):
+    for note in _notes(folder, (train, test) if test else (".",), class_ids, by_numbers):
         say(note)
     copies, compared = found.test.copies_in(found.train, COMPARED_FILES)
     if copies:
         say(Note(f"{copies} of {compared} test files compared are also among the training images", doubtful=True))
     info = info.model_copy(update=counts)
-    register(name, {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
+    entry = {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
+    register(name, entry if train == "train" else {"train": train, **entry}, folder, roots)
     return info
 
 
@@ -240,17 +248,17 @@ def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> No
     write_json(registry_file(roots), _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 
-def _notes(folder: Path, test: str | None, class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:
+def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:
     yield Note(order_text(class_ids, by_numbers))
-    roots = ("train", test) if test else (".",)
-    left = unread(folder, [f"{root}/{name}/{inner}" for root in roots for name in class_ids for inner in INNER])
+    places = [f"{root}/{name}" for root in roots for name in class_folders(folder / root, class_ids).values()]
+    left = unread(folder, [f"{place}/{inner}" for place in places for inner in INNER])
     if left:
         yield Note(left, doubtful=True)
 
 
 def _refuse_other_layouts(folder: Path, name: str, resolution: int) -> None:
     """Raise for layouts without class folders that are known by their files."""
-    parquet = [path for place in (folder, folder / "data") if place.is_dir() for path in place.glob("*.parquet")]
+    parquet = [path for place in (folder, folder / "data") if place.is_dir() for path in place.glob("[!.]*.parquet")]
     if parquet:
         raise BadValue(
             f"{folder} holds Parquet files ({parquet[0].name}), which are read for built-in datasets only.",
@@ -264,37 +272,98 @@ def _refuse_other_layouts(folder: Path, name: str, resolution: int) -> None:
         )
 
 
-def _class_folders(folder: Path) -> tuple[tuple[str, ...], bool]:
-    """Class folders in order, and whether that is the order of their numbers and not the alphabetical one."""
-    names, by_numbers = by_number(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    if len(names) < 2:
+def _command(name: str, resolution: int) -> Callable[[Path], str]:
+    """The command that registers a folder under this name."""
+    return lambda folder: f"rd3 data add {name} --folder {shlex.quote(str(folder))} --resolution {resolution}"
+
+
+def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
+    """Class names in order, and whether that is the order of their numbers and not the alphabetical one.
+
+    ``add`` gives the command that would register another folder; None if ``root`` is one split of what is registered.
+    """
+    found = subfolders(root)
+    if len(found) < 2:
+        raise _no_classes(root, found, add)
+    classes, by_numbers = by_number({file_name(one) for one in found})
+    if len(classes) < len(found):
+        [(twice, _count)] = Counter(map(file_name, found)).most_common(1)
+        spelled = " and ".join(repr(one) for one in found if file_name(one) == twice)
         raise BadValue(
-            f"{folder} has {len(names)} class folders, expected 2 or more.", "create one subfolder per class"
+            f"{root} has class folders whose names differ in spaces or in how characters are composed: {spelled}.",
+            "move their images into one folder, or rename one",
         )
-    for name in names:
-        if not any(image_files(place, "", 0) for inner in INNER if (place := folder / name / inner).is_dir()):
-            left = unread(folder / name, list(INNER))
-            raise BadValue(
-                f"{folder / name} holds no image{f'; {left}' if left else ''}.",
-                f"remove it or add images of that class, as files ending in {', '.join(IMAGE_SUFFIXES)}",
-            )
-    return tuple(names), by_numbers
+    for one in found:
+        if not any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir()):
+            raise _no_images(root, one, found, add)
+    return tuple(classes), by_numbers
 
 
-def _test_folder(folder: Path, name: str, resolution: int) -> str | None:
-    """The name of the test folder beside ``train``; None without a folder ``train``."""
-    if not (folder / "train").is_dir():
-        return None
-    for part in TEST_NAMES:
-        if (folder / part).is_dir():
-            return part
-    raise DataMissing(
-        f"{folder} has a folder train, but no folder {' or '.join(TEST_NAMES)}.",
-        "add the test folder, or register the training images to have a test split drawn from them: "
-        f"rd3 data add {name} --folder {shlex.quote(str(folder / 'train'))} --resolution {resolution}",
+def _no_images(root: Path, empty: str, found: Sequence[str], add: Callable[[Path], str] | None) -> BadValue:
+    """The error for a class folder without images, which may be a split or hold the classes."""
+    if add and all(_SPLIT.fullmatch(one.lower()) for one in found):
+        return BadValue(
+            f"{root} has the folders {', '.join(found[:4])}, which look like splits and not like classes.",
+            f"name them train and test, each with one folder per class, or register one: {add(root / found[0])}",
+        )
+    below = subfolders(root / empty)
+    if add and len(below) > 1:
+        return BadValue(
+            f"{root / empty} holds no image, but the folders {', '.join(below[:3])}{', ...' if below[3:] else ''}.",
+            f"if these are the classes, register it: {add(root / empty)}",
+        )
+    left = unread(root / empty, list(INNER))
+    return BadValue(
+        f"{root / empty} holds no image{f'; {left}' if left else ''}.",
+        f"remove it or add images of that class, as files ending in {', '.join(IMAGE_SUFFIXES)}",
     )
+
+
+def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | None) -> BadValue:
+    """The error for a folder with fewer than two class folders, which may lie one level too high or too low."""
+    inner = root
+    while len(below := subfolders(inner)) == 1:
+        inner = inner / below[0]
+    if inner != root and below:
+        fact = f"The class folders of {root} are a level deeper, in {inner}."
+        return BadValue(fact, f"register that: {add(inner)}" if add else f"move what is in {inner} to {root}")
+    fact = f"{root} has {len(found)} class folders, expected 2 or more"
+    if add and image_files(root, "", 0) and len(subfolders(root.parent)) > 1:
+        return BadValue(f"{fact}; it holds images itself.", f"register the folder above: {add(root.parent)}")
+    return BadValue(f"{fact}.", "create one subfolder per class")
+
+
+def _check_same(found: Sequence[str], class_ids: Sequence[str], test: Path) -> None:
+    """Raise :class:`ClassOrderError` unless these are the class folders of the training images, in any order."""
+    same = matched(found, class_ids)
+    more = [one for one in found if one not in same]
+    missing = [name for label, name in enumerate(class_ids) if label not in same.values()]
+    if more or missing:
+        facts = [f"has the class folder {more[0]!r}, which train does not have"] if more else []
+        facts += [f"has no class folder {missing[0]!r}, which train has"] if missing else []
+        raise ClassOrderError(f"{test} {' and '.join(facts)}.", "use the same class folders as in train")
+
+
+def _split_folders(folder: Path, add: Callable[[Path], str]) -> tuple[str, str | None]:
+    """Names of the folders of the two splits; the second is None if there is no folder of training images."""
+    train = _named(folder, TRAIN_NAMES)
+    if train is None:
+        return "train", None
+    test = _named(folder, TEST_NAMES)
+    if test is not None:
+        return train, test
+    raise DataMissing(
+        f"{folder} has a folder {train}, but no folder {' or '.join(TEST_NAMES)}.",
+        f"add the test folder, or register the training images to have a test split drawn from them: "
+        f"{add(folder / train)}",
+    )
+
+
+def _named(folder: Path, names: Sequence[str]) -> str | None:
+    """The first of these folders that is there, in the case in which it is written."""
+    there = subfolders(folder)
+    written = (one for name in names for one in sorted(there, key=name.__ne__) if one.lower() == name)
+    return next(written, None)
 
 
 def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisation:

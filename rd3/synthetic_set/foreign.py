@@ -6,6 +6,7 @@ Pixels are stored as given (8 bits or float32).  The recipe of an imported set h
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ from rd3.inputs import (
     StatedOrder,
     check_images_and_labels,
     is_image_file,
+    matched,
     rgb_of,
     stated_space,
+    subfolders,
     unread,
     warn_of_doubts,
 )
@@ -53,7 +56,8 @@ def import_folder(
     source, info = Path(source), dataset.info
     if not source.is_dir():
         raise DataMissing(f"There is no folder {source}.", "give a folder with one folder of images per class")
-    names = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    source = _unwrapped(source, info, say)
+    names = subfolders(source)
     _refuse_soft(source)
     label_of = _labels_by_name(names, info)
     numbered = all(name == f"{label_of.get(name, -1):05d}" for name in names)
@@ -80,11 +84,7 @@ def _read_folders(
     dropped: Counter[str] = Counter()
     for name in names:
         if name not in label_of:
-            raise BadValue(
-                f"Folder {source / name} is not a class of {info.name}, whose classes are "
-                f"{', '.join(info.class_ids[:3])} ...",
-                "name folders by class id, class name or five-digit label",
-            )
+            raise _not_a_class(source, name, info)
         for path in sorted(path for path in (source / name).iterdir() if is_image_file(path.name)):
             pixels, note = _decode(path, info.resolution)
             images.append(pixels)
@@ -95,15 +95,38 @@ def _read_folders(
     return images, labels
 
 
+def _unwrapped(source: Path, info: DatasetInfo, say: Say) -> Path:
+    """The folder with the class folders: ``source``, or the only one in it."""
+    inner = source
+    while len(names := subfolders(inner)) == 1 and not _labels_by_name(names, info):
+        inner = inner / names[0]
+    if inner == source or not names:
+        return source
+    say(Note(f"class folders are read from {inner}"))
+    return inner
+
+
 def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]:
-    by_number = {f"{label:05d}": label for label in range(info.num_classes)}
-    by_name = {name: label for label, name in enumerate(info.class_names)}
-    by_id = {name: label for label, name in enumerate(info.class_ids)}
+    """The label of every folder that is named as a class."""
+    numbers = [f"{label:05d}" for label in range(info.num_classes)]
+    by_id, by_name, by_number = (matched(folders, naming) for naming in (info.class_ids, info.class_names, numbers))
     # All folders must use the same naming, as 00001 could be both a name and a label.
     for naming in (by_id, by_name, by_number):
-        if all(folder in naming for folder in folders):
+        if len(naming) == len(folders):
             return naming
     return {**by_name, **by_id}
+
+
+def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
+    fact = (
+        f"Folder {source / name} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ..."
+    )
+    inside = [one for one in subfolders(source) if _labels_by_name(subfolders(source / one), info)]
+    if inside:
+        return BadValue(
+            fact, f"import one of these folders: {', '.join(shlex.quote(str(source / one)) for one in inside)}"
+        )
+    return BadValue(fact, "name folders by class id, class name or five-digit label")
 
 
 def _refuse_soft(source: Path) -> None:
@@ -120,7 +143,9 @@ def _refuse_soft(source: Path) -> None:
 def _stated_order(source: Path) -> StatedOrder | None:
     """The class order in a list beside numbered class folders."""
     lists = [path for path in sorted(source.iterdir()) if path.is_file() and _LISTS.fullmatch(path.name.lower())]
-    return StatedOrder.read(lists[0].read_text(errors="replace"), str(lists[0])) if lists else None
+    return (
+        StatedOrder.read(lists[0].read_text(encoding="utf-8-sig", errors="replace"), str(lists[0])) if lists else None
+    )
 
 
 def _meaning(label_of: dict[str, int], info: DatasetInfo) -> str:

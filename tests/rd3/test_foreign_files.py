@@ -105,3 +105,33 @@ def test_missing_files_and_folders_are_said(tmp_path):
         require_whole(tmp_path / "none.pt")
     with pytest.raises(DataMissing, match="is a folder"):
         require_whole(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".zip"])
+@pytest.mark.parametrize("raw", [b"\x93", b"\x93NUM", b"P\x8b", b"\x80\x04"])
+def test_files_too_short_for_their_kind_are_one_sentence(suffix, raw, tmp_path):
+    (tmp_path / f"x{suffix}").write_bytes(raw)
+    error = broken_file(tmp_path / f"x{suffix}")
+    assert isinstance(error, DataCorrupt)
+    size = f"{len(raw)} byte{'s' if len(raw) > 1 else ''}"
+    assert str(error) == (
+        f"{tmp_path / f'x{suffix}'} is damaged: it has {size} and does not start as a {suffix} file does. "
+        "Fix: download it again"
+    )
+
+
+def test_every_cut_of_an_npy_is_found(tmp_path):
+    _npy(tmp_path / "x.npy")
+    raw = (tmp_path / "x.npy").read_bytes()
+    for length in (*range(1, 140), len(raw) - 1):
+        (tmp_path / "x.npy").write_bytes(raw[:length])
+        assert isinstance(broken_file(tmp_path / "x.npy"), DataCorrupt), length
+
+
+def test_binary_files_that_begin_as_utf_16_does_are_not_text(tmp_path):
+    """Two bytes of a binary file mostly decode as one printable letter."""
+    for begin, order in ((b"\xff\xfe", "<"), (b"\xfe\xff", ">")):
+        letters = np.random.default_rng(0).integers(0x4E00, 0x9FA0, 3000).astype(f"{order}u2")
+        (tmp_path / "x.bin").write_bytes(begin + letters.tobytes())
+        assert letters.tobytes().decode(f"utf-16-{'le' if order == '<' else 'be'}").isprintable()
+        assert broken_file(tmp_path / "x.bin") is None

@@ -308,3 +308,121 @@ def test_test_images_that_are_training_images_are_counted(tmp_path, roots):
         for seed in (2, 3):
             (folder / "test" / f"c{label}" / f"test{seed}.png").unlink()
     assert "among the training images" not in registered("clean", folder, roots)[1]
+
+
+CAFE, COMPOSED = "cafe\u0301", "caf\u00e9"
+
+
+@pytest.mark.parametrize("names", [(CAFE, "zebra"), (COMPOSED, "zebra "), (f"{CAFE} ", "Zebra")])
+def test_spellings_of_one_class_name_are_the_same_class(names, tmp_path, roots):
+    data_folder(tmp_path / "x/train", [COMPOSED, "zebra"])
+    data_folder(tmp_path / "x/test", names)
+    info, said = registered("mine", tmp_path / "x", roots)
+    assert info.class_ids == (COMPOSED, "zebra") and "not read" not in said
+    opened = open_dataset("mine", roots)
+    darkest = opened.images("test", range(8)).amin((1, 2, 3)).tolist()
+    assert list(zip(opened.labels("test").tolist(), darkest, strict=True)) == [(0, 5)] * 4 + [(1, 25)] * 4
+
+
+def test_the_order_of_classes_does_not_depend_on_how_characters_are_composed(tmp_path, roots):
+    for place, names in (("a", ["cafz", COMPOSED]), ("b", ["cafz", CAFE])):
+        data_folder(tmp_path / place, names)
+    ids = [registered(place, tmp_path / place, roots)[0].class_ids for place in "ab"]
+    assert ids == [("cafz", COMPOSED)] * 2
+    labels = [open_dataset(place, roots).labels("train").tolist() for place in "ab"]
+    assert labels[0] == labels[1]
+
+
+def test_letters_in_both_cases_stay_different_classes(tmp_path, roots):
+    for part in ("train", "test"):
+        data_folder(tmp_path / "x" / part, ["A", "a", "b"])
+    assert registered("mine", tmp_path / "x", roots)[0].class_ids == ("A", "a", "b")
+    opened = open_dataset("mine", roots)
+    assert opened.images("test", range(12)).amin((1, 2, 3)).tolist() == [5] * 4 + [25] * 4 + [45] * 4
+
+
+def test_names_that_differ_in_spaces_alone_are_refused_and_the_fix_works(tmp_path, roots):
+    data_folder(tmp_path / "x", ["cat", "cat ", "dog"])
+    with pytest.raises(BadValue, match="'cat' and 'cat '") as caught:
+        registered("mine", tmp_path / "x", roots)
+    assert "rename one" in caught.value.fix
+    (tmp_path / "x/cat ").rename(tmp_path / "x/cow")
+    assert registered("mine", tmp_path / "x", roots)[0].num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "parts", [("Training", "Testing"), ("training", "validation"), ("TRAIN", "Test"), ("Train", "Valid")]
+)
+def test_other_names_of_the_splits_are_read(parts, tmp_path, roots):
+    for part, count in zip(parts, (4, 3), strict=True):
+        data_folder(tmp_path / "x" / part, ["a", "b"], count)
+    info, said = registered("mine", tmp_path / "x", roots)
+    assert (info.class_ids, info.train_count, info.test_count) == (("a", "b"), 8, 6) and "not read" not in said
+    assert len(open_dataset("mine", roots).labels("test")) == 6
+
+
+def test_folders_that_look_like_splits_are_no_classes_and_the_fix_works(tmp_path, roots):
+    for part in ("seg_train", "seg_test", "seg_val"):
+        data_folder(tmp_path / "x" / part, ["a", "b"])
+    with pytest.raises(BadValue, match="seg_test, seg_train, seg_val, which look like splits") as caught:
+        registered("mine", tmp_path / "x", roots)
+    assert follow(caught.value.fix, roots).class_ids == ("a", "b")
+
+
+@pytest.mark.parametrize("wrapper", ["data", "data/PetImages"])
+def test_folders_one_level_too_deep_are_said_and_the_fix_works(wrapper, tmp_path, roots):
+    base = tmp_path / "my download"
+    data_folder(base / wrapper, ["a", "b"])
+    (base / "__MACOSX").mkdir()
+    with pytest.raises(BadValue, match=f"are a level deeper, in {base / wrapper}") as caught:
+        registered("mine", base, roots)
+    assert follow(caught.value.fix, roots).class_ids == ("a", "b")
+    (base / "labels").mkdir()
+    with pytest.raises(BadValue, match=f"holds no image|{base / wrapper}"):
+        registered("mine", base, roots)
+    with pytest.raises(BadValue, match=r"has 0 class folders.*it holds images itself") as caught:
+        registered("mine", base / wrapper / "a", roots)
+    assert follow(caught.value.fix, roots).class_ids == ("a", "b")
+
+
+def test_splits_one_level_too_deep_are_said(tmp_path, roots):
+    for part in ("train", "test"):
+        data_folder(tmp_path / "x" / part / part, ["a", "b"])
+    inner = tmp_path / "x/train/train"
+    with pytest.raises(BadValue, match=f"are a level deeper, in {inner}") as caught:
+        registered("mine", tmp_path / "x", roots)
+    assert caught.value.fix == f"move what is in {inner} to {inner.parent}"
+
+
+def litter(*folders):
+    for folder in folders:
+        (folder / "__MACOSX" / "toy0").mkdir(parents=True)
+        (folder / "@eaDir").mkdir()
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/toy0/._0.png", "__MACOSX/0.png", "._0.png"):
+            (folder / name).write_bytes(b"\x00\x05\x16\x07")
+
+
+def test_what_file_managers_leave_behind_is_ignored(tmp_path, roots):
+    base, data = set_folder(tmp_path / "set"), tmp_path / "data"
+    for part in ("train", "test"):
+        data_folder(data / part, ["a", "b"])
+    litter(base, base / "toy1", data, data / "train", data / "test", data / "train/a")
+    notes = []
+    import_folder(base, TOY, tmp_path / "out", say=notes.append)
+    info, said = registered("mine", data, roots)
+    assert (info.class_ids, info.train_count, info.test_count) == (("a", "b"), 8, 8)
+    assert "not read" not in said + " ".join(note.text for note in notes)
+
+
+def test_a_wrapper_around_the_class_folders_of_a_set_is_read_and_said(tmp_path):
+    notes = []
+    set_folder(tmp_path / "set/train", ("Toy0 ", "toy1", "TOY2"))
+    litter(tmp_path / "set")
+    recipe = import_folder(tmp_path / "set", TOY, tmp_path / "out", say=notes.append)
+    assert recipe.content == import_folder(set_folder(tmp_path / "plain"), TOY, tmp_path / "plain-out").content
+    assert f"class folders are read from {tmp_path / 'set/train'}" in [note.text for note in notes]
+    set_folder(tmp_path / "set/val")
+    with pytest.raises(BadValue, match=r"train is not a class of toy.*import one of these folders") as caught:
+        import_folder(tmp_path / "set", TOY, tmp_path / "no")
+    inner = shlex.split(caught.value.fix.partition(": ")[2])[0].rstrip(",")
+    assert import_folder(type(tmp_path)(inner), TOY, tmp_path / "again") == recipe
