@@ -106,6 +106,12 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
 
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O"):
         return _channels_first(tensor_of(images, "images"), side, name)
+    if _is_a(images, "DataLoader"):
+        raise BadValue(
+            "images are a DataLoader, which gives batches.",
+            "join its batches: images, labels = (torch.cat(part) for part in zip(*loader)), or torch.cat(list(loader)) "
+            "for images alone",
+        )
     if _is_picture(images) or not (is_column(images) or hasattr(images, "__array__")):
         what = "one picture" if _is_picture(images) else kind_of(images)
         raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
@@ -115,14 +121,25 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     if not rows:
         raise BadValue("There are no images.", _FIX)
     found = [_image_of(row, f"Image {place}") for place, row in enumerate(rows)]
-    stacked, notes = _channels_first(torch.stack(_alike([image for image, _note in found], "images")), side, name)
+    together = torch.stack(_alike([image for image, _note in found], "images"))
+    stack = f"{'torch' if isinstance(rows[0], torch.Tensor) else 'numpy'}.stack(images)"
+    stacked, notes = _channels_first(together, side, name, stack)
     dropped = Counter(note for _image, note in found if note)
     return stacked, [*notes, *(Note(f"{count} images have {note}") for note, count in dropped.items())]
 
 
+_CLASSES = {"Image": "PIL.Image", "DataLoader": "torch.utils.data.dataloader"}
+"""Module of each class that is recognised without loading it."""
+
+
+def _is_a(value: Any, name: str) -> bool:
+    """Whether this is an object of a class in :data:`_CLASSES`."""
+    return any(parent.__name__ == name and parent.__module__ == _CLASSES[name] for parent in type(value).__mro__)
+
+
 def _is_picture(value: Any) -> bool:
-    """Whether this is an image of PIL; does not load PIL."""
-    return any(parent.__module__ == "PIL.Image" and parent.__name__ == "Image" for parent in type(value).__mro__)
+    """Whether this is an image of PIL."""
+    return _is_a(value, "Image")
 
 
 def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
@@ -138,9 +155,13 @@ def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
     if _is_picture(row):
         pixels, note = rgb_of(row, where)
         return torch.from_numpy(pixels).permute(2, 0, 1), note
-    if isinstance(row, tuple) and len(row) == 2 and (_is_picture(row[0]) or getattr(row[0], "ndim", 0) > 1):
-        raise BadValue(f"{where} is a pair of image and label, expected an image.", "give images and labels separately")
-    return tensor_of(row, where), None
+    if isinstance(row, (tuple, list)) and len(row) == 2 and (_is_picture(row[0]) or getattr(row[0], "ndim", 0) > 1):
+        raise BadValue(
+            f"{where} is a pair of image and label, expected an image.",
+            "give images and labels separately: images, labels = zip(*pairs)",
+        )
+    image = tensor_of(row, where)
+    return (image[None] if image.ndim == 2 else image), None
 
 
 def _opened(row: Mapping[str, Any], where: str) -> Any:
@@ -167,41 +188,71 @@ def _alike(images: list[torch.Tensor], what: str) -> list[torch.Tensor]:
     return images
 
 
-def _channels_first(images: torch.Tensor, side: int, name: str) -> tuple[torch.Tensor, list[Note]]:
-    """(N, 3, side, side) from the layouts whose axes are certain; raises :class:`BadValue` for others."""
+def _channels_first(
+    images: torch.Tensor, side: int, name: str, written: str = "images", axis: int = 1
+) -> tuple[torch.Tensor, list[Note]]:
+    """(N, 3, side, side) from the layouts whose axes are certain; raises :class:`BadValue` for others.
+
+    ``written``: how the user gets the array, for messages; ``axis``: where they have the channels.
+    """
     shape = tuple(images.shape)
     if not shape or not len(images):
         raise BadValue("There are no images.", _FIX)
+    _refuse_latents(images, side)
     if images.ndim == 4 and shape[1:] == (3, side, side):
         return images, []
-    if images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 3, 4):
-        moved, notes = _channels_first(images.permute(0, 3, 1, 2), side, name)
+    if images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 2, 3, 4):
+        moved, notes = _channels_first(images.permute(0, 3, 1, 2), side, name, written, 3)
         return moved, [Note("images: channels moved from the last axis to the second"), *notes]
     if images.ndim == 4 and shape[1:] == (1, side, side):
         return images.expand(-1, 3, -1, -1), [Note("images: grey, repeated in three channels")]
-    if images.ndim == 4 and shape[1:] == (4, side, side):
-        return _without_alpha(images), [Note("images: an alpha channel that is opaque everywhere is dropped")]
-    raise BadValue(f"images have shape {shape}, {name} needs (N, 3, {side}, {side}).", _reshape(shape, side))
+    if images.ndim == 4 and shape[1] in (2, 4) and shape[2:] == (side, side):
+        colours, notes = _channels_first(_without_alpha(images, written, axis), side, name)
+        return colours, [Note("images: an alpha channel that is opaque everywhere is dropped"), *notes]
+    raise BadValue(f"images have shape {shape}, {name} needs (N, 3, {side}, {side}).", _reshape(shape, side, written))
 
 
-def _reshape(shape: tuple[int, ...], side: int) -> str:
+def _reshape(shape: tuple[int, ...], side: int, written: str) -> str:
     if len(shape) == 5:
-        return "join the first two axes, images.flatten(0, 1), and give one label for each image"
+        return f"join the first two axes, {written}.flatten(0, 1), and give one label for each image"
     if len(shape) == 3:
         grey = shape[1:] == (side, side)
-        return "add the axis that is missing: images[:, None] for grey images" + (
-            ", images[None] for a single one" if grey and shape[0] == 3 else ""
+        return f"add the axis that is missing: {written}[:, None] for grey images" + (
+            f", {written}[None] for a single one" if grey and shape[0] == 3 else ""
         )
     if len(shape) == 2 and shape[1] == 3 * side * side:
-        return f"call images.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
+        return f"call {written}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
     return "reshape or resize them"
 
 
-def _without_alpha(images: torch.Tensor) -> torch.Tensor:
-    opaque = 1.0 if images.dtype.is_floating_point else 255
-    if not bool((images[:, 3] == opaque).all()):
-        raise BadValue(
-            f"images have four channels, and the fourth is not {opaque} everywhere, as it would be for opaque RGBA.",
-            "put transparent images on a background and give three channels, RGB",
-        )
-    return images[:, :3]
+def _refuse_latents(images: torch.Tensor, side: int) -> None:
+    """Raise for what a diffusion model makes before its decoder: four or sixteen channels, on both sides of zero."""
+    if images.ndim != 4 or not images.dtype.is_floating_point or not bool((images < 0).any()):
+        return
+    shape = tuple(images.shape)
+    channels = next((axis for axis in (1, 3) if shape[axis] in (4, 16) and shape[4 - axis] == shape[2]), None)
+    if channels is None:
+        return
+    alpha = images.select(channels, shape[channels] - 1)
+    if bool((alpha == alpha.amax()).all()):  # opaque RGBA in [-1, 1]
+        return
+    raise BadValue(
+        f"images have shape {shape} and negative values: they are latents of a diffusion model, not pixels.",
+        "decode them, vae.decode(latents / vae.config.scaling_factor).sample in diffusers, and give these images with "
+        f"--normalised half (in Python normalised='half'), resized to {side} pixels where they differ",
+    )
+
+
+def _without_alpha(images: torch.Tensor, written: str, axis: int) -> torch.Tensor:
+    """The channels before the last one, which is alpha; raises :class:`BadValue` if that is not opaque everywhere."""
+    opaque, channels = 1 if images.dtype.is_floating_point else 255, images.shape[1]
+    if bool((images[:, -1] == opaque).all()):
+        return images[:, :-1]
+    at = "..., " if axis == 3 else ":, "
+    scaled = "" if opaque == 1 else f" / {opaque}"
+    raise BadValue(
+        f"images have {'four' if channels == 4 else 'two'} channels, and the last is not {opaque} everywhere, as it "
+        f"would be for opaque {'RGBA' if channels == 4 else 'grey with alpha'}.",
+        f"put them on a background, here white: x = {written}{scaled}; "
+        f"images = x[{at}:-1] * x[{at}-1:] + 1 - x[{at}-1:]",
+    )

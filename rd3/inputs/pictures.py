@@ -38,8 +38,13 @@ def peculiarity(image: Image) -> str | None:
         return SIXTEEN_BITS
     if image.mode not in _ALPHA and "transparency" not in image.info:
         return None
-    lowest, _highest = image.convert("RGBA").getchannel("A").getextrema()
+    lowest, _highest = _rgba(image).getchannel("A").getextrema()
     return OPAQUE_ALPHA if lowest == 255 else TRANSPARENT
+
+
+def _rgba(image: Image) -> Image:
+    """The picture with an alpha channel; PIL converts premultiplied grey (La) in two steps only."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _was_deep(image: Image) -> bool:
@@ -69,9 +74,11 @@ def _rgb(image: Image, where: str) -> tuple[np.ndarray, str | None]:
 
     found = peculiarity(image)
     if found == TRANSPARENT:
+        two_steps = ".convert('LA')" if image.mode == "La" else ""
         raise BadValue(
             f"{where} has transparent pixels, whose colour depends on the background.",
-            "put it on a background: Image.alpha_composite(background, image.convert('RGBA')).convert('RGB')",
+            f"put it on a background: Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image{two_steps}"
+            ".convert('RGBA')).convert('RGB')",
         )
-    opaque = image.convert("RGBA") if "transparency" in image.info else image
+    opaque = _rgba(image) if "transparency" in image.info or image.mode == "La" else image
     return np.array(opaque.convert("RGB")), found

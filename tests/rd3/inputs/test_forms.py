@@ -133,7 +133,13 @@ def transparent():
 
 
 BAD = [
-    (BYTES[:, :2], "images have shape (6, 2, 32, 32), toy needs (N, 3, 32, 32)"),
+    (BYTES[:, :2, :16], "images have shape (6, 2, 16, 32), toy needs (N, 3, 32, 32)"),
+    (BYTES[:, :2], "images have two channels, and the last is not 255 everywhere"),
+    (torch.randn(6, 4, 32, 32), "shape (6, 4, 32, 32) and negative values: they are latents"),
+    (torch.randn(6, 4, 4, 4).half(), "shape (6, 4, 4, 4) and negative values: they are latents"),
+    (np.random.default_rng(0).normal(size=(6, 4, 4, 16)), "shape (6, 4, 4, 16) and negative values: they are latents"),
+    (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(BYTES)), "images are a DataLoader"),
+    ([[BYTES[0], 1]] * 6, "Image 0 is a pair of image and label"),
     (BYTES[..., :16], "images have shape (6, 3, 32, 16)"),
     (BYTES[:, 0], "images[:, None] for grey images"),
     (BYTES[0], "images[None] for a single one"),
@@ -181,15 +187,80 @@ def test_what_is_refused_is_one_sentence_in_evaluate_and_import(tmp_path, images
     assert caught.value.fix and "\n" not in str(caught.value)
 
 
+def after_fix(begin, *, end=None, **names):
+    """The value of the Python expression in the fix of the error that ``images`` raise."""
+    with pytest.raises(BadValue) as caught:
+        taken(names["images"])
+    code = caught.value.fix.partition(begin)[2]
+    return eval(code.partition(end)[0] if end else code, {"Image": Image, "numpy": np, "torch": torch}, names)
+
+
+def two_channels(mode="LA"):
+    pictures = [Image.fromarray(pixels[..., 0]).convert("LA") for pixels in HWC]
+    pictures[0].putpixel((0, 0), (1, 0))
+    pictures[0].putpixel((0, 1), (100, 51))  # a fifth of grey 100 on white
+    return [picture.convert(mode) for picture in pictures]
+
+
+@pytest.mark.parametrize("mode", ["LA", "La"])
+def test_the_fix_for_grey_pictures_with_alpha_works(mode):
+    pictures = two_channels(mode)
+    placed = [after_fix("background: ", images=pictures, image=picture) for picture in pictures]
+    found = taken(placed)[0].images
+    assert found[0, :, 0, 0].tolist() == [255] * 3
+    assert found[0, 0, 1, 0] == pytest.approx(0.2 * 100 + 0.8 * 255, abs=2)
+    assert torch.equal(found[1:, 2], BYTES[1:, 0])
+    opaque = [Image.fromarray(pixels[..., 0]).convert("LA").convert(mode) for pixels in HWC]
+    assert torch.equal(taken(opaque)[0].images[:, 1], BYTES[:, 0])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, list, lambda images: (images / 255).astype(np.float32)])
+def test_the_fix_for_arrays_with_alpha_works(channels_last, colours, form):
+    alpha = np.full((6, 32, 32, 1), 255, np.uint8)
+    alpha[0, 0, 0], alpha[0, 1, 0] = 0, 51
+    images = np.concatenate([HWC[..., :colours], alpha], 3)
+    images = form(images if channels_last else np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with pytest.raises(BadValue, match="the last is not") as caught:
+        taken(images)
+    names = {"images": images, "numpy": np, "torch": torch}
+    exec(caught.value.fix.partition("white: ")[2], names)
+    found = taken(names["images"])[0].images
+    assert found[0, :, 0, 0].tolist() == [1.0] * 3
+    assert float(found[0, 0, 1, 0]) == pytest.approx(0.2 * HWC[0, 1, 0, 0] / 255 + 0.8, abs=1e-6)
+    torch.testing.assert_close(found[1:, 0], UNIT[1:, 0])
+
+
+def test_opaque_alpha_and_lists_of_grey_images_are_taken():
+    grey = torch.cat([BYTES[:, :1], torch.full((6, 1, 32, 32), 255, dtype=torch.uint8)], 1)
+    for images in (grey, grey.permute(0, 2, 3, 1).numpy(), list(BYTES[:, 0]), list(HWC[..., 0])):
+        assert torch.equal(taken(images)[0].images[:, 2], BYTES[:, 0])
+    half = torch.cat([2 * UNIT - 1, torch.ones(6, 1, 32, 32)], 1)  # RGBA in [-1, 1] is no latent
+    with pytest.raises(BadValue, match=r"\[-1, 1\] is the space of diffusion models"):
+        taken(half)
+
+
+def test_the_fixes_for_loaders_and_pairs_work():
+    pairs = torch.utils.data.TensorDataset(BYTES, torch.from_numpy(LABELS))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4)
+    images, labels = after_fix("images, labels = ", end=", or", images=loader, loader=loader)
+    assert torch.equal(taken(images, labels)[0].images, BYTES) and labels.tolist() == LABELS.tolist()
+    alone = torch.utils.data.DataLoader(BYTES, batch_size=4)
+    joined = after_fix(", or ", end=" for images alone", images=alone, loader=alone)
+    assert torch.equal(taken(joined)[0].images, BYTES)
+    for rows in (pairs, [(Image.fromarray(pixels), label) for pixels, label in zip(HWC, LABELS, strict=True)]):
+        images, labels = after_fix("images, labels = ", images=rows, pairs=rows)
+        found = taken(images, labels)[0]
+        assert torch.equal(found.images, BYTES) and found.labels.tolist() == LABELS.tolist()
+
+
 def test_the_fixes_for_pictures_work():
     with pytest.raises(BadValue, match=r"numpy\.asarray\(image\) // 256 as uint8"):
         taken(sixteen())
     scaled = [Image.fromarray((np.asarray(image) // 256).astype(np.uint8)) for image in sixteen()]
     assert torch.equal(taken(scaled)[0].images[:, 1], BYTES[:, 0])
-    with pytest.raises(BadValue, match=r"Image\.alpha_composite\(background, image\.convert\('RGBA'\)\)"):
-        taken(transparent())
-    background = Image.new("RGBA", (32, 32), "white")
-    placed = [Image.alpha_composite(background, image.convert("RGBA")).convert("RGB") for image in transparent()]
+    placed = [after_fix("background: ", images=transparent(), image=image) for image in transparent()]
     assert taken(placed)[0].images[2, :, 0, 0].tolist() == [255] * 3
     assert torch.equal(taken(BYTES[:, 0][:, None])[0].images[:, 2], BYTES[:, 0])
     assert torch.equal(taken(BYTES.unflatten(0, (3, 2)).flatten(0, 1))[0].images, BYTES)
