@@ -122,14 +122,40 @@ def _unreadable(path: Path, error: Exception, wanted: str) -> str:
     if packed is not None:
         kind, names = packed
         return f"is a {kind} archive of {', '.join(names) or 'nothing'}, not {wanted}"
+    other = _other_kind(path)
+    if other is not None:
+        return f"is {other}, not {wanted}"
     if isinstance(error, pickle.UnpicklingError):
         return "is damaged, or holds pickled objects, which RD3 does not read"
     return f"cannot be read as {wanted}: it is damaged or of another format"
 
 
+_STARTS = {
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"\x93NUMPY": "a NumPy array",
+    b"MATLAB": "a MATLAB file",
+    b"GGUF": "a GGUF file",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+}
+"""How other kinds of files start."""
+
+
+def _other_kind(path: Path) -> str | None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), None)
+
+
 def _unpacked(path: Path) -> str | None:
-    """The fix for a file that is an archive of others."""
-    return "unpack it and import a file in it" if _packed(path) else None
+    """The fix for a file that holds others, or is compressed."""
+    if _packed(path):
+        return "unpack it and import a file in it"
+    kind = _other_kind(path) or ""
+    return "unpack it first" if kind.startswith("compressed") or kind.endswith("archive") else None
 
 
 def _packed(path: Path) -> tuple[str, list[str]] | None:

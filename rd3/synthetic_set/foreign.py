@@ -22,6 +22,7 @@ from rd3.inputs import (
     StatedOrder,
     check_images_and_labels,
     is_image_file,
+    is_litter,
     matched,
     rgb_of,
     stated_space,
@@ -131,7 +132,8 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
 
 def _refuse_soft(source: Path) -> None:
     """Raise for files of soft labels beside the class folders."""
-    soft = [path.name for path in sorted(source.iterdir()) if path.is_file() and _SOFT_FILES.search(path.name.lower())]
+    files = (path.name for path in sorted(source.iterdir()) if path.is_file() and not is_litter(path.name))
+    soft = [name for name in files if _SOFT_FILES.search(name.lower())]
     if soft:
         raise BadValue(
             f"{source} holds {soft[0]} beside its class folders, which looks like soft labels; RD3 does not evaluate "

@@ -12,6 +12,7 @@ from rd3.foreign_files import require_whole
 from rd3.inputs import Note, Say, StatedOrder
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
 _SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
 _ORDER = re.compile(r"class|wnid|synset|categor|label_?names|^names$|label2id|id2label")
@@ -36,7 +37,8 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
 
     if path.suffix not in SUFFIXES:
         require_whole(path)
-        raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", SAVE)
+        fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else SAVE
+        raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", fix)
     found = read_torch_file(path, "a file of images and labels", SAVE)
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = {"images": found[0], "labels": found[1]}

@@ -398,7 +398,15 @@ def litter(*folders):
     for folder in folders:
         (folder / "__MACOSX" / "toy0").mkdir(parents=True)
         (folder / "@eaDir").mkdir()
-        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/toy0/._0.png", "__MACOSX/0.png", "._0.png"):
+        for name in (
+            ".DS_Store",
+            "Thumbs.db",
+            "desktop.ini",
+            "__MACOSX/toy0/._0.png",
+            "__MACOSX/0.png",
+            "._0.png",
+            "._soft_labels.pt",
+        ):
             (folder / name).write_bytes(b"\x00\x05\x16\x07")
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import bz2
 import collections
 import datetime
+import gzip
+import lzma
 import os
 import pickle
 import shutil
@@ -204,3 +207,23 @@ def test_archives_of_other_files_are_named_and_their_fix_works(mode, kind, tmp_p
 def test_a_file_by_torch_is_read_under_the_name_of_an_archive(tmp_path):
     torch.save({"state_dict": GOOD}, tmp_path / "model_best.pth.tar")
     assert found(tmp_path / "model_best.pth.tar").tensors.keys() == GOOD.keys()
+
+
+@pytest.mark.parametrize(("opener", "kind"), [(gzip.open, "gzip"), (bz2.open, "bzip2"), (lzma.open, "xz")])
+def test_compressed_files_are_named_and_their_fix_works(opener, kind, tmp_path):
+    torch.save(GOOD, tmp_path / "best.pth")
+    with opener(tmp_path / "packed.pth", "wb") as packed:
+        packed.write((tmp_path / "best.pth").read_bytes())
+    with pytest.raises(DataCorrupt, match=f"is compressed with {kind}, not a state dict") as caught:
+        found(tmp_path / "packed.pth")
+    assert caught.value.fix == "unpack it first"
+    with opener(tmp_path / "packed.pth") as packed:
+        (tmp_path / "again.pth").write_bytes(packed.read())
+    assert found(tmp_path / "again.pth").tensors.keys() == GOOD.keys()
+
+
+def test_files_of_other_programs_are_named(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    _refused(tmp_path / "x.npy", "is a NumPy array, not a state dict")
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(range(256)))
+    _refused(tmp_path / "x.h5", r"is an HDF5 file \(Keras\), not a state dict")
