@@ -6,6 +6,7 @@ uses the ledger; 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -78,6 +79,8 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # It warns of a HOME that it cannot write, and uses a temporary folder; MLflow imports it for every run.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with exit_on_error():
         app(words)
 

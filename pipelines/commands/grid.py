@@ -11,7 +11,7 @@ import typer
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table
 from pipelines.commands.byhand import finish
-from pipelines.settings import Session, reading_session, session, settle_home, writing_session
+from pipelines.settings import Session, planning_session, reading_session, session, settle_home, writing_session
 from pipelines.terminal import PlainConsole
 from rd3.errors import BadValue
 
@@ -80,9 +80,9 @@ def plan(
     from pipelines.grid.expand import expanded
     from pipelines.transfer.results import export_results, write_recipes
 
-    here = session()
-    expansion = expanded(grid, here)
-    plan = planned(expansion, here, device, devices)
+    with planning_session() as here:
+        expansion = expanded(grid, here)
+        plan = planned(expansion, here, device, devices)
     if as_json:
         money = {} if rate is None else {"money": round(rate * plan.process_s / 3600, 2)}
         sys.stdout.write(json.dumps(plan.to_json() | money, indent=1) + "\n")
