@@ -33,6 +33,7 @@ from pipelines.commands import (
 )
 from pipelines.commands._show import console, exit_on_error
 from rd3 import __version__
+from rd3.processes import temporary_folder_errors
 
 app = typer.Typer(
     name="rd3",
@@ -81,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")
     # It warns of a HOME that it cannot write, and uses a temporary folder; MLflow imports it for every run.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with exit_on_error():
+    with exit_on_error(), temporary_folder_errors():
         app(words)
 
 

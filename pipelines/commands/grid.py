@@ -49,13 +49,18 @@ def add_to(app: typer.Typer) -> None:
 
 def planned(expansion: Expansion, here: Session, device: str | None = None, devices: int | None = None) -> Plan:
     from pipelines.grid.plan import plan_session
+    from tracking.upkeep.relocate import former_roots
 
     if here.ledger.older_format():
         warning = (
             f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
         )
         PlainConsole(stderr=True).print(warning, soft_wrap=True)
-    return plan_session(expansion, here, device=device, slots=devices)
+    plan = plan_session(expansion, here, device=device, slots=devices)
+    if plan.stale and (roots := former_roots(here)):
+        missing = f"{len(plan.stale)} results are not reused: their files are not found, and were stored at {roots[0]}."
+        PlainConsole(stderr=True).print(f"{missing} Fix: if they were moved, `rd3 artifacts relocate`", soft_wrap=True)
+    return plan
 
 
 def plan(

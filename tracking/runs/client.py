@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -51,7 +52,28 @@ def open_client(place: Place) -> Any:
     quiet_mlflow()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=place.tracking_uri)
+    client = MlflowClient(tracking_uri=place.tracking_uri)
+    _keep_locations_apart(client._tracking_client)
+    return client
+
+
+def _keep_locations_apart(service: Any) -> None:
+    """Let a client remember where the files of a run are, instead of its process.
+
+    MLflow does so for all databases by the run's ID, which a copied home shares with its original.
+    """
+    from mlflow.tracking._tracking_service import utils
+
+    located = service._get_artifact_repo
+
+    @functools.cache
+    def of_this_client(run_id: str, **kind: Any) -> Any:
+        utils._artifact_repos_cache.pop(run_id, None)
+        found = located(run_id, **kind)
+        utils._artifact_repos_cache.pop(run_id, None)
+        return found
+
+    service._get_artifact_repo = of_this_client
 
 
 @contextlib.contextmanager
