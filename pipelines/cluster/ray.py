@@ -139,7 +139,7 @@ def _own_token(folder: Path) -> Iterator[None]:
     if any(name in os.environ for name in _TOKENS):
         yield
         return
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of a compiled module
 
     path, loader = folder / "token", AuthenticationTokenLoader.instance()
     path.touch(mode=0o600)
