@@ -6,6 +6,7 @@ uses the ledger; 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -32,6 +33,7 @@ from pipelines.commands import (
 )
 from pipelines.commands._show import console, exit_on_error
 from rd3 import __version__
+from rd3.processes import temporary_folder_errors
 
 app = typer.Typer(
     name="rd3",
@@ -78,7 +80,9 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    with exit_on_error():
+    # It warns of a HOME that it cannot write, and uses a temporary folder; MLflow imports it for every run.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with exit_on_error(), temporary_folder_errors():
         app(words)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,10 @@ def _without_secret(uri: str) -> str:
 
 def _folder(text: str, name: str) -> Path:
     """An absolute path without ``~``; raises BadValue for one that an address or MLflow's filters cannot hold."""
-    path = Path(text).expanduser().absolute()
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise BadValue(f"{name} is {text}, and there is no such home folder.", f"write {name} without '~'") from None
     if not str(path).isprintable() or {"'", '"'} <= set(str(path)):
         raise BadValue(
             f"{name} is {str(path)!r}, which has control characters or both kinds of quotation marks.",
@@ -127,6 +130,8 @@ def writing_session() -> Session:
     What was changed, and files that are stored elsewhere, are said on stderr.
     """
     here = session()
+    if why := _unwritable(here.home):
+        raise BadValue(f"RD3's home {here.home} cannot be written: {why}.", "set RD3_HOME to a writable folder")
     settle_home(here)
     return here
 
@@ -139,15 +144,39 @@ def settle_home(here: Session) -> None:
         sys.stderr.write(f"{line}\n")
 
 
-@contextmanager
+def _unwritable(folder: Path) -> str:
+    """Why files cannot be created in a folder, or it cannot be created; empty if they can.  Writes nothing."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return "its file system is read-only"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"no permission to write to {there}"
+
+
+def planning_session() -> contextlib.AbstractContextManager[Session]:
+    """The session of a plan: keeps fingerprints of datasets in RD3's home, unless that cannot be created."""
+    here = session()
+    lost = not here.home.is_dir() and _unwritable(here.home)
+    return _elsewhere(here) if lost else contextlib.nullcontext(here)
+
+
+@contextlib.contextmanager
+def _elsewhere(here: Session) -> Iterator[Session]:
+    """The session with decoded datasets in a temporary folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield replace(here, decoded=Path(scratch))
+
+
+@contextlib.contextmanager
 def reading_session() -> Iterator[Session]:
     """The session of a read-only command: does not create RD3's home if it is missing."""
     here = session()
     if here.home.is_dir():
         yield here
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield replace(here, decoded=Path(scratch))
+    with _elsewhere(here) as there:
+        yield there
 
 
 def addresses_set() -> dict[str, str]:
@@ -174,7 +203,7 @@ def driver_secrets() -> dict[str, str]:
     named = os.environ.get("RD3_DRIVER_ENV")
     if not named:
         return {}
-    path = Path(named).expanduser()
+    path = _folder(named, "RD3_DRIVER_ENV")
     try:
         if path.stat().st_mode & 0o077:
             raise BadValue(f"Other users can read {path}, the file in RD3_DRIVER_ENV.", f"chmod 600 {path}")

@@ -13,8 +13,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +110,7 @@ class LoadedGrid:
 
     def __init__(self, workspace: Workspace, expansion: Expansion):
         self.workspace, self.expansion = workspace, expansion
+        self._not_compared = ""
 
     @cached_property
     def name(self) -> str:
@@ -168,8 +169,12 @@ class LoadedGrid:
 
         here = self.workspace.session
         entries = GridEntries.of(self.expansion.cells, here.ledger)
-        with contextlib.suppress(TrackingError):  # results do not depend on the tracking server
+        self._not_compared = ""
+        try:
             entries.compare(Tracker(here.owned()))
+        except TrackingError as error:  # results do not depend on the tracking server
+            self._not_compared = f"not compared with MLflow: {error.message}"
+            sys.stderr.write(f"Digests of results were {self._not_compared}\n")
         return entries
 
     def report(self, folder: str | Path | None = None, results: Results | None = None) -> dict[str, Path]:
@@ -181,11 +186,13 @@ class LoadedGrid:
         from tracking.store import TrackedStore
 
         here, grid = self.workspace.session, self.expansion.source_grid
+        results = results or self.summarised()
+        digests = {"digests": self._not_compared} if self._not_compared else {}
         failures = {one["key"]: f"{one['status']}: {one['reason']}" for one in self.status().failed}
         return write_report(
             self.name,
-            results or self.summarised(),
+            results,
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
-            facts={"description": grid.description, "failures": failures},
+            facts={"description": grid.description, "failures": failures, **digests},
         )

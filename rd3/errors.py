@@ -6,6 +6,7 @@ The ledger records the ``status`` of the error that ended a recipe.
 
 from __future__ import annotations
 
+import errno
 import traceback
 from pathlib import Path
 
@@ -105,6 +106,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or the device ran out of memory."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or "can't allocate memory" in str(error)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def is_device_error(error: BaseException) -> bool:

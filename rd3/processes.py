@@ -1,8 +1,27 @@
-"""Processes of this machine."""
+"""Processes of this machine, and their folder for temporary files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+
+from rd3.errors import StoreError
+
+
+@contextlib.contextmanager
+def temporary_folder_errors() -> Iterator[None]:
+    """Convert the error of :mod:`tempfile` (and of libraries on import) without a usable folder to a StoreError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        _before, marker, tried = str(error).partition("No usable temporary directory found in ")
+        if not marker:
+            raise
+        raise StoreError(
+            f"Temporary files cannot be written: each of {tried} is missing, full or not writable.",
+            "free space there, or set TMPDIR to a folder that can be written",
+        ) from None
 
 
 def is_running(process: int) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -103,6 +104,7 @@ def _sentence(text: str) -> str:
     return text.split(". ")[0].rstrip(".")
 
 
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LONGEST_ROOT = 27
 """Characters of a temporary folder with which the paths of Ray's sockets stay within the 107 that Linux allows."""
 _FREE_BYTES = 64 * 2**20
@@ -129,6 +131,26 @@ def ray_folder() -> Iterator[Path]:
         yield folder / "r"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_token(folder: Path) -> Iterator[None]:
+    """A token for a cluster of this process, unless the user has set one; Ray itself would write one below HOME."""
+    if any(name in os.environ for name in _TOKENS):
+        yield
+        return
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of a compiled module
+
+    path, loader = folder / "token", AuthenticationTokenLoader.instance()
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    os.environ[_TOKENS[-1]] = str(path)
+    loader.reset_cache()
+    try:
+        yield
+    finally:
+        os.environ.pop(_TOKENS[-1], None)
+        loader.reset_cache()
 
 
 def _private_folder(root: Path) -> Path:
@@ -219,6 +241,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
             _start(partial(not_joined, address), address=address)
         else:
             folder = stack.enter_context(ray_folder())
+            stack.enter_context(_own_token(folder.parent))
             _start(_not_started, address="local", num_cpus=cores(), include_dashboard=False, _temp_dir=str(folder))
         try:
             yield

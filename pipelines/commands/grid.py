@@ -11,7 +11,7 @@ import typer
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table
 from pipelines.commands.byhand import finish
-from pipelines.settings import Session, reading_session, session, settle_home, writing_session
+from pipelines.settings import Session, planning_session, reading_session, session, settle_home, writing_session
 from pipelines.terminal import PlainConsole
 from rd3.errors import BadValue
 
@@ -49,13 +49,18 @@ def add_to(app: typer.Typer) -> None:
 
 def planned(expansion: Expansion, here: Session, device: str | None = None, devices: int | None = None) -> Plan:
     from pipelines.grid.plan import plan_session
+    from tracking.upkeep.relocate import former_roots
 
     if here.ledger.older_format():
         warning = (
             f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
         )
         PlainConsole(stderr=True).print(warning, soft_wrap=True)
-    return plan_session(expansion, here, device=device, slots=devices)
+    plan = plan_session(expansion, here, device=device, slots=devices)
+    if plan.stale and (roots := former_roots(here)):
+        missing = f"{len(plan.stale)} results are not reused: their files are not found, and were stored at {roots[0]}."
+        PlainConsole(stderr=True).print(f"{missing} Fix: if they were moved, `rd3 artifacts relocate`", soft_wrap=True)
+    return plan
 
 
 def plan(
@@ -80,9 +85,9 @@ def plan(
     from pipelines.grid.expand import expanded
     from pipelines.transfer.results import export_results, write_recipes
 
-    here = session()
-    expansion = expanded(grid, here)
-    plan = planned(expansion, here, device, devices)
+    with planning_session() as here:
+        expansion = expanded(grid, here)
+        plan = planned(expansion, here, device, devices)
     if as_json:
         money = {} if rate is None else {"money": round(rate * plan.process_s / 3600, 2)}
         sys.stdout.write(json.dumps(plan.to_json() | money, indent=1) + "\n")

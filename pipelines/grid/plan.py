@@ -17,7 +17,7 @@ from pipelines.grid.queue import Demand, RecipeQueue
 from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
-from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavailable
+from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
 from rd3.planning.cost import CPU_THREAD, Rates, Work
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
 from rd3.recipe import KINDS, Key, Recipe, topological
@@ -150,8 +150,8 @@ def plan_session(
     """The plan of an expansion, given the results and artifacts of a session.
 
     ``device``: device for cost estimates, as in :func:`pipelines.grid.pricing.pricing`; ``slots``: number of devices
-    (default: all on this machine).  Raises :class:`rd3.errors.TrackingUnavailable` within seconds if a
-    tracking server that serves the artifacts is unreachable.
+    (default: all on this machine).  Raises :class:`rd3.errors.TrackingError` within seconds if a
+    tracking server that serves the artifacts cannot be used, TrackingUnavailable if that may pass.
     """
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts
@@ -177,12 +177,16 @@ def plan_session(
 
 
 def _probe(place: Place) -> None:
-    """One quick probe, as MLflow's client would retry for minutes; callers may retry."""
+    """One quick probe, as MLflow's client would retry for minutes; callers may retry if it raises TrackingUnavailable.
+
+    They have logged in before, so a rejected login means a server that is starting or has lost its database.
+    """
+    from tracking.runs.reachable import LoginRejected
     from tracking.runs.runs import Tracker
 
     try:
         Tracker(place).check()
-    except TrackingError as error:
+    except LoginRejected as error:
         raise TrackingUnavailable(error.message, error.fix) from None
 
 

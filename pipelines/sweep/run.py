@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,13 +31,13 @@ from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
 from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
-from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
+from pipelines.sweep.worker import Answer, Attempt, Score, run_attempt, scratch_folder
 from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.values import canonical
-from tracking.ledger.retry import retry
+from tracking.ledger.retry import GIVE_UP_AFTER_S, retry
 from tracking.runs.fields import params as shown_params
 from tracking.runs.runs import Tracker
 from tracking.runs.sweeps import SweepRecords, SweepRuns, TrialRun
@@ -306,6 +307,7 @@ class SweepRun:
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_attempt)
         shared: ray.ObjectRef[Sequence[FrozenTrial]] = ray.put(before)
         waiting = list(attempts.items())
+        give_up_at: dict[int, float] = {}
         running: dict[Any, int] = {}
         self.interrupts.deferred = True
         try:
@@ -318,7 +320,13 @@ class SweepRun:
                     raise KeyboardInterrupt
                 for reference in done:
                     number = running.pop(reference)
-                    yield number, _answer(reference)
+                    answer = _answer(reference)
+                    if answer.away and time.monotonic() < give_up_at.setdefault(number, _give_up_at()):
+                        self._say(answer.failed)
+                        attempts[number] = _with_scores(attempts[number], answer.scores)
+                        waiting.append((number, attempts[number]))
+                    else:
+                        yield number, answer
         finally:
             self.interrupts.deferred = False
             for reference in running:
@@ -417,6 +425,15 @@ class SweepRun:
                 retry(partial(runs.close, status, reason), give_up_after_s=10.0)
         finally:
             self.interrupts.deferred = False
+
+
+def _give_up_at() -> float:
+    return time.monotonic() + GIVE_UP_AFTER_S
+
+
+def _with_scores(attempt: Attempt, scores: dict[Key, Score]) -> Attempt:
+    """The attempt that evaluates only what has no score yet."""
+    return replace(attempt, known=attempt.known | {key: asdict(score) for key, score in scores.items()})
 
 
 def _answer(reference: Any) -> Answer:

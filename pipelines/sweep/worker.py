@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.engine.parents import UNREADABLE
 from pipelines.sweep.study import Contest, Ended, Pruning
 from pipelines.transfer.datasets import ensure_data
-from rd3.errors import Diverged, RD3Error
+from rd3.errors import Diverged, RD3Error, Unavailable
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
 from tracking.ledger.retry import retry
@@ -28,6 +28,9 @@ from tracking.store import GivenStore
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+ANSWER_WITHIN_S = 15.0
+"""Seconds for which a trial waits for a server by itself."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Answer:
     ended: Ended | None
     scores: dict[Key, Score]
     failed: str = ""
+    away: bool = False
+    """Whether ``failed`` says what does not respond, so that the trial can be run again with these scores."""
 
 
 class _Stop(Exception):
@@ -117,6 +122,8 @@ def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
         for recipe in others if score.top1_pct is not None and not pruned else ():
             score, _never = _replayed(attempt.known.get(recipe.key), None)
             scores[recipe.key] = score or _trained(attempt, recipe, None)[0]
+    except Unavailable as error:
+        return Answer(None, scores, error.message, away=True)
     except RD3Error as error:
         return Answer(None, scores, str(error))
     except Exception as error:  # any error is reported by the driver, which stops
@@ -190,11 +197,16 @@ def _performed(
 
 def _inputs(attempt: Attempt, recipe: EvaluationRecipe) -> GivenStore:
     """A store with the verified files of what an evaluation is made from, whose dataset is on this machine."""
-    retry(partial(ensure_data, attempt.place, recipe.data))
+    _retry(partial(ensure_data, attempt.place, recipe.data))
     store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
     for kind, key in recipe.parents():  # into the cache that the training reads
-        retry(partial(store.fetch, kind, key))
+        _retry(partial(store.fetch, kind, key))
     return store
+
+
+def _retry(ask: Callable[[], object]) -> None:
+    """Call a server with retries for seconds; after that the driver says what is away, and runs the trial again."""
+    retry(ask, give_up_after_s=ANSWER_WITHIN_S)
 
 
 def scratch_folder(home: Path, sweep: str) -> Path:

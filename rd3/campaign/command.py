@@ -29,6 +29,7 @@ from rd3.errors import BadValue, RD3Error
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
+from rd3.processes import temporary_folder_errors
 from rd3.recipe import Key, Recipe, SetRecipe, from_json, read_recipe
 from rd3.store import FolderStore
 from rd3.upgrade import FORMAT
@@ -43,11 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     started_at = time.monotonic()
     chosen = _parser().parse_args(arguments)
     try:
-        usable_device(chosen.device)
-        recipes = read_recipes(chosen.recipes)
-        if chosen.share:
-            return _run_share(recipes, chosen)
-        return _campaign(recipes, chosen, started_at)
+        with temporary_folder_errors():
+            usable_device(chosen.device)
+            recipes = read_recipes(chosen.recipes)
+            if chosen.share:
+                return _run_share(recipes, chosen)
+            return _campaign(recipes, chosen, started_at)
     except RD3Error as error:
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
         return 3 if error.status in ("diverged", "unsupported") else error.exit_code

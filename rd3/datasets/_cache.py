@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rd3.errors import StoreError
+from rd3.errors import StoreError, is_disk_full
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,9 +57,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
+        first = "free space there" if is_disk_full(error) else "make that folder writable"
         raise StoreError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "free disk space or choose another home folder for RD3",
+            f"Cannot write {path}: {error.strerror or error}.", f"{first}, or choose another home folder for RD3"
         ) from error
     finally:
         with contextlib.suppress(OSError):

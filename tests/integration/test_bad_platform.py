@@ -68,8 +68,9 @@ def refused(
 
 
 def test_a_tracking_server_that_is_down(refused, closed_port: int):
-    said = refused(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{closed_port}")
-    assert said.startswith(f"TrackingError: The tracking server http://127.0.0.1:{closed_port} does not respond: ")
+    uri = f"http://127.0.0.1:{closed_port}"
+    said = refused(MLFLOW_TRACKING_URI=uri)
+    assert said.startswith(f"TrackingUnavailable: The tracking server {uri} does not respond: ")
     assert "correct MLFLOW_TRACKING_URI" in said
 
 

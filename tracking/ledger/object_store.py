@@ -7,7 +7,6 @@ Both implementations give the same guarantees: objects appear atomically, exactl
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlparse
 
-from rd3.errors import StoreError
+from rd3.errors import StoreError, is_disk_full
 from rd3.store import stage
 
 
@@ -122,11 +121,10 @@ def folder_errors(root: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fix = "free space there, or set RD3_ARTIFACTS to another folder"
-        else:
-            fix = "make that folder writable, or set RD3_ARTIFACTS to another one"
-        raise StoreError(f"Cannot use the artifact folder {root}: {reason}.", fix) from None
+        first = "free space there" if is_disk_full(error) else "make that folder writable"
+        raise StoreError(
+            f"Cannot use the artifact folder {root}: {reason}.", f"{first}, or set RD3_ARTIFACTS to another folder"
+        ) from None
 
 
 class FolderObjects:

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd3.component import changes_text, flat_protocol, plain_text
-from rd3.errors import RD3Error
+from rd3.errors import RD3Error, StoreError
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
 from tracking.report.extra._base import Table, extra_tables
@@ -341,6 +341,10 @@ def write_report(
         "report.html": fill("report.html.j2", page),
     } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
     written |= {f"tables/{name}.csv": _lines_csv([table.columns, *table.texts]) for name, table in page.extra.items()}
-    for name, text in written.items():
-        write_atomically(out / name, text)
+    try:
+        for name, text in written.items():
+            write_atomically(out / name, text)
+    except OSError as error:
+        fix = "choose another folder (--out)"
+        raise StoreError(f"Cannot write the report to {out}: {error.strerror}.", fix) from None
     return {name: out / name for name in written}

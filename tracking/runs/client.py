@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from rd3.errors import RD3Error, StoreError, TrackingError, TrackingUnavailable
+from rd3.errors import RD3Error, StoreError, TrackingError, TrackingUnavailable, is_disk_full
 from tracking.ledger.faults import Fault, connection_fault, proxy_fault, without_password
 from tracking.ledger.s3 import s3_errors
 from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
@@ -19,6 +20,9 @@ from tracking.place import Place
 from tracking.runs.database import schema_fault, sqlite_schema_fault
 from tracking.runs.faults import STATUSES, TEXTS, tracking_server
 from tracking.runs.reachable import sqlite_path
+
+_NO_HOME = "/nonexistent"
+"""Home of users without one, by Debian's convention."""
 
 
 def quiet_mlflow() -> None:
@@ -35,6 +39,10 @@ def quiet_mlflow() -> None:
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and an ID without account, as in containers: MLflow could not be imported
+        os.environ["HOME"] = _NO_HOME
     for name in ("alembic", "mlflow.store.db", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -44,7 +52,28 @@ def open_client(place: Place) -> Any:
     quiet_mlflow()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=place.tracking_uri)
+    client = MlflowClient(tracking_uri=place.tracking_uri)
+    _keep_locations_apart(client._tracking_client)
+    return client
+
+
+def _keep_locations_apart(service: Any) -> None:
+    """Let a client remember where the files of a run are, instead of its process.
+
+    MLflow does so for all databases by the run's ID, which a copied home shares with its original.
+    """
+    from mlflow.tracking._tracking_service import utils
+
+    located = service._get_artifact_repo
+
+    @functools.cache
+    def of_this_client(run_id: str, **kind: Any) -> Any:
+        utils._artifact_repos_cache.pop(run_id, None)
+        found = located(run_id, **kind)
+        utils._artifact_repos_cache.pop(run_id, None)
+        return found
+
+    service._get_artifact_repo = of_this_client
 
 
 @contextlib.contextmanager
@@ -81,8 +110,7 @@ def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | No
             return converted
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(reason)
-        fix = "free space there (`rd3 artifacts gc`)" if full else "make that folder writable"
+        fix = "free space there (`rd3 artifacts gc`)" if is_disk_full(error) else "make that folder writable"
         return StoreError(f"Cannot store files at {files}: {reason}.", fix)
     return None
 

@@ -28,8 +28,15 @@ _START = "start it, or correct MLFLOW_TRACKING_URI"
 _LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
 
 
+class LoginRejected(TrackingError):
+    """The server rejects user name and password; one whose database of users is down rejects all."""
+
+
 def check(uri: str, seconds: float) -> None:
-    """Raise :class:`TrackingError` within about ``seconds`` if the tracking server or database cannot be used."""
+    """Raise :class:`TrackingError` within about ``seconds`` if the tracking server or database cannot be used.
+
+    It is a :class:`TrackingUnavailable` if the same check may succeed later.
+    """
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme == "sqlite":
         sqlite(uri, seconds)
@@ -111,7 +118,7 @@ def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
     if caught:
         raise caught[0]
     if not answers:
-        raise TrackingError(
+        raise TrackingUnavailable(
             f"The tracking server {without_password(uri)} does not respond within {seconds:g} s.", _START
         )
     return answers[0]
@@ -122,7 +129,7 @@ def _database(uri: str, port: int, seconds: float) -> None:
     try:
         socket.create_connection((parts.hostname or "localhost", parts.port or port), timeout=seconds).close()
     except OSError as error:
-        raise TrackingError(
+        raise TrackingUnavailable(
             f"The tracking database {without_password(uri)} does not respond: {error.strerror or error}.", _START
         ) from None
 
@@ -175,7 +182,7 @@ def _server(uri: str, seconds: float) -> int:
         reason = getattr(error, "reason", error)
         if fault := connection_fault(tracking_server(uri), str(reason)):
             raise fault.error(TrackingError, TrackingUnavailable) from None
-        raise TrackingError(
+        raise TrackingUnavailable(
             f"The tracking server {shown} does not respond: {getattr(reason, 'strerror', None) or reason}.", _START
         ) from None
     if status != 200 and (fault := _between(uri, status, health)):
@@ -186,7 +193,7 @@ def _server(uri: str, seconds: float) -> int:
             "start the server with that name in --allowed-hosts",
         )
     if status >= 500:
-        raise TrackingError(
+        raise TrackingUnavailable(
             f"The tracking server {shown} responds with an error ({status}).", "check its log and its database"
         )
     if status not in (200, 401, 403):
@@ -228,9 +235,9 @@ def _logged_in(uri: str, seconds: float) -> int:
         ).status_code
     except MlflowException as error:
         first = str(error).splitlines()[0]
-        raise TrackingError(f"The tracking server {shown} does not respond: {first}.", _START) from None
+        raise TrackingUnavailable(f"The tracking server {shown} does not respond: {first}.", _START) from None
     if status in (401, 403):
-        raise TrackingError(f"The tracking server {shown} rejects the login (HTTP {status}).", _LOGIN)
+        raise LoginRejected(f"The tracking server {shown} rejects the login (HTTP {status}).", _LOGIN)
     if status != 200:
         raise _not_mlflow(shown, f"HTTP status {status}")
     return status

@@ -89,16 +89,17 @@ class Tracker:
         where = None
         if self.place.tracking_uri.startswith(_DATABASES):
             where = open_objects(self.place.artifacts).url("runs")
+        client = self.client
         with self.errors():
             from mlflow.exceptions import MlflowException
 
-            found = self.client.get_experiment_by_name(name)
+            found = client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    created: str = self.client.create_experiment(name, artifact_location=where, tags=_KIND)
+                    created: str = client.create_experiment(name, artifact_location=where, tags=_KIND)
                     return created
                 except MlflowException:  # a concurrent process may have created it; otherwise the error is raised
-                    found = self.client.get_experiment_by_name(name)
+                    found = client.get_experiment_by_name(name)
                     if found is None:
                         raise
             if found.lifecycle_stage == "deleted":

@@ -17,11 +17,14 @@ import torch
 from small_sets import a_set, put_set
 from tiny_grid import session_in
 
+from pipelines.commands.grid import planned as planned_grid
+from pipelines.commands.grid import show_in_mlflow, show_plan
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
 from rd3.store import sha256_files
+from tracking.report.results import Results
 from tracking.runs.runs import Tracker
 from tracking.store import TrackedStore
 from tracking.upkeep.relocate import settle
@@ -54,9 +57,12 @@ def at(place: Path, home: Path) -> Path:
 
 def planned(home: Path) -> list[str]:
     session = session_in(home)
+    return [item.status for item in plan_session(expansion_in(session), session).items]
+
+
+def expansion_in(session: Session) -> Expansion:
     recipes = {recipe.key: recipe for recipe in map(a_set, range(2))}
-    expansion = Expansion(recipes=recipes, infos={"digits": dataset_info("digits", session.roots)})
-    return [item.status for item in plan_session(expansion, session).items]
+    return Expansion(recipes=recipes, infos={"digits": dataset_info("digits", session.roots)})
 
 
 def addresses(home: Path) -> list[str]:
@@ -123,7 +129,8 @@ def test_a_copied_home_leaves_the_original_as_it_is(rd3: Run, filled: Path, home
 PUBLISH = """
 import sys
 from pathlib import Path
-from pipelines.commands.grid import show_in_mlflow
+from pipelines.commands.grid import planned as planned_grid
+from pipelines.commands.grid import show_in_mlflow, show_plan
 from tiny_grid import session_in
 from tracking.report.results import Results
 
@@ -142,6 +149,46 @@ def test_a_report_is_published_into_the_copy(filled: Path, home: Path) -> None:
     subprocess.run([sys.executable, "-c", PUBLISH, str(home)], check=True, env=os.environ | {"PYTHONPATH": PATHS})
     assert len(list((home / "artifacts" / "runs").glob("*/artifacts/report/report.md"))) == 1
     assert sha256_files(filled) == before
+
+
+def test_a_process_that_has_written_to_the_original_writes_to_the_copy(filled: Path, home: Path) -> None:
+    """MLflow itself remembers the location of a run by its ID, which both have."""
+
+    def publish(place: Path) -> None:
+        here = session_in(place)
+        show_in_mlflow("tiny", Results.of([], here.ledger.find), here, reports)
+
+    reports = home.parent / "reports"
+    reports.mkdir()
+    (reports / "report.md").write_text("first")
+    publish(filled)
+    before = sha256_files(filled)
+    shutil.copytree(filled, home)
+    (reports / "report.md").write_text("copy")
+    publish(home)
+    texts = [
+        [file.read_text() for file in place.glob("artifacts/runs/*/artifacts/report/report.md")]
+        for place in (filled, home)
+    ]
+    assert texts == [["first"], ["copy"]]
+    assert sha256_files(filled) == before
+
+
+def test_a_plan_says_that_files_of_an_earlier_version_are_to_be_relocated(
+    rd3: Run, filled: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        show_plan(planned_grid(expansion_in(session_in(home)), session_in(home)))
+        return capsys.readouterr().err
+
+    made_by_an_earlier_version(filled)
+    at(filled, home)
+    assert said() == (
+        f"2 results are not reused: their files are not found, and were stored at {filled}/artifacts. "
+        "Fix: if they were moved, `rd3 artifacts relocate`\n"
+    )
+    assert rd3("artifacts", "relocate")[0] == 0
+    assert said() == ""
 
 
 def made_by_an_earlier_version(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -13,13 +14,15 @@ import pytest
 
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid, parse_grid
-from pipelines.grid.plan import Plan, make_plan
-from rd3.errors import DataCorrupt, DataMissing
+from pipelines.grid.plan import Plan, _probe, make_plan
+from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavailable, Unavailable
 from rd3.models import parameter_count as counted
 from rd3.planning.cost import CPU_THREAD, Rates
 from rd3.recipe import KINDS, Recipe
 from rd3.store import Entry
 from tests.pipelines.fingerprints import Fingerprints
+from tracking.place import Place
+from tracking.runs.reachable import LoginRejected
 
 TEXT = """\
 methods: [random, rded]
@@ -241,3 +244,21 @@ for name in ("demo", "cifar10", "sensitivity"):
 assert not {"torch", "mlflow", "ray", "boto3"} & set(sys.modules), sorted(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("raised", "temporary"),
+    [
+        (TrackingUnavailable("It does not respond."), True),
+        (LoginRejected("The login is rejected."), True),  # one with a correct password, as its first use has shown
+        (TrackingError("It is another version."), False),
+    ],
+)
+def test_a_plan_calls_temporary_only_what_waiting_helps(monkeypatch, tmp_path, raised: TrackingError, temporary: bool):
+    def check(_uri: str, _seconds: float) -> None:
+        raise raised
+
+    monkeypatch.setattr("tracking.runs.reachable.check", check)
+    with pytest.raises(TrackingError, match=re.escape(raised.message)) as caught:
+        _probe(Place("http://127.0.0.1:9", str(tmp_path), tmp_path))
+    assert isinstance(caught.value, Unavailable) == temporary

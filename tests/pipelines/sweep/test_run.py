@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +17,9 @@ from pipelines.settings import Session
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.progress import open_trial_view
 from pipelines.sweep.run import SweepRun
-from pipelines.sweep.study import Ended
+from pipelines.sweep.study import Ended, Pruning
 from pipelines.sweep.subject import subjects
-from pipelines.sweep.worker import Answer
+from pipelines.sweep.worker import Answer, Attempt, Score
 from rd3.errors import Unavailable
 
 
@@ -73,6 +74,45 @@ def test_a_sweep_says_once_for_what_it_waits(sweep, capsys, monkeypatch):
         monkeypatch.setattr(sweep, "view", view)
         sweep._retry(Outage(lambda: None, 3))
     assert log.getvalue() == "demo: waiting: The store does not respond.\n"
+
+
+class TasksOfThisProcess:
+    """Ray's interface as a sweep uses it, with answers in order instead of workers."""
+
+    def __init__(self, answers: list[Answer]):
+        self.answers, self.given = answers, []
+
+    def remote(self, **_options):
+        return lambda _task: SimpleNamespace(remote=self.start)
+
+    def start(self, attempt, _before):
+        self.given.append(attempt)
+        return len(self.given) - 1
+
+    def put(self, value):
+        return value
+
+    def get(self, number):
+        return self.answers[number]
+
+    def wait(self, references, timeout):
+        return references, []
+
+    def cluster_resources(self):
+        return {}
+
+
+def test_a_trial_whose_server_is_away_says_so_and_goes_on_with_its_scores(sweep, monkeypatch, capsys):
+    score = Score({4: 20.0}, 30.0)
+    away = Answer(None, {"k": score}, "MLflow does not respond.", away=True)
+    tasks = TasksOfThisProcess([away, away, Answer(None, {}, "done")])
+    tasks.exceptions = SimpleNamespace(RayError=KeyError)
+    monkeypatch.setitem(sys.modules, "ray", tasks)
+    attempt = Attempt("s", "study", 7, [], Pruning("none", 4, 12), sweep.session, [])
+    assert [*sweep._answers({7: attempt}, [])] == [(7, tasks.answers[2])]
+    assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: MLflow does not respond.\n"
+    assert [set(one.known) for one in tasks.given] == [set(), {"k"}, {"k"}]
+    assert Score.from_plain(tasks.given[2].known["k"]) == score
 
 
 def test_a_signal_ends_the_waiting_as_a_signal(sweep):

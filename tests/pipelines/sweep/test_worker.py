@@ -118,6 +118,14 @@ def test_a_store_that_is_away_for_a_while_ends_no_trial(trained, attempt):
     assert trained.asked == [*FIRST.parents()] * 3 + [*SECOND.parents()], "set and teachers, before the training"
 
 
+def test_a_store_that_stays_away_is_named_to_the_driver(trained, attempt, monkeypatch):
+    monkeypatch.setattr("pipelines.sweep.worker.ANSWER_WITHIN_S", 0.0)
+    trained.away = 1
+    answer = judge(attempt, [])
+    assert (answer.ended, answer.away, answer.failed) == (None, True, "The store does not respond.")
+    assert judge(attempt, []).ended.top1_pct == 65.0
+
+
 def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):
     answer = judge(pruned_at_8, [])
     assert trained.keys == [FIRST.key]

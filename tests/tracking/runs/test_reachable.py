@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rd3.errors import TrackingError
+from rd3.errors import TrackingError, TrackingUnavailable
 from tests.tracking.servers import self_signed, serving
 from tracking.place import Place
+from tracking.runs.reachable import LoginRejected
 from tracking.runs.runs import Tracker
 
 ASK = "/api/2.0/mlflow/experiments/search"
@@ -55,16 +56,18 @@ def test_a_server_that_is_mlflow(serve) -> None:
 
 def test_a_server_that_is_down(closed_port: int) -> None:
     with pytest.raises(
-        TrackingError, match=rf"127.0.0.1:{closed_port} does not respond: Connection refused\. Fix: start it"
+        TrackingUnavailable, match=rf"127.0.0.1:{closed_port} does not respond: Connection refused\. Fix: start it"
     ):
         check(f"http://127.0.0.1:{closed_port}")
-    with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127.0.0.1:\d+/db does not respond") as caught:
+    with pytest.raises(
+        TrackingUnavailable, match=r"postgresql\+psycopg2://127.0.0.1:\d+/db does not respond"
+    ) as caught:
         check(f"postgresql+psycopg2://me:secret@127.0.0.1:{closed_port}/db")
     assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_accepts_and_says_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(TrackingError, match=r"does not respond"):
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(TrackingUnavailable, match=r"does not respond"):
         check(f"http://127.0.0.1:{deaf.getsockname()[1]}", seconds=0.2)
 
 
@@ -110,7 +113,7 @@ def test_a_server_that_does_not_let_us_in(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     closed = (status, "You are not authenticated")
-    with pytest.raises(TrackingError, match=rf"rejects the login \(HTTP {status}\)\. Fix: set MLFLOW_"):
+    with pytest.raises(LoginRejected, match=rf"rejects the login \(HTTP {status}\)\. Fix: set MLFLOW_"):
         check(serve({"/health": (200, "OK"), "/version": version, ASK: closed}))
 
 
