@@ -266,6 +266,8 @@ class BackboneRecipe(Recipe):
     config: dict[str, Any] = {}
     """Sizes of the networks of a model that is trained here, as its family names them."""
     training: BackboneTraining | None = None
+    autoencoder: BackboneTraining | None = neutral(None)
+    """Training of the model's autoencoder, before its own; None if it has none or is imported."""
     precision: Precision | None = None
     """Precision of the training, as in protocols; None for imported weights."""
     seed: int | None = None

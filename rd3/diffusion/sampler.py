@@ -8,18 +8,15 @@ of the guidance or the next latents, which is all that training-free methods suc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from rd3.diffusion.guide import PLAIN, Guide, Member, Step
 from rd3.errors import BadValue
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
-
-Member = tuple[int, int]
-"""(label, k): the k-th image of a class."""
 
 
 class Conditions(NamedTuple):
@@ -29,42 +26,6 @@ class Conditions(NamedTuple):
     """(B, ...): class rows or embedded prompts."""
     null: torch.Tensor | None
     """(B, ...): the same for the unconditional prediction; None if the model has none."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the sampler, for a batch of images."""
-
-    number: int
-    """0 is the first, the noisiest."""
-    count: int
-    """Steps of the whole loop."""
-    t: int
-    """Time of the model, in 0-999."""
-    latents: torch.Tensor
-    """(B, C, h, w): x_t, before the step."""
-    clean: torch.Tensor
-    """(B, C, h, w): the prediction of x_0."""
-    following: torch.Tensor
-    """(B, C, h, w): x_{t-1} as the scheduler computes it, with its noise."""
-    noise_std: torch.Tensor | float
-    """Standard deviation of the noise in ``following``, elementwise; 0 for deterministic schedulers."""
-    members: Sequence[Member]
-
-
-class Guide:
-    """Plain classifier-free guidance; methods override what they change."""
-
-    def scale(self, number: int, count: int, scale: float) -> float:
-        """Guidance scale of a step; ``scale`` is the one the sampler was called with."""
-        return scale
-
-    def follow(self, step: Step) -> torch.Tensor:
-        """(B, C, h, w): the latents that the next step starts from."""
-        return step.following
-
-
-PLAIN = Guide()
 
 
 @torch.no_grad()

@@ -126,9 +126,7 @@ class _Run:
         # Eval mode: models drop classes as their stage draws them, and have no other dropout.
         stage.networks.eval().requires_grad_(True)
         self.parameters = dict(stage.networks.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay)
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def epoch(self, epoch: int, images: Images) -> dict[str, float]:
@@ -211,5 +209,3 @@ def _restore(path: Path, key: str, precision: str, runs: list[_Run]) -> Done:
         prefix = f"{run.stage.name}/"
         run.restore({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
     return Done(**json.loads(about["done"]))
-
-
