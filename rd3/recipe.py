@@ -232,7 +232,7 @@ class StatisticsRecipe(Recipe):
 
 
 class BackboneTraining(Frozen):
-    """Training settings of a diffusion backbone: AdamW at a constant rate after linear warm-up, and averaged weights."""
+    """Training settings of a diffusion model: AdamW at a constant rate after linear warm-up, and averaged weights."""
 
     epochs: int = Field(ge=1)
     """Passes over the training images."""

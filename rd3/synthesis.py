@@ -45,12 +45,13 @@ def synthesize(
 
     ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
     recipe names them, belong to these teachers.  ``backbones`` are the recipe's diffusion models, for this call alone,
-    and ``derived`` the folders of what was derived from them.  ``init`` is the set with the initial images.  ``larger`` is the folder
-    of a set of which this one is a subset: its blocks are reused, with their generation time.  ``progress`` is called
-    with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only these blocks; the call
-    that completes the last block writes and returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks
-    are generated together, by default as many as the method chooses for ``device``; their time is divided evenly.
-    ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at the same time.
+    and ``derived`` the folders of what was derived from them.  ``init`` is the set with the initial images.
+    ``larger`` is the folder of a set of which this one is a subset: its blocks are reused, with their generation time.
+    ``progress`` is called with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only
+    these blocks; the call that completes the last block writes and returns the manifest, earlier ones return None.
+    ``blocks_at_once`` blocks are generated together, by default as many as the method chooses for ``device``; their
+    time is divided evenly.  ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at
+    the same time.
 
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.

@@ -1,4 +1,4 @@
-"""What methods derive from a backbone before they generate, such as fine-tuned weights or prototypes; loads no torch."""
+"""What methods derive from a backbone before they generate, e.g. fine-tuned weights or prototypes; loads no torch."""
 
 from __future__ import annotations
 

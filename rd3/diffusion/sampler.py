@@ -89,7 +89,7 @@ def guided(
         return backbone.denoise(latents, times, conditions.given)
     if conditions.null is None:
         raise BadValue(
-            f"Guidance {scale:g} needs a model that was trained without classes as well; this {backbone.family} was not.",
+            f"Guidance {scale:g} needs a model that was trained without classes as well; this one was not.",
             "use guidance 1 or a model that was trained with dropout of the classes",
         )
     output = backbone.denoise(

@@ -1,4 +1,4 @@
-"""Train a diffusion backbone on a dataset's images, stage by stage and epoch by epoch; resumes after an interruption."""
+"""Train a diffusion backbone on a dataset's images, stage by stage and epoch by epoch; resumes when interrupted."""
 
 from __future__ import annotations
 

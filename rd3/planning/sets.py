@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.datasets import DatasetInfo
-from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
 from rd3.diffusion.derivation import DERIVATIONS, Derive
+from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
 from rd3.methods import METHODS, NOISE, Settings, resolve_settings
 from rd3.planning.backbones import BackboneOf
 from rd3.recipe import BackboneRecipe, Data, DerivedRecipe, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
