@@ -49,10 +49,11 @@ class Autoencoder:
 
     def encode(self, images: torch.Tensor, streams: Sequence[torch.Generator]) -> torch.Tensor:
         posterior = self.vae.encode(resized(images, self.resolution) * 2 - 1).latent_dist
-        return posterior.sample(list(streams)) * self.vae.config.scaling_factor
+        latents: torch.Tensor = posterior.sample(list(streams)) * self.vae.config.scaling_factor
+        return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        pixels: torch.Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (pixels / 2 + 0.5).clamp(0, 1)
 
 

@@ -52,6 +52,7 @@ def sample(
     """
     scheduler.set_timesteps(steps, device=backbone.device)
     times = scheduler.timesteps
+    latents: torch.Tensor
     noise = torch.stack([torch.randn(backbone.shape, generator=stream) for stream in streams]).to(backbone.device)
     if start is None:
         latents = noise * scheduler.init_noise_sigma
@@ -104,7 +105,7 @@ def guided(
 def clean(scheduler: Any, output: torch.Tensor, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """(B, C, h, w): the prediction of x_0 in a model's output at time ``t``."""
     predicted = output[:, : latents.shape[1]]
-    kept = scheduler.alphas_cumprod.to(latents.device)[t]
+    kept: torch.Tensor = scheduler.alphas_cumprod.to(latents.device)[t]
     if scheduler.config.prediction_type == "v_prediction":
         return kept.sqrt() * latents - (1 - kept).sqrt() * predicted
     return (latents - (1 - kept).sqrt() * predicted) / kept.sqrt()
@@ -118,7 +119,8 @@ def noise_std(scheduler: Any, output: torch.Tensor, t: torch.Tensor) -> torch.Te
     """
     if not _draws(scheduler) or t == 0:
         return 0.0
-    kept, before = scheduler.alphas_cumprod[t], _kept_before(scheduler, t)
+    kept: torch.Tensor = scheduler.alphas_cumprod[t]
+    before = _kept_before(scheduler, t)
     beta = 1 - kept / before
     posterior = (1 - before) / (1 - kept) * beta
     if not _learned_range(scheduler):
@@ -130,7 +132,8 @@ def noise_std(scheduler: Any, output: torch.Tensor, t: torch.Tensor) -> torch.Te
 
 def _kept_before(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
     before = scheduler.previous_timestep(t)
-    return scheduler.alphas_cumprod[before] if before >= 0 else torch.tensor(1.0)
+    kept: torch.Tensor = scheduler.alphas_cumprod[before] if before >= 0 else torch.tensor(1.0)
+    return kept
 
 
 def _following(
@@ -145,7 +148,7 @@ def _following(
 
 
 def _learned_range(scheduler: Any) -> bool:
-    return scheduler.config.get("variance_type") == "learned_range"
+    return bool(scheduler.config.get("variance_type") == "learned_range")
 
 
 def _draws(scheduler: Any) -> bool:

@@ -172,7 +172,7 @@ class _Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights, averages and the optimizer's moments by name."""
-        found = {f"weights.{name}": value for name, value in self.parameters.items()}
+        found: dict[str, torch.Tensor] = {f"weights.{name}": value for name, value in self.parameters.items()}
         found |= {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.parameters.items():
             found |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rd3.diffusion.guide import PLAIN, Guide, Member
 from rd3.methods import Block, Context
@@ -83,7 +83,7 @@ def to_size(images: torch.Tensor, side: int, interpolation: str) -> torch.Tensor
     whole: torch.Tensor = images.mul(255).round().clamp(0, 255).byte()
     if whole.shape[-1] == side:
         return whole
-    resized: Any = transforms.resize(
+    resized: torch.Tensor = transforms.resize(
         whole, [side, side], interpolation=transforms.InterpolationMode(interpolation), antialias=True
     )
     return resized

@@ -116,13 +116,13 @@ class DiT(Backbone):
     def scheduler(self, name: str | None = None) -> Any:
         from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
-        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "linspace"}
-        if name in (None, "ddpm"):
-            return DDPMScheduler(**betas, variance_type="learned_range", clip_sample=False)
-        if name == "ddim":
-            return DDIMScheduler(**betas, clip_sample=False)
+        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+        if name in (None, "ddpm"):  # its times equal DiT's with this spacing alone
+            return DDPMScheduler(**betas, variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
+        if name == "ddim":  # the time before t is that of the next step with this spacing, not with linspace
+            return DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
         if name == "pndm":
-            return PNDMScheduler(**betas, skip_prk_steps=True)
+            return PNDMScheduler(**betas, skip_prk_steps=True, timestep_spacing="trailing")
         raise BadValue(f"There is no scheduler {name!r}.", "use ddpm, ddim or pndm")
 
     def conditions(self, labels: torch.Tensor) -> Conditions:
