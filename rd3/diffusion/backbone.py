@@ -47,6 +47,8 @@ class BackboneManifest(BaseModel):
     """Source of the weights: ``trained by RD3``, or what was imported."""
     licence: str | None = None
     """Licence that the source states; None for what was trained here."""
+    content: str
+    """Digest of all tensors (:func:`content_digest`)."""
     revision: str | None = None
     """Commit of the source, if it has one."""
     ran_precision: str | None = None
@@ -63,6 +65,8 @@ class Backbone(ABC):
     """
 
     family: ClassVar[str]
+    components: ClassVar[tuple[str, ...]]
+    """Subfolders that the folder of a published model must have."""
     codec: Codec
     guided_channels: int
     """Leading channels of the output to which classifier-free guidance applies."""
@@ -185,6 +189,7 @@ def write_backbone(folder: Path, backbone: Backbone, recipe: BackboneRecipe, ori
         resolution=recipe.resolution,
         parameters=backbone.size,
         origin=origin,
+        content=content_digest(backbone),
         **more,
     )
     write_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")

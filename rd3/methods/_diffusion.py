@@ -49,6 +49,7 @@ def sampled(
     """
     import torch
 
+    from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample
 
     members = [member for block in blocks for member in block.members]
@@ -74,16 +75,3 @@ def sampled(
         with ctx.phase("decode"), torch.inference_mode():
             images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution, interpolation).cpu())
     return list(torch.cat(images).split([len(block.members) for block in blocks]))
-
-
-def to_size(images: torch.Tensor, side: int, interpolation: str) -> torch.Tensor:
-    """(B, 3, R, R) in [0, 1] to (B, 3, side, side) uint8; rounded before and after resizing, as picture files are."""
-    from torchvision.transforms.v2 import functional as transforms
-
-    whole: torch.Tensor = images.mul(255).round().clamp(0, 255).byte()
-    if whole.shape[-1] == side:
-        return whole
-    resized: torch.Tensor = transforms.resize(
-        whole, [side, side], interpolation=transforms.InterpolationMode(interpolation), antialias=True
-    )
-    return resized

@@ -16,7 +16,7 @@ from rd3.diffusion.backbone import Backbone, Stage, register_backbone
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
 from rd3.diffusion.loss import Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
-from rd3.errors import BadValue
+from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
 from rd3.teacher.class_order import imagenet_rows
@@ -55,6 +55,7 @@ class DiT(Backbone):
     published, if the copies are equal.
     """
 
+    components = ("transformer",)
     guided_channels = GUIDED
 
     def __init__(
@@ -99,9 +100,21 @@ class DiT(Backbone):
         transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         side, classes = transformer.config.sample_size, transformer.config.num_embeds_ada_norm
         rows = list(range(classes)) if classes == info.num_classes else _imagenet(info, classes)
+        channels = transformer.config.in_channels
         if not (folder / "vae").is_dir():
+            if channels != 3:
+                raise DataMissing(
+                    f"{folder} has no vae, and its transformer works on latents of {channels} channels.",
+                    "add the folder vae of the published pipeline",
+                )
             return cls(info, transformer, Pixels(side), rows)
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+        if vae.config.latent_channels != channels:
+            raise BadValue(
+                f"The vae in {folder} has {vae.config.latent_channels} latent channels, but its transformer takes "
+                f"{channels}.",
+                "use the vae of the same pipeline",
+            )
         return cls(info, transformer, Autoencoder(vae, side), rows, vae)
 
     def save(self, folder: Path) -> None:
