@@ -15,10 +15,11 @@ from rd3.datasets import dataset_info
 from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName, Unsupported
 from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
+from rd3.planning.backbones import backbone_recipe
 from rd3.planning.sets import plan_set
 from rd3.planning.teacher_roles import teacher_recipe, teacher_role
 from rd3.protocol import reductions
-from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import BackboneRecipe, Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.store import existing
 from tracking.ledger.ledger import recipe_of
 
@@ -29,6 +30,15 @@ def teacher_of(dataset: str, role: str, catalog: Catalog) -> TeacherRecipe:
     recipe = teacher_recipe(found, catalog.dataset(dataset), catalog.fingerprint(dataset))
     if found.hint and recipe.key not in catalog.required_ledger.keys("teacher"):
         raise DataMissing(f"Teacher {role} of {dataset} must be imported.", found.hint)
+    return recipe
+
+
+def backbone_of(dataset: str, role: str, catalog: Catalog) -> BackboneRecipe:
+    """The recipe of a backbone role; raises DataMissing, with the import command, for a model not yet imported."""
+    found = catalog.backbone(dataset, role)
+    recipe = backbone_recipe(found, catalog.dataset(dataset), catalog.fingerprint(dataset))
+    if found.hint and recipe.key not in catalog.required_ledger.keys("backbone"):
+        raise DataMissing(f"Backbone {role} of {dataset} must be imported.", found.hint)
     return recipe
 
 
@@ -76,6 +86,7 @@ def set_of(
             settings,
             teacher=teacher or "",
             teacher_of=role_of,
+            backbone_of=lambda role: backbone_of(dataset, role, catalog),
             known_set=catalog.known_set,
             settings_of=catalog.settings,
         )

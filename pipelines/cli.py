@@ -20,6 +20,7 @@ from pipelines.commands import (
     byhand,
     calibrate,
     data,
+    diffusion,
     doctor,
     grid,
     infra,
@@ -52,6 +53,7 @@ jobs.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(teacher.app, name="teacher")
+app.add_typer(diffusion.app, name="diffusion")
 app.add_typer(sets.app, name="set")
 app.add_typer(method.app, name="method")
 app.add_typer(artifacts.app, name="artifacts")

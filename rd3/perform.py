@@ -7,6 +7,7 @@ same functions.
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.errors import ClassOrderError, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import (
     KINDS,
+    BackboneRecipe,
+    DerivedRecipe,
     EvaluationRecipe,
     Key,
     Recipe,
@@ -29,6 +32,7 @@ from rd3.store import Entry, ReadableStore, existing, now, sha256_files, write_a
 from rd3.values import digest
 
 if TYPE_CHECKING:
+    from rd3.diffusion.backbone import Backbone
     from rd3.evaluation.posteval import Evaluation
     from rd3.evaluation.result import EvalResult
     from rd3.layer_statistics import LayerStatistics
@@ -122,6 +126,21 @@ class Context:
             loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
 
+    def backbones(self, keys: tuple[str, ...]) -> list[Backbone]:
+        """Diffusion models, frozen, on the device; loaded anew, as methods may change them."""
+        from rd3.diffusion.backbone import open_backbone
+
+        loaded = []
+        for key in keys:
+            folder = self.store.fetch("backbone", key)
+            recipe = recipe_of_kind(existing(self.store, "backbone", key).recipe, BackboneRecipe)
+            loaded.append(open_backbone(folder, recipe, self.dataset.info, self.device))
+        return loaded
+
+    def derived(self, keys: tuple[str, ...]) -> list[Path]:
+        """Folders of what was derived from backbones."""
+        return [self.store.fetch("derived", key) for key in keys]
+
     def load_set(self, key: Key, classes: str) -> SyntheticSet:
         """A set in memory, checked on opening."""
         from rd3.synthetic_set import SyntheticSet
@@ -184,6 +203,34 @@ def _collect_statistics(recipe: StatisticsRecipe, context: Context) -> Output:
     return result, None
 
 
+def _train_backbone(recipe: BackboneRecipe, context: Context) -> Output:
+    from rd3.diffusion.training import train
+
+    if recipe.imported:
+        raise RD3Error(
+            f"Backbone {recipe.key[:12]} is imported and cannot be trained.", "import it: rd3 diffusion import"
+        )
+    return train(recipe, context.dataset, context.out, device=context.device, progress=context.progress), None
+
+
+def _derive(recipe: DerivedRecipe, context: Context) -> Output:
+    from rd3.diffusion.derivation import DERIVATIONS
+
+    derivation = DERIVATIONS.get(recipe.step)()
+    if derivation.version != recipe.version:
+        raise RD3Error(
+            f"The recipe needs version {recipe.version} of derivation {recipe.step}, this is version "
+            f"{derivation.version}.",
+            "plan the grid again",
+        )
+    [backbone] = context.backbones((recipe.backbone,))
+    wall, process = time.perf_counter(), time.process_time()
+    settings = derivation.Settings.model_validate(recipe.settings)
+    found = derivation.derive(recipe, settings, backbone, context.dataset, context.out, context.progress)
+    spent = {"wall_s": time.perf_counter() - wall, "process_s": time.process_time() - process}
+    return {**spent, **found}, None
+
+
 def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest | None:
     from rd3.synthesis import synthesize
 
@@ -195,6 +242,8 @@ def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest
         context.teachers(recipe.teachers),
         context.out,
         statistics=context.statistics(recipe.statistics),
+        backbones=context.backbones(recipe.backbones),
+        derived=context.derived(recipe.derived),
         init=context.init(recipe),
         device=context.device,
         progress=context.progress,
@@ -246,6 +295,8 @@ def _written(outcome: EvalResult | Exception, out: Path) -> Output:
 PERFORM: dict[type[Recipe], Callable[[Any, Context], Output]] = {
     TeacherRecipe: _train_teacher,
     StatisticsRecipe: _collect_statistics,
+    BackboneRecipe: _train_backbone,
+    DerivedRecipe: _derive,
     SetRecipe: _generate_set,
     EvaluationRecipe: _evaluate,
 }

@@ -19,6 +19,7 @@ from rd3.synthetic_set.writer import SetWriter
 if TYPE_CHECKING:
     import torch
 
+    from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
 
@@ -30,6 +31,8 @@ def synthesize(
     out: Path,
     *,
     statistics: Sequence[LayerStatistics] = (),
+    backbones: Sequence[Backbone] = (),
+    derived: Sequence[Path] = (),
     init: SetOnDisk | None = None,
     larger: Path | None = None,
     device: torch.device | str = "cpu",
@@ -41,12 +44,14 @@ def synthesize(
     """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
     ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
-    recipe names them, belong to these teachers.  ``init`` is the set with the initial images.  ``larger`` is the folder
-    of a set of which this one is a subset: its blocks are reused, with their generation time.  ``progress`` is called
-    with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only these blocks; the call
-    that completes the last block writes and returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks
-    are generated together, by default as many as the method chooses for ``device``; their time is divided evenly.
-    ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at the same time.
+    recipe names them, belong to these teachers.  ``backbones`` are the recipe's diffusion models, for this call alone,
+    and ``derived`` the folders of what was derived from them.  ``init`` is the set with the initial images.
+    ``larger`` is the folder of a set of which this one is a subset: its blocks are reused, with their generation time.
+    ``progress`` is called with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only
+    these blocks; the call that completes the last block writes and returns the manifest, earlier ones return None.
+    ``blocks_at_once`` blocks are generated together, by default as many as the method chooses for ``device``; their
+    time is divided evenly.  ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at
+    the same time.
 
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.
@@ -56,6 +61,7 @@ def synthesize(
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
     _check_parents(recipe, statistics, init)
+    _check_backbones(recipe, backbones, derived)
     info = dataset.info
     if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
         return SetOnDisk.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
@@ -73,6 +79,8 @@ def synthesize(
         teachers=teachers,
         device=device,
         statistics=statistics,
+        backbones=backbones,
+        derived=derived,
         init=init,
     )
     wanted = [block for block in blocks if only_blocks is None or block.index in only_blocks]
@@ -182,6 +190,16 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
             f"The initial {manifest.short} has {manifest.ipc} images per class, IPC is {recipe.ipc}.",
             "start from a set of at least that IPC",
         )
+
+
+def _check_backbones(recipe: SetRecipe, backbones: Sequence[Backbone], derived: Sequence[Path]) -> None:
+    """Raise unless there are as many backbones and derived folders as the recipe names."""
+    for what, named, given in (
+        ("diffusion backbones", recipe.backbones, backbones),
+        ("results derived from backbones", recipe.derived, derived),
+    ):
+        if len(named) != len(given):
+            raise BadValue(f"Recipe {recipe.key[:8]} names {len(named)} {what}, got {len(given)}.")
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,10 +16,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
+from rd3.diffusion.derivation import DERIVATIONS
 from rd3.errors import RD3Error, Unsupported
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
+from rd3.planning.backbones import backbone_recipe, backbone_role
 from rd3.planning.sets import plan_set
-from rd3.recipe import Data, Normalisation, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
+from rd3.recipe import (
+    BackboneRecipe,
+    Data,
+    DerivedRecipe,
+    Normalisation,
+    Recipe,
+    SetRecipe,
+    StatisticsRecipe,
+    TeacherRecipe,
+)
 from rd3.seeding import generator
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
@@ -28,9 +39,12 @@ from rd3.values import digest
 if TYPE_CHECKING:
     import torch
 
+    from rd3.diffusion.backbone import Backbone
     from rd3.models import NormalisedNetwork
 
 _IPC = 2
+_TRIAL_SIZES: dict[str, dict[str, Any]] = {"dit": {"width": 16, "depth": 2, "heads": 2, "patch": 8}}
+"""By family, sizes of the diffusion backbones that methods are tried with; untrained, like their teachers."""
 _MAX_DIFFERENT = 0.01
 """Fraction of pixels that may differ if blocks are generated together."""
 
@@ -89,8 +103,13 @@ def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, *
             weights=digest(f"trial teacher {role}"),
         )
 
+    def backbone_of(role: str) -> BackboneRecipe:
+        trained = backbone_recipe(backbone_role(info, role), info, dataset.fingerprint)
+        return trained.model_copy(update={"config": _TRIAL_SIZES.get(trained.family, trained.config)})
+
     values = {**METHODS.get(name).quick, **settings}
-    return plan_set(name, info, data, ipc, values, teacher="teacher", teacher_of=teacher_of).recipes(set_seed)
+    planned = plan_set(name, info, data, ipc, values, teacher="teacher", teacher_of=teacher_of, backbone_of=backbone_of)
+    return planned.recipes(set_seed)
 
 
 def trial_recipe(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> SetRecipe:
@@ -110,24 +129,54 @@ def trial_set(
 ) -> Manifest | None:
     """Generate the set of the last of ``recipes`` in ``folder``, and its parents once in ``tmp``.
 
-    ``teachers`` are those of the last recipe; an initial set uses the first of them.
+    ``teachers`` are those of the last recipe; an initial set uses the first of them.  Backbones are untrained.
     """
     from rd3 import layer_statistics
 
     *before, recipe = recipes
     assert isinstance(recipe, SetRecipe)
     by_key = dict(zip(recipe.teachers, teachers, strict=True))
-    statistics, init = [], None
+    backbones = {one.key: one for one in before if isinstance(one, BackboneRecipe)}
+    statistics, derived, init = [], [], None
     for parent in before:
         place = tmp / "parents" / parent.key
         if isinstance(parent, StatisticsRecipe) and parent.key in recipe.statistics:
             if not place.is_dir():
                 layer_statistics.collect(parent, by_key[parent.teacher], dataset, place, device="cpu")
             statistics.append(layer_statistics.load(place, parent))
+        elif isinstance(parent, DerivedRecipe):
+            if not place.is_dir():
+                _derive(parent, trial_backbone(backbones[parent.backbone], dataset), dataset, place)
+            derived.append(place)
         elif isinstance(parent, SetRecipe):
             synthesize(parent, dataset, [by_key.get(key, teachers[0]) for key in parent.teachers], place)
             init = SetOnDisk.open(place)
-    return synthesize(recipe, dataset, teachers, folder, statistics=statistics, init=init, **options)
+    return synthesize(
+        recipe, dataset, teachers, folder, statistics=statistics, init=init, derived=derived,
+        backbones=[trial_backbone(backbones[key], dataset) for key in recipe.backbones], **options,
+    )  # fmt: skip
+
+
+def trial_backbone(recipe: BackboneRecipe, dataset: Dataset) -> Backbone:
+    """A small untrained diffusion model of the recipe's sizes, frozen; deterministic."""
+    import torch
+
+    from rd3.diffusion.backbone import BACKBONES
+
+    stream = generator(0, "trial backbone")
+    backbone = BACKBONES.get(recipe.family).create(recipe.config, dataset.info, stream)
+    with torch.no_grad():  # away from the zeros of its initialisation
+        for network in backbone.networks().values():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=stream), alpha=0.02)
+    return backbone.frozen()
+
+
+def _derive(recipe: DerivedRecipe, backbone: Backbone, dataset: Dataset, out: Path) -> None:
+    derivation = DERIVATIONS.get(recipe.step)
+    out.mkdir(parents=True)
+    settings = derivation.Settings.model_validate(recipe.settings)
+    derivation().derive(recipe, settings, backbone, dataset, out, lambda fraction, note: None)
 
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from rd3.datasets import DatasetInfo, Roots, dataset_fingerprint, dataset_info
 from rd3.datasets._splits import VALIDATION_DIVISOR
 from rd3.methods import Settings, resolve_settings
+from rd3.planning.backbones import BackboneRole, backbone_role
 from rd3.planning.teacher_roles import Role, teacher_role
 from rd3.protocol import EvalProtocol, Preset, preset, preset_reader, resolve_protocol
 from rd3.recipe import SetRecipe, SourceSplit
@@ -92,6 +93,13 @@ class Catalog:
         """The teacher of a role on a dataset."""
         named_by_user = {} if self.ledger is None else {"user_role": self.ledger.role}
         return self._once(("role", dataset, name), lambda: teacher_role(self.dataset(dataset), name, **named_by_user))
+
+    def backbone(self, dataset: str, name: str) -> BackboneRole:
+        """The diffusion backbone of a role on a dataset."""
+        named_by_user = {} if self.ledger is None else {"user_role": self.ledger.role}
+        return self._once(
+            ("backbone", dataset, name), lambda: backbone_role(self.dataset(dataset), name, **named_by_user)
+        )
 
     def protocol(self, name: str) -> Preset:
         """The preset of a protocol."""

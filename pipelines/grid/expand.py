@@ -22,10 +22,12 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError, Unsupported
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
+from rd3.planning.backbones import backbone_recipe
 from rd3.planning.sets import PlannedSet, largest_sets, plan_set
 from rd3.planning.teacher_roles import teacher_recipe
 from rd3.protocol import EvalProtocol, reductions
 from rd3.recipe import (
+    BackboneRecipe,
     Data,
     EvaluationRecipe,
     Key,
@@ -381,6 +383,13 @@ class _Expander:
             self.result.teachers[dataset, name] = known
         return known
 
+    def _backbone(self, dataset: str, name: str) -> BackboneRecipe:
+        role = self.catalog.backbone(dataset, name)
+        recipe = backbone_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
+        if role.hint:
+            self.result.imports[recipe.key] = f"backbone {name} of {dataset} must be imported: {role.hint}"
+        return recipe
+
     def _sets(self, chosen: Chosen, dataset: str, ipc: int, role: str, seeds: tuple[int, ...]) -> dict[int, _MadeSet]:
         """A method's sets by set seed, or the reason why they are unsupported."""
         info = self.result.infos[dataset]
@@ -393,6 +402,7 @@ class _Expander:
                 chosen.values,
                 teacher=role,
                 teacher_of=lambda name: self._teacher(dataset, name).recipe,
+                backbone_of=lambda name: self._backbone(dataset, name),
                 known_set=self.catalog.known_set,
                 settings_of=self.catalog.settings,
             )

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets import Dataset, DatasetInfo, Split
+from rd3.diffusion.derivation import Derive
 from rd3.errors import BadValue, UnknownName
 from rd3.models import Cost
 from rd3.recipe import Collection, SetRecipe
@@ -24,9 +25,12 @@ from rd3.synthetic_set.block import Block
 from rd3.values import mistakes_in_field
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
 
+    from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SetOnDisk
@@ -60,6 +64,10 @@ class Needs(NamedTuple):
     """Teacher roles, in the order in which the method uses them; more than one is a pool."""
     collection: Collection | None = None
     """How layer statistics of each teacher are collected; None if the method needs none."""
+    backbones: tuple[str, ...] = ()
+    """Roles of diffusion models, in the order in which the method uses them."""
+    derived: tuple[Derive, ...] = ()
+    """What is derived from each of ``backbones``, in their order; empty if the method derives nothing."""
     init: str = NOISE
     """Initial images: ``noise``, the name of a method that needs no init itself (``random``, ``rded``), whose set of
     equal size is generated first, or the key of any set of this dataset."""
@@ -78,6 +86,10 @@ class Context:
     device: torch.device
     statistics: Sequence[LayerStatistics] = ()
     """One for each teacher, on ``device``, where the recipe names them."""
+    backbones: Sequence[Backbone] = ()
+    """Diffusion models, frozen, on ``device``, where the recipe names them; for this set alone."""
+    derived: Sequence[Path] = ()
+    """Folders of what was derived from each of ``backbones``, where the recipe names it."""
     init: SetOnDisk | None = None
     """The set with the initial images: of the recipe's dataset and resolution, with at least its IPC."""
     progress: Callable[[float], None] = lambda fraction: None
@@ -197,7 +209,10 @@ class Method(ABC):
 
     @abstractmethod
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        """Compute of the whole set; ``forward(key)`` is the cost of one image's forward pass through that teacher."""
+        """Compute of the whole set.
+
+        ``forward(key)`` is the cost of one image's forward pass through that teacher or backbone.
+        """
 
 
 METHODS: Registry[type[Method]] = Registry("method", "rd3.methods")

@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.datasets import DatasetInfo
+from rd3.diffusion.cost import backbone_bytes, pass_cost
+from rd3.diffusion.derivation import DERIVATIONS
 from rd3.methods import METHODS
 from rd3.models import Cost
 from rd3.planning.cost import TRAIN_FACTOR, Work, extent, forward_cost
-from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
+from rd3.recipe import (
+    BackboneRecipe,
+    DerivedRecipe,
+    EvaluationRecipe,
+    Key,
+    Recipe,
+    SetRecipe,
+    StatisticsRecipe,
+    TeacherRecipe,
+)
 
 Parent = Callable[[Key], Any]
 """The recipe of a parent, by its key; raises :class:`LookupError` if it is unknown."""
@@ -91,6 +102,34 @@ def _statistics_bytes(recipe: StatisticsRecipe, info: DatasetInfo, parent: Paren
     return round(WITH_TILES * 8 * (info.num_classes + 1) * channels)
 
 
+def _backbone_work(recipe: BackboneRecipe, info: DatasetInfo, _parent: Parent) -> Work:
+    if recipe.training is None:  # an import: nothing is trained
+        return Work()
+    epochs = recipe.training.epochs
+    cost = TRAIN_FACTOR * epochs * info.train_count * pass_cost(recipe)
+    return Work(cost, epochs * math.ceil(info.train_count / recipe.training.batch_size), recipe.precision or "fp32")
+
+
+def _backbone_bytes(recipe: BackboneRecipe, _info: DatasetInfo, _parent: Parent) -> int:
+    return backbone_bytes(recipe)
+
+
+def _backbone_epochs(recipe: BackboneRecipe, _info: DatasetInfo) -> int:
+    return sum(stage.epochs for stage in (recipe.training, recipe.autoencoder) if stage is not None) or 1
+
+
+def _derived_work(recipe: DerivedRecipe, info: DatasetInfo, parent: Parent) -> Work:
+    derivation = DERIVATIONS.get(recipe.step)
+    settings = derivation.Settings.model_validate(recipe.settings)
+    return Work(derivation().cost(settings, info, pass_cost(parent(recipe.backbone))))
+
+
+def _derived_bytes(recipe: DerivedRecipe, info: DatasetInfo, parent: Parent) -> int:
+    derivation = DERIVATIONS.get(recipe.step)
+    settings = derivation.Settings.model_validate(recipe.settings)
+    return derivation().file_bytes(settings, info, parent(recipe.backbone))
+
+
 def _set_work(recipe: SetRecipe, info: DatasetInfo, parent: Parent) -> Work:
     if recipe.imported:
         return Work()
@@ -98,14 +137,24 @@ def _set_work(recipe: SetRecipe, info: DatasetInfo, parent: Parent) -> Work:
     method = METHODS.get(recipe.method)()
 
     def cost(of: Collection[Key]) -> Cost:
-        """Cost of the forward and backward passes through these teachers."""
+        """Cost of the forward and backward passes through these networks."""
         free = Cost()
-        return method.cost(recipe, info, lambda key: _forward(parent(key).network, recipe, info) if key in of else free)
+        return method.cost(recipe, info, lambda key: _pass(parent(key), recipe, info) if key in of else free)
 
     iterations = recipe.settings.get("iterations", 0)
     steps = iterations * len(method.blocks(recipe, info)) if iterations else 0
     each = ((parent(key).network, cost([key])) for key in recipe.teachers)
-    return Work(cost(recipe.teachers), steps, recipe.precision, tuple(one for one in each if one[1] != Cost()))
+    return Work(
+        cost([*recipe.teachers, *recipe.backbones]),
+        steps,
+        recipe.precision,
+        tuple(one for one in each if one[1] != Cost()),
+    )
+
+
+def _pass(network: TeacherRecipe | BackboneRecipe, recipe: SetRecipe, info: DatasetInfo) -> Cost:
+    """Cost of one image's forward pass through a parent of a set."""
+    return pass_cost(network) if isinstance(network, BackboneRecipe) else _forward(network.network, recipe, info)
 
 
 def _set_bytes(recipe: SetRecipe, info: DatasetInfo, _parent: Parent) -> int:
@@ -146,6 +195,8 @@ def _but_for_seeds(recipe: EvaluationRecipe, parent: Parent) -> Hashable:
 FORECASTS: dict[type[Recipe], Forecast] = {
     TeacherRecipe: Forecast(_teacher_work, _teacher_bytes, parts=_epochs),
     StatisticsRecipe: Forecast(_statistics_work, _statistics_bytes),
+    BackboneRecipe: Forecast(_backbone_work, _backbone_bytes, parts=_backbone_epochs),
+    DerivedRecipe: Forecast(_derived_work, _derived_bytes),
     SetRecipe: Forecast(_set_work, _set_bytes, parts=_blocks),
     EvaluationRecipe: Forecast(_evaluation_work, _evaluation_bytes, same_work=_but_for_seeds),
 }

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.datasets import DatasetInfo
+from rd3.diffusion.derivation import DERIVATIONS, Derive
 from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
 from rd3.methods import METHODS, NOISE, Settings, resolve_settings
-from rd3.recipe import Data, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
+from rd3.planning.backbones import BackboneOf
+from rd3.recipe import BackboneRecipe, Data, DerivedRecipe, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
 from rd3.registry import did_you_mean
 
 TeacherOf = Callable[[str], TeacherRecipe]
@@ -25,6 +27,11 @@ def no_known_set(_key: str) -> None:
     """A ``known_set`` without any sets."""
 
 
+def no_backbone(role: str) -> BackboneRecipe:
+    """A ``backbone_of`` without any backbones."""
+    raise Unsupported(f"no diffusion backbone {role} is at hand")
+
+
 @dataclass(frozen=True)
 class PlannedSet:
     """A method's set on a dataset, fully resolved except for the set seed."""
@@ -36,11 +43,13 @@ class PlannedSet:
     ipc: int
     teachers: tuple[TeacherRecipe, ...] = ()
     statistics: tuple[StatisticsRecipe, ...] = ()
+    backbones: tuple[BackboneRecipe, ...] = ()
+    derived: tuple[DerivedRecipe, ...] = ()
     init: PlannedSet | SetRecipe | None = None
 
     def recipes(self, set_seed: int) -> list[Recipe]:
         """Recipes of the set's parents, in order, and the set's own recipe last."""
-        before: list[Recipe] = [*self.teachers, *self.statistics]
+        before: list[Recipe] = [*self.teachers, *self.statistics, *self.backbones, *self.derived]
         if isinstance(self.init, PlannedSet):
             before += self.init.recipes(set_seed)
         elif self.init is not None:
@@ -55,6 +64,8 @@ class PlannedSet:
             ipc=self.ipc,
             teachers=tuple(teacher.key for teacher in self.teachers),
             statistics=tuple(statistics.key for statistics in self.statistics),
+            backbones=tuple(backbone.key for backbone in self.backbones),
+            derived=tuple(derived.key for derived in self.derived),
             init=before[-1].key if self.init is not None else None,
             set_seed=set_seed,
         )
@@ -70,10 +81,11 @@ def plan_set(
     *,
     teacher: str,
     teacher_of: TeacherOf,
+    backbone_of: BackboneOf = no_backbone,
     known_set: KnownSet = no_known_set,
     settings_of: SettingsOf = resolve_settings,
 ) -> PlannedSet:
-    """Resolve settings, teachers, statistics and init of a set; ``teacher`` is the role that the grid names.
+    """Resolve settings and parents of a set; ``teacher`` is the role that the grid names.
 
     Raises :class:`Unsupported` if the method does not support this dataset and IPC, and other :class:`RD3Error` for
     mistakes.
@@ -95,8 +107,22 @@ def plan_set(
         )
         for each in (teachers if needs.collection is not None else ())
     ]
+    backbones = tuple(backbone_of(role) for role in needs.backbones)
+    derived = tuple(_derived(*pair, info, data) for pair in zip(needs.derived, backbones, strict=False))
     init = _init(needs.init, info, data, ipc, teacher, teacher_of, known_set, settings_of)
-    return PlannedSet(method, settings, info, data, ipc, teachers, tuple(statistics), init)
+    return PlannedSet(method, settings, info, data, ipc, teachers, tuple(statistics), backbones, derived, init)
+
+
+def _derived(derive: Derive, backbone: BackboneRecipe, info: DatasetInfo, data: Data) -> DerivedRecipe:
+    return DerivedRecipe(
+        data=data,
+        classes=info.classes,
+        resolution=info.resolution,
+        step=derive.step,
+        version=DERIVATIONS.get(derive.step).version,
+        settings=derive.settings.model_dump(mode="json"),
+        backbone=backbone.key,
+    )
 
 
 def _of_this_class_list(teacher: TeacherRecipe, role: str, info: DatasetInfo) -> TeacherRecipe:

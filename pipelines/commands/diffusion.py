@@ -1,0 +1,152 @@
+"""``rd3 diffusion``: train, import, verify and list the diffusion models that generation-based methods sample from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._show import console, ledger_line, progress_bar, show_table
+from pipelines.commands.byhand import finish, show_work
+from pipelines.settings import session, writing_session
+
+app = typer.Typer(help="Diffusion backbones: train, import, verify, list.", no_args_is_help=True)
+
+
+@app.command("train")
+def train(
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset (rd3 list datasets).")],
+    role: Annotated[str, typer.Option(help="Backbone role of the dataset.")] = "dit",
+) -> None:
+    """Train the small local model of a role; an interrupted training resumes at its last epoch."""
+    from pipelines.byhand import backbone_of, run_recipes
+    from pipelines.grid.catalog import Catalog
+    from rd3.store import existing
+
+    here = writing_session()
+    recipe = backbone_of(dataset, role, Catalog.of(here))
+    finish(run_recipes([recipe], here, planned=show_work))
+    result = existing(here.ledger, "backbone", recipe.key).result
+    console.print(f"backbone {recipe.key[:12]}: {_size(result)}, last loss {result['final_loss']:.4f}")
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[str, typer.Argument(help="Diffusers folder, or the id of a model on the hub: owner/name.")],
+    dataset: Annotated[str, typer.Option(help="Dataset whose classes it is to generate.")],
+    family: Annotated[str, typer.Option(help="dit (by class) or text-to-image (by prompt).")] = "dit",
+    role: Annotated[
+        str | None, typer.Option(help="Role under which methods refer to it (default: the family).")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit or tag of the model on the hub.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected digest of its tensors, or its beginning.")] = None,
+) -> None:
+    """Import a published diffusion model into the ledger; only safetensors files are read."""
+    from rd3.datasets import open_dataset
+    from rd3.diffusion.backbone import read_backbone_manifest
+    from rd3.diffusion.foreign import import_backbone
+    from rd3.store import Entry, sha256_files
+    from tracking.store import TrackedStore
+    from tracking.upkeep.health import check_place
+
+    here = writing_session()
+    opened = open_dataset(dataset, here.roots)
+    check_place(here)
+    with tempfile.TemporaryDirectory() as folder, progress_bar("import") as progress:
+        recipe, result = import_backbone(
+            source,
+            dataset=opened,
+            family=family,
+            out=Path(folder),
+            revision=revision,
+            sha256=sha256,
+            progress=progress,
+        )
+        manifest = read_backbone_manifest(Path(folder))
+        TrackedStore(here).put(
+            Entry(
+                kind="backbone",
+                key=recipe.key,
+                recipe=recipe.model_dump(mode="json"),
+                result=result,
+                files=sha256_files(Path(folder)),
+                content=recipe.weights,
+            ),
+            Path(folder),
+        )
+    here.ledger.set_role(dataset, role or family, recipe.model_dump(mode="json"))
+    console.print(f"backbone {recipe.key[:12]}: {_size(result)}, role {role or family} of {dataset}")
+    console.print(
+        f"licence: {manifest.licence or 'not stated'}; revision: {manifest.revision or 'unknown'}; "
+        f"tensors: sha256 {result['content'][:12]}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("verify")
+def verify(
+    key: Annotated[str, typer.Argument(help="Key or key prefix of the backbone.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher role or network name that classifies generated images.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images to generate per class.", min=1)] = 10,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 4.0,
+) -> None:
+    """Compare a backbone's tensors with their digest; with a teacher, count the generated images it recognises."""
+    from pipelines.byhand import teacher_of
+    from pipelines.grid.catalog import Catalog
+    from rd3 import teacher as teachers
+    from rd3.datasets import open_dataset
+    from rd3.diffusion.backbone import content_digest, open_backbone, read_backbone_manifest
+    from rd3.diffusion.recognition import recognition
+    from rd3.errors import DataCorrupt
+    from rd3.recipe import BackboneRecipe
+    from rd3.store import existing
+    from tracking.ledger.ledger import recipe_of
+    from tracking.store import TrackedStore
+
+    here = session()
+    store = TrackedStore(here)
+    whole = here.ledger.resolve("backbone", key)
+    recipe = recipe_of(existing(store, "backbone", whole))
+    assert isinstance(recipe, BackboneRecipe)
+    opened = open_dataset(recipe.data.name, here.roots)
+    folder = store.fetch("backbone", whole)
+    backbone = open_backbone(folder, recipe, opened.info)
+    recorded = read_backbone_manifest(folder).content
+    if content_digest(backbone) != recorded:
+        raise DataCorrupt(f"The tensors of backbone {whole[:12]} do not have the digest of its manifest.")
+    row = {"backbone": whole[:12], "tensors": f"as recorded ({recorded[:12]})"}
+    if teacher is not None:
+        judge = teacher_of(recipe.data.name, teacher, Catalog.of(here))
+        network = teachers.load(store.fetch("teacher", judge.key), judge, opened)
+        with progress_bar("generate") as progress:
+            found = recognition(backbone, network, images, guidance=guidance, progress=progress)
+        row |= {"images": str(len(found.labels)), "recognised": f"{found.pct:.1f} %"}
+    show_table([row])
+
+
+@app.command("list")
+def list_backbones(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+    """List the diffusion backbones in the ledger."""
+    here = session()
+    entries = [here.ledger.find("backbone", key) for key in sorted(here.ledger.keys("backbone"))]
+    rows = [
+        {
+            "name": entry.key[:12],
+            "dataset": entry.recipe["data"]["name"],
+            "family": entry.recipe["family"],
+            "parameters": entry.result.get("parameters"),
+            "made": "imported" if entry.recipe["weights"] else f"{entry.recipe['training']['epochs']} epochs here",
+        }
+        for entry in entries
+        if entry is not None
+    ]
+    show_table(rows, as_json=as_json, empty=ledger_line(here))
+
+
+def _size(result: dict[str, float]) -> str:
+    return f"{result['parameters'] / 1e6:.1f} million parameters"

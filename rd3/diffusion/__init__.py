@@ -1,0 +1,1 @@
+"""Diffusion backbones: trained or imported, sampled by one loop, fine-tuned and clustered by derivations."""

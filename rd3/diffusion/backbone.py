@@ -1,0 +1,232 @@
+"""A diffusion backbone: its networks, the space it works in, what it is conditioned on, and its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from rd3.datasets import DatasetInfo
+from rd3.device import usable_device
+from rd3.diffusion.codec import Codec
+from rd3.diffusion.sampler import Conditions
+from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
+from rd3.recipe import BackboneRecipe
+from rd3.registry import Registry
+from rd3.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MANIFEST = "backbone.json"
+
+
+class BackboneManifest(BaseModel):
+    """The content of ``backbone.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    recipe: dict[str, Any]
+    family: str
+    dataset: str
+    classes: str
+    """Hash of the class list, in order."""
+    resolution: int
+    """Side of the images that it generates, in pixels."""
+    parameters: int
+    """Number of trainable values of all its networks."""
+    origin: str
+    """Source of the weights: ``trained by RD3``, or what was imported."""
+    licence: str | None = None
+    """Licence that the source states; None for what was trained here."""
+    content: str
+    """Digest of all tensors (:func:`content_digest`)."""
+    revision: str | None = None
+    """Commit of the source, if it has one."""
+    ran_precision: str | None = None
+    """Precision of the training; None for imported weights."""
+    curve: dict[str, list[dict[str, float]]] = {}
+    """Rows of each stage of the training: ``epoch`` from 1, ``loss`` (mean over images)."""
+
+
+class Backbone(ABC):
+    """A diffusion model on one device, in eval mode.
+
+    A family is a subclass, registered with :func:`register_backbone`: how its networks are made, saved and loaded, and
+    how they predict.  Its folder is a diffusers folder: one subfolder for each component, beside the manifest.
+    """
+
+    family: ClassVar[str]
+    components: ClassVar[tuple[str, ...]]
+    """Subfolders that the folder of a published model must have."""
+    codec: Codec
+    guided_channels: int
+    """Leading channels of the output to which classifier-free guidance applies."""
+
+    def __init__(self, info: DatasetInfo):
+        self.info = info
+        self.device = torch.device("cpu")
+
+    @classmethod
+    @abstractmethod
+    def create(cls, config: Mapping[str, Any], info: DatasetInfo, stream: torch.Generator) -> Self:
+        """A model of these sizes, initialised from ``stream``; raises :class:`BadValue` for a size that is wrong."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, info: DatasetInfo) -> Self:
+        """The model in a diffusers folder, fp32, for this dataset's classes."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write every component to its subfolder, as its library does."""
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks by the name of their component."""
+
+    @abstractmethod
+    def scheduler(self, name: str | None = None) -> Any:
+        """A new diffusers scheduler: the one of the published model, or ``ddpm``, ``ddim`` or ``pndm``."""
+
+    @abstractmethod
+    def conditions(self, labels: torch.Tensor) -> Conditions:
+        """What images of these classes, (B,) int64, are conditioned on."""
+
+    @abstractmethod
+    def denoise(self, latents: torch.Tensor, t: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w), (B,) and conditions to the model's output: (B, C, h, w), or (B, 2C, h, w) with variances."""
+
+    @abstractmethod
+    def stages(self, recipe: BackboneRecipe) -> list[Stage]:
+        """How it is trained, one stage after the other."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        return self.codec.shape
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all networks to a device."""
+        self.device = usable_device(str(device))
+        for network in self.networks().values():
+            network.to(self.device)
+        return self
+
+    def frozen(self) -> Self:
+        """All networks in eval mode, without gradients."""
+        for network in self.networks().values():
+            network.eval().requires_grad_(False)
+        return self
+
+    @property
+    def size(self) -> int:
+        """Number of trainable values of all networks."""
+        return sum(value.numel() for network in self.networks().values() for value in network.parameters())
+
+
+class Stage:
+    """One stage of a training: what is trained, and on which loss."""
+
+    def __init__(
+        self,
+        name: str,
+        networks: Sequence[nn.Module],
+        loss: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor],
+        training: Any,
+    ):
+        """``loss`` maps images (B, 3, H, W) in [0, 1], labels (B,) int64 on the device and a CPU stream to a scalar;
+        ``training`` is a :class:`rd3.recipe.BackboneTraining`."""
+        self.name, self.loss, self.training = name, loss, training
+        self.networks = nn.ModuleList(networks)
+
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone family", "rd3.diffusion.families")
+
+
+def register_backbone(family: str) -> Callable[[type[Backbone]], type[Backbone]]:
+    """Class decorator: register a family of backbones under a name."""
+
+    def add(backbone: type[Backbone]) -> type[Backbone]:
+        backbone.family = family
+        return BACKBONES.register(family)(backbone)
+
+    return add
+
+
+def content_digest(backbone: Backbone) -> str:
+    """sha256 of the names, shapes and fp32 values of all tensors of a model, component by component."""
+    sha = hashlib.sha256()
+    for name, value in sorted(_tensors(backbone)):
+        sha.update(f"{name} {tuple(value.shape)}\n".encode())
+        sha.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _tensors(backbone: Backbone) -> Iterator[tuple[str, torch.Tensor]]:
+    for component, network in backbone.networks().items():
+        for name, value in network.state_dict().items():
+            yield f"{component}.{name}", value
+
+
+def write_backbone(folder: Path, backbone: Backbone, recipe: BackboneRecipe, origin: str, **more: Any) -> None:
+    """Save a model and its manifest, the manifest last; ``more``: further fields of the manifest."""
+    backbone.save(folder)
+    manifest = BackboneManifest(
+        key=recipe.key,
+        recipe=recipe.model_dump(mode="json"),
+        family=backbone.family,
+        dataset=recipe.data.name,
+        classes=recipe.classes,
+        resolution=recipe.resolution,
+        parameters=backbone.size,
+        origin=origin,
+        content=content_digest(backbone),
+        **more,
+    )
+    write_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+
+
+def read_backbone_manifest(folder: Path) -> BackboneManifest:
+    """The manifest of a backbone's folder; raises :class:`DataMissing` or :class:`DataCorrupt`."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataMissing(f"{folder} holds no backbone: it has no {MANIFEST}.", "train or import the backbone")
+    try:
+        return BackboneManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
+        raise DataCorrupt(
+            f"{path} is not a backbone's manifest: {place}: {error.errors()[0]['msg']}.", "train or import it again"
+        ) from None
+
+
+def open_backbone(
+    folder: Path, recipe: BackboneRecipe, info: DatasetInfo, device: torch.device | str = "cpu"
+) -> Backbone:
+    """The backbone in a folder: fp32, frozen, on ``device``.
+
+    Raises :class:`DataCorrupt` for the folder of another backbone and :class:`ClassOrderError` for another class list.
+    """
+    manifest = read_backbone_manifest(folder)
+    if manifest.key != recipe.key:
+        raise DataCorrupt(
+            f"{folder} holds backbone {manifest.key[:12]} ({manifest.family} for {manifest.dataset}), expected "
+            f"{recipe.key[:12]} ({recipe.family} for {recipe.data.name}).",
+            "fetch or train the expected backbone",
+        )
+    if not manifest.classes == recipe.classes == info.classes:
+        raise ClassOrderError(
+            f"Backbone {manifest.key[:12]} has class list {manifest.classes[:12]}, {info.name} has "
+            f"{info.classes[:12]}.",
+            "use a backbone of this dataset, with its classes in the same order",
+        )
+    return BACKBONES.get(recipe.family).load(Path(folder), info).to(device).frozen()

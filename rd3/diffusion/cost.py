@@ -1,0 +1,59 @@
+"""Cost of one image's pass through a diffusion model, from its sizes; loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rd3.models import Cost
+from rd3.recipe import BackboneRecipe
+
+_BYTES_PER_VALUE = 4
+
+
+class Sizes(NamedTuple):
+    """What planning knows of a model."""
+
+    forward: Cost = Cost()
+    """Of one image through the denoiser."""
+    values: int = 0
+    """Number of saved values of all its networks."""
+
+
+PUBLISHED = {
+    "dit": Sizes(Cost(2 * 118.64e9, 5e9), 833_000_000),
+    "text-to-image": Sizes(Cost(2 * 402e9, 2e10), 1_066_000_000),
+}
+"""By family, of the model that is imported: DiT-XL/2 at 256 pixels (its paper's 118.64 billion multiply-adds) and
+Stable Diffusion 1.5 at 512 pixels, each with its VAE; the traffic is a rough guess."""
+
+
+def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
+    width, depth = config["width"], config["depth"]
+    tokens = (resolution // config["patch"]) ** 2
+    block = tokens * (12 * width**2 + 2 * tokens * width) + 6 * width**2
+    traffic = depth * tokens * 30 * width * _BYTES_PER_VALUE
+    # Each block is saved with embedders of time and class of its own.
+    return Sizes(Cost(2.0 * depth * block, float(traffic)), depth * (19 * width**2 + 280 * width))
+
+
+SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {"dit": _dit}
+"""By family, of models that are trained here, from their sizes and resolution; families that are not listed count as
+free."""
+
+
+def _of(recipe: BackboneRecipe) -> Sizes:
+    if recipe.imported:
+        return PUBLISHED.get(recipe.family, Sizes())
+    sized = SIZED.get(recipe.family)
+    return sized(recipe.config, recipe.resolution) if sized is not None else Sizes()
+
+
+def pass_cost(recipe: BackboneRecipe) -> Cost:
+    """Cost of one image's forward pass through the denoiser of a backbone."""
+    return _of(recipe).forward
+
+
+def backbone_bytes(recipe: BackboneRecipe) -> int:
+    """Size of a backbone's files, in bytes."""
+    return _BYTES_PER_VALUE * _of(recipe).values

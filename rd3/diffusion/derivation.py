@@ -1,0 +1,76 @@
+"""What methods derive from a backbone before they generate, e.g. fine-tuned weights or prototypes; loads no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from rd3.datasets import DatasetInfo
+from rd3.models import Cost
+from rd3.recipe import BackboneRecipe, DerivedRecipe
+from rd3.registry import Registry
+
+if TYPE_CHECKING:
+    from rd3.datasets import Dataset
+    from rd3.diffusion.backbone import Backbone
+
+Progress = Callable[[float, str], None]
+
+
+class DerivationSettings(BaseModel):
+    """Base of a derivation's settings: typed, strict, resolved into the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Derive(NamedTuple):
+    """What a method asks for: a derivation by name, with its settings."""
+
+    step: str
+    settings: DerivationSettings
+
+
+class Derivation(ABC):
+    """A step between a backbone and the sets that are sampled from it.  Subclasses are stateless.
+
+    The time that it takes is part of the generation time of these sets, also when its result is reused.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    Settings: ClassVar[type[DerivationSettings]]
+
+    @abstractmethod
+    def derive(
+        self, recipe: DerivedRecipe, settings: Any, backbone: Backbone, dataset: Dataset, out: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """Write files to ``out`` and return scalar figures.
+
+        ``backbone`` is loaded for this call alone, on its device, and may be changed; ``settings`` are an instance of
+        ``Settings``.  Random numbers come from streams of ``recipe.seed``.
+        """
+
+    @abstractmethod
+    def cost(self, settings: Any, info: DatasetInfo, forward: Cost) -> Cost:
+        """Compute of the whole; ``forward`` is the cost of one image's pass through the backbone."""
+
+    @abstractmethod
+    def file_bytes(self, settings: Any, info: DatasetInfo, backbone: BackboneRecipe) -> int:
+        """Size of its files in bytes, roughly."""
+
+
+DERIVATIONS: Registry[type[Derivation]] = Registry("derivation", "rd3.diffusion.derivations")
+
+
+def register_derivation(name: str, *, version: int) -> Callable[[type[Derivation]], type[Derivation]]:
+    """Class decorator: register a derivation.  Raise ``version`` whenever a bug fix changes its results."""
+
+    def add(derivation: type[Derivation]) -> type[Derivation]:
+        derivation.name, derivation.version = name, version
+        return DERIVATIONS.register(name)(derivation)
+
+    return add

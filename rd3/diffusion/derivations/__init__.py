@@ -1,0 +1,1 @@
+"""Derivations from diffusion backbones, one file each."""

@@ -1,0 +1,91 @@
+"""``minimax``: a diffusion transformer fine-tuned for representativeness and diversity."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from rd3.datasets import Dataset, DatasetInfo
+from rd3.diffusion.cost import backbone_bytes
+from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
+from rd3.errors import BadValue, Diverged
+from rd3.models import Cost
+from rd3.recipe import BackboneRecipe, DerivedRecipe
+
+if TYPE_CHECKING:
+    from rd3.diffusion.backbone import Backbone
+
+FILE = "changed.safetensors"
+
+
+class MinimaxTuning(DerivationSettings):
+    """Settings as in ``run.sh`` and ``train_dit.py`` of the released code."""
+
+    epochs: int = Field(default=8, ge=0)
+    """Passes over the training images; 0 leaves the backbone as it is."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images per optimizer step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Constant learning rate of AdamW."""
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+    """Decay of the moving average of the weights, from which images are sampled."""
+    representativeness: float = Field(default=0.002, ge=0)
+    """Weight of the term that pulls predictions towards the least similar real latent of their class."""
+    diversity: float = Field(default=0.008, ge=0)
+    """Weight of the term that pushes predictions from the most similar earlier prediction of their class."""
+    memory: int = Field(default=64, ge=1)
+    """Latents kept per class: real ones, and as many predictions."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of images that are trained without their class."""
+
+
+@register_derivation("minimax", version=1)
+class MinimaxFineTuning(Derivation):
+    """Fine-tune biases, class embeddings and scales of a DiT with the two minimax terms.
+
+    Source: Gu et al., "Efficient Dataset Distillation via Minimax Diffusion", CVPR 2024; vimar-gu/MinimaxDiffusion
+    ``train_dit.py``, ``models.py``, ``run.sh``.
+    """
+
+    Settings = MinimaxTuning
+
+    def derive(
+        self, recipe: DerivedRecipe, settings: Any, backbone: Backbone, dataset: Dataset, out: Path, progress: Progress
+    ) -> dict[str, Any]:
+        import torch
+        from safetensors.torch import save_file
+
+        from rd3.diffusion.families.dit import DiT
+        from rd3.diffusion.minimax import FineTuning
+
+        if not isinstance(backbone, DiT):
+            raise BadValue(
+                f"Minimax fine-tunes a diffusion transformer, and this backbone is a {backbone.family} model.",
+                "name a backbone of family dit",
+            )
+        before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
+        tuning = FineTuning(backbone, settings, recipe, dataset)
+        started, loss = time.perf_counter(), 0.0
+        for epoch in range(settings.epochs):
+            loss = tuning.epoch(epoch)
+            if not torch.isfinite(torch.tensor(loss)):
+                raise Diverged(f"The loss of the fine-tuning became {loss} in epoch {epoch + 1}.", "lower lr")
+            left_s = (settings.epochs - epoch - 1) * (time.perf_counter() - started) / (epoch + 1)
+            progress(
+                (epoch + 1) / settings.epochs,
+                f"epoch {epoch + 1}/{settings.epochs}, loss {loss:.4f}, {left_s / 60:.0f} min left",
+            )
+        tuning.finish()
+        after = backbone.transformer.state_dict()
+        changed = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
+        save_file({name: value.cpu().clone().contiguous() for name, value in changed.items()}, out / FILE)
+        return {"final_loss": loss, "trained_values": tuning.trained_values}
+
+    def cost(self, settings: MinimaxTuning, info: DatasetInfo, forward: Cost) -> Cost:
+        return 3 * settings.epochs * info.train_count * forward
+
+    def file_bytes(self, settings: MinimaxTuning, info: DatasetInfo, backbone: BackboneRecipe) -> int:
+        return backbone_bytes(backbone) // 2

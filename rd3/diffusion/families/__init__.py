@@ -1,0 +1,1 @@
+"""Families of diffusion backbones, one file each."""

@@ -1,0 +1,253 @@
+"""``dit``: class-conditional diffusion transformers, in the latents of a VAE or on pixels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from rd3.datasets import DatasetInfo
+from rd3.diffusion.backbone import Backbone, Stage, register_backbone
+from rd3.diffusion.codec import Autoencoder, Codec, Pixels
+from rd3.diffusion.loss import Noising, squared_error, variational_bound
+from rd3.diffusion.sampler import Conditions
+from rd3.errors import BadValue, DataMissing
+from rd3.recipe import BackboneRecipe
+from rd3.seeding import scoped
+from rd3.teacher.class_order import imagenet_rows
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+GUIDED = 3
+"""DiT guides the first three channels, also of latents with four (facebookresearch/DiT ``models.py``)."""
+IMAGENET_CLASSES = 1000
+
+
+class DiTSizes(BaseModel):
+    """Sizes of a DiT that is trained here, on pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(ge=2)
+    """Dimension of the tokens; a multiple of ``heads``."""
+    depth: int = Field(ge=1)
+    """Number of blocks."""
+    heads: int = Field(ge=1)
+    """Attention heads of a block."""
+    patch: int = Field(ge=1)
+    """Side of a token's patch, in pixels."""
+
+
+@register_backbone("dit")
+class DiT(Backbone):
+    """A diffusion transformer (Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023).
+
+    Imported: DiT-XL/2 as a diffusers folder with ``transformer`` and ``vae``, whose classes are ImageNet-1K's.  Trained
+    here: a small model on pixels, which is not DiT-XL/2 and is named as a local one.
+
+    Deviations: diffusers keeps a copy of the time and class embedders in every block; they are one embedder here, as
+    published, if the copies are equal.
+    """
+
+    components = ("transformer",)
+    guided_channels = GUIDED
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        transformer: DiTTransformer2DModel,
+        codec: Codec,
+        rows: list[int],
+        vae: AutoencoderKL | None = None,
+    ):
+        """``rows``: the row of the class embedding of each class of ``info``; the last row of all is "no class"."""
+        super().__init__(info)
+        self.transformer, self.codec, self.vae = transformer, codec, vae
+        self.rows = torch.tensor(rows)
+        share_embedders(transformer)
+
+    @classmethod
+    def create(cls, config: Mapping[str, Any], info: DatasetInfo, stream: torch.Generator) -> Self:
+        from diffusers import DiTTransformer2DModel
+
+        sizes = _sizes(config, info.resolution)
+        with scoped(stream):
+            transformer = DiTTransformer2DModel(
+                num_attention_heads=sizes.heads,
+                attention_head_dim=sizes.width // sizes.heads,
+                in_channels=3,
+                out_channels=6,
+                num_layers=sizes.depth,
+                sample_size=info.resolution,
+                patch_size=sizes.patch,
+                num_embeds_ada_norm=info.num_classes,
+                norm_type="ada_norm_zero",
+                activation_fn="gelu-approximate",
+            )
+            initialise(transformer)
+        return cls(info, transformer, Pixels(info.resolution), list(range(info.num_classes)))
+
+    @classmethod
+    def load(cls, folder: Path, info: DatasetInfo) -> Self:
+        from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+        transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        side, classes = transformer.config.sample_size, transformer.config.num_embeds_ada_norm
+        rows = list(range(classes)) if classes == info.num_classes else _imagenet(info, classes)
+        channels = transformer.config.in_channels
+        if not (folder / "vae").is_dir():
+            if channels != 3:
+                raise DataMissing(
+                    f"{folder} has no vae, and its transformer works on latents of {channels} channels.",
+                    "add the folder vae of the published pipeline",
+                )
+            return cls(info, transformer, Pixels(side), rows)
+        vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+        if vae.config.latent_channels != channels:
+            raise BadValue(
+                f"The vae in {folder} has {vae.config.latent_channels} latent channels, but its transformer takes "
+                f"{channels}.",
+                "use the vae of the same pipeline",
+            )
+        return cls(info, transformer, Autoencoder(vae, side), rows, vae)
+
+    def save(self, folder: Path) -> None:
+        with_copies(self.transformer).save_pretrained(folder / "transformer")
+        if self.vae is not None:
+            self.vae.save_pretrained(folder / "vae")
+        self.scheduler().save_pretrained(folder / "scheduler")
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"transformer": self.transformer, **({"vae": self.vae} if self.vae is not None else {})}
+
+    def scheduler(self, name: str | None = None) -> Any:
+        from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+
+        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+        if name in (None, "ddpm"):  # its times equal DiT's with this spacing alone
+            return DDPMScheduler(**betas, variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
+        if name == "ddim":  # the time before t is that of the next step with this spacing, not with linspace
+            return DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
+        if name == "pndm":
+            return PNDMScheduler(**betas, skip_prk_steps=True, timestep_spacing="trailing")
+        raise BadValue(f"There is no scheduler {name!r}.", "use ddpm, ddim or pndm")
+
+    def conditions(self, labels: torch.Tensor) -> Conditions:
+        given = self.rows[labels].to(self.device)
+        return Conditions(given, torch.full_like(given, self.null))
+
+    @property
+    def null(self) -> int:
+        """Row of the class embedding that means "no class"."""
+        return int(self.transformer.config.num_embeds_ada_norm)
+
+    def denoise(self, latents: torch.Tensor, t: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.transformer(latents, timestep=t, class_labels=given).sample
+        return output
+
+    def loss(
+        self, latents: torch.Tensor, labels: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, dropped: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) loss of predicting ``noise`` and variances at times ``t``, and (B, C, h, w) the prediction of x_0.
+
+        ``dropped`` (B,) bool: images that are trained without their class.
+        """
+        noising = Noising.linear(self.device)
+        noised = noising.noised(latents, noise, t)
+        conditions = self.conditions(labels.cpu())
+        assert conditions.null is not None
+        output = self.denoise(noised, t, torch.where(dropped, conditions.null, conditions.given)).float()
+        error = squared_error(output, noise) + variational_bound(output, latents, noised, t, noising)
+        return error, noising.cleaned(noised, output[:, : latents.shape[1]], t)
+
+    def stages(self, recipe: BackboneRecipe) -> list[Stage]:
+        assert recipe.training is not None
+        training = recipe.training
+
+        def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+            latents = self.codec.encode(images, ())
+            t, noise, dropped = draws(latents, training.dropout, stream)
+            return self.loss(latents, labels, t, noise, dropped)[0].mean()
+
+        return [Stage("transformer", [self.transformer], loss, training)]
+
+
+def draws(
+    latents: torch.Tensor, dropout: float, stream: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Times (B,), noise (B, C, h, w) and which images (B,) lose their class, on the latents' device."""
+    t = torch.randint(1000, (len(latents),), generator=stream)
+    noise = torch.randn(latents.shape, generator=stream)
+    dropped = torch.rand(len(latents), generator=stream) < dropout
+    return t.to(latents.device), noise.to(latents.device), dropped.to(latents.device)
+
+
+def share_embedders(transformer: DiTTransformer2DModel) -> None:
+    """Make the embedders of time and class one for all blocks, as published, if the copies of diffusers are equal."""
+    first = transformer.transformer_blocks[0].norm1.emb
+    wanted = first.state_dict()
+    for block in transformer.transformer_blocks[1:]:
+        own = block.norm1.emb.state_dict()
+        if all(torch.equal(wanted[name], own[name]) for name in wanted):
+            block.norm1.emb = first
+
+
+def with_copies(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
+    """A model equal to this one, on the CPU, in which each block has embedders of its own, as diffusers saves it."""
+    copied = copy.deepcopy(transformer).cpu()
+    for block in copied.transformer_blocks[1:]:
+        block.norm1.emb = copy.deepcopy(block.norm1.emb)
+    return copied
+
+
+def initialise(transformer: DiTTransformer2DModel) -> None:
+    """Published initialisation: Xavier linear layers, small embeddings, and zeros where a residual or the output ends.
+
+    Draws from torch's global generator.  Source: facebookresearch/DiT ``models.py``, ``initialize_weights``.
+    """
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    patches = transformer.pos_embed.proj
+    nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+    nn.init.zeros_(patches.bias)
+    share = transformer.transformer_blocks[0].norm1.emb
+    nn.init.normal_(share.class_embedder.embedding_table.weight, std=0.02)
+    nn.init.normal_(share.timestep_embedder.linear_1.weight, std=0.02)
+    nn.init.normal_(share.timestep_embedder.linear_2.weight, std=0.02)
+    for block in transformer.transformer_blocks:
+        block.norm1.emb = share
+        nn.init.zeros_(block.norm1.linear.weight)
+    nn.init.zeros_(transformer.proj_out_1.weight)
+    nn.init.zeros_(transformer.proj_out_2.weight)
+
+
+def _sizes(config: Mapping[str, Any], resolution: int) -> DiTSizes:
+    try:
+        sizes = DiTSizes.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadValue(f"Backbone dit, size {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    if sizes.width % sizes.heads:
+        raise BadValue(f"Backbone dit, size width: {sizes.width} is no multiple of {sizes.heads} heads.")
+    if resolution % sizes.patch:
+        raise BadValue(f"Backbone dit, size patch: {resolution} pixels are no multiple of {sizes.patch}.")
+    return sizes
+
+
+def _imagenet(info: DatasetInfo, classes: int) -> list[int]:
+    """The rows of the dataset's classes in a model of ImageNet-1K's."""
+    if classes != IMAGENET_CLASSES:
+        raise BadValue(
+            f"The model knows {classes} classes, {info.name} has {info.num_classes}.",
+            "train a backbone of this dataset: rd3 diffusion train",
+        )
+    return imagenet_rows(info.class_ids, info.name)

@@ -1,0 +1,211 @@
+"""Train a diffusion backbone on a dataset's images, stage by stage and epoch by epoch; resumes when interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from rd3.augment import horizontal_flip, to_unit
+from rd3.datasets import Dataset
+from rd3.device import autocast, ran_precision, repeatable_kernels, usable_device
+from rd3.diffusion.backbone import BACKBONES, Stage, write_backbone
+from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.recipe import BackboneRecipe, BackboneTraining
+from rd3.seeding import generator
+from rd3.store import write_atomically
+from rd3.teacher.training import Images
+
+CHECKPOINT = "checkpoint.safetensors"
+Progress = Callable[[float, str], None]
+LOCAL = "trained by RD3: a small local model, not a published one"
+"""What every record says of a backbone that was trained here."""
+
+
+@dataclass
+class Done:
+    """Progress of a training: the rows of each stage, and the time of all attempts in seconds."""
+
+    curve: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    wall_s: float = 0.0
+    process_s: float = 0.0
+
+
+def train(
+    recipe: BackboneRecipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda fraction, note: None,
+) -> dict[str, Any]:
+    """Train the recipe's model, write its folder, and return the figures for the ledger.
+
+    Weights are averaged over the steps of each stage (EMA), and the averages are kept.  Random numbers are a function
+    of seed, stage and epoch, so that a resumed training equals an uninterrupted one.  Raises :class:`Diverged` with the
+    first epoch whose loss is not finite.
+    """
+    wall, process = time.perf_counter(), time.process_time()
+    device, out = usable_device(device), Path(out)
+    seed = _checked(recipe, dataset)
+    precision = ran_precision(device, recipe.precision or "auto")
+    backbone = BACKBONES.get(recipe.family).create(recipe.config, dataset.info, generator(seed, "init")).to(device)
+    stages = backbone.stages(recipe)
+    runs = [_Run(stage, recipe, precision, device) for stage in stages]
+    done = _restore(out / CHECKPOINT, recipe.key, precision, runs)
+    images = Images(dataset, recipe.data.split, device)
+    whole = sum(stage.training.epochs for stage in stages)
+    before = sum(map(len, done.curve.values()))
+    started = time.perf_counter()
+    for run in runs:
+        rows = done.curve.setdefault(run.stage.name, [])
+        for epoch in range(len(rows), run.stage.training.epochs):
+            with repeatable_kernels():
+                rows.append(run.epoch(epoch, images))
+            finished = sum(map(len, done.curve.values()))
+            now = Done(
+                done.curve, done.wall_s + time.perf_counter() - wall, done.process_s + time.process_time() - process
+            )
+            _write(out / CHECKPOINT, recipe.key, precision, runs, now)
+            left_s = (whole - finished) * (time.perf_counter() - started) / (finished - before)
+            progress(
+                finished / whole,
+                f"{run.stage.name} epoch {epoch + 1}/{run.stage.training.epochs}, loss {rows[-1]['loss']:.4f}, "
+                f"{left_s / 60:.0f} min left",
+            )
+        run.finish()
+    write_backbone(out, backbone.frozen(), recipe, LOCAL, ran_precision=precision, curve=done.curve)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return {
+        "parameters": backbone.size,
+        "epochs": whole,
+        "final_loss": done.curve[stages[-1].name][-1]["loss"],
+        "ran_precision": precision,
+        "wall_s": done.wall_s + time.perf_counter() - wall,
+        "process_s": done.process_s + time.process_time() - process,
+    }
+
+
+def _checked(recipe: BackboneRecipe, dataset: Dataset) -> int:
+    """The seed, once recipe and dataset fit together."""
+    info = dataset.info
+    if recipe.training is None or recipe.seed is None:
+        raise BadValue(
+            f"Backbone {recipe.key[:12]} has no training settings or no seed; nothing can train it.", "import it"
+        )
+    if recipe.classes != info.classes:
+        raise ClassOrderError(
+            f"The backbone was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "plan it again with this dataset",
+        )
+    if recipe.resolution != info.resolution:
+        raise BadValue(
+            f"The backbone was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
+            "plan it again with this dataset",
+        )
+    if recipe.data.split == "unknown":
+        raise BadValue("A backbone cannot be trained on split 'unknown'.", "plan it on 'train' or 'fit'")
+    return recipe.seed
+
+
+class _Run:
+    """A stage with its optimizer and averaged weights."""
+
+    def __init__(self, stage: Stage, recipe: BackboneRecipe, precision: str, device: torch.device):
+        self.stage, self.precision, self.device = stage, precision, device
+        self.seed = recipe.seed or 0
+        training: BackboneTraining = stage.training
+        # Eval mode: models drop classes as their stage draws them, and have no other dropout.
+        stage.networks.eval().requires_grad_(True)
+        self.parameters = dict(stage.networks.named_parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay)
+        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def epoch(self, epoch: int, images: Images) -> dict[str, float]:
+        """One pass over the training images; the row of the curve."""
+        training, name = self.stage.training, self.stage.name
+        order = torch.randperm(len(images.labels), generator=generator(self.seed, name, "order", epoch))
+        stream = generator(self.seed, name, "noise", epoch)
+        batches, losses = order.split(training.batch_size), []
+        for number, batch in enumerate(batches):
+            pixels, labels = images.batch(batch)
+            views = to_unit(pixels)
+            if training.flip:
+                views = horizontal_flip(views, stream)
+            with autocast(self.device, self.precision):
+                loss = self.stage.loss(views, labels, stream)
+            rate = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))
+            self._step(loss, training.lr * rate)
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise Diverged(
+                f"The loss of {name} became {mean} in epoch {epoch + 1} of {training.epochs}.",
+                "lower the learning rate or lengthen the warm-up",
+            )
+        return {"epoch": epoch + 1, "loss": mean}
+
+    def _step(self, loss: torch.Tensor, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            values = [value.detach() for value in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), values, 1 - self.stage.training.ema)
+
+    def finish(self) -> None:
+        """Replace the weights by their averages."""
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(self.average[name])
+        self.stage.networks.requires_grad_(False)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, averages and the optimizer's moments by name."""
+        found: dict[str, torch.Tensor] = {f"weights.{name}": value for name, value in self.parameters.items()}
+        found |= {f"average.{name}": value for name, value in self.average.items()}
+        for name, parameter in self.parameters.items():
+            found |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Put :meth:`state` back, in place."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"weights.{name}"])
+            self.average[name].copy_(state[f"average.{name}"])
+            moments = {key.rpartition(".")[2]: key for key in state if key.rpartition(".")[0] == f"adam.{name}"}
+            for moment, key in moments.items():
+                place = "cpu" if moment == "step" else self.device
+                self.optimizer.state[parameter][moment] = state[key].to(place)
+
+
+def _write(path: Path, key: str, precision: str, runs: list[_Run], done: Done) -> None:
+    tensors = {f"{run.stage.name}/{name}": value for run in runs for name, value in run.state().items()}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(plain, {"key": key, "precision": precision, "done": json.dumps(asdict(done))}))
+
+
+def _restore(path: Path, key: str, precision: str, runs: list[_Run]) -> Done:
+    """Restore the state of an earlier attempt at this recipe and precision, and return its progress."""
+    if not path.is_file():
+        return Done()
+    with safe_open(path, framework="pt") as stored:
+        about = stored.metadata()
+        if (about["key"], about["precision"]) != (key, precision):
+            return Done()
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    for run in runs:
+        prefix = f"{run.stage.name}/"
+        run.restore({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
+    return Done(**json.loads(about["done"]))

@@ -1,0 +1,77 @@
+"""Sample the images of a set from a diffusion model: shared by all generation-based methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rd3.diffusion.guide import PLAIN, Guide, Member
+from rd3.methods import Block, Context
+from rd3.recipe import SetRecipe
+from rd3.seeding import generator
+
+if TYPE_CHECKING:
+    import torch
+
+    from rd3.diffusion.backbone import Backbone
+    from rd3.diffusion.sampler import Conditions
+
+BATCH = {"cpu": 16}
+"""Images sampled together, by device; affects the images by rounding alone, and is in no key."""
+BATCH_ELSEWHERE = 32
+
+
+def class_blocks(recipe: SetRecipe, num_classes: int) -> list[Block]:
+    """One block per class, with all its images: a smaller set has the first of them."""
+    return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(num_classes)]
+
+
+def sampled(
+    blocks: Sequence[Block],
+    ctx: Context,
+    backbone: Backbone,
+    *,
+    steps: int,
+    guidance: float,
+    scheduler: str | None = None,
+    conditions: Callable[[torch.Tensor], Conditions] | None = None,
+    start: Callable[[Sequence[Member]], torch.Tensor] | None = None,
+    strength: float = 1.0,
+    guide: Callable[[Sequence[Member]], Guide] = lambda members: PLAIN,
+    interpolation: str = "bicubic",
+) -> list[torch.Tensor]:
+    """(n, 3, H, W) uint8 for each block, at the dataset's resolution: phases ``generate`` and ``decode``.
+
+    ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
+    ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
+    ``interpolation`` is how images of another size are resized, antialiased.  Every image has noise of its own, a
+    function of set seed, label and k.
+    """
+    import torch
+
+    from rd3.diffusion.codec import to_size
+    from rd3.diffusion.sampler import sample
+
+    members = [member for block in blocks for member in block.members]
+    batch = BATCH.get(ctx.device.type, BATCH_ELSEWHERE)
+    parts = [members[first : first + batch] for first in range(0, len(members), batch)]
+    images: list[torch.Tensor] = []
+    for number, part in enumerate(parts):
+        labels = torch.tensor([label for label, _k in part])
+        with ctx.phase("generate"), ctx.autocast():
+            latents = sample(
+                backbone,
+                backbone.scheduler(scheduler),
+                (conditions or backbone.conditions)(labels),
+                [generator(ctx.recipe.set_seed or 0, "synthesize", "sample", *member) for member in part],
+                part,
+                steps=steps,
+                guidance=guidance,
+                start=start(part) if start is not None else None,
+                strength=strength,
+                guide=guide(part),
+                progress=ctx.part(number, len(parts)),
+            )
+        with ctx.phase("decode"), torch.inference_mode():
+            images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution, interpolation).cpu())
+    return list(torch.cat(images).split([len(block.members) for block in blocks]))
