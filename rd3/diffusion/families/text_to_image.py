@@ -219,9 +219,7 @@ class TextToImage(Backbone):
             Stage("denoiser", [self.unet, self.text_encoder], loss, recipe.training),
         ]
 
-    def autoencoder_loss(
-        self, images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator
-    ) -> torch.Tensor:
+    def autoencoder_loss(self, images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """Mean squared error of reconstructions, in pixels of [-1, 1], and the KL term with a small weight."""
         pixels = images * 2 - 1
         posterior = self.vae.encode(pixels).latent_dist
@@ -239,9 +237,7 @@ class TextToImage(Backbone):
         latents = torch.cat([self.codec.encode(part, [stream] * len(part)).cpu() for part in parts])
         self.vae.register_to_config(scaling_factor=1 / float(latents.double().std()))
 
-    def loss(
-        self, images: torch.Tensor, labels: torch.Tensor, dropout: float, stream: torch.Generator
-    ) -> torch.Tensor:
+    def loss(self, images: torch.Tensor, labels: torch.Tensor, dropout: float, stream: torch.Generator) -> torch.Tensor:
         """Mean squared error of the predicted noise; a share ``dropout`` of the images loses its prompt."""
         with torch.no_grad():
             latents = self.codec.encode(images, [stream] * len(images)).float()
