@@ -225,8 +225,9 @@ class TextToImage(Backbone):
         posterior = self.vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=stream).to(pixels.device)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        error: torch.Tensor = (decoded - pixels).square().mean()
-        return error + KL_WEIGHT * posterior.kl().float().mean() / pixels[0].numel()
+        divergence = posterior.kl().float().mean() / pixels[0].numel()
+        loss: torch.Tensor = (decoded - pixels).square().mean() + KL_WEIGHT * divergence
+        return loss
 
     @torch.no_grad()
     def rescale(self, images: Images, stream: torch.Generator) -> None:
