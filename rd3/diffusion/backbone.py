@@ -25,6 +25,8 @@ from rd3.store import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rd3.teacher.training import Images
+
 MANIFEST = "backbone.json"
 
 
@@ -142,10 +144,12 @@ class Stage:
         networks: Sequence[nn.Module],
         loss: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor],
         training: Any,
+        after: Callable[[Images], None] = lambda images: None,
     ):
         """``loss`` maps images (B, 3, H, W) in [0, 1], labels (B,) int64 on the device and a CPU stream to a scalar;
-        ``training`` is a :class:`rd3.recipe.BackboneTraining`."""
-        self.name, self.loss, self.training = name, loss, training
+        ``training`` is a :class:`rd3.recipe.BackboneTraining`; ``after`` is called with the training images once the
+        stage has its final weights, also when it was finished by an earlier attempt."""
+        self.name, self.loss, self.training, self.after = name, loss, training, after
         self.networks = nn.ModuleList(networks)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from rd3.diffusion.unet_cost import autoencoder_values, unet_tally
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe
 
@@ -18,11 +19,13 @@ class Sizes(NamedTuple):
     """Of one image through the denoiser."""
     values: int = 0
     """Number of saved values of all its networks."""
+    latent: int = 0
+    """Number of values of one latent."""
 
 
 PUBLISHED = {
-    "dit": Sizes(Cost(2 * 118.64e9, 5e9), 833_000_000),
-    "text-to-image": Sizes(Cost(2 * 402e9, 2e10), 1_066_000_000),
+    "dit": Sizes(Cost(2 * 118.64e9, 5e9), 833_000_000, 4 * 32**2),
+    "text-to-image": Sizes(Cost(2 * 402e9, 2e10), 1_066_000_000, 4 * 64**2),
 }
 """By family, of the model that is imported: DiT-XL/2 at 256 pixels (its paper's 118.64 billion multiply-adds) and
 Stable Diffusion 1.5 at 512 pixels, each with its VAE; the traffic is a rough guess."""
@@ -34,10 +37,22 @@ def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
     block = tokens * (12 * width**2 + 2 * tokens * width) + 6 * width**2
     traffic = depth * tokens * 30 * width * _BYTES_PER_VALUE
     # Each block is saved with embedders of time and class of its own.
-    return Sizes(Cost(2.0 * depth * block, float(traffic)), depth * (19 * width**2 + 280 * width))
+    return Sizes(Cost(2.0 * depth * block, float(traffic)), depth * (19 * width**2 + 280 * width), 3 * resolution**2)
 
 
-SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {"dit": _dit}
+def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
+    layers, text, length = config.get("layers", 1), config["text_width"], config.get("length", 77)
+    side = resolution // 2 ** (len(config["autoencoder"]) - 1)
+    unet = unet_tally(config["unet"], layers, side, text, length)
+    encoder = 12 * text**2 * config.get("text_depth", 2) + (length + 150) * text
+    values = unet.values + autoencoder_values(config["autoencoder"], layers) + encoder
+    return Sizes(Cost(2.0 * unet.products, float(_BYTES_PER_VALUE * unet.outputs)), values, 4 * side**2)
+
+
+SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {
+    "dit": _dit,
+    "text-to-image": _text_to_image,
+}
 """By family, of models that are trained here, from their sizes and resolution; families that are not listed count as
 free."""
 
@@ -52,6 +67,11 @@ def _of(recipe: BackboneRecipe) -> Sizes:
 def pass_cost(recipe: BackboneRecipe) -> Cost:
     """Cost of one image's forward pass through the denoiser of a backbone."""
     return _of(recipe).forward
+
+
+def latent_values(recipe: BackboneRecipe) -> int:
+    """Number of values of one latent of a backbone."""
+    return _of(recipe).latent
 
 
 def backbone_bytes(recipe: BackboneRecipe) -> int:

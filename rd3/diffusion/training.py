@@ -82,6 +82,7 @@ def train(
                 f"{left_s / 60:.0f} min left",
             )
         run.finish()
+        run.stage.after(images)
     write_backbone(out, backbone.frozen(), recipe, LOCAL, ran_precision=precision, curve=done.curve)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return {

@@ -1,0 +1,103 @@
+"""Multiply-adds and values of U-Nets and VAEs in the layout of diffusers, counted layer by layer; loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LATENT_CHANNELS = 4
+_IMAGE_CHANNELS = 3
+_PASSES_PER_OUTPUT = 8
+"""Reads and writes per output of a convolution or a linear layer, with its norm, activation and residual; a guess."""
+
+
+@dataclass
+class Tally:
+    """What one image's pass through some layers takes."""
+
+    products: int = 0
+    """Multiply-adds."""
+    values: int = 0
+    """Weights."""
+    outputs: int = 0
+    """Values read or written."""
+
+    def linear(self, wide: int, narrow: int, positions: int) -> None:
+        """A linear layer, or a convolution with all its taps in ``wide``, at so many positions."""
+        self.products += wide * narrow * positions
+        self.values += wide * narrow
+        self.outputs += _PASSES_PER_OUTPUT * narrow * positions
+
+    def residual(self, before: int, after: int, positions: int, time: int) -> None:
+        """A residual block with two 3x3 convolutions; ``time``: dimension of the embedded time, 0 without."""
+        self.linear(9 * before, after, positions)
+        self.linear(9 * after, after, positions)
+        self.linear(time, after, 1)
+        if before != after:
+            self.linear(before, after, positions)
+
+    def attention(self, width: int, positions: int, text: int, length: int) -> None:
+        """A transformer block: attention to all positions and to a text, a gated feed-forward layer, projections."""
+        for _projection in range(8):  # in and out, queries, keys, values and output, queries and output for the text
+            self.linear(width, width, positions)
+        self.linear(text, 2 * width, length)
+        self.linear(width, 12 * width, positions)
+        self.products += 2 * width * positions * (positions + length)
+
+
+def unet_tally(widths: Sequence[int], layers: int, side: int, text: int, length: int) -> Tally:
+    """A U-Net of latents of this side: all levels but the last attend to ``length`` tokens of ``text`` values."""
+    tally, last = Tally(), len(widths) - 1
+    time = 4 * widths[0]
+    tally.linear(9 * LATENT_CHANNELS, widths[0], side**2)
+    tally.linear(widths[0], time, 1)
+    tally.linear(time, time, 1)
+    channels, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        positions = (side // 2**level) ** 2
+        for _layer in range(layers):
+            tally.residual(channels, width, positions, time)
+            if level < last:
+                tally.attention(width, positions, text, length)
+            channels = width
+            skips.append(width)
+        if level < last:
+            tally.linear(9 * width, width, positions // 4)
+            skips.append(width)
+    positions = (side // 2**last) ** 2
+    tally.residual(channels, channels, positions, time)
+    tally.attention(channels, positions, text, length)
+    tally.residual(channels, channels, positions, time)
+    for level, width in reversed(list(enumerate(widths))):
+        positions = (side // 2**level) ** 2
+        for _layer in range(layers + 1):
+            tally.residual(channels + skips.pop(), width, positions, time)
+            if level < last:
+                tally.attention(width, positions, text, length)
+            channels = width
+        if level > 0:
+            tally.linear(9 * width, width, 4 * positions)
+    tally.linear(9 * channels, LATENT_CHANNELS, side**2)
+    return tally
+
+
+def autoencoder_values(widths: Sequence[int], layers: int) -> int:
+    """Number of weights of a VAE with these channels by level."""
+    tally, last = Tally(), len(widths) - 1
+    tally.linear(9 * _IMAGE_CHANNELS, widths[0], 1)
+    tally.linear(9 * widths[last], 2 * LATENT_CHANNELS, 1)
+    tally.linear(9 * LATENT_CHANNELS, widths[last], 1)
+    tally.linear(9 * widths[0], _IMAGE_CHANNELS, 1)
+    for _half in range(2):
+        tally.residual(widths[last], widths[last], 1, 0)
+        tally.linear(4 * widths[last], widths[last], 1)
+        tally.residual(widths[last], widths[last], 1, 0)
+    for level, width in enumerate(widths):
+        after = widths[min(level + 1, last)]
+        for layer in range(layers):
+            tally.residual(width if layer else widths[max(level - 1, 0)], width, 1, 0)
+        for layer in range(layers + 1):
+            tally.residual(width if layer else after, width, 1, 0)
+        for _resampling in range(2 if level < last else 0):
+            tally.linear(9 * width, width, 1)
+    return tally.values

@@ -1,0 +1,135 @@
+"""D4M: images of a text-to-image model that start from prototypes of the real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.datasets import DatasetInfo
+from rd3.diffusion.derivation import Derive
+from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
+from rd3.diffusion.prompts import NEGATIVE
+from rd3.errors import BadValue
+from rd3.methods import Block, Context, Cost, Method, Needs, Settings, register_method
+from rd3.methods._diffusion import class_blocks, sampled
+from rd3.methods._prompts import class_prompts
+from rd3.recipe import SetRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from rd3.diffusion.families.text_to_image import TextToImage
+    from rd3.diffusion.sampler import Conditions
+
+
+class D4MSettings(Settings):
+    """Settings as in ``gen_prototype.py``, ``gen_syn_image.py`` and the launch scripts of the released code."""
+
+    backbone: str = "text-to-image"
+    """Role of the text-to-image model."""
+    clusters: int | None = Field(default=None, ge=1)
+    """Prototypes per class; None uses IPC.  A smaller number that divides IPC starts several images from each."""
+    expand: int = Field(default=10, ge=1)
+    """Latents that the k-means fits at a time, as a multiple of ``clusters``."""
+    prompts: tuple[str, ...] | None = None
+    """Prompt of each class, in label order; None uses the class names."""
+    negative_prompt: str = NEGATIVE
+    """Prompt from which guidance leads away."""
+    steps: int = Field(default=50, ge=1, le=1000)
+    """Steps of the model's own scheduler, of which the last ``strength * steps`` are run."""
+    strength: float = Field(default=0.7, gt=0, le=1)
+    """Noise that is added to the prototypes, as a fraction of the steps."""
+    guidance: float = Field(default=8.0, ge=0)
+    """Scale of classifier-free guidance; 1 is the conditional model."""
+
+
+_IMAGENET = {"expand": 1, "source": "suduo94/D4M distillation/gen_prototype_imgnt.sh, gen_syn_image_imgnt.sh"}
+
+
+@register_method("d4m", version=1)
+class D4M(Method):
+    """Image-to-image samples of a text-to-image model from the centres of k-means clusters.
+
+    Prototypes (a step of its own): all training images are encoded by the model's VAE, and mini-batch k-means with IPC
+    clusters runs in the latents of each class.  Image k of a class starts from centre k with the noise of 70 % of 50
+    steps and is sampled with the class name as the prompt, guidance 8 and a negative prompt.  No teacher is used before
+    the labels.  A smaller set is not the beginning of a larger one, as its clusters are others.
+
+    Source: Su et al., "D4M: Dataset Distillation via Disentangled Diffusion Model", CVPR 2024; suduo94/D4M
+    ``distillation/gen_prototype.py``, ``distillation/gen_syn_image.py``, ``distillation/*_imgnt.sh``.
+
+    Deviations: every class uses all its images, see the derivation ``prototypes``; prompts are the dataset's class
+    names (published for ImageNet: full synset strings; for CIFAR-100: a list in another order than the labels);
+    training images are the dataset's own resized and cropped ones, brought to the model's resolution; images are
+    resized to the dataset's resolution (the released script always writes 224 pixels); no safety checker turns images
+    black; noise is keyed by class and image, where the authors leave the seed open; unless Stable Diffusion 1.5 is
+    imported the backbone is a small local model, for which the method was not published.
+    """
+
+    Settings = D4MSettings
+    counted = ("steps",)
+    quick = {"steps": 4}
+    presets = {
+        "imagenet1k": _IMAGENET,
+        "imagenette": {**_IMAGENET, "nearest": True},
+        "imagewoof": {**_IMAGENET, "nearest": True},
+        "default": {
+            "source": "suduo94/D4M distillation/gen_prototype.py, gen_syn_image.py; no script for this dataset"
+        },
+    }
+
+    def needs(self, info: DatasetInfo, settings: D4MSettings, teacher: str) -> Needs:
+        clustering = PrototypesSettings(clusters=settings.clusters or 1, expand=settings.expand)
+        return Needs(backbones=(settings.backbone,), derived=(Derive("prototypes", clustering),))
+
+    def resolve_size(self, settings: D4MSettings, info: DatasetInfo, ipc: int) -> D4MSettings:
+        clusters = clusters_for("d4m", ipc, settings.clusters)
+        return settings.model_copy(update={"clusters": clusters, "prompts": class_prompts(settings.prompts, info)})
+
+    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
+        return class_blocks(recipe, info.num_classes)
+
+    def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
+        return 16
+
+    def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        [images] = self.make_many([block], ctx)
+        return images
+
+    def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
+        settings: D4MSettings = ctx.settings
+        model, [folder] = _text_to_image(ctx), ctx.derived
+        prompts = class_prompts(settings.prompts, ctx.info)
+
+        def conditions(labels: torch.Tensor) -> Conditions:
+            return model.conditions_of([prompts[label] for label in labels.tolist()], settings.negative_prompt)
+
+        return sampled(
+            blocks,
+            ctx,
+            model,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            conditions=conditions,
+            start=lambda members: prototypes_of(folder, members),
+            strength=settings.strength,
+        )
+
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        settings = D4MSettings.model_validate(recipe.settings)
+        passes = (1 if settings.guidance == 1 else 2) * (int(settings.steps * settings.strength) + 1)
+        return passes * recipe.ipc * info.num_classes * forward(recipe.backbones[0])
+
+
+def _text_to_image(ctx: Context) -> TextToImage:
+    from rd3.diffusion.families.text_to_image import TextToImage
+
+    [model] = ctx.backbones
+    if not isinstance(model, TextToImage):
+        raise BadValue(
+            f"D4M samples from a text-to-image model, and this backbone is a {model.family} model.",
+            "name a backbone of family text-to-image",
+        )
+    return model
