@@ -45,16 +45,16 @@ def sampled(
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
     ``interpolation`` is how images of another size are resized, antialiased.  Every image has noise of its own, a
-    function of set seed, label and k.
+    function of set seed, label and k; a batch holds images of one block, so that a block has the same bits however the
+    blocks are shared out.
     """
     import torch
 
     from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample
 
-    members = [member for block in blocks for member in block.members]
     batch = BATCH.get(ctx.device.type, BATCH_ELSEWHERE)
-    parts = [members[first : first + batch] for first in range(0, len(members), batch)]
+    parts = [block.members[first : first + batch] for block in blocks for first in range(0, len(block.members), batch)]
     images: list[torch.Tensor] = []
     for number, part in enumerate(parts):
         labels = torch.tensor([label for label, _k in part])

@@ -180,7 +180,7 @@ class Ledger:
             ) from None
 
     def roles(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Map (dataset, role) to the recipe of its teacher or diffusion backbone, for all roles that users have named."""
+        """Map (dataset, role) to the recipe of its teacher or backbone, for all roles that users have named."""
         found = {}
         for name in sorted(self.objects.names("roles/")):
             _roles, dataset, role = (unquote(part) for part in name.removesuffix(".json").split("/"))
