@@ -124,7 +124,8 @@ def ray_folder() -> Iterator[Path]:
         why = ", ".join(f"{root} {reason}" for root, reason in reasons.items())
         raise RD3Error(f"Ray cannot use any temporary folder: {why}.", "free space, or set TMPDIR to a short path")
     for left in root.glob("rd3-[0-9]*"):
-        if not is_running(int(re.findall(r"\d+", left.name)[1])):
+        named = re.fullmatch(r"rd3-(\d+)-\d+", left.name)  # other folders may begin alike
+        if named and not is_running(int(named[1])):
             shutil.rmtree(left, ignore_errors=True)
     folder = _private_folder(root)
     try:
@@ -135,8 +136,9 @@ def ray_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _own_token(folder: Path) -> Iterator[None]:
-    """A token for a cluster of this process, unless the user has set one; Ray itself would write one below HOME."""
-    if any(name in os.environ for name in _TOKENS):
+    """A token for a cluster of this process if the user has set none and HOME, where Ray keeps one, is not writable."""
+    home = os.environ.get("HOME")
+    if any(name in os.environ for name in _TOKENS) or (home and os.access(home, os.W_OK)):
         yield
         return
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of a compiled module

@@ -78,6 +78,20 @@ def test_no_place_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pyte
         pass
 
 
+def test_folders_that_only_begin_like_those_of_killed_processes_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(cluster, "_LONGEST_ROOT", 1000)
+    others = {f"rd3-{os.getppid()}-0", "rd3-9un8rrjt", f"rd3-{ended.pid}-results"}
+    for name in (*others, f"rd3-{ended.pid}-0"):
+        (tmp_path / name).mkdir()
+    with cluster.ray_folder() as folder:
+        assert {path.name for path in tmp_path.iterdir()} == others | {folder.parent.name}
+
+
 def test_folders_of_killed_drivers_are_deleted_and_those_of_live_ones_kept(monkeypatch: pytest.MonkeyPatch):
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:
         monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: short)
