@@ -82,7 +82,7 @@ class MGD3(Method):
         return class_blocks(recipe, info.num_classes)
 
     def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
-        # Alone on a CPU, where batches of another size round differently: shares of a set then equal the whole bit for bit.
+        # Batches of another size round differently: one by one, shares of a set equal the whole bit for bit on a CPU.
         return 1 if device.type == "cpu" else 16
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
