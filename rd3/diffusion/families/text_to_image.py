@@ -98,6 +98,7 @@ class TextToImage(Backbone):
     """
 
     guided_channels = LATENT_CHANNELS
+    components = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class TextToImage(Backbone):
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        _check_components(folder)
+        _check_components(folder, cls.components)
         stored: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
         with _no_progress_bars():
             text_encoder = CLIPTextModel.from_pretrained(
@@ -326,8 +327,8 @@ def _sizes(config: Mapping[str, Any], resolution: int) -> TextToImageSizes:
     return sizes
 
 
-def _check_components(folder: Path) -> None:
-    for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+def _check_components(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
         if not (folder / name).is_dir():
             raise DataMissing(
                 f"{folder} holds no text-to-image model: it has no folder {name}.",

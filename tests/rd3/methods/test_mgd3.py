@@ -118,7 +118,7 @@ def test_a_set_from_plan_to_images(model: DiT, tmp_path: Path):
     Prototypes().derive(derived, settings, model, DATA, tmp_path, lambda fraction, note: None)
     assert (tmp_path / FILE).is_file() and TENSOR == "prototypes"
     sets = []
-    for name, at_once in (("together", None), ("alone", 1)):
+    for name, at_once in (("together", 16), ("alone", 1)):
         place = tmp_path / name
         synthesize(recipe, DATA, [], place, backbones=[model], derived=[tmp_path], blocks_at_once=at_once)
         sets.append(SyntheticSet.open(place))
