@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.component import flat_protocol
-from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, read_recipe
+from rd3.recipe import BackboneRecipe, EvaluationRecipe, Key, Recipe, SetRecipe, read_recipe
 from rd3.store import Entry
 
 Fact = str | float
@@ -83,8 +83,18 @@ def _teacher_facts(recipe: SetRecipe | EvaluationRecipe, find: Find) -> dict[str
     return {"teacher": ",".join(networks)} if networks else {}
 
 
+def _set_facts(recipe: SetRecipe, find: Find) -> dict[str, Fact]:
+    backbones = [read_recipe(entry.recipe) for key in recipe.backbones if (entry := find("backbone", key)) is not None]
+    named = [
+        f"{one.family}, {'imported' if one.imported else 'a small one trained here'}"
+        for one in backbones
+        if isinstance(one, BackboneRecipe)
+    ]
+    return _teacher_facts(recipe, find) | ({"backbone": "; ".join(named)} if named else {})
+
+
 FACTS: dict[type[Recipe], Callable[[Any, Find], dict[str, Fact]]] = {
-    SetRecipe: _teacher_facts,
+    SetRecipe: _set_facts,
     EvaluationRecipe: _evaluation_facts,
 }
 """What a run shows of the recipe's parents; nothing for kinds that are not listed."""

@@ -97,7 +97,8 @@ class DiT(Backbone):
     def load(cls, folder: Path, info: DatasetInfo) -> Self:
         from diffusers import AutoencoderKL, DiTTransformer2DModel
 
-        transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        stored: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
+        transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", **stored)
         side, classes = transformer.config.sample_size, transformer.config.num_embeds_ada_norm
         rows = list(range(classes)) if classes == info.num_classes else _imagenet(info, classes)
         channels = transformer.config.in_channels
@@ -108,7 +109,7 @@ class DiT(Backbone):
                     "add the folder vae of the published pipeline",
                 )
             return cls(info, transformer, Pixels(side), rows)
-        vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(folder / "vae", **stored)
         if vae.config.latent_channels != channels:
             raise BadValue(
                 f"The vae in {folder} has {vae.config.latent_channels} latent channels, but its transformer takes "
