@@ -214,18 +214,11 @@ def _train_backbone(recipe: BackboneRecipe, context: Context) -> Output:
 
 
 def _derive(recipe: DerivedRecipe, context: Context) -> Output:
-    from rd3.diffusion.derivation import DERIVATIONS
+    from rd3.diffusion.derivation import derivation_of
 
-    derivation = DERIVATIONS.get(recipe.step)()
-    if derivation.version != recipe.version:
-        raise RD3Error(
-            f"The recipe needs version {recipe.version} of derivation {recipe.step}, this is version "
-            f"{derivation.version}.",
-            "plan the grid again",
-        )
+    derivation, settings = derivation_of(recipe)
     [backbone] = context.backbones((recipe.backbone,))
     wall, process = time.perf_counter(), time.process_time()
-    settings = derivation.Settings.model_validate(recipe.settings)
     found = derivation.derive(recipe, settings, backbone, context.dataset, context.out, context.progress)
     spent = {"wall_s": time.perf_counter() - wall, "process_s": time.process_time() - process}
     return {**spent, **found}, None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
-from rd3.diffusion.derivation import DERIVATIONS
+from rd3.diffusion.derivation import derivation_of
 from rd3.errors import RD3Error, Unsupported
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
 from rd3.planning.backbones import backbone_recipe, backbone_role
@@ -173,10 +173,9 @@ def trial_backbone(recipe: BackboneRecipe, dataset: Dataset) -> Backbone:
 
 
 def _derive(recipe: DerivedRecipe, backbone: Backbone, dataset: Dataset, out: Path) -> None:
-    derivation = DERIVATIONS.get(recipe.step)
+    derivation, settings = derivation_of(recipe)
     out.mkdir(parents=True)
-    settings = derivation.Settings.model_validate(recipe.settings)
-    derivation().derive(recipe, settings, backbone, dataset, out, lambda fraction, note: None)
+    derivation.derive(recipe, settings, backbone, dataset, out, lambda fraction, note: None)
 
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:

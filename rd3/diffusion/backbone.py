@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,7 +17,7 @@ from rd3.datasets import DatasetInfo
 from rd3.device import usable_device
 from rd3.diffusion.codec import Codec
 from rd3.diffusion.sampler import Conditions
-from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.registry import Registry
 from rd3.store import write_atomically
@@ -166,6 +166,23 @@ def register_backbone(family: str) -> Callable[[type[Backbone]], type[Backbone]]
     return add
 
 
+Sizes = TypeVar("Sizes", bound=BaseModel)
+
+
+def parse_sizes(model: type[Sizes], family: str, config: Mapping[str, Any]) -> Sizes:
+    """The sizes in a recipe; raises :class:`BadValue` with the first that is wrong."""
+    try:
+        return model.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise wrong_size(family, ".".join(map(str, first["loc"])), str(first["msg"])) from None
+
+
+def wrong_size(family: str, name: str, why: str, fix: str = "") -> BadValue:
+    """The error for a size of a model that is trained here."""
+    return BadValue(f"Backbone {family}, size {name}: {why}.", fix)
+
+
 def content_digest(backbone: Backbone) -> str:
     """sha256 of the names, shapes and fp32 values of all tensors of a model, component by component."""
     sha = hashlib.sha256()
@@ -181,8 +198,13 @@ def _tensors(backbone: Backbone) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{component}.{name}", value
 
 
-def write_backbone(folder: Path, backbone: Backbone, recipe: BackboneRecipe, origin: str, **more: Any) -> None:
-    """Save a model and its manifest, the manifest last; ``more``: further fields of the manifest."""
+def write_backbone(
+    folder: Path, backbone: Backbone, recipe: BackboneRecipe, origin: str, *, content: str, **more: Any
+) -> None:
+    """Save a model and its manifest, the manifest last.
+
+    ``content`` is its :func:`content_digest`, ``more`` are further fields of the manifest.
+    """
     backbone.save(folder)
     manifest = BackboneManifest(
         key=recipe.key,
@@ -193,7 +215,7 @@ def write_backbone(folder: Path, backbone: Backbone, recipe: BackboneRecipe, ori
         resolution=recipe.resolution,
         parameters=backbone.size,
         origin=origin,
-        content=content_digest(backbone),
+        content=content,
         **more,
     )
     write_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from rd3.datasets import DatasetInfo
+from rd3.errors import RD3Error
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 from rd3.registry import Registry
@@ -74,3 +75,15 @@ def register_derivation(name: str, *, version: int) -> Callable[[type[Derivation
         return DERIVATIONS.register(name)(derivation)
 
     return add
+
+
+def derivation_of(recipe: DerivedRecipe) -> tuple[Derivation, Any]:
+    """The derivation of a recipe and its settings; raises :class:`RD3Error` if this is another version of it."""
+    derivation = DERIVATIONS.get(recipe.step)()
+    if derivation.version != recipe.version:
+        raise RD3Error(
+            f"The recipe needs version {recipe.version} of derivation {recipe.step}, this is version "
+            f"{derivation.version}.",
+            "plan the grid again",
+        )
+    return derivation, derivation.Settings.model_validate(recipe.settings)

@@ -64,7 +64,9 @@ def import_backbone(
         family=family,
         weights=digest([family, content, _configs(backbone)]),
     )
-    write_backbone(out, backbone, recipe, f"imported from {source}", licence=_licence(folder), revision=commit)
+    write_backbone(
+        out, backbone, recipe, f"imported from {source}", content=content, licence=_licence(folder), revision=commit
+    )
     progress(1.0, "stored")
     return recipe, {"parameters": backbone.size, "content": content, "wall_s": time.perf_counter() - started}
 

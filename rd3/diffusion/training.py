@@ -17,12 +17,12 @@ from safetensors.torch import save
 from rd3.augment import horizontal_flip, to_unit
 from rd3.datasets import Dataset
 from rd3.device import autocast, ran_precision, repeatable_kernels, usable_device
-from rd3.diffusion.backbone import BACKBONES, Stage, write_backbone
+from rd3.diffusion.backbone import BACKBONES, Stage, content_digest, write_backbone
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
 from rd3.store import write_atomically
-from rd3.teacher.training import Images
+from rd3.teacher.training import Images, duration
 
 CHECKPOINT = "checkpoint.safetensors"
 Progress = Callable[[float, str], None]
@@ -79,11 +79,12 @@ def train(
             progress(
                 finished / whole,
                 f"{run.stage.name} epoch {epoch + 1}/{run.stage.training.epochs}, loss {rows[-1]['loss']:.4f}, "
-                f"{left_s / 60:.0f} min left",
+                f"{duration(left_s)} left",
             )
         run.finish()
         run.stage.after(images)
-    write_backbone(out, backbone.frozen(), recipe, LOCAL, ran_precision=precision, curve=done.curve)
+    content = content_digest(backbone.frozen())
+    write_backbone(out, backbone, recipe, LOCAL, content=content, ran_precision=precision, curve=done.curve)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return {
         "parameters": backbone.size,

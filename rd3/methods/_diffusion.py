@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rd3.datasets import DatasetInfo
 from rd3.diffusion.guide import PLAIN, Guide, Member
-from rd3.methods import Block, Context
+from rd3.methods import Block, Context, Cost, Method
 from rd3.recipe import SetRecipe
 from rd3.seeding import generator
 
@@ -21,13 +22,25 @@ BATCH = {"cpu": 16}
 BATCH_ELSEWHERE = 32
 
 
-def class_blocks(recipe: SetRecipe, num_classes: int) -> list[Block]:
-    """One block per class, with all its images: a smaller set has the first of them."""
-    return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(num_classes)]
+class DiffusionMethod(Method):
+    """Base of the methods that sample from a diffusion model; their settings have ``steps`` and ``guidance``."""
+
+    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
+        """One block per class, with all its images: a smaller set has the first of them."""
+        return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
+
+    def steps_run(self, settings: Any) -> int:
+        """Number of steps that are run for an image."""
+        return int(settings.steps)
+
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        settings: Any = self.Settings.model_validate(recipe.settings)
+        passes = (1 if settings.guidance == 1 else 2) * self.steps_run(settings)
+        return passes * recipe.ipc * info.num_classes * forward(recipe.backbones[0])
 
 
 def sampled(
-    blocks: Sequence[Block],
+    block: Block,
     ctx: Context,
     backbone: Backbone,
     *,
@@ -39,8 +52,8 @@ def sampled(
     strength: float = 1.0,
     guide: Callable[[Sequence[Member]], Guide] = lambda members: PLAIN,
     interpolation: str = "bicubic",
-) -> list[torch.Tensor]:
-    """(n, 3, H, W) uint8 for each block, at the dataset's resolution: phases ``generate`` and ``decode``.
+) -> torch.Tensor:
+    """(n, 3, H, W) uint8: the images of a block, at the dataset's resolution: phases ``generate`` and ``decode``.
 
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
@@ -54,7 +67,7 @@ def sampled(
     from rd3.diffusion.sampler import sample
 
     batch = BATCH.get(ctx.device.type, BATCH_ELSEWHERE)
-    parts = [block.members[first : first + batch] for block in blocks for first in range(0, len(block.members), batch)]
+    parts = [block.members[first : first + batch] for first in range(0, len(block.members), batch)]
     images: list[torch.Tensor] = []
     for number, part in enumerate(parts):
         labels = torch.tensor([label for label, _k in part])
@@ -74,4 +87,4 @@ def sampled(
             )
         with ctx.phase("decode"), torch.inference_mode():
             images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution, interpolation).cpu())
-    return list(torch.cat(images).split([len(block.members) for block in blocks]))
+    return torch.cat(images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -12,10 +11,9 @@ from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
 from rd3.diffusion.prompts import NEGATIVE
 from rd3.errors import BadValue
-from rd3.methods import Block, Context, Cost, Method, Needs, Settings, register_method
-from rd3.methods._diffusion import class_blocks, sampled
+from rd3.methods import Block, Context, Needs, Settings, register_method
+from rd3.methods._diffusion import DiffusionMethod, sampled
 from rd3.methods._prompts import class_prompts
-from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +47,7 @@ _IMAGENET = {"expand": 1, "source": "suduo94/D4M distillation/gen_prototype_imgn
 
 
 @register_method("d4m", version=1)
-class D4M(Method):
+class D4M(DiffusionMethod):
     """Image-to-image samples of a text-to-image model from the centres of k-means clusters.
 
     Prototypes (a step of its own): all training images are encoded by the model's VAE, and mini-batch k-means with IPC
@@ -88,18 +86,7 @@ class D4M(Method):
         clusters = clusters_for("d4m", ipc, settings.clusters)
         return settings.model_copy(update={"clusters": clusters, "prompts": class_prompts(settings.prompts, info)})
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info.num_classes)
-
-    def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
-        # Batches of another size round differently: one by one, shares of a set equal the whole bit for bit on a CPU.
-        return 1 if device.type == "cpu" else 16
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        [images] = self.make_many([block], ctx)
-        return images
-
-    def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         settings: D4MSettings = ctx.settings
         model, [folder] = _text_to_image(ctx), ctx.derived
         prompts = class_prompts(settings.prompts, ctx.info)
@@ -108,7 +95,7 @@ class D4M(Method):
             return model.conditions_of([prompts[label] for label in labels.tolist()], settings.negative_prompt)
 
         return sampled(
-            blocks,
+            block,
             ctx,
             model,
             steps=settings.steps,
@@ -118,10 +105,8 @@ class D4M(Method):
             strength=settings.strength,
         )
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        settings = D4MSettings.model_validate(recipe.settings)
-        passes = (1 if settings.guidance == 1 else 2) * (int(settings.steps * settings.strength) + 1)
-        return passes * recipe.ipc * info.num_classes * forward(recipe.backbones[0])
+    def steps_run(self, settings: D4MSettings) -> int:
+        return int(settings.steps * settings.strength) + 1
 
 
 def _text_to_image(ctx: Context) -> TextToImage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -11,9 +10,8 @@ from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
 from rd3.diffusion.guide import Guide, Step
-from rd3.methods import Block, Context, Cost, Method, Needs, Settings, register_method
-from rd3.methods._diffusion import class_blocks, sampled
-from rd3.recipe import SetRecipe
+from rd3.methods import Block, Context, Needs, Settings, register_method
+from rd3.methods._diffusion import DiffusionMethod, sampled
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +49,7 @@ class ModeGuide(Guide):
 
 
 @register_method("mgd3", version=1)
-class MGD3(Method):
+class MGD3(DiffusionMethod):
     """Samples of a class-conditional diffusion transformer, each guided to a mode of its class.
 
     Modes (a step of its own): k-means with IPC clusters in the latents of each class.  In the first, noisy half of the
@@ -78,22 +76,11 @@ class MGD3(Method):
     def resolve_size(self, settings: MGD3Settings, info: DatasetInfo, ipc: int) -> MGD3Settings:
         return settings.model_copy(update={"clusters": clusters_for("mgd3", ipc, settings.clusters)})
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info.num_classes)
-
-    def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
-        # Batches of another size round differently: one by one, shares of a set equal the whole bit for bit on a CPU.
-        return 1 if device.type == "cpu" else 16
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        [images] = self.make_many([block], ctx)
-        return images
-
-    def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         settings: MGD3Settings = ctx.settings
         [model], [folder] = ctx.backbones, ctx.derived
         return sampled(
-            blocks,
+            block,
             ctx,
             model,
             steps=settings.steps,
@@ -101,8 +88,3 @@ class MGD3(Method):
             scheduler="ddpm",
             guide=lambda members: ModeGuide(prototypes_of(folder, members), settings.mode_scale, settings.stop),
         )
-
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        settings = MGD3Settings.model_validate(recipe.settings)
-        passes = 1 if settings.guidance == 1 else 2
-        return passes * settings.steps * recipe.ipc * info.num_classes * forward(recipe.backbones[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pydantic
@@ -10,9 +9,8 @@ import pydantic
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.minimax import FILE, MinimaxTuning
-from rd3.methods import Block, Context, Cost, Method, Needs, Settings, register_method
-from rd3.methods._diffusion import class_blocks, sampled
-from rd3.recipe import SetRecipe
+from rd3.methods import Block, Context, Needs, Settings, register_method
+from rd3.methods._diffusion import DiffusionMethod, sampled
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +28,7 @@ class MinimaxSettings(Settings, MinimaxTuning):
 
 
 @register_method("minimax", version=1)
-class Minimax(Method):
+class Minimax(DiffusionMethod):
     """Samples of a class-conditional diffusion transformer after a short fine-tuning with two minimax terms.
 
     Fine-tuning (a step of its own, shared by all IPC) trains biases, class embeddings and inserted scales on the loss
@@ -65,24 +63,9 @@ class Minimax(Method):
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
         return True
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info.num_classes)
-
-    def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
-        return 16
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        [images] = self.make_many([block], ctx)
-        return images
-
-    def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         settings: MinimaxSettings = ctx.settings
-        return sampled(blocks, ctx, _tuned(ctx), steps=settings.steps, guidance=settings.guidance)
-
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        settings = MinimaxSettings.model_validate(recipe.settings)
-        passes = 1 if settings.guidance == 1 else 2
-        return passes * settings.steps * recipe.ipc * info.num_classes * forward(recipe.backbones[0])
+        return sampled(block, ctx, _tuned(ctx), steps=settings.steps, guidance=settings.guidance)
 
 
 def _tuned(ctx: Context) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.cost import backbone_bytes, pass_cost
-from rd3.diffusion.derivation import DERIVATIONS
+from rd3.diffusion.derivation import derivation_of
 from rd3.methods import METHODS
 from rd3.models import Cost
 from rd3.planning.cost import TRAIN_FACTOR, Work, extent, forward_cost
@@ -119,15 +119,13 @@ def _backbone_epochs(recipe: BackboneRecipe, _info: DatasetInfo) -> int:
 
 
 def _derived_work(recipe: DerivedRecipe, info: DatasetInfo, parent: Parent) -> Work:
-    derivation = DERIVATIONS.get(recipe.step)
-    settings = derivation.Settings.model_validate(recipe.settings)
-    return Work(derivation().cost(settings, info, pass_cost(parent(recipe.backbone))))
+    derivation, settings = derivation_of(recipe)
+    return Work(derivation.cost(settings, info, pass_cost(parent(recipe.backbone))))
 
 
 def _derived_bytes(recipe: DerivedRecipe, info: DatasetInfo, parent: Parent) -> int:
-    derivation = DERIVATIONS.get(recipe.step)
-    settings = derivation.Settings.model_validate(recipe.settings)
-    return derivation().file_bytes(settings, info, parent(recipe.backbone))
+    derivation, settings = derivation_of(recipe)
+    return derivation.file_bytes(settings, info, parent(recipe.backbone))
 
 
 def _set_work(recipe: SetRecipe, info: DatasetInfo, parent: Parent) -> Work:

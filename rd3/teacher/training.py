@@ -76,7 +76,7 @@ def train(
         progress(
             TRAINING_SHARE * (epoch + 1) / training.epochs,
             f"epoch {epoch + 1}/{training.epochs}, loss {row['loss']:.3f}, train {row['train_top1_pct']:.1f} %, "
-            f"{_duration(left_s)} left",
+            f"{duration(left_s)} left",
         )
     _write_curve(out / CURVE, counters.curve)
     manifest = write_teacher(
@@ -229,6 +229,7 @@ def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
     parquet.write_table(pa.Table.from_pylist(curve), path)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as ``4m05s`` or ``1h20m``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

@@ -60,6 +60,7 @@ class MinimaxFineTuning(Derivation):
 
         from rd3.diffusion.families.dit import DiT
         from rd3.diffusion.minimax import FineTuning
+        from rd3.teacher.training import duration
 
         if not isinstance(backbone, DiT):
             raise BadValue(
@@ -76,7 +77,7 @@ class MinimaxFineTuning(Derivation):
             left_s = (settings.epochs - epoch - 1) * (time.perf_counter() - started) / (epoch + 1)
             progress(
                 (epoch + 1) / settings.epochs,
-                f"epoch {epoch + 1}/{settings.epochs}, loss {loss:.4f}, {left_s / 60:.0f} min left",
+                f"epoch {epoch + 1}/{settings.epochs}, loss {loss:.4f}, {duration(left_s)} left",
             )
         tuning.finish()
         after = backbone.transformer.state_dict()

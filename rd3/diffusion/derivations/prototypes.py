@@ -142,7 +142,7 @@ def _check_enough(points: int, clusters: int) -> None:
 def clusters_for(method: str, ipc: int, clusters: int | None) -> int:
     """Prototypes per class of a method's set, by default IPC; raises :class:`BadValue` unless they divide IPC."""
     if clusters is not None and ipc % clusters:
-        raise BadValue(f"Method {method}, setting clusters: IPC {ipc} is no multiple of {clusters}.")
+        raise BadValue(f"Method {method}, setting clusters: IPC {ipc} is not a multiple of {clusters}.")
     return clusters or ipc
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from rd3.datasets import DatasetInfo
-from rd3.diffusion.backbone import Backbone, Stage, register_backbone
+from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
 from rd3.diffusion.loss import Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
@@ -137,7 +137,7 @@ class DiT(Backbone):
             return DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
         if name == "pndm":
             return PNDMScheduler(**betas, skip_prk_steps=True, timestep_spacing="trailing")
-        raise BadValue(f"There is no scheduler {name!r}.", "use ddpm, ddim or pndm")
+        raise BadValue(f"Unknown scheduler {name!r}.", "use ddpm, ddim or pndm")
 
     def conditions(self, labels: torch.Tensor) -> Conditions:
         given = self.rows[labels].to(self.device)
@@ -232,15 +232,11 @@ def initialise(transformer: DiTTransformer2DModel) -> None:
 
 
 def _sizes(config: Mapping[str, Any], resolution: int) -> DiTSizes:
-    try:
-        sizes = DiTSizes.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadValue(f"Backbone dit, size {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    sizes = parse_sizes(DiTSizes, "dit", config)
     if sizes.width % sizes.heads:
-        raise BadValue(f"Backbone dit, size width: {sizes.width} is no multiple of {sizes.heads} heads.")
+        raise wrong_size("dit", "width", f"{sizes.width} is not a multiple of {sizes.heads} heads")
     if resolution % sizes.patch:
-        raise BadValue(f"Backbone dit, size patch: {resolution} pixels are no multiple of {sizes.patch}.")
+        raise wrong_size("dit", "patch", f"{resolution} pixels are not a multiple of {sizes.patch}")
     return sizes
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from rd3.augment import to_unit
 from rd3.datasets import DatasetInfo
-from rd3.diffusion.backbone import Backbone, Stage, register_backbone
+from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.families.dit import draws
 from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
@@ -174,7 +174,7 @@ class TextToImage(Backbone):
         own = str(self.betas["_class_name"])
         wanted = name or own.removesuffix("Scheduler").lower()
         if wanted not in known:
-            raise BadValue(f"There is no scheduler {name or own!r}.", f"use {', '.join(known)}")
+            raise BadValue(f"Unknown scheduler {name or own!r}.", f"use {', '.join(known)}")
         # Only the constructor of diffusers' pipelines corrects this field in configurations of other schedulers.
         corrected = {} if wanted == "pndm" else {"clip_sample": False}
         return known[wanted].from_config(self.betas, **corrected)
@@ -305,25 +305,18 @@ def _text_encoder(sizes: TextToImageSizes, tokenizer: CLIPTokenizer) -> CLIPText
 
 
 def _sizes(config: Mapping[str, Any], resolution: int) -> TextToImageSizes:
-    try:
-        sizes = TextToImageSizes.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BadValue(f"Backbone text-to-image, size {place}: {first['msg']}.") from None
+    sizes = parse_sizes(TextToImageSizes, "text-to-image", config)
     multiples = [("text_width", sizes.text_width, sizes.heads)]
     multiples += [("autoencoder", width, GROUPS) for width in sizes.autoencoder]
     multiples += [("unet", width, GROUPS) for width in sizes.unet]
     multiples += [("unet", width, sizes.heads) for width in sizes.unet]
     for name, value, factor in multiples:
         if value % factor:
-            raise BadValue(f"Backbone text-to-image, size {name}: {value} is no multiple of {factor}.")
+            raise wrong_size("text-to-image", name, f"{value} is not a multiple of {factor}")
     halvings = len(sizes.autoencoder) + len(sizes.unet) - 2
     if resolution % 2**halvings:
-        raise BadValue(
-            f"Backbone text-to-image, size unet: {resolution} pixels cannot be halved {halvings} times.",
-            "use fewer levels",
-        )
+        why = f"{resolution} pixels cannot be halved {halvings} times"
+        raise wrong_size("text-to-image", "unet", why, "use fewer levels")
     return sizes
 
 

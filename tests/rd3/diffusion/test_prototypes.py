@@ -109,5 +109,5 @@ def test_members_get_the_prototype_of_their_number(model: Backbone, tmp_path: Pa
 
 def test_prototypes_divide_ipc():
     assert clusters_for("d4m", 6, None) == 6 and clusters_for("d4m", 6, 3) == 3
-    with pytest.raises(BadValue, match=r"Method d4m, setting clusters: IPC 6 is no multiple of 4\."):
+    with pytest.raises(BadValue, match=r"Method d4m, setting clusters: IPC 6 is not a multiple of 4\."):
         clusters_for("d4m", 6, 4)

@@ -183,7 +183,7 @@ def test_schedulers(model: TextToImage):
         scheduler = model.scheduler(name)
         assert torch.allclose(scheduler.alphas_cumprod.double(), (1 - betas).cumprod(0), rtol=1e-4)
         assert not scheduler.config.get("clip_sample", False)
-    with pytest.raises(BadValue, match="no scheduler 'euler'"):
+    with pytest.raises(BadValue, match="Unknown scheduler 'euler'"):
         model.scheduler("euler")
 
 
@@ -191,8 +191,8 @@ def test_schedulers(model: TextToImage):
     ("wrong", "message"),
     [
         ({"unet": [8]}, "size unet: Tuple should have at least 2 items"),
-        ({"unet": [8, 12]}, "size unet: 12 is no multiple of 8"),
-        ({"text_width": 15}, "size text_width: 15 is no multiple of 2"),
+        ({"unet": [8, 12]}, "size unet: 12 is not a multiple of 8"),
+        ({"text_width": 15}, "size text_width: 15 is not a multiple of 2"),
         ({"autoencoder": [8] * 5, "unet": [8] * 3}, "32 pixels cannot be halved 6 times"),
         ({"depth": 3}, "size depth: Extra inputs"),
     ],

@@ -115,8 +115,8 @@ def test_the_learning_rate_warms_up(digits: Dataset, tmp_path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (SIZES | {"width": 15}, "width: 15 is no multiple of 2 heads"),
-        (SIZES | {"patch": 5}, "patch: 32 pixels are no multiple of 5"),
+        (SIZES | {"width": 15}, "width: 15 is not a multiple of 2 heads"),
+        (SIZES | {"patch": 5}, "patch: 32 pixels are not a multiple of 5"),
         (SIZES | {"depht": 4}, "depht: Extra inputs are not permitted"),
     ],
 )
