@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,11 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
+from rd3.evaluation.graphed import GraphedSteps
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.schedule import zeta_cosine
 from rd3.evaluation.views import Batch
-from rd3.losses import LOSSES
+from rd3.losses import LOSSES, LossTargets
 from rd3.models import build_network
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
@@ -27,11 +29,28 @@ if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split
 
 TEST_BATCH = 250
+READ_EVERY = 64
+"""Steps after which losses are read on an accelerator, as each read waits for it; on a CPU every epoch's are."""
 
 Progress = Callable[[float, str], None]
 """Called with the finished fraction (0-1) and a readable note, at least once per epoch."""
 Tested = Callable[[int, float], None]
 """Called with an epoch (1-based) and the top-1 accuracy after it in per cent."""
+
+
+@dataclass
+class _Epoch:
+    """What is known of an epoch on the device."""
+
+    number: int
+    """From 1."""
+    lr: float
+    right: torch.Tensor
+    """Number of correct predictions for the training images."""
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """Of each step."""
+    counts: list[int] = field(default_factory=list)
+    """Images of each step."""
 
 
 class StudentTraining:
@@ -65,38 +84,54 @@ class StudentTraining:
         self._rng = ForkedRNG(device, recipe.student_seed, "dropout")
         # CUDA kernels of several students may run concurrently, each on its own stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
+        self._right = torch.zeros((), dtype=torch.int64, device=device)
         self._tested, self._total = tested, len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
         self._watch = _ProgressTracker(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
         self._curve: list[dict[str, float]] = []
+        self._unread: list[_Epoch] = []
         self._tests: dict[int, torch.Tensor] = {}
-        self._begin_epoch(1)
+        self._epoch = self._begin_epoch(1)
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _begin_epoch(self, number: int) -> _Epoch:
         protocol = self.recipe.protocol
-        self._lr = protocol.lr * zeta_cosine(epoch - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
+        lr = protocol.lr * zeta_cosine(number - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr
-        self._losses: list[torch.Tensor] = []
-        self._counts: list[int] = []
-        self._right = torch.zeros((), dtype=torch.int64, device=self.device)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        self._right.zero_()
         self.network.train()
+        return _Epoch(number, lr, self._right)
 
     def step(self, batch: Batch) -> None:
         """Train on one batch.  On CUDA the work is queued; :meth:`join` makes the current stream wait for it."""
         with self._own_stream(), self._rng:
-            with autocast(self.device, self.precision):
-                if self.recipe.protocol.extra_student_forward:
-                    with torch.no_grad():
-                        self.network(batch.images)
-                logits = self.network(batch.images)
-            loss = self._loss(logits, batch.targets, self._settings)
-            self._optimizer.zero_grad()
-            loss.backward()
-            self._optimizer.step()
-            self._losses.append(loss.detach())
-            self._counts.append(len(logits))
-            self._right += (logits.detach().argmax(dim=1) == batch.targets.labels).sum()
+            self._epoch.losses.append(self._step(batch.images, self._targets(batch)))
+            self._epoch.counts.append(len(batch.images))
+
+    def _targets(self, batch: Batch) -> LossTargets:
+        """On CUDA the share of the base image is a tensor, as a graph would not see another number."""
+        if self._stream is None:
+            return batch.targets
+        share = torch.full((), float(batch.targets.lam), dtype=torch.float64, device=self.device)
+        return replace(batch.targets, lam=share)
+
+    def _plain_step(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
+        """A step whose kernels are launched one by one; the loss."""
+        with autocast(self.device, self.precision):
+            if self.recipe.protocol.extra_student_forward:
+                with torch.no_grad():
+                    self.network(images)
+            logits = self.network(images)
+        loss = self._loss(logits, targets, self._settings)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._right += (logits.detach().argmax(dim=1) == targets.labels).sum()
+        return loss.detach()
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:
@@ -113,13 +148,15 @@ class StudentTraining:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def end_epoch(self) -> None:
-        """End the epoch; the only method that waits for the device.
+        """End the epoch; the only method that waits for the device, on an accelerator not in every epoch.
 
         Raises :class:`Diverged` if a loss was not finite, and any exception of ``tested``.
         """
-        epoch = len(self._curve) + 1
-        losses = torch.stack(self._losses).tolist()
-        self._curve.append(_epoch_row(epoch, losses, self._counts, int(self._right), self._lr, self._curve))
+        epoch = self._epoch.number
+        self._unread.append(replace(self._epoch, right=self._right.clone()))
+        steps = sum(len(each.counts) for each in self._unread)
+        if epoch in self._test_epochs or self._stream is None or steps >= READ_EVERY:
+            self._read()
         self._watch.trained(epoch)
         if epoch in self._test_epochs:
             self._tests[epoch] = correct_per_class(
@@ -128,7 +165,16 @@ class StudentTraining:
             if self._tested is not None and epoch in self.recipe.protocol.test_epochs:
                 self._tested(epoch, self._top1_pct(epoch))
         if epoch < self.recipe.protocol.epochs:
-            self._begin_epoch(epoch + 1)
+            self._epoch = self._begin_epoch(epoch + 1)
+
+    def _read(self) -> None:
+        """Add the epochs that have ended to the curve."""
+        losses = torch.stack([loss for each in self._unread for loss in each.losses]).tolist()
+        rights = torch.stack([each.right for each in self._unread]).tolist()
+        for each, right in zip(self._unread, rights, strict=True):
+            own, losses = losses[: len(each.losses)], losses[len(each.losses) :]
+            self._curve.append(_epoch_row(each.number, own, each.counts, right, each.lr, self._curve))
+        self._unread = []
 
     def _top1_pct(self, epoch: int) -> float:
         return 100 * int(self._tests[epoch].sum()) / self._total
@@ -161,9 +207,13 @@ def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Op
     for name, parameter in student.named_parameters():
         (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    # A tensor on CUDA, which a graph reads at every step.
+    on_cuda = plain[0].is_cuda
+    lr = torch.tensor(protocol.lr, device=plain[0].device) if on_cuda else protocol.lr
     if protocol.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=protocol.lr, momentum=protocol.beta1)
-    return torch.optim.AdamW(groups, lr=protocol.lr, betas=(protocol.beta1, protocol.beta2), fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=protocol.beta1, fused=on_cuda or None)
+    betas = (protocol.beta1, protocol.beta2)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=on_cuda)
 
 
 def _epoch_row(
@@ -189,16 +239,15 @@ def correct_per_class(
 ) -> torch.Tensor:
     """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode."""
     truth = torch.tensor(dataset.labels(split))
-    right = torch.zeros(dataset.info.num_classes, dtype=torch.int64)
+    guesses = []
     student.eval()
     for places in torch.arange(len(truth)).split(TEST_BATCH):
         pixels = to_unit(dataset.images(split, places.tolist()).to(device))
         with torch.no_grad(), autocast(device, precision):
-            guess = student(pixels).argmax(dim=1).cpu()
-        own = truth[places]
-        right += torch.bincount(own[guess == own], minlength=len(right))
+            guesses.append(student(pixels).argmax(dim=1))
         watch.tested(len(places))
-    return right
+    right = truth[torch.cat(guesses).cpu() == truth]
+    return torch.bincount(right, minlength=dataset.info.num_classes)
 
 
 class _ProgressTracker:

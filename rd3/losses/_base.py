@@ -30,8 +30,8 @@ class LossTargets:
     """(B,) int64 labels of the base images."""
     labels_mixed: torch.Tensor
     """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
-    lam: float
-    """Share of the base image (0-1), the same for the whole batch."""
+    lam: float | torch.Tensor
+    """Share of the base image (0-1), the same for the whole batch; on CUDA a float64 scalar on the device."""
 
 
 LossFunction = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]

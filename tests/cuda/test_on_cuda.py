@@ -12,14 +12,17 @@ from rd3 import teacher
 from rd3.augment import resized_crop, to_unit
 from rd3.device import usable_device
 from rd3.errors import BadValue
-from rd3.evaluation.posteval import evaluate
+from rd3.evaluation import graphed
+from rd3.evaluation.posteval import Evaluation, evaluate, train_pack
 from rd3.evaluation.views import Batch, views
+from rd3.losses import LossTargets
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, TeacherRecipe, TeacherTraining
+from rd3.recipe import Data, EvaluationRecipe, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
+from rd3.values import digest
 
 pytestmark = pytest.mark.cuda
 
@@ -63,10 +66,8 @@ def score(**options):
     """Two epochs on real images of the toy dataset under its teacher."""
     labels = torch.from_numpy(TOY.labels("train").copy())
     images = TOY.images("train", range(len(labels)))
-    return evaluate(
-        images, labels, TOY, toy_teacher(TOY).to(DEVICE), student="resnet18_w16", device=DEVICE,
-        **{"epochs": 2, "batch_size": 10, "allow_chance": True, **options},
-    )  # fmt: skip
+    usual = {"epochs": 2, "batch_size": 10, "student": "resnet18_w16", "teacher": toy_teacher(TOY).to(DEVICE)}
+    return evaluate(images, labels, TOY, device=DEVICE, allow_chance=True, **usual | options)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -75,6 +76,82 @@ def test_a_post_evaluation_ends_with_a_finite_loss_and_repeats_to_the_bit(precis
     assert math.isfinite(first.final_loss) and first.epochs_run == 2
     assert first.curve == second.curve
     assert first.per_class_correct == second.per_class_correct
+
+
+def counted(replay, calls: list[int]):
+    def counting(self, images, targets):
+        calls.append(len(images))
+        return replay(self, images, targets)
+
+    return counting
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"precision": "fp32"},
+        {"precision": "bf16", "loss": {"mse_gt": {"gamma": 0.1}}, "extra_student_forward": True},
+        {"precision": "bf16", "teacher": None},
+        {"precision": "bf16", "student": "mobilenet_v2"},
+        {"precision": "fp32", "optimizer": "sgd", "lr": 0.01},
+    ],
+    ids=lambda fields: ", ".join(map(str, fields.values())),
+)
+def test_a_graph_gives_what_its_kernels_give_one_by_one(fields, monkeypatch):
+    """36 images in batches of 16: two of one size and a smaller one, in six epochs; MobileNet has dropout."""
+    fields = {"epochs": 6, "batch_size": 16, **fields}
+    replays = []
+    monkeypatch.setattr(graphed._Captured, "replay", counted(graphed._Captured.replay, replays))
+    by_graph = score(**fields)
+    taken = len(replays)
+    assert taken == 6 * 3 - 2 * graphed.PLAIN_STEPS
+    monkeypatch.setattr(graphed, "PLAIN_STEPS", 1_000_000)
+    one_by_one = score(**fields)
+    assert len(replays) == taken
+    assert by_graph.curve == one_by_one.curve and by_graph.per_class_correct == one_by_one.per_class_correct
+
+
+def test_a_step_that_waits_for_the_device_is_never_captured():
+    """It goes on kernel by kernel, every step once."""
+    taken = torch.zeros((), device=DEVICE)
+
+    def waiting(images, targets):
+        taken.add_(1)
+        assert float(images.sum()) >= 0
+        return taken.clone()
+
+    lam = torch.ones((), device=DEVICE, dtype=torch.float64)
+    targets = LossTargets(None, *(torch.zeros(4, dtype=torch.int64, device=DEVICE) for _ in range(2)), lam)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        steps = graphed.GraphedSteps(waiting)
+        losses = [steps(torch.rand(4, 3, 8, 8, device=DEVICE), targets) for _step in range(6)]
+    stream.synchronize()
+    assert [float(loss) for loss in losses] == [1, 2, 3, 4, 5, 6]
+
+
+def test_students_side_by_side_train_as_each_alone():
+    """Three students of two networks, each on its own stream and with its own graphs."""
+    labels = torch.from_numpy(TOY.labels("train").copy())
+    images, teacher = TOY.images("train", range(len(labels))), toy_teacher(TOY).to(DEVICE)
+    recipes = [
+        evaluation_recipe(student, seed)
+        for student, seed in (("resnet18_w16", 0), ("resnet18_w16", 1), ("convnet", 0))
+    ]
+    together = train_pack([Evaluation(one, images, labels, [teacher]) for one in recipes], TOY, device=DEVICE)
+    for one, beside in zip(recipes, together, strict=True):
+        [alone] = train_pack([Evaluation(one, images, labels, [teacher])], TOY, device=DEVICE)
+        assert alone.curve == beside.curve and alone.per_class_correct == beside.per_class_correct
+
+
+def evaluation_recipe(student: str, seed: int) -> EvaluationRecipe:
+    fields = {"epochs": 8, "batch_size": 16, "precision": "fp32"}
+    protocol = resolve_protocol("rd3", factor=1, same_network=student == "resnet18_w16", set_size=36, overrides=fields)
+    return EvaluationRecipe(
+        set=digest("set"), teachers=(digest("teacher"),), protocol=protocol, student=student, student_seed=seed,
+        data=Data(name="toy", fingerprint=TOY.fingerprint), classes=TOY.info.classes, resolution=TOY.info.resolution,
+        normalisation=TOY.info.normalisation,
+    )  # fmt: skip
 
 
 def a_set(folder: Path, seed: int) -> SyntheticSet:

@@ -140,7 +140,7 @@ class DiT(Backbone):
         raise BadValue(f"Unknown scheduler {name!r}.", "use ddpm, ddim or pndm")
 
     def conditions(self, labels: torch.Tensor) -> Conditions:
-        given = self.rows[labels].to(self.device)
+        given = self.rows.to(self.device)[labels.to(self.device)]
         return Conditions(given, torch.full_like(given, self.null))
 
     @property
@@ -161,7 +161,7 @@ class DiT(Backbone):
         """
         noising = Noising.linear(self.device)
         noised = noising.noised(latents, noise, t)
-        conditions = self.conditions(labels.cpu())
+        conditions = self.conditions(labels)
         assert conditions.null is not None
         output = self.denoise(noised, t, torch.where(dropped, conditions.null, conditions.given)).float()
         error = squared_error(output, noise) + variational_bound(output, latents, noised, t, noising)
