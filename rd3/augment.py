@@ -18,7 +18,10 @@ TRIES = 10
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
     """Convert uint8 0-255 to float32 in [0, 1]; floats are assumed to be in [0, 1] already."""
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    if images.dtype != torch.uint8:
+        return images.float()
+    # By a tensor: CUDA multiplies by the rounded inverse of a number, and its pixels would differ from the CPU's.
+    return images.float().div_(torch.full((), 255.0, device=images.device))
 
 
 def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) -> torch.Tensor:

@@ -168,8 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kit", type=Path, default=ROOT / ".kit", help="what pack.py made")
     parser.add_argument("--work", type=Path, default=ROOT / ".kit-work", help="where work goes on when called again")
     parser.add_argument("--device", default="cuda", help="default cuda")
-    parser.add_argument("--workers", default=str(max(1, min(8, (os.cpu_count() or 1) - 1))), help="of the campaign")
+    parser.add_argument("--workers", default=str(max(1, min(4, (os.cpu_count() or 1) - 1))), help="of the campaign")
     parser.add_argument("--threads", default="1", help="CPU threads of each worker")
+    parser.add_argument(
+        "--leave", action="append", default=[], metavar="KEY", help="a recipe whose files stay there; repeat"
+    )
     parser.add_argument("--tests", default="tests/cuda", help="what of the tests marked cuda runs; '' for none")
     parser.add_argument(
         "--benchmarks",
@@ -202,12 +205,14 @@ def _open_kit(bench: Bench) -> None:
 
 
 def _collector(bench: Bench) -> Collector:
-    """Keeps results-*.zip in --out up to date, without what the kit brought."""
+    """Keeps results-*.zip in --out up to date, without what the kit brought and what stays here."""
     sys.path[:0] = [str(ROOT), str(bench.work / "site")]
     from rd3.parts import Collector
+    from rd3.recipe import KINDS
 
     brought = {path.relative_to(bench.kit / "store") for path in (bench.kit / "store").rglob("by-key/*/*.json")}
     known = {bench.work / "store" / path for path in brought}
+    known |= {bench.work / "store" / "by-key" / kind / f"{key}.json" for kind in KINDS for key in bench.chosen.leave}
     return Collector(bench.work / "store", bench.out, notes=bench.work / "notes", known=known)
 
 

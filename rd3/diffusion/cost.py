@@ -33,11 +33,16 @@ Stable Diffusion 1.5 at 512 pixels, each with its VAE; the traffic is a rough gu
 
 def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
     width, depth = config["width"], config["depth"]
-    tokens = (resolution // config["patch"]) ** 2
+    levels = config.get("autoencoder")
+    side = resolution // 2 ** (len(levels) - 1) if levels else resolution
+    tokens = (side // config["patch"]) ** 2
     block = tokens * (12 * width**2 + 2 * tokens * width) + 6 * width**2
     traffic = depth * tokens * 30 * width * _BYTES_PER_VALUE
     # Each block is saved with embedders of time and class of its own.
-    return Sizes(Cost(2.0 * depth * block, float(traffic)), depth * (19 * width**2 + 280 * width), 3 * resolution**2)
+    values = depth * (19 * width**2 + 280 * width)
+    if levels:
+        values += autoencoder_values(levels, config.get("layers", 1))
+    return Sizes(Cost(2.0 * depth * block, float(traffic)), values, (4 if levels else 3) * side**2)
 
 
 def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from rd3.losses import LossTargets
 
 PLAIN_STEPS = 3
-"""Steps of each batch size that run kernel by kernel before one is captured, so that gradients, the optimizer's state
-and cuDNN's choices exist."""
+"""Steps of each batch size that run kernel by kernel before one is captured, so that the optimizer's state and cuDNN's
+choices exist; the last of them is watched for waits."""
 
 Step = Callable[[torch.Tensor, LossTargets], torch.Tensor]
 """Takes a step on images and targets, and returns its loss: a scalar without a gradient."""
@@ -29,25 +31,36 @@ class GraphedSteps:
         self._step = step
         self._taken: Counter[int] = Counter()
         self._graphs: dict[int, _Captured] = {}
-        self._plain = False
+        self._waits = False
 
     def __call__(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
         """The loss of one step, a tensor of its own."""
         size = len(images)
-        if size not in self._graphs and not self._plain and self._taken[size] >= PLAIN_STEPS:
-            self._capture(images, targets)
-        if size in self._graphs:
-            return self._graphs[size].replay(images, targets)
-        self._taken[size] += 1
-        return self._step(images, targets)
+        if size not in self._graphs:
+            self._taken[size] += 1
+            if self._waits or self._taken[size] < PLAIN_STEPS:
+                return self._step(images, targets)
+            if self._taken[size] == PLAIN_STEPS:
+                with _waiting() as waits:
+                    loss = self._step(images, targets)
+                self._waits = bool(waits)
+                return loss
+            self._graphs[size] = _Captured(self._step, images, targets)
+        return self._graphs[size].replay(images, targets)
 
-    def _capture(self, images: torch.Tensor, targets: LossTargets) -> None:
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[list[warnings.WarningMessage]]:
+    """Inside ``with``, collect the places that wait for the device, which a capture does not survive."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
         try:
-            self._graphs[len(images)] = _Captured(self._step, images, targets)
-        except RuntimeError as error:
-            if "captur" not in str(error):
-                raise
-            self._plain = True
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            found[:] = [each for each in found if "synchroniz" in str(each.message)]
 
 
 class _Captured:

@@ -12,6 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from rd3.datasets import DatasetInfo
+from rd3.diffusion.autoencoder import (
+    LATENT_CHANNELS,
+    autoencoder_stage,
+    check_widths,
+    latent_side,
+    make_autoencoder,
+)
 from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
 from rd3.diffusion.loss import Noising, squared_error, variational_bound
@@ -30,7 +37,7 @@ IMAGENET_CLASSES = 1000
 
 
 class DiTSizes(BaseModel):
-    """Sizes of a DiT that is trained here, on pixels."""
+    """Sizes of a DiT that is trained here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +48,12 @@ class DiTSizes(BaseModel):
     heads: int = Field(ge=1)
     """Attention heads of a block."""
     patch: int = Field(ge=1)
-    """Side of a token's patch, in pixels."""
+    """Side of a token's patch, in pixels of what the transformer works on."""
+    autoencoder: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Channels of the levels of an autoencoder in whose latents it works, each but the first halving; None works on
+    pixels."""
+    layers: int = Field(default=1, ge=1)
+    """Residual blocks of a level of the autoencoder."""
 
 
 @register_backbone("dit")
@@ -49,7 +61,8 @@ class DiT(Backbone):
     """A diffusion transformer (Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023).
 
     Imported: DiT-XL/2 as a diffusers folder with ``transformer`` and ``vae``, whose classes are ImageNet-1K's.  Trained
-    here: a small model on pixels, which is not DiT-XL/2 and is named as a local one.
+    here: a small model on pixels or in the latents of a small autoencoder of four channels, which is named as a local
+    one.
 
     Deviations: diffusers keeps a copy of the time and class embedders in every block; they are one embedder here, as
     published, if the copies are equal.
@@ -77,21 +90,26 @@ class DiT(Backbone):
         from diffusers import DiTTransformer2DModel
 
         sizes = _sizes(config, info.resolution)
+        side, channels = info.resolution, 3
+        if sizes.autoencoder:
+            side, channels = latent_side(sizes.autoencoder, side), LATENT_CHANNELS
         with scoped(stream):
             transformer = DiTTransformer2DModel(
                 num_attention_heads=sizes.heads,
                 attention_head_dim=sizes.width // sizes.heads,
-                in_channels=3,
-                out_channels=6,
+                in_channels=channels,
+                out_channels=2 * channels,
                 num_layers=sizes.depth,
-                sample_size=info.resolution,
+                sample_size=side,
                 patch_size=sizes.patch,
                 num_embeds_ada_norm=info.num_classes,
                 norm_type="ada_norm_zero",
                 activation_fn="gelu-approximate",
             )
             initialise(transformer)
-        return cls(info, transformer, Pixels(info.resolution), list(range(info.num_classes)))
+            vae = make_autoencoder(sizes.autoencoder, sizes.layers, info.resolution) if sizes.autoencoder else None
+        codec = Autoencoder(vae, side) if vae is not None else Pixels(side)
+        return cls(info, transformer, codec, list(range(info.num_classes)), vae)
 
     @classmethod
     def load(cls, folder: Path, info: DatasetInfo) -> Self:
@@ -172,11 +190,13 @@ class DiT(Backbone):
         training = recipe.training
 
         def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-            latents = self.codec.encode(images, ())
+            with torch.no_grad():
+                latents = self.codec.encode(images, [stream] * len(images)).float()
             t, noise, dropped = draws(latents, training.dropout, stream)
             return self.loss(latents, labels, t, noise, dropped)[0].mean()
 
-        return [Stage("transformer", [self.transformer], loss, training)]
+        denoiser = Stage("transformer", [self.transformer], loss, training)
+        return [autoencoder_stage(self.codec, recipe), denoiser] if isinstance(self.codec, Autoencoder) else [denoiser]
 
 
 def draws(
@@ -235,8 +255,12 @@ def _sizes(config: Mapping[str, Any], resolution: int) -> DiTSizes:
     sizes = parse_sizes(DiTSizes, "dit", config)
     if sizes.width % sizes.heads:
         raise wrong_size("dit", "width", f"{sizes.width} is not a multiple of {sizes.heads} heads")
-    if resolution % sizes.patch:
-        raise wrong_size("dit", "patch", f"{resolution} pixels are not a multiple of {sizes.patch}")
+    side = resolution
+    if sizes.autoencoder:
+        check_widths("dit", sizes.autoencoder, resolution)
+        side = latent_side(sizes.autoencoder, resolution)
+    if side % sizes.patch:
+        raise wrong_size("dit", "patch", f"{side} pixels are not a multiple of {sizes.patch}")
     return sizes
 
 

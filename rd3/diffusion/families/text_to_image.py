@@ -12,8 +12,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from rd3.augment import to_unit
 from rd3.datasets import DatasetInfo
+from rd3.diffusion.autoencoder import (
+    GROUPS,
+    LATENT_CHANNELS,
+    autoencoder_stage,
+    check_widths,
+    latent_side,
+    make_autoencoder,
+)
 from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.families.dit import draws
@@ -21,22 +28,13 @@ from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
 from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
-from rd3.seeding import generator, scoped
+from rd3.seeding import scoped
 from rd3.store import write_atomically
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from rd3.teacher.training import Images
-
-LATENT_CHANNELS = 4
-GROUPS = 8
-"""Groups of the group norms of a local model; its channels are multiples of it."""
-KL_WEIGHT = 1e-4
-"""Weight of the KL term against the squared error, both summed over an image, in the training of the autoencoder."""
-SCALED_FROM = 2048
-"""Training images from which the scaling factor of a local autoencoder is computed."""
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -130,8 +128,10 @@ class TextToImage(Backbone):
         tokenizer = local_tokenizer([*info.class_names, NEGATIVE], sizes.length)
         token_ids(tokenizer, [*info.class_names, NEGATIVE])  # raises for a class name that is too long
         with scoped(stream):
-            networks = _unet(sizes, info.resolution), _vae(sizes, info.resolution), _text_encoder(sizes, tokenizer)
-        return cls(info, *networks, tokenizer, {"_class_name": "PNDMScheduler", **SCHEDULER})
+            unet = _unet(sizes, info.resolution)
+            vae = make_autoencoder(sizes.autoencoder, sizes.layers, info.resolution)
+            text_encoder = _text_encoder(sizes, tokenizer)
+        return cls(info, unet, vae, text_encoder, tokenizer, {"_class_name": "PNDMScheduler", **SCHEDULER})
 
     @classmethod
     def load(cls, folder: Path, info: DatasetInfo) -> Self:
@@ -203,41 +203,16 @@ class TextToImage(Backbone):
         return output
 
     def stages(self, recipe: BackboneRecipe) -> list[Stage]:
-        if recipe.training is None or recipe.autoencoder is None:
-            raise BadValue(
-                f"Backbone {recipe.key[:12]} has no settings for training its autoencoder.", "state `autoencoder`"
-            )
-        dropout, seed = recipe.training.dropout, recipe.seed or 0
+        assert recipe.training is not None
+        dropout = recipe.training.dropout
 
         def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
             return self.loss(images, labels, dropout, stream)
 
-        def rescale(images: Images) -> None:
-            self.rescale(images, generator(seed, "autoencoder", "scaling"))
-
         return [
-            Stage("autoencoder", [self.vae], self.autoencoder_loss, recipe.autoencoder, rescale),
+            autoencoder_stage(self.codec, recipe),
             Stage("denoiser", [self.unet, self.text_encoder], loss, recipe.training),
         ]
-
-    def autoencoder_loss(self, images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        """Mean squared error of reconstructions, in pixels of [-1, 1], and the KL term with a small weight."""
-        pixels = images * 2 - 1
-        posterior = self.vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=stream).to(pixels.device)
-        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        divergence = posterior.kl().float().mean() / pixels[0].numel()
-        loss: torch.Tensor = (decoded - pixels).square().mean() + KL_WEIGHT * divergence
-        return loss
-
-    @torch.no_grad()
-    def rescale(self, images: Images, stream: torch.Generator) -> None:
-        """Set the VAE's scaling factor so that the latents of the first training images have standard deviation 1."""
-        self.vae.register_to_config(scaling_factor=1.0)
-        first = torch.arange(min(len(images.labels), SCALED_FROM))
-        parts = [to_unit(images.batch(positions)[0]) for positions in first.split(64)]
-        latents = torch.cat([self.codec.encode(part, [stream] * len(part)).cpu() for part in parts])
-        self.vae.register_to_config(scaling_factor=1 / float(latents.double().std()))
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor, dropout: float, stream: torch.Generator) -> torch.Tensor:
         """Mean squared error of the predicted noise; a share ``dropout`` of the images loses its prompt."""
@@ -257,7 +232,7 @@ def _unet(sizes: TextToImageSizes, resolution: int) -> UNet2DConditionModel:
 
     levels = len(sizes.unet)
     return UNet2DConditionModel(
-        sample_size=resolution // 2 ** (len(sizes.autoencoder) - 1),
+        sample_size=latent_side(sizes.autoencoder, resolution),
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
@@ -267,22 +242,6 @@ def _unet(sizes: TextToImageSizes, resolution: int) -> UNet2DConditionModel:
         norm_num_groups=GROUPS,
         cross_attention_dim=sizes.text_width,
         attention_head_dim=sizes.heads,  # diffusers' name for the number of heads
-    )
-
-
-def _vae(sizes: TextToImageSizes, resolution: int) -> AutoencoderKL:
-    from diffusers import AutoencoderKL
-
-    levels = len(sizes.autoencoder)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=sizes.autoencoder,
-        layers_per_block=sizes.layers,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=GROUPS,
-        sample_size=resolution,
-        scaling_factor=1.0,
     )
 
 
@@ -306,8 +265,8 @@ def _text_encoder(sizes: TextToImageSizes, tokenizer: CLIPTokenizer) -> CLIPText
 
 def _sizes(config: Mapping[str, Any], resolution: int) -> TextToImageSizes:
     sizes = parse_sizes(TextToImageSizes, "text-to-image", config)
+    check_widths("text-to-image", sizes.autoencoder, resolution)
     multiples = [("text_width", sizes.text_width, sizes.heads)]
-    multiples += [("autoencoder", width, GROUPS) for width in sizes.autoencoder]
     multiples += [("unet", width, GROUPS) for width in sizes.unet]
     multiples += [("unet", width, sizes.heads) for width in sizes.unet]
     for name, value, factor in multiples:

@@ -1,0 +1,100 @@
+"""The small autoencoder of a latent diffusion model that is trained here: how it is made and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rd3.augment import to_unit
+from rd3.diffusion.backbone import Stage, wrong_size
+from rd3.diffusion.codec import Autoencoder
+from rd3.errors import BadValue
+from rd3.recipe import BackboneRecipe
+from rd3.seeding import generator
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from rd3.teacher.training import Images
+
+LATENT_CHANNELS = 4
+GROUPS = 8
+"""Groups of the group norms of a local model; its channels are multiples of it."""
+KL_WEIGHT = 1e-4
+"""Weight of the KL term against the squared error, both summed over an image."""
+SCALED_FROM = 2048
+"""Training images from which the scaling factor is computed."""
+
+
+def make_autoencoder(widths: Sequence[int], layers: int, resolution: int) -> AutoencoderKL:
+    """An autoencoder of four latent channels with ``widths`` channels in its levels, each but the first halving.
+
+    Draws from torch's global generator.
+    """
+    from diffusers import AutoencoderKL
+
+    levels = len(widths)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=GROUPS,
+        sample_size=resolution,
+        scaling_factor=1.0,
+    )
+
+
+def latent_side(widths: Sequence[int], resolution: int) -> int:
+    """Side of the latents of images of ``resolution`` pixels."""
+    side: int = resolution // 2 ** (len(widths) - 1)
+    return side
+
+
+def check_widths(family: str, widths: Sequence[int], resolution: int) -> None:
+    """Raise :class:`BadValue` for channels that the group norms cannot divide, or too many levels."""
+    for width in widths:
+        if width % GROUPS:
+            raise wrong_size(family, "autoencoder", f"{width} is not a multiple of {GROUPS}")
+    if resolution % 2 ** (len(widths) - 1):
+        why = f"{resolution} pixels cannot be halved {len(widths) - 1} times"
+        raise wrong_size(family, "autoencoder", why, "use fewer levels")
+
+
+def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
+    """The training of a model's autoencoder, before that of its denoiser.
+
+    Loss: mean squared error of reconstructions, in pixels of [-1, 1], and the KL term with a small weight.  After it,
+    the scaling factor is set so that the latents of the first training images have standard deviation 1.
+    """
+    if recipe.autoencoder is None:
+        raise BadValue(
+            f"Backbone {recipe.key[:12]} has no settings for training its autoencoder.", "state `autoencoder`"
+        )
+    vae, seed = codec.vae, recipe.seed or 0
+
+    def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        pixels = images * 2 - 1
+        posterior = vae.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=stream).to(pixels.device)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        divergence = posterior.kl().float().mean() / pixels[0].numel()
+        total: torch.Tensor = (decoded - pixels).square().mean() + KL_WEIGHT * divergence
+        return total
+
+    def rescale(images: Images) -> None:
+        _rescale(codec, images, generator(seed, "autoencoder", "scaling"))
+
+    return Stage("autoencoder", [vae], loss, recipe.autoencoder, rescale)
+
+
+@torch.no_grad()
+def _rescale(codec: Autoencoder, images: Images, stream: torch.Generator) -> None:
+    codec.vae.register_to_config(scaling_factor=1.0)
+    first = torch.arange(min(len(images.labels), SCALED_FROM))
+    parts = [to_unit(images.batch(positions)[0]) for positions in first.split(64)]
+    latents = torch.cat([codec.encode(part, [stream] * len(part)).cpu() for part in parts])
+    codec.vae.register_to_config(scaling_factor=1 / float(latents.double().std()))
