@@ -28,6 +28,7 @@ CASES = {
     "patch_scoring": Case("a crop scored by RDED"),
     "shared_views": Case("students that share views and teachers' answers, beside each alone"),
     "layout": Case("a training step with weights channels last, beside weights as they are built"),
+    "sampling": Case("an image from a diffusion model, in batches beside one at a time"),
     "cell": Case("a CIFAR-10 IPC 10 cell by parts: set, training, test", devices=("cpu",), in_quick=False),
 }
 

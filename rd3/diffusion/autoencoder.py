@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from rd3.augment import to_unit
 from rd3.diffusion.backbone import Stage, wrong_size
 from rd3.diffusion.codec import Autoencoder
+from rd3.diffusion.inputs import PixelInputs
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import generator
@@ -74,21 +76,23 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
         raise BadValue(
             f"Backbone {recipe.key[:12]} has no settings for training its autoencoder.", "state `autoencoder`"
         )
-    vae, seed = codec.vae, recipe.seed or 0
+    vae, training, seed = codec.vae, recipe.autoencoder, recipe.seed or 0
 
     def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        pixels = images * 2 - 1
-        posterior = vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=stream).to(pixels.device)
+        posterior = codec.posterior(images)
+        noise = torch.randn(posterior.mean.shape, generator=stream).to(images.device)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        divergence = posterior.kl().float().mean() / pixels[0].numel()
-        total: torch.Tensor = (decoded - pixels).square().mean() + KL_WEIGHT * divergence
+        divergence = posterior.kl().float().mean() / images[0].numel()
+        total: torch.Tensor = (decoded - (images * 2 - 1)).square().mean() + KL_WEIGHT * divergence
         return total
+
+    def inputs(images: Images) -> PixelInputs:
+        return PixelInputs(images, training.flip)
 
     def rescale(images: Images) -> None:
         _rescale(codec, images, generator(seed, "autoencoder", "scaling"))
 
-    return Stage("autoencoder", [vae], loss, recipe.autoencoder, rescale)
+    return Stage("autoencoder", nn.ModuleList([vae]), loss, training, inputs, rescale)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,13 +18,11 @@ from rd3.device import usable_device
 from rd3.diffusion.codec import Codec
 from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.recipe import BackboneRecipe
+from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.registry import Registry
 from rd3.store import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rd3.teacher.training import Images
 
 MANIFEST = "backbone.json"
@@ -135,22 +133,29 @@ class Backbone(ABC):
         return sum(value.numel() for network in self.networks().values() for value in network.parameters())
 
 
-class Stage:
-    """One stage of a training: what is trained, and on which loss."""
+class Inputs(Protocol):
+    """What a stage is trained on: the training images as its networks take them."""
 
-    def __init__(
-        self,
-        name: str,
-        networks: Sequence[nn.Module],
-        loss: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor],
-        training: Any,
-        after: Callable[[Images], None] = lambda images: None,
-    ):
-        """``loss`` maps images (B, 3, H, W) in [0, 1], labels (B,) int64 on the device and a CPU stream to a scalar;
-        ``training`` is a :class:`rd3.recipe.BackboneTraining`; ``after`` is called with the training images once the
-        stage has its final weights, also when it was finished by an earlier attempt."""
-        self.name, self.loss, self.training, self.after = name, loss, training, after
-        self.networks = nn.ModuleList(networks)
+    labels: torch.Tensor
+    """(N,) int64 on the device."""
+
+    def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        """(B, ...) of the images at these positions, augmented with draws of a CPU stream."""
+
+
+class Stage(NamedTuple):
+    """One stage of a training: what is trained, on what, and on which loss."""
+
+    name: str
+    networks: nn.ModuleList
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+    """Inputs (B, ...), labels (B,) int64 on the device and a CPU stream to a scalar."""
+    training: BackboneTraining
+    inputs: Callable[[Images], Inputs]
+    """Called when the stage begins."""
+    after: Callable[[Images], None] = lambda images: None
+    """Called with the training images once the stage has its final weights, also when it was finished by an earlier
+    attempt."""
 
 
 BACKBONES: Registry[type[Backbone]] = Registry("backbone family", "rd3.diffusion.families")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 class Codec(Protocol):
@@ -48,9 +49,12 @@ class Autoencoder:
         self.resolution = side * 2 ** (len(vae.config.block_out_channels) - 1)
 
     def encode(self, images: torch.Tensor, streams: Sequence[torch.Generator]) -> torch.Tensor:
-        posterior = self.vae.encode(resized(images, self.resolution) * 2 - 1).latent_dist
-        latents: torch.Tensor = posterior.sample(list(streams)) * self.vae.config.scaling_factor
+        latents: torch.Tensor = self.posterior(images).sample(list(streams)) * self.vae.config.scaling_factor
         return latents
+
+    def posterior(self, images: torch.Tensor) -> DiagonalGaussianDistribution:
+        """The distribution of the latents of images in [0, 1], before scaling."""
+        return self.vae.encode(resized(images, self.resolution) * 2 - 1).latent_dist
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         pixels: torch.Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample

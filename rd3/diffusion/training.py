@@ -14,10 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from rd3.augment import horizontal_flip, to_unit
 from rd3.datasets import Dataset
 from rd3.device import autocast, ran_precision, repeatable_kernels, usable_device
-from rd3.diffusion.backbone import BACKBONES, Stage, content_digest, write_backbone
+from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, write_backbone
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
@@ -63,9 +62,8 @@ def train(
     done = _restore(out / CHECKPOINT, recipe.key, precision, runs)
     images = Images(dataset, recipe.data.split, device)
     whole = sum(stage.training.epochs for stage in stages)
-    before = sum(map(len, done.curve.values()))
-    started = time.perf_counter()
     for run in runs:
+        started, before = time.perf_counter(), sum(map(len, done.curve.values()))
         rows = done.curve.setdefault(run.stage.name, [])
         for epoch in range(len(rows), run.stage.training.epochs):
             with repeatable_kernels():
@@ -130,20 +128,20 @@ class _Run:
         self.parameters = dict(stage.networks.named_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay)
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._inputs: Inputs | None = None
 
     def epoch(self, epoch: int, images: Images) -> dict[str, float]:
         """One pass over the training images; the row of the curve."""
         training, name = self.stage.training, self.stage.name
+        if self._inputs is None:
+            self._inputs = self.stage.inputs(images)
         order = torch.randperm(len(images.labels), generator=generator(self.seed, name, "order", epoch))
         stream = generator(self.seed, name, "noise", epoch)
         batches, losses = order.split(training.batch_size), []
         for number, batch in enumerate(batches):
-            pixels, labels = images.batch(batch)
-            views = to_unit(pixels)
-            if training.flip:
-                views = horizontal_flip(views, stream)
+            inputs, labels = self._inputs.draw(batch, stream), self._inputs.labels[batch.to(self.device)]
             with autocast(self.device, self.precision):
-                loss = self.stage.loss(views, labels, stream)
+                loss = self.stage.loss(inputs, labels, stream)
             rate = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))
             self._step(loss, training.lr * rate)
             losses.append(loss.detach())

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BATCH = {"cpu": 16}
 """Images sampled together, by device; affects the images by rounding alone, and is in no key."""
 BATCH_ELSEWHERE = 32
+BLOCKS_TOGETHER = 10
+"""Blocks that are sampled together on a GPU."""
 
 
 class DiffusionMethod(Method):
@@ -28,6 +30,15 @@ class DiffusionMethod(Method):
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         """One block per class, with all its images: a smaller set has the first of them."""
         return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
+
+    def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
+        """On a GPU several, which fill its batches where a class has few images."""
+        return 1 if device.type == "cpu" else BLOCKS_TOGETHER
+
+    def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
+        members = tuple(member for block in blocks for member in block.members)
+        images = self.make(Block(blocks[0].index, members), ctx)
+        return list(images.split([len(block.members) for block in blocks]))
 
     def steps_run(self, settings: Any) -> int:
         """Number of steps that are run for an image."""
@@ -58,8 +69,8 @@ def sampled(
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
     ``interpolation`` is how images of another size are resized, antialiased.  Every image has noise of its own, a
-    function of set seed, label and k; a batch holds images of one block, so that a block has the same bits however the
-    blocks are shared out.
+    function of set seed, label and k.  On a CPU a batch holds images of one block, so that a block has the same bits
+    however the blocks are shared out.
     """
     import torch
 

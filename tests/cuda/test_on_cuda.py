@@ -135,8 +135,7 @@ def test_students_side_by_side_train_as_each_alone():
     labels = torch.from_numpy(TOY.labels("train").copy())
     images, teacher = TOY.images("train", range(len(labels))), toy_teacher(TOY).to(DEVICE)
     recipes = [
-        evaluation_recipe(student, seed)
-        for student, seed in (("resnet18_w16", 0), ("resnet18_w16", 1), ("convnet", 0))
+        evaluation_recipe(student, seed) for student, seed in (("resnet18_w16", 0), ("resnet18_w16", 1), ("convnet", 0))
     ]
     together = train_pack([Evaluation(one, images, labels, [teacher]) for one in recipes], TOY, device=DEVICE)
     for one, beside in zip(recipes, together, strict=True):

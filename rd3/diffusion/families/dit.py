@@ -19,8 +19,9 @@ from rd3.diffusion.autoencoder import (
     latent_side,
     make_autoencoder,
 )
-from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
+from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
+from rd3.diffusion.inputs import LatentInputs, PixelInputs
 from rd3.diffusion.loss import Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue, DataMissing
@@ -30,6 +31,8 @@ from rd3.teacher.class_order import imagenet_rows
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    from rd3.teacher.training import Images
 
 GUIDED = 3
 """DiT guides the first three channels, also of latents with four (facebookresearch/DiT ``models.py``)."""
@@ -187,16 +190,20 @@ class DiT(Backbone):
 
     def stages(self, recipe: BackboneRecipe) -> list[Stage]:
         assert recipe.training is not None
-        training = recipe.training
+        training, codec = recipe.training, self.codec
 
-        def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-            with torch.no_grad():
-                latents = self.codec.encode(images, [stream] * len(images)).float()
+        def loss(inputs: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+            latents = inputs if isinstance(codec, Autoencoder) else codec.encode(inputs, ())
             t, noise, dropped = draws(latents, training.dropout, stream)
             return self.loss(latents, labels, t, noise, dropped)[0].mean()
 
-        denoiser = Stage("transformer", [self.transformer], loss, training)
-        return [autoencoder_stage(self.codec, recipe), denoiser] if isinstance(self.codec, Autoencoder) else [denoiser]
+        def inputs(images: Images) -> Inputs:
+            if isinstance(codec, Autoencoder):
+                return LatentInputs(images, training.flip, codec)
+            return PixelInputs(images, training.flip)
+
+        denoiser = Stage("transformer", nn.ModuleList([self.transformer]), loss, training, inputs)
+        return [autoencoder_stage(codec, recipe), denoiser] if isinstance(codec, Autoencoder) else [denoiser]
 
 
 def draws(

@@ -24,6 +24,7 @@ from rd3.diffusion.autoencoder import (
 from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.families.dit import draws
+from rd3.diffusion.inputs import LatentInputs
 from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
 from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue, DataMissing
@@ -34,6 +35,8 @@ from rd3.store import write_atomically
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    from rd3.teacher.training import Images
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -204,22 +207,23 @@ class TextToImage(Backbone):
 
     def stages(self, recipe: BackboneRecipe) -> list[Stage]:
         assert recipe.training is not None
-        dropout = recipe.training.dropout
+        training = recipe.training
 
-        def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-            return self.loss(images, labels, dropout, stream)
+        def loss(latents: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+            return self.loss(latents, labels, training.dropout, stream)
 
-        return [
-            autoencoder_stage(self.codec, recipe),
-            Stage("denoiser", [self.unet, self.text_encoder], loss, recipe.training),
-        ]
+        def inputs(images: Images) -> LatentInputs:
+            return LatentInputs(images, training.flip, self.codec)
 
-    def loss(self, images: torch.Tensor, labels: torch.Tensor, dropout: float, stream: torch.Generator) -> torch.Tensor:
+        networks = nn.ModuleList([self.unet, self.text_encoder])
+        return [autoencoder_stage(self.codec, recipe), Stage("denoiser", networks, loss, training, inputs)]
+
+    def loss(
+        self, latents: torch.Tensor, labels: torch.Tensor, dropout: float, stream: torch.Generator
+    ) -> torch.Tensor:
         """Mean squared error of the predicted noise; a share ``dropout`` of the images loses its prompt."""
-        with torch.no_grad():
-            latents = self.codec.encode(images, [stream] * len(images)).float()
         t, noise, dropped = draws(latents, dropout, stream)
-        without = torch.randint(2, (len(images),), generator=stream).to(labels.device)
+        without = torch.randint(2, (len(latents),), generator=stream).to(labels.device)
         prompts = [*self.info.class_names, "", NEGATIVE]
         rows = torch.where(dropped, self.info.num_classes + without, labels)
         noised = self.scheduler("ddpm").add_noise(latents, noise, t)

@@ -1,0 +1,61 @@
+"""The training images as the stages of a training take them: pixels, or latents that are computed once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rd3.augment import chosen, horizontal_flip, to_unit
+from rd3.diffusion.codec import Autoencoder
+
+if TYPE_CHECKING:
+    from rd3.teacher.training import Images
+
+_ENCODED = 128
+"""Images that an autoencoder encodes at once."""
+
+
+class PixelInputs:
+    """(B, 3, H, W) in [0, 1], with ``flip`` mirrored at random."""
+
+    def __init__(self, images: Images, flip: bool):
+        self._images, self._flip = images, flip
+        self.labels = images.labels
+
+    def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        pixels = to_unit(self._images.batch(positions)[0])
+        return horizontal_flip(pixels, stream) if self._flip else pixels
+
+
+class LatentInputs:
+    """Latents (B, C, h, w) of an autoencoder, drawn anew each time from the posteriors, which are computed once."""
+
+    def __init__(self, images: Images, flip: bool, codec: Autoencoder):
+        """With ``flip``, the posterior of the mirrored image is drawn from half of the time."""
+        self.labels, self._codec = images.labels, codec
+        self._moments = _moments(images, codec, mirrored=False)
+        self._mirrored = _moments(images, codec, mirrored=True) if flip else None
+
+    def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        there = positions.to(self.labels.device)
+        moments = self._moments[there]
+        if self._mirrored is not None:
+            mirrored = chosen(len(positions), stream, 0.5).to(there.device)
+            moments = torch.where(mirrored[:, None, None, None], self._mirrored[there], moments)
+        mean, log_variance = moments.chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=stream).to(mean.device)
+        latents: torch.Tensor = (mean + (0.5 * log_variance).exp() * noise) * self._codec.vae.config.scaling_factor
+        return latents
+
+
+@torch.no_grad()
+def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
+    """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
+    found = []
+    for positions in torch.arange(len(images.labels)).split(_ENCODED):
+        pixels = to_unit(images.batch(positions)[0])
+        found.append(codec.posterior(pixels.flip(3) if mirrored else pixels).parameters)
+    moments = torch.cat(found)
+    mean, log_variance = moments.chunk(2, dim=1)
+    return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)  # diffusers' bounds
