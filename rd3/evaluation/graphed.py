@@ -68,8 +68,8 @@ class _Captured:
 
     def __init__(self, step: Step, images: torch.Tensor, targets: LossTargets):
         self._inputs = [torch.empty_like(value) for value in _tensors(images, targets)]
-        own_images, labels, mixed, lam, *logits = self._inputs
-        own_targets = LossTargets(logits[0] if logits else None, labels, mixed, lam)
+        own_images, labels, mixed, lam, epoch, *logits = self._inputs
+        own_targets = LossTargets(logits[0] if logits else None, labels, mixed, lam, epoch)
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(images.device)
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
@@ -82,6 +82,6 @@ class _Captured:
 
 
 def _tensors(images: torch.Tensor, targets: LossTargets) -> list[torch.Tensor]:
-    assert isinstance(targets.lam, torch.Tensor)
+    assert isinstance(targets.lam, torch.Tensor) and isinstance(targets.epoch, torch.Tensor)
     logits = [] if targets.teacher_logits is None else [targets.teacher_logits]
-    return [images, targets.labels, targets.labels_mixed, targets.lam, *logits]
+    return [images, targets.labels, targets.labels_mixed, targets.lam, targets.epoch, *logits]

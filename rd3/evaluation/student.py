@@ -113,11 +113,14 @@ class StudentTraining:
             self._epoch.counts.append(len(batch.images))
 
     def _targets(self, batch: Batch) -> LossTargets:
-        """On CUDA the share of the base image is a tensor, as a graph would not see another number."""
+        """On CUDA numbers are tensors, as a graph would not see that they change."""
         if self._stream is None:
             return batch.targets
-        share = torch.full((), float(batch.targets.lam), dtype=torch.float64, device=self.device)
-        return replace(batch.targets, lam=share)
+        lam, epoch = (
+            torch.full((), float(value), dtype=torch.float64, device=self.device)
+            for value in (batch.targets.lam, batch.targets.epoch)
+        )
+        return replace(batch.targets, lam=lam, epoch=epoch)
 
     def _plain_step(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
         """A step whose kernels are launched one by one; the loss."""

@@ -90,7 +90,7 @@ def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, step
         pixels = step.apply(pixels, *draws)
     parts = zip(drawn, pixels.split(sizes), own.split(sizes), own[partner].split(sizes), shares, strict=True)
     batches = [
-        Batch(each.epoch, view, LossTargets(None, base, mixed, lam), each.last)
+        Batch(each.epoch, view, LossTargets(None, base, mixed, lam, each.epoch), each.last)
         for each, view, base, mixed, lam in parts
     ]
     return Chunk(pixels, batches)

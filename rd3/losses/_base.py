@@ -32,6 +32,8 @@ class LossTargets:
     """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float | torch.Tensor
     """Share of the base image (0-1), the same for the whole batch; on CUDA a float64 scalar on the device."""
+    epoch: float | torch.Tensor = 1
+    """Epoch, from 1; on CUDA a float64 scalar on the device."""
 
 
 LossFunction = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]

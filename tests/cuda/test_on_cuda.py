@@ -92,6 +92,7 @@ def counted(replay, calls: list[int]):
         {"precision": "fp32"},
         {"precision": "bf16", "loss": {"mse_gt": {"gamma": 0.1}}, "extra_student_forward": True},
         {"precision": "bf16", "teacher": None},
+        {"precision": "fp32", "loss": {"dkd": {"ramp_epochs": 3}}},
         {"precision": "bf16", "student": "mobilenet_v2"},
         {"precision": "fp32", "optimizer": "sgd", "lr": 0.01},
     ],
@@ -121,7 +122,7 @@ def test_a_step_that_waits_for_the_device_is_never_captured():
         return taken.clone()
 
     lam = torch.ones((), device=DEVICE, dtype=torch.float64)
-    targets = LossTargets(None, *(torch.zeros(4, dtype=torch.int64, device=DEVICE) for _ in range(2)), lam)
+    targets = LossTargets(None, *(torch.zeros(4, dtype=torch.int64, device=DEVICE) for _ in range(2)), lam, lam)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         steps = graphed.GraphedSteps(waiting)

@@ -72,7 +72,64 @@ def test_ce_under_cutmix_against_a_loop(hard_mix):
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["kl", "mse_gt", "ce"])
+def rows(*logits: torch.Tensor, labels: torch.Tensor):
+    """Row by row in float64: each logits tensor's row, then the label."""
+    return zip(*(each.double().numpy() for each in logits), labels.tolist(), strict=True)
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 40])
+def test_dkd_against_a_loop(epoch):
+    student, teacher, given = normal(0, B, C) * 3, normal(1, B, C) * 3, targets()
+    expected = 0.0
+    for own, other, y in rows(student, teacher, labels=given.labels):
+        p, q = softmax(other / 4), softmax(own / 4)
+        target = p[y] * np.log(p[y] / q[y]) + (1 - p[y]) * np.log((1 - p[y]) / (1 - q[y]))
+        rest_p, rest_q = np.delete(p, y) / (1 - p[y]), np.delete(q, y) / (1 - q[y])
+        among = (rest_p * np.log(rest_p / rest_q)).sum()
+        hard = -np.log(softmax(own)[y])
+        expected += (0.5 * hard + min(epoch / 20, 1) * 16 * (2 * target + 8 * among)) / B
+    given = LossTargets(teacher, given.labels, given.labels_mixed, 1.0, epoch)
+    found = learn("dkd", student, given, alpha=2.0, beta=8.0, ce_weight=0.5)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_nkd_against_a_loop():
+    student, teacher, given = normal(0, B, C) * 3, normal(1, B, C) * 3, targets()
+    expected = 0.0
+    for own, other, y in rows(student, teacher, labels=given.labels):
+        target = softmax(other)[y] * np.log(softmax(own)[y])
+        rest = (softmax(np.delete(other, y) / 2) * np.log(softmax(np.delete(own, y) / 2))).sum()
+        expected -= (np.log(softmax(own)[y]) + target + 1.5 * 4 * rest) / B
+    found = learn("nkd", student, LossTargets(teacher, given.labels, given.labels_mixed, 1.0), temperature=2.0)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lskd_against_a_loop_and_does_not_see_shift_or_scale():
+    student, teacher, given = normal(0, B, C) * 3, normal(1, B, C) * 3, targets()
+    given = LossTargets(teacher, given.labels, given.labels_mixed, 1.0)
+    expected = 0.0
+    for own, other, y in rows(student, teacher, labels=given.labels):
+        p, q = (softmax((z - z.mean()) / z.std(ddof=1) / 2) for z in (other, own))
+        expected += (9 * 4 * (p * np.log(p / q)).sum() - 0.1 * np.log(softmax(own)[y])) / B
+    assert float(learn("lskd", student, given)) == pytest.approx(expected, rel=1e-5)
+    plain, moved = (learn("lskd", each, given, ce_weight=0.0) for each in (student, 5 * student - 3))
+    assert float(moved) == pytest.approx(float(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kl", "mse_gt", "dkd", "nkd", "lskd"])
+def test_gradients_are_those_of_finite_differences(name):
+    logits, given = normal(0, B, C).requires_grad_(True), targets(normal(1, B, C))
+    learn(name, logits, given).backward()
+    step = 1e-2
+    for row, column in ((0, 0), (1, int(given.labels[1])), (4, 3)):
+        moved = torch.zeros(B, C)
+        moved[row, column] = step
+        with torch.no_grad():
+            slope = (learn(name, logits + moved, given) - learn(name, logits - moved, given)) / (2 * step)
+        assert float(logits.grad[row, column]) == pytest.approx(float(slope), rel=2e-2, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["kl", "mse_gt", "ce", "dkd", "nkd", "lskd"])
 def test_losses_compute_in_fp32(name):
     logits = normal(0, B, C).bfloat16()
     assert learn(name, logits, targets(normal(1, B, C).bfloat16())).dtype == torch.float32

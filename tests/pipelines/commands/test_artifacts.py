@@ -287,3 +287,13 @@ def test_push_says_where_it_cannot_go(rd3: Run, home: Path, tmp_path: Path) -> N
         assert (code, said in err) == (2, True), err
     assert files(home) == before
     assert not (tmp_path / "o").exists()
+
+
+def test_verify_says_that_digests_were_not_compared(home, rd3, closed_port, monkeypatch):
+    """Files are still checked where the tracking server does not answer."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
+    monkeypatch.setenv("RD3_ARTIFACTS", str(home / "artifacts"))
+    code, out, _err = rd3("verify")
+    assert (code, "2 intact, 0 damaged" in out) == (0, True), out
+    assert "digests not compared with MLflow: " in out
