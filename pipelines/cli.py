@@ -28,6 +28,7 @@ from pipelines.commands import (
     ledger,
     listing,
     method,
+    protocol,
     sets,
     sweep,
     teacher,
@@ -55,6 +56,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(diffusion.app, name="diffusion")
 app.add_typer(sets.app, name="set")
+app.add_typer(protocol.app, name="protocol")
 app.add_typer(method.app, name="method")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(ledger.app, name="ledger")

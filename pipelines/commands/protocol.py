@@ -1,0 +1,75 @@
+"""``rd3 protocol``: what distinguishes two evaluation protocols."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.commands._show import show_table
+from pipelines.settings import session
+
+if TYPE_CHECKING:
+    from rd3.protocol import EvalProtocol
+
+app = typer.Typer(help="Evaluation protocols: compare two of them.", no_args_is_help=True)
+_ANY_SIZE = 10**9
+"""Images of a set at which no batch size is capped."""
+
+
+@app.callback()
+def protocols() -> None:
+    """Keeps ``diff`` a command of its own."""
+
+
+@app.command("diff")
+def diff(
+    first: Annotated[str, typer.Argument(help="Name of a protocol (rd3 list protocols).")],
+    second: Annotated[str, typer.Argument(help="Name of the other.")],
+    dataset: Annotated[str, typer.Option(help="Dataset for which both are resolved.")] = "imagenet1k",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+) -> None:
+    """List the values in which two protocols differ, by student: with the teacher's network, and with another one."""
+    from rd3.datasets import dataset_info
+    from rd3.protocol import preset_reader, resolve_protocol
+
+    here = session()
+    preset_of, factor = preset_reader(here.presets), dataset_info(dataset, here.roots).factor
+    rows = []
+    for student, same in (("same network as the teacher", True), ("another network", False)):
+        one, other = (
+            resolve_protocol(preset_of(name), factor=factor, same_network=same, set_size=_ANY_SIZE)
+            for name in (first, second)
+        )
+        rows += [
+            {"student": student, "value": name, first: own, second: others}
+            for name, (own, others) in differences(one, other).items()
+        ]
+    show_table(rows, as_json=as_json, empty=f"{first} and {second} are equal on {dataset}")
+
+
+def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, str]]:
+    """Values by name in which two resolved protocols differ, as text; a dash where a protocol has no such setting.
+
+    Settings of a loss or of the augmentations are listed apart where both protocols have the same ones.
+    """
+    from rd3.component import plain_text
+    from rd3.protocol import protocol_names
+
+    found = {}
+    for name in protocol_names():
+        values = one.value(name), other.value(name)
+        if values[0] == values[1] or (name in ("loss", "augmentation") and _alike(*values)):
+            continue
+        found[name] = tuple("-" if value is None else plain_text(value) for value in values)
+    apart = {name for name, values in found.items() if "-" in values and name not in type(one).model_fields}
+    return {name: (values[0], values[1]) for name, values in found.items() if name not in apart}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two losses or lists of augmentations have the same names."""
+
+    def names(value: Any) -> list[str]:
+        return [name for item in (value if isinstance(value, list) else [value]) for name in item]
+
+    return names(one) == names(other)
