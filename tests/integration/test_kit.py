@@ -118,6 +118,16 @@ def test_cut_and_taken_up_the_results_are_those_of_a_plain_run(bare, place):
         assert brought[key].result.get("correct") == entry.result.get("correct")
 
 
+def test_what_is_to_be_left_there_is_not_brought_back(bare, place):
+    """Called again when everything is done, it collects all but that."""
+    teacher = next(key for key, entry in entries(place / "work" / "store").items() if entry.kind == "teacher")
+    code, log = there(bare, place, "out3", 6.0, "--tests", "", "--benchmarks", "", "--leave", teacher)
+    assert code == 0, log
+    names = {name for path in (place / "out3").glob("*.zip") for name in zipfile.ZipFile(path).namelist()}
+    assert any("by-key/evaluation/" in name for name in names)
+    assert not any(teacher in name for name in names)
+
+
 def test_a_kit_that_did_not_arrive_whole_is_said_in_the_log(bare, place, tmp_path):
     recipe = min((place / "kit" / "recipes").iterdir())
     whole = recipe.read_text()

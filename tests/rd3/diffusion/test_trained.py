@@ -118,7 +118,7 @@ def minimax(digits: Dataset, folder: Path, **settings: float) -> DiT:
 
     tuning = MinimaxTuning(epochs=2, batch_size=16, ema=0.98, **settings)
     recipe = DerivedRecipe(
-        data=Data(name="digits", fingerprint=digits.fingerprint, split="train"), classes=digits.info.classes,
+        data=Data(name="digits", fingerprint=digits.fingerprint, split="train"), classes=digits.info.classes, resolution=32,
         step="minimax", version=1, settings=tuning.model_dump(), backbone=read_backbone_manifest(SHIPPED).key, seed=0,
     )  # fmt: skip
     MinimaxFineTuning().derive(recipe, tuning, opened(digits), digits, folder, lambda fraction, note: None)
