@@ -95,7 +95,7 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
             r"two settings now: patch_shuffle.grid and resized_crop.min_area",
         ),
         ({"mix": "none"}, UnknownName, r"no field 'mix'.*list the steps in `augmentation`"),
-        ({"labels": "hard", "temperature": 3}, BadValue, "Loss 'ce' has no setting 'temperature'.*or use loss dkd or kl"),
+        ({"labels": "hard", "temperature": 3}, BadValue, "Loss 'ce' has no setting 'temperature'.*use loss dkd or kl"),
         ({"loss": {"kl": {"temp": 3}}}, UnknownName, "Loss 'kl' has no setting 'temp'.*did you mean 'temperature'"),
         ({"loss": "klo"}, UnknownName, "no loss 'klo'.*did you mean 'kl'"),
         ({"loss": 3}, BadValue, "Protocol rd3: loss: Input should be a valid dictionary"),

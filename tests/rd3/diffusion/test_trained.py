@@ -118,23 +118,39 @@ def minimax(digits: Dataset, folder: Path, **settings: float) -> DiT:
 
     tuning = MinimaxTuning(epochs=2, batch_size=16, ema=0.98, **settings)
     recipe = DerivedRecipe(
-        data=Data(name="digits", fingerprint=digits.fingerprint, split="train"), classes=digits.info.classes, resolution=32,
-        step="minimax", version=1, settings=tuning.model_dump(), backbone=read_backbone_manifest(SHIPPED).key, seed=0,
+        data=Data(name="digits", fingerprint=digits.fingerprint, split="train"), classes=digits.info.classes,
+        resolution=32, step="minimax", version=1, settings=tuning.model_dump(),
+        backbone=read_backbone_manifest(SHIPPED).key, seed=0,
     )  # fmt: skip
+    folder.mkdir()
     MinimaxFineTuning().derive(recipe, tuning, opened(digits), digits, folder, lambda fraction, note: None)
     own = opened(digits)
     own.transformer.load_state_dict(load_file(folder / FILE), strict=False)
     return own
 
 
+def interval(gain: np.ndarray) -> tuple[float, float]:
+    """Mean over the ten classes, and half of its 95 % interval by Student's t."""
+    return gain.mean(), 2.262 * gain.std(ddof=1) / math.sqrt(len(gain))
+
+
 def test_minimax_widens_the_classes(digits: Dataset, judge: Judge, tmp_path):
-    """Mean distance within a class, with the diversity term and without any fine-tuning: a paired 95 % interval."""
-    tuned = recognition(minimax(digits, tmp_path), judge, PER_CLASS // 2)
-    plain = recognition(opened(digits), judge, PER_CLASS // 2)
-    gain = pairwise(tuned.images, tuned.labels) - pairwise(plain.images, plain.labels)
-    half = 2.262 * gain.std(ddof=1) / math.sqrt(len(gain))  # Student's t, nine degrees of freedom
-    assert gain.mean() - half > 0, f"{gain.mean():.3f} +- {half:.3f}"
-    assert tuned.pct >= 70
+    """Mean distance within a class: fine-tuned as published against the model as it was, and the diversity term alone.
+
+    On digits the published weight of the term is too small to be seen beside the rest of the fine-tuning.
+    """
+    kinds = {
+        "as it was": opened(digits),
+        "published": minimax(digits, tmp_path / "published"),
+        "without": minimax(digits, tmp_path / "without", representativeness=0.0, diversity=0.0),
+        "diverse": minimax(digits, tmp_path / "diverse", representativeness=0.0, diversity=0.5),
+    }
+    made = {name: recognition(model, judge, 20) for name, model in kinds.items()}
+    wide = {name: pairwise(one.images, one.labels) for name, one in made.items()}
+    for more, less in (("published", "as it was"), ("diverse", "without")):
+        mean, half = interval(wide[more] - wide[less])
+        assert mean - half > 0, f"{more} against {less}: {mean:.3f} +- {half:.3f}"
+        assert made[more].pct >= 80
 
 
 @pytest.mark.long
