@@ -43,7 +43,17 @@ if TYPE_CHECKING:
     from rd3.models import NormalisedNetwork
 
 _IPC = 2
-_TRIAL_SIZES: dict[str, dict[str, Any]] = {"dit": {"width": 16, "depth": 2, "heads": 2, "patch": 8}}
+_TRIAL_SIZES: dict[str, dict[str, Any]] = {
+    "dit": {"width": 16, "depth": 2, "heads": 2, "patch": 8},
+    "text-to-image": {
+        "autoencoder": [8, 8],
+        "unet": [8, 8],
+        "heads": 2,
+        "text_width": 8,
+        "text_depth": 1,
+        "length": 32,
+    },
+}
 """By family, sizes of the diffusion backbones that methods are tried with; untrained, like their teachers."""
 _MAX_DIFFERENT = 0.01
 """Fraction of pixels that may differ if blocks are generated together."""
