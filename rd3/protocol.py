@@ -46,7 +46,7 @@ class EvalProtocol(Frozen):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``adamw``, or ``sgd`` with momentum ``beta1``."""
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate at the start of the cosine."""
+    """Learning rate at the start of the schedule."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of tensors with more than one dimension; none on the others (not stated in the paper)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -55,8 +55,11 @@ class EvalProtocol(Frozen):
     """Decay rate of AdamW's second moment; unused by ``sgd``."""
     zeta: float = Field(gt=0)
     """Learning-rate smoothing: the rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
+    schedule: Literal["cosine", "linear", "multistep"] = neutral("cosine")
+    """Shape of the learning rate over the epochs: the ``cosine`` of zeta; ``linear``, 1 - i / (zeta epochs); or
+    ``multistep``, a fifth after two thirds and after five sixths of the epochs."""
     warmup_epochs: int = neutral(0, ge=0)
-    """Epochs of linear warm-up to lr; the cosine takes the remaining ones (not stated in the paper)."""
+    """Epochs of linear warm-up to lr; the schedule takes the remaining ones (not stated in the paper)."""
     labels: Literal["soft", "hard"] = "soft"
     """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
     loss: Component

@@ -17,7 +17,7 @@ from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
 from rd3.evaluation.graphed import GraphedSteps
 from rd3.evaluation.result import EvalResult
-from rd3.evaluation.schedule import zeta_cosine
+from rd3.evaluation.schedule import rate_factor
 from rd3.evaluation.views import Batch
 from rd3.losses import LOSSES, LossTargets
 from rd3.models import build_network
@@ -95,8 +95,7 @@ class StudentTraining:
         self._epoch = self._begin_epoch(1)
 
     def _begin_epoch(self, number: int) -> _Epoch:
-        protocol = self.recipe.protocol
-        lr = protocol.lr * zeta_cosine(number - 1, protocol.epochs, protocol.zeta, protocol.warmup_epochs)
+        lr = self.recipe.protocol.lr * rate_factor(self.recipe.protocol, number - 1)
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(lr)
