@@ -123,15 +123,22 @@ class StudentTraining:
 
     def _plain_step(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
         """A step whose kernels are launched one by one; the loss."""
+        parts = max(1, min(self.recipe.protocol.accumulation_steps, len(images) // 2))
+        self._optimizer.zero_grad()
+        pairs = zip(images.tensor_split(parts), targets.split(parts), strict=True)
+        losses = [self._backward(*pair, share=len(pair[0]) / len(images)) for pair in pairs]
+        self._optimizer.step()
+        return torch.stack(losses).sum() if parts > 1 else losses[0]
+
+    def _backward(self, images: torch.Tensor, targets: LossTargets, share: float) -> torch.Tensor:
+        """Add the gradients of a part of a batch; its loss, multiplied by its share of the batch."""
         with autocast(self.device, self.precision):
             if self.recipe.protocol.extra_student_forward:
                 with torch.no_grad():
                     self.network(images)
             logits = self.network(images)
-        loss = self._loss(logits, targets, self._settings)
-        self._optimizer.zero_grad()
+        loss = share * self._loss(logits, targets, self._settings)
         loss.backward()
-        self._optimizer.step()
         self._right += (logits.detach().argmax(dim=1) == targets.labels).sum()
         return loss.detach()
 

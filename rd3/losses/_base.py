@@ -35,6 +35,12 @@ class LossTargets:
     epoch: float | torch.Tensor = 1
     """Epoch, from 1; on CUDA a float64 scalar on the device."""
 
+    def split(self, parts: int) -> list[LossTargets]:
+        """The targets of ``parts`` parts of the batch, whose sizes differ by one at most."""
+        logits = [None] * parts if self.teacher_logits is None else self.teacher_logits.tensor_split(parts)
+        images = zip(logits, self.labels.tensor_split(parts), self.labels_mixed.tensor_split(parts), strict=True)
+        return [LossTargets(*own, self.lam, self.epoch) for own in images]
+
 
 LossFunction = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]
 """(student logits (B, C), targets, settings) to a scalar in fp32; the docstring's first line is its summary."""

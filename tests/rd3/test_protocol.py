@@ -33,12 +33,16 @@ def test_hard_labels_mean_cross_entropy():
     assert protocol.value("loss") == {"ce": {"hard_mix": "weighted"}}
 
 
-@pytest.mark.parametrize("name", ["cda", "dwa", "pca-soft", "pca-hard"])
-def test_published_protocols_resolve_to_their_values(name):
-    """128 images a batch and 300 epochs, whatever the student's network."""
-    same, other = (resolve_protocol(name, factor=2, same_network=one, set_size=1000) for one in (True, False))
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [("sre2l", (1024, 2)), ("d4m", (1024, 2)), *((name, (128, 1)) for name in ("cda", "dwa", "pca-soft", "pca-hard"))],
+)
+def test_published_protocols_resolve_to_their_values(name, batch):
+    """300 epochs, whatever the student's network."""
+    same, other = (resolve_protocol(name, factor=2, same_network=one, set_size=10_000) for one in (True, False))
     assert same == other
-    assert (same.epochs, same.batch_size, same.zeta, same.lr, same.weight_decay) == (300, 128, 1.0, 1e-3, 0.01)
+    assert (same.epochs, same.zeta, same.lr, same.weight_decay) == (300, 1.0, 1e-3, 0.01)
+    assert (same.batch_size, same.accumulation_steps) == batch
     crop, flip = {"resized_crop": {"min_area": 0.08, "antialias": True}}, {"flip": {"probability": 0.5}}
     hard = name == "pca-hard"
     assert same.value("augmentation") == [crop, flip, *([] if hard else [{"cutmix": {}}])]
