@@ -210,6 +210,10 @@ def _collector(bench: Bench) -> Collector:
     from rd3.parts import Collector
     from rd3.recipe import KINDS
 
+    wanted = {path.stem.rpartition("-")[2] for path in (bench.kit / "recipes").glob("*.json")}
+    unknown = [key for key in bench.chosen.leave if key[:12] not in wanted]
+    if unknown:
+        raise ValueError(f"--leave {unknown[0]}: the kit has no such recipe; give its whole key")
     brought = {path.relative_to(bench.kit / "store") for path in (bench.kit / "store").rglob("by-key/*/*.json")}
     known = {bench.work / "store" / path for path in brought}
     known |= {bench.work / "store" / "by-key" / kind / f"{key}.json" for kind in KINDS for key in bench.chosen.leave}

@@ -61,6 +61,9 @@ def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, 
         values = one.value(name), other.value(name)
         if values[0] == values[1] or (name in ("loss", "augmentation") and _alike(*values)):
             continue
+        of_loss = "." not in name and name not in type(one).model_fields
+        if of_loss and one.loss.name != other.loss.name:
+            continue
         found[name] = tuple("-" if value is None else plain_text(value) for value in values)
     apart = {name for name, values in found.items() if "-" in values and name not in type(one).model_fields}
     return {name: (values[0], values[1]) for name, values in found.items() if name not in apart}

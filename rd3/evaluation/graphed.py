@@ -23,35 +23,41 @@ class GraphedSteps:
     """Calls a step, first kernel by kernel, then by replaying its graph; the results are the same to the bit.
 
     A step of a small network consists of hundreds of kernels, each shorter than its launch by Python.  A graph launches
-    them all at once.  All calls must be made on one stream other than the default one, and the step must not wait for
-    the device; a step that does is never captured.
+    them all at once.  All calls must be made on one stream other than the default one.  Steps that wait for the device
+    cannot be captured.  Those that draw random numbers on it, as dropout does, are not: graphs that run side by side
+    share one generator, whose state a replay sets on its own stream while kernels of another still read it.
     """
 
     def __init__(self, step: Step):
         self._step = step
         self._taken: Counter[int] = Counter()
         self._graphs: dict[int, _Captured] = {}
-        self._waits = False
+        self._stays_plain = False
 
     def __call__(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
         """The loss of one step, a tensor of its own."""
         size = len(images)
         if size not in self._graphs:
             self._taken[size] += 1
-            if self._waits or self._taken[size] < PLAIN_STEPS:
+            if self._stays_plain or self._taken[size] < PLAIN_STEPS:
                 return self._step(images, targets)
             if self._taken[size] == PLAIN_STEPS:
-                with _waiting() as waits:
-                    loss = self._step(images, targets)
-                self._waits = bool(waits)
-                return loss
+                return self._watched(images, targets)
             self._graphs[size] = _Captured(self._step, images, targets)
         return self._graphs[size].replay(images, targets)
+
+    def _watched(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
+        """A step of which is found out whether it can be captured."""
+        before = torch.cuda.get_rng_state(images.device)
+        with _waiting() as waits:
+            loss = self._step(images, targets)
+        self._stays_plain = bool(waits) or not torch.equal(before, torch.cuda.get_rng_state(images.device))
+        return loss
 
 
 @contextlib.contextmanager
 def _waiting() -> Iterator[list[warnings.WarningMessage]]:
-    """Inside ``with``, collect the places that wait for the device, which a capture does not survive."""
+    """Inside ``with``, collect the places that wait for the device."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -60,7 +66,8 @@ def _waiting() -> Iterator[list[warnings.WarningMessage]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-            found[:] = [each for each in found if "synchroniz" in str(each.message)]
+            # The mode itself is announced by another warning, once a process.
+            found[:] = [each for each in found if "called a synchronizing" in str(each.message)]
 
 
 class _Captured:

@@ -155,8 +155,9 @@ def train_and_test(
 
     ``images``: (N, 3, H, W) uint8 or float32 in [0, 1]; ``labels``: (N,) int64; ``teachers`` take pixels in [0, 1] and
     are not modified.  All random numbers derive from the student seed, so a run on one CPU thread is bitwise
-    reproducible.  Raises :class:`Diverged` at the end of an epoch with a loss that is not finite.  ``tested`` is called
-    after each test at the protocol's ``test_epochs``; an exception from it ends the training (a pruned trial).
+    reproducible.  Raises :class:`Diverged` for a loss that is not finite, after its epoch or, on CUDA, some later.
+    ``tested`` is called after each test at the protocol's ``test_epochs``; an exception from it ends the training (a
+    pruned trial).
 
     Deviations: the references augment per sample in loader workers; here whole batches are augmented on the device,
     with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is

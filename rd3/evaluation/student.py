@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TEST_BATCH = 250
 READ_EVERY = 64
-"""Steps after which losses are read on an accelerator, as each read waits for it; on a CPU every epoch's are."""
+"""Steps after which losses are read on CUDA, as each read waits for the device; elsewhere every epoch's are."""
 
 Progress = Callable[[float, str], None]
 """Called with the finished fraction (0-1) and a readable note, at least once per epoch."""
@@ -116,7 +116,7 @@ class StudentTraining:
         if self._stream is None:
             return batch.targets
         lam, epoch = (
-            torch.full((), float(value), dtype=torch.float64, device=self.device)
+            torch.full((), float(value), dtype=torch.float32, device=self.device)
             for value in (batch.targets.lam, batch.targets.epoch)
         )
         return replace(batch.targets, lam=lam, epoch=epoch)
@@ -157,9 +157,9 @@ class StudentTraining:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def end_epoch(self) -> None:
-        """End the epoch; the only method that waits for the device, on an accelerator not in every epoch.
+        """End the epoch; waits for the device, on CUDA not in every epoch.
 
-        Raises :class:`Diverged` if a loss was not finite, and any exception of ``tested``.
+        Raises :class:`Diverged` if a loss was not finite, on CUDA some epochs later, and any exception of ``tested``.
         """
         epoch = self._epoch.number
         self._unread.append(replace(self._epoch, right=self._right.clone()))

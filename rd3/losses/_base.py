@@ -31,9 +31,9 @@ class LossTargets:
     labels_mixed: torch.Tensor
     """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float | torch.Tensor
-    """Share of the base image (0-1), the same for the whole batch; on CUDA a float64 scalar on the device."""
+    """Share of the base image (0-1), the same for the whole batch; on CUDA a float32 scalar on the device."""
     epoch: float | torch.Tensor = 1
-    """Epoch, from 1; on CUDA a float64 scalar on the device."""
+    """Epoch, from 1; on CUDA a float32 scalar on the device."""
 
     def split(self, parts: int) -> list[LossTargets]:
         """The targets of ``parts`` parts of the batch, whose sizes differ by one at most."""

@@ -25,7 +25,10 @@ BLOCKS_TOGETHER = 10
 
 
 class DiffusionMethod(Method):
-    """Base of the methods that sample from a diffusion model; their settings have ``steps`` and ``guidance``."""
+    """Base of the methods that sample from a diffusion model; their settings have ``steps`` and ``guidance``.
+
+    On a GPU ``make`` gets the members of several classes in one block: it must go by ``block.members`` alone.
+    """
 
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         """One block per class, with all its images: a smaller set has the first of them."""
@@ -36,6 +39,9 @@ class DiffusionMethod(Method):
         return 1 if device.type == "cpu" else BLOCKS_TOGETHER
 
     def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
+        """Sample small blocks as one, so that a batch is full; large ones one after the other."""
+        if len(blocks[0].members) >= BATCH_ELSEWHERE:
+            return super().make_many(blocks, ctx)
         members = tuple(member for block in blocks for member in block.members)
         images = self.make(Block(blocks[0].index, members), ctx)
         return list(images.split([len(block.members) for block in blocks]))

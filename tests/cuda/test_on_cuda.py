@@ -99,13 +99,14 @@ def counted(replay, calls: list[int]):
     ids=lambda fields: ", ".join(map(str, fields.values())),
 )
 def test_a_graph_gives_what_its_kernels_give_one_by_one(fields, monkeypatch):
-    """36 images in batches of 16: two of one size and a smaller one, in six epochs; MobileNet has dropout."""
+    """36 images in batches of 16: two of one size and a smaller one, in six epochs."""
     fields = {"epochs": 6, "batch_size": 16, **fields}
     replays = []
     monkeypatch.setattr(graphed._Captured, "replay", counted(graphed._Captured.replay, replays))
     by_graph = score(**fields)
     taken = len(replays)
-    assert taken == 6 * 3 - 2 * graphed.PLAIN_STEPS
+    draws = fields.get("student") == "mobilenet_v2"  # dropout
+    assert taken == (0 if draws else 6 * 3 - 2 * graphed.PLAIN_STEPS)
     monkeypatch.setattr(graphed, "PLAIN_STEPS", 1_000_000)
     one_by_one = score(**fields)
     assert len(replays) == taken
@@ -121,7 +122,7 @@ def test_a_step_that_waits_for_the_device_is_never_captured():
         assert float(images.sum()) >= 0
         return taken.clone()
 
-    lam = torch.ones((), device=DEVICE, dtype=torch.float64)
+    lam = torch.ones((), device=DEVICE)
     targets = LossTargets(None, *(torch.zeros(4, dtype=torch.int64, device=DEVICE) for _ in range(2)), lam, lam)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -132,12 +133,11 @@ def test_a_step_that_waits_for_the_device_is_never_captured():
 
 
 def test_students_side_by_side_train_as_each_alone():
-    """Three students of two networks, each on its own stream and with its own graphs."""
+    """Each on its own stream and with its own graphs; two have dropout."""
     labels = torch.from_numpy(TOY.labels("train").copy())
     images, teacher = TOY.images("train", range(len(labels))), toy_teacher(TOY).to(DEVICE)
-    recipes = [
-        evaluation_recipe(student, seed) for student, seed in (("resnet18_w16", 0), ("resnet18_w16", 1), ("convnet", 0))
-    ]
+    students = [("resnet18_w16", 0), ("resnet18_w16", 1), ("mobilenet_v2", 0), ("mobilenet_v2", 1)]
+    recipes = [evaluation_recipe(student, seed) for student, seed in students]
     together = train_pack([Evaluation(one, images, labels, [teacher]) for one in recipes], TOY, device=DEVICE)
     for one, beside in zip(recipes, together, strict=True):
         [alone] = train_pack([Evaluation(one, images, labels, [teacher])], TOY, device=DEVICE)

@@ -126,6 +126,8 @@ def test_what_is_to_be_left_there_is_not_brought_back(bare, place):
     names = {name for path in (place / "out3").glob("*.zip") for name in zipfile.ZipFile(path).namelist()}
     assert any("by-key/evaluation/" in name for name in names)
     assert not any(teacher in name for name in names)
+    code, log = there(bare, place, "out4", 6.0, "--tests", "", "--benchmarks", "", "--leave", "0" * 64)
+    assert (code, "the kit has no such recipe" in log) == (2, True)
 
 
 def test_a_kit_that_did_not_arrive_whole_is_said_in_the_log(bare, place, tmp_path):

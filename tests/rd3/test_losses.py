@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,7 +133,11 @@ def test_gradients_are_those_of_finite_differences(name):
 @pytest.mark.parametrize("name", ["kl", "mse_gt", "ce", "dkd", "nkd", "lskd"])
 def test_losses_compute_in_fp32(name):
     logits = normal(0, B, C).bfloat16()
-    assert learn(name, logits, targets(normal(1, B, C).bfloat16())).dtype == torch.float32
+    given = targets(normal(1, B, C).bfloat16(), lam=0.3)
+    plain = learn(name, logits, given)
+    on_device = replace(given, lam=torch.tensor(0.3), epoch=torch.tensor(1.0))  # as on CUDA
+    assert plain.dtype == learn(name, logits, on_device).dtype == torch.float32
+    assert float(learn(name, logits, on_device)) == pytest.approx(float(plain), rel=1e-6)
 
 
 def test_registry_knows_them_without_torch():

@@ -28,6 +28,15 @@ def test_losses_with_other_names_are_one_difference(rd3, home):
     assert found["same", "loss"] == ("kl(temperature=20.0, scale_t2=False)", "ce(hard_mix=weighted)")
 
 
+def test_settings_of_different_losses_are_not_compared(rd3, home):
+    """Both have a temperature, of another meaning."""
+    (home / "presets").mkdir(parents=True)
+    text = "name: mine\nsource: me\nall: {epochs: 400, zeta: 1.0, batch_size: 50, loss: dkd, augmentation: [flip]}\n"
+    (home / "presets" / "mine.yaml").write_text(text)
+    found = differing(rd3, "rd3", "mine")
+    assert found["same", "loss"][1].startswith("dkd(") and ("same", "temperature") not in found
+
+
 def test_equal_protocols_and_unknown_names_are_said(rd3, home):
     code, out, _err = rd3("protocol", "diff", "cda", "dwa")
     assert (code, "cda and dwa are equal on imagenet1k" in out) == (0, True)
