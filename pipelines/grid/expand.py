@@ -125,7 +125,7 @@ class Expansion:
                 return {"dataset": teacher.dataset, "teacher": teacher.role, "network": teacher.network}
         cell = self._cells_by_key.get(key)
         if cell is None:
-            return _facts_of_set(recipe) if isinstance(recipe, SetRecipe) else {}
+            return _facts_of_set(recipe) if isinstance(recipe, SetRecipe) else {"dataset": recipe.data.name}
         facts: dict[str, str | int] = {"method": cell.method, "dataset": cell.dataset, "ipc": cell.ipc}
         if isinstance(recipe, SetRecipe) or cell.labels == "soft":
             facts["teacher"] = cell.teacher
