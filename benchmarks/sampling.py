@@ -14,7 +14,6 @@ import torch
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
 from benchmarks.timing import Work
-from rd3.datasets import DatasetInfo
 from rd3.device import autocast, peak_mib, ran_precision, reset_peak
 from rd3.diffusion.backbone import Backbone
 from rd3.diffusion.families.dit import DiT
@@ -47,9 +46,9 @@ def run(bench: Bench) -> list[Row]:
 
 def _row(bench: Bench, size: Size, steps: int) -> Row:
     batch = BATCH.get(bench.device.type, BATCH_ELSEWHERE)
-    precision = ran_precision(bench.device, "auto") if not bench.on_cpu else "fp32"
+    precision = "fp32" if bench.on_cpu else ran_precision(bench.device, "auto")
     info = ToyDataset(classes=10, per_class=1, side=size.side).info
-    model = _model(size, info).to(bench.device).frozen()
+    model = DiT.create(size.config, info, generator(0, "benchmark")).to(bench.device).frozen()
 
     def work(at_once: int, images: int) -> Work:
         def some() -> int:
@@ -65,10 +64,6 @@ def _row(bench: Bench, size: Size, steps: int) -> Row:
     note = f"{steps} steps; peak memory {peaks[1]:.0f} MiB at batch 1, {peaks[batch]:.0f} MiB at {batch}"
     job = Job("sampling", f"{size.name}, {size.side} px", "image", batch, images=1)
     return bench.row(job, spent["batch"], spent["one"], dtype=precision, layout="NCHW", note=note)
-
-
-def _model(size: Size, info: DatasetInfo) -> Backbone:
-    return DiT.create(size.config, info, generator(0, "benchmark"))
 
 
 def draw(model: Backbone, numbers: range, steps: int, precision: str) -> torch.Tensor:

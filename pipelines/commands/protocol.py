@@ -49,7 +49,7 @@ def diff(
 
 
 def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, str]]:
-    """Values by name in which two resolved protocols differ, as text; a dash where a protocol has no such setting.
+    """Values by name in which two resolved protocols differ, as text.
 
     Settings of a loss or of the augmentations are listed apart where both protocols have the same ones.
     """
@@ -61,12 +61,10 @@ def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, 
         values = one.value(name), other.value(name)
         if values[0] == values[1] or (name in ("loss", "augmentation") and _alike(*values)):
             continue
-        of_loss = "." not in name and name not in type(one).model_fields
-        if of_loss and one.loss.name != other.loss.name:
-            continue
-        found[name] = tuple("-" if value is None else plain_text(value) for value in values)
-    apart = {name for name, values in found.items() if "-" in values and name not in type(one).model_fields}
-    return {name: (values[0], values[1]) for name, values in found.items() if name not in apart}
+        other_loss = "." not in name and one.loss.name != other.loss.name
+        if name in type(one).model_fields or not (None in values or other_loss):
+            found[name] = plain_text(values[0]), plain_text(values[1])
+    return found
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ from rd3.augment import to_unit
 from rd3.diffusion.backbone import Stage, wrong_size
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.inputs import PixelInputs
+from rd3.diffusion.unet_cost import LATENT_CHANNELS
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import generator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from rd3.teacher.training import Images
 
-LATENT_CHANNELS = 4
 GROUPS = 8
 """Groups of the group norms of a local model; its channels are multiples of it."""
 KL_WEIGHT = 1e-4
@@ -48,12 +48,6 @@ def make_autoencoder(widths: Sequence[int], layers: int, resolution: int) -> Aut
         sample_size=resolution,
         scaling_factor=1.0,
     )
-
-
-def latent_side(widths: Sequence[int], resolution: int) -> int:
-    """Side of the latents of images of ``resolution`` pixels."""
-    side: int = resolution // 2 ** (len(widths) - 1)
-    return side
 
 
 def check_widths(family: str, widths: Sequence[int], resolution: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rd3.diffusion.unet_cost import autoencoder_values, unet_tally
+from rd3.diffusion.unet_cost import LATENT_CHANNELS, autoencoder_values, latent_side, unet_tally
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe
 
@@ -34,7 +34,7 @@ Stable Diffusion 1.5 at 512 pixels, each with its VAE; the traffic is a rough gu
 def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
     width, depth = config["width"], config["depth"]
     levels = config.get("autoencoder")
-    side = resolution // 2 ** (len(levels) - 1) if levels else resolution
+    side = latent_side(levels, resolution) if levels else resolution
     tokens = (side // config["patch"]) ** 2
     block = tokens * (12 * width**2 + 2 * tokens * width) + 6 * width**2
     traffic = depth * tokens * 30 * width * _BYTES_PER_VALUE
@@ -42,16 +42,16 @@ def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
     values = depth * (19 * width**2 + 280 * width)
     if levels:
         values += autoencoder_values(levels, config.get("layers", 1))
-    return Sizes(Cost(2.0 * depth * block, float(traffic)), values, (4 if levels else 3) * side**2)
+    return Sizes(Cost(2.0 * depth * block, float(traffic)), values, (LATENT_CHANNELS if levels else 3) * side**2)
 
 
 def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
     layers, text, length = config.get("layers", 1), config["text_width"], config.get("length", 77)
-    side = resolution // 2 ** (len(config["autoencoder"]) - 1)
+    side = latent_side(config["autoencoder"], resolution)
     unet = unet_tally(config["unet"], layers, side, text, length)
     encoder = 12 * text**2 * config.get("text_depth", 2) + (length + 150) * text
     values = unet.values + autoencoder_values(config["autoencoder"], layers) + encoder
-    return Sizes(Cost(2.0 * unet.products, float(_BYTES_PER_VALUE * unet.outputs)), values, 4 * side**2)
+    return Sizes(Cost(2.0 * unet.products, float(_BYTES_PER_VALUE * unet.outputs)), values, LATENT_CHANNELS * side**2)
 
 
 SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {

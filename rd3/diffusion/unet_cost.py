@@ -81,6 +81,12 @@ def unet_tally(widths: Sequence[int], layers: int, side: int, text: int, length:
     return tally
 
 
+def latent_side(widths: Sequence[int], resolution: int) -> int:
+    """Side of the latents of images of ``resolution`` pixels, by a VAE with these channels by level."""
+    side: int = resolution // 2 ** (len(widths) - 1)
+    return side
+
+
 def autoencoder_values(widths: Sequence[int], layers: int) -> int:
     """Number of weights of a VAE with these channels by level."""
     tally, last = Tally(), len(widths) - 1

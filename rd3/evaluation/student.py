@@ -217,8 +217,9 @@ def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Op
         (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     # A tensor on CUDA, which a graph reads at every step.
-    on_cuda = plain[0].is_cuda
-    lr = torch.tensor(protocol.lr, device=plain[0].device) if on_cuda else protocol.lr
+    weight = next(student.parameters())
+    on_cuda = weight.is_cuda
+    lr = torch.tensor(protocol.lr, device=weight.device) if on_cuda else protocol.lr
     if protocol.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=protocol.beta1, fused=on_cuda or None)
     betas = (protocol.beta1, protocol.beta2)

@@ -13,10 +13,8 @@ from torch import nn
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.autoencoder import (
-    LATENT_CHANNELS,
     autoencoder_stage,
     check_widths,
-    latent_side,
     make_autoencoder,
 )
 from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
@@ -24,6 +22,7 @@ from rd3.diffusion.codec import Autoencoder, Codec, Pixels
 from rd3.diffusion.inputs import LatentInputs, PixelInputs
 from rd3.diffusion.loss import Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
+from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
 from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped

@@ -15,10 +15,8 @@ from torch import nn
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.autoencoder import (
     GROUPS,
-    LATENT_CHANNELS,
     autoencoder_stage,
     check_widths,
-    latent_side,
     make_autoencoder,
 )
 from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
@@ -27,6 +25,7 @@ from rd3.diffusion.families.dit import draws
 from rd3.diffusion.inputs import LatentInputs
 from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
 from rd3.diffusion.sampler import Conditions
+from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
 from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
