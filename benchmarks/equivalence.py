@@ -63,7 +63,7 @@ def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, E
         )
         return EvaluationRecipe.of(
             made,
-            teacher=teacher,
+            teachers=[teacher],
             protocol=protocol,
             student=teacher.network,
             student_seed=seed,

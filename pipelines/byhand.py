@@ -124,7 +124,7 @@ def evaluations_of(
     evaluations = [
         EvaluationRecipe.of(
             set_recipe,
-            teacher=label_teacher,
+            teachers=[label_teacher] if label_teacher is not None else [],
             protocol=resolved,
             student=network,
             student_seed=seed,

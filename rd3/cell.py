@@ -18,7 +18,7 @@ class Cell(Frozen):
     dataset: str
     ipc: int
     teacher: str
-    """Role of the teacher that the set is distilled from and that gives soft labels."""
+    """Role of the teacher that the set is distilled from; it gives soft labels unless ``overrides`` names others."""
     teacher_network: str | None = None
     """Architecture of the teacher; None if neither the set nor the labels use a teacher."""
     student: str
@@ -26,10 +26,14 @@ class Cell(Frozen):
     """Name of the preset."""
     labels: str
     """``soft`` or ``hard``."""
+    setting: str = ""
+    """Name of the part of the grid that it belongs to, such as ``+ batch size``; empty if it has none."""
+    printed: dict[str, str] = {}
+    """Where the paper prints its value: number of the table, and the beginning of the configuration in it."""
     varied: dict[str, Any] = {}
     """The protocol field that a sensitivity study varies, with its value; empty at the base point."""
     overrides: dict[str, Any] = {}
-    """Settings and protocol fields that the grid overrides."""
+    """Settings and protocol fields that the grid overrides, and its ``label_teachers``."""
     set_seed: int | None
     student_seed: int
     set: Key | None

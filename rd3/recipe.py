@@ -393,17 +393,17 @@ class EvaluationRecipe(Recipe):
         cls,
         synthetic_set: SetRecipe,
         *,
-        teacher: TeacherRecipe | None,
+        teachers: Iterable[TeacherRecipe],
         protocol: EvalProtocol,
         student: str,
         student_seed: int,
         normalisation: Normalisation,
         **changed: Any,
     ) -> EvaluationRecipe:
-        """The evaluation of a set; ``teacher`` gives the labels if the protocol uses soft labels."""
+        """The evaluation of a set; ``teachers`` give the labels if the protocol uses soft labels."""
         return cls(
             set=synthetic_set.key,
-            teachers=(teacher.key,) if protocol.labels == "soft" and teacher is not None else (),
+            teachers=tuple(teacher.key for teacher in teachers) if protocol.labels == "soft" else (),
             protocol=protocol,
             student=student,
             student_seed=student_seed,

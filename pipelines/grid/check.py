@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from pipelines.grid.catalog import ANY_FRAME, Catalog, Frame
-from pipelines.grid.located_yaml import Located, Path
+from pipelines.grid.located_yaml import Located, Path, location
 from pipelines.grid.structure import (
     At,
     GridStructure,
@@ -29,35 +29,59 @@ from rd3.models import network_info
 from rd3.planning.sets import check_start
 from rd3.protocol import mistakes_in, protocol_names
 from rd3.recipe import SourceSplit
+from tracking.report.paper import configurations
 
 T = TypeVar("T")
 Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
 
 
-def check_document(document: Located, name: str, text: str, catalog: Catalog) -> Grid | None:
-    """The grid, or None with at least one problem added to ``document``."""
+DEMONSTRATION = "Demonstration size: shows the path, not the claim."
+
+
+def check_document(document: Located, name: str, text: str, catalog: Catalog, small: bool = False) -> Grid | None:
+    """The grid, or None with at least one problem added to ``document``.
+
+    ``small``: the demonstration size, whose ``small`` keys replace those of the file.  Both sizes are checked.
+    """
     given = keys_of(document, "A grid", "methods, datasets, ipc and a teacher")
     if given is None:
         return None
     data = {"name": name} | given
-    wrong = check_structure(document, GridStructure, data)
+    full = _grid(document, data, text, catalog)
+    changes = data.pop("small", None)
+    if full is None or changes is None:
+        if full is not None and small:
+            document.problem((), f"The grid {name} has no demonstration size.", f"use {name}, or add `small:`")
+        return full
+    heading = " ".join(filter(None, (DEMONSTRATION, full.description)))
+    changed = data | {"name": f"{full.name}-small", "description": heading} | changes
+    reduced = _grid(document, changed, text, catalog, changes)
+    return reduced if small or reduced is None else full
+
+
+def _grid(
+    document: Located, data: dict[str, Any], text: str, catalog: Catalog, small: dict[str, Any] | None = None
+) -> Grid | None:
+    """One size of a grid; ``small``: those of its keys that are written below ``small``."""
+    at_top = partial(location, small or {}, ("small",))
+    wrong = check_structure(document, GridStructure, data, at_top)
     split: SourceSplit = "fit" if data.get("test_on") == "validation" else "train"
     base = {key: value for key, value in data.items() if key in PartStructure.model_fields}
-    parts = [PartCheck(document, base, wrong, catalog, split).fields()]
+    parts = [PartCheck(document, base, wrong, catalog, split, at_top).fields()]
     for path, changes in items_of(data, "also", wrong):
-        changed, at = base | changes, partial(_in_part, changes, path)
+        changed, at = base | changes, partial(_in_part, changes, path, at_top)
         unusable = check_structure(document, PartStructure, changed, at)
         parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
     if document.problems:
         return None
-    head = {key: value for key, value in data.items() if key not in base and key != "also"}
-    return Grid(**head, parts=tuple(Part(**fields) for fields in parts), text=text)
+    head = {key: value for key, value in data.items() if key not in base and key not in ("also", "small")}
+    return Grid(**head, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None)
 
 
-def _in_part(changes: dict[str, Any], item: Path, path: Path) -> Path:
+def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:
     """The location of a value of a part: in the item of ``also`` if that has its key, else at the top level."""
-    return (*item, *path) if path and path[0] in changes else path
+    return at(location(changes, item, path))
 
 
 @dataclass
@@ -82,10 +106,12 @@ class PartCheck:
                 check_repeats(self.document, value, self.at((key,)))
         self._check_settings()
         self._check_protocols()
+        self._check_paper()
         return self.data | {
             "methods": tuple(self.methods.values()),
             "datasets": tuple(self.infos),
             "teacher": self.roles,
+            "label_teachers": self.label_teachers,
             "students": tuple(self.students) or None,
             "protocols": tuple(self.protocols.values()),
             "vary": self.varied,
@@ -168,6 +194,17 @@ class PartCheck:
         return found
 
     @cached_property
+    def label_teachers(self) -> tuple[str, ...]:
+        """The known roles of the teachers that give soft labels together."""
+        found = []
+        for path, role in self.items("label_teachers"):
+            with self.noting(path):
+                for dataset in self.infos:
+                    self.catalog.role(dataset, role)
+                found.append(role)
+        return tuple(found)
+
+    @cached_property
     def varied(self) -> dict[str, tuple[Any, ...]]:
         """Protocol fields with the values to vary."""
         found = {}
@@ -179,7 +216,8 @@ class PartCheck:
     @cached_property
     def frames(self) -> set[Frame]:
         """What the protocols are resolved for, as far as it is known."""
-        networks = {dataset: self.catalog.role(dataset, role).network for dataset, role in self.roles.items()}
+        labelling = {dataset: [*self.label_teachers, role][0] for dataset, role in self.roles.items()}
+        networks = {dataset: self.catalog.role(dataset, role).network for dataset, role in labelling.items()}
         return {
             Frame(self.infos[dataset].factor, student == network, ipc * self.infos[dataset].num_classes)
             for dataset, network in networks.items()
@@ -234,6 +272,13 @@ class PartCheck:
                 for frame in frames:
                     with self.noting(where):
                         self.catalog.evaluation(chosen.name, frame, own | moved)
+
+    def _check_paper(self) -> None:
+        """Check that the paper prints these configurations."""
+        for path, config in self.items("paper"):
+            if not configurations(str(path[-1]), config):
+                message = f"The paper's Table {path[-1]} has no configuration that begins with {config!r}."
+                self.problem(path, message, "see tracking/report/data/paper_results.csv")
 
     def _check_twice(self, shared: dict[str, Any]) -> None:
         """Report fields that are set at two places."""

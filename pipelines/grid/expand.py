@@ -227,13 +227,15 @@ class _Expander:
             message = "The grid has no supported cells: {}."
             found = [(*place, message.format(reason), "") for reason, place in self.refusals.items()]
         if found:
-            problems = dict.fromkeys(problem_in(self.grid.text, *each) for each in dict.fromkeys(found))
+            located = partial(problem_in, self.grid.text, small=self.grid.small)
+            problems = dict.fromkeys(located(*each) for each in dict.fromkeys(found))
             raise GridErrors(self.grid.name, sorted(problems, key=lambda problem: problem.line or 0))
 
     def product(self, number: int, part: Part, dataset: str) -> None:
         """All cells of one part on one dataset: methods, IPC, students, protocols, varied fields, then seeds."""
         info = self._info(dataset)
         teacher = self._teacher(dataset, part.teacher[dataset])
+        labelling = tuple(self._teacher(dataset, role) for role in part.label_teachers) or (teacher,)
         students = part.students or (teacher.network,)
         reasons = {student: _network_reason(student, info) for student in students}
         for place, student in enumerate(part.students or ()):
@@ -254,13 +256,13 @@ class _Expander:
                         path = ("ipc", place) if ipc > info.train_per_class else ("methods", at)
                         self.refusals.setdefault(made.reason, (number, path))
                 for student in students:
-                    frame = Frame(info.factor, student == teacher.network, ipc * info.num_classes)
+                    frame = Frame(info.factor, student == labelling[0].network, ipc * info.num_classes)
                     base: EvalProtocol | None = None
                     for protocol, varied in _points(part):
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
                         for seed, made in sets.items():
-                            shape = _Shape(chosen.name, info, ipc, teacher, student, protocol.name, varied)
+                            shape = _Shape(chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part)
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
 
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
@@ -289,6 +291,9 @@ class _Expander:
         taught = rule.protocol.labels == "soft" or (made.recipe is not None and bool(made.recipe.teachers))
         if supported is not None:
             self._add_chain(made.chain, shape)
+        changed = made.changed | rule.changed
+        if rule.protocol.labels == "soft" and shape.labelling != (shape.teacher,):
+            changed["label_teachers"] = [teacher.role for teacher in shape.labelling]
         values = {
             "method": shape.method,
             "dataset": shape.info.name,
@@ -299,14 +304,17 @@ class _Expander:
             "protocol": shape.preset,
             "labels": rule.protocol.labels,
             "varied": shape.varied,
-            "overrides": made.changed | rule.changed,
+            "overrides": changed,
+            "setting": shape.part.setting,
+            "printed": shape.part.paper,
             "set_seed": set_seed,
             "set": supported.key if supported is not None else None,
             "reduced": made.reduced | rule.reduced,
             "reason": reason,
         }
         if supported is not None and rule.protocol.labels == "soft":
-            self._add_teacher(shape.teacher)
+            for teacher in shape.labelling:
+                self._add_teacher(teacher)
         shared = canonical(values)
         for seed in student_seeds:
             recipe = self._evaluation(shape, supported, rule.protocol, seed) if supported is not None else None
@@ -326,7 +334,7 @@ class _Expander:
     ) -> EvaluationRecipe:
         return EvaluationRecipe.of(
             made,
-            teacher=shape.teacher.recipe,
+            teachers=[teacher.recipe for teacher in shape.labelling],
             protocol=protocol,
             student=shape.student,
             student_seed=student_seed,
@@ -433,9 +441,12 @@ class _Shape(NamedTuple):
     info: DatasetInfo
     ipc: int
     teacher: Teacher
+    labelling: tuple[Teacher, ...]
+    """Teachers that give soft labels."""
     student: str
     preset: str
     varied: dict[str, Any]
+    part: Part
 
 
 def _points(part: Part) -> Iterator[tuple[Chosen, dict[str, Any]]]:

@@ -7,6 +7,7 @@ grids are in ``grids/``) or by path, and reports all mistakes at once.  Datasets
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -36,20 +37,38 @@ def file_names(folder: Any) -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+SMALL = "-small"
+
+
 def shipped_grids() -> list[str]:
-    """Names of the built-in grids."""
-    return file_names(_folder())
+    """Names of the built-in grids, in all their sizes."""
+    found = []
+    for name in file_names(_folder()):
+        has_small = "\nsmall:" in _folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        found += [name, f"{name}{SMALL}"] if has_small else [name]
+    return found
 
 
 def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = None) -> Grid:
     """Load a grid by name or path, or from the content of a file; raises :class:`GridErrors` with all mistakes.
 
+    ``NAME-small`` is the demonstration size of the grid ``NAME``, as is ``FILE-small.yaml`` of ``FILE.yaml``.
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
     if isinstance(source, Mapping):
         return parse_grid(yaml.safe_dump(dict(source), sort_keys=False), "grid", catalog)
-    name, text, document = read_named(source, _folder(), "grid")
-    return checked(check_document, document, name, text, catalog)
+    full = _full(str(source))
+    name, text, document = read_named(full or source, _folder(), "grid")
+    return checked(partial(check_document, small=full is not None), document, name, text, catalog)
+
+
+def _full(source: str) -> str | None:
+    """The grid of whose demonstration size ``source`` is the name; None if it is not one."""
+    path = Path(source)
+    if source in file_names(_folder()) or path.is_file() or not path.stem.endswith(SMALL):
+        return None
+    full = str(path.with_name(path.stem.removesuffix(SMALL) + path.suffix))
+    return full if full in file_names(_folder()) or Path(full).is_file() else None
 
 
 def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -73,13 +73,23 @@ class Located:
             self.problems.append(found)
 
 
-def problem_in(text: str, part: int, path: Path, message: str, fix: str = "") -> Problem:
-    """A problem found after parsing; ``path`` is relative to a part (0: the top level, then the items of `also`)."""
+def problem_in(text: str, part: int, path: Path, message: str, fix: str = "", *, small: bool = False) -> Problem:
+    """A problem found after parsing; ``path`` is relative to a part (0: the top level, then the items of `also`).
+
+    ``small``: of the file's demonstration size.
+    """
     document = read_located(text)
-    also = document.data.get("also", []) if isinstance(document.data, dict) else []
+    data = document.data if isinstance(document.data, dict) else {}
+    changes = data.get("small", {}) if small else {}
+    also = (data | changes).get("also", [])
     changed = bool(part) and part <= len(also) and path[0] in also[part - 1]
-    whole = ("also", part - 1, *path) if changed else path
+    whole = location(changes, ("small",), ("also", part - 1, *path) if changed else path)
     return Problem(place_text(whole), message, fix, document.line(whole))
+
+
+def location(changes: Mapping[str, Any], place: Path, path: Path) -> Path:
+    """The location of a value that ``changes``, written at ``place``, may have: there, else at the top level."""
+    return (*place, *path) if path and path[0] in changes else path
 
 
 class _Loader(yaml.SafeLoader):

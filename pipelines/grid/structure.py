@@ -57,12 +57,15 @@ class PartStructure(Structure):
     datasets: Names
     ipc: Counts
     teacher: Roles
+    label_teachers: list[str] = []
     students: Names | None = None
     protocols: Choices = []
     protocol: Fields = {}
     set_seeds: Seeds = []
     student_seeds: Seeds = []
     vary: dict[str, Values] = {}
+    setting: str = ""
+    paper: dict[str, str] = {}
 
 
 class GridStructure(PartStructure):
@@ -73,6 +76,7 @@ class GridStructure(PartStructure):
     timing: Literal["shared", "exclusive"] = "shared"
     test_on: Literal["test", "validation"] = "test"
     also: list[Annotated[Fields, Field(min_length=1)]] = []
+    small: Annotated[Fields, Field(min_length=1)] | None = None
 
 
 class Sentence(NamedTuple):
@@ -85,6 +89,8 @@ class Sentence(NamedTuple):
 _TEXT = Sentence("Expected text, got {what}.", "put it in quotes")
 _VARIED = Sentence("Expected a list of values, got {what}.", "write `{key}: [...]`")
 _CHANGES = Sentence("Expected keys that change the grid, got {what}.", "e.g. `methods: [random]`")
+
+_PAPER = Sentence("Expected a table with the beginning of a configuration, got {what}.", "e.g. `paper: {'6': loss=KL}`")
 
 SENTENCES: Mapping[str, Sentence] = {
     "missing": Sentence("The key {key!r} is missing.", "add `{key}:`"),
@@ -112,6 +118,11 @@ SENTENCES: Mapping[str, Sentence] = {
     "also list_type": Sentence("Expected a list of partial grids, got {what}.", "start each with '- '"),
     "also.* dict_type": _CHANGES,
     "also.* too_short": _CHANGES,
+    "small dict_type": _CHANGES,
+    "small too_short": _CHANGES,
+    "setting string_type": _TEXT,
+    "paper dict_type": _PAPER,
+    "paper.* string_type": _PAPER,
 }
 """Sentences by pydantic's type of error, or by location and type where the location has a sentence of its own."""
 

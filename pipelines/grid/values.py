@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rd3.values import Frozen, digest
+from rd3.values import Frozen, digest, neutral, without_neutral
 
 
 class Chosen(Frozen):
@@ -29,12 +29,21 @@ class Part(Frozen):
     """Protocol fields set for all ``protocols``."""
     set_seeds: tuple[int, ...] = (0,)
     student_seeds: tuple[int, ...] = (0, 1, 2)
+    label_teachers: tuple[str, ...] = neutral(())
+    """Roles of the teachers that give soft labels together; empty: ``teacher`` alone."""
     vary: dict[str, tuple[Any, ...]] = {}
     """Protocol fields to vary one at a time around the base point, which is run as well."""
+    setting: str = ""
+    """Name of the part in tables."""
+    paper: dict[str, str] = {}
+    """Where the paper prints the values of this part: number of the table, and the beginning of its ``config``."""
 
     def points(self) -> list[dict[str, Any]]:
         """The base point, then every varied field with each of its values."""
         return [{}, *({field: value} for field, values in self.vary.items() for value in values)]
+
+
+_NAMES = ("name", "description", "text", "small")
 
 
 class Grid(Frozen):
@@ -49,8 +58,13 @@ class Grid(Frozen):
     parts: tuple[Part, ...]
     text: str = ""
     """The text of the file."""
+    small: bool = False
+    """Whether it is the demonstration size of the file."""
 
     @property
     def key(self) -> str:
-        """Hash of the grid's content; independent of name, description and layout of the file."""
-        return digest(self.model_dump(mode="json", exclude={"name", "description", "text"}))
+        """Hash of the grid's content; independent of names, description and layout of the file."""
+        plain = without_neutral(self)
+        for part in plain["parts"]:
+            del part["setting"], part["paper"]
+        return digest({name: value for name, value in plain.items() if name not in _NAMES})

@@ -32,7 +32,7 @@ def a_set(ipc: int) -> SetRecipe:
 def an_evaluation(seed: int) -> EvaluationRecipe:
     protocol = resolve_protocol("rd3", factor=1, same_network=True, set_size=10)
     return EvaluationRecipe.of(
-        a_set(1), teacher=None, protocol=protocol, student="convnet", student_seed=seed, normalisation=NORMALISATION
+        a_set(1), teachers=[], protocol=protocol, student="convnet", student_seed=seed, normalisation=NORMALISATION
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -48,18 +49,50 @@ def doubts() -> tuple[dict[str, Any], ...]:
 
 
 @functools.cache
+def _rows() -> tuple[dict[str, str], ...]:
+    """The printed accuracies, with the columns of the CSV file."""
+    with files("tracking.report").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
+        return tuple(row for row in csv.DictReader(stream) if row["metric"] == "top1")
+
+
+def configurations(table: str, beginning: str) -> list[str]:
+    """The configurations of one of the paper's tables whose description begins so."""
+    return list(dict.fromkeys(r["config"] for r in _rows() if r["table"] == table and r["config"].startswith(beginning)))
+
+
+@functools.cache
 def _printed() -> dict[tuple[str, str, int, str, str, str], tuple[float, float | None]]:
     """Map (table, dataset, ipc, method, network, labels) to (mean, std), for the tables used in comparisons."""
     wanted = {table for tables in names()["tables"].values() for table in tables}
     found: dict[tuple[str, str, int, str, str, str], tuple[float, float | None]] = {}
-    with files("tracking.report").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if row["table"] in wanted and row["metric"] == "top1":
-                # the column has what a table varies besides its rows and columns, such as label=hard
-                labels = "hard" if row["config"].startswith("label=hard") else "soft"
-                place = (row["table"], row["dataset"], int(row["ipc"]), row["method"], row["model"], labels)
-                found[place] = (float(row["mean"]), float(row["std"]) if row["std"] else None)
+    for row in _rows():
+        if row["table"] in wanted:
+            # the column has what a table varies besides its rows and columns, such as label=hard
+            labels = "hard" if row["config"].startswith("label=hard") else "soft"
+            place = (row["table"], row["dataset"], int(row["ipc"]), row["method"], row["model"], labels)
+            found[place] = (float(row["mean"]), float(row["std"]) if row["std"] else None)
     return found
+
+
+def configured_value(
+    method: str, dataset: str, ipc: int, student: str, teacher_network: str | None, printed: Mapping[str, str]
+) -> PaperValue | None:
+    """The paper's value for a cell in a given configuration, or None; names are RD3's.
+
+    ``printed``: number of the table, and the beginning of the configuration in it.
+    """
+    known = names()
+    theirs = known["methods"].get(method), known["datasets"].get(dataset), known["networks"].get(student)
+    if None in theirs or teacher_network not in (None, known["teacher"]):
+        return None
+    [(table, config)] = printed.items()
+    for row in _rows():
+        place = (row["table"], row["method"], row["dataset"], row["model"], row["ipc"])
+        if place == (table, *theirs, str(ipc)) and row["config"].startswith(config):
+            std = float(row["std"]) if row["std"] else None
+            name, data, model = theirs
+            return PaperValue(float(row["mean"]), std, table, remark(table, data, ipc, name, model))
+    return None
 
 
 def remark(table: str, dataset: str, ipc: int, method: str, model: str) -> str:

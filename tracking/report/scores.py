@@ -13,9 +13,9 @@ import pandas as pd
 from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.stats import confidence_interval, mean, std
-from tracking.report.paper import PaperValue, incomparable, names, paper_value, place_of
+from tracking.report.paper import PaperValue, configured_value, incomparable, names, paper_value, place_of
 
-POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides")
+POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides", "setting", "printed")
 """Fields that repeats share: all fields of a cell but its seeds."""
 
 
@@ -91,6 +91,10 @@ class Score:
     sets: tuple[str, ...] = field(default=())
     """Keys of the sets, in order of the set seed."""
     evaluations: tuple[str, ...] = field(default=())
+    setting: str = ""
+    """Name of the part of the grid; empty if it has none."""
+    printed: Mapping[str, str] = field(default_factory=dict)
+    """Table and beginning of the configuration in which the paper prints it; empty: under its own protocol."""
 
     @property
     def status(self) -> str:
@@ -137,7 +141,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
             "report each grid by itself",
         )
     reduced = {name: tuple(pair) for row in repeats for name, pair in row["reduced"].items()}
-    apart = incomparable(first["protocol"], first["overrides"], first["labels"])
+    apart = [] if first["printed"] else incomparable(first["protocol"], first["overrides"], first["labels"])
     apart += [changes_text({name: value}) for name, value in first["varied"].items()]
     apart += ["tested on validation images"] if any(row["tested_on"] == "validation" for row in done) else []
     per_set = {row["set"]: row for row in repeats if row["set"]}
@@ -148,7 +152,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         generation_wall_s=_mean(row["generation_wall_s"] for row in per_set.values()),
         generation_process_s=_mean(row["generation_process_s"] for row in per_set.values()),
         reduced=reduced,
-        paper=paper_value(first["method"], first["dataset"], first["ipc"], first["student"], network, first["labels"]),
+        paper=_paper_value(first, network),
         apart=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
         resolved=next((row["resolved"] for row in done), None),
@@ -156,6 +160,11 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),
     )
+
+
+def _paper_value(row: Mapping[str, Any], network: str | None) -> PaperValue | None:
+    place = (row["method"], row["dataset"], row["ipc"], row["student"], network)
+    return configured_value(*place, row["printed"]) if row["printed"] else paper_value(*place, row["labels"])
 
 
 def scores(frame: pd.DataFrame) -> list[Score]:

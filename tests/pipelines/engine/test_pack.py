@@ -44,7 +44,7 @@ def evaluation(made: SetRecipe, **fields: Any) -> EvaluationRecipe:
     values = {"epochs": 2, "labels": "hard", "precision": "fp32"} | fields
     return EvaluationRecipe.of(
         made,
-        teacher=None,
+        teachers=[],
         protocol=resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=values),
         student="convnet_w32",
         student_seed=0,

@@ -28,7 +28,7 @@ def evaluation(made: SetRecipe = SETS[0], seed: int = 0, **fields: Any) -> Evalu
     protocol = resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=values)
     return EvaluationRecipe.of(
         made,
-        teacher=None,
+        teachers=[],
         protocol=protocol,
         student="convnet",
         student_seed=seed,

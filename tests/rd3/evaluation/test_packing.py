@@ -57,7 +57,7 @@ def evaluation(made: SetRecipe, student: str = "convnet_w32", seed: int = 0, **f
     )
     return EvaluationRecipe.of(
         made,
-        teacher=None,
+        teachers=[],
         protocol=protocol,
         student=student,
         student_seed=seed,

@@ -24,6 +24,8 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    """Sentences below the table."""
 
     @classmethod
     def of(cls, title: str, scores: Sequence[Score], rows: Sequence[str], column: str) -> Self:
@@ -45,7 +47,8 @@ class Table:
     @property
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.texts]
-        return "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
+        table = "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
+        return table + "".join(f"\n{escape_markdown(note)}\n" for note in self.notes)
 
 
 ReportTable = Callable[[Results], Table | None]
