@@ -52,6 +52,12 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Every table and figure of the paper at its demonstration size: run what is missing, then write its report.
+STUDIES := $(notdir $(basename $(wildcard pipelines/grids/table*.yaml pipelines/grids/figure*.yaml)))
+.PHONY: reports
+reports: .venv/ready
+	for study in $(STUDIES); do $(BIN)/rd3 run $$study-small && $(BIN)/rd3 report $$study-small || exit 1; done
+
 # The documentation as a site, in site/; a broken link is an error.
 .PHONY: docs docs-serve
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1

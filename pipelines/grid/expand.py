@@ -262,7 +262,9 @@ class _Expander:
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
                         for seed, made in sets.items():
-                            shape = _Shape(chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part)
+                            shape = _Shape(
+                                chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
+                            )
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
 
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:

@@ -109,7 +109,7 @@ def plan_set(
     ]
     backbones = tuple(backbone_of(role) for role in needs.backbones)
     derived = tuple(_derived(*pair, info, data) for pair in zip(needs.derived, backbones, strict=False))
-    init = _init(needs.init, info, data, ipc, teacher, teacher_of, known_set, settings_of)
+    init = _init(needs.init, info, data, ipc, teacher, teacher_of, backbone_of, known_set, settings_of)
     return PlannedSet(method, settings, info, data, ipc, teachers, tuple(statistics), backbones, derived, init)
 
 
@@ -157,6 +157,7 @@ def _init(
     ipc: int,
     teacher: str,
     teacher_of: TeacherOf,
+    backbone_of: BackboneOf,
     known_set: KnownSet,
     settings_of: SettingsOf,
 ) -> PlannedSet | SetRecipe | None:
@@ -165,7 +166,17 @@ def _init(
     if start == NOISE:
         return None
     if start in METHODS.names():
-        return plan_set(start, info, data, ipc, {}, teacher=teacher, teacher_of=teacher_of, settings_of=settings_of)
+        return plan_set(
+            start,
+            info,
+            data,
+            ipc,
+            {},
+            teacher=teacher,
+            teacher_of=teacher_of,
+            backbone_of=backbone_of,
+            settings_of=settings_of,
+        )
     known = known_set(start)
     if known is None:
         raise _no_start(start)

@@ -57,7 +57,9 @@ def _rows() -> tuple[dict[str, str], ...]:
 
 def configurations(table: str, beginning: str) -> list[str]:
     """The configurations of one of the paper's tables whose description begins so."""
-    return list(dict.fromkeys(r["config"] for r in _rows() if r["table"] == table and r["config"].startswith(beginning)))
+    return list(
+        dict.fromkeys(r["config"] for r in _rows() if r["table"] == table and r["config"].startswith(beginning))
+    )
 
 
 @functools.cache

@@ -15,7 +15,19 @@ from rd3.errors import BadValue
 from rd3.stats import confidence_interval, mean, std
 from tracking.report.paper import PaperValue, configured_value, incomparable, names, paper_value, place_of
 
-POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides", "setting", "printed")
+POINT = (
+    "method",
+    "dataset",
+    "ipc",
+    "teacher",
+    "student",
+    "protocol",
+    "labels",
+    "varied",
+    "overrides",
+    "setting",
+    "printed",
+)
 """Fields that repeats share: all fields of a cell but its seeds."""
 
 

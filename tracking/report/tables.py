@@ -43,12 +43,15 @@ class ResultTable:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """Footnotes in the order of their letters."""
+    part: str = ""
+    """The grid's name for the part of it that the table shows."""
     mixed: bool = False
     """Whether the scores ran at different precisions, which footnotes then state."""
 
     @property
     def title(self) -> str:
-        return f"{self.dataset}, {self.labels} labels, student {self.student}"
+        part = f", {self.part}" if self.part else ""
+        return f"{self.dataset}, {self.labels} labels, student {self.student}{part}"
 
     @property
     def setting(self) -> str:
@@ -170,6 +173,7 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
         teacher=first.teacher,
         student=first.student,
         labels=first.labels,
+        part=first.setting,
         changed=changes_text(common),
         ipcs=tuple(sorted({score.ipc for score in scores})),
         rows=tuple(Row(label, by_ipc) for label, by_ipc in rows.items()),
@@ -182,7 +186,7 @@ def _table_of(score: Score) -> tuple[str, ...]:
     """Key of the table that a score belongs to."""
     known = protocol_names()
     fields = {name: value for name, value in score.overrides.items() if name in known}
-    shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels)
+    shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels, score.setting)
     return (*shared, json.dumps(fields, sort_keys=True))
 
 

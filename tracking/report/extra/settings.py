@@ -43,9 +43,7 @@ def _position(place: Place) -> tuple[object, ...]:
 
 def _method(score: Score) -> str:
     """The method with its own settings, which other rows may have without them."""
-    own = {
-        name: value for name, value in score.overrides.items() if name.startswith(f"{score.method}.")
-    }
+    own = {name: value for name, value in score.overrides.items() if name.startswith(f"{score.method}.")}
     changed = ", ".join(f"{name.partition('.')[2]} {value}" for name, value in own.items())
     return f"{score.method} ({changed})" if changed else score.method
 

@@ -1,0 +1,122 @@
+"""The table of a grid's named settings, against the paper's own numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import Expansion, expand
+from pipelines.grid.files import GridErrors, load_grid, parse_grid
+from rd3.store import Entry
+from tracking.report.extra.settings import settings
+from tracking.report.paper import configurations, configured_value
+from tracking.report.results import Results
+
+
+class Unread(Catalog):
+    """Every dataset is at hand."""
+
+    def fingerprint(self, name: str, *, training_only: bool = False) -> str:
+        return "0" * 64
+
+
+def expansion_of(name: str) -> Expansion:
+    return expand(load_grid(name), Unread())
+
+
+def find_in(expansion: Expansion, values: dict[str, float]):
+    def find(kind: str, key: str) -> Entry | None:
+        recipe = expansion.recipes.get(key)
+        if kind != "evaluation" or recipe is None:
+            return None
+        return Entry(
+            kind=kind,
+            key=key,
+            recipe=recipe.model_dump(mode="json"),
+            result={"top1_pct": values.get(key, 10.0)},
+            made={},
+        )
+
+    return find
+
+
+def test_table_12_shows_the_ladder_with_the_paper_beside_it():
+    expansion = expansion_of("table12")
+    table = settings(Results.of(expansion.cells, find_in(expansion, {})))
+    assert table is not None
+    column = list(table.columns).index("edc")
+    ladder = {str(row[3]): str(row[column]) for row in table.rows}
+    assert list(ladder) == ["simplified", "+ batch size", "+ augmentation", "+ learning-rate smoothing"]
+    assert [text.split("paper ")[1] for text in ladder.values()] == ["31.3", "41.2", "43.1", "46.9"]  # Table 12, EDC
+
+
+def test_settings_that_are_equal_at_the_small_size_are_run_once_and_said():
+    expansion = expansion_of("table12-small")
+    table = settings(Results.of(expansion.cells, find_in(expansion, {})))
+    assert table is not None
+    assert list(table.notes) == ["+ batch size: the same evaluations as simplified at this size, run once."]
+    evaluations = [cell.evaluation for cell in expansion.cells]
+    assert len(set(evaluations)) == 12 and len(evaluations) == 16
+
+
+def test_a_pool_of_label_teachers_is_named_and_all_of_it_labels():
+    expansion = expansion_of("table16-small")
+    pool = [cell for cell in expansion.cells if cell.setting == "pool of teachers"]
+    assert {tuple(cell.overrides["label_teachers"]) for cell in pool} == {("resnet18_w16", "convnet_w32")}
+    one = [expansion.evaluation_of(cell) for cell in expansion.cells if cell not in pool]
+    assert {len(expansion.evaluation_of(cell).teachers) for cell in pool} == {2}
+    assert {len(recipe.teachers) for recipe in one} == {1}
+    assert set(one[0].teachers) <= set(expansion.evaluation_of(pool[0]).teachers)
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "place", "mean"),
+    [
+        ("6", "loss=MSE-GT", ("edc", "imagenet1k", 10, "resnet18", "resnet18"), 47.9),
+        ("17", "loss=CE", ("rded", "imagenet1k", 50, "resnet18", "resnet18"), None),
+        ("2", "rectified=no", ("sre2l", "imagenet1k", 10, "resnet18", "resnet18"), 21.3),
+        ("18", "KD technique=NKD", ("minimax", "imagenet1k", 10, "resnet18", "resnet18"), 47.9),
+        ("18", "KD technique=NKD", ("minimax", "imagenet1k", 10, "resnet18", "resnet50"), None),
+        ("18", "KD technique=NKD", ("minimax", "digits", 10, "resnet18", "resnet18"), None),
+    ],
+)
+def test_printed_values_by_configuration(table, config, place, mean):
+    value = configured_value(*place, {table: config})
+    if table == "17":
+        assert value is not None and value.table == "17"
+    else:
+        assert (value and value.mean) == mean
+    assert configurations(table, config)
+
+
+BASE = "methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nprotocols: [rd3-reduced]\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("paper: {'6': loss=KK}\n", r"paper.6 .line 6.: The paper's Table 6 has no configuration .* 'loss=KK'"),
+        ("paper: {'99': loss}\n", "Table 99 has no configuration"),
+        ("label_teachers: [resnet18_w61]\n", r"label_teachers.0. .line 6."),
+        ("small: {ipc: [0]}\n", r"small.ipc.0. .line 6.: Expected an integer of at least 1"),
+        ("small: {ipcs: [1]}\n", "has no key 'ipcs' here"),
+        ("also:\n  - setting: x\nsmall:\n  also:\n    - ipc: [a]\n", r"small.also.0..ipc.0. .line 10."),
+    ],
+)
+def test_mistakes_are_reported_where_they_are_written(more, said):
+    with pytest.raises(GridErrors, match=said):
+        parse_grid(BASE + more, "test")
+
+
+def test_the_demonstration_size_replaces_keys_and_is_headed(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(BASE + "description: Mine.\nalso:\n  - ipc: [2]\nsmall: {ipc: [5], student_seeds: [7]}\n")
+    full, small = load_grid(path), load_grid(tmp_path / "mine-small.yaml")
+    assert (full.name, small.name) == ("mine", "mine-small")
+    assert [part.ipc for part in small.parts] == [(5,), (2,)]
+    assert {part.student_seeds for part in small.parts} == {(7,)}
+    assert small.description == "Demonstration size: shows the path, not the claim. Mine."
+    with pytest.raises(GridErrors, match="has no demonstration size"):
+        bare = tmp_path / "bare.yaml"
+        bare.write_text(BASE)
+        load_grid(tmp_path / "bare-small.yaml")
