@@ -51,7 +51,7 @@ def _method(score: Score) -> str:
 def _cell(score: Score | None) -> str | None:
     if score is None:
         return None
-    return "; ".join(filter(None, (top1_text(score), score.paper and f"paper {paper_text(score)}")))
+    return "; ".join([top1_text(score), *([f"paper {paper_text(score)}"] if score.paper else [])])
 
 
 def _repeated(rows: Mapping[tuple[Place, str], Mapping[str, Score]]) -> list[str]:
