@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
@@ -309,4 +309,47 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
             figure,
             [_legend_entry(method, *styles[method]) for method in dict.fromkeys(score.method for score in shown)],
         )
+        return _rendered(figure, kind, name)
+
+
+_DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+
+
+def lines_chart(
+    lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, kind: str = "svg", name: str = "lines"
+) -> bytes:
+    """Lines of (x, y) points by label; ``x`` and ``y`` label the axes."""
+    return panels_chart({"": lines}, x=x, y=y, kind=kind, name=name)
+
+
+def panels_chart(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    *,
+    x: str,
+    y: str,
+    kind: str = "svg",
+    name: str = "panels",
+) -> bytes:
+    """Panels by title, with common axes and a common legend; each has lines of (x, y) points by label."""
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    looks: dict[str, dict[str, Any]] = {
+        label: {"color": COLOURS[place % len(COLOURS)], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 1.4}
+        for place, label in enumerate(labels)
+    }
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(6.2, 2.7 * columns), 0.8 + 2.5 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            axes.set_visible(place < len(panels))
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            axes.set_title(title)
+            for label, points in lines.items():
+                axes.plot([point[0] for point in points], [point[1] for point in points], **looks[label])
+            axes.set_xlabel(x)
+            axes.set_ylabel(y)
+            axes.label_outer()
+            _grid(axes, "y")
+        _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
         return _rendered(figure, kind, name)

@@ -1,0 +1,46 @@
+"""Accuracy on the synthetic and on the test images over the epochs of training (the paper's Figure 9)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tracking.report.charts._base import Drawing, Fetch, register_chart
+from tracking.report.figures import panels_chart
+from tracking.report.results import Results
+from tracking.runs.fields import read_curve
+
+_DIAGNOSTIC = re.compile(r"diagnostic_top1_pct_epoch_(\d+)")
+_MOST = 12
+Line = list[tuple[float, float]]
+
+
+@register_chart("dynamics")
+def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
+    """Accuracy on synthetic and test images over the epochs, one panel per set; for grids that test in between."""
+    panels: dict[str, dict[str, Line]] = {}
+    for row in results.frame[results.frame["status"] == "done"].to_dict("records"):
+        entry = results.find("evaluation", row["evaluation"])
+        title = f"{row['method']}, {row['dataset']}, IPC {row['ipc']}"
+        tests = _tests(entry.result) if entry is not None else []
+        if len(tests) < 2 or title in panels or len(panels) == _MOST:
+            continue
+        curve = read_curve(fetch("evaluation", row["evaluation"]))
+        training = [(point["epoch"], point["train_top1_pct"]) for point in curve]
+        panels[title] = {"synthetic images, augmented": training, "test images": tests}
+    if not panels:
+        return None
+    drawn = panels_chart(panels, x="epoch", y="top-1 %", name="dynamics")
+    caption = (
+        "One student each, of the first seeds.  With CutMix the accuracy on synthetic images counts the base image's "
+        "label.  Tests before the last epoch are diagnostics."
+    )
+    return Drawing("Training dynamics", caption, drawn)
+
+
+def _tests(result: dict[str, Any]) -> Line:
+    """(epoch, test accuracy) of the diagnostics and of the last epoch."""
+    found = {int(match[1]): result[name] for name in result if (match := _DIAGNOSTIC.fullmatch(name))}
+    if "epochs_run" in result:
+        found[result["epochs_run"]] = result["top1_pct"]
+    return sorted(found.items())

@@ -1,0 +1,38 @@
+"""Learning rate over the epochs of every protocol in a grid (the paper's Figure 6)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rd3.evaluation.schedule import rate_factor
+from rd3.protocol import EvalProtocol
+from tracking.report.charts._base import Drawing, Fetch, register_chart
+from tracking.report.figures import lines_chart
+from tracking.report.results import Results
+
+_FIELDS = ("lr", "epochs", "schedule", "zeta", "warmup_epochs")
+_MOST = 9
+
+
+@register_chart("schedules")
+def schedules(results: Results, fetch: Fetch) -> Drawing | None:
+    """Learning rate over the epochs, one line per schedule; for grids with several."""
+    resolved = [row for row in results.frame["resolved"] if row is not None]
+    found = {text: protocol for protocol in resolved for text in [json.dumps([protocol.get(f) for f in _FIELDS])]}
+    if not 2 <= len(found) <= _MOST:
+        return None
+    protocols = [EvalProtocol.model_validate_json(json.dumps(plain)) for plain in found.values()]
+    differ = [name for name in _FIELDS if len({getattr(each, name) for each in protocols}) > 1]
+    lines = {", ".join(f"{name} {_text(getattr(each, name))}" for name in differ): _rates(each) for each in protocols}
+    drawn = lines_chart(lines, x="epoch", y="learning rate", name="schedules")
+    return Drawing("Learning rate", "The learning rate is constant within an epoch.", drawn)
+
+
+def _rates(protocol: EvalProtocol) -> list[tuple[float, float]]:
+    """(epoch from 1, learning rate)."""
+    return [(epoch + 1, protocol.lr * rate_factor(protocol, epoch)) for epoch in range(protocol.epochs)]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
