@@ -27,6 +27,10 @@ class Place:
     """Identity of the ledger (:mod:`tracking.ledger.identity`); without one, all runs of its path count as its own."""
     lease: str = ""
     """Token of the driver's lease, a tag of all runs that the driver opens."""
+    user: str = ""
+    """Who started the driver."""
+    work: str = ""
+    """What the driver runs, such as ``grid demo``."""
 
     @property
     def roots(self) -> Roots:
@@ -37,7 +41,7 @@ class Place:
         """As JSON has it."""
         paths = {name: getattr(self, name) for name in ("home", "data", "decoded")}
         plain = {name: None if path is None else str(path) for name, path in paths.items()}
-        same = ("tracking_uri", "artifacts", "ledger_id", "lease")
+        same = ("tracking_uri", "artifacts", "ledger_id", "lease", "user", "work")
         return {name: getattr(self, name) for name in same} | plain
 
     @classmethod

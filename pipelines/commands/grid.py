@@ -232,14 +232,17 @@ def report(
     show_table(result_rows(results))
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
-    show_in_mlflow(loaded.name, results, here, folder)
-    console.print(ui_line(here), soft_wrap=True)
+    page = show_in_mlflow(loaded.name, results, here, folder)
+    console.print(ui_line(here, page), soft_wrap=True)
 
 
-def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> None:
-    """Attach the report to the grid's MLflow run, if there is one; an unreachable server is only reported."""
+def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> str:
+    """Attach the report to the grid's MLflow run, if there is one; returns the path of its evaluations in the UI.
+
+    An unreachable server is only reported.
+    """
     from rd3.errors import StoreError, TrackingError
-    from tracking.report.publish import publish
+    from tracking.report.publish import publish, shared_view
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
@@ -250,8 +253,10 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> 
         run_id = tracker.find_grid(HAND, name)
         if run_id is not None:
             publish(tracker, run_id, name, results, folder)
+            return shared_view(tracker, run_id, name)
     except (TrackingError, StoreError) as error:
         console.print(f"report not uploaded to MLflow: {error}", soft_wrap=True)
+    return ""
 
 
 def export_outcomes(
@@ -304,9 +309,10 @@ def result_rows(results: Results) -> list[dict[str, str | int]]:
     return [{name: value for name, value in row.items() if name not in constant} for row in found]
 
 
-def ui_line(here: Session) -> str:
-    """How to open the MLflow UI."""
+def ui_line(here: Session, page: str = "") -> str:
+    """How to open the MLflow UI, at the path ``page``."""
     uri = here.tracking_uri
     if uri.startswith(("http://", "https://")):
-        return f"MLflow UI: {uri}"
-    return f"MLflow UI: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+        return f"MLflow UI: {uri.rstrip('/')}{page}"
+    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+    return f"MLflow UI: {command}" + (f"\nthen open http://127.0.0.1:5000{page}" if page else "")

@@ -84,12 +84,13 @@ def execute(
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
-    driver_lease = session.ledger.lease(work=f"grid {expansion.grid.name}" if expansion.grid else "recipes by hand")
+    work = f"grid {expansion.grid.name}" if expansion.grid else "recipes by hand"
+    driver_lease = session.ledger.lease(work=work)
     driver_lease.refuse_if_held()
     workers = workers or RayWorkers()
     workers.check(session, {recipe.data.name for recipe in expansion.recipes.values()})
     with Interrupts() as interrupts, driver_lease as lease:
-        session = session.owned(lease.token)
+        session = session.owned(lease.token, work)
         books = Bookkeeping(session, lease, interrupts)
         runs = GridRuns(Tracker(session), expansion, books)
         driver: Driver | None = None

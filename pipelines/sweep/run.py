@@ -116,7 +116,7 @@ class SweepRun:
         self.tracker.check()
         with self.interrupts as interrupts, self.ledger.lease(self._lease, f"sweep {self.sweep.name}") as lease:
             self.check_lease = lease.check
-            self.session = self.session.owned(lease.token)
+            self.session = self.session.owned(lease.token, f"sweep {self.sweep.name}")
             self.tracker = Tracker(self.session)
             try:
                 with self._undisturbed():

@@ -43,7 +43,8 @@ def _is_running(holder: dict[str, Any]) -> bool:
     return is_running(holder["pid"]) and (started is None or started == _started(holder["pid"]))
 
 
-def _user() -> str:
+def current_user() -> str:
+    """Name of the user of this process, or the number of one without a name."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -117,7 +118,7 @@ class Lease:
         me = {
             "token": self.token,
             "host": socket.gethostname(),
-            "user": _user(),
+            "user": current_user(),
             "work": self.work,
             "pid": os.getpid(),
             "started": _started(os.getpid()),

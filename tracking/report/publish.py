@@ -53,7 +53,33 @@ def _name_runs(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) 
     for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts}):
         named = run.data.tags.get("rd3.grids", "").split(" ")
         if run.data.tags.get("rd3.key") in keys and name not in named:
-            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip()})
+            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip(), _member(name): "yes"})
+
+
+def _member(grid: str) -> str:
+    """Tag of the runs of a grid, by which a filter finds them exactly."""
+    return f"rd3.in.{grid}"
+
+
+_SHOWN = (
+    "metrics.`top1_pct`",
+    *(f"params.`{name}`" for name in ("method", "ipc", "changed", "student", "student_seed")),
+)
+
+
+def shared_view(tracker: Tracker, run_id: str, grid: str) -> str:
+    """Keep a view of a grid's evaluations, best first, in its experiment; returns its path in the MLflow UI."""
+    with tracker.errors():
+        experiment_id = tracker.client.get_run(run_id).info.experiment_id
+    view = {
+        "searchFilter": f"tags.`{_member(grid)}` = 'yes' and tags.`rd3.kind` = 'evaluation'",
+        "orderByKey": "metrics.`top1_pct`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "selectedColumns": list(_SHOWN),
+    }
+    return tracker.share_view(experiment_id, f"rd3-{grid}", view)
 
 
 _COLUMNS = ("method", "dataset", "IPC", "student", "protocol", "labels", "changed", "top-1 %", "paper %")

@@ -28,8 +28,17 @@ from tracking.runs.database import create_sqlite
 from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes the MLflow UI open on runs and metrics instead of traces of language models."""
+_EXPERIMENT = {
+    # Makes the MLflow UI open on runs and metrics instead of traces of language models.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "RD3's results, one run per recipe: `grid NAME` is the run of a grid, with its report; below it are the runs "
+        "of the teachers, sets and evaluations that it started. `top1_pct` of an evaluation is the accuracy after the "
+        "last epoch on all test images. Compare only runs of one `protocol` with equal `changed`; `rd3 report GRID` "
+        "prints the address of a grid's evaluations, which are tagged `rd3.in.GRID`."
+    ),
+}
+"""Tags of a new experiment."""
 DIGEST = "rd3.digest"
 """Tag with the digest of the entry, which shows whether the entry in the ledger was changed later."""
 _LEDGER_ID = "rd3.ledger_id"
@@ -68,8 +77,9 @@ class Tracker:
 
     @property
     def owner(self) -> dict[str, str]:
-        """Tags of every run that is opened: the ledger's path and identity, and the driver's lease."""
+        """Tags of every run that is opened: the ledger's path and identity, the driver's lease, who started it."""
         known = {_LEDGER_ID: self.place.ledger_id, "rd3.lease": self.place.lease}
+        known |= {"mlflow.user": self.place.user, "mlflow.source.name": self.place.work}
         return self._ours | {name: value for name, value in known.items() if value}
 
     def _is_ours(self, run: Any) -> bool:
@@ -96,7 +106,7 @@ class Tracker:
             found = client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    created: str = client.create_experiment(name, artifact_location=where, tags=_KIND)
+                    created: str = client.create_experiment(name, artifact_location=where, tags=_EXPERIMENT)
                     return created
                 except MlflowException:  # a concurrent process may have created it; otherwise the error is raised
                     found = client.get_experiment_by_name(name)
@@ -139,6 +149,15 @@ class Tracker:
             token = page.token
             if not token:
                 return found
+
+    def share_view(self, experiment_id: str, key: str, view: Mapping[str, Any]) -> str:
+        """Keep a view of the experiment's runs (filter, order, columns) under ``key``; returns its path in the UI.
+
+        The format is that of "Share view" in the MLflow UI.
+        """
+        with self.errors():
+            self.client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
+        return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={key}"
 
     def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
         """Create or reopen the parent run of a grid, log the grid file as ``grid.yaml``, and return the run's id."""

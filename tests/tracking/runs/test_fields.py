@@ -43,8 +43,9 @@ def test_a_note_links_to_the_runs_of_what_it_was_made_from() -> None:
     assert f"- made from set, key `{SET.key[:12]}`" in note(EVALUATION, lambda _kind, _key: None)
 
 
-def test_a_name_says_what_was_changed() -> None:
+def test_a_name_begins_with_what_tells_runs_apart() -> None:
     facts = {"method": "rded", "ipc": 5}
-    assert run_name(EVALUATION, facts) == "evaluation rded digits ipc5 convnet seed0"
-    changed = run_name(EVALUATION, facts | {"changed": "zeta=2"})
-    assert changed == "evaluation rded digits ipc5 convnet zeta=2 seed0"
+    assert run_name(EVALUATION, facts) == "rded digits ipc5 0 -> convnet"
+    changed = run_name(EVALUATION, facts | {"changed": "zeta=2", "set_seed": 3})
+    assert changed == "rded digits ipc5 3.0 zeta=2 -> convnet"
+    assert run_name(SET, {}) == f"rded digits ipc5 {SET.set_seed} set"

@@ -143,7 +143,7 @@ def test_the_run_of_an_evaluation_and_its_retry(tracker: Tracker, experiment_id:
 
     shown = tracker.client.get_run(run.run_id)
     assert shown.info.status == "FINISHED"
-    assert shown.info.run_name == "evaluation rded cifar10 ipc1 resnet18 seed0"
+    assert shown.info.run_name == "rded cifar10 ipc1 0 -> resnet18"
     assert (shown.data.tags["rd3.status"], shown.data.tags["rd3.attempt"]) == ("done", "2")
     assert "rd3.reason" not in shown.data.tags
     expected = {"zeta": "1.0", "batch_size": "10", "temperature": "20.0", "loss": "kl", "protocol": "rd3", "new": "1.5"}
