@@ -101,19 +101,19 @@ FACTS: dict[type[Recipe], Callable[[Any, Find], dict[str, Fact]]] = {
 
 
 def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
-    """Name of the run, such as ``rded cifar10 ipc10 0.2 temperature=4 -> resnet18``, with set and student seed.
+    """Name of the run, such as ``rded cifar10 ipc10 seed0.2 temperature=4 -> resnet18``, with set and student seed.
 
     It begins with what tells the runs of a grid apart, as the UI cuts long names.
     """
     if isinstance(recipe, SetRecipe) and recipe.method:
-        seed = "" if recipe.set_seed is None else f" {recipe.set_seed}"
+        seed = "" if recipe.set_seed is None else f" seed{recipe.set_seed}"
         return f"{recipe.method} {recipe.data.name} ipc{recipe.ipc}{seed} set"
     if not isinstance(recipe, EvaluationRecipe) or "method" not in facts:
         return recipe.label()
     size = f" ipc{facts['ipc']}" if "ipc" in facts else ""
     seed = f"{facts['set_seed']}.{recipe.student_seed}" if "set_seed" in facts else f"{recipe.student_seed}"
     changed = f" {facts['changed']}" if facts.get("changed") else ""
-    return f"{facts['method']} {recipe.data.name}{size} {seed}{changed} -> {recipe.student}"
+    return f"{facts['method']} {recipe.data.name}{size} seed{seed}{changed} -> {recipe.student}"
 
 
 def note(recipe: Recipe, find: Find) -> str:

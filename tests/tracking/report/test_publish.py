@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.report.publish import publish_tables, summary
+from tracking.report.publish import publish_tables, shared_view, summary
 from tracking.report.query import rows
 from tracking.report.scores import scores
 from tracking.report.tables import to_csv
@@ -66,6 +67,11 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
         publish_tables(tracker, grids["study"], "study", cells, ledger.find, tmp_path / "study", description="why")
     said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
     assert list(said.values()) == ["first study", "first study", "study", "study"]
+    path = shared_view(tracker, grids["study"], "study")
+    assert path == f"/#/experiments/{experiment_id}/runs?viewStateShareKey=rd3-study"
+    view = json.loads(tracker.client.get_experiment(experiment_id).tags["mlflow.sharedViewState.rd3-study"])
+    shown = tracker.client.search_runs([experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"])
+    assert {run.info.run_id for run in shown} == set(run_of.values())
     shown = tracker.client.get_run(grids["study"]).data.tags["mlflow.note.content"]
     assert "| random | digits | 1 | resnet18 | rd3 | soft |  | 41.0 ± 1.4 (2) |" in shown
     assert "| random | digits | 1 | resnet18 | rd3 | soft | temperature=4.0 | 31.0 ± 0.7 (2) |" in shown

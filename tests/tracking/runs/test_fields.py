@@ -45,7 +45,7 @@ def test_a_note_links_to_the_runs_of_what_it_was_made_from() -> None:
 
 def test_a_name_begins_with_what_tells_runs_apart() -> None:
     facts = {"method": "rded", "ipc": 5}
-    assert run_name(EVALUATION, facts) == "rded digits ipc5 0 -> convnet"
+    assert run_name(EVALUATION, facts) == "rded digits ipc5 seed0 -> convnet"
     changed = run_name(EVALUATION, facts | {"changed": "zeta=2", "set_seed": 3})
-    assert changed == "rded digits ipc5 3.0 zeta=2 -> convnet"
-    assert run_name(SET, {}) == f"rded digits ipc5 {SET.set_seed} set"
+    assert changed == "rded digits ipc5 seed3.0 zeta=2 -> convnet"
+    assert run_name(SET, {}) == f"rded digits ipc5 seed{SET.set_seed} set"

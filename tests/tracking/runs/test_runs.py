@@ -103,7 +103,7 @@ def test_the_run_of_a_set(tracker: Tracker, experiment_id: str, tmp_path: Path, 
 
     shown = tracker.client.get_run(run.run_id)
     assert shown.info.status == "FINISHED"
-    assert shown.info.run_name == "set rded cifar10 ipc1"
+    assert shown.info.run_name == "rded cifar10 ipc1 seed1 set"
     assert shown.data.tags["mlflow.parentRunId"] == grid
     assert shown.data.tags["rd3.key"] == recipe.key
     assert shown.data.metrics == {"generation_wall_s": 2.5, "phases.select.wall_s": 1.5}
@@ -143,7 +143,7 @@ def test_the_run_of_an_evaluation_and_its_retry(tracker: Tracker, experiment_id:
 
     shown = tracker.client.get_run(run.run_id)
     assert shown.info.status == "FINISHED"
-    assert shown.info.run_name == "rded cifar10 ipc1 0 -> resnet18"
+    assert shown.info.run_name == "rded cifar10 ipc1 seed0 -> resnet18"
     assert (shown.data.tags["rd3.status"], shown.data.tags["rd3.attempt"]) == ("done", "2")
     assert "rd3.reason" not in shown.data.tags
     expected = {"zeta": "1.0", "batch_size": "10", "temperature": "20.0", "loss": "kl", "protocol": "rd3", "new": "1.5"}
