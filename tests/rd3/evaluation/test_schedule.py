@@ -36,7 +36,7 @@ def test_lines_and_steps_are_those_of_torch():
     line = torchs(torch.optim.lr_scheduler.LinearLR, 30, start_factor=1.0, end_factor=0.5, total_iters=30)
     assert [zeta_linear(epoch, 30, 2) for epoch in range(30)] == pytest.approx(line)
     steps = torchs(torch.optim.lr_scheduler.MultiStepLR, 30, milestones=[20, 25], gamma=0.2)
-    assert [multistep(epoch, 30, 1) for epoch in range(30)] == pytest.approx(steps)
+    assert [multistep(epoch, 30) for epoch in range(30)] == pytest.approx(steps)
     assert zeta_linear(29, 30, 0.5) == 0
 
 
