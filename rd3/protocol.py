@@ -324,10 +324,8 @@ def resolve_protocol(
     rule = preset(rule) if isinstance(rule, str) else rule
     where = f"Protocol {rule.name}"
     if rule.incomplete:
-        message = (
-            f"{where} is incomplete, since protocols cannot express this part of it: {'; '.join(rule.incomplete)}."
-        )
-        raise Unsupported(message, "use another one (rd3 list protocols)")
+        missing = "; ".join(rule.incomplete)
+        raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
     changed = dict(overrides or {})
     if changed.get("labels") == "hard":
         changed.setdefault("loss", "ce")

@@ -31,6 +31,7 @@ from pipelines.sweep.winner import (
     write_preset,
 )
 from rd3.errors import BadValue
+from rd3.preset_rules import Case
 from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
@@ -107,7 +108,9 @@ def test_the_preset_is_the_trial(here, tmp_path):
     assert read.source.startswith(
         f"sweep demo, study {subject.study} (key {subject.key}): trial 2 of 4, 70.00 % on 140"
     )
-    assert reductions(read, protocol) == {"epochs": (40, 400)}, "as the protocol that it started from"
+    assert reductions(read, protocol, Case(same_network=True)) == {"epochs": (40, 400)}, (
+        "as the protocol that it started from"
+    )
     other = resolve_protocol(read, factor=1, same_network=False, set_size=50)
     assert (other.zeta, other.lr) == (protocol.zeta, protocol.lr)
 
@@ -120,7 +123,7 @@ def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
     write_preset(made, tmp_path, "demo")
     read = preset_reader(tmp_path)("demo-random")
     protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
-    assert (read.reduces, protocol.epochs, reductions(read, protocol)) == (None, 30, {})
+    assert (read.reduces, protocol.epochs, reductions(read, protocol, Case(same_network=True))) == (None, 30, {})
 
 
 def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
