@@ -72,10 +72,18 @@ def test_batches_of_rded(name, dataset, ipc, batch):
     ],
 )  # fmt: skip
 def test_rates_of_rded(student, lr):
-    assert at("rded", "imagenet1k", 10, student).lr == lr
-    assert at("delt", "imagenet1k", 10, student).lr == 1e-3
-    small = at("rded", "cifar100", 10, student)
-    assert (small.lr, small.batch_size) == ((2e-3, 25) if student == "convnet" else (lr, 100))
+    for name in ("rded", "delt"):
+        assert at(name, "imagenet1k", 10, student).lr == lr
+        small, other = (at(name, "cifar100", 10, student, same) for same in (True, False))
+        assert (small.lr, small.batch_size) == ((2e-3, 25) if student == "convnet" else (lr, 100))
+        assert (other.lr, other.batch_size) == (lr, 100), "the teacher of the exception is a ConvNet too"
+
+
+@pytest.mark.parametrize(("ipc", "ten", "hundred"), [(20, 50, 100), (30, 100, 200), (40, 100, 200), (100, 100, 200)])
+def test_batches_that_delt_adds(ipc, ten, hundred):
+    assert [at("delt", dataset, ipc).batch_size for dataset in ("cifar10", "cifar100")] == [ten, hundred]
+    assert at("delt", "imagenet1k", ipc, "resnet101").batch_size == hundred // 2
+    assert at("rded", "imagenet1k", ipc, "resnet101").batch_size == (200 if ipc >= 50 else 100)
 
 
 def test_augmentations_of_rded_and_delt():

@@ -179,7 +179,7 @@ methods: [random]
 datasets: [digits, cifar100]
 ipc: [1, 10]
 teacher: {digits: resnet18_w16, cifar100: resnet18}
-students: [convnet, resnet18]
+students: [mobilenet_v2, resnet18]
 protocols: [minimax-hard, rded, {rded: {epochs: 30}}]
 student_seeds: [0]
 """
@@ -195,8 +195,8 @@ student_seeds: [0]
     }  # fmt: skip
     epochs = {("digits", 1): 3000, ("digits", 10): 2000, ("cifar100", 1): 2000, ("cifar100", 10): 1300}
     expected = {}
-    for (dataset, ipc), student in itertools.product(batches, ["convnet", "resnet18"]):
-        own = (25, 2e-3) if (dataset, student) == ("cifar100", "convnet") else (batches[dataset, ipc], 1e-3)
+    for (dataset, ipc), student in itertools.product(batches, ["mobilenet_v2", "resnet18"]):
+        own = batches[dataset, ipc], 2.5e-3 if student == "mobilenet_v2" else 1e-3
         hard = epochs[dataset, ipc], 10 if (dataset, ipc) == ("digits", 1) else 64, 0.01
         expected |= {
             (dataset, ipc, student, "minimax-hard", False): hard,
