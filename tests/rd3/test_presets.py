@@ -163,6 +163,11 @@ def test_gvbsm(name, dataset, epochs, batch, parts, optimizer, gamma, hybrid):
     assert (steps(protocol), protocol.value("resized_crop.min_area")) == (["resized_crop", "flip", "cutmix"], 0.08)
 
 
+@pytest.mark.parametrize(("student", "parts"), [("resnet18", 1), ("resnet50", 4), ("resnet101", 4)])
+def test_gvbsm_accumulates_gradients_of_large_students(student, parts):
+    assert at("gvbsm", "imagenet1k", 10, student).accumulation_steps == parts
+
+
 @pytest.mark.parametrize("name", ["sre2l-cifar", "dwa-cifar"])
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_small_sets_with_mixup_and_a_teacher_in_train_mode(name, dataset):
