@@ -50,13 +50,13 @@ class Frame(NamedTuple):
         """What the rules of a preset may depend on."""
         return Case(self.same_network, self.student, self.dataset, self.classes, self.ipc)
 
-    def asked_by(self, rule: Preset) -> Frame:
-        """Without the facts on which no rule of a preset depends, so that equal resolutions are recognised."""
+    def only(self, facts: frozenset[str]) -> Frame:
+        """Without facts on which the rules of a preset do not depend, so that equal resolutions are recognised."""
         return self._replace(
-            student=self.student if "student" in rule.facts else None,
-            dataset=self.dataset if "dataset" in rule.facts else None,
-            classes=self.classes if "classes" in rule.facts else None,
-            ipc=self.ipc if "ipc" in rule.facts else None,
+            student=self.student if "student" in facts else None,
+            dataset=self.dataset if "dataset" in facts else None,
+            classes=self.classes if "classes" in facts else None,
+            ipc=self.ipc if "ipc" in facts else None,
         )
 
 
@@ -139,7 +139,7 @@ class Catalog:
     def evaluation(self, protocol: str, frame: Frame, values: Mapping[str, Any]) -> EvalProtocol:
         """A protocol with values on top, resolved; raises as :func:`rd3.protocol.resolve_protocol` does."""
         rule = self.protocol(protocol)
-        frame = frame.asked_by(rule)
+        frame = frame.only(self._once(("facts", protocol), lambda: rule.facts))
         key = ("evaluation", protocol, frame, canonical(values))
         return self._once(key, partial(resolve_protocol, rule, **frame._asdict(), overrides=values))
 
