@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.engine.execute import Outcome, execute
@@ -18,8 +18,9 @@ from rd3.methods._base import reductions as settings_reductions
 from rd3.planning.backbones import backbone_recipe
 from rd3.planning.sets import plan_set
 from rd3.planning.teacher_roles import teacher_recipe, teacher_role
+from rd3.preset_rules import Case
 from rd3.protocol import reductions
-from rd3.recipe import BackboneRecipe, Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import BackboneRecipe, Data, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe
 from rd3.store import existing
 from tracking.ledger.ledger import recipe_of
 
@@ -116,8 +117,7 @@ def evaluations_of(
     soft = fields.get("labels", "soft") == "soft"
     if soft and label_teacher is None:
         raise BadValue("Soft labels need a teacher.", "give --teacher ROLE, or --field labels=hard")
-    same_network = label_teacher is not None and label_teacher.network == network
-    frame = Frame(info.factor, same_network, set_recipe.ipc * info.num_classes)
+    frame = Frame.of(info, set_recipe.ipc, network, label_teacher.network if label_teacher is not None else None)
     resolved = catalog.evaluation(protocol, frame, fields)
     data = set_recipe.data.model_copy(update={"fingerprint": catalog.fingerprint(info.name)})
     before: list[Recipe] = [label_teacher, set_recipe] if soft and label_teacher is not None else [set_recipe]
@@ -148,12 +148,22 @@ def reduced_set(set_recipe: SetRecipe, catalog: Catalog) -> dict[str, tuple[floa
 def reduced(recipes: Sequence[Recipe], protocol: str, catalog: Catalog) -> dict[str, tuple[float, float]]:
     """As :func:`reduced_set`, for evaluations under a protocol and their sets."""
     cut: dict[str, tuple[float, float]] = {}
+    by_key = {recipe.key: recipe for recipe in recipes}
     for recipe in recipes:
         if isinstance(recipe, SetRecipe):
             cut |= reduced_set(recipe, catalog)
         elif isinstance(recipe, EvaluationRecipe):
-            cut |= reductions(catalog.protocol(protocol), recipe.protocol)
+            cut |= reductions(catalog.protocol(protocol), recipe.protocol, _case(recipe, by_key, catalog))
     return cut
+
+
+def _case(recipe: EvaluationRecipe, by_key: Mapping[Key, Recipe], catalog: Catalog) -> Case:
+    """What the protocol of an evaluation was resolved for."""
+    info, evaluated = catalog.dataset(recipe.data.name), by_key[recipe.set]
+    assert isinstance(evaluated, SetRecipe)
+    teachers = [by_key[key] for key in recipe.teachers]
+    same = any(isinstance(teacher, TeacherRecipe) and teacher.network == recipe.student for teacher in teachers)
+    return Case(same, recipe.student, info.name, info.num_classes, evaluated.ipc)
 
 
 def run_recipes(

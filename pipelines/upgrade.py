@@ -106,8 +106,8 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
 def upgrade_presets(folder: Path) -> list[str]:
     """Rewrite the user's own protocols with current field names; returns the files that changed.
 
-    Old files are kept as ``NAME.yaml.former``.  A file with an ``augmentation`` is in the current format.  Unreadable
-    files are left unchanged: their next use reports the error.
+    Old files are kept as ``NAME.yaml.former``.  A file with an ``augmentation`` or ``rules`` is in the current
+    format.  Unreadable files are left unchanged: their next use reports the error.
     """
     changed = []
     for path in sorted(folder.glob("*.yaml")):
@@ -115,7 +115,7 @@ def upgrade_presets(folder: Path) -> list[str]:
         try:
             old = Preset.model_validate(yaml.safe_load(text))
             sections = {name: dict(getattr(old, name)) for name in ("all", "same_network", "other_network")}
-            if any("augmentation" in section for section in sections.values()):
+            if old.rules or any("augmentation" in section for section in sections.values()):
                 continue
             new = old.model_copy(update=upgraded_sections(**sections))
         except (ValueError, TypeError, ArithmeticError, yaml.YAMLError):

@@ -1,8 +1,8 @@
 """The post-evaluation protocol: every choice that affects a student's accuracy, as one frozen value.
 
-A *preset* (``presets/*.yaml``) is a rule; :func:`resolve_protocol` turns it into a fully resolved
-:class:`EvalProtocol`: the schedule and batch size by student, the patches by dataset, the batch capped at the set's
-size.  Only resolved values enter a key.
+A *preset* (``presets/*.yaml``) holds values for every student and rules for some; :func:`resolve_protocol` turns it
+into a fully resolved :class:`EvalProtocol`: the values by student, dataset and IPC, the patches by dataset, the batch
+capped at the set's size.  Only resolved values enter a key.
 
 Grids, sweeps and users set protocol values by name: a field (``epochs``), a setting of the loss (``temperature``), or a
 setting of an augmentation (``resized_crop.min_area``).
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,9 @@ from pydantic.fields import FieldInfo
 
 from rd3.augmentations import AUGMENTATIONS
 from rd3.component import Component, value_by_name
-from rd3.errors import BadValue, UnknownName
+from rd3.errors import BadValue, UnknownName, Unsupported
 from rd3.losses import LOSSES
+from rd3.preset_rules import Case, Condition, Rule
 from rd3.registry import did_you_mean
 from rd3.upgrade import RENAMED
 from rd3.values import Frozen, canonical, mistakes_in_field, neutral, without_neutral
@@ -50,18 +51,29 @@ class EvalProtocol(Frozen):
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate at the start of the schedule."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Weight decay of tensors with more than one dimension; none on the others (not stated in the paper)."""
+    """Weight decay (not stated in the paper)."""
+    weight_decay_on: Literal["matrices", "all"] = neutral("matrices")
+    """Parameters with weight decay: ``matrices``, the weights of more than one dimension; or ``all`` (not stated in the
+    paper)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay rate of AdamW's first moment; momentum of ``sgd``."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay rate of AdamW's second moment; unused by ``sgd``."""
     zeta: float = Field(gt=0)
     """Learning-rate smoothing: the rate of epoch i is lr * (1 + cos(pi i / (zeta epochs))) / 2."""
-    schedule: Literal["cosine", "linear", "multistep"] = neutral("cosine")
-    """Shape of the learning rate over the epochs: the ``cosine`` of zeta; ``linear``, 1 - i / (zeta epochs); or
-    ``multistep``, a fifth after two thirds and after five sixths of the epochs."""
+    schedule: Literal["cosine", "linear", "multistep", "two_part"] = neutral("cosine")
+    """Shape of the learning rate over the epochs: the ``cosine`` of zeta; ``linear``, 1 - i / (zeta epochs);
+    ``multistep``, lower by ``drop_factor`` at each of ``drop_at``; or ``two_part``, the cosine of zeta for five sixths
+    of the epochs and then a line to zero (EDC)."""
+    drop_at: tuple[float, ...] = neutral((2 / 3, 5 / 6))
+    """Shares of the epochs after which ``multistep`` multiplies the learning rate; unused by other schedules."""
+    drop_factor: float = neutral(0.2, gt=0, lt=1)
+    """Factor of each drop of ``multistep``; unused by other schedules."""
     warmup_epochs: int = neutral(0, ge=0)
     """Epochs of linear warm-up to lr; the schedule takes the remaining ones (not stated in the paper)."""
+    warmup_start: float | None = neutral(None, gt=0, lt=1)
+    """Factor on lr in the first warm-up epoch, from which lr is reached in the epoch after the warm-up, as by torch's
+    LinearLR; None: the factors are i / warmup_epochs, from 1."""
     labels: Literal["soft", "hard"] = "soft"
     """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
     loss: Component
@@ -77,6 +89,12 @@ class EvalProtocol(Frozen):
     extra_student_forward: bool = False
     """Run an additional, gradient-free student pass per step, which updates BatchNorm statistics, as the released RDED
     loop does (not stated in the paper)."""
+    ema: float = neutral(0.0, ge=0, lt=1)
+    """Decay rate per step of an exponential moving average of the parameters, which is tested in place of the student;
+    BatchNorm statistics are the student's own.  0: none (not stated in the paper)."""
+    test_resize: int = neutral(0, ge=0)
+    """Side in pixels to which test images are resized before the centre crop; 0: as the dataset resizes them (not
+    stated in the paper)."""
     precision: Precision = "auto"
     """Precision of teacher and student passes; master weights, statistics and losses stay fp32.  ``auto``: bf16 if the
     device supports it in hardware, else fp32."""
@@ -98,6 +116,8 @@ class EvalProtocol(Frozen):
             found.append(f"loss {self.loss.name!r} learns from {loss.labels} labels, not from {self.labels} ones")
         if self.hybrid == "softmax" and "temperature" not in self.loss.settings:
             found.append(f"hybrid 'softmax' needs a temperature, which loss {self.loss.name!r} does not have")
+        if list(self.drop_at) != sorted({share for share in self.drop_at if 0 < share < 1}):
+            found.append(f"drop_at {list(self.drop_at)} are not increasing shares between 0 and 1")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         found += [f"test_epochs {late} are outside 1..{self.epochs}"] if late else []
         names = [step.name for step in self.augmentation]
@@ -156,7 +176,7 @@ def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldIn
 
 
 class Preset(Frozen):
-    """A protocol as a rule: values by name for all students, and for those that share the teacher's architecture."""
+    """A protocol as rules: values by name for all students, and for some students, datasets and IPC."""
 
     name: str
     source: str
@@ -169,6 +189,40 @@ class Preset(Frozen):
     """Values if student and teacher have the same architecture, on top of ``all``."""
     other_network: dict[str, Any] = {}
     """Values if they have different architectures, on top of ``all``."""
+    rules: tuple[Rule, ...] = ()
+    """Values under conditions, on top of those above; later rules take precedence."""
+    incomplete: tuple[str, ...] = ()
+    """What a protocol cannot express of the published one; such a preset is not resolved."""
+
+    @property
+    def ordered(self) -> tuple[Rule, ...]:
+        """All values under conditions as rules, the later ones taking precedence."""
+        by_network = (True, self.same_network), (False, self.other_network)
+        sections = (Rule(when=Condition(same_network=same), then=values) for same, values in by_network if values)
+        return (*sections, *self.rules)
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """The fields of a :class:`Case` that its rules ask for, besides ``same_network``."""
+        return frozenset().union(*(rule.when.facts for rule in self.rules))
+
+    def applying(self, case: Case) -> Iterator[Mapping[str, Any]]:
+        """Values by name that apply to a case, in order; each takes precedence over those before it.
+
+        Raises :class:`BadValue` if a rule asks for a fact that is not known.
+        """
+        yield self.all
+        yield from (rule.then for rule in self.ordered if rule.when.holds(case))
+
+    def field(self, name: str, case: Case) -> Any:
+        """The value of a field in a case, or None if no values set it."""
+        given = [rule.then[name] for rule in self.ordered if name in rule.then and rule.when.holds(case)]
+        return given[-1] if given else self.all.get(name)
+
+    def ever(self, name: str) -> list[Any]:
+        """All values that a field may take, without repeats."""
+        given = [self.all, *(rule.then for rule in self.ordered)]
+        return list({json.dumps(values[name]): values[name] for values in given if name in values}.values())
 
 
 @functools.cache
@@ -218,13 +272,24 @@ def read_preset(path: Path) -> Preset:
     if found.reduces is not None and found.reduces not in presets():
         fix = f"leave it out, or use one of: {', '.join(presets())}"
         raise BadValue(f"{path} reduces {found.reduces!r}, which is not a built-in protocol.", fix)
-    by_network = found.same_network.keys() & found.other_network.keys() if found.reduces else set()
-    if "epochs" not in found.all.keys() | by_network:
+    for_all = found.all.keys() | (found.same_network.keys() & found.other_network.keys())
+    for_all |= {name for rule in found.rules for name in rule.then}
+    if "epochs" not in for_all:
         raise BadValue(f"{path} sets no epochs for all students.", "add them: `all: {epochs: 400}`")
-    if "augmentation" not in found.all.keys() | (found.same_network.keys() & found.other_network.keys()):
+    if "augmentation" not in for_all:
         fix = "add it: `all: {augmentation: [patch_shuffle, resized_crop, flip, cutmix]}`"
         raise BadValue(f"{path} sets no augmentation for all students.", fix)
+    _check_rules(found, path)
     return found
+
+
+def _check_rules(found: Preset, path: Path) -> None:
+    """Check the names that rules set, as a rule may never apply where a file is tried out."""
+    known = list(protocol_names())
+    for place, rule in enumerate(found.rules):
+        for name in rule.then:
+            if name not in known:
+                raise BadValue(f"{path}: rules.{place}: a protocol has no field {name!r}.", did_you_mean(name, known))
 
 
 def _known(name: str, known: dict[str, Preset]) -> Preset:
@@ -239,23 +304,33 @@ def resolve_protocol(
     factor: int,
     same_network: bool,
     set_size: int,
+    student: str | None = None,
+    dataset: str | None = None,
+    classes: int | None = None,
+    ipc: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> EvalProtocol:
     """Resolve a preset, or the shipped one of that name, for one student and one set.
 
     ``factor`` is the dataset's; ``same_network`` says whether student and label teacher have the same architecture;
-    ``set_size`` is |S| in images.  ``overrides`` are values by name that a grid or a user sets; they take precedence
-    over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss ``ce`` unless one is named.
+    ``set_size`` is |S| in images.  ``student``, ``dataset``, the number of ``classes`` and images per class, ``ipc``,
+    are needed if the preset has rules that depend on them.  ``overrides`` are values by name that a grid or a user
+    sets; they take precedence over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss
+    ``ce`` unless one is named.
 
-    Raises :class:`UnknownName` for an unknown name and :class:`BadValue` for an invalid or contradictory value.
+    Raises :class:`UnknownName` for an unknown name, :class:`BadValue` for an invalid or contradictory value or a fact
+    that is not given, and :class:`Unsupported` for an incomplete preset.
     """
     rule = preset(rule) if isinstance(rule, str) else rule
     where = f"Protocol {rule.name}"
+    if rule.incomplete:
+        missing = "; ".join(rule.incomplete)
+        raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
     changed = dict(overrides or {})
     if changed.get("labels") == "hard":
         changed.setdefault("loss", "ce")
     values: dict[str, Any] = {"loss": Component(name="kl")}
-    for some in (rule.all, rule.same_network if same_network else rule.other_network, changed):
+    for some in (*rule.applying(Case(same_network, student, dataset, classes, ipc)), changed):
         values = _changed(values, some, where)
     values["batch_size"] = min(values.get("batch_size", 1), set_size)
     values["loss"] = _resolved_loss(values["loss"], where)
@@ -270,7 +345,7 @@ def resolve_protocol(
     return resolved
 
 
-def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(rule: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
     Hard labels imply the loss ``ce`` if the proposed one takes soft labels.
@@ -279,8 +354,8 @@ def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
     fields = {name: value for name, value in found.items() if name in EvalProtocol.model_fields}
-    loss = {"loss": "kl"} | rule.all | (rule.same_network if same_network else rule.other_network) | fields
-    known = LOSSES.get(Component.model_validate(loss["loss"]).name).Settings.model_fields
+    loss = fields.get("loss") or rule.field("loss", case) or "kl"
+    known = LOSSES.get(Component.model_validate(loss).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
 
 
@@ -409,8 +484,11 @@ def _any_values() -> dict[str, Any]:
     return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
 
 
-def reductions(rule: str | Preset, resolved: EvalProtocol) -> dict[str, tuple[float, float]]:
-    """Fields that are below their published value, as (used, published); currently only epochs can be reduced."""
+def reductions(rule: str | Preset, resolved: EvalProtocol, case: Case) -> dict[str, tuple[float, float]]:
+    """Fields that are below their published value, as (used, published); currently only epochs can be reduced.
+
+    ``case``: what the protocol was resolved for.
+    """
     rule = preset(rule) if isinstance(rule, str) else rule
-    published = preset(rule.reduces).all["epochs"] if rule.reduces else rule.all["epochs"]
-    return {"epochs": (resolved.epochs, published)} if resolved.epochs < published else {}
+    published = (preset(rule.reduces) if rule.reduces else rule).field("epochs", case)
+    return {"epochs": (resolved.epochs, published)} if published is not None and resolved.epochs < published else {}

@@ -77,13 +77,21 @@ def protocols() -> list[Row]:
     from rd3.protocol import presets, user_presets
 
     return [
-        {"name": preset.name, "epochs": _epochs(preset), "reduces": preset.reduces, "source": preset.source}
+        {
+            "name": preset.name,
+            "epochs": _epochs(preset),
+            "reduces": preset.reduces,
+            "incomplete": "; ".join(preset.incomplete),
+            "source": preset.source,
+        }
         for preset in {**user_presets(session().presets), **presets()}.values()
     ]
 
 
 def _epochs(preset: Preset) -> int | str:
-    """Epochs of all students, or separately for students with the teacher's network and others."""
+    """Epochs of all students, separately for students with the teacher's network and others, or all by rules."""
+    if any("epochs" in rule.then for rule in preset.rules):
+        return f"{', '.join(str(epochs) for epochs in sorted(preset.ever('epochs')))} (by rules)"
     if "epochs" in preset.all:
         epochs: int = preset.all["epochs"]
         return epochs

@@ -27,22 +27,35 @@ def diff(
     first: Annotated[str, typer.Argument(help="Name of a protocol (rd3 list protocols).")],
     second: Annotated[str, typer.Argument(help="Name of the other.")],
     dataset: Annotated[str, typer.Option(help="Dataset for which both are resolved.")] = "imagenet1k",
+    ipc: Annotated[int, typer.Option(min=1, help="Images per class for which both are resolved.")] = 10,
+    student: Annotated[str, typer.Option(help="Student for which both are resolved.")] = "resnet18",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
     """List the values in which two protocols differ, by student: with the teacher's network, and with another one."""
     from rd3.datasets import dataset_info
+    from rd3.models import network_info
     from rd3.protocol import preset_reader, resolve_protocol
 
     here = session()
-    preset_of, factor = preset_reader(here.presets), dataset_info(dataset, here.roots).factor
+    preset_of, info = preset_reader(here.presets), dataset_info(dataset, here.roots)
+    network_info(student)
     rows = []
-    for student, same in (("same network as the teacher", True), ("another network", False)):
+    for label, same in (("same network as the teacher", True), ("another network", False)):
         one, other = (
-            resolve_protocol(preset_of(name), factor=factor, same_network=same, set_size=_ANY_SIZE)
+            resolve_protocol(
+                preset_of(name),
+                factor=info.factor,
+                same_network=same,
+                set_size=_ANY_SIZE,
+                student=student,
+                dataset=info.name,
+                classes=info.num_classes,
+                ipc=ipc,
+            )
             for name in (first, second)
         )
         rows += [
-            {"student": student, "value": name, first: own, second: others}
+            {"student": label, "value": name, first: own, second: others}
             for name, (own, others) in differences(one, other).items()
         ]
     show_table(rows, as_json=as_json, empty=f"{first} and {second} are equal on {dataset}")

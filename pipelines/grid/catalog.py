@@ -12,6 +12,7 @@ from rd3.datasets._splits import VALIDATION_DIVISOR
 from rd3.methods import Settings, resolve_settings
 from rd3.planning.backbones import BackboneRole, backbone_role
 from rd3.planning.teacher_roles import Role, teacher_role
+from rd3.preset_rules import Case
 from rd3.protocol import EvalProtocol, Preset, preset, preset_reader, resolve_protocol
 from rd3.recipe import SetRecipe, SourceSplit
 from rd3.values import canonical
@@ -32,9 +33,34 @@ class Frame(NamedTuple):
     """Whether student and label teacher have the same architecture."""
     set_size: int
     """|S| in images."""
+    student: str | None = None
+    """Name of its network; this and the following are needed by rules of presets that depend on them."""
+    dataset: str | None = None
+    classes: int | None = None
+    ipc: int | None = None
+
+    @classmethod
+    def of(cls, info: DatasetInfo, ipc: int, student: str, teacher_network: str | None) -> Frame:
+        """For a student and a set of ``ipc`` images for each class of a dataset."""
+        same = student == teacher_network
+        return cls(info.factor, same, ipc * info.num_classes, student, info.name, info.num_classes, ipc)
+
+    @property
+    def case(self) -> Case:
+        """What the rules of a preset may depend on."""
+        return Case(self.same_network, self.student, self.dataset, self.classes, self.ipc)
+
+    def only(self, facts: frozenset[str]) -> Frame:
+        """Without facts on which the rules of a preset do not depend, so that equal resolutions are recognised."""
+        return self._replace(
+            student=self.student if "student" in facts else None,
+            dataset=self.dataset if "dataset" in facts else None,
+            classes=self.classes if "classes" in facts else None,
+            ipc=self.ipc if "ipc" in facts else None,
+        )
 
 
-ANY_FRAME = Frame(factor=1, same_network=True, set_size=10**9)
+ANY_FRAME = Frame(1, same_network=True, set_size=10**9, student="resnet18", dataset="cifar10", classes=10, ipc=10)
 """Where a file does not say for which sets and students a protocol is."""
 
 
@@ -112,8 +138,9 @@ class Catalog:
 
     def evaluation(self, protocol: str, frame: Frame, values: Mapping[str, Any]) -> EvalProtocol:
         """A protocol with values on top, resolved; raises as :func:`rd3.protocol.resolve_protocol` does."""
-        key = ("evaluation", protocol, frame, canonical(values))
         rule = self.protocol(protocol)
+        frame = frame.only(self._once(("facts", protocol), lambda: rule.facts))
+        key = ("evaluation", protocol, frame, canonical(values))
         return self._once(key, partial(resolve_protocol, rule, **frame._asdict(), overrides=values))
 
     def known_set(self, text: str) -> SetRecipe | None:

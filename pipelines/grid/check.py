@@ -219,7 +219,7 @@ class PartCheck:
         labelling = {dataset: [*self.label_teachers, role][0] for dataset, role in self.roles.items()}
         networks = {dataset: self.catalog.role(dataset, role).network for dataset, role in labelling.items()}
         return {
-            Frame(self.infos[dataset].factor, student == network, ipc * self.infos[dataset].num_classes)
+            Frame.of(self.infos[dataset], ipc, student, network)
             for dataset, network in networks.items()
             for student in self.students or [network]
             for _path, ipc in self.items("ipc")

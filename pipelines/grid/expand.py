@@ -256,7 +256,7 @@ class _Expander:
                         path = ("ipc", place) if ipc > info.train_per_class else ("methods", at)
                         self.refusals.setdefault(made.reason, (number, path))
                 for student in students:
-                    frame = Frame(info.factor, student == labelling[0].network, ipc * info.num_classes)
+                    frame = Frame.of(info, ipc, student, labelling[0].network)
                     base: EvalProtocol | None = None
                     for protocol, varied in _points(part):
                         rule = self._rule(part, protocol, varied, frame)
@@ -274,7 +274,7 @@ class _Expander:
         protocol, base, plain = at(fixed | varied), at(fixed), at({})
         # Of the base point, so that a varied setting of a changed loss is compared with it.
         changed = {name: base.value(name) for name in fixed if base.value(name) != plain.value(name)}
-        return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol))
+        return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol, frame.case))
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
         """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""

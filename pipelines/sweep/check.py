@@ -132,7 +132,7 @@ def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
 
 
 def _resolved(catalog: Catalog, chosen: Chosen, frame: Frame, moved: dict[str, Any]) -> EvalProtocol:
-    values = fitting(catalog.protocol(chosen.name), frame.same_network, merged(chosen.values, moved))
+    values = fitting(catalog.protocol(chosen.name), frame.case, merged(chosen.values, moved))
     return catalog.evaluation(chosen.name, frame, values)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.grid.catalog import Catalog
+from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.located_yaml import GridErrors, Problem
 from pipelines.grid.values import Chosen
@@ -32,7 +32,8 @@ class Subject:
     """The base protocol."""
     info: DatasetInfo
     teacher: TeacherRecipe
-    same_network: bool
+    frame: Frame
+    """What the protocols are resolved for."""
     bases: tuple[EvaluationRecipe, ...]
     """Evaluations under the base protocol on validation images, one per student seed."""
     expansion: Expansion
@@ -52,24 +53,13 @@ class Subject:
         """Name of its winner."""
         return f"{self.sweep.name}-{self.label}"
 
-    @property
-    def size(self) -> int:
-        """|S| in images."""
-        return self.sweep.ipc * self.info.num_classes
-
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that a point sets in the base protocol, by name."""
-        return fitting(self.rule, self.same_network, merged(self.sweep.protocol.values, params))
+        return fitting(self.rule, self.frame.case, merged(self.sweep.protocol.values, params))
 
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
         """The resolved protocol of a point, with validation steps during training."""
-        resolved = resolve_protocol(
-            self.rule,
-            factor=self.info.factor,
-            same_network=self.same_network,
-            set_size=self.size,
-            overrides=self.values(params),
-        )
+        resolved = resolve_protocol(self.rule, **self.frame._asdict(), overrides=self.values(params))
         steps = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": steps})
 
@@ -117,8 +107,8 @@ def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
         rule = catalog.protocol(sweep.protocol.name)
-        same = bases[0].student == teacher.network
-        found.append(Subject(label, chosen, sweep, rule, info, teacher.recipe, same, bases, expansion))
+        frame = Frame.of(info, sweep.ipc, bases[0].student, teacher.network)
+        found.append(Subject(label, chosen, sweep, rule, info, teacher.recipe, frame, bases, expansion))
     if problems:
         raise GridErrors(sweep.name, problems, "Sweep")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import yaml
 from pipelines.grid.expand import Expansion
 from pipelines.sweep.subject import Subject
 from rd3.errors import BadValue
+from rd3.preset_rules import Rule
 from rd3.protocol import Preset, left_of, merged, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, paired_difference, std
@@ -42,7 +43,16 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
         all=merged(base.all, tuned),
         same_network=left_of(base.same_network, tuned),
         other_network=left_of(base.other_network, tuned),
+        rules=tuple(_rules_left(base.rules, tuned)),
     )
+
+
+def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> Iterator[Rule]:
+    """The rules of a preset without the values that are tuned."""
+    for rule in rules:
+        values = left_of(rule.then, tuned)
+        if values:
+            yield Rule(when=rule.when, then=values)
 
 
 def check_free(folder: Path, name: str, sweep: str) -> None:

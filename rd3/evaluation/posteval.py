@@ -231,6 +231,10 @@ def evaluate(
         factor=info.factor,
         same_network=student == teacher_network,
         set_size=len(labels),
+        student=student,
+        dataset=info.name,
+        classes=info.num_classes,
+        ipc=max(1, round(len(labels) / info.num_classes)),
         overrides=fields if teacher is not None else {"labels": "hard"} | fields,
     )
     teachers = []
@@ -303,6 +307,9 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
             f"The set has {len(images)} images in batches of {protocol.batch_size}; batch normalisation needs two.",
             "give at least two images and a batch_size of at least two",
         )
+    if 0 < protocol.test_resize < side:
+        message = f"test_resize is {protocol.test_resize}, but test images are cropped to {side} pixels."
+        raise BadValue(message, f"use at least {side}, or 0")
     if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
         raise BadValue(
             f"The images range from {images.min():.3g} to {images.max():.3g}, expected pixels in [0, 1].",

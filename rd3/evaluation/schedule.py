@@ -6,14 +6,11 @@ Each is a factor on the learning rate during one epoch; the rate is constant wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rd3.protocol import EvalProtocol
-
-_DROPS = (2 / 3, 5 / 6)
-_DROP = 0.2
 
 
 def zeta_cosine(epoch: int, epochs: int, zeta: float) -> float:
@@ -34,18 +31,29 @@ def zeta_linear(epoch: int, epochs: int, zeta: float) -> float:
     return max(0.0, 1 - epoch / (zeta * epochs))
 
 
-def multistep(epoch: int, epochs: int, zeta: float) -> float:
-    """A fifth after two thirds of the epochs, and a fifth of that after five sixths; zeta has no effect.
+def two_part(epoch: int, epochs: int, zeta: float) -> float:
+    """The cosine for five sixths of the epochs, and after them its value there times the share of epochs that is left.
 
-    Source: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.
+    With zeta 2 the factor drops from 0.629 to 0.105 between the parts, as in the released code (shaoshitong/EDC).
     """
-    return _DROP ** sum(epoch >= share * epochs for share in _DROPS)
+    if epoch <= 5 * epochs / 6:
+        return zeta_cosine(epoch, epochs, zeta)
+    return (1 + math.cos(5 * math.pi / (6 * zeta))) / 2 * (epochs - epoch) / epochs
 
 
-SCHEDULES: Mapping[str, Callable[[int, int, float], float]] = {
+def multistep(epoch: int, epochs: int, drop_at: Sequence[float] = (2 / 3, 5 / 6), drop_factor: float = 0.2) -> float:
+    """``drop_factor`` to the power of the number of ``drop_at``, shares of the epochs, that have passed.
+
+    Source of the defaults: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.  Deviation: where a share of the epochs
+    is no integer, it is rounded up; there it is rounded down.
+    """
+    return drop_factor ** sum(epoch >= share * epochs for share in drop_at)
+
+
+_BY_ZETA: Mapping[str, Callable[[int, int, float], float]] = {
     "cosine": zeta_cosine,
     "linear": zeta_linear,
-    "multistep": multistep,
+    "two_part": two_part,
 }
 """By name in a protocol's ``schedule``: (epoch from 0, epochs, zeta) to a factor on the learning rate."""
 
@@ -53,9 +61,17 @@ SCHEDULES: Mapping[str, Callable[[int, int, float], float]] = {
 def rate_factor(protocol: EvalProtocol, epoch: int) -> float:
     """Factor on the learning rate of a protocol during one epoch, counted from 0.
 
-    The warm-up is linear and reaches the full rate in its last epoch; the schedule takes the remaining epochs.
+    The warm-up is linear; the schedule takes the remaining epochs.
     """
     warm = protocol.warmup_epochs
     if epoch < warm:
-        return (epoch + 1) / warm
-    return SCHEDULES[protocol.schedule](epoch - warm, protocol.epochs - warm, protocol.zeta)
+        return _warmup(epoch, warm, protocol.warmup_start)
+    here = epoch - warm, protocol.epochs - warm
+    if protocol.schedule == "multistep":
+        return multistep(*here, protocol.drop_at, protocol.drop_factor)
+    return _BY_ZETA[protocol.schedule](*here, protocol.zeta)
+
+
+def _warmup(epoch: int, epochs: int, start: float | None) -> float:
+    """Without a start the full rate is reached in the last warm-up epoch, else in the epoch after it."""
+    return (epoch + 1) / epochs if start is None else start + (1 - start) * epoch / epochs

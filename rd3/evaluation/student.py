@@ -78,6 +78,7 @@ class StudentTraining:
         self.network = self.network.to(device)
         set_memory_format(self.network, precision)
         self._optimizer = make_optimizer(self.network, protocol)
+        self._average = ParameterAverage(self.network, protocol.ema) if protocol.ema else None
         self._loss = LOSSES.get(protocol.loss.name)
         self._settings = self._loss.Settings.model_validate(protocol.loss.settings)
         # Dropout and stochastic depth draw from torch's own generators.
@@ -109,6 +110,8 @@ class StudentTraining:
         """Train on one batch.  On CUDA the work is queued; :meth:`join` makes the current stream wait for it."""
         with self._own_stream(), self._rng:
             self._epoch.losses.append(self._step(batch.images, self._targets(batch)))
+            if self._average is not None:  # outside the graph of a step
+                self._average.update()
             self._epoch.counts.append(len(batch.images))
 
     def _targets(self, batch: Batch) -> LossTargets:
@@ -168,13 +171,23 @@ class StudentTraining:
             self._read()
         self._watch.trained(epoch)
         if epoch in self._test_epochs:
-            self._tests[epoch] = correct_per_class(
-                self.network, self.dataset, self.recipe.tested_on, self.device, self.precision, self._watch
-            )
+            self._tests[epoch] = self._test()
             if self._tested is not None and epoch in self.recipe.protocol.test_epochs:
                 self._tested(epoch, self._top1_pct(epoch))
         if epoch < self.recipe.protocol.epochs:
             self._epoch = self._begin_epoch(epoch + 1)
+
+    def _test(self) -> torch.Tensor:
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            return correct_per_class(
+                self.network,
+                self.dataset,
+                self.recipe.tested_on,
+                self.device,
+                self.precision,
+                self._watch,
+                self.recipe.protocol.test_resize,
+            )
 
     def _read(self) -> None:
         """Add the epochs that have ended to the curve."""
@@ -209,12 +222,44 @@ class StudentTraining:
         )
 
 
+class ParameterAverage:
+    """Exponential moving average of a network's parameters, from the first ones on; buffers are not averaged.
+
+    Source: shaoshitong/EDC, ``EMAMODEL``.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self._live, self._decay = [parameter.detach() for parameter in network.parameters()], decay
+        self._mean = [parameter.clone() for parameter in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the parameters after a step: decay times the average, plus the rest of the weight times them."""
+        torch._foreach_mul_(self._mean, self._decay)
+        torch._foreach_add_(self._mean, self._live, alpha=1 - self._decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside ``with``, the network has the averages as its parameters, at the same addresses, as graphs need."""
+        before = [parameter.clone() for parameter in self._live]
+        torch._foreach_copy_(self._live, self._mean)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self._live, before)
+
+
 def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimizer:
-    """The optimizer; weight decay applies only to ``weight`` tensors of two or more dimensions (LINs-lab/RDED)."""
+    """The optimizer.
+
+    Weight decay applies to ``weight`` tensors of two or more dimensions (LINs-lab/RDED), or to all parameters if
+    ``weight_decay_on`` is ``all``.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    everywhere = protocol.weight_decay_on == "all"
     for name, parameter in student.named_parameters():
-        (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
+        (decayed if everywhere or ("weight" in name and parameter.ndim > 1) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     # A tensor on CUDA, which a graph reads at every step.
     weight = next(student.parameters())
@@ -245,19 +290,37 @@ def _epoch_row(
 
 
 def correct_per_class(
-    student: nn.Module, dataset: Dataset, split: Split, device: torch.device, precision: str, watch: _ProgressTracker
+    student: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    device: torch.device,
+    precision: str,
+    watch: _ProgressTracker,
+    resize: int = 0,
 ) -> torch.Tensor:
-    """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode."""
+    """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode.
+
+    ``resize``: side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are.
+    """
     truth = torch.tensor(dataset.labels(split))
     guesses = []
     student.eval()
     for places in torch.arange(len(truth)).split(TEST_BATCH):
-        pixels = to_unit(dataset.images(split, places.tolist()).to(device))
+        images = dataset.images(split, places.tolist())
+        pixels = to_unit((centre_of_resized(images, resize) if resize else images).to(device))
         with torch.no_grad(), autocast(device, precision):
             guesses.append(student(pixels).argmax(dim=1))
         watch.tested(len(places))
     right = truth[torch.cat(guesses).cpu() == truth]
     return torch.bincount(right, minlength=dataset.info.num_classes)
+
+
+def centre_of_resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Images (B, 3, H, H) uint8 resized to ``side`` with antialiasing, and their centre of H x H pixels."""
+    from torchvision.transforms.v2 import functional as F
+
+    centre: torch.Tensor = F.center_crop(F.resize(images, [side, side], antialias=True), list(images.shape[-2:]))
+    return centre
 
 
 class _ProgressTracker:

@@ -95,6 +95,7 @@ def counted(replay, calls: list[int]):
         {"precision": "fp32", "loss": {"dkd": {"ramp_epochs": 3}}},
         {"precision": "bf16", "student": "mobilenet_v2"},
         {"precision": "fp32", "optimizer": "sgd", "lr": 0.01},
+        {"precision": "bf16", "ema": 0.9, "weight_decay_on": "all", "test_epochs": [3]},
     ],
     ids=lambda fields: ", ".join(map(str, fields.values())),
 )

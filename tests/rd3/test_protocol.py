@@ -6,6 +6,7 @@ import pytest
 
 from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
+from rd3.preset_rules import Case
 from rd3.protocol import preset_reader, presets, protocol_names, reductions, resolve_protocol
 from rd3.values import Frozen, digest, without_neutral
 
@@ -111,6 +112,10 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
         ({"flip.probability": True}, BadValue, "flip.probability: Input should be a valid number"),
         ({"mixup.alpha": 0.3}, BadValue, "The augmentation has no 'mixup'.*Fix: list mixup in `augmentation`"),
         ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "hybrid 'softmax' needs a temperature"),
+        ({"drop_at": [0.5, 0.3]}, BadValue, r"drop_at \[0.5, 0.3\] are not increasing shares between 0 and 1"),
+        ({"drop_at": [1.0]}, BadValue, "not increasing shares between 0 and 1"),
+        ({"ema": 1.0}, BadValue, "ema: Input should be less than 1"),
+        ({"weight_decay_on": "none"}, BadValue, "weight_decay_on: Input should be 'matrices' or 'all'"),
     ],
 )
 def test_bad_fields_are_named(overrides, error, message):
@@ -121,11 +126,24 @@ def test_bad_fields_are_named(overrides, error, message):
 def test_what_came_later_is_in_no_key_until_it_is_set():
     plain = resolve_protocol("rd3", factor=1, same_network=True, set_size=10)
     assert (plain.warmup_epochs, plain.hybrid) == (0, "logits")
-    keys = {digest(without_neutral(plain))}
-    for changed in ({"warmup_epochs": 5}, {"hybrid": "balanced"}, {"hybrid": "softmax"}):
+    keys, changes = (
+        {digest(without_neutral(plain))},
+        (
+            {"warmup_epochs": 5},
+            {"warmup_start": 0.01},
+            {"hybrid": "balanced"},
+            {"hybrid": "softmax"},
+            {"ema": 0.99},
+            {"weight_decay_on": "all"},
+            {"test_resize": 36},
+            {"drop_at": (0.5,)},
+            {"drop_factor": 0.1},
+        ),
+    )
+    for changed in changes:
         keys.add(digest(without_neutral(plain.model_copy(update=changed))))
-    assert len(keys) == 4
-    assert not {"warmup_epochs", "hybrid"} & without_neutral(plain).keys()
+    assert len(keys) == 10
+    assert not {name for changed in changes for name in changed} & without_neutral(plain).keys()
 
 
 def test_an_unknown_preset_is_named():
@@ -134,11 +152,17 @@ def test_an_unknown_preset_is_named():
 
 
 def test_fewer_epochs_than_published_are_a_reduction():
+    case = Case(True, "resnet18", "cifar10", 10, 1)
     for name, rule in presets().items():
-        full = resolve_protocol(name, factor=1, same_network=True, set_size=10)
-        assert reductions(name, full) == ({"epochs": (full.epochs, 400)} if rule.reduces else {})
+        if rule.incomplete:
+            continue
+        full = resolve_protocol(name, factor=1, set_size=10, **case._asdict())
+        assert reductions(name, full, case) == ({"epochs": (full.epochs, 400)} if rule.reduces else {})
     cut = resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides={"epochs": 3})
-    assert reductions("rd3", cut) == {"epochs": (3, 400)}
+    assert reductions("rd3", cut, case) == {"epochs": (3, 400)}
+    # 2000 epochs at IPC 10 are below the 3000 of IPC 1.
+    assert reductions("minimax-hard", cut, case) == {"epochs": (3, 3000)}
+    assert reductions("minimax-hard", cut, case._replace(ipc=10)) == {"epochs": (3, 2000)}
 
 
 def test_a_users_own_presets_are_found_beside_those_that_ship(tmp_path):
@@ -148,7 +172,7 @@ def test_a_users_own_presets_are_found_beside_those_that_ship(tmp_path):
     preset_of = preset_reader(tmp_path)
     protocol = resolve_protocol(preset_of("mine"), factor=1, same_network=True, set_size=10)
     assert (protocol.epochs, protocol.zeta) == (30, 1.5)
-    assert reductions(preset_of("mine"), protocol) == {"epochs": (30, 400)}
+    assert reductions(preset_of("mine"), protocol, Case(same_network=True)) == {"epochs": (30, 400)}
     assert preset_of("rd3") == presets()["rd3"]
     with pytest.raises(UnknownName, match="did you mean 'mine'"):
         preset_of("min")

@@ -290,6 +290,15 @@ def test_a_protocol_may_have_its_epochs_by_network(rd3, home):
     assert mine["epochs"] == "30 (same network as the teacher), 60 (another)"
 
 
+def test_rules_and_what_is_missing_are_listed(rd3):
+    _code, out, _err = rd3("list", "protocols", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["minimax-hard"]["epochs"] == "200, 300, 500, 600, 1000, 1300, 1500, 2000, 3000 (by rules)"
+    assert rows["rded"]["epochs"] == 300 and rows["rded"]["incomplete"] == ""
+    missing = "logits of several teachers weighted by the softmax of their accuracies over 10; batch statistics of"
+    assert rows["cvdd"]["incomplete"].startswith(missing)
+
+
 def test_data_doctor_fits_a_terminal_of_80_columns(rd3, monkeypatch):
     from rich.console import Console
 
@@ -479,6 +488,8 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
     assert rd3(*whole)[1].endswith("top-1 12.35 % (n=1); run/published: iterations 20/1000\n")
     _code, out, _err = rd3(*whole, "--field", "epochs=4")
     assert out.endswith("top-1 12.35 % (n=1); run/published: iterations 20/1000, epochs 4/400\n")
+    _code, out, _err = rd3(*whole, "--protocol", "minimax-hard", "--field", "epochs=4")
+    assert out.endswith("run/published: iterations 20/1000, epochs 4/3000\n"), "its epochs at IPC 1"
 
 
 def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):

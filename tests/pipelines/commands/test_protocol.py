@@ -37,6 +37,18 @@ def test_settings_of_different_losses_are_not_compared(rd3, home):
     assert found["same", "loss"][1].startswith("dkd(") and ("same", "temperature") not in found
 
 
+def test_rules_are_resolved_for_a_dataset_an_ipc_and_a_student(rd3, home):
+    found = differing(rd3, "rded", "rd3", "--ipc", "50")
+    assert found["same", "batch_size"] == ("200", "50") and ("same", "lr") not in found
+    found = differing(rd3, "rded", "rd3", "--dataset", "cifar100", "--student", "convnet")
+    assert found["same", "batch_size"] == ("25", "50") and found["same", "lr"] == ("0.002", "0.001")
+    assert not {("another", "batch_size"), ("another", "lr")} & found.keys()
+    code, _out, err = rd3("protocol", "diff", "rded", "rd3", "--student", "resnet")
+    assert (code, "did you mean 'resnet" in err) == (2, True)
+    code, _out, err = rd3("protocol", "diff", "rd3", "cvdd")
+    assert (code, "Protocol cvdd is incomplete, as protocols cannot express logits" in err) == (2, True)
+
+
 def test_equal_protocols_and_unknown_names_are_said(rd3, home):
     code, out, _err = rd3("protocol", "diff", "cda", "dwa")
     assert (code, "cda and dwa are equal on imagenet1k" in out) == (0, True)

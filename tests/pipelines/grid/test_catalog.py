@@ -105,6 +105,15 @@ def test_what_is_resolved_is_what_the_functions_return():
     assert catalog.evaluation("rd3", frame._replace(set_size=10), {"zeta": 1.5}).batch_size == 10
 
 
+def test_students_between_which_no_rule_distinguishes_share_a_protocol():
+    catalog = Catalog()
+    info = catalog.dataset("cifar10")
+    frames = [Frame.of(info, 10, student, "resnet18") for student in ("convnet", "mobilenet_v2", "alexnet")]
+    found = {name: [catalog.evaluation(name, frame, {}) for frame in frames] for name in ("rd3", "rded")}
+    assert found["rd3"][0] is found["rd3"][1] is found["rd3"][2]
+    assert [protocol.lr for protocol in found["rded"]] == [1e-3, 2.5e-3, 1e-4]
+
+
 def test_an_error_is_raised_each_time():
     catalog = Catalog()
     for _again in range(2):

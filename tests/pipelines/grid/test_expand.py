@@ -173,6 +173,47 @@ def test_the_protocol_follows_the_student():
     assert found == {"resnet18_w16": (1.0, 50), "convnet": (2.0, 100)}
 
 
+def test_rules_of_presets_get_the_cell():
+    text = """\
+methods: [random]
+datasets: [digits, cifar100]
+ipc: [1, 10]
+teacher: {digits: resnet18_w16, cifar100: resnet18}
+students: [mobilenet_v2, resnet18]
+protocols: [minimax-hard, rded, {rded: {epochs: 30}}]
+student_seeds: [0]
+"""
+    expansion = expanded(text)
+    found = {}
+    for cell in expansion.cells:
+        protocol = expansion.recipes[cell.evaluation].protocol
+        place = cell.dataset, cell.ipc, cell.student
+        found[(*place, cell.protocol, "epochs" in cell.overrides)] = (protocol.epochs, protocol.batch_size, protocol.lr)
+        assert cell.reduced == ({"epochs": (30, 300)} if "epochs" in cell.overrides else {})
+    batches = {
+        ("digits", 1): 10, ("digits", 10): 50, ("cifar100", 1): 20, ("cifar100", 10): 100
+    }  # fmt: skip
+    epochs = {("digits", 1): 3000, ("digits", 10): 2000, ("cifar100", 1): 2000, ("cifar100", 10): 1300}
+    expected = {}
+    for (dataset, ipc), student in itertools.product(batches, ["mobilenet_v2", "resnet18"]):
+        own = batches[dataset, ipc], 2.5e-3 if student == "mobilenet_v2" else 1e-3
+        hard = epochs[dataset, ipc], 10 if (dataset, ipc) == ("digits", 1) else 64, 0.01
+        expected |= {
+            (dataset, ipc, student, "minimax-hard", False): hard,
+            (dataset, ipc, student, "rded", False): (300, *own),
+            (dataset, ipc, student, "rded", True): (30, *own),
+        }
+    assert found == expected
+
+
+def test_an_incomplete_protocol_is_a_mistake_at_its_place():
+    with pytest.raises(GridErrors) as caught:
+        expanded(SMALL + "protocols: [cvdd]\n")
+    [problem] = caught.value.problems
+    assert problem.message.startswith("Protocol cvdd is incomplete, as protocols cannot express logits of several")
+    assert problem.line == 6
+
+
 def test_hard_labels_need_no_teacher():
     expansion = expanded(SMALL + "protocol: {labels: hard}\n")
     assert of_kind(expansion, "teacher") == []

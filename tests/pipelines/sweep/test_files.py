@@ -13,6 +13,7 @@ from pipelines.sweep.study import distributions
 from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
 from rd3.losses import LOSSES
+from rd3.preset_rules import Case
 from rd3.protocol import Preset, fitting, presets
 from rd3.values import Frozen
 
@@ -192,8 +193,8 @@ def test_a_field_matters_as_soon_as_one_trial_may_read_it():
 
 def test_hard_labels_bring_their_loss():
     rule = presets()["rd3"]
-    assert fitting(rule, True, {"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
-    assert fitting(rule, True, {"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+    assert fitting(rule, Case(same_network=True), {"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
+    assert fitting(rule, Case(same_network=True), {"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
 
 
 def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
@@ -204,7 +205,7 @@ def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
     own = SimpleNamespace(Settings=Settings, labels="hard")
     monkeypatch.setitem(LOSSES._things, "smoothed", own)
     proposed = {"labels": "hard", "loss": "smoothed", "smoothing": 0.3}
-    assert fitting(presets()["rd3"], True, proposed) == proposed
+    assert fitting(presets()["rd3"], Case(same_network=True), proposed) == proposed
 
 
 def test_a_trial_has_the_settings_of_its_own_loss():
@@ -212,7 +213,7 @@ def test_a_trial_has_the_settings_of_its_own_loss():
     for fields, kept in (
         ({}, "temperature"), ({"loss": "mse_gt"}, "gamma"), ({"labels": "hard", "loss": "mse_gt"}, "hard_mix")
     ):  # fmt: skip
-        found = fitting(rule, True, fields | proposed)
+        found = fitting(rule, Case(same_network=True), fields | proposed)
         assert found.keys() - {"loss", "labels"} == {kept, "flip.probability"}
 
 

@@ -31,7 +31,8 @@ from pipelines.sweep.winner import (
     write_preset,
 )
 from rd3.errors import BadValue
-from rd3.protocol import preset, preset_reader, reductions, resolve_protocol
+from rd3.preset_rules import Case
+from rd3.protocol import Preset, preset, preset_reader, reductions, resolve_protocol
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
 from tracking.report.sweep_report import write_sweep_report
@@ -107,9 +108,34 @@ def test_the_preset_is_the_trial(here, tmp_path):
     assert read.source.startswith(
         f"sweep demo, study {subject.study} (key {subject.key}): trial 2 of 4, 70.00 % on 140"
     )
-    assert reductions(read, protocol) == {"epochs": (40, 400)}, "as the protocol that it started from"
+    assert reductions(read, protocol, Case(same_network=True)) == {"epochs": (40, 400)}, (
+        "as the protocol that it started from"
+    )
     other = resolve_protocol(read, factor=1, same_network=False, set_size=50)
     assert (other.zeta, other.lr) == (protocol.zeta, protocol.lr)
+
+
+def test_a_winner_keeps_the_rules_of_its_base_but_for_what_was_tuned(here, tmp_path):
+    rules = [
+        {"when": {"ipc": [5]}, "then": {"lr": 0.5, "weight_decay": 0.3}},
+        {"when": {"students": ["convnet"]}, "then": {"lr": 0.7}},
+        {"when": {"ipc": [6]}, "then": {"weight_decay": 0.1}},
+    ]
+    own = Preset.model_validate(preset("rd3-reduced").model_dump(mode="json") | {"name": "own", "rules": rules})
+    sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
+    [subject, *_others] = subjects(sweep, Catalog.of(here).with_protocols({"own": own}))
+    best = tuned(subject).best()
+    assert "lr" in best.params and "weight_decay" not in best.params and sweep.ipc == 5
+    assert subject.protocol({}).lr == 0.5 and subject.protocol(best.params).weight_decay == 0.3
+    write_preset(winner_preset(subject, best, 4), tmp_path, "demo")
+    read = preset_reader(tmp_path)("demo-random")
+    assert [rule.then for rule in read.rules] == [{"weight_decay": 0.3}, {"weight_decay": 0.1}]
+    facts = {"student": "convnet", "dataset": "digits", "classes": 10}
+    protocols = [
+        resolve_protocol(read, factor=1, same_network=True, set_size=50, ipc=ipc, **facts) for ipc in (5, 6, 7)
+    ]
+    assert [one.weight_decay for one in protocols] == [0.3, 0.1, 0.01]
+    assert {one.lr for one in protocols} == {best.params["lr"]}
 
 
 def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
@@ -120,7 +146,7 @@ def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
     write_preset(made, tmp_path, "demo")
     read = preset_reader(tmp_path)("demo-random")
     protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
-    assert (read.reduces, protocol.epochs, reductions(read, protocol)) == (None, 30, {})
+    assert (read.reduces, protocol.epochs, reductions(read, protocol, Case(same_network=True))) == (None, 30, {})
 
 
 def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):

@@ -11,6 +11,8 @@ import torch
 from pyarrow import parquet
 from torch import nn
 from torch.nn import functional as F
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
 
 from rd3 import augment, device
 from rd3.errors import BadValue, ClassOrderError, Diverged
@@ -368,6 +370,88 @@ def test_weight_decay_is_for_matrices_named_weight():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_on_all_is_torchs_optimizer_without_groups(optimizer):
+    ours, theirs = Tiny(), Tiny()
+    theirs.load_state_dict(ours.state_dict())
+    fields = {"weight_decay": 0.3, "weight_decay_on": "all", "lr": 0.01, "optimizer": optimizer}
+    mine = student.make_optimizer(ours, recipe(**fields).protocol)
+    if optimizer == "sgd":
+        other = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=0.3)
+    else:
+        other = torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=(0.9, 0.999), weight_decay=0.3)
+    for step in range(3):
+        for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator(step, "gradient"))
+            two.grad = one.grad.clone()
+        mine.step()
+        other.step()
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(ours.norm.weight, torch.ones(8), atol=1e-3)
+
+
+def test_averaged_parameters_are_tested_and_change_no_step(monkeypatch):
+    """Against the recursion in double precision over the parameters after each step."""
+    after: list[list[torch.Tensor]] = []
+    tested: list[dict[str, torch.Tensor]] = []
+    step, correct = student.StudentTraining.step, student.correct_per_class
+
+    def values(network):
+        return [parameter.detach().double().clone() for parameter in network.parameters()]
+
+    def watched_step(self, batch):
+        if not after:
+            after.append(values(self.network))
+        step(self, batch)
+        after.append(values(self.network))
+
+    def watched_test(network, *rest):
+        tested.append(copy.deepcopy(network.state_dict()))
+        return correct(network, *rest)
+
+    monkeypatch.setattr(student.StudentTraining, "step", watched_step)
+    monkeypatch.setattr(student, "correct_per_class", watched_test)
+    averaged = run(recipe(epochs=4, ema=0.8, test_epochs=(2,)))
+    live, after[:] = list(after), []
+    plain = run(recipe(epochs=4, test_epochs=(2,)))
+    assert averaged.curve == plain.curve
+    for own, other in zip(live, after, strict=True):
+        assert all(torch.equal(one, two) for one, two in zip(own, other, strict=True))
+    names = [name for name, _ in Tiny().named_parameters()]
+    for found, at, unaveraged in zip(tested[:2], (6, 12), tested[2:], strict=True):
+        mean = live[0]
+        for now in live[1 : at + 1]:
+            mean = [0.8 * old + 0.2 * new for old, new in zip(mean, now, strict=True)]
+        for name, expected in zip(names, mean, strict=True):
+            assert torch.allclose(found[name].double(), expected, rtol=1e-5, atol=1e-6), name
+            assert not torch.equal(found[name], unaveraged[name])
+        for name in found.keys() - set(names):
+            assert torch.equal(found[name], unaveraged[name]), "buffers are the student's own"
+
+
+def test_test_images_are_resized_and_cropped_as_by_pil(tiny_students, monkeypatch):
+    seen, dataset = [], Fake()
+    build = student.build_network
+
+    def watched(*arguments):
+        network = build(*arguments)
+        network.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0].clone()) if not module.training else None
+        )
+        return network
+
+    monkeypatch.setattr(student, "build_network", watched)
+    run(recipe(test_resize=10), dataset=dataset)
+    pixels = torch.cat(seen) * 255
+    published = transforms.Compose([transforms.Resize(10), transforms.CenterCrop(SIDE), transforms.PILToTensor()])
+    expected = torch.stack([published(to_pil_image(image)) for image in dataset.images("test", range(300))])
+    assert (pixels - expected).abs().max() <= 1.001, "one level of rounding"
+    assert not torch.equal(expected, dataset.images("test", range(300)))
+    with pytest.raises(BadValue, match=r"test_resize is 7, but test images are cropped to 8 pixels.*at least 8, or 0"):
+        run(recipe(test_resize=7))
+
+
 def test_the_headline_reads_each_test_image_once():
     dataset = Fake(count=student.TEST_BATCH + 7)
     run(recipe(), dataset=dataset)
@@ -544,7 +628,11 @@ def test_evaluate_resolves_the_protocol_by_student():
         patch.setattr(posteval, "train_and_test", keep)
         posteval.evaluate(IMAGES, LABELS, Fake(), Oracle())
         posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student="alexnet")
-    same, other = (one.protocol for one in kept)
+        posteval.evaluate(IMAGES, LABELS, Fake(), student="convnet", protocol="minimax-hard")
+        posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student="mobilenet_v2", protocol="rded")
+    same, other, minimax, rded = (one.protocol for one in kept)
+    assert minimax.epochs == 2000, "by four images per class"
+    assert (rded.batch_size, rded.lr) == (10, 2.5e-3)
     assert (same.zeta, same.batch_size, same.epochs) == (1.0, 12, 400)
     assert (other.zeta, other.batch_size, other.epochs) == (2.0, 12, 400)
 

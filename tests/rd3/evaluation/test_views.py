@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
@@ -91,6 +95,59 @@ def test_rand_augment_is_torchvisions_image_by_image():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def jittered(image: torch.Tensor, order: list[int], shares: list[float]) -> torch.Tensor:
+    """IDC's changes of one image, one after the other."""
+    for change in order:
+        grey = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        end = [torch.zeros(1), grey.mean(), grey][change]
+        image = image + shares[change] * (end - image)
+    return image
+
+
+def test_colour_jitter_image_by_image():
+    images, jitter = pictures(40), step("colour_jitter", brightness=0.4, contrast=0.3, saturation=0.2)
+    order, shares = jitter.draw(40, SIDE, stream())
+    found = jitter.apply(images, order, shares)
+    for image, result, one, share in zip(images, found, order.tolist(), shares.tolist(), strict=True):
+        assert torch.allclose(result, jittered(image, one, share), atol=1e-6)
+    assert len({tuple(one) for one in order.tolist()}) == 6
+    assert (shares.abs().amax(dim=0) <= torch.tensor([0.4, 0.3, 0.2])).all()
+    many = jitter.draw(20_000, SIDE, stream())[1]
+    assert torch.allclose(many.std(dim=0) * 3**0.5, torch.tensor([0.4, 0.3, 0.2]), rtol=0.03)  # of a uniform variable
+    assert "colour_jitter" not in [
+        each.name
+        for each in protocol({"colour_jitter": {"brightness": 0, "contrast": 0, "saturation": 0}}).augmentation
+    ]
+
+
+def test_lighting_by_its_formula():
+    images, lighting = pictures(5), step("lighting", std=0.5)
+    (factors,) = lighting.draw(5, SIDE, stream())
+    values = np.array([0.2175, 0.0188, 0.0045])
+    vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    for image, result, factor in zip(images, lighting.apply(images, factors), factors.numpy(), strict=True):
+        colour = vectors @ (factor * values)
+        assert np.allclose(result.numpy(), image.numpy() + colour[:, None, None], atol=1e-6)
+    many = lighting.draw(20_000, SIDE, stream())[0]
+    assert torch.allclose(many.std(dim=0), torch.full((3,), 0.5), rtol=0.03)
+
+
+def test_timm_rand_augment_is_timms_image_by_image():
+    images, change = pictures(12), step("timm_rand_augment")
+    (seeds,) = change.draw(12, SIDE, stream())
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    found = change.apply(images, seeds)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+    published = rand_augment_transform("rand-m6-n2-mstd1.0", {"translate_const": 117, "img_mean": (124, 116, 104)})
+    for image, result, seed in zip(images, found, seeds.tolist(), strict=True):
+        random.seed(seed)
+        np.random.seed(seed)
+        expected = np.asarray(published(Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())))
+        assert np.array_equal((result * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+    random.setstate(states[0])
+    assert sum(not torch.equal(one, two) for one, two in zip(found, (images * 255).round() / 255, strict=True)) > 5
+
+
 def test_flip_with_certainty():
     flip = step("flip", probability=1.0)
     assert torch.equal(flip.apply(pictures(3), *flip.draw(3, SIDE, stream())), pictures(3).flip(3))
@@ -105,7 +162,10 @@ def test_nothing_on_is_an_exact_no_op():
         assert batch.targets.lam == 1 and torch.equal(batch.targets.labels_mixed, order)
 
 
-STEPS = ("pad_crop", "rand_augment", "patch_shuffle", "resized_crop", "flip", "cutmix")
+STEPS = (
+    "pad_crop", "rand_augment", "timm_rand_augment", "patch_shuffle", "resized_crop", "flip", "colour_jitter",
+    "lighting", "cutmix",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("last", ["cutmix", "mixup"])

@@ -1,0 +1,82 @@
+"""RandAugment by timm."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.values import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+MEAN = (124, 116, 104)
+"""Colour of places that an operation leaves empty: the mean of ImageNet."""
+
+
+@register_augmentation("timm_rand_augment")
+class TimmRandAugment(Augmentation):
+    """Random operations, each applied or not, whose magnitude varies (Cubuk et al., 2020), by timm.
+
+    Its magnitudes go from 0 to 10 and its operations are others than those of ``rand_augment``.  Pixels are first
+    rounded to 8 bits.  Source: VILA-Lab/DELT ``evaluation/validation/main.py``, ``rand-m6-n2-mstd1.0``.
+    """
+
+    class Settings(Frozen):
+        """Settings of ``timm_rand_augment``."""
+
+        operations: int = Field(default=2, ge=1)
+        """Random operations for each image, one after the other."""
+        magnitude: int = Field(default=6, ge=0, le=10)
+        """Mean magnitude of an operation."""
+        magnitude_std: float = Field(default=1.0, ge=0, le=100)
+        """Standard deviation of the magnitude, which is clipped to 0 to 10."""
+        probability: float = Field(default=0.5, gt=0, le=1)
+        """Probability that a chosen operation is applied."""
+
+    settings: Settings
+
+    def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
+        """A seed for each image, (B,) int64: operations take varying numbers of draws."""
+        import torch
+
+        return (torch.randint(2**32, (batch,), generator=stream),)
+
+    def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
+        """Image by image."""
+        import torch
+        from timm.data.auto_augment import rand_augment_transform
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+        given = self.settings
+        text = f"rand-m{given.magnitude}-n{given.operations}-mstd{given.magnitude_std}-p{given.probability}"
+        change = rand_augment_transform(text, {"img_mean": MEAN})
+        (seeds,) = draws
+        changed = []
+        for image, seed in zip((images * 255).round().clamp(0, 255).to(torch.uint8), seeds.tolist(), strict=True):
+            with _seeded(seed):
+                changed.append(pil_to_tensor(change(to_pil_image(image.cpu()))))
+        return torch.stack(changed).to(images.device).float().div_(255)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside ``with``, Python's and NumPy's global generators, from which timm draws, start from a seed.
+
+    Their states are restored afterwards.
+    """
+    import numpy as np
+
+    before, arrays = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(arrays)
