@@ -64,6 +64,18 @@ class EvalProtocol(Frozen):
     """Epochs of linear warm-up to lr; the schedule takes the remaining ones (not stated in the paper)."""
     labels: Literal["soft", "hard"] = "soft"
     """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
+    soft_labels: Literal["online", "once", "stored"] = neutral("online")
+    """When teachers label: every view in training (``online``); each image once, without augmentation (``once``); or
+    every view beforehand, in a store that training reads (``stored``, as FKD)."""
+    label_dtype: Literal["fp16", "fp32"] = neutral("fp16")
+    """Type of stored logits."""
+    label_top_k: int | None = neutral(None, ge=2)
+    """Largest logits stored of each label, the others having probability 0 (LPQLD's ``MR-k``); None: all."""
+    label_epochs: int | None = neutral(None, ge=1)
+    """Epochs whose labels are stored; training reuses their views (LPLD).  None: all epochs."""
+    label_reuse: Literal["batches", "epochs"] = neutral("batches")
+    """What training draws from the stored ``label_epochs``, uniformly with replacement: full ``batches``, or whole
+    ``epochs``."""
     loss: Component
     """A registered loss with its settings, such as ``{kl: {temperature: 20.0, scale_t2: false}}``."""
     augmentation: tuple[Component, ...]
@@ -98,6 +110,7 @@ class EvalProtocol(Frozen):
             found.append(f"loss {self.loss.name!r} learns from {loss.labels} labels, not from {self.labels} ones")
         if self.hybrid == "softmax" and "temperature" not in self.loss.settings:
             found.append(f"hybrid 'softmax' needs a temperature, which loss {self.loss.name!r} does not have")
+        found += _label_contradictions(self, loss.of_teacher if self.soft_labels != "online" else "logits")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         found += [f"test_epochs {late} are outside 1..{self.epochs}"] if late else []
         names = [step.name for step in self.augmentation]
@@ -108,6 +121,35 @@ class EvalProtocol(Frozen):
             if AUGMENTATIONS.get(name).mixes
         ]
         return found
+
+
+def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
+    """Contradictions between the fields of soft labels; ``of_teacher``: what the loss uses of teachers' outputs."""
+    mixes = any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation)
+    regime, loss = protocol.soft_labels, f"which loss {protocol.loss.name!r} does not learn from alone"
+    changed = {name for name in _STORAGE if getattr(protocol, name) != EvalProtocol.model_fields[name].default}
+    pruned = protocol.label_epochs is not None
+    wrong = {
+        f"soft_labels {regime!r} needs soft labels": regime != "online" and protocol.labels == "hard",
+        f"{' and '.join(sorted(changed))} need soft_labels 'once' or 'stored'": regime == "online" and changed,
+        "label_epochs needs soft_labels 'stored'": regime == "once" and pruned,
+        "label_reuse needs label_epochs": protocol.label_reuse != "batches" and not pruned,
+        f"label_epochs is not below the {protocol.epochs} epochs of training": pruned
+        and (protocol.label_epochs or 0) >= protocol.epochs,
+        "soft_labels 'once' has no batches for teacher_mode 'batch'": regime == "once"
+        and protocol.teacher_mode == "batch",
+        f"soft_labels 'once' labels mixed images by mixed probabilities, {loss}": regime == "once"
+        and mixes
+        and of_teacher != "softmax",
+        f"label_top_k keeps probabilities at one temperature, {loss}": regime != "online"
+        and protocol.label_top_k is not None
+        and of_teacher != "softmax",
+    }
+    return [sentence for sentence, holds in wrong.items() if holds]
+
+
+_STORAGE = ("label_dtype", "label_top_k", "label_epochs")
+"""Fields that describe stored labels."""
 
 
 def number_type(name: str) -> type[int] | type[float] | None:
