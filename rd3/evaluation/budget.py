@@ -42,9 +42,14 @@ def bytes_each(protocol: EvalProtocol, classes: int) -> int:
     return protocol.label_top_k * (of_logit + _CLASS_BYTES)
 
 
+def reuses_batches(protocol: EvalProtocol) -> bool:
+    """Whether training draws single batches from the labelled epochs, all of them full."""
+    return protocol.label_epochs is not None and protocol.label_reuse == "batches"
+
+
 def _per_epoch(protocol: EvalProtocol, images: int) -> int:
     """Images in the batches of one epoch: a last batch of one image is dropped; reused batches are full."""
     rest = images % protocol.batch_size
-    if protocol.label_epochs is not None and protocol.label_reuse == "batches":
+    if reuses_batches(protocol):
         return images - rest
     return images - (rest if rest == 1 else 0)

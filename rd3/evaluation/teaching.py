@@ -60,16 +60,17 @@ class LabelledViews:
         several = teachers and protocol.teacher_mode == "eval"
         ahead = max(1, wanted // protocol.batch_size) if several else 1
         self._chunks = views(images, labels, protocol, recipe.student_seed, ahead)
-        self._once = None
+        self.once: OnceLabels | None = None
+        """The labels of the images, if these are labelled instead of views."""
         if teachers and protocol.soft_labels == "once":
             parts = [self._logits(to_unit(some)) for some in images.split(wanted)]
-            self._once = OnceLabels([torch.cat(of_teacher) for of_teacher in zip(*parts, strict=True)])
+            self.once = OnceLabels([torch.cat(of_teacher) for of_teacher in zip(*parts, strict=True)])
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         for chunk in self._chunks:
-            logits = self._of_batches(chunk) if self._once is None else []
+            logits = self._of_batches(chunk) if self.once is None else []
             for place, batch in enumerate(chunk.batches):
-                yield LabelledBatch(batch, [each[place] for each in logits], self._once)
+                yield LabelledBatch(batch, [each[place] for each in logits], self.once)
 
     def _of_batches(self, chunk: Chunk) -> list[tuple[torch.Tensor, ...]]:
         """(B, C) float32 logits of each teacher for each batch."""
@@ -89,7 +90,7 @@ class OnceLabels:
 
     def __init__(self, logits: list[torch.Tensor]):
         """``logits``: (N, C) float32 of each teacher."""
-        self._logits = logits
+        self.logits = logits
         self._tables: list[tuple[EvalProtocol, torch.Tensor]] = []
 
     def table(self, protocol: EvalProtocol) -> torch.Tensor:
@@ -97,7 +98,7 @@ class OnceLabels:
         for known, table in self._tables:
             if known is protocol:
                 return table
-        table = as_stored(combine_logits(self._logits, protocol), protocol)
+        table = as_stored(combine_logits(self.logits, protocol), protocol)
         self._tables.append((protocol, table))
         return table
 
@@ -114,23 +115,23 @@ class LabelledBatch:
     """One batch with the logits of each teacher, or with the labels of its images."""
 
     def __init__(self, batch: Batch, logits: list[torch.Tensor], once: OnceLabels | None = None):
-        self._batch, self._logits, self._once = batch, logits, once
+        self.batch, self.logits, self._once = batch, logits, once
 
     @property
     def last(self) -> bool:
         """Whether this is the last batch of its epoch."""
-        return self._batch.last
+        return self.batch.last
 
     def under(self, protocol: EvalProtocol) -> Batch:
         """The batch with soft labels, combined and stored as the protocol specifies; unchanged without teachers."""
         if self._once is not None:
-            logits = self._once.of(self._batch, protocol)
-        elif self._logits:
-            logits = combine_logits(self._logits, protocol)
+            logits = self._once.of(self.batch, protocol)
+        elif self.logits:
+            logits = combine_logits(self.logits, protocol)
             logits = as_stored(logits, protocol) if protocol.soft_labels == "stored" else logits
         else:
-            return self._batch
-        return replace(self._batch, targets=replace(self._batch.targets, teacher_logits=logits))
+            return self.batch
+        return replace(self.batch, targets=replace(self.batch.targets, teacher_logits=logits))
 
 
 def as_stored(logits: torch.Tensor, protocol: EvalProtocol) -> torch.Tensor:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +14,9 @@ from torch.nn import functional as F
 from rd3.errors import BadValue
 from rd3.evaluation import packing, teaching
 from rd3.evaluation.budget import image_steps, label_bytes
-from rd3.evaluation.stored import mixture, restored, stored
+from rd3.evaluation.label_files import write_labels
+from rd3.evaluation.posteval import Evaluation
+from rd3.evaluation.stored import StoredLabels, mixture, restored, stored
 from rd3.evaluation.views import Batch
 from rd3.losses import LOSSES, LossTargets
 from rd3.models import build_network
@@ -277,3 +284,71 @@ def test_regimes_share_views_where_pixels_and_logits_are_equal(fields, equal):
     assert (online.key == other.key) is equal
     reused = [protocol(soft_labels="stored", label_epochs=2, label_reuse=how) for how in ("batches", "epochs")]
     assert len({packing.Views.of(evaluation(each)).key for each in reused}) == 2
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"soft_labels": "once"}, {"soft_labels": "once", "label_top_k": 3, "label_dtype": "fp32"},
+        {"soft_labels": "stored"}, {"soft_labels": "stored", "label_top_k": 3},
+        {"soft_labels": "stored", "label_epochs": 2},
+        {"soft_labels": "stored", "label_epochs": 2, "label_reuse": "epochs"},
+    ],
+)  # fmt: skip
+def test_label_files_have_the_bytes_that_are_stated_and_the_labels_of_training(fields, pool, teachers, tmp_path):
+    chosen, labels = protocol(precision="fp32", **fields), torch.arange(COUNT) % CLASSES
+    networks = [build_network("convnet_w32", CLASSES, 32, UNIT, generator(seed, "init")) for seed in range(pool)]
+    written = write_labels(Evaluation(evaluation(chosen), IMAGES, labels, networks), tmp_path / "out", device="cpu")
+    counted = subprocess.run(
+        ["du", "--apparent-size", "--bytes", *sorted(map(str, (tmp_path / "out" / "labels").iterdir()))],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    sizes = [int(line.split()[0]) for line in counted]
+    assert sum(sizes) == written == label_bytes(chosen, COUNT, CLASSES)
+
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["label_bytes"] == written
+    read = {name: array(tmp_path / "out" / name, shape, manifest["dtype"]) for name, shape in manifest["files"].items()}
+    names = sorted({name.split("/")[1].split(".")[0] for name in read})
+    stores = {}
+    for name in names:
+        classes = read.get(f"labels/{name}.classes")
+        stores[name] = restored(StoredLabels(read[f"labels/{name}.logits"], classes), CLASSES)
+    found = batches(chosen, teachers[:pool])
+    if names == ["images"]:
+        for batch in found:
+            base, other = (stores["images"][rows] for rows in (batch.rows, batch.rows_mixed))
+            assert torch.equal(batch.targets.teacher_logits, mixture(base, other, batch.targets.lam, 3.0))
+        return
+    labels_of = {}
+    for name in names:
+        size = chosen.batch_size
+        for rows, logits in zip(read[f"rows/{name}.rows"].split(size), stores[name].split(size), strict=True):
+            labels_of[tuple(rows.tolist())] = logits
+    assert len(names) == (chosen.label_epochs or chosen.epochs)
+    for batch in found:
+        assert torch.equal(batch.targets.teacher_logits, labels_of[tuple(batch.rows.tolist())])
+
+
+def array(path: Path, shape: list[int], dtype: str) -> torch.Tensor:
+    types = {".logits": {"fp16": "<f2", "fp32": "<f4"}[dtype], ".classes": "<i2", ".rows": "<i4"}
+    return torch.from_numpy(np.fromfile(path, dtype=types[path.suffix]).reshape(shape))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({}, "has on-the-fly labels, which are not stored"), ({"labels": "hard", "temperature": None}, "has hard labels")],
+)
+def test_labels_that_are_not_stored_have_no_files(fields, message, tmp_path):
+    one = Evaluation(evaluation(protocol(**fields)), IMAGES, torch.arange(COUNT) % CLASSES)
+    with pytest.raises(BadValue, match=message):
+        write_labels(one, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_label_files_replace_nothing(tmp_path):
+    (tmp_path / "kept").touch()
+    one = Evaluation(evaluation(protocol(soft_labels="once")), IMAGES, torch.arange(COUNT) % CLASSES)
+    with pytest.raises(BadValue, match="is not empty"):
+        write_labels(one, tmp_path, device="cpu")
