@@ -188,13 +188,41 @@ def protocol_names() -> Mapping[str, FieldInfo]:
 @functools.cache
 def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldInfo]:
     """Worked out once for what is registered: it is asked for every name of a file and every score of a table."""
-    found = dict(EvalProtocol.model_fields)
+    found = EvalProtocol.model_fields | Rules.model_fields
     for _name, loss in losses:
         found |= loss.Settings.model_fields
     for step, augmentation in steps:
         fields = augmentation.Settings.model_fields
         found |= {f"{step}.{name}": field for name, field in fields.items()}
     return MappingProxyType(found)
+
+
+class Rules(Frozen):
+    """Values by name that resolve to fields; they are not part of a resolved protocol."""
+
+    image_steps: int = Field(default=1, ge=1)
+    """Images that the student sees: epochs are image_steps / |S|, rounded, at least one."""
+
+
+_NOT_OF_LOSS = EvalProtocol.model_fields.keys() | Rules.model_fields.keys()
+
+
+def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[str, Any]:
+    """``changes`` with epochs in place of ``image_steps``; raises :class:`BadValue` if both are given and disagree."""
+    found = dict(changes)
+    if "image_steps" not in found:
+        return found
+    steps = found.pop("image_steps")
+    wrong = mistakes_in_field(Rules, {}, "image_steps", steps)
+    if wrong:
+        raise BadValue(f"{where}: image_steps: {wrong[0]}.", "give a number of images")
+    epochs = max(1, round(steps / set_size))
+    if found.setdefault("epochs", epochs) != epochs:
+        raise BadValue(
+            f"{where}: image_steps {steps} is {epochs} epochs of {set_size} images, but epochs is {found['epochs']}.",
+            "give one of the two",
+        )
+    return found
 
 
 class Preset(Frozen):
@@ -287,13 +315,14 @@ def resolve_protocol(
 
     ``factor`` is the dataset's; ``same_network`` says whether student and label teacher have the same architecture;
     ``set_size`` is |S| in images.  ``overrides`` are values by name that a grid or a user sets; they take precedence
-    over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss ``ce`` unless one is named.
+    over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss ``ce`` unless one is named;
+    ``image_steps`` implies the epochs.
 
     Raises :class:`UnknownName` for an unknown name and :class:`BadValue` for an invalid or contradictory value.
     """
     rule = preset(rule) if isinstance(rule, str) else rule
     where = f"Protocol {rule.name}"
-    changed = dict(overrides or {})
+    changed = _by_compute(overrides or {}, set_size, where)
     if changed.get("labels") == "hard":
         changed.setdefault("loss", "ce")
     values: dict[str, Any] = {"loss": Component(name="kl")}
@@ -320,7 +349,7 @@ def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict
     found = dict(values)
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
-    fields = {name: value for name, value in found.items() if name in EvalProtocol.model_fields}
+    fields = {name: value for name, value in found.items() if name in _NOT_OF_LOSS}
     loss = {"loss": "kl"} | rule.all | (rule.same_network if same_network else rule.other_network) | fields
     known = LOSSES.get(Component.model_validate(loss["loss"]).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
@@ -337,7 +366,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def left_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name that ``changes`` leaves in force."""
-    settings = {name for name in values if name not in EvalProtocol.model_fields and "." not in name}
+    settings = {name for name in values if name not in _NOT_OF_LOSS and "." not in name}
     gone = changes.keys() | (settings if "loss" in changes else set())
     return {name: value for name, value in values.items() if name not in gone}
 
@@ -386,6 +415,8 @@ def _check_name(name: str) -> None:
 
 def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
     _check_name(name)
+    if name in Rules.model_fields:
+        raise BadValue(f"A preset does not set {name!r}, which depends on the set.", "set it in the grid")
     if name not in LOSSES.get(loss.name).Settings.model_fields:
         others = [other for other in LOSSES if name in LOSSES.get(other).Settings.model_fields]
         fix = f"leave it out, or use loss {' or '.join(others)}"
@@ -439,6 +470,8 @@ def mistakes_in(name: str, value: Any) -> list[str]:
             for step in value:
                 AUGMENTATIONS.get(Component.model_validate(step).name)
         return found
+    if name in Rules.model_fields:
+        return mistakes_in_field(Rules, {}, name, value)
     step, _dot, setting = name.rpartition(".")
     owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
     by_owner = [mistakes_in_field(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]

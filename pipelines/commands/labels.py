@@ -24,7 +24,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder for the files.")],
     device: Annotated[str, typer.Option(help="Device of the teachers; that of training gives the same bits.")] = "cpu",
 ) -> None:
-    """Write the soft labels that an evaluation stores (`soft_labels: once` or `stored`); its teachers are asked again."""
+    """Write the soft labels that an evaluation stores (`soft_labels: once` or `stored`); asks its teachers again."""
     from rd3.perform import export_labels
     from rd3.recipe import EvaluationRecipe, recipe_of_kind
     from rd3.store import existing

@@ -49,8 +49,8 @@ def write_labels(
     if protocol.labels == "hard" or protocol.soft_labels == "online":
         kind = "hard" if protocol.labels == "hard" else "on-the-fly"
         raise BadValue(f"This evaluation has {kind} labels, which are not stored.", "export one with stored labels")
-    if out.exists() and any(out.iterdir()):
-        raise BadValue(f"{out} is not empty.", "name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadValue(f"{out} is not an empty folder.", "name a new folder")
     for folder in (LABELS, ROWS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     with repeatable_kernels():

@@ -86,6 +86,10 @@ class Score:
     """Reason why the cell cannot be run, or empty."""
     resolved: Mapping[str, Any] | None
     """Resolved fields of the protocol; None until a repeat has finished."""
+    image_steps: int | None = None
+    """Images that the student sees in training; None for results that do not state it."""
+    label_bytes: int | None = None
+    """Bytes of stored soft labels; None if the teachers label in training, or for results that do not state it."""
     precisions: tuple[str, ...] = ()
     """Precisions (``bf16``, ``fp32``) at which the repeats ran; more than one if their machines differ."""
     sets: tuple[str, ...] = field(default=())
@@ -152,6 +156,8 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         apart=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
         resolved=next((row["resolved"] for row in done), None),
+        image_steps=next((row["image_steps"] for row in done), None),
+        label_bytes=next((row["label_bytes"] for row in done), None),
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),

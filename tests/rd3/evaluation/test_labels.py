@@ -350,5 +350,5 @@ def test_labels_that_are_not_stored_have_no_files(fields, message, tmp_path):
 def test_label_files_replace_nothing(tmp_path):
     (tmp_path / "kept").touch()
     one = Evaluation(evaluation(protocol(soft_labels="once")), IMAGES, torch.arange(COUNT) % CLASSES)
-    with pytest.raises(BadValue, match="is not empty"):
+    with pytest.raises(BadValue, match="is not an empty folder"):
         write_labels(one, tmp_path, device="cpu")
