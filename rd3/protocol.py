@@ -344,15 +344,28 @@ def resolve_protocol(
 def fitting(rule: Preset, same_network: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
-    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.
+    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.  Fields of stored labels are left out where
+    none are stored.
     """
-    found = dict(values)
+    preset_values = rule.all | (rule.same_network if same_network else rule.other_network)
+    unused = _without_stored_labels({**preset_values, **values})
+    found = {name: value for name, value in values.items() if name not in unused}
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
     fields = {name: value for name, value in found.items() if name in _NOT_OF_LOSS}
-    loss = {"loss": "kl"} | rule.all | (rule.same_network if same_network else rule.other_network) | fields
+    loss = {"loss": "kl"} | preset_values | fields
     known = LOSSES.get(Component.model_validate(loss["loss"]).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
+
+
+def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields of soft labels that have no place beside ``values``."""
+    if values.get("labels") == "hard":
+        return ("soft_labels", "label_reuse", *_STORAGE)
+    if values.get("soft_labels", "online") == "online":
+        return ("label_reuse", *_STORAGE)
+    pruned = values["soft_labels"] == "stored" and values.get("label_epochs") is not None
+    return () if pruned else ("label_reuse", "label_epochs")
 
 
 def _takes_hard_labels(loss: Any) -> bool:

@@ -352,3 +352,17 @@ def test_label_files_replace_nothing(tmp_path):
     one = Evaluation(evaluation(protocol(soft_labels="once")), IMAGES, torch.arange(COUNT) % CLASSES)
     with pytest.raises(BadValue, match="is not an empty folder"):
         write_labels(one, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES.get(name).labels == "soft"])
+def test_losses_declare_what_they_use_of_the_teacher(name):
+    """With other logits of the same softmax at the loss's temperature."""
+    loss, draws = LOSSES.get(name), generator(0, "logits")
+    teacher, student = 3 * torch.randn(6, CLASSES, generator=draws), torch.randn(6, CLASSES, generator=draws)
+    settings, labels = loss.Settings(), torch.arange(6)
+    temperature = getattr(settings, "temperature", 1.0)
+    for other in (temperature * (teacher / temperature).log_softmax(1), mixture(teacher, teacher, 0.3, temperature)):
+        values = [loss(student, LossTargets(logits, labels, labels, 1.0, 20), settings) for logits in (teacher, other)]
+        same = torch.allclose(*values, rtol=1e-4)
+        assert same or loss.of_teacher == "logits"
+    assert name != "mse_gt" or not same
