@@ -12,7 +12,9 @@ import pandas as pd
 
 from rd3.component import changes_text
 from rd3.errors import BadValue
+from rd3.protocol import EvalProtocol
 from rd3.stats import confidence_interval, mean, std
+from rd3.values import neutral_values
 from tracking.report.paper import PaperValue, incomparable, names, paper_value, place_of
 
 POINT = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides")
@@ -121,8 +123,13 @@ def _plain(value: Mapping[str, Any]) -> str:
 
 
 def comparable_protocol(resolved: Mapping[str, Any]) -> str:
-    """A resolved protocol as text, without the fields that do not affect comparability."""
-    return _plain({name: value for name, value in resolved.items() if name not in names()["open"]})
+    """A resolved protocol as text, without the fields that do not affect comparability.
+
+    Fields at their neutral value are left out, as older results lack those that were added since.
+    """
+    known, added = names()["open"], neutral_values(EvalProtocol)
+    kept = {name: value for name, value in resolved.items() if name not in known}
+    return _plain({name: value for name, value in kept.items() if name not in added or added[name] != value})
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
