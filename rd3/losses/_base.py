@@ -25,8 +25,8 @@ class LossTargets:
     """Targets of the student for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32 logits of all teachers combined, for the same pixels that the student sees;
-    None with hard labels."""
+    """(B, C) float32 logits of all teachers combined, for the pixels that the student sees or, with labels given once,
+    for the images before augmentation; None with hard labels."""
     labels: torch.Tensor
     """(B,) int64 labels of the base images."""
     labels_mixed: torch.Tensor
