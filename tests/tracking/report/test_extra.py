@@ -90,18 +90,20 @@ def budgets(tmp_path: Path, chosen: dict) -> Results:
         (tmp_path / key).mkdir()
         entry = Entry(kind="evaluation", key=key, recipe={"protocol": FIELDS | fields}, result=result)
         store.put(entry, tmp_path / key)
+    # The last point belongs to another part of the grid, too.
+    cells.append(cells[-1].model_copy(update={"varied": {}, "overrides": {"field": place}}))
     return Results.of(cells, store.find)
 
 
 def test_labels_by_their_bytes(tmp_path: Path):
-    """Fewer bytes first; labels from a teacher in training, which have none, last."""
+    """Fewer bytes first; labels from a teacher in training, which have none, last; every point once."""
     results = budgets(tmp_path, BUDGETS)
     table = extra_tables(results)["label-budget"]
     found = {row[4]: (row[5], row[6]) for row in table.texts}
     assert found == {
         name: ("" if stated is None else str(stated), str(steps)) for name, (_, stated, steps) in BUDGETS.items()
     }
-    assert list(found) == [*list(BUDGETS)[1:], "on the fly"]
+    assert list(found) == [*list(BUDGETS)[1:], "on the fly"] and len(table.rows) == len(BUDGETS)
     rows = list(csv.DictReader(to_csv(results.scores).splitlines()))
     assert {(row["label_bytes"], row["image_steps"]) for row in rows} == set(found.values())
 

@@ -18,7 +18,9 @@ def label_budget(results: Results) -> Table | None:
     """Accuracy, label bytes and image-steps by labels; for grids with stored labels."""
     if not any(score.label_bytes for score in results.scores):
         return None
-    done = sorted((score for score in results.scores if score.resolved), key=_order)
+    # A point that two parts of a grid share is listed once.
+    distinct = {score.evaluations: score for score in results.scores if score.resolved}
+    done = sorted(distinct.values(), key=_order)
     return Table("Accuracy by label bytes and image-steps", _COLUMNS, [_row(score) for score in done])
 
 
