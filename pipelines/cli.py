@@ -25,6 +25,7 @@ from pipelines.commands import (
     grid,
     infra,
     jobs,
+    labels,
     ledger,
     listing,
     method,
@@ -56,6 +57,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(diffusion.app, name="diffusion")
 app.add_typer(sets.app, name="set")
+app.add_typer(labels.app, name="labels")
 app.add_typer(protocol.app, name="protocol")
 app.add_typer(method.app, name="method")
 app.add_typer(artifacts.app, name="artifacts")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rd3.evaluation.result import EvalResult
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
+    from rd3.protocol import Precision
     from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 
 Progress = Callable[[float, str], None]
@@ -276,6 +277,25 @@ def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
 
     synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
     return Evaluation(recipe, synthetic.images, synthetic.labels, teachers, context.progress, context.tested)
+
+
+def export_labels(
+    recipe: EvaluationRecipe,
+    store: ReadableStore,
+    roots: Roots,
+    out: Path,
+    *,
+    device: str = "cpu",
+    precision: Precision | None = None,
+) -> int:
+    """Write the stored soft labels of an evaluation to a new folder; returns their bytes.
+
+    See :func:`rd3.evaluation.label_files.write_labels`.  Labels are those of training on the same device.
+    """
+    from rd3.evaluation.label_files import write_labels
+
+    context = Context(store, roots, _open_data(recipe, roots), out, device, None, None, _no_progress)
+    return write_labels(_evaluation(recipe, context), out, device=device, precision=precision)
 
 
 def _written(outcome: EvalResult | Exception, out: Path) -> Output:

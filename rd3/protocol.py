@@ -76,6 +76,18 @@ class EvalProtocol(Frozen):
     LinearLR; None: the factors are i / warmup_epochs, from 1."""
     labels: Literal["soft", "hard"] = "soft"
     """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
+    soft_labels: Literal["online", "once", "stored"] = neutral("online")
+    """When teachers label: every view in training (``online``); each image once, without augmentation (``once``); or
+    every view beforehand, in a store that training reads (``stored``, as FKD)."""
+    label_dtype: Literal["fp16", "fp32"] = neutral("fp16")
+    """Type of stored logits."""
+    label_top_k: int | None = neutral(None, ge=2)
+    """Largest logits stored of each label, the others having probability 0 (LPQLD's ``MR-k``); None: all."""
+    label_epochs: int | None = neutral(None, ge=1)
+    """Epochs whose labels are stored; training reuses their views (LPLD).  None: all epochs."""
+    label_reuse: Literal["batches", "epochs"] = neutral("batches")
+    """What training draws from the stored ``label_epochs``, uniformly with replacement: full ``batches``, or whole
+    ``epochs``."""
     loss: Component
     """A registered loss with its settings, such as ``{kl: {temperature: 20.0, scale_t2: false}}``."""
     augmentation: tuple[Component, ...]
@@ -118,6 +130,7 @@ class EvalProtocol(Frozen):
             found.append(f"hybrid 'softmax' needs a temperature, which loss {self.loss.name!r} does not have")
         if list(self.drop_at) != sorted({share for share in self.drop_at if 0 < share < 1}):
             found.append(f"drop_at {list(self.drop_at)} are not increasing shares between 0 and 1")
+        found += _label_contradictions(self, loss.of_teacher if self.soft_labels != "online" else "logits")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         found += [f"test_epochs {late} are outside 1..{self.epochs}"] if late else []
         names = [step.name for step in self.augmentation]
@@ -128,6 +141,35 @@ class EvalProtocol(Frozen):
             if AUGMENTATIONS.get(name).mixes
         ]
         return found
+
+
+def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
+    """Contradictions between the fields of soft labels; ``of_teacher``: what the loss uses of teachers' outputs."""
+    mixes = any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation)
+    regime, loss = protocol.soft_labels, f"which loss {protocol.loss.name!r} does not learn from alone"
+    changed = {name for name in _STORAGE if getattr(protocol, name) != EvalProtocol.model_fields[name].default}
+    pruned = protocol.label_epochs is not None
+    wrong = {
+        f"soft_labels {regime!r} needs soft labels": regime != "online" and protocol.labels == "hard",
+        f"{' and '.join(sorted(changed))} need soft_labels 'once' or 'stored'": regime == "online" and changed,
+        "label_epochs needs soft_labels 'stored'": regime == "once" and pruned,
+        "label_reuse needs label_epochs": protocol.label_reuse != "batches" and not pruned,
+        f"label_epochs is not below the {protocol.epochs} epochs of training": pruned
+        and (protocol.label_epochs or 0) >= protocol.epochs,
+        "soft_labels 'once' has no batches for teacher_mode 'batch'": regime == "once"
+        and protocol.teacher_mode == "batch",
+        f"soft_labels 'once' labels mixed images by mixed probabilities, {loss}": regime == "once"
+        and mixes
+        and of_teacher != "softmax",
+        f"label_top_k keeps probabilities at one temperature, {loss}": regime != "online"
+        and protocol.label_top_k is not None
+        and of_teacher != "softmax",
+    }
+    return [sentence for sentence, holds in wrong.items() if holds]
+
+
+_STORAGE = ("label_dtype", "label_top_k", "label_epochs")
+"""Fields that describe stored labels."""
 
 
 def number_type(name: str) -> type[int] | type[float] | None:
@@ -166,13 +208,41 @@ def protocol_names() -> Mapping[str, FieldInfo]:
 @functools.cache
 def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldInfo]:
     """Worked out once for what is registered: it is asked for every name of a file and every score of a table."""
-    found = dict(EvalProtocol.model_fields)
+    found = EvalProtocol.model_fields | Rules.model_fields
     for _name, loss in losses:
         found |= loss.Settings.model_fields
     for step, augmentation in steps:
         fields = augmentation.Settings.model_fields
         found |= {f"{step}.{name}": field for name, field in fields.items()}
     return MappingProxyType(found)
+
+
+class Rules(Frozen):
+    """Values by name that resolve to fields; they are not part of a resolved protocol."""
+
+    image_steps: int = Field(default=1, ge=1)
+    """Images that the student sees: epochs are image_steps / |S|, rounded, at least one."""
+
+
+_NOT_OF_LOSS = EvalProtocol.model_fields.keys() | Rules.model_fields.keys()
+
+
+def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[str, Any]:
+    """``changes`` with epochs in place of ``image_steps``; raises :class:`BadValue` if both are given and disagree."""
+    found = dict(changes)
+    if "image_steps" not in found:
+        return found
+    steps = found.pop("image_steps")
+    wrong = mistakes_in_field(Rules, {}, "image_steps", steps)
+    if wrong:
+        raise BadValue(f"{where}: image_steps: {wrong[0]}.", "give a number of images")
+    epochs = max(1, round(steps / set_size))
+    if found.setdefault("epochs", epochs) != epochs:
+        raise BadValue(
+            f"{where}: image_steps {steps} is {epochs} epochs of {set_size} images, but epochs is {found['epochs']}.",
+            "give one of the two",
+        )
+    return found
 
 
 class Preset(Frozen):
@@ -316,7 +386,7 @@ def resolve_protocol(
     ``set_size`` is |S| in images.  ``student``, ``dataset``, the number of ``classes`` and images per class, ``ipc``,
     are needed if the preset has rules that depend on them.  ``overrides`` are values by name that a grid or a user
     sets; they take precedence over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss
-    ``ce`` unless one is named.
+    ``ce`` unless one is named; ``image_steps`` implies the epochs.
 
     Raises :class:`UnknownName` for an unknown name, :class:`BadValue` for an invalid or contradictory value or a fact
     that is not given, and :class:`Unsupported` for an incomplete preset.
@@ -326,7 +396,7 @@ def resolve_protocol(
     if rule.incomplete:
         missing = "; ".join(rule.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
-    changed = dict(overrides or {})
+    changed = _by_compute(overrides or {}, set_size, where)
     if changed.get("labels") == "hard":
         changed.setdefault("loss", "ce")
     values: dict[str, Any] = {"loss": Component(name="kl")}
@@ -348,15 +418,29 @@ def resolve_protocol(
 def fitting(rule: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
-    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.
+    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.  Fields of stored labels are left out where
+    none are stored.
     """
-    found = dict(values)
+    names = ("labels", "soft_labels", "label_epochs")
+    given = {name: value for name in names if (value := rule.field(name, case)) is not None}
+    unused = _without_stored_labels({**given, **values})
+    found = {name: value for name, value in values.items() if name not in unused}
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
-    fields = {name: value for name, value in found.items() if name in EvalProtocol.model_fields}
+    fields = {name: value for name, value in found.items() if name in _NOT_OF_LOSS}
     loss = fields.get("loss") or rule.field("loss", case) or "kl"
     known = LOSSES.get(Component.model_validate(loss).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
+
+
+def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields of soft labels that have no place beside ``values``."""
+    if values.get("labels") == "hard":
+        return ("soft_labels", "label_reuse", *_STORAGE)
+    if values.get("soft_labels", "online") == "online":
+        return ("label_reuse", *_STORAGE)
+    pruned = values["soft_labels"] == "stored" and values.get("label_epochs") is not None
+    return () if pruned else ("label_reuse", "label_epochs")
 
 
 def _takes_hard_labels(loss: Any) -> bool:
@@ -370,7 +454,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def left_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name that ``changes`` leaves in force."""
-    settings = {name for name in values if name not in EvalProtocol.model_fields and "." not in name}
+    settings = {name for name in values if name not in _NOT_OF_LOSS and "." not in name}
     gone = changes.keys() | (settings if "loss" in changes else set())
     return {name: value for name, value in values.items() if name not in gone}
 
@@ -419,6 +503,8 @@ def _check_name(name: str) -> None:
 
 def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
     _check_name(name)
+    if name in Rules.model_fields:
+        raise BadValue(f"A preset does not set {name!r}, which depends on the set.", "set it in the grid")
     if name not in LOSSES.get(loss.name).Settings.model_fields:
         others = [other for other in LOSSES if name in LOSSES.get(other).Settings.model_fields]
         fix = f"leave it out, or use loss {' or '.join(others)}"
@@ -472,6 +558,8 @@ def mistakes_in(name: str, value: Any) -> list[str]:
             for step in value:
                 AUGMENTATIONS.get(Component.model_validate(step).name)
         return found
+    if name in Rules.model_fields:
+        return mistakes_in_field(Rules, {}, name, value)
     step, _dot, setting = name.rpartition(".")
     owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
     by_owner = [mistakes_in_field(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]

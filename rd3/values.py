@@ -51,6 +51,11 @@ def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
     return tuple((name, extra["neutral"]) for name, extra in extras if isinstance(extra, dict) and "neutral" in extra)
 
 
+def neutral_values(model: type[BaseModel]) -> dict[str, Any]:
+    """Fields of a model that were added after the first release, with their neutral values."""
+    return dict(_neutral_fields(model))
+
+
 def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
     for name, value in _neutral_fields(type(model)):
         if getattr(model, name) == value:

@@ -15,7 +15,7 @@ from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
 from rd3.losses import LOSSES
-from rd3.protocol import EvalProtocol, mistakes_in, number_type, protocol_names
+from rd3.protocol import EvalProtocol, Rules, mistakes_in, number_type, protocol_names
 from rd3.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class SpaceCheck:
             self._problem(
                 (field,), "This field does not affect the result, only when it is validated.", "use `validate_epochs`"
             )
+        elif field in Rules.model_fields:
+            self._problem((field,), "All trials of a sweep train on sets of one size.", "use `epochs`")
         elif field not in known:
             self._problem((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))
         elif field in self.fixed:
@@ -186,6 +188,9 @@ class SpaceCheck:
             "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
             "batch_size": self._capped(dimension),
             "hybrid": "a single teacher provides the labels",
+            "soft_labels": "" if "soft" in self._possible("labels", space) else "the labels are hard",
+            **dict.fromkeys(("label_dtype", "label_top_k"), self._unstored(space, "once", "stored")),
+            **dict.fromkeys(("label_epochs", "label_reuse"), self._unstored(space, "stored")),
         }
         if "." in field:
             reason = self._without_effect(field, space)
@@ -195,6 +200,12 @@ class SpaceCheck:
             reason = self._unread(field, space)
         if reason:
             self._problem((field,), f"This field has no effect here: {reason}.", "remove it from the space")
+
+    def _unstored(self, space: tuple[Dimension, ...], *regimes: str) -> str:
+        """Why fields of stored labels have no effect: no trial has one of these ``soft_labels``; empty if one has."""
+        if set(regimes) & set(self._possible("soft_labels", space)):
+            return ""
+        return f"no trial has soft_labels {' or '.join(map(repr, regimes))}"
 
     def _without_effect(self, field: str, space: tuple[Dimension, ...]) -> str:
         """Why a setting of an augmentation has no effect (no trial uses it); empty if it has."""

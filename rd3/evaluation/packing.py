@@ -26,6 +26,10 @@ class Views(Frozen):
     epochs: int
     batch_size: int
     teacher_mode: Literal["eval", "batch"]
+    once: bool
+    """Whether teachers label images instead of views; how labels are rounded is not part of the teachers' logits."""
+    label_epochs: int | None
+    label_reuse: Literal["batches", "epochs"]
     precision: Precision
     student_seed: int
 
@@ -45,6 +49,9 @@ class Views(Frozen):
             epochs=protocol.epochs,
             batch_size=protocol.batch_size,
             teacher_mode=protocol.teacher_mode,
+            once=protocol.soft_labels == "once",
+            label_epochs=protocol.label_epochs,
+            label_reuse=protocol.label_reuse,
             precision=protocol.precision,
             student_seed=recipe.student_seed,
         )

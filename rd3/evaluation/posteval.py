@@ -324,6 +324,11 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
     wrong = protocol.contradictions()
     if wrong:
         raise BadValue(f"The protocol is inconsistent: {'; '.join(wrong)}.", "plan the evaluation again")
+    if protocol.label_top_k is not None and protocol.label_top_k >= info.num_classes:
+        raise BadValue(
+            f"label_top_k is {protocol.label_top_k}, {info.name} has {info.num_classes} classes.",
+            "leave it out to store the logits of all classes",
+        )
     if protocol.labels == "soft" and not evaluation.teachers:
         raise BadValue("Soft labels need a teacher, but none was given.", "pass a teacher or use labels 'hard'")
 

@@ -37,11 +37,15 @@ class EvalResult:
     """CPU time of the process, in seconds."""
     peak_mib: float
     """Peak memory in MiB: of the device on CUDA, otherwise of the whole process."""
+    image_steps: int | None = None
+    """Images that the student saw in training, over all epochs; None in results of earlier versions."""
+    label_bytes: int | None = None
+    """Bytes of all stored soft labels: 0 for hard labels; None if the teachers label in training."""
 
     def flat(self) -> dict[str, Any]:
-        """Scalar figures by name, for a ledger entry."""
+        """Scalar figures by name, for a ledger entry; those without a value are left out."""
         skipped = ("per_class_correct", "curve", "diagnostics")
-        figures = {name: value for name, value in asdict(self).items() if name not in skipped}
+        figures = {name: value for name, value in asdict(self).items() if name not in skipped and value is not None}
         return figures | {f"diagnostic_top1_pct_epoch_{epoch}": value for epoch, value in self.diagnostics.items()}
 
     def write(self, folder: Path) -> None:

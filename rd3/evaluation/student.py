@@ -15,6 +15,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
+from rd3.evaluation.budget import image_steps, label_bytes
 from rd3.evaluation.graphed import GraphedSteps
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.schedule import rate_factor
@@ -87,6 +88,7 @@ class StudentTraining:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
         self._right = torch.zeros((), dtype=torch.int64, device=device)
+        self._images, self._classes = images, info.num_classes
         self._tested, self._total = tested, len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
         self._watch = _ProgressTracker(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
@@ -219,6 +221,8 @@ class StudentTraining:
             wall_s=time.perf_counter() - self._wall,
             process_s=time.process_time() - self._process,
             peak_mib=peak_mib(self.device),
+            image_steps=image_steps(protocol, self._images),
+            label_bytes=label_bytes(protocol, self._images, self._classes),
         )
 
 

@@ -9,8 +9,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from rd3.augment import to_unit
+from rd3.augmentations import AUGMENTATIONS
 from rd3.device import autocast, set_memory_format
 from rd3.evaluation.hybrid import combine_logits
+from rd3.evaluation.stored import mixture, restored, stored
 from rd3.evaluation.views import Batch, Chunk, views
 from rd3.models import folded
 from rd3.protocol import EvalProtocol
@@ -57,36 +60,80 @@ class LabelledViews:
         several = teachers and protocol.teacher_mode == "eval"
         ahead = max(1, wanted // protocol.batch_size) if several else 1
         self._chunks = views(images, labels, protocol, recipe.student_seed, ahead)
+        self.once: OnceLabels | None = None
+        """The labels of the images, if these are labelled instead of views."""
+        if teachers and protocol.soft_labels == "once":
+            parts = [self._logits(to_unit(some)) for some in images.split(wanted)]
+            self.once = OnceLabels([torch.cat(of_teacher) for of_teacher in zip(*parts, strict=True)])
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         for chunk in self._chunks:
-            logits = self._logits(chunk)
+            logits = self._of_batches(chunk) if self.once is None else []
             for place, batch in enumerate(chunk.batches):
-                yield LabelledBatch(batch, [each[place] for each in logits])
+                yield LabelledBatch(batch, [each[place] for each in logits], self.once)
 
-    def _logits(self, chunk: Chunk) -> list[tuple[torch.Tensor, ...]]:
+    def _of_batches(self, chunk: Chunk) -> list[tuple[torch.Tensor, ...]]:
         """(B, C) float32 logits of each teacher for each batch."""
-        with torch.inference_mode(), autocast(chunk.pixels.device, self._precision):
-            logits = [teacher(chunk.pixels) for teacher in self._teachers]
         sizes = [len(batch.images) for batch in chunk.batches]
+        return [each.split(sizes) for each in self._logits(chunk.pixels)]
+
+    def _logits(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """(N, C) float32 logits of each teacher."""
+        with torch.inference_mode(), autocast(pixels.device, self._precision):
+            logits = [teacher(pixels) for teacher in self._teachers]
         # A copy, as tensors created in inference mode cannot be saved for a backward pass.
-        return [each.to(torch.float32, copy=True).split(sizes) for each in logits]
+        return [each.to(torch.float32, copy=True) for each in logits]
+
+
+class OnceLabels:
+    """One soft label for each image of a set, from the image without augmentation."""
+
+    def __init__(self, logits: list[torch.Tensor]):
+        """``logits``: (N, C) float32 of each teacher."""
+        self.logits = logits
+        self._tables: list[tuple[EvalProtocol, torch.Tensor]] = []
+
+    def table(self, protocol: EvalProtocol) -> torch.Tensor:
+        """(N, C) float32 logits as a protocol combines and stores them; computed once for each protocol object."""
+        for known, table in self._tables:
+            if known is protocol:
+                return table
+        table = as_stored(combine_logits(self.logits, protocol), protocol)
+        self._tables.append((protocol, table))
+        return table
+
+    def of(self, batch: Batch, protocol: EvalProtocol) -> torch.Tensor:
+        """(B, C) float32 logits for the views of a batch; those of mixed images are mixed as probabilities."""
+        table = self.table(protocol)
+        base = table[batch.rows]
+        if not any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation):
+            return base
+        return mixture(base, table[batch.rows_mixed], float(batch.targets.lam), protocol.loss.settings["temperature"])
 
 
 class LabelledBatch:
-    """One batch with the logits of each teacher."""
+    """One batch with the logits of each teacher, or with the labels of its images."""
 
-    def __init__(self, batch: Batch, logits: list[torch.Tensor]):
-        self._batch, self._logits = batch, logits
+    def __init__(self, batch: Batch, logits: list[torch.Tensor], once: OnceLabels | None = None):
+        self.batch, self.logits, self._once = batch, logits, once
 
     @property
     def last(self) -> bool:
         """Whether this is the last batch of its epoch."""
-        return self._batch.last
+        return self.batch.last
 
     def under(self, protocol: EvalProtocol) -> Batch:
-        """The batch with soft labels, combined as the protocol's ``hybrid`` specifies."""
-        if not self._logits:
-            return self._batch
-        logits = combine_logits(self._logits, protocol)
-        return replace(self._batch, targets=replace(self._batch.targets, teacher_logits=logits))
+        """The batch with soft labels, combined and stored as the protocol specifies; unchanged without teachers."""
+        if self._once is not None:
+            logits = self._once.of(self.batch, protocol)
+        elif self.logits:
+            logits = combine_logits(self.logits, protocol)
+            logits = as_stored(logits, protocol) if protocol.soft_labels == "stored" else logits
+        else:
+            return self.batch
+        return replace(self.batch, targets=replace(self.batch.targets, teacher_logits=logits))
+
+
+def as_stored(logits: torch.Tensor, protocol: EvalProtocol) -> torch.Tensor:
+    """(B, C) float32 logits as training reads them from a store on disk."""
+    return restored(stored(logits, protocol), logits.shape[1])

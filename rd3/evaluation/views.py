@@ -25,6 +25,10 @@ class Batch:
     images: torch.Tensor
     """(B, 3, H, W) float32 in [0, 1]."""
     targets: LossTargets
+    rows: torch.Tensor
+    """(B,) int64 indices of the base images in the set."""
+    rows_mixed: torch.Tensor
+    """(B,) int64 indices of the images mixed in; equal to ``rows`` without CutMix or MixUp."""
     last: bool = False
     """Whether this is the last batch of its epoch."""
 
@@ -55,10 +59,12 @@ def views(
 
     ``images``: (N, 3, H, W) uint8 or float in [0, 1]; ``labels``: (N,) int64.  Pixels are computed on the device of
     ``images``, one chunk at a time.  Order and augmentation have separate random streams, so batches do not depend on
-    ``ahead``.  A last batch of a single image is dropped.
+    ``ahead``.  A last batch of a single image is dropped.  With ``label_epochs`` the views of the first epochs are
+    reused, drawn from them by a third stream.
     """
     steps = transforms(protocol.augmentation)
-    drawn = _drawn(len(images), images.shape[-1], protocol, steps, seed)
+    draw = _drawn if protocol.label_epochs is None else _reused
+    drawn = draw(len(images), images.shape[-1], protocol, steps, seed)
     while some := list(itertools.islice(drawn, ahead)):
         yield _chunk(some, images, labels, steps)
 
@@ -71,6 +77,51 @@ def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmen
         for place, rows in enumerate(batches, 1):
             draws = [step.draw(len(rows), side, augment) for step in steps]
             yield _Drawn(epoch, rows, draws, place == len(batches))
+
+
+class _Kept(NamedTuple):
+    """A batch that can be drawn again."""
+
+    rows: torch.Tensor
+    state: torch.Tensor
+    """State of the stream of augmentations before its draws."""
+
+
+def _reused(
+    count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int
+) -> Iterator[_Drawn]:
+    """Batches of the first ``label_epochs`` epochs, drawn with replacement as LPLD's pool of labels.
+
+    Source: he-y/soft-label-pruning-for-dataset-distillation ``train_FKD_label_pruning_batch.py``.  Deviation: there, a
+    draw of an epoch's last batch takes the one before it; here, batches that are not full are left out of the pool.
+    """
+    augment, pick = generator(seed, "augment"), generator(seed, "label reuse")
+    pool = _pool(count, side, protocol, steps, seed)
+    full = [kept for epoch in pool for kept in epoch if len(kept.rows) == protocol.batch_size]
+    for epoch in range(1, protocol.epochs + 1):
+        if protocol.label_reuse == "epochs":
+            batches = pool[int(torch.randint(len(pool), (), generator=pick))]
+        else:
+            places = torch.randint(len(full), (count // protocol.batch_size,), generator=pick)
+            batches = [full[place] for place in places.tolist()]
+        for place, kept in enumerate(batches, 1):
+            augment.set_state(kept.state)
+            draws = [step.draw(len(kept.rows), side, augment) for step in steps]
+            yield _Drawn(epoch, kept.rows, draws, place == len(batches))
+
+
+def _pool(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> list[list[_Kept]]:
+    """The batches of the first ``label_epochs`` epochs; keeps states, since draws may be as large as images."""
+    order, augment = generator(seed, "order"), generator(seed, "augment")
+    pool: list[list[_Kept]] = []
+    for _epoch in range(protocol.label_epochs or 0):
+        pool.append([])
+        for rows in torch.randperm(count, generator=order).split(protocol.batch_size):
+            if len(rows) > 1:
+                pool[-1].append(_Kept(rows, augment.get_state()))
+                for step in steps:
+                    step.draw(len(rows), side, augment)
+    return pool
 
 
 def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, steps: Sequence[Augmentation]) -> Chunk:
@@ -88,9 +139,9 @@ def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, step
             starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
             partner = draws[0] = draws[0] + starts.repeat_interleave(torch.tensor(sizes)).to(images.device)
         pixels = step.apply(pixels, *draws)
-    parts = zip(drawn, pixels.split(sizes), own.split(sizes), own[partner].split(sizes), shares, strict=True)
+    of_images = (each.split(sizes) for each in (pixels, own, own[partner], rows, rows[partner]))
     batches = [
-        Batch(each.epoch, view, LossTargets(None, base, mixed, lam, each.epoch), each.last)
-        for each, view, base, mixed, lam in parts
+        Batch(each.epoch, view, LossTargets(None, base, mixed, lam, each.epoch), own_rows, rows_mixed, each.last)
+        for each, lam, view, base, mixed, own_rows, rows_mixed in zip(drawn, shares, *of_images, strict=True)
     ]
     return Chunk(pixels, batches)

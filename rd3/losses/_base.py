@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Labels = Literal["soft", "hard"]
+OfTeacher = Literal["logits", "softmax"]
 
 
 class NoSettings(Frozen):
@@ -24,8 +25,8 @@ class LossTargets:
     """Targets of the student for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32 logits of all teachers combined, for the same pixels that the student sees;
-    None with hard labels."""
+    """(B, C) float32 logits of all teachers combined, for the pixels that the student sees or, with labels given once,
+    for the images before augmentation; None with hard labels."""
     labels: torch.Tensor
     """(B,) int64 labels of the base images."""
     labels_mixed: torch.Tensor
@@ -51,6 +52,9 @@ class Loss(Protocol):
 
     Settings: type[Frozen]
     labels: Labels
+    of_teacher: OfTeacher
+    """What it uses of the teachers' outputs: the ``logits``, or only their ``softmax`` at its setting ``temperature``,
+    which labels that are mixed or cut to the largest classes still define."""
 
     def __call__(self, student_logits: torch.Tensor, targets: LossTargets, settings: Any, /) -> torch.Tensor:
         """The loss of one batch; see :data:`LossFunction`."""
@@ -59,15 +63,18 @@ class Loss(Protocol):
 LOSSES: Registry[Loss] = Registry("loss", "rd3.losses")
 
 
-def register_loss(name: str, settings: type[Frozen] = NoSettings, *, labels: Labels) -> Callable[[LossFunction], Loss]:
+def register_loss(
+    name: str, settings: type[Frozen] = NoSettings, *, labels: Labels, of_teacher: OfTeacher = "logits"
+) -> Callable[[LossFunction], Loss]:
     """Register a loss under a name, which protocols then have in ``loss``: ``name`` or ``{name: {setting: value}}``.
 
-    ``settings`` are its own, with defaults; ``labels`` says which labels it learns from.
+    ``settings`` are its own, with defaults; ``labels`` says which labels it learns from, ``of_teacher`` what it uses of
+    the teachers' outputs.
     """
 
     def register(function: LossFunction) -> Loss:
         loss = cast(Loss, function)
-        loss.Settings, loss.labels = settings, labels
+        loss.Settings, loss.labels, loss.of_teacher = settings, labels, of_teacher
         return LOSSES.register(name)(loss)
 
     return register

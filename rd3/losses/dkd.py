@@ -28,7 +28,7 @@ class DKDSettings(Frozen):
     """Epochs over which the weight of the two divergences grows linearly to 1."""
 
 
-@register_loss("dkd", DKDSettings, labels="soft")
+@register_loss("dkd", DKDSettings, labels="soft", of_teacher="softmax")
 def dkd(student_logits: torch.Tensor, targets: LossTargets, settings: DKDSettings) -> torch.Tensor:
     """Decoupled distillation: KL of the target class against the rest, and KL among the rest, weighted apart.
 

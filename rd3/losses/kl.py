@@ -22,7 +22,7 @@ class KLSettings(Frozen):
     """Multiply the loss by the squared temperature (not stated in the paper; as in the released code)."""
 
 
-@register_loss("kl", KLSettings, labels="soft")
+@register_loss("kl", KLSettings, labels="soft", of_teacher="softmax")
 def kl(student_logits: torch.Tensor, targets: LossTargets, settings: KLSettings) -> torch.Tensor:
     """KL(teacher || student) at one temperature, summed over classes, averaged over images.
 

@@ -172,10 +172,11 @@ def _evaluation_work(recipe: EvaluationRecipe, info: DatasetInfo, parent: Parent
     tested = info.test_count if recipe.tested_on == "test" else info.train_count // 10
     factor = TRAIN_FACTOR + (1 if protocol.extra_student_forward else 0)
     seen = protocol.epochs * set_size
+    labelled = set_size if protocol.soft_labels == "once" else seen
     tests = tested * (1 + len(protocol.test_epochs))
     networks = (
         passes(recipe.student, factor * seen + tests),
-        *(passes(parent(key).network, seen) for key in recipe.teachers),
+        *(passes(parent(key).network, labelled) for key in recipe.teachers),
     )
     steps = protocol.epochs * math.ceil(set_size / protocol.batch_size)
     return Work(sum((cost for _name, cost in networks), Cost()), steps, protocol.precision, networks)

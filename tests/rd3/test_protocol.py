@@ -7,7 +7,16 @@ import pytest
 from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
 from rd3.preset_rules import Case
-from rd3.protocol import preset_reader, presets, protocol_names, reductions, resolve_protocol
+from rd3.protocol import (
+    merged,
+    mistakes_in,
+    number_type,
+    preset_reader,
+    presets,
+    protocol_names,
+    reductions,
+    resolve_protocol,
+)
 from rd3.values import Frozen, digest, without_neutral
 
 
@@ -121,6 +130,35 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
 def test_bad_fields_are_named(overrides, error, message):
     with pytest.raises(error, match=message):
         resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "epochs"),
+    [(4000, 10, 400), (4000, 100, 40), (149, 100, 1), (151, 100, 2), (1, 100, 1)],
+)
+def test_image_steps_are_epochs_of_a_set(steps, size, epochs):
+    found = resolve_protocol(
+        "rd3", factor=1, same_network=True, set_size=size, overrides={"image_steps": steps, "loss": "mse_gt"}
+    )
+    given = {"epochs": epochs, "image_steps": steps, "loss": "mse_gt"}
+    assert found == resolve_protocol("rd3", factor=1, same_network=True, set_size=size, overrides=given)
+    assert found.epochs == epochs and "image_steps" not in found.model_dump()
+    with pytest.raises(BadValue, match=rf"image_steps {steps} is {epochs} epochs of {size} images, but epochs is 7"):
+        resolve_protocol("rd3", factor=1, same_network=True, set_size=size, overrides=given | {"epochs": 7})
+
+
+def test_image_steps_are_checked_as_fields_are(tmp_path):
+    assert "image_steps" in protocol_names() and number_type("image_steps") is int
+    assert mistakes_in("image_steps", 0) and mistakes_in("image_steps", "9") and not mistakes_in("image_steps", 9)
+    for wrong in (0, 2.5, "9"):
+        with pytest.raises(BadValue, match="Protocol rd3: image_steps: "):
+            resolve_protocol("rd3", factor=1, same_network=True, set_size=9, overrides={"image_steps": wrong})
+    assert merged({"image_steps": 9, "temperature": 3.0}, {"loss": "mse_gt"}) == {"image_steps": 9, "loss": "mse_gt"}
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nsource: me\nall: {epochs: 3, image_steps: 9, zeta: 1.0, batch_size: 4, augmentation: []}\n"
+    )
+    with pytest.raises(BadValue, match=r"A preset does not set 'image_steps'.*Fix: set it in the grid"):
+        resolve_protocol(preset_reader(tmp_path)("mine"), factor=1, same_network=True, set_size=9)
 
 
 def test_what_came_later_is_in_no_key_until_it_is_set():

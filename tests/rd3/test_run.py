@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rd3 import run
+from rd3 import perform, run
 from rd3.datasets import Roots, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining, to_json
@@ -73,6 +73,20 @@ def test_a_chain_of_recipes_fills_a_store(chain, capsys):
     assert "contact_sheet.png" in store.find("set", recipes[1].key).files
     assert do(folder, "evaluation") == 0
     assert "already in the store" in capsys.readouterr().err
+
+
+def test_labels_of_an_evaluation_are_written_from_its_store(chain, tmp_path):
+    folder, (teacher, made, evaluation) = chain
+    assert [do(folder, recipe.kind) for recipe in (teacher, made)] == [0, 0]
+    store, roots = FolderStore(folder / "store"), Roots(None, folder / "home")
+    protocol = evaluation.protocol.model_copy(update={"soft_labels": "stored"})
+    kept = evaluation.model_copy(update={"protocol": protocol})
+    result = perform.perform(kept, store, roots, tmp_path / "evaluation").result
+    assert (result["label_bytes"], result["image_steps"]) == (2 * 10 * 10 * 2, 2 * 10)
+    written = perform.export_labels(kept, store, roots, tmp_path / "labels", precision=result["ran_precision"])
+    files = sorted((tmp_path / "labels" / "labels").iterdir())
+    assert [path.name for path in files] == ["epoch_0001.logits", "epoch_0002.logits"]
+    assert written == sum(path.stat().st_size for path in files) == result["label_bytes"]
 
 
 def test_other_data_than_the_recipes_is_refused(chain, capsys):

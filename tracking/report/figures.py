@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from rd3.component import changes_text, plain_text, value_by_name
 from rd3.errors import BadValue
+from rd3.protocol import EvalProtocol
 from tracking.report.paper import names
 from tracking.report.scores import Score
 from tracking.report.tables import ResultTable
@@ -158,8 +159,15 @@ def varied_fields(scores: Sequence[Score]) -> list[str]:
 
 
 def _value(score: Score, field: str) -> Any:
-    """The field's value in the resolved protocol (a batch is capped at the set's size), or else in the grid."""
+    """The field's value in the resolved protocol (a batch is capped at the set's size), or else in the grid.
+
+    Image-steps, to which a protocol's epochs are rounded, are those of the result.
+    """
+    if field == "image_steps" and score.image_steps is not None:
+        return score.image_steps
     value = value_by_name(score.resolved, field) if score.resolved else score.varied.get(field)
+    if value is None and field in EvalProtocol.model_fields:
+        return "all"
     return value if isinstance(value, int | float | str) else plain_text(value)
 
 

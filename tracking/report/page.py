@@ -137,9 +137,16 @@ def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
     for score in found:
         if score.resolved and not score.varied:
             fields = merged.setdefault(f"{score.protocol}, {score.labels} labels", {})
-            for name, value in flat_protocol(score.resolved).items():
+            for name, value in _fields_in_use(score.resolved).items():
                 fields.setdefault(name, {})[plain_text(value)] = None
     return {title: {name: ", ".join(values) for name, values in fields.items()} for title, fields in merged.items()}
+
+
+def _fields_in_use(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a resolved protocol, without those of stored labels where none are stored."""
+    stored = resolved.get("soft_labels", "online") != "online"
+    fields = {name: value for name, value in flat_protocol(resolved).items() if value is not None}
+    return {name: value for name, value in fields.items() if stored or not name.startswith("label_")}
 
 
 def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:

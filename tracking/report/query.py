@@ -14,7 +14,7 @@ from rd3.store import Entry
 Find = Callable[[str, str], Entry | None]
 """Maps (kind, key) to the ledger entry, or None."""
 
-FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib")
+FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
 GENERATION = ("generation_wall_s", "generation_process_s")
 MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack")
 COLUMNS = (

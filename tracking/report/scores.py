@@ -12,7 +12,9 @@ import pandas as pd
 
 from rd3.component import changes_text
 from rd3.errors import BadValue
+from rd3.protocol import EvalProtocol
 from rd3.stats import confidence_interval, mean, std
+from rd3.values import neutral_values
 from tracking.report.paper import PaperValue, configured_value, incomparable, names, paper_value, place_of
 
 POINT = (
@@ -98,6 +100,10 @@ class Score:
     """Reason why the cell cannot be run, or empty."""
     resolved: Mapping[str, Any] | None
     """Resolved fields of the protocol; None until a repeat has finished."""
+    image_steps: int | None = None
+    """Images that the student sees in training; None for results that do not state it."""
+    label_bytes: int | None = None
+    """Bytes of stored soft labels; None if the teachers label in training, or for results that do not state it."""
     precisions: tuple[str, ...] = ()
     """Precisions (``bf16``, ``fp32``) at which the repeats ran; more than one if their machines differ."""
     sets: tuple[str, ...] = field(default=())
@@ -133,8 +139,13 @@ def _plain(value: Mapping[str, Any]) -> str:
 
 
 def comparable_protocol(resolved: Mapping[str, Any]) -> str:
-    """A resolved protocol as text, without the fields that do not affect comparability."""
-    return _plain({name: value for name, value in resolved.items() if name not in names()["open"]})
+    """A resolved protocol as text, without the fields that do not affect comparability.
+
+    Fields at their neutral value are left out, as older results lack those that were added since.
+    """
+    known, added = names()["open"], neutral_values(EvalProtocol)
+    kept = {name: value for name, value in resolved.items() if name not in known}
+    return _plain({name: value for name, value in kept.items() if name not in added or added[name] != value})
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -168,6 +179,8 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         apart=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
         resolved=next((row["resolved"] for row in done), None),
+        image_steps=next((row["image_steps"] for row in done), None),
+        label_bytes=next((row["label_bytes"] for row in done), None),
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),

@@ -238,7 +238,7 @@ CSV_COLUMNS = (
     *("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides"),
     *("status", "reason", "planned", "n", "top1_pct_mean", "top1_pct_std", "std_set_seeds", "std_student_seeds"),
     *("half_95", "reduced", "paper_mean", "paper_std", "paper_table", "paper_remark", "difference", "not_comparable"),
-    *("generation_wall_s", "generation_process_s", "sets", "evaluations"),
+    *("generation_wall_s", "generation_process_s", "sets", "evaluations", "image_steps", "label_bytes"),
 )
 
 
@@ -259,7 +259,7 @@ def to_csv(scores: Sequence[Score]) -> str:
             score.delta,
             ", ".join(score.apart),
             *(score.generation_wall_s, score.generation_process_s),
-            *(" ".join(score.sets), " ".join(score.evaluations)),
+            *(" ".join(score.sets), " ".join(score.evaluations), score.image_steps, score.label_bytes),
         ]
         writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
     return out.getvalue()

@@ -14,7 +14,7 @@ from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
 from rd3.losses import LOSSES
 from rd3.preset_rules import Case
-from rd3.protocol import Preset, fitting, presets
+from rd3.protocol import Preset, fitting, presets, resolve_protocol
 from rd3.values import Frozen
 
 FILE = """
@@ -195,6 +195,38 @@ def test_hard_labels_bring_their_loss():
     rule = presets()["rd3"]
     assert fitting(rule, Case(same_network=True), {"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
     assert fitting(rule, Case(same_network=True), {"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ({"labels": "hard", "soft_labels": "stored"}, {"labels"}),
+        ({"labels": "soft", "soft_labels": "online"}, {"labels", "soft_labels"}),
+        ({"soft_labels": "once"}, {"soft_labels", "label_top_k", "label_dtype"}),
+        ({"soft_labels": "stored"}, {"soft_labels", "label_top_k", "label_dtype", "label_epochs", "label_reuse"}),
+        ({}, set()),
+    ],
+)
+def test_a_trial_has_fields_of_stored_labels_where_it_stores_some(values, kept):
+    proposed = {"label_top_k": 3, "label_dtype": "fp32", "label_epochs": 2, "label_reuse": "epochs"} | values
+    found = fitting(presets()["rd3"], Case(same_network=True), proposed)
+    assert found.keys() - {"loss"} == kept
+    resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=found)
+    without = {name: value for name, value in proposed.items() if name != "label_epochs"}
+    assert "label_reuse" not in fitting(presets()["rd3"], Case(same_network=True), without)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ("label_top_k: [2, 3]", "no trial has soft_labels 'once' or 'stored'"),
+        ("label_epochs: [2, 3]\n  soft_labels: [online, once]", "no trial has soft_labels 'stored'"),
+        ("image_steps: [100, 200]", "All trials of a sweep train on sets of one size"),
+    ],
+)
+def test_fields_of_labels_that_no_trial_uses_are_named(fields, reason):
+    [found] = mistakes(space(fields))
+    assert reason in found
 
 
 def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):

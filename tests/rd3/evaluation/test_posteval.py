@@ -168,6 +168,32 @@ def test_the_student_learns(fields):
     assert result.tested == 300 and result.top1_pct == pytest.approx(result.correct / 3)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"soft_labels": "once"}, {"soft_labels": "stored"}, {"soft_labels": "stored", "label_top_k": 2},
+        {"soft_labels": "stored", "label_epochs": 3},
+        {"soft_labels": "stored", "label_epochs": 3, "label_reuse": "epochs"},
+    ],
+)  # fmt: skip
+def test_regimes_of_soft_labels_teach_and_a_pack_of_them_changes_none(fields):
+    """In one pack with on-the-fly labels, whose views some of them share."""
+    chosen = [recipe(epochs=25, **each) for each in (fields, {})]
+    pack = [posteval.Evaluation(one, IMAGES, LABELS, [Oracle()]) for one in chosen]
+    together = posteval.train_pack(pack, Fake(), device="cpu")
+    for one, result in zip(chosen, together, strict=True):
+        assert outcome(result) == outcome(run(one)) and result.top1_pct > 60
+    regime, online = together
+    assert online.image_steps == 25 * 12 and online.label_bytes is None
+    assert regime.image_steps == 25 * (12 - 12 % chosen[0].protocol.batch_size) and regime.label_bytes > 0
+    assert regime.curve != online.curve and "label_bytes" not in online.flat()
+
+
+def test_more_stored_logits_than_classes_are_refused():
+    with pytest.raises(BadValue, match="label_top_k is 3, fake has 3 classes"):
+        run(recipe(soft_labels="stored", label_top_k=3))
+
+
 def soft_labels(one: torch.Tensor, two: torch.Tensor, hybrid: str) -> torch.Tensor:
     """Of two teachers, at temperature 20, by numpy."""
     a, b = one.double().numpy(), two.double().numpy()

@@ -113,6 +113,8 @@ def test_an_evaluation_costs_student_and_teacher_and_one_test():
     assert hard.cost == (400 * 30 * 3 + 3 * DIGITS.test_count) * student
     extra = work(evaluation(extra_student_forward=True), DIGITS, PARENTS.__getitem__)
     assert extra.cost == soft.cost + 400 * 30 * student
+    once = work(evaluation(soft_labels="once", label_dtype="fp32"), DIGITS, PARENTS.__getitem__)
+    assert once.cost == soft.cost - 399 * 30 * label
 
 
 def test_sets_cost_what_their_method_says():

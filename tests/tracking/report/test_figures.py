@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -103,6 +104,19 @@ def test_a_batch_that_was_capped_stands_where_it_ran():
     given = [_score(), _score(varied={"batch_size": 400}, resolved={"batch_size": 50})]
     ((_, points),) = figures.sensitivity_lines(given, "batch_size").items()
     assert [value for value, _ in points] == [50]
+
+
+def test_image_steps_stand_at_those_of_the_result_and_none_means_all():
+    """Epochs are rounded, so the student sees another number of images than the grid asks for."""
+    given = [
+        replace(_score(varied={"image_steps": 1010}), image_steps=1000),
+        replace(_score(resolved={"label_epochs": None}), image_steps=400),
+        _score(varied={"label_epochs": 3}, resolved={"label_epochs": 3}),
+    ]
+    ((_, points),) = figures.sensitivity_lines(given, "image_steps").items()
+    assert [value for value, _ in points] == [400, 1000]
+    ((_, points),) = figures.sensitivity_lines(given, "label_epochs").items()
+    assert [value for value, _ in points] == [3, "all"]
 
 
 def test_lines_are_told_apart_by_what_differs():

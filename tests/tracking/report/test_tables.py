@@ -15,7 +15,7 @@ from rd3.errors import BadValue
 from rd3.protocol import protocol_names, resolve_protocol
 from rd3.store import Entry
 from tracking.report.query import COLUMNS, rows
-from tracking.report.scores import scores, summarise
+from tracking.report.scores import comparable_protocol, scores, summarise
 from tracking.report.tables import letter, reduced_text, result_table, result_tables, to_csv, to_markdown, top1_text
 
 TEACHER = "aa" * 32
@@ -299,3 +299,11 @@ def test_varied_points_are_in_the_csv_and_not_in_the_tables():
 
 def test_letters_of_footnotes():
     assert [letter(index) for index in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]
+
+
+def test_results_from_before_a_field_was_added_are_of_the_same_protocol():
+    full = resolve_protocol("rd3", factor=1, same_network=True, set_size=10).model_dump(mode="json")
+    older = {name: value for name, value in full.items() if name not in ("soft_labels", "schedule", "label_top_k")}
+    assert comparable_protocol(older) == comparable_protocol(full)
+    assert comparable_protocol(full | {"soft_labels": "once"}) != comparable_protocol(full)
+    assert comparable_protocol(full | {"zeta": 2.0}) != comparable_protocol(full)

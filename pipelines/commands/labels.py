@@ -1,0 +1,39 @@
+"""``rd3 labels``: the stored soft labels of evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands._show import console
+from pipelines.settings import session
+
+app = typer.Typer(help="Stored soft labels of evaluations: export.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps ``export`` a subcommand although it is the only one."""
+
+
+@app.command("export")
+def export(
+    key: Annotated[str, typer.Argument(help="Key or key prefix of the evaluation.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the files.")],
+    device: Annotated[str, typer.Option(help="Device of the teachers; that of training gives the same bits.")] = "cpu",
+) -> None:
+    """Write the soft labels that an evaluation stores (`soft_labels: once` or `stored`); asks its teachers again."""
+    from rd3.perform import export_labels
+    from rd3.recipe import EvaluationRecipe, recipe_of_kind
+    from rd3.store import existing
+    from tracking.store import TrackedStore
+
+    here = session()
+    entry = existing(here.ledger, "evaluation", here.ledger.resolve("evaluation", key))
+    recipe = recipe_of_kind(entry.recipe, EvaluationRecipe)
+    written = export_labels(
+        recipe, TrackedStore(here), here.roots, out, device=device, precision=entry.result.get("ran_precision")
+    )
+    console.print(f"wrote {out}: {written} bytes of labels", soft_wrap=True)

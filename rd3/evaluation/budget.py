@@ -1,0 +1,55 @@
+"""The budget of an evaluation in closed form: images that the student sees, and bytes of its labels."""
+
+from __future__ import annotations
+
+from rd3.protocol import EvalProtocol
+
+_BYTES = {"fp16": 2, "fp32": 4}
+_CLASS_BYTES = 2
+"""Bytes of a stored class (int16)."""
+
+
+def image_steps(protocol: EvalProtocol, images: int) -> int:
+    """Images that the student sees in training, over all epochs, from a set of ``images``."""
+    return protocol.epochs * _per_epoch(protocol, images)
+
+
+def stored_labels(protocol: EvalProtocol, images: int) -> int | None:
+    """Number of soft labels that are stored; None if the teachers label in training."""
+    if protocol.labels == "hard":
+        return 0
+    if protocol.soft_labels == "once":
+        return images
+    if protocol.soft_labels == "stored":
+        return (protocol.label_epochs or protocol.epochs) * _per_epoch(protocol, images)
+    return None
+
+
+def label_bytes(protocol: EvalProtocol, images: int, classes: int) -> int | None:
+    """Bytes of all stored soft labels; 0 for hard labels, None if the teachers label in training.
+
+    Only labels count: RD3 draws crops, flips and mixes again from the student seed, which others store beside them.
+    """
+    count = stored_labels(protocol, images)
+    return None if count is None else count * bytes_each(protocol, classes)
+
+
+def bytes_each(protocol: EvalProtocol, classes: int) -> int:
+    """Bytes of one stored soft label."""
+    of_logit = _BYTES[protocol.label_dtype]
+    if protocol.label_top_k is None:
+        return classes * of_logit
+    return protocol.label_top_k * (of_logit + _CLASS_BYTES)
+
+
+def reuses_batches(protocol: EvalProtocol) -> bool:
+    """Whether training draws single batches from the labelled epochs, all of them full."""
+    return protocol.label_epochs is not None and protocol.label_reuse == "batches"
+
+
+def _per_epoch(protocol: EvalProtocol, images: int) -> int:
+    """Images in the batches of one epoch: a last batch of one image is dropped; reused batches are full."""
+    rest = images % protocol.batch_size
+    if reuses_batches(protocol):
+        return images - rest
+    return images - (rest if rest == 1 else 0)

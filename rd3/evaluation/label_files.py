@@ -1,0 +1,114 @@
+"""Files of an evaluation's stored soft labels, which ``label_bytes`` counts; its teachers are asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from rd3.device import ran_precision, repeatable_kernels, usable_device
+from rd3.errors import BadValue
+from rd3.evaluation.budget import label_bytes, reuses_batches
+from rd3.evaluation.hybrid import combine_logits
+from rd3.evaluation.stored import StoredLabels, stored
+from rd3.evaluation.teaching import LabelledViews, frozen
+from rd3.protocol import Precision
+
+if TYPE_CHECKING:
+    from rd3.evaluation.posteval import Evaluation
+
+FORMAT = 1
+MANIFEST, LABELS, ROWS = "manifest.json", "labels", "rows"
+
+
+class _Part(NamedTuple):
+    """The labels of one epoch, or of all images."""
+
+    name: str
+    labels: StoredLabels
+    rows: torch.Tensor
+    """(N,) int64 indices into the set."""
+
+
+def write_labels(
+    evaluation: Evaluation, out: Path, *, device: torch.device | str, precision: Precision | None = None
+) -> int:
+    """Write the stored labels of an evaluation to the folder ``out``; returns their bytes.
+
+    ``labels/NAME.logits`` are (N, C) or (N, k) numbers of type ``label_dtype``; with ``label_top_k``,
+    ``labels/NAME.classes`` are (N, k) unsigned 16-bit classes; ``rows/NAME.rows`` are (N,) 32-bit indices of the base
+    images in the set.  All are little-endian and without a header, with shapes in ``manifest.json``.  NAME is
+    ``images``, or an epoch.  The files in ``labels`` have exactly the ``label_bytes`` of the result.  Crops, flips and
+    mixes are those of :func:`rd3.evaluation.views.views`.  ``precision`` is that of the training, by default what the
+    protocol's means on this device.  Raises :class:`BadValue` for labels that are not stored, or a folder in use.
+    """
+    protocol, device, out = evaluation.recipe.protocol, usable_device(device), Path(out)
+    if protocol.labels == "hard" or protocol.soft_labels == "online":
+        kind = "hard" if protocol.labels == "hard" else "on-the-fly"
+        raise BadValue(f"This evaluation has {kind} labels, which are not stored.", "export one with stored labels")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadValue(f"{out} is not an empty folder.", "name a new folder")
+    for folder in (LABELS, ROWS):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    with repeatable_kernels():
+        files = {
+            name: shape for part in _parts(evaluation, device, precision) for name, shape in _write(part, out).items()
+        }
+    total = sum(path.stat().st_size for path in (out / LABELS).iterdir())
+    # With the largest logits alone, bytes do not depend on the number of classes, which is then not the width.
+    width = next(shape[1] for name, shape in files.items() if name.endswith(".logits"))
+    assert total == label_bytes(protocol, len(evaluation.images), width), "the closed form counts what is written"
+    manifest = {
+        "format": FORMAT,
+        "evaluation": evaluation.recipe.key,
+        "recipe": evaluation.recipe.model_dump(mode="json"),
+        "label_bytes": total,
+        "dtype": protocol.label_dtype,
+        "files": files,
+    }
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return total
+
+
+def _parts(evaluation: Evaluation, device: torch.device, precision: Precision | None) -> Iterator[_Part]:
+    """The labels of the images, or of the labelled epochs one after the other."""
+    recipe = evaluation.recipe
+    protocol = recipe.protocol
+    labelled = {"epochs": protocol.label_epochs or protocol.epochs, "label_epochs": None, "label_reuse": "batches"}
+    recipe = recipe.model_copy(update={"protocol": protocol.model_copy(update=labelled)})
+    ran = ran_precision(device, precision or protocol.precision)
+    teachers = [frozen(teacher, protocol.teacher_mode, ran, device) for teacher in evaluation.teachers]
+    images, labels = evaluation.images.to(device), evaluation.labels.to(device)
+    source = LabelledViews(images, labels, teachers, recipe, ran)
+    if source.once is not None:
+        yield _Part("images", stored(combine_logits(source.once.logits, protocol), protocol), torch.arange(len(images)))
+        return
+    kept: list[tuple[StoredLabels, torch.Tensor]] = []
+    for each in source:
+        if not reuses_batches(protocol) or len(each.batch.rows) == protocol.batch_size:
+            kept.append((stored(combine_logits(each.logits, protocol), protocol), each.batch.rows))
+        if each.last:
+            yield _joined(f"epoch_{each.batch.epoch:04d}", kept)
+            kept = []
+
+
+def _joined(name: str, kept: list[tuple[StoredLabels, torch.Tensor]]) -> _Part:
+    values = torch.cat([labels.values for labels, _rows in kept])
+    classes = [labels.classes for labels, _rows in kept if labels.classes is not None]
+    return _Part(
+        name, StoredLabels(values, torch.cat(classes) if classes else None), torch.cat([row for _, row in kept])
+    )
+
+
+def _write(part: _Part, out: Path) -> dict[str, list[int]]:
+    """Write one part; shapes by file name."""
+    tensors = {f"{LABELS}/{part.name}.logits": part.labels.values, f"{ROWS}/{part.name}.rows": part.rows.int()}
+    if part.labels.classes is not None:
+        tensors[f"{LABELS}/{part.name}.classes"] = part.labels.classes
+    for name, tensor in tensors.items():
+        plain = tensor.cpu().contiguous().numpy()
+        (out / name).write_bytes(plain.astype(plain.dtype.newbyteorder("<")).tobytes())
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
