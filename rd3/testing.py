@@ -383,10 +383,18 @@ def _generators(trial: _Trial) -> str | None:
 
 
 def _seeded(trial: _Trial) -> str | None:
-    """Different set seeds give different sets."""
+    """Different set seeds give different sets, or the same one if the method declares that it has no set seed."""
+    if not trial.method.seeded:
+        return _unseeded(trial)
     other = trial.make("other seed", trial_recipes(trial.recipe.method, trial.dataset, _IPC, set_seed=1))
     different = other is not None and other.content != trial.whole("whole").content
     return None if different else "set seeds 0 and 1 give the same images"
+
+
+def _unseeded(trial: _Trial) -> str | None:
+    other = trial.make("other seed", [*trial.recipes[:-1], trial.recipe.model_copy(update={"set_seed": 1})])
+    same = other is not None and other.content == trial.whole("whole").content
+    return None if same else "`seeded` is False, but set seeds 0 and 1 give different images"
 
 
 def _independent(trial: _Trial) -> str | None:

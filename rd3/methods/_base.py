@@ -161,6 +161,8 @@ class Method(ABC):
 
     Rows are those of ``rd3/methods/presets/*.yaml``, which hold them for methods that ship with RD3.
     """
+    seeded: ClassVar[bool] = True
+    """Whether a set depends on its set seed; if not, it is planned with set seed 0 alone."""
     quick: ClassVar[dict[str, Any]] = {}
     """Cheap settings for the conformance suite, so that it takes seconds."""
 

@@ -48,7 +48,10 @@ class PlannedSet:
     init: PlannedSet | SetRecipe | None = None
 
     def recipes(self, set_seed: int) -> list[Recipe]:
-        """Recipes of the set's parents, in order, and the set's own recipe last."""
+        """Recipes of the set's parents, in order, and the set's own recipe last.
+
+        A method without a set seed gets the same recipe for all of them, with set seed 0.
+        """
         before: list[Recipe] = [*self.teachers, *self.statistics, *self.backbones, *self.derived]
         if isinstance(self.init, PlannedSet):
             before += self.init.recipes(set_seed)
@@ -67,7 +70,7 @@ class PlannedSet:
             backbones=tuple(backbone.key for backbone in self.backbones),
             derived=tuple(derived.key for derived in self.derived),
             init=before[-1].key if self.init is not None else None,
-            set_seed=set_seed,
+            set_seed=set_seed if METHODS.get(self.method).seeded else 0,
         )
         return [*before, recipe]
 

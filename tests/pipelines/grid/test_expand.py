@@ -355,3 +355,13 @@ def test_ten_thousand_cells():
     assert len(expansion.cells) == len(of_kind(expansion, "evaluation")) == 5 * 2 * 2 * 10 * 50
     assert len(of_kind(expansion, "set")) == 5 * 2 * 2 * 10
     assert len(of_kind(expansion, "teacher")) == 2
+
+
+def test_a_method_without_a_set_seed_has_one_set_for_all_seeds():
+    grid = expanded(DIGITS + "methods: [random, herding]\nipc: [1]\nset_seeds: [1, 2]\nstudent_seeds: [0, 1]\n")
+    seeds = {
+        method: [cell.set_seed for cell in grid.cells if cell.method == method] for method in ("random", "herding")
+    }
+    assert seeds == {"random": [1, 1, 2, 2], "herding": [0, 0]}
+    assert len(of_kind(grid, "set")) == 3
+    assert grid.notes == ["Method herding has no set seed: its sets are planned with set seed 0 alone."]
