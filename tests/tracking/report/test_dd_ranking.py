@@ -79,7 +79,7 @@ FULL = 90.0
 
 def results(
     folder: Path, cells: dict[Any, float] = CELLS, spread: Any = None, student: str = "convnet", sets: int = 3,
-    network: str = "convnet",
+    network: str = "convnet", none: Any = (),
 ) -> Results:  # fmt: skip
     """A grid with set seeds 0, 1, ...; ``spread(method, labels, augmented, set_seed)`` is added to the means."""
     store, planned = FolderStore(folder), []
@@ -92,7 +92,7 @@ def results(
             key = f"{len(planned):064x}"
             own = {"method": method, "dataset": "digits", "ipc": 5, "teacher": "mine", "student": student}
             own |= {"protocol": "rd3", "labels": labels, "set_seed": seed, "student_seed": 0}
-            own |= {"varied": {} if augmented else {"augmentation": []}}
+            own |= {"varied": {} if augmented else {"augmentation": none}}
             own |= {"overrides": {"labels": "hard", "loss": "ce"} if labels == "hard" else {}}
             planned.append(Cell(**own, set=f"{seed:064x}", evaluation=key))
             top1 = value + (spread(method, labels, augmented, seed) if spread else 0)
@@ -211,3 +211,10 @@ def test_cells_of_one_method_are_paired_by_their_sets(tmp_path: Path) -> None:
     ends = [100 * unit_score(alpha + sign * half) for sign in (-1, 1)]
     assert wide == f"{100 * unit_score(alpha):.1f} [{ends[0]:.1f}, {ends[1]:.1f}]"
     assert none == f"{100 * unit_score(alpha):.1f} [{100 * unit_score(alpha):.1f}, {100 * unit_score(alpha):.1f}]"
+
+
+@pytest.mark.parametrize("none", [(), []])
+def test_no_augmentation_is_recognised_however_it_is_written(none: Any, tmp_path: Path) -> None:
+    found = table_of(results(tmp_path, none=none))
+    assert len(found.rows) == 2 and all(row[-1] == "" for row in found.texts)
+    assert found.columns[:4] == ["dataset", "ipc", "student", "method"]

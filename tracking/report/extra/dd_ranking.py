@@ -16,7 +16,9 @@ from tracking.report.scores import Score
 
 TITLE = "DD-Ranking: label-robust and augmentation-robust scores, in per cent with 95 % intervals"
 BASELINE = "random"
-SETTING = ("dataset", "ipc", "student", "teacher", "protocol")
+SETTING = ("dataset", "ipc", "student", "teacher", "protocol", "changed")
+ALWAYS = ("dataset", "ipc", "student")
+"""Shown also where all rows are equal in it."""
 COLUMNS = ("HLR", "IOR soft", "IOR hard", "LRS soft", "LRS hard", "ARS soft", "ARS hard")
 Kind = tuple[str, bool]
 """Labels of a cell, and whether it has the protocol's augmentation or none."""
@@ -50,7 +52,7 @@ class _Method:
 class _Setting:
     """What is compared: methods under one evaluation."""
 
-    shown: tuple[str, ...]
+    shown: dict[str, str]
     methods: dict[str, _Method] = field(default_factory=dict)
 
 
@@ -61,8 +63,9 @@ def dd_ranking(results: Results) -> Table | None:
     kinds = {kind for one in settings for method in one.methods.values() for kind in method.cells}
     if not kinds - {("soft", True)}:
         return None
-    rows = [row for one in settings for row in _rows(one, results)]
-    return Table(TITLE, [*SETTING, "changed", "method", *COLUMNS, "full data", "missing"], rows)
+    columns = [name for name in SETTING if name in ALWAYS or len({one.shown[name] for one in settings}) > 1]
+    rows = [[*(one.shown[name] for name in columns), *row] for one in settings for row in _rows(one, results)]
+    return Table(TITLE, [*columns, "method", *COLUMNS, "full data", "missing"], rows)
 
 
 def _settings(scores: Iterable[Score]) -> list[_Setting]:
@@ -72,7 +75,7 @@ def _settings(scores: Iterable[Score]) -> list[_Setting]:
         own, rest = _split(score)
         if rest is None:
             continue
-        shown = (*(str(getattr(score, name)) for name in SETTING), changes_text(rest))
+        shown = {name: str(getattr(score, name)) for name in SETTING[:-1]} | {"changed": changes_text(rest)}
         setting = found.setdefault(json.dumps(shown), _Setting(shown))
         label = f"{score.method} ({changes_text(own)})" if own else score.method
         setting.methods.setdefault(label, _Method(label)).cells[score.labels, _augmented(score)] = score
@@ -94,7 +97,8 @@ def _split(score: Score) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def _augmented(score: Score) -> bool:
-    return {**score.overrides, **score.varied}.get("augmentation") != []
+    changed = {**score.overrides, **score.varied}
+    return "augmentation" not in changed or bool(changed["augmentation"])
 
 
 def _rows(setting: _Setting, results: Results) -> Iterable[list[str]]:
@@ -107,7 +111,7 @@ def _rows(setting: _Setting, results: Results) -> Iterable[list[str]]:
             except Missing as reason:
                 texts.append("missing")
                 reasons[str(reason)] = None
-        yield [*setting.shown, name, *texts, measured.full_text, "; ".join(reasons)]
+        yield [name, *texts, measured.full_text, "; ".join(reasons)]
 
 
 def _text(estimate: Estimate) -> str:
