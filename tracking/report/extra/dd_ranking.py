@@ -14,7 +14,7 @@ from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
 
-TITLE = "DD-Ranking: label-robust and augmentation-robust scores, in per cent with 95 % intervals"
+TITLE = "DD-Ranking: label-robust and augmentation-robust scores, in per cent with 95\u00a0% intervals"
 BASELINE = "random"
 SETTING = ("dataset", "ipc", "student", "teacher", "protocol", "changed")
 ALWAYS = ("dataset", "ipc", "student")
@@ -65,7 +65,10 @@ def dd_ranking(results: Results) -> Table | None:
         return None
     columns = [name for name in SETTING if name in ALWAYS or len({one.shown[name] for one in settings}) > 1]
     rows = [[*(one.shown[name] for name in columns), *row] for one in settings for row in _rows(one, results)]
-    return Table(TITLE, [*columns, "method", *COLUMNS, "full data", "missing"], rows)
+    columns += ["method", *COLUMNS, "full data", "missing"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table(TITLE, columns, rows)
 
 
 def _settings(scores: Iterable[Score]) -> list[_Setting]:
@@ -111,7 +114,8 @@ def _rows(setting: _Setting, results: Results) -> Iterable[list[str]]:
             except Missing as reason:
                 texts.append("missing")
                 reasons[str(reason)] = None
-        yield [name, *texts, measured.full_text, "; ".join(reasons)]
+        full = "missing" if measured.full is None else f"{100 * measured.full:.1f}"
+        yield [name, *texts, full, "; ".join(reasons)]
 
 
 def _text(estimate: Estimate) -> str:
@@ -131,9 +135,9 @@ class _Measured:
         self.random = setting.methods[BASELINE]
         self.rows = {row["evaluation"]: row for row in results.frame.to_dict("records") if row["status"] == "done"}
         self.full: float | None = None
-        self.full_text = self.no_full = ""
+        self.no_full = ""
         try:
-            self.full, self.full_text = _full_data(setting, self.rows, results)
+            self.full = _full_data(setting, self.rows, results)
         except Missing as reason:
             self.no_full = str(reason)
 
@@ -194,7 +198,7 @@ def _times(factor: float, terms: Iterable[Term]) -> list[Term]:
     return [(factor * weight, method, kind) for weight, method, kind in terms]
 
 
-def _full_data(setting: _Setting, rows: Mapping[str, dict[str, Any]], results: Results) -> tuple[float, str]:
+def _full_data(setting: _Setting, rows: Mapping[str, dict[str, Any]], results: Results) -> float:
     """Accuracy of the student's network on the full data, from the teacher that gives the soft labels."""
     scores = [score for method in setting.methods.values() for score in method.cells.values()]
     taught = [rows[key] for score in scores if score.labels == "soft" for key in score.evaluations]
@@ -208,5 +212,4 @@ def _full_data(setting: _Setting, rows: Mapping[str, dict[str, Any]], results: R
         raise Missing(f"full-data accuracy of {student} is unknown: the teacher is a {network}")
     if tested_on != (taught[0]["tested_on"] or "test"):
         raise Missing(f"full-data accuracy is unknown: the teacher was tested on {tested_on} images")
-    top1_pct = float(entry.result["top1_pct"])
-    return top1_pct / 100, f"{top1_pct:.1f} (teacher {scores[0].teacher}, one training)"
+    return float(entry.result["top1_pct"]) / 100
