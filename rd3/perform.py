@@ -26,6 +26,7 @@ from rd3.recipe import (
     SetRecipe,
     StatisticsRecipe,
     TeacherRecipe,
+    TrainingDynamicsRecipe,
     recipe_of_kind,
 )
 from rd3.store import Entry, ReadableStore, existing, now, sha256_files, write_atomically
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rd3.models import NormalisedNetwork
     from rd3.protocol import Precision
     from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
+    from rd3.teacher.dynamics import Dynamics
 
 Progress = Callable[[float, str], None]
 Tested = Callable[[int, float], None]
@@ -127,6 +129,12 @@ class Context:
             loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
 
+    def dynamics(self, keys: tuple[str, ...]) -> list[Dynamics]:
+        """Recorded trainings."""
+        from rd3.teacher.dynamics import load
+
+        return [load(self.store.fetch("training_dynamics", key), key) for key in keys]
+
     def backbones(self, keys: tuple[str, ...]) -> list[Backbone]:
         """Diffusion models, frozen, on the device; loaded anew, as methods may change them."""
         from rd3.diffusion.backbone import open_backbone
@@ -194,6 +202,12 @@ def _train_teacher(recipe: TeacherRecipe, context: Context) -> Output:
     return result, None
 
 
+def _record_dynamics(recipe: TrainingDynamicsRecipe, context: Context) -> Output:
+    from rd3.teacher.dynamics import record
+
+    return record(recipe, context.dataset, context.out, device=context.device, progress=context.progress), None
+
+
 def _collect_statistics(recipe: StatisticsRecipe, context: Context) -> Output:
     from rd3 import layer_statistics
 
@@ -236,6 +250,7 @@ def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest
         context.teachers(recipe.teachers),
         context.out,
         statistics=context.statistics(recipe.statistics),
+        dynamics=context.dynamics(recipe.dynamics),
         backbones=context.backbones(recipe.backbones),
         derived=context.derived(recipe.derived),
         init=context.init(recipe),
@@ -307,6 +322,7 @@ def _written(outcome: EvalResult | Exception, out: Path) -> Output:
 
 PERFORM: dict[type[Recipe], Callable[[Any, Context], Output]] = {
     TeacherRecipe: _train_teacher,
+    TrainingDynamicsRecipe: _record_dynamics,
     StatisticsRecipe: _collect_statistics,
     BackboneRecipe: _train_backbone,
     DerivedRecipe: _derive,

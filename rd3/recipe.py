@@ -196,6 +196,34 @@ class TeacherRecipe(Recipe):
         return (str(plain.get("network")),)
 
 
+@register_kind
+class TrainingDynamicsRecipe(Recipe):
+    """What a network's training on the whole dataset says about every training image, recorded epoch by epoch.
+
+    The training is that of a teacher, and like a teacher's its time is not part of the generation time of sets.
+    """
+
+    plural: ClassVar[str] = "training_dynamics"
+    holds: ClassVar[Holds] = "statistics"
+    counts_as_generation: ClassVar[bool] = False
+
+    kind: Literal["training_dynamics"] = "training_dynamics"
+    network: str
+    normalisation: Normalisation
+    training: TeacherTraining
+    precision: Precision
+    """Precision of the training, as in protocols."""
+    seed: int
+    version: int = 1
+
+    def label(self) -> str:
+        return f"training dynamics {self.network} {self.data.name} seed{self.seed}"
+
+    @classmethod
+    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
+        return (str(plain.get("network")),)
+
+
 class Collection(Frozen):
     """How the statistics of a network's layers are collected, in one pass over the training images."""
 
@@ -335,6 +363,8 @@ class SetRecipe(Recipe):
     teachers: tuple[Key, ...] = ()
     statistics: tuple[Key, ...] = neutral(())
     """Keys of the layer statistics of each of ``teachers``, if the method uses them."""
+    dynamics: tuple[Key, ...] = neutral(())
+    """Keys of the recorded trainings by which the method scores images."""
     backbones: tuple[Key, ...] = neutral(())
     """Keys of the diffusion models that the method samples from."""
     derived: tuple[Key, ...] = neutral(())
@@ -350,6 +380,7 @@ class SetRecipe(Recipe):
         return (
             *(("teacher", key) for key in self.teachers),
             *(("statistics", key) for key in self.statistics),
+            *(("training_dynamics", key) for key in self.dynamics),
             *(("backbone", key) for key in self.backbones),
             *(("derived", key) for key in self.derived),
             *([("set", self.init)] if self.init else []),

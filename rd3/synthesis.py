@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
+    from rd3.teacher.dynamics import Dynamics
 
 
 def synthesize(
@@ -31,6 +32,7 @@ def synthesize(
     out: Path,
     *,
     statistics: Sequence[LayerStatistics] = (),
+    dynamics: Sequence[Dynamics] = (),
     backbones: Sequence[Backbone] = (),
     derived: Sequence[Path] = (),
     init: SetOnDisk | None = None,
@@ -44,14 +46,14 @@ def synthesize(
     """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
     ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
-    recipe names them, belong to these teachers.  ``backbones`` are the recipe's diffusion models, for this call alone,
-    and ``derived`` the folders of what was derived from them.  ``init`` is the set with the initial images.
-    ``larger`` is the folder of a set of which this one is a subset: its blocks are reused, with their generation time.
-    ``progress`` is called with the finished fraction (0-1) of the whole set and a note.  ``only_blocks`` generates only
-    these blocks; the call that completes the last block writes and returns the manifest, earlier ones return None.
-    ``blocks_at_once`` blocks are generated together, by default as many as the method chooses for ``device``; their
-    time is divided evenly.  ``shared_machine`` is recorded in the manifest: whether other work runs on the machine at
-    the same time.
+    recipe names them, belong to these teachers.  ``dynamics`` are the recorded trainings.  ``backbones`` are the
+    recipe's diffusion models, for this call alone, and ``derived`` the folders of what was derived from them.  ``init``
+    is the set with the initial images.  ``larger`` is the folder of a set of which this one is a subset: its blocks are
+    reused, with their generation time.  ``progress`` is called with the finished fraction (0-1) of the whole set and a
+    note.  ``only_blocks`` generates only these blocks; the call that completes the last block writes and returns the
+    manifest, earlier ones return None.  ``blocks_at_once`` blocks are generated together, by default as many as the
+    method chooses for ``device``; their time is divided evenly.  ``shared_machine`` is recorded in the manifest:
+    whether other work runs on the machine at the same time.
 
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.
@@ -61,7 +63,7 @@ def synthesize(
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
     _check_parents(recipe, statistics, init)
-    _check_backbones(recipe, backbones, derived)
+    _check_counts(recipe, dynamics, backbones, derived)
     info = dataset.info
     if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
         return SetOnDisk.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
@@ -79,6 +81,7 @@ def synthesize(
         teachers=teachers,
         device=device,
         statistics=statistics,
+        dynamics=dynamics,
         backbones=backbones,
         derived=derived,
         init=init,
@@ -192,9 +195,12 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
         )
 
 
-def _check_backbones(recipe: SetRecipe, backbones: Sequence[Backbone], derived: Sequence[Path]) -> None:
-    """Raise unless there are as many backbones and derived folders as the recipe names."""
+def _check_counts(
+    recipe: SetRecipe, dynamics: Sequence[Dynamics], backbones: Sequence[Backbone], derived: Sequence[Path]
+) -> None:
+    """Raise unless there are as many recorded trainings, backbones and derived folders as the recipe names."""
     for what, named, given in (
+        ("recorded trainings", recipe.dynamics, dynamics),
         ("diffusion backbones", recipe.backbones, backbones),
         ("results derived from backbones", recipe.derived, derived),
     ):

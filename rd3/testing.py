@@ -30,6 +30,8 @@ from rd3.recipe import (
     SetRecipe,
     StatisticsRecipe,
     TeacherRecipe,
+    TeacherTraining,
+    TrainingDynamicsRecipe,
 )
 from rd3.seeding import generator
 from rd3.synthesis import synthesize
@@ -55,6 +57,9 @@ _TRIAL_SIZES: dict[str, dict[str, Any]] = {
     },
 }
 """By family, sizes of the diffusion backbones that methods are tried with; untrained, like their teachers."""
+_TRIAL_TRAINING = TeacherTraining(epochs=2, batch_size=64, lr=0.02, momentum=0.9, weight_decay=0.0, crop="none")
+"""Training of the teachers that methods are tried with: only where the training itself is recorded, as the teachers
+are untrained."""
 _MAX_DIFFERENT = 0.01
 """Fraction of pixels that may differ if blocks are generated together."""
 
@@ -110,7 +115,9 @@ def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, *
             network="resnet18_w16",
             resolution=info.resolution,
             normalisation=info.normalisation,
-            weights=digest(f"trial teacher {role}"),
+            training=_TRIAL_TRAINING,
+            precision="fp32",
+            seed=int(digest(f"trial teacher {role}")[:6], 16),
         )
 
     def backbone_of(role: str) -> BackboneRecipe:
@@ -142,18 +149,23 @@ def trial_set(
     ``teachers`` are those of the last recipe; an initial set uses the first of them.  Backbones are untrained.
     """
     from rd3 import layer_statistics
+    from rd3.teacher import dynamics as recordings
 
     *before, recipe = recipes
     assert isinstance(recipe, SetRecipe)
     by_key = dict(zip(recipe.teachers, teachers, strict=True))
     backbones = {one.key: one for one in before if isinstance(one, BackboneRecipe)}
-    statistics, derived, init = [], [], None
+    statistics, dynamics, derived, init = [], [], [], None
     for parent in before:
         place = tmp / "parents" / parent.key
         if isinstance(parent, StatisticsRecipe) and parent.key in recipe.statistics:
             if not place.is_dir():
                 layer_statistics.collect(parent, by_key[parent.teacher], dataset, place, device="cpu")
             statistics.append(layer_statistics.load(place, parent))
+        elif isinstance(parent, TrainingDynamicsRecipe):
+            if not place.is_dir():
+                recordings.record(parent, dataset, place)
+            dynamics.append(recordings.load(place, parent.key))
         elif isinstance(parent, DerivedRecipe):
             if not place.is_dir():
                 _derive(parent, trial_backbone(backbones[parent.backbone], dataset), dataset, place)
@@ -162,7 +174,7 @@ def trial_set(
             synthesize(parent, dataset, [by_key.get(key, teachers[0]) for key in parent.teachers], place)
             init = SetOnDisk.open(place)
     return synthesize(
-        recipe, dataset, teachers, folder, statistics=statistics, init=init, derived=derived,
+        recipe, dataset, teachers, folder, statistics=statistics, dynamics=dynamics, init=init, derived=derived,
         backbones=[trial_backbone(backbones[key], dataset) for key in recipe.backbones], **options,
     )  # fmt: skip
 
@@ -383,10 +395,18 @@ def _generators(trial: _Trial) -> str | None:
 
 
 def _seeded(trial: _Trial) -> str | None:
-    """Different set seeds give different sets."""
+    """Different set seeds give different sets, or the same one if the method declares that it has no set seed."""
+    if not trial.method.seeded:
+        return _unseeded(trial)
     other = trial.make("other seed", trial_recipes(trial.recipe.method, trial.dataset, _IPC, set_seed=1))
     different = other is not None and other.content != trial.whole("whole").content
     return None if different else "set seeds 0 and 1 give the same images"
+
+
+def _unseeded(trial: _Trial) -> str | None:
+    other = trial.make("other seed", [*trial.recipes[:-1], trial.recipe.model_copy(update={"set_seed": 1})])
+    same = other is not None and other.content == trial.whole("whole").content
+    return None if same else "`seeded` is False, but set seeds 0 and 1 give different images"
 
 
 def _independent(trial: _Trial) -> str | None:

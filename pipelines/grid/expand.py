@@ -20,6 +20,7 @@ from rd3.cell import Cell
 from rd3.component import changes_text
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError, Unsupported
+from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
 from rd3.planning.backbones import backbone_recipe
@@ -175,7 +176,7 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
             work.product(number, part, dataset)
     work.check()
     result = work.result
-    result.notes = [
+    result.notes += [
         f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
     ]
     result.within = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
@@ -243,7 +244,7 @@ class _Expander:
                 self.refusals.setdefault(reasons[student], (number, ("students", place)))
         for at, chosen in enumerate(part.methods):
             for place, ipc in enumerate(part.ipc):
-                role, seeds = part.teacher[dataset], part.set_seeds
+                role, seeds = part.teacher[dataset], self._set_seeds(chosen.name, part)
                 try:
                     sets = self._sets(chosen, dataset, ipc, role, seeds)
                 except StoreError:
@@ -266,6 +267,14 @@ class _Expander:
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
+
+    def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
+        """The part's set seeds; 0 alone for a method without a set seed, as equal sets are no repeats."""
+        if METHODS.get(method).seeded or part.set_seeds == (0,):
+            return part.set_seeds
+        note = f"Method {method} has no set seed: its sets are planned with set seed 0 alone."
+        self.result.notes = list(dict.fromkeys([*self.result.notes, note]))
+        return (0,)
 
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
         """The protocol at one point, batch capped at the set's size."""

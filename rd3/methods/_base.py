@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SetOnDisk
+    from rd3.teacher.dynamics import Dynamics
 
 
 class Settings(BaseModel):
@@ -57,6 +58,14 @@ NOISE = "noise"
 """The init of a set that starts from Gaussian noise and has no set as a parent."""
 
 
+class Recording(NamedTuple):
+    """A training on the whole dataset that is recorded: that of a teacher, with its seed plus ``run``."""
+
+    role: str
+    """Role of the teacher whose network and training settings are used."""
+    run: int = 0
+
+
 class Needs(NamedTuple):
     """What a method needs to generate a set, besides the dataset."""
 
@@ -64,6 +73,8 @@ class Needs(NamedTuple):
     """Teacher roles, in the order in which the method uses them; more than one is a pool."""
     collection: Collection | None = None
     """How layer statistics of each teacher are collected; None if the method needs none."""
+    dynamics: tuple[Recording, ...] = ()
+    """Recorded trainings, in the order in which the method uses them."""
     backbones: tuple[str, ...] = ()
     """Roles of diffusion models, in the order in which the method uses them."""
     derived: tuple[Derive, ...] = ()
@@ -86,6 +97,8 @@ class Context:
     device: torch.device
     statistics: Sequence[LayerStatistics] = ()
     """One for each teacher, on ``device``, where the recipe names them."""
+    dynamics: Sequence[Dynamics] = ()
+    """Recorded trainings, where the recipe names them."""
     backbones: Sequence[Backbone] = ()
     """Diffusion models, frozen, on ``device``, where the recipe names them; for this set alone."""
     derived: Sequence[Path] = ()
@@ -161,6 +174,8 @@ class Method(ABC):
 
     Rows are those of ``rd3/methods/presets/*.yaml``, which hold them for methods that ship with RD3.
     """
+    seeded: ClassVar[bool] = True
+    """Whether a set depends on its set seed; if not, it is planned with set seed 0 alone."""
     quick: ClassVar[dict[str, Any]] = {}
     """Cheap settings for the conformance suite, so that it takes seconds."""
 

@@ -26,6 +26,7 @@ from rd3.recipe import (
     SetRecipe,
     StatisticsRecipe,
     TeacherRecipe,
+    TrainingDynamicsRecipe,
 )
 
 Parent = Callable[[Key], Any]
@@ -74,10 +75,14 @@ def _forward(network: str, recipe: Recipe, info: DatasetInfo) -> Cost:
 
 
 def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo, _parent: Parent) -> Work:
+    return _training_work(recipe, info, tested=info.test_count)
+
+
+def _training_work(recipe: TeacherRecipe | TrainingDynamicsRecipe, info: DatasetInfo, tested: int) -> Work:
     if recipe.training is None:  # an import: nothing is trained
         return Work()
     epochs, batch = recipe.training.epochs, recipe.training.batch_size
-    images = TRAIN_FACTOR * epochs * info.train_count + info.test_count
+    images = TRAIN_FACTOR * epochs * info.train_count + tested
     cost, steps = images * _forward(recipe.network, recipe, info), epochs * math.ceil(info.train_count / batch)
     return Work(cost, steps, recipe.precision or "fp32", ((recipe.network, cost),))
 
@@ -86,7 +91,15 @@ def _teacher_bytes(recipe: TeacherRecipe, info: DatasetInfo, _parent: Parent) ->
     return 4 * extent(recipe.network, info.num_classes, recipe.resolution).values
 
 
-def _epochs(recipe: TeacherRecipe, _info: DatasetInfo) -> int:
+def _dynamics_work(recipe: TrainingDynamicsRecipe, info: DatasetInfo, _parent: Parent) -> Work:
+    return _training_work(recipe, info, tested=0)
+
+
+def _dynamics_bytes(recipe: TrainingDynamicsRecipe, info: DatasetInfo, _parent: Parent) -> int:
+    return 8 * recipe.training.epochs * info.train_count  # two numbers of four bytes
+
+
+def _epochs(recipe: TeacherRecipe | TrainingDynamicsRecipe, _info: DatasetInfo) -> int:
     return recipe.training.epochs if recipe.training is not None else 1
 
 
@@ -193,6 +206,7 @@ def _but_for_seeds(recipe: EvaluationRecipe, parent: Parent) -> Hashable:
 
 FORECASTS: dict[type[Recipe], Forecast] = {
     TeacherRecipe: Forecast(_teacher_work, _teacher_bytes, parts=_epochs),
+    TrainingDynamicsRecipe: Forecast(_dynamics_work, _dynamics_bytes, parts=_epochs),
     StatisticsRecipe: Forecast(_statistics_work, _statistics_bytes),
     BackboneRecipe: Forecast(_backbone_work, _backbone_bytes, parts=_backbone_epochs),
     DerivedRecipe: Forecast(_derived_work, _derived_bytes),

@@ -10,9 +10,18 @@ from typing import Any
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import DERIVATIONS, Derive
 from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
-from rd3.methods import METHODS, NOISE, Settings, resolve_settings
+from rd3.methods import METHODS, NOISE, Recording, Settings, resolve_settings
 from rd3.planning.backbones import BackboneOf
-from rd3.recipe import BackboneRecipe, Data, DerivedRecipe, Recipe, SetRecipe, StatisticsRecipe, TeacherRecipe
+from rd3.recipe import (
+    BackboneRecipe,
+    Data,
+    DerivedRecipe,
+    Recipe,
+    SetRecipe,
+    StatisticsRecipe,
+    TeacherRecipe,
+    TrainingDynamicsRecipe,
+)
 from rd3.registry import did_you_mean
 
 TeacherOf = Callable[[str], TeacherRecipe]
@@ -43,13 +52,23 @@ class PlannedSet:
     ipc: int
     teachers: tuple[TeacherRecipe, ...] = ()
     statistics: tuple[StatisticsRecipe, ...] = ()
+    dynamics: tuple[TrainingDynamicsRecipe, ...] = ()
     backbones: tuple[BackboneRecipe, ...] = ()
     derived: tuple[DerivedRecipe, ...] = ()
     init: PlannedSet | SetRecipe | None = None
 
     def recipes(self, set_seed: int) -> list[Recipe]:
-        """Recipes of the set's parents, in order, and the set's own recipe last."""
-        before: list[Recipe] = [*self.teachers, *self.statistics, *self.backbones, *self.derived]
+        """Recipes of the set's parents, in order, and the set's own recipe last.
+
+        A method without a set seed gets the same recipe for all of them, with set seed 0.
+        """
+        before: list[Recipe] = [
+            *self.teachers,
+            *self.statistics,
+            *self.dynamics,
+            *self.backbones,
+            *self.derived,
+        ]
         if isinstance(self.init, PlannedSet):
             before += self.init.recipes(set_seed)
         elif self.init is not None:
@@ -64,10 +83,11 @@ class PlannedSet:
             ipc=self.ipc,
             teachers=tuple(teacher.key for teacher in self.teachers),
             statistics=tuple(statistics.key for statistics in self.statistics),
+            dynamics=tuple(dynamics.key for dynamics in self.dynamics),
             backbones=tuple(backbone.key for backbone in self.backbones),
             derived=tuple(derived.key for derived in self.derived),
             init=before[-1].key if self.init is not None else None,
-            set_seed=set_seed,
+            set_seed=set_seed if METHODS.get(self.method).seeded else 0,
         )
         return [*before, recipe]
 
@@ -107,10 +127,29 @@ def plan_set(
         )
         for each in (teachers if needs.collection is not None else ())
     ]
+    dynamics = tuple(_recorded(recording, teacher_of(recording.role), info, data) for recording in needs.dynamics)
     backbones = tuple(backbone_of(role) for role in needs.backbones)
     derived = tuple(_derived(*pair, info, data) for pair in zip(needs.derived, backbones, strict=False))
     init = _init(needs.init, info, data, ipc, teacher, teacher_of, backbone_of, known_set, settings_of)
-    return PlannedSet(method, settings, info, data, ipc, teachers, tuple(statistics), backbones, derived, init)
+    return PlannedSet(
+        method, settings, info, data, ipc, teachers, tuple(statistics), dynamics, backbones, derived, init
+    )
+
+
+def _recorded(recording: Recording, teacher: TeacherRecipe, info: DatasetInfo, data: Data) -> TrainingDynamicsRecipe:
+    """The recipe of a recorded training: that of ``teacher``, on the data that the set is generated from."""
+    if teacher.training is None or teacher.seed is None:
+        raise Unsupported(f"the training of teacher {recording.role} cannot be recorded, as its weights are imported")
+    return TrainingDynamicsRecipe(
+        data=data,
+        classes=info.classes,
+        resolution=info.resolution,
+        network=teacher.network,
+        normalisation=teacher.normalisation,
+        training=teacher.training,
+        precision=teacher.precision or "auto",
+        seed=teacher.seed + recording.run,
+    )
 
 
 def _derived(derive: Derive, backbone: BackboneRecipe, info: DatasetInfo, data: Data) -> DerivedRecipe:

@@ -1,11 +1,11 @@
-"""Train a teacher from scratch, epoch by epoch, so that it can be interrupted and resumed."""
+"""Train a network from scratch, epoch by epoch, so that it can be interrupted and resumed."""
 
 from __future__ import annotations
 
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from rd3.datasets import Dataset, Split
 from rd3.device import autocast, ran_precision, repeatable_kernels, set_memory_format, usable_device
 from rd3.errors import BadValue, ClassOrderError, Diverged
 from rd3.models import NormalisedNetwork, build_network
-from rd3.recipe import Collection, TeacherRecipe, TeacherTraining
+from rd3.recipe import Collection, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
 from rd3.seeding import ForkedRNG, generator
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
@@ -25,6 +25,18 @@ HELD_BYTES = 2 << 30
 """Training images up to this many bytes as uint8 are kept on an accelerator instead of being sent batch by batch."""
 TRAINING_SHARE = 0.97
 """Share of the progress taken by training; the rest is testing."""
+Trained = TeacherRecipe | TrainingDynamicsRecipe
+"""Recipes whose network is trained here."""
+
+
+class Observer:
+    """Sees every step of a training; this one does nothing."""
+
+    def step(self, positions: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """One batch: positions in the split (B,) on the CPU, logits (B, C) and labels (B,) on the device."""
+
+    def finish(self, epoch: int) -> None:
+        """The end of an epoch, counted from 0, before it is kept in the checkpoint."""
 
 
 def train(
@@ -37,16 +49,48 @@ def train(
 ) -> dict[str, Any]:
     """Train the recipe's network, test it, write the folder, and return the figures for the ledger.
 
-    Resumes from a checkpoint of the same recipe and precision in ``out``; every random number is a function of seed
-    and epoch, so the result equals that of an uninterrupted run.  The last epoch's weights are kept, never the best.
-    Raises :class:`Diverged` with the first step whose loss is not finite.
+    Resumes, raises and deviates as :func:`fit` does.  The last epoch's weights are kept, never the best.
+    """
+    device, out = usable_device(device), Path(out)
+    network, precision, trained = fit(
+        recipe, dataset, out, device=device, observer=Observer(),
+        progress=lambda fraction, note: progress(TRAINING_SHARE * fraction, note),
+    )  # fmt: skip
+    wall, process = time.perf_counter(), time.process_time()
+    write_curve(out / CURVE, trained.curve)
+    manifest = write_teacher(
+        out, recipe, network, dataset, device=device, origin="trained by RD3", precision=precision,
+        curve=trained.curve,
+        progress=lambda fraction, note: progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction, note),
+    )  # fmt: skip
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return {
+        "top1_pct": manifest.test_top1_pct,
+        "correct": manifest.test_correct,
+        "tested": manifest.test_count,
+        "tested_on": manifest.tested_on,
+        "ran_precision": precision,
+        "epochs": len(trained.curve),
+        "final_loss": trained.curve[-1]["loss"],
+        "wall_s": trained.wall_s + time.perf_counter() - wall,
+        "process_s": trained.process_s + time.process_time() - process,
+    }
+
+
+def fit(
+    recipe: Trained, dataset: Dataset, out: Path, *, device: torch.device, observer: Observer, progress: Progress
+) -> tuple[NormalisedNetwork, Literal["fp32", "bf16"], Counters]:
+    """Train the recipe's network and return it with the precision, the curve and the time of all attempts.
+
+    Resumes from a checkpoint of the same recipe and precision in ``out``, which the caller removes; every random number
+    is a function of seed and epoch, so the result equals that of an uninterrupted run.  Raises :class:`Diverged` with
+    the first step whose loss is not finite.
 
     Deviations: draws are per image, one batch at a time; ``pad`` fills with zeros (black), ``resized`` crops the
     dataset's own resized and centre-cropped images rather than the files; the learning rate changes at every step; a
     last batch of a single image is left out.
     """
     wall, process = time.perf_counter(), time.process_time()
-    device, out = usable_device(device), Path(out)
     training, seed = _checked(recipe, dataset)
     precision = ran_precision(device, recipe.precision or "auto")
     network = build_network(
@@ -58,44 +102,31 @@ def train(
         weight_decay=training.weight_decay,
     )  # fmt: skip
     counters = _resumed(out / CHECKPOINT, recipe.key, precision, network, optimizer, progress)
+
+    def so_far() -> Counters:
+        return Counters(
+            counters.curve,
+            counters.wall_s + time.perf_counter() - wall,
+            counters.process_s + time.process_time() - process,
+        )
+
     epoch_s = []
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
         with ForkedRNG(device, seed, "dropout", epoch), repeatable_kernels():
-            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision)
+            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision, observer)
+        observer.finish(epoch)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
-        now = Counters(
-            counters.curve,
-            counters.wall_s + time.perf_counter() - wall,
-            counters.process_s + time.process_time() - process,
-        )
-        write_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer, now)
+        write_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer, so_far())
         left_s = (training.epochs - epoch - 1) * sum(epoch_s) / len(epoch_s)
         progress(
-            TRAINING_SHARE * (epoch + 1) / training.epochs,
+            (epoch + 1) / training.epochs,
             f"epoch {epoch + 1}/{training.epochs}, loss {row['loss']:.3f}, train {row['train_top1_pct']:.1f} %, "
             f"{duration(left_s)} left",
         )
-    _write_curve(out / CURVE, counters.curve)
-    manifest = write_teacher(
-        out, recipe, network, dataset, device=device, origin="trained by RD3", precision=precision,
-        curve=counters.curve,
-        progress=lambda fraction, note: progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction, note),
-    )  # fmt: skip
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return {
-        "top1_pct": manifest.test_top1_pct,
-        "correct": manifest.test_correct,
-        "tested": manifest.test_count,
-        "tested_on": manifest.tested_on,
-        "ran_precision": precision,
-        "epochs": training.epochs,
-        "final_loss": counters.curve[-1]["loss"],
-        "wall_s": counters.wall_s + time.perf_counter() - wall,
-        "process_s": counters.process_s + time.process_time() - process,
-    }
+    return network, precision, so_far()
 
 
 def _resumed(
@@ -112,7 +143,7 @@ def _resumed(
     return found.counters
 
 
-def _checked(recipe: TeacherRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:
+def _checked(recipe: Trained, dataset: Dataset) -> tuple[TeacherTraining, int]:
     """Training settings and seed, once recipe and dataset fit together."""
     info = dataset.info
     if recipe.training is None or recipe.seed is None:
@@ -122,12 +153,12 @@ def _checked(recipe: TeacherRecipe, dataset: Dataset) -> tuple[TeacherTraining, 
         )
     if recipe.classes != info.classes:
         raise ClassOrderError(
-            f"The teacher was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            f"The training was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
             "plan it again with this dataset",
         )
     if recipe.resolution != info.resolution:
         raise BadValue(
-            f"The teacher was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
+            f"The training was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
             "plan it again with this dataset",
         )
     if recipe.data.split == "unknown":
@@ -151,10 +182,11 @@ def _train_epoch(
     network: NormalisedNetwork,
     optimizer: torch.optim.Optimizer,
     images: Images,
-    recipe: TeacherRecipe,
+    recipe: Trained,
     training: TeacherTraining,
     device: torch.device,
     precision: str,
+    observer: Observer,
 ) -> dict[str, float]:
     """One pass over the training images; the row of the curve."""
     seed = recipe.seed
@@ -177,6 +209,7 @@ def _train_epoch(
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
+        observer.step(batch, logits.detach().float(), labels)
         right += (logits.detach().argmax(dim=1) == labels).sum()
     # The one place of an epoch that waits for the device.
     values = torch.stack(losses).tolist()
@@ -221,7 +254,7 @@ class Images:
         return self.dataset.images(self.split, positions.tolist()).to(self.device), self.labels[there]
 
 
-def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -96,3 +96,10 @@ def test_a_method_that_makes_other_blocks_together_than_alone_is_told_so(registr
     [wrong] = [result for result in check_method("crowded", tmp=tmp_path / "trial") if not result.ok]
     assert wrong.name == "Blocks generated together equal those generated alone up to rounding"
     assert "% of the pixels differ by more than one level of 255" in wrong.detail
+
+
+def test_a_method_that_has_a_seed_but_declares_none_is_told_so(registry, tmp_path, monkeypatch):
+    text = template("fixed").replace("    Settings =", "    seeded = False\n    Settings =")
+    _load(text, tmp_path / "fixed.py", monkeypatch)
+    [wrong] = [result for result in check_method("fixed", tmp=tmp_path / "trial") if not result.ok]
+    assert wrong.detail == "`seeded` is False, but set seeds 0 and 1 give different images"

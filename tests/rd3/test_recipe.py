@@ -138,7 +138,7 @@ def test_a_recipe_of_another_kind_is_refused():
 
 
 def test_every_kind_can_be_computed_and_forecast():
-    assert list(KINDS) == ["teacher", "statistics", "backbone", "derived", "set", "evaluation"]
+    assert list(KINDS) == ["teacher", "training_dynamics", "statistics", "backbone", "derived", "set", "evaluation"]
     assert all(kind.model_fields["kind"].default == name for name, kind in KINDS.items())
     assert set(PERFORM) == set(FORECASTS) == set(KINDS.values())
 
@@ -150,7 +150,7 @@ def test_a_name_is_of_one_kind():
 
 @pytest.mark.parametrize("plain", ['{"kind": "student"}', '{"kind": ["set"]}', "{}"])
 def test_an_unknown_kind_is_refused(plain):
-    known = "teacher, statistics, backbone, derived, set, evaluation"
+    known = "teacher, training_dynamics, statistics, backbone, derived, set, evaluation"
     with pytest.raises(BadValue, match=f"kind: .*, expected one of {known}"):
         from_json(plain)
 

@@ -17,7 +17,10 @@ from rd3.methods.random import Random
 from rd3.models._base import NETWORKS, Network, NetworkInfo, network_names
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, topological
+from rd3.store import Entry
 from tests.pipelines.fingerprints import Fingerprints
+from tracking.report.extra.dd_ranking import dd_ranking
+from tracking.report.results import Results
 
 
 def opened(name: str) -> str:
@@ -396,3 +399,28 @@ def test_ten_thousand_cells():
     assert len(expansion.cells) == len(of_kind(expansion, "evaluation")) == 5 * 2 * 2 * 10 * 50
     assert len(of_kind(expansion, "set")) == 5 * 2 * 2 * 10
     assert len(of_kind(expansion, "teacher")) == 2
+
+
+def test_a_method_without_a_set_seed_has_one_set_for_all_seeds():
+    grid = expanded(DIGITS + "methods: [random, herding]\nipc: [1]\nset_seeds: [1, 2]\nstudent_seeds: [0, 1]\n")
+    seeds = {
+        method: [cell.set_seed for cell in grid.cells if cell.method == method] for method in ("random", "herding")
+    }
+    assert seeds == {"random": [1, 1, 2, 2], "herding": [0, 0]}
+    assert len(of_kind(grid, "set")) == 3
+    assert grid.notes == ["Method herding has no set seed: its sets are planned with set seed 0 alone."]
+
+
+def test_the_dd_ranking_grid_has_every_cell_of_its_table():
+    grid = expand(load_grid("dd-ranking"), Fingerprints(opened))
+    assert len(grid.cells) == 4 * 3 * 4
+    assert len(of_kind(grid, "set")) == 2 * 3 + 2
+    find = {
+        key: Entry(kind=recipe.kind, key=key, recipe=recipe.model_dump(mode="json"), result={})
+        for key, recipe in grid.recipes.items()
+    }
+    for entry in find.values():
+        entry.result.update(top1_pct=90.0 if entry.kind == "teacher" else 50.0)
+    table = dd_ranking(Results.of(grid.cells, lambda kind, key: find.get(key)))
+    assert [row[3] for row in table.texts] == ["random", "rded", "herding", "k_center"]
+    assert "missing" not in table.columns and all("missing" not in row for row in table.texts)

@@ -48,7 +48,7 @@ def test_noise_leaves_the_recipe_as_it_was_before_there_was_a_choice():
     *_teachers, recipe = planned("sre2l", init="noise").recipes(0)
     plain = recipe.model_dump(mode="json")
     assert (plain.pop("init"), plain.pop("statistics"), plain.pop("format")) == (None, [], 2)
-    assert (plain.pop("backbones"), plain.pop("derived")) == ([], [])
+    assert (plain.pop("backbones"), plain.pop("derived"), plain.pop("dynamics")) == ([], [], [])
     assert "init" not in plain["settings"]
     assert recipe.key == digest(plain)
 

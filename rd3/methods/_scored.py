@@ -1,0 +1,114 @@
+"""Shared steps of coresets that score images by a recorded training and sample them by their scores (CCS)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from rd3.datasets import DatasetInfo
+from rd3.methods import Block, Context, Cost, Method, Needs, Recording, Settings
+from rd3.methods._coreset import class_blocks, enough_indices
+from rd3.recipe import SetRecipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from rd3.teacher.dynamics import Dynamics
+
+
+class ScoredSettings(Settings):
+    """Settings of CCS, and the training that is recorded."""
+
+    recorded: str | None = Field(default=None, exclude=True)
+    """Role of the teacher whose training is recorded, one that is trained here; None: the grid's teacher.  The recipe
+    stores the recorded training instead."""
+    beta: float = Field(ge=0, lt=1)
+    """Share of a class that is pruned, the hardest images first; at most what leaves IPC images."""
+    strata: int = Field(default=50, ge=1)
+    """Intervals of equal width between the lowest and the highest score that is left, from each of which about equally
+    many images are drawn."""
+
+
+class ScoredCoreset(Method):
+    """Base of the methods; a block is a class, easiest image first."""
+
+    def needs(self, info: DatasetInfo, settings: Any, teacher: str) -> Needs:
+        return Needs(dynamics=(Recording(settings.recorded or teacher),))
+
+    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
+        return class_blocks(recipe, info)
+
+    @abstractmethod
+    def hardness(self, recorded: Sequence[Dynamics], settings: Any) -> np.ndarray:
+        """(N,) float64 scores of all images of the split, larger for harder ones."""
+
+    def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        with ctx.phase("select"):
+            indices = enough_indices(block, ctx)
+            if "hardness" not in ctx.shared:
+                ctx.shared["hardness"] = self.hardness(ctx.dynamics, ctx.settings)
+            scores, label = ctx.shared["hardness"][indices], block.labels[0]
+            settings: ScoredSettings = ctx.settings
+            chosen = ccs(scores, len(block.members), settings.beta, settings.strata, ctx.rng("select", label))
+            return ctx.dataset.images(ctx.split, indices[chosen].tolist())
+
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        return Cost()
+
+
+def mean_hardness(hardness: np.ndarray) -> np.ndarray:
+    """(N,) float64 mean over epochs of (E, N); NaN is passed over, and an image without any number is the hardest."""
+    import numpy as np
+
+    seen = ~np.isnan(hardness)
+    total = np.where(seen, hardness, 0).sum(axis=0, dtype=np.float64)
+    means = total / np.maximum(seen.sum(axis=0), 1)
+    known = seen.any(axis=0)
+    return np.asarray(np.where(known, means, means[known].max()))
+
+
+def ccs(scores: np.ndarray, wanted: int, beta: float, strata: int, stream: torch.Generator) -> list[int]:
+    """``wanted`` positions in ``scores`` (n,), easiest first: coverage-centric selection with a hard cutoff.
+
+    Algorithm 1 of Zheng et al.: prune the share ``beta`` with the highest scores; divide the range of the others into
+    ``strata`` intervals of equal width; draw from them at random, as many from each as :func:`budgets` says.
+    """
+    import numpy as np
+    import torch
+
+    pruned = min(int(beta * len(scores)), len(scores) - wanted)
+    kept = np.argsort(scores, kind="stable")[: len(scores) - pruned]
+    stratum = _strata(scores[kept], strata)
+    counts = np.bincount(stratum, minlength=strata)
+    chosen = list[int]()
+    for number, budget in enumerate(budgets(counts.tolist(), wanted)):
+        members = kept[stratum == number]
+        drawn = torch.randperm(len(members), generator=stream)[:budget].numpy()
+        chosen += members[np.sort(drawn)].tolist()
+    return chosen
+
+
+def _strata(scores: np.ndarray, strata: int) -> np.ndarray:
+    """(n,) int64: the interval, 0 to ``strata`` - 1, of each score (n,); the highest belongs to the last one."""
+    import numpy as np
+
+    width = (scores.max() - scores.min()) / strata
+    if width == 0:
+        return np.zeros(len(scores), dtype=np.int64)
+    return np.asarray(np.minimum((scores - scores.min()) / width, strata - 1), dtype=np.int64)
+
+
+def budgets(counts: Sequence[int], wanted: int) -> list[int]:
+    """How many images each stratum gives: from the smallest stratum on, an equal share of what is still wanted.
+
+    A stratum with fewer images gives all of them; so ``wanted`` (at most the sum of ``counts``) is reached exactly.
+    """
+    found, left = [0] * len(counts), wanted
+    for place, number in enumerate(sorted(range(len(counts)), key=lambda number: counts[number])):
+        found[number] = min(counts[number], left // (len(counts) - place))
+        left -= found[number]
+    return found
