@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -360,4 +360,39 @@ def panels_chart(
             axes.label_outer()
             _grid(axes, "y")
         _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
+        return _rendered(figure, kind, name)
+
+
+class Cloud(Protocol):
+    """Points in the plane with labels."""
+
+    @property
+    def features(self) -> Any:
+        """(n, 2) positions."""
+
+    @property
+    def labels(self) -> Any:
+        """(n,) labels from 0."""
+
+
+def map_chart(clouds: Mapping[str, Cloud], *, kind: str = "svg", name: str = "map") -> bytes:
+    """Points in the plane, coloured by label: a panel per cloud, each over the points of the first one."""
+    names_, background = list(clouds), next(iter(clouds.values()))
+    columns = min(3, len(names_))
+    rows = -(-len(names_) // columns)
+    palette = matplotlib.colormaps["tab10"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.9 * columns, 0.3 + 2.9 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            axes.set_visible(place < len(names_))
+            axes.set_xticks([])
+            axes.set_yticks([])
+        for axes, (title, cloud) in zip(grid.flat, clouds.items(), strict=False):
+            axes.set_title(title)
+            colours = palette(background.labels % 10)
+            axes.scatter(*background.features.T, s=5, c=colours, alpha=0.35, linewidths=0, rasterized=True)
+            if cloud is not background:
+                own = palette(cloud.labels % 10)
+                axes.scatter(*cloud.features.T, s=34, c=own, edgecolors=INK, linewidths=0.6)
         return _rendered(figure, kind, name)

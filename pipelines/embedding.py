@@ -1,0 +1,105 @@
+"""Features of synthetic and real images in two dimensions by t-SNE (the paper's Figure 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rd3.errors import RD3Error
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.workspace import LoadedGrid
+    from rd3.datasets import Dataset
+    from rd3.models import NormalisedNetwork
+    from rd3.synthetic_set import SyntheticSet
+    from tracking.report.charts import Drawing
+
+_CLASSES = 10
+_REAL = 100
+"""Real images per class; with more, the real ones alone would decide the map."""
+_AT_ONCE = 250
+
+
+class Points(NamedTuple):
+    """Images of one origin."""
+
+    features: np.ndarray
+    """(n, D) float64, or (n, 2) once embedded."""
+    labels: np.ndarray
+    """(n,) int64."""
+
+
+def embedded(groups: dict[str, Points], *, seed: int = 0, perplexity: float = 30.0) -> dict[str, Points]:
+    """The groups with (n, 2) features, embedded together by t-SNE, so that their positions can be compared.
+
+    ``perplexity`` is lowered where there are fewer than three times as many images.  Source: van der Maaten and Hinton,
+    2008; scikit-learn's implementation, initialised by PCA.
+    """
+    from sklearn.manifold import TSNE
+
+    together = np.concatenate([points.features for points in groups.values()])
+    fitting = min(perplexity, max(1.0, (len(together) - 1) / 3))
+    positions = TSNE(perplexity=fitting, init="pca", random_state=seed).fit_transform(together).astype(np.float64)
+    ends = np.cumsum([len(points.labels) for points in groups.values()])[:-1]
+    parts = np.split(positions, ends)
+    return {name: Points(part, points.labels) for (name, points), part in zip(groups.items(), parts, strict=True)}
+
+
+def drawings(grid: LoadedGrid) -> Iterator[Drawing]:
+    """A chart per dataset and IPC of a grid: the first set of each method and real training images of ten classes."""
+    frame = grid.results()
+    finished = frame[(frame["status"] == "done") & frame["set"].notna()]
+    for (name, ipc), rows in finished.groupby(["dataset", "ipc"], sort=False):
+        found = dict(zip(rows["method"][::-1], rows["set"][::-1], strict=True))
+        methods = {method: found[method] for method in dict.fromkeys(rows["method"])}
+        yield _drawing(grid, str(name), int(ipc), str(rows["teacher"].iloc[0]), methods)
+
+
+def _drawing(grid: LoadedGrid, name: str, ipc: int, role: str, methods: dict[str, str]) -> Drawing:
+    from tracking.report.charts import Drawing
+    from tracking.report.figures import map_chart
+
+    title = f"Features of {name}, IPC {ipc}"
+    try:
+        dataset = grid.workspace.dataset(name)
+        teacher = grid.workspace.teacher(name, role)
+        groups = {"real": _of_real(dataset, teacher)}
+        for method, key in methods.items():
+            groups[method] = _of_set(grid.workspace.open_set(key), teacher)
+    except RD3Error as error:
+        return Drawing(title, f"Not drawn: {error.message}", b"")
+    caption = (
+        f"Features before the last layer of teacher {role}, of the first {_CLASSES} classes: synthetic images (large "
+        f"dots) over at most {_REAL} real training images a class (small dots). One t-SNE of all of them, so that "
+        "positions can be compared between panels; distances between far clusters mean nothing."
+    )
+    return Drawing(title, caption, map_chart(embedded(groups), name=f"features-{name}-{ipc}"))
+
+
+def _of_real(dataset: Dataset, teacher: NormalisedNetwork) -> Points:
+    labels = dataset.labels("train")
+    chosen = np.concatenate([np.flatnonzero(labels == label)[:_REAL] for label in range(_CLASSES)])
+    parts = [
+        _features(dataset.images("train", chosen[first : first + _AT_ONCE].tolist()), teacher)
+        for first in range(0, len(chosen), _AT_ONCE)
+    ]
+    return Points(np.concatenate(parts), labels[chosen])
+
+
+def _of_set(synthetic: SyntheticSet, teacher: NormalisedNetwork) -> Points:
+    shown = synthetic.labels < _CLASSES
+    images = synthetic.images[shown].split(_AT_ONCE)
+    return Points(np.concatenate([_features(part, teacher) for part in images]), synthetic.labels[shown].numpy())
+
+
+def _features(images: torch.Tensor, teacher: NormalisedNetwork) -> np.ndarray:
+    import torch
+
+    from rd3.augment import to_unit
+
+    with torch.inference_mode():
+        return teacher.features(to_unit(images)).flatten(1).double().numpy()
