@@ -189,7 +189,7 @@ def test_everything_is_escaped(report, page):
 
 
 def test_results_beside_the_papers(page):
-    assert "40.2 ± 0.7 (2)" in page.text  # random: 39.7 and 40.7
+    assert "40.2 (2 seeds)" in page.text  # random: 39.7 and 40.7
     assert "paper 42.3 ± 0.3, difference −2.1" in page.text
     assert "paper 37.3 ± 0.4, difference +3.9" in page.text  # rded: 40.7 and 41.7
     assert "iterations 100/1000 paper 29.7 ± 0.8 generated in" in page.text  # reduced: no difference
@@ -228,18 +228,18 @@ def test_markdown_tables_have_equal_rows(report):
         else:
             assert len(set(block)) <= 1
             block = []
-    assert "| rded | 10 | 41.2 ± 0.7 (2) | 37.3 ± 0.4 | +3.9 |" in text
+    assert "| rded | 10 | **41.2 (2 seeds)** | 37.3 ± 0.4 | +3.9 |" in text
 
 
 def test_csv_holds_every_score_and_every_evaluation(report):
     lines = list(csv.DictReader(report[0]["results.csv"].read_text(encoding="utf-8").splitlines()))
     assert [(line["method"], line["varied"]) for line in lines] == [
         ("random", ""),
-        ("sre2l", ""),
-        ("edc", ""),
         ("rded", ""),
         ("rded", "temperature=4.0"),
         ("rded", "temperature=40.0"),
+        ("sre2l", ""),
+        ("edc", ""),
     ]
     evaluations = list(csv.DictReader(report[0]["evaluations.csv"].read_text(encoding="utf-8").splitlines()))
     assert [line["evaluation"] for line in evaluations] == [cell.evaluation or "" for cell in report[3]]

@@ -24,6 +24,8 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    """What the reader has to know, in a sentence or two."""
 
     @classmethod
     def of(cls, title: str, scores: Sequence[Score], rows: Sequence[str], column: str) -> Self:
@@ -45,7 +47,8 @@ class Table:
     @property
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.texts]
-        return "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
+        table = "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
+        return f"{escape_markdown(self.note)}\n\n{table}" if self.note else table
 
 
 ReportTable = Callable[[Results], Table | None]
