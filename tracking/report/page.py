@@ -21,6 +21,7 @@ from rd3.errors import RD3Error, StoreError
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
 from tracking.report.extra._base import Table, extra_tables
+from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, interval_text, pairs
 from tracking.report.query import Find
 from tracking.report.results import Results
@@ -29,6 +30,11 @@ from tracking.report.tables import ResultTable
 
 Fetch = Callable[[str, str], Path]
 """Maps (kind, key) to a local folder with the verified files."""
+
+
+def slug(title: str) -> str:
+    """A title as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Chart:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return slug(self.title)
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,18 @@ def fill(template: str, page: Any) -> str:
     return _environment(template.endswith(".html.j2")).get_template(template).render(page=page)
 
 
+def _tables(page: Page) -> dict[str, str]:
+    """Files of ``tables/``: LaTeX of every table, CSV of those that results.csv does not contain."""
+    written = {
+        f"tables/results-{place}-{slug(section.table.title)}.tex": latex_of_results(section.table)
+        for place, section in enumerate(page.sections, 1)
+    }
+    for name, table in page.extra.items():
+        written[f"tables/{name}.csv"] = _lines_csv([table.columns, *table.texts])
+        written[f"tables/{name}.tex"] = latex_of_texts(table.title, table.columns, table.texts, table.note)
+    return written
+
+
 def write_report(
     grid_name: str,
     results: Results,
@@ -310,7 +328,7 @@ def write_report(
     *,
     facts: Mapping[str, Any],
 ) -> dict[str, Path]:
-    """Write ``report.md``, ``results.csv``, ``evaluations.csv``, ``report.html`` and ``charts/*.svg`` into ``out``.
+    """Write ``report.md``, ``report.html``, ``results.csv``, ``evaluations.csv``, ``charts/*.svg`` and ``tables/*``.
 
     Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
     the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
@@ -340,7 +358,7 @@ def write_report(
         "evaluations.csv": _evaluations_csv(frame),
         "report.html": fill("report.html.j2", page),
     } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
-    written |= {f"tables/{name}.csv": _lines_csv([table.columns, *table.texts]) for name, table in page.extra.items()}
+    written |= _tables(page)
     try:
         for name, text in written.items():
             write_atomically(out / name, text)
