@@ -189,6 +189,16 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     )
 
 
+def point_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that repeats share, as text."""
+    return tuple(_plain(fields[name]) if isinstance(fields[name], Mapping) else str(fields[name]) for name in POINT)
+
+
+def point_of_score(score: Score) -> tuple[str, ...]:
+    """:func:`point_of` the score's repeats."""
+    return point_of({name: getattr(score, name) for name in POINT})
+
+
 def scores(frame: pd.DataFrame) -> list[Score]:
     """The scores of a frame from ``query.rows``, one per point, in the grid's order.
 
@@ -198,8 +208,7 @@ def scores(frame: pd.DataFrame) -> list[Score]:
     points: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     networks: dict[tuple[str, str], str] = {}
     for row in frame.to_dict("records"):
-        key = tuple(_plain(row[name]) if isinstance(row[name], dict) else str(row[name]) for name in POINT)
-        points.setdefault(key, []).append(row)
+        points.setdefault(point_of(row), []).append(row)
         if row["teacher_network"]:
             networks[row["dataset"], row["teacher"]] = row["teacher_network"]
     found = []

@@ -228,6 +228,19 @@ def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
     return [result_table(list(group)) for _key, group in grouped]
 
 
+def short_names(found: Sequence[ResultTable]) -> list[str]:
+    """What tells tables of one grid apart, such as ``hard labels``; empty for a single one."""
+    described = [
+        (
+            *(table.dataset, f"{table.labels} labels", f"student {table.student}", f"protocol {table.protocol}"),
+            *(table.changed, f"teacher {table.teacher}"),
+        )
+        for table in found
+    ]
+    differ = [place for place, values in enumerate(zip(*described, strict=True)) if len(set(values)) > 1]
+    return [", ".join(filter(None, (values[place] for place in differ))) for values in described]
+
+
 def escape_markdown(text: str) -> str:
     """Escape text for a Markdown table cell."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -36,11 +36,20 @@ def test_every_pair_of_a_column_is_compared_with_holms_correction():
     assert [found[pair]["verdict"] for pair in pairs] == ["equal within noise", "different", "different"]
     low, high = stats.ttest_rel(APART["rded"], APART["sre2l"]).confidence_interval(0.95)
     assert found["rded", "sre2l"]["95 % interval"] == f"[{low:.1f}, {high:.1f}]"
-    assert found["rded", "edc"] | {"table": ""} == {
-        "table": "", "ipc": "10", "first": "rded", "second": "edc", "difference": "", "95 % interval": "",
+    assert found["rded", "edc"] == {  # a single table needs no name
+        "ipc": "10", "first": "rded", "second": "edc", "difference": "", "95 % interval": "",
         "p (Holm)": "", "shared": "2 student seeds", "verdict": "not tested",
     }  # fmt: skip
     assert len(found) == 6
+
+
+def test_tables_are_named_by_what_differs():
+    grid = Grid()
+    for method, tops in APART.items():
+        grid.add(method, 10, tops)
+        grid.add(method, 10, tops, labels="hard", overrides={"labels": "hard"})
+    for name, count in (("comparisons", 3), ("ranks", 3)):
+        assert [row["table"] for row in rows(grid, name)] == ["soft labels"] * count + ["hard labels"] * count
 
 
 def test_one_method_has_no_comparison():

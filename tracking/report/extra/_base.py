@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from rd3.component import changes_text
@@ -38,6 +38,12 @@ class Table:
             found.setdefault(tuple(_text(getattr(score, name)) for name in by), {})[getattr(score, column)] = score
         lines = [[*key, *(cells.get(value) for value in across)] for key, cells in found.items()]
         return cls(title, [*by, *(f"{column} {value}" for value in across)], lines)
+
+    def without_empty(self) -> Self:
+        """The table without columns that are empty in every row."""
+        kept = [place for place, texts in enumerate(zip(*self.texts, strict=True)) if any(texts)]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return replace(self, columns=[self.columns[place] for place in kept], rows=rows)
 
     @property
     def texts(self) -> list[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rd3.comparisons import Comparison
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
-from tracking.report.tables import ResultTable, result_tables
+from tracking.report.tables import ResultTable, result_tables, short_names
 
 NOTE = (
     "Mean difference in points (first minus second) on shared seeds with its own 95 % interval; p-values of paired "
@@ -18,13 +18,14 @@ COLUMNS = ("table", "ipc", "first", "second", "difference", "95 % interval", "p 
 @register_table("comparisons")
 def comparisons(results: Results) -> Table | None:
     """All pairs of methods on shared seeds, with Holm's correction."""
-    rows = [row for table in result_tables(results.scores) for row in _rows(table)]
-    return Table("Methods compared pairwise", COLUMNS, rows, NOTE) if rows else None
+    tables = result_tables(results.scores)
+    rows = [row for name, table in zip(short_names(tables), tables, strict=True) for row in _rows(name, table)]
+    return Table("Methods compared pairwise", COLUMNS, rows, NOTE).without_empty() if rows else None
 
 
-def _rows(table: ResultTable) -> list[list[str]]:
+def _rows(name: str, table: ResultTable) -> list[list[str]]:
     return [
-        [f"{table.title}; {table.setting}", str(ipc), *_texts(one, column.unit)]
+        [name, str(ipc), *_texts(one, column.unit)]
         for ipc, column in table.columns.items()
         for one in column.comparisons
     ]

@@ -17,7 +17,7 @@ from tracking.report.columns import by_unit, several_sets, values_of
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
-from tracking.report.tables import result_tables
+from tracking.report.tables import result_tables, short_names
 
 FEWEST = 3
 """Methods that a ranking needs."""
@@ -42,13 +42,14 @@ COLUMNS_TAU = (
 def ranks(results: Results) -> Table | None:
     """Rank of each method by IPC, with the ranks that its seeds leave possible."""
     rows: list[list[str]] = []
-    for table in result_tables(results.scores):
+    tables = result_tables(results.scores)
+    for name, table in zip(short_names(tables), tables, strict=True):
         for ipc in table.ipcs:
             scores = {row.label: row.scores[ipc] for row in table.rows if ipc in row.scores}
             found = _ranks(values_of(scores))
-            rows += [[f"{table.title}; {table.setting}", str(ipc), *texts] for texts in found]
+            rows += [[name, str(ipc), *texts] for texts in found]
     columns = ("table", "ipc", "method", "rank", "95 % interval", "resampled")
-    return Table("Ranks", columns, rows, NOTE_RANKS) if rows else None
+    return Table("Ranks", columns, rows, NOTE_RANKS).without_empty() if rows else None
 
 
 def _ranks(values: Values) -> list[list[str]]:
