@@ -159,9 +159,9 @@ def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
     return found
 
 
-def _sections(found: Sequence[Score]) -> list[Section]:
+def _sections(found: Sequence[ResultTable]) -> list[Section]:
     sections = []
-    for index, table in enumerate(tables.result_tables(found)):
+    for index, table in enumerate(found):
         chart = None
         if any(score.top1 for row in table.rows for score in row.scores.values()):
             caption = f"Dots: mean over seeds; {figures.BARS}"
@@ -286,7 +286,7 @@ def write_report(
         lines=_lines(frame, facts),
         protocols=_protocols(found),
         teachers=_teachers(frame, results.find),
-        sections=_sections(found),
+        sections=_sections(results.tables),
         sensitivity=_sensitivity(found),
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
@@ -299,7 +299,7 @@ def write_report(
     )
     written = {
         "report.md": fill("report.md.j2", page),
-        "results.csv": tables.to_csv(found),
+        "results.csv": tables.to_csv(found, results.tables),
         "evaluations.csv": _evaluations_csv(frame),
         "report.html": fill("report.html.j2", page),
     } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}

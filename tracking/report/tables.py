@@ -293,14 +293,14 @@ CSV_COLUMNS = (
 )
 
 
-def to_csv(scores: Sequence[Score]) -> str:
-    """All scores, including those of sensitivity studies, one per line, to six decimals."""
+def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
+    """All scores, including those of sensitivity studies, one per line, to six decimals; ``tables``: their tables."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     standing = {
         id(score): table.standing(row, ipc)
-        for table in result_tables(scores)
+        for table in tables
         for row in table.rows
         for ipc, score in row.scores.items()
     }

@@ -299,7 +299,7 @@ def test_varied_points_are_in_the_csv_and_not_in_the_tables():
     found = results.scores()
     (table,) = result_tables(found)
     assert top1_text(table.rows[0].scores[10]) == "40.5 (2 seeds)"
-    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(found, result_tables(found)))))
     assert [line["varied"] for line in lines] == ["", "temperature=4.0"]
     assert [float(line["top1_pct_mean"]) for line in lines] == [40.5, 38.5]
     assert float(lines[0]["difference"]) == pytest.approx(40.5 - 37.3)
@@ -361,7 +361,8 @@ def test_the_csv_has_the_interval_the_variance_split_and_the_standing():
     for seed, tops in groups.items():
         results.add("rded", 10, tops, set_seed=seed)
     results.add("random", 10, [30.0], ran="fp32")
-    rded, other = csv.DictReader(io.StringIO(to_csv(results.scores())))
+    found = results.scores()
+    rded, other = csv.DictReader(io.StringIO(to_csv(found, result_tables(found))))
     low, high = scipy_stats.t.interval(0.95, 2, loc=41.5, scale=scipy_stats.sem([40.5, 45.5, 38.5]))
     assert (float(rded["low_95"]), float(rded["high_95"])) == (pytest.approx(low), pytest.approx(high))
     within = statistics.mean(statistics.variance(tops) for tops in groups.values())

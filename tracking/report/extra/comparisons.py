@@ -5,7 +5,7 @@ from __future__ import annotations
 from rd3.comparisons import Comparison
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
-from tracking.report.tables import ResultTable, result_tables, short_names
+from tracking.report.tables import ResultTable, short_names
 
 NOTE = (
     "Mean difference in points (first minus second) on shared seeds with its own 95 % interval; p-values of paired "
@@ -18,8 +18,8 @@ COLUMNS = ("table", "ipc", "first", "second", "difference", "95 % interval", "p 
 @register_table("comparisons")
 def comparisons(results: Results) -> Table | None:
     """All pairs of methods on shared seeds, with Holm's correction."""
-    tables = result_tables(results.scores)
-    rows = [row for name, table in zip(short_names(tables), tables, strict=True) for row in _rows(name, table)]
+    named = zip(short_names(results.tables), results.tables, strict=True)
+    rows = [row for name, table in named for row in _rows(name, table)]
     return Table("Methods compared pairwise", COLUMNS, rows, NOTE).without_empty() if rows else None
 
 

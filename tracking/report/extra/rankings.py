@@ -17,7 +17,7 @@ from tracking.report.columns import by_unit, several_sets, values_of
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
-from tracking.report.tables import result_tables, short_names
+from tracking.report.tables import short_names
 
 FEWEST = 3
 """Methods that a ranking needs."""
@@ -42,8 +42,7 @@ COLUMNS_TAU = (
 def ranks(results: Results) -> Table | None:
     """Rank of each method by IPC, with the ranks that its seeds leave possible."""
     rows: list[list[str]] = []
-    tables = result_tables(results.scores)
-    for name, table in zip(short_names(tables), tables, strict=True):
+    for name, table in zip(short_names(results.tables), results.tables, strict=True):
         for ipc in table.ipcs:
             scores = {row.label: row.scores[ipc] for row in table.rows if ipc in row.scores}
             found = _ranks(values_of(scores))
