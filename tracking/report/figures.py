@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
@@ -22,13 +23,14 @@ from rd3.component import changes_text, plain_text, value_by_name
 from rd3.errors import BadValue
 from tracking.report.paper import names
 from tracking.report.scores import Score, Summary
-from tracking.report.tables import ResultTable
+from tracking.report.tables import ResultTable, top1_text
 
 INK = "#1f2328"
 """Replaced by ``currentColor`` in SVG, so that a chart follows the light or dark theme of its page."""
 COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7", "#6A51A3", "#D55E00")
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
+TIP = "tip-"
 BARS = "bars: 95 % interval of the mean, from three seeds on."
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -76,10 +78,23 @@ def _rendered(figure: Figure, kind: str, name: str) -> bytes:
     text = out.getvalue().decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(rf'<g id="{TIP}([0-9a-f]+)">', _with_title, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     text = text.replace("<svg ", '<svg role="img" ', 1)
     return text.encode()
+
+
+def _with_title(found: re.Match[str]) -> str:
+    """The group of a marker with its text, which a browser shows on hover and a screen reader reads."""
+    return f"<g><title>{escape(bytes.fromhex(found.group(1)).decode(), quote=False)}</title>"
+
+
+def _tip(score: Score) -> str:
+    """Id of a score's marker, which :func:`_rendered` turns into a title."""
+    changes = changes_text({**score.overrides, **score.varied})
+    text = ", ".join(filter(None, (score.method, f"IPC {score.ipc}", changes)))
+    return TIP + f"{text}: {top1_text(score)}".encode().hex()
 
 
 def _grid(axes: Axes, axis: Literal["both", "y", "x"]) -> None:
@@ -112,10 +127,10 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
                     continue
                 if score.paper is not None:
                     paper_seen = True
-                    _point(axes, score.paper.mean, y - 0.16, score.paper.std, PAPER, "D", hollow=True)
+                    _point(axes, score.paper.mean, y - 0.16, score.paper.std, PAPER, "D", "", hollow=True)
                 if score.top1 is not None:
                     colour, marker = styles[score.method]
-                    _point(axes, score.top1.mean, y + 0.1, _bar(score.top1), colour, marker)
+                    _point(axes, score.top1.mean, y + 0.1, _bar(score.top1), colour, marker, _tip(score))
                     axes.annotate(
                         f"{score.top1.mean:.1f}",
                         (score.top1.mean, y + 0.1),
@@ -144,9 +159,9 @@ def _bar(got: Summary) -> float | None:
 
 
 def _point(
-    axes: Axes, x: float, y: float, half: float | None, colour: str, marker: str, *, hollow: bool = False
+    axes: Axes, x: float, y: float, half: float | None, colour: str, marker: str, tip: str, *, hollow: bool = False
 ) -> None:
-    axes.errorbar(
+    drawn = axes.errorbar(
         x,
         y,
         xerr=half or None,
@@ -157,6 +172,7 @@ def _point(
         elinewidth=1.4,
         capsize=2.5,
     )
+    drawn.lines[0].set_gid(tip or None)
 
 
 def varied_fields(scores: Sequence[Score]) -> list[str]:
@@ -317,7 +333,9 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
                 continue
             colour, marker = styles[score.method]
             x, y = score.generation_process_s, score.top1.mean
-            axes.errorbar(x, y, yerr=_bar(score.top1), color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+            half = _bar(score.top1)
+            drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+            drawn.lines[0].set_gid(_tip(score))
             axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
         axes.margins(0.12)

@@ -183,13 +183,21 @@ def test_cost_within_a_decade_has_labelled_ticks():
 def test_bars_are_intervals_and_two_seeds_have_none():
     from matplotlib.axes import Axes
 
-    drawn = []
+    drawn, errorbar = [], Axes.errorbar
 
-    def errorbar(self, *args, **more):
+    def noted(self, *args, **more):
         drawn.append(more["xerr"])
+        return errorbar(self, *args, **more)
 
     score = _score(tops=(40.0, 41.0, 42.5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Axes, "errorbar", errorbar)
+        patch.setattr(Axes, "errorbar", noted)
         figures.accuracy_chart(result_table([score, _score("random")]))
     assert drawn == [pytest.approx(score.top1.half_95), None]
+
+
+def test_markers_have_their_result_as_a_title():
+    scores = [_score("a<b>&", tops=(40.0, 41.0, 42.5)), _score("random", overrides={"crops": 5})]
+    for svg in (figures.accuracy_chart(result_table(scores)), figures.cost_chart(scores)):
+        titles = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}title")]
+        assert titles == ["a<b>&, IPC 10: 41.2 ± 1.3 [38.0, 44.3] (3)", "random, IPC 10, crops=5: 40.5 (2 seeds)"]
