@@ -43,8 +43,10 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval; None for fewer than three units, from which it would claim too much."""
-        return None if self.low is None or self.high is None or self.units < LEAST else (self.low, self.high)
+        """The 95 % interval, within 0 to 100 %; None for fewer than three units, from which it would claim too much."""
+        if self.low is None or self.high is None or self.units < LEAST:
+            return None
+        return max(self.low, 0.0), min(self.high, 100.0)
 
 
 def summarise(values: Sequence[float], set_seeds: Sequence[int | None]) -> Summary:

@@ -222,9 +222,21 @@ def _table_of(score: Score) -> tuple[str, ...]:
 
 def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
     """A table per dataset, protocol, teacher, student and kind of labels, without the points of sensitivity studies."""
-    base = [score for score in scores if not score.varied]
-    order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, base)))}
-    grouped = groupby(sorted(base, key=lambda score: order[_table_of(score)]), key=_table_of)
+    return _grouped([score for score in scores if not score.varied])
+
+
+def varied_tables(scores: Sequence[Score]) -> dict[str, list[ResultTable]]:
+    """The tables of the points of sensitivity studies, by the varied field with its value."""
+    groups: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.varied:
+            groups.setdefault(changes_text(score.varied), []).append(score)
+    return {varied: _grouped(group) for varied, group in groups.items()}
+
+
+def _grouped(scores: Sequence[Score]) -> list[ResultTable]:
+    order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, scores)))}
+    grouped = groupby(sorted(scores, key=lambda score: order[_table_of(score)]), key=_table_of)
     return [result_table(list(group)) for _key, group in grouped]
 
 

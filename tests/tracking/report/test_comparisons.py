@@ -52,6 +52,16 @@ def test_tables_are_named_by_what_differs():
         assert [row["table"] for row in rows(grid, name)] == ["soft labels"] * count + ["hard labels"] * count
 
 
+def test_varied_points_are_compared_with_each_other():
+    grid = Grid()
+    for method, tops in APART.items():
+        grid.add(method, 10, tops)
+        grid.add(method, 10, tops[::-1], varied={"temperature": 4.0})
+    found = rows(grid, "comparisons")
+    assert [row["varied"] for row in found] == [""] * 3 + ["temperature=4.0"] * 3
+    assert [row["p (Holm)"] for row in found[:3]] == [row["p (Holm)"] for row in found[3:]]
+
+
 def test_one_method_has_no_comparison():
     grid = Grid()
     grid.add("rded", 10, APART["rded"])

@@ -148,6 +148,11 @@ def test_std_is_split_where_both_seeds_vary():
     assert got.half_95 == pytest.approx(12.706205 * statistics.stdev([40.5, 45.5]) / 2**0.5, rel=1e-6)
 
 
+def test_an_interval_stays_within_what_an_accuracy_can_be():
+    assert summarise([99.0, 99.5, 97.0], [0, 0, 0]).interval[1] == 100.0
+    assert summarise([1.0, 0.5, 3.0], [0, 0, 0]).interval[0] == 0.0
+
+
 def test_one_value_has_no_std():
     got = summarise([40.0], [0])
     assert (got.n, got.std, got.half_95) == (1, None, None)

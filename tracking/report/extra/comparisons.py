@@ -5,27 +5,33 @@ from __future__ import annotations
 from rd3.comparisons import Comparison
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
-from tracking.report.tables import ResultTable, short_names
+from tracking.report.tables import ResultTable, short_names, varied_tables
 
 NOTE = (
     "Mean difference in points (first minus second) on shared seeds with its own 95 % interval; p-values of paired "
-    "t-tests after Holm's correction for all pairs of one table and IPC. Equal within noise: no significant "
-    "difference, which does not prove equality. With three seeds, only differences far above the spread can be."
+    "t-tests after Holm's correction for all pairs of one table (or one varied value) and IPC. Equal within noise: no "
+    "significant difference, which does not prove equality. With three seeds, only differences far above the spread "
+    "can be significant."
 )
-COLUMNS = ("table", "ipc", "first", "second", "difference", "95 % interval", "p (Holm)", "shared", "verdict")
+COLUMNS = ("table", "varied", "ipc", "first", "second", "difference", "95 % interval", "p (Holm)", "shared", "verdict")
 
 
 @register_table("comparisons")
 def comparisons(results: Results) -> Table | None:
     """All pairs of methods on shared seeds, with Holm's correction."""
-    named = zip(short_names(results.tables), results.tables, strict=True)
-    rows = [row for name, table in named for row in _rows(name, table)]
+    tables = {"": results.tables, **varied_tables(results.scores)}
+    rows = [
+        row
+        for varied, found in tables.items()
+        for name, table in zip(short_names(found), found, strict=True)
+        for row in _rows(name, varied, table)
+    ]
     return Table("Methods compared pairwise", COLUMNS, rows, NOTE).without_empty() if rows else None
 
 
-def _rows(name: str, table: ResultTable) -> list[list[str]]:
+def _rows(name: str, varied: str, table: ResultTable) -> list[list[str]]:
     return [
-        [name, str(ipc), *_texts(one, column.unit)]
+        [name, varied, str(ipc), *_texts(one, column.unit)]
         for ipc, column in table.columns.items()
         for one in column.comparisons
     ]
