@@ -13,7 +13,11 @@ from typing import NamedTuple
 from rd3.stats import PairedDifference, equivalence, holm, paired_difference
 
 LEAST = 3
-"""Shared seeds that a test needs: two differences that happen to be equal would count as certain."""
+"""Shared seeds that a test needs."""
+
+NO_SPREAD = 1e-9
+"""Differences that are all the same, in points, happen by chance where accuracies are counts of few images.  A t-test
+would take them as certain, so that they are not tested."""
 
 Values = Mapping[str, Mapping[Hashable, float]]
 
@@ -26,11 +30,11 @@ class Comparison(NamedTuple):
     shared: int
     """Number of shared seeds."""
     difference: PairedDifference | None
-    """First minus second; None with fewer than :data:`LEAST` shared seeds, like the p-values."""
+    """First minus second; None with fewer than :data:`LEAST` shared seeds."""
     adjusted: float | None
-    """Two-sided p-value of the paired t-test after Holm's correction over the family."""
+    """Two-sided p-value of the paired t-test after Holm's correction over the family; None if there was no test."""
     equivalent: float | None
-    """p-value of the equivalence test after Holm's correction; None without a bound."""
+    """p-value of the equivalence test after Holm's correction; None without a bound or a test."""
 
     def separated(self, alpha: float = 0.05) -> bool:
         """Whether the corrected test finds a difference."""
@@ -78,6 +82,8 @@ def _compared(values: Values, first: str, second: str, bound: float | None, conf
         return Comparison(first, second, len(shared), None, None, None)
     sides = [values[first][seed] for seed in shared], [values[second][seed] for seed in shared]
     difference = paired_difference(*sides, confidence)
+    if difference.high - difference.low < NO_SPREAD and abs(difference.mean) > NO_SPREAD:
+        return Comparison(first, second, len(shared), difference, None, None)
     equal = None if bound is None else equivalence(*sides, bound).p_value
     return Comparison(first, second, len(shared), difference, difference.p_value, equal)
 

@@ -18,7 +18,7 @@ from tracking.report.scores import Score, Summary, comparable_protocol
 LEGEND = (
     "Bold: the highest mean of a column. Bold and {equal}: equal to it within noise, that is, not separated from it "
     "by a paired t-test over shared seeds after Holm's correction for all pairs of the column (p at least 0.05). "
-    "Methods with fewer than three shared seeds are not tested."
+    "Methods with fewer than three shared seeds, or with the same difference on all of them, are not tested."
 )
 NO_INTERVAL = (
     "Difference: our mean minus the paper's, in points, without a confidence interval, because the paper does not "

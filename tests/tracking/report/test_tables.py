@@ -8,6 +8,7 @@ import io
 import random
 import statistics
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
@@ -146,6 +147,16 @@ def test_std_is_split_where_both_seeds_vary():
     assert got.std_students == pytest.approx(((0.5 + 4.5) / 2) ** 0.5)
     # Sets are what is independent: one degree of freedom.
     assert got.half_95 == pytest.approx(12.706205 * statistics.stdev([40.5, 45.5]) / 2**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("sets", [3, 5])
+def test_intervals_over_set_seeds_cover_the_truth(sets):
+    # Two students of a set share its effect: only sets are independent.
+    draw = np.random.default_rng(sets)
+    values = 40 + draw.normal(0, 2, (2000, sets, 1)) + draw.normal(0, 1, (2000, sets, 2))
+    seeds = [seed for seed in range(sets) for _student in range(2)]
+    intervals = [summarise(row.ravel().tolist(), seeds).interval for row in values]
+    assert 0.93 <= np.mean([low <= 40 <= high for low, high in intervals]) <= 0.97
 
 
 def test_an_interval_stays_within_what_an_accuracy_can_be():
