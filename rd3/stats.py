@@ -1,4 +1,4 @@
-"""Statistics over seeds: summaries for tables, paired differences, equivalence tests and rank stability.
+"""Statistics over seeds: summaries for tables, paired differences, equivalence tests and corrections.
 
 All functions take plain sequences of numbers, one per seed; *paired* ones take two sequences whose entries share the
 seed.  Intervals use Student's t, as three to ten seeds are typical.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from rd3.errors import BadValue
 
@@ -48,6 +49,14 @@ class Equivalence(NamedTuple):
     equivalent: bool
 
 
+class VarianceComponents(NamedTuple):
+    """Variance between and within groups; ``within`` and ``between`` are None if the data do not separate them."""
+
+    between: float | None
+    """Unbiased, and so below zero now and then, which stands for zero."""
+    within: float | None
+
+
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean of at least one value."""
     _at_least(values, 1)
@@ -62,11 +71,9 @@ def std(values: Sequence[float]) -> float | None:
 
 def confidence_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Confidence interval of the mean by Student's t; raises :class:`BadValue` for fewer than two values."""
-    from scipy import stats
-
     _at_least(values, 2)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * _standard_error(values)
-    return mean(values) - half, mean(values) + half
+    centre, error = _mean_and_error(values)
+    return _interval(centre, error, len(values) - 1, confidence)
 
 
 def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
@@ -77,15 +84,15 @@ def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """Paired t-test over seeds: is ``first`` better than ``second``?"""
-    from scipy import stats
+    from scipy import special
 
     differences = _differences(first, second)
-    low, high = confidence_interval(differences, confidence)
-    centre, error = mean(differences), _standard_error(differences)
+    centre, error = _mean_and_error(differences)
+    low, high = _interval(centre, error, len(differences) - 1, confidence)
     if error == 0:
         p_value = 1.0 if centre == 0 else 0.0
     else:
-        p_value = 2 * float(stats.t.sf(abs(centre) / error, len(differences) - 1))
+        p_value = 2 * float(special.stdtr(len(differences) - 1, -abs(centre) / error))
     return PairedDifference(len(differences), centre, low, high, p_value)
 
 
@@ -95,20 +102,58 @@ def equivalence(first: Sequence[float], second: Sequence[float], bound: float, a
     ``p_value`` is the larger of the two; equivalence is claimed if it is below ``alpha``, that is, if the
     (1 - 2 alpha) interval lies within the bounds.  "No significant difference" is not equivalence.
     """
-    from scipy import stats
+    from scipy import special
 
     if bound <= 0:
         raise BadValue(f"The bound of an equivalence test is {bound}, expected a positive number.")
     differences = _differences(first, second)
-    low, high = confidence_interval(differences, 1 - 2 * alpha)
-    centre, error, freedom = mean(differences), _standard_error(differences), len(differences) - 1
+    centre, error = _mean_and_error(differences)
+    freedom = len(differences) - 1
+    low, high = _interval(centre, error, freedom, 1 - 2 * alpha)
     if error == 0:
         p_value = 0.0 if abs(centre) < bound else 1.0
     else:
-        above = float(stats.t.sf((centre + bound) / error, freedom))
-        below = float(stats.t.cdf((centre - bound) / error, freedom))
+        above = float(special.stdtr(freedom, -(centre + bound) / error))
+        below = float(special.stdtr(freedom, (centre - bound) / error))
         p_value = max(above, below)
     return Equivalence(len(differences), centre, bound, low, high, p_value, p_value < alpha)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm's step-down correction (Holm 1979) of a family of p-values, for any dependence between them.
+
+    ``p_values``: (..., m), a family in the last dimension.  Returns adjusted p-values of the same shape: rejecting
+    those below alpha keeps the probability of any false rejection in a family below alpha.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    if given.size and not ((given >= 0) & (given <= 1)).all():
+        raise BadValue("Holm's correction got a p-value that is not in [0, 1].", "pass probabilities")
+    order = np.argsort(given, axis=-1, kind="stable")
+    count = given.shape[-1]
+    steps = np.take_along_axis(given, order, axis=-1) * (count - np.arange(count))
+    adjusted = np.empty_like(given)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0), axis=-1)
+    return adjusted
+
+
+def variance_components(groups: Sequence[Sequence[float]]) -> VarianceComponents:
+    """Variance between and within groups of a one-way random-effects model, by the estimators of ANOVA.
+
+    A group is a set seed, its values are student seeds; groups may differ in size (Searle, Casella and McCulloch 1992,
+    section 3.6).  Raises :class:`BadValue` for an empty group.
+    """
+    _at_least(groups, 1)
+    sizes = np.array([len(group) for group in groups], dtype=np.float64)
+    means = np.array([mean(group) for group in groups])
+    total, freedom = sizes.sum(), len(groups) - 1
+    if total == len(groups):
+        return VarianceComponents(None, None)
+    within = sum(float(np.var(group)) * len(group) for group in groups) / (total - len(groups))
+    if freedom == 0:
+        return VarianceComponents(None, float(within))
+    between = float((sizes * (means - (sizes * means).sum() / total) ** 2).sum()) / freedom
+    size = (total - (sizes**2).sum() / total) / freedom
+    return VarianceComponents(float((between - within) / size), float(within))
 
 
 def rank_stability(scores: Sequence[Sequence[float]]) -> float:
@@ -124,8 +169,17 @@ def rank_stability(scores: Sequence[Sequence[float]]) -> float:
     return float(np.mean([stats.kendalltau(one, other).statistic for one, other in pairs]))
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error of at least two values."""
+    given = np.asarray(values, dtype=np.float64)
+    return float(given.mean()), float(given.std(ddof=1)) / math.sqrt(len(given))
+
+
+def _interval(centre: float, error: float, freedom: int, confidence: float) -> tuple[float, float]:
+    from scipy import special
+
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
+    return centre - half, centre + half
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ Rows are k-major: image ``k`` of class ``label`` is row ``k * C + label``, so th
 method that nests are its IPC-``k`` set.
 """
 
-from rd3.synthetic_set.export import contact_sheet, export_parquet, export_png
+from rd3.synthetic_set.export import contact_sheet, export_parquet, export_png, rows_of_sheet
 from rd3.synthetic_set.foreign import import_folder, import_tensors
 from rd3.synthetic_set.manifest import Manifest, Phase, read_manifest
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
@@ -23,4 +23,5 @@ __all__ = [
     "import_folder",
     "import_tensors",
     "read_manifest",
+    "rows_of_sheet",
 ]

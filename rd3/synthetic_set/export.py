@@ -91,6 +91,14 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     return Path(path)
 
 
+def rows_of_sheet(size: tuple[int, int], ipc: int, per_class: int = 10) -> int | None:
+    """Number of classes on a sheet of :func:`contact_sheet`; None if its ``size`` (width, height) is not of one."""
+    width, height = (side - _GAP for side in size)
+    thumb, odd = divmod(width, min(per_class, ipc))
+    rows, rest = divmod(height, thumb) if thumb > _GAP else (0, 1)
+    return None if odd or rest else rows
+
+
 def contact_sheet(synthetic_set: SetOnDisk, path: Path, per_class: int = 10) -> Path:
     """Write a PNG with a row for every class (the first that fit) and its first ``per_class`` images in columns."""
     from PIL import Image

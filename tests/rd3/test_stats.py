@@ -73,3 +73,78 @@ def test_rank_stability():
 def test_bad_input_is_refused(call):
     with pytest.raises(BadValue, match="expected"):
         call()
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_cover_the_truth_and_the_test_keeps_its_level(seeds):
+    draw = np.random.default_rng(seeds)
+    shared = draw.normal(0, 2, (10000, seeds))
+    first, second = (40 + shared + draw.normal(0, 1, (10000, seeds)) for _ in range(2))
+    covered = [low <= 40 <= high for low, high in map(stats.confidence_interval, first)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+    found = [stats.paired_difference(*pair) for pair in zip(first, second, strict=True)]
+    assert 0.93 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.97
+    assert np.mean([one.p_value < 0.05 for one in found]) <= 0.06
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equivalence_is_claimed_at_the_bound_in_one_of_twenty_cases_at_most(seeds):
+    draw = np.random.default_rng(seeds)
+    pairs = zip(draw.normal(1, 0.3, (2000, seeds)), draw.normal(0, 0.3, (2000, seeds)), strict=True)
+    assert np.mean([stats.equivalence(*pair, bound=1).equivalent for pair in pairs]) <= 0.06
+
+
+def test_holm_by_hand():
+    # Holm 1979: the smallest of four times 4, the next times 3, never below the one before.
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert stats.holm([0.7, 0.6, 0.9]) == pytest.approx([1, 1, 1])
+    assert stats.holm([]).size == 0
+
+
+def test_holm_of_many_families_is_holm_of_each():
+    p_values = np.random.default_rng(0).random((50, 6)) ** 2
+    for given, got in zip(p_values, stats.holm(p_values), strict=True):
+        # Reject as long as the k-th smallest is at most alpha / (m - k): the definition, for many alphas.
+        for alpha in np.linspace(0.01, 0.99, 50):
+            rejected = set()
+            for step, index in enumerate(np.argsort(given)):
+                if given[index] > alpha / (len(given) - step):
+                    break
+                rejected.add(int(index))
+            assert rejected == set(np.flatnonzero(got <= alpha).tolist())
+
+
+def test_holm_refuses_values_outside_zero_to_one():
+    with pytest.raises(BadValue, match=r"not in \[0, 1\]"):
+        stats.holm([0.1, float("nan")])
+
+
+def test_variance_components_of_equal_groups_are_the_mean_squares():
+    groups = [[40.0, 41.0, 42.5], [44.0, 47.0, 45.0], [39.0, 38.0, 41.0], [40.0, 44.0, 43.0]]
+    found = stats.variance_components(groups)
+    within = np.mean([np.var(group, ddof=1) for group in groups])
+    assert found.within == pytest.approx(within)
+    between = np.var(np.mean(groups, axis=1), ddof=1) - within / 3
+    assert found.between == pytest.approx(between)
+    # The F of the analysis of variance is 1 + n between / within.
+    assert 1 + 3 * found.between / found.within == pytest.approx(scipy_stats.f_oneway(*groups).statistic)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (5, 5, 5, 5, 5), (1, 4, 2), (5, 2, 1, 3, 3)])
+def test_variance_components_are_unbiased(sizes):
+    draw = np.random.default_rng(len(sizes))
+    found = [
+        stats.variance_components([draw.normal(40 + draw.normal(0, 2), 1, size).tolist() for size in sizes])
+        for _ in range(2000)
+    ]
+    for truth, estimates in ((4.0, [one.between for one in found]), (1.0, [one.within for one in found])):
+        error = np.std(estimates) / np.sqrt(len(estimates))
+        assert abs(np.mean(estimates) - truth) < 4 * error
+
+
+def test_variance_components_that_the_data_do_not_give():
+    assert stats.variance_components([[1.0], [2.0], [4.0]]) == (None, None)
+    between, within = stats.variance_components([[1.0, 2.0, 4.0]])
+    assert between is None
+    assert within == pytest.approx(np.var([1, 2, 4], ddof=1))

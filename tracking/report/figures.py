@@ -7,28 +7,32 @@ with two additions of different lightness; every method also has its own marker.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from rd3.component import changes_text, plain_text, value_by_name
 from rd3.errors import BadValue
 from rd3.protocol import EvalProtocol
 from tracking.report.paper import names
-from tracking.report.scores import Score
-from tracking.report.tables import ResultTable
+from tracking.report.scores import Score, Summary
+from tracking.report.tables import ResultTable, top1_text
 
 INK = "#1f2328"
 """Replaced by ``currentColor`` in SVG, so that a chart follows the light or dark theme of its page."""
 COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7", "#6A51A3", "#D55E00")
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
+TIP = "tip-"
+BARS = "bars: 95 % interval of the mean, from three seeds on."
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -75,10 +79,23 @@ def _rendered(figure: Figure, kind: str, name: str) -> bytes:
     text = out.getvalue().decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(rf'<g id="{TIP}([0-9a-f]+)">', _with_title, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     text = text.replace("<svg ", '<svg role="img" ', 1)
     return text.encode()
+
+
+def _with_title(found: re.Match[str]) -> str:
+    """The group of a marker with its text, which a browser shows on hover and a screen reader reads."""
+    return f"<g><title>{escape(bytes.fromhex(found.group(1)).decode(), quote=False)}</title>"
+
+
+def _tip(score: Score) -> str:
+    """Id of a score's marker, which :func:`_rendered` turns into a title."""
+    changes = changes_text({**score.overrides, **score.varied})
+    text = ", ".join(filter(None, (score.method, f"IPC {score.ipc}", changes)))
+    return TIP + f"{text}: {top1_text(score)}".encode().hex()
 
 
 def _grid(axes: Axes, axis: Literal["both", "y", "x"]) -> None:
@@ -96,7 +113,7 @@ def _legend_entry(label: str, colour: str, marker: str, **more: Any) -> Line2D:
 
 
 def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accuracy") -> bytes:
-    """Mean top-1 accuracy ± one standard deviation by method, one panel per IPC; hollow diamonds show the paper."""
+    """Mean top-1 accuracy with 95 % interval by method, one panel per IPC; hollow diamonds show the paper's ±."""
     count = len(table.rows)
     styles = _styles([score.method for row in table.rows for score in row.scores.values()])
     with matplotlib.rc_context(STYLE):
@@ -111,10 +128,10 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
                     continue
                 if score.paper is not None:
                     paper_seen = True
-                    _point(axes, score.paper.mean, y - 0.16, score.paper.std, PAPER, "D", hollow=True)
+                    _point(axes, score.paper.mean, y - 0.16, score.paper.std, PAPER, "D", "", hollow=True)
                 if score.top1 is not None:
                     colour, marker = styles[score.method]
-                    _point(axes, score.top1.mean, y + 0.1, score.top1.std, colour, marker)
+                    _point(axes, score.top1.mean, y + 0.1, _bar(score.top1), colour, marker, _tip(score))
                     axes.annotate(
                         f"{score.top1.mean:.1f}",
                         (score.top1.mean, y + 0.1),
@@ -137,13 +154,18 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
         return _rendered(figure, kind, name)
 
 
+def _bar(got: Summary) -> float | None:
+    """Half of the 95 % interval; None for fewer than three seeds."""
+    return got.half_95 if got.interval else None
+
+
 def _point(
-    axes: Axes, x: float, y: float, std: float | None, colour: str, marker: str, *, hollow: bool = False
+    axes: Axes, x: float, y: float, half: float | None, colour: str, marker: str, tip: str, *, hollow: bool = False
 ) -> None:
-    axes.errorbar(
+    drawn = axes.errorbar(
         x,
         y,
-        xerr=std or None,
+        xerr=half or None,
         color=colour,
         marker=marker,
         markersize=5 if hollow else 6.5,
@@ -151,6 +173,7 @@ def _point(
         elinewidth=1.4,
         capsize=2.5,
     )
+    drawn.lines[0].set_gid(tip or None)
 
 
 def varied_fields(scores: Sequence[Score]) -> list[str]:
@@ -210,7 +233,7 @@ def _line(score: Score, field: str) -> tuple[str, ...]:
 
 
 def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg", name: str = "sensitivity") -> bytes:
-    """Mean top-1 accuracy ± one standard deviation against one protocol field, with the base point circled.
+    """Mean top-1 accuracy with 95 % interval against one protocol field, with the base point circled.
 
     The x axis is logarithmic if positive values span a decade or more, and categorical if values are not numbers.
     Raises :class:`BadValue` if no result varies ``field``.
@@ -238,7 +261,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
             axes.errorbar(
                 [shifted[value] for value, _ in points],
                 [score.top1.mean for _, score in points if score.top1],
-                yerr=[score.top1.std or 0.0 for _, score in points if score.top1],
+                yerr=[_bar(score.top1) or 0.0 for _, score in points if score.top1],
                 color=colour,
                 marker=marker,
                 linestyle=dashes[count % len(dashes)],
@@ -287,6 +310,20 @@ def _tick(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
+def log_ticks(low: float, high: float, wanted: int = 3) -> list[float]:
+    """Ticks of a logarithmic axis from ``low`` to ``high``, at least ``wanted`` of them within a decade too.
+
+    Powers of ten, or else their multiples by 1, 2 and 5, or by 1 to 9; round numbers on narrower axes.
+    """
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5), range(1, 10)):
+        ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        if len(shown) >= wanted:
+            return shown
+    return [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
+
+
 def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost") -> bytes:
     """Mean top-1 accuracy against the CPU time of generating the set (log scale), one point per method and IPC.
 
@@ -304,12 +341,15 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
                 continue
             colour, marker = styles[score.method]
             x, y = score.generation_process_s, score.top1.mean
-            axes.errorbar(x, y, yerr=score.top1.std or None, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+            half = _bar(score.top1)
+            drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+            drawn.lines[0].set_gid(_tip(score))
             axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.12)
+        axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
         axes.set_xlabel("generation time of the set, CPU seconds")
         axes.set_ylabel("top-1 %")
         _grid(axes, "both")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd3.component import changes_text, flat_protocol, plain_text
-from rd3.errors import RD3Error, StoreError
+from rd3.errors import StoreError
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
 from tracking.report.extra._base import Table, extra_tables
+from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, interval_text, pairs
+from tracking.report.provenance import Provenance
 from tracking.report.query import Find
 from tracking.report.results import Results
 from tracking.report.scores import Score
+from tracking.report.sheets import Fetch, Sheet, contact_sheets
 from tracking.report.tables import ResultTable
 
-Fetch = Callable[[str, str], Path]
-"""Maps (kind, key) to a local folder with the verified files."""
+
+def slug(title: str) -> str:
+    """A title as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,7 @@ class Chart:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """The contact sheet of a set as a data URI, or the reason for its absence."""
-
-    title: str
-    caption: str
-    source: str
-    reason: str = ""
+        return slug(self.title)
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Page:
     cost: Chart | None
     sheets: list[Sheet]
     undone: list[dict[str, str]]
-    provenance: list[dict[str, str]]
+    provenance: Provenance
     scores: list[Score]
     extra: dict[str, Table]
     """Tables of :mod:`tracking.report.extra`, by name."""
@@ -172,12 +166,12 @@ def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
     return found
 
 
-def _sections(found: Sequence[Score]) -> list[Section]:
+def _sections(found: Sequence[ResultTable]) -> list[Section]:
     sections = []
-    for index, table in enumerate(tables.result_tables(found)):
+    for index, table in enumerate(found):
         chart = None
         if any(score.top1 for row in table.rows for score in row.scores.values()):
-            caption = "Dots: mean over seeds; bars: one standard deviation."
+            caption = f"Dots: mean over seeds; {figures.BARS}"
             drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
             chart = Chart(f"Accuracy, {table.title}", caption, _svg(drawn))
         sections.append(Section(table, chart))
@@ -189,7 +183,7 @@ def _sensitivity(found: Sequence[Score]) -> list[Chart]:
     for index, field in enumerate(figures.varied_fields(found)):
         if figures.sensitivity_lines(found, field):
             drawn = figures.sensitivity_chart(found, field, name=f"sensitivity{index}")
-            caption = f"Only {field} moves, from the ringed base point. Bars: one standard deviation over seeds."
+            caption = f"Only {field} moves, from the ringed base point; {figures.BARS}"
             charts.append(Chart(f"Sensitivity to {field}", caption, _svg(drawn)))
     return charts
 
@@ -206,28 +200,6 @@ def _cost(found: Sequence[Score]) -> Chart | None:
     return Chart("Generation time and accuracy", caption, _svg(drawn))
 
 
-def _sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[Sheet]:
-    """The contact sheet of the first set of each method, dataset and IPC."""
-    sheets: dict[str, Sheet] = {}
-    for score in found:
-        key = score.sets[0] if score.sets else None
-        if key is None or key in sheets or find("set", key) is None:
-            continue
-        title = f"{score.method}, {score.dataset}, IPC {score.ipc}"
-        spent = tables.seconds_text(score.generation_process_s)
-        caption = f"set {key[:12]}" + (f", generated in {spent} CPU seconds" if spent else "")
-        try:
-            path = fetch("set", key) / "contact_sheet.png"
-            if path.is_file():
-                encoded = base64.b64encode(path.read_bytes()).decode()
-                sheets[key] = Sheet(title, caption, f"data:image/png;base64,{encoded}")
-            else:
-                sheets[key] = Sheet(title, caption, "", "the set has no contact sheet")
-        except RD3Error as error:
-            sheets[key] = Sheet(title, caption, "", error.message)
-    return list(sheets.values())
-
-
 def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, str]]:
     """Cells without a result, with the reason; ``failures`` maps keys of recipes to the reasons of their failures."""
     found: dict[tuple[str, str], int] = {}
@@ -239,31 +211,6 @@ def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, 
         place = (name, f"{row['status']}: {why}")
         found[place] = found.get(place, 0) + 1
     return [{"cell": name, "why": why, "count": str(count)} for (name, why), count in found.items()]
-
-
-def _provenance(frame: pd.DataFrame) -> list[dict[str, str]]:
-    return [
-        {
-            "method": row["method"],
-            "dataset": row["dataset"],
-            "ipc": str(row["ipc"]),
-            "varied": changes_text(row["varied"]),
-            "labels": row["labels"],
-            "seeds": f"{'–' if row['set_seed'] is None else row['set_seed']} / {row['student_seed']}",
-            "correct": "" if row["correct"] is None else f"{row['correct']} of {row['tested']}",
-            "top1": "" if row["top1_pct"] is None else f"{row['top1_pct']:.2f}",
-            "wall": tables.seconds_text(row["wall_s"]) + _in_pack(row["pack"]),
-            "set": (row["set"] or "")[:12],
-            "evaluation": (row["evaluation"] or "")[:12],
-            "teacher": (row["teacher_key"] or "")[:12],
-        }
-        for row in frame.to_dict("records")
-    ]
-
-
-def _in_pack(pack: float | None) -> str:
-    """Suffix for the time of an evaluation that was trained in a pack."""
-    return f" (pack of {pack:.0f})" if (pack or 1) > 1 else ""
 
 
 def _evaluations_csv(frame: pd.DataFrame) -> str:
@@ -294,6 +241,10 @@ def _environment(html: bool) -> Environment:
         "delta_text": tables.delta_text,
         "reduced_text": tables.reduced_text,
         "top1_text": tables.top1_text,
+        "spread_text": tables.spread_text,
+        "count_text": tables.count_text,
+        "reading": tables.READING,
+        "is_score": lambda cell: isinstance(cell, Score),
         "seconds_text": tables.seconds_text,
         "changes_text": changes_text,
         "interval_text": interval_text,
@@ -309,6 +260,18 @@ def fill(template: str, page: Any) -> str:
     return _environment(template.endswith(".html.j2")).get_template(template).render(page=page)
 
 
+def _tables(page: Page) -> dict[str, str]:
+    """Files of ``tables/``: LaTeX of every table, CSV of those that results.csv does not contain."""
+    written = {
+        f"tables/results-{place}-{slug(section.table.title)}.tex": latex_of_results(section.table)
+        for place, section in enumerate(page.sections, 1)
+    }
+    for name, table in page.extra.items():
+        written[f"tables/{name}.csv"] = _lines_csv([table.columns, *table.texts])
+        written[f"tables/{name}.tex"] = latex_of_texts(table.title, table.columns, table.texts, table.note)
+    return written
+
+
 def write_report(
     grid_name: str,
     results: Results,
@@ -317,7 +280,7 @@ def write_report(
     *,
     facts: Mapping[str, Any],
 ) -> dict[str, Path]:
-    """Write ``report.md``, ``results.csv``, ``evaluations.csv``, ``report.html`` and ``charts/*.svg`` into ``out``.
+    """Write ``report.md``, ``report.html``, ``results.csv``, ``evaluations.csv``, ``charts/*.svg`` and ``tables/*``.
 
     Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
     the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
@@ -330,24 +293,24 @@ def write_report(
         lines=_lines(frame, facts),
         protocols=_protocols(found),
         teachers=_teachers(frame, results.find),
-        sections=_sections(found),
+        sections=_sections(results.tables),
         sensitivity=_sensitivity(found),
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
         cost=_cost(found),
-        sheets=_sheets(found, results.find, fetch),
+        sheets=contact_sheets(found, results.find, fetch),
         undone=_undone(frame, facts.get("failures", {})),
-        provenance=_provenance(frame),
+        provenance=Provenance(found, frame, results.find),
         scores=found,
         extra=extra_tables(results),
     )
     written = {
         "report.md": fill("report.md.j2", page),
-        "results.csv": tables.to_csv(found),
+        "results.csv": tables.to_csv(found, results.tables),
         "evaluations.csv": _evaluations_csv(frame),
         "report.html": fill("report.html.j2", page),
     } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
-    written |= {f"tables/{name}.csv": _lines_csv([table.columns, *table.texts]) for name, table in page.extra.items()}
+    written |= _tables(page)
     try:
         for name, text in written.items():
             write_atomically(out / name, text)

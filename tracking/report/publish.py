@@ -13,7 +13,7 @@ from tracking.report.page import write_report
 from tracking.report.query import Find
 from tracking.report.results import Results
 from tracking.report.scores import Score
-from tracking.report.tables import escape_markdown, paper_text, top1_text
+from tracking.report.tables import READING, escape_markdown, paper_text, top1_text
 from tracking.runs.runs import Tracker
 
 FOLDER = "report"
@@ -86,9 +86,9 @@ _COLUMNS = ("method", "dataset", "IPC", "student", "protocol", "labels", "change
 
 
 def summary(found: Sequence[Score]) -> str:
-    """All scores of a grid as a Markdown table: mean ± standard deviation (n)."""
+    """All scores of a grid as a Markdown table."""
     lines = [
-        "Top-1 after the last epoch: mean ± standard deviation (n). Charts and all columns: artifacts, `report/`.",
+        f"Top-1 after the last epoch: {READING}. Charts and all columns: artifacts, `report/`.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * len(_COLUMNS)}",

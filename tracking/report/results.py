@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pandas as pd
 from rd3.cell import Cell
 from tracking.report.query import Find, rows
 from tracking.report.scores import Score, scores
+from tracking.report.tables import ResultTable, result_tables
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Results:
     frame: pd.DataFrame
     """With the columns of :data:`tracking.report.query.COLUMNS`, in the order of the grid's cells."""
     scores: list[Score]
+
+    @cached_property
+    def tables(self) -> list[ResultTable]:
+        """The result tables of the scores, with their comparisons of methods."""
+        return result_tables(self.scores)
 
     @classmethod
     def of(cls, cells: Sequence[Cell], find: Find) -> Self:

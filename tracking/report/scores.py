@@ -10,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from rd3.comparisons import LEAST
 from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.protocol import EvalProtocol
-from rd3.stats import confidence_interval, mean, std
+from rd3.stats import VarianceComponents, confidence_interval, mean, std, variance_components
 from rd3.values import neutral_values
-from tracking.report.paper import PaperValue, configured_value, incomparable, names, paper_value, place_of
+from tracking.report.paper import PaperValue, configured_value, incomparable, names, paper_value
 
 POINT = (
     "method",
@@ -47,6 +48,19 @@ class Summary:
     """Pooled within set seeds; None like ``std_sets``."""
     half_95: float | None
     """Half of the 95 % t interval of the mean: over means per set seed where these vary, else over student seeds."""
+    units: int = 1
+    """Independent values behind the interval: set seeds where these vary, else student seeds."""
+    low: float | None = None
+    high: float | None = None
+    components: VarianceComponents | None = None
+    """Variance of set seeds (between) and of student seeds (within)."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, within 0 to 100 %; None for fewer than three units, from which it would claim too much."""
+        if self.low is None or self.high is None or self.units < LEAST:
+            return None
+        return max(self.low, 0.0), min(self.high, 100.0)
 
 
 def summarise(values: Sequence[float], set_seeds: Sequence[int | None]) -> Summary:
@@ -68,7 +82,20 @@ def summarise(values: Sequence[float], set_seeds: Sequence[int | None]) -> Summa
         std_sets=std(means) if both else None,
         std_students=math.sqrt(within / (len(everything) - len(groups))) if both else None,
         half_95=None if low is None or high is None else (high - low) / 2,
+        units=len(independent),
+        low=low,
+        high=high,
+        components=variance_components(groups),
     )
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Seeds and top-1 accuracy of one evaluation."""
+
+    set_seed: int | None
+    student_seed: int
+    top1_pct: float
 
 
 @dataclass(frozen=True)
@@ -109,6 +136,10 @@ class Score:
     sets: tuple[str, ...] = field(default=())
     """Keys of the sets, in order of the set seed."""
     evaluations: tuple[str, ...] = field(default=())
+    repeats: tuple[Repeat, ...] = field(default=())
+    """The finished repeats, in the order of ``evaluations``."""
+    keys: tuple[str, ...] = field(default=())
+    """Keys of the planned evaluations."""
     setting: str = ""
     """Name of the part of the grid; empty if it has none."""
     printed: Mapping[str, str] = field(default_factory=dict)
@@ -184,6 +215,8 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),
+        repeats=tuple(Repeat(row["set_seed"], row["student_seed"], row["top1_pct"]) for row in done),
+        keys=tuple(row["evaluation"] for row in repeats if row["evaluation"]),
     )
 
 
@@ -192,13 +225,26 @@ def _paper_value(row: Mapping[str, Any], network: str | None) -> PaperValue | No
     return configured_value(*place, row["printed"]) if row["printed"] else paper_value(*place, row["labels"])
 
 
+def point_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that repeats share, as text."""
+    return tuple(_plain(fields[name]) if isinstance(fields[name], Mapping) else str(fields[name]) for name in POINT)
+
+
+def point_of_score(score: Score) -> tuple[str, ...]:
+    """:func:`point_of` the score's repeats."""
+    return point_of({name: getattr(score, name) for name in POINT})
+
+
 def scores(frame: pd.DataFrame) -> list[Score]:
-    """The scores of a frame from ``query.rows``, one per point, ordered by dataset, protocol, method and IPC."""
+    """The scores of a frame from ``query.rows``, one per point, in the grid's order.
+
+    Datasets, protocols, teachers, students, labels, methods and their settings stand in the order in which the grid
+    names them first, a method as published before its variants, and IPC and varied values ascend.
+    """
     points: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     networks: dict[tuple[str, str], str] = {}
     for row in frame.to_dict("records"):
-        key = tuple(_plain(row[name]) if isinstance(row[name], dict) else str(row[name]) for name in POINT)
-        points.setdefault(key, []).append(row)
+        points.setdefault(point_of(row), []).append(row)
         if row["teacher_network"]:
             networks[row["dataset"], row["teacher"]] = row["teacher_network"]
     found = []
@@ -208,23 +254,29 @@ def scores(frame: pd.DataFrame) -> list[Score]:
         unfinished = all(row["status"] != "done" for row in repeats)
         likely = networks.get((repeats[0]["dataset"], repeats[0]["teacher"])) if unfinished else None
         found.append(_score(repeats, known[0] if known else likely))
-    return sorted(found, key=_order)
+    return _in_grid_order(found)
 
 
-def _order(score: Score) -> tuple[Any, ...]:
+def _in_grid_order(found: Sequence[Score]) -> list[Score]:
+    places: dict[tuple[str, str], int] = {}
+    for score in found:
+        for name in ORDERED:
+            places.setdefault((name, _plain_field(score, name)), len(places))
+    return sorted(found, key=lambda score: _order(score, places))
+
+
+ORDERED = ("dataset", "protocol", "teacher", "student", "labels", "method", "overrides")
+
+
+def _plain_field(score: Score, name: str) -> str:
+    value = getattr(score, name)
+    return _plain(value) if isinstance(value, Mapping) else str(value)
+
+
+def _order(score: Score, places: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:
     varied = [
         (name, isinstance(value, str), value if isinstance(value, int | float) else 0, str(value))
         for name, value in score.varied.items()
     ]
-    return (
-        place_of("datasets", score.dataset),
-        score.protocol,
-        score.teacher,
-        score.student,
-        ("soft", "hard").index(score.labels),
-        place_of("methods", score.method),
-        bool(score.overrides),
-        _plain(score.overrides),
-        score.ipc,
-        varied,
-    )
+    *fields, overrides = (places[name, _plain_field(score, name)] for name in ORDERED)
+    return (*fields, bool(score.overrides), overrides, score.ipc, varied)

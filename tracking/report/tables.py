@@ -6,14 +6,20 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.protocol import protocol_names
-from tracking.report.scores import Score, comparable_protocol
+from tracking.report.columns import Column
+from tracking.report.scores import Score, Summary, comparable_protocol
 
+LEGEND = (
+    "Bold: the highest mean of a column. Bold and {equal}: equal to it within noise, that is, not separated from it "
+    "by a paired t-test over shared seeds after Holm's correction for all pairs of the column (p at least 0.05). "
+    "Methods with fewer than three shared seeds, or with the same difference on all of them, are not tested."
+)
 NO_INTERVAL = (
     "Difference: our mean minus the paper's, in points, without a confidence interval, because the paper does not "
     "state its number of runs."
@@ -47,6 +53,18 @@ class ResultTable:
     """The grid's name for the part of it that the table shows."""
     mixed: bool = False
     """Whether the scores ran at different precisions, which footnotes then state."""
+    columns: Mapping[int, Column] = field(default_factory=dict)
+    """The comparison of the methods at each IPC."""
+
+    def standing(self, row: Row, ipc: int) -> str:
+        """``best``, ``equal`` (to the best within noise) or empty."""
+        return self.columns[ipc].standing(row.label) if ipc in self.columns else ""
+
+    @property
+    def legend(self) -> str:
+        """How the typography reads, or empty if no column has several results."""
+        marks = {self.standing(row, ipc) for row in self.rows for ipc in row.scores}
+        return LEGEND if "best" in marks else ""
 
     @property
     def title(self) -> str:
@@ -103,16 +121,29 @@ def cuts_text(reduced: Mapping[str, tuple[float, float]]) -> str:
 
 
 def top1_text(score: Score) -> str:
-    """``41.2 ± 0.3 (3)``, ``41.2 (n=1)``, or the status if there is no result."""
+    """``41.2 ± 0.3 [40.5, 41.9] (3)``, ``41.2 (2 seeds)``, ``41.2 (n=1)``, or the status if there is no result."""
     got = score.top1
     if got is None:
         return "–" if score.unsupported else "not done"
-    if got.std is None:
-        return f"{got.mean:.1f} (n=1)"
-    split = ""
-    if got.std_sets is not None:
-        split = f"; set seeds ± {got.std_sets:.1f}, student seeds ± {got.std_students:.1f}"
-    return f"{got.mean:.1f} ± {got.std:.1f} ({got.n}{split})"
+    return f"{got.mean:.1f}{spread_text(got)} ({count_text(got)})"
+
+
+def spread_text(got: Summary) -> str:
+    """Standard deviation and 95 % interval, or empty for fewer than three independent seeds."""
+    if got.interval is None:
+        return ""
+    return f" ± {got.std:.1f} [{got.interval[0]:.1f}, {got.interval[1]:.1f}]"
+
+
+def count_text(got: Summary) -> str:
+    """Number of repeats, with the split of the standard deviation where there are several set seeds."""
+    if got.n == 1:
+        return "n=1"
+    several_sets = got.std_sets is not None
+    count = str(got.n) if got.interval else f"{got.n}, of 2 set seeds" if several_sets else f"{got.n} seeds"
+    if not several_sets:
+        return count
+    return f"{count}; set seeds ± {got.std_sets:.1f}, student seeds ± {got.std_students:.1f}"
 
 
 def paper_text(score: Score) -> str:
@@ -167,6 +198,8 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
         rows.setdefault(f"{score.method} ({own})" if own else score.method, {})[score.ipc] = score
     common.pop("labels", None)
     mixed = across_precisions(scores)
+    ipcs = tuple(sorted({score.ipc for score in scores}))
+    columns = {ipc: {label: by_ipc[ipc] for label, by_ipc in rows.items() if ipc in by_ipc} for ipc in ipcs}
     return ResultTable(
         dataset=first.dataset,
         protocol=first.protocol,
@@ -175,10 +208,11 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
         labels=first.labels,
         part=first.setting,
         changed=changes_text(common),
-        ipcs=tuple(sorted({score.ipc for score in scores})),
+        ipcs=ipcs,
         rows=tuple(Row(label, by_ipc) for label, by_ipc in rows.items()),
         notes=tuple(dict.fromkeys(note for score in scores for note in notes_of(score, mixed))),
         mixed=mixed,
+        columns={ipc: Column.of(column) for ipc, column in columns.items()},
     )
 
 
@@ -192,10 +226,35 @@ def _table_of(score: Score) -> tuple[str, ...]:
 
 def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
     """A table per dataset, protocol, teacher, student and kind of labels, without the points of sensitivity studies."""
-    base = [score for score in scores if not score.varied]
-    order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, base)))}
-    grouped = groupby(sorted(base, key=lambda score: order[_table_of(score)]), key=_table_of)
+    return _grouped([score for score in scores if not score.varied])
+
+
+def varied_tables(scores: Sequence[Score]) -> dict[str, list[ResultTable]]:
+    """The tables of the points of sensitivity studies, by the varied field with its value."""
+    groups: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.varied:
+            groups.setdefault(changes_text(score.varied), []).append(score)
+    return {varied: _grouped(group) for varied, group in groups.items()}
+
+
+def _grouped(scores: Sequence[Score]) -> list[ResultTable]:
+    order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, scores)))}
+    grouped = groupby(sorted(scores, key=lambda score: order[_table_of(score)]), key=_table_of)
     return [result_table(list(group)) for _key, group in grouped]
+
+
+def short_names(found: Sequence[ResultTable]) -> list[str]:
+    """What tells tables of one grid apart, such as ``hard labels``; empty for a single one."""
+    described = [
+        (
+            *(table.dataset, f"{table.labels} labels", f"student {table.student}", f"protocol {table.protocol}"),
+            *(table.changed, f"teacher {table.teacher}"),
+        )
+        for table in found
+    ]
+    differ = [place for place, values in enumerate(zip(*described, strict=True)) if len(set(values)) > 1]
+    return [", ".join(filter(None, (values[place] for place in differ))) for values in described]
 
 
 def escape_markdown(text: str) -> str:
@@ -203,24 +262,25 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
+READING = "mean ± standard deviation [95 % interval of the mean] (number of seeds)"
 HEADINGS = ("Method", "IPC", "Top-1 %", "Paper %", "Difference", "Reduced", "Generation s (wall)", "(CPU)")
 
 
 def to_markdown(table: ResultTable) -> str:
     """The table with caption and footnotes, one line per method and IPC."""
     lines = [
-        f"**{escape_markdown(table.title)}** ({escape_markdown(table.setting)}; mean ± standard deviation (n))",
+        f"**{escape_markdown(table.title)}** ({escape_markdown(table.setting)}; {READING})",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|--:|---|---|--:|---|--:|--:|",
     ]
     for row in table.rows:
-        for ipc, score in row.scores.items():
+        for ipc, score in sorted(row.scores.items()):
             marks = "".join(f" [{mark}]" for mark in table.marks(score))
             values = (
                 row.label,
                 str(ipc),
-                top1_text(score) + marks,
+                _emphasised(top1_text(score), table.standing(row, ipc)) + marks,
                 paper_text(score),
                 delta_text(score),
                 reduced_text(score),
@@ -229,24 +289,38 @@ def to_markdown(table: ResultTable) -> str:
             )
             lines.append("| " + " | ".join(escape_markdown(value) for value in values) + " |")
     notes = [f"[{letter(index)}] {escape_markdown(note)}." for index, note in enumerate(table.notes)]
+    if table.legend:
+        notes.append(table.legend.format(equal="≈"))
     if any(score.delta is not None for row in table.rows for score in row.scores.values()):
         notes.append(NO_INTERVAL)
     return "\n".join([*lines, *(line for note in notes for line in ("", note))]) + "\n"
+
+
+def _emphasised(text: str, standing: str) -> str:
+    return f"**{text}** ≈" if standing == "equal" else f"**{text}**" if standing else text
 
 
 CSV_COLUMNS = (
     *("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied", "overrides"),
     *("status", "reason", "planned", "n", "top1_pct_mean", "top1_pct_std", "std_set_seeds", "std_student_seeds"),
     *("half_95", "reduced", "paper_mean", "paper_std", "paper_table", "paper_remark", "difference", "not_comparable"),
-    *("generation_wall_s", "generation_process_s", "sets", "evaluations", "image_steps", "label_bytes"),
+    *("generation_wall_s", "generation_process_s", "sets", "evaluations"),
+    *("units", "low_95", "high_95", "variance_set_seeds", "variance_student_seeds", "standing", "precisions"),
+    *("image_steps", "label_bytes"),
 )
 
 
-def to_csv(scores: Sequence[Score]) -> str:
-    """All scores, including those of sensitivity studies, one per line, to six decimals."""
+def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
+    """All scores, including those of sensitivity studies, one per line, to six decimals; ``tables``: their tables."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
+    standing = {
+        id(score): table.standing(row, ipc)
+        for table in tables
+        for row in table.rows
+        for ipc, score in row.scores.items()
+    }
     for score in scores:
         got, paper = score.top1, score.paper
         values = [
@@ -259,7 +333,10 @@ def to_csv(scores: Sequence[Score]) -> str:
             score.delta,
             ", ".join(score.apart),
             *(score.generation_wall_s, score.generation_process_s),
-            *(" ".join(score.sets), " ".join(score.evaluations), score.image_steps, score.label_bytes),
+            *(" ".join(score.sets), " ".join(score.evaluations)),
+            *((got.units, got.low, got.high, *(got.components or (None, None))) if got else [None] * 5),
+            *(standing.get(id(score), ""), " ".join(score.precisions)),
+            *(score.image_steps, score.label_bytes),
         ]
         writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
     return out.getvalue()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from rd3.datasets import class_list_hash
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.methods import Block
-from rd3.synthetic_set import SetOnDisk, SetWriter, SyntheticSet, contact_sheet, read_manifest
+from rd3.synthetic_set import SetOnDisk, SetWriter, SyntheticSet, contact_sheet, read_manifest, rows_of_sheet
 from rd3.synthetic_set.manifest import content_digest, row_digest
 from rd3.testing import ToyDataset, trial_recipe
 
@@ -243,3 +243,15 @@ def test_contact_sheet_has_a_row_for_each_class(folder, tmp_path):
     assert sheet.shape == (3 * 66 + 2, 2 * 66 + 2, 3)
     centres = sheet[34::66, 34::66, 0][:3, :2]
     assert centres.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_rows_of_a_contact_sheet_are_found_from_its_size(folder, tmp_path):
+    from PIL import Image
+
+    opened = SetOnDisk.open(folder)
+    for per_class in (1, 2, 10):
+        sheet = contact_sheet(opened, tmp_path / "sheet.png", per_class=per_class)
+        with Image.open(sheet) as picture:
+            assert rows_of_sheet(picture.size, opened.manifest.ipc, per_class) == 3
+    assert rows_of_sheet((32, 64), ipc=10) is None
+    assert rows_of_sheet((2, 2), ipc=10) is None

@@ -57,7 +57,9 @@ def test_every_table_is_in_the_report_and_a_failing_one_says_why(
     fetch = FolderStore(tmp_path / "empty").fetch
     written = write_report("study", results, fetch, tmp_path / "out", facts={})
     assert {name for name in written if name.startswith("tables/")} == {
-        "tables/broken.csv", "tables/student-by-ipc.csv"
+        "tables/broken.csv", "tables/broken.tex", "tables/student-by-ipc.csv", "tables/student-by-ipc.tex",
+        "tables/results-1-digits-soft-labels-student-convnet.tex",
+        "tables/results-2-digits-soft-labels-student-resnet18.tex",
     }  # fmt: skip
     rows = list(csv.reader(written["tables/student-by-ipc.csv"].read_text().splitlines()))
     assert rows[1:] == extra_tables(results)["student-by-ipc"].texts

@@ -174,3 +174,44 @@ def test_the_papers_methods_look_different_from_each_other():
     styles = figures._styles(["random", "zz", "rded", "sre2l"])
     assert len(set(styles.values())) == len(styles)
     assert styles["rded"] == figures._styles(["rded"])["rded"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.5, 2000, [1, 10, 100, 1000]),
+        (15, 900, [20, 50, 100, 200, 500]),
+        (22, 70, [30, 40, 50, 60, 70]),
+        (2.1, 2.6, [2.1, 2.2, 2.3, 2.4, 2.5, 2.6]),
+    ],
+)
+def test_a_logarithmic_axis_has_ticks_within_a_decade(low, high, expected):
+    assert figures.log_ticks(low, high) == pytest.approx(expected)
+
+
+def test_cost_within_a_decade_has_labelled_ticks():
+    words = _text(figures.cost_chart([_score(generation_process_s=31.0), _score("random", generation_process_s=64.0)]))
+    assert {"30", "40", "50", "60"} <= set(words)
+
+
+def test_bars_are_intervals_and_two_seeds_have_none():
+    from matplotlib.axes import Axes
+
+    drawn, errorbar = [], Axes.errorbar
+
+    def noted(self, *args, **more):
+        drawn.append(more["xerr"])
+        return errorbar(self, *args, **more)
+
+    score = _score(tops=(40.0, 41.0, 42.5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "errorbar", noted)
+        figures.accuracy_chart(result_table([score, _score("random")]))
+    assert drawn == [pytest.approx(score.top1.half_95), None]
+
+
+def test_markers_have_their_result_as_a_title():
+    scores = [_score("a<b>&", tops=(40.0, 41.0, 42.5)), _score("random", overrides={"crops": 5})]
+    for svg in (figures.accuracy_chart(result_table(scores)), figures.cost_chart(scores)):
+        titles = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}title")]
+        assert titles == ["a<b>&, IPC 10: 41.2 ± 1.3 [38.0, 44.3] (3)", "random, IPC 10, crops=5: 40.5 (2 seeds)"]

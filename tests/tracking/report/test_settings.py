@@ -54,7 +54,7 @@ def test_settings_that_are_equal_at_the_small_size_are_run_once_and_said():
     expansion = expansion_of("table12-small")
     table = settings(Results.of(expansion.cells, find_in(expansion, {})))
     assert table is not None
-    assert list(table.notes) == ["+ batch size: the same evaluations as simplified at this size, run once."]
+    assert table.note == "+ batch size: the same evaluations as simplified at this size, run once."
     evaluations = [cell.evaluation for cell in expansion.cells]
     assert len(set(evaluations)) == 12 and len(evaluations) == 16
 

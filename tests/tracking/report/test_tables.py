@@ -8,7 +8,9 @@ import io
 import random
 import statistics
 
+import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from rd3.cell import Cell
 from rd3.errors import BadValue
@@ -113,7 +115,7 @@ def test_numbers_of_two_precisions_are_marked():
     mixed = "rded at IPC 10: repeats ran at bf16 and fp32"
     assert marked == {"random": ["ran at bf16"], "rded": [mixed], "edc": ["ran at fp32"]}
     text = to_markdown(table)
-    assert "40.5 ± 0.7 (2) [a]" in text and "] ran at fp32." in text
+    assert "40.5 (2 seeds) [a]" in text and "] ran at fp32." in text
     alike = Results()
     alike.add("random", 10, [40.0, 41.0], ran="fp32")
     assert not result_tables(alike.scores())[0].notes
@@ -147,6 +149,21 @@ def test_std_is_split_where_both_seeds_vary():
     assert got.half_95 == pytest.approx(12.706205 * statistics.stdev([40.5, 45.5]) / 2**0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("sets", [3, 5])
+def test_intervals_over_set_seeds_cover_the_truth(sets):
+    # Two students of a set share its effect: only sets are independent.
+    draw = np.random.default_rng(sets)
+    values = 40 + draw.normal(0, 2, (2000, sets, 1)) + draw.normal(0, 1, (2000, sets, 2))
+    seeds = [seed for seed in range(sets) for _student in range(2)]
+    intervals = [summarise(row.ravel().tolist(), seeds).interval for row in values]
+    assert 0.93 <= np.mean([low <= 40 <= high for low, high in intervals]) <= 0.97
+
+
+def test_an_interval_stays_within_what_an_accuracy_can_be():
+    assert summarise([99.0, 99.5, 97.0], [0, 0, 0]).interval[1] == 100.0
+    assert summarise([1.0, 0.5, 3.0], [0, 0, 0]).interval[0] == 0.0
+
+
 def test_one_value_has_no_std():
     got = summarise([40.0], [0])
     assert (got.n, got.std, got.half_95) == (1, None, None)
@@ -158,7 +175,7 @@ def test_seeds_become_one_score_and_the_text_says_how_many():
     results.add("rded", 1, [22.0])
     one, ten = results.scores()
     assert top1_text(one) == "22.0 (n=1)"
-    assert top1_text(ten) == "41.0 ± 1.0 (3)"
+    assert top1_text(ten) == "41.0 ± 1.0 [38.5, 43.5] (3)"
     assert ten.delta == pytest.approx(41.0 - 37.3)
 
 
@@ -167,7 +184,8 @@ def test_text_shows_both_stds_and_generation_time_is_the_mean_over_sets():
     results.add("rded", 10, [40.0, 41.0], set_seed=0)
     results.add("rded", 10, [44.0, 47.0], set_seed=1)
     (score,) = results.scores()
-    assert top1_text(score) == "43.0 ± 3.2 (4; set seeds ± 3.5, student seeds ± 1.6)"
+    # Two set seeds give no interval, however many students they have.
+    assert top1_text(score) == "43.0 (4, of 2 set seeds; set seeds ± 3.5, student seeds ± 1.6)"
     assert score.generation_wall_s == pytest.approx(10.5)
 
 
@@ -180,7 +198,7 @@ def test_a_reduced_cell_shows_made_over_published_and_no_difference():
     assert reduced_text(score) == "iterations 100/1000"
     (line,) = (line for line in to_markdown(result_table([score])).splitlines() if line.startswith("| sre2l"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:6] == ["sre2l", "10", "28.5 ± 0.7 (2)", "29.7 ± 0.8", "", "iterations 100/1000"]
+    assert cells[:6] == ["sre2l", "10", "28.5 (2 seeds)", "29.7 ± 0.8", "", "iterations 100/1000"]
 
 
 @pytest.mark.parametrize(
@@ -235,18 +253,26 @@ def test_soft_and_hard_labels_are_tables_of_their_own():
     assert hard.changed == ""
 
 
-def test_order_does_not_follow_the_order_of_cells():
+def test_rows_stand_in_grid_order_with_ipc_ascending():
     results = Results()
-    for method in ("rded", "zebra", "random", "sre2l"):
+    for method in ("rded", "zebra", "random"):
         for ipc in (50, 1, 10):
             results.add(method, ipc, [30.0, 31.0])
+    results.add("sre2l", 1, [30.0])
+    text = to_markdown(result_tables(results.scores())[0])
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in text.splitlines() if line.startswith("| ")]
+    expected = [[method, ipc] for method in ("rded", "zebra", "random") for ipc in ("1", "10", "50")]
+    assert cells[1:] == [*expected, ["sre2l", "1"]]
+
+
+def test_the_order_of_seeds_changes_nothing():
+    results = Results()
+    for method in ("rded", "random"):
+        results.add(method, 1, [30.0, 31.0, 34.0])
     expected = to_markdown(result_tables(results.scores())[0])
-    lines = [line.split("|")[1:3] for line in expected.splitlines() if line.startswith(("| r", "| s", "| z"))]
-    assert [(a.strip(), int(b)) for a, b in lines] == [
-        (method, ipc) for method in ("random", "sre2l", "rded", "zebra") for ipc in (1, 10, 50)
-    ]
     for seed in range(3):
-        random.Random(seed).shuffle(results.cells)
+        rows_of = [results.cells[:3], results.cells[3:]]
+        results.cells = [cell for cells in rows_of for cell in random.Random(seed).sample(cells, 3)]
         assert to_markdown(result_tables(results.scores())[0]) == expected
 
 
@@ -263,10 +289,10 @@ def test_footnotes_for_unsupported_and_partial_cells():
     results.add("edc", 10, [None], reason="needs <50> images | a class")
     (table,) = result_tables(results.scores())
     text = to_markdown(table)
-    assert "| rded | 10 | 40.5 ± 0.7 (2) [b] |" in text
-    assert "| edc | 10 | – [a] |" in text
-    assert "[a] edc at IPC 10: needs &lt;50> images \\| a class." in text
-    assert "[b] rded at IPC 10: 2 of 3 repeats done." in text
+    assert "| rded | 10 | 40.5 (2 seeds) [a] |" in text
+    assert "| edc | 10 | – [b] |" in text
+    assert "[b] edc at IPC 10: needs &lt;50> images \\| a class." in text
+    assert "[a] rded at IPC 10: 2 of 3 repeats done." in text
 
 
 def test_settings_that_differ_between_rows_name_them_and_shared_ones_go_to_the_caption():
@@ -288,8 +314,8 @@ def test_varied_points_are_in_the_csv_and_not_in_the_tables():
     results.add("rded", 10, [38.0, 39.0], varied={"temperature": 4.0})
     found = results.scores()
     (table,) = result_tables(found)
-    assert top1_text(table.rows[0].scores[10]) == "40.5 ± 0.7 (2)"
-    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert top1_text(table.rows[0].scores[10]) == "40.5 (2 seeds)"
+    lines = list(csv.DictReader(io.StringIO(to_csv(found, result_tables(found)))))
     assert [line["varied"] for line in lines] == ["", "temperature=4.0"]
     assert [float(line["top1_pct_mean"]) for line in lines] == [40.5, 38.5]
     assert float(lines[0]["difference"]) == pytest.approx(40.5 - 37.3)
@@ -307,3 +333,65 @@ def test_results_from_before_a_field_was_added_are_of_the_same_protocol():
     assert comparable_protocol(older) == comparable_protocol(full)
     assert comparable_protocol(full | {"soft_labels": "once"}) != comparable_protocol(full)
     assert comparable_protocol(full | {"zeta": 2.0}) != comparable_protocol(full)
+
+
+APART = {"rded": [40.0, 41.0, 42.5, 41.2], "random": [39.8, 41.1, 42.6, 41.0], "sre2l": [20.0, 21.1, 22.4, 21.2]}
+
+
+def test_the_best_and_what_is_equal_to_it_within_noise_are_marked():
+    results = Results()
+    for method, tops in APART.items():
+        results.add(method, 10, tops)
+    results.add("cda", 10, [99.0, 98.0], ran="bf16", overrides={"cda.curriculum": "none"})
+    results.add("edc", 10, [None])
+    (table,) = result_tables(results.scores())
+    found = {row.label: table.standing(row, 10) for row in table.rows}
+    # The best has two seeds, too few for any test.
+    assert found == {"rded": "", "random": "", "sre2l": "", "cda (cda.curriculum=none)": "best", "edc": ""}
+    results.cells = [cell for cell in results.cells if cell.method != "cda"]
+    (table,) = result_tables(results.scores())
+    found = {row.label: table.standing(row, 10) for row in table.rows}
+    assert found == {"rded": "best", "random": "equal", "sre2l": "", "edc": ""}
+    text = to_markdown(table)
+    assert "| **41.2 ± 1.0 [39.5, 42.8] (4)** |" in text
+    assert "(4)** ≈ |" in text
+    assert "Bold and ≈: equal to it within noise" in text
+
+
+def test_a_column_with_one_result_marks_nothing():
+    results = Results()
+    results.add("rded", 10, APART["rded"])
+    results.add("random", 10, [None])
+    (table,) = result_tables(results.scores())
+    assert table.legend == ""
+    assert "**41" not in to_markdown(table)
+
+
+def test_set_seeds_are_the_units_of_a_column_where_they_vary():
+    results = Results()
+    for method, shift in (("rded", 0.0), ("random", 0.2)):
+        for seed, top in enumerate((40.0, 44.0, 41.0)):
+            results.add(method, 10, [top + shift * seed, top + 1 + shift * seed], set_seed=seed)
+    (table,) = result_tables(results.scores())
+    column = table.columns[10]
+    [one] = column.comparisons
+    assert (column.unit, one.shared) == ("set seeds", 3)
+    assert one.difference.p_value == pytest.approx(scipy_stats.ttest_1samp([0.0, 0.2, 0.4], 0).pvalue)
+
+
+def test_the_csv_has_the_interval_the_variance_split_and_the_standing():
+    results = Results()
+    groups = {0: [40.0, 41.0], 1: [44.0, 47.0], 2: [39.0, 38.0]}
+    for seed, tops in groups.items():
+        results.add("rded", 10, tops, set_seed=seed)
+    results.add("random", 10, [30.0], ran="fp32")
+    found = results.scores()
+    rded, other = csv.DictReader(io.StringIO(to_csv(found, result_tables(found))))
+    low, high = scipy_stats.t.interval(0.95, 2, loc=41.5, scale=scipy_stats.sem([40.5, 45.5, 38.5]))
+    assert (float(rded["low_95"]), float(rded["high_95"])) == (pytest.approx(low), pytest.approx(high))
+    within = statistics.mean(statistics.variance(tops) for tops in groups.values())
+    between = statistics.variance([40.5, 45.5, 38.5]) - within / 2
+    assert float(rded["variance_student_seeds"]) == pytest.approx(within)
+    assert float(rded["variance_set_seeds"]) == pytest.approx(between)
+    assert (rded["units"], rded["standing"], rded["precisions"]) == ("3", "best", "bf16")
+    assert (other["units"], other["low_95"], other["standing"], other["precisions"]) == ("1", "", "", "fp32")

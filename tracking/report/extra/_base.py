@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from rd3.component import changes_text
@@ -24,8 +24,8 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    notes: Sequence[str] = ()
-    """Sentences below the table."""
+    note: str = ""
+    """What the reader has to know, in a sentence or two."""
 
     @classmethod
     def of(cls, title: str, scores: Sequence[Score], rows: Sequence[str], column: str) -> Self:
@@ -39,6 +39,12 @@ class Table:
         lines = [[*key, *(cells.get(value) for value in across)] for key, cells in found.items()]
         return cls(title, [*by, *(f"{column} {value}" for value in across)], lines)
 
+    def without_empty(self) -> Self:
+        """The table without columns that are empty in every row."""
+        kept = [place for place, texts in enumerate(zip(*self.texts, strict=True)) if any(texts)]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return replace(self, columns=[self.columns[place] for place in kept], rows=rows)
+
     @property
     def texts(self) -> list[list[str]]:
         """The cells as they are shown."""
@@ -48,7 +54,7 @@ class Table:
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.texts]
         table = "".join(f"| {' | '.join(map(escape_markdown, line))} |\n" for line in lines)
-        return table + "".join(f"\n{escape_markdown(note)}\n" for note in self.notes)
+        return f"{escape_markdown(self.note)}\n\n{table}" if self.note else table
 
 
 ReportTable = Callable[[Results], Table | None]

@@ -30,7 +30,7 @@ def settings(results: Results) -> Table | None:
         for (place, name), scores in sorted(rows.items(), key=lambda row: _position(row[0][0]))
     ]
     columns = ["dataset", "IPC", "student", "setting", *methods]
-    return Table("Accuracy under each setting", columns, lines, _repeated(rows))
+    return Table("Accuracy under each setting", columns, lines, " ".join(_repeated(rows)))
 
 
 def _place(score: Score) -> Place:

@@ -1,0 +1,94 @@
+"""Comparisons of all methods with each other over shared seeds.
+
+The units of all tests are seeds: results of two methods with the same seed are paired.  Where nothing else is said,
+``values`` maps each method to its results by seed, and a pair of methods is tested on the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from rd3.stats import PairedDifference, equivalence, holm, paired_difference
+
+LEAST = 3
+"""Shared seeds that a test needs."""
+
+NO_SPREAD = 1e-9
+"""Differences that are all the same, in points, happen by chance where accuracies are counts of few images.  A t-test
+would take them as certain, so that they are not tested."""
+
+Values = Mapping[str, Mapping[Hashable, float]]
+
+
+class Comparison(NamedTuple):
+    """Two methods on their shared seeds."""
+
+    first: str
+    second: str
+    shared: int
+    """Number of shared seeds."""
+    difference: PairedDifference | None
+    """First minus second; None with fewer than :data:`LEAST` shared seeds."""
+    adjusted: float | None
+    """Two-sided p-value of the paired t-test after Holm's correction over the family; None if there was no test."""
+    equivalent: float | None
+    """p-value of the equivalence test after Holm's correction; None without a bound or a test."""
+
+    def separated(self, alpha: float = 0.05) -> bool:
+        """Whether the corrected test finds a difference."""
+        return self.adjusted is not None and self.adjusted < alpha
+
+    def verdict(self, alpha: float = 0.05) -> str:
+        """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
+
+        Equal within noise is the absence of a significant difference and no evidence that there is none, which is what
+        equivalent states.
+        """
+        if self.adjusted is None:
+            return "not tested"
+        if self.equivalent is not None and self.equivalent < alpha:
+            return "equivalent"
+        return "different" if self.separated(alpha) else "equal within noise"
+
+
+def compare_all(values: Values, *, bound: float | None = None, confidence: float = 0.95) -> list[Comparison]:
+    """Every pair of methods, in the order of ``values``, as one family of paired t-tests with Holm's correction.
+
+    With a ``bound``, two one-sided tests of equivalence within ± bound are a second family.  ``confidence`` is that of
+    each difference's interval by itself.
+    """
+    return families([values], bound=bound, confidence=confidence)[0]
+
+
+def families(
+    settings: Sequence[Values], *, bound: float | None = None, confidence: float = 0.95
+) -> list[list[Comparison]]:
+    """The comparisons of :func:`compare_all` for each setting, corrected over all settings together."""
+    found = [[_compared(values, *pair, bound, confidence) for pair in itertools.combinations(values, 2)]
+             for values in settings]  # fmt: skip
+    flat = [one for comparisons in found for one in comparisons]
+    adjusted = _corrected([one.adjusted for one in flat])
+    equivalent = _corrected([one.equivalent for one in flat])
+    flat = [one._replace(adjusted=p, equivalent=q) for one, p, q in zip(flat, adjusted, equivalent, strict=True)]
+    rest = iter(flat)
+    return [list(itertools.islice(rest, len(comparisons))) for comparisons in found]
+
+
+def _compared(values: Values, first: str, second: str, bound: float | None, confidence: float) -> Comparison:
+    shared = [seed for seed in values[first] if seed in values[second]]
+    if len(shared) < LEAST:
+        return Comparison(first, second, len(shared), None, None, None)
+    sides = [values[first][seed] for seed in shared], [values[second][seed] for seed in shared]
+    difference = paired_difference(*sides, confidence)
+    if difference.high - difference.low < NO_SPREAD and abs(difference.mean) > NO_SPREAD:
+        return Comparison(first, second, len(shared), difference, None, None)
+    equal = None if bound is None else equivalence(*sides, bound).p_value
+    return Comparison(first, second, len(shared), difference, difference.p_value, equal)
+
+
+def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction of a family, in which a test that could not be done does not count."""
+    corrected = iter(holm([p for p in p_values if p is not None]).tolist())
+    return [None if p is None else next(corrected) for p in p_values]

@@ -1,0 +1,150 @@
+"""Rankings of methods: the ranks that a test over seeds leaves possible, and the agreement of two settings.
+
+``values`` maps each method to its results by seed, as in :mod:`rd3.comparisons`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rd3.comparisons import LEAST, Comparison, Values, compare_all, families
+from rd3.errors import BadValue
+from rd3.seeding import derive
+from rd3.stats import mean
+
+
+class RankingAgreement(NamedTuple):
+    """Kendall's tau between the rankings of the same methods in two settings."""
+
+    tau: float
+    bootstrap: tuple[float, float] | None
+    """Percentile interval over resampled seeds; None with fewer than :data:`LEAST` seeds, like what follows."""
+    interval: tuple[float, float] | None
+    """Simultaneous interval: the rankings that the paired tests leave possible."""
+    same: int
+    """Pairs of methods in the same order in both settings, both orders significant."""
+    opposite: int
+    """Pairs with opposite orders, both significant."""
+    undecided: int
+
+
+def rank_intervals(values: Values, alpha: float = 0.05) -> dict[str, tuple[int, int]]:
+    """The ranks (1 is the best) that each method may have, with a joint confidence of 1 - ``alpha`` for all methods.
+
+    A method's best rank is one more than the number of methods that are significantly better, its worst rank leaves out
+    those that are significantly worse (Mogstad, Romano, Shaikh and Wilhelm 2024), by :func:`compare_all`.
+    """
+    better, worse = dict.fromkeys(values, 0), dict.fromkeys(values, 0)
+    for one in compare_all(values):
+        if one.difference is not None and one.separated(alpha):
+            winner, loser = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
+            better[loser] += 1
+            worse[winner] += 1
+    return {name: (1 + better[name], len(values) - worse[name]) for name in values}
+
+
+def rank_bootstrap(scores: NDArray[np.float64], draws: int = 2000, confidence: float = 0.95) -> NDArray[np.int64]:
+    """Percentile intervals of each method's rank over resampled seeds: (2, methods), lowest and highest rank.
+
+    ``scores``: (seeds, methods), paired by seed.  The interval describes how far ranks move with the seeds.  It is not
+    a confidence interval: where methods are close, it leaves out the true rank of the extreme ones too often, which
+    :func:`rank_intervals` does not.
+    """
+    ranks = _ranks(_resampled_means(_matrix(scores), draws))
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    return np.quantile(ranks, ends, axis=0, method="inverted_cdf").astype(np.int64)
+
+
+def ranking_agreement(first: Values, second: Values, *, alpha: float = 0.05, draws: int = 2000) -> RankingAgreement:
+    """Kendall's tau (tau-a: a tied pair counts zero) between the rankings by mean in two settings, with intervals.
+
+    Both settings need the same methods, at least two; seeds that all methods have in both settings count.  The
+    bootstrap resamples seeds jointly for all methods and both settings; like :func:`rank_bootstrap` it describes.  The
+    simultaneous ``interval`` holds the true tau with a probability of at least 1 - ``alpha``: pairs of methods that
+    Holm's correction over both settings separates in both are fixed, and every other pair may go either way.
+    """
+    one, other = _shared_matrices(first, second)
+    tau = float(_tau(one.mean(0), other.mean(0)))
+    pairs = one.shape[1] * (one.shape[1] - 1) // 2
+    if len(one) < LEAST:
+        return RankingAgreement(tau, None, None, 0, 0, pairs)
+    signs = [[_sign(pair, alpha) for pair in family] for family in families([_by_seed(one), _by_seed(other)])]
+    products = [a * b for a, b in zip(*signs, strict=True)]
+    same, opposite = products.count(1), products.count(-1)
+    undecided = pairs - same - opposite
+    centre, room = same - opposite, undecided
+    drawn = _resampled_means(np.concatenate([one, other], axis=1), draws)
+    taus = _tau(drawn[:, : one.shape[1]], drawn[:, one.shape[1] :])
+    low, high = np.quantile(taus, [alpha / 2, 1 - alpha / 2], method="inverted_cdf")
+    interval = ((centre - room) / pairs, (centre + room) / pairs)
+    return RankingAgreement(tau, (float(low), float(high)), interval, same, opposite, undecided)
+
+
+def _sign(pair: Comparison, alpha: float) -> int:
+    if pair.difference is None or not pair.separated(alpha):
+        return 0
+    return 1 if pair.difference.mean > 0 else -1
+
+
+def _shared_matrices(first: Values, second: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both settings as (seeds, methods), on the seeds that every method has in both."""
+    if set(first) != set(second) or len(first) < 2:
+        raise BadValue(
+            f"Two rankings are of {len(first)} and {len(second)} methods, expected the same ones, at least 2.",
+            "compare the methods that both settings have",
+        )
+    columns = [values[name] for values in (first, second) for name in first]
+    seeds = [seed for seed in columns[0] if all(seed in column for column in columns)]
+    if not seeds:
+        raise BadValue("The methods to rank share no seed, expected at least 1.", "run them on the same seeds")
+    both = np.array([[column[seed] for column in columns] for seed in seeds], dtype=np.float64)
+    return both[:, : len(first)], both[:, len(first) :]
+
+
+def _by_seed(scores: NDArray[np.float64]) -> dict[str, dict[Hashable, float]]:
+    return {str(index): dict(enumerate(column.tolist())) for index, column in enumerate(scores.T)}
+
+
+def _matrix(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    given = np.asarray(scores, dtype=np.float64)
+    if given.ndim != 2 or len(given) < LEAST:
+        raise BadValue(f"A bootstrap over seeds got scores of shape {given.shape}, expected at least {LEAST} seeds.")
+    return given
+
+
+def _resampled_means(scores: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
+    """Means of all columns over resampled seeds: (draws, columns).
+
+    A multiplier bootstrap: a draw weights the residuals of each seed by a standard normal number, for all columns
+    alike, and scales them so that each column, and each difference of columns, has its t distribution.  Resampling
+    whole seeds would understate the spread: three seeds have ten different resamples.
+    """
+    count = len(scores)
+    stream = np.random.default_rng(derive(0, "bootstrap", count, scores.shape[1]))
+    centre = scores.mean(axis=0)
+    scale = np.sqrt((count - 1) / stream.chisquare(count - 1, draws)) / np.sqrt(count * (count - 1))
+    means: NDArray[np.float64] = centre + scale[:, None] * (stream.standard_normal((draws, count)) @ (scores - centre))
+    return means
+
+
+def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Ranks along the last dimension; the highest score has rank 1, and equal ones share the better rank."""
+    ranks: NDArray[np.int64] = 1 + (scores[..., None, :] > scores[..., :, None]).sum(axis=-1)
+    return ranks
+
+
+def _tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
+    """Kendall's tau-a along the last dimension."""
+    one, other = np.triu_indices(first.shape[-1], 1)
+    signs = [np.sign(scores[..., one] - scores[..., other]) for scores in (first, second)]
+    return (signs[0] * signs[1]).mean(axis=-1)
+
+
+def ranking(values: Values) -> dict[str, int]:
+    """Rank of each method by its mean; 1 is the best, and equal means share the better rank."""
+    ranks = _ranks(np.array([mean(list(results.values())) for results in values.values()]))
+    return dict(zip(values, ranks.tolist(), strict=True))

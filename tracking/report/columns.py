@@ -1,0 +1,62 @@
+"""One column of a result table: which method is best, and which ones are equal to it within noise."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from rd3.comparisons import Comparison, compare_all
+from rd3.stats import mean
+from tracking.report.scores import Score
+
+
+def several_sets(scores: Sequence[Score]) -> bool:
+    """Whether any score has several set seeds, which are then the units of tests."""
+    return any(len({repeat.set_seed for repeat in score.repeats}) > 1 for score in scores)
+
+
+def unit_of(scores: Sequence[Score]) -> str:
+    """Name of the units of tests between these scores."""
+    return "set seeds" if several_sets(scores) else "student seeds"
+
+
+def by_unit(score: Score, by_set: bool) -> dict[Hashable, float]:
+    """Results by seed: means over the students of each set seed if ``by_set``, else results by student seed.
+
+    Students of one set are not independent samples of the method.
+    """
+    found: dict[Hashable, list[float]] = {}
+    for repeat in score.repeats:
+        found.setdefault(repeat.set_seed if by_set else repeat.student_seed, []).append(repeat.top1_pct)
+    return {seed: mean(values) for seed, values in found.items()}
+
+
+def values_of(scores: Mapping[str, Score]) -> dict[str, dict[Hashable, float]]:
+    """Results of the finished scores by unit, for :func:`rd3.comparisons.compare_all`."""
+    by_set = several_sets(list(scores.values()))
+    return {label: by_unit(score, by_set) for label, score in scores.items() if score.repeats}
+
+
+@dataclass(frozen=True)
+class Column:
+    """The methods of one column, compared pairwise with Holm's correction over the column."""
+
+    best: str | None
+    """Label of the highest mean; None with fewer than two results."""
+    unit: str
+    comparisons: tuple[Comparison, ...]
+
+    @classmethod
+    def of(cls, scores: Mapping[str, Score]) -> Self:
+        """``scores``: by the label of the row."""
+        means = {label: score.top1.mean for label, score in scores.items() if score.top1 is not None}
+        best = max(means, key=lambda label: means[label]) if len(means) > 1 else None
+        return cls(best, unit_of(list(scores.values())), tuple(compare_all(values_of(scores))))
+
+    def standing(self, label: str) -> str:
+        """``best``, ``equal`` (not separated from the best by a test) or empty."""
+        if label == self.best:
+            return "best"
+        against = (one for one in self.comparisons if {one.first, one.second} == {label, self.best})
+        return "equal" if any(one.verdict() == "equal within noise" for one in against) else ""

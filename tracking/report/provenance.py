@@ -1,0 +1,73 @@
+"""Origin of every cell of a report: the keys, seeds, precision and MLflow runs of its evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from rd3.component import changes_text
+from tracking.report.query import Find
+from tracking.report.scores import Score, point_of, point_of_score
+from tracking.report.tables import seconds_text
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The evaluations of one score, and the id of their rows in the page."""
+
+    anchor: str
+    rows: list[dict[str, str]]
+
+
+class Provenance:
+    """Origins of all scores of a grid, in their order."""
+
+    def __init__(self, scores: Sequence[Score], frame: pd.DataFrame, find: Find):
+        self._origins = {point_of_score(score): Origin(f"point-{place}", []) for place, score in enumerate(scores, 1)}
+        for row in frame.to_dict("records"):
+            self._origins[point_of(row)].rows.append(_texts(row, find))
+
+    @property
+    def origins(self) -> list[Origin]:
+        return list(self._origins.values())
+
+    @property
+    def count(self) -> int:
+        """Number of evaluations."""
+        return sum(len(origin.rows) for origin in self._origins.values())
+
+    def anchor(self, score: Score) -> str:
+        """Id of the score's rows."""
+        return self._origins[point_of_score(score)].anchor
+
+
+def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:
+    entry = find("evaluation", row["evaluation"]) if row["evaluation"] else None
+    return {
+        "method": row["method"],
+        "dataset": row["dataset"],
+        "ipc": str(row["ipc"]),
+        "student": row["student"],
+        "protocol": row["protocol"],
+        "labels": row["labels"],
+        "changed": changes_text({**row["overrides"], **row["varied"]}),
+        "seeds": f"{'–' if row['set_seed'] is None else row['set_seed']} / {row['student_seed']}",
+        "correct": "" if row["correct"] is None else f"{row['correct']} of {row['tested']}",
+        "top1": row["status"] if row["top1_pct"] is None else f"{row['top1_pct']:.2f}",
+        "precision": row["ran_precision"] or "",
+        "device": row["device"] or "",
+        "wall": seconds_text(row["wall_s"]) + _in_pack(row["pack"]),
+        "run": (entry.run_id if entry is not None else None) or "",
+        **{name: (row[column] or "")[:12] for name, column in KEYS.items()},
+    }
+
+
+KEYS = {"set": "set", "evaluation": "evaluation", "teacher": "teacher_key"}
+
+
+def _in_pack(pack: float | None) -> str:
+    """Suffix for the time of an evaluation that was trained in a pack."""
+    return f" (pack of {pack:.0f})" if (pack or 1) > 1 else ""

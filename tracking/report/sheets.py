@@ -1,0 +1,68 @@
+"""Contact sheets of a report: the images of the first set of each method, dataset and IPC, with class names."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rd3.errors import RD3Error
+from tracking.report.query import Find
+from tracking.report.scores import Score
+from tracking.report.tables import seconds_text
+
+Fetch = Callable[[str, str], Path]
+"""Maps (kind, key) to a local folder with the verified files."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The contact sheet of a set as a data URI, or the reason for its absence."""
+
+    title: str
+    caption: str
+    source: str
+    reason: str = ""
+    classes: tuple[str, ...] = ()
+    """Class names of the rows, from the top; empty if they are unknown."""
+
+
+def contact_sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[Sheet]:
+    """The contact sheet of the first set of each method, dataset and IPC."""
+    sheets: dict[str, Sheet] = {}
+    for score in found:
+        key = score.sets[0] if score.sets else None
+        if key is not None and key not in sheets and find("set", key) is not None:
+            sheets[key] = _sheet(score, key, fetch)
+    return list(sheets.values())
+
+
+def _sheet(score: Score, key: str, fetch: Fetch) -> Sheet:
+    title = f"{score.method}, {score.dataset}, IPC {score.ipc}"
+    spent = seconds_text(score.generation_process_s)
+    caption = f"set {key[:12]}" + (f", generated in {spent} CPU seconds" if spent else "")
+    try:
+        path = fetch("set", key) / "contact_sheet.png"
+        if not path.is_file():
+            return Sheet(title, caption, "", "the set has no contact sheet")
+        picture = path.read_bytes()
+    except RD3Error as error:
+        return Sheet(title, caption, "", error.message)
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    return Sheet(title, caption, source, classes=_classes_of_rows(picture, score))
+
+
+def _classes_of_rows(picture: bytes, score: Score) -> tuple[str, ...]:
+    from PIL import Image
+
+    from rd3.datasets import dataset_info
+    from rd3.synthetic_set import rows_of_sheet
+
+    try:
+        names = dataset_info(score.dataset).class_names
+    except RD3Error:  # a dataset that is registered on another machine
+        return ()
+    rows = rows_of_sheet(Image.open(io.BytesIO(picture)).size, score.ipc)
+    return names[:rows] if rows is not None and rows <= len(names) else ()
