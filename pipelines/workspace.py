@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rd3.datasets import Dataset
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SyntheticSet
+    from tracking.report.charts import Drawing
     from tracking.report.entries import GridEntries
     from tracking.report.results import Results
 
@@ -177,10 +178,16 @@ class LoadedGrid:
             sys.stderr.write(f"Digests of results were {self._not_compared}\n")
         return entries
 
-    def report(self, folder: str | Path | None = None, results: Results | None = None) -> dict[str, Path]:
+    def report(
+        self,
+        folder: str | Path | None = None,
+        results: Results | None = None,
+        charts: Iterable[Drawing] = (),
+    ) -> dict[str, Path]:
         """Write the report (Markdown, CSV, HTML, charts); return the files by name.
 
-        ``folder``: default ``reports/<grid>`` in RD3's home.  ``results``: default as they are now.
+        ``folder``: default ``reports/<grid>`` in RD3's home.  ``results``: default as they are now.  ``charts``: more
+        charts, such as those of :func:`pipelines.embedding.drawings`.
         """
         from tracking.report.page import write_report
         from tracking.store import TrackedStore
@@ -195,4 +202,5 @@ class LoadedGrid:
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
             facts={"description": grid.description, "failures": failures, **digests},
+            charts=charts,
         )

@@ -220,15 +220,19 @@ def status(grid: GridArgument) -> None:
 def report(
     grid: GridArgument,
     out: Annotated[Path | None, typer.Option(help="Output folder (default: reports/GRID in RD3's home).")] = None,
+    tsne: Annotated[
+        bool, typer.Option("--tsne", help="Add t-SNE maps of the features of synthetic and real images.")
+    ] = False,
 ) -> None:
     """Write the result tables as Markdown and CSV, and one self-contained HTML page."""
+    from pipelines.embedding import drawings
     from pipelines.workspace import Workspace
 
     loaded = Workspace().grid(grid)
     here = loaded.workspace.session
     folder = out or here.home / "reports" / loaded.name
     results = loaded.summarised()
-    written = loaded.report(folder, results)
+    written = loaded.report(folder, results, drawings(loaded) if tsne else ())
     show_table(result_rows(results))
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)

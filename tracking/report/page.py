@@ -19,6 +19,7 @@ from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.errors import StoreError
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
+from tracking.report.charts import Drawing, drawings
 from tracking.report.extra._base import Table, extra_tables
 from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, interval_text, pairs
@@ -73,6 +74,8 @@ class Page:
     varied: list[Score]
     pairs: list[Pair]
     cost: Chart | None
+    others: list[Chart]
+    """Charts of :mod:`tracking.report.charts`, and those that the caller has drawn."""
     sheets: list[Sheet]
     undone: list[dict[str, str]]
     provenance: Provenance
@@ -82,7 +85,8 @@ class Page:
 
     @property
     def charts(self) -> list[Chart]:
-        return [chart for chart in (*(one.chart for one in self.sections), *self.sensitivity, self.cost) if chart]
+        drawn = (*(one.chart for one in self.sections), *self.sensitivity, self.cost, *self.others)
+        return [chart for chart in drawn if chart and chart.svg]
 
 
 def _svg(data: bytes) -> Markup:
@@ -279,11 +283,13 @@ def write_report(
     out: Path,
     *,
     facts: Mapping[str, Any],
+    charts: Iterable[Drawing] = (),
 ) -> dict[str, Path]:
     """Write ``report.md``, ``report.html``, ``results.csv``, ``evaluations.csv``, ``charts/*.svg`` and ``tables/*``.
 
     Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
     the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
+    ``charts`` are more charts than those of :mod:`tracking.report.charts`.
     """
     frame, found = results.frame, results.scores
     page = Page(
@@ -298,6 +304,7 @@ def write_report(
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
         cost=_cost(found),
+        others=[Chart(one.title, one.caption, _svg(one.svg)) for one in (*drawings(results, fetch), *charts)],
         sheets=contact_sheets(found, results.find, fetch),
         undone=_undone(frame, facts.get("failures", {})),
         provenance=Provenance(found, frame, results.find),

@@ -106,7 +106,7 @@ def test_labels_by_their_bytes(tmp_path: Path):
         name: ("" if stated is None else str(stated), str(steps)) for name, (_, stated, steps) in BUDGETS.items()
     }
     assert list(found) == [*list(BUDGETS)[1:], "on the fly"] and len(table.rows) == len(BUDGETS)
-    rows = list(csv.DictReader(to_csv(results.scores).splitlines()))
+    rows = list(csv.DictReader(to_csv(results.scores, results.tables).splitlines()))
     assert {(row["label_bytes"], row["image_steps"]) for row in rows} == set(found.values())
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from rd3.errors import why
 from rd3.registry import Registry
 from tracking.report.results import Results
-
-Fetch = Callable[[str, str], Path]
-"""Maps (kind, key) to a local folder with the verified files."""
+from tracking.report.sheets import Fetch
 
 
 @dataclass(frozen=True)

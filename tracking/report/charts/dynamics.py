@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tracking.report.charts._base import Drawing, Fetch, register_chart
+from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import panels_chart
 from tracking.report.results import Results
+from tracking.report.sheets import Fetch
 from tracking.runs.fields import read_curve
 
 _DIAGNOSTIC = re.compile(r"diagnostic_top1_pct_epoch_(\d+)")

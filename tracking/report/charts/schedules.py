@@ -7,9 +7,10 @@ from typing import Any
 
 from rd3.evaluation.schedule import rate_factor
 from rd3.protocol import EvalProtocol
-from tracking.report.charts._base import Drawing, Fetch, register_chart
+from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import lines_chart
 from tracking.report.results import Results
+from tracking.report.sheets import Fetch
 
 _FIELDS = ("lr", "epochs", "schedule", "zeta", "warmup_epochs")
 _MOST = 9
