@@ -44,6 +44,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("run")(run)
     app.command("status")(status)
     app.command("report")(report)
+    app.command("publish")(publish)
     app.command("export-results")(export_outcomes)
 
 
@@ -238,6 +239,32 @@ def report(
         console.print(f"wrote {path}", soft_wrap=True)
     page = show_in_mlflow(loaded.name, results, here, folder)
     console.print(ui_line(here, page), soft_wrap=True)
+
+
+def publish(
+    grids: Annotated[list[str], typer.Argument(help="Names of built-in grids or paths of YAML files.")],
+    out: Annotated[Path, typer.Option(help="Output folder of the static site.")],
+) -> None:
+    """Write the reports of several grids and a leaderboard of their results as a static site."""
+    from pipelines.transfer.results import write_recipes
+    from pipelines.workspace import Workspace
+    from rd3.store import write_atomically
+    from tracking.report.leaderboard import Published, write_leaderboard
+
+    loaded = [Workspace().grid(grid) for grid in grids]
+    named = {one.name: one for one in loaded}
+    if len(named) < len(loaded):
+        raise BadValue("Two of these grids have the same name.", "set `name` in one of the files")
+    found = {name: one.summarised() for name, one in named.items()}
+    published = {}
+    for name, one in named.items():
+        grid = one.expansion.source_grid
+        one.report(out / name, found[name])
+        write_atomically(out / name / "grid.yaml", grid.text)
+        write_recipes(list(one.expansion.recipes.values()), out / name / "recipes")
+        file = "grid-small.yaml" if grid.small else "grid.yaml"
+        published[name] = Published(grid.description, f"rd3 run {file}")
+    console.print(f"wrote {write_leaderboard(found, published, out)}", soft_wrap=True)
 
 
 def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> str:

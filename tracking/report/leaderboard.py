@@ -1,0 +1,146 @@
+"""A leaderboard: the results of several grids on one static page, with the paper's numbers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rd3.component import changes_text
+from rd3.errors import StoreError
+from rd3.store import now, write_atomically
+from tracking.report.page import fill, when
+from tracking.report.paper import names, place_of
+from tracking.report.results import Results
+from tracking.report.scores import Score
+from tracking.report.tables import paper_text, reduced_text, top1_text
+
+VERIFIED, REPORTED = "verified", "reported"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One number of the leaderboard."""
+
+    dataset: str
+    ipc: int
+    method: str
+    top1: float
+    """Mean in per cent, by which rows are sorted."""
+    shown: str
+    status: str
+    """``verified``: evaluated here; ``reported``: printed in the paper."""
+    protocol: str
+    """With the fields that the grid changed."""
+    labels: str
+    student: str
+    teacher: str
+    reduced: str
+    """Values below the published ones, as ``run/published``."""
+    source: str
+    """Name of the grid, or the paper's table."""
+    grid: str = ""
+    """Name of the grid whose report shows its origin; empty for a reported number."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """The numbers of one dataset and IPC, best first."""
+
+    title: str
+    rows: list[Standing]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A grid on the leaderboard; its report, grid file and recipes are in a folder of its name."""
+
+    description: str
+    command: str
+    """Runs the grid again, in that folder."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template renders."""
+
+    made_at: str
+    boards: list[Board]
+    grids: dict[str, Published]
+
+
+def standings(found: Mapping[str, Results]) -> list[Standing]:
+    """The finished points of grids by name, and each paper value beside them once; points of ``vary`` are left out."""
+    rows: dict[Standing, None] = {}
+    for grid, results in found.items():
+        for score in results.scores:
+            if score.varied:
+                continue
+            if score.top1 is not None:
+                rows[_verified(score, grid)] = None
+            if score.paper is not None:
+                rows[_reported(score)] = None
+    return list(rows)
+
+
+def _verified(score: Score, grid: str) -> Standing:
+    changed = changes_text(score.overrides)
+    protocol = ", ".join(filter(None, (score.protocol, score.setting, changed)))
+    assert score.top1 is not None
+    return Standing(
+        **_cell(score),
+        top1=score.top1.mean,
+        shown=top1_text(score),
+        status=VERIFIED,
+        protocol=protocol,
+        teacher=score.teacher,
+        reduced=reduced_text(score),
+        source=grid,
+        grid=grid,
+    )
+
+
+def _reported(score: Score) -> Standing:
+    assert score.paper is not None
+    [config] = score.printed.values() or [names()["protocol"]]
+    return Standing(
+        **_cell(score),
+        top1=score.paper.mean,
+        shown=paper_text(score),
+        status=REPORTED,
+        protocol=config,
+        teacher=names()["teacher"],
+        reduced="",
+        source=f"paper, Table {score.paper.table}",
+    )
+
+
+def _cell(score: Score) -> dict[str, Any]:
+    return {name: getattr(score, name) for name in ("dataset", "ipc", "method", "labels", "student")}
+
+
+def boards(rows: list[Standing]) -> list[Board]:
+    """The numbers by dataset, in the paper's order, and IPC; best first."""
+
+    def place(row: Standing) -> tuple[object, ...]:
+        return (*place_of("datasets", row.dataset), row.ipc)
+
+    ordered = sorted(rows, key=lambda row: (*place(row), -row.top1))
+    groups = [list(group) for _place, group in groupby(ordered, key=place)]
+    return [Board(f"{group[0].dataset}, IPC {group[0].ipc}", group) for group in groups]
+
+
+def write_leaderboard(found: Mapping[str, Results], grids: Mapping[str, Published], out: Path) -> Path:
+    """Write ``index.html``, which links to ``NAME/report.html`` and ``NAME/grid.yaml`` of every grid; return its path.
+
+    ``found``: the results of ``grids``, by name.
+    """
+    page = Page(when(now()), boards(standings(found)), dict(grids))
+    try:
+        write_atomically(out / "index.html", fill("leaderboard.html.j2", page))
+    except OSError as error:
+        fix = "choose another folder (--out)"
+        raise StoreError(f"Cannot write the leaderboard to {out}: {error.strerror}.", fix) from None
+    return out / "index.html"
