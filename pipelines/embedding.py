@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rd3.component import changes_text
 from rd3.errors import RD3Error
 
 if TYPE_CHECKING:
@@ -50,12 +51,14 @@ def embedded(groups: dict[str, Points], *, seed: int = 0, perplexity: float = 30
 
 
 def drawings(grid: LoadedGrid) -> Iterator[Drawing]:
-    """A chart per dataset and IPC of a grid: the first set of each method and real training images of ten classes."""
+    """A chart per dataset and IPC of a grid: the first set of each method, with its settings, and real images."""
     frame = grid.results()
     finished = frame[(frame["status"] == "done") & frame["set"].notna()]
     for (name, ipc), rows in finished.groupby(["dataset", "ipc"], sort=False):
-        found = dict(zip(rows["method"][::-1], rows["set"][::-1], strict=True))
-        methods = {method: found[method] for method in dict.fromkeys(rows["method"])}
+        methods: dict[str, str] = {}
+        for row in rows.to_dict("records"):
+            own = {key: value for key, value in row["overrides"].items() if key.startswith(f"{row['method']}.")}
+            methods.setdefault(" ".join([row["method"], changes_text(own)]).strip(), row["set"])
         yield _drawing(grid, str(name), int(ipc), str(rows["teacher"].iloc[0]), methods)
 
 

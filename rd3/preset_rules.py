@@ -36,7 +36,8 @@ class Numbers(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return {"any_of": value} if isinstance(value, list | tuple) else value
+        listed = [value] if isinstance(value, int) else value
+        return {"any_of": listed} if isinstance(listed, list | tuple) else value
 
     @model_validator(mode="after")
     def _not_empty(self) -> Numbers:

@@ -78,7 +78,7 @@ class EvalProtocol(Frozen):
     """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
     soft_labels: Literal["online", "once", "stored"] = neutral("online")
     """When teachers label: every view in training (``online``); each image once, without augmentation (``once``); or
-    every view beforehand, in a store that training reads (``stored``, as FKD)."""
+    every view, rounded and reused as labels that FKD stores beforehand (``stored``; no file is written)."""
     label_dtype: Literal["fp16", "fp32"] = neutral("fp16")
     """Type of stored logits."""
     label_top_k: int | None = neutral(None, ge=2)
@@ -117,6 +117,12 @@ class EvalProtocol(Frozen):
         """The plain value of a field or setting by its name; None if this protocol has no such setting."""
         return value_by_name(self.model_dump(mode="json"), name)
 
+    def _without_effect(self) -> list[str]:
+        """Fields of the schedule that it does not read."""
+        names = () if self.schedule == "multistep" else _OF_SCHEDULE
+        found = [f"{name} needs schedule 'multistep'" for name in names if getattr(self, name) != _default(name)]
+        return found + (["warmup_start needs warmup_epochs"] if self.warmup_start and not self.warmup_epochs else [])
+
     def contradictions(self) -> list[str]:
         """Contradictions between fields, as sentences without a full stop.
 
@@ -130,6 +136,7 @@ class EvalProtocol(Frozen):
             found.append(f"hybrid 'softmax' needs a temperature, which loss {self.loss.name!r} does not have")
         if list(self.drop_at) != sorted({share for share in self.drop_at if 0 < share < 1}):
             found.append(f"drop_at {list(self.drop_at)} are not increasing shares between 0 and 1")
+        found += self._without_effect()
         found += _label_contradictions(self, loss.of_teacher if self.soft_labels != "online" else "logits")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         found += [f"test_epochs {late} are outside 1..{self.epochs}"] if late else []
@@ -143,6 +150,10 @@ class EvalProtocol(Frozen):
         return found
 
 
+_OF_SCHEDULE = ("drop_at", "drop_factor")
+"""Fields that only the schedule ``multistep`` reads."""
+
+
 def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
     """Contradictions between the fields of soft labels; ``of_teacher``: what the loss uses of teachers' outputs."""
     mixes = any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation)
@@ -151,7 +162,9 @@ def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
     pruned = protocol.label_epochs is not None
     wrong = {
         f"soft_labels {regime!r} needs soft labels": regime != "online" and protocol.labels == "hard",
-        f"{' and '.join(sorted(changed))} need soft_labels 'once' or 'stored'": regime == "online" and changed,
+        f"{' and '.join(sorted(changed))} {'need' if len(changed) > 1 else 'needs'} soft_labels 'once' or 'stored'": (
+            regime == "online" and changed
+        ),
         "label_epochs needs soft_labels 'stored'": regime == "once" and pruned,
         "label_reuse needs label_epochs": protocol.label_reuse != "batches" and not pruned,
         f"label_epochs is not below the {protocol.epochs} epochs of training": pruned
@@ -170,6 +183,10 @@ def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
 
 _STORAGE = ("label_dtype", "label_top_k", "label_epochs")
 """Fields that describe stored labels."""
+
+
+def _default(name: str) -> Any:
+    return EvalProtocol.model_fields[name].default
 
 
 def number_type(name: str) -> type[int] | type[float] | None:
@@ -357,9 +374,12 @@ def _check_rules(found: Preset, path: Path) -> None:
     """Check the names that rules set, as a rule may never apply where a file is tried out."""
     known = list(protocol_names())
     for place, rule in enumerate(found.rules):
-        for name in rule.then:
-            if name not in known:
+        for name, value in rule.then.items():
+            if name not in known or name in Rules.model_fields:
                 raise BadValue(f"{path}: rules.{place}: a protocol has no field {name!r}.", did_you_mean(name, known))
+            wrong = mistakes_in(name, value)
+            if wrong:
+                raise BadValue(f"{path}: rules.{place}: {name}: {wrong[0]}, got {value!r}.", "fix it or remove it")
 
 
 def _known(name: str, known: dict[str, Preset]) -> Preset:
@@ -398,15 +418,21 @@ def resolve_protocol(
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
     changed = _by_compute(overrides or {}, set_size, where)
     if changed.get("labels") == "hard":
-        changed.setdefault("loss", "ce")
+        changed = (
+            {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"} | changed
+        )
     values: dict[str, Any] = {"loss": Component(name="kl")}
     for some in (*rule.applying(Case(same_network, student, dataset, classes, ipc)), changed):
         values = _changed(values, some, where)
+    for name in {*_unread_by_schedule(values)} - changed.keys():
+        values.pop(name, None)  # for the schedule of other students, datasets or IPC
+    unset = [name for name in ("epochs", "augmentation") if name not in values]
+    if unset:
+        raise BadValue(f"{where} sets no {unset[0]} for this student, dataset and IPC.", "add it to `all`")
     values["batch_size"] = min(values.get("batch_size", 1), set_size)
     values["loss"] = _resolved_loss(values["loss"], where)
-    if "augmentation" in values:
-        steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
-        values["augmentation"] = [step for step in steps if step is not None]
+    steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
+    values["augmentation"] = [step for step in steps if step is not None]
     text = json.dumps(values, default=Component.model_dump)
     resolved = _valid(lambda: EvalProtocol.model_validate_json(text, strict=True), where)
     wrong = resolved.contradictions()
@@ -421,9 +447,9 @@ def fitting(rule: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, An
     Hard labels imply the loss ``ce`` if the proposed one takes soft labels.  Fields of stored labels are left out where
     none are stored.
     """
-    names = ("labels", "soft_labels", "label_epochs")
+    names = ("labels", "soft_labels", "label_epochs", "schedule", "warmup_epochs")
     given = {name: value for name in names if (value := rule.field(name, case)) is not None}
-    unused = _without_stored_labels({**given, **values})
+    unused = (*_without_stored_labels({**given, **values}), *_unread_by_schedule({**given, **values}))
     found = {name: value for name, value in values.items() if name not in unused}
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
@@ -431,6 +457,11 @@ def fitting(rule: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, An
     loss = fields.get("loss") or rule.field("loss", case) or "kl"
     known = LOSSES.get(Component.model_validate(loss).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
+
+
+def _unread_by_schedule(values: Mapping[str, Any]) -> tuple[str, ...]:
+    drops = () if values.get("schedule") == "multistep" else _OF_SCHEDULE
+    return drops if values.get("warmup_epochs") else (*drops, "warmup_start")
 
 
 def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class PartStructure(Structure):
     student_seeds: Seeds = []
     vary: dict[str, Values] = {}
     setting: str = ""
-    paper: dict[str, str] = {}
+    paper: Annotated[dict[str, str], Field(max_length=1)] = {}
 
 
 class GridStructure(PartStructure):
@@ -122,6 +122,7 @@ SENTENCES: Mapping[str, Sentence] = {
     "small too_short": _CHANGES,
     "setting string_type": _TEXT,
     "paper dict_type": _PAPER,
+    "paper too_long": Sentence("Several tables are named.", "name one; add a part for each of the others"),
     "paper.* string_type": _PAPER,
 }
 """Sentences by pydantic's type of error, or by location and type where the location has a sentence of its own."""

@@ -187,6 +187,12 @@ class SpaceCheck:
             "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
             "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
             "batch_size": self._capped(dimension),
+            **dict.fromkeys(
+                ("drop_at", "drop_factor"),
+                "" if "multistep" in self._possible("schedule", space) else "no trial has the schedule multistep",
+            ),
+            "warmup_start": "" if any(self._possible("warmup_epochs", space)) else "no trial has a warm-up",
+            "zeta": "the schedule is multistep" if set(self._possible("schedule", space)) == {"multistep"} else "",
             "hybrid": "a single teacher provides the labels",
             "soft_labels": "" if "soft" in self._possible("labels", space) else "the labels are hard",
             **dict.fromkeys(("label_dtype", "label_top_k"), self._unstored(space, "once", "stored")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ import yaml
 
 from pipelines.grid.expand import Expansion
 from pipelines.sweep.subject import Subject
+from rd3.component import Component
 from rd3.errors import BadValue
+from rd3.losses import LOSSES
 from rd3.preset_rules import Rule
-from rd3.protocol import Preset, left_of, merged, presets, read_preset
+from rd3.protocol import EvalProtocol, Preset, left_of, merged, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -41,8 +43,8 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
         source=source,
         reduces=base.reduces or (base.name if base.name in presets() else None),
         all=merged(base.all, tuned),
-        same_network=left_of(base.same_network, tuned),
-        other_network=left_of(base.other_network, tuned),
+        same_network=_left(base.same_network, tuned),
+        other_network=_left(base.other_network, tuned),
         rules=tuple(_rules_left(base.rules, tuned)),
     )
 
@@ -50,9 +52,25 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
 def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> Iterator[Rule]:
     """The rules of a preset without the values that are tuned."""
     for rule in rules:
-        values = left_of(rule.then, tuned)
+        values = _left(rule.then, tuned)
         if values:
             yield Rule(when=rule.when, then=values)
+
+
+def _left(values: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """Values on top of the tuned ones: those that are not tuned, and tuned settings of what they replace."""
+    left = left_of(values, tuned)
+    return left | {name: value for name, value in tuned.items() if _replaces(left, name)}
+
+
+def _replaces(values: Mapping[str, Any], name: str) -> bool:
+    """Whether ``values`` set the loss or the augmentation that the setting ``name`` belongs to."""
+    step, dot, _setting = name.rpartition(".")
+    if dot:
+        return step in {Component.model_validate(each).name for each in values.get("augmentation", ())}
+    if name in EvalProtocol.model_fields or "loss" not in values:
+        return False
+    return name in LOSSES.get(Component.model_validate(values["loss"]).name).Settings.model_fields
 
 
 def check_free(folder: Path, name: str, sweep: str) -> None:

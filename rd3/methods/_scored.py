@@ -29,8 +29,8 @@ class ScoredSettings(Settings):
     beta: float = Field(ge=0, lt=1)
     """Share of a class that is pruned, the hardest images first; at most what leaves IPC images."""
     strata: int = Field(default=50, ge=1)
-    """Intervals of equal width between the lowest and the highest score that is left, from each of which about equally
-    many images are drawn."""
+    """Intervals of equal width between the lowest and the highest score that is left, from which about equally many
+    images are drawn; with fewer images per class than intervals, only the fullest intervals give one each."""
 
 
 class ScoredCoreset(Method):

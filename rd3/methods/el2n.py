@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.errors import BadValue
 from rd3.methods import Needs, Recording, register_method
 from rd3.methods._scored import ScoredCoreset, ScoredSettings, mean_hardness
 
@@ -38,7 +39,8 @@ class EL2N(ScoredCoreset):
     ``generate_importance_score.py`` (10 epochs of one training), ``core/data/Coreset.py`` (50 strata).
 
     Deviations: as CCS, errors are those during training, on augmented images (Paul et al. compute them after epoch 20
-    without augmentation, over ten trainings); class by class, so that all classes have equally many images; a cutoff
+    without augmentation, over ten trainings); the hardest images by EL2N are pruned (CCS's code always prunes by AUM);
+    class by class, so that all classes have equally many images; a cutoff
     below IPC images is not carried out in full.
     """
 
@@ -52,4 +54,10 @@ class EL2N(ScoredCoreset):
     def hardness(self, recorded: Sequence[Dynamics], settings: EL2NSettings) -> np.ndarray:
         import numpy as np
 
+        epochs = min(len(dynamics.errors) for dynamics in recorded)
+        if settings.early_epochs > epochs:
+            raise BadValue(
+                f"early_epochs is {settings.early_epochs}, the recorded training has {epochs} epochs.",
+                f"set it to {epochs} at most",
+            )
         return mean_hardness(np.concatenate([dynamics.errors[: settings.early_epochs] for dynamics in recorded]))

@@ -31,8 +31,8 @@ class Forgetting(ScoredCoreset):
     haizhongzheng/Coverage-centric-coreset-selection ``generate_importance_score.py``, ``core/data/Coreset.py``.
 
     Deviations: images that are never learned have as many events as epochs (Toneva et al.: infinitely many, which has
-    no range to divide; CCS's code: none); class by class, so that all classes have equally many images; a cutoff below
-    IPC images is not carried out in full.
+    no range to divide; CCS's code: none), so that they are pruned first (CCS's code always prunes by AUM); class by
+    class, so that all classes have equally many images; a cutoff below IPC images is not carried out in full.
     """
 
     Settings = ForgettingSettings

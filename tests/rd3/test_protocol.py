@@ -8,6 +8,7 @@ from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
 from rd3.preset_rules import Case
 from rd3.protocol import (
+    Preset,
     merged,
     mistakes_in,
     number_type,
@@ -248,3 +249,25 @@ def test_the_names_of_a_protocol_are_worked_out_once_until_something_is_register
 
     monkeypatch.setitem(LOSSES._things, "late", Late)
     assert "late" in protocol_names()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"drop_factor": 0.5}, "drop_factor needs schedule 'multistep'"),
+        ({"drop_at": [0.5]}, "drop_at needs schedule 'multistep'"),
+        ({"warmup_start": 0.1}, "warmup_start needs warmup_epochs"),
+        ({"label_top_k": 3}, "label_top_k needs soft_labels"),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused(fields, reason):
+    with pytest.raises(BadValue, match=reason):
+        resolve_protocol("rd3", factor=1, same_network=True, set_size=50, overrides=fields)
+
+
+def test_hard_labels_replace_the_soft_ones_of_a_preset():
+    stored = Preset(
+        name="x", source="x", all=presets()["rd3"].all | {"soft_labels": "stored", "zeta": 1.0, "batch_size": 5}
+    )
+    hard = resolve_protocol(stored, factor=1, same_network=True, set_size=50, overrides={"labels": "hard"})
+    assert (hard.labels, hard.loss.name, hard.soft_labels) == ("hard", "ce", "online")

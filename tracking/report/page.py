@@ -196,7 +196,7 @@ def _cost(found: Sequence[Score]) -> Chart | None:
     """Accuracy against cost, if there are at least two points of one dataset under one protocol."""
     shown = [score for score in found if score.top1 and score.generation_process_s and not score.varied]
     soft = [score for score in shown if score.labels == shown[0].labels]
-    settings = {(score.dataset, score.protocol, score.student) for score in soft}
+    settings = {(score.dataset, score.protocol, score.student, score.setting) for score in soft}
     if len(soft) < 2 or len(settings) > 1:
         return None
     drawn = figures.cost_chart(soft, name="cost")
@@ -208,9 +208,9 @@ def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, 
     """Cells without a result, with the reason; ``failures`` maps keys of recipes to the reasons of their failures."""
     found: dict[tuple[str, str], int] = {}
     for row in frame[frame["status"] != "done"].to_dict("records"):
-        varied = changes_text(row["varied"])
-        name = f"{row['method']}, {row['dataset']}, IPC {row['ipc']}, {row['protocol']}, {row['labels']} labels"
-        name += f", {varied}" if varied else ""
+        changed = changes_text({**row["overrides"], **row["varied"]})
+        texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", row["student"], row["protocol"])
+        name = ", ".join(filter(None, (*texts, f"{row['labels']} labels", row["setting"], changed)))
         why = failures.get(row["evaluation"]) or failures.get(row["set"]) or row["reason"] or "not run yet"
         place = (name, f"{row['status']}: {why}")
         found[place] = found.get(place, 0) + 1

@@ -121,7 +121,7 @@ def paper_value(
     """
     known = names()
     theirs = known["methods"].get(method), known["datasets"].get(dataset), known["networks"].get(student)
-    without_teacher = method == "random" and labels == "hard" and teacher_network is None
+    without_teacher = labels == "hard" and teacher_network is None
     if None in theirs or not (without_teacher or teacher_network == known["teacher"]):
         return None
     name, data, model = theirs
@@ -132,15 +132,29 @@ def paper_value(
     return None
 
 
-def incomparable(protocol: str, changed: dict[str, Any], labels: str) -> list[str]:
-    """Differences of a cell from the paper's evaluation: another protocol, and fields of it that the grid changed.
+def incomparable(
+    method: str, protocol: str, changed: Mapping[str, Any], labels: str, printed: Mapping[str, str]
+) -> list[str]:
+    """Differences of a cell from the paper's evaluation: another protocol, and what the grid changed.
 
-    Fields that the paper does not fix, such as the precision, may differ (``open`` in ``data/paper_names.yaml``).
+    Fields that the paper does not fix, such as the precision, may differ (``open`` in ``data/paper_names.yaml``).  In a
+    configuration that the grid names (``printed``), only the method's own settings count, and what makes the
+    configuration unlike any run (``unlike``).
     """
     known = names()
-    allowed = {*known["open"], "labels", *(["loss"] if labels == "hard" else [])}
     apart = [f"protocol {protocol}"] if protocol != known["protocol"] else []
-    return apart + [changes_text({field: value}) for field, value in changed.items() if field not in allowed]
+    apart += [
+        one["reason"]
+        for table, config in printed.items()
+        for one in known["unlike"]
+        if one["table"] == table and any(config.startswith(beginning) for beginning in one["configurations"])
+    ]
+    allowed = {*known["open"], "labels", *(["loss"] if labels == "hard" else [])}
+    return apart + [
+        changes_text({field: value})
+        for field, value in changed.items()
+        if (field.startswith(f"{method}.") if printed else field not in allowed)
+    ]
 
 
 def place_of(kind: str, name: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from tracking.report.query import Find
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import READING, escape_markdown, paper_text, top1_text
-from tracking.runs.runs import Tracker
+from tracking.runs.runs import Tracker, quoted
 
 FOLDER = "report"
 _LONGEST = 5000
@@ -22,13 +22,15 @@ _LONGEST = 5000
 
 
 def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: Path) -> None:
-    """Log the folder ``report`` and a table of scores to the grid's run, and tag the runs of all its recipes.
+    """Log the folder ``report`` and a table of scores to the grid's run; tag its sets, evaluations and teachers.
 
     A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
     """
     described = summary(results.scores)
     named = (results.frame[column] for column in ("evaluation", "set", "teacher_key"))
     keys = {key for column in named for key in column if key is not None}
+    entries = (results.find("evaluation", key) for key in results.frame["evaluation"] if key is not None)
+    keys |= {teacher for entry in entries if entry is not None for teacher in entry.recipe.get("teachers", ())}
     with tracker.errors():
         tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
         tracker.log(run_id, tags={"mlflow.note.content": described})
@@ -52,7 +54,8 @@ def _name_runs(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) 
     experiment_id = tracker.client.get_run(run_id).info.experiment_id
     for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts}):
         named = run.data.tags.get("rd3.grids", "").split(" ")
-        if run.data.tags.get("rd3.key") in keys and name not in named:
+        if run.data.tags.get("rd3.key") in keys and not (name in named and _member(name) in run.data.tags):
+            named = [one for one in named if one != name]
             tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip(), _member(name): "yes"})
 
 
@@ -71,8 +74,9 @@ def shared_view(tracker: Tracker, run_id: str, grid: str) -> str:
     """Keep a view of a grid's evaluations, best first, in its experiment; returns its path in the MLflow UI."""
     with tracker.errors():
         experiment_id = tracker.client.get_run(run_id).info.experiment_id
+    tags = {_member(grid): "yes", "rd3.kind": "evaluation", "rd3.ledger": tracker.place.artifacts}
     view = {
-        "searchFilter": f"tags.`{_member(grid)}` = 'yes' and tags.`rd3.kind` = 'evaluation'",
+        "searchFilter": " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items()),
         "orderByKey": "metrics.`top1_pct`",
         "orderByAsc": False,
         "startTime": "ALL",
@@ -82,7 +86,7 @@ def shared_view(tracker: Tracker, run_id: str, grid: str) -> str:
     return tracker.share_view(experiment_id, f"rd3-{grid}", view)
 
 
-_COLUMNS = ("method", "dataset", "IPC", "student", "protocol", "labels", "changed", "top-1 %", "paper %")
+_COLUMNS = ("method", "dataset", "IPC", "student", "protocol", "labels", "setting", "changed", "top-1 %", "paper %")
 
 
 def summary(found: Sequence[Score]) -> str:
@@ -96,8 +100,8 @@ def summary(found: Sequence[Score]) -> str:
     size = sum(len(line) + 1 for line in lines)
     for place, score in enumerate(found):
         changed = changes_text({**score.overrides, **score.varied})
-        cells = (score.method, score.dataset, score.ipc, score.student, score.protocol, score.labels, changed)
-        texts = [escape_markdown(str(text)) for text in (*cells, top1_text(score), paper_text(score))]
+        cells = (score.method, score.dataset, score.ipc, score.student, score.protocol, score.labels, score.setting)
+        texts = [escape_markdown(str(text)) for text in (*cells, changed, top1_text(score), paper_text(score))]
         line = f"| {' | '.join(texts)} |"
         size += len(line) + 1
         if size > _LONGEST:

@@ -195,7 +195,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
             "report each grid by itself",
         )
     reduced = {name: tuple(pair) for row in repeats for name, pair in row["reduced"].items()}
-    apart = [] if first["printed"] else incomparable(first["protocol"], first["overrides"], first["labels"])
+    apart = incomparable(*(first[name] for name in ("method", "protocol", "overrides", "labels", "printed")))
     apart += [changes_text({name: value}) for name, value in first["varied"].items()]
     apart += ["tested on validation images"] if any(row["tested_on"] == "validation" for row in done) else []
     per_set = {row["set"]: row for row in repeats if row["set"]}
@@ -265,7 +265,7 @@ def _in_grid_order(found: Sequence[Score]) -> list[Score]:
     return sorted(found, key=lambda score: _order(score, places))
 
 
-ORDERED = ("dataset", "protocol", "teacher", "student", "labels", "method", "overrides")
+ORDERED = ("dataset", "protocol", "teacher", "student", "setting", "labels", "method", "overrides")
 
 
 def _plain_field(score: Score, name: str) -> str:

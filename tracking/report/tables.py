@@ -216,12 +216,16 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
     )
 
 
+LABEL_TEACHERS = "label_teachers"
+"""What a grid overrides that is neither a field of the protocol nor a setting of a method."""
+
+
 def _table_of(score: Score) -> tuple[str, ...]:
     """Key of the table that a score belongs to."""
     known = protocol_names()
-    fields = {name: value for name, value in score.overrides.items() if name in known}
+    fields = {name: value for name, value in score.overrides.items() if name in known or name == LABEL_TEACHERS}
     shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels, score.setting)
-    return (*shared, json.dumps(fields, sort_keys=True))
+    return (*shared, json.dumps([fields, score.printed], sort_keys=True))
 
 
 def result_tables(scores: Sequence[Score]) -> list[ResultTable]:
@@ -249,7 +253,7 @@ def short_names(found: Sequence[ResultTable]) -> list[str]:
     described = [
         (
             *(table.dataset, f"{table.labels} labels", f"student {table.student}", f"protocol {table.protocol}"),
-            *(table.changed, f"teacher {table.teacher}"),
+            *(table.part, table.changed, f"teacher {table.teacher}"),
         )
         for table in found
     ]
@@ -306,7 +310,7 @@ CSV_COLUMNS = (
     *("half_95", "reduced", "paper_mean", "paper_std", "paper_table", "paper_remark", "difference", "not_comparable"),
     *("generation_wall_s", "generation_process_s", "sets", "evaluations"),
     *("units", "low_95", "high_95", "variance_set_seeds", "variance_student_seeds", "standing", "precisions"),
-    *("image_steps", "label_bytes"),
+    *("image_steps", "label_bytes", "setting"),
 )
 
 
@@ -336,7 +340,7 @@ def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
             *(" ".join(score.sets), " ".join(score.evaluations)),
             *((got.units, got.low, got.high, *(got.components or (None, None))) if got else [None] * 5),
             *(standing.get(id(score), ""), " ".join(score.precisions)),
-            *(score.image_steps, score.label_bytes),
+            *(score.image_steps, score.label_bytes, score.setting),
         ]
         writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
     return out.getvalue()

@@ -136,7 +136,7 @@ class Tracker:
 
         Runs of other ledgers at an equal path are left out.
         """
-        terms = [f"tags.`{name}` = {_quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
+        terms = [f"tags.`{name}` = {quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
         if not experiment_ids:
             return []
         found: list[Any] = []
@@ -256,7 +256,7 @@ class Tracker:
         )
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A string literal in MLflow's filter syntax, which has both quotation marks and no escape."""
     return f'"{text}"' if "'" in text else f"'{text}'"
 

@@ -21,6 +21,7 @@ from pipelines.sweep.run import SweepOutcome, SweepRun, joined
 from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, subjects
 from pipelines.sweep.winner import (
+    _rules_left,
     check_free,
     record,
     recorded_tests,
@@ -31,7 +32,7 @@ from pipelines.sweep.winner import (
     write_preset,
 )
 from rd3.errors import BadValue
-from rd3.preset_rules import Case
+from rd3.preset_rules import Case, Rule
 from rd3.protocol import Preset, preset, preset_reader, reductions, resolve_protocol
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
@@ -277,3 +278,26 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
         assert "protocols: [demo-random]" in shown and "protocols: [demo-rded]" not in shown
     assert html.count("data:image/svg+xml;base64,") == 6
     assert "http://" not in html and "https://" not in html
+
+
+def test_a_winner_keeps_tuned_settings_of_an_augmentation_or_loss_that_a_rule_replaces():
+    tuned_values = {"resized_crop.min_area": 0.3, "temperature": 7.0, "lr": 0.01}
+    rules = [
+        Rule.model_validate(rule)
+        for rule in (
+            {"when": {"ipc": 5}, "then": {"augmentation": [{"resized_crop": {"min_area": 0.5}}, "flip"], "lr": 1.0}},
+            {"when": {"ipc": 6}, "then": {"loss": {"kl": {"temperature": 4.0}}}},
+            {"when": {"ipc": 7}, "then": {"augmentation": ["flip"]}},
+        )
+    ]
+    left = [rule.then for rule in _rules_left(rules, tuned_values)]
+    assert left == [
+        {"augmentation": [{"resized_crop": {"min_area": 0.5}}, "flip"], "resized_crop.min_area": 0.3},
+        {"loss": {"kl": {"temperature": 4.0}}, "temperature": 7.0},
+        {"augmentation": ["flip"]},
+    ]
+    base = {"epochs": 4, "zeta": 1.0, "batch_size": 5, "augmentation": ["resized_crop", "flip"]}
+    made = Preset(name="x", source="x", all=base | tuned_values, rules=tuple(_rules_left(rules, tuned_values)))
+    for ipc, area, temperature in ((5, 0.3, 7.0), (6, 0.3, 7.0), (8, 0.3, 7.0)):
+        found = resolve_protocol(made, factor=1, same_network=True, set_size=50, ipc=ipc)
+        assert (found.value("resized_crop.min_area"), found.value("temperature")) == (area, temperature)

@@ -63,7 +63,7 @@ def test_dynamics_shows_the_recorded_curve_and_the_tests(monkeypatch, tmp_path):
         "top1_pct": 25.0,
     }
     entry = Entry(kind="evaluation", key="e", recipe={}, result=result)
-    row = {"method": "rded", "dataset": "digits", "ipc": 1, "evaluation": "e", "status": "done"}
+    row = {"method": "rded", "dataset": "digits", "ipc": 1, "evaluation": "e", "status": "done", "overrides": {}}
     other = row | {"evaluation": None, "status": "missing", "method": "random"}
     found = results([other, row, row], lambda kind, key: entry if key == "e" else None)
     panels, chart = drawn(monkeypatch, dynamics, "panels_chart", found, lambda kind, key: tmp_path)

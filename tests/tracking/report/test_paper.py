@@ -54,7 +54,7 @@ def test_values_are_those_of_the_line(line, cell):
         ("rded", "digits", 10, "resnet18", "resnet18", "soft"),
         ("rded", "cifar10", 10, "resnet18_w16", "resnet18", "soft"),
         ("rded", "cifar10", 10, "resnet18", "resnet18_w16", "soft"),
-        ("rded", "cifar10", 10, "resnet18", None, "hard"),
+        ("rded", "cifar10", 10, "resnet18", "convnet", "hard"),
         ("rded", "cifar10", 5, "resnet18", "resnet18", "soft"),
         ("somebodys", "cifar10", 10, "resnet18", "resnet18", "soft"),
         ("minimax", "cifar10", 10, "resnet18", "resnet18", "soft"),  # not printed
@@ -63,6 +63,11 @@ def test_values_are_those_of_the_line(line, cell):
 )
 def test_no_value_is_made_up(cell):
     assert paper_value(*cell) is None
+
+
+def test_hard_labels_on_a_set_without_a_teacher_have_the_papers_value():
+    assert paper_value("d4m", "imagenet1k", 10, "resnet18", None, "hard").mean == 5.6
+    assert paper_value("random", "imagenet1k", 10, "resnet18", None, "soft") is None
 
 
 def test_every_printed_cell_of_tables_1_and_7_can_be_had():
@@ -94,11 +99,18 @@ def test_doubts_name_tables_methods_and_datasets_that_are_printed():
 
 
 def test_what_sets_a_cell_apart():
-    assert incomparable("rd3", {}, "soft") == []
-    assert incomparable("rd3", {"precision": "fp32", "labels": "hard", "loss": "ce"}, "hard") == []
-    assert incomparable("rd3", {"temperature": 4.0}, "soft") == ["temperature=4.0"]
-    assert incomparable("rd3-reduced", {}, "soft") == ["protocol rd3-reduced"]
-    assert incomparable("rd3", {"loss": "mse_gt"}, "soft") == ["loss=mse_gt"]
+    assert incomparable("rded", "rd3", {}, "soft", {}) == []
+    assert incomparable("rded", "rd3", {"precision": "fp32", "labels": "hard", "loss": "ce"}, "hard", {}) == []
+    assert incomparable("rded", "rd3", {"temperature": 4.0}, "soft", {}) == ["temperature=4.0"]
+    assert incomparable("rded", "rd3-reduced", {}, "soft", {}) == ["protocol rd3-reduced"]
+    assert incomparable("rded", "rd3", {"loss": "mse_gt"}, "soft", {}) == ["loss=mse_gt"]
+    # in a configuration that the grid names, the protocol's fields are its own, and the method's settings are not
+    named = {"loss": "mse_gt", "rded.factor": 2}
+    assert incomparable("rded", "rd3", named, "soft", {"6": "loss=MSE-GT"}) == ["rded.factor=2"]
+    assert incomparable("rded", "rd3", {}, "soft", {"2": "rectified=no"}) == [
+        "each original paper has a protocol of its own"
+    ]
+    assert incomparable("rded", "rd3", {}, "soft", {"2": "rectified=yes"}) == []
 
 
 def test_order_is_the_papers_then_by_name():

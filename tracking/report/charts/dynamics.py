@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rd3.component import changes_text
 from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import panels_chart
 from tracking.report.results import Results
@@ -20,11 +21,16 @@ Line = list[tuple[float, float]]
 def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
     """Accuracy on synthetic and test images over the epochs, one panel per set; for grids that test in between."""
     panels: dict[str, dict[str, Line]] = {}
+    left_out: set[str] = set()
     for row in results.frame[results.frame["status"] == "done"].to_dict("records"):
         entry = results.find("evaluation", row["evaluation"])
-        title = f"{row['method']}, {row['dataset']}, IPC {row['ipc']}"
+        changed = changes_text({name: value for name, value in row["overrides"].items() if name != "test_epochs"})
+        title = ", ".join(filter(None, (row["method"], row["dataset"], f"IPC {row['ipc']}", changed)))
         tests = _tests(entry.result) if entry is not None else []
-        if len(tests) < 2 or title in panels or len(panels) == _MOST:
+        if len(tests) < 2 or title in panels:
+            continue
+        if len(panels) == _MOST:
+            left_out.add(title)
             continue
         curve = read_curve(fetch("evaluation", row["evaluation"]))
         training = [(point["epoch"], point["train_top1_pct"]) for point in curve]
@@ -36,6 +42,8 @@ def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
         "One student each, of the first seeds.  With CutMix the accuracy on synthetic images counts the base image's "
         "label.  Tests before the last epoch are diagnostics."
     )
+    if left_out:
+        caption += f"  {len(left_out)} more are left out."
     return Drawing("Training dynamics", caption, drawn)
 
 

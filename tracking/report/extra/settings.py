@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.paper import place_of
 from tracking.report.results import Results
 from tracking.report.scores import Score
-from tracking.report.tables import paper_text, top1_text
+from tracking.report.tables import paper_text, reduced_text, top1_text
 
-Place = tuple[str, int, str]
-"""Dataset, IPC and student."""
+_ALWAYS = ("dataset", "ipc", "student", "setting")
+
+
+class Row(NamedTuple):
+    """What the scores of a row share."""
+
+    dataset: str
+    ipc: int
+    student: str
+    protocol: str
+    teacher: str
+    labels: str
+    setting: str
 
 
 @register_table("settings")
@@ -22,23 +34,20 @@ def settings(results: Results) -> Table | None:
         return None
     order = {name: place for place, name in enumerate(dict.fromkeys(results.frame["setting"]))}
     methods = list(dict.fromkeys(_method(score) for score in named))
-    rows: dict[tuple[Place, str], dict[str, Score]] = {}
+    rows: dict[Row, dict[str, Score]] = {}
     for score in sorted(named, key=lambda score: order[score.setting]):
-        rows.setdefault((_place(score), score.setting), {})[_method(score)] = score
+        rows.setdefault(Row(*(getattr(score, name) for name in Row._fields)), {})[_method(score)] = score
+    fields = [name for name in Row._fields if name in _ALWAYS or len({getattr(row, name) for row in rows}) > 1]
     lines: list[list[Cell]] = [
-        [*map(str, place), name, *(_cell(scores.get(method)) for method in methods)]
-        for (place, name), scores in sorted(rows.items(), key=lambda row: _position(row[0][0]))
+        [*(str(getattr(row, name)) for name in fields), *(_cell(scores.get(method)) for method in methods)]
+        for row, scores in sorted(rows.items(), key=lambda item: _position(item[0]))
     ]
-    columns = ["dataset", "IPC", "student", "setting", *methods]
+    columns = [*fields, *methods]
     return Table("Accuracy under each setting", columns, lines, " ".join(_repeated(rows)))
 
 
-def _place(score: Score) -> Place:
-    return score.dataset, score.ipc, score.student
-
-
-def _position(place: Place) -> tuple[object, ...]:
-    return (*place_of("datasets", place[0]), place[1], place[2])
+def _position(row: Row) -> tuple[object, ...]:
+    return (*place_of("datasets", row.dataset), row.ipc, row.student)
 
 
 def _method(score: Score) -> str:
@@ -49,21 +58,24 @@ def _method(score: Score) -> str:
 
 
 def _cell(score: Score | None) -> str | None:
+    """The result, what was reduced, and the paper's value of this setting; that of its own protocol only for equals."""
     if score is None:
         return None
-    return "; ".join([top1_text(score), *([f"paper {paper_text(score)}"] if score.paper else [])])
+    paper = score.paper is not None and (score.printed or not score.apart)
+    texts = (top1_text(score), reduced_text(score), f"paper {paper_text(score)}" if paper else "")
+    return "; ".join(filter(None, texts))
 
 
-def _repeated(rows: Mapping[tuple[Place, str], Mapping[str, Score]]) -> list[str]:
-    """Rows whose evaluations are those of an earlier row, which ran once."""
+def _repeated(rows: Mapping[Row, Mapping[str, Score]]) -> list[str]:
+    """Settings whose evaluations are all those of an earlier setting, which ran once."""
+    by_setting: dict[str, tuple[str, ...]] = {}
+    for row, scores in rows.items():
+        keys = tuple(key for score in scores.values() for key in score.keys)
+        by_setting[row.setting] = by_setting.get(row.setting, ()) + keys
     first: dict[tuple[str, ...], str] = {}
-    found: dict[str, str] = {}
-    for (_place, name), scores in rows.items():
-        keys = _evaluations(scores.values())
-        if keys and first.setdefault(keys, name) != name:
-            found[name] = first[keys]
-    return [f"{name}: the same evaluations as {earlier} at this size, run once." for name, earlier in found.items()]
-
-
-def _evaluations(scores: Iterable[Score]) -> tuple[str, ...]:
-    return tuple(key for score in scores for key in score.evaluations)
+    found = {name: first.setdefault(keys, name) for name, keys in by_setting.items()}
+    return [
+        f"{name}: the same evaluations as {earlier} at this size, run once."
+        for name, earlier in found.items()
+        if earlier != name
+    ]
