@@ -52,8 +52,8 @@ def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
 
 
 def neutral_values(model: type[BaseModel]) -> dict[str, Any]:
-    """Fields of a model that were added after the first release, with their neutral values."""
-    return dict(_neutral_fields(model))
+    """Fields of a model that were added after the first release, with their neutral values as JSON has them."""
+    return {name: json.loads(json.dumps(value)) for name, value in _neutral_fields(model)}
 
 
 def _prune(model: BaseModel, plain: dict[str, Any]) -> None:

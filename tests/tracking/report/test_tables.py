@@ -14,8 +14,9 @@ from scipy import stats as scipy_stats
 
 from rd3.cell import Cell
 from rd3.errors import BadValue
-from rd3.protocol import protocol_names, resolve_protocol
+from rd3.protocol import EvalProtocol, protocol_names, resolve_protocol
 from rd3.store import Entry
+from rd3.values import neutral_values
 from tracking.report.query import COLUMNS, rows
 from tracking.report.scores import comparable_protocol, scores, summarise
 from tracking.report.tables import letter, reduced_text, result_table, result_tables, to_csv, to_markdown, top1_text
@@ -329,7 +330,8 @@ def test_letters_of_footnotes():
 
 def test_results_from_before_a_field_was_added_are_of_the_same_protocol():
     full = resolve_protocol("rd3", factor=1, same_network=True, set_size=10).model_dump(mode="json")
-    older = {name: value for name, value in full.items() if name not in ("soft_labels", "schedule", "label_top_k")}
+    older = {name: value for name, value in full.items() if name not in neutral_values(EvalProtocol)}
+    assert {"drop_at", "schedule", "label_top_k"} <= full.keys() - older.keys()
     assert comparable_protocol(older) == comparable_protocol(full)
     assert comparable_protocol(full | {"soft_labels": "once"}) != comparable_protocol(full)
     assert comparable_protocol(full | {"zeta": 2.0}) != comparable_protocol(full)
