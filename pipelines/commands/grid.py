@@ -237,7 +237,7 @@ def report(
     show_table(result_rows(results))
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
-    page = show_in_mlflow(loaded.name, results, here, folder)
+    page = show_in_mlflow(loaded.name, results, here, folder, loaded.expansion.source_grid.text)
     console.print(ui_line(here, page), soft_wrap=True)
 
 
@@ -267,9 +267,10 @@ def publish(
     console.print(f"wrote {write_leaderboard(found, published, out)}", soft_wrap=True)
 
 
-def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> str:
-    """Attach the report to the grid's MLflow run, if there is one; returns the path of its evaluations in the UI.
+def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, grid_yaml: str = "") -> str:
+    """Attach the report to the grid's MLflow run; returns the path of its evaluations in the UI.
 
+    A grid with results that has no run, because other grids had computed them all, gets one, with the file ``grid_yaml``.
     An unreachable server is only reported.
     """
     from rd3.errors import StoreError, TrackingError
@@ -277,11 +278,14 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path) -> 
     from tracking.runs.runs import Tracker
     from tracking.store import HAND
 
-    tracker = Tracker(here.owned())
+    tracker = Tracker(here.owned(work=f"grid {name}"))
     try:
         settle_home(here)
         tracker.check()
         run_id = tracker.find_grid(HAND, name)
+        if run_id is None and (results.frame["status"] == "done").any():
+            run_id = tracker.grid_run(tracker.experiment(HAND), name, grid_yaml=grid_yaml)
+            tracker.close_grid(run_id, ok=bool((results.frame["status"] != "missing").all()))
         if run_id is not None:
             publish(tracker, run_id, name, results, folder)
             return shared_view(tracker, run_id, name)
