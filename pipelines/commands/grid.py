@@ -270,7 +270,7 @@ def publish(
 def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, grid_yaml: str = "") -> str:
     """Attach the report to the grid's MLflow run; returns the path of its evaluations in the UI.
 
-    A grid with results that has no run, because other grids had computed them all, gets one, with the file ``grid_yaml``.
+    A grid with results but without a run, as other grids had computed them all, gets one, with the file ``grid_yaml``.
     An unreachable server is only reported.
     """
     from rd3.errors import StoreError, TrackingError
