@@ -52,8 +52,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Every table and figure of the paper at its demonstration size: run what is missing, then write its report.
-STUDIES := $(notdir $(basename $(wildcard pipelines/grids/table*.yaml pipelines/grids/figure*.yaml)))
+# Every study that has a demonstration size (docs/studies.md): run what is missing, then write its report.
+STUDIES := $(notdir $(basename $(shell grep -l '^small:' pipelines/grids/*.yaml)))
 .PHONY: reports
 reports: .venv/ready
 	for study in $(STUDIES); do $(BIN)/rd3 run $$study-small && $(BIN)/rd3 report $$study-small || exit 1; done
