@@ -324,8 +324,19 @@ def log_ticks(low: float, high: float, wanted: int = 3) -> list[float]:
     return [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
 
 
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, accuracy) that no other one beats: each is more accurate than all that cost as much or less."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
 def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost") -> bytes:
     """Mean top-1 accuracy against the CPU time of generating the set (log scale), one point per method and IPC.
+
+    The grey line is the Pareto front of the means.
 
     Raises :class:`BadValue` if no result has both.
     """
@@ -345,6 +356,8 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
             drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
             drawn.lines[0].set_gid(_tip(score))
             axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
+        front = pareto_front([(one.generation_process_s or 0.0, one.top1.mean) for one in shown if one.top1])
+        axes.step(*zip(*front, strict=True), where="post", color=INK, alpha=0.35, linewidth=1.0, zorder=0)
         axes.set_xscale("log")
         axes.margins(0.12)
         axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -215,3 +216,15 @@ def test_markers_have_their_result_as_a_title():
     for svg in (figures.accuracy_chart(result_table(scores)), figures.cost_chart(scores)):
         titles = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}title")]
         assert titles == ["a<b>&, IPC 10: 41.2 ± 1.3 [38.0, 44.3] (3)", "random, IPC 10, crops=5: 40.5 (2 seeds)"]
+
+
+def test_the_pareto_front_has_exactly_the_points_that_no_other_beats():
+    rng = random.Random(0)
+    points = [(rng.choice([1.0, 2.0, 5.0, 9.0]), float(rng.randrange(20))) for _ in range(40)]
+    beaten = {
+        one
+        for one in points
+        for other in points
+        if other[0] <= one[0] and other[1] >= one[1] and (other[0] < one[0] or other[1] > one[1])
+    }
+    assert figures.pareto_front(points) == sorted(set(points) - beaten)
