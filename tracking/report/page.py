@@ -200,7 +200,7 @@ def _cost(found: Sequence[Score]) -> Chart | None:
     if len(soft) < 2 or len(settings) > 1:
         return None
     drawn = figures.cost_chart(soft, name="cost")
-    caption = "CPU seconds spent in the method, without training teachers, against the accuracy on the set. Grey: Pareto front."
+    caption = "CPU seconds in the method, without training teachers, against accuracy on the set. Grey: Pareto front."
     return Chart("Generation time and accuracy", caption, _svg(drawn))
 
 
