@@ -96,6 +96,9 @@ def counted(replay, calls: list[int]):
         {"precision": "bf16", "student": "mobilenet_v2"},
         {"precision": "fp32", "optimizer": "sgd", "lr": 0.01},
         {"precision": "bf16", "ema": 0.9, "weight_decay_on": "all", "test_epochs": [3]},
+        {"precision": "fp32", "soft_labels": "once", "label_top_k": 2},
+        {"precision": "bf16", "soft_labels": "stored", "label_epochs": 3, "label_reuse": "epochs"},
+        {"precision": "fp32", "accumulation_steps": 2, "test_resize": 36},
     ],
     ids=lambda fields: ", ".join(map(str, fields.values())),
 )
