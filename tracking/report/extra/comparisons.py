@@ -38,7 +38,7 @@ def _rows(name: str, varied: str, table: ResultTable) -> list[list[str]]:
 
 
 def _texts(one: Comparison, unit: str) -> list[str]:
-    shared = f"{one.shared} {unit}"
+    shared = f"{one.shared} {unit if one.shared != 1 else unit.removesuffix('s')}"
     if one.difference is None or one.adjusted is None:
         return [one.first, one.second, "", "", "", shared, one.verdict()]
     got = one.difference
