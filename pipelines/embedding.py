@@ -9,8 +9,10 @@ import numpy as np
 
 from rd3.component import changes_text
 from rd3.errors import RD3Error
+from tracking.report.query import own_settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from pipelines.workspace import LoadedGrid
@@ -50,14 +52,16 @@ def embedded(groups: dict[str, Points], *, seed: int = 0, perplexity: float = 30
     return {name: Points(part, points.labels) for (name, points), part in zip(groups.items(), parts, strict=True)}
 
 
-def drawings(grid: LoadedGrid) -> Iterator[Drawing]:
-    """A chart per dataset and IPC of a grid: the first set of each method, with its settings, and real images."""
-    frame = grid.results()
+def drawings(grid: LoadedGrid, frame: pd.DataFrame) -> Iterator[Drawing]:
+    """A chart per dataset and IPC of a grid: the first set of each method, with its settings, and real images.
+
+    ``frame``: the grid's results, one row per evaluation.
+    """
     finished = frame[(frame["status"] == "done") & frame["set"].notna()]
     for (name, ipc), rows in finished.groupby(["dataset", "ipc"], sort=False):
         methods: dict[str, str] = {}
         for row in rows.to_dict("records"):
-            own = {key: value for key, value in row["overrides"].items() if key.startswith(f"{row['method']}.")}
+            own = own_settings(row["method"], row["overrides"])
             methods.setdefault(" ".join([row["method"], changes_text(own)]).strip(), row["set"])
         yield _drawing(grid, str(name), int(ipc), str(rows["teacher"].iloc[0]), methods)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,9 +53,10 @@ def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
     return tuple((name, extra["neutral"]) for name, extra in extras if isinstance(extra, dict) and "neutral" in extra)
 
 
-def neutral_values(model: type[BaseModel]) -> dict[str, Any]:
+@functools.cache
+def neutral_values(model: type[BaseModel]) -> Mapping[str, Any]:
     """Fields of a model that were added after the first release, with their neutral values as JSON has them."""
-    return {name: json.loads(json.dumps(value)) for name, value in _neutral_fields(model)}
+    return MappingProxyType({name: json.loads(json.dumps(value)) for name, value in _neutral_fields(model)})
 
 
 def _prune(model: BaseModel, plain: dict[str, Any]) -> None:

@@ -233,7 +233,7 @@ def report(
     here = loaded.workspace.session
     folder = out or here.home / "reports" / loaded.name
     results = loaded.summarised()
-    written = loaded.report(folder, results, drawings(loaded) if tsne else ())
+    written = loaded.report(folder, results, drawings(loaded, results.frame) if tsne else ())
     show_table(result_rows(results))
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
@@ -251,7 +251,8 @@ def publish(
     from rd3.store import write_atomically
     from tracking.report.leaderboard import Published, write_leaderboard
 
-    loaded = [Workspace().grid(grid) for grid in grids]
+    work = Workspace()
+    loaded = [work.grid(grid) for grid in grids]
     named = {one.name: one for one in loaded}
     if len(named) < len(loaded):
         raise BadValue("Two of these grids have the same name.", "set `name` in one of the files")

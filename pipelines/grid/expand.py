@@ -269,7 +269,7 @@ class _Expander:
                             self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
-        """The part's set seeds; 0 alone for a method without a set seed, as equal sets are no repeats."""
+        """The part's set seeds; 0 alone for a method without a set seed, as identical sets are not repetitions."""
         if METHODS.get(method).seeded or part.set_seeds == (0,):
             return part.set_seeds
         note = f"Method {method} has no set seed: its sets are planned with set seed 0 alone."

@@ -45,7 +45,7 @@ def multistep(epoch: int, epochs: int, drop_at: Sequence[float] = (2 / 3, 5 / 6)
     """``drop_factor`` to the power of the number of ``drop_at``, shares of the epochs, that have passed.
 
     Source of the defaults: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.  Deviation: where a share of the epochs
-    is no integer, it is rounded up; there it is rounded down.
+    is not an integer, it is rounded up; there it is rounded down.
     """
     return drop_factor ** sum(epoch >= share * epochs for share in drop_at)
 

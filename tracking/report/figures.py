@@ -31,6 +31,7 @@ INK = "#1f2328"
 COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7", "#6A51A3", "#D55E00")
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
+_DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 TIP = "tip-"
 BARS = "bars: 95 % interval of the mean, from three seeds on."
 if TYPE_CHECKING:
@@ -246,7 +247,6 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
     logarithmic = numeric and min(values) > 0 and max(values) / min(values) >= 10
     positions = {value: value if numeric else index for index, value in enumerate(values)}
     styles = _styles([points[0][1].method for points in lines.values()])
-    dashes: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
     counts: dict[str, int] = {}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
@@ -264,7 +264,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
                 yerr=[_bar(score.top1) or 0.0 for _, score in points if score.top1],
                 color=colour,
                 marker=marker,
-                linestyle=dashes[count % len(dashes)],
+                linestyle=_DASHES[count % len(_DASHES)],
                 linewidth=1.3,
                 elinewidth=1.3,
                 capsize=2.5,
@@ -281,7 +281,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
                 linestyle="none",
             )
             entries.append(
-                Line2D([], [], color=colour, marker=marker, linestyle=dashes[count % len(dashes)], label=label)
+                Line2D([], [], color=colour, marker=marker, linestyle=_DASHES[count % len(_DASHES)], label=label)
             )
         if logarithmic:
             axes.set_xscale("log")
@@ -371,9 +371,6 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
             [_legend_entry(method, *styles[method]) for method in dict.fromkeys(score.method for score in shown)],
         )
         return _rendered(figure, kind, name)
-
-
-_DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 
 
 def lines_chart(

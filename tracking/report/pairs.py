@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rd3.stats import PairedDifference, mean, paired_difference
+from tracking.report.query import own_settings
 
 SHARED = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied")
 Seeds = tuple[int | None, int]
@@ -43,7 +44,7 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
     """Every variant in ``query.rows`` for which the published method was also run, in the order of the rows."""
     groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
     for row in frame[frame["status"] == "done"].to_dict("records"):
-        own = {name: value for name, value in row["overrides"].items() if name.startswith(f"{row['method']}.")}
+        own = own_settings(row["method"], row["overrides"])
         rest = {name: value for name, value in row["overrides"].items() if name not in own}
         shared = json.dumps([*(row[name] for name in SHARED), rest], sort_keys=True, default=str)
         variants = groups.setdefault(shared, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,12 @@ from rd3.store import Entry
 
 Find = Callable[[str, str], Entry | None]
 """Maps (kind, key) to the ledger entry, or None."""
+
+
+def own_settings(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a cell's ``overrides`` that are settings of its method."""
+    return {name: value for name, value in overrides.items() if name.startswith(f"{method}.")}
+
 
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
 GENERATION = ("generation_wall_s", "generation_process_s")

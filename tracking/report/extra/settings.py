@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.paper import place_of
+from tracking.report.query import own_settings
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import paper_text, reduced_text, top1_text
@@ -52,7 +53,7 @@ def _position(row: Row) -> tuple[object, ...]:
 
 def _method(score: Score) -> str:
     """The method with its own settings, which other rows may have without them."""
-    own = {name: value for name, value in score.overrides.items() if name.startswith(f"{score.method}.")}
+    own = own_settings(score.method, score.overrides)
     changed = ", ".join(f"{name.partition('.')[2]} {value}" for name, value in own.items())
     return f"{score.method} ({changed})" if changed else score.method
 
