@@ -273,6 +273,7 @@ def _generate_set(recipe: SetRecipe, context: Context) -> Output:
         "count": manifest.count,
         "generation_wall_s": manifest.generation_wall_s + before["wall_s"],
         "generation_process_s": manifest.generation_process_s + before["process_s"],
+        **{f"preparation_{unit}": value for unit, value in before.items()},
         "peak_mib": manifest.peak_mib,
         **{f"{phase}_{unit}": value for phase, spent in manifest.phases.items() for unit, value in spent},
     }

@@ -21,13 +21,14 @@ def own_settings(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
-GENERATION = ("generation_wall_s", "generation_process_s")
+GENERATION = ("generation_wall_s", "generation_process_s", "preparation_wall_s", "preparation_process_s")
 MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack")
 COLUMNS = (
     *Cell.model_fields,
     "status",
     *FIGURES,
     *GENERATION,
+    "set_count",
     "set_peak_mib",
     "teacher_key",
     "resolved",
@@ -36,8 +37,9 @@ COLUMNS = (
     *MADE,
 )
 """``resolved`` is the evaluation's protocol, field by field; ``tested_on`` is ``test`` or ``validation``;
-``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*`` and ``set_peak_mib`` belong to its set.  ``pack`` is the
-number of evaluations trained together, whose times are then those of the whole pack; empty for a single one."""
+``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*``, ``preparation_*`` (the part that the parents took),
+``set_count`` and ``set_peak_mib`` belong to its set.  ``pack`` is the number of evaluations trained together, whose
+times are then those of the whole pack; empty for a single one."""
 
 
 def _results(cell: Cell, find: Find) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def _results(cell: Cell, find: Find) -> dict[str, Any]:
     columns: dict[str, Any] = {"status": "missing" if entry is None else "done"}
     if of_set is not None:
         columns |= {name: of_set.result.get(name) for name in GENERATION}
-        columns["set_peak_mib"] = of_set.result.get("peak_mib")
+        columns |= {"set_count": of_set.result.get("count"), "set_peak_mib": of_set.result.get("peak_mib")}
     # The label teacher comes first; with hard labels it is the teacher used to generate the set.
     teachers = [key for parent in (entry, of_set) if parent is not None for key in parent.recipe.get("teachers", ())]
     if teachers:

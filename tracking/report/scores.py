@@ -131,6 +131,11 @@ class Score:
     """Images that the student sees in training; None for results that do not state it."""
     label_bytes: int | None = None
     """Bytes of stored soft labels; None if the teachers label in training, or for results that do not state it."""
+    preparation_wall_s: float | None = None
+    """The part of the generation time that its parents took; None for results that do not state it."""
+    preparation_process_s: float | None = None
+    set_count: int | None = None
+    """Images of a set."""
     precisions: tuple[str, ...] = ()
     """Precisions (``bf16``, ``fp32``) at which the repeats ran; more than one if their machines differ."""
     sets: tuple[str, ...] = field(default=())
@@ -205,6 +210,9 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
         generation_wall_s=_mean(row["generation_wall_s"] for row in per_set.values()),
         generation_process_s=_mean(row["generation_process_s"] for row in per_set.values()),
+        preparation_wall_s=_mean(row["preparation_wall_s"] for row in per_set.values()),
+        preparation_process_s=_mean(row["preparation_process_s"] for row in per_set.values()),
+        set_count=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
         reduced=reduced,
         paper=_paper_value(first, network),
         apart=tuple(apart),

@@ -39,6 +39,7 @@ def test_a_set_is_made_from_its_backbone_and_pays_for_what_is_derived(recipes: l
     assert backbone.result["epochs"] == 1
     own = made.result["generate_process_s"] + made.result["decode_process_s"]
     assert made.result["generation_process_s"] == pytest.approx(own + derived.result["process_s"])
+    assert made.result["preparation_process_s"] == derived.result["process_s"]
     assert made.result["count"] == 20
     facts = parent_facts(recipes[-1], store.find)
     shown = params(recipes[-1], facts)
