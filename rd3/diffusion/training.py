@@ -14,10 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import autocast, ran_precision, repeatable_kernels, usable_device
 from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, write_backbone
-from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
 from rd3.store import write_atomically
@@ -96,23 +97,11 @@ def train(
 
 def _checked(recipe: BackboneRecipe, dataset: Dataset) -> int:
     """The seed, once recipe and dataset fit together."""
-    info = dataset.info
     if recipe.training is None or recipe.seed is None:
         raise BadValue(
             f"Backbone {recipe.key[:12]} has no training settings or no seed; nothing can train it.", "import it"
         )
-    if recipe.classes != info.classes:
-        raise ClassOrderError(
-            f"The backbone was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "plan it again with this dataset",
-        )
-    if recipe.resolution != info.resolution:
-        raise BadValue(
-            f"The backbone was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
-            "plan it again with this dataset",
-        )
-    if recipe.data.split == "unknown":
-        raise BadValue("A backbone cannot be trained on split 'unknown'.", "plan it on 'train' or 'fit'")
+    check_training_images(recipe, dataset)
     return recipe.seed
 
 

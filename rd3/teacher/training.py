@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
+from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset, Split
 from rd3.device import autocast, ran_precision, repeatable_kernels, set_memory_format, usable_device
-from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.errors import BadValue, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
 from rd3.seeding import ForkedRNG, generator
@@ -145,24 +146,12 @@ def _resumed(
 
 def _checked(recipe: Trained, dataset: Dataset) -> tuple[TeacherTraining, int]:
     """Training settings and seed, once recipe and dataset fit together."""
-    info = dataset.info
     if recipe.training is None or recipe.seed is None:
         raise BadValue(
             f"Teacher {recipe.key[:12]} has no training settings or no seed; nothing can train it.",
             "import its weights",
         )
-    if recipe.classes != info.classes:
-        raise ClassOrderError(
-            f"The training was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "plan it again with this dataset",
-        )
-    if recipe.resolution != info.resolution:
-        raise BadValue(
-            f"The training was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
-            "plan it again with this dataset",
-        )
-    if recipe.data.split == "unknown":
-        raise BadValue("A teacher cannot be trained on split 'unknown'.", "plan it on 'train' or 'fit'")
+    check_training_images(recipe, dataset)
     return recipe.training, recipe.seed
 
 
