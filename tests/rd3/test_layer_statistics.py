@@ -169,7 +169,11 @@ def test_what_does_not_fit_together(tmp_path):
     teacher = toy_teacher(TOY)
     for change, error, message in (
         ({"classes": "c" * 64}, ClassOrderError, r"Dataset toy has class list .*, the recipe expects cccccccccccc"),
-        ({"data": Data(name="toy", fingerprint="f" * 32)}, DataCorrupt, r"Dataset toy has fingerprint .*, the recipe expects ffffffffffff of toy"),
+        (
+            {"data": Data(name="toy", fingerprint="f" * 32)},
+            DataCorrupt,
+            r"Dataset toy has fingerprint .*, the recipe expects ffffffffffff of toy",
+        ),
         ({"resolution": 32}, BadValue, r"Dataset toy has 16 pixels, the recipe expects 32"),
         (
             {"data": Data(name="toy", fingerprint=TOY.fingerprint, split="unknown")},
@@ -193,9 +197,7 @@ def test_a_folder_that_is_not_what_it_should_be(tmp_path):
     with pytest.raises(DataMissing, match=r"holds no statistics: manifest\.json is missing"):
         load(tmp_path, recipe)
     collect(recipe, toy_teacher(TOY), TOY, tmp_path)
-    with pytest.raises(
-        DataCorrupt, match=r"holds statistics toy of tttttttt .*, expected statistics toy of uuuuuuuu"
-    ):
+    with pytest.raises(DataCorrupt, match=r"holds statistics toy of tttttttt .*, expected statistics toy of uuuuuuuu"):
         load(tmp_path, _recipe(teacher="u" * 64))
     with pytest.raises(ClassOrderError, match=r"The statistics in .*: class list .*, the recipe expects cccccccccccc"):
         load(tmp_path, _recipe(classes="c" * 64))

@@ -223,7 +223,9 @@ def test_training_on_fit_leaves_the_validation_part_out(dataset, tmp_path):
     recipe = a_recipe(epochs=1, batch_size=8)
     asked = []
     dataset.original = lambda split, index, real=dataset.original: asked.append((split, index)) or real(split, index)
-    teacher.train(recipe.model_copy(update={"data": Data(name="stripes", fingerprint="f" * 64, split="fit")}), dataset, tmp_path)
+    teacher.train(
+        recipe.model_copy(update={"data": Data(name="stripes", fingerprint="f" * 64, split="fit")}), dataset, tmp_path
+    )
     assert asked[:24] != []
     assert {split for split, _index in asked} == {"fit", "validation"}, "its uses are not to know the test split"
     assert sorted(index for split, index in asked if split == "fit") == list(range(24))
