@@ -131,6 +131,14 @@ def mistake(line: str) -> str:
     return f"{given} arguments" if given > len(arguments) and all(one.nargs == 1 for one in arguments) else ""
 
 
+@pytest.mark.parametrize("name", ["README", "CONTRIBUTING", "SECURITY"])
+def test_links_of_pages_outside_the_site_lead_to_files(name):
+    """mkdocs checks those inside the site."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / f"{name}.md").read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_every_command_that_is_shown_exists(page):
     text = page.read_text(encoding="utf-8").replace("experiment `rd3 sweeps`", "")
