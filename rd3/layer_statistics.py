@@ -12,7 +12,6 @@ which is corrected here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from rd3.models import NormalisedNetwork
 from rd3.models._matched import matched_layers
 from rd3.recipe import Key, StatisticsRecipe
 from rd3.seeding import generator
+from rd3.stopwatch import Stopwatch
 from rd3.store import sha256_file, write_atomically
 from rd3.teacher.training import Images, augment
 
@@ -128,7 +128,7 @@ def collect(
     ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, teacher and dataset
     do not belong together, and :class:`DataMissing` for a class without images.
     """
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)
     _check(recipe, teacher, dataset)
     images = Images(dataset, recipe.data.split, device)
@@ -157,8 +157,7 @@ def collect(
     return {
         "images": total,
         "layers": len(sums.layers),
-        "wall_s": time.perf_counter() - wall,
-        "process_s": time.process_time() - process,
+        **stopwatch.spent(),
     }
 
 

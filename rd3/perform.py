@@ -7,7 +7,6 @@ same functions.
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from rd3.recipe import (
     TrainingDynamicsRecipe,
     recipe_of_kind,
 )
+from rd3.stopwatch import Stopwatch
 from rd3.store import Entry, ReadableStore, existing, now, write_atomically
 from rd3.values import digest
 
@@ -226,10 +226,9 @@ def _derive(recipe: DerivedRecipe, context: Context) -> Output:
 
     derivation, settings = derivation_of(recipe)
     [backbone] = context.backbones((recipe.backbone,))
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     found = derivation.derive(recipe, settings, backbone, context.dataset, context.out, context.progress)
-    spent = {"wall_s": time.perf_counter() - wall, "process_s": time.process_time() - process}
-    return {**spent, **found}, None
+    return {**stopwatch.spent(), **found}, None
 
 
 def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest | None:

@@ -21,6 +21,7 @@ from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, wri
 from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
+from rd3.stopwatch import Stopwatch
 from rd3.store import write_atomically
 from rd3.teacher.training import Images, duration
 
@@ -53,7 +54,7 @@ def train(
     of seed, stage and epoch, so that a resumed training equals an uninterrupted one.  Raises :class:`Diverged` with the
     first epoch whose loss is not finite.
     """
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)
     seed = _checked(recipe, dataset)
     precision = ran_precision(device, recipe.precision or "auto")
@@ -61,6 +62,7 @@ def train(
     stages = backbone.stages(recipe)
     runs = [_Run(stage, recipe, precision, device) for stage in stages]
     done = _restore(out / CHECKPOINT, recipe.key, precision, runs)
+    stopwatch.include(done.wall_s, done.process_s)
     images = Images(dataset, recipe.data.split, device)
     whole = sum(stage.training.epochs for stage in stages)
     for run in runs:
@@ -70,10 +72,7 @@ def train(
             with repeatable_kernels():
                 rows.append(run.epoch(epoch, images))
             finished = sum(map(len, done.curve.values()))
-            now = Done(
-                done.curve, done.wall_s + time.perf_counter() - wall, done.process_s + time.process_time() - process
-            )
-            _write(out / CHECKPOINT, recipe.key, precision, runs, now)
+            _write(out / CHECKPOINT, recipe.key, precision, runs, Done(done.curve, **stopwatch.spent()))
             left_s = (whole - finished) * (time.perf_counter() - started) / (finished - before)
             progress(
                 finished / whole,
@@ -90,8 +89,7 @@ def train(
         "epochs": whole,
         "final_loss": done.curve[stages[-1].name][-1]["loss"],
         "ran_precision": precision,
-        "wall_s": done.wall_s + time.perf_counter() - wall,
-        "process_s": done.process_s + time.process_time() - process,
+        **stopwatch.spent(),
     }
 
 
