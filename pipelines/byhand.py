@@ -29,8 +29,7 @@ def teacher_of(dataset: str, role: str, catalog: Catalog) -> TeacherRecipe:
     """The recipe of a teacher role; raises DataMissing, with the import command, for a teacher not yet imported."""
     found = catalog.role(dataset, role)
     recipe = teacher_recipe(found, catalog.dataset(dataset), catalog.fingerprint(dataset))
-    if found.hint and recipe.key not in catalog.required_ledger.keys("teacher"):
-        raise DataMissing(f"Teacher {role} of {dataset} must be imported.", found.hint)
+    _require_import(recipe, role, found.hint, catalog)
     return recipe
 
 
@@ -38,9 +37,13 @@ def backbone_of(dataset: str, role: str, catalog: Catalog) -> BackboneRecipe:
     """The recipe of a backbone role; raises DataMissing, with the import command, for a model not yet imported."""
     found = catalog.backbone(dataset, role)
     recipe = backbone_recipe(found, catalog.dataset(dataset), catalog.fingerprint(dataset))
-    if found.hint and recipe.key not in catalog.required_ledger.keys("backbone"):
-        raise DataMissing(f"Backbone {role} of {dataset} must be imported.", found.hint)
+    _require_import(recipe, role, found.hint, catalog)
     return recipe
+
+
+def _require_import(recipe: Recipe, role: str, hint: str, catalog: Catalog) -> None:
+    if hint and recipe.key not in catalog.required_ledger.keys(recipe.kind):
+        raise DataMissing(f"{recipe.kind.capitalize()} {role} of {recipe.data.name} must be imported.", hint)
 
 
 def role_change(dataset: str, role: str, recipe: TeacherRecipe, session: Session) -> str:

@@ -12,28 +12,28 @@ which is corrected here.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from rd3.artifact import ArtifactManifest
+from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import repeatable_kernels, usable_device
-from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.errors import BadValue, DataMissing
 from rd3.models import NormalisedNetwork
 from rd3.models._matched import matched_layers
 from rd3.recipe import Key, StatisticsRecipe
 from rd3.seeding import generator
+from rd3.stopwatch import Stopwatch
 from rd3.store import sha256_file, write_atomically
 from rd3.teacher.training import Images, augment
 
@@ -65,18 +65,15 @@ class LayerStatistics:
     *within* an image."""
 
 
-class StatisticsManifest(BaseModel):
+class StatisticsManifest(ArtifactManifest):
     """The content of ``manifest.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "statistics"
+    file: ClassVar[str] = MANIFEST
+    fix: ClassVar[str] = "fetch the statistics or collect them again"
 
-    key: str
-    recipe: dict[str, Any]
     teacher: str
     """Key of the teacher."""
-    dataset: str
-    classes: str
-    """Hash of the class list, in order."""
     images: int
     layers: int
     statistics_sha256: str
@@ -131,7 +128,7 @@ def collect(
     ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, teacher and dataset
     do not belong together, and :class:`DataMissing` for a class without images.
     """
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)
     _check(recipe, teacher, dataset)
     images = Images(dataset, recipe.data.split, device)
@@ -149,46 +146,24 @@ def collect(
             progress(seen / total, f"images {seen}/{total}")
         tensors = sums.averages(total, counts)
     write_atomically(out / STATISTICS, save(tensors))
-    manifest = StatisticsManifest(
-        key=recipe.key,
-        recipe=recipe.model_dump(mode="json"),
+    manifest = StatisticsManifest.of(
+        recipe,
         teacher=recipe.teacher,
-        dataset=recipe.data.name,
-        classes=recipe.classes,
         images=total,
         layers=len(sums.layers),
         statistics_sha256=sha256_file(out / STATISTICS),
     )
-    write_atomically(out / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    manifest.write(out)
     return {
         "images": total,
         "layers": len(sums.layers),
-        "wall_s": time.perf_counter() - wall,
-        "process_s": time.process_time() - process,
+        **stopwatch.spent(),
     }
 
 
 def _check(recipe: StatisticsRecipe, teacher: NormalisedNetwork, dataset: Dataset) -> None:
     """Raise if recipe, dataset and teacher do not belong together."""
-    info = dataset.info
-    if recipe.classes != info.classes:
-        raise ClassOrderError(
-            f"The statistics were planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "plan them again with this dataset",
-        )
-    if (recipe.data.name, recipe.data.fingerprint) != (info.name, dataset.fingerprint):
-        raise DataCorrupt(
-            f"The statistics were planned for {recipe.data.name} {recipe.data.fingerprint[:12]}, the opened data is "
-            f"{info.name} {dataset.fingerprint[:12]}.",
-            "restore that data or plan them again",
-        )
-    if recipe.resolution != info.resolution:
-        raise BadValue(
-            f"The statistics were planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
-            "plan them again with this dataset",
-        )
-    if recipe.data.split == "unknown":
-        raise BadValue("Statistics cannot be collected on split 'unknown'.", "plan them on 'train' or 'fit'")
+    check_training_images(recipe, dataset)
     if teacher.training:
         raise BadValue("Statistics need a teacher in eval mode, this one is in training mode.", "call `teacher.eval()`")
 
@@ -268,44 +243,12 @@ def load(
     for other statistics or a file that does not match its manifest.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    if manifest.classes != recipe.classes:
-        raise ClassOrderError(
-            f"The statistics in {folder} have class list {manifest.classes[:12]}, the recipe expects "
-            f"{recipe.classes[:12]}.",
-            "use statistics of this dataset, with its classes in the same order",
-        )
-    if manifest.key not in (recipe.key, formerly):
-        raise DataCorrupt(
-            f"{folder} holds statistics {manifest.key[:12]} of teacher {manifest.teacher[:12]} on {manifest.dataset}, "
-            f"expected {recipe.key[:12]} of teacher {recipe.teacher[:12]} on {recipe.data.name}.",
-            "fetch or collect the expected statistics",
-        )
-    path = folder / STATISTICS
-    if not path.is_file():
-        raise DataMissing(f"{folder} lacks {STATISTICS}.", "collect the statistics again")
-    if sha256_file(path) != manifest.statistics_sha256:
-        raise DataCorrupt(
-            f"{path} has sha256 {sha256_file(path)[:12]}, its manifest says {manifest.statistics_sha256[:12]}.",
-            "collect the statistics again",
-        )
+    manifest = StatisticsManifest.read(folder)
+    manifest.check(folder, recipe, formerly)
+    manifest.check_file(folder, STATISTICS, manifest.statistics_sha256)
     parts: dict[str, dict[str, dict[str, torch.Tensor]]] = {"whole": {}, "class": {}}
-    for key, value in load_file(path, device=str(usable_device(device))).items():
+    for key, value in load_file(folder / STATISTICS, device=str(usable_device(device))).items():
         layer, part, field = key.rsplit("/", 2)
         parts[part].setdefault(layer, {})[field] = value
     whole, classes = ({layer: Moments(**fields) for layer, fields in part.items()} for part in parts.values())
     return LayerStatistics(recipe.teacher, recipe.collection.patch, whole, classes)
-
-
-def _read_manifest(folder: Path) -> StatisticsManifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DataMissing(f"{folder} holds no statistics: {MANIFEST} is missing.", "collect the statistics")
-    try:
-        return StatisticsManifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
-        raise DataCorrupt(
-            f"{path} is not a manifest of statistics: {place}: {error.errors()[0]['msg']}.",
-            "collect the statistics again",
-        ) from None

@@ -7,21 +7,22 @@ same functions.
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd3 import __version__
+from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
-from rd3.errors import ClassOrderError, DataCorrupt, DataMissing, RD3Error
+from rd3.errors import DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import (
     KINDS,
     BackboneRecipe,
     DerivedRecipe,
     EvaluationRecipe,
     Key,
+    Kind,
     Recipe,
     SetRecipe,
     StatisticsRecipe,
@@ -29,7 +30,8 @@ from rd3.recipe import (
     TrainingDynamicsRecipe,
     recipe_of_kind,
 )
-from rd3.store import Entry, ReadableStore, existing, now, sha256_files, write_atomically
+from rd3.stopwatch import Stopwatch
+from rd3.store import Entry, ReadableStore, existing, now, write_atomically
 from rd3.values import digest
 
 if TYPE_CHECKING:
@@ -57,19 +59,14 @@ def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
     Recipes that use only training images get the dataset without its test split.
     """
     dataset = open_dataset(recipe.data.name, roots, training_only=recipe.training_only)
-    if dataset.fingerprint != recipe.data.fingerprint:
-        raise DataCorrupt(
-            f"Dataset {recipe.data.name} has fingerprint {dataset.fingerprint[:12]}, "
-            f"the recipe expects {recipe.data.fingerprint[:12]}.",
-            "restore the same files or plan again with these",
-        )
-    if dataset.info.classes != recipe.classes:
-        raise ClassOrderError(
-            f"Dataset {recipe.data.name} has class list {dataset.info.classes[:12]}, "
-            f"the recipe expects {recipe.classes[:12]}.",
-            "plan again with this version",
-        )
+    check_data(recipe, dataset)
     return dataset
+
+
+def _stored(store: ReadableStore, kind: str, key: Key, recipe: type[Kind]) -> tuple[Path, Entry, Kind]:
+    """The verified folder, the entry and the recipe of a parent."""
+    folder, entry = store.fetch(kind, key), existing(store, kind, key)
+    return folder, entry, recipe_of_kind(entry.recipe, recipe)
 
 
 def _load_teachers(
@@ -82,9 +79,7 @@ def _load_teachers(
 
     loaded = []
     for key in keys:
-        folder = store.fetch("teacher", key)
-        entry = existing(store, "teacher", key)
-        recipe = recipe_of_kind(entry.recipe, TeacherRecipe)
+        folder, entry, recipe = _stored(store, "teacher", key, TeacherRecipe)
         setting = digest([entry.files, dataset.fingerprint, torch.__version__, device])
         verified = roots.home / "verified" / f"{key[:16]}-{setting[:16]}"
         check = not verified.exists()
@@ -123,9 +118,7 @@ class Context:
 
         loaded = []
         for key in keys:
-            folder = self.store.fetch("statistics", key)
-            entry = existing(self.store, "statistics", key)
-            recipe = recipe_of_kind(entry.recipe, StatisticsRecipe)
+            folder, entry, recipe = _stored(self.store, "statistics", key, StatisticsRecipe)
             loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
         return loaded
 
@@ -141,8 +134,7 @@ class Context:
 
         loaded = []
         for key in keys:
-            folder = self.store.fetch("backbone", key)
-            recipe = recipe_of_kind(existing(self.store, "backbone", key).recipe, BackboneRecipe)
+            folder, _entry, recipe = _stored(self.store, "backbone", key, BackboneRecipe)
             loaded.append(open_backbone(folder, recipe, self.dataset.info, self.device))
         return loaded
 
@@ -193,11 +185,15 @@ Output = tuple[dict[str, Any], str | None]
 """Results for the ledger, and the content digest of a set."""
 
 
+def _refuse_imported(recipe: Recipe, command: str) -> None:
+    if recipe.imported:
+        raise RD3Error(f"The {recipe.kind} {recipe.key[:12]} is imported, not computed.", f"import it: {command}")
+
+
 def _train_teacher(recipe: TeacherRecipe, context: Context) -> Output:
     from rd3 import teacher
 
-    if recipe.imported:
-        raise RD3Error(f"Teacher {recipe.key[:12]} is imported and cannot be trained.", "import it: rd3 teacher import")
+    _refuse_imported(recipe, "rd3 teacher import")
     result = teacher.train(recipe, context.dataset, context.out, device=context.device, progress=context.progress)
     return result, None
 
@@ -221,10 +217,7 @@ def _collect_statistics(recipe: StatisticsRecipe, context: Context) -> Output:
 def _train_backbone(recipe: BackboneRecipe, context: Context) -> Output:
     from rd3.diffusion.training import train
 
-    if recipe.imported:
-        raise RD3Error(
-            f"Backbone {recipe.key[:12]} is imported and cannot be trained.", "import it: rd3 diffusion import"
-        )
+    _refuse_imported(recipe, "rd3 diffusion import")
     return train(recipe, context.dataset, context.out, device=context.device, progress=context.progress), None
 
 
@@ -233,17 +226,15 @@ def _derive(recipe: DerivedRecipe, context: Context) -> Output:
 
     derivation, settings = derivation_of(recipe)
     [backbone] = context.backbones((recipe.backbone,))
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     found = derivation.derive(recipe, settings, backbone, context.dataset, context.out, context.progress)
-    spent = {"wall_s": time.perf_counter() - wall, "process_s": time.process_time() - process}
-    return {**spent, **found}, None
+    return {**stopwatch.spent(), **found}, None
 
 
 def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest | None:
     from rd3.synthesis import synthesize
 
-    if recipe.imported:
-        raise RD3Error(f"Set {recipe.key[:12]} is imported and cannot be generated.", "import it: rd3 set import")
+    _refuse_imported(recipe, "rd3 set import")
     return synthesize(
         recipe,
         context.dataset,
@@ -406,22 +397,18 @@ def _entry(recipe: Recipe, folder: Path, output: Output, device: str, **provenan
     import torch
 
     result, content = output
-    return Entry(
-        kind=recipe.kind,
-        key=recipe.key,
-        recipe=recipe.model_dump(mode="json"),
-        result=result,
-        files=sha256_files(folder),
-        content=content,
-        made={
-            "code_version": __version__,
-            "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "host": platform.node(),
-            "finished_at": now(),
-            **provenance,
-        },
+    return Entry.of(
+        recipe,
+        folder,
+        result,
+        content,
+        code_version=__version__,
+        device=torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        host=platform.node(),
+        finished_at=now(),
+        **provenance,
     )
 
 

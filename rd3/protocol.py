@@ -29,7 +29,7 @@ from rd3.losses import LOSSES
 from rd3.preset_rules import Case, Condition, Rule
 from rd3.registry import did_you_mean
 from rd3.upgrade import RENAMED
-from rd3.values import Frozen, canonical, mistakes_in_field, neutral, without_neutral
+from rd3.values import Frozen, canonical, first_mistake, mistakes_in_field, neutral, without_neutral
 
 Precision = Literal["auto", "bf16", "fp32"]
 T = TypeVar("T")
@@ -351,9 +351,8 @@ def read_preset(path: Path) -> Preset:
     except RecursionError:
         raise BadValue(f"{path} is nested too deeply.", "fix it or remove it") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BadValue(f"{path} is not a valid protocol: {place}: {first['msg']}.", "fix it or remove it") from None
+        why = first_mistake(error)
+        raise BadValue(f"{path} is not a valid protocol: {why}.", "fix it or remove it") from None
     if found.name != path.stem:
         raise BadValue(f"{path} calls its protocol {found.name!r}.", f"name the file {found.name}.yaml")
     if found.reduces is not None and found.reduces not in presets():

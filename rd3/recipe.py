@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from rd3.errors import BadValue, RD3Error
 from rd3.protocol import EvalProtocol, Precision, unresolved
 from rd3.upgrade import FORMAT, former_key, upgraded
-from rd3.values import Frozen, canonical, digest, neutral, without_neutral
+from rd3.values import Frozen, canonical, digest, first_mistake, neutral, without_neutral
 
 Key = str
 """64 hexadecimal digits; users may shorten it to any unambiguous prefix."""
@@ -61,6 +61,9 @@ class Recipe(Frozen):
     """What its files contain, which decides when they are exported."""
     counts_as_generation: ClassVar[bool] = True
     """Whether the time that it takes is part of the generation time of the sets that are made from it."""
+
+    named_by: ClassVar[tuple[str, ...]] = ()
+    """Fields whose values are part of the names of its files."""
 
     kind: str
     format: Literal[2] = neutral(FORMAT)
@@ -108,7 +111,7 @@ class Recipe(Frozen):
     @classmethod
     def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
         """Words for readable file names, from a recipe's plain data, which may be of an older format."""
-        return ()
+        return tuple(str(plain.get(field)) for field in cls.named_by)
 
 
 Kind = TypeVar("Kind", bound=Recipe)
@@ -161,39 +164,45 @@ class TeacherTraining(Frozen):
     """Flip images horizontally with probability 0.5."""
 
 
-@register_kind
-class TeacherRecipe(Recipe):
-    """A trained network for labels or statistics: trained here (``training``) or imported (``weights``)."""
+class NetworkRecipe(Recipe):
+    """Base of networks that are either trained here (``training``) or imported (``weights``)."""
 
-    plural: ClassVar[str] = "teachers"
     holds: ClassVar[Holds] = "network"
     counts_as_generation: ClassVar[bool] = False
 
-    kind: Literal["teacher"] = "teacher"
-    network: str
-    normalisation: Normalisation
-    training: TeacherTraining | None = None
+    training: Frozen | None = None
     precision: Precision | None = None
     """Precision of the training, as in protocols; None for imported weights."""
     seed: int | None = None
     weights: str | None = None
-    """sha256 of the decoded tensors of imported weights."""
+    """sha256 of what is imported."""
     version: int = 1
 
     def model_post_init(self, _context: Any) -> None:
         if (self.training is None) == (self.weights is None):
-            raise ValueError("a teacher is either trained (training) or imported (weights)")
-
-    def label(self) -> str:
-        return f"teacher {self.network} {self.data.name}"
+            raise ValueError(f"a {self.kind} is either trained (training) or imported (weights)")
 
     @property
     def imported(self) -> bool:
         return self.training is None
 
-    @classmethod
-    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
-        return (str(plain.get("network")),)
+
+@register_kind
+class TeacherRecipe(NetworkRecipe):
+    """A trained network for labels or statistics."""
+
+    plural: ClassVar[str] = "teachers"
+    named_by: ClassVar[tuple[str, ...]] = ("network",)
+
+    kind: Literal["teacher"] = "teacher"
+    network: str
+    normalisation: Normalisation
+    training: TeacherTraining | None = None
+    weights: str | None = None
+    """sha256 of the decoded tensors of imported weights."""
+
+    def label(self) -> str:
+        return f"teacher {self.network} {self.data.name}"
 
 
 @register_kind
@@ -204,6 +213,7 @@ class TrainingDynamicsRecipe(Recipe):
     """
 
     plural: ClassVar[str] = "training_dynamics"
+    named_by: ClassVar[tuple[str, ...]] = ("network",)
     holds: ClassVar[Holds] = "statistics"
     counts_as_generation: ClassVar[bool] = False
 
@@ -218,10 +228,6 @@ class TrainingDynamicsRecipe(Recipe):
 
     def label(self) -> str:
         return f"training dynamics {self.network} {self.data.name} seed{self.seed}"
-
-    @classmethod
-    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
-        return (str(plain.get("network")),)
 
 
 class Collection(Frozen):
@@ -281,12 +287,11 @@ class BackboneTraining(Frozen):
 
 
 @register_kind
-class BackboneRecipe(Recipe):
-    """A diffusion model: trained here on the dataset's images (``training``) or imported (``weights``)."""
+class BackboneRecipe(NetworkRecipe):
+    """A diffusion model, which is trained on the dataset's images if it is trained here."""
 
     plural: ClassVar[str] = "backbones"
-    holds: ClassVar[Holds] = "network"
-    counts_as_generation: ClassVar[bool] = False
+    named_by: ClassVar[tuple[str, ...]] = ("family",)
 
     kind: Literal["backbone"] = "backbone"
     family: str
@@ -296,27 +301,11 @@ class BackboneRecipe(Recipe):
     training: BackboneTraining | None = None
     autoencoder: BackboneTraining | None = neutral(None)
     """Training of the model's autoencoder, before its own; None if it has none or is imported."""
-    precision: Precision | None = None
-    """Precision of the training, as in protocols; None for imported weights."""
-    seed: int | None = None
     weights: str | None = None
     """sha256 of the configuration and the decoded tensors of an imported model."""
-    version: int = 1
-
-    def model_post_init(self, _context: Any) -> None:
-        if (self.training is None) == (self.weights is None):
-            raise ValueError("a backbone is either trained (training) or imported (weights)")
 
     def label(self) -> str:
         return f"backbone {self.family} {self.data.name}"
-
-    @property
-    def imported(self) -> bool:
-        return self.training is None
-
-    @classmethod
-    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
-        return (str(plain.get("family")),)
 
 
 @register_kind
@@ -324,6 +313,7 @@ class DerivedRecipe(Recipe):
     """What a method derives from a backbone and the training images before it generates: weights, or prototypes."""
 
     plural: ClassVar[str] = "derived"
+    named_by: ClassVar[tuple[str, ...]] = ("step",)
     holds: ClassVar[Holds] = "statistics"
 
     kind: Literal["derived"] = "derived"
@@ -341,10 +331,6 @@ class DerivedRecipe(Recipe):
 
     def label(self) -> str:
         return f"{self.step} {self.data.name} of {self.backbone[:8]}"
-
-    @classmethod
-    def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
-        return (str(plain.get("step")),)
 
 
 @register_kind
@@ -470,10 +456,10 @@ def from_json(text: str | bytes) -> Recipe:
     try:
         plain = json.loads(text)
     except ValueError as error:
-        raise _not_a_recipe("the document", str(error)) from None
+        raise _not_a_recipe(f"the document: {error}") from None
     recipe = read_recipe(plain)
     if recipe.unresolved():
-        raise _not_a_recipe(recipe.unresolved(), "settings differ from the resolved protocol")
+        raise _not_a_recipe(f"{recipe.unresolved()}: settings differ from the resolved protocol")
     return recipe
 
 
@@ -483,23 +469,21 @@ def read_recipe(plain: Any) -> Recipe:
     The parents of an older recipe keep their old keys, which ``rd3 ledger upgrade`` replaces.
     """
     if not isinstance(plain, Mapping):
-        raise _not_a_recipe("the document", "it is not an object")
+        raise _not_a_recipe("the document: it is not an object")
     kind = KINDS.get(str(plain.get("kind")))
     if kind is None:
-        raise _not_a_recipe("kind", f"{plain.get('kind')!r}, expected one of {', '.join(KINDS)}")
+        raise _not_a_recipe(f"kind: {plain.get('kind')!r}, expected one of {', '.join(KINDS)}")
     try:
         return kind.model_validate_json(canonical(upgraded(plain)))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in (plain["kind"], *first["loc"]))
-        raise _not_a_recipe(place, first["msg"]) from None
+        raise _not_a_recipe(first_mistake(error, str(plain["kind"]))) from None
 
 
 def recipe_of_kind(plain: Any, kind: type[Kind]) -> Kind:
     """Like :func:`read_recipe`, but raises for a recipe of another kind."""
     recipe = read_recipe(plain)
     if not isinstance(recipe, kind):
-        raise _not_a_recipe("kind", f"{recipe.kind!r}, expected {kind.model_fields['kind'].default!r}")
+        raise _not_a_recipe(f"kind: {recipe.kind!r}, expected {kind.model_fields['kind'].default!r}")
     return recipe
 
 
@@ -508,8 +492,8 @@ def key_of(plain: Mapping[str, Any]) -> Key:
     return read_recipe(plain).key if plain.get("format", 1) >= FORMAT else former_key(plain)
 
 
-def _not_a_recipe(place: str, why: str) -> BadValue:
-    return BadValue(f"Not a recipe: {place}: {why}.", "write recipes with `rd3 plan GRID --recipes DIR`")
+def _not_a_recipe(why: str) -> BadValue:
+    return BadValue(f"Not a recipe: {why}.", "write recipes with `rd3 plan GRID --recipes DIR`")
 
 
 def to_json(recipe: Recipe) -> str:

@@ -6,7 +6,6 @@ seed.  Intervals use Student's t, as three to ten seeds are typical.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -154,19 +153,6 @@ def variance_components(groups: Sequence[Sequence[float]]) -> VarianceComponents
     between = float((sizes * (means - (sizes * means).sum() / total) ** 2).sum()) / freedom
     size = (total - (sizes**2).sum() / total) / freedom
     return VarianceComponents(float((between - within) / size), float(within))
-
-
-def rank_stability(scores: Sequence[Sequence[float]]) -> float:
-    """Stability of the ranking of methods across settings: mean Kendall tau-b over all pairs of settings.
-
-    ``scores``: one row per setting (a seed, a temperature), one column per method.  1 means the same ranking for all,
-    -1 the reverse.
-    """
-    from scipy import stats
-
-    _at_least(scores, 2)
-    pairs = itertools.combinations(scores, 2)
-    return float(np.mean([stats.kendalltau(one, other).statistic for one, other in pairs]))
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
-from rd3.recipe import KINDS
+from rd3.recipe import KINDS, Recipe
+from rd3.values import first_mistake
 
 
 class Entry(BaseModel):
@@ -47,6 +48,15 @@ class Entry(BaseModel):
     """Provenance that does not affect results: code version, device, threads, host, finished_at."""
     digest: str | None = None
     """sha256 of key, result, files and content (:meth:`sealed`); None in entries of RD3 0.1."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path, result: dict[str, Any], content: str | None, **made: Any) -> Entry:
+        """The entry of a recipe whose files are in ``folder``; ``made`` is its provenance."""
+        plain = recipe.model_dump(mode="json")
+        return cls(
+            kind=recipe.kind, key=recipe.key, recipe=plain, result=result, files=sha256_files(folder), content=content,
+            made=made,
+        )  # fmt: skip
 
     def sealed(self) -> Entry:
         """The entry with the digest of what it holds now."""
@@ -102,9 +112,7 @@ def read_entry(raw: bytes | str, where: str, remedy: str) -> Entry:
     try:
         entry = Entry.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "entry"
-        raise DataCorrupt(f"{where} cannot be read: {place}: {first['msg']}.", remedy) from None
+        raise DataCorrupt(f"{where} cannot be read: {first_mistake(error)}.", remedy) from None
     if entry.altered:
         raise DataCorrupt(f"{where} was changed after it was written: its digest does not match.", remedy)
     return entry
@@ -160,16 +168,18 @@ def stage(path: Path, data: bytes) -> Path:
     return staged
 
 
-def check_files(folder: Path, files: dict[str, str], what: str) -> None:
+def check_files(
+    folder: Path, files: dict[str, str], what: str, fix: str = "delete it and run or import it again"
+) -> None:
     """Raise :class:`DataMissing` or :class:`DataCorrupt` for the first file that is missing or has another hash."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise DataMissing(f"{what} lacks its file {name}.", "make or import it again")
+            raise DataMissing(f"{what} lacks its file {name}.", fix)
         if sha256_file(path) != expected:
             raise DataCorrupt(
                 f"{what}: file {name} has sha256 {sha256_file(path)[:12]}, its record says {expected[:12]}.",
-                "delete it and make or import it again",
+                fix,
             )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import peak_mib, repeatable_kernels, reset_peak, usable_device
-from rd3.errors import BadValue, ClassOrderError, DataCorrupt, Unsupported
+from rd3.errors import BadValue, ClassOrderError, Unsupported
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
@@ -132,19 +133,7 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
             f"The recipe needs version {recipe.version} of method {recipe.method}, this is version {method.version}.",
             "plan the grid again",
         )
-    if recipe.classes != info.classes:
-        raise ClassOrderError(
-            f"Recipe {recipe.key[:8]} has class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "plan the grid again with this dataset",
-        )
-    if (recipe.data.name, recipe.data.fingerprint) != (info.name, dataset.fingerprint):
-        raise DataCorrupt(
-            f"Recipe {recipe.key[:8]} uses {recipe.data.name} {recipe.data.fingerprint[:12]}, the opened data is "
-            f"{info.name} {dataset.fingerprint[:12]}.",
-            "restore that data or plan the grid again",
-        )
-    if recipe.resolution != info.resolution:
-        raise BadValue(f"The recipe needs {recipe.resolution} pixels, {info.name} has {info.resolution}.")
+    check_training_images(recipe, dataset)
     if len(teachers) != len(recipe.teachers):
         raise BadValue(f"Recipe {recipe.key[:8]} names {len(recipe.teachers)} teachers, got {len(teachers)}.")
     for number, teacher in enumerate(teachers):

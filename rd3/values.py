@@ -30,6 +30,12 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def first_mistake(error: ValidationError, *outer: str) -> str:
+    """The first mistake that pydantic found, as ``outer.field.subfield: message``."""
+    first = error.errors()[0]
+    return f"{'.'.join([*outer, *map(str, first['loc'])]) or 'the document'}: {first['msg']}"
+
+
 def mistakes_in_field(model: type[BaseModel], others: dict[str, Any], name: str, value: Any) -> list[str]:
     """Mistakes in the value of one field, as pydantic's messages, without type coercion.
 

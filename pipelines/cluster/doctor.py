@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.cluster.nodes import last_line, marked, unseen
+from pipelines.cluster.nodes import folder_not_shared, last_line, marker_files
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import ran_precision
@@ -88,7 +88,7 @@ def _cluster(session: Session) -> Iterator[Row]:
         return ray.get(remote.remote(*arguments), timeout=_NODE_WITHIN_S)
 
     try:
-        with marked(session) as marks:
+        with marker_files(session) as marks:
             seen = ask(look_around, node["NodeManagerAddress"], session, _versions(), marks)
         asked = time.time()  # the worker process is running by now, so this call takes no time
         now = ask(_now)
@@ -116,7 +116,7 @@ def look_around(address: str, place: Place, versions: dict[str, str], marks: Col
     else:
         rows.append(Row("ray token", "wrong", "anyone can run code there. Fix: set RAY_AUTH_MODE=token on every node"))
     rows.append(_disk(place.home))
-    hidden = [unseen(address, mark, place) for mark in marks if not mark.exists()]
+    hidden = [folder_not_shared(address, mark, place) for mark in marks if not mark.exists()]
     rows += [Row("shared folder", "wrong", str(error)) for error in hidden]
     if not hidden:  # the check would create the folders here, and pass
         rows += _shared(place)

@@ -38,7 +38,8 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     """Raise :class:`RD3Error` unless every node of the Ray cluster can run trials.
 
     A node needs access to the artifact folder and the tracking database if these are paths, a login at the tracking
-    server if there is one, and the datasets or pushed copies of them.  Nodes that join later are not checked.
+    server if there is one, and each dataset on its disk or pushed (`rd3 data push`).  Nodes that join later are not
+    checked.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -53,9 +54,9 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     if set(nodes) == {here}:
         return
     names = sorted(set(datasets))
-    with marked(place) as marks:
+    with marker_files(place) as marks:
         asked = [
-            ray.remote(num_cpus=0)(_missing)
+            ray.remote(num_cpus=0)(_problems)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
             .remote(place, marks, names)
             for node in nodes
@@ -69,14 +70,16 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
                     "install the same version of RD3 on every node",
                 ) from None
             if marks_missing:
-                raise unseen(address, marks_missing[0], place)
+                raise folder_not_shared(address, marks_missing[0], place)
             if refused is not None:
                 raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
             for dataset in datasets_missing:
-                _pushed(dataset, address, place)
+                _check_pushed(dataset, address, place)
 
 
-def _missing(place: Place, marks: list[Path], names: list[str]) -> tuple[list[Path], list[str], tuple[str, str] | None]:
+def _problems(
+    place: Place, marks: list[Path], names: list[str]
+) -> tuple[list[Path], list[str], tuple[str, str] | None]:
     """On a node: marks it cannot see, datasets it does not have, and the error of the tracking server, if any."""
     refused = None
     if not place.tracking_uri.startswith("sqlite"):
@@ -93,7 +96,7 @@ def last_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def marked(place: Place) -> Iterator[list[Path]]:
+def marker_files(place: Place) -> Iterator[list[Path]]:
     """Create a temporary file in each folder that all nodes must share."""
     shared = open_objects(place.artifacts).folder
     folders = [] if shared is None else [shared]
@@ -111,7 +114,7 @@ def marked(place: Place) -> Iterator[list[Path]]:
             mark.unlink(missing_ok=True)
 
 
-def unseen(node: str, mark: Path, place: Place) -> RD3Error:
+def folder_not_shared(node: str, mark: Path, place: Place) -> RD3Error:
     """The error for a shared folder that a node cannot see, with the variable to change."""
     if mark.parent == open_objects(place.artifacts).folder:
         return StoreError(
@@ -124,7 +127,7 @@ def unseen(node: str, mark: Path, place: Place) -> RD3Error:
     )
 
 
-def _pushed(dataset: str, node: str, place: Place) -> None:
+def _check_pushed(dataset: str, node: str, place: Place) -> None:
     if dataset_bundles.find(Tracker(place), dataset) is None:
         raise DataMissing(
             f"Dataset {dataset} is not on node {node}, and has not been pushed to "

@@ -18,6 +18,7 @@ from rd3.errors import BadValue, RD3Error
 if TYPE_CHECKING:
     from pipelines.settings import Session
     from rd3.inputs import Note
+    from rd3.store import Entry
 
 _ENDLESS = 10_000
 console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
@@ -73,6 +74,18 @@ def show_table(
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
+
+
+def show_entries(here: Session, kind: str, row: Callable[[Entry], dict[str, Any]], as_json: bool) -> None:
+    """Print the ledger's entries of one kind, by key; ``row`` gives the columns after the name."""
+    entries = (here.ledger.find(kind, key) for key in sorted(here.ledger.keys(kind)))
+    rows = [{"name": entry.key[:12], **row(entry)} for entry in entries if entry is not None]
+    show_table(rows, as_json=as_json, empty=ledger_line(here))
+
+
+def source_text(entry: Entry) -> str:
+    """``imported``, or the number of epochs of a training, for the entry of a teacher or backbone."""
+    return "imported" if entry.recipe["weights"] else f"{entry.recipe['training']['epochs']} epochs here"
 
 
 def _cell(value: Any) -> str:

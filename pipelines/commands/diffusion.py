@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, ledger_line, progress_bar, show_table
+from pipelines.commands._show import console, progress_bar, show_entries, show_table, source_text
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session, writing_session
 
@@ -45,9 +45,9 @@ def import_model(
 ) -> None:
     """Import a published diffusion model into the ledger; only safetensors files are read."""
     from rd3.datasets import open_dataset
-    from rd3.diffusion.backbone import read_backbone_manifest
+    from rd3.diffusion.backbone import BackboneManifest
     from rd3.diffusion.foreign import import_backbone
-    from rd3.store import Entry, sha256_files
+    from rd3.store import Entry
     from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
 
@@ -64,18 +64,8 @@ def import_model(
             sha256=sha256,
             progress=progress,
         )
-        manifest = read_backbone_manifest(Path(folder))
-        TrackedStore(here).put(
-            Entry(
-                kind="backbone",
-                key=recipe.key,
-                recipe=recipe.model_dump(mode="json"),
-                result=result,
-                files=sha256_files(Path(folder)),
-                content=recipe.weights,
-            ),
-            Path(folder),
-        )
+        manifest = BackboneManifest.read(Path(folder))
+        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, recipe.weights), Path(folder))
     here.ledger.set_role(dataset, role or family, recipe.model_dump(mode="json"))
     console.print(f"backbone {recipe.key[:12]}: {_size(result)}, role {role or family} of {dataset}")
     console.print(
@@ -100,7 +90,7 @@ def verify(
     from pipelines.grid.catalog import Catalog
     from rd3 import teacher as teachers
     from rd3.datasets import open_dataset
-    from rd3.diffusion.backbone import content_digest, open_backbone, read_backbone_manifest
+    from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
     from rd3.diffusion.recognition import recognition
     from rd3.errors import DataCorrupt
     from rd3.recipe import BackboneRecipe
@@ -116,7 +106,7 @@ def verify(
     opened = open_dataset(recipe.data.name, here.roots)
     folder = store.fetch("backbone", whole)
     backbone = open_backbone(folder, recipe, opened.info)
-    recorded = read_backbone_manifest(folder).content
+    recorded = BackboneManifest.read(folder).content
     if content_digest(backbone) != recorded:
         raise DataCorrupt(f"The tensors of backbone {whole[:12]} do not have the digest of its manifest.")
     row = {"backbone": whole[:12], "tensors": f"as recorded ({recorded[:12]})"}
@@ -132,20 +122,17 @@ def verify(
 @app.command("list")
 def list_backbones(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
     """List the diffusion backbones in the ledger."""
-    here = session()
-    entries = [here.ledger.find("backbone", key) for key in sorted(here.ledger.keys("backbone"))]
-    rows = [
-        {
-            "name": entry.key[:12],
+    show_entries(
+        session(),
+        "backbone",
+        lambda entry: {
             "dataset": entry.recipe["data"]["name"],
             "family": entry.recipe["family"],
             "parameters": entry.result.get("parameters"),
-            "made": "imported" if entry.recipe["weights"] else f"{entry.recipe['training']['epochs']} epochs here",
-        }
-        for entry in entries
-        if entry is not None
-    ]
-    show_table(rows, as_json=as_json, empty=ledger_line(here))
+            "made": source_text(entry),
+        },
+        as_json,
+    )
 
 
 def _size(result: dict[str, float]) -> str:

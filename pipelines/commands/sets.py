@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, ledger_line, show_note, show_table
+from pipelines.commands._show import console, show_entries, show_note
 from pipelines.settings import session, writing_session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
@@ -19,23 +19,18 @@ KeyArgument = Annotated[str, typer.Argument(help="Key or key prefix of the set."
 @app.command("list")
 def list_sets(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
     """List the synthetic sets in the ledger."""
-
-    here = session()
-    ledger = here.ledger
-    entries = [ledger.find("set", key) for key in sorted(ledger.keys("set"))]
-    rows = [
-        {
-            "name": entry.key[:12],
+    show_entries(
+        session(),
+        "set",
+        lambda entry: {
             "method": entry.recipe["method"],
             "dataset": entry.recipe["data"]["name"],
             "ipc": entry.recipe["ipc"],
             "generation_process_s": entry.result.get("generation_process_s"),
             "content": (entry.content or "")[:12],
-        }
-        for entry in entries
-        if entry is not None
-    ]
-    show_table(rows, as_json=as_json, empty=ledger_line(here))
+        },
+        as_json,
+    )
 
 
 @app.command("show")
@@ -99,7 +94,7 @@ def import_set(
     """Import an external synthetic set into the ledger; says which pixel range and class order it found."""
     from rd3.datasets import open_dataset
     from rd3.errors import BadValue
-    from rd3.store import Entry, sha256_files
+    from rd3.store import Entry
     from rd3.synthetic_set import import_folder, import_tensors
     from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
@@ -115,13 +110,6 @@ def import_set(
             recipe = import_folder(source, data, folder, say=show_note)
         else:
             recipe = import_tensors(source, data, folder, normalised=normalised, clip=clip, say=show_note)
-        entry = Entry(
-            kind="set",
-            key=recipe.key,
-            recipe=recipe.model_dump(mode="json"),
-            result={"count": recipe.ipc * data.info.num_classes},
-            files=sha256_files(folder),
-            content=recipe.content,
-        )
-        TrackedStore(here).put(entry, folder)
+        result = {"count": recipe.ipc * data.info.num_classes}
+        TrackedStore(here).put(Entry.of(recipe, folder, result, recipe.content), folder)
     console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} --teacher ROLE")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from pipelines.commands._show import console, ledger_line, progress_bar, show_table
+from pipelines.commands._show import console, progress_bar, show_entries, show_table, source_text
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session, writing_session
 
@@ -73,7 +73,7 @@ def import_teacher(
     from rd3.datasets import open_dataset
     from rd3.errors import BadValue
     from rd3.known_constants import spelled
-    from rd3.store import Entry, sha256_files
+    from rd3.store import Entry
     from rd3.teacher import import_weights
     from rd3.teacher.class_order import FOUND, read_class_order
     from tracking.store import TrackedStore
@@ -102,17 +102,7 @@ def import_teacher(
             progress=progress,
             notice=notices.append,
         )
-        TrackedStore(here).put(
-            Entry(
-                kind="teacher",
-                key=recipe.key,
-                recipe=recipe.model_dump(mode="json"),
-                result=result,
-                files=sha256_files(Path(folder)),
-                content=recipe.weights,
-            ),
-            Path(folder),
-        )
+        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, recipe.weights), Path(folder))
     change = role_change(dataset, role or network, recipe, here)
     here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
@@ -150,19 +140,14 @@ def verify(key: Annotated[str, typer.Argument(help="Key or key prefix of the tea
 @app.command("list")
 def list_teachers(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
     """List the teachers in the ledger."""
-
-    here = session()
-    ledger = here.ledger
-    entries = [ledger.find("teacher", key) for key in sorted(ledger.keys("teacher"))]
-    rows = [
-        {
-            "name": entry.key[:12],
+    show_entries(
+        session(),
+        "teacher",
+        lambda entry: {
             "dataset": entry.recipe["data"]["name"],
             "network": entry.recipe["network"],
             "top1_pct": entry.result.get("top1_pct"),
-            "made": "imported" if entry.recipe["weights"] else f"{entry.recipe['training']['epochs']} epochs here",
-        }
-        for entry in entries
-        if entry is not None
-    ]
-    show_table(rows, as_json=as_json, empty=ledger_line(here))
+            "made": source_text(entry),
+        },
+        as_json,
+    )

@@ -1,4 +1,4 @@
-"""The catalog: what grids and sweeps refer to by name, looked up or resolved once for check and expansion."""
+"""The catalog: datasets, teachers, presets and settings that files refer to by name, each looked up once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ T = TypeVar("T")
 
 
 class Frame(NamedTuple):
-    """What a protocol is resolved for."""
+    """The dataset, set and student for which the values of a protocol are filled in from a preset."""
 
     factor: int
-    """Of the dataset."""
+    """The dataset's patches per side (:attr:`rd3.datasets.DatasetInfo.factor`)."""
     same_network: bool
-    """Whether student and label teacher have the same architecture."""
+    """Whether the student has the architecture of the teacher that gives the labels."""
     set_size: int
-    """|S| in images."""
+    """Number of images of the synthetic set."""
     student: str | None = None
-    """Name of its network; this and the following are needed by rules of presets that depend on them."""
+    """Name of the student's network.  This and the fields below are None unless a rule of the preset names them."""
     dataset: str | None = None
     classes: int | None = None
     ipc: int | None = None
@@ -47,11 +47,14 @@ class Frame(NamedTuple):
 
     @property
     def case(self) -> Case:
-        """What the rules of a preset may depend on."""
+        """The part that conditions of a preset's rules can name."""
         return Case(self.same_network, self.student, self.dataset, self.classes, self.ipc)
 
     def only(self, facts: frozenset[str]) -> Frame:
-        """Without facts on which the rules of a preset do not depend, so that equal resolutions are recognised."""
+        """A copy with only those of ``student``, ``dataset``, ``classes`` and ``ipc`` that are listed in ``facts``.
+
+        Frames that differ in what a preset ignores become equal, and their protocol is resolved once.
+        """
         return self._replace(
             student=self.student if "student" in facts else None,
             dataset=self.dataset if "dataset" in facts else None,
@@ -61,7 +64,7 @@ class Frame(NamedTuple):
 
 
 ANY_FRAME = Frame(1, same_network=True, set_size=10**9, student="resnet18", dataset="cifar10", classes=10, ipc=10)
-"""Where a file does not say for which sets and students a protocol is."""
+"""Stands in where a protocol is checked without a set and a student."""
 
 
 class Catalog:
@@ -103,7 +106,7 @@ class Catalog:
         return self.ledger
 
     def dataset(self, name: str, split: SourceSplit = "train") -> DatasetInfo:
-        """Facts of a dataset, which need not be on disk; ``fit``: without its validation images."""
+        """Description of a dataset, which need not be on disk; ``fit``: without its validation images."""
         if split == "fit":
             return self._once(("dataset", name, split), lambda: without_validation(self.dataset(name)))
         return self._once(("dataset", name), partial(dataset_info, name, self.roots))
@@ -138,10 +141,10 @@ class Catalog:
 
     def evaluation(self, protocol: str, frame: Frame, values: Mapping[str, Any]) -> EvalProtocol:
         """A protocol with values on top, resolved; raises as :func:`rd3.protocol.resolve_protocol` does."""
-        rule = self.protocol(protocol)
-        frame = frame.only(self._once(("facts", protocol), lambda: rule.facts))
+        preset = self.protocol(protocol)
+        frame = frame.only(self._once(("facts", protocol), lambda: preset.facts))
         key = ("evaluation", protocol, frame, canonical(values))
-        return self._once(key, partial(resolve_protocol, rule, **frame._asdict(), overrides=values))
+        return self._once(key, partial(resolve_protocol, preset, **frame._asdict(), overrides=values))
 
     def known_set(self, text: str) -> SetRecipe | None:
         """The set in the ledger with this key or key prefix, or None."""
@@ -155,10 +158,10 @@ class Catalog:
 
 
 def without_validation(info: DatasetInfo) -> DatasetInfo:
-    """Facts of the training images that are left when the validation part is set apart."""
-    carved = max(1, info.train_per_class // VALIDATION_DIVISOR)
-    left = {
-        "train_per_class": info.train_per_class - carved,
-        "train_count": info.train_count - carved * info.num_classes,
+    """Description of a dataset with the counts of its training images without the validation part."""
+    validation = max(1, info.train_per_class // VALIDATION_DIVISOR)  # images per class
+    counts = {
+        "train_per_class": info.train_per_class - validation,
+        "train_count": info.train_count - validation * info.num_classes,
     }
-    return info.model_copy(update=left)
+    return info.model_copy(update=counts)

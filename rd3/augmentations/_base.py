@@ -42,7 +42,10 @@ class Augmentation(ABC):
 
     @classmethod
     def resolve(cls, settings: Any, factor: int) -> Frozen | None:
-        """Fully resolved settings, or None if they have no effect; ``factor`` is the dataset's."""
+        """Settings with every None filled in, or None if the step would have no effect.
+
+        ``factor`` is the dataset's patches per side (:attr:`rd3.datasets.DatasetInfo.factor`).
+        """
         return cast(Frozen, settings)
 
     @abstractmethod
@@ -57,8 +60,9 @@ class Augmentation(ABC):
 class Mix(Augmentation):
     """An augmentation that mixes images of a batch in pairs; it comes last.
 
-    The first two draws are the partner's position in the batch, (B,) int64, and the share of the base image, (B,)
-    float64, the same for the whole batch.  :meth:`apply` gets positions in all that it is given.
+    The first two draws are the position of each image's partner, (B,) int64, and the share of the image itself, (B,)
+    float64, the same for the whole batch.  :meth:`draw` counts positions within the batch, :meth:`apply` within all
+    images that it gets.
     """
 
     mixes = True

@@ -38,6 +38,7 @@ from rd3.inputs import (
     warn_of_doubts,
 )
 from rd3.recipe import Normalisation
+from rd3.values import first_mistake
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "val", "valid")
@@ -134,10 +135,8 @@ def user_sources(roots: Roots) -> dict[str, UserSource]:
     try:
         return {name: UserSource(Registration.model_validate(entry)) for name, entry in _plain(roots).items()}
     except ValidationError as error:
-        first = error.errors()[0]
         raise DataCorrupt(
-            f"{registry_file(roots)}, {'.'.join(map(str, first['loc']))}: {first['msg']}.",
-            "fix it, or remove it and register again",
+            f"{registry_file(roots)}, {first_mistake(error)}.", "fix it, or remove it and register again"
         ) from error
 
 

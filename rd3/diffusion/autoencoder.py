@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from rd3.augment import to_unit
 from rd3.diffusion.backbone import Stage, wrong_size
 from rd3.diffusion.codec import Autoencoder
-from rd3.diffusion.inputs import PixelInputs
+from rd3.diffusion.inputs import PixelInputs, in_order
 from rd3.diffusion.unet_cost import LATENT_CHANNELS
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
@@ -92,7 +91,6 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
 @torch.no_grad()
 def _rescale(codec: Autoencoder, images: Images, stream: torch.Generator) -> None:
     codec.vae.register_to_config(scaling_factor=1.0)
-    first = torch.arange(min(len(images.labels), SCALED_FROM))
-    parts = [to_unit(images.batch(positions)[0]) for positions in first.split(64)]
+    parts = in_order(images, min(len(images.labels), SCALED_FROM), 64)
     latents = torch.cat([codec.encode(part, [stream] * len(part)).cpu() for part in parts])
     codec.vae.register_to_config(scaling_factor=1 / float(latents.double().std()))

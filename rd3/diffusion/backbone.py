@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from rd3.artifact import ArtifactManifest
+from rd3.data_checks import check_classes
 from rd3.datasets import DatasetInfo
 from rd3.device import usable_device
 from rd3.diffusion.codec import Codec
 from rd3.diffusion.sampler import Conditions
-from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.registry import Registry
-from rd3.store import write_atomically
 
 if TYPE_CHECKING:
     from rd3.teacher.training import Images
@@ -28,17 +28,14 @@ if TYPE_CHECKING:
 MANIFEST = "backbone.json"
 
 
-class BackboneManifest(BaseModel):
+class BackboneManifest(ArtifactManifest):
     """The content of ``backbone.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "backbone"
+    file: ClassVar[str] = MANIFEST
+    fix: ClassVar[str] = "fetch, train or import the backbone again"
 
-    key: str
-    recipe: dict[str, Any]
     family: str
-    dataset: str
-    classes: str
-    """Hash of the class list, in order."""
     resolution: int
     """Side of the images that it generates, in pixels."""
     parameters: int
@@ -211,33 +208,16 @@ def write_backbone(
     ``content`` is its :func:`content_digest`, ``more`` are further fields of the manifest.
     """
     backbone.save(folder)
-    manifest = BackboneManifest(
-        key=recipe.key,
-        recipe=recipe.model_dump(mode="json"),
+    manifest = BackboneManifest.of(
+        recipe,
         family=backbone.family,
-        dataset=recipe.data.name,
-        classes=recipe.classes,
         resolution=recipe.resolution,
         parameters=backbone.size,
         origin=origin,
         content=content,
         **more,
     )
-    write_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
-
-
-def read_backbone_manifest(folder: Path) -> BackboneManifest:
-    """The manifest of a backbone's folder; raises :class:`DataMissing` or :class:`DataCorrupt`."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise DataMissing(f"{folder} holds no backbone: it has no {MANIFEST}.", "train or import the backbone")
-    try:
-        return BackboneManifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
-        raise DataCorrupt(
-            f"{path} is not a backbone's manifest: {place}: {error.errors()[0]['msg']}.", "train or import it again"
-        ) from None
+    manifest.write(folder)
 
 
 def open_backbone(
@@ -247,17 +227,6 @@ def open_backbone(
 
     Raises :class:`DataCorrupt` for the folder of another backbone and :class:`ClassOrderError` for another class list.
     """
-    manifest = read_backbone_manifest(folder)
-    if manifest.key != recipe.key:
-        raise DataCorrupt(
-            f"{folder} holds backbone {manifest.key[:12]} ({manifest.family} for {manifest.dataset}), expected "
-            f"{recipe.key[:12]} ({recipe.family} for {recipe.data.name}).",
-            "fetch or train the expected backbone",
-        )
-    if not manifest.classes == recipe.classes == info.classes:
-        raise ClassOrderError(
-            f"Backbone {manifest.key[:12]} has class list {manifest.classes[:12]}, {info.name} has "
-            f"{info.classes[:12]}.",
-            "use a backbone of this dataset, with its classes in the same order",
-        )
+    BackboneManifest.read(folder).check(folder, recipe)
+    check_classes(recipe, info)
     return BACKBONES.get(recipe.family).load(Path(folder), info).to(device).frozen()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 _ENCODED = 128
 """Images that an autoencoder encodes at once."""
+
+
+def in_order(images: Images, count: int, size: int) -> Iterator[torch.Tensor]:
+    """The first ``count`` images as (``size``, 3, H, W) in [0, 1]; the last batch may be smaller."""
+    for positions in torch.arange(count).split(size):
+        yield to_unit(images.batch(positions)[0])
 
 
 class PixelInputs:
@@ -53,8 +60,7 @@ class LatentInputs:
 def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
     """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
     found = []
-    for positions in torch.arange(len(images.labels)).split(_ENCODED):
-        pixels = to_unit(images.batch(positions)[0])
+    for pixels in in_order(images, len(images.labels), _ENCODED):
         found.append(codec.posterior(pixels.flip(3) if mirrored else pixels).parameters)
     moments = torch.cat(found)
     mean, log_variance = moments.chunk(2, dim=1)

@@ -14,12 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import autocast, ran_precision, repeatable_kernels, usable_device
 from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, write_backbone
-from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
+from rd3.stopwatch import Stopwatch
 from rd3.store import write_atomically
 from rd3.teacher.training import Images, duration
 
@@ -52,7 +54,7 @@ def train(
     of seed, stage and epoch, so that a resumed training equals an uninterrupted one.  Raises :class:`Diverged` with the
     first epoch whose loss is not finite.
     """
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)
     seed = _checked(recipe, dataset)
     precision = ran_precision(device, recipe.precision or "auto")
@@ -60,6 +62,7 @@ def train(
     stages = backbone.stages(recipe)
     runs = [_Run(stage, recipe, precision, device) for stage in stages]
     done = _restore(out / CHECKPOINT, recipe.key, precision, runs)
+    stopwatch.include(done.wall_s, done.process_s)
     images = Images(dataset, recipe.data.split, device)
     whole = sum(stage.training.epochs for stage in stages)
     for run in runs:
@@ -69,10 +72,7 @@ def train(
             with repeatable_kernels():
                 rows.append(run.epoch(epoch, images))
             finished = sum(map(len, done.curve.values()))
-            now = Done(
-                done.curve, done.wall_s + time.perf_counter() - wall, done.process_s + time.process_time() - process
-            )
-            _write(out / CHECKPOINT, recipe.key, precision, runs, now)
+            _write(out / CHECKPOINT, recipe.key, precision, runs, Done(done.curve, **stopwatch.spent()))
             left_s = (whole - finished) * (time.perf_counter() - started) / (finished - before)
             progress(
                 finished / whole,
@@ -89,30 +89,17 @@ def train(
         "epochs": whole,
         "final_loss": done.curve[stages[-1].name][-1]["loss"],
         "ran_precision": precision,
-        "wall_s": done.wall_s + time.perf_counter() - wall,
-        "process_s": done.process_s + time.process_time() - process,
+        **stopwatch.spent(),
     }
 
 
 def _checked(recipe: BackboneRecipe, dataset: Dataset) -> int:
     """The seed, once recipe and dataset fit together."""
-    info = dataset.info
     if recipe.training is None or recipe.seed is None:
         raise BadValue(
             f"Backbone {recipe.key[:12]} has no training settings or no seed; nothing can train it.", "import it"
         )
-    if recipe.classes != info.classes:
-        raise ClassOrderError(
-            f"The backbone was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "plan it again with this dataset",
-        )
-    if recipe.resolution != info.resolution:
-        raise BadValue(
-            f"The backbone was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
-            "plan it again with this dataset",
-        )
-    if recipe.data.split == "unknown":
-        raise BadValue("A backbone cannot be trained on split 'unknown'.", "plan it on 'train' or 'fit'")
+    check_training_images(recipe, dataset)
     return recipe.seed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from rd3.models import Cost
 from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
+from rd3.stopwatch import Stopwatch
 from rd3.synthetic_set.block import Block
 from rd3.values import mistakes_in_field
 
@@ -148,7 +148,7 @@ class Context:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time spent inside as generation time of phase ``name`` (``wall_s`` and ``process_s``)."""
-        wall, process = time.perf_counter(), time.process_time()
+        stopwatch = Stopwatch()
         try:
             yield
         finally:
@@ -156,9 +156,9 @@ class Context:
                 import torch
 
                 torch.cuda.synchronize(self.device)
-            spent = self.phases.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
-            spent["wall_s"] += time.perf_counter() - wall
-            spent["process_s"] += time.process_time() - process
+            phase = self.phases.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
+            for unit, seconds in stopwatch.spent().items():
+                phase[unit] += seconds
 
 
 class Method(ABC):

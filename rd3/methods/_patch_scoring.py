@@ -1,8 +1,8 @@
 """Which crops of real images a teacher finds most typical of their class.
 
-A fast copy of the teacher ranks all crops; those that may be chosen get their score from the teacher itself, so that
-what is chosen is what the teacher alone would choose.  Of a crop its box is kept and not its pixels: memory does not
-grow with the number of crops, and the chosen ones are cut again.
+A fast copy of the teacher ranks all crops.  The teacher itself then scores those that can still be among the best, so
+that the choice is the one it would make alone.  Only the boxes of crops are kept, not their pixels, so that memory does
+not grow with the number of crops; chosen crops are cut out again.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     import torch
 
 _DECODED = 32
-"""Images that are held decoded."""
+"""Images that are decoded at once."""
 _PIXELS = {"cpu": 2**18, "cuda": 2**25}
 """Pixels that a network takes at once: caches bound it on a CPU (256 crops at 32 pixels), memory on a GPU."""
 _MEASURED = 32
-"""Crops on which the copy's error is measured at the least."""
+"""Minimum number of crops on which the error of the copy is measured."""
 _SAFETY = 5.0
 """Factor by which any error may exceed the largest measured one.  Rounding errors of bf16 are about symmetric around
 zero: the largest of 32 is near two standard deviations, and this bound near ten."""
 _RESOLVED = 12.0
-"""Margins beyond which float32 losses tell crops apart no better than bf16 does: the loss is 6e-6 there and moves in
+"""Larger margins are treated as equal, because float32 no longer separates their losses: at 12 the loss is 6e-6, in
 steps of 1e-7."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Square crops of the images of one class: boxes, and where to cut them."""
+    """Square crops of the images of one class, as boxes."""
 
     label: int
     images: Sequence[int]
-    """(M) positions in the split that the recipe draws from."""
+    """(M) positions in the split from which the set is generated."""
     boxes: torch.Tensor
     """(M, R, 4) int64: top, left, height, width."""
     size: int
     """Side that a crop is resized to, pixels."""
 
     def pixels(self, image: int, crops: torch.Tensor, ctx: Context) -> torch.Tensor:
-        """(n, 3, s, s) float in 0-255: crops (n,) of image number 0 .. M-1, read again."""
+        """(n, 3, s, s) float in 0-255: the crops with these numbers, (n,), of image 0 .. M-1, which is read again."""
         from rd3.augment import crop_and_resize
 
         (original,) = ctx.dataset.originals(ctx.split, [self.images[image]])
@@ -54,10 +54,10 @@ class Crops:
 def key_patches(
     label: int, images: Sequence[int], wanted: int, stream: torch.Generator, ctx: Context, *, size: int
 ) -> torch.Tensor:
-    """(wanted, 3, s, s) float in 0-255: the best crop each of those images that have the best ones, best first.
+    """(wanted, 3, s, s) float in 0-255: at most one crop of an image, those with the lowest loss, best first.
 
-    ``images`` (M >= wanted) are positions of images of class ``label``.  Of each, ``num_crop`` crops are drawn from
-    ``stream``; a score is the teacher's cross-entropy for the class, and the lowest is best.
+    ``images`` (M >= wanted) are positions of images of class ``label``.  The random crops of each image, as many as the
+    method's setting ``num_crop``, are drawn from ``stream``; the loss is the teacher's cross-entropy for the class.
     """
     import torch
 
@@ -73,12 +73,13 @@ def contenders_scored(
     wanted: int,
     score: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """(M, R) losses of all crops that may be the best of an image among the ``wanted`` best, infinite elsewhere.
+    """(M, R) the teacher's losses of all crops that can be chosen, infinite for the others.
 
-    ``margins``: (M, R) of all crops by a copy of the teacher; ``score(places)`` gives (losses, margins), (n,) each, by
-    the teacher itself, of crops numbered row by row.  If the copy is wrong by at most e, then a crop that lies 2e below
-    its image's best, or 2e below the best crop of the last image that is wanted, cannot be chosen.  e is measured on
-    the crops that are scored, and taken ``_SAFETY`` times; what this adds is scored too, until nothing is added.
+    ``margins``: (M, R) of all crops, by the fast copy (:func:`margin`).  ``score(places)``: the teacher's losses and
+    margins, (n,) each, of crops numbered row by row.  If the copy's margins are wrong by at most e, a crop cannot be
+    chosen if it is 2e below the best of its image, or 2e below the best of the last image that is wanted.  e is
+    ``_SAFETY`` times the largest error on the crops scored so far; the crops that it admits are scored, until there are
+    no more.
     """
     import torch
 
@@ -97,7 +98,7 @@ def contenders_scored(
 
 
 def _contenders(margins: torch.Tensor, wanted: int, reach: float) -> torch.Tensor:
-    """(M, R) whether a crop is at most ``reach`` below its image's best and below the last image wanted."""
+    """(M, R) whether a crop is at most ``reach`` below the best of its image and of the last image that is wanted."""
     margins = margins.clamp(max=_RESOLVED)
     best = margins.max(dim=1, keepdim=True).values
     last = best.flatten().sort(descending=True).values[wanted - 1]
@@ -122,7 +123,7 @@ def _ranked(
 def _drawn(
     images: Sequence[int], boxes: list[torch.Tensor], stream: torch.Generator, ctx: Context, size: int
 ) -> Iterator[torch.Tensor]:
-    """(3, s, s) crops in 0-255 on the device, and meanwhile their ``boxes``, (R, 4) an image."""
+    """Yield crops (3, s, s) in 0-255 on the device, and append their boxes, (R, 4) for each image, to ``boxes``."""
     from rd3.augment import crop_boxes
 
     settings = ctx.settings

@@ -12,15 +12,15 @@ FIX = "list one prompt for each class, in the order of the dataset's classes"
 
 
 def class_prompts(prompts: Sequence[str] | None, info: DatasetInfo) -> tuple[str, ...]:
-    """The prompts of a dataset, in label order: its class names, or ``prompts`` if they fit to the classes.
+    """The prompts of a dataset, in label order: its class names, or ``prompts``, e.g. "a photo of a tench".
 
     Raises :class:`ClassOrderError` for a list of another length, and for a prompt that names another class but not its
-    own.  Own wordings are possible: "a photo of a tench".
+    own, which is a sign of another class order.
     """
     if prompts is None:
         return info.class_names
     if len(prompts) != info.num_classes:
-        raise ClassOrderError(f"The prompts are {len(prompts)}, {info.name} has {info.num_classes} classes.", FIX)
+        raise ClassOrderError(f"There are {len(prompts)} prompts, {info.name} has {info.num_classes} classes.", FIX)
     names = [{_words(one) for one in pair} for pair in zip(info.class_ids, info.class_names, strict=True)]
     known = {name: label for label, own in enumerate(names) for name in own}
     for label, prompt in enumerate(prompts):
@@ -40,6 +40,6 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _parts(prompt: str) -> set[tuple[str, ...]]:
-    """All runs of words in a prompt."""
+    """All sequences of consecutive words in a prompt."""
     words = _words(prompt)
     return {words[first:last] for first in range(len(words)) for last in range(first + 1, len(words) + 1)}

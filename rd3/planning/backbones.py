@@ -5,25 +5,22 @@ Does not load torch.  Shipped roles are in ``backbones.yaml``; users add roles b
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
-from rd3.errors import BadValue, UnknownName
-from rd3.planning.teacher_roles import NOT_IMPORTED, UserRole
+from rd3.errors import UnknownName
+from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, registered, shipped_roles
 from rd3.protocol import Precision
-from rd3.recipe import BackboneRecipe, BackboneTraining, Data, SourceSplit, read_recipe
+from rd3.recipe import BackboneRecipe, BackboneTraining, Data, SourceSplit
 from rd3.registry import did_you_mean
 from rd3.values import Frozen
 
 
 class Trained(Frozen):
-    """A backbone that can be trained here."""
+    """A backbone that can be trained here: the fields of its recipe."""
 
     config: dict[str, Any]
     training: BackboneTraining
@@ -58,24 +55,13 @@ class BackboneRole(Frozen):
         return self.imported.hint if self.imported is not None else ""
 
 
-def no_user_role(_dataset: str, _role: str) -> None:
-    """A ``user_role`` without any roles."""
-
-
 BackboneOf = Callable[[str], BackboneRecipe]
 """Backbone role to recipe, on the current dataset."""
 
 
-@functools.cache
-def _table() -> dict[str, dict[str, dict[str, Any]]]:
-    text = files("rd3.planning").joinpath("backbones.yaml").read_text(encoding="utf-8")
-    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
-    return table
-
-
 def backbone_roles(info: DatasetInfo) -> dict[str, dict[str, Any]]:
-    """Shipped roles of a dataset by name; its own rows override those of its resolution."""
-    return {**_table().get(f"{info.resolution}px", {}), **_table().get(info.name, {})}
+    """Shipped roles of a dataset by name."""
+    return shipped_roles("backbones.yaml", info)
 
 
 def backbone_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_role) -> BackboneRole:
@@ -83,11 +69,8 @@ def backbone_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_ro
 
     Raises :class:`UnknownName` with a suggestion, and :class:`BadValue` for the name of a teacher.
     """
-    found = user_role(info.name, role)
-    if found is not None:
-        recipe = read_recipe(found)
-        if not isinstance(recipe, BackboneRecipe):
-            raise BadValue(f"Role {role} of {info.name} is a {recipe.kind}, not a diffusion backbone.")
+    recipe = registered(info, role, user_role, BackboneRecipe)
+    if recipe is not None:
         return BackboneRole(
             dataset=info.name, name=role, family=recipe.family, source="named by the user", registered=recipe
         )
@@ -114,12 +97,4 @@ def backbone_recipe(
         data = Data(name=info.name, fingerprint=fingerprint, split="unknown")
         return BackboneRecipe(data=data, weights=NOT_IMPORTED, **fields)
     assert role.train is not None
-    return BackboneRecipe(
-        data=Data(name=info.name, fingerprint=fingerprint, split=split),
-        config=role.train.config,
-        training=role.train.training,
-        autoencoder=role.train.autoencoder,
-        precision=role.train.precision,
-        seed=role.train.seed,
-        **fields,
-    )
+    return BackboneRecipe(data=Data(name=info.name, fingerprint=fingerprint, split=split), **dict(role.train), **fields)

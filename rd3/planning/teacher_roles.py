@@ -6,24 +6,18 @@ network is also a role on any dataset.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import UnknownName
 from rd3.models import network_info, network_names
+from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, registered, shipped_roles
 from rd3.protocol import Precision
-from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining, read_recipe
+from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining
 from rd3.registry import did_you_mean
 from rd3.values import Frozen
-
-NOT_IMPORTED = "not imported"
-"""Placeholder digest of weights that have not been imported yet; no real digest equals it."""
 
 
 class Trained(Frozen):
@@ -77,20 +71,8 @@ class Role(Frozen):
         return self.imported.hint if self.imported is not None else ""
 
 
-@functools.cache
-def _table() -> dict[str, dict[str, dict[str, Any]]]:
-    text = files("rd3.planning").joinpath("teacher_roles.yaml").read_text(encoding="utf-8")
-    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(text)
-    return table
-
-
-UserRole = Callable[[str, str], Mapping[str, Any] | None]
-"""Maps (dataset, role) to the teacher that the user gave this name, as a plain recipe, if any."""
-
-
 def _rows(info: DatasetInfo) -> dict[str, dict[str, Any]]:
-    """The dataset's rows, which override those of its resolution."""
-    return {**_table().get(f"{info.resolution}px", {}), **_table().get(info.name, {})}
+    return shipped_roles("teacher_roles.yaml", info)
 
 
 def every_role(info: DatasetInfo) -> list[str]:
@@ -101,15 +83,14 @@ def every_role(info: DatasetInfo) -> list[str]:
     return list(dict.fromkeys([*named, *(f"{prefix}{network}" for prefix in prefixes for network in network_names())]))
 
 
-def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = lambda dataset, role: None) -> Role:
+def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_role) -> Role:
     """The role of this name on a dataset: a teacher that the user named, else the shipped row, else a network.
 
     Row ``any`` applies to networks by their plain names, ``gvbsm-any`` to ``gvbsm-<network>``.  Raises
-    :class:`UnknownName` with a suggestion.
+    :class:`UnknownName` with a suggestion, and :class:`BadValue` for the name of a backbone.
     """
-    found = user_role(info.name, role)
-    if found is not None:
-        recipe = read_recipe(found)
+    recipe = registered(info, role, user_role, TeacherRecipe)
+    if recipe is not None:
         return Role(dataset=info.name, name=role, source="named by the user", registered=recipe)
     rows = _rows(info)
     if role in rows and not role.endswith("any"):
@@ -142,11 +123,10 @@ def teacher_recipe(role: Role, info: DatasetInfo, fingerprint: str, split: Sourc
         }
     else:
         assert role.train is not None
-        training = role.train.training
         fields = {
             "data": Data(name=info.name, fingerprint=fingerprint, split=split),
             "normalisation": role.train.normalisation or info.normalisation,
-            "training": training,
+            "training": role.train.training,
             "precision": role.train.precision,
             "seed": role.train.seed,
         }

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import SetRecipe, recipe_of_kind
-from rd3.values import canonical
+from rd3.values import canonical, first_mistake
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,11 +102,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise DataCorrupt(
-            f"{path}: {place}: {first['msg']}.", "delete the folder and generate or import the set again"
-        ) from None
+        fix = "delete the folder and generate or import the set again"
+        raise DataCorrupt(f"{path}: {first_mistake(error)}.", fix) from None
     if manifest.format > FORMAT:
         raise DataCorrupt(f"{path} has format {manifest.format}, this version reads up to {FORMAT}.", "upgrade rd3")
     return manifest

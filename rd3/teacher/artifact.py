@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from rd3.artifact import ArtifactManifest
 from rd3.augment import to_unit
+from rd3.data_checks import check_classes
 from rd3.datasets import Dataset, Split
 from rd3.device import ran_precision, set_memory_format, usable_device
-from rd3.errors import ClassOrderError, DataCorrupt, DataMissing
+from rd3.errors import DataCorrupt
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Normalisation, TeacherRecipe
 from rd3.store import sha256_file, write_atomically
+from rd3.values import Frozen
 
 WEIGHTS, MANIFEST, CURVE = "weights.safetensors", "manifest.json", "curve.parquet"
 VERIFIED_IMAGES = 1000
@@ -30,10 +31,8 @@ TEST_BATCH = 250
 Progress = Callable[[float, str], None]
 
 
-class Verification(BaseModel):
+class Verification(Frozen):
     """Correct predictions on a fixed list of images, counted in fp32 when the teacher was trained or imported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: Split
     count: int
@@ -41,17 +40,14 @@ class Verification(BaseModel):
     precision: Literal["fp32"] = "fp32"
 
 
-class TeacherManifest(BaseModel):
+class TeacherManifest(ArtifactManifest):
     """The content of ``manifest.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "teacher"
+    file: ClassVar[str] = MANIFEST
+    fix: ClassVar[str] = "fetch, train or import the teacher again"
 
-    key: str
-    recipe: dict[str, Any]
     network: str
-    dataset: str
-    classes: str
-    """Hash of the class list, in order."""
     resolution: int
     normalisation: Normalisation
     weights_sha256: str
@@ -164,12 +160,9 @@ def write_teacher(
     )  # fmt: skip
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.network.state_dict().items()}
     write_atomically(out / WEIGHTS, save(tensors))
-    manifest = TeacherManifest(
-        key=recipe.key,
-        recipe=recipe.model_dump(mode="json"),
+    manifest = TeacherManifest.of(
+        recipe,
         network=recipe.network,
-        dataset=recipe.data.name,
-        classes=recipe.classes,
         resolution=recipe.resolution,
         normalisation=recipe.normalisation,
         weights_sha256=sha256_file(out / WEIGHTS),
@@ -184,24 +177,13 @@ def write_teacher(
         curve=curve,
         class_order=None if class_order is None else list(class_order),
     )
-    # Versions before this field do not read it.
-    plain = manifest.model_dump(mode="json", exclude={"class_order"} if class_order is None else None)
-    write_atomically(out / MANIFEST, json.dumps(plain, indent=1) + "\n")
+    manifest.write(out, exclude={"class_order"} if class_order is None else None)  # earlier versions refuse the field
     return manifest
 
 
 def read_manifest(folder: Path) -> TeacherManifest:
     """The manifest of a teacher's folder; raises :class:`DataMissing` or :class:`DataCorrupt`."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise DataMissing(f"{folder} holds no teacher: it has no {MANIFEST}.", "train or import the teacher")
-    try:
-        return TeacherManifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
-        raise DataCorrupt(
-            f"{path} is not a teacher's manifest: {place}: {error.errors()[0]['msg']}.", "train or import it again"
-        ) from None
+    return TeacherManifest.read(folder)
 
 
 def load(
@@ -253,29 +235,10 @@ def verify(
 def _load(
     folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device, formerly: str | None
 ) -> tuple[NormalisedNetwork, TeacherManifest]:
-    manifest = read_manifest(folder)
-    info = dataset.info
-    for what, classes in ((f"The teacher in {folder}", manifest.classes), (f"Dataset {info.name}", info.classes)):
-        if classes != recipe.classes:
-            raise ClassOrderError(
-                f"{what} has class list {classes[:12]}, the recipe expects {recipe.classes[:12]}.",
-                "use a teacher of this dataset, with its classes in the same order",
-            )
-    if manifest.key not in (recipe.key, formerly):
-        raise DataCorrupt(
-            f"{folder} holds {manifest.network} for {manifest.dataset} at {manifest.resolution} pixels with key "
-            f"{manifest.key[:12]}, expected {recipe.network} for {recipe.data.name} at {recipe.resolution} pixels with "
-            f"key {recipe.key[:12]}.",
-            "fetch or train the expected teacher",
-        )
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise DataMissing(f"{folder} lacks {WEIGHTS}.", "train or import the teacher again")
-    if sha256_file(path) != manifest.weights_sha256:
-        raise DataCorrupt(
-            f"{path} has sha256 {sha256_file(path)[:12]}, its manifest says {manifest.weights_sha256[:12]}.",
-            "train or import the teacher again",
-        )
+    manifest, path = read_manifest(folder), folder / WEIGHTS
+    manifest.check(folder, recipe, formerly)
+    check_classes(recipe, dataset.info)
+    manifest.check_file(folder, WEIGHTS, manifest.weights_sha256)
     network = build_network(recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation)
     try:
         network.network.load_state_dict(load_file(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from rd3.foreign_files import broken_file
 from rd3.known_constants import constants, spelled
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
+from rd3.stopwatch import Stopwatch
 from rd3.teacher.artifact import Predictions, Progress, write_teacher
 from rd3.teacher.class_order import FOUND, check_options, imagenet_rows, rows_of
 from rd3.teacher.fit import check_fit
@@ -87,7 +87,7 @@ def import_weights(
     another number of classes and for classes that are permuted, and :class:`BadValue` for weights of another network,
     values that are not finite, and, unless ``allow_chance``, for a network that is not better than chance.
     """
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     info, device = dataset.info, usable_device(device)
     check_options(prune_to_classes, class_order)
     if isinstance(normalisation, str):
@@ -122,8 +122,7 @@ def import_weights(
         "correct": manifest.test_correct,
         "tested": manifest.test_count,
         "tested_on": manifest.tested_on,
-        "wall_s": time.perf_counter() - wall,
-        "process_s": time.process_time() - process,
+        **stopwatch.spent(),
     }
 
 

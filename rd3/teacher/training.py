@@ -12,12 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
+from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset, Split
 from rd3.device import autocast, ran_precision, repeatable_kernels, set_memory_format, usable_device
-from rd3.errors import BadValue, ClassOrderError, Diverged
+from rd3.errors import BadValue, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
 from rd3.seeding import ForkedRNG, generator
+from rd3.stopwatch import Stopwatch
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
 
@@ -56,7 +58,8 @@ def train(
         recipe, dataset, out, device=device, observer=Observer(),
         progress=lambda fraction, note: progress(TRAINING_SHARE * fraction, note),
     )  # fmt: skip
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
+    stopwatch.include(trained.wall_s, trained.process_s)
     write_curve(out / CURVE, trained.curve)
     manifest = write_teacher(
         out, recipe, network, dataset, device=device, origin="trained by RD3", precision=precision,
@@ -72,8 +75,7 @@ def train(
         "ran_precision": precision,
         "epochs": len(trained.curve),
         "final_loss": trained.curve[-1]["loss"],
-        "wall_s": trained.wall_s + time.perf_counter() - wall,
-        "process_s": trained.process_s + time.process_time() - process,
+        **stopwatch.spent(),
     }
 
 
@@ -90,7 +92,7 @@ def fit(
     dataset's own resized and centre-cropped images rather than the files; the learning rate changes at every step; a
     last batch of a single image is left out.
     """
-    wall, process = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     training, seed = _checked(recipe, dataset)
     precision = ran_precision(device, recipe.precision or "auto")
     network = build_network(
@@ -102,14 +104,7 @@ def fit(
         weight_decay=training.weight_decay,
     )  # fmt: skip
     counters = _resumed(out / CHECKPOINT, recipe.key, precision, network, optimizer, progress)
-
-    def so_far() -> Counters:
-        return Counters(
-            counters.curve,
-            counters.wall_s + time.perf_counter() - wall,
-            counters.process_s + time.process_time() - process,
-        )
-
+    stopwatch.include(counters.wall_s, counters.process_s)
     epoch_s = []
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
@@ -119,14 +114,15 @@ def fit(
         observer.finish(epoch)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
-        write_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer, so_far())
+        so_far = Counters(counters.curve, **stopwatch.spent())
+        write_checkpoint(out / CHECKPOINT, recipe.key, precision, network, optimizer, so_far)
         left_s = (training.epochs - epoch - 1) * sum(epoch_s) / len(epoch_s)
         progress(
             (epoch + 1) / training.epochs,
             f"epoch {epoch + 1}/{training.epochs}, loss {row['loss']:.3f}, train {row['train_top1_pct']:.1f} %, "
             f"{duration(left_s)} left",
         )
-    return network, precision, so_far()
+    return network, precision, Counters(counters.curve, **stopwatch.spent())
 
 
 def _resumed(
@@ -145,24 +141,12 @@ def _resumed(
 
 def _checked(recipe: Trained, dataset: Dataset) -> tuple[TeacherTraining, int]:
     """Training settings and seed, once recipe and dataset fit together."""
-    info = dataset.info
     if recipe.training is None or recipe.seed is None:
         raise BadValue(
             f"Teacher {recipe.key[:12]} has no training settings or no seed; nothing can train it.",
             "import its weights",
         )
-    if recipe.classes != info.classes:
-        raise ClassOrderError(
-            f"The training was planned for class list {recipe.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "plan it again with this dataset",
-        )
-    if recipe.resolution != info.resolution:
-        raise BadValue(
-            f"The training was planned for {recipe.resolution} pixels, {info.name} has {info.resolution}.",
-            "plan it again with this dataset",
-        )
-    if recipe.data.split == "unknown":
-        raise BadValue("A teacher cannot be trained on split 'unknown'.", "plan it on 'train' or 'fit'")
+    check_training_images(recipe, dataset)
     return recipe.training, recipe.seed
 
 

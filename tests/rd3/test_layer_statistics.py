@@ -168,13 +168,17 @@ def test_views_are_those_of_the_collection_and_a_function_of_its_seed(tmp_path, 
 def test_what_does_not_fit_together(tmp_path):
     teacher = toy_teacher(TOY)
     for change, error, message in (
-        ({"classes": "c" * 64}, ClassOrderError, r"were planned for class list cccccccccccc, toy has"),
-        ({"data": Data(name="toy", fingerprint="f" * 32)}, DataCorrupt, r"for toy ffffffffffff, the opened data"),
-        ({"resolution": 32}, BadValue, r"were planned for 32 pixels, toy has 16"),
+        ({"classes": "c" * 64}, ClassOrderError, r"Dataset toy has class list .*, the recipe expects cccccccccccc"),
+        (
+            {"data": Data(name="toy", fingerprint="f" * 32)},
+            DataCorrupt,
+            r"Dataset toy has fingerprint .*, the recipe expects ffffffffffff of toy",
+        ),
+        ({"resolution": 32}, BadValue, r"Dataset toy has 16 pixels, the recipe expects 32"),
         (
             {"data": Data(name="toy", fingerprint=TOY.fingerprint, split="unknown")},
             BadValue,
-            r"cannot be collected on split 'unknown'",
+            r"statistics cannot be computed on split 'unknown'",
         ),
     ):
         with pytest.raises(error, match=message):
@@ -193,21 +197,19 @@ def test_a_folder_that_is_not_what_it_should_be(tmp_path):
     with pytest.raises(DataMissing, match=r"holds no statistics: manifest\.json is missing"):
         load(tmp_path, recipe)
     collect(recipe, toy_teacher(TOY), TOY, tmp_path)
-    with pytest.raises(
-        DataCorrupt, match=r"of teacher tttttttttttt on toy, expected .* of teacher uuuuuuuuuuuu on toy"
-    ):
+    with pytest.raises(DataCorrupt, match=r"holds statistics toy of tttttttt .*, expected statistics toy of uuuuuuuu"):
         load(tmp_path, _recipe(teacher="u" * 64))
-    with pytest.raises(ClassOrderError, match=r"have class list .*, the recipe expects cccccccccccc"):
+    with pytest.raises(ClassOrderError, match=r"The statistics in .*: class list .*, the recipe expects cccccccccccc"):
         load(tmp_path, _recipe(classes="c" * 64))
 
     whole = (tmp_path / STATISTICS).read_bytes()
     (tmp_path / STATISTICS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(DataCorrupt, match=r"statistics\.safetensors has sha256 \w{12}, its manifest says \w{12}"):
+    with pytest.raises(DataCorrupt, match=r"statistics\.safetensors has sha256 \w{12}, its record says \w{12}"):
         load(tmp_path, recipe)
     (tmp_path / STATISTICS).unlink()
-    with pytest.raises(DataMissing, match=r"lacks statistics\.safetensors"):
+    with pytest.raises(DataMissing, match=r"lacks its file statistics\.safetensors"):
         load(tmp_path, recipe)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"images": "many"}))
-    with pytest.raises(DataCorrupt, match="is not a manifest of statistics: images"):
+    with pytest.raises(DataCorrupt, match="is not a statistics manifest: images"):
         load(tmp_path, recipe)

@@ -53,13 +53,6 @@ def test_no_spread_at_all():
     assert stats.paired_difference([2, 3], [1, 2]).p_value == 0
 
 
-def test_rank_stability():
-    assert stats.rank_stability([[1, 2, 3], [10, 20, 30]]) == pytest.approx(1)
-    assert stats.rank_stability([[1, 2, 3], [3, 2, 1]]) == pytest.approx(-1)
-    # Three pairs of settings: tau 1, 1/3 and 1/3.
-    assert stats.rank_stability([[1, 2, 3], [4, 5, 6], [1, 3, 2]]) == pytest.approx(5 / 9)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -67,7 +60,6 @@ def test_rank_stability():
         lambda: stats.confidence_interval([1.0]),
         lambda: stats.paired_difference([1.0, 2.0], [1.0]),
         lambda: stats.equivalence([1.0, 2.0], [1.0, 2.0], bound=0),
-        lambda: stats.rank_stability([[1, 2]]),
     ],
 )
 def test_bad_input_is_refused(call):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rd3.stats import PairedDifference, mean, paired_difference
-from tracking.report.query import own_settings
+from tracking.report.query import split_overrides
 
 SHARED = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied")
 Seeds = tuple[int | None, int]
@@ -44,8 +44,7 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
     """Every variant in ``query.rows`` for which the published method was also run, in the order of the rows."""
     groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
     for row in frame[frame["status"] == "done"].to_dict("records"):
-        own = own_settings(row["method"], row["overrides"])
-        rest = {name: value for name, value in row["overrides"].items() if name not in own}
+        own, rest = split_overrides(row["method"], row["overrides"])
         shared = json.dumps([*(row[name] for name in SHARED), rest], sort_keys=True, default=str)
         variants = groups.setdefault(shared, {})
         variants.setdefault(json.dumps(own, sort_keys=True), {})[row["set_seed"], row["student_seed"]] = row

@@ -20,6 +20,12 @@ def own_settings(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in overrides.items() if name.startswith(f"{method}.")}
 
 
+def split_overrides(method: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A cell's ``overrides`` as settings of its method, and what remains: changes of the evaluation."""
+    own = own_settings(method, overrides)
+    return own, {name: value for name, value in overrides.items() if name not in own}
+
+
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
 GENERATION = ("generation_wall_s", "generation_process_s", "preparation_wall_s", "preparation_process_s")
 MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack")

@@ -11,8 +11,8 @@ from itertools import groupby
 
 from rd3.component import changes_text
 from rd3.errors import BadValue
-from rd3.protocol import protocol_names
 from tracking.report.columns import Column
+from tracking.report.query import split_overrides
 from tracking.report.scores import Score, Summary, comparable_protocol
 
 LEGEND = (
@@ -216,14 +216,9 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
     )
 
 
-LABEL_TEACHERS = "label_teachers"
-"""What a grid overrides that is neither a field of the protocol nor a setting of a method."""
-
-
 def _table_of(score: Score) -> tuple[str, ...]:
     """Key of the table that a score belongs to."""
-    known = protocol_names()
-    fields = {name: value for name, value in score.overrides.items() if name in known or name == LABEL_TEACHERS}
+    _own, fields = split_overrides(score.method, score.overrides)
     shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels, score.setting)
     return (*shared, json.dumps([fields, score.printed], sort_keys=True))
 

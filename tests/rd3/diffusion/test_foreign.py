@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from rd3.datasets import Dataset, DatasetInfo, Roots, open_dataset
-from rd3.diffusion.backbone import content_digest, open_backbone, read_backbone_manifest
+from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.foreign import import_backbone
 from rd3.errors import BadValue, DataCorrupt, DataMissing
@@ -45,7 +45,7 @@ def test_a_published_folder_becomes_a_backbone(digits: Dataset, tmp_path: Path):
     assert recipe.imported and recipe.data.split == "unknown" and recipe.training is None
     backbone = open_backbone(tmp_path / "out", recipe, digits.info)
     assert isinstance(backbone, DiT) and backbone.shape == (4, 16, 16) and backbone.null == 10
-    manifest = read_backbone_manifest(tmp_path / "out")
+    manifest = BackboneManifest.read(tmp_path / "out")
     assert (manifest.licence, manifest.revision) == ("cc-by-nc-4.0", None)
     assert manifest.content == result["content"] == content_digest(backbone)
     theirs = DiTTransformer2DModel.from_pretrained(source / "transformer").eval()

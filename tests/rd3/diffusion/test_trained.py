@@ -14,7 +14,7 @@ import torch
 from sklearn.svm import SVC
 
 from rd3.datasets import Dataset, Roots, open_dataset
-from rd3.diffusion.backbone import open_backbone, read_backbone_manifest
+from rd3.diffusion.backbone import BackboneManifest, open_backbone
 from rd3.diffusion.derivations.minimax import MinimaxFineTuning, MinimaxTuning
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.recognition import Recognition, recognition
@@ -60,7 +60,7 @@ def judge(digits: Dataset) -> Judge:
 
 
 def opened(digits: Dataset, folder: Path = SHIPPED) -> DiT:
-    recipe = recipe_of_kind(read_backbone_manifest(folder).recipe, BackboneRecipe)
+    recipe = recipe_of_kind(BackboneManifest.read(folder).recipe, BackboneRecipe)
     backbone = open_backbone(folder, recipe, digits.info)
     assert isinstance(backbone, DiT)
     return backbone
@@ -73,7 +73,7 @@ def generated(digits: Dataset, judge: Judge) -> Recognition:
 
 def test_it_is_the_shipped_role_and_small(digits: Dataset):
     planned = backbone_recipe(backbone_role(digits.info, "dit"), digits.info, digits.fingerprint)
-    assert read_backbone_manifest(SHIPPED).key == planned.key, "train it anew: its settings have changed"
+    assert BackboneManifest.read(SHIPPED).key == planned.key, "train it anew: its settings have changed"
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 5_000_000
 
 
@@ -120,7 +120,7 @@ def minimax(digits: Dataset, folder: Path, **settings: float) -> DiT:
     recipe = DerivedRecipe(
         data=Data(name="digits", fingerprint=digits.fingerprint, split="train"), classes=digits.info.classes,
         resolution=32, step="minimax", version=1, settings=tuning.model_dump(),
-        backbone=read_backbone_manifest(SHIPPED).key, seed=0,
+        backbone=BackboneManifest.read(SHIPPED).key, seed=0,
     )  # fmt: skip
     folder.mkdir()
     MinimaxFineTuning().derive(recipe, tuning, opened(digits), digits, folder, lambda fraction, note: None)

@@ -10,7 +10,7 @@ from diffusers import DiTTransformer2DModel
 
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.diffusion import training as training_module
-from rd3.diffusion.backbone import content_digest, open_backbone, read_backbone_manifest
+from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.training import CHECKPOINT, LOCAL, train
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
@@ -54,7 +54,7 @@ def test_it_resumes_bit_for_bit_and_writes_what_diffusers_opens(digits: Dataset,
     assert resumed["final_loss"] == result["final_loss"]
     assert notes[-1].startswith("transformer epoch 2/2, loss ")
 
-    manifest = read_backbone_manifest(tmp_path / "whole")
+    manifest = BackboneManifest.read(tmp_path / "whole")
     assert manifest.origin == LOCAL and manifest.content == content_digest(whole)
     assert [row["epoch"] for row in manifest.curve["transformer"]] == [1, 2]
     assert manifest.curve["transformer"][1]["loss"] == result["final_loss"]
@@ -136,5 +136,5 @@ def test_another_backbone_or_class_list_is_refused(digits: Dataset, tmp_path):
     with pytest.raises(ClassOrderError, match="has class list"):
         open_backbone(tmp_path, own, other)
     shutil.copy(tmp_path / "scheduler" / "scheduler_config.json", tmp_path / "backbone.json")
-    with pytest.raises(DataCorrupt, match=r"is not a backbone's manifest"):
+    with pytest.raises(DataCorrupt, match=r"is not a backbone manifest"):
         open_backbone(tmp_path, own, digits.info)

@@ -140,7 +140,7 @@ def test_the_published_order_of_cifar_100_is_refused():
 
 
 def test_a_list_of_another_length_is_refused():
-    with pytest.raises(ClassOrderError, match=r"The prompts are 9, digits has 10 classes\. Fix: list one prompt"):
+    with pytest.raises(ClassOrderError, match=r"There are 9 prompts, digits has 10 classes\. Fix: list one prompt"):
         resolve_settings("d4m", DIGITS, 1, {"prompts": list(DIGITS.class_names[:9])})
 
 

@@ -181,7 +181,7 @@ def test_what_does_not_fit_together(tmp_path):
         _make(recipe.model_copy(update={"version": 9}), tmp_path)
     with pytest.raises(ClassOrderError, match="has class list"):
         _make(recipe, tmp_path, ToyDataset(classes=4))
-    with pytest.raises(DataCorrupt, match=r"uses toy .*, the opened data is toy"):
+    with pytest.raises(DataCorrupt, match=r"Dataset toy has fingerprint .*, the recipe expects"):
         _make(recipe, tmp_path, ToyDataset(per_class=9))
     with pytest.raises(BadValue, match="names 1 teachers, got 0"):
         _make(recipe, tmp_path, teachers=())

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from rd3.datasets import dataset_info, dataset_names
-from rd3.errors import UnknownName
+from rd3.errors import BadValue, UnknownName
 from rd3.models import network_info
+from rd3.planning.backbones import backbone_recipe, backbone_role
 from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role
 
 FINGERPRINT = "0" * 64
@@ -67,6 +68,16 @@ def test_a_teacher_that_the_user_named_wins():
     assert not role.hint
     assert teacher_recipe(role, info, "1" * 64).key == mine.key
     assert teacher_role(dataset_info("digits"), "convnet", lambda *place: users.get(place)).registered is None
+
+
+def test_a_role_of_the_other_kind_is_refused():
+    info = dataset_info("digits")
+    teacher = teacher_recipe(teacher_role(info, "convnet"), info, FINGERPRINT).model_dump(mode="json")
+    backbone = backbone_recipe(backbone_role(info, "dit"), info, FINGERPRINT).model_dump(mode="json")
+    with pytest.raises(BadValue, match="Role mine of digits is a backbone, not a teacher"):
+        teacher_role(info, "mine", lambda dataset, role: backbone)
+    with pytest.raises(BadValue, match="Role mine of digits is a teacher, not a backbone"):
+        backbone_role(info, "mine", lambda dataset, role: teacher)
 
 
 def test_a_family_of_roles_is_trained_as_its_authors_did():

@@ -298,10 +298,10 @@ def test_footnotes_for_unsupported_and_partial_cells():
 
 def test_settings_that_differ_between_rows_name_them_and_shared_ones_go_to_the_caption():
     results = Results()
-    results.add("rded", 10, [40.0], overrides={"crops": 5})
-    results.add("rded", 10, [41.0], overrides={"crops": 8})
+    results.add("rded", 10, [40.0], overrides={"rded.crops": 5})
+    results.add("rded", 10, [41.0], overrides={"rded.crops": 8})
     (table,) = result_tables(results.scores())
-    assert [row.label for row in table.rows] == ["rded (crops=5)", "rded (crops=8)"]
+    assert [row.label for row in table.rows] == ["rded (rded.crops=5)", "rded (rded.crops=8)"]
     shared = Results()
     shared.add("rded", 10, [40.0], overrides={"temperature": 4.0})
     (table,) = result_tables(shared.scores())

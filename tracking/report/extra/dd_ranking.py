@@ -11,6 +11,7 @@ from rd3.component import changes_text
 from rd3.stats import mean
 from tracking.report.dd_ranking import Estimate, sum_of_means, unit_score
 from tracking.report.extra import Table, register_table
+from tracking.report.query import split_overrides
 from tracking.report.results import Results
 from tracking.report.scores import Score
 
@@ -87,8 +88,8 @@ def _settings(scores: Iterable[Score]) -> list[_Setting]:
 
 def _split(score: Score) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The method's own changed settings, and those of the evaluation; None if another field is varied."""
-    own = {name: value for name, value in score.overrides.items() if name.startswith(f"{score.method}.")}
-    changed = {**{name: value for name, value in score.overrides.items() if name not in own}, **score.varied}
+    own, rest = split_overrides(score.method, score.overrides)
+    changed = {**rest, **score.varied}
     if any(name != "augmentation" or value for name, value in score.varied.items()):
         return own, None
     if not _augmented(score):

@@ -11,13 +11,13 @@ import numpy as np
 
 from rd3.comparisons import LEAST, Values
 from rd3.component import changes_text
-from rd3.protocol import protocol_names
 from rd3.rankings import RankingAgreement, rank_bootstrap, rank_intervals, ranking, ranking_agreement
 from tracking.report.columns import by_unit, several_sets, values_of
 from tracking.report.extra import Table, register_table
+from tracking.report.query import split_overrides
 from tracking.report.results import Results
 from tracking.report.scores import Score
-from tracking.report.tables import LABEL_TEACHERS, short_names
+from tracking.report.tables import short_names
 
 FEWEST = 3
 """Methods that a ranking needs."""
@@ -99,11 +99,9 @@ def _settings(scores: Sequence[Score]) -> dict[tuple[str, int], dict[Setting, di
 
 def _split(score: Score) -> tuple[Setting, str]:
     """The setting by :data:`FIELDS`, and the method with the settings that are its own."""
-    known = protocol_names()
-    of_setting = {*known, LABEL_TEACHERS} - {"labels"}
-    shared = {name: value for name, value in score.overrides.items() if name in of_setting}
-    own = {name: value for name, value in score.overrides.items() if name not in {*of_setting, "labels"}}
-    changed = changes_text({**shared, **score.varied})
+    own, rest = split_overrides(score.method, score.overrides)
+    rest.pop("labels", None)
+    changed = changes_text({**rest, **score.varied})
     return (score.protocol, score.labels, score.student, score.teacher, changed), json.dumps([score.method, own])
 
 
