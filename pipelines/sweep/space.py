@@ -110,6 +110,8 @@ class SpaceCheck:
             self._problem(
                 (field, *place), f"Batch normalisation needs at least two images, got {value}.", "start at 2 or more"
             )
+        if right and field == "soft_labels" and value == "own":
+            self._problem((field, *place), "The sets of a sweep have no soft labels of their own.", "remove 'own'")
         if right and field == "loss":
             try:
                 LOSSES.get(value)
