@@ -138,6 +138,7 @@ def test_each_key_is_checked(key, value, said):
         ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batch sizes 100 and 50 are equivalent: the set has"),
         ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batch sizes 50 and above are equivalent"),
         ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field has no effect here: a single teacher"),
+        ("soft_labels: [online, own]", "space.soft_labels[1] (line 9): The sets of a sweep have no soft labels of"),
         ("resized_crop.antialias: [true, false]", "space.resized_crop.antialias (line 9): This field has no"),
     ],
 )  # fmt: skip
