@@ -29,6 +29,7 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON
             "method": entry.recipe["method"],
             "dataset": entry.recipe["data"]["name"],
             "ipc": entry.recipe["ipc"],
+            "soft_labels": entry.recipe["settings"].get("soft_label_kind", "") if entry.recipe.get("content") else "",
             "generation_process_s": entry.result.get("generation_process_s"),
             "content": (entry.content or "")[:12],
         }

@@ -47,6 +47,12 @@ def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) 
     import torch
 
     target = order.bring(range(values.shape[1]), info)
+    if sorted(target) != list(range(info.num_classes)):
+        raise ClassOrderError(
+            f"{order.where} does not list every class of {info.name} once, so that the columns of soft_labels are not "
+            "known.",
+            "bring the columns to the dataset's class order (rd3 list datasets), and leave out the stated one",
+        )
     return torch.empty_like(values).index_copy_(1, torch.tensor(target), values)
 
 

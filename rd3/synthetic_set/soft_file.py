@@ -48,16 +48,25 @@ def soft_labels_beside(
     if not path.is_file():
         return None, None
     values, header = _read(path)
-    rows = {name: row for row, name in enumerate(json.loads(header["files"]))}
+    rows = {name: row for row, name in enumerate(_names(header["files"], path))}
     missing = [name for name in files if name not in rows]
     if missing or len(rows) != len(files) or len(values) != len(files):
         what = f"has no row for {missing[0]}" if missing else f"has {len(values)} rows for {len(files)} images"
         raise BadValue(f"{path} {what}.", _FIX)
+    if values.ndim != 2 or values.shape[1] != info.num_classes:
+        raise BadValue(f"{path} has shape {tuple(values.shape)}, expected {(len(files), info.num_classes)}.", _FIX)
     brought = values[[rows[name] for name in files]]
     if order is None:
         stated = StatedOrder.read(header["class_ids"], f"{path}, field 'class_ids'")
         brought = columns_in_order(brought, stated, info)
     return brought, header["soft_label_kind"]
+
+
+def _names(text: str, path: Path) -> list[str]:
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        raise BadValue(f"{path} has a list of files that cannot be read.", _FIX) from None
 
 
 def _read(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -134,6 +134,16 @@ def test_columns_are_renumbered_with_the_labels(tmp_path):
     assert recipe.key == same.key
 
 
+def test_an_order_that_leaves_columns_unknown_is_refused(tmp_path):
+    """Its labels are known, but two of its names are the same class."""
+    file = {"images": IMAGES, "labels": LABELS, "soft_labels": LOGITS}
+    torch.save(file | {"classes": ["toy0", "toy1", "toy2", "TOY 2"]}, tmp_path / "four.pt")
+    import_tensors(tmp_path / "four.pt", TOY, tmp_path / "set", say=lambda note: None)
+    torch.save(file | {"classes": ["toy0", "toy1"], "labels": LABELS % 2}, tmp_path / "two.pt")
+    with pytest.raises(ClassOrderError, match="lists class 2 not at all"):
+        import_tensors(tmp_path / "two.pt", TOY, tmp_path / "no", say=lambda note: None)
+
+
 def test_two_fields_of_soft_labels_and_two_statements_are_refused(tmp_path):
     file = {"images": IMAGES, "labels": LABELS, "label_syn": LOGITS}
     torch.save(file | {"logits": LOGITS}, tmp_path / "two.pt")

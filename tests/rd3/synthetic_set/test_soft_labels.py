@@ -137,6 +137,16 @@ def test_a_file_of_soft_labels_that_does_not_say_enough_is_refused(tmp_path):
     save_file({"soft_labels": LOGITS}, path, {"soft_label_kind": "logits", "class_ids": "[]"})
     with pytest.raises(BadValue, match="does not state the image of each row"):
         import_folder(tmp_path / "png", TOY, tmp_path / "back", say=quiet)
+    header = {"soft_label_kind": "logits", "class_ids": json.dumps(list(TOY.info.class_ids))}
+    names = json.dumps([f"toy{row % 3}/{row // 3:05d}.png" for row in range(6)])
+    for values, files, message in (
+        (LOGITS, "toy0/00000.png", "has a list of files that cannot be read"),
+        (LOGITS[:, :2].contiguous(), names, r"has shape \(6, 2\), expected \(6, 3\)"),
+        (LOGITS[:, 0].contiguous(), names, r"has shape \(6,\), expected \(6, 3\)"),
+    ):
+        save_file({"soft_labels": values}, path, header | {"files": files})
+        with pytest.raises(BadValue, match=message):
+            import_folder(tmp_path / "png", TOY, tmp_path / "back", say=quiet)
     path.write_bytes(b"soft labels")
     with pytest.raises(DataCorrupt, match="is not a file of soft labels"):
         import_folder(tmp_path / "png", TOY, tmp_path / "back", say=quiet)
