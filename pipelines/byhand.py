@@ -117,13 +117,15 @@ def evaluations_of(
     network = student or (label_teacher.network if label_teacher is not None else None)
     if network is None:
         raise BadValue("Neither a student nor a teacher is given.", "give --student NETWORK or --teacher ROLE")
-    soft = fields.get("labels", "soft") == "soft"
-    if soft and label_teacher is None:
-        raise BadValue("Soft labels need a teacher.", "give --teacher ROLE, or --field labels=hard")
     frame = Frame.of(info, set_recipe.ipc, network, label_teacher.network if label_teacher is not None else None)
     resolved = catalog.evaluation(protocol, frame, fields)
+    if resolved.taught and label_teacher is None:
+        own = ", or --field soft_labels=own for the set's own" if set_recipe.soft_label_kind else ""
+        raise BadValue("Soft labels need a teacher.", f"give --teacher ROLE, or --field labels=hard{own}")
     data = set_recipe.data.model_copy(update={"fingerprint": catalog.fingerprint(info.name)})
-    before: list[Recipe] = [label_teacher, set_recipe] if soft and label_teacher is not None else [set_recipe]
+    before: list[Recipe] = (
+        [label_teacher, set_recipe] if resolved.taught and label_teacher is not None else [set_recipe]
+    )
     evaluations = [
         EvaluationRecipe.of(
             set_recipe,

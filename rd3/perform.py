@@ -283,7 +283,15 @@ def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
     from rd3.evaluation.posteval import Evaluation
 
     synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
-    return Evaluation(recipe, synthetic.images, synthetic.labels, teachers, context.progress, context.tested)
+    return Evaluation(
+        recipe,
+        synthetic.images,
+        synthetic.labels,
+        teachers,
+        context.progress,
+        context.tested,
+        synthetic.soft_labels,
+    )
 
 
 def export_labels(

@@ -75,10 +75,11 @@ class EvalProtocol(Frozen):
     """Factor on lr in the first warm-up epoch, from which lr is reached in the epoch after the warm-up, as by torch's
     LinearLR; None: the factors are i / warmup_epochs, from 1."""
     labels: Literal["soft", "hard"] = "soft"
-    """Targets of the student: ``soft`` outputs of teachers, or ``hard`` class labels."""
-    soft_labels: Literal["online", "once", "stored"] = neutral("online")
+    """Targets of the student: ``soft`` labels, or ``hard`` class labels."""
+    soft_labels: Literal["online", "once", "stored", "own"] = neutral("online")
     """When teachers label: every view in training (``online``); each image once, without augmentation (``once``); or
-    every view, rounded and reused as labels that FKD stores beforehand (``stored``; no file is written)."""
+    every view, rounded and reused as labels that FKD stores beforehand (``stored``; no file is written).  ``own``: the
+    soft labels that the set comes with, one for each image, without a teacher."""
     label_dtype: Literal["fp16", "fp32"] = neutral("fp16")
     """Type of stored logits."""
     label_top_k: int | None = neutral(None, ge=2)
@@ -112,6 +113,21 @@ class EvalProtocol(Frozen):
     device supports it in hardware, else fp32."""
     test_epochs: tuple[int, ...] = ()
     """Additional epochs (1-based) after which to test; diagnostics, never the headline metric."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether the labels are those of teachers."""
+        return self.labels == "soft" and self.soft_labels != "own"
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether the labels are soft ones that the set comes with."""
+        return self.labels == "soft" and self.soft_labels == "own"
+
+    def require_labels_of(self, soft_label_kind: str | None) -> None:
+        """Raise :class:`BadValue` if the labels are a set's own, but the set has none (``soft_label_kind`` None)."""
+        if self.own_labels and soft_label_kind is None:
+            raise BadValue(WITHOUT_OWN, "use soft_labels 'once' with a teacher, or import the set with its soft labels")
 
     def value(self, name: str) -> Any:
         """The plain value of a field or setting by its name; None if this protocol has no such setting."""
@@ -150,6 +166,8 @@ class EvalProtocol(Frozen):
         return found
 
 
+WITHOUT_OWN = "The protocol has soft_labels 'own', but the set has no soft labels of its own."
+
 _OF_SCHEDULE = ("drop_at", "drop_factor")
 """Fields that only the schedule ``multistep`` reads."""
 
@@ -163,7 +181,7 @@ def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
     wrong = {
         f"soft_labels {regime!r} needs soft labels": regime != "online" and protocol.labels == "hard",
         f"{' and '.join(sorted(changed))} {'need' if len(changed) > 1 else 'needs'} soft_labels 'once' or 'stored'": (
-            regime == "online" and changed
+            regime in ("online", "own") and changed
         ),
         "label_epochs needs soft_labels 'stored'": regime == "once" and pruned,
         "label_reuse needs label_epochs": protocol.label_reuse != "batches" and not pruned,
@@ -171,7 +189,7 @@ def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
         and (protocol.label_epochs or 0) >= protocol.epochs,
         "soft_labels 'once' has no batches for teacher_mode 'batch'": regime == "once"
         and protocol.teacher_mode == "batch",
-        f"soft_labels 'once' labels mixed images by mixed probabilities, {loss}": regime == "once"
+        f"soft_labels {regime!r} labels mixed images by mixed probabilities, {loss}": regime in ("once", "own")
         and mixes
         and of_teacher != "softmax",
         f"label_top_k keeps probabilities at one temperature, {loss}": regime != "online"
@@ -467,7 +485,7 @@ def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Fields of soft labels that have no place beside ``values``."""
     if values.get("labels") == "hard":
         return ("soft_labels", "label_reuse", *_STORAGE)
-    if values.get("soft_labels", "online") == "online":
+    if values.get("soft_labels", "online") in ("online", "own"):
         return ("label_reuse", *_STORAGE)
     pruned = values["soft_labels"] == "stored" and values.get("label_epochs") is not None
     return () if pruned else ("label_reuse", "label_epochs")

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from rd3.errors import BadValue, RD3Error
 from rd3.protocol import EvalProtocol, Precision, unresolved
+from rd3.soft_labels import SoftLabelKind
 from rd3.upgrade import FORMAT, former_key, upgraded
 from rd3.values import Frozen, canonical, digest, first_mistake, neutral, without_neutral
 
@@ -345,6 +346,7 @@ class SetRecipe(Recipe):
     version: int
     """Version of the method."""
     settings: dict[str, Any]
+    """Settings of the method; of an imported set with soft labels, their ``soft_label_kind``."""
     ipc: int = Field(ge=1)
     teachers: tuple[Key, ...] = ()
     statistics: tuple[Key, ...] = neutral(())
@@ -379,6 +381,11 @@ class SetRecipe(Recipe):
     def imported(self) -> bool:
         return self.content is not None
 
+    @property
+    def soft_label_kind(self) -> SoftLabelKind | None:
+        """What the soft labels are that the set comes with; None if it has none, as every set that RD3 generates."""
+        return self.settings.get("soft_label_kind") if self.imported else None
+
     @classmethod
     def file_words(cls, plain: Mapping[str, Any]) -> tuple[str, ...]:
         return str(plain.get("method")), f"ipc{plain.get('ipc')}"
@@ -394,7 +401,7 @@ class EvaluationRecipe(Recipe):
     kind: Literal["evaluation"] = "evaluation"
     set: Key
     teachers: tuple[Key, ...] = ()
-    """Keys of the teachers that give soft labels; empty for hard labels."""
+    """Keys of the teachers that give soft labels; empty for hard labels and for a set's own."""
     protocol: EvalProtocol
     student: str
     student_seed: int
@@ -417,10 +424,14 @@ class EvaluationRecipe(Recipe):
         normalisation: Normalisation,
         **changed: Any,
     ) -> EvaluationRecipe:
-        """The evaluation of a set; ``teachers`` give the labels if the protocol uses soft labels."""
+        """The evaluation of a set; ``teachers`` give the labels if the protocol's labels are those of teachers.
+
+        Raises :class:`BadValue` for a protocol with a set's own soft labels and a set without.
+        """
+        protocol.require_labels_of(synthetic_set.soft_label_kind)
         return cls(
             set=synthetic_set.key,
-            teachers=tuple(teacher.key for teacher in teachers) if protocol.labels == "soft" else (),
+            teachers=tuple(teacher.key for teacher in teachers) if protocol.taught else (),
             protocol=protocol,
             student=student,
             student_seed=student_seed,

@@ -1,4 +1,4 @@
-"""``rd3 labels``: the stored soft labels of evaluations."""
+"""``rd3 labels``: the soft labels of evaluations, stored ones or a set's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from pipelines.commands._show import console
 from pipelines.settings import session
 
-app = typer.Typer(help="Stored soft labels of evaluations: export.", no_args_is_help=True)
+app = typer.Typer(help="Soft labels of evaluations, stored ones or a set's own: export.", no_args_is_help=True)
 
 
 @app.callback()
@@ -24,7 +24,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder for the files.")],
     device: Annotated[str, typer.Option(help="Device of the teachers; that of training gives the same bits.")] = "cpu",
 ) -> None:
-    """Write the soft labels that an evaluation stores (`soft_labels: once` or `stored`); asks its teachers again."""
+    """Write the soft labels that an evaluation stores (`soft_labels: once` or `stored`; asks its teachers again), or
+    those of its set (`own`)."""
     from rd3.perform import export_labels
     from rd3.recipe import EvaluationRecipe, recipe_of_kind
     from rd3.store import existing

@@ -26,6 +26,7 @@ def list_sets(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON
             "method": entry.recipe["method"],
             "dataset": entry.recipe["data"]["name"],
             "ipc": entry.recipe["ipc"],
+            "soft_labels": entry.recipe["settings"].get("soft_label_kind", "") if entry.recipe.get("content") else "",
             "generation_process_s": entry.result.get("generation_process_s"),
             "content": (entry.content or "")[:12],
         },
@@ -48,7 +49,8 @@ def verify(key: KeyArgument) -> None:
     from pipelines.workspace import Workspace
 
     opened = Workspace().open_set(key)
-    console.print(f"intact: {len(opened.labels)} images, content {opened.manifest.content[:12]}")
+    soft = "" if opened.soft_labels is None else f" with soft labels ({opened.soft_labels.kind})"
+    console.print(f"intact: {len(opened.labels)} images{soft}, content {opened.manifest.content[:12]}")
 
 
 @app.command("export")
@@ -59,7 +61,7 @@ def export(
         Path | None, typer.Option(help="Write a Parquet file that datasets.load_dataset can read.")
     ] = None,
 ) -> None:
-    """Export a set to PNG or Parquet."""
+    """Export a set to PNG or Parquet, with the soft labels that it comes with."""
     from pipelines.workspace import Workspace
     from rd3.errors import BadValue
     from rd3.synthetic_set import export_parquet, export_png
@@ -78,7 +80,11 @@ def export(
 @app.command("import")
 def import_set(
     source: Annotated[
-        Path, typer.Argument(help="A folder with one subfolder of images per class, or a tensor file (images, labels).")
+        Path,
+        typer.Argument(
+            help="A folder with one subfolder of images per class, or a tensor file (images, labels, and soft_labels "
+            "if the set has some)."
+        ),
     ],
     dataset: Annotated[str, typer.Option(help="Dataset that the set distills.")],
     normalised: Annotated[
@@ -90,8 +96,16 @@ def import_set(
         ),
     ] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Clip pixels that are outside [0, 1] after that.")] = False,
+    soft_label_kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="What the soft labels in the file are, logits or probabilities, where neither the file nor the values "
+            "show it.",
+        ),
+    ] = None,
 ) -> None:
-    """Import an external synthetic set into the ledger; says which pixel range and class order it found."""
+    """Import an external synthetic set into the ledger; says which pixel range, class order and soft labels it has."""
     from rd3.datasets import open_dataset
     from rd3.errors import BadValue
     from rd3.store import Entry
@@ -104,12 +118,23 @@ def import_set(
     check_place(here)
     if source.is_dir() and (normalised is not None or clip):
         raise BadValue("Image files hold plain 8-bit pixels.", "leave out --normalised and --clip")
+    if source.is_dir() and soft_label_kind is not None:
+        raise BadValue("The file of soft labels beside image files states their kind.", "leave out --soft-label-kind")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"
         if source.is_dir():
             recipe = import_folder(source, data, folder, say=show_note)
         else:
-            recipe = import_tensors(source, data, folder, normalised=normalised, clip=clip, say=show_note)
+            recipe = import_tensors(
+                source,
+                data,
+                folder,
+                normalised=normalised,
+                clip=clip,
+                soft_label_kind=soft_label_kind,
+                say=show_note,
+            )
         result = {"count": recipe.ipc * data.info.num_classes}
         TrackedStore(here).put(Entry.of(recipe, folder, result, recipe.content), folder)
-    console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} --teacher ROLE")
+    own = "--student NETWORK --field soft_labels=own, or " if recipe.soft_label_kind else ""
+    console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} {own}--teacher ROLE")

@@ -194,6 +194,9 @@ class _MadeSet(NamedTuple):
     reduced: dict[str, tuple[float, float]] = {}
 
 
+_WITHOUT_OWN = "soft_labels 'own' needs a set with soft labels of its own, which methods do not generate"
+
+
 class _Rule(NamedTuple):
     """One resolved protocol with the grid's changes."""
 
@@ -262,11 +265,15 @@ class _Expander:
                     for protocol, varied in _points(part):
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
+                        if rule.protocol.own_labels:
+                            self.refusals.setdefault(_WITHOUT_OWN, (number, ("methods", at)))
                         for seed, made in sets.items():
                             shape = _Shape(
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
-                            self._cells(shape, made, rule, seed, part.student_seeds, made.reason or reasons[student])
+                            reason = made.reason or reasons[student]
+                            reason = reason or (_WITHOUT_OWN if rule.protocol.own_labels else "")
+                            self._cells(shape, made, rule, seed, part.student_seeds, reason)
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
         """The part's set seeds; 0 alone for a method without a set seed, as identical sets are not repetitions."""
@@ -299,7 +306,7 @@ class _Expander:
     ) -> None:
         """The cells that differ in the student seed alone."""
         supported = made.recipe if not reason else None
-        taught = rule.protocol.labels == "soft" or (made.recipe is not None and bool(made.recipe.teachers))
+        taught = rule.protocol.taught or (made.recipe is not None and bool(made.recipe.teachers))
         if supported is not None:
             self._add_chain(made.chain, shape)
         changed = made.changed | rule.changed

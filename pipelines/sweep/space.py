@@ -65,6 +65,7 @@ class SpaceCheck:
         good = tuple(dimension for dimension in found if dimension is not None)
         if len(good) == len(found):
             self._labels(good)
+            self._own_labels(good)
             for dimension in good:
                 self._matters(dimension, good)
             if sampler == "grid":
@@ -161,6 +162,13 @@ class SpaceCheck:
         if moved is not None:
             return moved.choices or (moved.low, moved.high)
         return (self.base.loss.name if field == "loss" else self.base.value(field),)
+
+    def _own_labels(self, space: tuple[Dimension, ...]) -> None:
+        """Check that labels are not those that sets come with, as methods generate none."""
+        if "own" in self._possible("soft_labels", space):
+            moved = any(dimension.field == "soft_labels" for dimension in space)
+            message = "The sets of a sweep have no soft labels of their own."
+            self.document.problem(("space", "soft_labels") if moved else ("protocol",), message, "remove 'own'")
 
     def _labels(self, space: tuple[Dimension, ...]) -> None:
         """Check that labels and loss are consistent: hard labels use cross-entropy, soft labels any other loss."""

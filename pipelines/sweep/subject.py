@@ -66,7 +66,7 @@ class Subject:
     def evaluations(self, params: Mapping[str, Any]) -> list[EvaluationRecipe]:
         """The evaluation recipes of a trial, one per student seed."""
         protocol = self.protocol(params)
-        soft = (self.teacher.key,) if protocol.labels == "soft" else ()
+        soft = (self.teacher.key,) if protocol.taught else ()
         return [base.model_copy(update={"protocol": protocol, "teachers": soft}) for base in self.bases]
 
     @property

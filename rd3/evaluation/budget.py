@@ -18,18 +18,21 @@ def stored_labels(protocol: EvalProtocol, images: int) -> int | None:
     """Number of soft labels that are stored; None if the teachers label in training."""
     if protocol.labels == "hard":
         return 0
-    if protocol.soft_labels == "once":
+    if protocol.soft_labels in ("once", "own"):
         return images
     if protocol.soft_labels == "stored":
         return (protocol.label_epochs or protocol.epochs) * _per_epoch(protocol, images)
     return None
 
 
-def label_bytes(protocol: EvalProtocol, images: int, classes: int) -> int | None:
+def label_bytes(protocol: EvalProtocol, images: int, classes: int, own: int | None = None) -> int | None:
     """Bytes of all stored soft labels; 0 for hard labels, None if the teachers label in training.
 
+    ``own``: bytes of the soft labels that the set comes with, which count where the student learns from them.
     Only labels count: RD3 draws crops, flips and mixes again from the student seed, which others store beside them.
     """
+    if protocol.own_labels:
+        return own
     count = stored_labels(protocol, images)
     return None if count is None else count * bytes_each(protocol, classes)
 

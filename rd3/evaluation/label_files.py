@@ -1,4 +1,4 @@
-"""Files of an evaluation's stored soft labels, which ``label_bytes`` counts; its teachers are asked again."""
+"""Files of an evaluation's soft labels, which ``label_bytes`` counts: a set's own, or its teachers are asked again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rd3.evaluation.hybrid import combine_logits
 from rd3.evaluation.stored import StoredLabels, stored
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.protocol import Precision
+from rd3.soft_labels import SoftLabels, raw
 
 if TYPE_CHECKING:
     from rd3.evaluation.posteval import Evaluation
@@ -40,12 +41,15 @@ def write_labels(
 
     ``labels/NAME.logits`` are (N, C) or (N, k) numbers of type ``label_dtype``; with ``label_top_k``,
     ``labels/NAME.classes`` are (N, k) unsigned 16-bit classes; ``rows/NAME.rows`` are (N,) 32-bit indices of the base
-    images in the set.  All are little-endian and without a header, with shapes in ``manifest.json``.  NAME is
-    ``images``, or an epoch.  The files in ``labels`` have exactly the ``label_bytes`` of the result.  Crops, flips and
-    mixes are those of :func:`rd3.evaluation.views.views`.  ``precision`` is that of the training, by default what the
-    protocol's means on this device.  Raises :class:`BadValue` for labels that are not stored, or a folder in use.
+    images in the set.  A set's own labels are in ``labels/images.logits`` or ``labels/images.probabilities``, in the
+    type that they have.  All are little-endian and without a header, with types and shapes in ``manifest.json``.  NAME
+    is ``images``, or an epoch.  The files in ``labels`` have exactly the ``label_bytes`` of the result.  Crops, flips
+    and mixes are those of :func:`rd3.evaluation.views.views`.  ``precision`` is that of the training, by default what
+    the protocol's means on this device.  Raises :class:`BadValue` for labels that are not stored, or a folder in use.
     """
     protocol, device, out = evaluation.recipe.protocol, usable_device(device), Path(out)
+    own = evaluation.soft_labels if protocol.own_labels else None
+    protocol.require_labels_of(None if own is None else own.kind)
     if protocol.labels == "hard" or protocol.soft_labels == "online":
         kind = "hard" if protocol.labels == "hard" else "on-the-fly"
         raise BadValue(f"This evaluation has {kind} labels, which are not stored.", "export one with stored labels")
@@ -53,20 +57,23 @@ def write_labels(
         raise BadValue(f"{out} is not an empty folder.", "name a new folder")
     for folder in (LABELS, ROWS):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    with repeatable_kernels():
-        files = {
-            name: shape for part in _parts(evaluation, device, precision) for name, shape in _write(part, out).items()
-        }
+    if own is not None:
+        files = _write_own(own, out)
+    else:
+        with repeatable_kernels():
+            parts = _parts(evaluation, device, precision)
+            files = {name: shape for part in parts for name, shape in _write(part, out).items()}
     total = sum(path.stat().st_size for path in (out / LABELS).iterdir())
     # With the largest logits alone, bytes do not depend on the number of classes, which is then not the width.
-    width = next(shape[1] for name, shape in files.items() if name.endswith(".logits"))
-    assert total == label_bytes(protocol, len(evaluation.images), width), "the closed form counts what is written"
+    width = next(shape[1] for name, shape in files.items() if name.startswith(LABELS))
+    stated = label_bytes(protocol, len(evaluation.images), width, evaluation.own_label_bytes)
+    assert total == stated, "the closed form counts what is written"
     manifest = {
         "format": FORMAT,
         "evaluation": evaluation.recipe.key,
         "recipe": evaluation.recipe.model_dump(mode="json"),
         "label_bytes": total,
-        "dtype": protocol.label_dtype,
+        "dtype": protocol.label_dtype if own is None else own.dtype,
         "files": files,
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -93,6 +100,15 @@ def _parts(evaluation: Evaluation, device: torch.device, precision: Precision | 
         if each.last:
             yield _joined(f"epoch_{each.batch.epoch:04d}", kept)
             kept = []
+
+
+def _write_own(own: SoftLabels, out: Path) -> dict[str, list[int]]:
+    """Write the labels that the set comes with; shapes by file name."""
+    rows = torch.arange(len(own.values), dtype=torch.int32)
+    tensors = {f"{LABELS}/images.{own.kind}": own.values, f"{ROWS}/images.rows": rows}
+    for name, tensor in tensors.items():
+        (out / name).write_bytes(raw(tensor))
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _joined(name: str, kept: list[tuple[StoredLabels, torch.Tensor]]) -> _Part:

@@ -27,7 +27,8 @@ class Views(Frozen):
     batch_size: int
     teacher_mode: Literal["eval", "batch"]
     once: bool
-    """Whether teachers label images instead of views; how labels are rounded is not part of the teachers' logits."""
+    """Whether images are labelled instead of views, by teachers or by the set's own labels; how labels are rounded is
+    not part of the teachers' logits."""
     label_epochs: int | None
     label_reuse: Literal["batches", "epochs"]
     precision: Precision
@@ -49,7 +50,7 @@ class Views(Frozen):
             epochs=protocol.epochs,
             batch_size=protocol.batch_size,
             teacher_mode=protocol.teacher_mode,
-            once=protocol.soft_labels == "once",
+            once=protocol.soft_labels in ("once", "own"),
             label_epochs=protocol.label_epochs,
             label_reuse=protocol.label_reuse,
             precision=protocol.precision,

@@ -18,6 +18,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
+from rd3.evaluation.own_labels import OwnLabels
 from rd3.evaluation.own_teacher import Constants, identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
@@ -27,6 +28,8 @@ from rd3.evaluation.views import Batch
 from rd3.inputs import Note, Say, check_images_and_labels, stated_space, warn_of_doubts
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
+from rd3.soft_labels import SoftLabels
+from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
@@ -45,6 +48,19 @@ class Evaluation:
     """Networks that take pixels in [0, 1]; they are not modified."""
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
+    soft_labels: SoftLabels | None = None
+    """Those that the set comes with, if any."""
+
+    @property
+    def own_label_bytes(self) -> int | None:
+        """Bytes of the soft labels that the set comes with."""
+        return None if self.soft_labels is None else self.soft_labels.nbytes
+
+    def own_labels(self, device: torch.device) -> OwnLabels | None:
+        """The set's own labels, if the student learns from them."""
+        if self.soft_labels is None or not self.recipe.protocol.own_labels:
+            return None
+        return OwnLabels(self.soft_labels, device)
 
 
 def train_pack(
@@ -96,9 +112,12 @@ class _Group:
                 copies[place] = frozen(teacher, mode, precision, device)
                 _check_classes(copies[place], images[:2], dataset)
             teachers.append(copies[place])
-        self._batches = iter(LabelledViews(images, labels, teachers, first.recipe, precision))
+        own = first.own_labels(device)
+        self._batches = iter(LabelledViews(images, labels, teachers, first.recipe, precision, own))
         self._students = {
-            id(one): StudentTraining(one.recipe, dataset, len(images), device, precision, one.progress, one.tested)
+            id(one): StudentTraining(
+                one.recipe, dataset, len(images), device, precision, one.progress, one.tested, one.own_label_bytes
+            )
             for one in evaluations
         }
         self._queued: list[Batch] = []
@@ -150,12 +169,14 @@ def train_and_test(
     device: torch.device | str,
     progress: Progress = lambda fraction, note: None,
     tested: Tested | None = None,
+    soft_labels: SoftLabels | None = None,
 ) -> EvalResult:
     """Train the recipe's student on a synthetic set and test it on the recipe's test split.
 
     ``images``: (N, 3, H, W) uint8 or float32 in [0, 1]; ``labels``: (N,) int64; ``teachers`` take pixels in [0, 1] and
-    are not modified.  All random numbers derive from the student seed, so a run on one CPU thread is bitwise
-    reproducible.  Raises :class:`Diverged` for a loss that is not finite, after its epoch or, on CUDA, some later.
+    are not modified; ``soft_labels``: those that the set comes with.  All random numbers derive from the student seed,
+    so a run on one CPU thread is bitwise reproducible.  Raises :class:`Diverged` for a loss that is not finite, after
+    its epoch or, on CUDA, some later.
     ``tested`` is called after each test at the protocol's ``test_epochs``; an exception from it ends the training (a
     pruned trial).
 
@@ -163,7 +184,7 @@ def train_and_test(
     with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is
     dropped, since batch normalisation needs two; the references keep it.
     """
-    evaluation = Evaluation(recipe, images, labels, teachers, progress, tested)
+    evaluation = Evaluation(recipe, images, labels, teachers, progress, tested, soft_labels)
     [outcome] = train_pack([evaluation], dataset, device=device)
     if isinstance(outcome, Exception):
         raise outcome
@@ -186,6 +207,8 @@ def evaluate(
     progress: Progress = lambda fraction, note: None,
     normalised: Normalisation | str | None = None,
     clip: bool = False,
+    soft_labels: Any = None,
+    soft_label_kind: str | None = None,
     **fields: Any,
 ) -> EvalResult:
     """Evaluate your own images: train a student on them under a protocol and test it on the dataset's test split.
@@ -197,7 +220,10 @@ def evaluate(
     name such as ``"half"`` for [-1, 1], or ``"MEAN/STD"``; ``clip``: clip what is then outside [0, 1].  What was found
     in them is the first note that ``progress`` receives; doubts are Python warnings.
 
-    ``teacher`` gives soft labels; without one the student is trained on the hard labels.  ``teacher_network`` is its
+    ``teacher`` gives soft labels; without one the student is trained on the set's own ``soft_labels``, or on the hard
+    labels.  ``soft_labels``: (N, C) floats in the order of the images, with columns in the order of the classes (a
+    name, such as ``"once"``, is the protocol field, which says when the teacher labels); ``soft_label_kind``:
+    ``"logits"`` or ``"probabilities"``, where the values do not show it.  ``teacher_network`` is its
     architecture; protocols may depend on whether the student has the same one.  ``fields`` are protocol fields that
     override the preset, such as ``epochs=40``.
 
@@ -225,7 +251,15 @@ def evaluate(
     info = dataset.info
     space = stated_space(normalised, clip, info.normalisation)
     device = usable_device(device)
-    images, labels = check_images_and_labels(images, labels, info, space, say=_say_to(progress))
+    given = None if isinstance(soft_labels, str) else soft_labels
+    if given is not None and teacher is not None:
+        raise BadValue("Both a teacher and soft_labels are given.", "leave out one: both label the images")
+    regime = soft_labels if given is None else "own"
+    images, labels, own = check_images_and_labels(
+        images, labels, info, space, soft_labels=given, soft_label_kind=soft_label_kind, say=_say_to(progress)
+    )
+    implied = {"labels": "hard"} if teacher is None and regime != "own" else {}
+    stated = {} if regime is None else {"soft_labels": regime}
     resolved = resolve_protocol(
         protocol,
         factor=info.factor,
@@ -235,7 +269,7 @@ def evaluate(
         dataset=info.name,
         classes=info.num_classes,
         ipc=max(1, round(len(labels) / info.num_classes)),
-        overrides=fields if teacher is not None else {"labels": "hard"} | fields,
+        overrides=implied | stated | fields,
     )
     teachers = []
     if teacher is not None:
@@ -243,7 +277,7 @@ def evaluate(
             own_teacher(teacher, dataset, normalisation, allow_chance=allow_chance, device=device, progress=progress)
         ]
     recipe = EvaluationRecipe(
-        set=_digest(images, labels),
+        set=_digest(images, labels) if own is None else digest([_digest(images, labels), own.digest()]),
         teachers=tuple(_digest(*identity(each, normalisation)) for each in teachers),
         protocol=resolved,
         student=student,
@@ -253,7 +287,7 @@ def evaluate(
         resolution=info.resolution,
         normalisation=info.normalisation,
     )
-    return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress)
+    return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress, soft_labels=own)
 
 
 def _check_names(**given: object) -> None:
@@ -329,8 +363,17 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
             f"label_top_k is {protocol.label_top_k}, {info.name} has {info.num_classes} classes.",
             "leave it out to store the logits of all classes",
         )
-    if protocol.labels == "soft" and not evaluation.teachers:
+    own = evaluation.soft_labels
+    protocol.require_labels_of(None if own is None else own.kind)
+    if own is not None and tuple(own.values.shape) != (len(images), info.num_classes):
+        raise BadValue(
+            f"The set has soft labels {tuple(own.values.shape)}, expected {(len(images), info.num_classes)}.",
+            "give one row for each image, with one column for each class",
+        )
+    if protocol.taught and not evaluation.teachers:
         raise BadValue("Soft labels need a teacher, but none was given.", "pass a teacher or use labels 'hard'")
+    if protocol.own_labels and evaluation.teachers:
+        raise BadValue("The labels are the set's own, but a teacher was given.", "leave it out")
 
 
 def _check_classes(teacher: nn.Module, images: torch.Tensor, dataset: Dataset) -> None:

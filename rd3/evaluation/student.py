@@ -69,8 +69,9 @@ class StudentTraining:
         precision: str,
         progress: Progress = lambda fraction, note: None,
         tested: Tested | None = None,
+        own_label_bytes: int | None = None,
     ):
-        """``images``: number of images in the set."""
+        """``images``: number of images in the set; ``own_label_bytes``: of the soft labels that it comes with."""
         self._wall, self._process = time.perf_counter(), time.process_time()
         self.recipe, self.dataset, self.device, self.precision = recipe, dataset, device, precision
         protocol, info = recipe.protocol, dataset.info
@@ -88,7 +89,7 @@ class StudentTraining:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
         self._right = torch.zeros((), dtype=torch.int64, device=device)
-        self._images, self._classes = images, info.num_classes
+        self._images, self._classes, self._own_label_bytes = images, info.num_classes, own_label_bytes
         self._tested, self._total = tested, len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
         self._watch = _ProgressTracker(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
@@ -222,7 +223,7 @@ class StudentTraining:
             process_s=time.process_time() - self._process,
             peak_mib=peak_mib(self.device),
             image_steps=image_steps(protocol, self._images),
-            label_bytes=label_bytes(protocol, self._images, self._classes),
+            label_bytes=label_bytes(protocol, self._images, self._classes, self._own_label_bytes),
         )
 
 

@@ -52,15 +52,19 @@ class LabelledViews:
         teachers: Sequence[nn.Module],
         recipe: EvaluationRecipe,
         precision: str,
+        once: OnceLabels | None = None,
     ):
-        """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views."""
+        """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views.
+
+        ``once``: labels of the images that need no teacher.
+        """
         self._teachers, self._precision = teachers, precision
         protocol, device = recipe.protocol, images.device
         wanted = AHEAD.get(device.type, AHEAD_ELSEWHERE)
         several = teachers and protocol.teacher_mode == "eval"
         ahead = max(1, wanted // protocol.batch_size) if several else 1
         self._chunks = views(images, labels, protocol, recipe.student_seed, ahead)
-        self.once: OnceLabels | None = None
+        self.once = once
         """The labels of the images, if these are labelled instead of views."""
         if teachers and protocol.soft_labels == "once":
             parts = [self._logits(to_unit(some)) for some in images.split(wanted)]
@@ -98,9 +102,12 @@ class OnceLabels:
         for known, table in self._tables:
             if known is protocol:
                 return table
-        table = as_stored(combine_logits(self.logits, protocol), protocol)
+        table = self._computed(protocol)
         self._tables.append((protocol, table))
         return table
+
+    def _computed(self, protocol: EvalProtocol) -> torch.Tensor:
+        return as_stored(combine_logits(self.logits, protocol), protocol)
 
     def of(self, batch: Batch, protocol: EvalProtocol) -> torch.Tensor:
         """(B, C) float32 logits for the views of a batch; those of mixed images are mixed as probabilities."""

@@ -11,6 +11,7 @@ from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.pictures import TRANSPARENT, check_depth, peculiarity, rgb_of
 from rd3.inputs.pixels import eight_bit_notes, stated_space
+from rd3.inputs.soft_labels import columns_in_order
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -22,6 +23,7 @@ __all__ = [
     "by_number",
     "check_depth",
     "check_images_and_labels",
+    "columns_in_order",
     "eight_bit_notes",
     "file_name",
     "is_image_file",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rd3.errors import BadValue
 from rd3.inputs.arrays import images_of
 from rd3.inputs.class_order import ClassList, StatedOrder
-from rd3.inputs.labels import class_labels
+from rd3.inputs.labels import class_labels, stated_by_column
 from rd3.inputs.notes import Note, Say
 from rd3.inputs.pixels import Space, unit_pixels
+from rd3.inputs.soft_labels import soft_labels_of
+from rd3.soft_labels import SoftLabels
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +23,8 @@ class ImagesAndLabels(NamedTuple):
 
     images: torch.Tensor
     labels: torch.Tensor
+    soft_labels: SoftLabels | None = None
+    """Soft labels of the images, if there are any, with columns in the dataset's class order."""
 
 
 def check_images_and_labels(
@@ -29,20 +34,29 @@ def check_images_and_labels(
     space: Space | None = None,
     *,
     order: StatedOrder | None = None,
+    soft_labels: Any = None,
+    soft_label_kind: Any = None,
     say: Say,
 ) -> ImagesAndLabels:
     """Check and convert images and labels in any form; raises an :class:`RD3Error` for what is wrong or ambiguous.
 
     The forms are those of :func:`images_of` and :func:`class_labels`; ``space``: the pixel space that the user states;
-    ``order``: the class order that the file states.  ``say`` receives what was found.  Does not require equally many
+    ``order``: the class order that the file states; ``soft_labels``: (N, C) soft labels beside the classes, and what
+    they are, as :func:`soft_labels_of` takes them.  ``say`` receives what was found.  Does not require equally many
     images per class.
     """
     stacked, layout = images_of(images, info.resolution, info.name)
+    order = order or stated_by_column(labels)
     found, numbering = class_labels(labels, len(stacked), info, order)
     pixels, values = unit_pixels(stacked, space or Space())
-    for note in (*layout, *values, *numbering, *_repeated(pixels)):
+    soft, softness = None, list[Note]()
+    if soft_labels is not None:
+        soft, softness = soft_labels_of(soft_labels, soft_label_kind, found, info, order)
+    elif soft_label_kind is not None:
+        raise BadValue(f"soft_label_kind is {soft_label_kind!r}, but there are no soft labels.", "leave it out")
+    for note in (*layout, *values, *numbering, *softness, *_repeated(pixels)):
         say(note)
-    return ImagesAndLabels(pixels.contiguous(), found)
+    return ImagesAndLabels(pixels.contiguous(), found, soft)
 
 
 def _repeated(images: torch.Tensor) -> Iterator[Note]:

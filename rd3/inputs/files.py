@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
@@ -57,13 +57,14 @@ def order_text(names: Sequence[str], differs: bool, limit: int = 12) -> str:
     return f"class order ({how}): {', '.join(shown)}"
 
 
-def unread(root: Path, depths: Sequence[str]) -> str | None:
+def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str | None:
     """A sentence on the files below ``root`` that are not read; None if all are, hidden ones and those of
     file managers aside.
 
-    ``depths`` are the folders, relative to ``root``, whose image files are read.
+    ``depths`` are the folders, relative to ``root``, whose image files are read; ``read``: other files in ``root`` that
+    are.
     """
-    reasons = Counter(_reasons(root, {os.path.normpath(depth) for depth in depths}))
+    reasons = Counter(_reasons(root, {os.path.normpath(depth) for depth in depths}, read))
     if not reasons:
         return None
     listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
@@ -71,12 +72,12 @@ def unread(root: Path, depths: Sequence[str]) -> str | None:
     return f"{total} file{'s' if total > 1 else ''} below {root} {'are' if total > 1 else 'is'} not read: {listed}"
 
 
-def _reasons(root: Path, read: set[str]) -> Iterator[str]:
+def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not is_litter(name)]
-        within = os.path.relpath(folder, root) in read
+        within = os.path.relpath(folder, root) in depths
         for name in files:
-            if is_litter(name):
+            if is_litter(name) or (name in read and Path(folder) == root):
                 continue
             suffix = Path(name).suffix.lower() or "without a suffix"
             if not is_image_file(name):

@@ -14,10 +14,7 @@ from rd3.inputs.notes import Note
 if TYPE_CHECKING:
     import torch
 
-_SOFT = (
-    "give hard labels, for example labels.argmax(1): soft labels are computed by the teachers of the evaluation, for "
-    "the images as they are augmented"
-)
+_SOFT = "give hard labels, for example labels.argmax(1), and the soft ones beside them as soft_labels"
 
 
 def class_labels(
@@ -26,12 +23,11 @@ def class_labels(
     """(``count``,) int64 labels in the dataset's class order, and what was found.
 
     ``labels``: integers, whole floats or one-hot rows in an array, a tensor, a sequence or a column of ``datasets``;
-    or class names.  ``order``: the class order that the labels' file states; a column of ClassLabel states its own.
+    or class names.  ``order``: the class order that their file states, or their column (:func:`stated_by_column`).
     Raises :class:`BadValue` or :class:`ClassOrderError`.
     """
     import torch
 
-    order = order or _own_order(labels)
     if isinstance(labels, (str, bytes)) or not (is_column(labels) or hasattr(labels, "__array__")):
         raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
     plain = tensor_of(labels, "labels") if isinstance(labels, torch.Tensor) else _from_rows(labels, info)
@@ -46,8 +42,8 @@ def class_labels(
     return brought, notes
 
 
-def _own_order(labels: Any) -> StatedOrder | None:
-    """The names of a ClassLabel column of ``datasets``."""
+def stated_by_column(labels: Any) -> StatedOrder | None:
+    """The class order of a ClassLabel column of ``datasets``; None for other labels."""
     names = getattr(getattr(labels, "features", None), "names", None)
     return StatedOrder.read(names, "the column of labels") if names else None
 

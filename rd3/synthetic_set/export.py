@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rd3.errors import BadValue
 from rd3.store import write_atomically
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
+from rd3.synthetic_set.soft_file import write_soft_labels
 
 if TYPE_CHECKING:
     import torch
@@ -37,18 +38,23 @@ def _png_name(class_id: str, k: int) -> str:
 
 
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
-    """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits."""
+    """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits.
+
+    Soft labels of the set's own are written as they are, into ``folder/soft_labels.safetensors``.
+    """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty.", "choose a new folder, so that images are not mixed")
     ids = synthetic_set.manifest.class_ids
     unsafe = [name for name in ids if not _is_file_name(name)]
     names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
-    for row, image in enumerate(_eight_bit(synthetic_set.images)):
-        k, label = divmod(row, len(ids))
-        path = folder / _png_name(names[label], k)
+    files = [_png_name(names[row % len(ids)], row // len(ids)) for row in range(len(synthetic_set.images))]
+    for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
+        path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_png(image))
+    if synthetic_set.soft_labels is not None:
+        write_soft_labels(folder, synthetic_set.soft_labels, files, ids)
     return folder
 
 
@@ -60,7 +66,8 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     """Write one Parquet file in the Hugging Face image layout: ``image`` (PNG bytes) and ``label`` with the class ids.
 
     ``datasets.load_dataset("parquet", data_files=path)`` gives Image and ClassLabel columns.  Float images are rounded
-    to 8 bits.
+    to 8 bits.  Soft labels of the set's own are the column ``soft_labels``, in fp32 if they are in bf16, and their kind
+    is in the notes ``rd3``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -70,13 +77,9 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
         "image": {"_type": "Image"},
         "label": {"names": list(manifest.class_ids), "_type": "ClassLabel"},
     }
-    notes = {
-        "huggingface": json.dumps({"info": {"features": features}}),
-        "rd3": json.dumps({"key": manifest.key, "method": manifest.method, "content": manifest.content}),
-    }
-    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=notes)
-    rows = [
+    origin = {"key": manifest.key, "method": manifest.method, "content": manifest.content}
+    columns = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
+    rows: list[dict[str, Any]] = [
         {
             "image": {"bytes": _png(image), "path": f"{label:05d}_{row // synthetic_set.num_classes:05d}.png"},
             "label": label,
@@ -85,6 +88,17 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
             zip(_eight_bit(synthetic_set.images), synthetic_set.labels.tolist(), strict=True)
         )
     ]
+    if synthetic_set.soft_labels is not None:
+        soft = synthetic_set.soft_labels
+        values = soft.values.float() if soft.dtype == "bfloat16" else soft.values
+        dtype = str(values.dtype).removeprefix("torch.")
+        origin["soft_label_kind"] = soft.kind
+        columns.append(("soft_labels", pa.list_(getattr(pa, dtype)())))
+        value = {"dtype": dtype, "_type": "Value"}
+        features["soft_labels"] = {"feature": value, "length": len(manifest.class_ids), "_type": "Sequence"}
+        rows = [row | {"soft_labels": list(label)} for row, label in zip(rows, values.numpy(), strict=True)]
+    notes = {"huggingface": json.dumps({"info": {"features": features}}), "rd3": json.dumps(origin)}
+    schema = pa.schema(columns, metadata=notes)
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
     write_atomically(Path(path), stream.getvalue())

@@ -31,9 +31,11 @@ from rd3.inputs import (
     warn_of_doubts,
 )
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
+from rd3.soft_labels import SoftLabels
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
-from rd3.synthetic_set.tensor_file import read_tensor_file
+from rd3.synthetic_set.soft_file import SOFT_LABELS, soft_labels_beside
+from rd3.synthetic_set.tensor_file import TensorFile, read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ def import_folder(
     """Import ``source/<class>/*.png|jpg|...``; folders are named by class id, class name or five-digit label.
 
     Images of a class are sorted by name.  ``split`` is the split that the set was generated from, if known.  Writes the
-    set into ``out`` and returns its recipe.  ``say`` receives what was found, such as files that are not read.
+    set into ``out`` and returns its recipe.  ``say`` receives what was found, such as files that are not read.  Soft
+    labels are read from the file that :func:`rd3.synthetic_set.export_png` writes.
     """
     source, info = Path(source), dataset.info
     if not source.is_dir():
@@ -63,8 +66,8 @@ def import_folder(
     label_of = _labels_by_name(names, info)
     numbered = all(name == f"{label_of.get(name, -1):05d}" for name in names)
     order = _stated_order(source) if numbered else None
-    images, labels = _read_folders(source, names, label_of, info, say)
-    left = unread(source, names)
+    images, labels, files = _read_folders(source, names, label_of, info, say)
+    left = unread(source, names, [SOFT_LABELS])
     if not images:
         raise DataMissing(
             f"{source} holds no images in class folders{f'; {left}' if left else ''}.",
@@ -74,14 +77,17 @@ def import_folder(
         say(Note(left, doubtful=True))
     if numbered and order is None:
         say(Note(f"folders are class numbers: {_meaning(label_of, info)}"))
-    return _imported(images, labels, dataset, out, split=split, order=order, say=say)
+    soft, kind = soft_labels_beside(source, files, info, order)
+    return _imported(
+        images, labels, dataset, out, split=split, order=order, soft_labels=soft, soft_label_kind=kind, say=say
+    )
 
 
 def _read_folders(
     source: Path, names: Sequence[str], label_of: dict[str, int], info: DatasetInfo, say: Say
-) -> tuple[list[torch.Tensor], list[int]]:
-    """(3, H, W) uint8 pixels of every image, and their labels."""
-    images, labels = [], []
+) -> tuple[list[torch.Tensor], list[int], list[str]]:
+    """(3, H, W) uint8 pixels of every image, their labels and their files, relative to ``source``."""
+    images, labels, files = [], [], []
     dropped: Counter[str] = Counter()
     for name in names:
         if name not in label_of:
@@ -90,10 +96,11 @@ def _read_folders(
             pixels, note = _decode(path, info.resolution)
             images.append(pixels)
             labels.append(label_of[name])
+            files.append(f"{name}/{path.name}")
             dropped.update([note] if note else [])
     for what, count in dropped.items():
         say(Note(f"{count} images have {what}"))
-    return images, labels
+    return images, labels, files
 
 
 def _unwrapped(source: Path, info: DatasetInfo, say: Say) -> Path:
@@ -131,14 +138,15 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
 
 
 def _refuse_soft(source: Path) -> None:
-    """Raise for files of soft labels beside the class folders."""
+    """Raise for files of soft labels beside the class folders, other than RD3's own."""
     files = (path.name for path in sorted(source.iterdir()) if path.is_file() and not is_litter(path.name))
-    soft = [name for name in files if _SOFT_FILES.search(name.lower())]
+    soft = [name for name in files if _SOFT_FILES.search(name.lower()) and name != SOFT_LABELS]
     if soft:
         raise BadValue(
-            f"{source} holds {soft[0]} beside its class folders, which looks like soft labels; RD3 does not evaluate "
-            "these.",
-            "move that file elsewhere to import the images with hard labels alone",
+            f"{source} holds {soft[0]} beside its class folders, which looks like soft labels, but does not say which "
+            "row belongs to which image.",
+            "import a tensor file with images, labels and soft_labels, or move that file elsewhere to import the "
+            "images with hard labels alone",
         )
 
 
@@ -183,6 +191,8 @@ def import_tensors(
     split: SourceSplit = "unknown",
     normalised: Normalisation | str | None = None,
     clip: bool = False,
+    soft_labels: Any = None,
+    soft_label_kind: str | None = None,
     say: Say = warn_of_doubts,
 ) -> SetRecipe:
     """Import (images, labels), or a ``.safetensors`` or ``.pt`` file with tensors of these names.
@@ -193,12 +203,32 @@ def import_tensors(
     as text (``dataset``, a name such as ``half`` for [-1, 1], or ``MEAN/STD``); ``clip``: clip what is then outside
     [0, 1].  ``say`` receives what was found; by default, doubts are Python warnings.  Writes the set into ``out`` and
     returns its recipe.
+
+    ``soft_labels``: (N, C) floats in fp16, bf16, fp32 or fp64, in the row order of the images, which the set keeps as
+    they are; those in the file by default.  ``soft_label_kind``: ``logits`` or ``probabilities``, if neither the file
+    states it nor the values show it.
     """
     if isinstance(source, tuple):
-        (images, labels), order = source, None
+        found = TensorFile(*source, order=None)
     else:
-        images, labels, order = read_tensor_file(Path(source), dataset.info.num_classes, say)
-    return _imported(images, labels, dataset, out, split=split, normalised=normalised, clip=clip, order=order, say=say)
+        found = read_tensor_file(Path(source), dataset.info.num_classes, say)
+    if soft_label_kind is not None and found.soft_label_kind not in (None, soft_label_kind):
+        raise BadValue(
+            f"soft_label_kind is {soft_label_kind!r}, {source} states {found.soft_label_kind!r}.", "correct one of them"
+        )
+    return _imported(
+        found.images,
+        found.labels,
+        dataset,
+        out,
+        split=split,
+        normalised=normalised,
+        clip=clip,
+        order=found.order,
+        soft_labels=found.soft_labels if soft_labels is None else soft_labels,
+        soft_label_kind=soft_label_kind or found.soft_label_kind,
+        say=say,
+    )
 
 
 def _imported(
@@ -212,25 +242,30 @@ def _imported(
     normalised: Normalisation | str | None = None,
     clip: bool = False,
     order: StatedOrder | None = None,
+    soft_labels: Any = None,
+    soft_label_kind: str | None = None,
 ) -> SetRecipe:
     info = dataset.info
     space = stated_space(normalised, clip, info.normalisation)
-    pixels, numbers = check_images_and_labels(images, labels, info, space, order=order, say=say)
-    rows = _k_major(numbers, info)
-    pixels, numbers = pixels[rows].contiguous(), numbers[rows]
+    found = check_images_and_labels(
+        images, labels, info, space, order=order, soft_labels=soft_labels, soft_label_kind=soft_label_kind, say=say
+    )
+    rows = _k_major(found.labels, info)
+    pixels, numbers = found.images[rows].contiguous(), found.labels[rows]
+    soft = None if found.soft_labels is None else found.soft_labels.take(rows)
     dtype, ipc = str(pixels.dtype).removeprefix("torch."), len(numbers) // info.num_classes
     digests = zip((row_digest(image) for image in pixels.numpy()), numbers.tolist(), strict=True)
     recipe = SetRecipe(
         method=IMPORTED,
         version=1,
-        settings={},
+        settings={} if soft is None else {"soft_label_kind": soft.kind},
         data=Data(name=info.name, fingerprint=dataset.fingerprint, split=split),
         classes=info.classes,
         resolution=info.resolution,
         ipc=ipc,
-        content=content_digest(dtype, tuple(pixels.shape), digests),
+        content=content_digest(dtype, tuple(pixels.shape), digests, soft),
     )
-    _write(recipe, info, pixels, Path(out))
+    _write(recipe, info, pixels, soft, Path(out))
     return recipe
 
 
@@ -251,12 +286,13 @@ def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     return torch.stack(by_class, dim=1).flatten()
 
 
-def _write(recipe: SetRecipe, info: DatasetInfo, images: torch.Tensor, out: Path) -> None:
+def _write(recipe: SetRecipe, info: DatasetInfo, images: torch.Tensor, soft: SoftLabels | None, out: Path) -> None:
     classes = info.num_classes
     members = [(row % classes, row // classes) for row in range(len(images))]
     starts = range(0, len(images), _BLOCK_ROWS)
     blocks = [Block(index, tuple(members[start : start + _BLOCK_ROWS])) for index, start in enumerate(starts)]
     writer = SetWriter(out, recipe, info, blocks)
     for block, start in zip(blocks, starts, strict=True):
-        writer.add(block, images[start : start + _BLOCK_ROWS])
+        part = slice(start, start + _BLOCK_ROWS)
+        writer.add(block, images[part], soft_labels=None if soft is None else soft.values[part])
     writer.finish()

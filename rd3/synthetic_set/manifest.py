@@ -16,6 +16,8 @@ from rd3.values import canonical, first_mistake
 if TYPE_CHECKING:
     import numpy as np
 
+    from rd3.soft_labels import SoftLabelKind, SoftLabels
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 DType = Literal["uint8", "float32"]
@@ -52,7 +54,8 @@ class Manifest(BaseModel):
     files: dict[str, str]
     """File name (relative, with /) to sha256."""
     content: str
-    """Digest of type, shape, pixels and labels in row order; independent of blocks, times and paths."""
+    """Digest of type, shape, pixels and labels in row order, and of soft labels; independent of blocks, times and
+    paths."""
     phases: dict[str, Phase] = {}
     generation_wall_s: float = 0.0
     generation_process_s: float = 0.0
@@ -70,6 +73,13 @@ class Manifest(BaseModel):
         return recipe_of_kind(self.recipe, SetRecipe)
 
     @property
+    def soft_label_kind(self) -> SoftLabelKind | None:
+        """As :attr:`rd3.recipe.SetRecipe.soft_label_kind`, from a recipe of any format."""
+        imported = self.recipe.get("content") is not None
+        kind: SoftLabelKind | None = self.recipe.get("settings", {}).get("soft_label_kind") if imported else None
+        return kind
+
+    @property
     def short(self) -> str:
         """Short readable name."""
         return f"synthetic set {self.key[:8]}"
@@ -80,15 +90,20 @@ def row_digest(pixels: np.ndarray) -> bytes:
     return hashlib.sha256(pixels.data).digest()
 
 
-def content_digest(dtype: str, shape: tuple[int, ...], rows: Iterable[tuple[bytes, int]]) -> str:
+def content_digest(
+    dtype: str, shape: tuple[int, ...], rows: Iterable[tuple[bytes, int]], soft_labels: SoftLabels | None = None
+) -> str:
     """Digest of a set's content from its rows' digests and labels, in row order.
 
-    ``shape`` is (N, 3, H, W).  Computed from row digests, so that the pixels need not be in memory at once.
+    ``shape`` is (N, 3, H, W).  Computed from row digests, so that the pixels need not be in memory at once.  That of a
+    set with ``soft_labels`` covers these too.
     """
     whole = hashlib.sha256(canonical({"dtype": dtype, "shape": list(shape)}).encode())
     for digest, label in rows:
         whole.update(digest)
         whole.update(int(label).to_bytes(8, "little"))
+    if soft_labels is not None:
+        whole.update(soft_labels.digest().encode())
     return whole.hexdigest()
 
 

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.soft_labels import SoftLabels
 from rd3.synthetic_set.manifest import Manifest, content_digest, read_manifest, row_digest
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class SetOnDisk:
         """Open and check a set's folder, as in :meth:`SyntheticSet.open`."""
         folder, manifest = Path(folder), _checked_manifest(Path(folder), classes, class_ids)
         places: dict[int, tuple[str, int]] = {}
-        for name, _images, rows in _checked_blocks(folder, manifest):
-            places.update((row, (name, place)) for place, row in enumerate(rows.tolist()))
+        for block in _checked_blocks(folder, manifest):
+            places.update((row, (block.name, place)) for place, row in enumerate(block.rows.tolist()))
         return cls(folder, manifest, places)
 
     @property
@@ -64,12 +65,14 @@ class SetOnDisk:
 class SyntheticSet:
     """A complete, checked set in memory.
 
-    ``images``: (N, 3, H, W) uint8, or float32 in [0, 1]; ``labels``: (N,) int64; both in row order.
+    ``images``: (N, 3, H, W) uint8, or float32 in [0, 1]; ``labels``: (N,) int64; ``soft_labels``: those that the set
+    comes with, if any; all in row order.
     """
 
     manifest: Manifest
     images: torch.Tensor
     labels: torch.Tensor
+    soft_labels: SoftLabels | None = None
 
     @classmethod
     def open(
@@ -85,9 +88,11 @@ class SyntheticSet:
         manifest = _checked_manifest(Path(folder), classes, class_ids)
         side, count = manifest.resolution, manifest.count
         images = torch.empty((count, 3, side, side), dtype=getattr(torch, manifest.dtype))
-        for _name, block_images, rows in _checked_blocks(Path(folder), manifest):
-            images[rows] = block_images
-        return cls(manifest, images, torch.arange(count) % len(manifest.class_ids))
+        blocks = []
+        for block in _checked_blocks(Path(folder), manifest):
+            images[block.rows] = block.images
+            blocks.append(block._replace(images=None))
+        return cls(manifest, images, torch.arange(count) % len(manifest.class_ids), _joined(blocks, manifest))
 
     @property
     def num_classes(self) -> int:
@@ -113,30 +118,56 @@ def _checked_manifest(folder: Path, classes: str | None, class_ids: Sequence[str
     return manifest
 
 
-def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(file name, images, rows) of every block; raises at an invalid block, or at the end if the set is invalid."""
+class _ReadBlock(NamedTuple):
+    """The content of a block's file."""
+
+    name: str
+    images: Any
+    labels: torch.Tensor
+    rows: torch.Tensor
+    soft_labels: torch.Tensor | None
+
+
+def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[_ReadBlock]:
+    """Every block; raises at an invalid block, or at the end if the set is invalid."""
     num_classes = len(manifest.class_ids)
     digests: dict[int, tuple[bytes, int]] = {}
+    soft: list[_ReadBlock] = []
     for name, sha256 in manifest.files.items():
-        images, labels, rows = _read_block(folder, name, sha256, manifest)
-        for image, label, row in zip(images.numpy(), labels.tolist(), rows.tolist(), strict=True):
+        block = _read_block(folder, name, sha256, manifest)
+        for image, label, row in zip(block.images.numpy(), block.labels.tolist(), block.rows.tolist(), strict=True):
             if label != row % num_classes:
                 raise DataCorrupt(
                     f"{manifest.short}: row {row} has label {label}, expected {row % num_classes}.", _REMEDY
                 )
             digests[row] = row_digest(image), label
-        yield name, images, rows
+        soft.append(block._replace(images=None))
+        yield block
     if len(digests) != manifest.count:
         missing = next(row for row in range(manifest.count) if row not in digests)
         raise DataCorrupt(f"{manifest.short}: row {missing} is missing from all files.", _REMEDY)
     side = manifest.resolution
     shape = (manifest.count, 3, side, side)
-    content = content_digest(manifest.dtype, shape, (digests[row] for row in range(manifest.count)))
+    rows = (digests[row] for row in range(manifest.count))
+    content = content_digest(manifest.dtype, shape, rows, _joined(soft, manifest))
     if content != manifest.content:
         raise DataCorrupt(
             f"{manifest.short}: its images have digest {content[:12]}, its manifest says {manifest.content[:12]}.",
             _REMEDY,
         )
+
+
+def _joined(blocks: Sequence[_ReadBlock], manifest: Manifest) -> SoftLabels | None:
+    """The soft labels of all blocks, in row order; None for a set without."""
+    import torch
+
+    kind, parts = manifest.soft_label_kind, [block.soft_labels for block in blocks]
+    if kind is None:
+        return None
+    if any(part is None for part in parts):
+        raise DataCorrupt(f"{manifest.short}: a block lacks its soft labels.", _REMEDY)
+    rows = torch.cat([block.rows for block in blocks])
+    return SoftLabels(torch.cat([part for part in parts if part is not None]), kind).take(rows.argsort())
 
 
 def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[str] | None) -> None:
@@ -163,9 +194,7 @@ def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[
     raise ClassOrderError(what, "use a set of this dataset, or import the images again from folders named by class")
 
 
-def _read_block(
-    folder: Path, name: str, sha256: str, manifest: Manifest
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _ReadBlock:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -192,4 +221,11 @@ def _read_block(
         )
     if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= manifest.count):
         raise DataCorrupt(f"{manifest.short}: file {name} has rows outside 0..{manifest.count - 1}.", _REMEDY)
-    return images, labels, rows
+    soft_labels = tensors.get("soft_labels")
+    if soft_labels is not None and tuple(soft_labels.shape) != (len(rows), len(manifest.class_ids)):
+        raise DataCorrupt(
+            f"{manifest.short}: file {name} has soft labels of shape {tuple(soft_labels.shape)}, expected "
+            f"{(len(rows), len(manifest.class_ids))}.",
+            _REMEDY,
+        )
+    return _ReadBlock(name, images, labels, rows, soft_labels)

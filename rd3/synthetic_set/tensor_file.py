@@ -15,6 +15,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
 _SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
+_KIND = "soft_label_kind"
 _ORDER = re.compile(r"class|wnid|synset|categor|label_?names|^names$|label2id|id2label")
 
 
@@ -25,13 +26,17 @@ class TensorFile(NamedTuple):
     labels: Any
     order: StatedOrder | None
     """The class order that it states."""
+    soft_labels: Any = None
+    """(N, C) soft labels beside the classes, if it has any."""
+    soft_label_kind: Any = None
+    """What they are, if it states this."""
 
 
 def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
-    """Images, labels and the stated class order of a ``.safetensors`` or ``.pt`` file; no code in it is executed.
+    """Images, labels and what else a ``.safetensors`` or ``.pt`` file states; no code in it is executed.
 
-    Raises :class:`DataMissing`, :class:`DataCorrupt`, or :class:`BadValue` for soft labels of ``classes`` classes
-    beside the hard ones, which are not dropped silently.  ``say`` receives the names of what is not read.
+    Raises :class:`DataMissing`, :class:`DataCorrupt`, or :class:`BadValue` for soft labels that are not one row of
+    ``classes`` numbers for each image, which are not dropped silently.  ``say`` receives the names of what is not read.
     """
     from rd3.inputs.torch_files import is_foreign, read_torch_file
 
@@ -53,13 +58,17 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
         if is_foreign(found[name]):
             raise BadValue(f"{name!r} in {path.name} is a pickled {type(found[name]).__name__}, not a tensor.", SAVE)
     beside = {str(name): value for name, value in found.items() if name not in ("images", "labels")}
-    others = beside | _header(path)
-    _refuse_soft(others, classes, path.name)
+    others: dict[str, Any] = beside | _header(path)
+    kind = others.pop(_KIND, None)
+    soft = _soft_name(others, classes, path.name)
+    soft_labels = None if soft is None else others.pop(soft)
     order = _order(others, path.name)
     left = sorted(name for name in others if order is None or order.where != _field(path.name, name))
+    if soft is not None and soft != "soft_labels":
+        say(Note(f"soft labels are read from {_field(path.name, soft)}"))
     if left:
         say(Note(f"not read from {path.name}: {', '.join(left)}", doubtful=True))
-    return TensorFile(found["images"], found["labels"], order)
+    return TensorFile(found["images"], found["labels"], order, soft_labels, kind)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -72,18 +81,26 @@ def _header(path: Path) -> dict[str, Any]:
         return {name: value for name, value in (opened.metadata() or {}).items() if name != "format"}
 
 
-def _refuse_soft(others: Mapping[str, Any], classes: int, file: str) -> None:
-    """Raise for soft labels beside the hard ones."""
+def _soft_name(others: Mapping[str, Any], classes: int, file: str) -> str | None:
+    """The field with soft labels (N, C) beside the hard ones; raises for others that look like soft labels."""
+    found = []
     for name, value in others.items():
         shape = tuple(getattr(value, "shape", ()))
         named = _SOFT.search(name.lower()) and (shape or isinstance(value, (list, tuple, Mapping)))
-        if named or (len(shape) >= 2 and shape[-1] == classes and value.dtype.is_floating_point):
+        floats = bool(shape) and value.dtype.is_floating_point
+        if floats and len(shape) == 2 and shape[1] == classes:
+            found.append(name)
+        elif named or (floats and len(shape) >= 2 and shape[-1] == classes):
             raise BadValue(
                 f"{file} holds {name!r} beside its labels{f' (shape {shape})' if shape else ''}, which looks like soft "
-                "labels; RD3 does not evaluate these.",
-                "to import the images with their hard labels alone, save only 'images' and 'labels'; soft labels are "
-                "computed by the teachers of the evaluation",
+                f"labels, but is not one row of {classes} floats for each image.",
+                f"to import them, save 'soft_labels' (N, {classes}); for the images and hard labels alone, leave "
+                f"{name!r} out",
             )
+    if len(found) > 1:
+        names = " and ".join(map(repr, sorted(found)))
+        raise BadValue(f"{file} holds {names}, which all look like soft labels.", "save one of them as 'soft_labels'")
+    return found[0] if found else None
 
 
 def _field(file: str, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue
 from rd3.recipe import SetRecipe
+from rd3.soft_labels import SoftLabels
 from rd3.store import now, sha256_file, write_atomically
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, Phase, content_digest, row_digest
@@ -29,7 +30,7 @@ class SetWriter:
     """Writes the blocks of one set into a folder and then its manifest.
 
     The header of a block's file holds its recipe key, its time and its content digest, so that resuming needs no other
-    record and phase times are not lost.
+    record and phase times are not lost.  A set whose recipe has a ``soft_label_kind`` has soft labels in every block.
     """
 
     def __init__(self, folder: Path, recipe: SetRecipe, info: DatasetInfo, blocks: Sequence[Block]):
@@ -101,15 +102,20 @@ class SetWriter:
         block: Block,
         images: torch.Tensor,
         *,
+        soft_labels: torch.Tensor | None = None,
         phases: Mapping[str, Mapping[str, float]] | None = None,
         peak_mib: float | None = None,
     ) -> None:
-        """Write one block; ``images``: (n, 3, H, W) uint8, or float32 in [0, 1], in the order of ``block.members``."""
+        """Write one block; ``images``: (n, 3, H, W) uint8, or float32 in [0, 1], in the order of ``block.members``.
+
+        ``soft_labels``: (n, C) of the same images, of one type in all blocks, for a set with soft labels.
+        """
         import torch
         from safetensors.torch import save
 
         images = images.detach().cpu().contiguous()
         self._check(block, images)
+        self._check_soft(block, soft_labels)
         headers = {
             "key": self.recipe.key,
             "dtype": str(images.dtype).removeprefix("torch."),
@@ -122,6 +128,8 @@ class SetWriter:
             "labels": torch.tensor(block.labels, dtype=torch.int64),
             "rows": torch.tensor([self._row(member) for member in block.members], dtype=torch.int64),
         }
+        if soft_labels is not None:
+            tensors["soft_labels"] = soft_labels.detach().cpu().contiguous()
         write_atomically(self.folder / block_name(block.index), save(tensors, {"rd3": json.dumps(headers)}))
         self._headers[block.index] = headers
 
@@ -141,6 +149,15 @@ class SetWriter:
         low, high = images.aminmax()
         if not (low >= 0 and high <= 1):
             raise BadValue(f"{where}: float images range from {low:.3g} to {high:.3g}, expected [0, 1].")
+
+    def _check_soft(self, block: Block, soft_labels: torch.Tensor | None) -> None:
+        """Raise for soft labels that the recipe does not state, or that are missing or of another shape."""
+        found = None if soft_labels is None else tuple(soft_labels.shape)
+        kind = self.recipe.soft_label_kind
+        expected = None if kind is None else (len(block.members), self.info.num_classes)
+        if found != expected:
+            where = f"Method {self.recipe.method}, block {block.index}"
+            raise BadValue(f"{where}: soft labels have shape {found}, expected {expected}, as the set's are {kind}.")
 
     def finish(
         self,
@@ -176,7 +193,7 @@ class SetWriter:
             dtype=dtypes[0],
             count=count,
             files=files,
-            content=content_digest(dtypes[0], (count, 3, side, side), self._rows()),
+            content=content_digest(dtypes[0], (count, 3, side, side), self._rows(), self._soft_labels()),
             phases=phases,
             generation_wall_s=sum(phase.wall_s for phase in phases.values()),
             generation_process_s=sum(phase.process_s for phase in phases.values()),
@@ -196,6 +213,20 @@ class SetWriter:
             for member, digest in zip(block.members, self._headers[index]["digests"], strict=True):
                 rows[self._row(member)] = (bytes.fromhex(digest), member[0])
         return [rows[row] for row in sorted(rows)]
+
+    def _soft_labels(self) -> SoftLabels | None:
+        """The soft labels of all blocks, in row order."""
+        import torch
+        from safetensors import safe_open
+
+        kind, parts, rows = self.recipe.soft_label_kind, [], []
+        if kind is None:
+            return None
+        for index, block in self.blocks.items():
+            with safe_open(self.folder / block_name(index), framework="pt") as opened:
+                parts.append(opened.get_tensor("soft_labels"))
+            rows += [self._row(member) for member in block.members]
+        return SoftLabels(torch.cat(parts), kind).take(torch.tensor(rows).argsort())
 
     def _remove_strays(self, known: set[str]) -> None:
         """Delete files left by an interrupted write or by another recipe."""

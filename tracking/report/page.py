@@ -142,7 +142,7 @@ def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
 
 def _fields_in_use(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a resolved protocol, without those of stored labels where none are stored."""
-    stored = resolved.get("soft_labels", "online") != "online"
+    stored = resolved.get("soft_labels", "online") in ("once", "stored")
     fields = {name: value for name, value in flat_protocol(resolved).items() if value is not None}
     return {name: value for name, value in fields.items() if stored or not name.startswith("label_")}
 

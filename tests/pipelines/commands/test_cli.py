@@ -24,7 +24,7 @@ from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
 from rd3.parts import Collector
-from rd3.recipe import from_json
+from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, FolderStore, sha256_files
 from tracking.ledger.ledger import Ledger
 
@@ -365,6 +365,44 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     code, _out, err = rd3("set", "verify", "ffff")
     assert code == 2
     assert "ffff" in err
+
+
+def test_a_foreign_set_with_soft_labels_is_evaluated_with_them(rd3, home, monkeypatch, tmp_path):
+    run: list[Recipe] = []
+
+    def execute(expansion, plan, session, **_options):
+        for key in plan.keys("run"):
+            run.append(recipe := expansion.recipes[key])
+            result = {"top1_pct": 12.3456, "correct": 42, "tested": 340}
+            made = Entry(kind=recipe.kind, key=key, recipe=recipe.model_dump(mode="json"), result=result)
+            Ledger(session.artifacts).mark(made)
+        return Outcome()
+
+    monkeypatch.setattr("pipelines.byhand.execute", execute)
+    labels = torch.arange(20) % 10
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    soft = 0.9 * torch.nn.functional.one_hot(labels, 10) + 0.01
+    file = {"images": images, "labels": labels}
+    keys = []
+    for name, own in (("with", {"label_syn": soft.half()}), ("without", {})):
+        save_file(file | own, tmp_path / f"{name}.safetensors")
+        code, out, err = rd3("set", "import", tmp_path / f"{name}.safetensors", "--dataset", "digits")
+        assert code == 0, err
+        assert ("20 x 10 float16 probabilities (rows sum to 1), 400 bytes" in out) is bool(own)
+        assert ("--field soft_labels=own" in out) is bool(own)
+        keys.append(re.search(r"set ([0-9a-f]{12}): IPC 2", out)[1])
+    assert "20 images with soft labels (probabilities)" in rd3("set", "verify", keys[0])[1]
+    own = ("--student", "convnet_w32", "--field", "soft_labels=own", "--field", "temperature=1")
+    code, out, err = rd3("evaluate", keys[0], *own, "--student-seed", "0")
+    assert code == 0, err
+    [planned] = run
+    assert isinstance(planned, EvaluationRecipe) and planned.teachers == () and planned.protocol.own_labels
+    code, _out, err = rd3("evaluate", keys[1], *own)
+    assert code == 2 and "the set has no soft labels of its own" in err and len(run) == 1
+    code, _out, err = rd3("evaluate", keys[0], "--student", "convnet_w32")
+    assert code == 2 and "or --field soft_labels=own for the set's own" in err
+    code, _out, err = rd3("set", "import", tmp_path, "--dataset", "digits", "--soft-label-kind", "logits")
+    assert code == 2 and "leave out --soft-label-kind" in err
 
 
 def test_the_pixel_space_of_a_foreign_set_is_stated_and_said(rd3, tmp_path):

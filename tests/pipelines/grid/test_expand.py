@@ -271,6 +271,16 @@ def test_a_pair_that_a_method_refuses_is_unsupported():
             expanded(SMALL.replace("[random]", "[refuses]"))
 
 
+def test_generated_sets_have_no_soft_labels_of_their_own():
+    text = SMALL + "protocols: [rd3, {rd3: {soft_labels: own}}]\n"
+    cells = expanded(text).cells
+    assert {cell.reason for cell in cells} == {
+        "", "soft_labels 'own' needs a set with soft labels of its own, which methods do not generate",
+    }  # fmt: skip
+    with pytest.raises(GridErrors, match="no supported cells: soft_labels 'own' needs a set with soft labels"):
+        expanded(SMALL + "protocol: {soft_labels: own}\n")
+
+
 def test_mistakes_that_only_expansion_finds_have_their_places():
     text = """\
 methods:

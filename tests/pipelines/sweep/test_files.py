@@ -138,6 +138,7 @@ def test_each_key_is_checked(key, value, said):
         ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batch sizes 100 and 50 are equivalent: the set has"),
         ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batch sizes 50 and above are equivalent"),
         ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field has no effect here: a single teacher"),
+        ("soft_labels: [online, own]", "space.soft_labels (line 9): The sets of a sweep have no soft labels of"),
         ("resized_crop.antialias: [true, false]", "space.resized_crop.antialias (line 9): This field has no"),
     ],
 )  # fmt: skip
@@ -155,6 +156,7 @@ def test_each_field_of_the_space_is_checked(field, said):
         ("hard_mix: [weighted, base]", "{rd3: {labels: hard, augmentation: [flip]}}", "no augmentation mixes images"),
         ("scale_t2: [true, false]", "{rd3: {temperature: 1}}", "the temperature is 1"),
         ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels use the loss 'ce' only."),
+        ("lr: [0.1, 0.2]", "{rd3: {soft_labels: own}}", "The sets of a sweep have no soft labels of their own."),
         ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
     ],
 )

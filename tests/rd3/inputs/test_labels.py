@@ -134,13 +134,16 @@ def test_a_class_order_that_cannot_be_obeyed_is_refused(tmp_path, value):
         import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "set")
 
 
-@pytest.mark.parametrize("name", ["soft_labels", "teacher_logits", "y_syn", "labels_syn"])
-def test_soft_labels_beside_hard_ones_are_refused(tmp_path, name):
-    file = {"images": IMAGES, "labels": torch.tensor(NUMBERS), name: torch.rand(12, 3)}
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("soft_labels", (12, 4)), ("teacher_logits", (5, 12, 3)), ("y_syn", (5, 12, 3)), ("label_syn", (12,))],
+)
+def test_soft_labels_that_are_not_one_row_for_each_image_are_refused(tmp_path, name, shape):
+    file = {"images": IMAGES, "labels": torch.tensor(NUMBERS), name: torch.rand(shape)}
     torch.save(file, tmp_path / "mine.pt")
     save_file(file, tmp_path / "mine.safetensors")
     for path in (tmp_path / "mine.pt", tmp_path / "mine.safetensors"):
-        with pytest.raises(BadValue, match=f"holds '{name}' beside its labels.*save only 'images' and 'labels'"):
+        with pytest.raises(BadValue, match=f"holds '{name}' beside its labels.*is not one row of 3 floats.*leave '"):
             import_tensors(path, TOY, tmp_path / "set")
 
 

@@ -11,6 +11,7 @@ from rd3.cell import Cell
 from rd3.store import Entry, FolderStore
 from tracking.report.extra import TABLES, Table
 from tracking.report.extra._base import extra_tables
+from tracking.report.extra.label_budget import labels_text
 from tracking.report.page import write_report
 from tracking.report.results import Results
 from tracking.report.tables import to_csv, top1_text
@@ -108,6 +109,10 @@ def test_labels_by_their_bytes(tmp_path: Path):
     assert list(found) == [*list(BUDGETS)[1:], "on the fly"] and len(table.rows) == len(BUDGETS)
     rows = list(csv.DictReader(to_csv(results.scores, results.tables).splitlines()))
     assert {(row["label_bytes"], row["image_steps"]) for row in rows} == set(found.values())
+
+
+def test_labels_that_a_set_comes_with_are_named_so():
+    assert labels_text({"labels": "soft", "soft_labels": "own", "label_dtype": "fp16"}) == "the set's own"
 
 
 def test_grids_without_stored_labels_have_no_table_of_them(tmp_path: Path):

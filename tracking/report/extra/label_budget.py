@@ -43,6 +43,8 @@ def labels_text(resolved: Mapping[str, Any]) -> str:
     regime = resolved.get("soft_labels", "online")
     if regime == "online":
         return "on the fly"
+    if regime == "own":
+        return "the set's own"
     pruned, largest = resolved.get("label_epochs"), resolved.get("label_top_k")
     details = [resolved["label_dtype"]]
     details += [f"{pruned} of {resolved['epochs']} epochs"] if pruned else []

@@ -1,0 +1,171 @@
+"""Soft labels from outside, one for each image beside its class, as :class:`rd3.soft_labels.SoftLabels`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from rd3.errors import BadValue, ClassOrderError
+from rd3.inputs.arrays import kind_of, tensor_of
+from rd3.inputs.class_order import ClassList, StatedOrder
+from rd3.inputs.notes import Note
+from rd3.soft_labels import DTYPES, KINDS, SoftLabelKind, SoftLabels
+
+if TYPE_CHECKING:
+    import torch
+
+_DOUBTED = 0.9
+"""Share of images, below which a largest soft label that is not the image's class is a doubt."""
+_GAIN = 0.5
+"""Share of images by which another order of the columns has to agree better to be taken for the right one."""
+_LEVEL = 0.05
+"""Significance level of agreement above chance, where it is below a half."""
+_STATE = "--soft-label-kind (in Python soft_label_kind=, in the file a field soft_label_kind)"
+
+
+def soft_labels_of(
+    values: Any, kind: Any, labels: torch.Tensor, info: ClassList, order: StatedOrder | None = None
+) -> tuple[SoftLabels, list[Note]]:
+    """Check soft labels (N, C) beside the ``labels`` (N,) int64 of the same images, and say what was found.
+
+    ``kind``: ``logits`` or ``probabilities`` as stated, or None: rows that sum to 1 are probabilities, and values below
+    0 are logits.  ``order``: the class order that the file or column states, in which the columns are; ``labels`` are
+    in the dataset's order already.  Raises :class:`BadValue` or :class:`ClassOrderError`.
+    """
+    given = _shaped(tensor_of(values, "soft_labels"), len(labels), info)
+    _require_finite(given)
+    found = _kind(given, kind)
+    if found == "probabilities":
+        _require_normalised(given)
+    columns = given if order is None else columns_in_order(given, order, info)
+    soft = SoftLabels(columns.contiguous(), found)
+    return soft, [_described(soft, kind), *_stated_against_looks(soft), _agreement(soft, labels, info)]
+
+
+def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) -> torch.Tensor:
+    """(N, C) columns brought from the stated class order to the dataset's; raises :class:`ClassOrderError`."""
+    import torch
+
+    target = order.bring(range(values.shape[1]), info)
+    if sorted(target) != list(range(info.num_classes)):
+        raise ClassOrderError(
+            f"{order.where} does not list every class of {info.name} once, so that the columns of soft_labels are not "
+            "known.",
+            "bring the columns to the dataset's class order (rd3 list datasets), and leave out the stated one",
+        )
+    return torch.empty_like(values).index_copy_(1, torch.tensor(target), values)
+
+
+def _shaped(given: torch.Tensor, count: int, info: ClassList) -> torch.Tensor:
+    dtype, expected = str(given.dtype).removeprefix("torch."), (count, info.num_classes)
+    if tuple(given.shape) != expected or dtype not in DTYPES:
+        raise BadValue(
+            f"soft_labels are {dtype} of shape {tuple(given.shape)}, expected floats of shape {expected}.",
+            "give one row for each image, with one column for each class",
+        )
+    return given
+
+
+def _require_finite(given: torch.Tensor) -> None:
+    wrong = ~given.isfinite()
+    if bool(wrong.any()):
+        row = int(wrong.any(dim=1).nonzero()[0])
+        raise BadValue(
+            f"Row {row} of soft_labels has a value that is NaN or infinite.",
+            "check how they were computed; in fp16, values beyond 65504 are infinite",
+        )
+
+
+def _tolerance(given: torch.Tensor) -> float:
+    """Of the sum of a row of probabilities, which were rounded to their type."""
+    import torch
+
+    return max(1e-3, 4 * torch.finfo(given.dtype).eps)
+
+
+def _off_one(given: torch.Tensor) -> torch.Tensor:
+    """(N,) distance of each row's sum from 1."""
+    return (given.double().sum(dim=1) - 1).abs()
+
+
+def _kind(given: torch.Tensor, stated: Any) -> SoftLabelKind:
+    """The stated kind, or the one that the values can only have."""
+    if stated is not None:
+        if stated not in KINDS:
+            what = repr(stated) if isinstance(stated, str) else kind_of(stated)
+            raise BadValue(f"soft_label_kind is {what}.", f"give {' or '.join(KINDS)}")
+        return cast(SoftLabelKind, stated)
+    if bool((given < 0).any()):
+        return "logits"
+    if bool((_off_one(given) <= _tolerance(given)).all()):
+        return "probabilities"
+    row = int(_off_one(given).argmax())
+    raise BadValue(
+        f"soft_labels have no value below 0, as logits have, and row {row} sums to "
+        f"{float(given[row].double().sum()):.4g}, where probabilities sum to 1.",
+        f"normalise the rows, or state what they are with {_STATE}",
+    )
+
+
+def _require_normalised(given: torch.Tensor) -> None:
+    if bool((given < 0).any()):
+        row = int((given < 0).any(dim=1).nonzero()[0])
+        raise BadValue(
+            f"Row {row} of soft_labels has {float(given[row].min()):.4g}, which is not a probability.",
+            f"state logits with {_STATE}, or give probabilities",
+        )
+    off = _off_one(given)
+    if bool((off > _tolerance(given)).any()):
+        row = int(off.argmax())
+        raise BadValue(
+            f"Row {row} of soft_labels sums to {float(given[row].double().sum()):.4g}, where probabilities sum to 1.",
+            "normalise the rows: soft_labels / soft_labels.sum(1, keepdim=True)",
+        )
+
+
+def _described(soft: SoftLabels, stated: Any) -> Note:
+    count, classes = soft.values.shape
+    how = "as stated" if stated is not None else "rows sum to 1" if soft.kind == "probabilities" else "values below 0"
+    return Note(f"soft labels: {count} x {classes} {soft.dtype} {soft.kind} ({how}), {soft.nbytes} bytes")
+
+
+def _stated_against_looks(soft: SoftLabels) -> Iterator[Note]:
+    values = soft.values
+    alike = bool((values >= 0).all()) and bool((_off_one(values) <= _tolerance(values)).all())
+    if soft.kind == "logits" and alike:
+        yield Note("soft labels are stated as logits, but their rows sum to 1 as probabilities do", doubtful=True)
+
+
+def _agreement(soft: SoftLabels, labels: torch.Tensor, info: ClassList) -> Note:
+    """How many images have their largest soft label at their class; raises for permuted rows or columns."""
+    from scipy.stats import binom
+
+    largest, count = soft.values.argmax(dim=1), len(labels)
+    agreeing = int((largest == labels).sum())
+    fact = f"the largest of an image's soft labels is at its class for {agreeing} of {count} images"
+    _refuse_permuted(largest, labels, agreeing, fact, info)
+    if 2 * agreeing < count and float(binom.sf(agreeing - 1, count, 1 / info.num_classes)) > _LEVEL:
+        raise BadValue(
+            f"soft_labels do not belong to these images: {fact}, which is no more than chance.",
+            "give their rows in the order of the images, and their columns in the dataset's class order",
+        )
+    return Note(f"soft labels: {fact}", doubtful=agreeing < _DOUBTED * count)
+
+
+def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, info: ClassList) -> None:
+    """Raise if another one-to-one order of the columns agrees with the labels far better."""
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    table = np.zeros((info.num_classes, info.num_classes), dtype=np.int64)
+    np.add.at(table, (labels.numpy(), largest.numpy()), 1)
+    classes, columns = linear_sum_assignment(table, maximize=True)
+    better = int(table[classes, columns].sum())
+    # One image of each class fits a permutation of its own too easily.
+    if better - agreeing >= _GAIN * len(labels) and len(labels) > info.num_classes:
+        first = next(label for label, column in zip(classes, columns, strict=True) if label != column)
+        raise ClassOrderError(
+            f"The columns of soft_labels look permuted: {fact}, with another order for {better}; class "
+            f"{info.class_ids[first]} is column {columns[first]}, not {first}.",
+            f"bring them to the dataset's class order: soft_labels[:, {columns.tolist()}]",
+        )
