@@ -67,7 +67,7 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
 
 
-def _rendered(figure: Figure, kind: str, name: str) -> bytes:
+def rendered(figure: Figure, kind: str, name: str) -> bytes:
     """The figure as bytes; in an SVG, ids are prefixed by ``name``, and there is no metadata."""
     out = io.BytesIO()
     if kind == "png":
@@ -93,7 +93,7 @@ def _with_title(found: re.Match[str]) -> str:
 
 
 def _tip(score: Score) -> str:
-    """Id of a score's marker, which :func:`_rendered` turns into a title."""
+    """Id of a score's marker, which :func:`rendered` turns into a title."""
     changes = changes_text({**score.overrides, **score.varied})
     text = ", ".join(filter(None, (score.method, f"IPC {score.ipc}", changes)))
     return TIP + f"{text}: {top1_text(score)}".encode().hex()
@@ -152,7 +152,7 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
             _legend(
                 figure, [_legend_entry("here", INK, "s"), _legend_entry("paper", PAPER, "D", markerfacecolor="none")]
             )
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 def _bar(got: Summary) -> float | None:
@@ -295,7 +295,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
         entries.append(_legend_entry("base point", INK, "o", markerfacecolor="none"))
         entries[-1].set_markersize(11)
         _legend(figure, entries, columns=3)
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 def _shifted(positions: dict[Any, float], steps: float, logarithmic: bool) -> dict[Any, float]:
@@ -370,7 +370,7 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
             figure,
             [_legend_entry(method, *styles[method]) for method in dict.fromkeys(score.method for score in shown)],
         )
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 def lines_chart(
@@ -410,7 +410,7 @@ def panels_chart(
             axes.label_outer()
             _grid(axes, "y")
         _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 class Cloud(Protocol):
@@ -445,4 +445,4 @@ def map_chart(clouds: Mapping[str, Cloud], *, kind: str = "svg", name: str = "ma
             if cloud is not background:
                 own = palette(cloud.labels % 10)
                 axes.scatter(*cloud.features.T, s=34, c=own, edgecolors=INK, linewidths=0.6)
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)

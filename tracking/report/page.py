@@ -43,6 +43,8 @@ class Chart:
     title: str
     caption: str
     svg: Markup
+    text: str = ""
+    """What it shows, in sentences; empty where tables have the same numbers."""
 
     @property
     def slug(self) -> str:
@@ -304,7 +306,7 @@ def write_report(
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
         cost=_cost(found),
-        others=[Chart(one.title, one.caption, _svg(one.svg)) for one in (*drawings(results, fetch), *charts)],
+        others=[Chart(one.title, one.caption, _svg(one.svg), one.text) for one in (*drawings(results, fetch), *charts)],
         sheets=contact_sheets(found, results.find, fetch),
         undone=_undone(frame, facts.get("failures", {})),
         provenance=Provenance(found, frame, results.find),
