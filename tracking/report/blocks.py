@@ -21,10 +21,6 @@ class Setting(NamedTuple):
     changed: str
     """Changed and varied fields of the protocol, and label teachers."""
 
-    @property
-    def text(self) -> str:
-        return ", ".join(filter(None, (f"{self.labels} labels", self.student, self.protocol, self.changed)))
-
 
 class Place(NamedTuple):
     """Dataset, IPC and setting: a block of the Friedman test."""

@@ -20,6 +20,7 @@ from rd3.errors import StoreError
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
+from tracking.report.claims import Judged, judged
 from tracking.report.extra._base import Table, extra_tables
 from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, interval_text, pairs
@@ -82,6 +83,7 @@ class Page:
     undone: list[dict[str, str]]
     provenance: Provenance
     scores: list[Score]
+    claim: Judged | None
     extra: dict[str, Table]
     """Tables of :mod:`tracking.report.extra`, by name."""
 
@@ -108,7 +110,7 @@ def _distinct(frame: pd.DataFrame, column: str) -> list[str]:
 
 def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
     """Facts about the run, from the entries and from the caller."""
-    given = {name: str(value) for name, value in facts.items() if name not in ("description", "failures")}
+    given = {name: str(value) for name, value in facts.items() if name not in ("description", "claim", "failures")}
     counts = frame["status"].value_counts()
     dates = sorted(_distinct(frame, "finished_at"))
     threads = _distinct(frame, "threads")
@@ -272,7 +274,8 @@ def _tables(page: Page) -> dict[str, str]:
         f"tables/results-{place}-{slug(section.table.title)}.tex": latex_of_results(section.table)
         for place, section in enumerate(page.sections, 1)
     }
-    for name, table in page.extra.items():
+    claim = {"claim": page.claim.table} if page.claim else {}
+    for name, table in (claim | page.extra).items():
         written[f"tables/{name}.csv"] = _lines_csv([table.columns, *table.texts])
         written[f"tables/{name}.tex"] = latex_of_texts(table.title, table.columns, table.texts, table.note)
     return written
@@ -290,7 +293,8 @@ def write_report(
     """Write ``report.md``, ``report.html``, ``results.csv``, ``evaluations.csv``, ``charts/*.svg`` and ``tables/*``.
 
     Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
-    the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
+    the run, by name; three names are special: ``description``, ``claim``, an :class:`rd3.claims.Claim` or None, and
+    ``failures``, a map of recipe keys to reasons.
     ``charts`` are more charts than those of :mod:`tracking.report.charts`.
     """
     frame, found = results.frame, results.scores
@@ -311,6 +315,7 @@ def write_report(
         undone=_undone(frame, facts.get("failures", {})),
         provenance=Provenance(found, frame, results.find),
         scores=found,
+        claim=judged(facts["claim"], results) if facts.get("claim") else None,
         extra=extra_tables(results),
     )
     written = {
