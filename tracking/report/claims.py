@@ -146,7 +146,8 @@ def _names(places: Sequence[Place]) -> dict[Place, str]:
     """What tells the settings apart."""
     differ = [name for name in Setting._fields if len({getattr(place.setting, name) for place in places}) > 1]
     texts = {place: [_field(place.setting, name) for name in differ] for place in places}
-    return {place: ", ".join(filter(None, found)) or ("first setting" if differ else "") for place, found in texts.items()}
+    base = "first setting" if differ else ""
+    return {place: ", ".join(filter(None, found)) or base for place, found in texts.items()}
 
 
 def _field(setting: Setting, name: str) -> str:
