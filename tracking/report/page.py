@@ -198,13 +198,19 @@ def _sensitivity(found: Sequence[Score]) -> list[Chart]:
 
 def _cost(found: Sequence[Score]) -> Chart | None:
     """Accuracy against cost, if there are at least two points of one dataset under one protocol."""
-    shown = [score for score in found if score.top1 and score.generation_process_s and not score.varied]
+    shown = [score for score in found if score.top1 and score.generation_s and not score.varied]
     soft = [score for score in shown if score.labels == shown[0].labels]
     settings = {(score.dataset, score.protocol, score.student, score.setting) for score in soft}
     if len(soft) < 2 or len(settings) > 1:
         return None
     drawn = figures.cost_chart(soft, name="cost")
-    caption = "CPU seconds in the method, without training teachers, against accuracy on the set. Grey: Pareto front."
+    units = " and ".join(dict.fromkeys(score.generation_unit for score in soft))
+    caption = (
+        f"Time in the method ({units}), without training teachers, against accuracy on the set. Seconds on a GPU are "
+        "wall time; times of different devices have panels of their own. Grey: Pareto front of a panel."
+        if units != "CPU seconds"
+        else "CPU seconds in the method, without training teachers, against accuracy on the set. Grey: Pareto front."
+    )
     return Chart("Generation time and accuracy", caption, _svg(drawn))
 
 

@@ -118,6 +118,7 @@ class Score:
     generation_wall_s: float | None
     """Mean over the sets."""
     generation_process_s: float | None
+    """CPU time; see ``generation_s`` for sets that a GPU made."""
     reduced: Mapping[str, tuple[float, float]]
     """Map of fields to (value of the run, published value)."""
     paper: PaperValue | None
@@ -140,6 +141,8 @@ class Score:
     """The finished repeats, in the order of ``evaluations``."""
     keys: tuple[str, ...] = field(default=())
     """Keys of the planned evaluations."""
+    generation_gpus: tuple[str, ...] = ("",)
+    """Names of the GPUs that made the sets; empty for a processor."""
     setting: str = ""
     """Name of the part of the grid; empty if it has none."""
     printed: Mapping[str, str] = field(default_factory=dict)
@@ -153,6 +156,20 @@ class Score:
         if self.top1 is None:
             return "missing"
         return "done" if self.top1.n == self.planned else "partial"
+
+    @property
+    def generation_s(self) -> float | None:
+        """Wall time on the GPU for sets that one made, else CPU time; None if not all sets are of one device."""
+        if len(self.generation_gpus) > 1:
+            return None
+        return self.generation_wall_s if self.generation_gpus[0] else self.generation_process_s
+
+    @property
+    def generation_unit(self) -> str:
+        """``CPU seconds``, or ``seconds on NVIDIA H200``; empty without ``generation_s``."""
+        if self.generation_s is None:
+            return ""
+        return f"seconds on {self.generation_gpus[0]}" if self.generation_gpus[0] else "CPU seconds"
 
     @property
     def delta(self) -> float | None:
@@ -205,6 +222,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
         generation_wall_s=_mean(row["generation_wall_s"] for row in per_set.values()),
         generation_process_s=_mean(row["generation_process_s"] for row in per_set.values()),
+        generation_gpus=tuple(sorted({row["generation_gpu"] or "" for row in per_set.values()})) or ("",),
         reduced=reduced,
         paper=_paper_value(first, network),
         apart=tuple(apart),
