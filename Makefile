@@ -82,6 +82,6 @@ wheel: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(shell sed -n 's/^uv==//p' constraints.txt)"
 	@echo "Installing RD3 and what it needs into .venv: about 7 GB on the disk, most of it torch's CUDA libraries"
-	$(BIN)/uv pip install $(if $(CI),--quiet) --python $(BIN)/python --constraint constraints.txt --editable '.[cluster,diffusion,dev]'
+	$(BIN)/uv pip install $(if $(CI),--quiet) --python $(BIN)/python --constraint constraints.txt --editable '.[cluster,diffusion,statistics,dev]'
 	@echo "Installed, $$(du -sh .venv | cut -f1) on the disk"
 	touch $@

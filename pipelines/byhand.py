@@ -74,7 +74,14 @@ def _teacher_text(recipe: Recipe, session: Session) -> str:
 def set_of(
     method: str, dataset: str, ipc: int, teacher: str | None, seed: int, settings: dict[str, Any], catalog: Catalog
 ) -> list[Recipe]:
-    """The recipe of a set, preceded by those of its parents."""
+    """The recipe of a set, preceded by those of its parents.
+
+    Raises :class:`BadValue` for a ``seed`` other than 0 of a method without a set seed.
+    """
+    if seed != 0 and not METHODS.get(method).seeded:
+        raise BadValue(
+            f"Method {method} has no set seed: it makes the same set for each, got {seed}.", "leave out --set-seed"
+        )
 
     def role_of(role: str) -> TeacherRecipe:
         if not role:

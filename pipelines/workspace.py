@@ -201,6 +201,6 @@ class LoadedGrid:
             results,
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
-            facts={"description": grid.description, "failures": failures, **digests},
+            facts={"description": grid.description, "claim": grid.claim, "failures": failures, **digests},
             charts=charts,
         )

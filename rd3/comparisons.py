@@ -69,8 +69,8 @@ def families(
     found = [[_compared(values, *pair, bound, confidence) for pair in itertools.combinations(values, 2)]
              for values in settings]  # fmt: skip
     flat = [one for comparisons in found for one in comparisons]
-    adjusted = _corrected([one.adjusted for one in flat])
-    equivalent = _corrected([one.equivalent for one in flat])
+    adjusted = corrected([one.adjusted for one in flat])
+    equivalent = corrected([one.equivalent for one in flat])
     flat = [one._replace(adjusted=p, equivalent=q) for one, p, q in zip(flat, adjusted, equivalent, strict=True)]
     rest = iter(flat)
     return [list(itertools.islice(rest, len(comparisons))) for comparisons in found]
@@ -88,7 +88,7 @@ def _compared(values: Values, first: str, second: str, bound: float | None, conf
     return Comparison(first, second, len(shared), difference, difference.p_value, equal)
 
 
-def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+def corrected(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's correction of a family, in which a test that could not be done does not count."""
     corrected = iter(holm([p for p in p_values if p is not None]).tolist())
     return [None if p is None else next(corrected) for p in p_values]

@@ -412,6 +412,7 @@ def _entry(recipe: Recipe, folder: Path, output: Output, device: str, **provenan
         content,
         code_version=__version__,
         device=torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+        device_type=torch.device(device).type,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         host=platform.node(),

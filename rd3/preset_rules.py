@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field, model_serializer, model_validator
 
-from rd3.errors import BadValue
+from rd3.errors import BadValue, UnknownName
 from rd3.values import Frozen
 
 
@@ -116,3 +116,21 @@ class Rule(Frozen):
 
     when: Condition
     then: Mapping[str, Any] = Field(min_length=1)
+
+
+def check_names(
+    rules: Sequence[Rule], where: str, *, network: Callable[[str], object], dataset: Callable[[str], object]
+) -> None:
+    """Check the names of students and datasets in conditions: a rule with an unknown one would never apply.
+
+    ``network`` and ``dataset`` look up a name, plugins' and the user's own included, and raise :class:`UnknownName`,
+    which is raised with the place of the name; ``where`` names the preset.
+    """
+    for place, rule in enumerate(rules):
+        for field, look_up in (("students", network), ("datasets", dataset)):
+            for name in getattr(rule.when, field) or ():
+                try:
+                    look_up(name)
+                except UnknownName as error:
+                    at = f"{where}, rules.{place}.when.{field}"
+                    raise UnknownName(f"{at}: {error.message}", error.fix) from None

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,39 @@ class RankingAgreement(NamedTuple):
     opposite: int
     """Pairs with opposite orders, both significant."""
     undecided: int
+
+
+class AverageRanks(NamedTuple):
+    """Ranks of methods within blocks, averaged over the blocks."""
+
+    ranks: dict[str, float]
+    """By method; 1 is the best, and equal scores of a block share the mean of their ranks."""
+    p_value: float | None
+    """Of the Friedman test that all methods rank alike (chi-squared approximation); None for two methods."""
+
+
+def average_ranks(blocks: Sequence[Mapping[str, float]]) -> AverageRanks:
+    """Average ranks and Friedman's test (Demšar 2006); every block has a score of each method, higher is better.
+
+    The test takes blocks as independent, which those of one dataset are not.  Raises :class:`BadValue` for fewer than
+    two blocks or methods, or for blocks with other methods than the first.
+    """
+    from scipy import stats
+
+    methods = list(blocks[0]) if blocks else []
+    if len(blocks) < 2 or len(methods) < 2 or any(set(block) != set(methods) for block in blocks):
+        raise BadValue(
+            f"Average ranks got {len(blocks)} blocks, expected at least 2 of the same methods.",
+            "leave out incomplete blocks",
+        )
+    scores = np.array([[block[name] for name in methods] for block in blocks], dtype=np.float64)
+    means = stats.rankdata(-scores, axis=1).mean(axis=0)
+    ranks = dict(zip(methods, means.tolist(), strict=True))
+    if len(methods) == 2:
+        return AverageRanks(ranks, None)
+    if (means == means[0]).all():  # undefined where every block is one tie
+        return AverageRanks(ranks, 1.0)
+    return AverageRanks(ranks, float(stats.friedmanchisquare(*scores.T).pvalue))
 
 
 def rank_intervals(values: Values, alpha: float = 0.05) -> dict[str, tuple[int, int]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from rd3.errors import DataMissing, RD3Error
 from rd3.recipe import read_recipe
 from rd3.store import Entry
+from tracking.ledger.identity import identity
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import artifacts
-from tracking.runs.fields import Fact, note
+from tracking.runs.fields import Fact, note, origin, set_input, span_ms
 from tracking.runs.runs import Tracker
 
 HAND = "rd3"
@@ -48,20 +50,30 @@ class TrackedStore:
             raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
         return artifacts.fetch(entry, self.cache, self.place.tracking_uri)
 
-    def put(self, entry: Entry, folder: Path, facts: dict[str, Fact] | None = None) -> Entry:
+    def put(self, entry: Entry, folder: Path, facts: dict[str, Fact] | None = None, *, source: str = "") -> Entry:
         """Log the files to an MLflow run, then write the ledger entry, and return that entry.
 
-        An existing entry that has files is returned unchanged.
+        An existing entry that has files is returned unchanged.  ``source``: where a result that was computed elsewhere
+        comes from; its run says so, and has the times of the computation.
         """
         known = self.find(entry.kind, entry.key)
         if known is not None and known.artifact:
             return known
-        tracker = Tracker(self.place)
+        ledger_id = self.place.ledger_id or identity(self.ledger.objects, create=True)
+        tracker = Tracker(replace(self.place, ledger_id=ledger_id))
         experiment_id = tracker.experiment(self.experiment)
         recipe = read_recipe(entry.recipe)
-        run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id)
+        start, end = (span_ms(entry) if source else None) or (None, None)
+        run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id, start_ms=start)
         try:
-            kept = run.finish(entry, folder, note=note(recipe, self.find))
+            kept = run.finish(
+                entry,
+                folder,
+                set_input=set_input(recipe, self.find),
+                note=note(recipe, self.find, origin(entry, source) if source else ""),
+                end_ms=end,
+                tags={"rd3.imported": source} if source else None,
+            )
         except BaseException as error:
             with contextlib.suppress(RD3Error):  # the first error is the one to report
                 run.fail("failed", str(error))

@@ -32,12 +32,13 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
     """List the values in which two protocols differ, by student: with the teacher's network, and with another one."""
+    from pipelines.grid.catalog import Catalog
     from rd3.datasets import dataset_info
     from rd3.models import network_info
-    from rd3.protocol import preset_reader, resolve_protocol
+    from rd3.protocol import resolve_protocol
 
     here = session()
-    preset_of, info = preset_reader(here.presets), dataset_info(dataset, here.roots)
+    preset_of, info = Catalog.of(here).protocol, dataset_info(dataset, here.roots)
     network_info(student)
     rows = []
     for label, same in (("same network as the teacher", True), ("another network", False)):

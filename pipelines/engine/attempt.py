@@ -28,11 +28,11 @@ from pipelines.engine.uploads import uploaded_on_exit, uploading
 from pipelines.engine.waiting import retry_shown
 from rd3.errors import DataCorrupt, DataMissing, ends_the_process, is_device_error, why
 from rd3.perform import Part, Progress, perform, perform_blocks, perform_pack
-from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, from_json
+from rd3.recipe import SetRecipe, from_json
 from rd3.store import Entry, ReadableStore, check_files, write_atomically
 from tracking.ledger.object_store import open_objects
 from tracking.runs import artifacts
-from tracking.runs.fields import note
+from tracking.runs.fields import note, set_input
 
 if TYPE_CHECKING:
     from tracking.runs.unfinished import UnfinishedWork
@@ -212,7 +212,7 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
         with uploaded_on_exit(unfinished):
             entry = yield from _generate(job, recipe, store, progress, unfinished)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
-        entry = run.finish(entry, set_input=_set_input(recipe, store), note=note(recipe, store.find))
+        entry = run.finish(entry, set_input=set_input(recipe, store.find), note=note(recipe, store.find))
         if unfinished is not None:
             unfinished.discard()
     except Exception as error:
@@ -254,15 +254,6 @@ def _run(job: Job, part: Part) -> Generator[Part, Entry | None, Entry | None]:
     except UNREADABLE:
         gather(job, part.recipe, given_store([job]), part.progress)
     return (yield part)
-
-
-def _set_input(recipe: Recipe, store: ReadableStore) -> dict[str, Any] | None:
-    """The set of an evaluation as an input of its MLflow run."""
-    entry = store.find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
-    if entry is None:
-        return None
-    name = f"{entry.recipe['method']} {entry.recipe['data']['name']} ipc{entry.recipe['ipc']}"
-    return {"name": name, "digest": entry.content, "source": entry.artifact}
 
 
 def _clean_up(job: Job) -> None:

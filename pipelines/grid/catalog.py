@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from rd3.datasets import DatasetInfo, Roots, dataset_fingerprint, dataset_info
 from rd3.datasets._splits import VALIDATION_DIVISOR
 from rd3.methods import Settings, resolve_settings
+from rd3.models import network_info
 from rd3.planning.backbones import BackboneRole, backbone_role
 from rd3.planning.teacher_roles import Role, teacher_role
-from rd3.preset_rules import Case
+from rd3.preset_rules import Case, check_names
 from rd3.protocol import EvalProtocol, Preset, preset, preset_reader, resolve_protocol
 from rd3.recipe import SetRecipe, SourceSplit
 from rd3.values import canonical
@@ -131,8 +132,13 @@ class Catalog:
         )
 
     def protocol(self, name: str) -> Preset:
-        """The preset of a protocol."""
-        return self.protocols.get(name) or self._once(("protocol", name), partial(self._preset_of, name))
+        """The preset of a protocol, whose rules name known students and datasets."""
+        return self.protocols.get(name) or self._once(("protocol", name), partial(self._checked_preset, name))
+
+    def _checked_preset(self, name: str) -> Preset:
+        found = self._preset_of(name)
+        check_names(found.rules, f"Protocol {name}", network=network_info, dataset=self.dataset)
+        return found
 
     def settings(self, method: str, info: DatasetInfo, ipc: int, values: dict[str, Any]) -> Settings:
         """The resolved settings of a method's set; raises as :func:`rd3.methods.resolve_settings` does."""

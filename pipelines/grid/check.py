@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pipelines.grid.catalog import ANY_FRAME, Catalog, Frame
 from pipelines.grid.located_yaml import Located, Path, location
 from pipelines.grid.structure import (
     At,
+    ClaimStructure,
     GridStructure,
     PartStructure,
     as_is,
@@ -22,6 +24,7 @@ from pipelines.grid.structure import (
     what,
 )
 from pipelines.grid.values import Chosen, Grid, Part
+from rd3.claims import Claim
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
 from rd3.methods import METHODS, mistakes_in_setting
@@ -29,6 +32,7 @@ from rd3.models import network_info
 from rd3.planning.sets import check_start
 from rd3.protocol import mistakes_in, protocol_names
 from rd3.recipe import SourceSplit
+from rd3.registry import did_you_mean
 from tracking.report.paper import configurations
 
 T = TypeVar("T")
@@ -73,10 +77,39 @@ def _grid(
         changed, at = base | changes, partial(_in_part, changes, path, at_top)
         unusable = check_structure(document, PartStructure, changed, at)
         parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
+    claim = _claim(document, data, parts, at_top, small is not None) if isinstance(data.get("claim"), dict) else None
     if document.problems:
         return None
-    head = {key: value for key, value in data.items() if key not in base and key not in ("also", "small")}
-    return Grid(**head, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None)
+    head = {key: value for key, value in data.items() if key not in base and key not in ("also", "small", "claim")}
+    return Grid(
+        **head, claim=claim, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None
+    )
+
+
+def _claim(document: Located, data: dict[str, Any], parts: list[dict[str, Any]], at: At, small: bool) -> Claim | None:
+    """The claim of a grid; a demonstration size may lack some of its methods."""
+    given, at_claim = data["claim"], partial(_below, "claim", at)
+    wrong = check_structure(document, ClaimStructure, given, at_claim, "A claim")
+    if wrong:
+        return None
+    methods = {chosen.name for part in parts for chosen in part["methods"]}
+    for key in ("better", "than"):
+        names = given.get(key, [])
+        if bool(names) != (given["test"] == "better"):
+            needs = "needs" if given["test"] == "better" else "takes no"
+            document.problem(at_claim(()), f"The test {given['test']!r} {needs} methods in {key!r}.", _CLAIM_FIX)
+        missing = [(place, name) for place, name in enumerate(names) if name not in methods]
+        for place, name in missing if not small or len(missing) == len(names) else ():
+            fix = did_you_mean(name, sorted(methods))
+            document.problem(at_claim((key, place)), f"The grid has no method {name!r} to claim this of.", fix)
+    return Claim.model_validate_json(json.dumps(given))
+
+
+_CLAIM_FIX = "`test: better` compares `better: [...]` with `than: [...]`; the other tests compare all methods"
+
+
+def _below(key: str, at: At, path: Path) -> Path:
+    return at((key, *path))
 
 
 def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:

@@ -39,6 +39,7 @@ from rd3.recipe import (
     TeacherRecipe,
 )
 from rd3.values import canonical
+from tracking.runs.fields import Fact, cell_facts
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
@@ -117,7 +118,7 @@ class Expansion:
         """Whether a recipe is a result of the grid, not only a parent of other recipes."""
         return key in self._cells_by_key if self.cells else key not in self._parents
 
-    def facts(self, key: Key) -> dict[str, str | int]:
+    def facts(self, key: Key) -> dict[str, Fact]:
         """The grid's names for the parts of a recipe, used as parameters and filters in the tracking server."""
         recipe = self.recipes[key]
         of_teacher = recipe.teacher if isinstance(recipe, StatisticsRecipe) else key
@@ -127,16 +128,7 @@ class Expansion:
         cell = self._cells_by_key.get(key)
         if cell is None:
             return _facts_of_set(recipe) if isinstance(recipe, SetRecipe) else {"dataset": recipe.data.name}
-        facts: dict[str, str | int] = {"method": cell.method, "dataset": cell.dataset, "ipc": cell.ipc}
-        if isinstance(recipe, SetRecipe) or cell.labels == "soft":
-            facts["teacher"] = cell.teacher
-        if cell.set_seed is not None:
-            facts["set_seed"] = cell.set_seed
-        if isinstance(recipe, EvaluationRecipe):
-            facts |= {"student": cell.student, "protocol": cell.protocol, "student_seed": cell.student_seed}
-            changed = changes_text({**cell.overrides, **cell.varied})
-            facts |= {"changed": changed} if changed else {}
-        return facts
+        return cell_facts(dict(cell), of_set=isinstance(recipe, SetRecipe))
 
 
 def _label(recipe: Recipe, named: Mapping[Key, Teacher]) -> str:
@@ -148,9 +140,9 @@ def _label(recipe: Recipe, named: Mapping[Key, Teacher]) -> str:
     return recipe.label()
 
 
-def _facts_of_set(recipe: SetRecipe) -> dict[str, str | int]:
+def _facts_of_set(recipe: SetRecipe) -> dict[str, Fact]:
     """Facts of a set without a cell: an initial set of another, or one generated without a grid."""
-    facts: dict[str, str | int] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
+    facts: dict[str, Fact] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
     return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 

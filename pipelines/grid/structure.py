@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from pipelines.grid.located_yaml import Located, Path, place_text
+from rd3.claims import Test
 from rd3.registry import did_you_mean
 
 BIGGEST_SEED = 2**63 - 1
@@ -75,8 +76,18 @@ class GridStructure(PartStructure):
     description: str = ""
     timing: Literal["shared", "exclusive"] = "shared"
     test_on: Literal["test", "validation"] = "test"
+    claim: Fields | None = None
     also: list[Annotated[Fields, Field(min_length=1)]] = []
     small: Annotated[Fields, Field(min_length=1)] | None = None
+
+
+class ClaimStructure(Structure):
+    """The keys of a grid's claim."""
+
+    text: str
+    test: Test
+    better: Names = []
+    than: Names = []
 
 
 class Sentence(NamedTuple):
@@ -115,6 +126,8 @@ SENTENCES: Mapping[str, Sentence] = {
     "teacher.* string_type": Sentence("Expected a role, got {what}."),
     "name string_type": _TEXT,
     "description string_type": _TEXT,
+    "text string_type": _TEXT,
+    "claim dict_type": Sentence("Expected a claim, got {what}.", "write `claim: {{text: ..., test: better, ...}}`"),
     "also list_type": Sentence("Expected a list of partial grids, got {what}.", "start each with '- '"),
     "also.* dict_type": _CHANGES,
     "also.* too_short": _CHANGES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rd3.claims import Claim
 from rd3.values import Frozen, digest, neutral, without_neutral
 
 
@@ -43,7 +44,7 @@ class Part(Frozen):
         return [{}, *({field: value} for field, values in self.vary.items() for value in values)]
 
 
-_NAMES = ("name", "description", "text", "small")
+_NAMES = ("name", "description", "claim", "text", "small")
 
 
 class Grid(Frozen):
@@ -56,6 +57,8 @@ class Grid(Frozen):
     test_on: Literal["test", "validation"] = "test"
     """``validation``: sets and teachers use the training images without the validation split."""
     parts: tuple[Part, ...]
+    claim: Claim | None = None
+    """What heads the report, with the verdict of the results."""
     text: str = ""
     """The text of the file."""
     small: bool = False

@@ -124,7 +124,8 @@ def import_results(path: Path, session: Session) -> list[Imported]:
 def _import(foreign: FolderStore | Study, path: Path, session: Session) -> list[Imported]:
     """``path``: as given by the user, for messages."""
     check_place(session)
-    return list(_bring(foreign.names(), foreign, TrackedStore(session), str(path)))
+    work = f"import-results {path.name}"
+    return list(_bring(foreign.names(), foreign, TrackedStore(session.owned(work=work)), str(path)))
 
 
 def push_results(
@@ -185,7 +186,7 @@ def _bring(
         if known is None or not known.artifact:
             files = _files(source, kind, key)
             if files is not None:
-                target.put(entry, files, parent_facts(recipe, target.find))
+                target.put(entry, files, parent_facts(recipe, target.find), source=where)
             elif known is None:
                 target.mention(entry)
             yield Imported(kind, key, recipe.label(), known is None or files is not None, files is not None)

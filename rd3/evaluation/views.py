@@ -79,12 +79,19 @@ def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmen
             yield _Drawn(epoch, rows, draws, place == len(batches))
 
 
-class _Kept(NamedTuple):
-    """A batch that can be drawn again."""
+_MOST_STATES = 2**14
+"""States of the stream of augmentations that are kept, of 5 KB each: 80 MB.  A larger pool keeps one for several
+batches, whose draws up to a batch are then repeated."""
 
-    rows: torch.Tensor
-    state: torch.Tensor
-    """State of the stream of augmentations before its draws."""
+
+class _Kept(NamedTuple):
+    """The batches of one epoch that can be drawn again."""
+
+    batches: list[torch.Tensor]
+    """(B,) int64 rows of each batch."""
+    states: list[torch.Tensor]
+    """States of the stream of augmentations before the draws of every ``every``-th batch, from the first on."""
+    every: int
 
 
 def _reused(
@@ -97,30 +104,49 @@ def _reused(
     """
     augment, pick = generator(seed, "augment"), generator(seed, "label reuse")
     pool = _pool(count, side, protocol, steps, seed)
-    full = [kept for epoch in pool for kept in epoch if len(kept.rows) == protocol.batch_size]
+    full = [(epoch, place) for epoch in pool for place, rows in enumerate(epoch.batches)
+            if len(rows) == protocol.batch_size]  # fmt: skip
     for epoch in range(1, protocol.epochs + 1):
         if protocol.label_reuse == "epochs":
-            batches = pool[int(torch.randint(len(pool), (), generator=pick))]
+            whole = pool[int(torch.randint(len(pool), (), generator=pick))]
+            batches = [(whole, place) for place in range(len(whole.batches))]
         else:
             places = torch.randint(len(full), (count // protocol.batch_size,), generator=pick)
             batches = [full[place] for place in places.tolist()]
-        for place, kept in enumerate(batches, 1):
-            augment.set_state(kept.state)
-            draws = [step.draw(len(kept.rows), side, augment) for step in steps]
-            yield _Drawn(epoch, kept.rows, draws, place == len(batches))
+        before: tuple[_Kept, int] | None = None
+        for place, (kept, own) in enumerate(batches, 1):
+            if (
+                before is None or before[0] is not kept or before[1] != own - 1
+            ):  # else the stream is where this batch begins
+                _rewind(augment, kept, own, side, steps)
+            before = kept, own
+            rows = kept.batches[own]
+            draws = [step.draw(len(rows), side, augment) for step in steps]
+            yield _Drawn(epoch, rows, draws, place == len(batches))
 
 
-def _pool(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> list[list[_Kept]]:
+def _rewind(augment: torch.Generator, kept: _Kept, place: int, side: int, steps: Sequence[Augmentation]) -> None:
+    """Set the stream to the state before the draws of a batch."""
+    augment.set_state(kept.states[place // kept.every])
+    for rows in kept.batches[place - place % kept.every : place]:
+        for step in steps:
+            step.draw(len(rows), side, augment)
+
+
+def _pool(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> list[_Kept]:
     """The batches of the first ``label_epochs`` epochs; keeps states, since draws may be as large as images."""
     order, augment = generator(seed, "order"), generator(seed, "augment")
-    pool: list[list[_Kept]] = []
-    for _epoch in range(protocol.label_epochs or 0):
-        pool.append([])
-        for rows in torch.randperm(count, generator=order).split(protocol.batch_size):
-            if len(rows) > 1:
-                pool[-1].append(_Kept(rows, augment.get_state()))
-                for step in steps:
-                    step.draw(len(rows), side, augment)
+    epochs = protocol.label_epochs or 0
+    every = -(-epochs * -(-count // protocol.batch_size) // _MOST_STATES)
+    pool = [_Kept([], [], every) for _epoch in range(epochs)]
+    for kept in pool:
+        split = torch.randperm(count, generator=order).split(protocol.batch_size)
+        for place, rows in enumerate(rows for rows in split if len(rows) > 1):
+            kept.batches.append(rows)
+            if place % every == 0:
+                kept.states.append(augment.get_state())
+            for step in steps:
+                step.draw(len(rows), side, augment)
     return pool
 
 

@@ -98,6 +98,25 @@ def test_false_claims_of_equivalence_are_rare_in_a_whole_table(seeds):
     assert np.mean(claimed) <= 0.06
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.5, 2.0])
+def test_a_difference_of_exactly_the_margin_is_rarely_taken_as_equivalent(seeds, spread):
+    draw = np.random.default_rng([seeds, round(100 * spread)])
+    differences = draw.normal(1.0, spread, (4000, seeds)).tolist()
+    pairs = [{"a": dict(enumerate(one)), "b": dict.fromkeys(range(seeds), 0.0)} for one in differences]
+    claimed = [compare_all(values, bound=1.0)[0].equivalent < 0.05 for values in pairs]
+    assert np.mean(claimed) <= 0.06
+    if spread <= 0.2:  # where the other side of the margin is out of reach, the error rate is that of one test
+        assert np.mean(claimed) >= 0.04
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(3, 0.7), (5, 0.99)])
+def test_equal_methods_of_little_spread_are_found_equivalent(seeds, least):
+    differences = np.random.default_rng(seeds).normal(0.0, 0.3, (1000, seeds)).tolist()
+    pairs = [{"a": dict(enumerate(one)), "b": dict.fromkeys(range(seeds), 0.0)} for one in differences]
+    assert np.mean([compare_all(values, bound=1.0)[0].verdict() == "equivalent" for values in pairs]) >= least
+
+
 def test_several_settings_are_one_family():
     first, second = drawn(5, effects=(0, 1, 2, 4, 8), count=2)
     found = families([first, second])

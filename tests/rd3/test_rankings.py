@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rd3.errors import BadValue
-from rd3.rankings import _resampled_means, rank_bootstrap, rank_intervals, ranking, ranking_agreement
+from rd3.rankings import _resampled_means, average_ranks, rank_bootstrap, rank_intervals, ranking, ranking_agreement
 from tests.rd3.test_comparisons import METHODS, drawn
 
 EFFECTS = [(0.0, 0.1, 0.2, 0.3, 0.4), (0.0, 2.0, 4.0, 6.0, 8.0), (0.0, 40.0, 80.0, 120.0, 160.0)]
@@ -91,3 +91,9 @@ def test_rankings_that_cannot_be_compared_are_refused(second, match):
 def test_a_bootstrap_of_two_seeds_is_refused():
     with pytest.raises(BadValue, match="at least 3 seeds"):
         rank_bootstrap(np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("blocks", [[], [{"a": 1.0, "b": 2.0}], [{"a": 1.0}] * 2, [{"a": 1.0, "b": 2.0}, {"a": 1.0}]])
+def test_average_ranks_of_incomplete_blocks_are_refused(blocks):
+    with pytest.raises(BadValue, match="expected at least 2 of the same methods"):
+        average_ranks(blocks)

@@ -10,6 +10,9 @@ from rd3.comparisons import Comparison, compare_all
 from rd3.stats import mean
 from tracking.report.scores import Score
 
+EQUIVALENCE_MARGIN = 1.0
+"""Points of accuracy: methods whose difference is shown to be smaller are equivalent in reports."""
+
 
 def several_sets(scores: Sequence[Score]) -> bool:
     """Whether any score has several set seeds, which are then the units of tests."""
@@ -52,11 +55,13 @@ class Column:
         """``scores``: by the label of the row."""
         means = {label: score.top1.mean for label, score in scores.items() if score.top1 is not None}
         best = max(means, key=lambda label: means[label]) if len(means) > 1 else None
-        return cls(best, unit_of(list(scores.values())), tuple(compare_all(values_of(scores))))
+        return cls(
+            best, unit_of(list(scores.values())), tuple(compare_all(values_of(scores), bound=EQUIVALENCE_MARGIN))
+        )
 
     def standing(self, label: str) -> str:
         """``best``, ``equal`` (not separated from the best by a test) or empty."""
         if label == self.best:
             return "best"
         against = (one for one in self.comparisons if {one.first, one.second} == {label, self.best})
-        return "equal" if any(one.verdict() == "equal within noise" for one in against) else ""
+        return "equal" if any(one.adjusted is not None and not one.separated() for one in against) else ""

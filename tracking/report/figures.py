@@ -67,7 +67,7 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
 
 
-def _rendered(figure: Figure, kind: str, name: str) -> bytes:
+def rendered(figure: Figure, kind: str, name: str) -> bytes:
     """The figure as bytes; in an SVG, ids are prefixed by ``name``, and there is no metadata."""
     out = io.BytesIO()
     if kind == "png":
@@ -93,7 +93,7 @@ def _with_title(found: re.Match[str]) -> str:
 
 
 def _tip(score: Score) -> str:
-    """Id of a score's marker, which :func:`_rendered` turns into a title."""
+    """Id of a score's marker, which :func:`rendered` turns into a title."""
     changes = changes_text({**score.overrides, **score.varied})
     text = ", ".join(filter(None, (score.method, f"IPC {score.ipc}", changes)))
     return TIP + f"{text}: {top1_text(score)}".encode().hex()
@@ -152,7 +152,7 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
             _legend(
                 figure, [_legend_entry("here", INK, "s"), _legend_entry("paper", PAPER, "D", markerfacecolor="none")]
             )
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 def _bar(got: Summary) -> float | None:
@@ -295,7 +295,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
         entries.append(_legend_entry("base point", INK, "o", markerfacecolor="none"))
         entries[-1].set_markersize(11)
         _legend(figure, entries, columns=3)
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 def _shifted(positions: dict[Any, float], steps: float, logarithmic: bool) -> dict[Any, float]:
@@ -334,43 +334,50 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost") -> bytes:
-    """Mean top-1 accuracy against the CPU time of generating the set (log scale), one point per method and IPC.
+    """Mean top-1 accuracy against the time of generating the set (log scale), one point per method and IPC.
 
-    The grey line is the Pareto front of the means.
-
-    Raises :class:`BadValue` if no result has both.
+    A panel per unit of time: CPU seconds, and seconds on each kind of GPU.  The grey line is the Pareto front of a
+    panel's means.  Raises :class:`BadValue` if no result has both.
     """
-    shown = [score for score in scores if score.top1 and score.generation_process_s and not score.varied]
-    if not shown:
+    units: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.top1 and score.generation_s and not score.varied:
+            units.setdefault(score.generation_unit, []).append(score)
+    if not units:
         raise BadValue("No result has both an accuracy and a generation time.", "run the grid first")
-    styles = _styles([score.method for score in shown])
+    methods = list(dict.fromkeys(score.method for shown in units.values() for score in shown))
+    styles = _styles(methods)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for score in shown:
-            if score.top1 is None or score.generation_process_s is None:
-                continue
-            colour, marker = styles[score.method]
-            x, y = score.generation_process_s, score.top1.mean
-            half = _bar(score.top1)
-            drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
-            drawn.lines[0].set_gid(_tip(score))
-            axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
-        front = pareto_front([(one.generation_process_s or 0.0, one.top1.mean) for one in shown if one.top1])
-        axes.step(*zip(*front, strict=True), where="post", color=INK, alpha=0.35, linewidth=1.0, zorder=0)
-        axes.set_xscale("log")
-        axes.margins(0.12)
-        axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-        axes.set_xlabel("generation time of the set, CPU seconds")
-        axes.set_ylabel("top-1 %")
-        _grid(axes, "both")
-        _legend(
-            figure,
-            [_legend_entry(method, *styles[method]) for method in dict.fromkeys(score.method for score in shown)],
-        )
-        return _rendered(figure, kind, name)
+        figure = Figure(figsize=(6.2 if len(units) == 1 else 4.2 * len(units), 3.4), layout="constrained")
+        panels = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]
+        for axes, (unit, shown) in zip(panels, units.items(), strict=True):
+            _cost_panel(axes, shown, styles)
+            axes.set_xlabel(f"generation time of the set, {unit}")
+        panels[0].set_ylabel("top-1 %")
+        _legend(figure, [_legend_entry(method, *styles[method]) for method in methods])
+        return rendered(figure, kind, name)
+
+
+def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[str, str]]) -> None:
+    points: list[tuple[float, float]] = []
+    for score in shown:
+        if score.top1 is None or score.generation_s is None:
+            continue
+        colour, marker = styles[score.method]
+        x, y = score.generation_s, score.top1.mean
+        points.append((x, y))
+        half = _bar(score.top1)
+        drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+        drawn.lines[0].set_gid(_tip(score))
+        axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
+    front = pareto_front(points)
+    axes.step(*zip(*front, strict=True), where="post", color=INK, alpha=0.35, linewidth=1.0, zorder=0)
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    _grid(axes, "both")
 
 
 def lines_chart(
@@ -410,7 +417,7 @@ def panels_chart(
             axes.label_outer()
             _grid(axes, "y")
         _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)
 
 
 class Cloud(Protocol):
@@ -445,4 +452,4 @@ def map_chart(clouds: Mapping[str, Cloud], *, kind: str = "svg", name: str = "ma
             if cloud is not background:
                 own = palette(cloud.labels % 10)
                 axes.scatter(*cloud.features.T, s=34, c=own, edgecolors=INK, linewidths=0.6)
-        return _rendered(figure, kind, name)
+        return rendered(figure, kind, name)

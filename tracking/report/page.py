@@ -20,6 +20,7 @@ from rd3.errors import StoreError
 from rd3.store import now, write_atomically
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
+from tracking.report.claims import Judged, judged
 from tracking.report.extra._base import Table, extra_tables
 from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, interval_text, pairs
@@ -43,6 +44,8 @@ class Chart:
     title: str
     caption: str
     svg: Markup
+    text: str = ""
+    """What it shows, in sentences; empty where tables have the same numbers."""
 
     @property
     def slug(self) -> str:
@@ -80,6 +83,7 @@ class Page:
     undone: list[dict[str, str]]
     provenance: Provenance
     scores: list[Score]
+    claim: Judged | None
     extra: dict[str, Table]
     """Tables of :mod:`tracking.report.extra`, by name."""
 
@@ -106,7 +110,7 @@ def _distinct(frame: pd.DataFrame, column: str) -> list[str]:
 
 def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
     """Facts about the run, from the entries and from the caller."""
-    given = {name: str(value) for name, value in facts.items() if name not in ("description", "failures")}
+    given = {name: str(value) for name, value in facts.items() if name not in ("description", "claim", "failures")}
     counts = frame["status"].value_counts()
     dates = sorted(_distinct(frame, "finished_at"))
     threads = _distinct(frame, "threads")
@@ -194,13 +198,19 @@ def _sensitivity(found: Sequence[Score]) -> list[Chart]:
 
 def _cost(found: Sequence[Score]) -> Chart | None:
     """Accuracy against cost, if there are at least two points of one dataset under one protocol."""
-    shown = [score for score in found if score.top1 and score.generation_process_s and not score.varied]
+    shown = [score for score in found if score.top1 and score.generation_s and not score.varied]
     soft = [score for score in shown if score.labels == shown[0].labels]
     settings = {(score.dataset, score.protocol, score.student, score.setting) for score in soft}
     if len(soft) < 2 or len(settings) > 1:
         return None
     drawn = figures.cost_chart(soft, name="cost")
-    caption = "CPU seconds in the method, without training teachers, against accuracy on the set. Grey: Pareto front."
+    units = " and ".join(dict.fromkeys(score.generation_unit for score in soft))
+    caption = (
+        f"Time in the method ({units}), without training teachers, against accuracy on the set. Seconds on a GPU are "
+        "wall time; times of different devices have panels of their own. Grey: Pareto front of a panel."
+        if units != "CPU seconds"
+        else "CPU seconds in the method, without training teachers, against accuracy on the set. Grey: Pareto front."
+    )
     return Chart("Generation time and accuracy", caption, _svg(drawn))
 
 
@@ -270,7 +280,8 @@ def _tables(page: Page) -> dict[str, str]:
         f"tables/results-{place}-{slug(section.table.title)}.tex": latex_of_results(section.table)
         for place, section in enumerate(page.sections, 1)
     }
-    for name, table in page.extra.items():
+    claim = {"claim": page.claim.table} if page.claim else {}
+    for name, table in (claim | page.extra).items():
         written[f"tables/{name}.csv"] = _lines_csv([table.columns, *table.texts])
         written[f"tables/{name}.tex"] = latex_of_texts(table.title, table.columns, table.texts, table.note)
     return written
@@ -288,7 +299,8 @@ def write_report(
     """Write ``report.md``, ``report.html``, ``results.csv``, ``evaluations.csv``, ``charts/*.svg`` and ``tables/*``.
 
     Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
-    the run, by name; two names are special: ``description``, and ``failures``, a map of recipe keys to reasons.
+    the run, by name; three names are special: ``description``, ``claim``, an :class:`rd3.claims.Claim` or None, and
+    ``failures``, a map of recipe keys to reasons.
     ``charts`` are more charts than those of :mod:`tracking.report.charts`.
     """
     frame, found = results.frame, results.scores
@@ -304,11 +316,12 @@ def write_report(
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
         cost=_cost(found),
-        others=[Chart(one.title, one.caption, _svg(one.svg)) for one in (*drawings(results, fetch), *charts)],
+        others=[Chart(one.title, one.caption, _svg(one.svg), one.text) for one in (*drawings(results, fetch), *charts)],
         sheets=contact_sheets(found, results.find, fetch),
         undone=_undone(frame, facts.get("failures", {})),
         provenance=Provenance(found, frame, results.find),
         scores=found,
+        claim=judged(facts["claim"], results) if facts.get("claim") else None,
         extra=extra_tables(results),
     )
     written = {

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rd3.cell import Cell
 from rd3.component import changes_text
 from rd3.errors import DataMissing
-from rd3.recipe import Key
+from rd3.recipe import Key, read_recipe
+from rd3.store import Entry
 from tracking.report.page import write_report
 from tracking.report.query import Find
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import READING, escape_markdown, paper_text, top1_text
+from tracking.runs.fields import Fact, cell_facts, run_name
 from tracking.runs.runs import Tracker, quoted
 
 FOLDER = "report"
@@ -34,7 +37,7 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: 
     with tracker.errors():
         tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
         tracker.log(run_id, tags={"mlflow.note.content": described})
-        _name_runs(tracker, run_id, name, keys)
+        _name_runs(tracker, run_id, name, keys, _facts(results), results.find)
 
 
 def publish_tables(
@@ -50,11 +53,39 @@ def publish_tables(
     publish(tracker, run_id, name, results, out)
 
 
-def _name_runs(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) -> None:
+def _facts(results: Results) -> dict[Key, dict[str, Fact]]:
+    """The grid's names for its evaluations, sets and teachers, by key."""
+    found: dict[Key, dict[str, Fact]] = {}
+    for row in results.frame.to_dict("records"):
+        known = {"evaluation": cell_facts(row), "set": cell_facts(row, of_set=True)}
+        network = {"network": row["teacher_network"]} if row["teacher_network"] else {}
+        known["teacher_key"] = {"dataset": row["dataset"], "teacher": row["teacher"], **network}
+        for column, facts in known.items():
+            if row[column] is not None:
+                found.setdefault(row[column], facts)
+    return found
+
+
+def _name_imported(tracker: Tracker, run: Any, facts: Mapping[str, Fact], entry: Entry | None) -> None:
+    """Give the run of an imported result the grid's names, which no import knows, if no grid has done so."""
+    own = "protocol" if run.data.tags["rd3.kind"] == "evaluation" else "teacher"
+    if own in run.data.params or own not in facts or entry is None:
+        return
+    missing = {name: str(value) for name, value in facts.items() if name not in run.data.params}
+    tracker.log(run.info.run_id, parameters=missing)
+    tracker.client.update_run(run.info.run_id, name=run_name(read_recipe(entry.recipe), facts))
+
+
+def _name_runs(
+    tracker: Tracker, run_id: str, name: str, keys: Collection[Key], facts: Mapping[Key, Mapping[str, Fact]], find: Find
+) -> None:
     experiment_id = tracker.client.get_run(run_id).info.experiment_id
     for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts}):
+        key, kind = run.data.tags.get("rd3.key"), run.data.tags.get("rd3.kind")
+        if "rd3.imported" in run.data.tags and key in facts:
+            _name_imported(tracker, run, facts[key], find(kind, key))
         named = run.data.tags.get("rd3.grids", "").split(" ")
-        if run.data.tags.get("rd3.key") in keys and not (name in named and _member(name) in run.data.tags):
+        if key in keys and not (name in named and _member(name) in run.data.tags):
             named = [one for one in named if one != name]
             tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip(), _member(name): "yes"})
 

@@ -36,6 +36,7 @@ COLUMNS = (
     *GENERATION,
     "set_count",
     "set_peak_mib",
+    "generation_gpu",
     "teacher_key",
     "resolved",
     "tested_on",
@@ -44,8 +45,20 @@ COLUMNS = (
 )
 """``resolved`` is the evaluation's protocol, field by field; ``tested_on`` is ``test`` or ``validation``;
 ``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*``, ``preparation_*`` (the part that the parents took),
-``set_count`` and ``set_peak_mib`` belong to its set.  ``pack`` is the number of evaluations trained together, whose
-times are then those of the whole pack; empty for a single one."""
+``set_count`` and ``set_peak_mib`` belong to its set; ``generation_gpu`` is the name of the GPU that made it, or empty
+for a processor.  ``pack`` is the number of evaluations trained together, whose times are then those of the whole pack;
+empty for a single one."""
+
+
+_GPU_NAMES = ("NVIDIA", "Tesla", "GeForce", "Quadro", "AMD Instinct", "AMD Radeon")
+"""How the names of GPUs begin in entries of earlier versions, which do not state the type of their device."""
+
+
+def _gpu(made: Mapping[str, Any]) -> str:
+    """Name of the GPU that made a result, or empty for a processor."""
+    name = str(made.get("device", ""))
+    of_gpu = made["device_type"] == "cuda" if "device_type" in made else name.startswith(_GPU_NAMES)
+    return name if of_gpu else ""
 
 
 def _results(cell: Cell, find: Find) -> dict[str, Any]:
@@ -58,6 +71,7 @@ def _results(cell: Cell, find: Find) -> dict[str, Any]:
     if of_set is not None:
         columns |= {name: of_set.result.get(name) for name in GENERATION}
         columns |= {"set_count": of_set.result.get("count"), "set_peak_mib": of_set.result.get("peak_mib")}
+        columns["generation_gpu"] = _gpu(of_set.made)
     # The label teacher comes first; with hard labels it is the teacher used to generate the set.
     teachers = [key for parent in (entry, of_set) if parent is not None for key in parent.recipe.get("teachers", ())]
     if teachers:

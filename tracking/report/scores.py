@@ -118,6 +118,7 @@ class Score:
     generation_wall_s: float | None
     """Mean over the sets."""
     generation_process_s: float | None
+    """CPU time; see ``generation_s`` for sets that a GPU made."""
     reduced: Mapping[str, tuple[float, float]]
     """Map of fields to (value of the run, published value)."""
     paper: PaperValue | None
@@ -145,6 +146,8 @@ class Score:
     """The finished repeats, in the order of ``evaluations``."""
     keys: tuple[str, ...] = field(default=())
     """Keys of the planned evaluations."""
+    generation_gpus: tuple[str, ...] = ("",)
+    """Names of the GPUs that made the sets; empty for a processor."""
     setting: str = ""
     """Name of the part of the grid; empty if it has none."""
     printed: Mapping[str, str] = field(default_factory=dict)
@@ -158,6 +161,20 @@ class Score:
         if self.top1 is None:
             return "missing"
         return "done" if self.top1.n == self.planned else "partial"
+
+    @property
+    def generation_s(self) -> float | None:
+        """Wall time on the GPU for sets that one made, else CPU time; None if not all sets are of one device."""
+        if len(self.generation_gpus) > 1:
+            return None
+        return self.generation_wall_s if self.generation_gpus[0] else self.generation_process_s
+
+    @property
+    def generation_unit(self) -> str:
+        """``CPU seconds``, or ``seconds on NVIDIA H200``; empty without ``generation_s``."""
+        if self.generation_s is None:
+            return ""
+        return f"seconds on {self.generation_gpus[0]}" if self.generation_gpus[0] else "CPU seconds"
 
     @property
     def delta(self) -> float | None:
@@ -213,6 +230,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         preparation_wall_s=_mean(row["preparation_wall_s"] for row in per_set.values()),
         preparation_process_s=_mean(row["preparation_process_s"] for row in per_set.values()),
         set_count=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
+        generation_gpus=tuple(sorted({row["generation_gpu"] or "" for row in per_set.values()})) or ("",),
         reduced=reduced,
         paper=_paper_value(first, network),
         apart=tuple(apart),

@@ -41,8 +41,8 @@ def contact_sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[She
 
 def _sheet(score: Score, key: str, fetch: Fetch) -> Sheet:
     title = f"{score.method}, {score.dataset}, IPC {score.ipc}"
-    spent = seconds_text(score.generation_process_s)
-    caption = f"set {key[:12]}" + (f", generated in {spent} CPU seconds" if spent else "")
+    spent = seconds_text(score.generation_s)
+    caption = f"set {key[:12]}" + (f", generated in {spent} {score.generation_unit}" if spent else "")
     try:
         path = fetch("set", key) / "contact_sheet.png"
         if not path.is_file():

@@ -305,7 +305,7 @@ CSV_COLUMNS = (
     *("half_95", "reduced", "paper_mean", "paper_std", "paper_table", "paper_remark", "difference", "not_comparable"),
     *("generation_wall_s", "generation_process_s", "sets", "evaluations"),
     *("units", "low_95", "high_95", "variance_set_seeds", "variance_student_seeds", "standing", "precisions"),
-    *("image_steps", "label_bytes", "setting"),
+    *("image_steps", "label_bytes", "setting", "generation_gpus"),
 )
 
 
@@ -335,7 +335,7 @@ def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
             *(" ".join(score.sets), " ".join(score.evaluations)),
             *((got.units, got.low, got.high, *(got.components or (None, None))) if got else [None] * 5),
             *(standing.get(id(score), ""), " ".join(score.precisions)),
-            *(score.image_steps, score.label_bytes, score.setting),
+            *(score.image_steps, score.label_bytes, score.setting, ", ".join(filter(None, score.generation_gpus))),
         ]
         writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
     return out.getvalue()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rd3.component import flat_protocol
+from rd3.component import changes_text, flat_protocol
 from rd3.recipe import BackboneRecipe, EvaluationRecipe, Key, Recipe, SetRecipe, read_recipe
 from rd3.store import Entry
 
@@ -100,6 +101,29 @@ FACTS: dict[type[Recipe], Callable[[Any, Find], dict[str, Fact]]] = {
 """What a run shows of the recipe's parents; nothing for kinds that are not listed."""
 
 
+def cell_facts(cell: Mapping[str, Any], *, of_set: bool = False) -> dict[str, Fact]:
+    """The grid's names for an evaluation, or for its set, from the fields of a :class:`rd3.cell.Cell`."""
+    facts: dict[str, Fact] = {name: cell[name] for name in ("method", "dataset", "ipc")}
+    if of_set or cell["labels"] == "soft":
+        facts["teacher"] = cell["teacher"]
+    if cell["set_seed"] is not None:
+        facts["set_seed"] = cell["set_seed"]
+    if of_set:
+        return facts
+    facts |= {name: cell[name] for name in ("student", "protocol", "student_seed")}
+    changed = changes_text({**cell["overrides"], **cell["varied"]})
+    return facts | ({"changed": changed} if changed else {})
+
+
+def set_input(recipe: Recipe, find: Find) -> dict[str, Any] | None:
+    """The set of an evaluation as an input of its MLflow run; None for other recipes, and if its entry is missing."""
+    entry = find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
+    if entry is None:
+        return None
+    name = f"{entry.recipe['method']} {entry.recipe['data']['name']} ipc{entry.recipe['ipc']}"
+    return {"name": name, "digest": entry.content, "source": entry.artifact}
+
+
 def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
     """Name of the run, such as ``rded cifar10 ipc10 seed0.2 temperature=4 -> resnet18``, with set and student seed.
 
@@ -116,9 +140,28 @@ def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
     return f"{facts['method']} {recipe.data.name}{size} seed{seed}{changed} -> {recipe.student}"
 
 
-def note(recipe: Recipe, find: Find) -> str:
-    """Description of the run in Markdown, with links to the runs of the recipe's parents."""
-    lines = [f"Download the files: `rd3 artifacts fetch {recipe.key[:12]}`.\n"]
+def origin(entry: Entry, source: str) -> str:
+    """Where an imported result comes from, as a sentence."""
+    made = entry.made
+    where = ", ".join(str(made[name]) for name in ("device", "host") if made.get(name))
+    when = f" at {made['finished_at']}" if made.get("finished_at") else ""
+    return f"Imported from {source}; computed{when}{f' on {where}' if where else ''}."
+
+
+def span_ms(entry: Entry) -> tuple[int, int] | None:
+    """When the result was computed, in ms since 1970: start and end; None for an entry that does not say."""
+    try:
+        ended = datetime.fromisoformat(entry.made["finished_at"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None
+    taken = entry.result.get("wall_s", entry.result.get("generation_wall_s", 0.0))
+    return round(1000 * (ended - float(taken))), round(1000 * ended)
+
+
+def note(recipe: Recipe, find: Find, origin: str = "") -> str:
+    """Description of the run in Markdown, with links to the runs of the recipe's parents; ``origin`` comes first."""
+    lines = [f"{origin}\n"] if origin else []
+    lines.append(f"Download the files: `rd3 artifacts fetch {recipe.key[:12]}`.\n")
     for kind, key in recipe.parents():
         entry = find(kind, key)
         label = read_recipe(entry.recipe).label() if entry is not None else kind

@@ -2,7 +2,7 @@
 
 Only ``MlflowClient`` is used, without an active run or a global tracking URI.  Tags set by RD3: ``rd3.kind`` (the
 recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``,
-``rd3.ledger_id``, ``rd3.lease`` (token of the driver), ``rd3.digest`` (of the entry).
+``rd3.ledger_id``, ``rd3.lease`` (token of the driver), ``rd3.digest`` (of the entry), ``rd3.imported`` (from where).
 """
 
 from __future__ import annotations
@@ -196,10 +196,12 @@ class Tracker:
         experiment_id: str,
         parent_run_id: str | None = None,
         attempt: int = 1,
+        start_ms: int | None = None,
     ) -> OpenRun:
         """Create the run of a recipe, or reopen that of an earlier attempt, with status RUNNING.
 
         ``facts`` are parameters to filter by that the recipe lacks (method, ipc, name of the protocol ...).
+        ``start_ms``: when it began, for a new run (default: now).
         """
         tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
         tags |= {"rd3.status": "running", **self.owner}
@@ -217,7 +219,8 @@ class Tracker:
                 if "rd3.reason" in run.data.tags:
                     self.client.delete_tag(run.info.run_id, "rd3.reason")
             else:
-                run = self.client.create_run(experiment_id, run_name=run_name(recipe, facts), tags=tags)
+                name = run_name(recipe, facts)
+                run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run.info, recipe, attempt)
 
@@ -280,12 +283,15 @@ class OpenRun:
         curve: list[dict[str, float]] | None = None,
         set_input: Mapping[str, Any] | None = None,
         note: str = "",
+        end_ms: int | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Entry:
         """Upload ``folder``, log the metrics and end the run as FINISHED; returns the entry with run and artifact.
 
         The call is idempotent, so it can be repeated after a failure of the server.  ``curve`` defaults to the folder's
         ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``, ``source``, and other keys as the
-        profile) becomes the run's dataset in MLflow, ``note`` (Markdown) its description.
+        profile) becomes the run's dataset in MLflow, ``note`` (Markdown) its description.  ``end_ms``: when it ended
+        (default: now).  ``tags``: more tags.
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
@@ -295,15 +301,15 @@ class OpenRun:
         points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
         with self.tracker.errors():
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
-            tags = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})
+            own = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})
             ran = {name: str(entry.result[name]) for name in ("ran_precision",) if name in entry.result}
-            self.tracker.log(self.run_id, points=points, parameters=ran, tags=tags)
+            self.tracker.log(self.run_id, points=points, parameters=ran, tags={**(tags or {}), **own})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Logged last and complete, because the ledger can be rebuilt from these files.
             plain = to_relative(entry, open_objects(self.tracker.place.artifacts)).model_dump(mode="json")
             client.log_text(self.run_id, json.dumps(plain, indent=1), "entry.json")
-            client.set_terminated(self.run_id, "FINISHED")
+            client.set_terminated(self.run_id, "FINISHED", end_time=end_ms)
         return entry
 
     def _keep_files(self, entry: Entry, folder: Path) -> str:

@@ -475,6 +475,7 @@ def test_bad_words_by_hand(rd3):
     for words, message in [
         (("distill", "sre2l", "--dataset", "digits", "--ipc", "1"), "needs a teacher"),
         (("distill", "random", "--dataset", "digits", "--ipc", "1000"), "IPC is 1000"),
+        (("distill", "herding", "--dataset", "digits", "--ipc", "1", "--set-seed", "3"), "herding has no set seed"),
         (("distill", "random", "--dataset", "digts", "--ipc", "1"), "did you mean 'digits'"),
         (("distill", "random", "--dataset", "digits", "--ipc", "1", "--setting", "x=1"), "no setting 'x'"),
         (("evaluate", "ffff", "--teacher", "resnet18"), "ffff"),

@@ -17,7 +17,8 @@ from pipelines.grid.catalog import Catalog, Frame
 from rd3.datasets import dataset_info
 from rd3.errors import UnknownName
 from rd3.methods import resolve_settings
-from rd3.protocol import resolve_protocol
+from rd3.models._base import NETWORKS
+from rd3.protocol import presets, resolve_protocol
 from rd3.values import canonical
 
 GRID = """\
@@ -125,3 +126,41 @@ def test_the_validation_part_is_a_tenth_of_the_smallest_class():
     whole, left = Catalog().dataset("digits"), Catalog().dataset("digits", "fit")
     assert (whole.train_per_class, left.train_per_class) == (140, 126)
     assert whole.train_count - left.train_count == 14 * whole.num_classes
+
+
+PRESET = "name: mine\nsource: me\nall: {epochs: 400, augmentation: [flip]}\nrules: [{when: {%s}, then: {zeta: 2.0}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("when", "message", "fix"),
+    [
+        (
+            "students: [resnet18, resnet81]",
+            "Protocol mine, rules.0.when.students: .*'resnet81'",
+            "did you mean 'resnet",
+        ),
+        ("datasets: [cifr10]", "Protocol mine, rules.0.when.datasets: .*'cifr10'", "did you mean 'cifar10'"),
+        ("students: ['timm:resnet_18']", "rules.0.when.students: timm has no network 'resnet_18'", "resnet18"),
+    ],
+)
+def test_unknown_names_in_conditions_of_a_preset_are_refused(tmp_path, when, message, fix):
+    (tmp_path / "mine.yaml").write_text(PRESET % when)
+    with pytest.raises(UnknownName, match=message) as caught:
+        Catalog(presets=tmp_path).protocol("mine")
+    assert fix in caught.value.fix
+
+
+def test_names_of_plugins_and_of_the_users_own_datasets_are_known_in_conditions(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(PRESET % "students: [ours, 'timm:resnet18'], datasets: [birds]")
+    with pytest.raises(UnknownName, match="'ours'"):
+        Catalog(presets=tmp_path).protocol("mine")
+    monkeypatch.setitem(NETWORKS._things, "ours", NETWORKS.get("resnet18"))
+    catalog = Catalog(presets=tmp_path)
+    with pytest.raises(UnknownName, match="'birds'"):
+        catalog.protocol("mine")
+    monkeypatch.setattr(catalog, "dataset", lambda name: dataset_info("digits"))
+    assert catalog.protocol("mine").rules[0].when.datasets == ("birds",)
+
+
+def test_every_shipped_preset_names_known_students_and_datasets():
+    assert [Catalog().protocol(name).name for name in presets()] == list(presets())

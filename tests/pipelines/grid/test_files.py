@@ -345,3 +345,43 @@ def test_every_shipped_grid_loads_and_says_what_it_is():
     for name in shipped_grids():
         assert load_grid(name).name == name
         assert load_grid(name).description.endswith(".")
+
+
+TWO = BASE.replace("[random]", "[random, rded]")
+CLAIM = TWO + "claim: {text: RDED beats random images., test: better, better: [rded], than: [random]}\n"
+
+
+def test_a_claim_is_read_and_changes_no_key():
+    found = parse_grid(CLAIM, "grid")
+    assert found.claim is not None and found.claim.better == ("rded",) and found.claim.than == ("random",)
+    assert found.key == parse_grid(TWO, "grid").key
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "fix"),
+    [
+        ("test: better", "test: beter", "Expected better or same ranking or evaluation", "did you mean 'better'"),
+        ("text: RDED beats random images.", "text: 3", "Expected text", "quotes"),
+        ("text: RDED beats random images., ", "", "The key 'text' is missing", "text"),
+        ("better: [rded]", "beter: [rded]", "A claim has no key 'beter'", "did you mean 'better'"),
+        ("better: [rded]", "better: [rdde]", "no method 'rdde' to claim this of", "did you mean 'rded'"),
+        ("better: [rded], ", "", "needs methods in 'better'", "compares"),
+        ("test: better", "test: evaluation", "takes no methods in 'better'", "compares"),
+        ("{text: RDED beats random images., test: better, better: [rded], than: [random]}", "yes it does",
+         "Expected a claim", "claim: {text"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_claim(old, new, message, fix):
+    with pytest.raises(GridErrors) as caught:
+        parse_grid(CLAIM.replace(old, new), "grid")
+    assert message in str(caught.value) and fix in str(caught.value)
+    assert all(problem.line for problem in caught.value.problems)
+
+
+def test_a_demonstration_size_may_lack_methods_of_the_claim():
+    text = CLAIM.replace("than: [random]", "than: [random, edc]").replace("[random, rded]", "[random, rded, edc]")
+    assert parse_grid(text + "small: {methods: [random, rded]}\n", "grid").claim is not None
+    with pytest.raises(GridErrors, match="no method 'edc' to claim"):
+        parse_grid(CLAIM.replace("than: [random]", "than: [random, edc]"), "grid")
+    with pytest.raises(GridErrors, match="no method 'rded' to claim"):
+        parse_grid(text + "small: {methods: [random]}\n", "grid")

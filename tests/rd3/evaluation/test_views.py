@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from rd3 import augment
 from rd3.augmentations import AUGMENTATIONS
+from rd3.evaluation import views as views_module
 from rd3.evaluation.views import views
 from rd3.protocol import EvalProtocol, Preset, resolve_protocol
 from rd3.seeding import generator, scoped
@@ -215,3 +216,21 @@ def test_the_order_of_the_paper():
     [found] = next(views(images, torch.arange(6), one, 0)).batches
     assert torch.equal(found.images, expected)
     assert found.images.min() >= 0 and found.images.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("reuse", ["batches", "epochs"])
+@pytest.mark.parametrize("most", [1, 5, 12])
+def test_reused_views_do_not_depend_on_the_number_of_kept_states(monkeypatch, reuse, most):
+    images, labels = pictures(26), torch.arange(26) % 10
+    steps = ({"resized_crop": {"min_area": 0.1}}, "flip", "cutmix")
+    stored = {"soft_labels": "stored", "label_epochs": 3, "label_reuse": reuse}
+    chosen = protocol(*steps, batch_size=5, epochs=7, **stored)
+
+    def made() -> list[torch.Tensor]:
+        return [batch.images for chunk in views(images, labels, chosen, seed=4) for batch in chunk.batches]
+
+    whole = made()  # a state for each of 18 batches, of which the one with a single image is left out
+    monkeypatch.setattr(views_module, "_MOST_STATES", most)
+    few = made()
+    assert len(few) == len(whole) == 7 * 5
+    assert all(torch.equal(one, other) for one, other in zip(few, whole, strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -33,14 +36,46 @@ def test_every_pair_of_a_column_is_compared_with_holms_correction():
     pairs = [("rded", "random"), ("rded", "sre2l"), ("random", "sre2l")]
     adjusted = holm([stats.ttest_rel(APART[a], APART[b]).pvalue for a, b in pairs])
     assert [found[pair]["p (Holm)"] for pair in pairs] == [f"{p:.2g}".replace("-", "−") for p in adjusted]
-    assert [found[pair]["verdict"] for pair in pairs] == ["equal within noise", "different", "different"]
+    assert [found[pair]["verdict"] for pair in pairs] == ["equivalent within ±1 point", "different", "different"]
     low, high = stats.ttest_rel(APART["rded"], APART["sre2l"]).confidence_interval(0.95)
     assert found["rded", "sre2l"]["95 % interval"] == f"[{low:.1f}, {high:.1f}]"
     assert found["rded", "edc"] == {  # a single table needs no name
         "ipc": "10", "first": "rded", "second": "edc", "difference": "", "95 % interval": "",
-        "p (Holm)": "", "shared": "2 student seeds", "verdict": "not tested",
+        "p (Holm)": "", "p (within ±1 point)": "", "shared": "2 student seeds", "verdict": "not tested",
     }  # fmt: skip
     assert len(found) == 6
+
+
+NEAR = {
+    "rded": [40.0, 41.0, 42.5, 41.2],
+    "cda": [40.1, 40.9, 42.4, 41.3],
+    "edc": [40.4, 41.5, 42.9, 41.6],
+    "random": [38.0, 44.0, 39.0, 43.0],
+}
+
+
+def test_pairs_within_a_point_are_equivalent_and_others_only_not_separated():
+    grid = Grid()
+    for method, tops in NEAR.items():
+        grid.add(method, 10, tops)
+    found = {(row["first"], row["second"]): row for row in rows(grid, "comparisons")}
+    pairs = list(itertools.combinations(NEAR, 2))
+    differences = [np.subtract(NEAR[a], NEAR[b]) for a, b in pairs]
+    tests = [[stats.ttest_1samp(one, -1, alternative="greater"), stats.ttest_1samp(one, 1, alternative="less")]
+             for one in differences]  # fmt: skip
+    adjusted = holm([max(one.pvalue, other.pvalue) for one, other in tests])
+    assert [found[pair]["p (within ±1 point)"] for pair in pairs] == [f"{p:.2g}".replace("-", "−") for p in adjusted]
+    assert found["rded", "cda"]["verdict"] == "equivalent within ±1 point"
+    assert found["rded", "edc"]["verdict"] == "different, but within ±1 point"
+    assert found["rded", "random"]["verdict"] == "equal within noise"
+
+
+def test_a_small_but_significant_difference_is_not_equal_to_the_best():
+    grid = Grid()
+    for method in ("rded", "edc"):
+        grid.add(method, 10, NEAR[method])
+    [table] = Results.of(grid.cells, grid.find).tables
+    assert {row.label: table.standing(row, 10) for row in table.rows} == {"rded": "", "edc": "best"}
 
 
 def test_tables_are_named_by_what_differs():

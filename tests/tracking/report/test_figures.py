@@ -13,7 +13,9 @@ from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 
 from rd3.errors import BadValue
+from tests.tracking.report.test_tables import Results as Grid
 from tracking.report import figures
+from tracking.report.results import Results
 from tracking.report.scores import Score, summarise
 from tracking.report.tables import result_table
 
@@ -188,6 +190,40 @@ def test_the_papers_methods_look_different_from_each_other():
 )
 def test_a_logarithmic_axis_has_ticks_within_a_decade(low, high, expected):
     assert figures.log_ticks(low, high) == pytest.approx(expected)
+
+
+def test_cost_of_a_gpu_and_of_a_processor_are_not_on_one_axis():
+    on_gpu = {"generation_gpus": ("NVIDIA H200",), "generation_wall_s": 8.0}
+    words = _text(figures.cost_chart([_score(), _score("random", **on_gpu), _score("edc", generation_gpus=("", "X"))]))
+    labels = [word for word in words if word.startswith("generation time")]
+    assert labels == [
+        "generation time of the set, CPU seconds", "generation time of the set, seconds on NVIDIA H200"
+    ]  # fmt: skip
+    assert "edc" not in words, "sets of two devices have no common time"
+    one = _text(figures.cost_chart([_score(**on_gpu), _score("random", **on_gpu)]))
+    assert "generation time of the set, seconds on NVIDIA H200" in one and not any("CPU" in word for word in one)
+
+
+@pytest.mark.parametrize(
+    ("made", "seconds", "unit"),
+    [
+        ({"device": "NVIDIA H200"}, 10.0, "seconds on NVIDIA H200"),
+        ({"device": "Some GPU", "device_type": "cuda"}, 10.0, "seconds on Some GPU"),
+        ({"device": "x86_64", "device_type": "cpu"}, 9.0, "CPU seconds"),
+        ({"device": "cpu"}, 9.0, "CPU seconds"),
+        ({}, 9.0, "CPU seconds"),
+    ],
+)
+def test_generation_time_is_that_of_the_device_that_made_the_set(made, seconds, unit):
+    grid = Grid()
+    grid.add("rded", 10, [40.0])
+
+    def find(kind, key):
+        entry = grid.find(kind, key)
+        return entry.model_copy(update={"made": made}) if kind == "set" and entry is not None else entry
+
+    [score] = Results.of(grid.cells, find).scores
+    assert (score.generation_s, score.generation_unit) == (seconds, unit)
 
 
 def test_cost_within_a_decade_has_labelled_ticks():

@@ -18,7 +18,9 @@ class Drawing:
     title: str
     caption: str
     svg: bytes
-    """Empty for a chart that failed; the caption then says why."""
+    """Empty for a chart that failed or cannot be drawn; the caption then says why."""
+    text: str = ""
+    """What the chart shows, in sentences: its text alternative, and its place in Markdown."""
 
 
 ReportChart = Callable[[Results, Fetch], Drawing | None]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from rd3.comparisons import Comparison
+from tracking.report.columns import EQUIVALENCE_MARGIN
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.tables import ResultTable, short_names, varied_tables
 
+WITHIN = f"within ±{EQUIVALENCE_MARGIN:g} point"
 NOTE = (
     "Mean difference in points (first minus second) on shared seeds with its own 95 % interval; p-values of paired "
     "t-tests after Holm's correction for all pairs of one table (or one varied value) and IPC. Equal within noise: no "
-    "significant difference, which does not prove equality. With three seeds, only differences far above the spread "
-    "can be significant."
+    f"significant difference, which does not prove equality. Equivalent {WITHIN}: two one-sided t-tests at 5 %, after "
+    "Holm's correction too, show that the difference is smaller than that. With three seeds, only differences far "
+    "above the spread can be significant, and only a spread far below a point can show equivalence."
 )
-COLUMNS = ("table", "varied", "ipc", "first", "second", "difference", "95 % interval", "p (Holm)", "shared", "verdict")
+COLUMNS = (
+    *("table", "varied", "ipc", "first", "second", "difference", "95 % interval", "p (Holm)"),
+    *(f"p ({WITHIN})", "shared", "verdict"),
+)
 
 
 @register_table("comparisons")
@@ -39,8 +45,16 @@ def _rows(name: str, varied: str, table: ResultTable) -> list[list[str]]:
 
 def _texts(one: Comparison, unit: str) -> list[str]:
     shared = f"{one.shared} {unit if one.shared != 1 else unit.removesuffix('s')}"
-    if one.difference is None or one.adjusted is None:
-        return [one.first, one.second, "", "", "", shared, one.verdict()]
+    if one.difference is None or one.adjusted is None or one.equivalent is None:
+        return [one.first, one.second, "", "", "", "", shared, verdict_text(one)]
     got = one.difference
-    numbers = (f"{got.mean:+.1f}", f"[{got.low:.1f}, {got.high:.1f}]", f"{one.adjusted:.2g}")
-    return [one.first, one.second, *(number.replace("-", "−") for number in numbers), shared, one.verdict()]
+    p_values = (f"{one.adjusted:.2g}", f"{one.equivalent:.2g}")
+    numbers = (f"{got.mean:+.1f}", f"[{got.low:.1f}, {got.high:.1f}]", *p_values)
+    return [one.first, one.second, *(number.replace("-", "−") for number in numbers), shared, verdict_text(one)]
+
+
+def verdict_text(one: Comparison) -> str:
+    """The verdict with the margin; a difference that is significant and small is said to be both."""
+    if one.verdict() != "equivalent":
+        return one.verdict()
+    return f"different, but {WITHIN}" if one.separated() else f"equivalent {WITHIN}"

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rd3.comparisons import LEAST, Values
-from rd3.component import changes_text
 from rd3.rankings import RankingAgreement, rank_bootstrap, rank_intervals, ranking, ranking_agreement
+from tracking.report.blocks import Setting, by_place
 from tracking.report.columns import by_unit, several_sets, values_of
 from tracking.report.extra import Table, register_table
-from tracking.report.query import split_overrides
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import short_names
 
 FEWEST = 3
 """Methods that a ranking needs."""
-FIELDS = ("protocol", "labels", "student", "teacher", "changed")
 NOTE_RANKS = (
     "Rank by mean, the ranks that remain possible with 95 % confidence for all methods of a column at once (Holm's "
     "correction), and the middle 95 % of ranks when seeds are resampled, which describes and does not guarantee."
@@ -84,25 +81,12 @@ def rankings(results: Results) -> Table | None:
     return Table("Agreement of rankings between settings", COLUMNS_TAU, rows, NOTE_TAU) if rows else None
 
 
-Setting = tuple[str, ...]
-
-
 def _settings(scores: Sequence[Score]) -> dict[tuple[str, int], dict[Setting, dict[str, Score]]]:
     """Finished scores by (dataset, IPC), by the setting and by the method with its own settings."""
     found: dict[tuple[str, int], dict[Setting, dict[str, Score]]] = {}
-    for score in scores:
-        if score.repeats:
-            setting, label = _split(score)
-            found.setdefault((score.dataset, score.ipc), {}).setdefault(setting, {})[label] = score
+    for place, methods in by_place(scores).items():
+        found.setdefault((place.dataset, place.ipc), {})[place.setting] = methods
     return found
-
-
-def _split(score: Score) -> tuple[Setting, str]:
-    """The setting by :data:`FIELDS`, and the method with the settings that are its own."""
-    own, rest = split_overrides(score.method, score.overrides)
-    rest.pop("labels", None)
-    changed = changes_text({**rest, **score.varied})
-    return (score.protocol, score.labels, score.student, score.teacher, changed), json.dumps([score.method, own])
 
 
 def _names(one: Setting, other: Setting) -> tuple[str, str]:

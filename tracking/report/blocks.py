@@ -1,0 +1,61 @@
+"""The scores of a grid by setting and method: what rankings, average ranks and claims compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rd3.component import changes_text
+from tracking.report.query import split_overrides
+from tracking.report.scores import Score
+
+
+class Setting(NamedTuple):
+    """Under what a method is evaluated, besides dataset and IPC."""
+
+    protocol: str
+    labels: str
+    student: str
+    teacher: str
+    changed: str
+    """Changed and varied fields of the protocol, and label teachers."""
+
+
+class Place(NamedTuple):
+    """Dataset, IPC and setting: a block of the Friedman test."""
+
+    dataset: str
+    ipc: int
+    setting: Setting
+
+
+def split(score: Score) -> tuple[Setting, str]:
+    """The setting of a score, and its method with the settings that are the method's own."""
+    own, shared = split_overrides(score.method, score.overrides)
+    shared.pop("labels", None)
+    changed = changes_text({**shared, **score.varied})
+    setting = Setting(score.protocol, score.labels, score.student, score.teacher, changed)
+    return setting, f"{score.method} ({changes_text(own)})" if own else score.method
+
+
+def by_place(scores: Sequence[Score]) -> dict[Place, dict[str, Score]]:
+    """Finished scores by place and method, in the order of the grid; evaluations at two places count at the first."""
+    found: dict[Place, dict[str, Score]] = {}
+    for score in scores:
+        if score.repeats:
+            setting, method = split(score)
+            found.setdefault(Place(score.dataset, score.ipc, setting), {})[method] = score
+    seen: set[tuple[tuple[str, ...], ...]] = set()
+    for place, methods in list(found.items()):
+        keys = tuple(score.evaluations for score in methods.values())
+        if keys in seen:
+            del found[place]
+        seen.add(keys)
+    return found
+
+
+def complete(scores: Sequence[Score]) -> tuple[list[str], list[dict[str, Score]]]:
+    """All methods, and the places at which every one of them has a result."""
+    places = by_place(scores)
+    methods = list(dict.fromkeys(name for found in places.values() for name in found))
+    return methods, [found for found in places.values() if len(found) == len(methods)]

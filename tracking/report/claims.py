@@ -1,0 +1,171 @@
+"""A grid's claim, and the verdict of its results."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rd3.claims import FAILS, HOLDS, OPEN, Claim, Evidence, Test, contrast, judge, overall
+from tracking.report.blocks import Place, Setting, by_place
+from tracking.report.columns import EQUIVALENCE_MARGIN, by_unit, several_sets, unit_of
+from tracking.report.extra._base import Table
+from tracking.report.results import Results
+from tracking.report.scores import Score
+
+Values = Sequence[float]
+COLUMNS = ("dataset", "IPC", "setting", "compared", "points with 95 % interval", "seeds", "p (Holm)", "verdict")
+_SEEDS = "over shared seeds; p-values are of two-sided paired t-tests, after Holm's correction for all rows"
+_CLAIM = (
+    "The claim holds if every row does, does not hold if any row does not, and otherwise cannot be decided here. "
+    "Students of one set say nothing about other sets of a method."
+)
+RULES: Mapping[Test, str] = {
+    "better": (
+        f"Differences are {_SEEDS}. A row holds if the first method is significantly better (p below 0.05), does not "
+        "hold if the second one is or if both are shown to be equivalent within ±"
+        f"{EQUIVALENCE_MARGIN:g} point (two one-sided t-tests, Holm), and otherwise cannot be decided. {_CLAIM}"
+    ),
+    "same ranking": (
+        f"Differences of two methods under the first setting and under another one are {_SEEDS}; p is the larger one "
+        "of the two. A row holds if both differences are significant with the same sign, does not hold if they are "
+        f"with opposite signs, and otherwise cannot be decided. {_CLAIM}"
+    ),
+    "evaluation": (
+        "The change of a method's accuracy by another setting, and its difference from the first method, are "
+        f"{_SEEDS}; "
+        "p is the larger one of the tests of their sum and of their difference, which have the same sign if the change "
+        "is the larger one. A row holds if the change is significantly larger, does not hold if it is significantly "
+        f"smaller, and otherwise cannot be decided. {_CLAIM}"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What heads the page of a grid with a claim."""
+
+    text: str
+    verdict: str
+    """The verdict with the counts of its rows."""
+    rule: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what is compared where, the numbers that are shown, and the contrasts that are tested."""
+
+    place: Place
+    compared: str
+    shown: tuple[Values, ...]
+    tested: tuple[Values, ...]
+    unit: str
+
+
+def judged(claim: Claim, results: Results) -> Judged:
+    """The verdict on a claim, with a row for each of its cases."""
+    cases = list(_CASES[claim.test](claim, by_place(results.scores)))
+    bound = EQUIVALENCE_MARGIN if claim.test == "better" else None
+    found = judge([case.tested for case in cases], bound)
+    verdicts = [one.verdict for one in found]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in (HOLDS, FAILS, OPEN) if name in verdicts)
+    names = _names([case.place for case in cases])
+    rows = [_row(case, one, names[case.place]) for case, one in zip(cases, found, strict=True)]
+    verdict = f"{overall(verdicts)} ({counts})" if rows else f"{OPEN} (no results to compare)"
+    table = Table("Claim", COLUMNS, rows, RULES[claim.test])
+    return Judged(claim.text, verdict, RULES[claim.test], table.without_empty() if rows else table)
+
+
+def _better(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
+    for place, methods in places.items():
+        for one, other in itertools.product(methods, methods):
+            if methods[one].method in claim.better and methods[other].method in claim.than:
+                values, unit = _difference(methods[one], methods[other])
+                yield Case(place, f"{one} − {other}", (values,), (values,), unit)
+
+
+def _same_ranking(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
+    for first, place in _changes(places):
+        common = [name for name in places[first] if name in places[place]]
+        for one, other in itertools.combinations(common, 2):
+            before, unit = _difference(places[first][one], places[first][other])
+            after, _unit = _difference(places[place][one], places[place][other])
+            yield Case(place, f"{one} − {other}: first setting, here", (before, after), (before, after), unit)
+
+
+def _evaluation(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
+    for first, place in _changes(places):
+        base = next(iter(places[first]))
+        for name in places[first]:
+            if name != base and name in places[place]:
+                change, apart, unit = _paired(places[place][name], places[first][name], places[first][base])
+                tested = ([a + b for a, b in zip(change, apart, strict=True)],
+                          [a - b for a, b in zip(change, apart, strict=True)])  # fmt: skip
+                compared = f"{name}: change by the setting, against {name} − {base} under the first"
+                yield Case(place, compared, (change, apart), tested, unit)
+
+
+_CASES: Mapping[Test, Callable[[Claim, Mapping[Place, Mapping[str, Score]]], Iterator[Case]]] = {
+    "better": _better,
+    "same ranking": _same_ranking,
+    "evaluation": _evaluation,
+}
+
+
+def _changes(places: Mapping[Place, Mapping[str, Score]]) -> Iterator[tuple[Place, Place]]:
+    """The first setting of each dataset and IPC, with each other one."""
+    first: dict[tuple[str, int], Place] = {}
+    for place in places:
+        base = first.setdefault((place.dataset, place.ipc), place)
+        if base != place:
+            yield base, place
+
+
+def _difference(one: Score, other: Score) -> tuple[list[float], str]:
+    """First minus second for each shared seed, and the unit of the seeds."""
+    first, second = _by_seed(one, other)
+    return [a - b for a, b in zip(first, second, strict=True)], unit_of([one, other])
+
+
+def _paired(after: Score, before: Score, base: Score) -> tuple[list[float], list[float], str]:
+    """Changes by a setting and differences from the first method, for each seed that all three share."""
+    there, here, first = _by_seed(after, before, base)
+    change = [a - b for a, b in zip(there, here, strict=True)]
+    return change, [a - b for a, b in zip(here, first, strict=True)], unit_of([after, before, base])
+
+
+def _by_seed(*scores: Score) -> list[list[float]]:
+    by_set = several_sets(scores)
+    values = [by_unit(score, by_set) for score in scores]
+    shared = [seed for seed in values[0] if all(seed in one for one in values)]
+    return [[one[seed] for seed in shared] for one in values]
+
+
+def _names(places: Sequence[Place]) -> dict[Place, str]:
+    """What tells the settings apart."""
+    differ = [name for name in Setting._fields if len({getattr(place.setting, name) for place in places}) > 1]
+    texts = {place: [_field(place.setting, name) for name in differ] for place in places}
+    base = "first setting" if differ else ""
+    return {place: ", ".join(filter(None, found)) or base for place, found in texts.items()}
+
+
+def _field(setting: Setting, name: str) -> str:
+    value: str = getattr(setting, name)
+    return f"{value} labels" if name == "labels" else value
+
+
+def _row(case: Case, found: Evidence, setting: str) -> list[str]:
+    place = case.place
+    count = len(case.shown[0])
+    points = "; ".join(map(_points, case.shown))
+    p_value = "" if found.adjusted is None else f"{found.adjusted:.2g}".replace("-", "−")
+    seeds = f"{count} {case.unit if count != 1 else case.unit.removesuffix('s')}"
+    return [place.dataset, str(place.ipc), setting, case.compared, points, seeds, p_value, found.verdict]
+
+
+def _points(values: Values) -> str:
+    got = contrast(values)
+    if got is None:
+        return "too few seeds"
+    return f"{got.mean:+.1f} [{got.low:.1f}, {got.high:.1f}]".replace("-", "−")
