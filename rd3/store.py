@@ -22,6 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import KINDS
 
+STUDENT = "student.safetensors"
+"""File of an evaluation with the weights of its student, if these were kept."""
+
 
 class Entry(BaseModel):
     """Ledger entry of a finished recipe."""

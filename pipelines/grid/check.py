@@ -29,12 +29,16 @@ from rd3.models import network_info
 from rd3.planning.sets import check_start
 from rd3.protocol import mistakes_in, protocol_names
 from rd3.recipe import SourceSplit
+from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
 from tracking.report.paper import configurations
 
 T = TypeVar("T")
 Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
 
+
+CALIBRATION = "calibration"
+ALL_MEASURES = (CALIBRATION, *STANDARD)
 
 DEMONSTRATION = "Demonstration size: shows the path, not the claim."
 
@@ -73,10 +77,28 @@ def _grid(
         changed, at = base | changes, partial(_in_part, changes, path, at_top)
         unusable = check_structure(document, PartStructure, changed, at)
         parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
+    for path, name in items_of(data, "robustness", wrong):
+        _check_measure(document, at_top(path), name)
     if document.problems:
         return None
     head = {key: value for key, value in data.items() if key not in base and key not in ("also", "small")}
+    head |= {"robustness": measures_of(data["robustness"])} if "robustness" in data else {}
     return Grid(**head, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None)
+
+
+def measures_of(value: bool | list[str]) -> tuple[str, ...]:
+    """The measures of a grid, calibration first: none for false, all for true, else those that are named."""
+    named = ALL_MEASURES if value is True else value or ()
+    return tuple(name for name in (CALIBRATION, *KNOWN) if name in named or (named and name == CALIBRATION))
+
+
+def _check_measure(document: Located, path: Path, name: str) -> None:
+    """Add a problem for what is no measure of robustness."""
+    try:
+        if name != CALIBRATION:
+            corruption(name)
+    except RD3Error as error:
+        document.problem(path, error.message, error.fix)
 
 
 def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:

@@ -14,10 +14,7 @@ from rd3.device import set_memory_format
 from rd3.errors import DataCorrupt
 from rd3.models import build_network
 from rd3.recipe import EvaluationRecipe
-from rd3.seeding import generator
-from rd3.store import write_atomically
-
-STUDENT = "student.safetensors"
+from rd3.store import STUDENT, write_atomically
 
 
 def save_student(network: nn.Module, path: Path) -> None:
@@ -34,8 +31,7 @@ def load_student(
     ``precision``: that of the evaluation's test, which decides the memory format.  Raises :class:`DataCorrupt` if the
     file has other tensors than the recipe's network.
     """
-    stream = generator(recipe.student_seed, "init")
-    network = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation, stream)
+    network = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation)
     _load(network, load_file(folder / STUDENT), folder)
     network = network.to(device).eval()
     set_memory_format(network, precision)
@@ -47,4 +43,6 @@ def _load(network: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path)
         network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rstrip(":")
-        raise DataCorrupt(f"{folder / STUDENT} does not fit the student: {reason}.", "run the evaluation again") from None
+        raise DataCorrupt(
+            f"{folder / STUDENT} does not fit the student: {reason}.", "run the evaluation again"
+        ) from None

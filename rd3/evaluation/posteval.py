@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,8 @@ class Evaluation:
     """Networks that take pixels in [0, 1]; they are not modified."""
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
+    keep: Path | None = None
+    """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
 
 
 def train_pack(
@@ -98,7 +101,9 @@ class _Group:
             teachers.append(copies[place])
         self._batches = iter(LabelledViews(images, labels, teachers, first.recipe, precision))
         self._students = {
-            id(one): StudentTraining(one.recipe, dataset, len(images), device, precision, one.progress, one.tested)
+            id(one): StudentTraining(
+                one.recipe, dataset, len(images), device, precision, one.progress, one.tested, one.keep
+            )
             for one in evaluations
         }
         self._queued: list[Batch] = []

@@ -10,6 +10,7 @@ Of the benchmark's fifteen corruptions six are left out (:data:`LEFT_OUT`).
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +49,8 @@ class Draw:
         """Counts with these rates."""
         import torch
 
-        return torch.poisson(torch.from_numpy(rates), generator=self._stream).numpy()
+        counts: np.ndarray = torch.poisson(torch.from_numpy(rates), generator=self._stream).numpy()
+        return counts
 
 
 def _gaussian_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
@@ -100,31 +102,39 @@ def _defocus_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndar
 def _zoom_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray:
     """Mean of the image and of enlarged ones; ``c``: first factor that is no longer used, and the step."""
     factors = np.arange(1, *c)
-    zoomed = sum(_zoomed(x, float(factor)) for factor in factors)
-    return (x + zoomed) / (len(factors) + 1)
+    total = x.copy()
+    for factor in factors:
+        total += _zoomed(x, float(factor))
+    return total / (len(factors) + 1)
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """The centre of the image, enlarged to its size."""
+    along = _enlarging(len(x), factor)
+    return np.einsum("ih,hwc,jw->ijc", along, x, along, optimize=True)
+
+
+@functools.cache
+def _enlarging(side: int, factor: float) -> np.ndarray:
+    """(side, side): linear interpolation along one axis, as ``scipy.ndimage.zoom`` of the centre, cut to the side."""
     from scipy.ndimage import zoom
 
-    side = len(x)
     kept = int(np.ceil(side / factor))
     top = (side - kept) // 2
-    large: np.ndarray = zoom(x[top : top + kept, top : top + kept], (factor, factor, 1), order=1)
+    large: np.ndarray = zoom(np.eye(side)[top : top + kept], (factor, 1), order=1)
     trim = (len(large) - side) // 2
-    return large[trim : trim + side, trim : trim + side]
+    return large[trim : trim + side]
 
 
 def _brightness(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
     """Adds to the value of HSV; hue and saturation stay, so that all channels of a pixel grow by one factor."""
-    value = x.max(axis=2, keepdims=True)
-    raised = np.clip(value + c, 0, 1)
+    value: np.ndarray = x.max(axis=2, keepdims=True)
+    raised: np.ndarray = np.clip(value + c, 0, 1)
     return np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised)
 
 
 def _contrast(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
-    means = x.mean(axis=(0, 1), keepdims=True)
+    means: np.ndarray = x.mean(axis=(0, 1), keepdims=True)
     return (x - means) * c + means
 
 
