@@ -77,6 +77,8 @@ def _grid(
         changed, at = base | changes, partial(_in_part, changes, path, at_top)
         unusable = check_structure(document, PartStructure, changed, at)
         parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
+    if isinstance(data.get("robustness"), list) and ("robustness",) not in wrong:
+        check_repeats(document, data["robustness"], at_top(("robustness",)))
     for path, name in items_of(data, "robustness", wrong):
         _check_measure(document, at_top(path), name)
     if document.problems:

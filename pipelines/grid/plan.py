@@ -18,9 +18,9 @@ from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
 from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
-from rd3.planning.cost import CPU_THREAD, Rates, Work
+from rd3.planning.cost import CPU_THREAD, Rates, Work, extent
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
-from rd3.recipe import KINDS, Key, Recipe, topological
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, topological
 from rd3.store import STUDENT, Entry
 from tracking.place import Place
 
@@ -334,7 +334,7 @@ class _Costs:
     """Work and size of recipes; computed once for recipes of the same work, such as those that differ in a seed."""
 
     def __init__(self, expansion: Expansion, rates: Rates):
-        self.recipes = expansion.recipes
+        self.recipes, self.keeps_students = expansion.recipes, expansion.keeps_students
         self.infos = expansion.infos
         self.known: dict[Hashable, Work] = {}
 
@@ -345,7 +345,12 @@ class _Costs:
 
     def disk_bytes(self, recipe: Recipe) -> int:
         info = self._info(recipe)
-        return artifact_bytes(recipe, info, self.recipes.__getitem__) if info is not None else 0
+        if info is None:
+            return 0
+        student = 0
+        if self.keeps_students and isinstance(recipe, EvaluationRecipe):
+            student = 4 * extent(recipe.student, info.num_classes, recipe.resolution).values
+        return student + artifact_bytes(recipe, info, self.recipes.__getitem__)
 
     def work(self, recipe: Recipe) -> Work:
         info, parent = self._info(recipe), self.recipes.__getitem__

@@ -22,7 +22,8 @@ class Bin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    images: int
+    """Number of predictions in it."""
     confidence: float | None
     """Mean probability of the predicted class; None for an empty bin."""
     accuracy: float | None
@@ -43,7 +44,8 @@ def reliability(chances: np.ndarray, labels: np.ndarray, bins: int = BINS) -> li
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     return [
-        _bin(*edges[each : each + 2].tolist(), confidence[place == each], right[place == each]) for each in range(bins)
+        _bin(float(edges[each]), float(edges[each + 1]), confidence[place == each], right[place == each])
+        for each in range(bins)
     ]
 
 
@@ -56,11 +58,11 @@ def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> 
 def expected_calibration_error(diagram: list[Bin]) -> float:
     """Mean distance of accuracy and confidence (0-1) over the bins, each with the weight of its predictions."""
     distances = [
-        each.count * abs(each.accuracy - each.confidence)
+        each.images * abs(each.accuracy - each.confidence)
         for each in diagram
         if each.accuracy is not None and each.confidence is not None
     ]
-    return sum(distances) / sum(each.count for each in diagram)
+    return sum(distances) / sum(each.images for each in diagram)
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:

@@ -68,7 +68,8 @@ def _impulse_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
 
 
 def _speckle_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
-    return x + x * c * draw.normal(x.shape)
+    noise: np.ndarray = x * c * draw.normal(x.shape)
+    return x + noise
 
 
 def _gaussian_blur(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
@@ -111,7 +112,8 @@ def _zoom_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """The centre of the image, enlarged to its size."""
     along = _enlarging(len(x), factor)
-    return np.einsum("ih,hwc,jw->ijc", along, x, along, optimize=True)
+    enlarged: np.ndarray = along @ x.transpose(2, 0, 1) @ along.T
+    return enlarged.transpose(1, 2, 0)
 
 
 @functools.cache
@@ -135,7 +137,8 @@ def _brightness(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
 
 def _contrast(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
     means: np.ndarray = x.mean(axis=(0, 1), keepdims=True)
-    return (x - means) * c + means
+    shrunk: np.ndarray = (x - means) * c + means
+    return shrunk
 
 
 def _pixelate(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
