@@ -7,6 +7,7 @@ error with equal-width bins, temperature scaling); Brier, "Verification of forec
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,18 +81,18 @@ def brier_score(chances: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature with the least negative log-likelihood; None if it lies at an end of the range.
+    """The temperature with the least negative log-likelihood; None if none is better than both ends of the range.
 
-    At an end there is nothing to fit: all predictions are right, or none tells more than chance.
+    There is nothing to fit where all predictions are right, or where they tell no more than chance.
     """
     from scipy.optimize import minimize_scalar
 
-    ends = np.log(COLDEST), np.log(HOTTEST)
-    found = minimize_scalar(
-        lambda log: negative_log_likelihood(logits, labels, float(np.exp(log))), bounds=ends, method="bounded"
-    )
-    inside = ends[0] + 1e-3 < found.x < ends[1] - 1e-3
-    return float(np.exp(found.x)) if inside else None
+    def loss(log: float) -> float:
+        return negative_log_likelihood(logits, labels, math.exp(log))
+
+    ends = math.log(COLDEST), math.log(HOTTEST)
+    found = minimize_scalar(loss, bounds=ends, method="bounded")
+    return math.exp(found.x) if loss(found.x) < min(map(loss, ends)) else None
 
 
 def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float | None = None) -> dict[str, Any]:
