@@ -68,8 +68,8 @@ def _impulse_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
 
 
 def _speckle_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
-    noise: np.ndarray = x * c * draw.normal(x.shape)
-    return x + noise
+    noisy: np.ndarray = x + x * c * draw.normal(x.shape)
+    return noisy
 
 
 def _gaussian_blur(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
