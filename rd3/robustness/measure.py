@@ -48,7 +48,8 @@ def measure(
     ``entry``: that of the evaluation.  Corruptions are applied to the dataset's test images, before the protocol's
     ``test_resize``.  A temperature is fitted on the validation images, which are training images that no part of the
     test uses; not for students that are tested on them.  Clean images give the evaluation's count of correct
-    predictions on the same kind of device; on another one rounding may change a few.  Raises :class:`DataMissing` if the evaluation has no weights.
+    predictions on the same kind of device; on another one rounding may change a few.  Raises :class:`DataMissing` if
+    the evaluation has no weights.
     """
     if STUDENT not in entry.files:
         message = f"Evaluation {recipe.evaluation[:12]} was stored without the weights of its student."
