@@ -39,6 +39,8 @@ class Cell(Frozen):
     set: Key | None
     """None, like ``evaluation``, if the pair is unsupported; ``reason`` then states why."""
     evaluation: Key | None
+    robustness: Key | None = None
+    """The measurement of its student's robustness, if the grid asks for one."""
     reduced: dict[str, tuple[float, float]] = {}
     """Field to (run, published) for every reduced setting; such a cell has no difference to the paper."""
     reason: str = ""

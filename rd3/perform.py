@@ -24,6 +24,7 @@ from rd3.recipe import (
     Key,
     Kind,
     Recipe,
+    RobustnessRecipe,
     SetRecipe,
     StatisticsRecipe,
     TeacherRecipe,
@@ -31,7 +32,7 @@ from rd3.recipe import (
     recipe_of_kind,
 )
 from rd3.stopwatch import Stopwatch
-from rd3.store import Entry, ReadableStore, existing, now, write_atomically
+from rd3.store import STUDENT, Entry, ReadableStore, existing, now, write_atomically
 from rd3.values import digest
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Context:
     larger: Key | None
     progress: Progress
     tested: Tested | None = None
+    keep_student: bool = False
+    """Keep the weights of the student of an evaluation."""
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers in memory, by their keys."""
     opened: dict[Key, SyntheticSet] = field(default_factory=dict)
@@ -271,6 +274,22 @@ def _generate_set(recipe: SetRecipe, context: Context) -> Output:
     return result, manifest.content
 
 
+def _measure(recipe: RobustnessRecipe, context: Context) -> Output:
+    from rd3.robustness.measure import measure
+
+    entry = existing(context.store, "evaluation", recipe.evaluation)
+    return measure(
+        recipe,
+        recipe_of_kind(entry.recipe, EvaluationRecipe),
+        entry,
+        context.store,
+        context.dataset,
+        context.out,
+        device=context.device,
+        progress=context.progress,
+    ), None
+
+
 def _evaluate(recipe: EvaluationRecipe, context: Context) -> Output:
     from rd3.evaluation.posteval import train_pack
 
@@ -290,6 +309,7 @@ def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
         teachers,
         context.progress,
         context.tested,
+        context.out / STUDENT if context.keep_student else None,
         synthetic.soft_labels,
     )
 
@@ -328,6 +348,7 @@ PERFORM: dict[type[Recipe], Callable[[Any, Context], Output]] = {
     DerivedRecipe: _derive,
     SetRecipe: _generate_set,
     EvaluationRecipe: _evaluate,
+    RobustnessRecipe: _measure,
 }
 """How each kind is computed: write files to ``context.out`` and return what the entry says of them."""
 
@@ -343,17 +364,22 @@ def perform(
     larger: Key | None = None,
     progress: Progress = _no_progress,
     tested: Tested | None = None,
+    keep_student: bool = False,
 ) -> Entry:
     """Run one recipe in ``out/result`` and return its entry; resumes from files of an earlier attempt there.
 
     Parents are read from ``store``; storing the files and the entry is up to the caller.  ``shared_machine``, whether
     other work runs at the same time, is recorded in the manifest of a set.  ``larger`` is the key of a set that begins
     with the images of this one, which are copied from it if the store has it.  ``tested`` is called after each test
-    during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  Raises subclasses of :class:`RD3Error`.
+    during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  ``keep_student``: the weights of the
+    student of an evaluation are one of its files.  Raises subclasses of :class:`RD3Error`.
     """
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    context = Context(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested)
+    dataset = _open_data(recipe, roots)
+    context = Context(
+        store, roots, dataset, folder, device, shared_machine, larger, progress, tested, keep_student=keep_student
+    )
     return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device)
 
 
@@ -366,6 +392,8 @@ class Part:
     """Scratch folder of the recipe; files are written to its subfolder ``result``."""
     progress: Progress = _no_progress
     tested: Tested | None = None
+    keep_student: bool = False
+    """Keep the weights of the student of an evaluation."""
 
 
 def perform_pack(
@@ -387,7 +415,19 @@ def perform_pack(
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
         contexts.append(
-            Context(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared)
+            Context(
+                store,
+                roots,
+                dataset,
+                folder,
+                device,
+                None,
+                None,
+                part.progress,
+                part.tested,
+                part.keep_student,
+                **shared,
+            )
         )
         evaluations.append(_evaluation(part.recipe, contexts[-1]))
     found: list[Entry | Exception] = []

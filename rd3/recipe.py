@@ -459,6 +459,46 @@ class EvaluationRecipe(Recipe):
         return f"protocol: {found}" if found else ""
 
 
+@register_kind
+class RobustnessRecipe(Recipe):
+    """What is measured on the test images of an evaluation with the weights of its student."""
+
+    plural: ClassVar[str] = "robustness"
+    holds: ClassVar[Holds] = "curves"
+
+    kind: Literal["robustness"] = "robustness"
+    evaluation: Key
+    tested_on: Literal["test", "validation"] = "test"
+    corruptions: tuple[str, ...] = ()
+    """Names of corruptions (:mod:`rd3.robustness.corruptions`), each at five severities; calibration is always
+    measured."""
+    seed: int = 0
+    """Seed of the corruptions' noise."""
+    version: int = 1
+
+    @classmethod
+    def of(cls, evaluation: EvaluationRecipe, corruptions: Iterable[str]) -> RobustnessRecipe:
+        """The measurement of an evaluation's student."""
+        return cls(
+            evaluation=evaluation.key,
+            tested_on=evaluation.tested_on,
+            corruptions=tuple(corruptions),
+            data=evaluation.data,
+            classes=evaluation.classes,
+            resolution=evaluation.resolution,
+        )
+
+    @property
+    def training_only(self) -> bool:
+        return self.data.split == "fit" and self.tested_on == "validation"
+
+    def parents(self) -> tuple[tuple[str, Key], ...]:
+        return (("evaluation", self.evaluation),)
+
+    def label(self) -> str:
+        return f"robustness {self.data.name} of {self.evaluation[:8]}"
+
+
 def from_json(text: str | bytes) -> Recipe:
     """Parse a recipe from JSON; raises :class:`BadValue` with the first invalid field.
 

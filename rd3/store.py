@@ -23,6 +23,9 @@ from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import KINDS, Recipe
 from rd3.values import first_mistake
 
+STUDENT = "student.safetensors"
+"""File of an evaluation with the weights of its student, if these were kept."""
+
 
 class Entry(BaseModel):
     """Ledger entry of a finished recipe."""

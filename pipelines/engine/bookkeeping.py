@@ -18,7 +18,7 @@ from pipelines.engine.shards import discard
 from pipelines.settings import Session
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import Key, read_recipe
-from rd3.store import Entry
+from rd3.store import STUDENT, Entry
 from tracking.ledger.lease import Lease
 from tracking.ledger.retry import retry
 from tracking.runs import artifacts
@@ -59,9 +59,19 @@ class Bookkeeping:
             self._known[key] = entry
         return self._known[key]
 
+    def recorded(self, key: Key) -> dict[str, Any] | None:
+        """The result in the ledger of an evaluation that was stored without its student; None for others."""
+        entry = self._entry("evaluation", key)
+        return None if entry is None or STUDENT in entry.files else entry.result
+
     def keep(self, entry: dict[str, Any]) -> None:
-        """Add a finished recipe to the ledger, then delete its scratch."""
-        kept = self._write(partial(self.ledger.mark, Entry.model_validate(entry)))
+        """Add a finished recipe to the ledger, then delete its scratch.
+
+        An evaluation with its student replaces the one without it, whose result it has found again.
+        """
+        made = Entry.model_validate(entry)
+        again = made.kind == "evaluation" and STUDENT in made.files and self.recorded(made.key) is not None
+        kept = self._write(partial(self.ledger.replace if again else self.ledger.mark, made))
         self._known[kept.key] = kept
         self.forgotten.discard(kept.key)
         self.finished.append(f"{kept.kind}/{kept.key}")

@@ -132,7 +132,7 @@ def _tidy(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
             books.forget(kind, key)
     wanted = set(plan.keys("run")) | set(plan.keys("blocked"))
     kinds = {expansion.recipes[key].kind for key in wanted}
-    there = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds))
+    there = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds)) - plan.again
     for folder in (books.home / "work").glob("*/*"):
         if folder.name in there or plan.status_of(folder.name) == "reuse":
             shutil.rmtree(folder, ignore_errors=True)

@@ -42,6 +42,10 @@ class Job:
     """Other trials have uploaded blocks of this set to the artifact root, which all machines reach."""
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of the recipe's parents (what it is made from), and of theirs."""
+    keep_student: bool = False
+    """Keep the weights of the student of an evaluation."""
+    recorded: dict[str, Any] | None = None
+    """Result in the ledger of an evaluation that runs again to keep its student; it must be found again."""
     keep_unfinished: bool = False
     """Upload unfinished work, because this machine may be preempted."""
     ignore_earlier: bool = False

@@ -9,7 +9,7 @@ from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.job import Job
 from pipelines.engine.shards import Share
 from pipelines.grid.queue import Demand, Queued, RecipeQueue
-from rd3.recipe import Recipe
+from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.values import canonical
 from tracking.runs.fields import parent_facts
 
@@ -42,6 +42,7 @@ class JobBuilder:
         recipe = queued.of if isinstance(queued, Share) else self._expansion.recipes[key]
         larger = within.get(recipe.key)
         parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
+        keeps = isinstance(recipe, EvaluationRecipe) and self._expansion.keeps_students
         return Job(
             kind=recipe.kind,
             key=recipe.key,
@@ -56,6 +57,8 @@ class JobBuilder:
             blocks=queued.blocks if isinstance(queued, Share) else None,
             in_shares=bool(self._queue.after.get(key)) and key not in within,
             given=[entry.model_dump(mode="json") for entry in self._books.entries(parents).values()],
+            keep_student=keeps,
+            recorded=self._books.recorded(recipe.key) if keeps else None,
             keep_unfinished=self._keep_unfinished,
             ignore_earlier=recipe.key in self._books.forgotten,
             finished=self._books.finished[-_FINISHED:],

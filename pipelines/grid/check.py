@@ -33,12 +33,16 @@ from rd3.planning.sets import check_start
 from rd3.protocol import mistakes_in, protocol_names
 from rd3.recipe import SourceSplit
 from rd3.registry import did_you_mean
+from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
 from tracking.report.paper import configurations
 
 T = TypeVar("T")
 Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
 
+
+CALIBRATION = "calibration"
+ALL_MEASURES = (CALIBRATION, *STANDARD)
 
 DEMONSTRATION = "Demonstration size: shows the path, not the claim."
 
@@ -78,9 +82,14 @@ def _grid(
         unusable = check_structure(document, PartStructure, changed, at)
         parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
     claim = _claim(document, data, parts, at_top, small is not None) if isinstance(data.get("claim"), dict) else None
+    if isinstance(data.get("robustness"), list) and ("robustness",) not in wrong:
+        check_repeats(document, data["robustness"], at_top(("robustness",)))
+    for path, name in items_of(data, "robustness", wrong):
+        _check_measure(document, at_top(path), name)
     if document.problems:
         return None
     head = {key: value for key, value in data.items() if key not in base and key not in ("also", "small", "claim")}
+    head |= {"robustness": measures_of(data["robustness"])} if "robustness" in data else {}
     return Grid(
         **head, claim=claim, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None
     )
@@ -110,6 +119,21 @@ _CLAIM_FIX = "`test: better` compares `better: [...]` with `than: [...]`; the ot
 
 def _below(key: str, at: At, path: Path) -> Path:
     return at((key, *path))
+
+
+def measures_of(value: bool | list[str]) -> tuple[str, ...]:
+    """The measures of a grid, calibration first: none for false, all for true, else those that are named."""
+    named = ALL_MEASURES if value is True else value or ()
+    return tuple(name for name in (CALIBRATION, *KNOWN) if name in named or (named and name == CALIBRATION))
+
+
+def _check_measure(document: Located, path: Path, name: str) -> None:
+    """Add a problem for what is no measure of robustness."""
+    try:
+        if name != CALIBRATION:
+            corruption(name)
+    except RD3Error as error:
+        document.problem(path, error.message, error.fix)
 
 
 def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:

@@ -33,6 +33,7 @@ from rd3.recipe import (
     EvaluationRecipe,
     Key,
     Recipe,
+    RobustnessRecipe,
     SetRecipe,
     SourceSplit,
     StatisticsRecipe,
@@ -105,7 +106,7 @@ class Expansion:
     def _cells_by_key(self) -> dict[Key, Cell]:
         found: dict[Key, Cell] = {}
         for cell in self.cells:
-            for key in (cell.evaluation, cell.set):
+            for key in (cell.evaluation, cell.set, cell.robustness):
                 if key is not None:
                     found.setdefault(key, cell)
         return found
@@ -113,6 +114,11 @@ class Expansion:
     @cached_property
     def _parents(self) -> set[Key]:
         return {parent for recipe in self.recipes.values() for _kind, parent in recipe.parents()}
+
+    @property
+    def keeps_students(self) -> bool:
+        """Whether evaluations keep the weights of their students."""
+        return self.grid is not None and (self.grid.keep_students or bool(self.grid.robustness))
 
     def is_result(self, key: Key) -> bool:
         """Whether a recipe is a result of the grid, not only a parent of other recipes."""
@@ -333,11 +339,16 @@ class _Expander:
             if identity in self.seen:  # duplicate of an earlier part
                 continue
             self.seen.add(identity)
-            self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key))
+            measured = self._measured(recipe)
+            found = measured.key if measured is not None else None
+            self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key, robustness=found))
             if recipe is not None and key not in self.result.recipes:
                 text = f"{shape.method} {shape.info.name} ipc{shape.ipc} -> {shape.student} {rule.protocol.labels}"
                 moved = f" {changes_text(shape.varied)}" if shape.varied else ""
-                self._add(recipe, f"{text}{moved} seed{set_seed}.{seed}", shape.info.name)
+                label = f"{text}{moved} seed{set_seed}.{seed}"
+                self._add(recipe, label, shape.info.name)
+                if measured is not None:
+                    self._add(measured, f"robustness of {label}", shape.info.name)
 
     def _evaluation(
         self, shape: _Shape, made: SetRecipe, protocol: EvalProtocol, student_seed: int
@@ -351,6 +362,12 @@ class _Expander:
             normalisation=shape.info.normalisation,
             tested_on=self.grid.test_on,
         )
+
+    def _measured(self, evaluation: EvaluationRecipe | None) -> RobustnessRecipe | None:
+        """The measurement of an evaluation's student, if the grid asks for one."""
+        if evaluation is None or not self.grid.robustness:
+            return None
+        return RobustnessRecipe.of(evaluation, self.grid.robustness[1:])
 
     def _add(self, recipe: Recipe, label: str, dataset: str) -> None:
         self.result.recipes[recipe.key] = recipe

@@ -18,13 +18,14 @@ from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
 from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
-from rd3.planning.cost import CPU_THREAD, Rates, Work
+from rd3.planning.cost import CPU_THREAD, Rates, Work, extent
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
-from rd3.recipe import KINDS, Key, Recipe, topological
-from rd3.store import Entry
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, topological
+from rd3.store import STUDENT, Entry
 from tracking.place import Place
 
 Status = Literal["reuse", "run", "blocked", "unsupported"]
+KEEP = "run again to keep the student"
 STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
 _THREADS = 16
 """Number of concurrent existence checks; on S3 each waits for the network."""
@@ -62,6 +63,8 @@ class Plan:
     items: list[Item]
     stale: list[tuple[str, Key]] = field(default_factory=list)
     """Needed entries whose artifact is missing or damaged: a run removes them from the ledger before it starts."""
+    again: frozenset[Key] = frozenset()
+    """Evaluations with a result that run again because it was stored without the weights of their student."""
     cells: int = 0
     flops: float = 0.0
     """Total of all recipes that run."""
@@ -206,8 +209,8 @@ def make_plan(
     statistics, initial sets) are planned only if a recipe that runs needs them.  ``verify`` (raises DataMissing or
     DataCorrupt) reads the parents of recipes that run; all other results only have to exist.
     """
-    there, stale = _what_is_there(expansion, ledger, exists)
-    wanted = _wanted(expansion, ledger, there, stale, verify)
+    there, stale, bare = _what_is_there(expansion, ledger, exists)
+    wanted = _wanted(expansion, ledger, there, stale, bare, verify)
     blocked = _blocked(expansion, wanted)
     items: list[Item] = []
     costs = _Costs(expansion, rates)
@@ -222,7 +225,8 @@ def make_plan(
             amount = costs.work(recipe) if taken not in there and taken not in wanted else Work()
             seconds, spread = rates.seconds(amount), rates.spread_of(amount)
             flops += amount.cost.flops
-            items.append(Item(key, recipe.kind, label, "run", "", seconds, spread, costs.disk_bytes(recipe)))
+            disk, reason = costs.disk_bytes(recipe), KEEP if key in bare else ""
+            items.append(Item(key, recipe.kind, label, "run", reason, seconds, spread, disk))
         elif key in there:
             items.append(Item(key, recipe.kind, label, "reuse"))
     items += _unsupported(expansion)
@@ -231,6 +235,7 @@ def make_plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
         stale=[(kind, key) for kind, key in stale if key in wanted],
+        again=frozenset(bare & wanted),
         cells=len(expansion.cells),
         flops=flops,
         slots=slots,
@@ -253,9 +258,10 @@ def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
 
 def _what_is_there(
     expansion: Expansion, ledger: LedgerView, exists: Callable[[Entry], bool]
-) -> tuple[set[Key], list[tuple[str, Key]]]:
-    """Keys whose entry and files exist, and entries whose files do not."""
+) -> tuple[set[Key], list[tuple[str, Key]], set[Key]]:
+    """Keys whose entry and files exist, entries whose files do not, and evaluations that lack only their student."""
     there: set[Key] = set()
+    bare: set[Key] = set()
     stale: list[tuple[str, Key]] = []
     for kind in KINDS:
         listed = ledger.keys(kind)
@@ -265,7 +271,9 @@ def _what_is_there(
             present = list(pool.map(exists, entries))
         there |= {entry.key for entry, found in zip(entries, present, strict=True) if found}
         stale += [(kind, entry.key) for entry, found in zip(entries, present, strict=True) if not found]
-    return there, stale
+        if kind == "evaluation":
+            bare = {entry.key for entry in entries if entry.key in there and STUDENT not in entry.files}
+    return there, stale, bare
 
 
 def _wanted(
@@ -273,12 +281,16 @@ def _wanted(
     ledger: LedgerView,
     there: set[Key],
     stale: list[tuple[str, Key]],
+    bare: set[Key],
     verify: Callable[[Entry], None],
 ) -> set[Key]:
     """Recipes that have to run.  Visits children first, so that parents are included only if needed."""
     wanted: set[Key] = set()
     needed: set[Key] = set()
+    keep_all = expansion.grid is not None and expansion.grid.keep_students
     for key, recipe in reversed(expansion.recipes.items()):
+        if key in bare and (keep_all or key in needed):
+            there.discard(key)
         if key in there and key in needed:
             entry = ledger.find_many(recipe.kind, [key]).get(key)
             try:
@@ -322,7 +334,7 @@ class _Costs:
     """Work and size of recipes; computed once for recipes of the same work, such as those that differ in a seed."""
 
     def __init__(self, expansion: Expansion, rates: Rates):
-        self.recipes = expansion.recipes
+        self.recipes, self.keeps_students = expansion.recipes, expansion.keeps_students
         self.infos = expansion.infos
         self.known: dict[Hashable, Work] = {}
 
@@ -333,7 +345,12 @@ class _Costs:
 
     def disk_bytes(self, recipe: Recipe) -> int:
         info = self._info(recipe)
-        return artifact_bytes(recipe, info, self.recipes.__getitem__) if info is not None else 0
+        if info is None:
+            return 0
+        student = 0
+        if self.keeps_students and isinstance(recipe, EvaluationRecipe):
+            student = 4 * extent(recipe.student, info.num_classes, recipe.resolution).values
+        return student + artifact_bytes(recipe, info, self.recipes.__getitem__)
 
     def work(self, recipe: Recipe) -> Work:
         info, parent = self._info(recipe), self.recipes.__getitem__

@@ -39,6 +39,7 @@ _DEFAULT = Scheduling()
 SCHEDULING: dict[str, Scheduling] = {
     "statistics": Scheduling(rank=1),
     "evaluation": Scheduling(rank=2, share_gpu=True),
+    "robustness": Scheduling(rank=2, share_gpu=True),
     "set": Scheduling(rank=3, exclusive=True),
     "share": Scheduling(rank=3),
 }

@@ -36,6 +36,11 @@ def _roles(value: Any) -> Any:
     return {} if isinstance(value, str) else value
 
 
+def _measures(value: Any) -> Any:
+    """``true`` and ``false`` as a list without names."""
+    return [] if isinstance(value, bool) else value
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Fields = dict[str, Any]
 Choice = Annotated[dict[str, Fields], BeforeValidator(_choice)]
@@ -49,6 +54,8 @@ Names = Annotated[list[str], Field(min_length=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Values = Annotated[list[Any], Field(min_length=1)]
+Measures = Annotated[list[str], BeforeValidator(_measures)]
+"""``true`` for all, or names."""
 
 
 class PartStructure(Structure):
@@ -77,6 +84,8 @@ class GridStructure(PartStructure):
     timing: Literal["shared", "exclusive"] = "shared"
     test_on: Literal["test", "validation"] = "test"
     claim: Fields | None = None
+    keep_students: bool = False
+    robustness: Measures = []
     also: list[Annotated[Fields, Field(min_length=1)]] = []
     small: Annotated[Fields, Field(min_length=1)] | None = None
 
@@ -112,6 +121,7 @@ SENTENCES: Mapping[str, Sentence] = {
     "int_type": Sentence("Expected an integer, got {what}."),
     "greater_than_equal": Sentence("Expected an integer of at least {ge}, got {input}."),
     "less_than_equal": Sentence("Expected an integer below 2^63, got {input}."),
+    "bool_type": Sentence("Expected true or false, got {what}."),
     "list_type": Sentence("Expected a list, got {what}.", "write `{key}: [...]`"),
     "too_short": Sentence("The list is empty, so the grid would be empty.", "add at least one item"),
     "choice": Sentence("Expected a name, or one name with values, got {what}."),
@@ -134,6 +144,7 @@ SENTENCES: Mapping[str, Sentence] = {
     "small dict_type": _CHANGES,
     "small too_short": _CHANGES,
     "setting string_type": _TEXT,
+    "robustness list_type": Sentence("Expected true, false or a list of measures, got {what}.", "e.g. `[calibration]`"),
     "paper dict_type": _PAPER,
     "paper too_long": Sentence("Several tables are named.", "name one; add a part for each of the others"),
     "paper.* string_type": _PAPER,

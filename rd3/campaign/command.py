@@ -30,7 +30,7 @@ from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
 from rd3.processes import temporary_folder_errors
-from rd3.recipe import Key, Recipe, SetRecipe, from_json, read_recipe
+from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
 from rd3.store import FolderStore
 from rd3.upgrade import FORMAT
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=_minutes, help="time limit; recipes that would exceed it are not started")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
+    parser.add_argument("--keep-students", action="store_true", help="keep the weights of every evaluation's student")
     parser.add_argument("--share", metavar="K/N", help="generate only share K of N of the blocks of a single set")
     return parser
 
@@ -171,10 +172,18 @@ def prepared(
         threads=chosen.threads,
         shared_machine=True if view.workers > 1 else None,
         larger=larger,
+        kept=_kept(recipes, chosen.keep_students),
     )
     seconds = 60 * chosen.minutes if chosen.minutes else None
     side_by_side = chosen.device != "cpu"
     return Scheduler(queue, estimates, view, seconds, started_at=started_at, side_by_side=side_by_side), runner
+
+
+def _kept(recipes: Sequence[Recipe], every: bool) -> frozenset[Key]:
+    """Evaluations that keep their students: those that other recipes are made from, or all."""
+    needed = {key for recipe in recipes for _kind, key in recipe.parents()}
+    evaluations = (recipe.key for recipe in recipes if isinstance(recipe, EvaluationRecipe))
+    return frozenset(key for key in evaluations if every or key in needed)
 
 
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:

@@ -64,6 +64,8 @@ class Runner:
     shared_machine: bool | None = None
     larger: dict[Key, Key] = field(default_factory=dict)
     """Keys of smaller sets to the key of a larger set that contains their images."""
+    kept: frozenset[Key] = frozenset()
+    """Keys of evaluations that keep the weights of their student."""
 
     def prepare(self) -> None:
         """Load and configure torch; called once per process, before the first recipe."""
@@ -105,7 +107,10 @@ class Runner:
         from rd3.perform import Part, perform_pack
 
         started_at, store = time.monotonic(), FolderStore(self.store)
-        pack = [Part(one, self.out / one.key, _progress(one, report, should_stop)) for one in recipes]
+        pack = [
+            Part(one, self.out / one.key, _progress(one, report, should_stop), keep_student=one.key in self.kept)
+            for one in recipes
+        ]
         try:
             outcomes = perform_pack(pack, store, self.roots, device=self.device)
         except Stopped:
@@ -146,6 +151,7 @@ class Runner:
             shared_machine=self.shared_machine,
             larger=self.larger.get(recipe.key),
             progress=progress,
+            keep_student=recipe.key in self.kept,
         )
         store.put(entry, out / "result")
         self._release_memory()

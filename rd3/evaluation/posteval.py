@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,8 @@ class Evaluation:
     """Networks that take pixels in [0, 1]; they are not modified."""
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
+    keep: Path | None = None
+    """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
     soft_labels: SoftLabels | None = None
     """Those that the set comes with, if any."""
 
@@ -116,7 +119,15 @@ class _Group:
         self._batches = iter(LabelledViews(images, labels, teachers, first.recipe, precision, own))
         self._students = {
             id(one): StudentTraining(
-                one.recipe, dataset, len(images), device, precision, one.progress, one.tested, one.own_label_bytes
+                one.recipe,
+                dataset,
+                len(images),
+                device,
+                precision,
+                one.progress,
+                one.tested,
+                one.keep,
+                one.own_label_bytes,
             )
             for one in evaluations
         }
@@ -184,7 +195,7 @@ def train_and_test(
     with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is
     dropped, since batch normalisation needs two; the references keep it.
     """
-    evaluation = Evaluation(recipe, images, labels, teachers, progress, tested, soft_labels)
+    evaluation = Evaluation(recipe, images, labels, teachers, progress, tested, soft_labels=soft_labels)
     [outcome] = train_pack([evaluation], dataset, device=device)
     if isinstance(outcome, Exception):
         raise outcome

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
 from rd3.evaluation.budget import image_steps, label_bytes
 from rd3.evaluation.graphed import GraphedSteps
+from rd3.evaluation.kept import save_student
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.schedule import rate_factor
 from rd3.evaluation.views import Batch
@@ -69,9 +71,11 @@ class StudentTraining:
         precision: str,
         progress: Progress = lambda fraction, note: None,
         tested: Tested | None = None,
+        keep: Path | None = None,
         own_label_bytes: int | None = None,
     ):
-        """``images``: number of images in the set; ``own_label_bytes``: of the soft labels that it comes with."""
+        """``images``: number of images in the set; ``keep``: file for the weights of the trained student;
+        ``own_label_bytes``: of the soft labels that the set comes with."""
         self._wall, self._process = time.perf_counter(), time.process_time()
         self.recipe, self.dataset, self.device, self.precision = recipe, dataset, device, precision
         protocol, info = recipe.protocol, dataset.info
@@ -90,7 +94,7 @@ class StudentTraining:
         self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
         self._right = torch.zeros((), dtype=torch.int64, device=device)
         self._images, self._classes, self._own_label_bytes = images, info.num_classes, own_label_bytes
-        self._tested, self._total = tested, len(dataset.labels(recipe.tested_on))
+        self._tested, self._total, self._keep = tested, len(dataset.labels(recipe.tested_on)), keep
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
         self._watch = _ProgressTracker(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
         self._curve: list[dict[str, float]] = []
@@ -181,7 +185,7 @@ class StudentTraining:
             self._epoch = self._begin_epoch(epoch + 1)
 
     def _test(self) -> torch.Tensor:
-        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+        with self._as_tested():
             return correct_per_class(
                 self.network,
                 self.dataset,
@@ -191,6 +195,10 @@ class StudentTraining:
                 self._watch,
                 self.recipe.protocol.test_resize,
             )
+
+    def _as_tested(self) -> contextlib.AbstractContextManager[None]:
+        """Inside ``with``, the network has the weights that the protocol tests."""
+        return self._average.in_place() if self._average is not None else contextlib.nullcontext()
 
     def _read(self) -> None:
         """Add the epochs that have ended to the curve."""
@@ -205,8 +213,11 @@ class StudentTraining:
         return 100 * int(self._tests[epoch].sum()) / self._total
 
     def result(self) -> EvalResult:
-        """Test the student; call after the last epoch."""
+        """The result, once the student is trained and tested; writes its weights if they are to be kept."""
         protocol = self.recipe.protocol
+        if self._keep is not None:
+            with self._as_tested():
+                save_student(self.network, self._keep)
         per_class = self._tests[protocol.epochs].tolist()
         return EvalResult(
             tested_on=self.recipe.tested_on,

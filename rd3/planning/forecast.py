@@ -23,6 +23,7 @@ from rd3.recipe import (
     EvaluationRecipe,
     Key,
     Recipe,
+    RobustnessRecipe,
     SetRecipe,
     StatisticsRecipe,
     TeacherRecipe,
@@ -204,6 +205,19 @@ def _but_for_seeds(recipe: EvaluationRecipe, parent: Parent) -> Hashable:
     return id(recipe.protocol), recipe.student, recipe.teachers, parent(recipe.set).ipc, recipe.data.name
 
 
+def _robustness_work(recipe: RobustnessRecipe, info: DatasetInfo, parent: Parent) -> Work:
+    """Passes over the test images for each corruption and severity, and over validation images for a temperature."""
+    tested, validation = info.test_count, info.train_count // 10
+    images = (tested if recipe.tested_on == "test" else validation) * (1 + 5 * len(recipe.corruptions)) + validation
+    evaluation = parent(recipe.evaluation)
+    cost = images * _forward(evaluation.student, recipe, info)
+    return Work(cost, 0, evaluation.protocol.precision, ((evaluation.student, cost),))
+
+
+def _robustness_bytes(recipe: RobustnessRecipe, _info: DatasetInfo, _parent: Parent) -> int:
+    return 2_000 + 100 * len(recipe.corruptions)
+
+
 FORECASTS: dict[type[Recipe], Forecast] = {
     TeacherRecipe: Forecast(_teacher_work, _teacher_bytes, parts=_epochs),
     TrainingDynamicsRecipe: Forecast(_dynamics_work, _dynamics_bytes, parts=_epochs),
@@ -212,4 +226,5 @@ FORECASTS: dict[type[Recipe], Forecast] = {
     DerivedRecipe: Forecast(_derived_work, _derived_bytes),
     SetRecipe: Forecast(_set_work, _set_bytes, parts=_blocks),
     EvaluationRecipe: Forecast(_evaluation_work, _evaluation_bytes, same_work=_but_for_seeds),
+    RobustnessRecipe: Forecast(_robustness_work, _robustness_bytes),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rd3.errors import DataCorrupt, DataMissing, FilesNotExported, StoreError
 from rd3.recipe import KINDS, Key, kind_order
-from rd3.store import Entry, check_files
+from rd3.store import STUDENT, Entry, check_files
 from rd3.study.rows import RowsFile
 
 RESULTS = "results.parquet"
@@ -34,7 +34,8 @@ def _name(entry: Entry) -> str:
 class Study:
     """A :class:`rd3.store.ReadableStore` for a study's folder or one of its Parquet files.
 
-    Fetched files are unpacked into ``scratch``.  A set without an image in ``sheets/`` has no contact sheet.
+    Fetched files are unpacked into ``scratch``.  A set without an image in ``sheets/`` has no contact sheet, and an
+    evaluation never has the weights of its student.
     """
 
     def __init__(self, path: Path, scratch: Path):
@@ -53,9 +54,12 @@ class Study:
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry, or None if there is none."""
         entry = self._rows.entries.get((kind, key))
-        if entry is None or not self._lacks_only_sheet(entry):
-            return entry
-        return entry.model_copy(update={"files": {name: sha for name, sha in entry.files.items() if name != SHEET}})
+        if entry is None:
+            return None
+        lacking = {STUDENT} | ({SHEET} if self._lacks_only_sheet(entry) else set())
+        return entry.model_copy(
+            update={"files": {name: sha for name, sha in entry.files.items() if name not in lacking}}
+        )
 
     def _lacks_only_sheet(self, entry: Entry) -> bool:
         if SHEET not in entry.files or (self.root / sheet_of(entry)).is_file():

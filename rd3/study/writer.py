@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rd3.errors import DataMissing, StoreError
 from rd3.recipe import KINDS, Key
-from rd3.store import Entry, ReadableStore, write_atomically
+from rd3.store import STUDENT, Entry, ReadableStore, write_atomically
 from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
 from rd3.study.rows import Row, RowsFile, pack
 
@@ -47,7 +47,7 @@ def write_study(
             if (kind, key) not in rows:
                 rows[kind, key] = Row(entry, {} if part else _contents(source, entry))
             if part is None:
-                left_out += not set(entry.files) <= set(rows[kind, key].carried)
+                left_out += not {*entry.files} - {STUDENT} <= set(rows[kind, key].carried)
             elif not _in_place(source, entry, Path(folder), part, networks):
                 left_out += 1
         write_atomically(results, pack(rows.values()))
@@ -90,9 +90,9 @@ def _is_wanted(entry: Entry, networks: bool) -> bool:
 
 
 def _contents(source: ReadableStore, entry: Entry) -> dict[str, bytes]:
-    """The entry's files by name; empty if they are missing."""
+    """The entry's files by name, without the weights of a student; empty if they are missing."""
     try:
         folder = source.fetch(entry.kind, entry.key)
     except DataMissing:
         return {}
-    return {name: (folder / name).read_bytes() for name in entry.files}
+    return {name: (folder / name).read_bytes() for name in entry.files if name != STUDENT}

@@ -138,7 +138,8 @@ def test_a_recipe_of_another_kind_is_refused():
 
 
 def test_every_kind_can_be_computed_and_forecast():
-    assert list(KINDS) == ["teacher", "training_dynamics", "statistics", "backbone", "derived", "set", "evaluation"]
+    made_first = ["teacher", "training_dynamics", "statistics", "backbone", "derived", "set"]
+    assert list(KINDS) == [*made_first, "evaluation", "robustness"]
     assert all(kind.model_fields["kind"].default == name for name, kind in KINDS.items())
     assert set(PERFORM) == set(FORECASTS) == set(KINDS.values())
 

@@ -14,7 +14,7 @@ import pytest
 from rd3.errors import DataCorrupt, DataMissing, FilesNotExported, RD3Error, StoreError
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, SetRecipe, TeacherRecipe
-from rd3.store import Entry, FolderStore, sha256_files
+from rd3.store import STUDENT, Entry, FolderStore, sha256_files
 from rd3.study import RESULTS, Study, rows, write_study, writer
 
 DATA = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
@@ -302,3 +302,13 @@ def test_a_flipped_bit_anywhere_is_a_sentence_or_does_no_harm(store, opened, tmp
         except RD3Error:
             refused += 1
     assert refused > len(raw) / 3 / 2
+
+
+def test_the_weights_of_students_stay_out_of_a_study(store, opened, tmp_path):
+    files = {"curve.parquet": b"curve", "result.json": b"{}", STUDENT: b"weights" * 1000}
+    put(store, tmp_path, an_evaluation(7), files)
+    assert write_study(store, [("evaluation", an_evaluation(7).key)], tmp_path / "study") == (1, 0)
+    study = opened(tmp_path / "study")
+    [name] = study.names()
+    assert set(study.find(*name).files) == {"curve.parquet", "result.json"}
+    assert sha256_files(study.fetch(*name)) == study.find(*name).files

@@ -97,9 +97,7 @@ class Ledger:
     def mark(self, entry: Entry) -> Entry:
         """Write ``entry`` with its digest unless its key has one already; returns the entry that is in the ledger."""
         entry = to_absolute(entry.sealed(), self.objects)
-        plain = to_relative(entry, self.objects).model_dump(mode="json")
-        data = (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
-        name = _name(entry.kind, entry.key)
+        data, name = self._data(entry), _name(entry.kind, entry.key)
         for _attempt in range(5):  # S3 may refuse both of two concurrent writers
             if self.objects.put(name, data, only_if_absent=True):
                 return entry
@@ -109,6 +107,16 @@ class Ledger:
         raise StoreError(
             f"Cannot write {self.root}/{name}: it is neither absent nor readable.", "run the command again"
         )
+
+    def replace(self, entry: Entry) -> Entry:
+        """Write ``entry`` with its digest in place of the one that its key has; returns it."""
+        entry = to_absolute(entry.sealed(), self.objects)
+        self.objects.put(_name(entry.kind, entry.key), self._data(entry))
+        return entry
+
+    def _data(self, entry: Entry) -> bytes:
+        plain = to_relative(entry, self.objects).model_dump(mode="json")
+        return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
 
     def forget(self, kind: str, key: Key) -> None:
         """Delete the entry, so that its recipe counts as missing; its artifacts are kept."""

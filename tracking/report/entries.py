@@ -16,7 +16,7 @@ from tracking.runs.runs import Tracker
 
 @dataclass(frozen=True)
 class GridEntries:
-    """Entries of evaluations, their sets and their teachers."""
+    """Entries of evaluations, their sets, their teachers and what was measured with their students."""
 
     _found: dict[tuple[str, Key], Entry] = field(default_factory=dict)
 
@@ -26,6 +26,7 @@ class GridEntries:
         entries = cls()
         entries._read(ledger, "evaluation", (cell.evaluation for cell in cells))
         entries._read(ledger, "set", (cell.set for cell in cells))
+        entries._read(ledger, "robustness", (cell.robustness for cell in cells))
         taught = (key for entry in list(entries._found.values()) for key in entry.recipe.get("teachers", ()))
         entries._read(ledger, "teacher", taught)
         return entries

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.component import changes_text, flat_protocol
-from rd3.recipe import BackboneRecipe, EvaluationRecipe, Key, Recipe, SetRecipe, read_recipe
+from rd3.recipe import BackboneRecipe, EvaluationRecipe, Key, Recipe, RobustnessRecipe, SetRecipe, read_recipe
 from rd3.store import Entry
 
 Fact = str | float
@@ -79,6 +79,15 @@ def _evaluation_facts(recipe: EvaluationRecipe, find: Find) -> dict[str, Fact]:
     return facts | _teacher_facts(recipe, find)
 
 
+def _robustness_facts(recipe: RobustnessRecipe, find: Find) -> dict[str, Fact]:
+    parent = find("evaluation", recipe.evaluation)
+    evaluation = read_recipe(parent.recipe) if parent is not None else None
+    if not isinstance(evaluation, EvaluationRecipe):
+        return {}
+    found: dict[str, Fact] = {"student": evaluation.student, "student_seed": evaluation.student_seed}
+    return found | _evaluation_facts(evaluation, find)
+
+
 def _teacher_facts(recipe: SetRecipe | EvaluationRecipe, find: Find) -> dict[str, Fact]:
     networks = [entry.recipe["network"] for key in recipe.teachers if (entry := find("teacher", key)) is not None]
     return {"teacher": ",".join(networks)} if networks else {}
@@ -97,6 +106,7 @@ def _set_facts(recipe: SetRecipe, find: Find) -> dict[str, Fact]:
 FACTS: dict[type[Recipe], Callable[[Any, Find], dict[str, Fact]]] = {
     SetRecipe: _set_facts,
     EvaluationRecipe: _evaluation_facts,
+    RobustnessRecipe: _robustness_facts,
 }
 """What a run shows of the recipe's parents; nothing for kinds that are not listed."""
 

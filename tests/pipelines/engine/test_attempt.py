@@ -17,7 +17,7 @@ from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waitin
 from pipelines.engine.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
 from rd3.recipe import Data, SetRecipe
-from rd3.store import Entry, FolderStore, check_files
+from rd3.store import STUDENT, Entry, FolderStore, check_files
 from rd3.values import canonical
 from tests.tracking.remote import RemoteFolder
 from tracking.ledger import retry as patience
@@ -62,6 +62,7 @@ class Bench:
         self.begun: list[int] = []
         self.performed = 0
         self.raises: Exception | None = None
+        self.result: dict[str, Any] = {}
         self.run_breaks = False
         self.closed = False
         """The tracking server lets nobody begin."""
@@ -108,17 +109,22 @@ class Bench:
         shared_machine: bool,
         larger: str | None,
         progress: Any,
+        keep_student: bool,
     ) -> Entry:
         self.performed += 1
         assert shared_machine
+        assert keep_student == self.job.keep_student
         assert device == "cpu"
         self.closed = False
         if self.raises is not None:
             raise self.raises
         (out / "result").mkdir(exist_ok=True)
         (out / "result" / "images").write_text("pixels")
+        if keep_student:
+            (out / "result" / STUDENT).write_text("weights")
         files = rd3.perform.sha256_files(out / "result")
-        return Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}, files=files)
+        plain = recipe.model_dump(mode="json")
+        return Entry(kind="set", key=recipe.key, recipe=plain, result=dict(self.result), files=files)
 
     def attempt(self, notes: list[str] | None = None) -> TrialEnd:
         """A trial of this one recipe; what it says of its progress is added to ``notes``."""
@@ -377,3 +383,24 @@ def test_a_damaged_download_is_tried_again_before_it_is_reported(
     remote.damaged = damaged
     end = bench.attempt()
     assert (end.broken, remote.downloads) == (broken, 2)
+
+
+def test_a_student_is_kept_although_an_earlier_attempt_finished_without_it(bench: Bench):
+    bench.attempt()
+    bench.job = replace(bench.job, keep_student=True)
+    kept = bench.attempt()
+    assert bench.performed == 2 and STUDENT in kept.entry["files"]
+    assert bench.attempt() == kept and bench.performed == 2
+
+
+@pytest.mark.parametrize("recorded", [87, 86])
+def test_an_evaluation_that_runs_again_keeps_its_student_only_with_the_recorded_result(bench: Bench, recorded: int):
+    bench.result = {"correct": 87, "tested": 100}
+    bench.job = replace(bench.job, keep_student=True, recorded={"correct": recorded})
+    end = bench.attempt()
+    if recorded == 87:
+        assert end.status == "done" and STUDENT in end.entry["files"]
+        return
+    assert (end.status, end.entry) == ("failed", None)
+    assert "has 87 correct predictions of 100; its recorded result, 86, stays, without weights. Fix: " in end.reason
+    assert (bench.begun, bench.ends) == ([], []), "the run that shows the recorded result is left as it is"

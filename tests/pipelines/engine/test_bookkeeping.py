@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_recipes import a_set
+from small_recipes import COMMON, PLAIN, a_set
 
 from pipelines.engine import trial_log
 from pipelines.engine.bookkeeping import Bookkeeping
@@ -13,9 +13,17 @@ from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import work_folder
 from pipelines.settings import Session
 from rd3.errors import StoreError, StoreUnavailable
-from rd3.store import Entry, sha256_files
+from rd3.protocol import resolve_protocol
+from rd3.recipe import EvaluationRecipe
+from rd3.store import STUDENT, Entry, sha256_files
 from tests.tracking.remote import RemoteFolder
 from tracking.runs import artifacts
+
+
+def an_evaluation() -> EvaluationRecipe:
+    protocol = resolve_protocol("rd3", factor=1, same_network=False, set_size=10, overrides={"labels": "hard"})
+    given = {"protocol": protocol, "student": "convnet", "student_seed": 0, "normalisation": PLAIN}
+    return EvaluationRecipe(**COMMON, set=a_set().key, **given)
 
 
 class Bench:
@@ -103,3 +111,19 @@ def test_nothing_is_written_without_the_lease(bench: Bench):
         with pytest.raises(StoreError, match=r"The lease on the ledger .* was removed"):
             bench.books.forget("set", bench.entry.key)
     assert bench.session.ledger.find("set", bench.entry.key) == bench.entry.sealed()
+
+
+def test_an_evaluation_with_its_student_replaces_the_one_without(bench: Bench):
+    recipe = an_evaluation()
+    files, plain = sha256_files(bench.files), recipe.model_dump(mode="json")
+    bare = Entry(kind="evaluation", key=recipe.key, recipe=plain, result={"correct": 3}, files=files)
+    with bench.lease:
+        bench.books.keep(bare.model_dump(mode="json"))
+        assert bench.books.recorded(recipe.key) == {"correct": 3}
+        bench.books.keep(bare.model_copy(update={"made": {"host": "other"}}).model_dump(mode="json"))
+        assert bench.session.ledger.find("evaluation", recipe.key).made == {}, "an entry is not replaced by its like"
+        kept = bare.model_copy(update={"files": files | {STUDENT: "0" * 64}})
+        bench.books.keep(kept.model_dump(mode="json"))
+    found = bench.session.ledger.find("evaluation", recipe.key)
+    assert STUDENT in found.files and not found.altered
+    assert bench.books.recorded(recipe.key) is None

@@ -385,3 +385,32 @@ def test_a_demonstration_size_may_lack_methods_of_the_claim():
         parse_grid(CLAIM.replace("than: [random]", "than: [random, edc]"), "grid")
     with pytest.raises(GridErrors, match="no method 'rded' to claim"):
         parse_grid(text + "small: {methods: [random]}\n", "grid")
+
+
+def test_robustness_is_all_measures_or_those_that_are_named():
+    assert parse_grid(BASE + "robustness: false\n", "test").robustness == ()
+    everything = parse_grid(BASE + "robustness: true\n", "test").robustness
+    assert everything[0] == "calibration" and len(everything) == 10 and "gaussian_blur" not in everything
+    assert parse_grid(BASE + "robustness: [calibration]\n", "test").robustness == ("calibration",)
+    named = parse_grid(BASE + "robustness: [gaussian_blur, contrast]\n", "test").robustness
+    assert named == ("calibration", "contrast", "gaussian_blur"), "in one order, so that keys do not depend on it"
+
+
+def test_students_that_are_kept_are_part_of_the_grids_key_only_where_they_are():
+    plain = parse_grid(BASE, "test")
+    assert parse_grid(BASE + "keep_students: false\nrobustness: false\n", "test").key == plain.key
+    assert (
+        len({plain.key, *(parse_grid(BASE + f"{key}: true\n", "test").key for key in ("keep_students", "robustness"))})
+        == 3
+    )
+
+
+def test_mistakes_in_the_keys_of_students():
+    found = problems(BASE + "keep_students: 1\nrobustness: [frost, contrasts, contrast, contrast, 3]\n")
+    assert "Expected true or false, got the number 1." in found["keep_students"]
+    assert "frost is not computed: it needs photographs of frost" in found["robustness[0]"]
+    assert "There is no corruption 'contrasts'" in found["robustness[1]"] and "contrast" in found["robustness[1]"]
+    assert "Duplicate of robustness[2]" in found["robustness[3]"]
+    assert "Expected a name, got the number 3." in found["robustness[4]"]
+    assert "true, false or a list" in problems(BASE + "robustness: all\n")["robustness"]
+    assert "has no key 'robustness' here" in problems(BASE + "also: [{robustness: true}]\n")["also[0].robustness"]

@@ -19,7 +19,7 @@ from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavaila
 from rd3.models import parameter_count as counted
 from rd3.planning.cost import CPU_THREAD, Rates
 from rd3.recipe import KINDS, Recipe
-from rd3.store import Entry
+from rd3.store import STUDENT, Entry
 from tests.pipelines.fingerprints import Fingerprints
 from tracking.place import Place
 from tracking.runs.reachable import LoginRejected
@@ -262,3 +262,45 @@ def test_a_plan_calls_temporary_only_what_waiting_helps(monkeypatch, tmp_path, r
     with pytest.raises(TrackingError, match=re.escape(raised.message)) as caught:
         _probe(Place("http://127.0.0.1:9", str(tmp_path), tmp_path))
     assert isinstance(caught.value, Unavailable) == temporary
+
+
+KEPT = "keep_students: true\n"
+MEASURED = "robustness: true\n"
+
+
+def all_but_students(expansion: Expansion, *left_out: str) -> Memory:
+    return Memory(recipe for recipe in expansion.recipes.values() if recipe.kind not in left_out)
+
+
+def test_evaluations_without_their_student_run_again_only_where_a_grid_keeps_students(expansion):
+    assert planned(expansion, all_but_students(expansion)).keys("run") == []
+    keeping = expand(parse_grid(TEXT + KEPT, "small"), Fingerprints())
+    assert list(keeping.recipes) == list(expansion.recipes), "no key differs"
+    memory = all_but_students(keeping)
+    plan = planned(keeping, memory)
+    evaluations = {recipe.key for recipe in of_kind(keeping, "evaluation")}
+    assert set(plan.keys("run")) == plan.again == evaluations and plan.stale == []
+    assert {item.reason for item in plan.items if item.status == "run"} == {"run again to keep the student"}
+    for key in evaluations:
+        memory.entries[key] = memory.entries[key].model_copy(update={"files": {STUDENT: "0" * 64}})
+    assert planned(keeping, memory).keys("run") == []
+
+
+def test_what_is_missing_of_robustness_runs_with_the_evaluations_that_lack_their_student():
+    measuring = expand(parse_grid(TEXT + MEASURED, "small"), Fingerprints())
+    assert planned(measuring, Memory()).counts()["robustness"]["run"] == 4
+    memory = all_but_students(measuring, "robustness")
+    first, *others = of_kind(measuring, "evaluation")
+    memory.entries[first.key] = memory.entries[first.key].model_copy(update={"files": {STUDENT: "0" * 64}})
+    plan = planned(measuring, memory)
+    assert plan.again == {one.key for one in others} and plan.counts()["robustness"]["run"] == 4
+    assert planned(measuring, all_but_students(measuring)).keys("run") == [], "what was measured needs no weights"
+
+
+def test_kept_students_are_part_of_the_disk_space():
+    sizes = {}
+    for text in (TEXT, TEXT + KEPT):
+        expansion = expand(parse_grid(text, "small"), Fingerprints())
+        sizes[text] = planned(expansion, Memory()).by_kind()["evaluation"]["disk_bytes"]
+    weights = 4 * counted("resnet18_w16", 10, 32)
+    assert sizes[TEXT + KEPT] - sizes[TEXT] == pytest.approx(4 * weights, rel=0.02)

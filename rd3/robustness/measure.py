@@ -1,0 +1,149 @@
+"""Measure the student of an evaluation: its calibration, and its accuracy on corrupted test images."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rd3.augment import to_unit
+from rd3.device import autocast, repeatable_kernels, usable_device
+from rd3.errors import DataMissing
+from rd3.evaluation.kept import load_student
+from rd3.evaluation.student import TEST_BATCH, centre_of_resized
+from rd3.recipe import EvaluationRecipe, RobustnessRecipe
+from rd3.robustness.calibration import calibration, fitted_temperature
+from rd3.robustness.corruptions import SEVERITIES, corrupted, corruption
+from rd3.stats import mean
+from rd3.store import STUDENT
+
+if TYPE_CHECKING:
+    from rd3.datasets import Dataset, Split
+    from rd3.store import Entry, ReadableStore
+
+RESULT = "robustness.json"
+Progress = Callable[[float, str], None]
+
+
+def measure(
+    recipe: RobustnessRecipe,
+    evaluation: EvaluationRecipe,
+    entry: Entry,
+    store: ReadableStore,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: torch.device | str,
+    progress: Progress = lambda fraction, note: None,
+) -> dict[str, Any]:
+    """Measure a kept student, write ``robustness.json`` to ``out`` and return the scalar figures.
+
+    ``entry``: that of the evaluation.  Corruptions are applied to the dataset's test images, before the protocol's
+    ``test_resize``.  A temperature is fitted on the validation images, which are training images that no part of the
+    test uses; not for students that are tested on them.  Clean images give the evaluation's count of correct
+    predictions on the same kind of device; on another one rounding may change a few.  Raises :class:`DataMissing` if
+    the evaluation has no weights.
+    """
+    if STUDENT not in entry.files:
+        message = f"Evaluation {recipe.evaluation[:12]} was stored without the weights of its student."
+        raise DataMissing(message, "run its grid with `keep_students: true`, which runs it again")
+    wall, process = time.perf_counter(), time.process_time()
+    for name in recipe.corruptions:
+        corruption(name)
+    device, precision = usable_device(device), entry.result["ran_precision"]
+    folder = store.fetch("evaluation", recipe.evaluation)
+    student = load_student(folder, evaluation, dataset.info, device=device, precision=precision)
+    tester = _Tester(student, dataset, recipe, evaluation.protocol.test_resize, device, precision)
+    with repeatable_kernels():
+        found = _figures(tester, recipe, progress)
+    (out / RESULT).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    spent = {"wall_s": time.perf_counter() - wall, "process_s": time.process_time() - process}
+    return {name: value for name, value in found.items() if isinstance(value, int | float | str)} | spent
+
+
+def _figures(tester: _Tester, recipe: RobustnessRecipe, progress: Progress) -> dict[str, Any]:
+    """All figures of a student; accuracies in per cent, of whole splits."""
+    passes, done = 1 + len(recipe.corruptions) * len(SEVERITIES), 0
+
+    def count(what: str) -> None:
+        nonlocal done
+        done += 1
+        progress(done / passes, f"{what}, pass {done}/{passes}")
+
+    split = recipe.tested_on
+    logits, labels = tester.logits(split), tester.labels(split)
+    count("test images")
+    found: dict[str, Any] = {"tested_on": split, "tested": len(labels), "correct": _correct(logits, labels)}
+    found["top1_pct"] = 100 * found["correct"] / len(labels)
+    found |= calibration(logits, labels, tester.temperature())
+    corrupted_correct: dict[str, list[int]] = {}
+    for name in recipe.corruptions:
+        for severity in SEVERITIES:
+            right = _correct(tester.logits(split, name, severity), labels)
+            corrupted_correct.setdefault(name, []).append(right)
+            count(f"{name} {severity}")
+    return found | _accuracies(corrupted_correct, len(labels))
+
+
+def _accuracies(correct: dict[str, list[int]], tested: int) -> dict[str, Any]:
+    """Accuracies by corruption, by severity and of all, each with equal weights, from counts by severity."""
+    if not correct:
+        return {}
+    accuracies = {name: [100 * right / tested for right in counts] for name, counts in correct.items()}
+    by_severity = {
+        f"severity_{severity}_top1_pct": mean([one[severity - 1] for one in accuracies.values()])
+        for severity in SEVERITIES
+    }
+    return {
+        "corrupted_top1_pct": mean([mean(one) for one in accuracies.values()]),
+        **by_severity,
+        **{f"{name}_top1_pct": mean(one) for name, one in accuracies.items()},
+        "corrupted_correct": correct,
+    }
+
+
+def _correct(logits: np.ndarray, labels: np.ndarray) -> int:
+    return int((logits.argmax(axis=1) == labels).sum())
+
+
+@dataclass(frozen=True)
+class _Tester:
+    """Runs a student on a split, as the test of its evaluation does."""
+
+    student: nn.Module
+    dataset: Dataset
+    recipe: RobustnessRecipe
+    resize: int
+    """Side to which test images are resized before the centre crop; 0: they are not."""
+    device: torch.device
+    precision: str
+
+    def labels(self, split: Split) -> np.ndarray:
+        return self.dataset.labels(split)
+
+    def temperature(self) -> float | None:
+        """Fitted on the validation images; None if the student is tested on them, or there is nothing to fit."""
+        if self.recipe.tested_on == "validation" or not len(self.labels("validation")):
+            return None
+        return fitted_temperature(self.logits("validation"), self.labels("validation"))
+
+    def logits(self, split: Split, name: str = "", severity: int = 0) -> np.ndarray:
+        """(N, C) float32 logits of a whole split, corrupted if ``severity`` is not 0."""
+        found = []
+        for places in torch.arange(len(self.labels(split))).split(TEST_BATCH):
+            images = self._images(split, places.tolist(), name, severity)
+            with torch.no_grad(), autocast(self.device, self.precision):
+                found.append(self.student(to_unit(images.to(self.device))).float().cpu())
+        logits: np.ndarray = torch.cat(found).numpy()
+        return logits
+
+    def _images(self, split: Split, places: Sequence[int], name: str, severity: int) -> torch.Tensor:
+        images = corrupted(self.dataset.images(split, places), name, severity, places, self.recipe.seed)
+        return centre_of_resized(images, self.resize) if self.resize else images

@@ -1,0 +1,63 @@
+"""What was measured with the kept students of a grid, by score: summaries over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tracking.report.results import Results
+from tracking.report.scores import POINT, Score, Summary, summarise
+from tracking.report.tables import count_text
+
+SHOWN = ("dataset", "ipc", "method")
+"""Fields of a score that its row always shows."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements of a score's evaluations."""
+
+    score: Score
+    planned: int
+    """Number of measurements in the grid."""
+    by_set_seed: Sequence[tuple[int | None, Mapping[str, Any]]]
+    """Set seed and figures of each measurement that is done."""
+
+    def summary(self, name: str) -> Summary | None:
+        """Mean, spread and interval of a figure over the measurements that have it; None if none has."""
+        found = [(figures[name], seed) for seed, figures in self.by_set_seed if name in figures]
+        return summarise([value for value, _seed in found], [seed for _value, seed in found]) if found else None
+
+    def text(self, name: str, digits: int) -> str:
+        """A figure as tables show it: ``3.2 ± 0.4 [2.2, 4.2] (3)``, or what is missing."""
+        got = self.summary(name)
+        if got is None:
+            return "not done" if len(self.by_set_seed) < self.planned else "–"
+        spread = ""
+        if got.interval is not None:
+            low, high = got.interval
+            spread = f" ± {got.std:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        missing = self.planned - got.n
+        return f"{got.mean:.{digits}f}{spread} ({count_text(got)}{f', {missing} missing' if missing else ''})"
+
+
+def measured(results: Results) -> list[Measured]:
+    """The measurements of every score that has some in the grid, in the order of the scores."""
+    planned = {
+        row["evaluation"]: row for row in results.frame.to_dict("records") if row["evaluation"] and row["robustness"]
+    }
+    found = []
+    for score in results.scores:
+        rows = [planned[key] for key in score.keys if key in planned]
+        entries = [(row["set_seed"], results.find("robustness", row["robustness"])) for row in rows]
+        done = [(seed, entry.result) for seed, entry in entries if entry is not None]
+        if rows:
+            found.append(Measured(score, len(rows), done))
+    return found
+
+
+def fields_of(found: Sequence[Measured]) -> list[str]:
+    """Fields of a score that tell the rows apart."""
+    differ = [name for name in POINT if len({str(getattr(each.score, name)) for each in found}) > 1]
+    return [*SHOWN, *(name for name in differ if name not in (*SHOWN, "printed"))]
