@@ -6,6 +6,7 @@ same functions.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -34,8 +35,10 @@ from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
+    from rd3.evaluation.answers import KeptAnswers
     from rd3.evaluation.posteval import Evaluation
     from rd3.evaluation.result import EvalResult
+    from rd3.evaluation.sharing import Keep
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
     from rd3.protocol import Precision
@@ -107,6 +110,8 @@ class Context:
     larger: Key | None
     progress: Progress
     tested: Tested | None = None
+    answers: KeptAnswers | None = None
+    """Kept answers of an evaluation's teachers."""
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers in memory, by their keys."""
     opened: dict[Key, SyntheticSet] = field(default_factory=dict)
@@ -283,6 +288,7 @@ def _evaluate(recipe: EvaluationRecipe, context: Context) -> Output:
     from rd3.evaluation.posteval import train_pack
 
     [outcome] = train_pack([_evaluation(recipe, context)], context.dataset, device=context.device)
+    _discard_unwanted(recipe, context.answers)
     return _written(outcome, context.out)
 
 
@@ -291,7 +297,35 @@ def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
     from rd3.evaluation.posteval import Evaluation
 
     synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
-    return Evaluation(recipe, synthetic.images, synthetic.labels, teachers, context.progress, context.tested)
+    return Evaluation(
+        recipe, synthetic.images, synthetic.labels, teachers, context.progress, context.tested, context.answers
+    )
+
+
+def _kept_answers(recipe: Recipe, store: ReadableStore, roots: Roots, keep: Keep | None) -> KeptAnswers | None:
+    """The kept answers of an evaluation that asks teachers, if they are to be kept."""
+    from rd3.evaluation.answer_files import AnswerFolder
+    from rd3.evaluation.answers import KeptAnswers
+    from rd3.evaluation.sharing import asks_teachers
+
+    if keep is None or not asks_teachers(recipe):
+        return None
+    content = digest([existing(store, kind, key).files for kind, key in recipe.parents()])
+    return KeptAnswers(AnswerFolder(roots.home, keep.budget_bytes), content, keep.wanted)
+
+
+def _discard_unwanted(recipe: EvaluationRecipe, answers: KeptAnswers | None) -> None:
+    """Delete kept answers that no other evaluation waits for."""
+    from rd3.evaluation.packing import Views
+
+    if answers is not None and not answers.wanted:
+        with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
+            answers.folder.discard([Views.of(recipe).key])
+
+
+def _answers_read(answers: KeptAnswers | None) -> dict[str, str]:
+    """Provenance of an evaluation whose teachers' answers were not all computed."""
+    return {"answers": "read"} if answers is not None and answers.read else {}
 
 
 def export_labels(
@@ -343,18 +377,23 @@ def perform(
     larger: Key | None = None,
     progress: Progress = _no_progress,
     tested: Tested | None = None,
+    answers: Keep | None = None,
 ) -> Entry:
     """Run one recipe in ``out/result`` and return its entry; resumes from files of an earlier attempt there.
 
     Parents are read from ``store``; storing the files and the entry is up to the caller.  ``shared_machine``, whether
     other work runs at the same time, is recorded in the manifest of a set.  ``larger`` is the key of a set that begins
     with the images of this one, which are copied from it if the store has it.  ``tested`` is called after each test
-    during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  Raises subclasses of :class:`RD3Error`.
+    during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  ``answers``: how an evaluation handles
+    kept answers of its teachers; by default there are none.  Raises subclasses of :class:`RD3Error`.
     """
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    context = Context(store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested)
-    return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device)
+    kept = _kept_answers(recipe, store, roots, answers)
+    context = Context(
+        store, roots, _open_data(recipe, roots), folder, device, shared_machine, larger, progress, tested, kept
+    )
+    return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device, **_answers_read(kept))
 
 
 @dataclass(frozen=True)
@@ -366,6 +405,8 @@ class Part:
     """Scratch folder of the recipe; files are written to its subfolder ``result``."""
     progress: Progress = _no_progress
     tested: Tested | None = None
+    answers: Keep | None = None
+    """How the evaluation handles kept answers of its teachers."""
 
 
 def perform_pack(
@@ -386,17 +427,20 @@ def perform_pack(
         assert isinstance(part.recipe, EvaluationRecipe)
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
+        kept = _kept_answers(part.recipe, store, roots, part.answers)
         contexts.append(
-            Context(store, roots, dataset, folder, device, None, None, part.progress, part.tested, **shared)
+            Context(store, roots, dataset, folder, device, None, None, part.progress, part.tested, kept, **shared)
         )
         evaluations.append(_evaluation(part.recipe, contexts[-1]))
     found: list[Entry | Exception] = []
     outcomes = train_pack(evaluations, dataset, device=device)
-    for part, context, outcome in zip(pack, contexts, outcomes, strict=True):
+    for one, context, outcome in zip(evaluations, contexts, outcomes, strict=True):
+        _discard_unwanted(one.recipe, context.answers)
         if isinstance(outcome, Exception):
             found.append(outcome)
         else:
-            found.append(_entry(part.recipe, context.out, _written(outcome, context.out), device, pack=len(pack)))
+            made = {"pack": len(pack), **_answers_read(context.answers)}
+            found.append(_entry(one.recipe, context.out, _written(outcome, context.out), device, **made))
     return found
 
 
