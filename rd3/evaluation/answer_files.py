@@ -1,8 +1,8 @@
 """The folder of kept teacher answers: a disk budget, one writer for each file, and the least recently used go first.
 
 ``<home>/answers/<views>-<setting>.answers`` are complete files; those being written end in ``.part`` and are locked by
-their writer, so that one that crashed leaves a file without a lock, which is never read.  The lock of the folder is held
-for moments only: while a file is begun, completed or deleted.
+their writer, so that one that crashed leaves a file without a lock, which is never read.  The lock of the folder is
+held for moments only: while a file is begun, completed or deleted.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ class AnswerFolder:
         """A complete file to read, which then counts as used; None if there is none."""
         path = self.path / (name + SUFFIX)
         try:
-            stream = open(path, "rb")
             os.utime(path)
+            return open(path, "rb")
         except FileNotFoundError:
             return None
-        return stream
 
     def begin(self, name: str, size: int) -> BinaryIO | None:
         """An empty file with ``size`` bytes reserved in the budget; end it with :meth:`complete` or :meth:`abandon`.
@@ -46,7 +45,7 @@ class AnswerFolder:
             part = self.path / (name + PART)
             if (self.path / (name + SUFFIX)).exists() or _is_locked(part) or not self._make_room(size):
                 return None
-            stream = open(part, "w+b")
+            stream = open(part, "w+b")  # noqa: SIM115  (its writer closes it)
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.truncate(size)
             return stream
@@ -74,28 +73,29 @@ class AnswerFolder:
         if not self.path.is_dir():
             return
         with self._alone():
-            for path in self._files():
-                if path.suffix == PART and not _is_locked(path):
-                    path.unlink()
-                elif path.suffix == SUFFIX and path.name.partition("-")[0] in wanted:
+            self._delete_crashed()
+            for path in self.path.glob(f"*-*{SUFFIX}"):
+                if path.name.partition("-")[0] in wanted:
                     path.unlink()
 
-    def _files(self) -> list[Path]:
-        return [path for path in sorted(self.path.iterdir()) if path.suffix in (SUFFIX, PART)]
+    def _delete_crashed(self) -> None:
+        """Delete the files of writers that crashed."""
+        for path in self.path.glob(f"*{PART}"):
+            if not _is_locked(path):
+                path.unlink()
 
     def _make_room(self, size: int) -> bool:
-        """Delete the least recently used files until ``size`` bytes are left in the budget; False if that is in vain."""
-        for path in self._files():
-            if path.suffix == PART and not _is_locked(path):
-                path.unlink()
-        sizes = {path: path.stat().st_size for path in self._files()}
-        complete = sorted((path for path in sizes if path.suffix == SUFFIX), key=lambda path: path.stat().st_mtime_ns)
-        if sum(sizes[path] for path in sizes if path.suffix == PART) + size > self.budget_bytes:
+        """Whether ``size`` bytes fit into the budget, after the least recently used files are deleted if need be."""
+        self._delete_crashed()
+        written = sum(path.stat().st_size for path in self.path.glob(f"*{PART}"))
+        complete = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.path.glob(f"*{SUFFIX}")]
+        left = self.budget_bytes - written - size
+        if left < 0:
             return False
-        while sum(sizes.values()) + size > self.budget_bytes:
-            oldest = complete.pop(0)
-            oldest.unlink()
-            del sizes[oldest]
+        for _used, taken, path in sorted(complete, reverse=True):
+            left -= taken
+            if left < 0:
+                path.unlink()
         return shutil.disk_usage(self.path).free > size
 
     @contextlib.contextmanager

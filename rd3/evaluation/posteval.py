@@ -56,10 +56,10 @@ def train_pack(
 ) -> list[EvalResult | Exception]:
     """Train several students side by side, each exactly as it would be trained alone, and test each once.
 
-    Evaluations with equal :class:`Views` share pixels and teacher logits, which may be kept on disk.  Returns each result, or the exception that
-    ended that evaluation (:class:`Diverged`, or one of its ``tested`` callback) while the others continue.  Out of
-    memory and device errors end them all.  The times of a student are those of the pack while it was part of it; peak
-    memory is that of the pack.
+    Evaluations with equal :class:`Views` share pixels and teacher logits, which may be kept on disk.  Returns each
+    result, or the exception that ended that evaluation (:class:`Diverged`, or one of its ``tested`` callback) while the
+    others continue.  Out of memory and device errors end them all.  The times of a student are those of the pack while
+    it was part of it; peak memory is that of the pack.
     """
     device = usable_device(device)
     for one in evaluations:

@@ -78,7 +78,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "fields",
     [
         {}, {"teachers": 2, "hybrid": "balanced"}, {"teacher_mode": "batch"}, {"soft_labels": "stored"},
-        {"soft_labels": "stored", "label_epochs": 2}, {"soft_labels": "stored", "label_epochs": 2, "label_reuse": "epochs"},
+        {"soft_labels": "stored", "label_epochs": 2},
+        {"soft_labels": "stored", "label_epochs": 2, "label_reuse": "epochs"},
     ],
 )  # fmt: skip
 def test_the_second_evaluation_reads_every_answer_and_is_equal_to_the_bit(tmp_path, passes, precision, fields):
