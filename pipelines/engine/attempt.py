@@ -139,6 +139,7 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -
         shared_machine=not job.alone,
         larger=job.larger,
         progress=progress,
+        answers=part.answers,
     )
     return [entry]
 
@@ -242,7 +243,7 @@ def _generate(
     if unfinished is not None:
         retry_shown(unfinished.download, progress)
     progress = progress if unfinished is None else uploading(progress, unfinished)
-    performed = yield from _run(job, Part(recipe, job.folder, progress))
+    performed = yield from _run(job, Part(recipe, job.folder, progress, answers=job.answers))
     assert performed is not None, "only a share has no entry"
     return performed
 

@@ -22,7 +22,7 @@ def own_settings(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
 GENERATION = ("generation_wall_s", "generation_process_s")
-MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack")
+MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack", "answers")
 COLUMNS = (
     *Cell.model_fields,
     "status",
@@ -37,7 +37,8 @@ COLUMNS = (
 )
 """``resolved`` is the evaluation's protocol, field by field; ``tested_on`` is ``test`` or ``validation``;
 ``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*`` and ``set_peak_mib`` belong to its set.  ``pack`` is the
-number of evaluations trained together, whose times are then those of the whole pack; empty for a single one."""
+number of evaluations trained together, whose times are then those of the whole pack; empty for a single one.
+``answers`` is ``read`` for an evaluation that read kept teacher answers, which takes less time than asking teachers."""
 
 
 def _results(cell: Cell, find: Find) -> dict[str, Any]:
