@@ -97,7 +97,7 @@ class _Group:
         teachers = _Teachers(first, precision, images[:2], dataset, copies)
         self._views = LabelledViews(images, labels, teachers, first.recipe, precision, first.answers)
         if self._views.answers is None or not self._views.answers.reading:
-            list(teachers)
+            list(teachers)  # before the clocks of the students start
         self._batches = iter(self._views)
         self._students = {
             id(one): StudentTraining(one.recipe, dataset, len(images), device, precision, one.progress, one.tested)
