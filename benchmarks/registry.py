@@ -27,6 +27,7 @@ CASES = {
     "recovery": Case("an iteration of SRe2L, ingredient by ingredient, and blocks side by side"),
     "patch_scoring": Case("a crop scored by RDED"),
     "shared_views": Case("students that share views and teachers' answers, beside each alone"),
+    "kept_answers": Case("students that read kept teachers' answers, beside students that ask"),
     "layout": Case("a training step with weights channels last, beside weights as they are built"),
     "sampling": Case("an image from a diffusion model, in batches beside one at a time"),
     "cell": Case("a CIFAR-10 IPC 10 cell by parts: set, training, test", devices=("cpu",), in_quick=False),

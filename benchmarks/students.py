@@ -11,6 +11,7 @@ from torch import nn
 from rd3.component import Component
 from rd3.datasets import Dataset
 from rd3.device import ran_precision, repeatable_kernels
+from rd3.evaluation.answers import KeptAnswers
 from rd3.evaluation.packing import Views
 from rd3.evaluation.student import StudentTraining
 from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
@@ -70,28 +71,56 @@ def loss_at(temperature: float) -> Component:
     return Component(name="kl", settings={"temperature": temperature})
 
 
+def chunk_of(device: torch.device, batch: int) -> int:
+    """Batches that the teacher answers at once."""
+    return max(1, AHEAD.get(device.type, AHEAD_ELSEWHERE) // batch)
+
+
 class Students:
     """Students in one process, in turn; those whose views are equal share pixels and teacher's answers."""
 
-    def __init__(self, subject: Subject, recipes: Sequence[EvaluationRecipe], device: torch.device):
+    def __init__(
+        self,
+        subject: Subject,
+        recipes: Sequence[EvaluationRecipe],
+        device: torch.device,
+        kept: KeptAnswers | None = None,
+    ):
+        """``kept``: answers on disk, which are closed on leaving the context."""
         self.precision = ran_precision(device, recipes[0].protocol.precision)
         self.taught = 0
         """Images that the teacher has answered."""
-        self.chunk = max(1, AHEAD.get(device.type, AHEAD_ELSEWHERE) // recipes[0].protocol.batch_size)
-        """Batches that the teacher answers at once."""
+        self.chunk = chunk_of(device, recipes[0].protocol.batch_size)
         teacher = frozen(subject.teacher, "eval", self.precision, device)
         teacher.register_forward_pre_hook(self._count)
         images, labels = subject.images.to(device), subject.labels.to(device)
         groups: dict[str, list[EvaluationRecipe]] = {}
         for recipe in recipes:
             groups.setdefault(Views.of(recipe).key, []).append(recipe)
+        self._views = [
+            LabelledViews(images, labels, [teacher], group[0], self.precision, kept) for group in groups.values()
+        ]
         self._groups = [
             (
-                iter(LabelledViews(images, labels, [teacher], group[0], self.precision)),
+                iter(views),
                 [StudentTraining(one, subject.dataset, len(images), device, self.precision) for one in group],
             )
-            for group in groups.values()
+            for views, group in zip(self._views, groups.values(), strict=True)
         ]
+
+    def __enter__(self) -> Students:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for views in self._views:
+            views.close()
+
+    def label_all(self) -> None:
+        """All batches, without a student's step."""
+        with repeatable_kernels():
+            for batches, _students in self._groups:
+                for _batch in batches:
+                    pass
 
     def _count(self, _teacher: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.taught += len(inputs[0])

@@ -6,6 +6,7 @@ same functions.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +38,10 @@ from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
+    from rd3.evaluation.answers import KeptAnswers
     from rd3.evaluation.posteval import Evaluation
     from rd3.evaluation.result import EvalResult
+    from rd3.evaluation.sharing import Keep
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
     from rd3.protocol import Precision
@@ -105,6 +108,8 @@ class Context:
     tested: Tested | None = None
     keep_student: bool = False
     """Keep the weights of the student of an evaluation."""
+    answers: KeptAnswers | None = None
+    """Kept answers of an evaluation's teachers."""
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers in memory, by their keys."""
     opened: dict[Key, SyntheticSet] = field(default_factory=dict)
@@ -294,6 +299,7 @@ def _evaluate(recipe: EvaluationRecipe, context: Context) -> Output:
     from rd3.evaluation.posteval import train_pack
 
     [outcome] = train_pack([_evaluation(recipe, context)], context.dataset, device=context.device)
+    _discard_unwanted(recipe, context.answers)
     return _written(outcome, context.out)
 
 
@@ -310,8 +316,35 @@ def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
         context.progress,
         context.tested,
         context.out / STUDENT if context.keep_student else None,
+        context.answers,
         synthetic.soft_labels,
     )
+
+
+def _kept_answers(recipe: Recipe, store: ReadableStore, roots: Roots, keep: Keep | None) -> KeptAnswers | None:
+    """The kept answers of an evaluation that asks teachers, if they are to be kept."""
+    from rd3.evaluation.answer_files import AnswerFolder
+    from rd3.evaluation.answers import KeptAnswers
+    from rd3.evaluation.sharing import asks_teachers
+
+    if keep is None or not asks_teachers(recipe):
+        return None
+    content = digest([existing(store, kind, key).files for kind, key in recipe.parents()])
+    return KeptAnswers(AnswerFolder(roots.home, keep.budget_bytes), content, keep.wanted)
+
+
+def _discard_unwanted(recipe: EvaluationRecipe, answers: KeptAnswers | None) -> None:
+    """Delete kept answers that no other evaluation waits for."""
+    from rd3.evaluation.packing import Views
+
+    if answers is not None and not answers.wanted:
+        with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
+            answers.folder.discard([Views.of(recipe).key])
+
+
+def _answers_read(answers: KeptAnswers | None) -> dict[str, str]:
+    """Provenance of an evaluation whose teachers' answers were not all computed."""
+    return {"answers": "read"} if answers is not None and answers.read else {}
 
 
 def export_labels(
@@ -365,6 +398,7 @@ def perform(
     progress: Progress = _no_progress,
     tested: Tested | None = None,
     keep_student: bool = False,
+    answers: Keep | None = None,
 ) -> Entry:
     """Run one recipe in ``out/result`` and return its entry; resumes from files of an earlier attempt there.
 
@@ -372,15 +406,16 @@ def perform(
     other work runs at the same time, is recorded in the manifest of a set.  ``larger`` is the key of a set that begins
     with the images of this one, which are copied from it if the store has it.  ``tested`` is called after each test
     during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  ``keep_student``: the weights of the
-    student of an evaluation are one of its files.  Raises subclasses of :class:`RD3Error`.
+    student of an evaluation are one of its files.  ``answers``: how an evaluation handles kept answers of its
+    teachers; by default there are none.  Raises subclasses of :class:`RD3Error`.
     """
     folder = Path(out) / "result"
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = _open_data(recipe, roots)
+    kept, dataset = _kept_answers(recipe, store, roots, answers), _open_data(recipe, roots)
     context = Context(
-        store, roots, dataset, folder, device, shared_machine, larger, progress, tested, keep_student=keep_student
+        store, roots, dataset, folder, device, shared_machine, larger, progress, tested, keep_student, kept
     )
-    return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device)
+    return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device, **_answers_read(kept))
 
 
 @dataclass(frozen=True)
@@ -394,6 +429,8 @@ class Part:
     tested: Tested | None = None
     keep_student: bool = False
     """Keep the weights of the student of an evaluation."""
+    answers: Keep | None = None
+    """How the evaluation handles kept answers of its teachers."""
 
 
 def perform_pack(
@@ -414,6 +451,7 @@ def perform_pack(
         assert isinstance(part.recipe, EvaluationRecipe)
         folder = Path(part.out) / "result"
         folder.mkdir(parents=True, exist_ok=True)
+        kept = _kept_answers(part.recipe, store, roots, part.answers)
         contexts.append(
             Context(
                 store,
@@ -426,17 +464,20 @@ def perform_pack(
                 part.progress,
                 part.tested,
                 part.keep_student,
+                kept,
                 **shared,
             )
         )
         evaluations.append(_evaluation(part.recipe, contexts[-1]))
     found: list[Entry | Exception] = []
     outcomes = train_pack(evaluations, dataset, device=device)
-    for part, context, outcome in zip(pack, contexts, outcomes, strict=True):
+    for one, context, outcome in zip(evaluations, contexts, outcomes, strict=True):
+        _discard_unwanted(one.recipe, context.answers)
         if isinstance(outcome, Exception):
             found.append(outcome)
         else:
-            found.append(_entry(part.recipe, context.out, _written(outcome, context.out), device, pack=len(pack)))
+            made = {"pack": len(pack), **_answers_read(context.answers)}
+            found.append(_entry(one.recipe, context.out, _written(outcome, context.out), device, **made))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, show_reasons, show_table
-from pipelines.commands.grid import AddressOption, show_plan, ui_line
+from pipelines.commands.grid import AddressOption, KeepAnswersOption, budget_bytes, show_plan, ui_line
 from pipelines.settings import writing_session
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def sweep(
             help="Optuna storage: journal (a file), tracking (the tracking server's PostgreSQL database), or a URL."
         ),
     ] = "journal",
+    keep_answers: KeepAnswersOption = None,
     save_to: Annotated[Path | None, typer.Option(help="Also write the winning protocols to this folder.")] = None,
     report: Annotated[bool, typer.Option("--report", help="Only write the report of existing results.")] = False,
 ) -> None:
@@ -66,6 +67,7 @@ def sweep(
         concurrent=concurrent,
         gpu_share=gpu_share,
         storage=storage,
+        keep_answers_bytes=budget_bytes(keep_answers),
         plan_shown=lambda plan: show_plan(plan) if plan.keys("run") else None,
     )
     written: dict[str, Path] = {}

@@ -140,6 +140,7 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -
         larger=job.larger,
         progress=progress,
         keep_student=part.keep_student,
+        answers=part.answers,
     )
     return [entry]
 
@@ -247,7 +248,8 @@ def _generate(
     if unfinished is not None:
         retry_shown(unfinished.download, progress)
     progress = progress if unfinished is None else uploading(progress, unfinished)
-    performed = yield from _run(job, Part(recipe, job.folder, progress, keep_student=job.keep_student))
+    part = Part(recipe, job.folder, progress, keep_student=job.keep_student, answers=job.answers)
+    performed = yield from _run(job, part)
     assert performed is not None, "only a share has no entry"
     return performed
 

@@ -5,9 +5,11 @@ A trial runs one recipe, or a pack of evaluations, each of which ends by itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.engine.bookkeeping import Bookkeeping
@@ -20,7 +22,9 @@ from pipelines.engine.progress import View
 from pipelines.engine.workers import Workers
 from pipelines.grid.queue import Demand, Queued, RecipeQueue
 from rd3.errors import RD3Error
-from rd3.recipe import Key
+from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.sharing import Sharing
+from rd3.recipe import Key, Recipe
 
 DEATHS = 3
 """Number of process deaths after which a recipe counts as killed."""
@@ -60,14 +64,20 @@ class Driver:
         interrupts: Interrupts,
         *,
         max_concurrent: int | None = None,
+        keep_answers_bytes: int = 0,
     ):
-        """``max_concurrent``: maximum number of parallel trials (default: as many as fit on the cluster)."""
+        """``max_concurrent``: maximum number of parallel trials (default: as many as fit on the cluster).
+
+        ``keep_answers_bytes``: disk budget of kept teacher answers on each machine; 0: none are kept.
+        """
         self.queue, self.view = queue, view
         self.fatal: BaseException | None = None
         """The error that stops the driver."""
         self._jobs, self._books, self._workers, self._interrupts = jobs, books, workers, interrupts
         self._max_concurrent = max_concurrent
         self._packs = Packs(queue)
+        shared = [one for one in queue.recipes.values() if isinstance(one, Recipe)] if keep_answers_bytes else []
+        self._sharing = Sharing(shared, keep_answers_bytes)
         self._damage = DamagedParents(queue, books)
         self._trials: dict[str, _Trial] = {}
         self._started = 0
@@ -92,8 +102,11 @@ class Driver:
         pack: list[Queued] = [first, *self._packs.companions(first, self._at_a_time(demand), self._alone)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
+        answers = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
         try:
-            jobs = [self._jobs.job(recipe, demand).to_plain() for recipe in pack]
+            jobs = [
+                replace(self._jobs.job(recipe, demand), answers=answers.get(recipe.key)).to_plain() for recipe in pack
+            ]
         except RD3Error as error:
             self._give_up(error)
             return None
@@ -102,6 +115,12 @@ class Driver:
         for key in keys:
             self.view.started(key, len(keys))
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
+
+    def discard_answers(self, home: Path) -> None:
+        """Delete kept answers on this machine that no evaluation needs, not even an unfinished one in a resumed run."""
+        with contextlib.suppress(OSError):
+            views = self._sharing.unneeded(lambda key: self.queue.state(key) in ("waiting", "running"))
+            AnswerFolder(home).discard(views)
 
     def _first(self) -> Queued | None:
         if not self._max_concurrent:
@@ -170,7 +189,8 @@ class Driver:
             self._books.keep(entry)
             if self.queue.after.get(key):
                 self._books.discard_blocks(key)
-            self.view.packed(key, entry.get("made", {}).get("pack", 1))
+            made = entry.get("made", {})
+            self.view.packed(key, made.get("pack", 1), answers_read="answers" in made)
         self.queue.finish(key)
         self.view.ended(key, "done")
 

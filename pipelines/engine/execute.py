@@ -75,12 +75,14 @@ def execute(
     shares: int = 1,
     view: bool = True,
     experiment: str | None = None,
+    keep_answers_bytes: int = 0,
 ) -> Outcome:
     """Run the recipes of a plan and return the outcome.
 
     ``workers``: what runs trials (default: Ray on this machine).  ``max_concurrent``: maximum number of parallel
     trials, independent of the cluster's current size (default: as many as fit).  ``gpu_share``: fraction of a GPU per
     evaluation trial.  ``shares``: number of trials that generate one set together, unless ``timing: exclusive``.
+    ``keep_answers_bytes``: disk budget on each machine for teacher answers that several evaluations need; 0: none.
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
@@ -107,7 +109,16 @@ def execute(
                 jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=workers.may_vanish)
                 with _view(expansion, queue, eta_of(expansion, queue, workers, max_concurrent), wanted=view) as shown:
                     books.view = shown
-                    driver = Driver(queue, shown, jobs, books, workers, interrupts, max_concurrent=max_concurrent)
+                    driver = Driver(
+                        queue,
+                        shown,
+                        jobs,
+                        books,
+                        workers,
+                        interrupts,
+                        max_concurrent=max_concurrent,
+                        keep_answers_bytes=keep_answers_bytes,
+                    )
                     workers.work_off(driver, session.home, interrupts)
         except (Leave, KeyboardInterrupt):
             if driver is not None and driver.fatal is not None:
@@ -120,6 +131,9 @@ def execute(
         except BaseException as error:
             _abandon(driver, runs, session.home, f"the driver failed: {error}")
             raise
+        finally:
+            if driver is not None and keep_answers_bytes:
+                driver.discard_answers(session.roots.home)
         outcome = _outcome(expansion, queue)
         runs.close(ok=not outcome.failed, ends=queue.closed)
         return outcome

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rd3.evaluation.sharing import Keep
 from rd3.store import Entry
 from tracking.place import Place
 from tracking.store import GivenStore
@@ -52,6 +53,8 @@ class Job:
     """Run from scratch: an earlier result was stored, and its artifact is missing or damaged."""
     finished: list[str] = field(default_factory=list)
     """``kind/key`` of recently finished recipes, whose scratch folders workers delete."""
+    answers: Keep | None = None
+    """How an evaluation handles kept answers of its teachers."""
 
     @property
     def home(self) -> Path:
@@ -72,7 +75,8 @@ class Job:
     def from_plain(cls, plain: dict[str, Any]) -> Job:
         """The inverse of :meth:`to_plain`."""
         blocks = tuple(plain["blocks"]) if plain["blocks"] is not None else None
-        return cls(**{**plain, "place": Place.from_plain(plain["place"]), "blocks": blocks})
+        answers = Keep(*plain["answers"]) if plain["answers"] is not None else None
+        return cls(**{**plain, "place": Place.from_plain(plain["place"]), "blocks": blocks, "answers": answers})
 
 
 def given_store(jobs: Sequence[Job]) -> GivenStore:

@@ -18,6 +18,7 @@ from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
 from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
+from rd3.planning.answers import AnswersForecast, forecast_answers
 from rd3.planning.cost import CPU_THREAD, Rates, Work, extent
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, topological
@@ -76,6 +77,8 @@ class Plan:
     """Duration of the longest chain of dependent recipes: a lower bound for any number of devices."""
     priced: str = ""
     """Source of the time estimates: a calibration, or built-in rates."""
+    answers: AnswersForecast | None = None
+    """What keeping teacher answers would save; None if they are not to be kept."""
 
     def status_of(self, key: Key) -> Status | None:
         """The status of a recipe; None for one that is not needed."""
@@ -138,6 +141,7 @@ class Plan:
                 "by_kind": self.by_kind(),
                 "priced": self.priced,
             },
+            **({} if self.answers is None else {"answers": self.answers._asdict()}),
             "stale": [{"kind": kind, "key": key} for kind, key in self.stale],
             "items": [item._asdict() | {"cost_s": round(item.cost_s, 2)} for item in self.items],
         }
@@ -148,13 +152,19 @@ class Plan:
 
 
 def plan_session(
-    expansion: Expansion, session: Session, *, device: str | None = None, slots: int | None = None
+    expansion: Expansion,
+    session: Session,
+    *,
+    device: str | None = None,
+    slots: int | None = None,
+    keep_answers_bytes: int = 0,
 ) -> Plan:
     """The plan of an expansion, given the results and artifacts of a session.
 
     ``device``: device for cost estimates, as in :func:`pipelines.grid.pricing.pricing`; ``slots``: number of devices
-    (default: all on this machine).  Raises :class:`rd3.errors.TrackingError` within seconds if a
-    tracking server that serves the artifacts cannot be used, TrackingUnavailable if that may pass.
+    (default: all on this machine); ``keep_answers_bytes``: disk budget of kept teacher answers.  Raises
+    :class:`rd3.errors.TrackingError` within seconds if a tracking server that serves the artifacts cannot be used,
+    TrackingUnavailable if that may pass.
     """
     from pipelines.grid.pricing import pricing
     from tracking.runs import artifacts
@@ -176,6 +186,7 @@ def plan_session(
         rates=price.rates,
         slots=slots or price.devices,
         priced=f"{price.source}; precision auto is {price.rates.auto} there",
+        keep_answers_bytes=keep_answers_bytes,
     )
 
 
@@ -202,6 +213,7 @@ def make_plan(
     rates: Rates = CPU_THREAD,
     slots: int = 1,
     priced: str = "",
+    keep_answers_bytes: int = 0,
 ) -> Plan:
     """Plan an expansion.
 
@@ -231,6 +243,17 @@ def make_plan(
             items.append(Item(key, recipe.kind, label, "reuse"))
     items += _unsupported(expansion)
     queue = _queue_of(expansion, items)
+    answers = None
+    if keep_answers_bytes:
+        runs = [expansion.recipes[item.key] for item in items if item.status == "run" and item.key is not None]
+        answers = forecast_answers(
+            runs,
+            keep_answers_bytes,
+            work=costs.work,
+            parents=expansion.recipes,
+            infos=expansion.infos,
+            rates=rates,
+        )
     return Plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
@@ -242,6 +265,7 @@ def make_plan(
         chain_s=max(queue.path_s.values(), default=0.0),
         wall_s=wall_s(queue, queue.costs_s, slots),
         priced=priced,
+        answers=answers,
     )
 
 

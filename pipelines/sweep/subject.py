@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from pipelines.grid.values import Chosen
 from pipelines.sweep.study import Pruning
 from pipelines.sweep.values import Sweep
 from rd3.datasets import DatasetInfo
+from rd3.evaluation.packing import Views
+from rd3.evaluation.sharing import Keep, asks_teachers
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.forecast import work
@@ -68,6 +70,12 @@ class Subject:
         protocol = self.protocol(params)
         soft = (self.teacher.key,) if protocol.taught else ()
         return [base.model_copy(update={"protocol": protocol, "teachers": soft}) for base in self.bases]
+
+    def answers(self, recipes: Sequence[EvaluationRecipe], budget_bytes: int) -> dict[Key, Keep]:
+        """How a trial's evaluations handle kept teacher answers: all points that leave the base's views share these."""
+        shared = {Views.of(base).key for base in self.evaluations({})} if budget_bytes else set()
+        asking = (one for one in recipes if asks_teachers(one))
+        return {one.key: Keep(budget_bytes, True) for one in asking if Views.of(one).key in shared}
 
     @property
     def pruning(self) -> Pruning:

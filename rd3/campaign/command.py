@@ -7,6 +7,7 @@ first; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error
+from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.sharing import disk_budget
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
@@ -78,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=_minutes, help="time limit; recipes that would exceed it are not started")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--keep-students", action="store_true", help="keep the weights of every evaluation's student")
+    parser.add_argument(
+        "--keep-answers",
+        type=_budget,
+        default=0,
+        metavar="SIZE",
+        help="disk budget, e.g. 20GB, for teacher answers that several evaluations need; deleted at the end",
+    )
     parser.add_argument("--share", metavar="K/N", help="generate only share K of N of the blocks of a single set")
     return parser
 
@@ -96,6 +106,13 @@ def _minutes(text: str) -> float:
     if not 0 < minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
     return minutes
+
+
+def _budget(text: str) -> int:
+    try:
+        return disk_budget(text)
+    except BadValue as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def read_recipes(places: Sequence[Path]) -> list[Recipe]:
@@ -141,10 +158,18 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
             )
         except KeyboardInterrupt:
             scheduler.abandon_running()
+    _discard_answers(scheduler, runner)
     if scheduler.seconds is not None:
         scheduler.check_anything_fits()
     view.summary(queue)
     return exit_code(scheduler)
+
+
+def _discard_answers(scheduler: Scheduler, runner: Runner) -> None:
+    """Delete kept answers that nothing needs any more."""
+    if scheduler.keep_answers_bytes:
+        with contextlib.suppress(OSError):
+            AnswerFolder(runner.roots.home).discard(scheduler.unneeded_answers())
 
 
 def prepared(
@@ -176,7 +201,16 @@ def prepared(
     )
     seconds = 60 * chosen.minutes if chosen.minutes else None
     side_by_side = chosen.device != "cpu"
-    return Scheduler(queue, estimates, view, seconds, started_at=started_at, side_by_side=side_by_side), runner
+    scheduler = Scheduler(
+        queue,
+        estimates,
+        view,
+        seconds,
+        started_at=started_at,
+        side_by_side=side_by_side,
+        keep_answers_bytes=chosen.keep_answers,
+    )
+    return scheduler, runner
 
 
 def _kept(recipes: Sequence[Recipe], every: bool) -> frozenset[Key]:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from rd3.datasets import Roots
 from rd3.errors import RD3Error, ends_the_process, why
+from rd3.evaluation.sharing import Keep
 from rd3.recipe import EvaluationRecipe, Key, Recipe, from_json
-from rd3.store import FolderStore, write_atomically
+from rd3.store import Entry, FolderStore, write_atomically
 
 REPORT_EVERY_S = 0.5
 FAILURE = "failure.txt"
@@ -46,6 +47,8 @@ class Ended(NamedTuple):
     """Whether the process must not run another recipe, because its memory or device is in an unknown state."""
     pack: int = 1
     """Number of recipes run together; the time of a pack says little about the time of one of them alone."""
+    answers_read: bool = False
+    """Whether kept answers of teachers were read; its time says little about an evaluation that asks them."""
 
 
 Event = Progressed | Ended
@@ -71,12 +74,22 @@ class Runner:
         """Load and configure torch; called once per process, before the first recipe."""
         configure_torch(self.threads)
 
-    def run(self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool]) -> bool:
-        """Run recipes (as JSON), evaluations together and others in order; False if the process must not run more."""
+    def run(
+        self,
+        documents: Sequence[str],
+        report: Report,
+        should_stop: Callable[[], bool],
+        answers: Mapping[Key, Keep] | None = None,
+    ) -> bool:
+        """Run recipes (as JSON), evaluations together and others in order; False if the process must not run more.
+
+        ``answers``: how evaluations handle kept answers of their teachers, by key.
+        """
+        answers = answers or {}
         recipes = [from_json(document) for document in documents]
         evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]
         if len(evaluations) > 1 and not should_stop():
-            together = self._run_pack(evaluations, report, should_stop)
+            together = self._run_pack(evaluations, report, should_stop, answers)
             for each in together:
                 report(each)
             finished = {each.key for each in together}
@@ -84,31 +97,44 @@ class Runner:
             if any(each.broken for each in together):
                 return False
         for recipe in recipes:
-            ended = Ended(recipe.key, "unfinished") if should_stop() else self._run_one(recipe, report, should_stop)
+            if should_stop():
+                ended = Ended(recipe.key, "unfinished")
+            else:
+                ended = self._run_one(recipe, report, should_stop, answers.get(recipe.key))
             report(ended)
             if ended.broken:
                 return False
         return True
 
-    def _run_one(self, recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -> Ended:
+    def _run_one(self, recipe: Recipe, report: Report, should_stop: Callable[[], bool], answers: Keep | None) -> Ended:
         started_at, out = time.monotonic(), self.out / recipe.key
         try:
-            result = self.perform(recipe, out, _progress(recipe, report, should_stop))
+            entry = self.perform(recipe, out, _progress(recipe, report, should_stop), answers)
         except Stopped:
             return Ended(recipe.key, "unfinished")
         except Exception as error:  # any error is this recipe's own; the others still run
             return self._failed(recipe, error)
-        return Ended(recipe.key, "done", "", time.monotonic() - started_at, _figures(result))
+        return _done(entry, time.monotonic() - started_at)
 
     def _run_pack(
-        self, recipes: Sequence[EvaluationRecipe], report: Report, should_stop: Callable[[], bool]
+        self,
+        recipes: Sequence[EvaluationRecipe],
+        report: Report,
+        should_stop: Callable[[], bool],
+        answers: Mapping[Key, Keep],
     ) -> list[Ended]:
         """Run evaluations together; empty if the pack as a whole failed, so that each is run alone instead."""
         from rd3.perform import Part, perform_pack
 
         started_at, store = time.monotonic(), FolderStore(self.store)
         pack = [
-            Part(one, self.out / one.key, _progress(one, report, should_stop), keep_student=one.key in self.kept)
+            Part(
+                one,
+                self.out / one.key,
+                _progress(one, report, should_stop),
+                keep_student=one.key in self.kept,
+                answers=answers.get(one.key),
+            )
             for one in recipes
         ]
         try:
@@ -126,8 +152,7 @@ class Runner:
                 ended.append(self._failed(part.recipe, outcome))
             else:
                 store.put(outcome, part.out / "result")
-                figures = _figures(outcome.result)
-                ended.append(Ended(part.recipe.key, "done", "", spent_s, figures, pack=len(pack)))
+                ended.append(_done(outcome, spent_s, pack=len(pack)))
         return ended
 
     def _failed(self, recipe: Recipe, error: Exception) -> Ended:
@@ -137,8 +162,10 @@ class Runner:
         mistake = isinstance(error, RD3Error) and status == "failed"
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
 
-    def perform(self, recipe: Recipe, out: Path, progress: Callable[[float, str], None]) -> dict[str, object]:
-        """Run one recipe with parents from the store, put it into the store and return the result of its entry."""
+    def perform(
+        self, recipe: Recipe, out: Path, progress: Callable[[float, str], None], answers: Keep | None = None
+    ) -> Entry:
+        """Run one recipe with parents from the store, put it into the store and return its entry."""
         from rd3.perform import perform
 
         store = FolderStore(self.store)
@@ -152,10 +179,11 @@ class Runner:
             larger=self.larger.get(recipe.key),
             progress=progress,
             keep_student=recipe.key in self.kept,
+            answers=answers,
         )
         store.put(entry, out / "result")
         self._release_memory()
-        return entry.result
+        return entry
 
     def _release_memory(self) -> None:
         """Release torch's cached device memory for the other workers."""
@@ -178,6 +206,11 @@ def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -
             report(Progressed(recipe.key, fraction, note))
 
     return progress
+
+
+def _done(entry: Entry, spent_s: float, pack: int = 1) -> Ended:
+    read = "answers" in entry.made
+    return Ended(entry.key, "done", "", spent_s, _figures(entry.result), pack=pack, answers_read=read)
 
 
 def _figures(result: Mapping[str, object]) -> dict[str, float]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rd3.campaign.estimates import Estimates
-from rd3.campaign.queue import Queue
+from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.view import View, span
 from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.errors import BadValue
 from rd3.evaluation.packing import SIZE as PACK_SIZE
 from rd3.evaluation.packing import Packing
+from rd3.evaluation.sharing import Keep, Sharing
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0
@@ -51,6 +52,8 @@ class Scheduler:
     interrupted: bool = False
     side_by_side: bool = False
     """Whether several students may train on the device at once."""
+    keep_answers_bytes: int = 0
+    """Disk budget of kept teacher answers; 0: none are kept."""
     mistakes: set[Key] = field(default_factory=set)
     """Recipes that failed for a reason the user can fix."""
 
@@ -58,6 +61,7 @@ class Scheduler:
         self.started_at = self.clock() if self.started_at is None else self.started_at
         self.running: dict[Key, Running] = {}
         self.started = 0
+        self._sharing = Sharing(self.queue.recipes.values() if self.keep_answers_bytes else (), self.keep_answers_bytes)
         self._packing = Packing(self.queue.recipes.values(), side_by_side=self.side_by_side)
 
     @property
@@ -92,6 +96,20 @@ class Scheduler:
         self.started += len(together)
         return together
 
+    def answers(self, handed: Sequence[Recipe]) -> dict[Key, Keep]:
+        """How the evaluations for one worker handle kept answers of their teachers."""
+        return self._sharing.keep([recipe.key for recipe in handed], self._may_start)
+
+    def _may_start(self, key: Key) -> bool:
+        return self.queue.states[key].name in ("waiting", "again")
+
+    def unneeded_answers(self) -> list[str]:
+        """Keys of the views whose kept answers no evaluation of this campaign needs any more.
+
+        Unfinished evaluations do, when the campaign is resumed.
+        """
+        return self._sharing.unneeded(lambda key: self.queue.states[key].name in (*OPEN, "unfinished"))
+
     def _companions(self, chosen: Recipe, left_s: float) -> list[Recipe]:
         if self.queue.states[chosen.key].name == "again":  # retried alone
             return []
@@ -125,7 +143,7 @@ class Scheduler:
             self.queue.again(event.key, event.reason)
             self.view.note(recipe, f"{event.reason}; retried later, alone")
             return
-        if event.status == "done" and event.pack == 1:
+        if event.status == "done" and event.pack == 1 and not event.answers_read:
             self.estimates.learn(event.key, event.spent_s)
         if event.mistake:
             self.mistakes.add(event.key)
@@ -165,7 +183,8 @@ def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
     runner.prepare()
     while handed := scheduler.next():
         together = len(handed) > 1
-        runner.run(_documents(handed), partial(scheduler.handle, again=together), scheduler.must_stop)
+        hear = partial(scheduler.handle, again=together)
+        runner.run(_documents(handed), hear, scheduler.must_stop, scheduler.answers(handed))
 
 
 def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
@@ -176,7 +195,7 @@ def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
             while pool.has_room() and (handed := scheduler.next()):
                 if scheduler.queue.states[handed[0].key].alone:
                     pool.end_idle()
-                pool.submit(handed)
+                pool.submit(handed, scheduler.answers(handed))
             if not scheduler.running:
                 return
             for event in pool.events(WAIT_S):

@@ -12,12 +12,13 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rd3.campaign.runner import Ended, Event, Report
+from rd3.evaluation.sharing import Keep
 from rd3.recipe import Key, Recipe, to_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ class RecipeRunner(Protocol):
 
     def prepare(self) -> None: ...
 
-    def run(self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool]) -> bool: ...
+    def run(
+        self,
+        documents: Sequence[str],
+        report: Report,
+        should_stop: Callable[[], bool],
+        answers: Mapping[Key, Keep] | None = None,
+    ) -> bool: ...
 
 
 class WorkerDied(NamedTuple):
@@ -59,12 +66,12 @@ class WorkerPool:
         """Whether a worker is idle or another one may be started."""
         return len(self._workers) < self.count or any(not worker.keys for worker in self._workers)
 
-    def submit(self, recipes: Sequence[Recipe]) -> None:
-        """Send recipes to an idle worker."""
+    def submit(self, recipes: Sequence[Recipe], answers: Mapping[Key, Keep] | None = None) -> None:
+        """Send recipes to an idle worker; ``answers``: how evaluations handle kept teacher answers, by key."""
         worker = next((worker for worker in self._workers if not worker.keys), None) or self._start()
         worker.keys = [recipe.key for recipe in recipes]
         with contextlib.suppress(OSError):  # it died meanwhile, which is detected when events are read
-            worker.pipe.send([to_json(recipe) for recipe in recipes])
+            worker.pipe.send(([to_json(recipe) for recipe in recipes], answers))
 
     def end_idle(self) -> None:
         """Terminate idle workers, which still hold memory of earlier recipes."""
@@ -135,21 +142,23 @@ def _worker_main(pipe: connection.Connection, runner: RecipeRunner) -> None:
     """Main function of a worker process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
-    tasks: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, Keep] | None]] = queue.SimpleQueue()
     stop = threading.Event()
 
     def listen() -> None:
         while True:
             try:
-                documents = pipe.recv()
+                task = pipe.recv()
             except (EOFError, OSError):
                 os._exit(1)
-            if documents is None:
+            if task is None:
                 stop.set()
             else:
-                tasks.put(documents)
+                tasks.put(task)
 
     threading.Thread(target=listen, daemon=True).start()
     runner.prepare()
-    while runner.run(tasks.get(), pipe.send, stop.is_set):
-        pass
+    going_on = True
+    while going_on:
+        documents, answers = tasks.get()
+        going_on = runner.run(documents, pipe.send, stop.is_set, answers)

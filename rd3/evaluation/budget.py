@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rd3.protocol import EvalProtocol
 
 _BYTES = {"fp16": 2, "fp32": 4}
@@ -12,6 +14,16 @@ _CLASS_BYTES = 2
 def image_steps(protocol: EvalProtocol, images: int) -> int:
     """Images that the student sees in training, over all epochs, from a set of ``images``."""
     return protocol.epochs * _per_epoch(protocol, images)
+
+
+def steps(protocol: EvalProtocol, images: int) -> int:
+    """Batches that the student is trained on, over all epochs."""
+    return protocol.epochs * math.ceil(_per_epoch(protocol, images) / protocol.batch_size)
+
+
+def answer_bytes(protocol: EvalProtocol, images: int, classes: int, teachers: int, precision: str) -> int:
+    """Bytes of the teachers' logits on all views, in the type in which they are computed at ``bf16`` or ``fp32``."""
+    return image_steps(protocol, images) * classes * teachers * (2 if precision == "bf16" else 4)
 
 
 def stored_labels(protocol: EvalProtocol, images: int) -> int | None:

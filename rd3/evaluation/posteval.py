@@ -7,6 +7,7 @@ Sources: RD3, Tables 8 and 9; the order of operations follows LINs-lab/RDED ``va
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
+from rd3.evaluation.answers import KeptAnswers
 from rd3.evaluation.own_labels import OwnLabels
 from rd3.evaluation.own_teacher import Constants, identity, own_teacher
 from rd3.evaluation.packing import Views
@@ -51,6 +53,8 @@ class Evaluation:
     tested: Tested | None = None
     keep: Path | None = None
     """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
+    answers: KeptAnswers | None = None
+    """Teacher answers on disk; those of the first evaluation of equal views count."""
     soft_labels: SoftLabels | None = None
     """Those that the set comes with, if any."""
 
@@ -71,10 +75,10 @@ def train_pack(
 ) -> list[EvalResult | Exception]:
     """Train several students side by side, each exactly as it would be trained alone, and test each once.
 
-    Evaluations with equal :class:`Views` share pixels and teacher logits.  Returns each result, or the exception that
-    ended that evaluation (:class:`Diverged`, or one of its ``tested`` callback) while the others continue.  Out of
-    memory and device errors end them all.  The times of a student are those of the pack while it was part of it; peak
-    memory is that of the pack.
+    Evaluations with equal :class:`Views` share pixels and teacher logits, which may be kept on disk.  Returns each
+    result, or the exception that ended that evaluation (:class:`Diverged`, or one of its ``tested`` callback) while the
+    others continue.  Out of memory and device errors end them all.  The times of a student are those of the pack while
+    it was part of it; peak memory is that of the pack.
     """
     device = usable_device(device)
     for one in evaluations:
@@ -85,8 +89,10 @@ def train_pack(
         groups.setdefault(Views.of(one.recipe).key, []).append(one)
     copies: dict[Any, nn.Module] = {}
     outcomes: dict[int, EvalResult | Exception] = {}
-    with repeatable_kernels():
+    with repeatable_kernels(), contextlib.ExitStack() as opened:
         waiting = [_Group(group, dataset, device, copies, outcomes) for group in groups.values()]
+        for group in waiting:
+            opened.callback(group.close)
         while waiting:
             waiting = [group for group in waiting if group.advance()]
     return [outcomes[id(one)] for one in evaluations]
@@ -105,18 +111,14 @@ class _Group:
     ):
         """``copies`` are frozen teachers, shared by all groups; ``outcomes``, by evaluation, is filled in."""
         first, self._outcomes = evaluations[0], outcomes
-        mode = first.recipe.protocol.teacher_mode
         precision = ran_precision(device, first.recipe.protocol.precision)
         images, labels = first.images.to(device), first.labels.to(device)
-        teachers = []
-        for teacher in first.teachers:
-            place = (id(teacher), mode, precision)
-            if place not in copies:
-                copies[place] = frozen(teacher, mode, precision, device)
-                _check_classes(copies[place], images[:2], dataset)
-            teachers.append(copies[place])
+        teachers = _Teachers(first, precision, images[:2], dataset, copies)
         own = first.own_labels(device)
-        self._batches = iter(LabelledViews(images, labels, teachers, first.recipe, precision, own))
+        self._views = LabelledViews(images, labels, teachers, first.recipe, precision, own, first.answers)
+        if self._views.answers is None or not self._views.answers.reading:
+            list(teachers)  # before the clocks of the students start
+        self._batches = iter(self._views)
         self._students = {
             id(one): StudentTraining(
                 one.recipe,
@@ -133,6 +135,15 @@ class _Group:
         }
         self._queued: list[Batch] = []
         self._last = False
+        self._evaluations = evaluations
+
+    def close(self) -> None:
+        """Close kept answers, and record in each evaluation whether some were read."""
+        self._views.close()
+        kept = self._evaluations[0].answers
+        for one in self._evaluations:
+            if one.answers is not None and kept is not None:
+                one.answers.read = kept.read
 
     def advance(self) -> bool:
         """Queue one step of every student; False when all are finished.
@@ -168,6 +179,33 @@ class _Group:
                 raise
             self._outcomes[name] = error
             del self._students[name]
+
+
+class _Teachers(Sequence[nn.Module]):
+    """Frozen copies of an evaluation's teachers, prepared when they are first used."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        precision: str,
+        sample: torch.Tensor,
+        dataset: Dataset,
+        copies: dict[Any, nn.Module],
+    ):
+        """``sample``: some images on the device; ``copies``: of all groups, to which these are added."""
+        self._teachers, self._mode = evaluation.teachers, evaluation.recipe.protocol.teacher_mode
+        self._precision, self._sample, self._dataset, self._copies = precision, sample, dataset, copies
+
+    def __len__(self) -> int:
+        return len(self._teachers)
+
+    def __getitem__(self, place: Any) -> Any:
+        teacher = self._teachers[place]
+        name = (id(teacher), self._mode, self._precision)
+        if name not in self._copies:
+            self._copies[name] = frozen(teacher, self._mode, self._precision, self._sample.device)
+            _check_classes(self._copies[name], self._sample, self._dataset)
+        return self._copies[name]
 
 
 def train_and_test(

@@ -12,6 +12,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.augmentations import AUGMENTATIONS
 from rd3.device import autocast, set_memory_format
+from rd3.evaluation.answers import AnswerStream, KeptAnswers
 from rd3.evaluation.hybrid import combine_logits
 from rd3.evaluation.stored import mixture, restored, stored
 from rd3.evaluation.views import Batch, Chunk, views
@@ -53,12 +54,15 @@ class LabelledViews:
         recipe: EvaluationRecipe,
         precision: str,
         once: OnceLabels | None = None,
+        kept: KeptAnswers | None = None,
     ):
         """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views.
 
-        ``once``: labels of the images that need no teacher.
+        ``once``: labels of the images that need no teacher.  ``kept``: answers to views on disk; call :meth:`close`
+        after use.
         """
         self._teachers, self._precision = teachers, precision
+        self.answers: AnswerStream | None = None
         protocol, device = recipe.protocol, images.device
         wanted = AHEAD.get(device.type, AHEAD_ELSEWHERE)
         several = teachers and protocol.teacher_mode == "eval"
@@ -69,6 +73,13 @@ class LabelledViews:
         if teachers and protocol.soft_labels == "once":
             parts = [self._logits(to_unit(some)) for some in images.split(wanted)]
             self.once = OnceLabels([torch.cat(of_teacher) for of_teacher in zip(*parts, strict=True)])
+        elif teachers and kept is not None:
+            self.answers = AnswerStream(kept, recipe, len(images), device, precision, ahead)
+
+    def close(self) -> None:
+        """Close kept answers."""
+        if self.answers is not None:
+            self.answers.close()
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         for chunk in self._chunks:
@@ -83,8 +94,13 @@ class LabelledViews:
 
     def _logits(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """(N, C) float32 logits of each teacher."""
-        with torch.inference_mode(), autocast(pixels.device, self._precision):
-            logits = [teacher(pixels) for teacher in self._teachers]
+
+        def computed() -> list[torch.Tensor]:
+            teachers = list(self._teachers)  # may freeze them, which has to happen outside of these contexts
+            with torch.inference_mode(), autocast(pixels.device, self._precision):
+                return [teacher(pixels) for teacher in teachers]
+
+        logits = computed() if self.answers is None else self.answers.logits(len(pixels), computed)
         # A copy, as tensors created in inference mode cannot be saved for a backward pass.
         return [each.to(torch.float32, copy=True) for each in logits]
 

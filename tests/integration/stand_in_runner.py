@@ -27,7 +27,9 @@ class StandIn:
         (self.folder / "pids").mkdir(exist_ok=True)
         (self.folder / "pids" / str(os.getpid())).touch()
 
-    def run(self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool]) -> bool:
+    def run(
+        self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool], _answers: object = None
+    ) -> bool:
         for recipe in map(from_json, documents):
             first = not (self.folder / recipe.key).exists()
             with open(self.folder / recipe.key, "a") as stream:

@@ -168,6 +168,7 @@ def litter(home: Path) -> SetRecipe:
         f"work/set/{recipe.key}/half.bin": 7000,
         f"cache/set/{first.key}/manifest.json": 500,
         "cache/set/.staging/part": 10,
+        "answers/views-setting.answers": 70,
     }.items():
         (home / name).parent.mkdir(parents=True)
         (home / name).write_bytes(bytes(size))
@@ -182,7 +183,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     (run,) = tracker.search([experiment], {"rd3.key": recipe.key})
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
         database.execute("UPDATE runs SET end_time = end_time - ?", (2 * 3600 * 1000,))
-    for name in ("blocks", "../work", "../cache"):
+    for name in ("blocks", "../work", "../cache", "../answers"):
         age(home / "artifacts" / name, 2 * 3600)
     before = files(home)
     first, second = entries(home)
@@ -197,13 +198,14 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
         ("work folder", f"{home}/work/share/{second.key}-1of2"): 4,
         ("cache", f"{home}/cache/set/{first.key}"): 500,
         ("cache", f"{home}/cache/set/.staging"): 10,
+        ("kept teacher answers", f"{home}/answers"): 70,
     }
     assert files(home) == before
 
     with Ledger(str(home / "artifacts")).lease():
         assert [one["what"] for one in json.loads(rd3("gc", "--json")[1])] == ["blocks of a set that is done"]
     code, out, _err = rd3("gc", "--yes")
-    assert (code, "in 6 items deleted" in out) == (0, True)
+    assert (code, "in 7 items deleted" in out) == (0, True)
     gone = {name for name in before - files(home) if not name.startswith("artifacts/leases")}
     own = Path(run.info.artifact_uri.removeprefix("file://")).relative_to(home).as_posix()
     assert gone == {
@@ -215,6 +217,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
         f"work/share/{second.key}-1of2/a.bin",
         f"cache/set/{first.key}/manifest.json",
         "cache/set/.staging/part",
+        "answers/views-setting.answers",
     }
     assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
     assert rd3("gc")[1].startswith("0.0 MiB in 0 items")

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from pipelines.commands.grid import answers_line
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid, parse_grid
 from pipelines.grid.plan import Plan, _probe, make_plan
 from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavailable, Unavailable
 from rd3.models import parameter_count as counted
+from rd3.planning.answers import AnswersForecast
 from rd3.planning.cost import CPU_THREAD, Rates
+from rd3.planning.forecast import work
 from rd3.recipe import KINDS, Recipe
 from rd3.store import STUDENT, Entry
 from tests.pipelines.fingerprints import Fingerprints
@@ -304,3 +307,28 @@ def test_kept_students_are_part_of_the_disk_space():
         sizes[text] = planned(expansion, Memory()).by_kind()["evaluation"]["disk_bytes"]
     weights = 4 * counted("resnet18_w16", 10, 32)
     assert sizes[TEXT + KEPT] - sizes[TEXT] == pytest.approx(4 * weights, rel=0.02)
+
+
+def test_a_plan_says_what_kept_answers_save(expansion):
+    """The grid varied in temperature: for each set and student seed three evaluations share answers."""
+    varied = expand(parse_grid(TEXT + "vary: {temperature: [1.0, 4.0]}\n", "small"), Fingerprints())
+    rates = CPU_THREAD._replace(auto="bf16")
+    assert planned(varied, Memory(), rates=rates).answers is None
+    found = planned(varied, Memory(), rates=rates, keep_answers_bytes=10**9).answers
+    evaluations = of_kind(varied, "evaluation")
+    assert (found.files, found.evaluations, found.readers, len(evaluations)) == (4, 12, 8, 12)
+    epochs = evaluations[0].protocol.epochs
+    assert found.images == 8 * epochs * 10
+    assert found.disk_bytes == 4 * epochs * 10 * 10 * 2, "(images, classes) of two bytes"
+    infos, parent = varied.infos["digits"], varied.recipes.__getitem__
+    each = work(evaluations[0], infos, parent)
+    without = each._replace(cost=each.cost - each.networks[1][1], networks=each.networks[:1])
+    assert found.saved_s == pytest.approx(8 * (rates.seconds(each) - rates.seconds(without)))
+    plan = planned(varied, Memory(), rates=rates, keep_answers_bytes=found.disk_bytes // 4 - 1)
+    assert (plan.answers.files, plan.answers.too_large) == (0, 12)
+    assert "12 evaluations share answers that exceed the budget" in answers_line(plan.answers)
+    assert planned(expansion, Memory(), keep_answers_bytes=10**9).answers == AnswersForecast()
+    assert "answers" not in planned(expansion, Memory()).to_json()
+    assert plan.to_json()["answers"]["too_large"] == 12
+    ready = Memory(evaluations[:-1])
+    assert planned(varied, ready, keep_answers_bytes=10**9).answers == AnswersForecast(), "only one is left to run"

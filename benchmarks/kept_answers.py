@@ -1,0 +1,55 @@
+"""Students that read kept teacher answers, and students that write them, beside students that ask their teacher.
+
+The reference here is our own path, with nothing kept.  Bits are equal (``tests/rd3/evaluation/test_answers.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.bench import Bench, Job, layout
+from benchmarks.post_evaluation import BATCH
+from benchmarks.rows import Row
+from benchmarks.students import Students, Subject, chunk_of
+from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.answers import KeptAnswers
+
+IMAGES = 500
+SMALL = "convnet_w32"
+"""A student that takes much less time than its teacher."""
+BUDGET = 10**9
+
+
+def run(bench: Bench) -> list[Row]:
+    """The teacher's network as student, and a small one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return [row for student in (bench.network, SMALL) for row in _rows(bench, student, Path(scratch) / student)]
+
+
+def _rows(bench: Bench, student: str, scratch: Path) -> Iterator[Row]:
+    subject = Subject(32, bench.network, BATCH, IMAGES)
+    chunk = chunk_of(bench.device, BATCH)
+    # As many epochs as are measured, and the one that begins them; the test after the last is not reached.
+    epochs = math.ceil((bench.rounds + 1) * chunk * BATCH / IMAGES) + 1
+    recipe = subject.recipe(student=student, epochs=epochs)
+    complete = AnswerFolder(scratch / "complete", BUDGET)
+    with Students(subject, [recipe], bench.device, KeptAnswers(complete, "", wanted=True)) as first:
+        first.label_all()
+    written = AnswerFolder(scratch / "written", BUDGET)
+    with (
+        Students(subject, [recipe], bench.device) as asks,
+        Students(subject, [recipe], bench.device, KeptAnswers(complete, "", wanted=False)) as reads,
+        Students(subject, [recipe], bench.device, KeptAnswers(written, "", wanted=True)) as writes,
+    ):
+        spent = bench.compare({"asks": asks.work, "reads": reads.work, "writes": writes.work})
+    size = sum(path.stat().st_size for path in complete.path.glob("*.answers"))
+    for name, students in (("reads", reads), ("writes", writes)):
+        note = f"the teacher answered {students.taught} images, {asks.taught} of the reference"
+        note += f"; {size} bytes for {epochs * IMAGES} views" if name == "reads" else ""
+        words = f"{bench.network} labels, {student} learns, 32 px, {name} answers"
+        job = Job("kept_answers", words, "step", BATCH, BATCH)
+        precision = students.precision
+        yield bench.row(job, spent[name], spent["asks"], dtype=precision, layout=layout(bench, precision), note=note)

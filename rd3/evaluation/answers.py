@@ -1,0 +1,231 @@
+"""Teacher answers kept on disk: the logits of each teacher on each view, read by later evaluations of equal views.
+
+Nothing that is read differs by a bit from what would be computed: logits are kept in the type in which teachers compute
+them, and the name of a file is a digest of the views and of all that decides bits (files of the set and the teachers,
+device, versions, threads, precision, number of images labelled at once).
+
+A file is a header (two lines and their sha256) and one record for each chunk of views, in order: the logits of every
+teacher, then the sha256 of the number of the chunk and these bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+from rd3 import __version__
+from rd3.evaluation.answer_files import VIEWS_DIGITS, AnswerFolder
+from rd3.evaluation.budget import image_steps, steps
+from rd3.evaluation.packing import Views
+from rd3.hardware import processor
+from rd3.recipe import EvaluationRecipe
+from rd3.values import digest
+
+MAGIC = b"RD3 answers 1\n"
+DIGEST_BYTES = 32
+_HEADER_LIMIT = 65_536
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class KeptAnswers:
+    """Kept answers of one evaluation."""
+
+    folder: AnswerFolder
+    content: str
+    """Digest of the files of the set and the teachers, which are not decided by their recipes' keys to the bit."""
+    wanted: bool
+    """Whether answers that are not there are written, for others."""
+    read: bool = False
+    """Whether answers were read, so that the time of the evaluation says little about others."""
+
+
+class _Damaged(Exception):
+    """A file is not what was written."""
+
+
+class _Logits(NamedTuple):
+    """Type and number of classes of a teacher's logits."""
+
+    dtype: str
+    classes: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.classes * _TYPES[self.dtype].itemsize
+
+
+class AnswerStream:
+    """The answers of one training, chunk by chunk: read if a complete file is there, else computed and written.
+
+    A damaged chunk is computed, as are all that follow it; its file is deleted with a warning.  If answers cannot be
+    written, the training goes on without, with a warning unless the disk budget is the reason.
+    """
+
+    def __init__(
+        self,
+        kept: KeptAnswers,
+        recipe: EvaluationRecipe,
+        images: int,
+        device: torch.device,
+        precision: str,
+        chunk: int,
+    ):
+        """``images``: of the set; ``chunk``: number of batches that are labelled at once."""
+        self._kept, self._device = kept, device
+        self._rows = image_steps(recipe.protocol, images)
+        self._chunks = math.ceil(steps(recipe.protocol, images) / chunk)
+        setting = digest([kept.content, precision, chunk, bits_of(device)])
+        self._name = f"{Views.of(recipe).key[:VIEWS_DIGITS]}-{setting[:VIEWS_DIGITS]}"
+        self._place = 0
+        self._left = self._rows
+        self._layout: list[_Logits] = []
+        self._reader: BinaryIO | None = None
+        self._writer: BinaryIO | None = None
+        self._open()
+
+    @property
+    def reading(self) -> bool:
+        """Whether the next answers are read."""
+        return self._reader is not None
+
+    def _open(self) -> None:
+        try:
+            self._reader = self._kept.folder.open(self._name)
+            if self._reader is not None:
+                self._layout = self._read_header(self._reader)
+        except _Damaged as reason:
+            self._discard(str(reason))
+        except OSError as error:
+            self._warn(f"cannot be read ({error.strerror})")
+
+    def logits(self, rows: int, compute: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+        """(``rows``, C) logits of each teacher on the next chunk, in the type in which ``compute`` returns them."""
+        found = self._read(rows) if self._reader is not None else None
+        if found is None:
+            found = compute()
+            self._write(found)
+        self._place += 1
+        return found
+
+    def close(self) -> None:
+        """End reading, and delete a file that was not written to its end."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            try:
+                self._kept.folder.abandon(self._name, writer)
+            except OSError as error:
+                self._warn(f"cannot be deleted ({error.strerror})")
+
+    def _read(self, rows: int) -> list[torch.Tensor] | None:
+        assert self._reader is not None
+        try:
+            raw = self._record(self._reader, sum(each.row_bytes for each in self._layout) * rows)
+        except (_Damaged, OSError) as reason:
+            self._discard(str(reason))
+            return None
+        self._kept.read = True
+        found, start = [], 0
+        for each in self._layout:
+            values = torch.frombuffer(raw, dtype=_TYPES[each.dtype], count=rows * each.classes, offset=start)
+            found.append(values.view(rows, each.classes).to(self._device))
+            start += rows * each.row_bytes
+        return found
+
+    def _record(self, reader: BinaryIO, size: int) -> bytearray:
+        raw = bytearray(reader.read(size))
+        if len(raw) < size or reader.read(DIGEST_BYTES) != _seal(self._place, raw):
+            raise _Damaged(f"chunk {self._place + 1} of {self._chunks} is damaged")
+        return raw
+
+    def _read_header(self, reader: BinaryIO) -> list[_Logits]:
+        magic, line = reader.readline(_HEADER_LIMIT), reader.readline(_HEADER_LIMIT)
+        if magic != MAGIC or reader.read(DIGEST_BYTES) != hashlib.sha256(magic + line).digest():
+            raise _Damaged("its header is damaged")
+        layout = [_Logits(**each) for each in json.loads(line)["teachers"]]
+        if os.fstat(reader.fileno()).st_size != self._size(layout):
+            raise _Damaged("its size is wrong")
+        return layout
+
+    def _size(self, layout: Sequence[_Logits]) -> int:
+        """Bytes of the whole file."""
+        answers = self._rows * sum(each.row_bytes for each in layout)
+        return len(_header(layout, self._rows)) + answers + self._chunks * DIGEST_BYTES
+
+    def _write(self, logits: Sequence[torch.Tensor]) -> None:
+        try:
+            if self._place == 0 and self._kept.wanted:
+                self._begin(logits)
+            if self._writer is not None:
+                self._append(self._writer, logits)
+        except OSError as error:
+            self._warn(f"cannot be written ({error.strerror})")
+            self.close()
+
+    def _begin(self, logits: Sequence[torch.Tensor]) -> None:
+        layout = [_Logits(str(each.dtype).removeprefix("torch."), each.shape[1]) for each in logits]
+        if all(each.dtype in _TYPES for each in layout):
+            self._writer = self._kept.folder.begin(self._name, self._size(layout))
+        if self._writer is not None:
+            self._writer.write(_header(layout, self._rows))
+
+    def _append(self, writer: BinaryIO, logits: Sequence[torch.Tensor]) -> None:
+        raw = b"".join(each.cpu().contiguous().view(torch.uint8).numpy().tobytes() for each in logits)
+        writer.write(raw)
+        writer.write(_seal(self._place, raw))
+        self._left -= len(logits[0])
+        if not self._left:
+            self._kept.folder.complete(self._name, writer)
+            self._writer = None
+
+    def _discard(self, reason: str) -> None:
+        """Stop reading, and delete the file."""
+        self._warn(f"are computed again: {reason}")
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        try:
+            self._kept.folder.delete(self._name)
+        except OSError as error:
+            self._warn(f"cannot be deleted ({error.strerror})")
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"Kept teacher answers {self._kept.folder.path / self._name} {what}.", stacklevel=2)
+
+
+def _header(layout: Sequence[_Logits], rows: int) -> bytes:
+    lines = MAGIC + json.dumps({"rows": rows, "teachers": [each._asdict() for each in layout]}).encode() + b"\n"
+    return lines + hashlib.sha256(lines).digest()
+
+
+def _seal(place: int, raw: bytes | bytearray) -> bytes:
+    """The digest of a chunk, which also says where it belongs."""
+    state = hashlib.sha256(place.to_bytes(8, "little"))
+    state.update(raw)
+    return state.digest()
+
+
+def bits_of(device: torch.device) -> dict[str, Any]:
+    """Everything on this machine that may decide bits of a network's outputs, beside weights, pixels and batches."""
+    found: dict[str, Any] = {"rd3": __version__, "torch": torch.__version__, "device": device.type}
+    if device.type == "cuda":
+        return found | {"name": torch.cuda.get_device_name(device), "cudnn": torch.backends.cudnn.version()}
+    return found | {
+        "name": processor().name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        # Limits the instructions of oneDNN, which computes convolutions.
+        "limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "threads": torch.get_num_threads(),
+        "denormals": float(torch.tensor(1e-39) * 0.5) > 0,
+    }

@@ -1,0 +1,68 @@
+"""Which evaluations of a run need the same teacher answers, so that keeping them on disk pays.  Loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+from rd3.errors import BadValue
+from rd3.evaluation.packing import Views
+from rd3.recipe import EvaluationRecipe, Key, Recipe
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class Keep(NamedTuple):
+    """How an evaluation handles kept answers."""
+
+    budget_bytes: int
+    """Disk budget of all kept answers on a machine."""
+    wanted: bool
+    """Whether evaluations that have not started need these answers too: they are then written, else deleted."""
+
+
+def disk_budget(text: str) -> int:
+    """Bytes of a size such as ``500MB``, ``2.5 GB`` or ``20GiB``; raises :class:`BadValue`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]I?)?B)?", text.strip().upper())
+    count = round(float(found[1]) * _UNITS[found[2] or ""]) if found is not None else 0
+    if not count:
+        raise BadValue(f"{text!r} is not a size above 0.", "write e.g. 500MB or 20GB")
+    return count
+
+
+def asks_teachers(recipe: Recipe) -> bool:
+    """Whether teachers label views of this recipe, which takes time in training."""
+    if not isinstance(recipe, EvaluationRecipe):
+        return False
+    return bool(recipe.teachers) and recipe.protocol.labels == "soft" and recipe.protocol.soft_labels != "once"
+
+
+class Sharing:
+    """Groups the evaluations of a run by the teacher answers that they need."""
+
+    def __init__(self, recipes: Iterable[Recipe], budget_bytes: int):
+        self._budget_bytes = budget_bytes
+        self._views: dict[Key, str] = {}
+        self._keys: dict[str, list[Key]] = {}
+        for recipe in recipes:
+            if isinstance(recipe, EvaluationRecipe) and asks_teachers(recipe):
+                views = self._views[recipe.key] = Views.of(recipe).key
+                self._keys.setdefault(views, []).append(recipe.key)
+
+    def keep(self, together: Collection[Key], waiting: Callable[[Key], bool]) -> dict[Key, Keep]:
+        """How the recipes of one pack handle kept answers; recipes that ask no teacher are left out.
+
+        ``waiting``: whether a recipe has not started and still may.
+        """
+        return {key: Keep(self._budget_bytes, self._wanted(key, together, waiting)) for key in together if key in self}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._views
+
+    def _wanted(self, key: Key, together: Collection[Key], waiting: Callable[[Key], bool]) -> bool:
+        return any(other not in together and waiting(other) for other in self._keys[self._views[key]])
+
+    def unneeded(self, is_open: Callable[[Key], bool]) -> list[str]:
+        """Keys of the views of which no evaluation is open any more."""
+        return [views for views, keys in self._keys.items() if not any(map(is_open, keys))]

@@ -1,0 +1,89 @@
+"""What keeping teacher answers on disk would save a run, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rd3.datasets import DatasetInfo
+from rd3.evaluation.budget import answer_bytes, image_steps
+from rd3.evaluation.packing import Views
+from rd3.evaluation.sharing import asks_teachers
+from rd3.models import Cost
+from rd3.planning.cost import Rates, Work
+from rd3.recipe import EvaluationRecipe, Key, Recipe
+
+
+class AnswersForecast(NamedTuple):
+    """Answers that at least two evaluations of a run share, if they fit the disk budget."""
+
+    files: int = 0
+    """One for each value of the views."""
+    evaluations: int = 0
+    """Evaluations that share them."""
+    readers: int = 0
+    """Evaluations that read what another one has computed."""
+    images: int = 0
+    """Images that teachers label less, each counted once for each teacher, than if every evaluation asked them."""
+    saved_s: float = 0.0
+    """Device time of labelling these, in seconds.  Packs save part of it without keeping answers."""
+    disk_bytes: int = 0
+    """All files together; a run never uses more than the budget."""
+    too_large: int = 0
+    """Evaluations that share answers which exceed the budget."""
+
+
+def forecast_answers(
+    recipes: Iterable[Recipe],
+    budget_bytes: int,
+    *,
+    work: Callable[[Recipe], Work],
+    parents: Mapping[Key, Any],
+    infos: Mapping[str, DatasetInfo],
+    rates: Rates,
+) -> AnswersForecast:
+    """The forecast for the recipes that run; evaluations whose set or dataset is unknown are left out."""
+    groups: dict[str, list[EvaluationRecipe]] = {}
+    for one in recipes:
+        if isinstance(one, EvaluationRecipe) and asks_teachers(one) and one.set in parents and one.data.name in infos:
+            groups.setdefault(Views.of(one).key, []).append(one)
+    found = AnswersForecast()
+    for group in groups.values():
+        if len(group) > 1:
+            found = _added(found, group, budget_bytes, work(group[0]), parents, infos, rates)
+    return found
+
+
+def _added(
+    found: AnswersForecast,
+    group: Sequence[EvaluationRecipe],
+    budget_bytes: int,
+    work: Work,
+    parents: Mapping[Key, Any],
+    infos: Mapping[str, DatasetInfo],
+    rates: Rates,
+) -> AnswersForecast:
+    """The forecast with one group of evaluations that share answers."""
+    first, protocol, classes = group[0], group[0].protocol, infos[group[0].data.name].num_classes
+    images, teachers = parents[first.set].ipc * classes, len(first.teachers)
+    precision = rates.auto if protocol.precision == "auto" else protocol.precision
+    size = answer_bytes(protocol, images, classes, teachers, precision)
+    if size > budget_bytes:
+        return found._replace(too_large=found.too_large + len(group))
+    readers = len(group) - 1
+    return AnswersForecast(
+        files=found.files + 1,
+        evaluations=found.evaluations + len(group),
+        readers=found.readers + readers,
+        images=found.images + readers * teachers * image_steps(protocol, images),
+        saved_s=found.saved_s + readers * _teachers_s(work, rates),
+        disk_bytes=found.disk_bytes + size,
+        too_large=found.too_large,
+    )
+
+
+def _teachers_s(work: Work, rates: Rates) -> float:
+    """Seconds of the teachers' passes in the work of an evaluation, whose first network is the student."""
+    teachers = work.networks[1:]
+    cost = sum((cost for _name, cost in teachers), Cost())
+    return rates.seconds(Work(cost, 0, work.precision, teachers)) - rates.start_s
