@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cluster.local import exit_if_lost
 from pipelines.commands import (
     artifacts,
     byhand,
@@ -88,8 +89,12 @@ def main(words: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")
     # It warns of a HOME that it cannot write, and uses a temporary folder; MLflow imports it for every run.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with exit_on_error(), temporary_folder_errors():
-        app(words)
+    try:
+        with exit_on_error(), temporary_folder_errors():
+            app(words)
+    except SystemExit as end:
+        exit_if_lost(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -9,18 +9,21 @@ import contextlib
 import html
 import json
 import re
+import shlex
 import zipfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
 
 _START = 4096
 """Bytes that are read to tell what a file is."""
 _CHUNK = 1 << 20
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _PAGES = ("<!doctype html", "<html", "<head", "<body", "<!--", "<script")
+_DISTRIBUTED = ".metadata"
+"""Index of a distributed checkpoint, beside files ending in .distcp."""
 AGAIN = "download it again"
 
 
@@ -30,6 +33,8 @@ def require_whole(path: Path | str) -> None:
     A file that passes may still be damaged in ways that only its own format can tell.
     """
     path = Path(path)
+    if (path / _DISTRIBUTED).is_file() or path.suffix == ".distcp":
+        raise _distributed(path if path.is_dir() else path.parent)
     if path.is_dir():
         raise DataMissing(f"{path} is a folder, expected a file.", "give the path of a file in it")
     if not path.is_file():
@@ -37,6 +42,15 @@ def require_whole(path: Path | str) -> None:
     error = broken_file(path)
     if error is not None:
         raise error
+
+
+def _distributed(folder: Path) -> BadValue:
+    """The error for a distributed checkpoint, such as FSDP's."""
+    joined = shlex.join([str(folder), f"{folder.resolve().name}.pt"])
+    return BadValue(
+        f"{folder} is a distributed checkpoint in several files, expected one file.",
+        f"join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {joined}",
+    )
 
 
 def broken_file(path: Path | str) -> RD3Error | None:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.cluster import local
 from pipelines.grid.queue import Demand, demands
 from rd3.errors import RD3Error
 from rd3.hardware import cores
@@ -228,8 +229,11 @@ def _not_started(error: Exception) -> RD3Error:
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None = None) -> Iterator[None]:
-    """Start Ray on this machine, or join the cluster at ``address``; an initialised Ray is used and left running."""
+def ray_cluster(address: str | None = None, log: Path | None = None) -> Iterator[None]:
+    """Start Ray on this machine, or join the cluster at ``address``; an initialised Ray is used and left running.
+
+    What a Ray on this machine writes to standard error goes to ``log``, if given.
+    """
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     import ray
@@ -244,15 +248,27 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         else:
             folder = stack.enter_context(ray_folder())
             stack.enter_context(_own_token(folder.parent))
+            stack.enter_context(local.stderr_apart(log))
             _start(_not_started, address="local", num_cpus=cores(), include_dashboard=False, _temp_dir=str(folder))
         try:
             yield
         finally:
-            with warnings.catch_warnings():
-                # Ray leaves its process handles to the garbage collector, which would warn about them later.
-                warnings.simplefilter("ignore", ResourceWarning)
-                ray.shutdown()
-                gc.collect()
+            _stop()
+
+
+def _stop() -> None:
+    """Leave the cluster, or stop Ray on this machine."""
+    import ray
+
+    dead = local.dead_service()
+    if dead:
+        local.abandon(dead)
+        return
+    with warnings.catch_warnings():
+        # Ray leaves its process handles to the garbage collector, which would warn about them later.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
 
 
 def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, Demand]:

@@ -101,7 +101,7 @@ def execute(
             if there.issuperset(plan.keys("run")):
                 return _outcome(expansion, plan_queue(expansion, plan, there))
             runs.open(experiment or HAND)
-            with workers.open():
+            with workers.open(session.home):
                 interrupts.arm()
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
                 demands = workers.demands(exclusive=exclusive, gpu_share=gpu_share)

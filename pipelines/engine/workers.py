@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipelines.cluster.local import ray_log, watched
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
 from pipelines.grid.queue import Demand, demands
@@ -30,8 +31,8 @@ class Workers(Protocol):
     def check(self, session: Session, datasets: Iterable[str]) -> None:
         """Raise :class:`RD3Error` for the first problem that would stop a run."""
 
-    def open(self) -> AbstractContextManager[None]:
-        """Start or join what runs the trials."""
+    def open(self, home: Path) -> AbstractContextManager[None]:
+        """Start or join what runs the trials; logs of its own are written below ``home``."""
 
     def devices(self) -> tuple[float, float]:
         """(CPUs, GPUs) at this moment."""
@@ -54,8 +55,8 @@ class RayWorkers:
     def check(self, session: Session, datasets: Iterable[str]) -> None:
         check_platform(session, self._address, datasets)
 
-    def open(self) -> AbstractContextManager[None]:
-        return ray_cluster(self._address)
+    def open(self, home: Path) -> AbstractContextManager[None]:
+        return ray_cluster(self._address, ray_log(home))
 
     def devices(self) -> tuple[float, float]:
         return self._cluster.devices()
@@ -67,7 +68,7 @@ class RayWorkers:
         from pipelines.engine.tune import work_off
 
         with interrupts.deferring():  # signals stop it only between two steps
-            work_off(driver, home)
+            watched(lambda: work_off(driver, home))
 
 
 class ThisProcess:
@@ -78,7 +79,7 @@ class ThisProcess:
     def check(self, session: Session, datasets: Iterable[str]) -> None:
         check_platform(session)
 
-    def open(self) -> AbstractContextManager[None]:
+    def open(self, home: Path) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def devices(self) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipelines.cluster.local import dead_service, ray_log, watched
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_devices, ray_cluster
 from pipelines.engine.execute import Outcome, execute
@@ -192,7 +193,7 @@ class SweepRun:
         return f"sweep-{self.key[:12]}"
 
     def _ray(self) -> contextlib.AbstractContextManager[None]:
-        return ray_cluster(self.address)
+        return ray_cluster(self.address, ray_log(self.session.home))
 
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
@@ -328,7 +329,7 @@ class SweepRun:
                 while waiting and len(running) < (self.concurrent or len(attempts)):
                     number, attempt = waiting.pop(0)
                     running[task.remote(attempt, shared)] = number
-                done, _rest = ray.wait(list(running), timeout=_POLL_EVERY_S)
+                done, _rest = watched(partial(ray.wait, list(running), timeout=_POLL_EVERY_S))
                 if self.interrupts.name:
                     raise KeyboardInterrupt
                 for reference in done:
@@ -342,7 +343,7 @@ class SweepRun:
                         yield number, answer
         finally:
             self.interrupts.deferred = False
-            for reference in running:
+            for reference in [] if dead_service() else running:
                 ray.cancel(reference, force=True)
 
     def _log(self, subject: Subject, trial: FrozenTrial) -> None:

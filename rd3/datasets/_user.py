@@ -26,6 +26,7 @@ from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import (
     IMAGE_SUFFIXES,
     TRANSPARENT,
+    TURNED,
     Note,
     Say,
     by_number,
@@ -329,7 +330,8 @@ def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | N
     fact = f"{root} has {len(found)} class folders, expected 2 or more"
     if add and image_files(root, "", 0) and len(subfolders(root.parent)) > 1:
         return BadValue(f"{fact}; it holds images itself.", f"register the folder above: {add(root.parent)}")
-    return BadValue(f"{fact}.", "create one subfolder per class")
+    left = unread(root, [])
+    return BadValue(f"{fact}{f'; {left}' if left else ''}.", "create one subfolder per class")
 
 
 def _check_same(found: Sequence[str], class_ids: Sequence[str], test: Path) -> None:
@@ -386,7 +388,7 @@ def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisat
     for note in eight_bit_notes(low, high, f"pixels of {len(chosen)} training images"):
         say(note)
     for what, count in dropped.items():
-        say(Note(f"{count} of {len(chosen)} training images have {what}", doubtful=what == TRANSPARENT))
+        say(Note(f"{count} of {len(chosen)} training images have {what}", doubtful=what in (TRANSPARENT, TURNED)))
     mean = sums / len(chosen)
     # Avoids division by zero for constant channels.
     std = np.sqrt(np.maximum(squares / len(chosen) - mean**2, 1e-4))

@@ -9,13 +9,14 @@ from rd3.inputs.class_order import StatedOrder, named_labels
 from rd3.inputs.files import IMAGE_SUFFIXES, by_number, is_image_file, is_litter, order_text, subfolders, unread
 from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
-from rd3.inputs.pictures import TRANSPARENT, check_depth, peculiarity, rgb_of
+from rd3.inputs.pictures import TRANSPARENT, TURNED, check_depth, peculiarity, rgb_of
 from rd3.inputs.pixels import eight_bit_notes, stated_space
 from rd3.inputs.soft_labels import columns_in_order
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "TRANSPARENT",
+    "TURNED",
     "ImagesAndLabels",
     "Note",
     "Say",

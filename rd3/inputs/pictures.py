@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from rd3.errors import BadValue, DataCorrupt
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _BITS_PER_SAMPLE = 258
 """Tag of TIFF files."""
+_ORIENTATION = 0x112
+"""Tag of EXIF; 1 is upright."""
 SIXTEEN_BITS = "16 bits per channel; the upper 8 are kept"
 OPAQUE_ALPHA = "an alpha channel that is opaque everywhere; it is dropped"
 TRANSPARENT = "an alpha channel with transparent pixels; it is dropped"
+TURNED = "an EXIF orientation; they are read as stored, not turned, as torchvision's ImageFolder reads them"
 
 
 def deep(image: Image) -> bool:
@@ -37,9 +41,17 @@ def peculiarity(image: Image) -> str | None:
     if _was_deep(image):
         return SIXTEEN_BITS
     if image.mode not in _ALPHA and "transparency" not in image.info:
-        return None
+        return TURNED if _is_turned(image) else None
     lowest, _highest = _rgba(image).getchannel("A").getextrema()
     return OPAQUE_ALPHA if lowest == 255 else TRANSPARENT
+
+
+def _is_turned(image: Image) -> bool:
+    """Whether EXIF says that the stored pixels are turned or mirrored; PIL itself turns TIFF upright."""
+    try:
+        return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):  # damaged EXIF, which no reader minds
+        return False
 
 
 def _rgba(image: Image) -> Image:

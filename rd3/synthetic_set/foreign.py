@@ -17,6 +17,7 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
 from rd3.inputs import (
     IMAGE_SUFFIXES,
+    TURNED,
     Note,
     Say,
     StatedOrder,
@@ -99,7 +100,7 @@ def _read_folders(
             files.append(f"{name}/{path.name}")
             dropped.update([note] if note else [])
     for what, count in dropped.items():
-        say(Note(f"{count} images have {what}"))
+        say(Note(f"{count} images have {what}", doubtful=what == TURNED))
     return images, labels, files
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from rd3.errors import DataCorrupt, DataMissing
+from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file, require_whole
 
 
@@ -135,3 +139,20 @@ def test_binary_files_that_begin_as_utf_16_does_are_not_text(tmp_path):
         (tmp_path / "x.bin").write_bytes(begin + letters.tobytes())
         assert letters.tobytes().decode(f"utf-16-{'le' if order == '<' else 'be'}").isprintable()
         assert broken_file(tmp_path / "x.bin") is None
+
+
+def test_a_distributed_checkpoint_is_named_and_its_fix_gives_one_file(tmp_path, monkeypatch):
+    import torch.distributed.checkpoint as distributed
+
+    weights = {"a": torch.rand(3, 4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on being alone
+        distributed.save({"model": weights}, checkpoint_id=str(tmp_path / "my run"), no_dist=True)
+    for path in (tmp_path / "my run", tmp_path / "my run/__0_0.distcp"):
+        with pytest.raises(BadValue, match="is a distributed checkpoint in several files") as caught:
+            require_whole(path)
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(caught.value.fix.removeprefix("join them: "))
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    require_whole("my run.pt")
+    assert torch.equal(torch.load("my run.pt", weights_only=True)["model"]["a"], weights["a"])

@@ -434,3 +434,55 @@ def test_a_wrapper_around_the_class_folders_of_a_set_is_read_and_said(tmp_path):
         import_folder(tmp_path / "set", TOY, tmp_path / "no")
     inner = shlex.split(caught.value.fix.partition(": ")[2])[0].rstrip(",")
     assert import_folder(type(tmp_path)(inner), TOY, tmp_path / "again") == recipe
+
+
+def _turned(path, orientation=6):
+    """A red image with a blue left edge, which EXIF says is turned."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :, 0], pixels[:, :6] = 200, (0, 0, 200)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    return pixels
+
+
+def test_turned_images_are_read_as_torchvision_reads_them_and_said(tmp_path, roots):
+    from torchvision.datasets import ImageFolder
+
+    data_folder(tmp_path / "d" / "train", ("cat", "dog"), side=32)
+    data_folder(tmp_path / "d" / "test", ("cat", "dog"), side=32)
+    _turned(tmp_path / "d/train/cat/0.png")
+    _info, said = registered("mine", tmp_path / "d", roots)
+    assert "1 of 8 training images have an EXIF orientation" in said
+    pixels = open_dataset("mine", roots).images("train", [0])[0]
+    image, _label = ImageFolder(tmp_path / "d/train")[0]
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    assert torch.equal(pixels, torch.tensor(expected).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_turned_images_of_a_set_are_said(suffix, tmp_path):
+    folder = set_folder(tmp_path / "set", suffix=suffix)
+    for orientation, place in enumerate(("toy0/0", "toy1/0", "toy2/0"), start=1):  # 1 is upright
+        _turned(folder / f"{place}{suffix}", orientation)
+    notes = []
+    import_folder(folder, TOY, tmp_path / "out", say=notes.append)
+    assert next(note.text for note in notes if note.doubtful).startswith("2 images have an EXIF orientation")
+
+
+def test_a_turned_tiff_is_turned_upright_by_pil_and_not_said(tmp_path):
+    folder = set_folder(tmp_path / "set", suffix=".tif")
+    stored = _turned(folder / "toy0/0.tif")
+    notes = []
+    import_folder(folder, TOY, tmp_path / "out", say=notes.append)
+    assert not any("EXIF" in note.text for note in notes)
+    image = SyntheticSet.open(tmp_path / "out").images[0]
+    assert torch.equal(image, torch.tensor(np.rot90(stored, -1).copy()).permute(2, 0, 1))
+
+
+def test_a_folder_of_shards_or_listed_images_names_what_is_in_it(tmp_path, roots):
+    (tmp_path / "d").mkdir()
+    for name in ("000000.tar", "000001.tar", "metadata.csv"):
+        (tmp_path / "d" / name).write_bytes(b"x")
+    with pytest.raises(BadValue, match=r"0 class folders.*3 files below .* are not read: 1 \.csv, 2 \.tar"):
+        registered("mine", tmp_path / "d", roots)
