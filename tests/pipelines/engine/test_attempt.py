@@ -17,7 +17,7 @@ from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waitin
 from pipelines.engine.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
 from rd3.recipe import Data, SetRecipe
-from rd3.store import STUDENT, Entry, FolderStore, check_files
+from rd3.store import STUDENT, Entry, FolderStore, check_files, sha256_files
 from rd3.values import canonical
 from tests.tracking.remote import RemoteFolder
 from tracking.ledger import retry as patience
@@ -86,7 +86,7 @@ class Bench:
         (parent / "weights").write_text("w")
         plain = {"kind": "teacher", "network": "resnet18", "data": data.model_dump(), "classes": "c", "resolution": 32}
         plain |= {"weights": "w", "normalisation": {"mean": (0, 0, 0), "std": (1, 1, 1)}}
-        files = rd3.perform.sha256_files(parent)
+        files = sha256_files(parent)
         self.store.put(Entry(kind="teacher", key=TEACHER, recipe=plain, result={}, files=files), parent)
         monkeypatch.setattr(attempt, "perform", self._perform)
         monkeypatch.setattr(recipe_run, "_tracker", lambda _place: self)
@@ -124,7 +124,7 @@ class Bench:
         (out / "result" / "images").write_text("pixels")
         if keep_student:
             (out / "result" / STUDENT).write_text("weights")
-        files = rd3.perform.sha256_files(out / "result")
+        files = sha256_files(out / "result")
         plain = recipe.model_dump(mode="json")
         return Entry(kind="set", key=recipe.key, recipe=plain, result=dict(self.result), files=files)
 
