@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import rd3.perform
 from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waiting
 from pipelines.engine.job import Job, TrialEnd, work_folder
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
