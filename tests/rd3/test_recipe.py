@@ -173,9 +173,17 @@ def published(folder: Path, scratch: Path) -> Iterator[Entry]:
     return (store.find(*name) for name in store.names())
 
 
-def test_results_that_were_published_keep_their_keys(tmp_path):
+PUBLISHED = sorted(path.parent for path in (Path(__file__).parents[2] / "docs/results").glob(f"*/{RESULTS}"))
+
+
+def test_there_are_published_results():
+    assert {"cifar10", "digits-all", "studies"} <= {folder.name for folder in PUBLISHED}
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_results_that_were_published_keep_their_keys(folder, tmp_path):
     """A field that came later and is not neutral would show here."""
-    entries = list(published(Path(__file__).parents[2] / "docs/results/cifar10", tmp_path))
+    entries = list(published(folder, tmp_path))
     assert len(entries) > 10
     for entry in entries:
         assert key_of(entry.recipe) == entry.key
