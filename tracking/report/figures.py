@@ -336,8 +336,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost") -> bytes:
     """Mean top-1 accuracy against the time of generating the set (log scale), one point per method and IPC.
 
-    A panel per unit of time: CPU seconds, and seconds on each kind of GPU.  The grey line is the Pareto front of a
-    panel's means.  Raises :class:`BadValue` if no result has both.
+    A panel per unit of time: CPU seconds, and seconds on each kind of GPU.  A dotted line leads to the time without
+    preparation, where there was any.  The grey line is the Pareto front of a panel's means.  Raises :class:`BadValue`
+    if no result has both.
     """
     units: dict[str, list[Score]] = {}
     for score in scores:
@@ -352,7 +353,8 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
         panels = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]
         for axes, (unit, shown) in zip(panels, units.items(), strict=True):
             _cost_panel(axes, shown, styles)
-            axes.set_xlabel(f"generation time of the set, {unit}")
+            hollow = "\n(hollow: without preparation)" if any(score.preparation_s for score in shown) else ""
+            axes.set_xlabel(f"generation time of the set, {unit}{hollow}")
         panels[0].set_ylabel("top-1 %")
         _legend(figure, [_legend_entry(method, *styles[method]) for method in methods])
         return rendered(figure, kind, name)
@@ -366,6 +368,9 @@ def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[s
         colour, marker = styles[score.method]
         x, y = score.generation_s, score.top1.mean
         points.append((x, y))
+        if score.preparation_s and (alone := x - score.preparation_s) > 0:
+            axes.plot([alone, x], [y, y], ":", color=colour, linewidth=1.0, zorder=1)
+            axes.plot([alone], [y], color=colour, marker=marker, markerfacecolor="none", zorder=1)
         half = _bar(score.top1)
         drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
         drawn.lines[0].set_gid(_tip(score))

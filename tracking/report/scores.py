@@ -170,6 +170,13 @@ class Score:
         return self.generation_wall_s if self.generation_gpus[0] else self.generation_process_s
 
     @property
+    def preparation_s(self) -> float | None:
+        """The part of ``generation_s`` that the parents of the sets took; None if it is not known."""
+        if self.generation_s is None:
+            return None
+        return self.preparation_wall_s if self.generation_gpus[0] else self.preparation_process_s
+
+    @property
     def generation_unit(self) -> str:
         """``CPU seconds``, or ``seconds on NVIDIA H200``; empty without ``generation_s``."""
         if self.generation_s is None:

@@ -231,6 +231,27 @@ def test_cost_within_a_decade_has_labelled_ticks():
     assert {"30", "40", "50", "60"} <= set(words)
 
 
+def test_a_cost_is_shown_with_and_without_preparation(monkeypatch: pytest.MonkeyPatch):
+    """CPU seconds for a processor and wall time for a GPU; nothing where no preparation is known."""
+    from matplotlib.axes import Axes
+
+    lines, plot = [], Axes.plot
+
+    def noted(self, x, *args, **more):
+        lines.append(x)
+        return plot(self, x, *args, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    times = {"preparation_process_s": 20.0, "preparation_wall_s": 1.0}
+    on_gpu = _score("random", generation_gpus=("X",), **times)
+    words = _text(
+        figures.cost_chart([_score(**times), on_gpu, _score("edc"), _score("dwa", preparation_process_s=0.0)])
+    )
+    assert [line for line in lines if len(line) == 2 and line[0] != line[1]] == [[5.0, 25.0], [2.0, 3.0]]
+    assert words.count("(hollow: without preparation)") == 2
+    assert "(hollow: without preparation)" not in _text(figures.cost_chart([_score()]))
+
+
 def test_bars_are_intervals_and_two_seeds_have_none():
     from matplotlib.axes import Axes
 
