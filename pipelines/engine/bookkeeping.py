@@ -34,8 +34,8 @@ class Bookkeeping:
         self.ledger = session.ledger
         self.view: View | None = None
         """Shows what the driver waits for."""
-        self.forgotten: set[Key] = set()
-        """Keys of missing or damaged results that will be regenerated."""
+        self.removed: set[Key] = set()
+        """Keys of results that were removed, as files are missing or damaged; they are generated from scratch."""
         self.finished: list[str] = []
         """``kind/key`` of the entries that this driver has added to the ledger."""
         self._lease, self._interrupts = lease, interrupts
@@ -73,7 +73,7 @@ class Bookkeeping:
         again = made.kind == "evaluation" and STUDENT in made.files and self.recorded(made.key) is not None
         kept = self._write(partial(self.ledger.replace if again else self.ledger.mark, made))
         self._known[kept.key] = kept
-        self.forgotten.discard(kept.key)
+        self.removed.discard(kept.key)
         self.finished.append(f"{kept.kind}/{kept.key}")
         shutil.rmtree(work_folder(self.home, kept.kind, kept.key), ignore_errors=True)
 
@@ -101,7 +101,7 @@ class Bookkeeping:
         self._write(partial(self.ledger.forget, kind, key))
         self._known.pop(key, None)
         self.finished = [name for name in self.finished if name != f"{kind}/{key}"]
-        self.forgotten.add(key)
+        self.removed.add(key)
         shutil.rmtree(work_folder(self.home, kind, key), ignore_errors=True)
         trial_log.append(self.home, "forgotten", kind, key)
 

@@ -39,7 +39,7 @@ class Job:
 
     None: all blocks.
     """
-    in_shares: bool = False
+    blocks_uploaded: bool = False
     """Other trials have uploaded blocks of this set to the artifact root, which all machines reach."""
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of the recipe's parents (what it is made from), and of theirs."""

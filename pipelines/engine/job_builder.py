@@ -38,9 +38,9 @@ class JobBuilder:
 
     def job(self, queued: Queued, demand: Demand) -> Job:
         """The job of a recipe or of a share of one, with the entries of all its ancestors."""
-        key, within = queued.key, self._expansion.within
+        key, larger_sets = queued.key, self._expansion.larger_sets
         recipe = queued.of if isinstance(queued, Share) else self._expansion.recipes[key]
-        larger = within.get(recipe.key)
+        larger = larger_sets.get(recipe.key)
         parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
         keeps = isinstance(recipe, EvaluationRecipe) and self._expansion.keeps_students
         return Job(
@@ -55,12 +55,12 @@ class JobBuilder:
             alone=demand.whole,
             larger=larger,
             blocks=queued.blocks if isinstance(queued, Share) else None,
-            in_shares=bool(self._queue.after.get(key)) and key not in within,
+            blocks_uploaded=bool(self._queue.after.get(key)) and key not in larger_sets,
             given=[entry.model_dump(mode="json") for entry in self._books.entries(parents).values()],
             keep_student=keeps,
             recorded=self._books.recorded(recipe.key) if keeps else None,
             keep_unfinished=self._keep_unfinished,
-            ignore_earlier=recipe.key in self._books.forgotten,
+            ignore_earlier=recipe.key in self._books.removed,
             finished=self._books.finished[-_FINISHED:],
         )
 

@@ -32,7 +32,9 @@ def plan_queue(
     items = {item.key: item for item in plan.items if item.key is not None}
     recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
     running = [
-        expansion.recipes[key] for key, item in items.items() if item.status == "run" and key not in expansion.within
+        expansion.recipes[key]
+        for key, item in items.items()
+        if item.status == "run" and key not in expansion.larger_sets
     ]
     shared = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
     recipes |= {share.key: share for each in shared.values() for share in each}
@@ -48,7 +50,7 @@ def plan_queue(
             if item.status == "blocked" and key not in there
         },
         demands=demands,
-        after={key: [larger] for key, larger in expansion.within.items()}
+        after={key: [larger] for key, larger in expansion.larger_sets.items()}
         | {key: [share.key for share in each] for key, each in shared.items()},
         costs_s=costs_s,
     )

@@ -81,7 +81,7 @@ class Expansion:
     """Facts of every dataset, for cost estimates; a recipe without them has cost 0."""
     notes: list[str] = field(default_factory=list)
     """Warnings about parts of the grid without effect, as sentences."""
-    within: dict[Key, Key] = field(default_factory=dict)
+    larger_sets: dict[Key, Key] = field(default_factory=dict)
     """Sets that are a prefix of a larger set in the grid: key to key of the larger set."""
 
     @property
@@ -177,7 +177,7 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
     result.notes += [
         f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
     ]
-    result.within = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
+    result.larger_sets = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     return result
 
 

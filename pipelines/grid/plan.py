@@ -227,13 +227,13 @@ def make_plan(
     items: list[Item] = []
     costs = _Costs(expansion, rates)
     flops = 0.0
-    for recipe in topological(expansion.recipes.values(), expansion.within):
+    for recipe in topological(expansion.recipes.values(), expansion.larger_sets):
         key = recipe.key
         label = expansion.label(key)
         if key in blocked:
             items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
         elif key in wanted:
-            taken = expansion.within.get(key)
+            taken = expansion.larger_sets.get(key)
             amount = costs.work(recipe) if taken not in there and taken not in wanted else Work()
             seconds, spread = rates.seconds(amount), rates.spread_of(amount)
             flops += amount.cost.flops
@@ -275,7 +275,7 @@ def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
     return RecipeQueue(
         {key: expansion.recipes[key] for key in costs},
         demands=dict.fromkeys(KINDS, Demand(1.0)),
-        after={key: [larger] for key, larger in expansion.within.items() if key in costs},
+        after={key: [larger] for key, larger in expansion.larger_sets.items() if key in costs},
         costs_s=costs,
     )
 

@@ -20,7 +20,7 @@ from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
 from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
 from rd3.teacher.plausibility import (
-    Better,
+    BetterConstants,
     better_constants,
     check_above_chance,
     check_finite,
@@ -76,9 +76,9 @@ def own_teacher(
     _judge(tested, better, given, dataset, stated=normalisation is not None, allow_chance=allow_chance)
     if exchanged:
         warnings.warn(exchanged, stacklevel=3)
-    if better and better.doubts(normalisation is not None):
+    if better and better.worth_reporting(normalisation is not None):
         warnings.warn(
-            sentence(f"{NAME} may need others: {better.said(given)}; {_adapted(better)} if it was trained so"),
+            sentence(f"{NAME} may need others: {better.describe(given)}; {_adapted(better)} if it was trained so"),
             stacklevel=3,
         )
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
@@ -94,8 +94,8 @@ def identity(teacher: nn.Module, normalisation: Constants | None) -> list[torch.
     return [*state, teacher.mean, teacher.std]
 
 
-def _adapted(better: Better) -> str:
-    """How to feed the teacher as :class:`Better` says."""
+def _adapted(better: BetterConstants) -> str:
+    """How to feed the teacher as :class:`BetterConstants` says."""
     constants = f"pass normalisation={option(better.normalisation)!r}"
     if better.bgr_layer is None:
         return constants
@@ -105,7 +105,7 @@ def _adapted(better: Better) -> str:
 
 def _judge(
     tested: Predictions,
-    better: Better | None,
+    better: BetterConstants | None,
     given: Normalisation,
     dataset: Dataset,
     *,
@@ -117,11 +117,11 @@ def _judge(
     if better and not stated:
         expected = "pixels in the order BGR" if better.bgr_layer else "normalised pixels"
         raise BadValue(
-            f"{NAME} seems to expect {expected}: {better.said(given)}.",
+            f"{NAME} seems to expect {expected}: {better.describe(given)}.",
             f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
         )
     if not allow_chance:
-        cause = f"its constants are the likely cause: {better.said(given)}" if better else ""
+        cause = f"its constants are the likely cause: {better.describe(given)}" if better else ""
         check_above_chance(NAME, tested, dataset, cause, fix)
 
 

@@ -147,13 +147,13 @@ class _Examination:
         given = self.network.normalisation
         better = better_constants(self.network.network, given, self.dataset, self.device, self.stated)
         if not self.allow_chance:
-            cause = f"{better.cause} are the likely cause: {better.said(given)}" if better else ""
+            cause = f"{better.cause} are the likely cause: {better.describe(given)}" if better else ""
             fix = f"{better.fix(given)}, if it was trained so" if better else _CHANCE_FIX
             check_above_chance(self.name, tested, self.dataset, cause, fix)
         if exchanged:
             self.notice(exchanged)
-        if better and better.doubts(self.given):
-            self.notice(sentence(f"{better.said(given)}; if it was trained so, {better.fix(given)}"))
+        if better and better.worth_reporting(self.given):
+            self.notice(sentence(f"{better.describe(given)}; if it was trained so, {better.fix(given)}"))
         for other in self.stated:
             if other != given and not (better and better.normalisation == other):
                 self.notice(f"The file itself holds the constants {spelled(other)}; {spelled(given)} are used.")

@@ -77,7 +77,7 @@ def _per_class(dataset: Dataset, split: Split, count: int) -> list[int]:
     return [int(position) for position in np.sort(np.concatenate(list(chosen)))]
 
 
-class Better(NamedTuple):
+class BetterConstants(NamedTuple):
     """Constants, or an order of the channels, with which a network is better than with those it was given."""
 
     normalisation: Normalisation
@@ -90,8 +90,8 @@ class Better(NamedTuple):
     bgr_layer: str | None = None
     """The first layer's weight, if the network is better with blue before green and red."""
 
-    def doubts(self, stated: bool) -> bool:
-        """Whether to report it; constants that the user stated are doubted for five points and more.
+    def worth_reporting(self, stated: bool) -> bool:
+        """Whether to report it: where the user stated the constants, from a gain of five points on.
 
         A network that has not converged may be a little better with others than its own.
         """
@@ -102,8 +102,8 @@ class Better(NamedTuple):
         """What is wrong, as the subject of a sentence in the plural."""
         return "channels in the order BGR" if self.bgr_layer else "its constants"
 
-    def said(self, given: Normalisation) -> str:
-        """One sentence without its full stop."""
+    def describe(self, given: Normalisation) -> str:
+        """Both accuracies, as one sentence without its full stop."""
         alike = f" (about as good: {', '.join(self.alike)})" if self.alike else ""
         channels = "the channels in the order BGR and " if self.bgr_layer else ""
         return (
@@ -128,7 +128,7 @@ def better_constants(
     dataset: Dataset,
     device: torch.device,
     stated: Iterable[Normalisation] = (),
-) -> Better | None:
+) -> BetterConstants | None:
     """Constants with which the bare ``network`` is significantly better (McNemar's test, p < 0.01), if any.
 
     With them it must be better than twice chance.  The known ones, the dataset's and the ``stated`` are tried on
@@ -164,7 +164,7 @@ def better_constants(
     knows = wilson(with_best.correct, len(validation))[0] > 2 * chance(with_best.labels)
     if not knows or not _significant(with_best, with_given):
         return None
-    return Better(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike, layer)
+    return BetterConstants(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike, layer)
 
 
 class _Reversed(nn.Module):

@@ -170,8 +170,8 @@ def test_a_set_in_shares_and_one_out_of_a_larger_one(tiny: ModuleType, home: Pat
     expansion = Expansion(
         recipes={recipe.key: recipe for recipe in (teacher, small, large)}, infos={"digits": dataset_info("digits")}
     )
-    expansion.within = largest_sets(sets, dataset_info)
-    assert expansion.within == {small.key: large.key}
+    expansion.larger_sets = largest_sets(sets, dataset_info)
+    assert expansion.larger_sets == {small.key: large.key}
     plan = plan_session(expansion, session)
     outcome = tiny.execute(expansion, plan, session, view=False, shares=2)
     assert (outcome.failed, set(outcome.done)) == ([], {large.key, small.key})

@@ -96,10 +96,10 @@ def test_what_is_forgotten_leaves_ledger_and_scratch_and_is_made_from_scratch(be
     scratch.mkdir(parents=True)
     bench.books.forget("set", bench.entry.key)
     assert bench.session.ledger.find("set", bench.entry.key) is None and not scratch.exists()
-    assert (bench.books.forgotten, bench.books.finished) == ({bench.entry.key}, [])
+    assert (bench.books.removed, bench.books.finished) == ({bench.entry.key}, [])
     assert [event["event"] for event in trial_log.events(bench.session.home)] == ["forgotten"]
     bench.damaged()
-    assert (bench.books.forgotten, bench.books.finished) == (set(), [f"set/{bench.entry.key}"])
+    assert (bench.books.removed, bench.books.finished) == (set(), [f"set/{bench.entry.key}"])
 
 
 def test_nothing_is_written_without_the_lease(bench: Bench):

@@ -19,7 +19,7 @@ from rd3.recipe import Normalisation
 from rd3.teacher import fit
 from rd3.teacher.artifact import NOT_FINITE, Predictions
 from rd3.teacher.class_order import read_class_order, rows_of
-from rd3.teacher.plausibility import Better, best_order, reordered, wilson
+from rd3.teacher.plausibility import BetterConstants, best_order, reordered, wilson
 
 OWN = Normalisation(mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 
@@ -127,9 +127,9 @@ def test_better_constants_are_said_and_never_applied(colours, tmp_path):
 
 def test_constants_that_were_stated_are_doubted_for_five_points_only():
     for given_pct, stated, doubted in ((86, False, True), (86, True, False), (85, True, True)):
-        better = Better(KNOWN["imagenet"], top1_pct=90, given_pct=given_pct, images=100, alike=("cifar10",))
-        assert better.doubts(stated) == doubted
-        assert "about as good: cifar10" in better.said(OWN)
+        better = BetterConstants(KNOWN["imagenet"], top1_pct=90, given_pct=given_pct, images=100, alike=("cifar10",))
+        assert better.worth_reporting(stated) == doubted
+        assert "about as good: cifar10" in better.describe(OWN)
 
 
 def test_constants_at_chance_are_the_cause_and_the_fix_works(colours, tmp_path):
