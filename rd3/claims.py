@@ -42,20 +42,21 @@ def judge(cases: Sequence[Sequence[Sequence[float]]], bound: float | None = None
 
     A case with one contrast claims that it is positive, a case with two that both have the same sign.  It holds if the
     two-sided t-tests of all its contrasts are significant, with these signs, and does not hold if they are significant
-    with others, or if a single contrast is equivalent to zero within ± ``bound``.  The p-value of a case is the largest
-    of its tests, and so keeps the level: wherever the claim is false, at least one contrast must err.  Holm's
-    correction is over all cases.  Fewer than three seeds, and contrasts without spread, are not tested.
+    with others, or if a single contrast is not significant and equivalent to zero within ± ``bound``.  The p-value of a
+    case is the largest of its tests, and so keeps the level: wherever the claim is false, at least one contrast must
+    err.  Holm's correction is over all cases, of t-tests and of equivalence tests each by themselves.  Fewer than three
+    seeds, and contrasts without spread, are not tested.
     """
     p_values = corrected([_p_value(case) for case in cases])
     equal = corrected([_equivalent(case, bound) for case in cases])
     return [Evidence(p, q, _verdict(case, p, q)) for case, p, q in zip(cases, p_values, equal, strict=True)]
 
 
-def overall(verdicts: Sequence[str]) -> str:
-    """A claim holds if each of its cases does, and does not hold if any does not."""
+def overall(verdicts: Sequence[str], complete: bool = True) -> str:
+    """A claim holds if each of its cases does and they are ``complete``, and does not hold if any does not."""
     if FAILS in verdicts:
         return FAILS
-    return HOLDS if verdicts and set(verdicts) == {HOLDS} else OPEN
+    return HOLDS if complete and verdicts and set(verdicts) == {HOLDS} else OPEN
 
 
 def contrast(values: Sequence[float]) -> PairedDifference | None:
@@ -82,9 +83,7 @@ def _contrasts(case: Sequence[Sequence[float]]) -> list[PairedDifference]:
 
 
 def _verdict(case: Sequence[Sequence[float]], p_value: float | None, equivalent: float | None) -> str:
-    if equivalent is not None and equivalent < ALPHA:
-        return FAILS
     if p_value is None or p_value >= ALPHA:
-        return OPEN
+        return FAILS if equivalent is not None and equivalent < ALPHA else OPEN
     signs = {sum(values) > 0 for values in case}
     return HOLDS if signs == {True} or (len(case) > 1 and len(signs) == 1) else FAILS

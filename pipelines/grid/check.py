@@ -107,6 +107,9 @@ def _claim(document: Located, data: dict[str, Any], parts: list[dict[str, Any]],
         if bool(names) != (given["test"] == "better"):
             needs = "needs" if given["test"] == "better" else "takes no"
             document.problem(at_claim(()), f"The test {given['test']!r} {needs} methods in {key!r}.", _CLAIM_FIX)
+        both = [(place, name) for place, name in enumerate(names) if key == "than" and name in given.get("better", [])]
+        for place, name in both:
+            document.problem(at_claim((key, place)), f"{name!r} is compared with itself.", "name it on one side")
         missing = [(place, name) for place, name in enumerate(names) if name not in methods]
         for place, name in missing if not small or len(missing) == len(names) else ():
             fix = did_you_mean(name, sorted(methods))
@@ -128,7 +131,7 @@ def measures_of(value: bool | list[str]) -> tuple[str, ...]:
 
 
 def _check_measure(document: Located, path: Path, name: str) -> None:
-    """Add a problem for what is no measure of robustness."""
+    """Add a problem for an unknown measure of robustness."""
     try:
         if name != CALIBRATION:
             corruption(name)

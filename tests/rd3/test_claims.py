@@ -22,6 +22,7 @@ def test_p_values_are_scipys_with_holm_and_the_larger_one_of_two_contrasts():
 
 
 UP, DOWN, NOISE, NEAR = [5.0, 5.1, 4.9], [-5.0, -5.1, -4.9], [-3.0, 4.0, 0.5], [0.1, -0.1, 0.05]
+SLIGHTLY_UP = [0.5, 0.51, 0.49]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ UP, DOWN, NOISE, NEAR = [5.0, 5.1, 4.9], [-5.0, -5.1, -4.9], [-3.0, 4.0, 0.5], [
         ([DOWN], FAILS),
         ([NOISE], OPEN),
         ([NEAR], FAILS),  # shown to be within ±1 point
+        ([SLIGHTLY_UP], HOLDS),  # within ±1 point, and significantly above zero
         ([UP[:2]], OPEN),
         ([[2.0, 2.0, 2.0]], OPEN),  # no spread
         ([UP, UP], HOLDS),
@@ -54,6 +56,7 @@ def test_without_a_bound_nothing_is_equivalent():
 )
 def test_a_claim_holds_if_all_its_cases_do(verdicts, whole):
     assert overall(verdicts) == whole
+    assert overall(verdicts, complete=False) == (OPEN if whole == HOLDS else whole)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

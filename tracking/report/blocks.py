@@ -38,16 +38,19 @@ def split(score: Score) -> tuple[Setting, str]:
     return setting, f"{score.method} ({changes_text(own)})" if own else score.method
 
 
-def by_place(scores: Sequence[Score]) -> dict[Place, dict[str, Score]]:
-    """Finished scores by place and method, in the order of the grid; evaluations at two places count at the first."""
+def by_place(scores: Sequence[Score], *, planned: bool = False) -> dict[Place, dict[str, Score]]:
+    """Scores by place and method, in the order of the grid; evaluations at two places count at the first.
+
+    Only scores with results, or with ``planned`` all that are supported.
+    """
     found: dict[Place, dict[str, Score]] = {}
     for score in scores:
-        if score.repeats:
+        if score.keys if planned else score.repeats:
             setting, method = split(score)
             found.setdefault(Place(score.dataset, score.ipc, setting), {})[method] = score
     seen: set[tuple[tuple[str, ...], ...]] = set()
     for place, methods in list(found.items()):
-        keys = tuple(score.evaluations for score in methods.values())
+        keys = tuple(score.keys if planned else score.evaluations for score in methods.values())
         if keys in seen:
             del found[place]
         seen.add(keys)

@@ -14,17 +14,22 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 
 Values = Sequence[float]
-COLUMNS = ("dataset", "IPC", "setting", "compared", "points with 95 % interval", "seeds", "p (Holm)", "verdict")
+COLUMNS = (
+    *("dataset", "IPC", "setting", "compared", "points with 95 % interval", "seeds", "p (Holm)"),
+    *(f"p (within ±{EQUIVALENCE_MARGIN:g} point)", "verdict"),
+)
 _SEEDS = "over shared seeds; p-values are of two-sided paired t-tests, after Holm's correction for all rows"
 _CLAIM = (
-    "The claim holds if every row does, does not hold if any row does not, and otherwise cannot be decided here. "
+    "The claim holds if every row does and all its evaluations are finished, does not hold if any row does not, and "
+    "otherwise cannot be decided here. "
     "Students of one set say nothing about other sets of a method."
 )
 RULES: Mapping[Test, str] = {
     "better": (
         f"Differences are {_SEEDS}. A row holds if the first method is significantly better (p below 0.05), does not "
-        "hold if the second one is or if both are shown to be equivalent within ±"
-        f"{EQUIVALENCE_MARGIN:g} point (two one-sided t-tests, Holm), and otherwise cannot be decided. {_CLAIM}"
+        "hold if the second one is, or if neither is and both are shown to be equivalent within ±"
+        f"{EQUIVALENCE_MARGIN:g} point (two one-sided t-tests, after a Holm correction of their own), and otherwise "
+        f"cannot be decided. {_CLAIM}"
     ),
     "same ranking": (
         f"Differences of two methods under the first setting and under another one are {_SEEDS}; p is the larger one "
@@ -60,19 +65,32 @@ class Case:
     compared: str
     shown: tuple[Values, ...]
     tested: tuple[Values, ...]
-    unit: str
+    scores: tuple[Score, ...]
+    """Those that are compared."""
+
+    @property
+    def unit(self) -> str:
+        """Of the seeds."""
+        return unit_of(self.scores)
+
+    @property
+    def finished(self) -> bool:
+        return all(score.status == "done" for score in self.scores)
 
 
 def judged(claim: Claim, results: Results) -> Judged:
     """The verdict on a claim, with a row for each of its cases."""
-    cases = list(_CASES[claim.test](claim, by_place(results.scores)))
+    cases = list(_CASES[claim.test](claim, by_place(results.scores, planned=True)))
     bound = EQUIVALENCE_MARGIN if claim.test == "better" else None
     found = judge([case.tested for case in cases], bound)
     verdicts = [one.verdict for one in found]
-    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in (HOLDS, FAILS, OPEN) if name in verdicts)
+    counts = [f"{verdicts.count(name)} {name}" for name in (HOLDS, FAILS, OPEN) if name in verdicts]
+    unfinished = sum(not case.finished for case in cases)
+    counts += [f"{unfinished} not finished"] if unfinished else []
     names = _names([case.place for case in cases])
     rows = [_row(case, one, names[case.place]) for case, one in zip(cases, found, strict=True)]
-    verdict = f"{overall(verdicts)} ({counts})" if rows else f"{OPEN} (no results to compare)"
+    whole = overall(verdicts, complete=not unfinished)
+    verdict = f"{whole} ({', '.join(counts)})" if rows else f"{OPEN} (nothing to compare)"
     table = Table("Claim", COLUMNS, rows, RULES[claim.test])
     return Judged(claim.text, verdict, RULES[claim.test], table.without_empty() if rows else table)
 
@@ -81,17 +99,17 @@ def _better(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterat
     for place, methods in places.items():
         for one, other in itertools.product(methods, methods):
             if methods[one].method in claim.better and methods[other].method in claim.than:
-                values, unit = _difference(methods[one], methods[other])
-                yield Case(place, f"{one} − {other}", (values,), (values,), unit)
+                values = _difference(methods[one], methods[other])
+                yield Case(place, f"{one} − {other}", (values,), (values,), (methods[one], methods[other]))
 
 
 def _same_ranking(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
     for first, place in _changes(places):
         common = [name for name in places[first] if name in places[place]]
         for one, other in itertools.combinations(common, 2):
-            before, unit = _difference(places[first][one], places[first][other])
-            after, _unit = _difference(places[place][one], places[place][other])
-            yield Case(place, f"{one} − {other}: first setting, here", (before, after), (before, after), unit)
+            compared = [places[at][name] for at in (first, place) for name in (one, other)]
+            values = (_difference(*compared[:2]), _difference(*compared[2:]))
+            yield Case(place, f"{one} − {other}: first setting, here", values, values, tuple(compared))
 
 
 def _evaluation(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
@@ -99,11 +117,12 @@ def _evaluation(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> It
         base = next(iter(places[first]))
         for name in places[first]:
             if name != base and name in places[place]:
-                change, apart, unit = _paired(places[place][name], places[first][name], places[first][base])
+                scores = (places[place][name], places[first][name], places[first][base])
+                change, apart = _paired(*scores)
                 tested = ([a + b for a, b in zip(change, apart, strict=True)],
                           [a - b for a, b in zip(change, apart, strict=True)])  # fmt: skip
                 compared = f"{name}: change by the setting, against {name} − {base} under the first"
-                yield Case(place, compared, (change, apart), tested, unit)
+                yield Case(place, compared, (change, apart), tested, scores)
 
 
 _CASES: Mapping[Test, Callable[[Claim, Mapping[Place, Mapping[str, Score]]], Iterator[Case]]] = {
@@ -122,17 +141,17 @@ def _changes(places: Mapping[Place, Mapping[str, Score]]) -> Iterator[tuple[Plac
             yield base, place
 
 
-def _difference(one: Score, other: Score) -> tuple[list[float], str]:
-    """First minus second for each shared seed, and the unit of the seeds."""
+def _difference(one: Score, other: Score) -> list[float]:
+    """First minus second for each shared seed."""
     first, second = _by_seed(one, other)
-    return [a - b for a, b in zip(first, second, strict=True)], unit_of([one, other])
+    return [a - b for a, b in zip(first, second, strict=True)]
 
 
-def _paired(after: Score, before: Score, base: Score) -> tuple[list[float], list[float], str]:
+def _paired(after: Score, before: Score, base: Score) -> tuple[list[float], list[float]]:
     """Changes by a setting and differences from the first method, for each seed that all three share."""
     there, here, first = _by_seed(after, before, base)
     change = [a - b for a, b in zip(there, here, strict=True)]
-    return change, [a - b for a, b in zip(here, first, strict=True)], unit_of([after, before, base])
+    return change, [a - b for a, b in zip(here, first, strict=True)]
 
 
 def _by_seed(*scores: Score) -> list[list[float]]:
@@ -159,9 +178,13 @@ def _row(case: Case, found: Evidence, setting: str) -> list[str]:
     place = case.place
     count = len(case.shown[0])
     points = "; ".join(map(_points, case.shown))
-    p_value = "" if found.adjusted is None else f"{found.adjusted:.2g}".replace("-", "−")
+    p_values = [_p_text(found.adjusted), _p_text(found.equivalent)]
     seeds = f"{count} {case.unit if count != 1 else case.unit.removesuffix('s')}"
-    return [place.dataset, str(place.ipc), setting, case.compared, points, seeds, p_value, found.verdict]
+    return [place.dataset, str(place.ipc), setting, case.compared, points, seeds, *p_values, found.verdict]
+
+
+def _p_text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}".replace("-", "−")
 
 
 def _points(values: Values) -> str:

@@ -366,6 +366,7 @@ def test_a_claim_is_read_and_changes_no_key():
         ("better: [rded]", "beter: [rded]", "A claim has no key 'beter'", "did you mean 'better'"),
         ("better: [rded]", "better: [rdde]", "no method 'rdde' to claim this of", "did you mean 'rded'"),
         ("better: [rded], ", "", "needs methods in 'better'", "compares"),
+        ("than: [random]", "than: [random, rded]", "'rded' is compared with itself", "one side"),
         ("test: better", "test: evaluation", "takes no methods in 'better'", "compares"),
         ("{text: RDED beats random images., test: better, better: [rded], than: [random]}", "yes it does",
          "Expected a claim", "claim: {text"),

@@ -52,7 +52,7 @@ def test_better_compares_each_pair_of_both_lists():
         ({"random": RANDOM, "rded": RDED}, f"{HOLDS} (1 {HOLDS})"),
         ({"random": RDED, "rded": RANDOM}, f"{FAILS} (1 {FAILS})"),
         ({"random": SRE2L, "rded": RANDOM}, f"{OPEN} (1 {OPEN})"),
-        ({"rded": RANDOM}, f"{OPEN} (no results to compare)"),
+        ({"rded": RANDOM}, f"{OPEN} (nothing to compare)"),
     ],
 )
 def test_the_verdict_on_the_whole_claim(methods, verdict):
@@ -77,6 +77,30 @@ def test_the_evaluation_against_the_methods():
     assert [(row["setting"], row["verdict"]) for row in found] == [("zeta=1.0", FAILS), ("zeta=2.0", HOLDS)]
     change, apart = found[1]["points with 95 % interval"].split("; ")
     assert change.startswith("−30.0 [") and apart.startswith("+10.0 [")
+
+
+def test_the_first_setting_and_method_are_those_of_the_grid_finished_or_not():
+    claim = Claim(text="The evaluation decides.", test="evaluation")
+    nothing = [None] * 4
+    large = {"rded": [30.0, 30.9, 32.5, 31.2]}
+    for base in ({"random": nothing, "rded": RDED}, {"random": RANDOM, "rded": nothing}):
+        found = judged(claim, results(base, large))
+        assert found.verdict == f"{OPEN} (1 {OPEN}, 1 not finished)"
+        assert "against rded − random under the first" in found.table.texts[0][-4]
+
+
+def test_a_claim_about_a_grid_that_is_not_finished_does_not_hold_yet():
+    partly = results({"random": RANDOM, "rded": RDED, "sre2l": [None] * 4})
+    assert judged(BETTER, partly).verdict == f"{OPEN} (1 {HOLDS}, 1 {OPEN}, 1 not finished)"
+    other_way = results({"random": RDED, "rded": RANDOM, "sre2l": [None] * 4})
+    assert judged(BETTER, other_way).verdict.startswith(FAILS), "one case decides"
+
+
+def test_a_small_difference_that_is_significant_is_one():
+    tops = [60.5, 61.51, 62.49, 61.5, 60.0]
+    found = rows(BETTER, results({"random": [60.0, 61.0, 62.0, 61.0, 59.5], "rded": tops}))
+    assert [row["verdict"] for row in found] == [HOLDS]
+    assert float(found[0]["p (within ±1 point)"].replace("−", "-")) < 0.05
 
 
 def test_the_claim_heads_the_page_with_its_verdict(tmp_path):
