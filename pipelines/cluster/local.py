@@ -81,6 +81,15 @@ def watched(work: Callable[[], T]) -> T:
     return result.result()
 
 
+def check_not_lost() -> None:
+    """Raise :class:`RayDied` if the Ray of this process has died: no other one can be started in it."""
+    if _lost:
+        raise RayDied(
+            f"The Ray of this Python process has stopped working: {_SERVICES.get(_lost[0], _lost[0])} has died.",
+            "restart Python and run the same again, which resumes",
+        )
+
+
 def _died(service: str) -> RayDied:
     log = next((f"; its last messages are in {path}" for path in _log), "")
     return RayDied(

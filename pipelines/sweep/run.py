@@ -317,9 +317,9 @@ class SweepRun:
         """(number, answer) of each trial as it ends; a signal stops all trials."""
         import ray
 
-        gpus = self.gpu_share if cluster_devices()[1] > 0 else 0.0
+        gpus = self.gpu_share if watched(cluster_devices)[1] > 0 else 0.0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_attempt)
-        shared: ray.ObjectRef[Sequence[FrozenTrial]] = ray.put(before)
+        shared: ray.ObjectRef[Sequence[FrozenTrial]] = watched(lambda: ray.put(before))
         waiting = list(attempts.items())
         give_up_at: dict[int, float] = {}
         running: dict[Any, int] = {}
@@ -328,13 +328,13 @@ class SweepRun:
             while waiting or running:
                 while waiting and len(running) < (self.concurrent or len(attempts)):
                     number, attempt = waiting.pop(0)
-                    running[task.remote(attempt, shared)] = number
+                    running[watched(partial(task.remote, attempt, shared))] = number
                 done, _rest = watched(partial(ray.wait, list(running), timeout=_POLL_EVERY_S))
                 if self.interrupts.name:
                     raise KeyboardInterrupt
                 for reference in done:
                     number = running.pop(reference)
-                    answer = _answer(reference)
+                    answer = watched(partial(_answer, reference))
                     if answer.away and time.monotonic() < give_up_at.setdefault(number, _give_up_at()):
                         self._say(answer.failed)
                         attempts[number] = _with_scores(attempts[number], answer.scores)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from ray.exceptions import AuthenticationError
 
-from pipelines.cluster.ray import _not_started, check_address, not_joined
+from pipelines.cluster import local
+from pipelines.cluster.ray import _not_started, check_address, not_joined, ray_cluster
 from rd3.errors import RD3Error
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -102,3 +103,10 @@ def test_the_fix_for_a_ray_that_cannot_start(text: str, fix: str):
     error = _not_started(RuntimeError(text + "\nmore lines"))
     assert error.message == f"Cannot start Ray on this machine: {text}"
     assert fix in error.fix
+
+
+def test_a_process_whose_ray_has_died_starts_no_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(local, "_lost", ["raylet"])
+    with pytest.raises(local.RayDied, match="its raylet has died") as caught, ray_cluster():
+        pass
+    assert "restart Python" in caught.value.fix

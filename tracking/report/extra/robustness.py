@@ -19,7 +19,8 @@ NOTE = (
     "Of students whose weights were kept, on the same test images as the clean accuracy; mean ± standard deviation "
     "[95 % interval] (seeds). Corrupted: mean over corruptions and severities 1 to 5. ECE: expected calibration error "
     "in 15 bins. NLL: negative log-likelihood in nats. Brier: squared distance to the one-hot label, 0 to 2. The "
-    "temperature is fitted on validation images, which are training images."
+    "temperature is fitted on validation images. These are training images, of which some may be in the set (random "
+    "images, coresets, crops), and none in sets that are optimised or sampled."
 )
 
 
