@@ -49,12 +49,12 @@ def check_images_and_labels(
     order = order or stated_by_column(labels)
     found, numbering = class_labels(labels, len(stacked), info, order)
     pixels, values = unit_pixels(stacked, space or Space())
-    soft, softness = None, list[Note]()
+    soft, soft_notes = None, list[Note]()
     if soft_labels is not None:
-        soft, softness = soft_labels_of(soft_labels, soft_label_kind, found, info, order)
+        soft, soft_notes = soft_labels_of(soft_labels, soft_label_kind, found, info, order)
     elif soft_label_kind is not None:
         raise BadValue(f"soft_label_kind is {soft_label_kind!r}, but there are no soft labels.", "leave it out")
-    for note in (*layout, *values, *numbering, *softness, *_repeated(pixels)):
+    for note in (*layout, *values, *numbering, *soft_notes, *_repeated(pixels)):
         say(note)
     return ImagesAndLabels(pixels.contiguous(), found, soft)
 

@@ -39,7 +39,7 @@ def soft_labels_of(
         _require_normalised(given)
     columns = given if order is None else columns_in_order(given, order, info)
     soft = SoftLabels(columns.contiguous(), found)
-    return soft, [_described(soft, kind), *_stated_against_looks(soft), _agreement(soft, labels, info)]
+    return soft, [_described(soft, kind), *_stated_kind_in_doubt(soft), _agreement(soft, labels, info)]
 
 
 def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) -> torch.Tensor:
@@ -129,7 +129,7 @@ def _described(soft: SoftLabels, stated: Any) -> Note:
     return Note(f"soft labels: {count} x {classes} {soft.dtype} {soft.kind} ({how}), {soft.nbytes} bytes")
 
 
-def _stated_against_looks(soft: SoftLabels) -> Iterator[Note]:
+def _stated_kind_in_doubt(soft: SoftLabels) -> Iterator[Note]:
     values = soft.values
     alike = bool((values >= 0).all()) and bool((_off_one(values) <= _tolerance(values)).all())
     if soft.kind == "logits" and alike:

@@ -6,7 +6,8 @@ Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Commo
 
 Deviations: random numbers are those of a stream of each image, corruption and severity, not of one global generator.
 Corrupted images are not saved as JPEG of quality 85, as the two scripts for more than 32 pixels do: images are cleaner
-here, and accuracies cannot be compared with published ones of Tiny-ImageNet-C and ImageNet-C.  Of the benchmark's fifteen corruptions six are left out (:data:`LEFT_OUT`).
+here, and accuracies cannot be compared with published ones of Tiny-ImageNet-C and ImageNet-C.  Of the benchmark's
+fifteen corruptions six are left out (:data:`LEFT_OUT`).
 """
 
 from __future__ import annotations

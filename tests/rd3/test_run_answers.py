@@ -122,7 +122,7 @@ def test_a_later_pack_reads_what_the_first_has_written_and_nothing_is_left(
 
 
 def test_workers_keep_answers_too(folder, store, tmp_path):
-    """With two processes nobody knows who comes first, but the results are the same and nothing is left."""
+    """With two processes the order is not fixed, but the results are the same and nothing is left."""
     options = ("--keep-answers", "1MB", "--workers", "2")
     assert ran(folder, "recipes", store, *options, out=tmp_path.name) == 0
     mine, plain = evaluations(store), evaluations(folder / "parents-only")
