@@ -241,12 +241,20 @@ class FolderStore:
                 shutil.copytree(folder, staging)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(staging, target)
-            entry = entry.model_copy(update={"artifact": None, "run_id": None}).sealed()
+        except OSError as error:
+            raise self._not_written(error) from None
+        return self.replace(entry)
+
+    def replace(self, entry: Entry) -> Entry:
+        """Write ``entry`` with its digest in place of the one that its key has; its files are in the store."""
+        entry = entry.model_copy(update={"artifact": None, "run_id": None}).sealed()
+        try:
             write_atomically(
                 self._entry_path(entry.kind, entry.key), json.dumps(entry.model_dump(mode="json"), indent=1)
             )
         except OSError as error:
-            raise StoreError(
-                f"Cannot write to {self.root}: {error.strerror}.", "free space or choose another folder"
-            ) from None
+            raise self._not_written(error) from None
         return entry
+
+    def _not_written(self, error: OSError) -> StoreError:
+        return StoreError(f"Cannot write to {self.root}: {error.strerror}.", "free space or choose another folder")

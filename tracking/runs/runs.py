@@ -240,6 +240,17 @@ class Tracker:
                 self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
+    def log_entry(self, entry: Entry) -> None:
+        """Log an entry and its digest to its run again, after it got a file."""
+        with self.errors():
+            self.client.log_text(entry.run_id, self.entry_text(entry), "entry.json")
+            self.log(str(entry.run_id), tags={DIGEST: str(entry.digest)})
+
+    def entry_text(self, entry: Entry) -> str:
+        """An entry as its run keeps it, in JSON."""
+        plain = to_relative(entry, open_objects(self.place.artifacts)).model_dump(mode="json")
+        return json.dumps(plain, indent=1)
+
     def log(
         self,
         run_id: str,
@@ -307,8 +318,7 @@ class OpenRun:
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Logged last and complete, because the ledger can be rebuilt from these files.
-            plain = to_relative(entry, open_objects(self.tracker.place.artifacts)).model_dump(mode="json")
-            client.log_text(self.run_id, json.dumps(plain, indent=1), "entry.json")
+            client.log_text(self.run_id, self.tracker.entry_text(entry), "entry.json")
             client.set_terminated(self.run_id, "FINISHED", end_time=end_ms)
         return entry
 
