@@ -17,6 +17,10 @@ ROUNDING = 1e-6
 """Relative difference of two final losses that only the order of a sum explains."""
 
 
+class OtherResult(RD3Error):
+    """An evaluation that ran again has another result than the recorded one."""
+
+
 def without_student(entry: Entry) -> Entry:
     """The entry without the file of its student, sealed."""
     files = {name: sha256 for name, sha256 in entry.files.items() if name != STUDENT}
@@ -33,12 +37,12 @@ def adds_student(entry: Entry, recorded: Entry) -> bool:
 def with_student(recorded: Entry, again: Entry, recorded_folder: Path, folder: Path) -> Entry:
     """The recorded entry with the student of ``again``, the same evaluation with its student, sealed.
 
-    Their files are in the two folders.  Raises :class:`RD3Error` if the results differ: weights are kept only with the
-    result that was measured with them.
+    Their files are in the two folders.  Raises :class:`OtherResult` if the results differ: weights are kept only with
+    the result that was measured with them.
     """
     difference = difference_of(recorded, again, recorded_folder, folder)
     if difference:
-        raise RD3Error(
+        raise OtherResult(
             f"Evaluation {again.key[:12]} ran again to keep its student and has {difference}; the recorded result "
             "stays, without weights.",
             f"run it on the kind of machine that recorded it, or delete by-key/evaluation/{again.key}.json in the "

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -186,6 +186,11 @@ def check_files(
             )
 
 
+def _student_unless_named(entry: Entry) -> Callable[[str, list[str]], list[str]]:
+    """What :func:`shutil.copytree` ignores: the student of an evaluation if the entry does not name it."""
+    return lambda _folder, names: [name for name in names if name == STUDENT and STUDENT not in entry.files]
+
+
 def now() -> str:
     """Current UTC time in ISO 8601, to seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -238,7 +243,7 @@ class FolderStore:
             if folder.resolve() != target.resolve():
                 staging = target.with_name(f".{target.name}.{os.getpid()}")
                 shutil.rmtree(staging, ignore_errors=True)
-                shutil.copytree(folder, staging)
+                shutil.copytree(folder, staging, ignore=_student_unless_named(entry))
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(staging, target)
         except OSError as error:

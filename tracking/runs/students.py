@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 def upload_student(recorded: Entry, again: Entry, folder: Path, cache: Path, tracking_uri: str = "") -> Entry:
     """Upload the student of ``again``, in ``folder``, to the recorded files; returns the recorded entry with it.
 
-    Idempotent.  Raises :class:`RD3Error`, and uploads nothing, if the results differ
-    (:func:`rd3.kept_students.with_student`).
+    Idempotent.  Raises :class:`rd3.kept_students.OtherResult`, and uploads nothing, if the results differ.
     """
     entry = with_student(recorded, again, artifacts.fetch(recorded, cache, tracking_uri), folder)
     artifacts.add(entry, folder / STUDENT, tracking_uri)
