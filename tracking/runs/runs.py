@@ -216,8 +216,8 @@ class Tracker:
                 # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
                 shown = {name: value for name, value in shown.items() if name not in run.data.params}
                 self.client.update_run(run.info.run_id, status="RUNNING")
-                if "rd3.reason" in run.data.tags:
-                    self.client.delete_tag(run.info.run_id, "rd3.reason")
+                for name in {"rd3.reason", "rd3.imported"} & run.data.tags.keys():
+                    self.client.delete_tag(run.info.run_id, name)
             else:
                 name = run_name(recipe, facts)
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
