@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -186,6 +186,11 @@ def check_files(
             )
 
 
+def _student_unless_named(entry: Entry) -> Callable[[str, list[str]], list[str]]:
+    """What :func:`shutil.copytree` ignores: the student of an evaluation if the entry does not name it."""
+    return lambda _folder, names: [name for name in names if name == STUDENT and STUDENT not in entry.files]
+
+
 def now() -> str:
     """Current UTC time in ISO 8601, to seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -238,15 +243,23 @@ class FolderStore:
             if folder.resolve() != target.resolve():
                 staging = target.with_name(f".{target.name}.{os.getpid()}")
                 shutil.rmtree(staging, ignore_errors=True)
-                shutil.copytree(folder, staging)
+                shutil.copytree(folder, staging, ignore=_student_unless_named(entry))
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(staging, target)
-            entry = entry.model_copy(update={"artifact": None, "run_id": None}).sealed()
+        except OSError as error:
+            raise self._not_written(error) from None
+        return self.replace(entry)
+
+    def replace(self, entry: Entry) -> Entry:
+        """Write ``entry`` with its digest in place of the one that its key has; its files are in the store."""
+        entry = entry.model_copy(update={"artifact": None, "run_id": None}).sealed()
+        try:
             write_atomically(
                 self._entry_path(entry.kind, entry.key), json.dumps(entry.model_dump(mode="json"), indent=1)
             )
         except OSError as error:
-            raise StoreError(
-                f"Cannot write to {self.root}: {error.strerror}.", "free space or choose another folder"
-            ) from None
+            raise self._not_written(error) from None
         return entry
+
+    def _not_written(self, error: OSError) -> StoreError:
+        return StoreError(f"Cannot write to {self.root}: {error.strerror}.", "free space or choose another folder")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rd3.errors import DataMissing, RD3Error
 from rd3.recipe import read_recipe
-from rd3.store import Entry
+from rd3.store import Entry, existing
 from tracking.ledger.identity import identity
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import artifacts
 from tracking.runs.fields import Fact, note, origin, set_input, span_ms
 from tracking.runs.runs import Tracker
+from tracking.runs.students import record_student, upload_student
 
 HAND = "rd3"
 """MLflow experiment for recipes that are run or imported outside a grid."""
@@ -81,6 +82,15 @@ class TrackedStore:
         if known is not None:
             self.ledger.forget(entry.kind, entry.key)
         return self.ledger.mark(kept)
+
+    def add_student(self, again: Entry, folder: Path) -> Entry:
+        """Add the student of ``again``, whose files are in ``folder``, to the entry that the ledger has without it.
+
+        Raises :class:`rd3.kept_students.OtherResult` if the results differ.
+        """
+        recorded = existing(self, again.kind, again.key)
+        entry = upload_student(recorded, again, folder, self.cache, self.place.tracking_uri)
+        return record_student(self.ledger, Tracker(self.place), entry)
 
     def mention(self, entry: Entry) -> Entry:
         """Record an entry whose files are not available: it gets no run, and a plan treats its recipe as missing."""

@@ -177,8 +177,13 @@ def push(
     here = session()
     ledger = TrackedStore(here).ledger
     pushed = push_results(wanted(ledger, here, keys, grid), here, target, tracking)
+    refused = [one for one in pushed if one.lacking]
+    for one in refused:
+        console.print(f"{one.kind} {one.key[:12]} not copied: {one.lacking}", soft_wrap=True)
     new = sum(one.new for one in pushed)
-    console.print(f"{new} new, {len(pushed) - new} already there", soft_wrap=True)
+    console.print(f"{new} new, {len(pushed) - new - len(refused)} already there", soft_wrap=True)
+    if refused:
+        raise typer.Exit(3)
 
 
 @app.command("relocate")

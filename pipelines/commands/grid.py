@@ -344,7 +344,9 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, gri
 def export_outcomes(
     source: Annotated[str, typer.Argument(help="A grid, or a folder with results (a store or a study).")],
     folder: Annotated[Path, typer.Argument(help="Output folder; import it elsewhere with `rd3 import-results`.")],
-    teachers: Annotated[bool, typer.Option("--teachers", help="Include teachers, which are large.")] = False,
+    teachers: Annotated[
+        bool, typer.Option("--teachers", help="Include networks, which are large: teachers and kept students.")
+    ] = False,
     study: Annotated[
         bool, typer.Option("--study", help="Write a study: a few files, suited to a repository (docs/artifacts.md).")
     ] = False,

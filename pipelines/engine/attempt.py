@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,15 @@ from pipelines.engine.recipe_run import RecipeRun
 from pipelines.engine.shards import collect, deliver
 from pipelines.engine.uploads import uploaded_on_exit, uploading
 from pipelines.engine.waiting import retry_shown
-from rd3.errors import DataCorrupt, DataMissing, RD3Error, ends_the_process, is_device_error, why
+from rd3.errors import DataCorrupt, DataMissing, ends_the_process, is_device_error, why
+from rd3.kept_students import adds_student
 from rd3.perform import Part, Progress, perform, perform_blocks, perform_pack
 from rd3.recipe import SetRecipe, from_json
 from rd3.store import STUDENT, Entry, ReadableStore, check_files, write_atomically
 from tracking.ledger.object_store import open_objects
 from tracking.runs import artifacts
 from tracking.runs.fields import note, set_input
+from tracking.runs.students import upload_student
 
 if TYPE_CHECKING:
     from tracking.runs.unfinished import UnfinishedWork
@@ -183,7 +185,7 @@ def _entry(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> G
         finished.unlink(missing_ok=True)
         (job.folder / "made.json").unlink(missing_ok=True)
     entry = _finished(job, finished, progress)
-    if entry is None or _lacks_student(job, entry):
+    if entry is None or not _to_be_reported(job, entry):
         return (yield from _tracked(job, recipe, store, progress))
     if not trial_log.is_done(home, job.key):
         trial_log.append(home, "done", job.kind, job.key, attempt=trial_log.attempts(home, job.key))
@@ -213,14 +215,15 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
         unfinished = run.begin() if job.recorded is None else None
         with uploaded_on_exit(unfinished):
             entry = yield from _generate(job, recipe, store, progress, unfinished)
-        if job.recorded is not None:
-            check_again(entry, job.recorded)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
-        entry = run.finish(entry, set_input=set_input(recipe, store.find), note=note(recipe, store.find))
+        if job.recorded is None:
+            entry = run.finish(entry, set_input=set_input(recipe, store.find), note=note(recipe, store.find))
+        else:
+            entry = _student_uploaded(job, entry, progress)
         if unfinished is not None:
             unfinished.discard()
     except Exception as error:
-        if job.recorded is None:  # else the run shows the recorded result, which stays
+        if job.recorded is None:  # else the run is that of the recorded result, which stays
             run.fail(error)
         raise
     write_atomically(job.folder / "entry.json", entry.model_dump_json())
@@ -259,20 +262,18 @@ def _lacks_student(job: Job, entry: Entry) -> bool:
     return job.keep_student and STUDENT not in entry.files
 
 
-def check_again(entry: Entry, recorded: Mapping[str, Any]) -> None:
-    """Raise :class:`RD3Error` if an evaluation that ran again has another number of correct predictions.
+def _to_be_reported(job: Job, entry: Entry) -> bool:
+    """Whether the entry of a finished attempt is what the driver waits for."""
+    if job.recorded is not None:
+        return adds_student(entry, Entry.model_validate(job.recorded))
+    return not _lacks_student(job, entry)
 
-    Weights are kept only with the result that was measured with them, and a recorded result is never replaced by
-    another one.
-    """
-    if entry.result["correct"] == recorded["correct"]:
-        return
-    raise RD3Error(
-        f"Evaluation {entry.key[:12]} ran again to keep its student and has {entry.result['correct']} correct "
-        f"predictions of {entry.result['tested']}; its recorded result, {recorded['correct']}, stays, without weights.",
-        f"run it on the kind of machine that recorded it, or delete by-key/evaluation/{entry.key}.json in the ledger "
-        "to replace the recorded result",
-    )
+
+def _student_uploaded(job: Job, again: Entry, progress: Progress) -> Entry:
+    """The recorded entry with the student of the evaluation that ran again; its MLflow run is not opened."""
+    recorded, cache = Entry.model_validate(job.recorded), job.home / "cache"
+    upload = partial(upload_student, recorded, again, job.folder / "result", cache, job.place.tracking_uri)
+    return retry_shown(upload, progress, 1.0)
 
 
 def _run(job: Job, part: Part) -> Generator[Part, Entry | None, Entry | None]:

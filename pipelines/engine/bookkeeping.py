@@ -17,11 +17,14 @@ from pipelines.engine.progress import View
 from pipelines.engine.shards import discard
 from pipelines.settings import Session
 from rd3.errors import DataCorrupt, DataMissing
+from rd3.kept_students import adds_student
 from rd3.recipe import Key, read_recipe
 from rd3.store import STUDENT, Entry
 from tracking.ledger.lease import Lease
 from tracking.ledger.retry import retry
 from tracking.runs import artifacts
+from tracking.runs.runs import Tracker
+from tracking.runs.students import record_student
 
 T = TypeVar("T")
 
@@ -40,6 +43,7 @@ class Bookkeeping:
         """``kind/key`` of the entries that this driver has added to the ledger."""
         self._lease, self._interrupts = lease, interrupts
         self._known: dict[Key, Entry] = {}
+        self._tracker = Tracker(session)
 
     def entries(self, wanted: Iterable[tuple[str, Key]]) -> dict[Key, Entry]:
         """Ledger entries of these and of all their ancestors, ancestors first."""
@@ -59,19 +63,22 @@ class Bookkeeping:
             self._known[key] = entry
         return self._known[key]
 
-    def recorded(self, key: Key) -> dict[str, Any] | None:
-        """The result in the ledger of an evaluation that was stored without its student; None for others."""
+    def recorded(self, key: Key) -> Entry | None:
+        """The entry in the ledger of an evaluation that was stored without its student; None for others."""
         entry = self._entry("evaluation", key)
-        return None if entry is None or STUDENT in entry.files else entry.result
+        return None if entry is None or STUDENT in entry.files else entry
 
     def keep(self, entry: dict[str, Any]) -> None:
         """Add a finished recipe to the ledger, then delete its scratch.
 
-        An evaluation with its student replaces the one without it, whose result it has found again.
+        The entry of an evaluation is replaced by the same one with the file of its student.
         """
         made = Entry.model_validate(entry)
-        again = made.kind == "evaluation" and STUDENT in made.files and self.recorded(made.key) is not None
-        kept = self._write(partial(self.ledger.replace if again else self.ledger.mark, made))
+        recorded = self.recorded(made.key) if made.kind == "evaluation" else None
+        if recorded is not None and adds_student(made, recorded):
+            kept = self._write(partial(record_student, self.ledger, self._tracker, made))
+        else:
+            kept = self._write(partial(self.ledger.mark, made))
         self._known[kept.key] = kept
         self.removed.discard(kept.key)
         self.finished.append(f"{kept.kind}/{kept.key}")

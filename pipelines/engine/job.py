@@ -46,7 +46,7 @@ class Job:
     keep_student: bool = False
     """Keep the weights of the student of an evaluation."""
     recorded: dict[str, Any] | None = None
-    """Result in the ledger of an evaluation that runs again to keep its student; it must be found again."""
+    """Ledger entry of an evaluation that runs again to keep its student; its result must be found again."""
     keep_unfinished: bool = False
     """Upload unfinished work, because this machine may be preempted."""
     ignore_earlier: bool = False

@@ -43,6 +43,7 @@ class JobBuilder:
         larger = larger_sets.get(recipe.key)
         parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
         keeps = isinstance(recipe, EvaluationRecipe) and self._expansion.keeps_students
+        recorded = self._books.recorded(recipe.key) if keeps else None
         return Job(
             kind=recipe.kind,
             key=recipe.key,
@@ -58,7 +59,7 @@ class JobBuilder:
             blocks_uploaded=bool(self._queue.after.get(key)) and key not in larger_sets,
             given=[entry.model_dump(mode="json") for entry in self._books.entries(parents).values()],
             keep_student=keeps,
-            recorded=self._books.recorded(recipe.key) if keeps else None,
+            recorded=recorded.model_dump(mode="json") if recorded is not None else None,
             keep_unfinished=self._keep_unfinished,
             ignore_earlier=recipe.key in self._books.removed,
             finished=self._books.finished[-_FINISHED:],

@@ -23,7 +23,7 @@ from pipelines.grid.structure import (
     keys_of,
     what,
 )
-from pipelines.grid.values import Chosen, Grid, Part
+from pipelines.grid.values import CALIBRATION, Chosen, Grid, Part
 from rd3.claims import Claim
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error, StoreError
@@ -41,7 +41,6 @@ Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
 
 
-CALIBRATION = "calibration"
 ALL_MEASURES = (CALIBRATION, *STANDARD)
 
 DEMONSTRATION = "Demonstration size: shows the path, not the claim."

@@ -367,7 +367,7 @@ class _Expander:
         """The measurement of an evaluation's student, if the grid asks for one."""
         if evaluation is None or not self.grid.robustness:
             return None
-        return RobustnessRecipe.of(evaluation, self.grid.robustness[1:])
+        return RobustnessRecipe.of(evaluation, self.grid.corruptions)
 
     def _add(self, recipe: Recipe, label: str, dataset: str) -> None:
         self.result.recipes[recipe.key] = recipe

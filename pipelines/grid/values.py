@@ -47,6 +47,10 @@ class Part(Frozen):
 _NAMES = ("name", "description", "claim", "text", "small")
 
 
+CALIBRATION = "calibration"
+"""The measure of ``robustness`` that is always included; the others are corruptions."""
+
+
 class Grid(Frozen):
     """A whole grid file."""
 
@@ -67,6 +71,11 @@ class Grid(Frozen):
     """The text of the file."""
     small: bool = False
     """Whether it is the demonstration size of the file."""
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """Names of the corruptions under which students are measured."""
+        return tuple(name for name in self.robustness if name != CALIBRATION)
 
     @property
     def key(self) -> str:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from pipelines.settings import Session, artifact_root, tracking_address
 from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
-from rd3.recipe import KINDS, Key, Recipe, read_recipe, to_json
-from rd3.store import FolderStore, ReadableStore, existing, write_atomically
+from rd3.kept_students import OtherResult, add_student, figures_differ, without_student
+from rd3.recipe import KINDS, Key, Recipe, RobustnessRecipe, read_recipe, to_json
+from rd3.store import STUDENT, Entry, FolderStore, ReadableStore, existing, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
 from tracking.ledger.ledger import recipe_of
 from tracking.place import Place
@@ -22,7 +23,11 @@ from tracking.upkeep.health import check_place
 
 
 class Imported(NamedTuple):
-    """One imported entry; ``new`` is False if the ledger had it already or it could not be imported (``lacking``)."""
+    """One imported entry.
+
+    ``new`` is False if the ledger had it already, with its student if there is one, or if it could not be imported
+    (``lacking``).
+    """
 
     kind: str
     key: str
@@ -44,7 +49,8 @@ def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
 def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> int:
     """Export the finished results of these recipes to a store folder for :func:`import_results`; returns the new ones.
 
-    Teachers are large and are included only on request.  Results without files are skipped, existing ones are kept.
+    Networks are large and are included only with ``teachers``: teachers, and the students of evaluations.  Results
+    without files are skipped, existing ones are kept; an evaluation may gain its student.
     """
     return _copy(_names(recipes), TrackedStore(session), folder, teachers=teachers)
 
@@ -76,10 +82,15 @@ def _copy(names: Iterable[tuple[str, Key]], source: ReadableStore, folder: Path,
     target, new = FolderStore(Path(folder).absolute()), 0
     for kind, key in names:
         entry = source.find(kind, key) if teachers or KINDS[kind].holds != "network" else None
-        if entry is None or target.find(kind, key) is not None:
+        if entry is not None and not teachers:
+            entry = without_student(entry)
+        known = target.find(kind, key)
+        if entry is None or (known is not None and (STUDENT in known.files or STUDENT not in entry.files)):
             continue
         files = _files(source, kind, key)
-        if files is not None:
+        if files is not None and known is not None:
+            add_student(target, entry, files)
+        elif files is not None:
             target.put(entry, files)
             new += 1
     return new
@@ -183,15 +194,50 @@ def _bring(
             )
         recipe = recipe_of(entry, where)
         known = target.find(kind, key)
-        if known is None or not known.artifact:
-            files = _files(source, kind, key)
-            if files is not None:
-                target.put(entry, files, parent_facts(recipe, target.find), source=where)
-            elif known is None:
-                target.mention(entry)
-            yield Imported(kind, key, recipe.label(), known is None or files is not None, files is not None)
-        else:
-            yield Imported(kind, key, recipe.label(), False)
+        if known is not None and known.artifact:
+            yield _known(entry, known, recipe, source, target)
+            continue
+        other = _other_student(entry, recipe, source, target)
+        if other:
+            yield Imported(kind, key, "", False, lacking=other)
+            continue
+        files = _files(source, kind, key)
+        if files is not None:
+            target.put(entry, files, parent_facts(recipe, target.find), source=where)
+        elif known is None:
+            target.mention(entry)
+        yield Imported(kind, key, recipe.label(), known is None or files is not None, files is not None)
+
+
+def _known(entry: Entry, known: Entry, recipe: Recipe, source: ReadableStore, target: TrackedStore) -> Imported:
+    """An entry that the ledger has: only a student is added to it, if the ledger's lacks that."""
+    named = Imported(entry.kind, entry.key, recipe.label(), False)
+    files = _files(source, entry.kind, entry.key) if STUDENT in entry.files and STUDENT not in known.files else None
+    if files is None:
+        return named
+    try:
+        target.add_student(entry, files)
+    except (OtherResult, DataMissing, DataCorrupt) as error:
+        return named._replace(label="", lacking=f"its student: {error.message}")
+    return named._replace(new=True)
+
+
+def _other_student(entry: Entry, recipe: Recipe, source: ReadableStore, target: TrackedStore) -> str:
+    """Why a measurement of robustness does not belong to the ledger's evaluation; empty for all other entries.
+
+    The results of both evaluations are compared, because another device may round a few predictions of a measurement
+    differently; the measurement itself is compared if the source has no evaluation.
+    """
+    if not isinstance(recipe, RobustnessRecipe):
+        return ""
+    recorded, theirs = (store.find("evaluation", recipe.evaluation) for store in (target, source))
+    if recorded is None:
+        return ""
+    measured, result = (theirs or entry).result, dict(recorded.result)
+    if theirs is None:
+        result = {name: result.get(name) for name in ("tested", "correct")}
+    difference = figures_differ(result, measured)
+    return f"its student is not that of the evaluation in the ledger: {difference}" if difference else ""
 
 
 def _files(source: ReadableStore, kind: str, key: Key) -> Path | None:

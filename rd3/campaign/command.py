@@ -34,7 +34,7 @@ from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
 from rd3.processes import temporary_folder_errors
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
-from rd3.store import FolderStore
+from rd3.store import STUDENT, FolderStore
 from rd3.upgrade import FORMAT
 
 INTERRUPTED = 130
@@ -180,7 +180,13 @@ def prepared(
     larger = _larger_sets(recipes, roots)
     order = {recipe.key: place for place, recipe in enumerate(recipes)}
     earlier = {small: large for small, large in larger.items() if order[large] < order[small]}
-    queue = Queue(recipes, lambda kind, key: store.find(kind, key) is not None, earlier)
+    with_students = _with_students(recipes, store, chosen.keep_students)
+
+    def there(kind: str, key: Key) -> bool:
+        entry = store.find(kind, key)
+        return entry is not None and (key not in with_students or STUDENT in entry.files)
+
+    queue = Queue(recipes, there, earlier)
 
     def parent(kind: str, key: Key) -> Recipe | None:
         entry = store.find(kind, key)
@@ -218,6 +224,13 @@ def _kept(recipes: Sequence[Recipe], every: bool) -> frozenset[Key]:
     needed = {key for recipe in recipes for _kind, key in recipe.parents()}
     evaluations = (recipe.key for recipe in recipes if isinstance(recipe, EvaluationRecipe))
     return frozenset(key for key in evaluations if every or key in needed)
+
+
+def _with_students(recipes: Sequence[Recipe], store: FolderStore, every: bool) -> frozenset[Key]:
+    """Evaluations that run again if the store has them without their student: a recipe that is to run needs it."""
+    pending = [recipe for recipe in recipes if store.find(recipe.kind, recipe.key) is None]
+    needed = {key for recipe in pending for _kind, key in recipe.parents()}
+    return frozenset(key for key in _kept(recipes, every) if every or key in needed)
 
 
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:

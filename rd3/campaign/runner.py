@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.datasets import Roots
-from rd3.errors import RD3Error, ends_the_process, why
+from rd3.errors import DataCorrupt, DataMissing, RD3Error, ends_the_process, why
 from rd3.evaluation.sharing import Keep
+from rd3.kept_students import OtherResult, add_student
 from rd3.recipe import EvaluationRecipe, Key, Recipe, from_json
-from rd3.store import Entry, FolderStore, write_atomically
+from rd3.store import STUDENT, Entry, FolderStore, write_atomically
 
 REPORT_EVERY_S = 0.5
 FAILURE = "failure.txt"
@@ -148,12 +149,21 @@ class Runner:
             self._release_memory()
         spent_s, ended = time.monotonic() - started_at, []
         for part, outcome in zip(pack, outcomes, strict=True):
+            if not isinstance(outcome, Exception):
+                outcome = self._stored(store, outcome, part.out / "result")
             if isinstance(outcome, Exception):
                 ended.append(self._failed(part.recipe, outcome))
             else:
-                store.put(outcome, part.out / "result")
                 ended.append(_done(outcome, spent_s, pack=len(pack)))
         return ended
+
+    def _stored(self, store: FolderStore, entry: Entry, folder: Path) -> Entry | Exception:
+        """The entry, or why a student that was to be kept cannot be added to the recorded one."""
+        try:
+            _put(store, entry, folder)
+        except (OtherResult, DataMissing, DataCorrupt) as error:
+            return error
+        return entry
 
     def _failed(self, recipe: Recipe, error: Exception) -> Ended:
         text = "".join(traceback.format_exception(error))
@@ -181,7 +191,7 @@ class Runner:
             keep_student=recipe.key in self.kept,
             answers=answers,
         )
-        store.put(entry, out / "result")
+        _put(store, entry, out / "result")
         self._release_memory()
         return entry
 
@@ -192,6 +202,15 @@ class Runner:
         if self.device.startswith("cuda"):
             with contextlib.suppress(RuntimeError):  # the device may be in an unknown state
                 torch.cuda.empty_cache()
+
+
+def _put(store: FolderStore, entry: Entry, folder: Path) -> None:
+    """Put an entry into the store; to an evaluation that the store has without its student, that is added."""
+    known = store.find(entry.kind, entry.key)
+    if known is not None and STUDENT in entry.files and STUDENT not in known.files:
+        add_student(store, entry, folder)
+    else:
+        store.put(entry, folder)
 
 
 def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -> Callable[[float, str], None]:

@@ -27,6 +27,7 @@ from rd3.models import build_network
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
 from rd3.seeding import ForkedRNG, generator
+from rd3.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split
@@ -76,7 +77,7 @@ class StudentTraining:
     ):
         """``images``: number of images in the set; ``keep``: file for the weights of the trained student;
         ``own_label_bytes``: of the soft labels that the set comes with."""
-        self._wall, self._process = time.perf_counter(), time.process_time()
+        self._stopwatch = Stopwatch()
         self.recipe, self.dataset, self.device, self.precision = recipe, dataset, device, precision
         protocol, info = recipe.protocol, dataset.info
         stream = generator(recipe.student_seed, "init")
@@ -230,11 +231,10 @@ class StudentTraining:
             epochs_run=len(self._curve),
             curve=self._curve,
             diagnostics={epoch: self._top1_pct(epoch) for epoch in sorted(protocol.test_epochs)},
-            wall_s=time.perf_counter() - self._wall,
-            process_s=time.process_time() - self._process,
             peak_mib=peak_mib(self.device),
             image_steps=image_steps(protocol, self._images),
             label_bytes=label_bytes(protocol, self._images, self._classes, self._own_label_bytes),
+            **self._stopwatch.spent(),
         )
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from rd3.kept_students import without_student
 from rd3.parts._format import INDEX, MARGIN, NOTES, PART_BYTES, PARTS, SHARD_BYTES, Member, safe
 from rd3.recipe import KINDS
-from rd3.store import Entry
+from rd3.store import STUDENT, Entry
 
 
 class Piece(NamedTuple):
@@ -40,7 +41,7 @@ class Collector:
     known: set[Path] = field(default_factory=set)
     """Entries that existed before and are not collected."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """``kind key`` to the reason, for entries that did not fit."""
+    """``kind key`` to the reason, for entries that did not fit, or not with their student."""
 
     def __post_init__(self) -> None:
         self._closed = 0
@@ -68,19 +69,34 @@ class Collector:
 
     def _add(self, path: Path) -> bool:
         self.known.add(path)
-        kind, key = path.parent.name, path.stem
-        pieces = list(self._pieces(path))
-        pieces.append(self._piece(path))
-        if not self._fits(pieces):
+        name, raw = f"{path.parent.name} {path.stem}", path.read_bytes()
+        entry = Entry.model_validate_json(raw)
+        pieces = [*self._pieces(entry), self._document(path, raw)]
+        if STUDENT in entry.files and not self._fits(pieces, self._parts_with_students):
+            size = (self.store / "artifacts" / entry.kind / entry.key / STUDENT).stat().st_size
+            self.left_out[name] = f"its student of {size / 1e6:.1f} MB does not fit, the result does"
+            entry = without_student(entry)
+            pieces = [*self._pieces(entry), self._document(path, entry.model_dump_json(indent=1).encode())]
+        if not self._fits(pieces, self.parts):
             size = sum(piece.member.size for piece in pieces)
-            self.left_out[f"{kind} {key}"] = f"{size / 1e6:.1f} MB do not fit into {self.parts} files"
+            self.left_out[name] = f"{size / 1e6:.1f} MB do not fit into {self.parts} files"
             return False
         for piece in pieces:
             self._place(piece)
         return True
 
-    def _pieces(self, path: Path) -> Iterator[Piece]:
-        entry = Entry.model_validate_json(path.read_bytes())
+    @property
+    def _parts_with_students(self) -> int:
+        """Students go into the first half of the parts only, as they would take the room of results."""
+        return (self.parts + 1) // 2
+
+    def _document(self, path: Path, raw: bytes) -> Piece:
+        """An entry as one piece."""
+        name, sha256 = path.relative_to(self.store).as_posix(), hashlib.sha256(raw).hexdigest()
+        return Piece(Member(path=name, sha256=sha256, size=len(raw)), raw)
+
+    def _pieces(self, entry: Entry) -> Iterator[Piece]:
+        """The files of an entry."""
         folder = self.store / "artifacts" / entry.kind / entry.key
         for name in entry.files:
             source = folder / name
@@ -89,20 +105,19 @@ class Collector:
                 offset = (shard - 1) * self.shard_bytes
                 yield self._piece(source, offset, min(size - offset, self.shard_bytes), shard, of)
 
-    def _piece(self, source: Path, offset: int = 0, size: int | None = None, shard: int = 1, of: int = 1) -> Piece:
-        size = source.stat().st_size if size is None else size
+    def _piece(self, source: Path, offset: int, size: int, shard: int, of: int) -> Piece:
         path = source.relative_to(self.store).as_posix()
         sha256 = hashlib.sha256(_read(source, offset, size)).hexdigest()
         return Piece(Member(path=path, sha256=sha256, size=size, shard=shard, of=of), source, offset)
 
-    def _fits(self, pieces: Sequence[Piece]) -> bool:
-        """Whether all pieces of an entry fit; simulates :meth:`_place`."""
+    def _fits(self, pieces: Sequence[Piece], parts: int) -> bool:
+        """Whether all pieces of an entry fit into so many parts in all; simulates :meth:`_place`."""
         closed, used = self._closed, _weight(self._open)
         for piece in pieces:
             if used + _weight([piece]) > self.part_bytes - MARGIN:
                 closed, used = closed + 1, 0
             used += _weight([piece])
-        return closed < self.parts
+        return closed < parts
 
     def _place(self, piece: Piece) -> None:
         if self._open and _weight([*self._open, piece]) > self.part_bytes - MARGIN:

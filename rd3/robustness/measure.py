@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rd3.recipe import EvaluationRecipe, RobustnessRecipe
 from rd3.robustness.calibration import calibration, fitted_temperature
 from rd3.robustness.corruptions import SEVERITIES, corrupted, corruption
 from rd3.stats import mean
+from rd3.stopwatch import Stopwatch
 from rd3.store import STUDENT
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def measure(
     """
     if STUDENT not in entry.files:
         message = f"Evaluation {recipe.evaluation[:12]} was stored without the weights of its student."
-        raise DataMissing(message, "run its grid with `keep_students: true`, which runs it again")
-    wall, process = time.perf_counter(), time.process_time()
+        fix = "run its grid with `keep_students: true`, or its recipe and this one with `python -m rd3.run`"
+        raise DataMissing(message, fix)
+    stopwatch = Stopwatch()
     for name in recipe.corruptions:
         corruption(name)
     device, precision = usable_device(device), entry.result["ran_precision"]
@@ -64,8 +65,7 @@ def measure(
     with repeatable_kernels():
         found = _figures(tester, recipe, progress)
     (out / RESULT).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    spent = {"wall_s": time.perf_counter() - wall, "process_s": time.process_time() - process}
-    return {name: value for name, value in found.items() if isinstance(value, int | float | str)} | spent
+    return {name: value for name, value in found.items() if isinstance(value, int | float | str)} | stopwatch.spent()
 
 
 def _figures(tester: _Tester, recipe: RobustnessRecipe, progress: Progress) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import pytest
 from small_recipes import a_set
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.kept_students import without_student
 from rd3.parts import PART_BYTES, PARTS, SHARD_BYTES, Collector, holds_parts, unpack
-from rd3.store import Entry, FolderStore, sha256_files
+from rd3.store import STUDENT, Entry, FolderStore, sha256_files
 
 SMALL = {"part_bytes": 20_000, "shard_bytes": 8_000}
 
@@ -74,6 +75,23 @@ def test_what_was_there_before_does_not_go_back_and_what_does_not_fit_is_named(t
     assert collector.left_out == {f"set {large.key}": "0.1 MB do not fit into 2 files"}
     back = FolderStore(unpack(out, tmp_path / "back").store)
     assert [back.find("set", one.key) is not None for one in (old, large, small)] == [False, False, True]
+
+
+def test_a_student_that_does_not_fit_stays_and_its_result_comes(tmp_path):
+    store, out = tmp_path / "store", tmp_path / "out"
+    collector = Collector(store, out, parts=4, **SMALL)
+    entries = [add(store, seed, {"result.json": 100, STUDENT: 20_000}) for seed in range(3)]
+    entries.append(add(store, 3, {"images": 15_000}))
+    assert collector.collect() == 4
+    reason = "its student of 0.0 MB does not fit, the result does"
+    assert collector.left_out == {f"set {one.key}": reason for one in entries[1:3]}
+    found = unpack(out, tmp_path / "back")
+    back = FolderStore(found.store)
+    assert (found.entries, found.lacking) == (4, {})
+    expected = [entries[0], *map(without_student, entries[1:3]), entries[3]]
+    assert [back.find("set", one.key) for one in entries] == expected
+    for one in entries:
+        back.fetch("set", one.key)
 
 
 def test_notes_come_along_in_their_last_state(tmp_path):

@@ -25,12 +25,12 @@ _LONGEST = 5000
 
 
 def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: Path) -> None:
-    """Log the folder ``report`` and a table of scores to the grid's run; tag its sets, evaluations and teachers.
+    """Log the folder ``report`` and a table of scores to the grid's run; tag its recipes' runs.
 
     A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
     """
     described = summary(results.scores)
-    named = (results.frame[column] for column in ("evaluation", "set", "teacher_key"))
+    named = (results.frame[column] for column in ("evaluation", "robustness", "set", "teacher_key"))
     keys = {key for column in named for key in column if key is not None}
     entries = (results.find("evaluation", key) for key in results.frame["evaluation"] if key is not None)
     keys |= {teacher for entry in entries if entry is not None for teacher in entry.recipe.get("teachers", ())}
@@ -54,10 +54,11 @@ def publish_tables(
 
 
 def _facts(results: Results) -> dict[Key, dict[str, Fact]]:
-    """The grid's names for its evaluations, sets and teachers, by key."""
+    """The grid's names for its evaluations, measurements of their students, sets and teachers, by key."""
     found: dict[Key, dict[str, Fact]] = {}
     for row in results.frame.to_dict("records"):
-        known = {"evaluation": cell_facts(row), "set": cell_facts(row, of_set=True)}
+        of_evaluation = cell_facts(row)
+        known = {"evaluation": of_evaluation, "robustness": of_evaluation, "set": cell_facts(row, of_set=True)}
         network = {"network": row["teacher_network"]} if row["teacher_network"] else {}
         known["teacher_key"] = {"dataset": row["dataset"], "teacher": row["teacher"], **network}
         for column, facts in known.items():
@@ -68,7 +69,7 @@ def _facts(results: Results) -> dict[Key, dict[str, Fact]]:
 
 def _name_imported(tracker: Tracker, run: Any, facts: Mapping[str, Fact], entry: Entry | None) -> None:
     """Give the run of an imported result the grid's names, which no import knows, if no grid has done so."""
-    own = "protocol" if run.data.tags["rd3.kind"] == "evaluation" else "teacher"
+    own = "protocol" if run.data.tags["rd3.kind"] in ("evaluation", "robustness") else "teacher"
     if own in run.data.params or own not in facts or entry is None:
         return
     missing = {name: str(value) for name, value in facts.items() if name not in run.data.params}

@@ -30,7 +30,10 @@ class Measured:
         return summarise([value for value, _seed in found], [seed for _value, seed in found]) if found else None
 
     def text(self, name: str, digits: int) -> str:
-        """A figure as tables show it: ``3.2 ± 0.4 [2.2, 4.2] (3)``, or what is missing."""
+        """A figure as tables show it: ``3.2 ± 0.4 [2.2, 4.2] (3)``, or what is missing.
+
+        Measurements that are done may lack a figure: that after temperature scaling if no temperature could be fitted.
+        """
         got = self.summary(name)
         if got is None:
             return "not done" if len(self.by_set_seed) < self.planned else "–"
@@ -38,8 +41,9 @@ class Measured:
         if got.interval is not None:
             low, high = got.interval
             spread = f" ± {got.std:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-        missing = self.planned - got.n
-        return f"{got.mean:.{digits}f}{spread} ({count_text(got)}{f', {missing} missing' if missing else ''})"
+        counts = {"missing": self.planned - len(self.by_set_seed), "without": len(self.by_set_seed) - got.n}
+        notes = "".join(f", {count} {what}" for what, count in counts.items() if count)
+        return f"{got.mean:.{digits}f}{spread} ({count_text(got)}{notes})"
 
 
 def measured(results: Results) -> list[Measured]:

@@ -129,6 +129,16 @@ def _cached(entry: Entry, uri: str, target: Path, tracking_uri: str) -> Path:
     return target
 
 
+def add(entry: Entry, path: Path, tracking_uri: str = "") -> None:
+    """Upload a file under its name to the other files of an entry."""
+    uri = _address(entry)
+    if is_direct(uri):
+        open_objects(uri).upload(path.name, path)
+        return
+    with mlflow_errors(tracking_uri, uri):
+        _repository(uri, tracking_uri).log_artifact(str(path))
+
+
 def delete(uri: str, tracking_uri: str = "") -> None:
     """Delete an artifact folder, local or remote."""
     with mlflow_errors(tracking_uri, uri):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rd3.errors import DataCorrupt
+from rd3.kept_students import without_student
 from rd3.store import Entry
 from tracking.runs.runs import DIGEST, Tracker
 
@@ -18,10 +19,11 @@ def tagged_digests(tracker: Tracker) -> dict[str, str]:
 def compare(entry: Entry, tagged: Mapping[str, str]) -> None:
     """Raise :class:`DataCorrupt` if the entry's run has another digest.
 
-    An entry without a digest, with a run that has none or without a run (deleted, or imported) passes.
+    An entry without a digest, with a run that has none or without a run (deleted, or imported) passes.  So does an
+    evaluation that got its student if the run has not got the new digest, or keeps the former one.
     """
     expected = tagged.get(entry.run_id or "")
-    if expected is not None and entry.sealed().digest != expected:
+    if expected not in (None, entry.sealed().digest, without_student(entry).digest):
         raise DataCorrupt(
             f"The entry of {entry.kind} {entry.key[:12]} and its MLflow run {entry.run_id} have different digests: one "
             "of them was changed after the recipe finished.",

@@ -25,7 +25,7 @@ CURVE_POINTS = 100
 _LONGEST = 500
 """Maximum characters of a parameter; ``entry.json`` has longer values in full."""
 
-_HASHES = ("classes", "set", "init", "content", "weights", "fingerprint")
+_HASHES = ("classes", "set", "evaluation", "init", "content", "weights", "fingerprint")
 """Fields that are shown with 12 digits, like lists of keys."""
 _NOT_SHOWN = ("kind", "format", "normalisation")
 
@@ -142,12 +142,22 @@ def run_name(recipe: Recipe, facts: Mapping[str, Fact]) -> str:
     if isinstance(recipe, SetRecipe) and recipe.method:
         seed = "" if recipe.set_seed is None else f" seed{recipe.set_seed}"
         return f"{recipe.method} {recipe.data.name} ipc{recipe.ipc}{seed} set"
-    if not isinstance(recipe, EvaluationRecipe) or "method" not in facts:
+    if isinstance(recipe, EvaluationRecipe):
+        return _student_name(recipe, facts, recipe.student, recipe.student_seed)
+    if isinstance(recipe, RobustnessRecipe) and {"student", "student_seed"} <= set(facts):
+        name = _student_name(recipe, facts, facts["student"], facts["student_seed"])
+        return f"{name} robustness" if "method" in facts else name
+    return recipe.label()
+
+
+def _student_name(recipe: Recipe, facts: Mapping[str, Fact], student: Fact, student_seed: Fact) -> str:
+    """What a student was trained on, its seeds and its network; the recipe's label if the method is not known."""
+    if "method" not in facts:
         return recipe.label()
     size = f" ipc{facts['ipc']}" if "ipc" in facts else ""
-    seed = f"{facts['set_seed']}.{recipe.student_seed}" if "set_seed" in facts else f"{recipe.student_seed}"
+    seed = f"{facts['set_seed']}.{student_seed}" if "set_seed" in facts else f"{student_seed}"
     changed = f" {facts['changed']}" if facts.get("changed") else ""
-    return f"{facts['method']} {recipe.data.name}{size} seed{seed}{changed} -> {recipe.student}"
+    return f"{facts['method']} {recipe.data.name}{size} seed{seed}{changed} -> {student}"
 
 
 def origin(entry: Entry, source: str) -> str:

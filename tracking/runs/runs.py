@@ -216,8 +216,8 @@ class Tracker:
                 # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
                 shown = {name: value for name, value in shown.items() if name not in run.data.params}
                 self.client.update_run(run.info.run_id, status="RUNNING")
-                if "rd3.reason" in run.data.tags:
-                    self.client.delete_tag(run.info.run_id, "rd3.reason")
+                for name in {"rd3.reason", "rd3.imported"} & run.data.tags.keys():
+                    self.client.delete_tag(run.info.run_id, name)
             else:
                 name = run_name(recipe, facts)
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
@@ -239,6 +239,17 @@ class Tracker:
                 self.log(run.info.run_id, tags={"rd3.status": status, "rd3.reason": why[:_TAG]})
                 self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
+
+    def log_entry(self, entry: Entry) -> None:
+        """Log an entry and its digest to its run again, after it got a file."""
+        with self.errors():
+            self.client.log_text(entry.run_id, self.entry_text(entry), "entry.json")
+            self.log(str(entry.run_id), tags={DIGEST: str(entry.digest)})
+
+    def entry_text(self, entry: Entry) -> str:
+        """An entry as its run keeps it, in JSON."""
+        plain = to_relative(entry, open_objects(self.place.artifacts)).model_dump(mode="json")
+        return json.dumps(plain, indent=1)
 
     def log(
         self,
@@ -307,8 +318,7 @@ class OpenRun:
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(set_input or {}, self.recipe)
             # Logged last and complete, because the ledger can be rebuilt from these files.
-            plain = to_relative(entry, open_objects(self.tracker.place.artifacts)).model_dump(mode="json")
-            client.log_text(self.run_id, json.dumps(plain, indent=1), "entry.json")
+            client.log_text(self.run_id, self.tracker.entry_text(entry), "entry.json")
             client.set_terminated(self.run_id, "FINISHED", end_time=end_ms)
         return entry
 

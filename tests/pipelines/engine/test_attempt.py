@@ -394,14 +394,53 @@ def test_a_student_is_kept_although_an_earlier_attempt_finished_without_it(bench
     assert bench.attempt() == kept and bench.performed == 2
 
 
-@pytest.mark.parametrize("recorded", [87, 86])
-def test_an_evaluation_that_runs_again_keeps_its_student_only_with_the_recorded_result(bench: Bench, recorded: int):
-    bench.result = {"correct": 87, "tested": 100}
-    bench.job = replace(bench.job, keep_student=True, recorded={"correct": recorded})
+def recorded_in(bench: Bench, correct: int) -> Entry:
+    """The entry in the ledger, without a student, whose files are in ``artifacts/recorded``."""
+    folder = bench.home / "artifacts" / "recorded"
+    folder.mkdir(parents=True)
+    (folder / "images").write_text("recorded pixels")
+    return Entry(
+        kind="set",
+        key=bench.recipe.key,
+        recipe=bench.recipe.model_dump(mode="json"),
+        result={"correct": correct, "tested": 100, "wall_s": 5.0},
+        files=sha256_files(folder),
+        artifact=folder.as_uri(),
+        run_id="run0",
+        made={"host": "then"},
+    ).sealed()
+
+
+def test_an_evaluation_that_runs_again_adds_its_student_and_changes_nothing_else(bench: Bench):
+    recorded = recorded_in(bench, 87)
+    bench.result = {"correct": 87, "tested": 100, "wall_s": 9.0}
+    bench.job = replace(bench.job, keep_student=True, recorded=recorded.model_dump(mode="json"))
     end = bench.attempt()
-    if recorded == 87:
-        assert end.status == "done" and STUDENT in end.entry["files"]
-        return
+    entry, folder = Entry.model_validate(end.entry), bench.home / "artifacts" / "recorded"
+    assert entry == recorded.model_copy(update={"files": entry.files, "digest": entry.digest})
+    assert entry.files == sha256_files(folder) and (folder / "images").read_text() == "recorded pixels"
+    assert set(entry.files) - set(recorded.files) == {STUDENT} and not entry.altered
+    assert (bench.begun, bench.ends) == ([], []), "the run of the recorded result is not opened"
+    assert bench.attempt() == end and bench.performed == 1
+
+
+def test_an_evaluation_that_runs_again_with_another_result_adds_nothing(bench: Bench):
+    recorded = recorded_in(bench, 86)
+    bench.result = {"correct": 87, "tested": 100}
+    bench.job = replace(bench.job, keep_student=True, recorded=recorded.model_dump(mode="json"))
+    end = bench.attempt()
     assert (end.status, end.entry) == ("failed", None)
-    assert "has 87 correct predictions of 100; its recorded result, 86, stays, without weights. Fix: " in end.reason
-    assert (bench.begun, bench.ends) == ([], []), "the run that shows the recorded result is left as it is"
+    says = "has 87 correct predictions instead of 86; the recorded result stays, without weights. Fix: "
+    assert says in end.reason
+    assert sha256_files(bench.home / "artifacts" / "recorded") == recorded.files
+    assert (bench.begun, bench.ends) == ([], [])
+
+
+def test_a_finished_attempt_that_is_not_the_recorded_one_is_not_reported(bench: Bench):
+    bench.result = {"correct": 87, "tested": 100}
+    bench.job = replace(bench.job, keep_student=True)
+    bench.attempt()
+    recorded = recorded_in(bench, 87)
+    bench.job = replace(bench.job, recorded=recorded.model_dump(mode="json"))
+    entry = Entry.model_validate(bench.attempt().entry)
+    assert entry.artifact == recorded.artifact and entry.result == recorded.result and bench.performed == 1

@@ -113,17 +113,21 @@ def test_nothing_is_written_without_the_lease(bench: Bench):
     assert bench.session.ledger.find("set", bench.entry.key) == bench.entry.sealed()
 
 
-def test_an_evaluation_with_its_student_replaces_the_one_without(bench: Bench):
+def test_only_the_recorded_evaluation_with_its_student_replaces_the_one_without(bench: Bench):
     recipe = an_evaluation()
     files, plain = sha256_files(bench.files), recipe.model_dump(mode="json")
-    bare = Entry(kind="evaluation", key=recipe.key, recipe=plain, result={"correct": 3}, files=files)
+    bare = Entry(kind="evaluation", key=recipe.key, recipe=plain, result={"correct": 3, "wall_s": 5.0}, files=files)
+    student = {"files": files | {STUDENT: "0" * 64}}
     with bench.lease:
         bench.books.keep(bare.model_dump(mode="json"))
-        assert bench.books.recorded(recipe.key) == {"correct": 3}
-        bench.books.keep(bare.model_copy(update={"made": {"host": "other"}}).model_dump(mode="json"))
-        assert bench.session.ledger.find("evaluation", recipe.key).made == {}, "an entry is not replaced by its like"
-        kept = bare.model_copy(update={"files": files | {STUDENT: "0" * 64}})
+        assert bench.books.recorded(recipe.key) == bare.sealed()
+        others = [{"made": {"host": "other"}}, student | {"result": {"correct": 3, "wall_s": 6.0}}]
+        others.append(student | {"artifact": "file:///elsewhere"})
+        for other in others:
+            bench.books.keep(bare.model_copy(update=other).model_dump(mode="json"))
+            assert bench.session.ledger.find("evaluation", recipe.key) == bare.sealed()
+        kept = bare.model_copy(update=student)
         bench.books.keep(kept.model_dump(mode="json"))
     found = bench.session.ledger.find("evaluation", recipe.key)
-    assert STUDENT in found.files and not found.altered
+    assert found == kept.sealed()
     assert bench.books.recorded(recipe.key) is None

@@ -16,7 +16,7 @@ from pipelines.settings import Session
 from pipelines.transfer.results import import_results
 from rd3.cell import Cell
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, SetRecipe
+from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, RobustnessRecipe, SetRecipe
 from rd3.store import Entry, FolderStore, sha256_files
 from tracking.ledger.ledger import Ledger
 from tracking.report.publish import publish_tables
@@ -34,14 +34,17 @@ EVALUATION = EvaluationRecipe(
     student_seed=3,
     normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 )
+MEASURED = RobustnessRecipe.of(EVALUATION, [])
 CELL = Cell(
     method="random", dataset="digits", ipc=1, teacher="mine", student="resnet18", protocol="rd3", labels="soft",
     varied={"temperature": 4.0}, set_seed=0, student_seed=3, set=SET.key, evaluation=EVALUATION.key,
+    robustness=MEASURED.key,
 )  # fmt: skip
 RESULTS: dict[str, dict[str, Any]] = {
     "set": {"count": 10, "generation_wall_s": 2.0, "generation_process_s": 1.5},
     "evaluation": {"top1_pct": 41.25, "correct": 140, "tested": 340, "wall_s": 60.5, "ran_precision": "fp32",
                    "tested_on": "test", "image_steps": 400},
+    "robustness": {"correct": 140, "tested": 340, "ece_pct": 3.0, "wall_s": 2.0},
 }  # fmt: skip
 FINISHED = "2026-11-20T10:00:00+00:00"
 
@@ -125,6 +128,21 @@ def test_an_imported_run_shows_what_a_computed_one_does(homes, tmp_path: Path, k
     ended = round(1000 * datetime.fromisoformat(FINISHED).timestamp())
     taken = RESULTS[kind].get("wall_s", RESULTS[kind].get("generation_wall_s"))
     assert (imported.info.start_time, imported.info.end_time) == (ended - 1000 * taken, ended)
+
+
+def test_an_imported_measurement_has_the_names_of_its_evaluation(homes, tmp_path: Path) -> None:
+    _here, there = homes
+    store = FolderStore(tmp_path / "store")
+    for recipe in (SET, EVALUATION, MEASURED):
+        store.put(entry_in(tmp_path / recipe.kind, recipe), tmp_path / recipe.kind)
+    import_results(store.root, there)
+    runs = published(there)
+    names = {kind: run.info.run_name for kind, (_tracker, run) in runs.items() if kind in ("evaluation", "robustness")}
+    assert names["robustness"] == f"{names['evaluation']} robustness"
+    params = runs["robustness"][1].data.params
+    assert (params["protocol"], params["changed"]) == ("rd3", "temperature=4.0")
+    assert params["evaluation"] == EVALUATION.key[:12]
+    assert runs["robustness"][1].data.tags["rd3.in.study"] == "yes"
 
 
 def test_names_of_a_computed_run_stay_when_another_grid_reports_it(homes, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rd3.campaign.command import main
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.evaluation.kept import load_student
+from rd3.kept_students import without_student
 from rd3.perform import Part, perform, perform_pack
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, RobustnessRecipe, SetRecipe, to_json
@@ -161,3 +162,39 @@ def test_recipes_in_a_folder_keep_the_students_that_others_need(chosen, digits, 
     made = FolderStore(tmp_path / "s")
     assert [STUDENT in made.find("evaluation", one.key).files for one in (first, second)] == [False, True]
     assert made.find("robustness", RobustnessRecipe.of(second, []).key).result["tested"] == 340
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_recipes_in_a_folder_add_the_student_that_the_store_lacks(every, chosen, digits, roots, tmp_path):
+    first, second = evaluation(chosen, digits, 0), evaluation(chosen, digits, 1)
+    folder, made = tmp_path / "recipes", FolderStore(tmp_path / "s")
+    folder.mkdir()
+    for place, one in enumerate([chosen, first, second]):
+        (folder / f"{place}.json").write_text(to_json(one))
+    words = [str(folder), "--store", str(made.root), "--out", str(tmp_path / "o"), "--home", str(roots.home)]
+    assert main(words) == 0
+    recorded = [made.find("evaluation", one.key) for one in (first, second)]
+    (folder / "3.json").write_text(to_json(RobustnessRecipe.of(second, [])))
+    assert main([*words, *["--keep-students"] * every]) == 0
+    found = [made.find("evaluation", one.key) for one in (first, second)]
+    assert [STUDENT in one.files for one in found] == [every, True]
+    assert [without_student(one) for one in found] == recorded
+    for one in (first, second):
+        made.fetch("evaluation", one.key)
+    assert made.find("robustness", RobustnessRecipe.of(second, []).key).result["correct"] == found[1].result["correct"]
+
+
+def test_a_store_with_another_result_gets_no_student_and_nothing_is_measured(chosen, digits, roots, tmp_path, capsys):
+    one, made = evaluation(chosen, digits), FolderStore(tmp_path / "s")
+    made.put(perform(chosen, made, roots, tmp_path / "set"), tmp_path / "set" / "result")
+    entry = perform(one, made, roots, tmp_path / "one")
+    other = entry.model_copy(update={"result": entry.result | {"correct": entry.result["correct"] + 1}})
+    made.put(other, tmp_path / "one" / "result")
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for place, recipe in enumerate([one, RobustnessRecipe.of(one, [])]):
+        (folder / f"{place}.json").write_text(to_json(recipe))
+    words = [str(folder), "--store", str(made.root), "--out", str(tmp_path / "o"), "--home", str(roots.home)]
+    assert main(words) == 3
+    assert "ran again to keep its student and has" in capsys.readouterr().err
+    assert made.find("evaluation", one.key) == other.sealed()

@@ -12,6 +12,7 @@ from tracking.report.charts import CHARTS
 from tracking.report.extra import TABLES
 from tracking.report.extra._base import extra_tables
 from tracking.report.results import Results
+from tracking.report.robustness import Measured
 
 ECE = {("random", 1): (2.0, 3.0, 4.0), ("rded", 1): (5.0, None, None), ("herding", 1): (None, None, None)}
 
@@ -49,6 +50,13 @@ def test_one_row_per_method_with_spread_and_what_is_missing(tmp_path: Path):
     assert random[3].startswith("51.0 ± 1.0") and random[8] == "–", "no temperature was fitted"
     assert rded[5] == "5.0 (n=1, 2 missing)"
     assert herding[3].startswith("51.0") and herding[4:] == ["not done"] * 5
+
+
+def test_a_measurement_without_a_temperature_is_not_missing():
+    figures = [{"scaled_ece_pct": 2.0}, {}]
+    found = Measured(score=None, planned=3, by_set_seed=[(0, figures[0]), (0, figures[1])])
+    assert found.text("scaled_ece_pct", 1) == "2.0 (n=1, 1 missing, 1 without)"
+    assert Measured(None, 2, found.by_set_seed).text("scaled_ece_pct", 1) == "2.0 (n=1, 1 without)"
 
 
 def test_accuracy_by_corruption(tmp_path: Path):

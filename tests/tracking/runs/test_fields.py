@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe, TeacherRecipe
+from rd3.recipe import Data, EvaluationRecipe, Normalisation, RobustnessRecipe, SetRecipe, TeacherRecipe
 from rd3.store import Entry
-from tracking.runs.fields import note, parent_facts, run_name
+from tracking.runs.fields import note, params, parent_facts, run_name
 
 COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
 GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -20,6 +20,7 @@ EVALUATION = EvaluationRecipe(
     student_seed=0,
     normalisation=GREY,
 )
+MEASURED = RobustnessRecipe.of(EVALUATION, [])
 LEDGER = {
     recipe.key: Entry(kind=recipe.kind, key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}, run_id=run_id)
     for recipe, run_id in ((TEACHER, "run7"), (SET, None))
@@ -49,3 +50,14 @@ def test_a_name_begins_with_what_tells_runs_apart() -> None:
     changed = run_name(EVALUATION, facts | {"changed": "zeta=2", "set_seed": 3})
     assert changed == "rded digits ipc5 seed3.0 zeta=2 -> convnet"
     assert run_name(SET, {}) == f"rded digits ipc5 seed{SET.set_seed} set"
+
+
+def test_a_measurement_is_named_like_its_evaluation() -> None:
+    entry = Entry(kind="evaluation", key=EVALUATION.key, recipe=EVALUATION.model_dump(mode="json"), result={})
+    ledger = LEDGER | {EVALUATION.key: entry}
+    facts = parent_facts(MEASURED, lambda _kind, key: ledger.get(key))
+    assert run_name(MEASURED, facts) == "rded digits ipc5 seed3.0 -> convnet robustness"
+    assert run_name(MEASURED, facts | {"changed": "zeta=2"}) == "rded digits ipc5 seed3.0 zeta=2 -> convnet robustness"
+    alone = parent_facts(MEASURED, lambda _kind, _key: None)
+    assert run_name(MEASURED, alone) == MEASURED.label()
+    assert params(MEASURED, facts)["evaluation"] == EVALUATION.key[:12]

@@ -172,6 +172,20 @@ def test_a_later_attempt_has_the_last_word(tracker: Tracker, experiment_id: str,
     assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
 
 
+def test_a_run_that_was_imported_and_is_run_again_here_is_no_longer_imported(
+    tracker: Tracker, experiment_id: str, tmp_path: Path
+) -> None:
+    recipe = an_evaluation(seed=8)
+    entry = result_of(recipe, tmp_path / "out", {"wall_s": 1.0})
+    imported = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+    imported.finish(entry, tmp_path / "out", tags={"rd3.imported": "elsewhere"})
+    assert tracker.client.get_run(imported.run_id).data.tags["rd3.imported"] == "elsewhere"
+    again = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+    again.finish(entry, tmp_path / "out")
+    assert again.run_id == imported.run_id
+    assert "rd3.imported" not in tracker.client.get_run(again.run_id).data.tags
+
+
 def test_runs_of_dead_drivers_are_closed(tracker: Tracker, experiment_id: str, place: Place) -> None:
     grid = tracker.grid_run(experiment_id, "killed", grid_yaml="")
     orphan = tracker.begin(an_evaluation(seed=3), FACTS, experiment_id=experiment_id, parent_run_id=grid)
