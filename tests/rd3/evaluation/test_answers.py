@@ -199,7 +199,13 @@ def _train_beside(home: Path, ready, results) -> None:
     results.put((trained(evaluation(recipe(), mine)), mine.read))
 
 
-def test_two_processes_at_once_do_not_disturb_each_other(tmp_path):
+@pytest.fixture
+def new_process_floats():
+    """Floats as in a new process: tests that run recipes leave denormals flushed, which decides bits."""
+    torch.set_flush_denormal(False)
+
+
+def test_two_processes_at_once_do_not_disturb_each_other(new_process_floats, tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(2), context.Queue()
     processes = [context.Process(target=_train_beside, args=(tmp_path, ready, results)) for _number in range(2)]
