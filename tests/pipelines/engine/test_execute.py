@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,18 +135,6 @@ def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_dama
         """The lease is free again."""
 
 
-def test_the_first_signal_interrupts_or_is_noted_and_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with Interrupts() as interrupts:
-        interrupts.deferred = True
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.name == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
-    assert interrupts.name == "SIGINT"
-
-
 @pytest.mark.parametrize(("quick_s", "code"), [(3600.0, 7), (0.0, 130)])
 def test_a_later_signal_exits_at_once_and_two_quick_ones_count_as_one(quick_s: float, code: int):
     script = (
@@ -189,4 +176,4 @@ def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(sessio
     assert list(books.entries([("set", made.key)])) == [start.key, made.key], "what was read is not asked for again"
     books.forget("set", made.key)
     assert list(books.entries([("set", made.key)])) == []
-    assert books.forgotten == {made.key}
+    assert books.removed == {made.key}

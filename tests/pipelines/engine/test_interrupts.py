@@ -5,29 +5,49 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from pipelines.engine.interrupts import Interrupts
 
 
-def test_a_second_quick_signal_changes_nothing_even_after_the_end(monkeypatch: pytest.MonkeyPatch):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture(autouse=True)
+def python_handlers() -> Iterator[None]:
+    """Those of a new Python process, which a test may replace."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_interrupts_or_is_noted():
+    with Interrupts() as interrupts:
+        interrupts.deferred = True
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.name == "SIGTERM"
     with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
         signal.raise_signal(signal.SIGINT)
     assert interrupts.name == "SIGINT"
+
+
+def test_a_second_quick_signal_changes_nothing_even_after_the_end(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)
     monkeypatch.setattr(interrupts, "_received", interrupts._received - 60)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a later one goes where it went before"
 
 
 def test_without_a_signal_the_handlers_are_restored():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Interrupts():
-        assert signal.getsignal(signal.SIGINT) is not before[0]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_signal_while_the_command_is_loaded_has_no_traceback():
