@@ -1,10 +1,12 @@
-"""Entry point of the ``rd3`` command: Ctrl-C while modules are loaded ends it without a traceback."""
+"""Entry point of the ``rd3`` command: Ctrl-C while it loads, and a second one while it ends, show no traceback."""
 
 from __future__ import annotations
 
 import os
 import signal
 from types import FrameType
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -13,8 +15,13 @@ def main() -> None:
     from pipelines.cli import main as run
 
     signal.signal(signal.SIGINT, before)
-    run()
+    try:
+        run()
+    except KeyboardInterrupt:  # a second one, after the command has obeyed the first
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:
-    os._exit(130)  # nothing has begun
+    os._exit(INTERRUPTED)  # nothing has begun

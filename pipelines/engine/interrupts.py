@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -36,7 +35,7 @@ class Interrupts:
 
     def __exit__(self, *_exc: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, partial(self._on_late_signal, handler) if self.name else handler)
+            signal.signal(number, handler)
 
     def arm(self) -> None:
         """Install the handlers (again): Ray installs its own for SIGTERM when it starts."""
@@ -51,12 +50,6 @@ class Interrupts:
             yield
         finally:
             self.deferred = False
-
-    def _on_late_signal(self, before: Any, number: int, _frame: FrameType | None) -> None:
-        """After the block: the second of two quick signals changes nothing, any other has its earlier handler."""
-        if time.monotonic() - self._received >= _QUICK_S:
-            signal.signal(number, before)
-            signal.raise_signal(number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.name and time.monotonic() - self._received < _QUICK_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_dama
     assert SilentTracker.calls == ["check", "experiment", "close_dead_runs", "close_dead_runs"]
     with ledger.lease():
         """The lease is free again."""
+
+
+def test_the_first_signal_interrupts_or_is_noted_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.name == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.name == "SIGINT"
 
 
 @pytest.mark.parametrize(("quick_s", "code"), [(3600.0, 7), (0.0, 130)])
