@@ -105,10 +105,7 @@ def _parts(evaluation: Evaluation, device: torch.device, precision: Precision | 
 def _write_own(own: SoftLabels, out: Path) -> dict[str, list[int]]:
     """Write the labels that the set comes with; shapes by file name."""
     rows = torch.arange(len(own.values), dtype=torch.int32)
-    tensors = {f"{LABELS}/images.{own.kind}": own.values, f"{ROWS}/images.rows": rows}
-    for name, tensor in tensors.items():
-        (out / name).write_bytes(raw(tensor))
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return _write_tensors({f"{LABELS}/images.{own.kind}": own.values, f"{ROWS}/images.rows": rows}, out)
 
 
 def _joined(name: str, kept: list[tuple[StoredLabels, torch.Tensor]]) -> _Part:
@@ -124,7 +121,11 @@ def _write(part: _Part, out: Path) -> dict[str, list[int]]:
     tensors = {f"{LABELS}/{part.name}.logits": part.labels.values, f"{ROWS}/{part.name}.rows": part.rows.int()}
     if part.labels.classes is not None:
         tensors[f"{LABELS}/{part.name}.classes"] = part.labels.classes
+    return _write_tensors(tensors, out)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], out: Path) -> dict[str, list[int]]:
+    """Write the bytes of tensors by file name; their shapes."""
     for name, tensor in tensors.items():
-        plain = tensor.cpu().contiguous().numpy()
-        (out / name).write_bytes(plain.astype(plain.dtype.newbyteorder("<")).tobytes())
+        (out / name).write_bytes(raw(tensor))
     return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -103,7 +103,7 @@ def _defocus_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndar
 
 
 def _zoom_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray:
-    """Mean of the image and of enlarged ones; ``c``: first factor that is no longer used, and the step."""
+    """Mean of the image and of enlarged ones; ``c``: end of the range of factors, exclusive, and its step."""
     factors = np.arange(1, *c)
     total = x.copy()
     for factor in factors:

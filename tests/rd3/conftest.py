@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rd3.datasets import Dataset, DatasetInfo, Split
+from rd3.evaluation import posteval, teaching
 from rd3.models import NETWORKS, Network, NetworkInfo
 from rd3.recipe import Normalisation
 from rd3.seeding import derive
@@ -108,3 +109,18 @@ def nearest_colour(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def colours(nearest_colour: None) -> type[Colours]:
     return Colours
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images that frozen teachers were given, pass by pass."""
+    counted: list[int] = []
+    freeze = teaching.frozen
+
+    def counting(*words):
+        own = freeze(*words)
+        own.register_forward_pre_hook(lambda _network, inputs: counted.append(len(inputs[0])))
+        return own
+
+    monkeypatch.setattr(posteval, "frozen", counting)
+    return counted

@@ -9,7 +9,6 @@ import pytest
 from rd3 import run
 from rd3.campaign import command, runner
 from rd3.datasets import Roots, open_dataset
-from rd3.evaluation import posteval, teaching
 from rd3.evaluation.answer_files import SUFFIX
 from rd3.evaluation.packing import SIZE
 from rd3.protocol import resolve_protocol
@@ -68,21 +67,6 @@ def store(folder: Path, tmp_path: Path) -> Path:
         if kind != "evaluation":
             mine.put(plain.find(kind, key), plain.fetch(kind, key))
     return mine.root
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images that frozen teachers were given, pass by pass."""
-    counted: list[int] = []
-    freeze = teaching.frozen
-
-    def counting(*words):
-        own = freeze(*words)
-        own.register_forward_pre_hook(lambda _network, inputs: counted.append(len(inputs[0])))
-        return own
-
-    monkeypatch.setattr(posteval, "frozen", counting)
-    return counted
 
 
 def evaluations(store: Path) -> dict[str, tuple[dict, str, dict]]:

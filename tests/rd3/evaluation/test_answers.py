@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rd3.errors import BadValue
-from rd3.evaluation import answers, posteval, teaching
+from rd3.evaluation import answers, teaching
 from rd3.evaluation.answer_files import PART, SUFFIX, AnswerFolder
 from rd3.evaluation.answers import AnswerStream, KeptAnswers
 from rd3.evaluation.budget import answer_bytes, image_steps, steps
@@ -56,21 +56,6 @@ def trained(*evaluations: Evaluation) -> list:
 
 def complete(home: Path) -> list[Path]:
     return sorted((home / "answers").glob(f"*{SUFFIX}"))
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images that frozen teachers were given, pass by pass."""
-    counted: list[int] = []
-    freeze = teaching.frozen
-
-    def counting(*words):
-        own = freeze(*words)
-        own.register_forward_pre_hook(lambda _network, inputs: counted.append(len(inputs[0])))
-        return own
-
-    monkeypatch.setattr(posteval, "frozen", counting)
-    return counted
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
