@@ -23,6 +23,8 @@ class Measured:
     """Number of measurements in the grid."""
     by_set_seed: Sequence[tuple[int | None, Mapping[str, Any]]]
     """Set seed and figures of each measurement that is done."""
+    keys: Sequence[str] = ()
+    """Keys of the measurements that are done."""
 
     def summary(self, name: str) -> Summary | None:
         """Mean, spread and interval of a figure over the measurements that have it; None if none has."""
@@ -55,10 +57,17 @@ def measured(results: Results) -> list[Measured]:
     for score in results.scores:
         rows = [planned[key] for key in score.keys if key in planned]
         entries = [(row["set_seed"], results.find("robustness", row["robustness"])) for row in rows]
-        done = [(seed, entry.result) for seed, entry in entries if entry is not None]
+        done = [(seed, entry) for seed, entry in entries if entry is not None]
         if rows:
-            found.append(Measured(score, len(rows), done))
+            figures = [(seed, entry.result) for seed, entry in done]
+            found.append(Measured(score, len(rows), figures, [entry.key for _seed, entry in done]))
     return found
+
+
+def labels_of(found: Sequence[Measured]) -> list[str]:
+    """A short name of each score: the fields that tell the scores apart."""
+    fields = [name for name in fields_of(found) if len({str(getattr(each.score, name)) for each in found}) > 1]
+    return [", ".join(str(getattr(each.score, name)) for name in fields) for each in found]
 
 
 def fields_of(found: Sequence[Measured]) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rd3.cell import Cell
+from rd3.robustness.calibration import reliability
 from rd3.store import Entry, FolderStore
 from tracking.report.charts import CHARTS
+from tracking.report.charts.reliability import pooled
 from tracking.report.extra import TABLES
 from tracking.report.extra._base import extra_tables
 from tracking.report.results import Results
@@ -80,3 +84,28 @@ def test_the_chart_has_a_line_for_each_method_that_was_measured(tmp_path: Path):
     drawing = CHARTS.get("severity")(made(tmp_path), None)
     text = drawing.svg.decode()
     assert "random" in text and "rded" in text and "herding" not in text
+
+
+def diagram(chances: np.ndarray, labels: np.ndarray) -> list[dict]:
+    return [each._asdict() for each in reliability(chances, labels)]
+
+
+def test_pooled_diagrams_are_the_diagram_of_all_images():
+    draw = np.random.default_rng(0)
+    chances, labels = draw.dirichlet(np.full(4, 0.7), 900), draw.integers(0, 4, 900)
+    parts = np.split(np.arange(900), [200, 500])
+    whole = [
+        (100 * each["confidence"], 100 * each["accuracy"]) for each in diagram(chances, labels) if each["images"] >= 10
+    ]
+    assert len(whole) > 5
+    assert np.allclose(pooled(diagram(chances[part], labels[part]) for part in parts), whole)
+
+
+def test_reliability_has_a_panel_for_each_method_that_was_measured(tmp_path: Path):
+    chances = np.array([[0.9, 0.1]] * 20)
+    made_of = {"reliability": diagram(chances, np.array([0] * 15 + [1] * 5))}
+    (tmp_path / "robustness.json").write_text(json.dumps(made_of))
+    drawing = CHARTS.get("reliability")(made(tmp_path / "grid"), lambda kind, key: tmp_path)
+    text = drawing.svg.decode()
+    assert "random" in text and "rded" in text and "herding" not in text
+    assert CHARTS.get("reliability")(made(tmp_path / "none", asked=False), None) is None

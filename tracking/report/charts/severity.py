@@ -6,7 +6,7 @@ from rd3.robustness.corruptions import SEVERITIES
 from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import lines_chart
 from tracking.report.results import Results
-from tracking.report.robustness import Measured, fields_of, measured
+from tracking.report.robustness import Measured, labels_of, measured
 from tracking.report.sheets import Fetch
 
 _MOST = 12
@@ -16,9 +16,8 @@ _MOST = 12
 def severity(results: Results, fetch: Fetch) -> Drawing | None:
     """Accuracy by severity, the mean over corruptions, one line per score; for grids that measure it."""
     found = measured(results)
-    fields = [name for name in fields_of(found) if len({str(getattr(each.score, name)) for each in found}) > 1]
-    points = {", ".join(str(getattr(each.score, name)) for name in fields): _points(each) for each in found}
-    lines = {label: line for label, line in points.items() if line}
+    points = zip(labels_of(found), map(_points, found), strict=True)
+    lines = {label: line for label, line in points if line}
     if not 0 < len(lines) <= _MOST:
         return None
     drawn = lines_chart(lines, x="severity", y="top-1 %", name="severity")
