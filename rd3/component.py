@@ -71,7 +71,7 @@ def value_by_name(protocol: Mapping[str, Any], name: str) -> Any:
     components = protocol["augmentation"] if step else [protocol["loss"]]
     for component in components:
         [(owner, settings)] = component.items()
-        if owner == (step or owner):
+        if not step or owner == step:
             return settings.get(setting)
     return None
 

@@ -352,7 +352,7 @@ class SetRecipe(Recipe):
     statistics: tuple[Key, ...] = neutral(())
     """Keys of the layer statistics of each of ``teachers``, if the method uses them."""
     dynamics: tuple[Key, ...] = neutral(())
-    """Keys of the recorded trainings by which the method scores images."""
+    """Keys of the training dynamics by which the method scores images."""
     backbones: tuple[Key, ...] = neutral(())
     """Keys of the diffusion models that the method samples from."""
     derived: tuple[Key, ...] = neutral(())

@@ -1,4 +1,7 @@
-"""Generate one synthetic set: the loop over a method's blocks, with resume and time measurement."""
+"""Generate one synthetic set: the loop over a method's blocks, with resume and time measurement.
+
+A block is a group of images that a method generates without looking at the images of any other group.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,11 @@ def synthesize(
     """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
     ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
-    recipe names them, belong to these teachers.  ``dynamics`` are the recorded trainings.  ``backbones`` are the
-    recipe's diffusion models, for this call alone, and ``derived`` the folders of what was derived from them.  ``init``
-    is the set with the initial images.  ``larger`` is the folder of a set of which this one is a subset: its blocks are
-    reused, with their generation time.  ``progress`` is called with the finished fraction (0-1) of the whole set and a
+    recipe names them, belong to these teachers.  ``dynamics`` are the recipe's training dynamics: the logits of
+    all training images at every epoch.  ``backbones`` are its diffusion models, which the method may modify, and
+    ``derived`` the folders of what was prepared from them: fine-tuned weights or prototypes.  ``init`` is the set with
+    the initial images.  ``larger`` is the folder of a set that begins with this one: its blocks are copied, with
+    their generation time.  ``progress`` is called with the finished fraction (0-1) of the whole set and a
     note.  ``only_blocks`` generates only these blocks; the call that completes the last block writes and returns the
     manifest, earlier ones return None.  ``blocks_at_once`` blocks are generated together, by default as many as the
     method chooses for ``device``; their time is divided evenly.  ``shared_machine`` is recorded in the manifest:
@@ -63,17 +67,18 @@ def synthesize(
 
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
-    _check_parents(recipe, statistics, init)
+    _check_statistics(recipe, statistics)
+    _check_init(recipe, init)
     _check_counts(recipe, dynamics, backbones, derived)
     info = dataset.info
     if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
         return SetOnDisk.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
     blocks = method.blocks(recipe, info)
     writer = SetWriter(out, recipe, info, blocks)
-    (out / MANIFEST).unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)  # of another recipe, or damaged
     done = writer.done()
     if larger is not None:
-        done = writer.take_from(larger, method.blocks(read_manifest(larger).recipe_of_set(), info))
+        done = writer.copy_blocks(larger, method.blocks(read_manifest(larger).recipe_of_set(), info))
     context = Context(
         recipe=recipe,
         settings=method.Settings.model_validate(recipe.settings),
@@ -131,7 +136,7 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
     if method.version != recipe.version:
         raise BadValue(
             f"The recipe needs version {recipe.version} of method {recipe.method}, this is version {method.version}.",
-            "plan the grid again",
+            "make the recipe anew: plan its grid again",
         )
     check_training_images(recipe, dataset)
     if len(teachers) != len(recipe.teachers):
@@ -148,8 +153,8 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
     return method
 
 
-def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], init: SetOnDisk | None) -> None:
-    """Raise unless the statistics are of the recipe's teachers, in order, and ``init`` is a set of this dataset."""
+def _check_statistics(recipe: SetRecipe, statistics: Sequence[LayerStatistics]) -> None:
+    """Raise unless the statistics are of the recipe's teachers, in order."""
     if len(statistics) != len(recipe.statistics):
         raise BadValue(
             f"Recipe {recipe.key[:8]} names statistics of {len(recipe.statistics)} teachers, got {len(statistics)}."
@@ -161,8 +166,13 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
                 f"{expected[:12]}.",
                 "collect statistics of that teacher",
             )
+
+
+def _check_init(recipe: SetRecipe, init: SetOnDisk | None) -> None:
+    """Raise unless ``init`` is given where the recipe names an initial set, and is a set of this dataset."""
     if (init is None) != (recipe.init is None):
-        raise BadValue(f"Recipe {recipe.key[:8]} starts from {recipe.init or 'no set'}, but another one was given.")
+        given = "none was given" if init is None else "one was given"
+        raise BadValue(f"Recipe {recipe.key[:8]} starts from {recipe.init or 'no initial set'}, but {given}.")
     if init is None:
         return
     manifest = init.manifest
@@ -187,9 +197,9 @@ def _check_parents(recipe: SetRecipe, statistics: Sequence[LayerStatistics], ini
 def _check_counts(
     recipe: SetRecipe, dynamics: Sequence[Dynamics], backbones: Sequence[Backbone], derived: Sequence[Path]
 ) -> None:
-    """Raise unless there are as many recorded trainings, backbones and derived folders as the recipe names."""
+    """Raise unless there are as many training dynamics, backbones and derived folders as the recipe names."""
     for what, named, given in (
-        ("recorded trainings", recipe.dynamics, dynamics),
+        ("training dynamics", recipe.dynamics, dynamics),
         ("diffusion backbones", recipe.backbones, backbones),
         ("results derived from backbones", recipe.derived, derived),
     ):

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def combine_logits(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
     """Combine each teacher's (B, C) float32 logits into (B, C), as the protocol's ``hybrid`` specifies.
 
-    Sources: ``logits``, EDC; ``balanced``, G-VBSM on ImageNet-1K (norms are of a whole batch); ``softmax``, the
-    alternative interpretation of hybrid labels under KL.
+    Sources: ``logits``, EDC's code; ``balanced``, G-VBSM's on ImageNet-1K (norms are of a whole batch); ``softmax``
+    averages probabilities, as the paper's hybrid soft labels under a KL loss can be read too.
     """
-    return _WAYS[protocol.hybrid](logits, protocol.loss.settings.get("temperature", 1.0))
+    return _COMBINE[protocol.hybrid](logits, protocol.loss.settings.get("temperature", 1.0))
 
 
 def _mean(logits: Sequence[torch.Tensor], _temperature: float) -> torch.Tensor:
@@ -40,4 +40,4 @@ def _softmax(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor
     return temperature * (logs.logsumexp(dim=0) - math.log(len(logits)))
 
 
-_WAYS = {"logits": _mean, "balanced": _balanced, "softmax": _softmax}
+_COMBINE = {"logits": _mean, "balanced": _balanced, "softmax": _softmax}

@@ -1,4 +1,4 @@
-"""Soft labels from outside, one for each image beside its class, as :class:`rd3.soft_labels.SoftLabels`."""
+"""Soft labels that a user supplies, a row for each image, as :class:`rd3.soft_labels.SoftLabels`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rd3.soft_labels import DTYPES, KINDS, SoftLabelKind, SoftLabels
 if TYPE_CHECKING:
     import torch
 
-_DOUBTED = 0.9
-"""Share of images, below which a largest soft label that is not the image's class is a doubt."""
-_GAIN = 0.5
-"""Share of images by which another order of the columns has to agree better to be taken for the right one."""
+_EXPECTED_AGREEMENT = 0.9
+"""The note is marked doubtful if the largest soft label is at the image's class for fewer than this share of images."""
+_MIN_GAIN = 0.5
+"""Least gain in agreement, as a share of images, for another order of the columns to count as the right one."""
 _LEVEL = 0.05
 """Significance level of agreement above chance, where it is below a half."""
-_STATE = "--soft-label-kind (in Python soft_label_kind=, in the file a field soft_label_kind)"
+_HOW_TO_STATE = "--soft-label-kind (in Python soft_label_kind=, in the file a field soft_label_kind)"
 
 
 def soft_labels_of(
     values: Any, kind: Any, labels: torch.Tensor, info: ClassList, order: StatedOrder | None = None
 ) -> tuple[SoftLabels, list[Note]]:
-    """Check soft labels (N, C) beside the ``labels`` (N,) int64 of the same images, and say what was found.
+    """Check soft labels (N, C) against the ``labels`` (N,) int64 of the same images, and say what was found.
 
     ``kind``: ``logits`` or ``probabilities`` as stated, or None: rows that sum to 1 are probabilities, and values below
     0 are logits.  ``order``: the class order that the file or column states, in which the columns are; ``labels`` are
@@ -34,11 +34,11 @@ def soft_labels_of(
     """
     given = _shaped(tensor_of(values, "soft_labels"), len(labels), info)
     _require_finite(given)
-    found = _kind(given, kind)
-    if found == "probabilities":
+    resolved = _kind(given, kind)
+    if resolved == "probabilities":
         _require_normalised(given)
     columns = given if order is None else columns_in_order(given, order, info)
-    soft = SoftLabels(columns.contiguous(), found)
+    soft = SoftLabels(columns.contiguous(), resolved)
     return soft, [_described(soft, kind), *_stated_kind_in_doubt(soft), _agreement(soft, labels, info)]
 
 
@@ -49,8 +49,8 @@ def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) 
     target = order.bring(range(values.shape[1]), info)
     if sorted(target) != list(range(info.num_classes)):
         raise ClassOrderError(
-            f"{order.where} does not list every class of {info.name} once, so that the columns of soft_labels are not "
-            "known.",
+            f"{order.where} does not list every class of {info.name} once, so the order of the columns of "
+            "soft_labels is unknown.",
             "bring the columns to the dataset's class order (rd3 list datasets), and leave out the stated one",
         )
     return torch.empty_like(values).index_copy_(1, torch.tensor(target), values)
@@ -77,7 +77,7 @@ def _require_finite(given: torch.Tensor) -> None:
 
 
 def _tolerance(given: torch.Tensor) -> float:
-    """Of the sum of a row of probabilities, which were rounded to their type."""
+    """Tolerance for the sum of a row of probabilities, which were rounded to their type."""
     import torch
 
     return max(1e-3, 4 * torch.finfo(given.dtype).eps)
@@ -103,7 +103,7 @@ def _kind(given: torch.Tensor, stated: Any) -> SoftLabelKind:
     raise BadValue(
         f"soft_labels have no value below 0, as logits have, and row {row} sums to "
         f"{float(given[row].double().sum()):.4g}, where probabilities sum to 1.",
-        f"normalise the rows, or state what they are with {_STATE}",
+        f"normalise the rows, or state what they are with {_HOW_TO_STATE}",
     )
 
 
@@ -112,7 +112,7 @@ def _require_normalised(given: torch.Tensor) -> None:
         row = int((given < 0).any(dim=1).nonzero()[0])
         raise BadValue(
             f"Row {row} of soft_labels has {float(given[row].min()):.4g}, which is not a probability.",
-            f"state logits with {_STATE}, or give probabilities",
+            f"state logits with {_HOW_TO_STATE}, or give probabilities",
         )
     off = _off_one(given)
     if bool((off > _tolerance(given)).any()):
@@ -146,10 +146,10 @@ def _agreement(soft: SoftLabels, labels: torch.Tensor, info: ClassList) -> Note:
     _refuse_permuted(largest, labels, agreeing, fact, info)
     if 2 * agreeing < count and float(binom.sf(agreeing - 1, count, 1 / info.num_classes)) > _LEVEL:
         raise BadValue(
-            f"soft_labels do not belong to these images: {fact}, which is no more than chance.",
+            f"soft_labels do not belong to these images: {fact}, which is not significantly better than chance.",
             "give their rows in the order of the images, and their columns in the dataset's class order",
         )
-    return Note(f"soft labels: {fact}", doubtful=agreeing < _DOUBTED * count)
+    return Note(f"soft labels: {fact}", doubtful=agreeing < _EXPECTED_AGREEMENT * count)
 
 
 def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, info: ClassList) -> None:
@@ -161,11 +161,11 @@ def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int,
     np.add.at(table, (labels.numpy(), largest.numpy()), 1)
     classes, columns = linear_sum_assignment(table, maximize=True)
     better = int(table[classes, columns].sum())
-    # One image of each class fits a permutation of its own too easily.
-    if better - agreeing >= _GAIN * len(labels) and len(labels) > info.num_classes:
+    # With one image of each class a perfect permutation always exists, so it proves nothing.
+    if better - agreeing >= _MIN_GAIN * len(labels) and len(labels) > info.num_classes:
         first = next(label for label, column in zip(classes, columns, strict=True) if label != column)
         raise ClassOrderError(
-            f"The columns of soft_labels look permuted: {fact}, with another order for {better}; class "
+            f"The columns of soft_labels look permuted: {fact}, with another order it would be for {better}; class "
             f"{info.class_ids[first]} is column {columns[first]}, not {first}.",
             f"bring them to the dataset's class order: soft_labels[:, {columns.tolist()}]",
         )

@@ -12,7 +12,7 @@ FIX = "list one prompt for each class, in the order of the dataset's classes"
 
 
 def class_prompts(prompts: Sequence[str] | None, info: DatasetInfo) -> tuple[str, ...]:
-    """The prompts of a dataset, in label order: its class names, or ``prompts``, e.g. "a photo of a tench".
+    """The prompts of a dataset, in label order: its class names, or ``prompts``, e.g. ("a photo of a tench", ...).
 
     Raises :class:`ClassOrderError` for a list of another length, and for a prompt that names another class but not its
     own, which is a sign of another class order.
@@ -21,12 +21,13 @@ def class_prompts(prompts: Sequence[str] | None, info: DatasetInfo) -> tuple[str
         return info.class_names
     if len(prompts) != info.num_classes:
         raise ClassOrderError(f"There are {len(prompts)} prompts, {info.name} has {info.num_classes} classes.", FIX)
+    # the id and the name of each class, as word sequences
     names = [{_words(one) for one in pair} for pair in zip(info.class_ids, info.class_names, strict=True)]
     known = {name: label for label, own in enumerate(names) for name in own}
     for label, prompt in enumerate(prompts):
         named = _parts(prompt) & known.keys()
         if named and not named & names[label]:
-            other = known[max(named, key=len)]
+            other = known[max(named, key=len)]  # "tree frog" rather than "frog"
             raise ClassOrderError(
                 f"The prompt of class {label}, {info.class_names[label]!r}, is {prompt!r}, which names class {other}, "
                 f"{info.class_names[other]!r}.",

@@ -78,7 +78,7 @@ class SetWriter:
             return None
         return headers if [row_digest(image).hex() for image in images.numpy()] == headers["digests"] else None
 
-    def take_from(self, larger: Path, its_blocks: Sequence[Block]) -> set[int]:
+    def copy_blocks(self, larger: Path, its_blocks: Sequence[Block]) -> set[int]:
         """Copy missing blocks from a larger set, whose blocks begin with them; returns all finished indices.
 
         The full time of a block is kept, as images that are not copied took no extra time or were generated

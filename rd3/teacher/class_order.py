@@ -1,4 +1,4 @@
-"""Which output of a classifier is which class: lists of classes, and the rows of a last layer that they select."""
+"""Which output of a classifier is which class: lists of classes, and the outputs that they select."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ def read_class_order(path: Path | str) -> tuple[str, ...]:
     return tuple(names[output] for output in range(len(names)))
 
 
-def rows_of(order: Sequence[str], info: DatasetInfo) -> list[int]:
+def outputs_of(order: Sequence[str], info: DatasetInfo) -> list[int]:
     """The output of each class of the dataset, where ``order`` lists the classes of the outputs.
 
     Classes are named by id, by name, or by label.  Outputs of other classes are left out.  Raises
-    :class:`ClassOrderError` for a class of the dataset that is missing or stands twice.
+    :class:`ClassOrderError` for a class of the dataset that is missing or listed twice.
     """
     stated = [str(name).strip() for name in order]
     namings = (info.class_ids, info.class_names, tuple(str(label) for label in range(info.num_classes)))
+    # the naming that most entries use
     naming = max(namings, key=lambda names: len(set(names) & set(stated)))
     for name in naming:
         if stated.count(name) != 1:
@@ -50,34 +51,34 @@ def rows_of(order: Sequence[str], info: DatasetInfo) -> list[int]:
     return [stated.index(name) for name in naming]
 
 
-def imagenet_rows(class_ids: tuple[str, ...], dataset: str) -> list[int]:
-    """Positions of these wnids among the thousand classes of ImageNet-1K."""
+def imagenet_outputs(class_ids: tuple[str, ...], dataset: str) -> list[int]:
+    """The outputs of these wnids in a classifier of the thousand classes of ImageNet-1K."""
     place = {wnid: index for index, wnid in enumerate(dataset_info("imagenet1k").class_ids)}
     strange = [name for name in class_ids if name not in place]
     if strange:
         raise ClassOrderError(
-            f"Class {strange[0]!r} of {dataset} is none of ImageNet-1K's, so no row of the classifier is its.",
-            "give the class of each row instead: --class-order FILE",
+            f"Class {strange[0]!r} of {dataset} is not an ImageNet-1K class, so the classifier has no output for it.",
+            "give the class of each output instead: --class-order FILE",
         )
     return [place[name] for name in class_ids]
 
 
-def head_fix(rows: int, info: DatasetInfo) -> str:
+def suggest_fix(outputs: int, info: DatasetInfo) -> str:
     """How to import a classifier of another number of classes than the dataset's."""
     whole = set(dataset_info("imagenet1k").class_ids)
-    if rows == len(whole) and whole.issuperset(info.class_ids):
-        return f"keep the rows of {info.name}'s classes: --prune"
-    if rows > info.num_classes:
+    if outputs == len(whole) and whole.issuperset(info.class_ids):
+        return f"keep the outputs of {info.name}'s classes: --prune"
+    if outputs > info.num_classes:
         return (
-            f"import it for its own dataset, or state which row is which class of {info.name}, a class per line: "
+            f"import it for its own dataset, or state which output is which class of {info.name}, a class per line: "
             "--class-order FILE"
         )
     return "import it for its own dataset"
 
 
-def check_options(prune: bool, class_order: str | Sequence[str] | None) -> None:
-    """Raise :class:`BadValue` for two orders, or a text in place of a list."""
+def check_class_order_options(prune: bool, class_order: str | Sequence[str] | None) -> None:
+    """Raise :class:`BadValue` if both options are given, or a string where a list is expected."""
     if prune and class_order is not None:
         raise BadValue("Pruning and a class order are both given.", "give one of them")
     if isinstance(class_order, str) and class_order != FOUND:
-        raise BadValue(f"Class order {class_order!r} is one text.", f"give {FOUND!r} or the list of classes")
+        raise BadValue(f"Class order {class_order!r} is a string.", f"give {FOUND!r} or the list of classes")

@@ -10,7 +10,7 @@ import torch
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError
 from rd3.models import network_info, network_names, state_shapes
-from rd3.teacher.class_order import head_fix
+from rd3.teacher.class_order import suggest_fix
 from rd3.teacher.state_dicts import COUNTER, Checkpoint
 
 _FAMILIES = {
@@ -46,7 +46,7 @@ def check_fit(
     if outputs[0] != expected[head].shape[0] and outputs[1:] == expected[head].shape[1:]:
         raise ClassOrderError(
             f"{checkpoint.source} is a classifier of {outputs[0]} classes, {info.name} has {info.num_classes}.",
-            head_fix(outputs[0], info),
+            suggest_fix(outputs[0], info),
         )
     fact = _first_difference(tensors, expected, str(checkpoint.source), network)
     if not fact:

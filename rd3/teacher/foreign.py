@@ -22,7 +22,7 @@ from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
 from rd3.stopwatch import Stopwatch
 from rd3.teacher.artifact import Predictions, Progress, write_teacher
-from rd3.teacher.class_order import FOUND, check_options, imagenet_rows, rows_of
+from rd3.teacher.class_order import FOUND, check_class_order_options, imagenet_outputs, outputs_of
 from rd3.teacher.fit import check_fit
 from rd3.teacher.plausibility import (
     better_constants,
@@ -89,7 +89,7 @@ def import_weights(
     """
     stopwatch = Stopwatch()
     info, device = dataset.info, usable_device(device)
-    check_options(prune_to_classes, class_order)
+    check_class_order_options(prune_to_classes, class_order)
     if isinstance(normalisation, str):
         normalisation = constants(normalisation, info.normalisation)
     built = build_network(network, info.num_classes, info.resolution, normalisation or info.normalisation)
@@ -202,13 +202,13 @@ def _order(
             raise ClassOrderError(
                 f"{name} in {source} has {len(head)} rows, pruning needs ImageNet-1K's 1000.", "import without pruning"
             )
-        return imagenet_rows(info.class_ids, info.name)
+        return imagenet_outputs(info.class_ids, info.name)
     if len(class_order) > len(head):
         raise ClassOrderError(
             f"The class order has {len(class_order)} entries, {name} in {source} has {len(head)} rows.",
             "name the class of each row",
         )
-    return rows_of(class_order, info)
+    return outputs_of(class_order, info)
 
 
 def _on_cpu(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
 from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
-from rd3.teacher.class_order import imagenet_rows
+from rd3.teacher.class_order import imagenet_outputs
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
@@ -277,4 +277,4 @@ def _imagenet(info: DatasetInfo, classes: int) -> list[int]:
             f"The model knows {classes} classes, {info.name} has {info.num_classes}.",
             "train a backbone of this dataset: rd3 diffusion train",
         )
-    return imagenet_rows(info.class_ids, info.name)
+    return imagenet_outputs(info.class_ids, info.name)

@@ -203,7 +203,7 @@ def test_an_imported_teacher_has_no_training_to_record() -> None:
 
 def test_a_recorded_training_must_be_given(tmp_path) -> None:
     recipe = trial_recipes("aum", TOY, 1)[-1]
-    with pytest.raises(BadValue, match="names 1 recorded trainings, got 0"):
+    with pytest.raises(BadValue, match="names 1 training dynamics, got 0"):
         synthesize(recipe, TOY, (), tmp_path)
 
 

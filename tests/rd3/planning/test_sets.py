@@ -115,7 +115,7 @@ def test_teachers_of_a_pool_share_the_class_list():
 def test_synthesize_refuses_another_start(tmp_path: Path):
     first, recipe = planned("sre2l", init="random", iterations=2).recipes(0)[-2:]
     teachers = (toy_teacher(TOY),)
-    with pytest.raises(BadValue, match="but another one was given"):
+    with pytest.raises(BadValue, match="but none was given"):
         synthesize(recipe, TOY, teachers, tmp_path / "none")
     synthesize(first.model_copy(update={"ipc": 1}), TOY, (), tmp_path / "small")
     with pytest.raises(BadValue, match="has 1 images per class, IPC is 2"):

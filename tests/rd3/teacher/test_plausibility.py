@@ -18,7 +18,7 @@ from rd3.models import build_network
 from rd3.recipe import Normalisation
 from rd3.teacher import fit
 from rd3.teacher.artifact import NOT_FINITE, Predictions
-from rd3.teacher.class_order import read_class_order, rows_of
+from rd3.teacher.class_order import outputs_of, read_class_order
 from rd3.teacher.plausibility import BetterConstants, best_order, reordered, wilson
 
 OWN = Normalisation(mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
@@ -255,13 +255,13 @@ ORDERS = {
 @pytest.mark.parametrize("name", ORDERS)
 def test_class_orders_are_read(name, colours, tmp_path):
     (tmp_path / name).write_text(ORDERS[name])
-    assert rows_of(read_class_order(tmp_path / name), colours().info) == [1, 0, 3, 2]
+    assert outputs_of(read_class_order(tmp_path / name), colours().info) == [1, 0, 3, 2]
 
 
 def test_class_orders_that_leave_a_class_open_are_refused(colours, tmp_path):
     for stated in (["colour0", "colour1", "colour2"], ["colour0", "colour0", "colour1", "colour2", "colour3"]):
         with pytest.raises(ClassOrderError, match=r"'colour[03]' of colours [02] times"):
-            rows_of(stated, colours().info)
+            outputs_of(stated, colours().info)
     (tmp_path / "bad.json").write_text('{"0": "a", "2": "b"}')
     with pytest.raises(DataCorrupt, match="not a list of classes"):
         read_class_order(tmp_path / "bad.json")
@@ -270,7 +270,7 @@ def test_class_orders_that_leave_a_class_open_are_refused(colours, tmp_path):
     data = colours()
     path = data.saved(tmp_path / "w.safetensors")
     for options in ({"class_order": "nonsense"}, {"class_order": "found", "prune_to_classes": True}):
-        with pytest.raises(BadValue, match=r"one text|both given"):
+        with pytest.raises(BadValue, match=r"is a string|both given"):
             bring(path, data, tmp_path / "out", **options)
     with pytest.raises(ClassOrderError, match=r"5 entries, fc.weight in .* has 4 rows"):
         bring(path, data, tmp_path / "out", class_order=[*data.info.class_ids, "more"])
