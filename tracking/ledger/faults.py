@@ -9,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -48,6 +49,11 @@ class Server:
     """Variable with the file of trusted certificates."""
 
 
+def fault_in(text: str, table: Mapping[str, Fault]) -> Fault | None:
+    """The first fault of a table whose pattern is in a text."""
+    return next((fault for pattern, fault in table.items() if re.search(pattern, text)), None)
+
+
 def without_password(uri: str) -> str:
     """The URI without user name and password, for messages."""
     scheme, mark, rest = uri.partition("://")
@@ -55,34 +61,22 @@ def without_password(uri: str) -> str:
     return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-_CONNECTIONS = (
-    (
-        r"certificate has expired",
-        Fault("The TLS certificate of {name} has expired.", "renew it on that server"),
+_CONNECTIONS = {
+    r"certificate has expired": Fault("The TLS certificate of {name} has expired.", "renew it on that server"),
+    r"[Hh]ostname mismatch|IP address mismatch|certificate is not valid for|doesn't match": Fault(
+        "The TLS certificate of {name} is for another host name.", "use the host name of the certificate in {address}"
     ),
-    (
-        r"[Hh]ostname mismatch|IP address mismatch|certificate is not valid for|doesn't match",
-        Fault(
-            "The TLS certificate of {name} is for another host name.",
-            "use the host name of the certificate in {address}",
-        ),
+    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": Fault(
+        "The TLS certificate of {name} is not trusted here: it is self-signed, or its authority is unknown.",
+        "set {certificates} to a file with the certificate of its authority (PEM)",
     ),
-    (
-        r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
-        Fault(
-            "The TLS certificate of {name} is not trusted here: it is self-signed, or its authority is unknown.",
-            "set {certificates} to a file with the certificate of its authority (PEM)",
-        ),
+    r"WRONG_VERSION_NUMBER|wrong version number|RECORD_LAYER_FAILURE|record layer failure|HTTP_REQUEST": Fault(
+        "{name} does not use TLS at that port.", "write http:// instead of https:// in {address}"
     ),
-    (
-        r"WRONG_VERSION_NUMBER|wrong version number|RECORD_LAYER_FAILURE|record layer failure|HTTP_REQUEST",
-        Fault("{name} does not use TLS at that port.", "write http:// instead of https:// in {address}"),
+    r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)": Fault(
+        "{name} uses TLS at that port.", "write https:// instead of http:// in {address}"
     ),
-    (
-        r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)",
-        Fault("{name} uses TLS at that port.", "write https:// instead of http:// in {address}"),
-    ),
-)
+}
 """Patterns in the texts of errors and responses."""
 _PROXY_LOOPBACK = Fault(
     "{name} is on this machine, but requests to it are sent to the proxy {proxy}.", "add {host} to NO_PROXY"
@@ -92,20 +86,14 @@ _PROXY_PRIVATE = Fault(
     "add {host} to NO_PROXY if this machine reaches it directly, or correct the proxy",
     waits=True,
 )
-_PROXY_PUBLIC = Fault(
-    "{name} does not respond through the proxy {proxy}.",
-    "correct HTTP_PROXY and HTTPS_PROXY, or unset them",
-    waits=True,
-)
+_PROXY_PUBLIC = replace(_PROXY_PRIVATE, fix="correct HTTP_PROXY and HTTPS_PROXY, or unset them")
 
 
 def connection_fault(server: Server, text: str) -> Fault | None:
     """The fault behind a failed connection or an unexpected response, if TLS or a proxy is the cause."""
     facts = {"name": server.name, "address": server.address, "certificates": server.certificates}
-    for pattern, fault in _CONNECTIONS:
-        if re.search(pattern, text):
-            return fault.about(**facts)
-    return proxy_fault(server)
+    fault = fault_in(text, _CONNECTIONS)
+    return fault.about(**facts) if fault else proxy_fault(server)
 
 
 def proxy_fault(server: Server) -> Fault | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -83,18 +83,16 @@ def _names_kms(refusal: Refusal) -> bool:
 
 
 class Row(NamedTuple):
-    """A fault and the codes that mean it; ``when`` is a further condition."""
+    """A fault and the codes that mean it, separated by spaces; empty: any.  ``when`` is a further condition."""
 
-    codes: frozenset[str]
-    fault: Fault
+    codes: str
+    message: str
+    fix: str
     when: Callable[[Refusal], bool] = lambda _refusal: True
+    waits: bool = False
 
 
-def _codes(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_ANY: frozenset[str] = frozenset()
+_UNSUPPORTED = "501 NotImplemented XNotImplemented UnsupportedOperation"
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _SET_CHECKSUMS = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
 _REGION = Fault(
@@ -104,137 +102,115 @@ _REGION = Fault(
 
 ROWS = (
     Row(
-        _codes("NoSuchBucket"),
-        Fault("{endpoint} has no bucket {bucket!r}.", "run `rd3 infra init`, or set RD3_ARTIFACTS to another bucket"),
+        "NoSuchBucket",
+        "{endpoint} has no bucket {bucket!r}.",
+        "run `rd3 infra init`, or set RD3_ARTIFACTS to another bucket",
     ),
     Row(
-        _codes("RequestTimeTooSkewed RequestExpired RequestInTheFuture"),
-        Fault(
-            "{endpoint} rejects requests because its clock and ours differ by minutes ({code}).",
-            "set the clock (NTP) on both machines",
-        ),
+        "RequestTimeTooSkewed RequestExpired RequestInTheFuture",
+        "{endpoint} rejects requests because its clock and ours differ by minutes ({code}).",
+        "set the clock (NTP) on both machines",
     ),
     Row(
-        _codes("ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired"),
-        Fault(
-            "The S3 session token for {root} has expired or is invalid ({code}).",
-            f"get new credentials (`aws sso login`, or new values of AWS_SESSION_TOKEN, {_KEYS}), "
-            "and unset AWS_SESSION_TOKEN for a permanent key",
-        ),
+        "ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired",
+        "The S3 session token for {root} has expired or is invalid ({code}).",
+        f"get new credentials (`aws sso login`, or new values of AWS_SESSION_TOKEN, {_KEYS}), "
+        "and unset AWS_SESSION_TOKEN for a permanent key",
     ),
     Row(
-        _ANY,
-        Fault(
-            "The KMS key that encrypts the bucket {bucket!r} cannot be used ({code}).",
-            "enable that key, and allow our credentials kms:GenerateDataKey and kms:Decrypt on it",
-        ),
+        "",
+        "The KMS key that encrypts the bucket {bucket!r} cannot be used ({code}).",
+        "enable that key, and allow our credentials kms:GenerateDataKey and kms:Decrypt on it",
         when=_names_kms,
     ),
     Row(
-        _codes("403 401 AccessDenied SignatureDoesNotMatch InvalidAccessKeyId Forbidden Unauthorized"),
-        Fault(
-            "{endpoint} rejects the S3 credentials for {root} ({code}).",
-            f"check {_KEYS}, and the permissions of that key",
-        ),
+        "403 401 AccessDenied SignatureDoesNotMatch InvalidAccessKeyId Forbidden Unauthorized",
+        "{endpoint} rejects the S3 credentials for {root} ({code}).",
+        f"check {_KEYS}, and the permissions of that key",
     ),
     Row(
-        _codes("AccountProblem AllAccessDisabled NotSignedUp UserSuspended"),
-        Fault("{endpoint} has disabled access for this account ({code}).", "ask the provider of that account"),
+        "AccountProblem AllAccessDisabled NotSignedUp UserSuspended",
+        "{endpoint} has disabled access for this account ({code}).",
+        "ask the provider of that account",
     ),
     Row(
-        _codes(
-            "301 307 PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed InvalidRegion "
-            "AuthorizationQueryParametersError IllegalLocationConstraintException InvalidLocationConstraint"
-        ),
-        _REGION,
+        "301 307 PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed InvalidRegion "
+        "AuthorizationQueryParametersError IllegalLocationConstraintException InvalidLocationConstraint",
+        _REGION.message,
+        _REGION.fix,
     ),
     Row(
-        _codes("InvalidBucketName"),
-        Fault(
-            "{endpoint} does not accept {bucket!r} as the name of a bucket.",
-            "use 3 to 63 lower-case letters, digits and hyphens in RD3_ARTIFACTS=s3://bucket/prefix",
-        ),
+        "InvalidBucketName",
+        "{endpoint} does not accept {bucket!r} as the name of a bucket.",
+        "use 3 to 63 lower-case letters, digits and hyphens in RD3_ARTIFACTS=s3://bucket/prefix",
     ),
     Row(
-        _codes("BucketAlreadyExists"),
-        Fault("The bucket {bucket!r} belongs to another account at {endpoint}.", "set RD3_ARTIFACTS to another bucket"),
+        "BucketAlreadyExists",
+        "The bucket {bucket!r} belongs to another account at {endpoint}.",
+        "set RD3_ARTIFACTS to another bucket",
     ),
     Row(
-        _codes(
-            "507 QuotaExceeded InsufficientStorage InsufficientCapacity StorageFull XMinioStorageFull TooManyBuckets "
-            "XMinioAdminBucketQuotaExceeded XMinioObjectTooManyVersions ServiceQuotaExceededException"
-        ),
-        Fault(
-            "{endpoint} has no space left for {root} ({code}).",
-            "free space (`rd3 artifacts gc`), raise the quota, or set RD3_ARTIFACTS to another bucket",
-        ),
+        "507 QuotaExceeded InsufficientStorage InsufficientCapacity StorageFull XMinioStorageFull TooManyBuckets "
+        "XMinioAdminBucketQuotaExceeded XMinioObjectTooManyVersions ServiceQuotaExceededException",
+        "{endpoint} has no space left for {root} ({code}).",
+        "free space (`rd3 artifacts gc`), raise the quota, or set RD3_ARTIFACTS to another bucket",
     ),
     Row(
-        _codes("413 EntityTooLarge MaxMessageLengthExceeded RequestEntityTooLarge"),
-        Fault(
-            "{endpoint} refuses an object of that size ({code}).",
-            "raise the limit of that server, or of the proxy before it (nginx: client_max_body_size 0)",
-        ),
+        "413 EntityTooLarge MaxMessageLengthExceeded RequestEntityTooLarge",
+        "{endpoint} refuses an object of that size ({code}).",
+        "raise the limit of that server, or of the proxy before it (nginx: client_max_body_size 0)",
     ),
     Row(
-        _codes("501 NotImplemented XNotImplemented UnsupportedOperation"),
-        Fault(
-            "{endpoint} does not implement the checksums or the condition If-None-Match of an upload ({code}).",
-            f"{_SET_CHECKSUMS}; if they are set, use a server with conditional writes",
-        ),
+        _UNSUPPORTED,
+        "{endpoint} does not implement the checksums or the condition If-None-Match of an upload ({code}).",
+        f"{_SET_CHECKSUMS}; if they are set, use a server with conditional writes",
         when=lambda refusal: _may_be_checksums(refusal) and _may_be_condition(refusal),
     ),
     Row(
-        _codes("501 NotImplemented XNotImplemented UnsupportedOperation"),
-        Fault(
-            "{endpoint} does not implement the condition If-None-Match of an upload ({code}).",
-            "use a server with conditional writes: RD3's lease and ledger rely on them",
-        ),
+        _UNSUPPORTED,
+        "{endpoint} does not implement the condition If-None-Match of an upload ({code}).",
+        "use a server with conditional writes: RD3's lease and ledger rely on them",
         when=_may_be_condition,
     ),
     Row(
-        _codes(
-            "411 MissingContentLength XAmzContentSHA256Mismatch XAmzContentChecksumMismatch BadDigest InvalidDigest "
-            "InvalidArgument InvalidRequest MalformedTrailerError 501 NotImplemented XNotImplemented "
-            "UnsupportedOperation"
-        ),
-        Fault("{endpoint} does not accept the checksums of an upload ({code}).", _SET_CHECKSUMS),
+        "411 MissingContentLength XAmzContentSHA256Mismatch XAmzContentChecksumMismatch BadDigest InvalidDigest "
+        f"InvalidArgument InvalidRequest MalformedTrailerError {_UNSUPPORTED}",
+        "{endpoint} does not accept the checksums of an upload ({code}).",
+        _SET_CHECKSUMS,
         when=_may_be_checksums,
     ),
     Row(
-        _codes("501 NotImplemented XNotImplemented UnsupportedOperation"),
-        Fault("{endpoint} does not implement {operation} ({code}).", "use another S3 server"),
+        _UNSUPPORTED,
+        "{endpoint} does not implement {operation} ({code}).",
+        "use another S3 server",
     ),
     Row(
-        _codes("405 MethodNotAllowed"),
-        Fault(
-            "{endpoint} does not allow {operation} on {root} ({code}).",
-            "set AWS_ENDPOINT_URL to the S3 interface of that server, not to its console",
-        ),
+        "405 MethodNotAllowed",
+        "{endpoint} does not allow {operation} on {root} ({code}).",
+        "set AWS_ENDPOINT_URL to the S3 interface of that server, not to its console",
     ),
     Row(
-        _codes(
-            "429 SlowDown SlowDownRead SlowDownWrite TooManyRequests TooManyRequestsException RequestLimitExceeded "
-            "Throttling ThrottlingException RequestThrottled BandwidthLimitExceeded Busy"
-        ),
-        Fault("{endpoint} limits the rate of requests ({code}).", "run fewer trials at a time", waits=True),
+        "429 SlowDown SlowDownRead SlowDownWrite TooManyRequests TooManyRequestsException RequestLimitExceeded "
+        "Throttling ThrottlingException RequestThrottled BandwidthLimitExceeded Busy",
+        "{endpoint} limits the rate of requests ({code}).",
+        "run fewer trials at a time",
+        waits=True,
     ),
     Row(
-        _codes("504 GatewayTimeout 502 BadGateway"),
-        Fault(
-            "The proxy before {endpoint} gets no response from the S3 server ({code}).",
-            "check that server, and the timeouts of the proxy (nginx: proxy_read_timeout)",
-            waits=True,
-        ),
+        "504 GatewayTimeout 502 BadGateway",
+        "The proxy before {endpoint} gets no response from the S3 server ({code}).",
+        "check that server, and the timeouts of the proxy (nginx: proxy_read_timeout)",
+        waits=True,
     ),
     Row(
-        _codes("RequestTimeout ServiceUnavailable InternalError OperationAborted XMinioServerNotInitialized"),
-        Fault("{endpoint} failed on {root} ({code}).", "check the log of that server", waits=True),
+        "RequestTimeout ServiceUnavailable InternalError OperationAborted XMinioServerNotInitialized",
+        "{endpoint} failed on {root} ({code}).",
+        "check the log of that server",
+        waits=True,
     ),
 )
 """The first row that applies counts."""
 _OTHER = Fault("{endpoint} failed on {root} ({code}).", "check the log of that server")
-_OTHER_5XX = Fault(_OTHER.message, _OTHER.fix, waits=True)
 
 
 def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
@@ -245,11 +221,11 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
         return by_proxy
     names = {refusal.code, str(status)} if status in PERMANENT_STATUSES else {refusal.code}
     for row in ROWS:
-        if (not row.codes or row.codes & names) and row.when(refusal):
-            found = row.fault
+        if (not row.codes or names.intersection(row.codes.split())) and row.when(refusal):
+            found = Fault(row.message, row.fix, row.waits)
             break
     else:
-        found = _OTHER_5XX if status >= 500 and status not in PERMANENT_STATUSES else _OTHER
+        found = replace(_OTHER, waits=status >= 500 and status not in PERMANENT_STATUSES)
     return found.about(
         endpoint=endpoint,
         root=root,

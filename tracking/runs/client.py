@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.errors import RD3Error, StoreError, TrackingError, TrackingUnavailable, is_disk_full
-from tracking.ledger.faults import Fault, connection_fault, proxy_fault, without_password
+from tracking.ledger.faults import Fault, connection_fault, fault_in, proxy_fault, without_password
 from tracking.ledger.s3 import s3_errors
 from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
 from tracking.place import Place
@@ -151,9 +151,8 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     if schema is not None:
         return schema
     facts = {"where": where, "database": sqlite_path(uri) if uri.startswith("sqlite") else where}
-    for pattern, fault in TEXTS:
-        if re.search(pattern, text):
-            return fault.about(**facts)
+    if fault := fault_in(text, TEXTS):
+        return fault.about(**facts)
     if uri.startswith("http"):
         between = _between(text, status, uri)
         if between is not None:

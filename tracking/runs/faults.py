@@ -4,59 +4,42 @@ from __future__ import annotations
 
 from tracking.ledger.faults import Fault, Server, without_password
 
-SQLITE = (
-    (
-        "is locked",
-        Fault(
-            "The MLflow database {database} is locked by another process.",
-            "end that process (`fuser {database}` shows it); several machines need a tracking server",
-            waits=True,
-        ),
+SQLITE = {
+    "is locked": Fault(
+        "The MLflow database {database} is locked by another process.",
+        "end that process (`fuser {database}` shows it); several machines need a tracking server",
+        waits=True,
     ),
-    (
-        "disk is full",
-        Fault("There is no space left for the MLflow database {database}.", "free space on that disk"),
+    "disk is full": Fault("There is no space left for the MLflow database {database}.", "free space on that disk"),
+    "is not a database": Fault(
+        "Cannot write the MLflow database {database}: file is not a database.",
+        "move that file away, or set MLFLOW_TRACKING_URI",
     ),
-    (
-        "is not a database",
-        Fault(
-            "Cannot write the MLflow database {database}: file is not a database.",
-            "move that file away, or set MLFLOW_TRACKING_URI",
-        ),
+    "unable to open database file": Fault(
+        "The MLflow database {database} cannot be opened.", "make the file and its folder writable"
     ),
-    (
-        "unable to open database file",
-        Fault("The MLflow database {database} cannot be opened.", "make the file and its folder writable"),
+    "readonly database": Fault(
+        "The MLflow database {database} cannot be written.", "make the file and its folder writable"
     ),
-    (
-        "readonly database",
-        Fault("The MLflow database {database} cannot be written.", "make the file and its folder writable"),
-    ),
-)
+}
 """Words of SQLite's errors and what they mean."""
-TEXTS = (
-    *SQLITE,
-    (
-        r"[Dd]isk ?[Ff]ull|could not extend file|No space left on device",
-        Fault("There is no space left for MLflow at {where}.", "free space on that disk"),
+TEXTS = {
+    **SQLITE,
+    r"[Dd]isk ?[Ff]ull|could not extend file|No space left on device": Fault(
+        "There is no space left for MLflow at {where}.", "free space on that disk"
     ),
-    (
-        r"(?:password )?authentication failed|role \S+ does not exist",
-        Fault("The tracking database {where} rejects the login.", "set PGUSER and PGPASSWORD, or correct ~/.pgpass"),
+    r"(?:password )?authentication failed|role \S+ does not exist": Fault(
+        "The tracking database {where} rejects the login.", "set PGUSER and PGPASSWORD, or correct ~/.pgpass"
     ),
-    (
-        r"database \S+ does not exist",
-        Fault("There is no such database at {where}.", "create it, or correct MLFLOW_TRACKING_URI"),
+    r"database \S+ does not exist": Fault(
+        "There is no such database at {where}.", "create it, or correct MLFLOW_TRACKING_URI"
     ),
-    (
-        r"too many (?:clients|connections)|remaining connection slots",
-        Fault(
-            "The tracking database {where} has no free connection.",
-            "run fewer trials at a time, or raise its max_connections",
-            waits=True,
-        ),
+    r"too many (?:clients|connections)|remaining connection slots": Fault(
+        "The tracking database {where} has no free connection.",
+        "run fewer trials at a time, or raise its max_connections",
+        waits=True,
     ),
-)
+}
 """Patterns in the texts of errors of SQLite and PostgreSQL."""
 STATUSES = {
     407: Fault("The proxy between here and {where} requires a login (407).", "put it into HTTP_PROXY and HTTPS_PROXY"),

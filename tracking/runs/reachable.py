@@ -13,13 +13,14 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from rd3.errors import TrackingError, TrackingUnavailable
-from tracking.ledger.faults import Fault, connection_fault, proxy_fault, without_password
+from tracking.ledger.faults import Fault, connection_fault, fault_in, proxy_fault, without_password
 from tracking.runs.database import check_sqlite_schema
 from tracking.runs.faults import SQLITE, STATUSES, tracking_server
 
@@ -95,33 +96,27 @@ def sqlite(uri: str, seconds: float) -> None:
 
 
 def _sqlite_fault(error: sqlite3.Error | OSError, path: Path) -> Fault:
-    for words, fault in SQLITE:
-        if words in str(error):
-            return fault.about(database=path)
+    if fault := fault_in(str(error), SQLITE):
+        return fault.about(database=path)
     return Fault(f"Cannot write the MLflow database {path}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI")
 
 
 def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
     """The result of ``ask``, with a limit on the total time, including name resolution and slow responses."""
-    answers: list[Any] = []
-    caught: list[BaseException] = []
+    answer: Future[Any] = Future()
 
     def run() -> None:
         try:
-            answers.append(ask())
+            answer.set_result(ask())
         except BaseException as error:  # handed to the caller below
-            caught.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="reach")
-    thread.start()
-    thread.join(seconds)
-    if caught:
-        raise caught[0]
-    if not answers:
+    threading.Thread(target=run, daemon=True, name="reach").start()
+    if not wait([answer], seconds).done:
         raise TrackingUnavailable(
             f"The tracking server {without_password(uri)} does not respond within {seconds:g} s.", _START
         )
-    return answers[0]
+    return answer.result()
 
 
 def _database(uri: str, port: int, seconds: float) -> None:
