@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rd3.component import changes_text
 from rd3.errors import RD3Error
+from tracking.report.figures import Points, map_chart
 from tracking.report.query import own_settings
 
 if TYPE_CHECKING:
@@ -27,16 +28,7 @@ _REAL = 100
 _AT_ONCE = 250
 
 
-class Points(NamedTuple):
-    """Images of one origin."""
-
-    features: np.ndarray
-    """(n, D) float64, or (n, 2) once embedded."""
-    labels: np.ndarray
-    """(n,) int64."""
-
-
-def embedded(groups: dict[str, Points], *, seed: int = 0, perplexity: float = 30.0) -> dict[str, Points]:
+def embedded(groups: dict[str, Points], *, perplexity: float = 30.0) -> dict[str, Points]:
     """The groups with (n, 2) features, embedded together by t-SNE, so that their positions can be compared.
 
     ``perplexity`` is lowered where there are fewer than three times as many images.  Source: van der Maaten and Hinton,
@@ -46,7 +38,7 @@ def embedded(groups: dict[str, Points], *, seed: int = 0, perplexity: float = 30
 
     together = np.concatenate([points.features for points in groups.values()])
     fitting = min(perplexity, max(1.0, (len(together) - 1) / 3))
-    positions = TSNE(perplexity=fitting, init="pca", random_state=seed).fit_transform(together).astype(np.float64)
+    positions = TSNE(perplexity=fitting, init="pca", random_state=0).fit_transform(together).astype(np.float64)
     ends = np.cumsum([len(points.labels) for points in groups.values()])[:-1]
     parts = np.split(positions, ends)
     return {name: Points(part, points.labels) for (name, points), part in zip(groups.items(), parts, strict=True)}
@@ -68,7 +60,6 @@ def drawings(grid: LoadedGrid, frame: pd.DataFrame) -> Iterator[Drawing]:
 
 def _drawing(grid: LoadedGrid, name: str, ipc: int, role: str, methods: dict[str, str]) -> Drawing:
     from tracking.report.charts import Drawing
-    from tracking.report.figures import map_chart
 
     title = f"Features of {name}, IPC {ipc}"
     try:

@@ -53,7 +53,6 @@ class Judged:
     text: str
     verdict: str
     """The verdict with the counts of its rows."""
-    rule: str
     table: Table
 
 
@@ -92,7 +91,7 @@ def judged(claim: Claim, results: Results) -> Judged:
     whole = overall(verdicts, complete=not unfinished)
     verdict = f"{whole} ({', '.join(counts)})" if rows else f"{OPEN} (nothing to compare)"
     table = Table("Claim", COLUMNS, rows, RULES[claim.test])
-    return Judged(claim.text, verdict, RULES[claim.test], table.without_empty() if rows else table)
+    return Judged(claim.text, verdict, table.without_empty() if rows else table)
 
 
 def _better(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:

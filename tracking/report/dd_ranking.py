@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from rd3.errors import BadValue
 from rd3.stats import mean
 
@@ -60,7 +62,7 @@ class Estimate(NamedTuple):
         return Estimate(increasing(self.value), *ends)
 
 
-def sum_of_means(constant: float, samples: Sequence[Sequence[float]], confidence: float = 0.95) -> Estimate:
+def sum_of_means(constant: float, samples: Sequence[Sequence[float]]) -> Estimate:
     """``constant`` plus the means of independent samples, with Welch's t interval (Satterthwaite's degrees of freedom).
 
     The values of a sample are independent repeats; a sample of a single value leaves the interval open.
@@ -70,18 +72,13 @@ def sum_of_means(constant: float, samples: Sequence[Sequence[float]], confidence
     value = constant + sum(mean(sample) for sample in samples)
     if not samples or any(len(sample) < 2 for sample in samples):
         return Estimate(value, None, None)
-    parts = [(_variance(sample) / len(sample), len(sample) - 1) for sample in samples]
+    parts = [(float(np.var(sample, ddof=1)) / len(sample), len(sample) - 1) for sample in samples]
     total = sum(part for part, _freedom in parts)
     if total == 0:
         return Estimate(value, value, value)
     freedom = total**2 / sum(part**2 / freedom for part, freedom in parts)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(total)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(total)
     return Estimate(value, value - half, value + half)
-
-
-def _variance(sample: Sequence[float]) -> float:
-    centre = mean(sample)
-    return sum((value - centre) ** 2 for value in sample) / (len(sample) - 1)
 
 
 def _accuracy(value: float, whose: str) -> float:

@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -67,7 +68,7 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
 
 
-def rendered(figure: Figure, kind: str, name: str) -> bytes:
+def rendered(figure: Figure, name: str, kind: str = "svg") -> bytes:
     """The figure as bytes; in an SVG, ids are prefixed by ``name``, and there is no metadata."""
     out = io.BytesIO()
     if kind == "png":
@@ -113,7 +114,7 @@ def _legend_entry(label: str, colour: str, marker: str, **more: Any) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=label, **more)
 
 
-def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accuracy") -> bytes:
+def accuracy_chart(table: ResultTable, *, name: str = "accuracy") -> bytes:
     """Mean top-1 accuracy with 95 % interval by method, one panel per IPC; hollow diamonds show the paper's ±."""
     count = len(table.rows)
     styles = _styles([score.method for row in table.rows for score in row.scores.values()])
@@ -152,7 +153,7 @@ def accuracy_chart(table: ResultTable, *, kind: str = "svg", name: str = "accura
             _legend(
                 figure, [_legend_entry("here", INK, "s"), _legend_entry("paper", PAPER, "D", markerfacecolor="none")]
             )
-        return rendered(figure, kind, name)
+        return rendered(figure, name)
 
 
 def _bar(got: Summary) -> float | None:
@@ -233,7 +234,7 @@ def _line(score: Score, field: str) -> tuple[str, ...]:
     )
 
 
-def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg", name: str = "sensitivity") -> bytes:
+def sensitivity_chart(scores: Sequence[Score], field: str, *, name: str = "sensitivity") -> bytes:
     """Mean top-1 accuracy with 95 % interval against one protocol field, with the base point circled.
 
     The x axis is logarithmic if positive values span a decade or more, and categorical if values are not numbers.
@@ -295,7 +296,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, kind: str = "svg",
         entries.append(_legend_entry("base point", INK, "o", markerfacecolor="none"))
         entries[-1].set_markersize(11)
         _legend(figure, entries, columns=3)
-        return rendered(figure, kind, name)
+        return rendered(figure, name)
 
 
 def _shifted(positions: dict[Any, float], steps: float, logarithmic: bool) -> dict[Any, float]:
@@ -357,7 +358,7 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
             axes.set_xlabel(f"generation time of the set, {unit}{hollow}")
         panels[0].set_ylabel("top-1 %")
         _legend(figure, [_legend_entry(method, *styles[method]) for method in methods])
-        return rendered(figure, kind, name)
+        return rendered(figure, name, kind)
 
 
 def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[str, str]]) -> None:
@@ -385,20 +386,26 @@ def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[s
     _grid(axes, "both")
 
 
-def lines_chart(
-    lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, kind: str = "svg", name: str = "lines"
-) -> bytes:
+def lines_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, name: str = "lines") -> bytes:
     """Lines of (x, y) points by label; ``x`` and ``y`` label the axes."""
-    return panels_chart({"": lines}, x=x, y=y, kind=kind, name=name)
+    return panels_chart({"": lines}, x=x, y=y, name=name)
+
+
+def _panels(titles: Sequence[str], width: float, height: float, *, least: float, more: float) -> tuple[Figure, Any]:
+    """A figure of panels with common axes, three in a row; in inches, with ``more`` height and ``least`` width."""
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(max(least, width * columns), more + height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in grid[len(titles) :]:
+        axes.set_visible(False)
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
+    return figure, grid[: len(titles)]
 
 
 def panels_chart(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-    *,
-    x: str,
-    y: str,
-    kind: str = "svg",
-    name: str = "panels",
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, name: str = "panels"
 ) -> bytes:
     """Panels by title, with common axes and a common legend; each has lines of (x, y) points by label."""
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
@@ -406,15 +413,9 @@ def panels_chart(
         label: {"color": COLOURS[place % len(COLOURS)], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 1.4}
         for place, label in enumerate(labels)
     }
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.2, 2.7 * columns), 0.8 + 2.5 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            axes.set_visible(place < len(panels))
-        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
-            axes.set_title(title)
+        figure, grid = _panels(list(panels), 2.7, 2.5, least=6.2, more=0.8)
+        for axes, lines in zip(grid, panels.values(), strict=True):
             for label, points in lines.items():
                 axes.plot([point[0] for point in points], [point[1] for point in points], **looks[label])
             axes.set_xlabel(x)
@@ -422,39 +423,29 @@ def panels_chart(
             axes.label_outer()
             _grid(axes, "y")
         _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
-        return rendered(figure, kind, name)
+        return rendered(figure, name)
 
 
-class Cloud(Protocol):
-    """Points in the plane with labels."""
+class Points(NamedTuple):
+    """Images of one origin."""
 
-    @property
-    def features(self) -> Any:
-        """(n, 2) positions."""
-
-    @property
-    def labels(self) -> Any:
-        """(n,) labels from 0."""
+    features: np.ndarray
+    """(n, D) float64, or (n, 2) once embedded."""
+    labels: np.ndarray
+    """(n,) int64."""
 
 
-def map_chart(clouds: Mapping[str, Cloud], *, kind: str = "svg", name: str = "map") -> bytes:
+def map_chart(clouds: Mapping[str, Points], *, name: str = "map") -> bytes:
     """Points in the plane, coloured by label: a panel per cloud, each over the points of the first one."""
-    names_, background = list(clouds), next(iter(clouds.values()))
-    columns = min(3, len(names_))
-    rows = -(-len(names_) // columns)
-    palette = matplotlib.colormaps["tab10"]
+    background, palette = next(iter(clouds.values())), matplotlib.colormaps["tab10"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.9 * columns, 0.3 + 2.9 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            axes.set_visible(place < len(names_))
+        figure, grid = _panels(list(clouds), 2.9, 2.9, least=0.0, more=0.3)
+        for axes, cloud in zip(grid, clouds.values(), strict=True):
             axes.set_xticks([])
             axes.set_yticks([])
-        for axes, (title, cloud) in zip(grid.flat, clouds.items(), strict=False):
-            axes.set_title(title)
             colours = palette(background.labels % 10)
             axes.scatter(*background.features.T, s=5, c=colours, alpha=0.35, linewidths=0, rasterized=True)
             if cloud is not background:
                 own = palette(cloud.labels % 10)
                 axes.scatter(*cloud.features.T, s=34, c=own, edgecolors=INK, linewidths=0.6)
-        return rendered(figure, kind, name)
+        return rendered(figure, name)

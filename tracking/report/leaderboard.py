@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rd3.component import changes_text
-from rd3.errors import StoreError
-from rd3.store import now, write_atomically
-from tracking.report.page import fill, when
+from tracking.report.page import fill, write_files
 from tracking.report.paper import names, place_of
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -66,59 +64,43 @@ class Published:
 class Page:
     """What the template renders."""
 
-    made_at: str
     boards: list[Board]
     grids: dict[str, Published]
 
 
 def standings(found: Mapping[str, Results]) -> list[Standing]:
     """The finished points of grids by name, and each paper value beside them once; points of ``vary`` are left out."""
-    rows: dict[Standing, None] = {}
-    for grid, results in found.items():
-        for score in results.scores:
-            if score.varied:
-                continue
-            if score.top1 is not None:
-                rows[_verified(score, grid)] = None
-            if score.paper is not None:
-                rows[_reported(score)] = None
-    return list(rows)
+    scores = ((score, grid) for grid, results in found.items() for score in results.scores if not score.varied)
+    return list(dict.fromkeys(row for score, grid in scores for row in _rows(score, grid)))
 
 
-def _verified(score: Score, grid: str) -> Standing:
-    changed = changes_text(score.overrides)
-    protocol = ", ".join(filter(None, (score.protocol, score.setting, changed)))
-    assert score.top1 is not None
-    return Standing(
-        **_cell(score),
-        top1=score.top1.mean,
-        shown=top1_text(score),
-        status=VERIFIED,
-        protocol=protocol,
-        teacher=score.teacher,
-        reduced=reduced_text(score),
-        source=grid,
-        grid=grid,
-    )
-
-
-def _reported(score: Score) -> Standing:
-    assert score.paper is not None
-    [config] = score.printed.values() or [names()["protocol"]]
-    return Standing(
-        **_cell(score),
-        top1=score.paper.mean,
-        shown=paper_text(score),
-        status=REPORTED,
-        protocol=config,
-        teacher=names()["teacher"],
-        reduced="",
-        source=f"paper, Table {score.paper.table}",
-    )
-
-
-def _cell(score: Score) -> dict[str, Any]:
-    return {name: getattr(score, name) for name in ("dataset", "ipc", "method", "labels", "student")}
+def _rows(score: Score, grid: str) -> Iterator[Standing]:
+    """What was evaluated here, if it is finished, and what the paper prints."""
+    cell: dict[str, Any] = {name: getattr(score, name) for name in ("dataset", "ipc", "method", "labels", "student")}
+    if score.top1 is not None:
+        yield Standing(
+            **cell,
+            top1=score.top1.mean,
+            shown=top1_text(score),
+            status=VERIFIED,
+            protocol=", ".join(filter(None, (score.protocol, score.setting, changes_text(score.overrides)))),
+            teacher=score.teacher,
+            reduced=reduced_text(score),
+            source=grid,
+            grid=grid,
+        )
+    if score.paper is not None:
+        [config] = score.printed.values() or [names()["protocol"]]
+        yield Standing(
+            **cell,
+            top1=score.paper.mean,
+            shown=paper_text(score),
+            status=REPORTED,
+            protocol=config,
+            teacher=names()["teacher"],
+            reduced="",
+            source=f"paper, Table {score.paper.table}",
+        )
 
 
 def boards(rows: list[Standing]) -> list[Board]:
@@ -137,10 +119,5 @@ def write_leaderboard(found: Mapping[str, Results], grids: Mapping[str, Publishe
 
     ``found``: the results of ``grids``, by name.
     """
-    page = Page(when(now()), boards(standings(found)), dict(grids))
-    try:
-        write_atomically(out / "index.html", fill("leaderboard.html.j2", page))
-    except OSError as error:
-        fix = "choose another folder (--out)"
-        raise StoreError(f"Cannot write the leaderboard to {out}: {error.strerror}.", fix) from None
-    return out / "index.html"
+    page = fill("leaderboard.html.j2", Page(boards(standings(found)), dict(grids)))
+    return write_files(out, {"index.html": page}, "leaderboard")["index.html"]

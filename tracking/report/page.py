@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.errors import StoreError
@@ -38,26 +36,11 @@ def slug(title: str) -> str:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A figure with title and caption."""
-
-    title: str
-    caption: str
-    svg: Markup
-    text: str = ""
-    """What it shows, in sentences; empty where tables have the same numbers."""
-
-    @property
-    def slug(self) -> str:
-        return slug(self.title)
-
-
-@dataclass(frozen=True)
 class Section:
     """One result table with its chart."""
 
     table: ResultTable
-    chart: Chart | None
+    chart: Drawing | None
 
 
 @dataclass(frozen=True)
@@ -66,36 +49,29 @@ class Page:
 
     grid: str
     description: str
-    made_at: str
     lines: dict[str, str]
     """Facts about the run, by name."""
     protocols: dict[str, dict[str, str]]
     """Map of protocol names to their fields."""
     teachers: list[dict[str, str]]
     sections: list[Section]
-    sensitivity: list[Chart]
+    sensitivity: list[Drawing]
     varied: list[Score]
     pairs: list[Pair]
-    cost: Chart | None
-    others: list[Chart]
+    cost: Drawing | None
+    others: list[Drawing]
     """Charts of :mod:`tracking.report.charts`, and those that the caller has drawn."""
     sheets: list[Sheet]
     undone: list[dict[str, str]]
     provenance: Provenance
-    scores: list[Score]
     claim: Judged | None
     extra: dict[str, Table]
     """Tables of :mod:`tracking.report.extra`, by name."""
 
     @property
-    def charts(self) -> list[Chart]:
+    def charts(self) -> list[Drawing]:
         drawn = (*(one.chart for one in self.sections), *self.sensitivity, self.cost, *self.others)
         return [chart for chart in drawn if chart and chart.svg]
-
-
-def _svg(data: bytes) -> Markup:
-    """Mark a chart as safe HTML: matplotlib has escaped its text."""
-    return Markup(data.decode())
 
 
 def when(moment: str) -> str:
@@ -108,28 +84,25 @@ def _distinct(frame: pd.DataFrame, column: str) -> list[str]:
     return [str(value) for value in dict.fromkeys(frame[column].tolist()) if value is not None]
 
 
+_LISTED = {
+    **{"datasets": "dataset", "methods": "method", "IPC": "ipc", "students": "student", "set seeds": "set_seed"},
+    **{"student seeds": "student_seed", "evaluations": "status", "hardware": "device", "hosts": "host"},
+    **{"tested on": "tested_on", "finished": "finished_at", "code version": "code_version", "torch": "torch"},
+}
+"""Facts about a run, and the columns whose distinct values they list."""
+
+
 def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
     """Facts about the run, from the entries and from the caller."""
     given = {name: str(value) for name, value in facts.items() if name not in ("description", "claim", "failures")}
     counts = frame["status"].value_counts()
     dates = sorted(_distinct(frame, "finished_at"))
     threads = _distinct(frame, "threads")
-    entries = {
-        "datasets": ", ".join(_distinct(frame, "dataset")),
-        "methods": ", ".join(_distinct(frame, "method")),
-        "IPC": ", ".join(_distinct(frame, "ipc")),
-        "students": ", ".join(_distinct(frame, "student")),
-        "set seeds": ", ".join(_distinct(frame, "set_seed")),
-        "student seeds": ", ".join(_distinct(frame, "student_seed")),
-        "evaluations": ", ".join(f"{count} {status}" for status, count in counts.items()),
-        "hardware": ", ".join(_distinct(frame, "device"))
-        + (f", {'/'.join(threads)} thread(s) a trial" if threads else ""),
-        "hosts": ", ".join(_distinct(frame, "host")),
-        "tested on": ", ".join(_distinct(frame, "tested_on")),
-        "finished": " to ".join(dict.fromkeys([when(dates[0]), when(dates[-1])])) if dates else "",
-        "code version": ", ".join(_distinct(frame, "code_version")),
-        "torch": ", ".join(_distinct(frame, "torch")),
-    }
+    texts = {column: ", ".join(_distinct(frame, column)) for column in _LISTED.values()}
+    entries = {name: texts[column] for name, column in _LISTED.items()}
+    entries["evaluations"] = ", ".join(f"{count} {status}" for status, count in counts.items())
+    entries["hardware"] += f", {'/'.join(threads)} thread(s) a trial" if threads else ""
+    entries["finished"] = " to ".join(dict.fromkeys([when(dates[0]), when(dates[-1])])) if dates else ""
     return {name: value for name, value in {**entries, **given}.items() if value}
 
 
@@ -181,22 +154,22 @@ def _sections(found: Sequence[ResultTable]) -> list[Section]:
         if any(score.top1 for row in table.rows for score in row.scores.values()):
             caption = f"Dots: mean over seeds; {figures.BARS}"
             drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
-            chart = Chart(f"Accuracy, {table.title}", caption, _svg(drawn))
+            chart = Drawing(f"Accuracy, {table.title}", caption, drawn)
         sections.append(Section(table, chart))
     return sections
 
 
-def _sensitivity(found: Sequence[Score]) -> list[Chart]:
+def _sensitivity(found: Sequence[Score]) -> list[Drawing]:
     charts = []
     for index, field in enumerate(figures.varied_fields(found)):
         if figures.sensitivity_lines(found, field):
             drawn = figures.sensitivity_chart(found, field, name=f"sensitivity{index}")
             caption = f"Only {field} moves, from the ringed base point; {figures.BARS}"
-            charts.append(Chart(f"Sensitivity to {field}", caption, _svg(drawn)))
+            charts.append(Drawing(f"Sensitivity to {field}", caption, drawn))
     return charts
 
 
-def _cost(found: Sequence[Score]) -> Chart | None:
+def _cost(found: Sequence[Score]) -> Drawing | None:
     """Accuracy against cost, if there are at least two points of one dataset under one protocol."""
     shown = [score for score in found if score.top1 and score.generation_s and not score.varied]
     soft = [score for score in shown if score.labels == shown[0].labels]
@@ -211,19 +184,18 @@ def _cost(found: Sequence[Score]) -> Chart | None:
         if units != "CPU seconds"
         else "CPU seconds in the method, without training teachers, against accuracy on the set. Grey: Pareto front."
     )
-    return Chart("Generation time and accuracy", caption, _svg(drawn))
+    return Drawing("Generation time and accuracy", caption, drawn)
 
 
 def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, str]]:
     """Cells without a result, with the reason; ``failures`` maps keys of recipes to the reasons of their failures."""
-    found: dict[tuple[str, str], int] = {}
+    found = Counter[tuple[str, str]]()
     for row in frame[frame["status"] != "done"].to_dict("records"):
         changed = changes_text({**row["overrides"], **row["varied"]})
         texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", row["student"], row["protocol"])
         name = ", ".join(filter(None, (*texts, f"{row['labels']} labels", row["setting"], changed)))
         why = failures.get(row["evaluation"]) or failures.get(row["set"]) or row["reason"] or "not run yet"
-        place = (name, f"{row['status']}: {why}")
-        found[place] = found.get(place, 0) + 1
+        found[name, f"{row['status']}: {why}"] += 1
     return [{"cell": name, "why": why, "count": str(count)} for (name, why), count in found.items()]
 
 
@@ -231,13 +203,7 @@ def _evaluations_csv(frame: pd.DataFrame) -> str:
     """One line per evaluation with all columns; nested fields as JSON."""
     rows = frame.itertuples(index=False, name=None)
     plain = ([json.dumps(value) if isinstance(value, dict) else value for value in row] for row in rows)
-    return _lines_csv([frame.columns, *plain])
-
-
-def _lines_csv(lines: Iterable[Iterable[Any]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()
+    return tables.csv_text([frame.columns, *plain])
 
 
 def _environment(html: bool) -> Environment:
@@ -250,28 +216,18 @@ def _environment(html: bool) -> Environment:
         loader=PackageLoader("tracking.report"),
     )
     environment.globals |= {
-        "letter": tables.letter,
-        "paper_text": tables.paper_text,
-        "delta_text": tables.delta_text,
-        "reduced_text": tables.reduced_text,
-        "top1_text": tables.top1_text,
-        "spread_text": tables.spread_text,
-        "count_text": tables.count_text,
-        "reading": tables.READING,
+        "tables": tables,
         "is_score": lambda cell: isinstance(cell, Score),
-        "seconds_text": tables.seconds_text,
         "changes_text": changes_text,
         "interval_text": interval_text,
-        "no_interval": tables.NO_INTERVAL,
-        "to_markdown": tables.to_markdown,
     }
     environment.filters["cell"] = tables.escape_markdown
     return environment
 
 
 def fill(template: str, page: Any) -> str:
-    """Render a template of this package with the variable ``page``."""
-    return _environment(template.endswith(".html.j2")).get_template(template).render(page=page)
+    """Render a template of this package with the variables ``page`` and ``made_at``."""
+    return _environment(template.endswith(".html.j2")).get_template(template).render(page=page, made_at=when(now()))
 
 
 def _tables(page: Page) -> dict[str, str]:
@@ -282,7 +238,7 @@ def _tables(page: Page) -> dict[str, str]:
     }
     claim = {"claim": page.claim.table} if page.claim else {}
     for name, table in (claim | page.extra).items():
-        written[f"tables/{name}.csv"] = _lines_csv([table.columns, *table.texts])
+        written[f"tables/{name}.csv"] = tables.csv_text([table.columns, *table.texts])
         written[f"tables/{name}.tex"] = latex_of_texts(table.title, table.columns, table.texts, table.note)
     return written
 
@@ -307,7 +263,6 @@ def write_report(
     page = Page(
         grid=grid_name,
         description=str(facts.get("description", "")),
-        made_at=when(now()),
         lines=_lines(frame, facts),
         protocols=_protocols(found),
         teachers=_teachers(frame, results.find),
@@ -316,25 +271,30 @@ def write_report(
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),
         cost=_cost(found),
-        others=[Chart(one.title, one.caption, _svg(one.svg), one.text) for one in (*drawings(results, fetch), *charts)],
+        others=[*drawings(results, fetch), *charts],
         sheets=contact_sheets(found, results.find, fetch),
         undone=_undone(frame, facts.get("failures", {})),
         provenance=Provenance(found, frame, results.find),
-        scores=found,
         claim=judged(facts["claim"], results) if facts.get("claim") else None,
         extra=extra_tables(results),
     )
-    written = {
+    written: dict[str, str | bytes] = {
         "report.md": fill("report.md.j2", page),
         "results.csv": tables.to_csv(found, results.tables),
         "evaluations.csv": _evaluations_csv(frame),
         "report.html": fill("report.html.j2", page),
-    } | {f"charts/{place}-{chart.slug}.svg": str(chart.svg) for place, chart in enumerate(page.charts, 1)}
-    written |= _tables(page)
+        **{f"charts/{place}-{slug(chart.title)}.svg": chart.svg for place, chart in enumerate(page.charts, 1)},
+        **_tables(page),
+    }
+    return write_files(out, written, "report")
+
+
+def write_files(out: Path, files: Mapping[str, str | bytes], what: str) -> dict[str, Path]:
+    """Write files by name into a folder and return their paths; ``what`` they are, for the message of an error."""
     try:
-        for name, text in written.items():
-            write_atomically(out / name, text)
+        for name, content in files.items():
+            write_atomically(out / name, content)
     except OSError as error:
         fix = "choose another folder (--out)"
-        raise StoreError(f"Cannot write the report to {out}: {error.strerror}.", fix) from None
-    return {name: out / name for name in written}
+        raise StoreError(f"Cannot write the {what} to {out}: {error.strerror}.", fix) from None
+    return {name: out / name for name in files}

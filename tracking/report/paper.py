@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -62,18 +62,15 @@ def configurations(table: str, beginning: str) -> list[str]:
     )
 
 
-@functools.cache
-def _printed() -> dict[tuple[str, str, int, str, str, str], tuple[float, float | None]]:
-    """Map (table, dataset, ipc, method, network, labels) to (mean, std), for the tables used in comparisons."""
-    wanted = {table for tables in names()["tables"].values() for table in tables}
-    found: dict[tuple[str, str, int, str, str, str], tuple[float, float | None]] = {}
+def _value(table: str, theirs: tuple[str, str, str], ipc: int, fits: Callable[[str], bool]) -> PaperValue | None:
+    """The value of a cell (method, dataset, network) in a table, in the first configuration that fits."""
+    name, data, model = theirs
     for row in _rows():
-        if row["table"] in wanted:
-            # the column has what a table varies besides its rows and columns, such as label=hard
-            labels = "hard" if row["config"].startswith("label=hard") else "soft"
-            place = (row["table"], row["dataset"], int(row["ipc"]), row["method"], row["model"], labels)
-            found[place] = (float(row["mean"]), float(row["std"]) if row["std"] else None)
-    return found
+        place = (row["table"], row["method"], row["dataset"], row["model"], row["ipc"])
+        if place == (table, *theirs, str(ipc)) and fits(row["config"]):
+            std = float(row["std"]) if row["std"] else None
+            return PaperValue(float(row["mean"]), std, table, remark(table, data, ipc, name, model))
+    return None
 
 
 def configured_value(
@@ -88,13 +85,7 @@ def configured_value(
     if None in theirs or teacher_network not in (None, known["teacher"]):
         return None
     [(table, config)] = printed.items()
-    for row in _rows():
-        place = (row["table"], row["method"], row["dataset"], row["model"], row["ipc"])
-        if place == (table, *theirs, str(ipc)) and row["config"].startswith(config):
-            std = float(row["std"]) if row["std"] else None
-            name, data, model = theirs
-            return PaperValue(float(row["mean"]), std, table, remark(table, data, ipc, name, model))
-    return None
+    return _value(table, theirs, ipc, lambda named: named.startswith(config))
 
 
 def remark(table: str, dataset: str, ipc: int, method: str, model: str) -> str:
@@ -124,12 +115,12 @@ def paper_value(
     without_teacher = labels == "hard" and teacher_network is None
     if None in theirs or not (without_teacher or teacher_network == known["teacher"]):
         return None
-    name, data, model = theirs
-    for table in known["tables"][labels]:
-        printed = _printed().get((table, data, ipc, name, model, labels))
-        if printed is not None:
-            return PaperValue(*printed, table, remark(table, data, ipc, name, model))
-    return None
+
+    def fits(config: str) -> bool:  # it has what a table varies besides its rows and columns, such as label=hard
+        return config.startswith("label=hard") == (labels == "hard")
+
+    found = (_value(table, theirs, ipc, fits) for table in known["tables"][labels])
+    return next((value for value in found if value is not None), None)
 
 
 def incomparable(

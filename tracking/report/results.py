@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 import pandas as pd
 
 from rd3.cell import Cell
+from rd3.errors import why
+from rd3.registry import Registry
 from tracking.report.query import Find, rows
 from tracking.report.scores import Score, scores
 from tracking.report.tables import ResultTable, result_tables
+
+T = TypeVar("T")
+
+
+def produced(
+    registry: Registry[Callable[..., T | None]], failed: Callable[[str, str], T], *inputs: object
+) -> dict[str, T]:
+    """What the members of a registry make of ``inputs``, by name, without those that have nothing to show.
+
+    ``failed`` gives the place of one that fails, from its name and the reason: it must not cost the report.
+    """
+    found: dict[str, T | None] = {}
+    for name in registry:
+        try:
+            found[name] = registry.get(name)(*inputs)
+        except Exception as error:
+            found[name] = failed(name, why(error)[1])
+    found |= {name: failed(name, reason) for name, reason in registry.broken().items()}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 @dataclass(frozen=True)

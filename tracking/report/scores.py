@@ -17,6 +17,7 @@ from rd3.protocol import EvalProtocol
 from rd3.stats import VarianceComponents, confidence_interval, mean, std, variance_components
 from rd3.values import neutral_values
 from tracking.report.paper import PaperValue, configured_value, incomparable, names, paper_value
+from tracking.report.query import GENERATION
 
 POINT = (
     "method",
@@ -228,23 +229,19 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     apart += [changes_text({name: value}) for name, value in first["varied"].items()]
     apart += ["tested on validation images"] if any(row["tested_on"] == "validation" for row in done) else []
     per_set = {row["set"]: row for row in repeats if row["set"]}
+    same: dict[str, Any] = {name: first[name] for name in POINT}
+    same |= {name: _mean(row[name] for row in per_set.values()) for name in GENERATION}
+    same |= {name: done[0][name] if done else None for name in ("resolved", "image_steps", "label_bytes")}
     return Score(
-        **{name: first[name] for name in POINT},
+        **same,
         planned=len(repeats),
         top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
-        generation_wall_s=_mean(row["generation_wall_s"] for row in per_set.values()),
-        generation_process_s=_mean(row["generation_process_s"] for row in per_set.values()),
-        preparation_wall_s=_mean(row["preparation_wall_s"] for row in per_set.values()),
-        preparation_process_s=_mean(row["preparation_process_s"] for row in per_set.values()),
         set_count=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
         generation_gpus=tuple(sorted({row["generation_gpu"] or "" for row in per_set.values()})) or ("",),
         reduced=reduced,
         paper=_paper_value(first, network),
         apart=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
-        resolved=next((row["resolved"] for row in done), None),
-        image_steps=next((row["image_steps"] for row in done), None),
-        label_bytes=next((row["label_bytes"] for row in done), None),
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),
@@ -260,12 +257,12 @@ def _paper_value(row: Mapping[str, Any], network: str | None) -> PaperValue | No
 
 def point_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that repeats share, as text."""
-    return tuple(_plain(fields[name]) if isinstance(fields[name], Mapping) else str(fields[name]) for name in POINT)
+    return tuple(_text(fields[name]) for name in POINT)
 
 
 def point_of_score(score: Score) -> tuple[str, ...]:
     """:func:`point_of` the score's repeats."""
-    return point_of({name: getattr(score, name) for name in POINT})
+    return tuple(_text(getattr(score, name)) for name in POINT)
 
 
 def scores(frame: pd.DataFrame) -> list[Score]:
@@ -294,15 +291,14 @@ def _in_grid_order(found: Sequence[Score]) -> list[Score]:
     places: dict[tuple[str, str], int] = {}
     for score in found:
         for name in ORDERED:
-            places.setdefault((name, _plain_field(score, name)), len(places))
+            places.setdefault((name, _text(getattr(score, name))), len(places))
     return sorted(found, key=lambda score: _order(score, places))
 
 
 ORDERED = ("dataset", "protocol", "teacher", "student", "setting", "labels", "method", "overrides")
 
 
-def _plain_field(score: Score, name: str) -> str:
-    value = getattr(score, name)
+def _text(value: Any) -> str:
     return _plain(value) if isinstance(value, Mapping) else str(value)
 
 
@@ -311,5 +307,5 @@ def _order(score: Score, places: Mapping[tuple[str, str], int]) -> tuple[Any, ..
         (name, isinstance(value, str), value if isinstance(value, int | float) else 0, str(value))
         for name, value in score.varied.items()
     ]
-    *fields, overrides = (places[name, _plain_field(score, name)] for name in ORDERED)
+    *fields, overrides = (places[name, _text(getattr(score, name))] for name in ORDERED)
     return (*fields, bool(score.overrides), overrides, score.ipc, varied)

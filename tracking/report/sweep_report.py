@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rd3.store import now, write_atomically
-from tracking.report.page import fill, when
+from tracking.report.page import fill, write_files
 
 Row = Mapping[str, str]
 
@@ -60,17 +59,13 @@ class SweepPage:
     fairness: str
     """What the methods have in common, or that there is only one."""
     sections: Sequence[MethodSection]
-    made_at: str = ""
 
 
 def write_sweep_report(page: SweepPage, out: Path) -> dict[str, Path]:
     """Write ``report.md``, ``report.html`` and the plots into ``out``; returns a map of file names to paths."""
-    shown = SweepPage(**{**page.__dict__, "made_at": when(now())})
     written: dict[str, str | bytes] = {
-        "report.md": fill("sweep.md.j2", shown),
-        "report.html": fill("sweep.html.j2", shown),
+        "report.md": fill("sweep.md.j2", page),
+        "report.html": fill("sweep.html.j2", page),
         **{f"{section.label}-{plot.name}.svg": plot.svg for section in page.sections for plot in section.plots},
     }
-    for name, content in written.items():
-        write_atomically(out / name, content)
-    return {name: out / name for name in written}
+    return write_files(out, written, "report")

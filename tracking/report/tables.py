@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from rd3.component import changes_text
 from rd3.errors import BadValue
@@ -200,12 +201,11 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
     mixed = across_precisions(scores)
     ipcs = tuple(sorted({score.ipc for score in scores}))
     columns = {ipc: {label: by_ipc[ipc] for label, by_ipc in rows.items() if ipc in by_ipc} for ipc in ipcs}
+    shared: dict[str, Any] = {
+        name: getattr(first, name) for name in ("dataset", "protocol", "teacher", "student", "labels")
+    }
     return ResultTable(
-        dataset=first.dataset,
-        protocol=first.protocol,
-        teacher=first.teacher,
-        student=first.student,
-        labels=first.labels,
+        **shared,
         part=first.setting,
         changed=changes_text(common),
         ipcs=ipcs,
@@ -311,9 +311,7 @@ CSV_COLUMNS = (
 
 def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
     """All scores, including those of sensitivity studies, one per line, to six decimals; ``tables``: their tables."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    lines: list[Iterable[object]] = [CSV_COLUMNS]
     standing = {
         id(score): table.standing(row, ipc)
         for table in tables
@@ -337,5 +335,12 @@ def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
             *(standing.get(id(score), ""), " ".join(score.precisions)),
             *(score.image_steps, score.label_bytes, score.setting, ", ".join(filter(None, score.generation_gpus))),
         ]
-        writer.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
+        lines.append([round(value, 6) if isinstance(value, float) else value for value in values])
+    return csv_text(lines)
+
+
+def csv_text(lines: Iterable[Iterable[object]]) -> str:
+    """Lines of cells as CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()

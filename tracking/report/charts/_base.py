@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from rd3.errors import why
+from markupsafe import Markup
+
 from rd3.registry import Registry
-from tracking.report.results import Results
+from tracking.report.results import Results, produced
 from tracking.report.sheets import Fetch
 
 
@@ -20,7 +21,12 @@ class Drawing:
     svg: bytes
     """Empty for a chart that failed or cannot be drawn; the caption then says why."""
     text: str = ""
-    """What the chart shows, in sentences: its text alternative, and its place in Markdown."""
+    """What the chart shows, in sentences: its text alternative, and its place in Markdown; empty: tables show it."""
+
+    @property
+    def markup(self) -> Markup:
+        """The chart as safe HTML: matplotlib has escaped its text."""
+        return Markup(self.svg.decode())
 
 
 ReportChart = Callable[[Results, Fetch], Drawing | None]
@@ -33,14 +39,7 @@ register_chart: Callable[[str], Callable[[ReportChart], ReportChart]] = CHARTS.r
 """Decorator: register a chart under a name."""
 
 
-def drawings(results: Results, fetch: Fetch) -> Iterator[Drawing]:
-    """Every chart with something to show; one that fails shows the reason, as a chart must not cost the report."""
-    for name in CHARTS:
-        try:
-            found = CHARTS.get(name)(results, fetch)
-        except Exception as error:
-            found = Drawing(name, f"Not drawn: {why(error)[1]}", b"")
-        if found is not None:
-            yield found
-    for name, reason in CHARTS.broken().items():
-        yield Drawing(name, f"Not drawn: {reason}", b"")
+def drawings(results: Results, fetch: Fetch) -> list[Drawing]:
+    """Every chart with something to show; one that fails shows the reason."""
+    found = produced(CHARTS, lambda name, reason: Drawing(name, f"Not drawn: {reason}", b""), results, fetch)
+    return list(found.values())

@@ -125,4 +125,4 @@ def _drawn(library: Any, ranks: Mapping[str, float], blocks: Sequence[Mapping[st
         )
         axes.set_xlim(0.9, len(ranks) + 0.1)
         axes.xaxis.set_major_locator(FixedLocator(range(1, len(ranks) + 1)))
-        return rendered(figure, "svg", "critical-difference")
+        return rendered(figure, "critical-difference")

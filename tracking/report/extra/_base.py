@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from rd3.component import changes_text
-from rd3.errors import why
 from rd3.registry import Registry
-from tracking.report.results import Results
+from tracking.report.results import Results, produced
 from tracking.report.scores import POINT, Score
 from tracking.report.tables import escape_markdown, reduced_text, top1_text
 
@@ -68,18 +67,7 @@ register_table: Callable[[str], Callable[[ReportTable], ReportTable]] = TABLES.r
 
 def extra_tables(results: Results) -> dict[str, Table]:
     """Every table with something to show, by name; one that fails shows the reason."""
-    found: dict[str, Table | None] = {}
-    for name in TABLES:
-        try:
-            found[name] = TABLES.get(name)(results)
-        except Exception as error:  # a table of a plugin must not cost the report
-            found[name] = _failed(name, why(error)[1])
-    found |= {name: _failed(name, reason) for name, reason in TABLES.broken().items()}
-    return {name: table for name, table in found.items() if table is not None}
-
-
-def _failed(name: str, reason: str) -> Table:
-    return Table(name, ["error"], [[reason]])
+    return produced(TABLES, lambda name, reason: Table(name, ["error"], [[reason]]), results)
 
 
 def _text(cell: object) -> str:
