@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from rd3.datasets import Roots
 
@@ -36,16 +35,3 @@ class Place:
     def roots(self) -> Roots:
         """Where datasets are read and kept."""
         return Roots(data=self.data, home=self.decoded or self.home)
-
-    def to_plain(self) -> dict[str, str | None]:
-        """As JSON has it."""
-        paths = {name: getattr(self, name) for name in ("home", "data", "decoded")}
-        plain = {name: None if path is None else str(path) for name, path in paths.items()}
-        same = ("tracking_uri", "artifacts", "ledger_id", "lease", "user", "work")
-        return {name: getattr(self, name) for name in same} | plain
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_plain`."""
-        paths = {name: Path(plain[name]) for name in ("home", "data", "decoded") if plain[name] is not None}
-        return cls(**{name: value for name, value in plain.items() if value is not None} | paths)

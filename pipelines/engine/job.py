@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from rd3.evaluation.sharing import Keep
 from rd3.store import Entry
 from tracking.place import Place
@@ -69,14 +71,16 @@ class Job:
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON-compatible data."""
-        return asdict(self) | {"place": self.place.to_plain()}
+        plain: dict[str, Any] = _JOB.dump_python(self, mode="json")
+        return plain
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Job:
         """The inverse of :meth:`to_plain`."""
-        blocks = tuple(plain["blocks"]) if plain["blocks"] is not None else None
-        answers = Keep(*plain["answers"]) if plain["answers"] is not None else None
-        return cls(**{**plain, "place": Place.from_plain(plain["place"]), "blocks": blocks, "answers": answers})
+        return _JOB.validate_python(plain)
+
+
+_JOB = TypeAdapter(Job)
 
 
 def given_store(jobs: Sequence[Job]) -> GivenStore:
