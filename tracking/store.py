@@ -25,10 +25,9 @@ HAND = "rd3"
 class TrackedStore:
     """Implements :class:`rd3.store.Store` for one :class:`Place`."""
 
-    def __init__(self, place: Place, experiment: str = HAND):
+    def __init__(self, place: Place):
         self.place = place
         self.ledger = Ledger(place.artifacts)
-        self.experiment = experiment
 
     @property
     def cache(self) -> Path:
@@ -62,7 +61,7 @@ class TrackedStore:
             return known
         ledger_id = self.place.ledger_id or identity(self.ledger.objects, create=True)
         tracker = Tracker(replace(self.place, ledger_id=ledger_id))
-        experiment_id = tracker.experiment(self.experiment)
+        experiment_id = tracker.experiment(HAND)
         recipe = read_recipe(entry.recipe)
         start, end = (span_ms(entry) if source else None) or (None, None)
         run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id, start_ms=start)

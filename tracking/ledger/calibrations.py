@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rd3.errors import DataCorrupt
 from rd3.planning.calibration import Calibration
-from tracking.ledger.object_store import ObjectStore
+from tracking.ledger.object_store import ObjectStore, read_as
 
 _FOLDER = "calibrations/"
 
@@ -34,12 +33,4 @@ def known(objects: ObjectStore) -> list[Calibration]:
 
 
 def _read(objects: ObjectStore, name: str) -> Calibration | None:
-    raw = objects.get(name)
-    if raw is None:
-        return None
-    try:
-        return Calibration.model_validate_json(raw)
-    except ValueError:
-        raise DataCorrupt(
-            f"Calibration {objects.root}/{name} cannot be read.", "measure again: rd3 calibrate"
-        ) from None
+    return read_as(objects, name, Calibration.model_validate_json, "Calibration", "measure again: rd3 calibrate")

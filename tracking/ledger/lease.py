@@ -79,9 +79,12 @@ class Lease:
             name = self._document(f".after-{holder['token']}")
         return chain
 
+    def _current(self) -> dict[str, Any]:
+        """The end of the chain; empty if nobody holds the lease."""
+        return next((holder for _name, holder in reversed(self._chain())), {})
+
     def _holds(self) -> bool:
-        chain = self._chain()
-        return bool(chain) and bool(chain[-1][1]["token"] == self.token)
+        return bool(self._current().get("token") == self.token)
 
     def _beat_age_s(self, holder: dict[str, Any]) -> float:
         beat = self._read(self._document(f".beat-{holder['token']}")) or holder
@@ -104,14 +107,13 @@ class Lease:
 
     def refuse_if_held(self) -> None:
         """Raise :class:`LedgerInUse` if another process holds the lease; writes nothing."""
-        holder = self.holder()
-        if holder is not None:
+        if holder := self.holder():
             raise self._refuse(holder)
 
     def holder(self) -> dict[str, Any] | None:
         """The live holder as a dict with ``host``, ``pid`` and ``since`` (Unix time), or None."""
-        chain = self._chain()
-        return chain[-1][1] if chain and self._alive(chain[-1][1]) else None
+        holder = self._current()
+        return holder if holder and self._alive(holder) else None
 
     def __enter__(self) -> Lease:
         now = time.time()
@@ -127,10 +129,10 @@ class Lease:
         }
         data = json.dumps(me).encode()
         while True:
-            chain = self._chain()
-            if chain and self._alive(chain[-1][1]):
-                raise self._refuse(chain[-1][1])
-            claim = self._document(f".after-{chain[-1][1]['token']}") if chain else self._document()
+            holder = self._current()
+            if holder and self._alive(holder):
+                raise self._refuse(holder)
+            claim = self._document(f".after-{holder['token']}" if holder else "")
             if self.objects.put(claim, data, only_if_absent=True):
                 if self._holds():
                     break
@@ -148,9 +150,9 @@ class Lease:
         try:
             data = json.dumps({"time": time.time()}).encode()
             self.objects.put(self._document(f".beat-{self.token}"), data)
-            chain = self._chain()
-            if not chain or chain[-1][1]["token"] != self.token:
-                self._lost = chain[-1][1] if chain else {}
+            holder = self._current()
+            if holder.get("token") != self.token:
+                self._lost = holder
         except StoreError:
             pass  # a short outage: the next heartbeat follows soon, and the work itself reports a lasting failure
 

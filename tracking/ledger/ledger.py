@@ -27,7 +27,7 @@ from rd3.store import Entry, read_entry
 from rd3.upgrade import REKEYED
 from tracking.ledger.addresses import to_absolute, to_relative
 from tracking.ledger.lease import Lease
-from tracking.ledger.object_store import open_objects
+from tracking.ledger.object_store import open_objects, read_as
 
 
 def _name(kind: str, key: Key) -> str:
@@ -74,12 +74,8 @@ class Ledger:
 
     def former_keys(self, kind: str, start: str = "") -> dict[Key, Key]:
         """Map keys of an older format that begin with ``start`` to the keys that replaced them."""
-        found = {}
-        for key in self._listed(former_name(kind, start)):
-            raw = self.objects.get(former_name(kind, key))
-            if raw is not None:
-                found[key] = json.loads(raw)["key"]
-        return found
+        names = {former_name(kind, key): key for key in self._listed(former_name(kind, start))}
+        return {names[name]: json.loads(raw)["key"] for name, raw in self.objects.get_many(names).items()}
 
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry of a recipe, or None."""
@@ -89,10 +85,10 @@ class Ledger:
         """Map those of ``keys`` that have an entry to it."""
         wanted = {_name(kind, key): key for key in keys}
         found = self.objects.get_many(wanted)
-        entries = {
-            wanted[name]: read_entry(raw, f"Ledger entry {self.root}/{name}", _REMEDY) for name, raw in found.items()
+        return {
+            wanted[name]: to_absolute(read_entry(raw, f"Ledger entry {self.root}/{name}", _REMEDY), self.objects)
+            for name, raw in found.items()
         }
-        return {key: to_absolute(entry, self.objects) for key, entry in entries.items()}
 
     def mark(self, entry: Entry) -> Entry:
         """Write ``entry`` with its digest unless its key has one already; returns the entry that is in the ledger."""
@@ -175,17 +171,8 @@ class Ledger:
 
     def role(self, dataset: str, role: str) -> dict[str, Any] | None:
         """The teacher recipe that a user has named ``role``, as plain data, or None."""
-        name = _role_name(dataset, role)
-        raw = self.objects.get(name)
-        if raw is None:
-            return None
-        try:
-            recipe: dict[str, Any] = json.loads(raw)
-            return recipe
-        except ValueError:
-            raise DataCorrupt(
-                f"Teacher role {self.root}/{name} cannot be read.", "delete that file and name the teacher again"
-            ) from None
+        fix = "delete that file and name the teacher again"
+        return read_as(self.objects, _role_name(dataset, role), json.loads, "Teacher role", fix)
 
     def roles(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Map (dataset, role) to the recipe of its teacher or backbone, for all roles that users have named."""

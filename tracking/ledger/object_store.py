@@ -12,11 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
-from rd3.errors import StoreError, is_disk_full
+from rd3.errors import DataCorrupt, StoreError, is_disk_full
 from rd3.store import stage
+
+T = TypeVar("T")
 
 
 class Stored(NamedTuple):
@@ -104,6 +106,15 @@ def open_objects(root: str | Path) -> ObjectStore:
     return FolderObjects(local_path(text))
 
 
+def read_as(objects: ObjectStore, name: str, parse: Callable[[bytes], T], what: str, fix: str) -> T | None:
+    """A parsed object, or None; raises :class:`DataCorrupt`, which says ``what`` it is, if it cannot be parsed."""
+    raw = objects.get(name)
+    try:
+        return None if raw is None else parse(raw)
+    except ValueError:
+        raise DataCorrupt(f"{what} {objects.root}/{name} cannot be read.", fix) from None
+
+
 def is_direct(uri: str) -> bool:
     """Whether :func:`open_objects` supports this address; others are accessible through MLflow only."""
     return uri.startswith(("s3://", "file:")) or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
@@ -135,11 +146,9 @@ class FolderObjects:
         self.root = str(self.folder)
 
     def get(self, name: str) -> bytes | None:
-        with folder_errors(self.root):
-            try:
-                return (self.folder / name).read_bytes()
-            except FileNotFoundError:
-                return None
+        with folder_errors(self.root), contextlib.suppress(FileNotFoundError):
+            return (self.folder / name).read_bytes()
+        return None
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
         found = {name: self.get(name) for name in names}
@@ -151,16 +160,15 @@ class FolderObjects:
             target.parent.mkdir(parents=True, exist_ok=True)
             neighbour = stage(target, data)
             try:
-                if not only_if_absent:
-                    os.replace(neighbour, target)
-                    return True
-                try:
+                if only_if_absent:
                     os.link(neighbour, target)  # atomic, and fails if the name is taken
-                except FileExistsError:
-                    return False
-                return True
+                else:
+                    os.replace(neighbour, target)
+            except FileExistsError:
+                return False
             finally:
                 neighbour.unlink(missing_ok=True)
+        return True
 
     def names(self, prefix: str = "") -> Iterator[str]:
         start = self.folder / prefix.rpartition("/")[0]
@@ -190,12 +198,10 @@ class FolderObjects:
                 os.replace(shutil.copyfile(source, Path(scratch) / target.name), target)
 
     def download(self, name: str, target: Path) -> bool:
-        with folder_errors(self.root):
-            try:
-                shutil.copyfile(self.folder / name, target)
-            except FileNotFoundError:
-                return False
-        return True
+        with folder_errors(self.root), contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self.folder / name, target)
+            return True
+        return False
 
     def entries(self, prefix: str = "") -> Iterator[Stored]:
         for name in self.names(prefix):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -92,17 +92,22 @@ class S3Objects:
     def errors(self) -> contextlib.AbstractContextManager[None]:
         return s3_errors(self.root, self.client.meta.endpoint_url)
 
-    def get(self, name: str) -> bytes | None:
+    def asked(self, ask: Callable[[], Any], refusals: Collection[str]) -> Any:
+        """The answer to a request; None if the server refuses it with one of these codes."""
         from botocore.exceptions import ClientError
 
         with self.errors():
             try:
-                data: bytes = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
-                return data
+                return ask()
             except ClientError as error:
-                if error.response["Error"]["Code"] in _ABSENT:
+                if error.response["Error"]["Code"] in refusals:
                     return None
                 raise
+
+    def get(self, name: str) -> bytes | None:
+        place = {"Bucket": self.bucket, "Key": self.prefix + name}
+        data: bytes | None = self.asked(lambda: self.client.get_object(**place)["Body"].read(), _ABSENT)
+        return data
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
         wanted = list(names)
@@ -119,17 +124,10 @@ class S3Objects:
         The condition is atomic on AWS.  A server that first checks and then writes (Swift) may let several concurrent
         writers succeed, so a caller that needs exclusion must read the object back, as the lease does.
         """
-        from botocore.exceptions import ClientError
-
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
-        with self.errors():
-            try:
-                self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data, **condition)
-            except ClientError as error:
-                if only_if_absent and error.response["Error"]["Code"] in _TAKEN:
-                    return False
-                raise
-        return True
+        content = {"Bucket": self.bucket, "Key": self.prefix + name, "Body": data}
+        answer = self.asked(lambda: self.client.put_object(**content, **condition), _TAKEN if only_if_absent else ())
+        return answer is not None
 
     def names(self, prefix: str = "") -> Iterator[str]:
         return (stored.name for stored in self.entries(prefix))
@@ -159,16 +157,12 @@ class S3Objects:
 
     def download(self, name: str, target: Path) -> bool:
         """Download an object of any size; returns False if there is none."""
-        from botocore.exceptions import ClientError
 
-        with self.errors():
-            try:
-                self.client.download_file(self.bucket, self.prefix + name, str(target))
-            except ClientError as error:
-                if error.response["Error"]["Code"] in _ABSENT:
-                    return False
-                raise
-        return True
+        def download() -> bool:
+            self.client.download_file(self.bucket, self.prefix + name, str(target))
+            return True
+
+        return bool(self.asked(download, _ABSENT))
 
     def url(self, name: str = "") -> str:
         return f"{self.root}/{name}" if name else self.root

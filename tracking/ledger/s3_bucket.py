@@ -23,16 +23,10 @@ _FORBIDDEN = {"AccessDenied", "403"}
 
 
 def create(objects: S3Objects) -> str:
-    from botocore.exceptions import ClientError
-
     client, bucket = objects.client, objects.bucket
+    if objects.asked(lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1), {"NoSuchBucket"}) is not None:
+        return f"{bucket}: exists"
     with objects.errors():
-        try:
-            client.list_objects_v2(Bucket=bucket, MaxKeys=1)
-            return f"{bucket}: exists"
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "NoSuchBucket":
-                raise
         region = client.meta.region_name
         # AWS does not accept us-east-1 as a location constraint, and other servers use it as their name.
         where = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region != "us-east-1" else {}

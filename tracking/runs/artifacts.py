@@ -37,7 +37,8 @@ def served(entry: Entry) -> bool:
     return bool(uri) and not is_direct(uri)
 
 
-def _repository(uri: str, tracking_uri: str) -> Any:
+def repository(uri: str, tracking_uri: str) -> Any:
+    """MLflow's access to an artifact folder."""
     quiet_mlflow()
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -55,12 +56,10 @@ def exists(entry: Entry, tracking_uri: str = "") -> bool:
         if folder is not None:
             return all((folder / name).is_file() for name in entry.files)
         return set(entry.files) <= set(objects.names())
-    repository = _repository(uri, tracking_uri)
+    files = repository(uri, tracking_uri)
     parents = {PurePosixPath(name).parent.as_posix() for name in entry.files}
     with mlflow_errors(tracking_uri, uri):
-        found = {
-            item.path for parent in parents for item in repository.list_artifacts(None if parent == "." else parent)
-        }
+        found = {item.path for parent in parents for item in files.list_artifacts(None if parent == "." else parent)}
     return set(entry.files) <= found
 
 
@@ -136,13 +135,13 @@ def add(entry: Entry, path: Path, tracking_uri: str = "") -> None:
         open_objects(uri).upload(path.name, path)
         return
     with mlflow_errors(tracking_uri, uri):
-        _repository(uri, tracking_uri).log_artifact(str(path))
+        repository(uri, tracking_uri).log_artifact(str(path))
 
 
 def delete(uri: str, tracking_uri: str = "") -> None:
     """Delete an artifact folder, local or remote."""
     with mlflow_errors(tracking_uri, uri):
-        _repository(uri, tracking_uri).delete_artifacts()
+        repository(uri, tracking_uri).delete_artifacts()
 
 
 def _remove(folder: Path) -> None:
@@ -164,4 +163,4 @@ def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
                 raise DataMissing(f"{what(entry)} lacks its file {name} at {uri}.", "run or import it again")
         return
     with mlflow_errors(tracking_uri, uri):
-        _repository(uri, tracking_uri).download_artifacts("", dst_path=str(folder))
+        repository(uri, tracking_uri).download_artifacts("", dst_path=str(folder))

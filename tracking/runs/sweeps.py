@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rd3.errors import DataCorrupt
 from rd3.recipe import Key
 from rd3.values import digest
-from tracking.ledger.object_store import ObjectStore
+from tracking.ledger.object_store import ObjectStore, read_as
 from tracking.runs.runs import Tracker
 
 EXPERIMENT = "rd3 sweeps"
@@ -32,11 +31,7 @@ class SweepRecords:
         self.objects = objects
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        raw = self.objects.get(name)
-        try:
-            return None if raw is None else json.loads(raw)
-        except ValueError:
-            raise DataCorrupt(f"{self.objects.root}/{name} cannot be read.", "delete that file") from None
+        return read_as(self.objects, name, json.loads, "Sweep record", "delete that file")
 
     def _write(self, name: str, value: Mapping[str, Any], only_if_absent: bool = False) -> None:
         data = json.dumps(value, indent=1, sort_keys=True) + "\n"

@@ -21,6 +21,7 @@ from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import ObjectStore, Stored
 from tracking.place import Place
+from tracking.runs.artifacts import repository
 from tracking.runs.runs import Tracker
 
 YOUNG_S = 3600.0
@@ -91,29 +92,21 @@ def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float)
         )
     for run in ended:
         with tracker.errors():
-            size = _size(_repository(tracker, run), None)
+            size = _size(repository(run.info.artifact_uri, tracker.place.tracking_uri), None)
         if size:
             remove = partial(_empty, tracker, run)
             yield Garbage("files of a run without ledger entry", run.info.artifact_uri, size, remove)
-
-
-def _repository(tracker: Tracker, run: Any) -> Any:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    return get_artifact_repository(run.info.artifact_uri, tracking_uri=tracker.place.tracking_uri)
 
 
 def _empty(tracker: Tracker, run: Any) -> None:
     """Delete the files of a run and change its status from ``done`` to ``removed``."""
     with tracker.errors():
         tracker.log(run.info.run_id, tags={"rd3.status": "removed", "rd3.reason": "no ledger entry named its files"})
-        _repository(tracker, run).delete_artifacts()
+        repository(run.info.artifact_uri, tracker.place.tracking_uri).delete_artifacts()
 
 
-def _size(repository: Any, path: str | None) -> int:
-    return sum(
-        _size(repository, item.path) if item.is_dir else item.file_size or 0 for item in repository.list_artifacts(path)
-    )
+def _size(files: Any, path: str | None) -> int:
+    return sum(_size(files, item.path) if item.is_dir else item.file_size or 0 for item in files.list_artifacts(path))
 
 
 def _uploads(objects: ObjectStore, moment: float) -> Iterator[Garbage]:

@@ -13,7 +13,7 @@ from tracking.ledger.addresses import is_local
 from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
-from tracking.runs.client import quiet_mlflow
+from tracking.runs.artifacts import repository
 from tracking.runs.runs import Tracker
 from tracking.store import HAND
 
@@ -97,22 +97,19 @@ def probe_artifacts(place: Place) -> None:
     tracker = Tracker(place)
     tracker.check()
     experiment_id = tracker.experiment(HAND)
-    quiet_mlflow()
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     with tracker.errors(), tempfile.TemporaryDirectory() as folder:
         name = f"probe-{uuid.uuid4().hex}"
         sent = Path(folder) / name
         sent.write_text(name)
         location = tracker.client.get_experiment(experiment_id).artifact_location
         check_location(place, location)
-        repository = get_artifact_repository(location, tracking_uri=place.tracking_uri)
-        repository.log_artifact(str(sent))
+        files = repository(location, place.tracking_uri)
+        files.log_artifact(str(sent))
         try:
             Path(folder, "back").mkdir()
-            repository.download_artifacts(name, dst_path=str(Path(folder, "back")))
+            files.download_artifacts(name, dst_path=str(Path(folder, "back")))
             if Path(folder, "back", name).read_text() != name:
                 raise TrackingError(f"{location} returns other content than was written.", "check the server's log")
         finally:
             with contextlib.suppress(RD3Error):
-                repository.delete_artifacts(name)
+                files.delete_artifacts(name)

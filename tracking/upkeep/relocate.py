@@ -261,9 +261,6 @@ def _relocate_database(
     def tag(value: str) -> str:
         return ledger if _names_root(value, before) else value
 
-    def source(text: str) -> str:
-        return _with_uri(text, address)
-
     with _opened(database) as connection:
         if not _has_tables(connection):
             return (0, 0), None
@@ -273,7 +270,7 @@ def _relocate_database(
             rewrite("runs", "run_uuid", "artifact_uri", address),
             rewrite("tags", "run_uuid", "value", tag, "key = 'rd3.ledger'"),
             rewrite("tags", "run_uuid", "value", address, "key = 'rd3.files'"),
-            rewrite("datasets", "dataset_uuid", "dataset_source", source),
+            rewrite("datasets", "dataset_uuid", "dataset_source", partial(_with_uri, change=address)),
         ]
         if not any(rows for _statement, rows in changes):
             return (0, 0), None
@@ -290,10 +287,8 @@ def _changes(
 ) -> tuple[str, list[tuple[str, Any]]]:
     """An UPDATE statement, and its rows (new value, key) for the values that ``change`` changes."""
     rows = connection.execute(f"SELECT {column}, {key} FROM {table} WHERE {where}").fetchall()
-    changed = [(change(value), row) for value, row in rows]
-    kept = {row: value for value, row in rows}
     statement = f"UPDATE {table} SET {column} = ? WHERE {key} = ? AND {where}"
-    return statement, [(value, row) for value, row in changed if value != kept[row]]
+    return statement, [(new, row) for value, row in rows if (new := change(value)) != value]
 
 
 def _names_root(value: str, objects: ObjectStore) -> bool:
