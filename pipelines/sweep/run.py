@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines.cluster.local import dead_service, ray_log, watched
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_devices, ray_cluster
-from pipelines.engine.execute import Outcome, execute
+from pipelines.engine.execute import execute
 from pipelines.engine.interrupts import EXIT_CODE, Interrupts
 from pipelines.engine.workers import RayWorkers
 from pipelines.grid.catalog import Catalog
@@ -32,13 +32,13 @@ from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
 from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
-from pipelines.sweep.worker import Answer, Attempt, Score, run_attempt, scratch_folder
+from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
 from rd3.evaluation.answer_files import AnswerFolder
 from rd3.evaluation.packing import Views
 from rd3.protocol import Preset
-from rd3.recipe import EvaluationRecipe, Key
+from rd3.recipe import EvaluationRecipe
 from rd3.values import canonical
 from tracking.ledger.retry import GIVE_UP_AFTER_S, retry
 from tracking.runs.fields import params as shown_params
@@ -131,7 +131,7 @@ class SweepRun:
                     check_platform(self.session, self.address, {subject.info.name for subject in self.subjects})
                 with self._undisturbed():
                     self._open()
-                with self._ray() if waiting else contextlib.nullcontext():
+                with ray_cluster(self.address, ray_log(self.session.home)) if waiting else contextlib.nullcontext():
                     interrupts.arm()
                     if self._run_plan(validation, plan):
                         self._tune()
@@ -169,12 +169,9 @@ class SweepRun:
 
     def _figures(self) -> dict[str, float]:
         """Metrics of the whole sweep, for the parent run."""
-        figures: dict[str, float] = {}
-        for label, tuning in self.outcome.tunings.items():
-            best = tuning.best()
-            if best is not None and best.value is not None:
-                figures[f"{label}.best_validation_top1_pct"] = best.value
-        return figures
+        bests = {label: tuning.best() for label, tuning in self.outcome.tunings.items()}
+        scores = {label: best.value for label, best in bests.items() if best is not None}
+        return {f"{label}.best_validation_top1_pct": score for label, score in scores.items() if score is not None}
 
     def existing(self) -> SweepOutcome:
         """The existing results, for a report; runs and tests nothing."""
@@ -191,9 +188,6 @@ class SweepRun:
     @property
     def _lease(self) -> str:
         return f"sweep-{self.key[:12]}"
-
-    def _ray(self) -> contextlib.AbstractContextManager[None]:
-        return ray_cluster(self.address, ray_log(self.session.home))
 
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
@@ -242,12 +236,9 @@ class SweepRun:
             expansion, plan, self.session, workers=RayWorkers(self.address), max_concurrent=self.concurrent,
             gpu_share=self.gpu_share, keep_answers_bytes=self.keep_answers_bytes,
         )  # fmt: skip
-        self._note(outcome)
-        return not outcome.exit_code
-
-    def _note(self, outcome: Outcome) -> None:
         self.outcome.interrupted = self.outcome.interrupted or outcome.interrupted
         self.outcome.failed += [(failure.status, failure.reason, failure.label) for failure in outcome.failed]
+        return not outcome.exit_code
 
     def _discard_answers(self, subject: Subject) -> None:
         """Delete kept answers on this machine, of which the study of a method needs no more."""
@@ -335,9 +326,11 @@ class SweepRun:
                 for reference in done:
                     number = running.pop(reference)
                     answer = watched(partial(_answer, reference))
-                    if answer.away and time.monotonic() < give_up_at.setdefault(number, _give_up_at()):
+                    now = time.monotonic()
+                    if answer.away and now < give_up_at.setdefault(number, now + GIVE_UP_AFTER_S):
                         self._say(answer.failed)
-                        attempts[number] = _with_scores(attempts[number], answer.scores)
+                        known = attempts[number].known | {key: asdict(score) for key, score in answer.scores.items()}
+                        attempts[number] = replace(attempts[number], known=known)  # evaluates what has no score yet
                         waiting.append((number, attempts[number]))
                     else:
                         yield number, answer
@@ -386,7 +379,7 @@ class SweepRun:
         won = [subject for subject in self.subjects if subject.label in self.outcome.winners]
         if not won:
             return
-        expansion = self.test_expansion()
+        expansion = self._expanded(won)
         if not expansion.blocked:  # otherwise the keys of the tests are unknown
             for subject in won:
                 winner, base = self._sides(subject)
@@ -396,21 +389,15 @@ class SweepRun:
         for subject in won:
             self._read_tests(subject)
 
-    def test_expansion(self) -> Expansion:
-        """The grid of the winners' tests."""
-        winners = self.outcome.winners
-        names = {subject.label: subject.preset for subject in self.subjects if subject.label in winners}
-        presets = {preset.name: preset for preset in winners.values()}
-        return self._expanded(names, presets)
-
     def _sides(self, subject: Subject) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
-        preset = self.outcome.winners[subject.label]
-        return sides(subject, self._expanded({subject.label: subject.preset}, {preset.name: preset}))
+        return sides(subject, self._expanded([subject]))
 
-    def _expanded(self, names: dict[str, str], presets: dict[str, Preset]) -> Expansion:
-        """The test grid of these methods, with presets that are not saved yet."""
-        catalog = self.catalog.with_protocols(presets)
-        return self._retry(partial(expand, self.sweep.test_grid(names), catalog))
+    def _expanded(self, won: Sequence[Subject]) -> Expansion:
+        """The grid of the tests of these methods, with winners that are not saved yet."""
+        presets = [self.outcome.winners[subject.label] for subject in won]
+        catalog = self.catalog.with_protocols({preset.name: preset for preset in presets})
+        grid = self.sweep.test_grid({subject.label: subject.preset for subject in won})
+        return self._retry(partial(expand, grid, catalog))
 
     def _read_tests(self, subject: Subject) -> None:
         winner, base = self._sides(subject)
@@ -420,11 +407,8 @@ class SweepRun:
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Defer signals to the end of the block, so that no run is left half-written."""
-        self.interrupts.deferred = True
-        try:
+        with self.interrupts.deferring():
             yield
-        finally:
-            self.interrupts.deferred = False
         if self.interrupts.name:
             raise KeyboardInterrupt
 
@@ -433,21 +417,8 @@ class SweepRun:
         runs, self.runs = self.runs, None
         if runs is None:
             return
-        self.interrupts.deferred = True
-        try:
-            with contextlib.suppress(Unavailable):
-                retry(partial(runs.close, status, reason), give_up_after_s=10.0)
-        finally:
-            self.interrupts.deferred = False
-
-
-def _give_up_at() -> float:
-    return time.monotonic() + GIVE_UP_AFTER_S
-
-
-def _with_scores(attempt: Attempt, scores: dict[Key, Score]) -> Attempt:
-    """The attempt that evaluates only what has no score yet."""
-    return replace(attempt, known=attempt.known | {key: asdict(score) for key, score in scores.items()})
+        with self.interrupts.deferring(), contextlib.suppress(Unavailable):
+            retry(partial(runs.close, status, reason), give_up_after_s=10.0)
 
 
 def _answer(reference: Any) -> Answer:
@@ -463,17 +434,9 @@ def _answer(reference: Any) -> Answer:
 
 def joined(expansions: list[Expansion], sweep: Sweep) -> Expansion:
     """Merge the expansions of the methods, without duplicates."""
-    first = expansions[0]
-    recipes: dict[Key, Any] = {}
-    for expansion in expansions:
-        recipes |= {key: recipe for key, recipe in expansion.recipes.items() if key not in recipes}
-    return Expansion(
-        recipes=recipes,
-        grid=sweep.validation_grid(sweep.methods),
-        cells=[cell for expansion in expansions for cell in expansion.cells],
-        blocked={key: why for expansion in expansions for key, why in expansion.blocked.items()},
-        imports={key: why for expansion in expansions for key, why in expansion.imports.items()},
-        labels={key: label for expansion in expansions for key, label in expansion.labels.items()},
-        teachers={place: teacher for expansion in expansions for place, teacher in expansion.teachers.items()},
-        infos=first.infos,
-    )
+    grid, cells = sweep.validation_grid(sweep.methods), [cell for expansion in expansions for cell in expansion.cells]
+    joint: dict[str, Any] = {
+        name: {key: value for expansion in expansions for key, value in getattr(expansion, name).items()}
+        for name in ("recipes", "blocked", "imports", "labels", "teachers")
+    }
+    return Expansion(**joint, grid=grid, cells=cells, infos=expansions[0].infos)

@@ -90,15 +90,13 @@ class SpaceCheck:
             self._problem((field,), "This field is also set in 'protocol'.", "remove it from one of the two")
         elif isinstance(value, list):
             self._choices(field, value)
-            return Dimension(field=field, choices=tuple(value)) if len(self.document.problems) == before else None
+            value = {"choices": tuple(value)}
         elif isinstance(value, dict):
             self._range(field, value)
-            right = len(self.document.problems) == before
-            return Dimension(field=field, **value) if right else None
         else:
             message = f"Expected a range or a list of choices, got {what(value)}."
             self._problem((field,), message, "write {low: ..., high: ...} or [...]")
-        return None
+        return Dimension(field=field, **value) if len(self.document.problems) == before else None
 
     def _value(self, field: str, value: Any, *place: str | int) -> None:
         """Check one value against its field."""

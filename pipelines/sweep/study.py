@@ -72,57 +72,29 @@ def distributions(space: Sequence[Dimension]) -> dict[str, BaseDistribution]:
     return found
 
 
-def _tpe(sweep: Sweep, seed: int) -> BaseSampler:
-    from optuna.samplers import TPESampler
+def _optuna() -> Any:
+    import optuna
 
-    return TPESampler(seed=seed, constant_liar=True)
-
-
-def _random(sweep: Sweep, seed: int) -> BaseSampler:
-    from optuna.samplers import RandomSampler
-
-    return RandomSampler(seed=seed)
+    return optuna
 
 
-def _grid(sweep: Sweep, seed: int) -> BaseSampler:
-    from optuna.samplers import GridSampler
-
+SAMPLERS: dict[str, Callable[[Sweep, int], BaseSampler]] = {
+    "tpe": lambda _sweep, seed: _optuna().samplers.TPESampler(seed=seed, constant_liar=True),
+    "random": lambda _sweep, seed: _optuna().samplers.RandomSampler(seed=seed),
     # The seed shuffles the points, so it must be the same for all trials.
-    return GridSampler({one.field: list(one.values() or ()) for one in sweep.space}, seed=sweep.seed)
-
-
-SAMPLERS: dict[str, Callable[[Sweep, int], BaseSampler]] = {"tpe": _tpe, "random": _random, "grid": _grid}
-
-
-def _median(pruning: Pruning) -> BasePruner:
-    from optuna.pruners import MedianPruner
-
-    return MedianPruner(n_startup_trials=STARTUP_TRIALS)
-
-
-def _halving(pruning: Pruning) -> BasePruner:
-    from optuna.pruners import SuccessiveHalvingPruner
-
-    return SuccessiveHalvingPruner(min_resource=pruning.every, reduction_factor=3)
-
-
-def _hyperband(pruning: Pruning) -> BasePruner:
-    from optuna.pruners import HyperbandPruner
-
-    return HyperbandPruner(min_resource=pruning.every, max_resource=pruning.longest, reduction_factor=3)
-
-
-def _none(pruning: Pruning) -> BasePruner:
-    from optuna.pruners import NopPruner
-
-    return NopPruner()
-
-
+    "grid": lambda sweep, _seed: _optuna().samplers.GridSampler(
+        {one.field: list(one.values() or ()) for one in sweep.space}, seed=sweep.seed
+    ),
+}
 PRUNERS: dict[str, Callable[[Pruning], BasePruner]] = {
-    "median": _median,
-    "successive_halving": _halving,
-    "hyperband": _hyperband,
-    "none": _none,
+    "median": lambda _pruning: _optuna().pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
+    "successive_halving": lambda pruning: _optuna().pruners.SuccessiveHalvingPruner(
+        min_resource=pruning.every, reduction_factor=3
+    ),
+    "hyperband": lambda pruning: _optuna().pruners.HyperbandPruner(
+        min_resource=pruning.every, max_resource=pruning.longest, reduction_factor=3
+    ),
+    "none": lambda _pruning: _optuna().pruners.NopPruner(),
 }
 
 
