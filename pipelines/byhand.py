@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.engine.execute import Outcome, execute
-from pipelines.engine.workers import RayWorkers
 from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import Plan, plan_session
@@ -182,7 +181,6 @@ def run_recipes(
     recipes: Sequence[Recipe],
     session: Session,
     *,
-    address: str | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Outcome:
     """Run the recipes that have no result yet, parents first; ``planned`` is called with the plan before the start."""
@@ -194,7 +192,7 @@ def run_recipes(
     )
     plan = plan_session(expansion, session)
     planned(plan)
-    return execute(expansion, plan, session, workers=RayWorkers(address))
+    return execute(expansion, plan, session)
 
 
 def _label(recipe: Recipe) -> str:

@@ -46,13 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-listing.add_to(app)
-grid.add_to(app)
-sweep.add_to(app)
-byhand.add_to(app)
-doctor.add_to(app)
-calibrate.add_to(app)
-jobs.add_to(app)
+for module in (listing, grid, sweep, byhand, doctor, calibrate, jobs):
+    module.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(teacher.app, name="teacher")

@@ -173,15 +173,10 @@ def _elsewhere(here: Session) -> Iterator[Session]:
         yield replace(here, decoded=Path(scratch))
 
 
-@contextlib.contextmanager
-def reading_session() -> Iterator[Session]:
+def reading_session() -> contextlib.AbstractContextManager[Session]:
     """The session of a read-only command: does not create RD3's home if it is missing."""
     here = session()
-    if here.home.is_dir():
-        yield here
-        return
-    with _elsewhere(here) as there:
-        yield there
+    return contextlib.nullcontext(here) if here.home.is_dir() else _elsewhere(here)
 
 
 def addresses_set() -> dict[str, str]:

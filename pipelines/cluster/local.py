@@ -168,7 +168,7 @@ def abandon(service: str) -> None:
     atexit.unregister(worker.shutdown)
     atexit.unregister(ray.shutdown)
     processes = [one for same in _processes().values() for one in same]
-    workers = [child for one in processes for child in _children(one.pid)]
+    workers = [child for one in processes for child in children(one.pid)]
     for one in processes:
         with contextlib.suppress(ProcessLookupError):
             one.kill()
@@ -194,12 +194,12 @@ def _append_logs(log: Path, service: str) -> None:
             file.writelines(f"{path.name}: {line}\n" for line in last)
 
 
-def _children(process: int) -> list[int]:
-    """IDs of the child processes of a process (Linux; empty elsewhere)."""
-    found: list[int] = []
+def children(process: int | str) -> set[int]:
+    """IDs of the child processes of a process, or of ``self`` (Linux; empty elsewhere)."""
+    found: set[int] = set()
     for listed in Path(f"/proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            found += map(int, listed.read_text().split())
+            found.update(map(int, listed.read_text().split()))
     return found
 
 

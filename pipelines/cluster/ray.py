@@ -174,24 +174,18 @@ def _unsuitable(root: Path) -> str:
     return "is full" if shutil.disk_usage(root).free < _FREE_BYTES else ""
 
 
-def _children() -> set[int]:
-    """IDs of the child processes of this one (Linux; empty elsewhere)."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return {int(process) for listed in lists for process in listed.read_text().split()}
-
-
 def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
     """Start or join Ray, with three attempts: a node has 30 s to start, which a busy machine may exceed."""
     import ray
 
     for last in (False, False, True):
-        before = _children()
+        before = local.children("self")
         try:
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
             return
         except Exception as error:  # Ray raises a bare Exception for a start that times out
             ray.shutdown()
-            for process in _children() - before:  # shutdown ignores a node that did not start
+            for process in local.children("self") - before:  # shutdown ignores a node that did not start
                 os.kill(process, signal.SIGKILL)
             if last or "timed out during startup" not in str(error):
                 raise explain(error) from None

@@ -6,8 +6,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 import yaml
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rd3.store import Entry
 
 _ENDLESS = 10_000
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
 console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
 """Output for people.  Output to a pipe or a file is not wrapped to a terminal's width."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands._show import console, ledger_line, show_table
+from pipelines.commands._show import JsonOption, console, ledger_line, show_table
 from pipelines.settings import Session, session, writing_session
 from rd3.errors import TrackingError
 
@@ -24,7 +24,6 @@ app = typer.Typer(
 
 KeysArgument = Annotated[list[str] | None, typer.Argument(help="Keys or key prefixes (default: all).")]
 GridOption = Annotated[str | None, typer.Option("--grid", help="Only results that this grid needs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
 
 
 @app.command("verify")

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands._show import console, progress_bar, show_note, show_table
+from pipelines.commands._show import JsonOption, console, progress_bar, show_note, show_table
 from pipelines.settings import session, writing_session
 
 app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
 
 
 @app.command("doctor")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """List available, missing and damaged datasets, with a fix for each problem."""
     from rd3 import datasets
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, progress_bar, show_entries, show_table, source_text
+from pipelines.commands._show import JsonOption, console, progress_bar, show_entries, show_table, source_text
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session, writing_session
 
@@ -86,9 +86,7 @@ def verify(
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 4.0,
 ) -> None:
     """Compare a backbone's tensors with their digest; with a teacher, count the generated images it recognises."""
-    from pipelines.byhand import teacher_of
-    from pipelines.grid.catalog import Catalog
-    from rd3 import teacher as teachers
+    from pipelines.workspace import Workspace
     from rd3.datasets import open_dataset
     from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
     from rd3.diffusion.recognition import recognition
@@ -111,8 +109,7 @@ def verify(
         raise DataCorrupt(f"The tensors of backbone {whole[:12]} do not have the digest of its manifest.")
     row = {"backbone": whole[:12], "tensors": f"as recorded ({recorded[:12]})"}
     if teacher is not None:
-        judge = teacher_of(recipe.data.name, teacher, Catalog.of(here))
-        network = teachers.load(store.fetch("teacher", judge.key), judge, opened)
+        network = Workspace().teacher(recipe.data.name, teacher)
         with progress_bar("generate") as progress:
             found = recognition(backbone, network, images, guidance=guidance, progress=progress)
         row |= {"images": str(len(found.labels)), "recognised": f"{found.pct:.1f} %"}
@@ -120,7 +117,7 @@ def verify(
 
 
 @app.command("list")
-def list_backbones(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+def list_backbones(as_json: JsonOption = False) -> None:
     """List the diffusion backbones in the ledger."""
     show_entries(
         session(),

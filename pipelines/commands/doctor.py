@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import show_table
+from pipelines.commands._show import JsonOption, show_table
 from pipelines.settings import session
 
 
@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
             str | None,
             typer.Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster; one of its workers is checked as well."),
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+        as_json: JsonOption = False,
     ) -> None:
         """Check versions, device, disk, tracking server, artifacts, clocks and datasets, here and on a Ray worker.
 

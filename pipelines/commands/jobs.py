@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands._show import console, show_table
+from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.commands.grid import (
     ConcurrentOption,
     DeviceOption,
@@ -131,9 +131,7 @@ def _row(info: Any) -> dict[str, str]:
 
 
 @app.command("list")
-def listed(
-    address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False
-) -> None:
+def listed(address: AddressOption = None, as_json: JsonOption = False) -> None:
     """List the jobs on a cluster, newest first."""
     from pipelines.cluster import submit as jobs
 
@@ -147,7 +145,7 @@ def listed(
 def status(
     job: JobArgument,
     address: AddressOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the state of a job.  Exit code 0 while it runs or if it succeeded, else the exit code of its command."""
     from pipelines.cluster.submit import exit_code

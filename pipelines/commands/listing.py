@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,25 +101,11 @@ def _epochs(preset: Preset) -> int | str:
     return f"{same} (same network as the teacher), {other} (another)"
 
 
-def losses() -> list[Row]:
-    from rd3.losses import LOSSES
-
-    rows = [{"name": name, "summary": first_line(LOSSES.get(name).__doc__)} for name in LOSSES]
-    return rows + [{"name": name, "summary": why} for name, why in broken(LOSSES)]
-
-
-def augmentations() -> list[Row]:
-    from rd3.augmentations import AUGMENTATIONS
-
-    rows = [{"name": name, "summary": first_line(AUGMENTATIONS.get(name).__doc__)} for name in AUGMENTATIONS]
-    return rows + [{"name": name, "summary": why} for name, why in broken(AUGMENTATIONS)]
-
-
-def tables() -> list[Row]:
-    from tracking.report.extra import TABLES
-
-    rows = [{"name": name, "summary": first_line(TABLES.get(name).__doc__)} for name in TABLES]
-    return rows + [{"name": name, "summary": why} for name, why in broken(TABLES)]
+def summaries(module: str, name: str) -> list[Row]:
+    """What is in a registry, the variable ``name`` of a module; for what fails to import, the reason."""
+    registry = getattr(import_module(module), name)
+    rows = [{"name": each, "summary": first_line(registry.get(each).__doc__)} for each in registry]
+    return rows + [{"name": each, "summary": why} for each, why in broken(registry)]
 
 
 def grids() -> list[Row]:
@@ -139,9 +127,9 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "datasets": datasets,
     "networks": networks,
     "protocols": protocols,
-    "losses": losses,
-    "augmentations": augmentations,
-    "tables": tables,
+    "losses": partial(summaries, "rd3.losses", "LOSSES"),
+    "augmentations": partial(summaries, "rd3.augmentations", "AUGMENTATIONS"),
+    "tables": partial(summaries, "tracking.report.extra", "TABLES"),
     "grids": grids,
     "sweeps": sweeps,
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands._show import show_table
+from pipelines.commands._show import JsonOption, show_table
 from pipelines.settings import session
 
 if TYPE_CHECKING:
@@ -29,32 +29,20 @@ def diff(
     dataset: Annotated[str, typer.Option(help="Dataset for which both are resolved.")] = "imagenet1k",
     ipc: Annotated[int, typer.Option(min=1, help="Images per class for which both are resolved.")] = 10,
     student: Annotated[str, typer.Option(help="Student for which both are resolved.")] = "resnet18",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the values in which two protocols differ, by student: with the teacher's network, and with another one."""
-    from pipelines.grid.catalog import Catalog
+    from pipelines.grid.catalog import Catalog, Frame
     from rd3.datasets import dataset_info
     from rd3.models import network_info
-    from rd3.protocol import resolve_protocol
 
     here = session()
-    preset_of, info = Catalog.of(here).protocol, dataset_info(dataset, here.roots)
+    catalog, info = Catalog.of(here), dataset_info(dataset, here.roots)
     network_info(student)
     rows = []
     for label, same in (("same network as the teacher", True), ("another network", False)):
-        one, other = (
-            resolve_protocol(
-                preset_of(name),
-                factor=info.factor,
-                same_network=same,
-                set_size=_ANY_SIZE,
-                student=student,
-                dataset=info.name,
-                classes=info.num_classes,
-                ipc=ipc,
-            )
-            for name in (first, second)
-        )
+        frame = Frame(info.factor, same, _ANY_SIZE, student, info.name, info.num_classes, ipc)
+        one, other = (catalog.evaluation(name, frame, {}) for name in (first, second))
         rows += [
             {"student": label, "value": name, first: own, second: others}
             for name, (own, others) in differences(one, other).items()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands._show import console, show_entries, show_note
+from pipelines.commands._show import JsonOption, console, show_entries, show_note
 from pipelines.settings import session, writing_session
 
 app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
@@ -17,7 +17,7 @@ KeyArgument = Annotated[str, typer.Argument(help="Key or key prefix of the set."
 
 
 @app.command("list")
-def list_sets(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+def list_sets(as_json: JsonOption = False) -> None:
     """List the synthetic sets in the ledger."""
     show_entries(
         session(),

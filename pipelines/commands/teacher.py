@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from pipelines.commands._show import console, progress_bar, show_entries, show_table, source_text
+from pipelines.commands._show import JsonOption, console, progress_bar, show_entries, show_table, source_text
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session, writing_session
 
@@ -138,7 +138,7 @@ def verify(key: Annotated[str, typer.Argument(help="Key or key prefix of the tea
 
 
 @app.command("list")
-def list_teachers(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+def list_teachers(as_json: JsonOption = False) -> None:
     """List the teachers in the ledger."""
     show_entries(
         session(),

@@ -20,7 +20,7 @@ from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.packs import Packs
 from pipelines.engine.progress import View
 from pipelines.engine.workers import Workers
-from pipelines.grid.queue import Demand, Queued, RecipeQueue
+from pipelines.grid.queue import Queued, RecipeQueue
 from rd3.errors import RD3Error
 from rd3.evaluation.answer_files import AnswerFolder
 from rd3.evaluation.sharing import Sharing
@@ -99,7 +99,8 @@ class Driver:
         if first is None:
             return None
         demand = self.queue.demand(first.key)
-        pack: list[Queued] = [first, *self._packs.companions(first, self._at_a_time(demand), self._alone)]
+        at_a_time = self._max_concurrent or demand.at_a_time(*self._workers.devices())
+        pack: list[Queued] = [first, *self._packs.companions(first, at_a_time, self._alone)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
         answers = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
@@ -128,10 +129,6 @@ class Driver:
         if len(self._trials) >= self._max_concurrent:
             return None
         return self.queue.take(math.inf, math.inf, at_once=self._max_concurrent)
-
-    def _at_a_time(self, demand: Demand) -> int:
-        """Number of trials that run in parallel."""
-        return self._max_concurrent or demand.at_a_time(*self._workers.devices())
 
     def on_report(self, trial_id: str, result: dict[str, Any]) -> None:
         """Progress of the recipes of a trial, or the end of one of several.

@@ -74,7 +74,6 @@ def execute(
     gpu_share: float = 0.25,
     shares: int = 1,
     view: bool = True,
-    experiment: str | None = None,
     keep_answers_bytes: int = 0,
 ) -> Outcome:
     """Run the recipes of a plan and return the outcome.
@@ -100,7 +99,7 @@ def execute(
             there = _tidy(expansion, plan, books)
             if there.issuperset(plan.keys("run")):
                 return _outcome(expansion, plan_queue(expansion, plan, there))
-            runs.open(experiment or HAND)
+            runs.open(HAND)
             with workers.open(session.home):
                 interrupts.arm()
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"

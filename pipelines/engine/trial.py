@@ -43,25 +43,26 @@ class Reports:
         self._moved.pop(number, None)
         self._send({"number": number, "end": end.to_json()})
 
-    def unfit(self, reason: str) -> None:
-        """Tell the driver that this process is about to exit, and why; recipes without an end are run again."""
-        self._send({"unfit": reason})
-
 
 def run_trial(config: dict[str, Any]) -> None:
     """The trainable that Tune runs in a worker process; ``config["jobs"]`` are :class:`Job` values as JSON."""
     from ray import tune
 
-    jobs = [Job.from_plain(job) for job in json.loads(config["jobs"])]
-    configure_process(jobs[0].gpu)
     die_with_parent()
-    reports = Reports(tune.report)
     try:
-        attempt(jobs, reports.progress, reports.ended)
+        run_jobs(config["jobs"], tune.report)
     except Unfit as error:
-        reports.unfit(str(error))
+        tune.report({"unfit": str(error)})  # recipes without an end are run again
         _exit_after(UNFIT_S)
         raise  # so that Tune discards this process; it reuses that of a trial that succeeds
+
+
+def run_jobs(text: str, send: Callable[[dict[str, Any]], None]) -> None:
+    """Run the jobs of a trial, given as JSON, in this process; ``send`` passes reports on.  Raises :class:`Unfit`."""
+    jobs = [Job.from_plain(job) for job in json.loads(text)]
+    configure_process(jobs[0].gpu)
+    reports = Reports(send)
+    attempt(jobs, reports.progress, reports.ended)
 
 
 def configure_process(gpu: bool) -> None:

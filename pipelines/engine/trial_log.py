@@ -67,9 +67,7 @@ def is_done(home: Path, key: str) -> bool:
 
 def alive(event: dict[str, Any]) -> bool:
     """Whether the process that wrote a line still runs.  False for other machines, whose state is unknown."""
-    if event["host"] != platform.node():
-        return False
-    if not is_running(event["pid"]):
+    if event["host"] != platform.node() or not is_running(event["pid"]):
         return False
     stat = Path(f"/proc/{event['pid']}/stat")
     # A zombie has ended, but its parent has not collected its exit status yet.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -105,21 +104,17 @@ class ThisProcess:
 
 def _run(driver: Driver, trial_id: str, config: dict[str, Any]) -> None:
     """Run one trial and pass its reports on, as Tune does between processes."""
-    from pipelines.engine.attempt import Unfit, attempt
-    from pipelines.engine.job import Job
-    from pipelines.engine.trial import Reports, configure_process
+    from pipelines.engine.attempt import Unfit
+    from pipelines.engine.trial import run_jobs
 
-    jobs = [Job.from_plain(job) for job in json.loads(config["jobs"])]
-    configure_process(jobs[0].gpu)
     last: dict[str, Any] = {}
 
     def receive(report: dict[str, Any]) -> None:
         last.update(report)
         driver.on_report(trial_id, report)
 
-    reports = Reports(receive)
     try:
-        attempt(jobs, reports.progress, reports.ended)
+        run_jobs(config["jobs"], receive)
     except Unfit as error:
         raise RD3Error(
             f"This process cannot go on after {error}.", "run the same command again; it resumes, without the pack"

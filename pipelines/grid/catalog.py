@@ -56,12 +56,8 @@ class Frame(NamedTuple):
 
         Frames that differ in what a preset ignores become equal, and their protocol is resolved once.
         """
-        return self._replace(
-            student=self.student if "student" in facts else None,
-            dataset=self.dataset if "dataset" in facts else None,
-            classes=self.classes if "classes" in facts else None,
-            ipc=self.ipc if "ipc" in facts else None,
-        )
+        ignored: dict[str, Any] = dict.fromkeys({"student", "dataset", "classes", "ipc"} - facts)
+        return self._replace(**ignored)
 
 
 ANY_FRAME = Frame(1, same_network=True, set_size=10**9, student="resnet18", dataset="cifar10", classes=10, ipc=10)

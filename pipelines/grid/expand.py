@@ -6,9 +6,10 @@ All keys are known afterwards.  Reads no ledger and does not import torch; ten t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -260,7 +261,7 @@ class _Expander:
                 for student in students:
                     frame = Frame.of(info, ipc, student, labelling[0].network)
                     base: EvalProtocol | None = None
-                    for protocol, varied in _points(part):
+                    for protocol, varied in product(part.protocols, part.points()):
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
                         if rule.protocol.own_labels:
@@ -269,9 +270,8 @@ class _Expander:
                             shape = _Shape(
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
-                            reason = made.reason or reasons[student]
-                            reason = reason or (_WITHOUT_OWN if rule.protocol.own_labels else "")
-                            self._cells(shape, made, rule, seed, part.student_seeds, reason)
+                            reason = made.reason or reasons[student] or _WITHOUT_OWN * rule.protocol.own_labels
+                            self._cells(shape, made, rule, seed, reason)
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
         """The part's set seeds; 0 alone for a method without a set seed, as identical sets are not repetitions."""
@@ -299,9 +299,7 @@ class _Expander:
         self.varied[point] = self.varied.get(point, False) or protocol != base
         return base
 
-    def _cells(
-        self, shape: _Shape, made: _MadeSet, rule: _Rule, set_seed: int, student_seeds: tuple[int, ...], reason: str
-    ) -> None:
+    def _cells(self, shape: _Shape, made: _MadeSet, rule: _Rule, set_seed: int, reason: str) -> None:
         """The cells that differ in the student seed alone."""
         supported = made.recipe if not reason else None
         taught = rule.protocol.taught or (made.recipe is not None and bool(made.recipe.teachers))
@@ -332,7 +330,7 @@ class _Expander:
             for teacher in shape.labelling:
                 self._add_teacher(teacher)
         shared = canonical(values)
-        for seed in student_seeds:
+        for seed in shape.part.student_seeds:
             recipe = self._evaluation(shape, supported, rule.protocol, seed) if supported is not None else None
             key = recipe.key if recipe is not None else None
             identity = (shared, seed, key)
@@ -474,13 +472,6 @@ class _Shape(NamedTuple):
     preset: str
     varied: dict[str, Any]
     part: Part
-
-
-def _points(part: Part) -> Iterator[tuple[Chosen, dict[str, Any]]]:
-    """Every protocol of a part, at the base point and with each varied value."""
-    for protocol in part.protocols:
-        for varied in part.points():
-            yield protocol, varied
 
 
 def _network_reason(student: str, info: DatasetInfo) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -85,20 +85,12 @@ def checked(check: Check[T], document: Located, name: str, text: str, catalog: C
     return found
 
 
-class Named(NamedTuple):
-    """A file that was found."""
-
-    name: str
-    text: str
-    document: Located
-
-
-def read_named(source: str | Path, shipped: Any, what: str) -> Named:
-    """The built-in file of kind ``what`` (grid, sweep) in ``shipped``, or the file at a path."""
+def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str, Located]:
+    """Name, text and document of the built-in ``what`` (grid, sweep) in ``shipped``, or of the file at a path."""
     text, names = str(source), file_names(shipped)
     if text in names:
         content = shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
-        return Named(text, content, read_located(content))
+        return text, content, read_located(content)
     path = Path(source)
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -115,7 +107,7 @@ def read_named(source: str | Path, shipped: Any, what: str) -> Named:
     other = _other_kind(document, what)
     if other is not None:
         raise BadValue(f"{text} is a {other}, not a {what}.", f"use `rd3 {_COMMANDS[other]} {text}`")
-    return Named(path.stem, content, document)
+    return path.stem, content, document
 
 
 _COMMANDS = {"grid": "run", "sweep": "sweep"}

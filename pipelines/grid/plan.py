@@ -6,11 +6,11 @@ Reads only the ledger, with one listing per kind; runs and writes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from pipelines.grid.expand import Expansion
 from pipelines.grid.queue import Demand, RecipeQueue
@@ -23,6 +23,7 @@ from rd3.planning.cost import CPU_THREAD, Rates, Work, extent
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, topological
 from rd3.store import STUDENT, Entry
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
 Status = Literal["reuse", "run", "blocked", "unsupported"]
@@ -30,14 +31,6 @@ KEEP = "run again to keep the student"
 STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
 _THREADS = 16
 """Number of concurrent existence checks; on S3 each waits for the network."""
-
-
-class LedgerView(Protocol):
-    """The part of the ledger interface that a plan uses."""
-
-    def keys(self, kind: str) -> set[Key]: ...
-
-    def find_many(self, kind: str, keys: Iterable[Key]) -> dict[Key, Entry]: ...
 
 
 class Item(NamedTuple):
@@ -206,7 +199,7 @@ def _probe(place: Place) -> None:
 
 def make_plan(
     expansion: Expansion,
-    ledger: LedgerView,
+    ledger: Ledger,
     *,
     exists: Callable[[Entry], bool],
     verify: Callable[[Entry], None],
@@ -281,7 +274,7 @@ def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
 
 
 def _what_is_there(
-    expansion: Expansion, ledger: LedgerView, exists: Callable[[Entry], bool]
+    expansion: Expansion, ledger: Ledger, exists: Callable[[Entry], bool]
 ) -> tuple[set[Key], list[tuple[str, Key]], set[Key]]:
     """Keys whose entry and files exist, entries whose files do not, and evaluations that lack only their student."""
     there: set[Key] = set()
@@ -302,7 +295,7 @@ def _what_is_there(
 
 def _wanted(
     expansion: Expansion,
-    ledger: LedgerView,
+    ledger: Ledger,
     there: set[Key],
     stale: list[tuple[str, Key]],
     bare: set[Key],
@@ -346,12 +339,11 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
 
 def _unsupported(expansion: Expansion) -> list[Item]:
     """One item per reason and pair, regardless of the number of seeds."""
-    found: dict[Item, None] = {}
-    for cell in expansion.cells:
-        if cell.reason:
-            label = f"{cell.method} {cell.dataset} ipc{cell.ipc} -> {cell.student}"
-            found[Item(None, "evaluation", label, "unsupported", cell.reason)] = None
-    return list(found)
+    labels = (
+        (f"{cell.method} {cell.dataset} ipc{cell.ipc} -> {cell.student}", cell.reason) for cell in expansion.cells
+    )
+    items = (Item(None, "evaluation", label, "unsupported", reason) for label, reason in labels if reason)
+    return list(dict.fromkeys(items))
 
 
 class _Costs:
