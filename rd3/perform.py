@@ -17,6 +17,7 @@ from rd3 import __version__
 from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.lazy import torch
 from rd3.recipe import (
     KINDS,
     BackboneRecipe,
@@ -77,8 +78,6 @@ def _load_teachers(
     keys: tuple[str, ...], store: ReadableStore, dataset: Dataset, roots: Roots, device: str
 ) -> list[NormalisedNetwork]:
     """Load teachers from the store; verified on recorded images once per machine, device and torch version."""
-    import torch
-
     from rd3 import teacher
 
     loaded = []
@@ -483,8 +482,6 @@ def perform_pack(
 
 def _entry(recipe: Recipe, folder: Path, output: Output, device: str, **provenance: Any) -> Entry:
     """The ledger entry of a recipe with its files in ``folder``."""
-    import torch
-
     result, content = output
     return Entry.of(
         recipe,

@@ -14,6 +14,7 @@ from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import peak_mib, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, Unsupported
+from rd3.lazy import torch
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
@@ -21,8 +22,6 @@ from rd3.synthetic_set.opened import SetOnDisk
 from rd3.synthetic_set.writer import SetWriter
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
@@ -63,8 +62,6 @@ def synthesize(
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.
     """
-    import torch
-
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
     _check_statistics(recipe, statistics)
@@ -208,8 +205,6 @@ def _check_counts(
 
 
 def _device_name(device: torch.device) -> str:
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.processor() or platform.machine()})"

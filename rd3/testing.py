@@ -18,6 +18,7 @@ import numpy as np
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.diffusion.derivation import derivation_of
 from rd3.errors import RD3Error, Unsupported
+from rd3.lazy import nn, torch
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
 from rd3.planning.backbones import backbone_recipe, backbone_role
 from rd3.planning.sets import plan_set
@@ -39,8 +40,6 @@ from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 from rd3.values import digest
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.backbone import Backbone
     from rd3.models import NormalisedNetwork
 
@@ -181,8 +180,6 @@ def trial_set(
 
 def trial_backbone(recipe: BackboneRecipe, dataset: Dataset) -> Backbone:
     """A small untrained diffusion model of the recipe's sizes, frozen; deterministic."""
-    import torch
-
     from rd3.diffusion.backbone import BACKBONES
 
     stream = generator(0, "trial backbone")
@@ -213,8 +210,6 @@ class ToyDataset(Dataset):
     """Coloured noise in memory with a different hue per class, for tests; deterministic given its sizes."""
 
     def __init__(self, *, classes: int = 3, per_class: int = 8, side: int = 32, factor: int = 1):
-        import torch
-
         count = classes * per_class
         self.info = DatasetInfo(
             name="toy",
@@ -251,9 +246,6 @@ class ToyDataset(Dataset):
 
 def toy_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """Two convolutions with BatchNorm and fixed random weights, frozen, in eval mode, for tests."""
-    import torch
-    from torch import nn
-
     from rd3.models import NormalisedNetwork
 
     network = nn.Sequential(
@@ -374,8 +366,6 @@ def _phases(trial: _Trial) -> str | None:
 
 def _repeatable(trial: _Trial) -> str | None:
     """The same recipe gives the same content, regardless of the global random state."""
-    import torch
-
     first = trial.whole("whole").content
     with torch.random.fork_rng(devices=[]):
         torch.randn(3)
@@ -385,8 +375,6 @@ def _repeatable(trial: _Trial) -> str | None:
 
 def _generators(trial: _Trial) -> str | None:
     """The global random generators are not used."""
-    import torch
-
     before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     trial.make("generators", only_blocks=[0])
     after = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.augmentations._base import Draws, Mix, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("mixup")
@@ -27,8 +23,6 @@ class MixUp(Mix):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Partner and share."""
-        import torch
-
         seed = int(torch.randint(2**62, (), generator=stream))
         share = _beta(self.settings.alpha, seed)
         return torch.randperm(batch, generator=stream), torch.full((batch,), share, dtype=torch.float64)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("rand_augment")
@@ -32,13 +28,10 @@ class RandAugment(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """A seed for each image, (B,) int64: operations take varying numbers of draws."""
-        import torch
-
         return (torch.randint(2**62, (batch,), generator=stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
-        import torch
         from torchvision.transforms import v2
 
         from rd3.seeding import scoped

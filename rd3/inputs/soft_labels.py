@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rd3.errors import BadValue, ClassOrderError
 from rd3.inputs.arrays import kind_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder
 from rd3.inputs.notes import Note
+from rd3.lazy import torch
 from rd3.soft_labels import DTYPES, KINDS, SoftLabelKind, SoftLabels
-
-if TYPE_CHECKING:
-    import torch
 
 _EXPECTED_AGREEMENT = 0.9
 """The note is marked doubtful if the largest soft label is at the image's class for fewer than this share of images."""
@@ -44,8 +42,6 @@ def soft_labels_of(
 
 def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) -> torch.Tensor:
     """(N, C) columns brought from the stated class order to the dataset's; raises :class:`ClassOrderError`."""
-    import torch
-
     target = order.bring(range(values.shape[1]), info)
     if sorted(target) != list(range(info.num_classes)):
         raise ClassOrderError(
@@ -78,8 +74,6 @@ def _require_finite(given: torch.Tensor) -> None:
 
 def _tolerance(given: torch.Tensor) -> float:
     """Tolerance for the sum of a row of probabilities, which were rounded to their type."""
-    import torch
-
     return max(1e-3, 4 * torch.finfo(given.dtype).eps)
 
 

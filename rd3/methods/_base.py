@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.diffusion.derivation import Derive
 from rd3.errors import BadValue, UnknownName
+from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import torch
 
     from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
@@ -124,8 +124,6 @@ class Context:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Run network passes at the recipe's precision; cast outputs to fp32 for statistics and losses."""
-        import torch
-
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def class_indices(self, label: int) -> np.ndarray:
@@ -153,8 +151,6 @@ class Context:
             yield
         finally:
             if self.device.type == "cuda":
-                import torch
-
                 torch.cuda.synchronize(self.device)
             phase = self.phases.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
             for unit, seconds in stopwatch.spent().items():

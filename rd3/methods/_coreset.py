@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import Unsupported
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._patch_scoring import passes_at_once
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 
 class FeatureCoreset(Method):
@@ -72,7 +72,6 @@ def teacher_features(indices: np.ndarray, ctx: Context) -> np.ndarray:
     Images are those of the dataset at its size; the teacher is in eval mode.
     """
     import numpy as np
-    import torch
 
     from rd3.augment import to_unit
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.guide import PLAIN, Guide, Member
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method
 from rd3.recipe import SetRecipe
 from rd3.seeding import generator
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.backbone import Backbone
     from rd3.diffusion.sampler import Conditions
 
@@ -78,8 +77,6 @@ def sampled(
     function of set seed, label and k.  On a CPU a batch holds images of one block, so that a block has the same bits
     however the blocks are shared out.
     """
-    import torch
-
     from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample
 

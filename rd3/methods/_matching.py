@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
 from rd3.errors import DataCorrupt
+from rd3.lazy import nn, torch
 from rd3.methods._recovery import _moments
 
 if TYPE_CHECKING:
-    import torch
     from torch.utils.hooks import RemovableHandle
 
     from rd3.layer_statistics import LayerStatistics, Moments
@@ -30,8 +30,6 @@ def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.T
     Sides are multiples of ``patch``.  The gradient is explicit: torch's for ``var_mean`` over tiles takes five times as
     long on a CPU.
     """
-    import torch
-
     from rd3.layer_statistics import spread_tiles, tile_means
 
     class TileMoments(torch.autograd.Function):
@@ -68,8 +66,6 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
     """Moments of all training images: collected ones for convolutions, running statistics for BatchNorm layers."""
-    from torch import nn
-
     from rd3.models._matched import matched_layers
 
     return {
@@ -137,8 +133,6 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         drop_rate: float = 0.0,
         stream: torch.Generator | None = None,
     ):
-        from torch import nn
-
         from rd3.models._matched import matched_layers
 
         self.layers = matched_layers(network)
@@ -165,8 +159,6 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         self._terms.clear()
 
     def _dropped(self) -> set[str]:
-        import torch
-
         if not self.drop_rate:
             return set()
         chances = torch.rand(len(self.convolutions), generator=self.stream).tolist()

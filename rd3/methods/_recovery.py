@@ -18,12 +18,12 @@ from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import Diverged, Unsupported
+from rd3.lazy import torch
 from rd3.methods import NOISE, Block, Context, Cost, Settings
 from rd3.methods._pixels import SaveFormat
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
-    import torch
     from torch.utils.hooks import RemovableHandle
 
     from rd3.models import NormalisedNetwork
@@ -95,8 +95,6 @@ def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Bloc
 
 def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
     """Initial images of a block, (B, 3, H, W) in normalised space: Gaussian noise, or those of the init set."""
-    import torch
-
     side = ctx.info.resolution
     if ctx.init is None:
         return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
@@ -119,7 +117,6 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
     four times.  The error of a variance is about ``eps (mean^2 + variance)``, which is negligible wherever BatchNorm is
     useful.  (Defined inside a function because it needs torch.)
     """
-    import torch
 
     class Moments(torch.autograd.Function):
         @staticmethod
@@ -144,8 +141,6 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
 
 def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Means of each channel of each image (N, C, H, W), and means of its squares: (N, C) each."""
-    import torch
-
     pixels = inputs.flatten(2)
     if inputs.device.type != "cpu":
         return pixels.mean(2), torch.linalg.vector_norm(pixels, dim=2).square() / pixels.shape[2]
@@ -167,8 +162,6 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
     def __init__(
         self, network: torch.nn.Module, first_multiplier: float, variance_weight: float = 1.0, *, batches: int = 1
     ):
-        import torch
-
         modules = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self.layers = [module for module in modules if module.running_mean is not None]
         if not self.layers:
@@ -225,8 +218,6 @@ class Views:
 
     def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """(B, 3, H, W) -> (B, 3, size, size), differentiable."""
-        import torch
-
         from rd3.augment import crop_and_resize, crop_boxes
 
         if self.crop_scale_min is not None:
@@ -255,8 +246,6 @@ class PixelSpace:
 
     def clamp_(self, images: torch.Tensor) -> None:
         """Clamp every channel, in place, to the values that stand for pixels in [0, 1]."""
-        import torch
-
         torch.maximum(images, -self.mean / self.std, out=images)
         torch.minimum(images, (1 - self.mean) / self.std, out=images)
 
@@ -290,8 +279,6 @@ def optimise(
     loss to minimise; ``where`` names the block in errors; ``progress`` is called with the finished fraction (0-1).
     Returns the last iterate.  Raises :class:`Diverged` if the loss or the final images are not finite.
     """
-    import torch
-
     images.requires_grad_(True)
     optimiser = torch.optim.Adam([images], lr=lr, betas=betas, eps=1e-8)
     last_finite = "no finite loss before"

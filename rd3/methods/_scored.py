@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Recording, Settings
 from rd3.methods._coreset import class_blocks, enough_indices
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from rd3.teacher.dynamics import Dynamics
 
@@ -78,7 +78,6 @@ def ccs(scores: np.ndarray, wanted: int, beta: float, strata: int, stream: torch
     ``strata`` intervals of equal width; draw from them at random, as many from each as :func:`budgets` says.
     """
     import numpy as np
-    import torch
 
     pruned = min(int(beta * len(scores)), len(scores) - wanted)
     kept = np.argsort(scores, kind="stable")[: len(scores) - pruned]

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from rd3 import __version__
+from rd3.lazy import torch
 from rd3.planning.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from rd3.datasets import Dataset, Split
 
@@ -126,8 +126,6 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     CPU time is measured on a CPU, so that concurrent work matters little, and wall time elsewhere.  Raises
     :class:`rd3.errors.BadValue` for a device that is not available.
     """
-    import torch
-
     from rd3.device import bf16_in_hardware, usable_device
     from rd3.hardware import hardware, torch_version
 
@@ -223,7 +221,6 @@ class _TimeIsUp(Exception):
 def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -> float:
     """Median seconds per step over short epochs; the first epoch, which prepares kernels, is left out."""
     import numpy as np
-    import torch
 
     from rd3.evaluation.posteval import evaluate
     from rd3.seeding import generator

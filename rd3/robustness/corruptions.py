@@ -15,16 +15,14 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rd3.errors import BadValue, UnknownName
+from rd3.lazy import torch
 from rd3.registry import did_you_mean
 from rd3.seeding import generator
-
-if TYPE_CHECKING:
-    import torch
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -37,20 +35,14 @@ class Draw:
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         """Standard normal float64 numbers."""
-        import torch
-
         return torch.randn(shape, generator=self._stream, dtype=torch.float64).numpy()
 
     def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
         """Float64 numbers in [0, 1)."""
-        import torch
-
         return torch.rand(shape, generator=self._stream, dtype=torch.float64).numpy()
 
     def poisson(self, rates: np.ndarray) -> np.ndarray:
         """Counts with these rates."""
-        import torch
-
         counts: np.ndarray = torch.poisson(torch.from_numpy(rates), generator=self._stream).numpy()
         return counts
 
@@ -247,8 +239,6 @@ def corrupted(images: torch.Tensor, name: str, severity: int, positions: Sequenc
     ``positions``: places of the images in their split.  The noise of an image depends on its place, the corruption,
     the severity and the seed alone, not on the batch.  As in the source, values are cut off to whole numbers.
     """
-    import torch
-
     if severity == 0:
         return images
     how = corruption(name)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue
+from rd3.lazy import torch
 from rd3.recipe import SetRecipe
 from rd3.soft_labels import SoftLabels
 from rd3.store import now, sha256_file, write_atomically
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, Phase, content_digest, row_digest
-
-if TYPE_CHECKING:
-    import torch
 
 BLOCKS = "blocks"
 
@@ -110,7 +108,6 @@ class SetWriter:
 
         ``soft_labels``: (n, C) of the same images, of one type in all blocks, for a set with soft labels.
         """
-        import torch
         from safetensors.torch import save
 
         images = images.detach().cpu().contiguous()
@@ -134,8 +131,6 @@ class SetWriter:
         self._headers[block.index] = headers
 
     def _check(self, block: Block, images: torch.Tensor) -> None:
-        import torch
-
         side = self.recipe.resolution
         where = f"Method {self.recipe.method}, block {block.index}"
         if tuple(images.shape) != (len(block.members), 3, side, side):
@@ -216,7 +211,6 @@ class SetWriter:
 
     def _soft_labels(self) -> SoftLabels | None:
         """The soft labels of all blocks, in row order."""
-        import torch
         from safetensors import safe_open
 
         kind, parts, rows = self.recipe.soft_label_kind, [], []
