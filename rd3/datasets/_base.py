@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from rd3.recipe import Normalisation
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 Split = Literal["train", "fit", "validation", "test"]

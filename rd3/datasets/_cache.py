@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rd3.errors import StoreError, is_disk_full
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 CHUNK_BYTES = 16 * 2**20
@@ -36,8 +37,6 @@ def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
 
     A hash of the hashes of 16 MiB chunks, so that two cores can share the work.
     """
-    import numpy as np
-
     chunks = [memoryview(b"\n".join(line.encode() for line in lines))]
     for array in arrays:
         chunks.append(memoryview(f"{array.dtype.str}{array.shape}".encode()))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs.notes import Note
 from rd3.inputs.pictures import TURNED, rgb_of
 from rd3.lazy import torch
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
 _FIX = f"give {_FORMS}; files are read by rd3 set import"
@@ -70,8 +69,6 @@ def _plain(tensor: torch.Tensor, what: str) -> torch.Tensor:
 
 def _numbers(value: Any, what: str) -> np.ndarray:
     """A writable array of a type that torch has."""
-    import numpy as np
-
     try:
         array = np.asanyarray(value)
     except Exception as error:
@@ -97,8 +94,6 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     ``images``: (N, 3, H, W), (N, H, W, 3) or, in grey, (N, 1, H, W) or (N, H, W, 1) as a tensor or an array; a list of
     such images or of PIL's; a column of ``datasets``.  ``name``: the dataset, for messages.  Raises :class:`BadValue`.
     """
-    import numpy as np
-
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O"):
         return _channels_first(tensor_of(images, "images"), side, name)
     if _is_a(images, "DataLoader"):

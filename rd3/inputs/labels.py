@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rd3.errors import BadValue
 from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder
@@ -46,8 +48,6 @@ def stated_by_column(labels: Any) -> StatedOrder | None:
 
 def _from_rows(labels: Any, info: ClassList) -> torch.Tensor:
     """Labels of an array or a sequence as a tensor; names become numbers."""
-    import numpy as np
-
     if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "buifc"):
         rows = rows_of(labels, "labels")
         if rows and all(isinstance(row, (str, bytes)) for row in rows):

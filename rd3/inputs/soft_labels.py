@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
+
 from rd3.errors import BadValue, ClassOrderError
 from rd3.inputs.arrays import kind_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder
@@ -148,7 +150,6 @@ def _agreement(soft: SoftLabels, labels: torch.Tensor, info: ClassList) -> Note:
 
 def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, info: ClassList) -> None:
     """Raise if another one-to-one order of the columns agrees with the labels far better."""
-    import numpy as np
     from scipy.optimize import linear_sum_assignment
 
     table = np.zeros((info.num_classes, info.num_classes), dtype=np.int64)

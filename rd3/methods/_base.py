@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,8 +28,6 @@ from rd3.values import mistakes_in_field
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
     from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
@@ -128,8 +127,6 @@ class Context:
 
     def class_indices(self, label: int) -> np.ndarray:
         """Positions of the images of one class in :attr:`split`, ascending, as (n,) int64."""
-        import numpy as np
-
         split = self.split
         labels = self.shared.get("labels")
         if labels is None:

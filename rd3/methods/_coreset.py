@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import Unsupported
@@ -12,9 +14,6 @@ from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._patch_scoring import passes_at_once
 from rd3.recipe import SetRecipe
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class FeatureCoreset(Method):
@@ -71,8 +70,6 @@ def teacher_features(indices: np.ndarray, ctx: Context) -> np.ndarray:
 
     Images are those of the dataset at its size; the teacher is in eval mode.
     """
-    import numpy as np
-
     from rd3.augment import to_unit
 
     found, size = [], passes_at_once(ctx)

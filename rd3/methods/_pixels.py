@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Literal
 
+import numpy as np
+
 from rd3.lazy import torch
 
 SaveFormat = Literal["png", "jpeg"]
@@ -18,7 +20,6 @@ def to_uint8(pixels: torch.Tensor, save_format: SaveFormat) -> torch.Tensor:
 
 
 def _through_jpeg(image: torch.Tensor) -> torch.Tensor:
-    import numpy as np
     from PIL import Image
 
     stream = io.BytesIO()

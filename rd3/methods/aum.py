@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rd3.methods import register_method
 from rd3.methods._scored import ScoredCoreset, ScoredSettings, mean_hardness
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.teacher.dynamics import Dynamics
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rd3.methods import register_method
 from rd3.methods._scored import ScoredCoreset, ScoredSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.teacher.dynamics import Dynamics
 
 
@@ -44,8 +44,6 @@ class Forgetting(ScoredCoreset):
 
 def forgetting_events(margins: np.ndarray) -> np.ndarray:
     """(N,) float64 number of forgetting events, from margins (E, N); an epoch without a margin (NaN) is passed over."""
-    import numpy as np
-
     events, before = np.zeros(margins.shape[1]), np.zeros(margins.shape[1], dtype=bool)
     learned = before.copy()
     for margin in margins:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
 from rd3.methods import Settings, register_method
 from rd3.methods._coreset import FeatureCoreset
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class HerdingSettings(Settings):
@@ -39,8 +36,6 @@ class Herding(FeatureCoreset):
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
     """(n, D) rows divided by their Euclidean norm; rows of zeros stay."""
-    import numpy as np
-
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(norms > 0, norms, 1)
 
@@ -51,8 +46,6 @@ def herd(features: np.ndarray, wanted: int) -> list[int]:
     The squared distance between the mean of k selected rows and that of all is ``|k * mean - total - row|^2 / k^2``,
     where ``total`` is the sum of the first k - 1; only the terms that depend on ``row`` are computed.
     """
-    import numpy as np
-
     mean, half_squares = features.mean(axis=0), (features**2).sum(axis=1) / 2
     total, free, chosen = np.zeros_like(mean), np.ones(len(features), dtype=bool), list[int]()
     for k in range(1, wanted + 1):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
 from rd3.methods import Settings, register_method
 from rd3.methods._coreset import FeatureCoreset
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class KCenterSettings(Settings):
@@ -39,7 +36,6 @@ class KCenter(FeatureCoreset):
 
 def greedy_centers(features: np.ndarray, wanted: int) -> list[int]:
     """Rows of (n, D) float64: the one nearest to the mean, then always the one farthest from those selected."""
-    import numpy as np
 
     def distances(point: np.ndarray) -> np.ndarray:
         return np.asarray(np.linalg.norm(features - point, axis=1))

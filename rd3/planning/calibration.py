@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from rd3 import __version__
@@ -23,8 +24,6 @@ from rd3.lazy import torch
 from rd3.planning.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.datasets import Dataset, Split
 
 SECONDS = 20.0
@@ -159,7 +158,6 @@ def fit(runs: Sequence[Run], initial: Rates) -> tuple[Rates, float]:
     Logarithms give short and long runs equal weight and keep rates positive.  ``initial``: start of the search, and the
     value that a rate keeps if no run depends on it.
     """
-    import numpy as np
     from scipy.optimize import least_squares
 
     initial = initial._replace(start_s=0.0, measured={})
@@ -220,8 +218,6 @@ class _TimeIsUp(Exception):
 
 def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -> float:
     """Median seconds per step over short epochs; the first epoch, which prepares kernels, is left out."""
-    import numpy as np
-
     from rd3.evaluation.posteval import evaluate
     from rd3.seeding import generator
 
@@ -253,8 +249,6 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
 
 def _empty_dataset(side: int) -> Dataset:
     """A dataset of ten classes without images: training ends by the clock before any test."""
-    import numpy as np
-
     from rd3.datasets import Dataset, dataset_info
 
     class EmptyDataset(Dataset):

@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -25,9 +26,6 @@ from rd3.store import write_atomically
 from rd3.teacher.artifact import CURVE
 from rd3.teacher.checkpoint import CHECKPOINT
 from rd3.teacher.training import Observer, fit, write_curve
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FILE = "dynamics.safetensors"
 EPOCHS = "epochs"

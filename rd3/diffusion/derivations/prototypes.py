@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from rd3.datasets import Dataset, DatasetInfo
@@ -18,8 +19,6 @@ from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.diffusion.backbone import Backbone
     from rd3.teacher.training import Images
 
@@ -100,7 +99,6 @@ def centres(latents: Iterator[np.ndarray], settings: PrototypesSettings) -> np.n
 
     Raises :class:`Unsupported` for fewer than K latents.
     """
-    import numpy as np
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     clusters = settings.clusters
@@ -119,8 +117,6 @@ def centres(latents: Iterator[np.ndarray], settings: PrototypesSettings) -> np.n
 
 def _parts(latents: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """The same rows, ``size`` at a time; the last part has what is left."""
-    import numpy as np
-
     waiting: list[np.ndarray] = []
     for batch in latents:
         waiting += list(batch)
