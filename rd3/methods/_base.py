@@ -159,7 +159,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[_AnySettings]
+    Settings: ClassVar[_AnySettings] = Settings
     counted: ClassVar[tuple[str, ...]] = ()
     """Settings that scale the compute of a set: a value below the published one is reported as reduced."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -194,9 +194,12 @@ class Method(ABC):
         """
         return False
 
-    @abstractmethod
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        """All blocks, in order of their index; together they contain every (label, k) exactly once."""
+        """All blocks, in order of their index; together they contain every (label, k) exactly once.
+
+        By default one block per class: a smaller set has the first images of each.
+        """
+        return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
 
     @abstractmethod
     def make(self, block: Block, ctx: Context) -> torch.Tensor:

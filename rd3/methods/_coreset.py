@@ -35,9 +35,6 @@ class FeatureCoreset(Method):
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
         return True
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info)
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         with ctx.phase("select"):
             indices = enough_indices(block, ctx)
@@ -46,11 +43,6 @@ class FeatureCoreset(Method):
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         return info.train_count * forward(recipe.teachers[0])
-
-
-def class_blocks(recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-    """One block per class."""
-    return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
 
 
 def enough_indices(block: Block, ctx: Context) -> np.ndarray:

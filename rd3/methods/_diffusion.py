@@ -29,10 +29,6 @@ class DiffusionMethod(Method):
     On a GPU ``make`` gets the members of several classes in one block: it must go by ``block.members`` alone.
     """
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        """One block per class, with all its images: a smaller set has the first of them."""
-        return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
-
     def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
         """On a GPU several, which fill its batches where a class has few images."""
         return 1 if device.type == "cpu" else BLOCKS_TOGETHER

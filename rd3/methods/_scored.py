@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -12,7 +12,7 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Recording, Settings
-from rd3.methods._coreset import class_blocks, enough_indices
+from rd3.methods._coreset import enough_indices
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -35,11 +35,10 @@ class ScoredSettings(Settings):
 class ScoredCoreset(Method):
     """Base of the methods; a block is a class, easiest image first."""
 
+    Settings: ClassVar[type[ScoredSettings]] = ScoredSettings
+
     def needs(self, info: DatasetInfo, settings: Any, teacher: str) -> Needs:
         return Needs(dynamics=(Recording(settings.recorded or teacher),))
-
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info)
 
     @abstractmethod
     def hardness(self, recorded: Sequence[Dynamics], settings: Any) -> np.ndarray:

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from rd3.teacher.dynamics import Dynamics
 
 
-class AUMSettings(ScoredSettings):
-    """Settings of CCS."""
-
-
 @register_method("aum", version=1)
 class AUM(ScoredCoreset):
     """Real images sampled evenly over the range of the area under the margin of their class, without the hardest (CCS).
@@ -34,8 +30,6 @@ class AUM(ScoredCoreset):
     classes have equally many images; a cutoff below IPC images is not carried out in full.
     """
 
-    Settings = AUMSettings
-
-    def hardness(self, recorded: Sequence[Dynamics], settings: AUMSettings) -> np.ndarray:
+    def hardness(self, recorded: Sequence[Dynamics], settings: ScoredSettings) -> np.ndarray:
         [dynamics] = recorded
         return mean_hardness(-dynamics.margins)

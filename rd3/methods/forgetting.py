@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from rd3.teacher.dynamics import Dynamics
 
 
-class ForgettingSettings(ScoredSettings):
-    """Settings of CCS."""
-
-
 @register_method("forgetting", version=1)
 class Forgetting(ScoredCoreset):
     """Real images sampled evenly over the range of forgetting events of their class, without the hardest (CCS).
@@ -35,9 +31,7 @@ class Forgetting(ScoredCoreset):
     class, so that all classes have equally many images; a cutoff below IPC images is not carried out in full.
     """
 
-    Settings = ForgettingSettings
-
-    def hardness(self, recorded: Sequence[Dynamics], settings: ForgettingSettings) -> np.ndarray:
+    def hardness(self, recorded: Sequence[Dynamics], settings: ScoredSettings) -> np.ndarray:
         [dynamics] = recorded
         return forgetting_events(dynamics.margins)
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rd3.methods import Settings, register_method
+from rd3.methods import register_method
 from rd3.methods._coreset import FeatureCoreset
-
-
-class HerdingSettings(Settings):
-    """The method has no settings."""
 
 
 @register_method("herding", version=1)
@@ -27,8 +23,6 @@ class Herding(FeatureCoreset):
     they are of the image alone (iCaRL's code averages the features of the image and of its mirror image); an image is
     selected at most once (in iCaRL's code an image that wins again is skipped but changes what follows).
     """
-
-    Settings = HerdingSettings
 
     def select(self, features: np.ndarray, wanted: int) -> list[int]:
         return herd(unit_rows(features), wanted)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rd3.methods import Settings, register_method
+from rd3.methods import register_method
 from rd3.methods._coreset import FeatureCoreset
-
-
-class KCenterSettings(Settings):
-    """The method has no settings."""
 
 
 @register_method("k_center", version=1)
@@ -27,8 +23,6 @@ class KCenter(FeatureCoreset):
     have equally many images (in active learning the labels are unknown); the start is the image nearest to the mean,
     where the publication has an initial pool of random images.
     """
-
-    Settings = KCenterSettings
 
     def select(self, features: np.ndarray, wanted: int) -> list[int]:
         return greedy_centers(features, wanted)

@@ -81,10 +81,6 @@ class RDED(Method):
         # A block is a class, its images best patch first; in a mosaic of several a larger set takes others.
         return settings.factor == 1
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        images = range(recipe.ipc)
-        return [Block(label, tuple((label, k) for k in images)) for label in range(info.num_classes)]
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: RDEDSettings = ctx.settings
         with ctx.phase("select"):
