@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from rd3.errors import DataCorrupt
 from rd3.lazy import nn, torch
 from rd3.methods._recovery import _moments
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
     from rd3.layer_statistics import LayerStatistics, Moments
 
 Targets = Mapping[str, "Moments"]
@@ -109,7 +107,7 @@ def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
     return part[name]
 
 
-class MatchingLoss(AbstractContextManager["MatchingLoss"]):
+class MatchingLoss(ExitStack[None]):
     """Distance of a batch's moments from targets, over all convolutions and BatchNorm2d layers of a bare network.
 
     For each layer, in ``named_modules`` order, it sums the L2 norms of (target - moment) over channel means and biased
@@ -135,6 +133,7 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
     ):
         from rd3.models._matched import matched_layers
 
+        super().__init__()
         self.layers = matched_layers(network)
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
         self.targets = targets
@@ -142,21 +141,15 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         self.weights = {name: 1.0 if number else first_multiplier for number, name in enumerate(self.layers)}
         self._averages: dict[str, Moments] = {}
         self._terms: dict[str, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> MatchingLoss:
+    def __enter__(self) -> Self:
+        self.callback(self._terms.clear)
         dropped = self._dropped()
         for name, layer in self.layers.items():
             if name not in dropped:
                 patch = self.patch if name in self.convolutions else None
-                self._handles.append(layer.register_forward_pre_hook(self._hook(name, patch)))
+                self.enter_context(layer.register_forward_pre_hook(self._hook(name, patch)))
         return self
-
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._terms.clear()
 
     def _dropped(self) -> set[str]:
         if not self.drop_rate:

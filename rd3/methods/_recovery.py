@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field
 
@@ -24,8 +24,6 @@ from rd3.methods._pixels import SaveFormat
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
     from rd3.models import NormalisedNetwork
 
 _CHECK_EVERY = 50
@@ -149,7 +147,7 @@ def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels.mean(2), torch.bmm(rows, rows.mT).view(pixels.shape[:2]) / pixels.shape[2]
 
 
-class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
+class BatchNormLoss(ExitStack[None]):
     """Distance of a batch's statistics from the running ones, over all BatchNorm2d layers of a bare network.
 
     It uses channel means and biased variances of each layer's *input*, in module order:
@@ -162,6 +160,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
     def __init__(
         self, network: torch.nn.Module, first_multiplier: float, variance_weight: float = 1.0, *, batches: int = 1
     ):
+        super().__init__()
         modules = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self.layers = [module for module in modules if module.running_mean is not None]
         if not self.layers:
@@ -172,18 +171,12 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
         self.weights = [first_multiplier] + [1.0] * (len(self.layers) - 1)
         self.variance_weight, self.batches = variance_weight, batches
         self._terms: dict[int, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> BatchNormLoss:
+    def __enter__(self) -> Self:
+        self.callback(self._terms.clear)
         for number, layer in enumerate(self.layers):
-            self._handles.append(layer.register_forward_pre_hook(self._hook(number)))
+            self.enter_context(layer.register_forward_pre_hook(self._hook(number)))
         return self
-
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._terms.clear()
 
     def _hook(self, number: int) -> Callable[..., None]:
         moments = _moments()
