@@ -17,20 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.recipe import KINDS, Recipe
-from rd3.values import first_mistake
+from rd3.values import Frozen, first_mistake
 
 STUDENT = "student.safetensors"
 """File of an evaluation with the weights of its student, if these were kept."""
 
 
-class Entry(BaseModel):
+class Entry(Frozen):
     """Ledger entry of a finished recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     key: str

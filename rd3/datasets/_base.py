@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import computed_field
 
 from rd3.recipe import Normalisation
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +38,8 @@ def class_list_hash(classes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
 
 
-class DatasetInfo(BaseModel):
+class DatasetInfo(Frozen):
     """Description of a dataset, available before any file is read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     source: str

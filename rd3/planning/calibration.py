@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rd3 import __version__
 from rd3.lazy import torch
 from rd3.planning.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split
@@ -37,10 +38,8 @@ _TIME_SHARE = 0.7
 """Fraction of its equal share of the time that a case uses; the rest goes to heavier cases, whose steps are longer."""
 
 
-class Calibration(BaseModel):
+class Calibration(Frozen):
     """Measured rates of one device with one version of torch, as plain data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cpu", "cuda"]
     device: str
