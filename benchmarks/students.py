@@ -13,7 +13,7 @@ from rd3.datasets import Dataset
 from rd3.device import ran_precision, repeatable_kernels
 from rd3.evaluation.answers import KeptAnswers
 from rd3.evaluation.packing import Views
-from rd3.evaluation.student import StudentTraining
+from rd3.evaluation.student import Evaluation, StudentTraining
 from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
 from rd3.models import NormalisedNetwork, build_network
 from rd3.protocol import resolve_protocol
@@ -103,7 +103,10 @@ class Students:
         self._groups = [
             (
                 iter(views),
-                [StudentTraining(one, subject.dataset, len(images), device, self.precision) for one in group],
+                [
+                    StudentTraining(Evaluation(one, images, labels), subject.dataset, device, self.precision)
+                    for one in group
+                ],
             )
             for views, group in zip(self._views, groups.values(), strict=True)
         ]
