@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Any
 from rd3 import __version__
 from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
+from rd3.diffusion.derivation import derivation_of
 from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.packing import Views
+from rd3.evaluation.result import EvalResult
+from rd3.evaluation.sharing import Keep, asks_teachers
 from rd3.lazy import torch
+from rd3.methods import METHODS
+from rd3.protocol import Precision
 from rd3.recipe import (
     KINDS,
     BackboneRecipe,
@@ -36,18 +43,16 @@ from rd3.recipe import (
 )
 from rd3.stopwatch import Stopwatch
 from rd3.store import STUDENT, Entry, ReadableStore, existing, now, write_atomically
+from rd3.synthesis import synthesize
+from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet, contact_sheet
 from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
     from rd3.evaluation.answers import KeptAnswers
-    from rd3.evaluation.result import EvalResult
-    from rd3.evaluation.sharing import Keep
     from rd3.evaluation.student import Evaluation
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
-    from rd3.protocol import Precision
-    from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
     from rd3.teacher.dynamics import Dynamics
 
 Progress = Callable[[float, str], None]
@@ -110,9 +115,7 @@ class Context:
     @functools.cached_property
     def answers(self) -> KeptAnswers | None:
         """The kept answers of an evaluation that asks teachers, if they are to be kept."""
-        from rd3.evaluation.answer_files import AnswerFolder
         from rd3.evaluation.answers import KeptAnswers
-        from rd3.evaluation.sharing import asks_teachers
 
         keep, recipe = self.part.answers, self.part.recipe
         if keep is None or not asks_teachers(recipe):
@@ -173,8 +176,6 @@ class Context:
 
     def load_set(self, key: Key, classes: str) -> SyntheticSet:
         """A set in memory, checked on opening."""
-        from rd3.synthetic_set import SyntheticSet
-
         if key not in self.opened:
             folder, class_ids = self.store.fetch("set", key), self.dataset.info.class_ids
             self.opened[key] = SyntheticSet.open(folder, classes=classes, class_ids=class_ids)
@@ -182,8 +183,6 @@ class Context:
 
     def init(self, recipe: SetRecipe) -> SetOnDisk | None:
         """The set with a recipe's initial images, checked on opening."""
-        from rd3.synthetic_set import SetOnDisk
-
         if recipe.init is None:
             return None
         folder = self.store.fetch("set", recipe.init)
@@ -251,8 +250,6 @@ def _train_backbone(recipe: BackboneRecipe, context: Context) -> Output:
 
 
 def _derive(recipe: DerivedRecipe, context: Context) -> Output:
-    from rd3.diffusion.derivation import derivation_of
-
     derivation, settings = derivation_of(recipe)
     [backbone] = context.backbones((recipe.backbone,))
     stopwatch = Stopwatch()
@@ -261,8 +258,6 @@ def _derive(recipe: DerivedRecipe, context: Context) -> Output:
 
 
 def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest | None:
-    from rd3.synthesis import synthesize
-
     _refuse_imported(recipe, "rd3 set import")
     return synthesize(
         recipe,
@@ -282,8 +277,6 @@ def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest
 
 
 def _generate_set(recipe: SetRecipe, context: Context) -> Output:
-    from rd3.synthetic_set import SetOnDisk, contact_sheet
-
     manifest = _synthesize(recipe, context, larger=context.larger_set())
     assert manifest is not None, "all blocks are done"
     generated = SetOnDisk.open(context.out, classes=recipe.classes, class_ids=context.dataset.info.class_ids)
@@ -347,8 +340,6 @@ def _evaluation(context: Context) -> Evaluation:
 
 def _discard_unwanted(evaluation: Evaluation) -> None:
     """Delete kept answers that no other evaluation waits for."""
-    from rd3.evaluation.packing import Views
-
     answers = evaluation.answers
     if answers is not None and not answers.wanted:
         with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
@@ -480,8 +471,6 @@ def perform_blocks(
 
     Once the blocks of all shares are in one such folder, :func:`perform` completes the set there.
     """
-    from rd3.methods import METHODS
-
     context = Context(Part(recipe, Path(out), progress), store, roots, _open_data(recipe, roots), device)
     first, step = blocks
     every = METHODS.get(recipe.method)().blocks(recipe, context.dataset.info)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.diffusion.derivation import derivation_of
 from rd3.errors import RD3Error, Unsupported
 from rd3.lazy import nn, torch
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
+from rd3.models import NormalisedNetwork, build_network
 from rd3.planning.backbones import backbone_recipe, backbone_role
 from rd3.planning.sets import plan_set
 from rd3.recipe import (
@@ -41,7 +43,6 @@ from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
-    from rd3.models import NormalisedNetwork
 
 _IPC = 2
 _TRIAL_SIZES: dict[str, dict[str, Any]] = {
@@ -199,8 +200,6 @@ def _derive(recipe: DerivedRecipe, backbone: Backbone, dataset: Dataset, out: Pa
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """A small untrained network with BatchNorm, frozen, in eval mode; deterministic."""
-    from rd3.models import build_network
-
     info, stream = dataset.info, generator(0, "trial teacher", number)
     network = build_network("resnet18_w16", info.num_classes, info.resolution, info.normalisation, stream)
     return network.eval().requires_grad_(False)
@@ -246,8 +245,6 @@ class ToyDataset(Dataset):
 
 def toy_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """Two convolutions with BatchNorm and fixed random weights, frozen, in eval mode, for tests."""
-    from rd3.models import NormalisedNetwork
-
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -414,8 +411,6 @@ def _together(trial: _Trial) -> str | None:
     """Blocks generated together equal those generated alone up to rounding."""
     if trial.method.make_many is Method.make_many:
         return None
-    from rd3.augment import to_unit
-
     trial.whole("whole")
     trial.make("together", blocks_at_once=len(trial.blocks()))
     alone, together = (to_unit(SyntheticSet.open(trial.tmp / folder).images) for folder in ("whole", "together"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rd3.augment import cutmix_box
 from rd3.augmentations._base import Draws, Mix, register_augmentation
 from rd3.lazy import torch
 
@@ -16,8 +17,6 @@ class CutMix(Mix):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Partner, share, and the box as top, bottom, left and right, (B, 4) int64."""
-        from rd3.augment import cutmix_box
-
         lam = torch.rand((), generator=stream, dtype=torch.float64).item()
         row = int(torch.randint(side, (), generator=stream))
         column = int(torch.randint(side, (), generator=stream))

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
 from rd3.lazy import torch
+from rd3.seeding import scoped
 from rd3.values import Frozen
 
 
@@ -33,8 +34,6 @@ class RandAugment(Augmentation):
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
         from torchvision.transforms import v2
-
-        from rd3.seeding import scoped
 
         (seeds,) = draws
         change = v2.RandAugment(self.settings.operations, self.settings.magnitude)

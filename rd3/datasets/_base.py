@@ -7,16 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import computed_field
 
+from rd3.lazy import torch
 from rd3.recipe import Normalisation
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 Split = Literal["train", "fit", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "fit", "validation", "test")

@@ -10,14 +10,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rd3.errors import StoreError, is_disk_full
-
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 CHUNK_BYTES = 16 * 2**20
 

@@ -14,6 +14,7 @@ from rd3.datasets._memory import MemoryDataset
 from rd3.datasets._source import Copy, Source
 from rd3.datasets._sources import register_dataset
 from rd3.datasets._splits import carve
+from rd3.lazy import torch
 from rd3.recipe import Normalisation
 
 TEST_DIVISOR = 5
@@ -64,7 +65,6 @@ class Digits(Source):
         return [f"scikit-learn {version('scikit-learn')}, RD3 {__version__}"]
 
     def open(self, roots: Roots) -> Dataset:
-        import torch
         from sklearn.datasets import load_digits
 
         loaded = load_digits()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rd3.augment import to_unit
 from rd3.datasets import DatasetInfo
 from rd3.errors import Unsupported
 from rd3.lazy import torch
@@ -62,8 +63,6 @@ def teacher_features(indices: np.ndarray, ctx: Context) -> np.ndarray:
 
     Images are those of the dataset at its size; the teacher is in eval mode.
     """
-    from rd3.augment import to_unit
-
     found, size = [], passes_at_once(ctx)
     for first in range(0, len(indices), size):
         pixels = ctx.dataset.images(ctx.split, indices[first : first + size].tolist())

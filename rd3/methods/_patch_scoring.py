@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rd3.augment import crop_and_resize, crop_boxes
 from rd3.device import autocast, ran_precision, set_memory_format
 from rd3.lazy import F, torch
 from rd3.methods import Context
@@ -42,8 +43,6 @@ class Crops:
 
     def pixels(self, image: int, crops: torch.Tensor, ctx: Context) -> torch.Tensor:
         """(n, 3, s, s) float in 0-255: the crops with these numbers, (n,), of image 0 .. M-1, which is read again."""
-        from rd3.augment import crop_and_resize
-
         (original,) = ctx.dataset.originals(ctx.split, [self.images[image]])
         return crop_and_resize(original.float().expand(len(crops), -1, -1, -1), self.boxes[image, crops], self.size)
 
@@ -115,8 +114,6 @@ def _drawn(
     images: Sequence[int], boxes: list[torch.Tensor], stream: torch.Generator, ctx: Context, size: int
 ) -> Iterator[torch.Tensor]:
     """Yield crops (3, s, s) in 0-255 on the device, and append their boxes, (R, 4) for each image, to ``boxes``."""
-    from rd3.augment import crop_boxes
-
     settings = ctx.settings
     for first in range(0, len(images), _DECODED):
         originals = ctx.dataset.originals(ctx.split, images[first : first + _DECODED])
@@ -146,8 +143,6 @@ def _cut_together(
     originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int
 ) -> Iterator[torch.Tensor]:
     """The same for images of one size in few operations, for GPUs; one box per image at a time."""
-    from rd3.augment import crop_and_resize
-
     images, flat = torch.stack(list(originals)).float(), torch.cat(list(boxes))
     numbers = torch.arange(len(images), device=images.device).repeat_interleave(len(boxes[0]))
     for some, own in zip(numbers.split(len(images)), flat.split(len(images)), strict=True):

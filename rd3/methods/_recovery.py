@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field
 
+from rd3.augment import crop_and_resize, crop_boxes
 from rd3.datasets import DatasetInfo
 from rd3.errors import Diverged, Unsupported
 from rd3.lazy import torch
@@ -211,8 +212,6 @@ class Views:
 
     def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """(B, 3, H, W) -> (B, 3, size, size), differentiable."""
-        from rd3.augment import crop_and_resize, crop_boxes
-
         if self.crop_scale_min is not None:
             height, width = images.shape[-2:]
             box = crop_boxes(1, height, width, self.crop_scale_min, stream)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pydantic import Field
 
+from rd3.augment import horizontal_flip
 from rd3.datasets import DatasetInfo
 from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, register_method
@@ -59,8 +60,6 @@ class EDC(PoolMethod):
     Settings = EDCSettings
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        from rd3.augment import horizontal_flip
-
         settings: EDCSettings = ctx.settings
         space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
         labels = torch.tensor(block.labels, device=ctx.device)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rd3.errors import BadValue
+from rd3.lazy import torch
 from rd3.store import write_atomically
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 from rd3.synthetic_set.soft_file import write_soft_labels
-
-if TYPE_CHECKING:
-    import torch
 
 _SHEET_SIDE = 2400
 """Longest side of a contact sheet in pixels."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rd3 import __version__
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue
 from rd3.lazy import torch
@@ -196,7 +197,7 @@ class SetWriter:
             threads=threads,
             device=device,
             shared_machine=shared_machine,
-            code_version=code_version or _version(),
+            code_version=code_version or __version__,
             made_at=now(),
         )
         write_atomically(self.folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1))
@@ -237,9 +238,3 @@ def _summed(headers: list[dict[str, Any]]) -> dict[str, Phase]:
             for unit in known:
                 known[unit] += spent[unit]
     return {name: Phase(**spent) for name, spent in total.items()}
-
-
-def _version() -> str:
-    from rd3 import __version__
-
-    return __version__

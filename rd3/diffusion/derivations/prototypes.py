@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.diffusion.cost import latent_values
 from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
@@ -81,7 +82,6 @@ class Prototypes(Derivation):
 
 def _latents(label: int, images: Images, backbone: Backbone, seed: int) -> Iterator[np.ndarray]:
     """(n, D) float32: the latents of a class in random order, a few at a time."""
-    from rd3.augment import to_unit
     from rd3.device import repeatable_kernels
     from rd3.seeding import generator
 
