@@ -46,8 +46,7 @@ class Digits(Source):
     info = DatasetInfo(
         name="digits",
         source="scikit-learn's load_digits (UCI optical digits, 8x8 grey), upsampled bilinearly to 32x32; RD3's split",
-        class_ids=class_list("digits").ids,
-        class_names=class_list("digits").names,
+        **class_list("digits"),
         resolution=32,
         test_resize=32,
         factor=1,
