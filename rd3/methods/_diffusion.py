@@ -63,13 +63,12 @@ def sampled(
     start: Callable[[Sequence[Member]], torch.Tensor] | None = None,
     strength: float = 1.0,
     guide: Callable[[Sequence[Member]], Guide] = lambda members: PLAIN,
-    interpolation: str = "bicubic",
 ) -> torch.Tensor:
     """(n, 3, H, W) uint8: the images of a block, at the dataset's resolution: phases ``generate`` and ``decode``.
 
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
-    ``interpolation`` is how images of another size are resized, antialiased.  Every image has noise of its own, a
+    Every image has noise of its own, a
     function of set seed, label and k.  On a CPU a batch holds images of one block, so that a block has the same bits
     however the blocks are shared out.
     """
@@ -96,5 +95,5 @@ def sampled(
                 progress=ctx.part(number, len(parts)),
             )
         with ctx.phase("decode"), torch.inference_mode():
-            images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution, interpolation).cpu())
+            images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution).cpu())
     return torch.cat(images)
