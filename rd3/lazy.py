@@ -1,4 +1,4 @@
-"""torch, loaded at its first use: it takes seconds, and listing, planning and checking do without it.
+"""torch and pyarrow, loaded at their first use: they take long, and listing, planning and checking do without them.
 
 ``from rd3.lazy import torch`` takes the place of ``import torch`` in every function of a module that is itself imported
 without torch.
@@ -10,9 +10,11 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["F", "nn", "torch"]
+__all__ = ["F", "nn", "pa", "pq", "torch"]
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -25,3 +27,4 @@ else:
             return getattr(importlib.import_module(self.__name__), name)
 
     torch, nn, F = _Lazy("torch"), _Lazy("torch.nn"), _Lazy("torch.nn.functional")
+    pa, pq = _Lazy("pyarrow"), _Lazy("pyarrow.parquet")

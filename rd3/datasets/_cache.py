@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from rd3.errors import StoreError, is_disk_full
 from rd3.lazy import torch
@@ -71,7 +72,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None:
     """Write a safetensors file with string metadata atomically."""
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     with replacing(path) as part:
@@ -83,8 +83,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]
 
 def read_arrays(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """Memory-mapped tensors of the file and its metadata; None if it is missing or truncated."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         return None
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.errors import BadValue
-from rd3.lazy import torch
+from rd3.lazy import pa, pq, torch
 from rd3.store import write_atomically
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 from rd3.synthetic_set.soft_file import write_soft_labels
@@ -67,9 +67,6 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     to 8 bits.  Soft labels of the set's own are the column ``soft_labels``, in fp32 if they are in bf16, and their kind
     is in the notes ``rd3``.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     manifest = synthetic_set.manifest
     features: dict[str, Any] = {
         "image": {"_type": "Image"},

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.lazy import torch
 from rd3.soft_labels import SoftLabels
@@ -42,8 +44,6 @@ class SetOnDisk:
 
     def rows(self, rows: Sequence[int]) -> torch.Tensor:
         """(len(rows), 3, H, W) images, uint8 or float32 in [0, 1], in the given order."""
-        from safetensors import safe_open
-
         side = self.manifest.resolution
         images = torch.empty((len(rows), 3, side, side), dtype=getattr(torch, self.manifest.dtype))
         wanted: dict[str, list[tuple[int, int]]] = {}
@@ -188,7 +188,6 @@ def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[
 
 
 def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _ReadBlock:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / name

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from rd3 import __version__
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue
@@ -63,8 +65,6 @@ class SetWriter:
         return set(self._headers)
 
     def _read(self, path: Path, block: Block) -> dict[str, Any] | None:
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(path, framework="pt") as opened:
                 headers = json.loads((opened.metadata() or {}).get("rd3", "{}"))
@@ -83,8 +83,6 @@ class SetWriter:
         The full time of a block is kept, as images that are not copied took no extra time or were generated
         together with the others.
         """
-        from safetensors import safe_open
-
         theirs = {block.index: block for block in its_blocks}
         for index in set(self.blocks) - self.done():
             block, count = self.blocks[index], len(self.blocks[index].members)
@@ -212,8 +210,6 @@ class SetWriter:
 
     def _soft_labels(self) -> SoftLabels | None:
         """The soft labels of all blocks, in row order."""
-        from safetensors import safe_open
-
         kind, parts, rows = self.recipe.soft_label_kind, [], []
         if kind is None:
             return None

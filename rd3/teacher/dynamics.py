@@ -22,10 +22,10 @@ from rd3.datasets import Dataset
 from rd3.device import usable_device
 from rd3.errors import DataCorrupt
 from rd3.recipe import Key, TrainingDynamicsRecipe
-from rd3.store import write_atomically
+from rd3.store import write_atomically, write_curve
 from rd3.teacher.artifact import CURVE
 from rd3.teacher.checkpoint import CHECKPOINT
-from rd3.teacher.training import Observer, fit, write_curve
+from rd3.teacher.training import Observer, fit
 
 FILE = "dynamics.safetensors"
 EPOCHS = "epochs"
