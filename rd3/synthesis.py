@@ -103,7 +103,11 @@ def synthesize(
         reset_peak(device)
         with repeatable_kernels():
             images = method.make_many(together, context)
-        phases, peak = _per_block(context.phases, len(together)), peak_mib(device)
+        phases = {
+            name: {unit: value / len(together) for unit, value in spent.items()}
+            for name, spent in context.phases.items()
+        }
+        peak = peak_mib(device)
         for block, own in zip(together, images, strict=True):
             writer.add(block, own, phases=phases, peak_mib=peak)
         finished += len(together)
@@ -120,11 +124,6 @@ def _part_of(progress: Callable[[float, str], None], before: float, share: float
 
 def _note(first: int, count: int, blocks: int) -> str:
     return f"block {first} of {blocks}" if count == 1 else f"blocks {first} to {first + count - 1} of {blocks}"
-
-
-def _per_block(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, dict[str, float]]:
-    """Time per block of ``blocks`` blocks that were generated together."""
-    return {name: {unit: value / blocks for unit, value in spent.items()} for name, spent in phases.items()}
 
 
 def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedNetwork]) -> Method:

@@ -21,8 +21,6 @@ class ColourJitter(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``colour_jitter``."""
-
         brightness: float = Field(default=0.4, ge=0)
         """Strength of the change of brightness."""
         contrast: float = Field(default=0.4, ge=0)

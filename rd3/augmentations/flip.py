@@ -15,8 +15,6 @@ class Flip(Augmentation):
     """Mirror each image left to right with a probability: torchvision's RandomHorizontalFlip."""
 
     class Settings(Frozen):
-        """Settings of ``flip``."""
-
         probability: float = Field(default=0.5, gt=0, le=1)
         """Probability that an image is mirrored."""
 

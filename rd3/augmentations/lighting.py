@@ -21,8 +21,6 @@ class Lighting(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``lighting``."""
-
         std: float = Field(default=0.1, gt=0)
         """Standard deviation of the normal factor on each eigenvalue."""
 

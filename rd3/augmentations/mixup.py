@@ -14,8 +14,6 @@ class MixUp(Mix):
     """Blend each image with another of the batch, in one proportion a batch (Zhang et al., 2018)."""
 
     class Settings(Frozen):
-        """Settings of ``mixup``."""
-
         alpha: float = Field(default=0.8, gt=0)
         """Both parameters of the Beta distribution from which the share of the base image is drawn."""
 

@@ -15,8 +15,6 @@ class PadCrop(Augmentation):
     """Pad with zeros, then cut each image out at a random place: torchvision's RandomCrop with padding."""
 
     class Settings(Frozen):
-        """Settings of ``pad_crop``."""
-
         padding: int = Field(default=4, ge=1)
         """Zero padding on every side, in pixels."""
 

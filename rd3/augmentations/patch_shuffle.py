@@ -18,8 +18,6 @@ class PatchShuffle(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``patch_shuffle``."""
-
         grid: int | None = Field(default=None, ge=1)
         """Patches per side; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
 

@@ -18,8 +18,6 @@ class RandAugment(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``rand_augment``."""
-
         operations: int = Field(default=2, ge=1)
         """Random operations applied to each image, one after the other."""
         magnitude: int = Field(default=9, ge=0, le=30)

@@ -15,8 +15,6 @@ class ResizedCrop(Augmentation):
     """Resize a random box of aspect ratio 3/4 to 4/3 to the size of the image: torchvision's RandomResizedCrop."""
 
     class Settings(Frozen):
-        """Settings of ``resized_crop``."""
-
         min_area: float | None = Field(default=None, gt=0, le=1)
         """Minimum area of the box, as a fraction of the image; None uses 1 / the dataset's factor, RDED's patches per
         side (so 1 at 32 and 64 pixels, 0.5 at 224)."""

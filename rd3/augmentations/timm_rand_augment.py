@@ -25,8 +25,6 @@ class TimmRandAugment(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``timm_rand_augment``."""
-
         operations: int = Field(default=2, ge=1)
         """Random operations for each image, one after the other."""
         magnitude: int = Field(default=6, ge=0, le=10)

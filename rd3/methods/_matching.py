@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from rd3.errors import DataCorrupt
 from rd3.lazy import nn, torch
 from rd3.methods._recovery import _moments
+from rd3.models._matched import matched_layers
 
 if TYPE_CHECKING:
     from rd3.layer_statistics import LayerStatistics, Moments
@@ -64,8 +65,6 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
     """Moments of all training images: collected ones for convolutions, running statistics for BatchNorm layers."""
-    from rd3.models._matched import matched_layers
-
     return {
         name: _gathered([layer.running_mean, layer.running_var, None, None])
         if isinstance(layer, nn.BatchNorm2d)
@@ -78,8 +77,6 @@ def targets_of_labels(
     network: torch.nn.Module, statistics: LayerStatistics, labels: torch.Tensor
 ) -> dict[str, Moments]:
     """Mean of the class moments over ``labels``, (B,) int64."""
-    from rd3.models._matched import matched_layers
-
     return {
         name: _gathered(
             None if values is None else values[labels].mean(0)
@@ -131,8 +128,6 @@ class MatchingLoss(ExitStack[None]):
         drop_rate: float = 0.0,
         stream: torch.Generator | None = None,
     ):
-        from rd3.models._matched import matched_layers
-
         super().__init__()
         self.layers = matched_layers(network)
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]

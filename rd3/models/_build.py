@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rd3.lazy import nn, torch
 from rd3.models._base import Cost, Extent, find
+from rd3.models._matched import matched_layers
 from rd3.recipe import Normalisation
 from rd3.seeding import generator, scoped
 
@@ -53,8 +54,6 @@ def state_shapes(name: str, num_classes: int, resolution: int) -> dict[str, tupl
 
 def extent(name: str, num_classes: int, resolution: int) -> Extent:
     """Number of values in a network's state dict, and of channels that have layer statistics."""
-    from rd3.models._matched import matched_layers
-
     network = _on_meta(name, num_classes, resolution)
     layers = matched_layers(network).values()
     channels = (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.num_features for layer in layers)

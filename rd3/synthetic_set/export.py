@@ -31,10 +31,6 @@ def _png(image: torch.Tensor) -> bytes:
     return stream.getvalue()
 
 
-def _png_name(class_id: str, k: int) -> str:
-    return f"{class_id}/{k:05d}.png"
-
-
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits.
 
@@ -46,7 +42,7 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     ids = synthetic_set.manifest.class_ids
     unsafe = [name for name in ids if not _is_file_name(name)]
     names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
-    files = [_png_name(names[row % len(ids)], row // len(ids)) for row in range(len(synthetic_set.images))]
+    files = [f"{names[row % len(ids)]}/{row // len(ids):05d}.png" for row in range(len(synthetic_set.images))]
     for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
