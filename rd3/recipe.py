@@ -90,6 +90,11 @@ class Recipe(Frozen):
         return copy
 
     @property
+    def about_data(self) -> dict[str, Any]:
+        """The fields that say on which data it is; those of recipes that are made from it are mostly the same."""
+        return {"data": self.data, "classes": self.classes, "resolution": self.resolution}
+
+    @property
     def training_only(self) -> bool:
         """Whether only training images are used; ``data.fingerprint`` is then that of the training images."""
         return self.data.split == "fit" and getattr(self, "tested_on", "validation") == "validation"
@@ -435,12 +440,7 @@ class EvaluationRecipe(Recipe):
             student=student,
             student_seed=student_seed,
             normalisation=normalisation,
-            **{
-                "data": synthetic_set.data,
-                "classes": synthetic_set.classes,
-                "resolution": synthetic_set.resolution,
-                **changed,
-            },
+            **synthetic_set.about_data | changed,
         )
 
     def label(self) -> str:
@@ -476,9 +476,7 @@ class RobustnessRecipe(Recipe):
             evaluation=evaluation.key,
             tested_on=evaluation.tested_on,
             corruptions=tuple(corruptions),
-            data=evaluation.data,
-            classes=evaluation.classes,
-            resolution=evaluation.resolution,
+            **evaluation.about_data,
         )
 
     def label(self) -> str:

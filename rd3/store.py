@@ -99,13 +99,6 @@ class ReadableStore(EntryLookup, Protocol):
         """A local folder with the verified files; raises :class:`DataMissing` or :class:`DataCorrupt`."""
 
 
-class Store(ReadableStore, Protocol):
-    """A store that results can also be written to."""
-
-    def put(self, entry: Entry, folder: Path) -> Entry:
-        """Store ``folder`` under the entry's key; an existing entry is kept and returned."""
-
-
 def read_entry(raw: bytes | str, where: str, remedy: str) -> Entry:
     """Parse an entry and compare it with its digest.
 

@@ -62,13 +62,8 @@ class PlannedSet:
 
         A method without a set seed gets the same recipe for all of them, with set seed 0.
         """
-        before: list[Recipe] = [
-            *self.teachers,
-            *self.statistics,
-            *self.dynamics,
-            *self.backbones,
-            *self.derived,
-        ]
+        several = {name: getattr(self, name) for name in SetRecipe.made_from if name != "init"}
+        before: list[Recipe] = [one for parents in several.values() for one in parents]
         if isinstance(self.init, PlannedSet):
             before += self.init.recipes(set_seed)
         elif self.init is not None:
@@ -81,13 +76,9 @@ class PlannedSet:
             classes=self.info.classes,
             resolution=self.info.resolution,
             ipc=self.ipc,
-            teachers=tuple(teacher.key for teacher in self.teachers),
-            statistics=tuple(statistics.key for statistics in self.statistics),
-            dynamics=tuple(dynamics.key for dynamics in self.dynamics),
-            backbones=tuple(backbone.key for backbone in self.backbones),
-            derived=tuple(derived.key for derived in self.derived),
             init=before[-1].key if self.init is not None else None,
             set_seed=set_seed if METHODS.get(self.method).seeded else 0,
+            **{name: tuple(one.key for one in parents) for name, parents in several.items()},
         )
         return [*before, recipe]
 
