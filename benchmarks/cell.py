@@ -17,7 +17,7 @@ from benchmarks.patch_scoring import scoring
 from benchmarks.post_evaluation import AIMS, BATCH, reference
 from benchmarks.published import validate
 from benchmarks.rows import Row
-from benchmarks.students import Students, Subject
+from benchmarks.students import Students, Subject, built
 from benchmarks.timing import Work
 from rd3.datasets import Dataset, open_dataset
 from rd3.device import set_memory_format
@@ -74,7 +74,7 @@ class _Unwatched:
 
 def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[float]]:
     """Seconds a test image."""
-    student, bare = subject.built(subject.network, 1), subject.built(subject.network, 1).network
+    student, bare = (built(subject.info, subject.network, 1) for _path in range(2))
     set_memory_format(student, precision)
     some = _FirstTests(subject.dataset)
     pictures = subject.dataset.images("test", list(range(MEASURED_TESTED)))
@@ -85,7 +85,7 @@ def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[f
         return MEASURED_TESTED
 
     def plain() -> int:
-        validate(bare, pictures, labels, subject.info.normalisation, bench.device)
+        validate(bare.network, pictures, labels, subject.info.normalisation, bench.device)
         return MEASURED_TESTED
 
     paths: dict[str, Work] = {"ours": ours, "reference": plain}

@@ -10,16 +10,15 @@ them; `tests/benchmarks/overhead.py` has those.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from scale import NothingThere, Row, show
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import expand
@@ -31,8 +30,6 @@ from rd3.perform import perform
 from rd3.planning.calibration import Calibration, calibrate
 from rd3.planning.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
 from rd3.store import FolderStore
-
-Row = dict[str, Any]
 
 GRID = """
 methods: [random]
@@ -46,23 +43,13 @@ student_seeds: [0]
 WITHIN = 1.5
 
 
-class Nothing:
-    """An empty ledger."""
-
-    def keys(self, kind: str) -> set[str]:
-        return set()
-
-    def find_many(self, kind: str, keys: Any) -> dict[str, Any]:
-        return {}
-
-
 def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
     """A row a cell: what the calibration, and what the shipped rates say, and what it took."""
     roots = Roots(None, home)
     expansion = expand(parse_grid(GRID, "estimates"), Catalog(roots))
 
     def planned(rates: Rates) -> dict[str, float]:
-        plan = make_plan(expansion, Nothing(), exists=bool, verify=bool, rates=rates)
+        plan = make_plan(expansion, NothingThere(set()), exists=bool, verify=bool, rates=rates)
         return {item.key: item.cost_s for item in plan.items if item.key is not None}
 
     calibrated = planned(calibration.rates)
@@ -105,9 +92,7 @@ def main(seconds: float) -> None:
     print(calibration.model_dump_json(exclude={"networks"}), file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         rows = estimate_rows(calibration, Path(folder))
-    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    show(rows)
     for column in ("measured/calibrated", "measured/shipped"):
         share = 100 * share_within(rows, column)
         print(

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
+from benchmarks.students import built
 from benchmarks.timing import Work, ratio
 from rd3.datasets import dataset_info
 from rd3.device import autocast, bf16_in_hardware, repeatable_kernels, set_memory_format
-from rd3.models import build_network, forward_cost
-from rd3.seeding import generator
+from rd3.models import forward_cost
 
 NETWORKS = (
     "resnet18", "resnet18_w16", "wrn_16_2", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet", "convnet",
@@ -38,10 +38,10 @@ def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
     info, device = dataset_info("cifar10"), bench.device
     pixels = torch.rand(batch, 3, 32, 32, device=device)
     labels = torch.arange(batch, device=device) % info.num_classes
-    built = build_network(name, info.num_classes, 32, info.normalisation, generator(0, "init")).to(device).train()
-    last, ours = copy.deepcopy(built).to(memory_format=torch.channels_last), copy.deepcopy(built)
+    plain = built(info, name).to(device).train()
+    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last), copy.deepcopy(plain)
     set_memory_format(ours, precision)
-    networks = {"as built": built, "channels last": last, "ours": ours}
+    networks = {"as built": plain, "channels last": last, "ours": ours}
     with repeatable_kernels():
         spent = bench.compare(
             {form: steps_of(network, pixels, labels, precision) for form, network in networks.items()}

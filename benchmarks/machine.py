@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import rd3
 from rd3.device import bf16_in_hardware
+from rd3.hardware import processor
 
 
 def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
     """Columns of a CSV; the load average is that of the moment."""
     return {
-        "processor": processor(),
+        "processor": processor().name,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "device": str(device),
         "bf16_in_hardware": bf16_in_hardware(device),
@@ -34,11 +34,3 @@ def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def processor() -> str:
-    """The model's name."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

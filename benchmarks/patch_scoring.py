@@ -16,11 +16,11 @@ from torchvision import transforms
 
 from benchmarks.bench import Bench, Job, layout
 from benchmarks.rows import Row
+from benchmarks.students import built
 from rd3.datasets import Dataset
 from rd3.device import ran_precision
 from rd3.methods import METHODS, Context
-from rd3.models import build_network, forward_cost
-from rd3.seeding import generator
+from rd3.models import forward_cost
 from rd3.testing import ToyDataset, trial_recipe
 
 CROPS, IMAGES = 5, 300
@@ -35,13 +35,6 @@ def run(bench: Bench) -> list[Row]:
 
 def _toys(side: int) -> Dataset:
     return ToyDataset(classes=2, per_class=IMAGES, side=side, factor=2 if side == 224 else 1)
-
-
-def teacher_of(dataset: Dataset, network: str, device: torch.device) -> nn.Module:
-    """Untrained, frozen, in eval mode."""
-    info = dataset.info
-    built = build_network(network, info.num_classes, info.resolution, info.normalisation, generator(0, "init"))
-    return built.to(device).eval().requires_grad_(False)
 
 
 class OneClass(TorchDataset):
@@ -85,7 +78,7 @@ def scoring(
 ) -> Row:
     """One class, scored and selected."""
     device, info = bench.device, dataset.info
-    teacher = teacher or teacher_of(dataset, bench.network, device)
+    teacher = teacher or built(info, bench.network).to(device).eval().requires_grad_(False)
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)
     method = METHODS.get("rded")()
     settings = method.Settings.model_validate(recipe.settings)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from benchmarks.bench import Bench, Job, layout
 from benchmarks.published import PublishedLoop
 from benchmarks.rows import Row
-from benchmarks.students import Students, Subject
+from benchmarks.students import Students, Subject, built
 from rd3.device import ran_precision
 from rd3.models import forward_cost
 
@@ -77,8 +77,8 @@ def reference(bench: Bench, subject: Subject, extra: bool) -> PublishedLoop:
     return PublishedLoop(
         subject.images,
         subject.labels,
-        subject.built(subject.network, 0).network,
-        subject.built(subject.network, 1).network,
+        built(subject.info, subject.network, 0).network,
+        built(subject.info, subject.network, 1).network,
         subject.info.normalisation,
         factor=subject.info.factor,
         batch=subject.batch,

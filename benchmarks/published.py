@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -116,7 +115,7 @@ class PublishedLoop:
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
         )
-        self._batches = _without_end(loader)
+        self._batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def step(self) -> None:
         images, labels = (each.to(self.device) for each in next(self._batches))
@@ -138,11 +137,6 @@ class PublishedLoop:
         for _step in range(count):
             self.step()
         return count
-
-
-def _without_end(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for _epoch in itertools.count():
-        yield from loader
 
 
 def validate(

@@ -16,12 +16,12 @@ from torch import nn
 
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
+from benchmarks.students import built
 from benchmarks.timing import Work
 from rd3.device import repeatable_kernels
 from rd3.methods import METHODS, Block, Context
 from rd3.methods._recovery import BatchNormLoss, PixelSpace, cosine
-from rd3.models import build_network, forward_cost
-from rd3.seeding import generator
+from rd3.models import forward_cost
 from rd3.testing import ToyDataset, trial_recipe
 
 Loop = Callable[[int], None]
@@ -80,8 +80,7 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
     """A row for every ingredient, then for the method itself, one block and several at once."""
     device, network = bench.device, bench.network
     dataset = ToyDataset(classes=batch, per_class=1, side=side)
-    built = build_network(network, batch, side, dataset.info.normalisation, generator(0, "teacher")).to(device)
-    teacher = built.eval().requires_grad_(False)
+    teacher = built(dataset.info, network).to(device).eval().requires_grad_(False)
     method, space = METHODS.get("sre2l")(), PixelSpace.of(teacher)
     recipe = trial_recipe("sre2l", dataset, blocks, batch_classes=batch)
     settings = method.Settings.model_validate({**recipe.settings, "crop_scale_min": None, "flip": False})

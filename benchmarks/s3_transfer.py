@@ -27,27 +27,9 @@ from tracking.runs import artifacts
 Transfer = Callable[[S3Objects, Path], None]
 
 
-def up_ours(there: S3Objects, folder: Path) -> None:
+def _up(folder: Path, put: Callable[[str, Path], Any]) -> None:
     for name in names(folder):
-        there.upload(name, folder / name)
-
-
-def up_plain(there: S3Objects, folder: Path) -> None:
-    for name in names(folder):
-        there.client.upload_file(str(folder / name), there.bucket, there.prefix + name)
-
-
-def down_ours(there: S3Objects, folder: Path) -> None:
-    """With every sha256, as whoever uses a set gets it."""
-    artifacts.fetch(entry_of(folder), folder.parent / "down")
-
-
-def down_unhashed(there: S3Objects, folder: Path) -> None:
-    _down(folder, lambda name, target: there.download(name, target))
-
-
-def down_plain(there: S3Objects, folder: Path) -> None:
-    _down(folder, lambda name, target: there.client.download_file(there.bucket, there.prefix + name, str(target)))
+        put(name, folder / name)
 
 
 def _down(folder: Path, get: Callable[[str, Path], Any]) -> None:
@@ -67,11 +49,16 @@ def entry_of(folder: Path) -> Entry:
 
 
 WAYS: dict[str, Transfer] = {
-    "upload ours": up_ours,
-    "upload plain": up_plain,
-    "fetch ours": down_ours,
-    "download ours": down_unhashed,
-    "download plain": down_plain,
+    "upload ours": lambda there, folder: _up(folder, there.upload),
+    "upload plain": lambda there, folder: _up(
+        folder, lambda name, source: there.client.upload_file(str(source), there.bucket, there.prefix + name)
+    ),
+    # With every sha256, as whoever uses a set gets it.
+    "fetch ours": lambda there, folder: artifacts.fetch(entry_of(folder), folder.parent / "down"),
+    "download ours": lambda there, folder: _down(folder, there.download),
+    "download plain": lambda there, folder: _down(
+        folder, lambda name, target: there.client.download_file(there.bucket, there.prefix + name, str(target))
+    ),
 }
 
 

@@ -94,6 +94,12 @@ class NothingThere:
         return {key: Entry(kind=kind, key=key, recipe={}, result={}) for key in keys}
 
 
+def planned(expansion: Expansion, gpus: int = 1) -> Plan:
+    """The plan of a grid of which nothing is there but what is imported."""
+    there = NothingThere(set(expansion.imports))
+    return make_plan(expansion, there, exists=lambda _entry: True, verify=lambda _entry: None, rates=H100, slots=gpus)
+
+
 class Cluster:
     """GPUs of which a trial takes a part of one; where none has that much left it waits, as in Ray.
 
@@ -223,11 +229,7 @@ def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float)
     """One row; peak memory of this process, which has planned as well."""
     began = time.process_time()
     expansion = paper(seeds)
-    imported = set(expansion.imports)
-    plan = make_plan(
-        expansion, NothingThere(imported), exists=lambda _entry: True, verify=lambda _entry: None, rates=H100,
-        slots=gpus,
-    )  # fmt: skip
+    plan = planned(expansion, gpus)
     planned_s = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
         found = simulate(expansion, plan, Path(folder), gpus, share, part, noise)
@@ -251,10 +253,7 @@ def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float)
 def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, draws: int = 3) -> list[Row]:
     """Least / wall in per cent by where ``URGENT`` lies: never (kinds alone), as it is, and always (longest path)."""
     expansion = paper(seeds)
-    plan = make_plan(
-        expansion, NothingThere(set(expansion.imports)), exists=lambda _entry: True, verify=lambda _entry: None,
-        rates=H100,
-    )  # fmt: skip
+    plan = planned(expansion)
     demands = dict.fromkeys(("teacher", "statistics", "set", "share", "evaluation"), Demand(1.0, 1.0))
     rows = []
     for share, gpus in itertools.product(shares, devices):

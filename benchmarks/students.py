@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from rd3.component import Component
-from rd3.datasets import Dataset
+from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import ran_precision, repeatable_kernels
 from rd3.evaluation.answers import KeptAnswers
 from rd3.evaluation.packing import Views
-from rd3.evaluation.student import StudentTraining
+from rd3.evaluation.student import Evaluation, StudentTraining
 from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
 from rd3.models import NormalisedNetwork, build_network
 from rd3.protocol import resolve_protocol
@@ -26,6 +26,12 @@ EPOCHS = 100_000
 """More than any measurement takes: a test at the end would be none of the training's time."""
 
 
+def built(info: DatasetInfo, network: str, number: int = 0) -> NormalisedNetwork:
+    """A network with weights of its own."""
+    stream = generator(number, "benchmark")
+    return build_network(network, info.num_classes, info.resolution, info.normalisation, stream)
+
+
 class Subject:
     """A set, a teacher and recipes to evaluate it: toys of this side, an untrained teacher."""
 
@@ -36,12 +42,7 @@ class Subject:
         self.info, self.network, self.batch = self.dataset.info, network, batch
         self.images = self.dataset.images("train", list(range(images)))
         self.labels = torch.tensor(self.dataset.labels("train")[:images])
-        self.teacher = self.built(network, 0).eval().requires_grad_(False)
-
-    def built(self, network: str, number: int) -> NormalisedNetwork:
-        """A network with weights of its own."""
-        info, stream = self.info, generator(number, "benchmark")
-        return build_network(network, info.num_classes, info.resolution, info.normalisation, stream)
+        self.teacher = built(self.info, network).eval().requires_grad_(False)
 
     def recipe(self, student_seed: int = 0, student: str | None = None, **fields: Any) -> EvaluationRecipe:
         """An evaluation under the protocol ``rd3`` with these fields changed."""
@@ -103,7 +104,10 @@ class Students:
         self._groups = [
             (
                 iter(views),
-                [StudentTraining(one, subject.dataset, len(images), device, self.precision) for one in group],
+                [
+                    StudentTraining(Evaluation(one, images, labels), subject.dataset, device, self.precision)
+                    for one in group
+                ],
             )
             for views, group in zip(self._views, groups.values(), strict=True)
         ]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch.nn import functional as F
+from rd3.lazy import F, torch
 
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10

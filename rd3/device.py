@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rd3.errors import BadValue
+from rd3.lazy import nn, torch
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from rd3.protocol import Precision
 
 
 def usable_device(name: torch.device | str) -> torch.device:
     """The torch device called ``cpu``, ``cuda``, ``cuda:1`` ...; raises :class:`BadValue` if it is not available."""
-    import torch
-
     here = {"cpu"}
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:
@@ -44,8 +40,6 @@ def bf16_left_out() -> bool:
 
 def bf16_in_hardware(device: torch.device) -> bool | None:
     """Whether ``device`` supports bf16 in hardware rather than by slow emulation; None if this torch cannot tell."""
-    import torch
-
     if device.type == "cuda":
         with torch.cuda.device(device):
             supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -67,8 +61,6 @@ def ran_precision(device: torch.device, precision: Precision) -> Literal["bf16",
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast if ``precision`` is bf16; weights, statistics and losses stay fp32."""
-    import torch
-
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -77,8 +69,6 @@ def repeatable_kernels() -> AbstractContextManager[None]:
 
     Applies to the whole process; the previous settings are restored afterwards.
     """
-    import torch
-
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
@@ -89,9 +79,6 @@ def set_memory_format(network: nn.Module, precision: str) -> None:
     equal results.  Always channels last, except at fp32 on CUDA, and for networks with group norms, for which PyTorch
     lacks a fast kernel in that format: a step takes three times as long on a CPU, and CUDA copies back and forth.
     """
-    import torch
-    from torch import nn
-
     on_cuda = any(weight.is_cuda for weight in network.parameters())
     if (precision == "bf16" or not on_cuda) and not any(isinstance(one, nn.GroupNorm) for one in network.modules()):
         network.to(memory_format=torch.channels_last)
@@ -106,8 +93,6 @@ def reset_peak(device: torch.device) -> None:
     Where this is not supported (neither Linux nor CUDA), the peak remains that of the whole process.
     """
     if device.type == "cuda":
-        import torch
-
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
@@ -116,8 +101,6 @@ def reset_peak(device: torch.device) -> None:
 def peak_mib(device: torch.device) -> float:
     """Peak memory in MiB since the last reset: of tensors on CUDA, otherwise of the whole process."""
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())

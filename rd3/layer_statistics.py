@@ -13,16 +13,15 @@ which is corrected here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from rd3.artifact import ArtifactManifest
 from rd3.data_checks import check_training_images
@@ -180,25 +179,20 @@ def _class_counts(labels: torch.Tensor, dataset: Dataset) -> torch.Tensor:
     return counts
 
 
-class _Sums(AbstractContextManager["_Sums"]):
+class _Sums(ExitStack[None]):
     """Running sums of moments.  Inside ``with``, every forward pass adds a batch; set ``labels`` before each."""
 
     def __init__(self, network: nn.Module, patch: int, num_classes: int):
+        super().__init__()
         self.layers = matched_layers(network)
         self.patch, self.num_classes = patch, num_classes
         self.labels = torch.empty(0, dtype=torch.int64)
         self._sums: dict[str, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> _Sums:
+    def __enter__(self) -> Self:
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._hook(name, isinstance(layer, nn.Conv2d))))
+            self.enter_context(layer.register_forward_pre_hook(self._hook(name, isinstance(layer, nn.Conv2d))))
         return self
-
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def _hook(self, name: str, convolution: bool) -> Callable[..., None]:
         def add(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

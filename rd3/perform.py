@@ -7,8 +7,9 @@ same functions.
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 from rd3 import __version__
 from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
+from rd3.diffusion.derivation import derivation_of
 from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.packing import Views
+from rd3.evaluation.result import EvalResult
+from rd3.evaluation.sharing import Keep, asks_teachers
+from rd3.lazy import torch
+from rd3.methods import METHODS
+from rd3.protocol import Precision
 from rd3.recipe import (
     KINDS,
     BackboneRecipe,
@@ -34,27 +43,21 @@ from rd3.recipe import (
 )
 from rd3.stopwatch import Stopwatch
 from rd3.store import STUDENT, Entry, ReadableStore, existing, now, write_atomically
+from rd3.synthesis import synthesize
+from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet, contact_sheet
 from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
     from rd3.evaluation.answers import KeptAnswers
-    from rd3.evaluation.posteval import Evaluation
-    from rd3.evaluation.result import EvalResult
-    from rd3.evaluation.sharing import Keep
+    from rd3.evaluation.student import Evaluation
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
-    from rd3.protocol import Precision
-    from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
     from rd3.teacher.dynamics import Dynamics
 
 Progress = Callable[[float, str], None]
 Tested = Callable[[int, float], None]
 """Called with an epoch (1-based) and the top-1 accuracy after it in per cent."""
-
-
-def _no_progress(fraction: float, note: str) -> None:
-    """Ignore progress."""
 
 
 def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
@@ -67,68 +70,90 @@ def _open_data(recipe: Recipe, roots: Roots) -> Dataset:
     return dataset
 
 
-def _stored(store: ReadableStore, kind: str, key: Key, recipe: type[Kind]) -> tuple[Path, Entry, Kind]:
-    """The verified folder, the entry and the recipe of a parent."""
-    folder, entry = store.fetch(kind, key), existing(store, kind, key)
-    return folder, entry, recipe_of_kind(entry.recipe, recipe)
+@dataclass(frozen=True)
+class Part:
+    """One recipe to run, alone or in a pack."""
 
-
-def _load_teachers(
-    keys: tuple[str, ...], store: ReadableStore, dataset: Dataset, roots: Roots, device: str
-) -> list[NormalisedNetwork]:
-    """Load teachers from the store; verified on recorded images once per machine, device and torch version."""
-    import torch
-
-    from rd3 import teacher
-
-    loaded = []
-    for key in keys:
-        folder, entry, recipe = _stored(store, "teacher", key, TeacherRecipe)
-        setting = digest([entry.files, dataset.fingerprint, torch.__version__, device])
-        verified = roots.home / "verified" / f"{key[:16]}-{setting[:16]}"
-        check = not verified.exists()
-        loaded.append(teacher.load(folder, recipe, dataset, device=device, verify=check, formerly=entry.formerly))
-        if not verified.exists():
-            write_atomically(verified, now())
-    return loaded
+    recipe: Recipe
+    out: Path
+    """Scratch folder of the recipe; files are written to its subfolder ``result``."""
+    progress: Progress = lambda fraction, note: None
+    tested: Tested | None = None
+    keep_student: bool = False
+    """Keep the weights of the student of an evaluation."""
+    answers: Keep | None = None
+    """How the evaluation handles kept answers of its teachers."""
 
 
 @dataclass(frozen=True)
 class Context:
     """Everything needed to run a recipe."""
 
+    part: Part
     store: ReadableStore
     roots: Roots
     dataset: Dataset
-    out: Path
     device: str
-    shared_machine: bool | None
-    larger: Key | None
-    progress: Progress
-    tested: Tested | None = None
-    keep_student: bool = False
-    """Keep the weights of the student of an evaluation."""
-    answers: KeptAnswers | None = None
-    """Kept answers of an evaluation's teachers."""
+    shared_machine: bool | None = None
+    larger: Key | None = None
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers in memory, by their keys."""
     opened: dict[Key, SyntheticSet] = field(default_factory=dict)
     """Sets in memory, by key."""
 
+    @functools.cached_property
+    def out(self) -> Path:
+        """The folder that files are written to."""
+        folder = self.part.out / "result"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def progress(self) -> Progress:
+        return self.part.progress
+
+    @functools.cached_property
+    def answers(self) -> KeptAnswers | None:
+        """The kept answers of an evaluation that asks teachers, if they are to be kept."""
+        from rd3.evaluation.answers import KeptAnswers
+
+        keep, recipe = self.part.answers, self.part.recipe
+        if keep is None or not asks_teachers(recipe):
+            return None
+        content = digest([existing(self.store, kind, key).files for kind, key in recipe.parents()])
+        return KeptAnswers(AnswerFolder(self.roots.home, keep.budget_bytes), content, keep.wanted)
+
+    def _stored(self, recipe: type[Kind], keys: tuple[Key, ...]) -> Iterator[tuple[Path, Entry, Kind]]:
+        """The verified folder, the entry and the recipe of each of these parents."""
+        kind = recipe.model_fields["kind"].default
+        for key in keys:
+            folder, entry = self.store.fetch(kind, key), existing(self.store, kind, key)
+            yield folder, entry, recipe_of_kind(entry.recipe, recipe)
+
     def teachers(self, keys: tuple[str, ...]) -> list[NormalisedNetwork]:
+        """Teachers, verified on recorded images once per machine, device and torch version."""
+        from rd3 import teacher
+
         if keys not in self.loaded:
-            self.loaded[keys] = _load_teachers(keys, self.store, self.dataset, self.roots, self.device)
+            loaded = []
+            for folder, entry, recipe in self._stored(TeacherRecipe, keys):
+                setting = digest([entry.files, self.dataset.fingerprint, torch.__version__, self.device])
+                verified = self.roots.home / "verified" / f"{entry.key[:16]}-{setting[:16]}"
+                how: dict[str, Any] = {"verify": not verified.exists(), "formerly": entry.formerly}
+                loaded.append(teacher.load(folder, recipe, self.dataset, device=self.device, **how))
+                if how["verify"]:
+                    write_atomically(verified, now())
+            self.loaded[keys] = loaded
         return self.loaded[keys]
 
     def statistics(self, keys: tuple[str, ...]) -> list[LayerStatistics]:
         """Layer statistics, loaded with :func:`rd3.layer_statistics.load`."""
         from rd3 import layer_statistics
 
-        loaded = []
-        for key in keys:
-            folder, entry, recipe = _stored(self.store, "statistics", key, StatisticsRecipe)
-            loaded.append(layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly))
-        return loaded
+        return [
+            layer_statistics.load(folder, recipe, device=self.device, formerly=entry.formerly)
+            for folder, entry, recipe in self._stored(StatisticsRecipe, keys)
+        ]
 
     def dynamics(self, keys: tuple[str, ...]) -> list[Dynamics]:
         """Recorded trainings."""
@@ -140,11 +165,10 @@ class Context:
         """Diffusion models, frozen, on the device; loaded anew, as methods may change them."""
         from rd3.diffusion.backbone import open_backbone
 
-        loaded = []
-        for key in keys:
-            folder, _entry, recipe = _stored(self.store, "backbone", key, BackboneRecipe)
-            loaded.append(open_backbone(folder, recipe, self.dataset.info, self.device))
-        return loaded
+        return [
+            open_backbone(folder, recipe, self.dataset.info, self.device)
+            for folder, _entry, recipe in self._stored(BackboneRecipe, keys)
+        ]
 
     def derived(self, keys: tuple[str, ...]) -> list[Path]:
         """Folders of what was derived from backbones."""
@@ -152,8 +176,6 @@ class Context:
 
     def load_set(self, key: Key, classes: str) -> SyntheticSet:
         """A set in memory, checked on opening."""
-        from rd3.synthetic_set import SyntheticSet
-
         if key not in self.opened:
             folder, class_ids = self.store.fetch("set", key), self.dataset.info.class_ids
             self.opened[key] = SyntheticSet.open(folder, classes=classes, class_ids=class_ids)
@@ -161,8 +183,6 @@ class Context:
 
     def init(self, recipe: SetRecipe) -> SetOnDisk | None:
         """The set with a recipe's initial images, checked on opening."""
-        from rd3.synthetic_set import SetOnDisk
-
         if recipe.init is None:
             return None
         folder = self.store.fetch("set", recipe.init)
@@ -230,8 +250,6 @@ def _train_backbone(recipe: BackboneRecipe, context: Context) -> Output:
 
 
 def _derive(recipe: DerivedRecipe, context: Context) -> Output:
-    from rd3.diffusion.derivation import derivation_of
-
     derivation, settings = derivation_of(recipe)
     [backbone] = context.backbones((recipe.backbone,))
     stopwatch = Stopwatch()
@@ -240,8 +258,6 @@ def _derive(recipe: DerivedRecipe, context: Context) -> Output:
 
 
 def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest | None:
-    from rd3.synthesis import synthesize
-
     _refuse_imported(recipe, "rd3 set import")
     return synthesize(
         recipe,
@@ -261,8 +277,6 @@ def _synthesize(recipe: SetRecipe, context: Context, **options: Any) -> Manifest
 
 
 def _generate_set(recipe: SetRecipe, context: Context) -> Output:
-    from rd3.synthetic_set import SetOnDisk, contact_sheet
-
     manifest = _synthesize(recipe, context, larger=context.larger_set())
     assert manifest is not None, "all blocks are done"
     generated = SetOnDisk.open(context.out, classes=recipe.classes, class_ids=context.dataset.info.class_ids)
@@ -295,56 +309,41 @@ def _measure(recipe: RobustnessRecipe, context: Context) -> Output:
     ), None
 
 
-def _evaluate(recipe: EvaluationRecipe, context: Context) -> Output:
+def _evaluate(_recipe: EvaluationRecipe, context: Context) -> Output:
     from rd3.evaluation.posteval import train_pack
 
-    [outcome] = train_pack([_evaluation(recipe, context)], context.dataset, device=context.device)
-    _discard_unwanted(recipe, context.answers)
+    evaluation = _evaluation(context)
+    [outcome] = train_pack([evaluation], context.dataset, device=context.device)
+    _discard_unwanted(evaluation)
     return _written(outcome, context.out)
 
 
-def _evaluation(recipe: EvaluationRecipe, context: Context) -> Evaluation:
+def _evaluation(context: Context) -> Evaluation:
     """The input of an evaluation, with its set and teachers from the store."""
-    from rd3.evaluation.posteval import Evaluation
+    from rd3.evaluation.student import Evaluation
 
+    part, recipe = context.part, context.part.recipe
+    assert isinstance(recipe, EvaluationRecipe)
     synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
     return Evaluation(
         recipe,
         synthetic.images,
         synthetic.labels,
         teachers,
-        context.progress,
-        context.tested,
-        context.out / STUDENT if context.keep_student else None,
+        part.progress,
+        part.tested,
+        context.out / STUDENT if part.keep_student else None,
         context.answers,
         synthetic.soft_labels,
     )
 
 
-def _kept_answers(recipe: Recipe, store: ReadableStore, roots: Roots, keep: Keep | None) -> KeptAnswers | None:
-    """The kept answers of an evaluation that asks teachers, if they are to be kept."""
-    from rd3.evaluation.answer_files import AnswerFolder
-    from rd3.evaluation.answers import KeptAnswers
-    from rd3.evaluation.sharing import asks_teachers
-
-    if keep is None or not asks_teachers(recipe):
-        return None
-    content = digest([existing(store, kind, key).files for kind, key in recipe.parents()])
-    return KeptAnswers(AnswerFolder(roots.home, keep.budget_bytes), content, keep.wanted)
-
-
-def _discard_unwanted(recipe: EvaluationRecipe, answers: KeptAnswers | None) -> None:
+def _discard_unwanted(evaluation: Evaluation) -> None:
     """Delete kept answers that no other evaluation waits for."""
-    from rd3.evaluation.packing import Views
-
+    answers = evaluation.answers
     if answers is not None and not answers.wanted:
         with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
-            answers.folder.discard([Views.of(recipe).key])
-
-
-def _answers_read(answers: KeptAnswers | None) -> dict[str, str]:
-    """Provenance of an evaluation whose teachers' answers were not all computed."""
-    return {"answers": "read"} if answers is not None and answers.read else {}
+            answers.folder.discard([Views.of(evaluation.recipe).key])
 
 
 def export_labels(
@@ -362,8 +361,8 @@ def export_labels(
     """
     from rd3.evaluation.label_files import write_labels
 
-    context = Context(store, roots, _open_data(recipe, roots), out, device, None, None, _no_progress)
-    return write_labels(_evaluation(recipe, context), out, device=device, precision=precision)
+    context = Context(Part(recipe, out), store, roots, _open_data(recipe, roots), device)
+    return write_labels(_evaluation(context), out, device=device, precision=precision)
 
 
 def _written(outcome: EvalResult | Exception, out: Path) -> Output:
@@ -395,7 +394,7 @@ def perform(
     device: str = "cpu",
     shared_machine: bool | None = None,
     larger: Key | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = lambda fraction, note: None,
     tested: Tested | None = None,
     keep_student: bool = False,
     answers: Keep | None = None,
@@ -409,28 +408,9 @@ def perform(
     student of an evaluation are one of its files.  ``answers``: how an evaluation handles kept answers of its
     teachers; by default there are none.  Raises subclasses of :class:`RD3Error`.
     """
-    folder = Path(out) / "result"
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, dataset = _kept_answers(recipe, store, roots, answers), _open_data(recipe, roots)
-    context = Context(
-        store, roots, dataset, folder, device, shared_machine, larger, progress, tested, keep_student, kept
-    )
-    return _entry(recipe, folder, PERFORM[type(recipe)](recipe, context), device, **_answers_read(kept))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One recipe of a pack."""
-
-    recipe: Recipe
-    out: Path
-    """Scratch folder of the recipe; files are written to its subfolder ``result``."""
-    progress: Progress = _no_progress
-    tested: Tested | None = None
-    keep_student: bool = False
-    """Keep the weights of the student of an evaluation."""
-    answers: Keep | None = None
-    """How the evaluation handles kept answers of its teachers."""
+    part = Part(recipe, Path(out), progress, tested, keep_student, answers)
+    context = Context(part, store, roots, _open_data(recipe, roots), device, shared_machine, larger)
+    return _entry(context, PERFORM[type(recipe)](recipe, context))
 
 
 def perform_pack(
@@ -444,51 +424,26 @@ def perform_pack(
     from rd3.evaluation.posteval import train_pack
 
     dataset = _open_data(pack[0].recipe, roots)
-    contexts: list[Context] = []
-    shared: dict[str, dict[Any, Any]] = {"loaded": {}, "opened": {}}
-    evaluations: list[Evaluation] = []
-    for part in pack:
-        assert isinstance(part.recipe, EvaluationRecipe)
-        folder = Path(part.out) / "result"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = _kept_answers(part.recipe, store, roots, part.answers)
-        contexts.append(
-            Context(
-                store,
-                roots,
-                dataset,
-                folder,
-                device,
-                None,
-                None,
-                part.progress,
-                part.tested,
-                part.keep_student,
-                kept,
-                **shared,
-            )
-        )
-        evaluations.append(_evaluation(part.recipe, contexts[-1]))
-    found: list[Entry | Exception] = []
+    shared: dict[str, Any] = {"loaded": {}, "opened": {}}
+    contexts = [Context(part, store, roots, dataset, device, **shared) for part in pack]
+    evaluations = [_evaluation(context) for context in contexts]
     outcomes = train_pack(evaluations, dataset, device=device)
-    for one, context, outcome in zip(evaluations, contexts, outcomes, strict=True):
-        _discard_unwanted(one.recipe, context.answers)
-        if isinstance(outcome, Exception):
-            found.append(outcome)
-        else:
-            made = {"pack": len(pack), **_answers_read(context.answers)}
-            found.append(_entry(one.recipe, context.out, _written(outcome, context.out), device, **made))
-    return found
+    for evaluation in evaluations:
+        _discard_unwanted(evaluation)
+    return [
+        outcome if isinstance(outcome, Exception) else _entry(context, _written(outcome, context.out), pack=len(pack))
+        for context, outcome in zip(contexts, outcomes, strict=True)
+    ]
 
 
-def _entry(recipe: Recipe, folder: Path, output: Output, device: str, **provenance: Any) -> Entry:
-    """The ledger entry of a recipe with its files in ``folder``."""
-    import torch
-
-    result, content = output
+def _entry(context: Context, output: Output, **provenance: Any) -> Entry:
+    """The ledger entry of a recipe with its files in ``context.out``."""
+    (result, content), device, answers = output, context.device, context.answers
+    if answers is not None and answers.read:  # not all of the teachers' answers were computed
+        provenance["answers"] = "read"
     return Entry.of(
-        recipe,
-        folder,
+        context.part.recipe,
+        context.out,
         result,
         content,
         code_version=__version__,
@@ -510,17 +465,13 @@ def perform_blocks(
     blocks: tuple[int, int],
     *,
     device: str = "cpu",
-    progress: Progress = _no_progress,
+    progress: Progress = lambda fraction, note: None,
 ) -> None:
     """Generate every ``step``-th block of a set, starting at ``first``, in ``out/result``; ``blocks`` is (first, step).
 
     Once the blocks of all shares are in one such folder, :func:`perform` completes the set there.
     """
-    from rd3.methods import METHODS
-
-    folder = Path(out) / "result"
-    folder.mkdir(parents=True, exist_ok=True)
-    context = Context(store, roots, _open_data(recipe, roots), folder, device, None, None, progress)
+    context = Context(Part(recipe, Path(out), progress), store, roots, _open_data(recipe, roots), device)
     first, step = blocks
     every = METHODS.get(recipe.method)().blocks(recipe, context.dataset.info)
     _synthesize(recipe, context, only_blocks=[block.index for block in every[first::step]])

@@ -65,6 +65,8 @@ class Recipe(Frozen):
 
     named_by: ClassVar[tuple[str, ...]] = ()
     """Fields whose values are part of the names of its files."""
+    made_from: ClassVar[Mapping[str, str]] = {}
+    """Fields that hold the key of a parent, or several, with the kind of these parents."""
 
     kind: str
     format: Literal[2] = neutral(FORMAT)
@@ -88,13 +90,20 @@ class Recipe(Frozen):
         return copy
 
     @property
+    def about_data(self) -> dict[str, Any]:
+        """The fields that say on which data it is; those of recipes that are made from it are mostly the same."""
+        return {"data": self.data, "classes": self.classes, "resolution": self.resolution}
+
+    @property
     def training_only(self) -> bool:
         """Whether only training images are used; ``data.fingerprint`` is then that of the training images."""
-        return self.data.split == "fit"
+        return self.data.split == "fit" and getattr(self, "tested_on", "validation") == "validation"
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
         """(kind, key) of all direct parents."""
-        return ()
+        held = ((kind, getattr(self, field)) for field, kind in self.made_from.items())
+        several = ((kind, keys if isinstance(keys, tuple) else (keys,)) for kind, keys in held)
+        return tuple((kind, key) for kind, keys in several for key in keys if key is not None)
 
     def label(self) -> str:
         """A short readable description, which is not unique."""
@@ -250,6 +259,7 @@ class StatisticsRecipe(Recipe):
 
     plural: ClassVar[str] = "statistics"
     holds: ClassVar[Holds] = "statistics"
+    made_from: ClassVar[Mapping[str, str]] = {"teacher": "teacher"}
 
     kind: Literal["statistics"] = "statistics"
     teacher: Key
@@ -258,9 +268,6 @@ class StatisticsRecipe(Recipe):
     seed: int = 0
     """Seed of crops and flips."""
     version: int = 1
-
-    def parents(self) -> tuple[tuple[str, Key], ...]:
-        return (("teacher", self.teacher),)
 
     def label(self) -> str:
         return f"statistics {self.data.name} of {self.teacher[:8]}"
@@ -316,6 +323,7 @@ class DerivedRecipe(Recipe):
     plural: ClassVar[str] = "derived"
     named_by: ClassVar[tuple[str, ...]] = ("step",)
     holds: ClassVar[Holds] = "statistics"
+    made_from: ClassVar[Mapping[str, str]] = {"backbone": "backbone"}
 
     kind: Literal["derived"] = "derived"
     step: str
@@ -327,9 +335,6 @@ class DerivedRecipe(Recipe):
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
-    def parents(self) -> tuple[tuple[str, Key], ...]:
-        return (("backbone", self.backbone),)
-
     def label(self) -> str:
         return f"{self.step} {self.data.name} of {self.backbone[:8]}"
 
@@ -340,6 +345,14 @@ class SetRecipe(Recipe):
 
     plural: ClassVar[str] = "sets"
     holds: ClassVar[Holds] = "images"
+    made_from: ClassVar[Mapping[str, str]] = {
+        "teachers": "teacher",
+        "statistics": "statistics",
+        "dynamics": "training_dynamics",
+        "backbones": "backbone",
+        "derived": "derived",
+        "init": "set",
+    }
 
     kind: Literal["set"] = "set"
     method: str
@@ -364,16 +377,6 @@ class SetRecipe(Recipe):
     content: str | None = None
     """Content digest of an imported set; None for a generated set."""
 
-    def parents(self) -> tuple[tuple[str, Key], ...]:
-        return (
-            *(("teacher", key) for key in self.teachers),
-            *(("statistics", key) for key in self.statistics),
-            *(("training_dynamics", key) for key in self.dynamics),
-            *(("backbone", key) for key in self.backbones),
-            *(("derived", key) for key in self.derived),
-            *([("set", self.init)] if self.init else []),
-        )
-
     def label(self) -> str:
         return f"set {self.method} {self.data.name} ipc{self.ipc}"
 
@@ -397,6 +400,7 @@ class EvaluationRecipe(Recipe):
 
     plural: ClassVar[str] = "evaluations"
     holds: ClassVar[Holds] = "curves"
+    made_from: ClassVar[Mapping[str, str]] = {"set": "set", "teachers": "teacher"}
 
     kind: Literal["evaluation"] = "evaluation"
     set: Key
@@ -436,20 +440,8 @@ class EvaluationRecipe(Recipe):
             student=student,
             student_seed=student_seed,
             normalisation=normalisation,
-            **{
-                "data": synthetic_set.data,
-                "classes": synthetic_set.classes,
-                "resolution": synthetic_set.resolution,
-                **changed,
-            },
+            **synthetic_set.about_data | changed,
         )
-
-    @property
-    def training_only(self) -> bool:
-        return self.data.split == "fit" and self.tested_on == "validation"
-
-    def parents(self) -> tuple[tuple[str, Key], ...]:
-        return (("set", self.set), *(("teacher", key) for key in self.teachers))
 
     def label(self) -> str:
         return f"evaluation {self.student} {self.data.name} seed{self.student_seed}"
@@ -465,6 +457,7 @@ class RobustnessRecipe(Recipe):
 
     plural: ClassVar[str] = "robustness"
     holds: ClassVar[Holds] = "curves"
+    made_from: ClassVar[Mapping[str, str]] = {"evaluation": "evaluation"}
 
     kind: Literal["robustness"] = "robustness"
     evaluation: Key
@@ -483,17 +476,8 @@ class RobustnessRecipe(Recipe):
             evaluation=evaluation.key,
             tested_on=evaluation.tested_on,
             corruptions=tuple(corruptions),
-            data=evaluation.data,
-            classes=evaluation.classes,
-            resolution=evaluation.resolution,
+            **evaluation.about_data,
         )
-
-    @property
-    def training_only(self) -> bool:
-        return self.data.split == "fit" and self.tested_on == "validation"
-
-    def parents(self) -> tuple[tuple[str, Key], ...]:
-        return (("evaluation", self.evaluation),)
 
     def label(self) -> str:
         return f"robustness {self.data.name} of {self.evaluation[:8]}"

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 
 def derive(seed: int, *names: object) -> int:
@@ -23,8 +21,6 @@ def derive(seed: int, *names: object) -> int:
 
 def generator(seed: int, *names: object) -> torch.Generator:
     """A CPU generator for one stream; drawing on the CPU gives every device the same numbers."""
-    import torch
-
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
@@ -34,8 +30,6 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
 
     The global state is restored afterwards.
     """
-    import torch
-
     before = torch.get_rng_state()
     torch.set_rng_state(stream.get_state())
     try:
@@ -52,16 +46,12 @@ class ForkedRNG:
     """
 
     def __init__(self, device: torch.device, seed: int, *names: object):
-        import torch
-
         self._device = device if device.type == "cuda" else None
         self._inside = [generator(seed, *names).get_state()]
         if self._device is not None:
             self._inside.append(torch.Generator(device).manual_seed(derive(seed, *names)).get_state())
 
     def _swap(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        import torch
-
         before = [torch.get_rng_state()]
         torch.set_rng_state(states[0])
         if self._device is not None:

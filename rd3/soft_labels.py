@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rd3.lazy import torch
 from rd3.values import canonical
-
-if TYPE_CHECKING:
-    import torch
 
 SoftLabelKind = Literal["logits", "probabilities"]
 KINDS: tuple[SoftLabelKind, ...] = ("logits", "probabilities")
@@ -47,6 +45,4 @@ class SoftLabels:
 
 def raw(values: torch.Tensor) -> bytes:
     """The bytes of a tensor's values in order, little-endian on the platforms that torch supports."""
-    import torch
-
     return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

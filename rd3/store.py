@@ -17,20 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 
 from rd3.errors import DataCorrupt, DataMissing, StoreError
+from rd3.lazy import pa, pq
 from rd3.recipe import KINDS, Recipe
-from rd3.values import first_mistake
+from rd3.values import Frozen, first_mistake
 
 STUDENT = "student.safetensors"
 """File of an evaluation with the weights of its student, if these were kept."""
 
 
-class Entry(BaseModel):
+class Entry(Frozen):
     """Ledger entry of a finished recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     key: str
@@ -100,13 +99,6 @@ class ReadableStore(EntryLookup, Protocol):
         """A local folder with the verified files; raises :class:`DataMissing` or :class:`DataCorrupt`."""
 
 
-class Store(ReadableStore, Protocol):
-    """A store that results can also be written to."""
-
-    def put(self, entry: Entry, folder: Path) -> Entry:
-        """Store ``folder`` under the entry's key; an existing entry is kept and returned."""
-
-
 def read_entry(raw: bytes | str, where: str, remedy: str) -> Entry:
     """Parse an entry and compare it with its digest.
 
@@ -171,6 +163,12 @@ def stage(path: Path, data: bytes) -> Path:
     return staged
 
 
+def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    """Write the rows of a training curve to a Parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(curve), path)
+
+
 def check_files(
     folder: Path, files: dict[str, str], what: str, fix: str = "delete it and run or import it again"
 ) -> None:
@@ -225,12 +223,10 @@ class FolderStore:
         return read_entry(path.read_bytes(), f"Entry {path}", "delete that file; its recipe runs again")
 
     def fetch(self, kind: str, key: str) -> Path:
-        entry = self.find(kind, key)
+        entry = existing(self, kind, key)
         folder = self._artifact(kind, key)
-        if entry is not None and entry.formerly is not None and not folder.is_dir():
+        if entry.formerly is not None and not folder.is_dir():
             folder = self._artifact(kind, entry.formerly)
-        if entry is None:
-            raise DataMissing(f"The store has no {kind} {key[:12]}.", "make or import it first")
         check_files(folder, entry.files, f"{kind} {key[:12]}")
         return folder
 

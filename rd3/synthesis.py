@@ -14,6 +14,7 @@ from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import peak_mib, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, Unsupported
+from rd3.lazy import torch
 from rd3.methods import METHODS, Context, Method
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
@@ -21,8 +22,6 @@ from rd3.synthetic_set.opened import SetOnDisk
 from rd3.synthetic_set.writer import SetWriter
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
@@ -63,8 +62,6 @@ def synthesize(
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.
     """
-    import torch
-
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
     _check_statistics(recipe, statistics)
@@ -106,7 +103,11 @@ def synthesize(
         reset_peak(device)
         with repeatable_kernels():
             images = method.make_many(together, context)
-        phases, peak = _per_block(context.phases, len(together)), peak_mib(device)
+        phases = {
+            name: {unit: value / len(together) for unit, value in spent.items()}
+            for name, spent in context.phases.items()
+        }
+        peak = peak_mib(device)
         for block, own in zip(together, images, strict=True):
             writer.add(block, own, phases=phases, peak_mib=peak)
         finished += len(together)
@@ -123,11 +124,6 @@ def _part_of(progress: Callable[[float, str], None], before: float, share: float
 
 def _note(first: int, count: int, blocks: int) -> str:
     return f"block {first} of {blocks}" if count == 1 else f"blocks {first} to {first + count - 1} of {blocks}"
-
-
-def _per_block(phases: dict[str, dict[str, float]], blocks: int) -> dict[str, dict[str, float]]:
-    """Time per block of ``blocks`` blocks that were generated together."""
-    return {name: {unit: value / blocks for unit, value in spent.items()} for name, spent in phases.items()}
 
 
 def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedNetwork]) -> Method:
@@ -208,8 +204,6 @@ def _check_counts(
 
 
 def _device_name(device: torch.device) -> str:
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.processor() or platform.machine()})"

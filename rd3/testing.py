@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo, Roots, Split, open_dataset
 from rd3.diffusion.derivation import derivation_of
 from rd3.errors import RD3Error, Unsupported
+from rd3.lazy import nn, torch
 from rd3.methods import METHODS, Block, Cost, Method, resolve_settings
+from rd3.models import NormalisedNetwork, build_network
 from rd3.planning.backbones import backbone_recipe, backbone_role
 from rd3.planning.sets import plan_set
 from rd3.recipe import (
@@ -39,10 +42,7 @@ from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 from rd3.values import digest
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.backbone import Backbone
-    from rd3.models import NormalisedNetwork
 
 _IPC = 2
 _TRIAL_SIZES: dict[str, dict[str, Any]] = {
@@ -181,8 +181,6 @@ def trial_set(
 
 def trial_backbone(recipe: BackboneRecipe, dataset: Dataset) -> Backbone:
     """A small untrained diffusion model of the recipe's sizes, frozen; deterministic."""
-    import torch
-
     from rd3.diffusion.backbone import BACKBONES
 
     stream = generator(0, "trial backbone")
@@ -202,8 +200,6 @@ def _derive(recipe: DerivedRecipe, backbone: Backbone, dataset: Dataset, out: Pa
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """A small untrained network with BatchNorm, frozen, in eval mode; deterministic."""
-    from rd3.models import build_network
-
     info, stream = dataset.info, generator(0, "trial teacher", number)
     network = build_network("resnet18_w16", info.num_classes, info.resolution, info.normalisation, stream)
     return network.eval().requires_grad_(False)
@@ -213,8 +209,6 @@ class ToyDataset(Dataset):
     """Coloured noise in memory with a different hue per class, for tests; deterministic given its sizes."""
 
     def __init__(self, *, classes: int = 3, per_class: int = 8, side: int = 32, factor: int = 1):
-        import torch
-
         count = classes * per_class
         self.info = DatasetInfo(
             name="toy",
@@ -251,11 +245,6 @@ class ToyDataset(Dataset):
 
 def toy_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:
     """Two convolutions with BatchNorm and fixed random weights, frozen, in eval mode, for tests."""
-    import torch
-    from torch import nn
-
-    from rd3.models import NormalisedNetwork
-
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -374,8 +363,6 @@ def _phases(trial: _Trial) -> str | None:
 
 def _repeatable(trial: _Trial) -> str | None:
     """The same recipe gives the same content, regardless of the global random state."""
-    import torch
-
     first = trial.whole("whole").content
     with torch.random.fork_rng(devices=[]):
         torch.randn(3)
@@ -385,8 +372,6 @@ def _repeatable(trial: _Trial) -> str | None:
 
 def _generators(trial: _Trial) -> str | None:
     """The global random generators are not used."""
-    import torch
-
     before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     trial.make("generators", only_blocks=[0])
     after = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
@@ -426,8 +411,6 @@ def _together(trial: _Trial) -> str | None:
     """Blocks generated together equal those generated alone up to rounding."""
     if trial.method.make_many is Method.make_many:
         return None
-    from rd3.augment import to_unit
-
     trial.whole("whole")
     trial.make("together", blocks_at_once=len(trial.blocks()))
     alone, together = (to_unit(SyntheticSet.open(trial.tmp / folder).images) for folder in ("whole", "together"))

@@ -23,7 +23,7 @@ HAND = "rd3"
 
 
 class TrackedStore:
-    """Implements :class:`rd3.store.Store` for one :class:`Place`."""
+    """A :class:`rd3.store.ReadableStore` that is also written to, for one :class:`Place`."""
 
     def __init__(self, place: Place):
         self.place = place

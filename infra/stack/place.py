@@ -7,8 +7,6 @@ import os
 import secrets
 import sys
 import tempfile
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 BUCKET = "rd3"
@@ -23,12 +21,24 @@ class StackError(Exception):
     """A sentence for whoever started the stack."""
 
 
-@dataclass(frozen=True)
 class Place:
     """One stack: everything below ``home`` (but for Ray's sockets), 200 ports from ``port``."""
 
-    home: Path
-    port: int
+    def __init__(self, home: Path, port: int):
+        self.home = home
+        self.secrets, self.run, self.logs = home / "secrets", home / "run", home / "log"
+        self.s3_home = home / "s3"
+        # Ray's sockets must have short paths.
+        name = f"rd3-stack-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+        self.ray_folder = Path(tempfile.gettempdir()) / name
+        self.mlflow_port, self.postgres_port = port, port + 1
+        self.s3_port = port + 20  # uses +10, +11, +12 of it as well
+        self.ray_ports = range(port + 40, port + 200)
+        """Head: the first ten, workers' processes from +60; see :mod:`ray_nodes`."""
+        self.mlflow_uri = f"http://127.0.0.1:{self.mlflow_port}"
+        self.s3_uri = f"http://127.0.0.1:{self.s3_port}"
+        self.ray_address = f"{HEAD_IP}:{self.ray_ports[0]}"
+        self.dashboard_uri = f"http://127.0.0.1:{self.ray_ports[1]}"
 
     @classmethod
     def from_environment(cls) -> Place:
@@ -41,27 +51,6 @@ class Place:
         self.home.chmod(0o711)
         for folder in (self.secrets, self.run, self.logs, self.ray_folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-
-    @property
-    def secrets(self) -> Path:
-        return self.home / "secrets"
-
-    @property
-    def run(self) -> Path:
-        return self.home / "run"
-
-    @property
-    def logs(self) -> Path:
-        return self.home / "log"
-
-    @property
-    def s3_home(self) -> Path:
-        return self.home / "s3"
-
-    @cached_property
-    def ray_folder(self) -> Path:
-        """Ray's sockets must have short paths."""
-        return Path(tempfile.gettempdir()) / f"rd3-stack-{hashlib.sha256(str(self.home).encode()).hexdigest()[:8]}"
 
     def secret(self, name: str) -> str:
         """A generated secret, made at the first call and kept in a file that only its owner reads."""
@@ -78,39 +67,6 @@ class Place:
             stream.write(text)
         os.replace(neighbour, path)
         return path
-
-    @property
-    def mlflow_port(self) -> int:
-        return self.port
-
-    @property
-    def postgres_port(self) -> int:
-        return self.port + 1
-
-    @property
-    def s3_port(self) -> int:
-        return self.port + 20  # uses +10, +11, +12 of it as well
-
-    @property
-    def ray_ports(self) -> range:
-        """Head: the first ten, workers' processes from +60; see :mod:`ray_nodes`."""
-        return range(self.port + 40, self.port + 200)
-
-    @property
-    def mlflow_uri(self) -> str:
-        return f"http://127.0.0.1:{self.mlflow_port}"
-
-    @property
-    def s3_uri(self) -> str:
-        return f"http://127.0.0.1:{self.s3_port}"
-
-    @property
-    def ray_address(self) -> str:
-        return f"{HEAD_IP}:{self.ray_ports[0]}"
-
-    @property
-    def dashboard_uri(self) -> str:
-        return f"http://127.0.0.1:{self.ray_ports[1]}"
 
     @property
     def plain(self) -> dict[str, str]:

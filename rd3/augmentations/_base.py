@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rd3.component import Component
+from rd3.lazy import torch
 from rd3.registry import Registry
 from rd3.values import Frozen
 
 if TYPE_CHECKING:
-    import torch
-
     Draws = tuple[torch.Tensor, ...]
 else:
     Draws = tuple

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue."""
@@ -25,8 +21,6 @@ class ColourJitter(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``colour_jitter``."""
-
         brightness: float = Field(default=0.4, ge=0)
         """Strength of the change of brightness."""
         contrast: float = Field(default=0.4, ge=0)
@@ -43,16 +37,12 @@ class ColourJitter(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Order of the three changes, (B, 3) int64, and the share of each, (B, 3) float32."""
-        import torch
-
         order = torch.rand(batch, 3, generator=stream).argsort(dim=1)
         strengths = torch.tensor([self.settings.brightness, self.settings.contrast, self.settings.saturation])
         return order, (2 * torch.rand(batch, 3, generator=stream) - 1) * strengths
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """One change of each image after the other."""
-        import torch
-
         order, shares = draws
         weights = torch.tensor(GREY, device=images.device)[:, None, None]
         for place in order.T:

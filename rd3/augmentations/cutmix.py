@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rd3.augment import cutmix_box
 from rd3.augmentations._base import Draws, Mix, register_augmentation
-
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 
 @register_augmentation("cutmix")
@@ -20,10 +17,6 @@ class CutMix(Mix):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Partner, share, and the box as top, bottom, left and right, (B, 4) int64."""
-        import torch
-
-        from rd3.augment import cutmix_box
-
         lam = torch.rand((), generator=stream, dtype=torch.float64).item()
         row = int(torch.randint(side, (), generator=stream))
         column = int(torch.randint(side, (), generator=stream))
@@ -35,8 +28,6 @@ class CutMix(Mix):
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """By a mask, so that every image has a box of its own."""
-        import torch
-
         partner, _share, box = draws
         line = torch.arange(images.shape[-1], device=images.device)
         top, bottom, left, right = box.T[:, :, None]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.augment import chosen, flip_where
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("flip")
@@ -18,8 +15,6 @@ class Flip(Augmentation):
     """Mirror each image left to right with a probability: torchvision's RandomHorizontalFlip."""
 
     class Settings(Frozen):
-        """Settings of ``flip``."""
-
         probability: float = Field(default=0.5, gt=0, le=1)
         """Probability that an image is mirrored."""
 
@@ -27,13 +22,9 @@ class Flip(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Whether each image is mirrored, (B,) bool."""
-        from rd3.augment import chosen
-
         return (chosen(batch, stream, self.settings.probability),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Left to right."""
-        from rd3.augment import flip_where
-
         (mirrored,) = draws
         return flip_where(images, mirrored)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 VALUES = (0.2175, 0.0188, 0.0045)
 VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -25,8 +21,6 @@ class Lighting(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``lighting``."""
-
         std: float = Field(default=0.1, gt=0)
         """Standard deviation of the normal factor on each eigenvalue."""
 
@@ -34,14 +28,10 @@ class Lighting(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Factor on each eigenvalue, (B, 3) float32."""
-        import torch
-
         return (torch.randn(batch, 3, generator=stream) * self.settings.std,)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """The sum of eigenvectors times eigenvalues times factors."""
-        import torch
-
         (factors,) = draws
         components = torch.tensor(VECTORS, device=images.device) * torch.tensor(VALUES, device=images.device)
         # A sum of products, as matrix products may be rounded to fewer digits on CUDA.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.augmentations._base import Draws, Mix, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("mixup")
@@ -18,8 +14,6 @@ class MixUp(Mix):
     """Blend each image with another of the batch, in one proportion a batch (Zhang et al., 2018)."""
 
     class Settings(Frozen):
-        """Settings of ``mixup``."""
-
         alpha: float = Field(default=0.8, gt=0)
         """Both parameters of the Beta distribution from which the share of the base image is drawn."""
 
@@ -27,8 +21,6 @@ class MixUp(Mix):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Partner and share."""
-        import torch
-
         seed = int(torch.randint(2**62, (), generator=stream))
         share = _beta(self.settings.alpha, seed)
         return torch.randperm(batch, generator=stream), torch.full((batch,), share, dtype=torch.float64)

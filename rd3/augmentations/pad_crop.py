@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.augment import cut_padded, pad_crop_places
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("pad_crop")
@@ -18,8 +15,6 @@ class PadCrop(Augmentation):
     """Pad with zeros, then cut each image out at a random place: torchvision's RandomCrop with padding."""
 
     class Settings(Frozen):
-        """Settings of ``pad_crop``."""
-
         padding: int = Field(default=4, ge=1)
         """Zero padding on every side, in pixels."""
 
@@ -27,13 +22,9 @@ class PadCrop(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Top and left of every cut in the padded image, (B,) int64 each."""
-        from rd3.augment import pad_crop_places
-
         return pad_crop_places(batch, self.settings.padding, stream)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Zeros are black."""
-        from rd3.augment import cut_padded
-
         top, left = draws
         return cut_padded(images, self.settings.padding, top, left)

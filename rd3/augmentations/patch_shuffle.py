@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.augment import shuffled_strips, take_lines
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("patch_shuffle")
@@ -21,8 +18,6 @@ class PatchShuffle(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``patch_shuffle``."""
-
         grid: int | None = Field(default=None, ge=1)
         """Patches per side; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
 
@@ -36,15 +31,11 @@ class PatchShuffle(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Source column and source row of every place, (B, side) int64 each."""
-        from rd3.augment import shuffled_strips
-
         grid = self.settings.grid
         assert grid is not None, "resolved settings have a grid"
         return tuple(shuffled_strips(batch, side, grid, stream) for _axis in range(2))
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Columns first."""
-        from rd3.augment import take_lines
-
         columns, rows = draws
         return take_lines(images, columns, rows)

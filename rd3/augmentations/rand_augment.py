@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
+from rd3.seeding import scoped
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("rand_augment")
@@ -21,8 +18,6 @@ class RandAugment(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``rand_augment``."""
-
         operations: int = Field(default=2, ge=1)
         """Random operations applied to each image, one after the other."""
         magnitude: int = Field(default=9, ge=0, le=30)
@@ -32,16 +27,11 @@ class RandAugment(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """A seed for each image, (B,) int64: operations take varying numbers of draws."""
-        import torch
-
         return (torch.randint(2**62, (batch,), generator=stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
-        import torch
         from torchvision.transforms import v2
-
-        from rd3.seeding import scoped
 
         (seeds,) = draws
         change = v2.RandAugment(self.settings.operations, self.settings.magnitude)

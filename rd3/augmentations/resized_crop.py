@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.augment import crop_and_resize, crop_boxes
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 @register_augmentation("resized_crop")
@@ -18,8 +15,6 @@ class ResizedCrop(Augmentation):
     """Resize a random box of aspect ratio 3/4 to 4/3 to the size of the image: torchvision's RandomResizedCrop."""
 
     class Settings(Frozen):
-        """Settings of ``resized_crop``."""
-
         min_area: float | None = Field(default=None, gt=0, le=1)
         """Minimum area of the box, as a fraction of the image; None uses 1 / the dataset's factor, RDED's patches per
         side (so 1 at 32 and 64 pixels, 0.5 at 224)."""
@@ -36,15 +31,11 @@ class ResizedCrop(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Top, left, height and width of every box, (B, 4) int64."""
-        from rd3.augment import crop_boxes
-
         area = self.settings.min_area
         assert area is not None, "resolved settings have a minimum area"
         return (crop_boxes(batch, side, side, area, stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Crop and resize with bilinear interpolation."""
-        from rd3.augment import crop_and_resize
-
         (boxes,) = draws
         return crop_and_resize(images, boxes, images.shape[-1], antialias=self.settings.antialias)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.lazy import torch
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 MEAN = (124, 116, 104)
 """Colour of places that an operation leaves empty: the mean of ImageNet."""
@@ -28,8 +25,6 @@ class TimmRandAugment(Augmentation):
     """
 
     class Settings(Frozen):
-        """Settings of ``timm_rand_augment``."""
-
         operations: int = Field(default=2, ge=1)
         """Random operations for each image, one after the other."""
         magnitude: int = Field(default=6, ge=0, le=10)
@@ -43,13 +38,10 @@ class TimmRandAugment(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """A seed for each image, (B,) int64: operations take varying numbers of draws."""
-        import torch
-
         return (torch.randint(2**32, (batch,), generator=stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
-        import torch
         from timm.data.auto_augment import rand_augment_transform
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 

@@ -180,7 +180,9 @@ def prepared(
     larger = _larger_sets(recipes, roots)
     order = {recipe.key: place for place, recipe in enumerate(recipes)}
     earlier = {small: large for small, large in larger.items() if order[large] < order[small]}
-    with_students = _with_students(recipes, store, chosen.keep_students)
+    pending = [recipe for recipe in recipes if store.find(recipe.kind, recipe.key) is None]
+    # They run again if the store has them without their student: a recipe that is to run needs it.
+    with_students = _kept(recipes, pending, chosen.keep_students)
 
     def there(kind: str, key: Key) -> bool:
         entry = store.find(kind, key)
@@ -203,7 +205,7 @@ def prepared(
         threads=chosen.threads,
         shared_machine=True if view.workers > 1 else None,
         larger=larger,
-        kept=_kept(recipes, chosen.keep_students),
+        kept=_kept(recipes, recipes, chosen.keep_students),
     )
     seconds = 60 * chosen.minutes if chosen.minutes else None
     side_by_side = chosen.device != "cpu"
@@ -219,18 +221,11 @@ def prepared(
     return scheduler, runner
 
 
-def _kept(recipes: Sequence[Recipe], every: bool) -> frozenset[Key]:
-    """Evaluations that keep their students: those that other recipes are made from, or all."""
-    needed = {key for recipe in recipes for _kind, key in recipe.parents()}
+def _kept(recipes: Sequence[Recipe], users: Sequence[Recipe], every: bool) -> frozenset[Key]:
+    """Evaluations that keep their students: those that ``users`` are made from, or all."""
+    needed = {key for recipe in users for _kind, key in recipe.parents()}
     evaluations = (recipe.key for recipe in recipes if isinstance(recipe, EvaluationRecipe))
     return frozenset(key for key in evaluations if every or key in needed)
-
-
-def _with_students(recipes: Sequence[Recipe], store: FolderStore, every: bool) -> frozenset[Key]:
-    """Evaluations that run again if the store has them without their student: a recipe that is to run needs it."""
-    pending = [recipe for recipe in recipes if store.find(recipe.kind, recipe.key) is None]
-    needed = {key for recipe in pending for _kind, key in recipe.parents()}
-    return frozenset(key for key in _kept(recipes, every) if every or key in needed)
 
 
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:

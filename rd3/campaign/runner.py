@@ -14,6 +14,7 @@ from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, RD3Error, ends_the_process, why
 from rd3.evaluation.sharing import Keep
 from rd3.kept_students import OtherResult, add_student
+from rd3.lazy import torch
 from rd3.recipe import EvaluationRecipe, Key, Recipe, from_json
 from rd3.store import STUDENT, Entry, FolderStore, write_atomically
 
@@ -197,8 +198,6 @@ class Runner:
 
     def _release_memory(self) -> None:
         """Release torch's cached device memory for the other workers."""
-        import torch
-
         if self.device.startswith("cuda"):
             with contextlib.suppress(RuntimeError):  # the device may be in an unknown state
                 torch.cuda.empty_cache()
@@ -238,7 +237,5 @@ def _figures(result: Mapping[str, object]) -> dict[str, float]:
 
 def configure_torch(threads: int) -> None:
     """Configure torch in a process that runs recipes."""
-    import torch
-
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

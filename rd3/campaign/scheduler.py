@@ -98,10 +98,8 @@ class Scheduler:
 
     def answers(self, handed: Sequence[Recipe]) -> dict[Key, Keep]:
         """How the evaluations for one worker handle kept answers of their teachers."""
-        return self._sharing.keep([recipe.key for recipe in handed], self._may_start)
-
-    def _may_start(self, key: Key) -> bool:
-        return self.queue.states[key].name in ("waiting", "again")
+        states = self.queue.states
+        return self._sharing.keep([one.key for one in handed], lambda key: states[key].name in ("waiting", "again"))
 
     def unneeded_answers(self) -> list[str]:
         """Keys of the views whose kept answers no evaluation of this campaign needs any more.
@@ -184,7 +182,7 @@ def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
     while handed := scheduler.next():
         together = len(handed) > 1
         hear = partial(scheduler.handle, again=together)
-        runner.run(_documents(handed), hear, scheduler.must_stop, scheduler.answers(handed))
+        runner.run([to_json(recipe) for recipe in handed], hear, scheduler.must_stop, scheduler.answers(handed))
 
 
 def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
@@ -209,7 +207,3 @@ def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
     finally:
         scheduler.abandon_running()
         pool.close()
-
-
-def _documents(recipes: Sequence[Recipe]) -> list[str]:
-    return [to_json(recipe) for recipe in recipes]

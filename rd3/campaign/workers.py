@@ -12,31 +12,17 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from rd3.campaign.runner import Ended, Event, Report
+from rd3.campaign.runner import Ended, Event, Runner
 from rd3.evaluation.sharing import Keep
 from rd3.recipe import Key, Recipe, to_json
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
-
-
-class RecipeRunner(Protocol):
-    """What a worker calls; implemented by :class:`rd3.campaign.runner.Runner`."""
-
-    def prepare(self) -> None: ...
-
-    def run(
-        self,
-        documents: Sequence[str],
-        report: Report,
-        should_stop: Callable[[], bool],
-        answers: Mapping[Key, Keep] | None = None,
-    ) -> bool: ...
 
 
 class WorkerDied(NamedTuple):
@@ -57,7 +43,7 @@ class _Worker:
 class WorkerPool:
     """Up to ``count`` workers, started on demand."""
 
-    def __init__(self, count: int, runner: RecipeRunner):
+    def __init__(self, count: int, runner: Runner):
         self.count, self.runner = count, runner
         self._workers: list[_Worker] = []
         self._context = multiprocessing.get_context("spawn")
@@ -138,7 +124,7 @@ def _exit_reason(exitcode: int | None) -> str:
     return f"its process ended with code {exitcode}"
 
 
-def _worker_main(pipe: connection.Connection, runner: RecipeRunner) -> None:
+def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
     """Main function of a worker process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)

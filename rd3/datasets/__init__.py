@@ -5,7 +5,7 @@ is never mistaken for the complete dataset.
 """
 
 from rd3.datasets._base import SPLITS, Dataset, DatasetInfo, Roots, Split, class_list_hash
-from rd3.datasets._classes import ClassList, check_order, class_list
+from rd3.datasets._classes import check_order, class_list
 from rd3.datasets._registry import (
     dataset_fingerprint,
     dataset_info,
@@ -22,7 +22,6 @@ from rd3.datasets._user import add_folder, register, registration, shorter_sides
 __all__ = [
     "SOURCES",
     "SPLITS",
-    "ClassList",
     "Copy",
     "Counts",
     "Dataset",

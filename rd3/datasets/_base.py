@@ -7,15 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+import numpy as np
+from pydantic import computed_field
 
+from rd3.lazy import torch
 from rd3.recipe import Normalisation
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from rd3.values import Frozen
 
 Split = Literal["train", "fit", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "fit", "validation", "test")
@@ -37,10 +36,8 @@ def class_list_hash(classes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
 
 
-class DatasetInfo(BaseModel):
+class DatasetInfo(Frozen):
     """Description of a dataset, available before any file is read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     source: str

@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from rd3.errors import StoreError, is_disk_full
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from rd3.lazy import torch
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -36,8 +36,6 @@ def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
 
     A hash of the hashes of 16 MiB chunks, so that two cores can share the work.
     """
-    import numpy as np
-
     chunks = [memoryview(b"\n".join(line.encode() for line in lines))]
     for array in arrays:
         chunks.append(memoryview(f"{array.dtype.str}{array.shape}".encode()))
@@ -74,7 +72,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None:
     """Write a safetensors file with string metadata atomically."""
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     with replacing(path) as part:
@@ -86,8 +83,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]
 
 def read_arrays(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """Memory-mapped tensors of the file and its metadata; None if it is missing or truncated."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         return None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any
 
 from rd3.errors import ClassOrderError
 from rd3.inputs import plain_name
@@ -14,17 +14,10 @@ SPELLING_SHARE = 0.9
 """Fraction of class names that must match by position before the rest count as spelling variants."""
 
 
-class ClassList(NamedTuple):
-    """Class identifiers and readable names, in label order."""
-
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
-
-
-def class_list(name: str) -> ClassList:
-    """The class list in ``classes/<name>.json`` of this package."""
+def class_list(name: str) -> dict[str, Any]:
+    """``class_ids`` and ``class_names`` of a dataset, in label order, from ``classes/<name>.json`` of this package."""
     plain = json.loads(files("rd3.datasets").joinpath("classes", f"{name}.json").read_text())
-    return ClassList(tuple(plain["ids"]), tuple(plain["names"]))
+    return {"class_ids": tuple(plain["ids"]), "class_names": tuple(plain["names"])}
 
 
 RELABEL = (

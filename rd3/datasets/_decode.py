@@ -6,12 +6,13 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rd3.errors import DataCorrupt
 from rd3.foreign_files import broken_file
 from rd3.inputs import check_depth, peculiarity
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 
@@ -64,6 +65,4 @@ def fit_size(image: Image, resize: int, crop: int) -> Image:
 
 def planes(image: Image) -> np.ndarray:
     """The pixels of an RGB image, (3, H, W) uint8."""
-    import numpy as np
-
     return np.asarray(image).transpose(2, 0, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,7 @@ from rd3.datasets._cache import cache_file, content_hash, read_arrays, write_arr
 from rd3.datasets._records import Found, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
-
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 
 def _arrays(parts: Iterable[str]) -> list[str]:
@@ -43,8 +40,6 @@ class MemoryDataset(SplitDataset):
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
         """(B, 3, H, W) uint8.  A range with step 1 of ``train`` or ``test`` gives a view; do not modify it."""
-        import torch
-
         part, positions = self._stored(split, indices)
         if isinstance(positions, range) and positions.step == 1:
             return self._pixels[part][positions.start : positions.stop]

@@ -15,10 +15,9 @@ from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
+from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:
-    import pyarrow.parquet as pq
-
     from rd3.datasets._base import DatasetInfo
 
 SHARD = re.compile(r"(?P<split>train|test|validation|valid|val)(?:-(?P<n>\d+)-of-(?P<of>\d+)(?:-[0-9a-f]+)?)?\.parquet")
@@ -48,9 +47,6 @@ def shards(folder: Path) -> dict[str, list[Path]]:
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -122,8 +118,6 @@ class ParquetRecords(Records):
 
     def _batches(self, column: str) -> Iterator[Any]:
         """Arrow arrays of one column, in row order."""
-        import pyarrow as pa
-
         for path in self.files:
             try:
                 for batch in _open(path).iter_batches(batch_size=512, columns=[column]):
@@ -136,8 +130,6 @@ class ParquetRecords(Records):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        import pyarrow as pa
-
         parts: list[np.ndarray] = []
         for array in self._batches(self._layout.label_column):
             if not pa.types.is_integer(array.type):
@@ -175,8 +167,6 @@ class ParquetRecords(Records):
                 row += 1
 
     def _bytes(self, array: Any) -> list[bytes | None]:
-        import pyarrow as pa
-
         if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
             encoded: list[bytes | None] = array.field("bytes").to_pylist()
             return encoded

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import short_hash
 from rd3.errors import BadValue
+from rd3.lazy import torch
 from rd3.seeding import derive
-
-if TYPE_CHECKING:
-    import torch
 
 VALIDATION_DIVISOR = 10
 """The validation part has 1/10 of the smallest class's training images of every class, at least one."""

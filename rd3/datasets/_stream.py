@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from rd3.datasets._folder import FolderRecords
 from rd3.datasets._records import Found, Records, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
-
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 HEADER_BYTES = 4096
 """Bytes reserved for the header of an unpacked file, which is written last."""
@@ -50,8 +48,6 @@ class StreamDataset(SplitDataset):
         self._parts = parts
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
-        import torch
-
         name, positions = self._stored(split, indices)
         part, side = self._parts[name], self.info.resolution
         out = np.empty((len(positions), 3, side, side), dtype=np.uint8)
@@ -68,8 +64,6 @@ class StreamDataset(SplitDataset):
         return self.originals(split, [index])[0]
 
     def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
-        import torch
-
         name, positions = self._stored(split, indices)
         part, out = self._parts[name], [torch.empty(0)] * len(positions)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
@@ -39,7 +39,7 @@ from rd3.inputs import (
     warn_of_doubts,
 )
 from rd3.recipe import Normalisation
-from rd3.values import first_mistake
+from rd3.values import Frozen, first_mistake
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "val", "valid")
@@ -59,10 +59,8 @@ TEST_RESIZE: dict[Resolution, int] = {32: 32, 64: 64, 224: 256}
 PATCH_FACTOR: dict[Resolution, int] = {32: 1, 64: 1, 224: 2}
 
 
-class Registration(BaseModel):
+class Registration(Frozen):
     """One entry of ``datasets.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path
     train: str = "train"

@@ -89,8 +89,7 @@ class Cifar10(_Cifar):
     info = DatasetInfo(
         name="cifar10",
         source="CIFAR-10 (Krizhevsky, 2009), complete",
-        class_ids=class_list("cifar10").ids,
-        class_names=class_list("cifar10").names,
+        **class_list("cifar10"),
         resolution=32,
         test_resize=32,
         factor=1,
@@ -111,8 +110,7 @@ class Cifar100(_Cifar):
     info = DatasetInfo(
         name="cifar100",
         source="CIFAR-100 (Krizhevsky, 2009), fine labels, complete",
-        class_ids=class_list("cifar100").ids,
-        class_names=class_list("cifar100").names,
+        **class_list("cifar100"),
         resolution=32,
         test_resize=32,
         factor=1,

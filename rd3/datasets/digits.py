@@ -14,6 +14,7 @@ from rd3.datasets._memory import MemoryDataset
 from rd3.datasets._source import Copy, Source
 from rd3.datasets._sources import register_dataset
 from rd3.datasets._splits import carve
+from rd3.lazy import torch
 from rd3.recipe import Normalisation
 
 TEST_DIVISOR = 5
@@ -45,8 +46,7 @@ class Digits(Source):
     info = DatasetInfo(
         name="digits",
         source="scikit-learn's load_digits (UCI optical digits, 8x8 grey), upsampled bilinearly to 32x32; RD3's split",
-        class_ids=class_list("digits").ids,
-        class_names=class_list("digits").names,
+        **class_list("digits"),
         resolution=32,
         test_resize=32,
         factor=1,
@@ -64,7 +64,6 @@ class Digits(Source):
         return [f"scikit-learn {version('scikit-learn')}, RD3 {__version__}"]
 
     def open(self, roots: Roots) -> Dataset:
-        import torch
         from sklearn.datasets import load_digits
 
         loaded = load_digits()

@@ -34,8 +34,7 @@ class ImageNet1K(_ImageNetFamily):
     info = DatasetInfo(
         name=WHOLE,
         source="ImageNet-1K (ILSVRC 2012), complete; the validation split is the test split",
-        class_ids=class_list(WHOLE).ids,
-        class_names=class_list(WHOLE).names,
+        **class_list(WHOLE),
         resolution=224,
         test_resize=256,
         factor=2,
@@ -52,8 +51,7 @@ def _ten(name: str, title: str, train_count: int, test_count: int, train_per_cla
         name=name,
         source=f"{title} version 2 (fast.ai): ImageNet-1K images re-split, so that most test images were "
         "ImageNet-1K training images",
-        class_ids=class_list(name).ids,
-        class_names=class_list(name).names,
+        **class_list(name),
         resolution=224,
         test_resize=256,
         factor=2,

@@ -50,8 +50,7 @@ class TinyImageNet(FileSource):
     info = DatasetInfo(
         name="tinyimagenet",
         source="Tiny ImageNet (Stanford CS231N), complete; the validation split is the test split",
-        class_ids=class_list("tinyimagenet").ids,
-        class_names=class_list("tinyimagenet").names,
+        **class_list("tinyimagenet"),
         resolution=64,
         test_resize=64,
         factor=1,

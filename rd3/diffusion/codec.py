@@ -68,14 +68,13 @@ def resized(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def to_size(images: torch.Tensor, side: int, interpolation: str) -> torch.Tensor:
+def to_size(images: torch.Tensor, side: int) -> torch.Tensor:
     """(B, 3, R, R) in [0, 1] to (B, 3, side, side) uint8; rounded before and after resizing, as picture files are."""
     from torchvision.transforms.v2 import functional as transforms
 
     whole: torch.Tensor = images.mul(255).round().clamp(0, 255).byte()
     if whole.shape[-1] == side:
         return whole
-    resized: torch.Tensor = transforms.resize(
-        whole, [side, side], interpolation=transforms.InterpolationMode(interpolation), antialias=True
-    )
+    bicubic = transforms.InterpolationMode.BICUBIC
+    resized: torch.Tensor = transforms.resize(whole, [side, side], interpolation=bicubic, antialias=True)
     return resized

@@ -62,7 +62,7 @@ def import_backbone(
         classes=dataset.info.classes,
         resolution=dataset.info.resolution,
         family=family,
-        weights=digest([family, content, _configs(backbone)]),
+        weights=digest([family, content, {name: _config(one) for name, one in backbone.networks().items()}]),
     )
     write_backbone(
         out, backbone, recipe, f"imported from {source}", content=content, licence=_licence(folder), revision=commit
@@ -166,12 +166,8 @@ def _check(backbone: Backbone, source: Path | str) -> None:
                 )
 
 
-def _configs(backbone: Backbone) -> dict[str, Any]:
-    """The configuration of each component, without the versions and paths that wrote it."""
-    return {name: _config(network) for name, network in backbone.networks().items()}
-
-
 def _config(network: nn.Module) -> dict[str, Any]:
+    """The configuration of a component, without the versions and paths that wrote it."""
     found: Any = network.config
     plain = found.to_dict() if hasattr(found, "to_dict") else dict(found)
     left_out = ("transformers_version", "torch_dtype", "dtype", "architectures")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 Member = tuple[int, int]
 """(label, k): the k-th image of a class."""

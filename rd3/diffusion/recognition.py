@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rd3.models import NormalisedNetwork
 
 
+BATCH = 50
+"""Images generated at once."""
+
+
 class Recognition(NamedTuple):
     """Generated images, and which of them a teacher assigns to the class they were made for."""
 
@@ -38,28 +42,25 @@ def recognition(
     teacher: NormalisedNetwork,
     per_class: int,
     *,
-    steps: int = 50,
     guidance: float = 4.0,
-    seed: int = 0,
-    batch: int = 50,
     progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Recognition:
     """Generate ``per_class`` images of every class of the backbone's dataset and let ``teacher`` classify them."""
     members = [(label, k) for label in range(backbone.info.num_classes) for k in range(per_class)]
     images, predicted = [], []
-    for first in range(0, len(members), batch):
-        part = members[first : first + batch]
+    for first in range(0, len(members), BATCH):
+        part = members[first : first + BATCH]
         latents = sample(
             backbone,
             backbone.scheduler(),
             backbone.conditions(torch.tensor([label for label, _k in part])),
-            [generator(seed, "recognition", *member) for member in part],
+            [generator(0, "recognition", *member) for member in part],
             part,
-            steps=steps,
+            steps=50,
             guidance=guidance,
         )
         with torch.inference_mode():
-            images.append(to_size(backbone.codec.decode(latents), backbone.info.resolution, "bicubic"))
+            images.append(to_size(backbone.codec.decode(latents), backbone.info.resolution))
             predicted.append(teacher(to_unit(images[-1])).argmax(dim=1).cpu())
         progress((first + len(part)) / len(members), f"images {first + len(part)}/{len(members)}")
     labels = torch.tensor([label for label, _k in members])

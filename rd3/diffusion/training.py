@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
 from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
@@ -22,22 +18,12 @@ from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
-from rd3.store import write_atomically
+from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_tensors
 from rd3.teacher.training import Images, duration
 
-CHECKPOINT = "checkpoint.safetensors"
 Progress = Callable[[float, str], None]
 LOCAL = "trained by RD3: a small local model, not a published one"
 """What every record says of a backbone that was trained here."""
-
-
-@dataclass
-class Done:
-    """Progress of a training: the rows of each stage, and the time of all attempts in seconds."""
-
-    curve: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    wall_s: float = 0.0
-    process_s: float = 0.0
 
 
 def train(
@@ -72,7 +58,8 @@ def train(
             with repeatable_kernels():
                 rows.append(run.epoch(epoch, images))
             finished = sum(map(len, done.curve.values()))
-            _write(out / CHECKPOINT, recipe.key, precision, runs, Done(done.curve, **stopwatch.spent()))
+            state = {f"{each.stage.name}/{name}": value for each in runs for name, value in each.state().items()}
+            write_tensors(out / CHECKPOINT, recipe.key, precision, state, Counters(done.curve, **stopwatch.spent()))
             left_s = (whole - finished) * (time.perf_counter() - started) / (finished - before)
             progress(
                 finished / whole,
@@ -177,22 +164,12 @@ class _Run:
                 self.optimizer.state[parameter][moment] = state[key].to(place)
 
 
-def _write(path: Path, key: str, precision: str, runs: list[_Run], done: Done) -> None:
-    tensors = {f"{run.stage.name}/{name}": value for run in runs for name, value in run.state().items()}
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(plain, {"key": key, "precision": precision, "done": json.dumps(asdict(done))}))
-
-
-def _restore(path: Path, key: str, precision: str, runs: list[_Run]) -> Done:
+def _restore(path: Path, key: str, precision: str, runs: list[_Run]) -> Counters:
     """Restore the state of an earlier attempt at this recipe and precision, and return its progress."""
-    if not path.is_file():
-        return Done()
-    with safe_open(path, framework="pt") as stored:
-        about = stored.metadata()
-        if (about["key"], about["precision"]) != (key, precision):
-            return Done()
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    found = read_checkpoint(path)
+    if found is None or (found.key, found.precision) != (key, precision):
+        return Counters(curve={})
     for run in runs:
-        prefix = f"{run.stage.name}/"
-        run.restore({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
-    return Done(**json.loads(about["done"]))
+        own = {name: value for name, value in found.tensors.items() if name.startswith(f"{run.stage.name}/")}
+        run.restore({name.removeprefix(f"{run.stage.name}/"): value for name, value in own.items()})
+    return found.counters

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from rd3.lazy import torch
 from rd3.protocol import EvalProtocol
-
-if TYPE_CHECKING:
-    import torch
 
 
 def combine_logits(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
@@ -34,8 +31,6 @@ def _balanced(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tenso
 
 def _softmax(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
     """Logits whose softmax at ``temperature`` is the mean of the teachers' softmaxes there."""
-    import torch
-
     logs = torch.stack([torch.log_softmax(each / temperature, dim=1) for each in logits])
     return temperature * (logs.logsumexp(dim=0) - math.log(len(logits)))
 

@@ -19,7 +19,7 @@ from rd3.protocol import Precision
 from rd3.soft_labels import SoftLabels, raw
 
 if TYPE_CHECKING:
-    from rd3.evaluation.posteval import Evaluation
+    from rd3.evaluation.student import Evaluation
 
 FORMAT = 1
 MANIFEST, LABELS, ROWS = "manifest.json", "labels", "rows"

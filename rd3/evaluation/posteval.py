@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +18,10 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
-from rd3.evaluation.answers import KeptAnswers
-from rd3.evaluation.own_labels import OwnLabels
 from rd3.evaluation.own_teacher import Constants, identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
-from rd3.evaluation.student import Progress, StudentTraining, Tested
+from rd3.evaluation.student import Evaluation, Progress, StudentTraining, Tested
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.evaluation.views import Batch
 from rd3.inputs import Note, Say, check_images_and_labels, stated_space, warn_of_doubts
@@ -36,38 +32,6 @@ from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Input of one evaluation in a pack."""
-
-    recipe: EvaluationRecipe
-    images: torch.Tensor
-    """(N, 3, H, W) uint8 or float32 in [0, 1]."""
-    labels: torch.Tensor
-    """(N,) int64."""
-    teachers: Sequence[nn.Module] = ()
-    """Networks that take pixels in [0, 1]; they are not modified."""
-    progress: Progress = lambda fraction, note: None
-    tested: Tested | None = None
-    keep: Path | None = None
-    """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
-    answers: KeptAnswers | None = None
-    """Teacher answers on disk; those of the first evaluation of equal views count."""
-    soft_labels: SoftLabels | None = None
-    """Those that the set comes with, if any."""
-
-    @property
-    def own_label_bytes(self) -> int | None:
-        """Bytes of the soft labels that the set comes with."""
-        return None if self.soft_labels is None else self.soft_labels.nbytes
-
-    def own_labels(self, device: torch.device) -> OwnLabels | None:
-        """The set's own labels, if the student learns from them."""
-        if self.soft_labels is None or not self.recipe.protocol.own_labels:
-            return None
-        return OwnLabels(self.soft_labels, device)
 
 
 def train_pack(
@@ -119,20 +83,7 @@ class _Group:
         if self._views.answers is None or not self._views.answers.reading:
             list(teachers)  # before the clocks of the students start
         self._batches = iter(self._views)
-        self._students = {
-            id(one): StudentTraining(
-                one.recipe,
-                dataset,
-                len(images),
-                device,
-                precision,
-                one.progress,
-                one.tested,
-                one.keep,
-                one.own_label_bytes,
-            )
-            for one in evaluations
-        }
+        self._students = {id(one): StudentTraining(one, dataset, device, precision) for one in evaluations}
         self._queued: list[Batch] = []
         self._last = False
         self._evaluations = evaluations

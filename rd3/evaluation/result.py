@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rd3.store import write_curve
+
 
 @dataclass(frozen=True)
 class EvalResult:
@@ -50,10 +52,7 @@ class EvalResult:
 
     def write(self, folder: Path) -> None:
         """Write ``result.json`` (everything except the curve) and ``curve.parquet`` into an existing folder."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
         plain = asdict(self)
         curve = plain.pop("curve")
         (folder / "result.json").write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
-        parquet.write_table(pa.Table.from_pylist(curve), folder / "curve.parquet")
+        write_curve(folder / "curve.parquet", curve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
+from rd3.evaluation.answers import KeptAnswers
 from rd3.evaluation.budget import image_steps, label_bytes
 from rd3.evaluation.graphed import GraphedSteps
 from rd3.evaluation.kept import save_student
+from rd3.evaluation.own_labels import OwnLabels
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.schedule import rate_factor
 from rd3.evaluation.views import Batch
@@ -27,6 +29,7 @@ from rd3.models import build_network
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
 from rd3.seeding import ForkedRNG, generator
+from rd3.soft_labels import SoftLabels
 from rd3.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -40,6 +43,38 @@ Progress = Callable[[float, str], None]
 """Called with the finished fraction (0-1) and a readable note, at least once per epoch."""
 Tested = Callable[[int, float], None]
 """Called with an epoch (1-based) and the top-1 accuracy after it in per cent."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Input of one evaluation in a pack."""
+
+    recipe: EvaluationRecipe
+    images: torch.Tensor
+    """(N, 3, H, W) uint8 or float32 in [0, 1]."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    teachers: Sequence[nn.Module] = ()
+    """Networks that take pixels in [0, 1]; they are not modified."""
+    progress: Progress = lambda fraction, note: None
+    tested: Tested | None = None
+    keep: Path | None = None
+    """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
+    answers: KeptAnswers | None = None
+    """Teacher answers on disk; those of the first evaluation of equal views count."""
+    soft_labels: SoftLabels | None = None
+    """Those that the set comes with, if any."""
+
+    @property
+    def own_label_bytes(self) -> int | None:
+        """Bytes of the soft labels that the set comes with."""
+        return None if self.soft_labels is None else self.soft_labels.nbytes
+
+    def own_labels(self, device: torch.device) -> OwnLabels | None:
+        """The set's own labels, if the student learns from them."""
+        if self.soft_labels is None or not self.recipe.protocol.own_labels:
+            return None
+        return OwnLabels(self.soft_labels, device)
 
 
 @dataclass
@@ -63,23 +98,10 @@ class StudentTraining:
     Several may take steps in turn in one process; they are independent, as each has its own random generators.
     """
 
-    def __init__(
-        self,
-        recipe: EvaluationRecipe,
-        dataset: Dataset,
-        images: int,
-        device: torch.device,
-        precision: str,
-        progress: Progress = lambda fraction, note: None,
-        tested: Tested | None = None,
-        keep: Path | None = None,
-        own_label_bytes: int | None = None,
-    ):
-        """``images``: number of images in the set; ``keep``: file for the weights of the trained student;
-        ``own_label_bytes``: of the soft labels that the set comes with."""
+    def __init__(self, evaluation: Evaluation, dataset: Dataset, device: torch.device, precision: str):
         self._stopwatch = Stopwatch()
-        self.recipe, self.dataset, self.device, self.precision = recipe, dataset, device, precision
-        protocol, info = recipe.protocol, dataset.info
+        self.recipe, self.dataset, self.device, self.precision = evaluation.recipe, dataset, device, precision
+        recipe, protocol, info = self.recipe, self.recipe.protocol, dataset.info
         stream = generator(recipe.student_seed, "init")
         self.network = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation, stream)
         self.network = self.network.to(device)
@@ -94,10 +116,10 @@ class StudentTraining:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
         self._right = torch.zeros((), dtype=torch.int64, device=device)
-        self._images, self._classes, self._own_label_bytes = images, info.num_classes, own_label_bytes
-        self._tested, self._total, self._keep = tested, len(dataset.labels(recipe.tested_on)), keep
+        self._evaluation = evaluation
+        self._total = len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
-        self._watch = _ProgressTracker(protocol.epochs, images, len(self._test_epochs) * self._total, progress)
+        self._watch = _ProgressTracker(evaluation, len(self._test_epochs) * self._total)
         self._curve: list[dict[str, float]] = []
         self._unread: list[_Epoch] = []
         self._tests: dict[int, torch.Tensor] = {}
@@ -180,8 +202,8 @@ class StudentTraining:
         self._watch.trained(epoch)
         if epoch in self._test_epochs:
             self._tests[epoch] = self._test()
-            if self._tested is not None and epoch in self.recipe.protocol.test_epochs:
-                self._tested(epoch, self._top1_pct(epoch))
+            if self._evaluation.tested is not None and epoch in self.recipe.protocol.test_epochs:
+                self._evaluation.tested(epoch, self._top1_pct(epoch))
         if epoch < self.recipe.protocol.epochs:
             self._epoch = self._begin_epoch(epoch + 1)
 
@@ -215,10 +237,11 @@ class StudentTraining:
 
     def result(self) -> EvalResult:
         """The result, once the student is trained and tested; writes its weights if they are to be kept."""
-        protocol = self.recipe.protocol
-        if self._keep is not None:
+        protocol, evaluation = self.recipe.protocol, self._evaluation
+        images, classes = len(evaluation.images), self.dataset.info.num_classes
+        if evaluation.keep is not None:
             with self._as_tested():
-                save_student(self.network, self._keep)
+                save_student(self.network, evaluation.keep)
         per_class = self._tests[protocol.epochs].tolist()
         return EvalResult(
             tested_on=self.recipe.tested_on,
@@ -232,8 +255,8 @@ class StudentTraining:
             curve=self._curve,
             diagnostics={epoch: self._top1_pct(epoch) for epoch in sorted(protocol.test_epochs)},
             peak_mib=peak_mib(self.device),
-            image_steps=image_steps(protocol, self._images),
-            label_bytes=label_bytes(protocol, self._images, self._classes, self._own_label_bytes),
+            image_steps=image_steps(protocol, images),
+            label_bytes=label_bytes(protocol, images, classes, evaluation.own_label_bytes),
             **self._stopwatch.spent(),
         )
 
@@ -346,9 +369,9 @@ class _ProgressTracker:
     image one.
     """
 
-    def __init__(self, epochs: int, images: int, test_images: int, progress: Progress):
-        self.epochs, self.images, self.progress = epochs, images, progress
-        self.work = 4 * epochs * images + test_images
+    def __init__(self, evaluation: Evaluation, test_images: int):
+        self.epochs, self.images = evaluation.recipe.protocol.epochs, len(evaluation.images)
+        self.progress, self.work = evaluation.progress, 4 * self.epochs * self.images + test_images
         self.done = self.epoch = 0
         self.start = time.perf_counter()
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs.notes import Note
 from rd3.inputs.pictures import TURNED, rgb_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from rd3.lazy import torch
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
 _FIX = f"give {_FORMS}; files are read by rd3 set import"
@@ -50,8 +49,6 @@ def rows_of(column: Any, what: str) -> list[Any]:
 
 def tensor_of(value: Any, what: str) -> torch.Tensor:
     """Numbers in any array or nested sequence as a tensor on the CPU, without a graph; raises :class:`BadValue`."""
-    import torch
-
     if isinstance(value, torch.Tensor):
         return _plain(value, what)
     if isinstance(value, Sequence) and value and all(isinstance(row, torch.Tensor) for row in value):
@@ -61,8 +58,6 @@ def tensor_of(value: Any, what: str) -> torch.Tensor:
 
 def _plain(tensor: torch.Tensor, what: str) -> torch.Tensor:
     """A dense tensor on the CPU; unsigned types that torch cannot compute with become int64."""
-    import torch
-
     dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
     if not dense or tensor.is_complex():
         kind = "complex" if tensor.is_complex() else "not dense"
@@ -74,8 +69,6 @@ def _plain(tensor: torch.Tensor, what: str) -> torch.Tensor:
 
 def _numbers(value: Any, what: str) -> np.ndarray:
     """A writable array of a type that torch has."""
-    import numpy as np
-
     try:
         array = np.asanyarray(value)
     except Exception as error:
@@ -101,9 +94,6 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     ``images``: (N, 3, H, W), (N, H, W, 3) or, in grey, (N, 1, H, W) or (N, H, W, 1) as a tensor or an array; a list of
     such images or of PIL's; a column of ``datasets``.  ``name``: the dataset, for messages.  Raises :class:`BadValue`.
     """
-    import numpy as np
-    import torch
-
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O"):
         return _channels_first(tensor_of(images, "images"), side, name)
     if _is_a(images, "DataLoader"):
@@ -144,8 +134,6 @@ def _is_picture(value: Any) -> bool:
 
 def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
     """One image as a tensor of the layout that it has, (3, H, W) for pictures, and what was dropped of it."""
-    import torch
-
     if isinstance(row, Mapping) and ("bytes" in row or "path" in row):
         row = _opened(row, where)
     if isinstance(row, (Mapping, str, bytes)) or row is None:

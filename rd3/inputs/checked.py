@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rd3.errors import BadValue
 from rd3.inputs.arrays import images_of
@@ -12,10 +12,8 @@ from rd3.inputs.labels import class_labels, stated_by_column
 from rd3.inputs.notes import Note, Say
 from rd3.inputs.pixels import Space, unit_pixels
 from rd3.inputs.soft_labels import soft_labels_of
+from rd3.lazy import torch
 from rd3.soft_labels import SoftLabels
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ImagesAndLabels(NamedTuple):

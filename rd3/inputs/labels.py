@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from rd3.errors import BadValue
 from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder
 from rd3.inputs.names import matched
 from rd3.inputs.notes import Note
-
-if TYPE_CHECKING:
-    import torch
+from rd3.lazy import torch
 
 _SOFT = "give hard labels, for example labels.argmax(1), and the soft ones beside them as soft_labels"
 
@@ -26,8 +26,6 @@ def class_labels(
     or class names.  ``order``: the class order that their file states, or their column (:func:`stated_by_column`).
     Raises :class:`BadValue` or :class:`ClassOrderError`.
     """
-    import torch
-
     if isinstance(labels, (str, bytes)) or not (is_column(labels) or hasattr(labels, "__array__")):
         raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
     plain = tensor_of(labels, "labels") if isinstance(labels, torch.Tensor) else _from_rows(labels, info)
@@ -50,9 +48,6 @@ def stated_by_column(labels: Any) -> StatedOrder | None:
 
 def _from_rows(labels: Any, info: ClassList) -> torch.Tensor:
     """Labels of an array or a sequence as a tensor; names become numbers."""
-    import numpy as np
-    import torch
-
     if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "buifc"):
         rows = rows_of(labels, "labels")
         if rows and all(isinstance(row, (str, bytes)) for row in rows):
@@ -99,8 +94,6 @@ def _shaped(labels: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _integers(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, list[Note]]:
-    import torch
-
     if labels.ndim == 2:
         return _from_one_hot(labels, classes), [Note("labels: one-hot rows, converted to class numbers")]
     if labels.dtype == torch.bool:
@@ -121,8 +114,6 @@ def _integers(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, list[No
 
 
 def _from_one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    import torch
-
     values = labels.double()
     hot = bool(((values == 0) | (values == 1)).all()) and bool((values.sum(1) == 1).all())
     if hot and labels.shape[1] == classes:

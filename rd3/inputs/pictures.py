@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rd3.errors import BadValue, DataCorrupt
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -82,8 +83,6 @@ def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
 
 
 def _rgb(image: Image, where: str) -> tuple[np.ndarray, str | None]:
-    import numpy as np
-
     found = peculiarity(image)
     if found == TRANSPARENT:
         two_steps = ".convert('LA')" if image.mode == "La" else ""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rd3.errors import BadValue
 from rd3.inputs.notes import Note
 from rd3.known_constants import KNOWN, constants, option, spelled
+from rd3.lazy import torch
 from rd3.recipe import Normalisation
-
-if TYPE_CHECKING:
-    import torch
 
 _LOST = 0.004
 """Below it (1/255) lie all pixels that were divided by 255 twice."""
@@ -52,8 +50,6 @@ def unit_pixels(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list[
     ``images``: (N, 3, H, W) of any real type.  Raises :class:`BadValue` for values that are in another space than
     stated, are not finite, have lost their scale or are all black.
     """
-    import torch
-
     if images.dtype == torch.bool:
         raise BadValue("images are booleans, expected uint8 or float pixels.", "multiply them by 255 as uint8")
     if images.dtype.is_floating_point:
@@ -62,8 +58,6 @@ def unit_pixels(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list[
 
 
 def _from_integers(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list[Note]]:
-    import torch
-
     low, high = (int(value) for value in images.aminmax())
     name = str(images.dtype).removeprefix("torch.")
     if space.normalised not in (None, KNOWN["bytes"]):
@@ -92,8 +86,6 @@ def eight_bit_notes(low: int, high: int, what: str) -> Iterator[Note]:
 
 
 def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list[Note]]:
-    import torch
-
     name, rounding = str(images.dtype).removeprefix("torch."), max(_ROUNDING, torch.finfo(images.dtype).eps)
     images = images.float()
     if not bool(images.isfinite().all()):
@@ -128,8 +120,6 @@ def _outside(images: torch.Tensor) -> float:
 
 
 def _undone(images: torch.Tensor, applied: Normalisation) -> torch.Tensor:
-    import torch
-
     mean = torch.tensor(applied.mean).view(1, 3, 1, 1)
     return images * torch.tensor(applied.std).view(1, 3, 1, 1) + mean
 
@@ -246,8 +236,6 @@ def _require_applied(images: torch.Tensor, low: float, high: float, applied: Nor
 
 def _whitened(images: torch.Tensor) -> Iterator[Note]:
     """A note on images whose neighbouring pixels are uncorrelated, which mean and std do not undo."""
-    import torch
-
     if images.shape[-1] < 2:
         return
     centred = images - images.mean((2, 3), keepdim=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import numpy as np
 
 from rd3.errors import BadValue, ClassOrderError
 from rd3.inputs.arrays import kind_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder
 from rd3.inputs.notes import Note
+from rd3.lazy import torch
 from rd3.soft_labels import DTYPES, KINDS, SoftLabelKind, SoftLabels
-
-if TYPE_CHECKING:
-    import torch
 
 _EXPECTED_AGREEMENT = 0.9
 """The note is marked doubtful if the largest soft label is at the image's class for fewer than this share of images."""
@@ -44,8 +44,6 @@ def soft_labels_of(
 
 def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) -> torch.Tensor:
     """(N, C) columns brought from the stated class order to the dataset's; raises :class:`ClassOrderError`."""
-    import torch
-
     target = order.bring(range(values.shape[1]), info)
     if sorted(target) != list(range(info.num_classes)):
         raise ClassOrderError(
@@ -78,8 +76,6 @@ def _require_finite(given: torch.Tensor) -> None:
 
 def _tolerance(given: torch.Tensor) -> float:
     """Tolerance for the sum of a row of probabilities, which were rounded to their type."""
-    import torch
-
     return max(1e-3, 4 * torch.finfo(given.dtype).eps)
 
 
@@ -154,7 +150,6 @@ def _agreement(soft: SoftLabels, labels: torch.Tensor, info: ClassList) -> Note:
 
 def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, info: ClassList) -> None:
     """Raise if another one-to-one order of the columns agrees with the labels far better."""
-    import numpy as np
     from scipy.optimize import linear_sum_assignment
 
     table = np.zeros((info.num_classes, info.num_classes), dtype=np.int64)

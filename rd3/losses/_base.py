@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
+from rd3.lazy import torch
 from rd3.registry import Registry
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 Labels = Literal["soft", "hard"]
 OfTeacher = Literal["logits", "softmax"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rd3.lazy import F, torch
 from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 class CESettings(Frozen):
@@ -22,8 +20,6 @@ class CESettings(Frozen):
 @register_loss("ce", CESettings, labels="hard")
 def ce(student_logits: torch.Tensor, targets: LossTargets, settings: CESettings) -> torch.Tensor:
     """Cross-entropy with hard labels; mixed images have both labels by share, or the base label (``hard_mix``)."""
-    from torch.nn import functional as F
-
     student = student_logits.float()
     base = F.cross_entropy(student, targets.labels)
     if settings.hard_mix == "base":

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.lazy import F, torch
 from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 class DKDSettings(Frozen):
@@ -36,9 +32,6 @@ def dkd(student_logits: torch.Tensor, targets: LossTargets, settings: DKDSetting
     class is the base image's.  Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022;
     megvii-research/mdistiller ``mdistiller/distillers/DKD.py``.
     """
-    import torch
-    from torch.nn import functional as F
-
     from rd3.losses._target_class import among_the_rest, target_and_rest
 
     assert targets.teacher_logits is not None

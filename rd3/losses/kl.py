@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.lazy import F, torch
 from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 class KLSettings(Frozen):
@@ -28,8 +24,6 @@ def kl(student_logits: torch.Tensor, targets: LossTargets, settings: KLSettings)
 
     Multiplied by the squared temperature only if ``scale_t2`` is set.  Source: LINs-lab/RDED.
     """
-    from torch.nn import functional as F
-
     assert targets.teacher_logits is not None
     student = F.log_softmax(student_logits.float() / settings.temperature, dim=1)
     teacher = F.log_softmax(targets.teacher_logits.float() / settings.temperature, dim=1)

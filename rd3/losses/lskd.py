@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.lazy import F, torch
 from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 _TINY = 1e-7
 
@@ -34,8 +30,6 @@ def lskd(student_logits: torch.Tensor, targets: LossTargets, settings: LSKDSetti
     divergence is multiplied by the squared temperature.  Source: Sun et al., "Logit Standardization in Knowledge
     Distillation", CVPR 2024; sunshangquan/logit-standardization-KD.
     """
-    from torch.nn import functional as F
-
     assert targets.teacher_logits is not None
 
     def log_p(logits: torch.Tensor) -> torch.Tensor:

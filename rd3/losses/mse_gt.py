@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.lazy import F, torch
 from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 class MSEGTSettings(Frozen):
@@ -26,8 +22,6 @@ def mse_gt(student_logits: torch.Tensor, targets: LossTargets, settings: MSEGTSe
 
     Source: RD3, Table 17 (gamma 0.025, as EDC).
     """
-    from torch.nn import functional as F
-
     assert targets.teacher_logits is not None
     student = student_logits.float()
     distance = F.mse_loss(student, targets.teacher_logits.float())

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from rd3.lazy import F, torch
 from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
-
-if TYPE_CHECKING:
-    import torch
 
 
 class NKDSettings(Frozen):
@@ -32,8 +28,6 @@ def nkd(student_logits: torch.Tensor, targets: LossTargets, settings: NKDSetting
     Under CutMix and MixUp the target class y is the base image's.  Source: Yang et al., "From Knowledge Distillation to
     Self-Knowledge Distillation", ICCV 2023; yzd-v/cls_KD ``mmcls/models/dis_losses/nkd.py``.
     """
-    from torch.nn import functional as F
-
     from rd3.losses._target_class import among_the_rest
 
     assert targets.teacher_logits is not None

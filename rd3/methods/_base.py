@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.diffusion.derivation import Derive
 from rd3.errors import BadValue, UnknownName
+from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import Collection, SetRecipe
 from rd3.registry import Registry, did_you_mean
@@ -26,9 +28,6 @@ from rd3.values import mistakes_in_field
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
-    import torch
 
     from rd3.diffusion.backbone import Backbone
     from rd3.layer_statistics import LayerStatistics
@@ -124,14 +123,10 @@ class Context:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Run network passes at the recipe's precision; cast outputs to fp32 for statistics and losses."""
-        import torch
-
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def class_indices(self, label: int) -> np.ndarray:
         """Positions of the images of one class in :attr:`split`, ascending, as (n,) int64."""
-        import numpy as np
-
         split = self.split
         labels = self.shared.get("labels")
         if labels is None:
@@ -153,8 +148,6 @@ class Context:
             yield
         finally:
             if self.device.type == "cuda":
-                import torch
-
                 torch.cuda.synchronize(self.device)
             phase = self.phases.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
             for unit, seconds in stopwatch.spent().items():
@@ -166,7 +159,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[_AnySettings]
+    Settings: ClassVar[_AnySettings] = Settings
     counted: ClassVar[tuple[str, ...]] = ()
     """Settings that scale the compute of a set: a value below the published one is reported as reduced."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -201,9 +194,12 @@ class Method(ABC):
         """
         return False
 
-    @abstractmethod
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        """All blocks, in order of their index; together they contain every (label, k) exactly once."""
+        """All blocks, in order of their index; together they contain every (label, k) exactly once.
+
+        By default one block per class: a smaller set has the first images of each.
+        """
+        return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
 
     @abstractmethod
     def make(self, block: Block, ctx: Context) -> torch.Tensor:

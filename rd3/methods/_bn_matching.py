@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Support
 from rd3.methods._pixels import to_uint8
 from rd3.methods._recovery import (
@@ -26,9 +27,6 @@ from rd3.methods._recovery import (
     start,
 )
 from rd3.recipe import SetRecipe
-
-if TYPE_CHECKING:
-    import torch
 
 
 class MatchingSettings(RecoverySettings):
@@ -127,8 +125,6 @@ class BatchNormMatching(Method):
 
     def _make(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         """Images of blocks of equal size, generated side by side."""
-        import torch
-
         settings, size = ctx.settings, len(blocks[0].members)
         space, streams = PixelSpace.of(ctx.teachers[0]), [ctx.rng("recover", block.index) for block in blocks]
         firsts = range(0, size, settings.batch_classes)
@@ -156,9 +152,6 @@ class BatchNormMatching(Method):
         Each has its own stream, views and statistics.  A frozen network in eval mode treats every image, and Adam every
         value, independently: the gradient of the summed loss with respect to a batch is that of its own loss.
         """
-        import torch
-        import torch.nn.functional as F
-
         settings: MatchingSettings = ctx.settings
         side = ctx.info.resolution
         labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+
+from rd3.augment import to_unit
 from rd3.datasets import DatasetInfo
 from rd3.errors import Unsupported
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._patch_scoring import passes_at_once
 from rd3.recipe import SetRecipe
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
 
 
 class FeatureCoreset(Method):
@@ -36,9 +36,6 @@ class FeatureCoreset(Method):
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
         return True
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info)
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         with ctx.phase("select"):
             indices = enough_indices(block, ctx)
@@ -47,11 +44,6 @@ class FeatureCoreset(Method):
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         return info.train_count * forward(recipe.teachers[0])
-
-
-def class_blocks(recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-    """One block per class."""
-    return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
 
 
 def enough_indices(block: Block, ctx: Context) -> np.ndarray:
@@ -71,11 +63,6 @@ def teacher_features(indices: np.ndarray, ctx: Context) -> np.ndarray:
 
     Images are those of the dataset at its size; the teacher is in eval mode.
     """
-    import numpy as np
-    import torch
-
-    from rd3.augment import to_unit
-
     found, size = [], passes_at_once(ctx)
     for first in range(0, len(indices), size):
         pixels = ctx.dataset.images(ctx.split, indices[first : first + size].tolist())

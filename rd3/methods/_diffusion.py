@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.guide import PLAIN, Guide, Member
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method
 from rd3.recipe import SetRecipe
 from rd3.seeding import generator
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.backbone import Backbone
     from rd3.diffusion.sampler import Conditions
 
@@ -29,10 +28,6 @@ class DiffusionMethod(Method):
 
     On a GPU ``make`` gets the members of several classes in one block: it must go by ``block.members`` alone.
     """
-
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        """One block per class, with all its images: a smaller set has the first of them."""
-        return [Block(label, tuple((label, k) for k in range(recipe.ipc))) for label in range(info.num_classes)]
 
     def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
         """On a GPU several, which fill its batches where a class has few images."""
@@ -68,18 +63,15 @@ def sampled(
     start: Callable[[Sequence[Member]], torch.Tensor] | None = None,
     strength: float = 1.0,
     guide: Callable[[Sequence[Member]], Guide] = lambda members: PLAIN,
-    interpolation: str = "bicubic",
 ) -> torch.Tensor:
     """(n, 3, H, W) uint8: the images of a block, at the dataset's resolution: phases ``generate`` and ``decode``.
 
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
-    ``interpolation`` is how images of another size are resized, antialiased.  Every image has noise of its own, a
+    Every image has noise of its own, a
     function of set seed, label and k.  On a CPU a batch holds images of one block, so that a block has the same bits
     however the blocks are shared out.
     """
-    import torch
-
     from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample
 
@@ -103,5 +95,5 @@ def sampled(
                 progress=ctx.part(number, len(parts)),
             )
         with ctx.phase("decode"), torch.inference_mode():
-            images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution, interpolation).cpu())
+            images.append(to_size(backbone.codec.decode(latents.float()), ctx.info.resolution).cpu())
     return torch.cat(images)

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from rd3.errors import DataCorrupt
+from rd3.lazy import nn, torch
 from rd3.methods._recovery import _moments
+from rd3.models._matched import matched_layers
 
 if TYPE_CHECKING:
-    import torch
-    from torch.utils.hooks import RemovableHandle
-
     from rd3.layer_statistics import LayerStatistics, Moments
 
 Targets = Mapping[str, "Moments"]
@@ -30,8 +29,6 @@ def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.T
     Sides are multiples of ``patch``.  The gradient is explicit: torch's for ``var_mean`` over tiles takes five times as
     long on a CPU.
     """
-    import torch
-
     from rd3.layer_statistics import spread_tiles, tile_means
 
     class TileMoments(torch.autograd.Function):
@@ -68,10 +65,6 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
     """Moments of all training images: collected ones for convolutions, running statistics for BatchNorm layers."""
-    from torch import nn
-
-    from rd3.models._matched import matched_layers
-
     return {
         name: _gathered([layer.running_mean, layer.running_var, None, None])
         if isinstance(layer, nn.BatchNorm2d)
@@ -84,8 +77,6 @@ def targets_of_labels(
     network: torch.nn.Module, statistics: LayerStatistics, labels: torch.Tensor
 ) -> dict[str, Moments]:
     """Mean of the class moments over ``labels``, (B,) int64."""
-    from rd3.models._matched import matched_layers
-
     return {
         name: _gathered(
             None if values is None else values[labels].mean(0)
@@ -113,7 +104,7 @@ def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
     return part[name]
 
 
-class MatchingLoss(AbstractContextManager["MatchingLoss"]):
+class MatchingLoss(ExitStack[None]):
     """Distance of a batch's moments from targets, over all convolutions and BatchNorm2d layers of a bare network.
 
     For each layer, in ``named_modules`` order, it sums the L2 norms of (target - moment) over channel means and biased
@@ -137,10 +128,7 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         drop_rate: float = 0.0,
         stream: torch.Generator | None = None,
     ):
-        from torch import nn
-
-        from rd3.models._matched import matched_layers
-
+        super().__init__()
         self.layers = matched_layers(network)
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
         self.targets = targets
@@ -148,25 +136,17 @@ class MatchingLoss(AbstractContextManager["MatchingLoss"]):
         self.weights = {name: 1.0 if number else first_multiplier for number, name in enumerate(self.layers)}
         self._averages: dict[str, Moments] = {}
         self._terms: dict[str, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> MatchingLoss:
+    def __enter__(self) -> Self:
+        self.callback(self._terms.clear)
         dropped = self._dropped()
         for name, layer in self.layers.items():
             if name not in dropped:
                 patch = self.patch if name in self.convolutions else None
-                self._handles.append(layer.register_forward_pre_hook(self._hook(name, patch)))
+                self.enter_context(layer.register_forward_pre_hook(self._hook(name, patch)))
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._terms.clear()
-
     def _dropped(self) -> set[str]:
-        import torch
-
         if not self.drop_rate:
             return set()
         chances = torch.rand(len(self.convolutions), generator=self.stream).tolist()

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from rd3.augment import crop_and_resize, crop_boxes
 from rd3.device import autocast, ran_precision, set_memory_format
+from rd3.lazy import F, torch
 from rd3.methods import Context
-
-if TYPE_CHECKING:
-    import torch
 
 _DECODED = 32
 """Images that are decoded at once."""
@@ -45,8 +43,6 @@ class Crops:
 
     def pixels(self, image: int, crops: torch.Tensor, ctx: Context) -> torch.Tensor:
         """(n, 3, s, s) float in 0-255: the crops with these numbers, (n,), of image 0 .. M-1, which is read again."""
-        from rd3.augment import crop_and_resize
-
         (original,) = ctx.dataset.originals(ctx.split, [self.images[image]])
         return crop_and_resize(original.float().expand(len(crops), -1, -1, -1), self.boxes[image, crops], self.size)
 
@@ -59,8 +55,6 @@ def key_patches(
     ``images`` (M >= wanted) are positions of images of class ``label``.  The random crops of each image, as many as the
     method's setting ``num_crop``, are drawn from ``stream``; the loss is the teacher's cross-entropy for the class.
     """
-    import torch
-
     crops, margins = _ranked(label, images, stream, ctx, size)
     losses = contenders_scored(margins, wanted, lambda places: _scored(crops, places, ctx))
     key_loss, key = losses.min(dim=1)
@@ -81,8 +75,6 @@ def contenders_scored(
     ``_SAFETY`` times the largest error on the crops scored so far; the crops that it admits are scored, until there are
     no more.
     """
-    import torch
-
     ranks = margins.flatten()
     losses, errors = torch.full_like(ranks, torch.inf), torch.zeros_like(ranks)
     scored = torch.zeros_like(ranks, dtype=torch.bool)
@@ -109,8 +101,6 @@ def _ranked(
     label: int, images: Sequence[int], stream: torch.Generator, ctx: Context, size: int
 ) -> tuple[Crops, torch.Tensor]:
     """Crops of the images, drawn image by image, and their margins (M, R) by the fast copy."""
-    import torch
-
     boxes: list[torch.Tensor] = []
     margins: list[torch.Tensor] = []
     for batch in _batches(_drawn(images, boxes, stream, ctx, size), passes_at_once(ctx)):
@@ -124,8 +114,6 @@ def _drawn(
     images: Sequence[int], boxes: list[torch.Tensor], stream: torch.Generator, ctx: Context, size: int
 ) -> Iterator[torch.Tensor]:
     """Yield crops (3, s, s) in 0-255 on the device, and append their boxes, (R, 4) for each image, to ``boxes``."""
-    from rd3.augment import crop_boxes
-
     settings = ctx.settings
     for first in range(0, len(images), _DECODED):
         originals = ctx.dataset.originals(ctx.split, images[first : first + _DECODED])
@@ -144,8 +132,6 @@ def _cut_singly(originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]
 
     Fastest on a CPU, as it reads no pixel outside of a box.
     """
-    import torch.nn.functional as F
-
     for original, drawn in zip(originals, boxes, strict=True):
         pixels = original.float()[None]
         for top, left, height, width in drawn.tolist():
@@ -157,10 +143,6 @@ def _cut_together(
     originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int
 ) -> Iterator[torch.Tensor]:
     """The same for images of one size in few operations, for GPUs; one box per image at a time."""
-    import torch
-
-    from rd3.augment import crop_and_resize
-
     images, flat = torch.stack(list(originals)).float(), torch.cat(list(boxes))
     numbers = torch.arange(len(images), device=images.device).repeat_interleave(len(boxes[0]))
     for some, own in zip(numbers.split(len(images)), flat.split(len(images)), strict=True):
@@ -185,8 +167,6 @@ def passes_at_once(ctx: Context) -> int:
 
 def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
     """(B, C) float32 logits of the teacher's fast copy: norms folded, channels last, bf16 where the device has it."""
-    import torch
-
     from rd3.models import folded
 
     precision = ran_precision(ctx.device, "auto")
@@ -201,8 +181,6 @@ def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
 
 def _scored(crops: Crops, places: torch.Tensor, ctx: Context) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and margins, (n,) each, by the teacher itself, of crops numbered row by row, in ascending order."""
-    import torch
-
     numbers = places // crops.boxes.shape[1]
 
     def cut() -> Iterator[torch.Tensor]:
@@ -216,8 +194,6 @@ def _scored(crops: Crops, places: torch.Tensor, ctx: Context) -> tuple[torch.Ten
 
 def logits_of(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
     """(B, C) float32 logits of the teacher for crops (B, 3, s, s) in 0-255."""
-    import torch
-
     with torch.inference_mode(), ctx.autocast():
         return ctx.teachers[0](framed(crops.to(ctx.device), ctx)).float()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+
+from rd3.lazy import torch
 
 SaveFormat = Literal["png", "jpeg"]
 """``png``: lossless; ``jpeg``: pixels after JPEG compression at quality 75, as most authors stored them."""
@@ -14,15 +15,11 @@ SaveFormat = Literal["png", "jpeg"]
 
 def to_uint8(pixels: torch.Tensor, save_format: SaveFormat) -> torch.Tensor:
     """(B, 3, H, W) float in 0-255 -> uint8: clamped and truncated, not rounded, as all released code does."""
-    import torch
-
     images = pixels.detach().clamp(0, 255).to(torch.uint8).cpu()
     return torch.stack([_through_jpeg(image) for image in images]) if save_format == "jpeg" else images
 
 
 def _through_jpeg(image: torch.Tensor) -> torch.Tensor:
-    import numpy as np
-    import torch
     from PIL import Image
 
     stream = io.BytesIO()

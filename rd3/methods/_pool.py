@@ -7,18 +7,16 @@ Source: shaoshitong/G_VBSM_Dataset_Condensation
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
 from rd3.methods._recovery import PixelSpace, RecoverySettings, Views, by_class, recovery_cost
 from rd3.recipe import Collection, SetRecipe
-
-if TYPE_CHECKING:
-    import torch
 
 
 class PoolSettings(RecoverySettings):
@@ -82,9 +80,6 @@ def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, 
 
 def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
     """One crop of the original size for the whole batch (B, 3, H, W), after padding by zeros, the mean colour."""
-    import torch
-    import torch.nn.functional as F
-
     top, left = torch.randint(2 * padding + 1, (2,), generator=stream).tolist()
     wide = F.pad(images, (padding, padding, padding, padding))
     return wide[:, :, top : top + images.shape[2], left : left + images.shape[3]]
@@ -99,8 +94,6 @@ class Pool:
     """
 
     def __init__(self, block: Block, ctx: Context, space: PixelSpace, *, category_weight: float = 0.0):
-        import torch
-
         settings: PoolSettings = ctx.settings
         self.teachers, self.space, self.autocast = ctx.teachers, space, ctx.autocast
         self.first_turn = block.index * settings.iterations

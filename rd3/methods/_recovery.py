@@ -10,22 +10,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field
 
+from rd3.augment import crop_and_resize, crop_boxes
 from rd3.datasets import DatasetInfo
 from rd3.errors import Diverged, Unsupported
+from rd3.lazy import torch
 from rd3.methods import NOISE, Block, Context, Cost, Settings
 from rd3.methods._pixels import SaveFormat
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
-    import torch
-    from torch.utils.hooks import RemovableHandle
-
     from rd3.models import NormalisedNetwork
 
 _CHECK_EVERY = 50
@@ -95,8 +94,6 @@ def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Bloc
 
 def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
     """Initial images of a block, (B, 3, H, W) in normalised space: Gaussian noise, or those of the init set."""
-    import torch
-
     side = ctx.info.resolution
     if ctx.init is None:
         return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
@@ -119,7 +116,6 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
     four times.  The error of a variance is about ``eps (mean^2 + variance)``, which is negligible wherever BatchNorm is
     useful.  (Defined inside a function because it needs torch.)
     """
-    import torch
 
     class Moments(torch.autograd.Function):
         @staticmethod
@@ -144,8 +140,6 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
 
 def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Means of each channel of each image (N, C, H, W), and means of its squares: (N, C) each."""
-    import torch
-
     pixels = inputs.flatten(2)
     if inputs.device.type != "cpu":
         return pixels.mean(2), torch.linalg.vector_norm(pixels, dim=2).square() / pixels.shape[2]
@@ -154,7 +148,7 @@ def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels.mean(2), torch.bmm(rows, rows.mT).view(pixels.shape[:2]) / pixels.shape[2]
 
 
-class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
+class BatchNormLoss(ExitStack[None]):
     """Distance of a batch's statistics from the running ones, over all BatchNorm2d layers of a bare network.
 
     It uses channel means and biased variances of each layer's *input*, in module order:
@@ -167,8 +161,7 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
     def __init__(
         self, network: torch.nn.Module, first_multiplier: float, variance_weight: float = 1.0, *, batches: int = 1
     ):
-        import torch
-
+        super().__init__()
         modules = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         self.layers = [module for module in modules if module.running_mean is not None]
         if not self.layers:
@@ -179,18 +172,12 @@ class BatchNormLoss(AbstractContextManager["BatchNormLoss"]):
         self.weights = [first_multiplier] + [1.0] * (len(self.layers) - 1)
         self.variance_weight, self.batches = variance_weight, batches
         self._terms: dict[int, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> BatchNormLoss:
+    def __enter__(self) -> Self:
+        self.callback(self._terms.clear)
         for number, layer in enumerate(self.layers):
-            self._handles.append(layer.register_forward_pre_hook(self._hook(number)))
+            self.enter_context(layer.register_forward_pre_hook(self._hook(number)))
         return self
-
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._terms.clear()
 
     def _hook(self, number: int) -> Callable[..., None]:
         moments = _moments()
@@ -225,10 +212,6 @@ class Views:
 
     def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """(B, 3, H, W) -> (B, 3, size, size), differentiable."""
-        import torch
-
-        from rd3.augment import crop_and_resize, crop_boxes
-
         if self.crop_scale_min is not None:
             height, width = images.shape[-2:]
             box = crop_boxes(1, height, width, self.crop_scale_min, stream)
@@ -255,8 +238,6 @@ class PixelSpace:
 
     def clamp_(self, images: torch.Tensor) -> None:
         """Clamp every channel, in place, to the values that stand for pixels in [0, 1]."""
-        import torch
-
         torch.maximum(images, -self.mean / self.std, out=images)
         torch.minimum(images, (1 - self.mean) / self.std, out=images)
 
@@ -290,8 +271,6 @@ def optimise(
     loss to minimise; ``where`` names the block in errors; ``progress`` is called with the finished fraction (0-1).
     Returns the last iterate.  Raises :class:`Diverged` if the loss or the final images are not finite.
     """
-    import torch
-
     images.requires_grad_(True)
     optimiser = torch.optim.Adam([images], lr=lr, betas=betas, eps=1e-8)
     last_finite = "no finite loss before"

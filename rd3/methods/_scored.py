@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Recording, Settings
-from rd3.methods._coreset import class_blocks, enough_indices
+from rd3.methods._coreset import enough_indices
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
     from rd3.teacher.dynamics import Dynamics
 
 
@@ -36,11 +35,10 @@ class ScoredSettings(Settings):
 class ScoredCoreset(Method):
     """Base of the methods; a block is a class, easiest image first."""
 
+    Settings: ClassVar[type[ScoredSettings]] = ScoredSettings
+
     def needs(self, info: DatasetInfo, settings: Any, teacher: str) -> Needs:
         return Needs(dynamics=(Recording(settings.recorded or teacher),))
-
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        return class_blocks(recipe, info)
 
     @abstractmethod
     def hardness(self, recorded: Sequence[Dynamics], settings: Any) -> np.ndarray:
@@ -62,8 +60,6 @@ class ScoredCoreset(Method):
 
 def mean_hardness(hardness: np.ndarray) -> np.ndarray:
     """(N,) float64 mean over epochs of (E, N); NaN is passed over, and an image without any number is the hardest."""
-    import numpy as np
-
     seen = ~np.isnan(hardness)
     total = np.where(seen, hardness, 0).sum(axis=0, dtype=np.float64)
     means = total / np.maximum(seen.sum(axis=0), 1)
@@ -77,9 +73,6 @@ def ccs(scores: np.ndarray, wanted: int, beta: float, strata: int, stream: torch
     Algorithm 1 of Zheng et al.: prune the share ``beta`` with the highest scores; divide the range of the others into
     ``strata`` intervals of equal width; draw from them at random, as many from each as :func:`budgets` says.
     """
-    import numpy as np
-    import torch
-
     pruned = min(int(beta * len(scores)), len(scores) - wanted)
     kept = np.argsort(scores, kind="stable")[: len(scores) - pruned]
     stratum = _strata(scores[kept], strata)
@@ -94,8 +87,6 @@ def ccs(scores: np.ndarray, wanted: int, beta: float, strata: int, stream: torch
 
 def _strata(scores: np.ndarray, strata: int) -> np.ndarray:
     """(n,) int64: the interval, 0 to ``strata`` - 1, of each score (n,); the highest belongs to the last one."""
-    import numpy as np
-
     width = (scores.max() - scores.min()) / strata
     if width == 0:
         return np.zeros(len(scores), dtype=np.int64)

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rd3.methods import register_method
 from rd3.methods._scored import ScoredCoreset, ScoredSettings, mean_hardness
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.teacher.dynamics import Dynamics
-
-
-class AUMSettings(ScoredSettings):
-    """Settings of CCS."""
 
 
 @register_method("aum", version=1)
@@ -34,8 +30,6 @@ class AUM(ScoredCoreset):
     classes have equally many images; a cutoff below IPC images is not carried out in full.
     """
 
-    Settings = AUMSettings
-
-    def hardness(self, recorded: Sequence[Dynamics], settings: AUMSettings) -> np.ndarray:
+    def hardness(self, recorded: Sequence[Dynamics], settings: ScoredSettings) -> np.ndarray:
         [dynamics] = recorded
         return mean_hardness(-dynamics.margins)

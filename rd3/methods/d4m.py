@@ -11,13 +11,12 @@ from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
 from rd3.diffusion.prompts import NEGATIVE
 from rd3.errors import BadValue
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Needs, Settings, register_method
 from rd3.methods._diffusion import DiffusionMethod, sampled
 from rd3.methods._prompts import class_prompts
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.diffusion.families.text_to_image import TextToImage
     from rd3.diffusion.sampler import Conditions
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, register_method
 from rd3.methods._bn_matching import BatchNormMatching, MatchingSettings
 from rd3.methods._recovery import BatchNormLoss, by_image
 from rd3.recipe import SetRecipe
-
-if TYPE_CHECKING:
-    import torch
 
 
 class DWASettings(MatchingSettings):
@@ -80,8 +78,6 @@ class DWA(BatchNormMatching):
         labels: torch.Tensor,
         ctx: Context,
     ) -> torch.Tensor | None:
-        import torch.nn.functional as F
-
         settings: DWASettings = ctx.settings
         images = images.detach().requires_grad_(settings.accumulate)
         network.requires_grad_(True)
@@ -104,8 +100,6 @@ class DWA(BatchNormMatching):
 
 def climb(network: torch.nn.Module, length: float) -> None:
     """Take one gradient-ascent step of L2 length ``length`` over all parameters, and clear their gradients."""
-    import torch
-
     found = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
     norm = torch.stack([gradient.norm() for _parameter, gradient in found]).norm()
     with torch.no_grad():

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from rd3.augment import horizontal_flip
 from rd3.datasets import DatasetInfo
+from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, register_method
 from rd3.methods._pixels import to_uint8
 from rd3.methods._pool import Pool, PoolMethod, PoolSettings, view
 from rd3.methods._recovery import PixelSpace, optimise, start
 from rd3.recipe import SetRecipe
-
-if TYPE_CHECKING:
-    import torch
 
 _TEMPERATURE = 4.0
 """Softmax temperature of the logits that the flatness term compares."""
@@ -62,11 +60,6 @@ class EDC(PoolMethod):
     Settings = EDCSettings
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        import torch
-        import torch.nn.functional as F
-
-        from rd3.augment import horizontal_flip
-
         settings: EDCSettings = ctx.settings
         space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
         labels = torch.tensor(block.labels, device=ctx.device)

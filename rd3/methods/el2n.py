@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
@@ -13,8 +14,6 @@ from rd3.methods import Needs, Recording, register_method
 from rd3.methods._scored import ScoredCoreset, ScoredSettings, mean_hardness
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.teacher.dynamics import Dynamics
 
 
@@ -52,8 +51,6 @@ class EL2N(ScoredCoreset):
         return Needs(dynamics=tuple(Recording(role, run) for run in range(settings.runs)))
 
     def hardness(self, recorded: Sequence[Dynamics], settings: EL2NSettings) -> np.ndarray:
-        import numpy as np
-
         epochs = min(len(dynamics.errors) for dynamics in recorded)
         if settings.early_epochs > epochs:
             raise BadValue(

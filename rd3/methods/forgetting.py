@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rd3.methods import register_method
 from rd3.methods._scored import ScoredCoreset, ScoredSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rd3.teacher.dynamics import Dynamics
-
-
-class ForgettingSettings(ScoredSettings):
-    """Settings of CCS."""
 
 
 @register_method("forgetting", version=1)
@@ -35,17 +31,13 @@ class Forgetting(ScoredCoreset):
     class, so that all classes have equally many images; a cutoff below IPC images is not carried out in full.
     """
 
-    Settings = ForgettingSettings
-
-    def hardness(self, recorded: Sequence[Dynamics], settings: ForgettingSettings) -> np.ndarray:
+    def hardness(self, recorded: Sequence[Dynamics], settings: ScoredSettings) -> np.ndarray:
         [dynamics] = recorded
         return forgetting_events(dynamics.margins)
 
 
 def forgetting_events(margins: np.ndarray) -> np.ndarray:
     """(N,) float64 number of forgetting events, from margins (E, N); an epoch without a margin (NaN) is passed over."""
-    import numpy as np
-
     events, before = np.zeros(margins.shape[1]), np.zeros(margins.shape[1], dtype=bool)
     learned = before.copy()
     for margin in margins:

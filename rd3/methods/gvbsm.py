@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Support, register_method
 from rd3.methods._pixels import to_uint8
 from rd3.methods._pool import Pool, PoolMethod, PoolSettings, view
 from rd3.methods._recovery import PixelSpace, optimise, start
-
-if TYPE_CHECKING:
-    import torch
 
 _SIDE = 32
 """Side, in pixels, to which data densification pools images."""
@@ -60,9 +56,6 @@ class GVBSM(PoolMethod):
         return Support(True)
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        import torch
-        import torch.nn.functional as F
-
         settings: GVBSMSettings = ctx.settings
         space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
         labels = torch.tensor(block.labels, device=ctx.device)
@@ -91,8 +84,6 @@ def class_groups(labels: torch.Tensor) -> list[torch.Tensor]:
 
     ``labels``: (B,) int64.
     """
-    import torch
-
     by_count: dict[int, list[torch.Tensor]] = {}
     for label in labels.unique():
         positions = (labels == label).nonzero().flatten()
@@ -106,9 +97,6 @@ def densification(images: torch.Tensor, groups: list[torch.Tensor]) -> torch.Ten
     For the eigenvalues l of a class's Gram matrix, of images pooled to 32 x 32: KL(softmax(l / 4) || softmax(l)), the
     flatter side a constant.
     """
-    import torch
-    import torch.nn.functional as F
-
     total = images.new_zeros(())
     if not groups:
         return total

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
-from rd3.methods import Settings, register_method
+from rd3.methods import register_method
 from rd3.methods._coreset import FeatureCoreset
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-class HerdingSettings(Settings):
-    """The method has no settings."""
 
 
 @register_method("herding", version=1)
@@ -31,16 +24,12 @@ class Herding(FeatureCoreset):
     selected at most once (in iCaRL's code an image that wins again is skipped but changes what follows).
     """
 
-    Settings = HerdingSettings
-
     def select(self, features: np.ndarray, wanted: int) -> list[int]:
         return herd(unit_rows(features), wanted)
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
     """(n, D) rows divided by their Euclidean norm; rows of zeros stay."""
-    import numpy as np
-
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(norms > 0, norms, 1)
 
@@ -51,8 +40,6 @@ def herd(features: np.ndarray, wanted: int) -> list[int]:
     The squared distance between the mean of k selected rows and that of all is ``|k * mean - total - row|^2 / k^2``,
     where ``total`` is the sum of the first k - 1; only the terms that depend on ``row`` are computed.
     """
-    import numpy as np
-
     mean, half_squares = features.mean(axis=0), (features**2).sum(axis=1) / 2
     total, free, chosen = np.zeros_like(mean), np.ones(len(features), dtype=bool), list[int]()
     for k in range(1, wanted + 1):

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
-from rd3.methods import Settings, register_method
+from rd3.methods import register_method
 from rd3.methods._coreset import FeatureCoreset
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-class KCenterSettings(Settings):
-    """The method has no settings."""
 
 
 @register_method("k_center", version=1)
@@ -31,15 +24,12 @@ class KCenter(FeatureCoreset):
     where the publication has an initial pool of random images.
     """
 
-    Settings = KCenterSettings
-
     def select(self, features: np.ndarray, wanted: int) -> list[int]:
         return greedy_centers(features, wanted)
 
 
 def greedy_centers(features: np.ndarray, wanted: int) -> list[int]:
     """Rows of (n, D) float64: the one nearest to the mean, then always the one farthest from those selected."""
-    import numpy as np
 
     def distances(point: np.ndarray) -> np.ndarray:
         return np.asarray(np.linalg.norm(features - point, axis=1))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
 from rd3.diffusion.guide import Guide, Step
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Needs, Settings, register_method
 from rd3.methods._diffusion import DiffusionMethod, sampled
-
-if TYPE_CHECKING:
-    import torch
 
 
 class MGD3Settings(Settings):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pydantic
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.minimax import FILE, MinimaxTuning
+from rd3.lazy import torch
 from rd3.methods import Block, Context, Needs, Settings, register_method
 from rd3.methods._diffusion import DiffusionMethod, sampled
-
-if TYPE_CHECKING:
-    import torch
 
 
 class MinimaxSettings(Settings, MinimaxTuning):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, Unsupported
+from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Settings, Support, register_method
 from rd3.methods._patch_scoring import key_patches
 from rd3.methods._pixels import SaveFormat, to_uint8
 from rd3.recipe import SetRecipe
-
-if TYPE_CHECKING:
-    import torch
 
 
 class RDEDSettings(Settings):
@@ -83,10 +81,6 @@ class RDED(Method):
         # A block is a class, its images best patch first; in a mosaic of several a larger set takes others.
         return settings.factor == 1
 
-    def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        images = range(recipe.ipc)
-        return [Block(label, tuple((label, k) for k in images)) for label in range(info.num_classes)]
-
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: RDEDSettings = ctx.settings
         with ctx.phase("select"):
@@ -96,8 +90,6 @@ class RDED(Method):
 
     def _select(self, label: int, wanted: int, ctx: Context) -> torch.Tensor:
         """(wanted, 3, s, s) float in 0-255: key patches of a class, the most realistic first."""
-        import torch
-
         settings: RDEDSettings = ctx.settings
         indices, stream = ctx.class_indices(label), ctx.rng("select", label)
         if len(indices) < wanted:
@@ -119,8 +111,6 @@ def mosaic(patches: torch.Tensor, factor: int, side: int) -> torch.Tensor:
 
     Where ``side`` is not divisible the first tiles of a row and column are one pixel larger (nearest interpolation).
     """
-    import torch.nn.functional as F
-
     n = len(patches) // factor**2
     sides = [side // factor + (1 if tile < side % factor else 0) for tile in range(factor)]
     starts = [sum(sides[:tile]) for tile in range(factor)]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rd3.errors import UnknownName, Unsupported
+from rd3.lazy import nn
 from rd3.registry import Registry, did_you_mean
-
-if TYPE_CHECKING:
-    from torch import nn
 
 RESOLUTIONS = (32, 64, 224)
 TIMM = "timm:"

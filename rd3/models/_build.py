@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from rd3.lazy import nn, torch
 from rd3.models._base import Cost, Extent, find
+from rd3.models._matched import matched_layers
 from rd3.recipe import Normalisation
 from rd3.seeding import generator, scoped
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from rd3.models._normalised import NormalisedNetwork
 
 
@@ -38,8 +37,6 @@ def build_network(
 @functools.cache
 def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
     """The network without its normalisation, on the meta device, which needs no memory."""
-    import torch
-
     network = find(name, resolution)
     with scoped(generator(0, "init")), torch.device("meta"):
         return network.build(num_classes, resolution).eval()
@@ -57,10 +54,6 @@ def state_shapes(name: str, num_classes: int, resolution: int) -> dict[str, tupl
 
 def extent(name: str, num_classes: int, resolution: int) -> Extent:
     """Number of values in a network's state dict, and of channels that have layer statistics."""
-    from torch import nn
-
-    from rd3.models._matched import matched_layers
-
     network = _on_meta(name, num_classes, resolution)
     layers = matched_layers(network).values()
     channels = (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.num_features for layer in layers)
@@ -70,7 +63,6 @@ def extent(name: str, num_classes: int, resolution: int) -> Extent:
 @functools.cache
 def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
     """Cost of one image's forward pass: FLOPs of convolutions and matrix products, memory traffic of all layers."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from rd3.models._traffic import Traffic

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from rd3.lazy import nn
 
 
 def matched_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.BatchNorm2d]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from rd3.lazy import nn
 from rd3.models._base import register_network
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def _register(name: str, summary: str, forms: dict[int, dict[str, Any]]) -> None:

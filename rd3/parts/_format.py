@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rd3.recipe import KINDS
+from rd3.values import Frozen
 
 PART_BYTES = 16_000_000
 SHARD_BYTES = 15_000_000
@@ -22,10 +23,8 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 PATTERN = "results-*.zip"
 
 
-class Member(BaseModel):
+class Member(Frozen):
     """One member of a part: a file, or its shard number ``shard`` (from 1) of ``of``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     """Path relative to the store's folder, with /."""

@@ -47,15 +47,12 @@ def forecast_answers(
     for one in recipes:
         if isinstance(one, EvaluationRecipe) and asks_teachers(one) and one.set in parents and one.data.name in infos:
             groups.setdefault(Views.of(one).key, []).append(one)
-    found = AnswersForecast()
-    for group in groups.values():
-        if len(group) > 1:
-            found = _added(found, group, budget_bytes, work(group[0]), parents, infos, rates)
-    return found
+    shared = [group for group in groups.values() if len(group) > 1]
+    parts = [_of_group(group, budget_bytes, work(group[0]), parents, infos, rates) for group in shared]
+    return AnswersForecast(*map(sum, zip(AnswersForecast(), *parts, strict=True)))
 
 
-def _added(
-    found: AnswersForecast,
+def _of_group(
     group: Sequence[EvaluationRecipe],
     budget_bytes: int,
     work: Work,
@@ -63,23 +60,15 @@ def _added(
     infos: Mapping[str, DatasetInfo],
     rates: Rates,
 ) -> AnswersForecast:
-    """The forecast with one group of evaluations that share answers."""
+    """The forecast for several evaluations that share answers."""
     first, protocol, classes = group[0], group[0].protocol, infos[group[0].data.name].num_classes
-    images, teachers = parents[first.set].ipc * classes, len(first.teachers)
+    images, teachers, readers = parents[first.set].ipc * classes, len(first.teachers), len(group) - 1
     precision = rates.auto if protocol.precision == "auto" else protocol.precision
     size = answer_bytes(protocol, images, classes, teachers, precision)
     if size > budget_bytes:
-        return found._replace(too_large=found.too_large + len(group))
-    readers = len(group) - 1
-    return AnswersForecast(
-        files=found.files + 1,
-        evaluations=found.evaluations + len(group),
-        readers=found.readers + readers,
-        images=found.images + readers * teachers * image_steps(protocol, images),
-        saved_s=found.saved_s + readers * _teachers_s(work, rates),
-        disk_bytes=found.disk_bytes + size,
-        too_large=found.too_large,
-    )
+        return AnswersForecast(too_large=len(group))
+    labelled = readers * teachers * image_steps(protocol, images)
+    return AnswersForecast(1, len(group), readers, labelled, readers * _teachers_s(work, rates), size)
 
 
 def _teachers_s(work: Work, rates: Rates) -> float:

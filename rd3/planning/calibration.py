@@ -14,18 +14,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from pydantic import Field
 
 from rd3 import __version__
+from rd3.datasets import Dataset, Split, dataset_info
+from rd3.device import bf16_in_hardware, usable_device
+from rd3.hardware import hardware, torch_version
+from rd3.lazy import torch
 from rd3.planning.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forward_cost
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from rd3.datasets import Dataset, Split
+from rd3.seeding import generator
+from rd3.values import Frozen
 
 SECONDS = 20.0
 """Approximate duration of a calibration in seconds."""
@@ -38,10 +39,8 @@ _TIME_SHARE = 0.7
 """Fraction of its equal share of the time that a case uses; the rest goes to heavier cases, whose steps are longer."""
 
 
-class Calibration(BaseModel):
+class Calibration(Frozen):
     """Measured rates of one device with one version of torch, as plain data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cpu", "cuda"]
     device: str
@@ -126,11 +125,6 @@ def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibr
     CPU time is measured on a CPU, so that concurrent work matters little, and wall time elsewhere.  Raises
     :class:`rd3.errors.BadValue` for a device that is not available.
     """
-    import torch
-
-    from rd3.device import bf16_in_hardware, usable_device
-    from rd3.hardware import hardware, torch_version
-
     device = usable_device(device)
     kind: Literal["cpu", "cuda"] = "cpu" if device.type == "cpu" else "cuda"
     name = hardware(kind).name if kind == "cpu" else torch.cuda.get_device_name(device)
@@ -161,7 +155,6 @@ def fit(runs: Sequence[Run], initial: Rates) -> tuple[Rates, float]:
     Logarithms give short and long runs equal weight and keep rates positive.  ``initial``: start of the search, and the
     value that a rate keeps if no run depends on it.
     """
-    import numpy as np
     from scipy.optimize import least_squares
 
     initial = initial._replace(start_s=0.0, measured={})
@@ -193,8 +186,6 @@ def _networks(runs: Sequence[Run], rates: Rates) -> dict[str, float]:
 
 def _runs(device: torch.device, seconds: float) -> list[Run]:
     """Runs of all cases, light ones first; each gets its share of the time left, and at least two epochs."""
-    from rd3.device import bf16_in_hardware
-
     wanted = (*_CASES, *_GPU_CASES) if device.type == "cuda" else _CASES
     cases = list(itertools.product(wanted, ("fp32", "bf16")))
     cases.sort(key=lambda one: one[0].step("").cost.flops)
@@ -222,11 +213,7 @@ class _TimeIsUp(Exception):
 
 def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -> float:
     """Median seconds per step over short epochs; the first epoch, which prepares kernels, is left out."""
-    import numpy as np
-    import torch
-
     from rd3.evaluation.posteval import evaluate
-    from rd3.seeding import generator
 
     steps, clock = _STEPS[device.type], _clock(device)
     end = clock() + seconds
@@ -256,9 +243,6 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
 
 def _empty_dataset(side: int) -> Dataset:
     """A dataset of ten classes without images: training ends by the clock before any test."""
-    import numpy as np
-
-    from rd3.datasets import Dataset, dataset_info
 
     class EmptyDataset(Dataset):
         info = dataset_info("cifar10").model_copy(update={"resolution": side})

@@ -14,6 +14,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import NamedTuple
 
+from rd3 import models
 from rd3.models import Cost, Extent
 
 TRAIN_FACTOR = 3
@@ -118,9 +119,7 @@ def forward_cost(network: str, num_classes: int, resolution: int) -> Cost:
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
         return Cost(*(fixed + per_class * num_classes for fixed, per_class in row[:2]))
-    from rd3.models import forward_cost as counted
-
-    return counted(network, num_classes, resolution)
+    return models.forward_cost(network, num_classes, resolution)
 
 
 @functools.cache
@@ -129,17 +128,11 @@ def extent(network: str, num_classes: int, resolution: int) -> Extent:
     row = _table().get(network, {}).get(str(resolution))
     if row is not None:
         return Extent(*(round(fixed + per_class * num_classes) for fixed, per_class in row[2:]))
-    from rd3.models import extent as counted
-
-    return counted(network, num_classes, resolution)
+    return models.extent(network, num_classes, resolution)
 
 
 def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]]]:
     """The content of ``forward_costs.json`` for these networks; regenerate the file after they change."""
-    from rd3.models import extent as extended
-    from rd3.models import forward_cost as counted
-    from rd3.models import network_info
-
     few, many = TABLE_CLASSES
 
     def line(low: float, high: float) -> list[float]:
@@ -148,9 +141,10 @@ def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]
 
     table: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
-        for side in sorted(network_info(name).resolutions):
+        for side in sorted(models.network_info(name).resolutions):
             low, high = (
-                (*astuple(counted(name, classes, side)), *extended(name, classes, side)) for classes in (few, many)
+                (*astuple(models.forward_cost(name, classes, side)), *models.extent(name, classes, side))
+                for classes in (few, many)
             )
             table.setdefault(name, {})[str(side)] = [line(*pair) for pair in zip(low, high, strict=True)]
     return table

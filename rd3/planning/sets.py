@@ -62,13 +62,8 @@ class PlannedSet:
 
         A method without a set seed gets the same recipe for all of them, with set seed 0.
         """
-        before: list[Recipe] = [
-            *self.teachers,
-            *self.statistics,
-            *self.dynamics,
-            *self.backbones,
-            *self.derived,
-        ]
+        several = {name: getattr(self, name) for name in SetRecipe.made_from if name != "init"}
+        before: list[Recipe] = [one for parents in several.values() for one in parents]
         if isinstance(self.init, PlannedSet):
             before += self.init.recipes(set_seed)
         elif self.init is not None:
@@ -81,13 +76,9 @@ class PlannedSet:
             classes=self.info.classes,
             resolution=self.info.resolution,
             ipc=self.ipc,
-            teachers=tuple(teacher.key for teacher in self.teachers),
-            statistics=tuple(statistics.key for statistics in self.statistics),
-            dynamics=tuple(dynamics.key for dynamics in self.dynamics),
-            backbones=tuple(backbone.key for backbone in self.backbones),
-            derived=tuple(derived.key for derived in self.derived),
             init=before[-1].key if self.init is not None else None,
             set_seed=set_seed if METHODS.get(self.method).seeded else 0,
+            **{name: tuple(one.key for one in parents) for name, parents in several.items()},
         )
         return [*before, recipe]
 
@@ -117,50 +108,41 @@ def plan_set(
     settings = settings_of(method, info, ipc, values)
     needs = planner.needs(info, settings, teacher)
     teachers = tuple(_of_this_class_list(teacher_of(role), role, info) for role in needs.teachers)
+    about: dict[str, Any] = {"data": data, "classes": info.classes, "resolution": info.resolution}
     statistics = [
-        StatisticsRecipe(
-            data=data,
-            classes=info.classes,
-            resolution=info.resolution,
-            teacher=each.key,
-            collection=needs.collection,
-        )
+        StatisticsRecipe(teacher=each.key, collection=needs.collection, **about)
         for each in (teachers if needs.collection is not None else ())
     ]
-    dynamics = tuple(_recorded(recording, teacher_of(recording.role), info, data) for recording in needs.dynamics)
+    dynamics = tuple(_recorded(recording, teacher_of(recording.role), about) for recording in needs.dynamics)
     backbones = tuple(backbone_of(role) for role in needs.backbones)
-    derived = tuple(_derived(*pair, info, data) for pair in zip(needs.derived, backbones, strict=False))
+    derived = tuple(_derived(*pair, about) for pair in zip(needs.derived, backbones, strict=False))
     init = _init(needs.init, info, data, ipc, teacher, teacher_of, backbone_of, known_set, settings_of)
     return PlannedSet(
         method, settings, info, data, ipc, teachers, tuple(statistics), dynamics, backbones, derived, init
     )
 
 
-def _recorded(recording: Recording, teacher: TeacherRecipe, info: DatasetInfo, data: Data) -> TrainingDynamicsRecipe:
-    """The recipe of a recorded training: that of ``teacher``, on the data that the set is generated from."""
+def _recorded(recording: Recording, teacher: TeacherRecipe, about: dict[str, Any]) -> TrainingDynamicsRecipe:
+    """The recipe of a recorded training: that of ``teacher``, on the set's data, which ``about`` states."""
     if teacher.training is None or teacher.seed is None:
         raise Unsupported(f"the training of teacher {recording.role} cannot be recorded, as its weights are imported")
     return TrainingDynamicsRecipe(
-        data=data,
-        classes=info.classes,
-        resolution=info.resolution,
         network=teacher.network,
         normalisation=teacher.normalisation,
         training=teacher.training,
         precision=teacher.precision or "auto",
         seed=teacher.seed + recording.run,
+        **about,
     )
 
 
-def _derived(derive: Derive, backbone: BackboneRecipe, info: DatasetInfo, data: Data) -> DerivedRecipe:
+def _derived(derive: Derive, backbone: BackboneRecipe, about: dict[str, Any]) -> DerivedRecipe:
     return DerivedRecipe(
-        data=data,
-        classes=info.classes,
-        resolution=info.resolution,
         step=derive.step,
         version=DERIVATIONS.get(derive.step).version,
         settings=derive.settings.model_dump(mode="json"),
         backbone=backbone.key,
+        **about,
     )
 
 

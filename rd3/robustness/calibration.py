@@ -35,8 +35,7 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """(N, C) float64: softmax of logits (N, C), which are divided by ``temperature`` first."""
     from scipy.special import softmax
 
-    found: np.ndarray = softmax(logits.astype(np.float64) / temperature, axis=1)
-    return found
+    return np.asarray(softmax(logits.astype(np.float64) / temperature, axis=1))
 
 
 def reliability(chances: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:

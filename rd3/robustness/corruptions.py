@@ -15,16 +15,14 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rd3.errors import BadValue, UnknownName
+from rd3.lazy import torch
 from rd3.registry import did_you_mean
 from rd3.seeding import generator
-
-if TYPE_CHECKING:
-    import torch
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -37,22 +35,15 @@ class Draw:
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         """Standard normal float64 numbers."""
-        import torch
-
         return torch.randn(shape, generator=self._stream, dtype=torch.float64).numpy()
 
     def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
         """Float64 numbers in [0, 1)."""
-        import torch
-
         return torch.rand(shape, generator=self._stream, dtype=torch.float64).numpy()
 
     def poisson(self, rates: np.ndarray) -> np.ndarray:
         """Counts with these rates."""
-        import torch
-
-        counts: np.ndarray = torch.poisson(torch.from_numpy(rates), generator=self._stream).numpy()
-        return counts
+        return np.asarray(torch.poisson(torch.from_numpy(rates), generator=self._stream))
 
 
 def _gaussian_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
@@ -70,15 +61,13 @@ def _impulse_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
 
 
 def _speckle_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
-    noisy: np.ndarray = x + x * c * draw.normal(x.shape)
-    return noisy
+    return np.asarray(x + x * c * draw.normal(x.shape))
 
 
 def _gaussian_blur(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
-    blurred: np.ndarray = gaussian_filter(x, sigma=(c, c, 0), mode="nearest", truncate=4.0)
-    return blurred
+    return np.asarray(gaussian_filter(x, sigma=(c, c, 0), mode="nearest", truncate=4.0))
 
 
 def disk_kernel(radius: float, alias_blur: float) -> np.ndarray:
@@ -91,15 +80,13 @@ def disk_kernel(radius: float, alias_blur: float) -> np.ndarray:
     disk /= disk.sum()
     weights = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * alias_blur**2))
     weights /= weights.sum()
-    blurred: np.ndarray = correlate1d(correlate1d(disk, weights, 0, mode="mirror"), weights, 1, mode="mirror")
-    return blurred
+    return np.asarray(correlate1d(correlate1d(disk, weights, 0, mode="mirror"), weights, 1, mode="mirror"))
 
 
 def _defocus_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray:
     from scipy.ndimage import correlate
 
-    blurred: np.ndarray = correlate(x, disk_kernel(*c)[..., None], mode="mirror")
-    return blurred
+    return np.asarray(correlate(x, disk_kernel(*c)[..., None], mode="mirror"))
 
 
 def _zoom_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray:
@@ -114,8 +101,7 @@ def _zoom_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """The centre of the image, enlarged to its size."""
     along = _enlarging(len(x), factor)
-    enlarged: np.ndarray = along @ x.transpose(2, 0, 1) @ along.T
-    return enlarged.transpose(1, 2, 0)
+    return np.asarray((along @ x.transpose(2, 0, 1) @ along.T).transpose(1, 2, 0))
 
 
 @functools.cache
@@ -139,8 +125,7 @@ def _brightness(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
 
 def _contrast(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
     means: np.ndarray = x.mean(axis=(0, 1), keepdims=True)
-    shrunk: np.ndarray = (x - means) * c + means
-    return shrunk
+    return np.asarray((x - means) * c + means)
 
 
 def _pixelate(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
@@ -247,8 +232,6 @@ def corrupted(images: torch.Tensor, name: str, severity: int, positions: Sequenc
     ``positions``: places of the images in their split.  The noise of an image depends on its place, the corruption,
     the severity and the seed alone, not on the batch.  As in the source, values are cut off to whole numbers.
     """
-    import torch
-
     if severity == 0:
         return images
     how = corruption(name)

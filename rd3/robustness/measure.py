@@ -141,8 +141,7 @@ class _Tester:
             images = self._images(split, places.tolist(), name, severity)
             with torch.no_grad(), autocast(self.device, self.precision):
                 found.append(self.student(to_unit(images.to(self.device))).float().cpu())
-        logits: np.ndarray = torch.cat(found).numpy()
-        return logits
+        return np.asarray(torch.cat(found))
 
     def _images(self, split: Split, places: Sequence[int], name: str, severity: int) -> torch.Tensor:
         images = corrupted(self.dataset.images(split, places), name, severity, places, self.recipe.seed)

@@ -12,15 +12,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rd3.errors import DataCorrupt
+from rd3.lazy import pa, pq
 from rd3.recipe import KINDS, Key, kind_order
 from rd3.store import Entry, read_entry
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 FORMAT = 1
 MOST_BYTES = 512 * 2**20
@@ -41,8 +38,6 @@ class Row(NamedTuple):
 
 
 def _schema() -> pa.Schema:
-    import pyarrow as pa
-
     def given(name: str, kind: pa.DataType) -> pa.Field:
         return pa.field(name, kind, nullable=False)
 
@@ -54,9 +49,6 @@ def _schema() -> pa.Schema:
 
 def pack(rows: Iterable[Row]) -> bytes:
     """The Parquet file of these rows, sorted by kind and key, without the locations of files."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     ordered = sorted(rows, key=lambda row: (kind_order(row.entry.kind), row.entry.key))
     plain = [
         {
@@ -114,9 +106,6 @@ class RowsFile:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[pq.ParquetFile]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                 yield file

@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rd3.errors import BadValue
+from rd3.lazy import pa, pq, torch
 from rd3.store import write_atomically
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 from rd3.synthetic_set.soft_file import write_soft_labels
-
-if TYPE_CHECKING:
-    import torch
 
 _SHEET_SIDE = 2400
 """Longest side of a contact sheet in pixels."""
@@ -33,10 +31,6 @@ def _png(image: torch.Tensor) -> bytes:
     return stream.getvalue()
 
 
-def _png_name(class_id: str, k: int) -> str:
-    return f"{class_id}/{k:05d}.png"
-
-
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits.
 
@@ -48,7 +42,7 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     ids = synthetic_set.manifest.class_ids
     unsafe = [name for name in ids if not _is_file_name(name)]
     names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
-    files = [_png_name(names[row % len(ids)], row // len(ids)) for row in range(len(synthetic_set.images))]
+    files = [f"{names[row % len(ids)]}/{row // len(ids):05d}.png" for row in range(len(synthetic_set.images))]
     for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +63,6 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     to 8 bits.  Soft labels of the set's own are the column ``soft_labels``, in fp32 if they are in bf16, and their kind
     is in the notes ``rd3``.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     manifest = synthetic_set.manifest
     features: dict[str, Any] = {
         "image": {"_type": "Image"},

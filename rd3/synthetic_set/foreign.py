@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.errors import BadValue, DataCorrupt, DataMissing
@@ -31,6 +31,7 @@ from rd3.inputs import (
     unread,
     warn_of_doubts,
 )
+from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
 from rd3.soft_labels import SoftLabels
 from rd3.synthetic_set.block import Block
@@ -38,9 +39,6 @@ from rd3.synthetic_set.manifest import content_digest, row_digest
 from rd3.synthetic_set.soft_file import SOFT_LABELS, soft_labels_beside
 from rd3.synthetic_set.tensor_file import TensorFile, read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
-
-if TYPE_CHECKING:
-    import torch
 
 IMPORTED = "imported"
 _BLOCK_ROWS = 1000
@@ -167,7 +165,6 @@ def _meaning(label_of: dict[str, int], info: DatasetInfo) -> str:
 
 def _decode(path: Path, side: int) -> tuple[torch.Tensor, str | None]:
     """(3, side, side) uint8 pixels of a file, and what was dropped of it."""
-    import torch
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -272,8 +269,6 @@ def _imported(
 
 def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     """Row order that puts image k of class c at k * C + c; raises unless all classes have equally many images."""
-    import torch
-
     counts = Counter(labels.tolist())
     per_class = [counts.get(label, 0) for label in range(info.num_classes)]
     usual = Counter(per_class).most_common(1)[0][0]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import SetRecipe, recipe_of_kind
-from rd3.values import canonical, first_mistake
+from rd3.values import Frozen, canonical, first_mistake
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,20 +23,16 @@ MANIFEST = "manifest.json"
 DType = Literal["uint8", "float32"]
 
 
-class Phase(BaseModel):
+class Phase(Frozen):
     """Time of one named phase of generation, summed over the blocks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     wall_s: float
     process_s: float
     """CPU time of all threads of the process, in seconds."""
 
 
-class Manifest(BaseModel):
+class Manifest(Frozen):
     """Description of a set: its recipe, its files, and the time and memory of its generation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
     recipe: dict[str, Any]

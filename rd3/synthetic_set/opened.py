@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.lazy import torch
 from rd3.soft_labels import SoftLabels
 from rd3.synthetic_set.manifest import Manifest, content_digest, read_manifest, row_digest
-
-if TYPE_CHECKING:
-    import torch
 
 _REMEDY = "delete the folder and generate or import the set again"
 
@@ -44,9 +44,6 @@ class SetOnDisk:
 
     def rows(self, rows: Sequence[int]) -> torch.Tensor:
         """(len(rows), 3, H, W) images, uint8 or float32 in [0, 1], in the given order."""
-        import torch
-        from safetensors import safe_open
-
         side = self.manifest.resolution
         images = torch.empty((len(rows), 3, side, side), dtype=getattr(torch, self.manifest.dtype))
         wanted: dict[str, list[tuple[int, int]]] = {}
@@ -83,8 +80,6 @@ class SyntheticSet:
         ``classes`` is the hash of the caller's class list; ``class_ids`` is that list, used to report the first class
         that differs.  Raises :class:`DataMissing`, :class:`DataCorrupt` or :class:`ClassOrderError`.
         """
-        import torch
-
         manifest = _checked_manifest(Path(folder), classes, class_ids)
         side, count = manifest.resolution, manifest.count
         images = torch.empty((count, 3, side, side), dtype=getattr(torch, manifest.dtype))
@@ -159,8 +154,6 @@ def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[_ReadBlock]:
 
 def _joined(blocks: Sequence[_ReadBlock], manifest: Manifest) -> SoftLabels | None:
     """The soft labels of all blocks, in row order; None for a set without."""
-    import torch
-
     kind, parts = manifest.soft_label_kind, [block.soft_labels for block in blocks]
     if kind is None:
         return None
@@ -195,7 +188,6 @@ def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[
 
 
 def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _ReadBlock:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / name

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs import StatedOrder, columns_in_order
+from rd3.lazy import torch
 from rd3.soft_labels import SoftLabels
 from rd3.store import write_atomically
 
 if TYPE_CHECKING:
-    import torch
-
     from rd3.datasets import DatasetInfo
 
 SOFT_LABELS = "soft_labels.safetensors"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from rd3 import __version__
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue
+from rd3.lazy import torch
 from rd3.recipe import SetRecipe
 from rd3.soft_labels import SoftLabels
 from rd3.store import now, sha256_file, write_atomically
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, Phase, content_digest, row_digest
-
-if TYPE_CHECKING:
-    import torch
 
 BLOCKS = "blocks"
 
@@ -64,8 +65,6 @@ class SetWriter:
         return set(self._headers)
 
     def _read(self, path: Path, block: Block) -> dict[str, Any] | None:
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(path, framework="pt") as opened:
                 headers = json.loads((opened.metadata() or {}).get("rd3", "{}"))
@@ -84,8 +83,6 @@ class SetWriter:
         The full time of a block is kept, as images that are not copied took no extra time or were generated
         together with the others.
         """
-        from safetensors import safe_open
-
         theirs = {block.index: block for block in its_blocks}
         for index in set(self.blocks) - self.done():
             block, count = self.blocks[index], len(self.blocks[index].members)
@@ -110,7 +107,6 @@ class SetWriter:
 
         ``soft_labels``: (n, C) of the same images, of one type in all blocks, for a set with soft labels.
         """
-        import torch
         from safetensors.torch import save
 
         images = images.detach().cpu().contiguous()
@@ -134,8 +130,6 @@ class SetWriter:
         self._headers[block.index] = headers
 
     def _check(self, block: Block, images: torch.Tensor) -> None:
-        import torch
-
         side = self.recipe.resolution
         where = f"Method {self.recipe.method}, block {block.index}"
         if tuple(images.shape) != (len(block.members), 3, side, side):
@@ -201,7 +195,7 @@ class SetWriter:
             threads=threads,
             device=device,
             shared_machine=shared_machine,
-            code_version=code_version or _version(),
+            code_version=code_version or __version__,
             made_at=now(),
         )
         write_atomically(self.folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1))
@@ -216,9 +210,6 @@ class SetWriter:
 
     def _soft_labels(self) -> SoftLabels | None:
         """The soft labels of all blocks, in row order."""
-        import torch
-        from safetensors import safe_open
-
         kind, parts, rows = self.recipe.soft_label_kind, [], []
         if kind is None:
             return None
@@ -243,9 +234,3 @@ def _summed(headers: list[dict[str, Any]]) -> dict[str, Phase]:
             for unit in known:
                 known[unit] += spent[unit]
     return {name: Phase(**spent) for name, spent in total.items()}
-
-
-def _version() -> str:
-    from rd3 import __version__
-
-    return __version__

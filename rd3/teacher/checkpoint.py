@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,9 +19,10 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass
 class Counters:
-    """Progress of a training: one row of ``curve`` per finished epoch, and the time of all attempts, in seconds."""
+    """Progress of a training: its curve, and the time of all attempts, in seconds."""
 
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: Any = field(default_factory=list)
+    """One row per finished epoch; of a training in stages, such a list by the name of each."""
     wall_s: float = 0.0
     process_s: float = 0.0
 
@@ -34,6 +36,11 @@ def write_checkpoint(
         momentum = optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum
+    write_tensors(path, key, precision, tensors, counters)
+
+
+def write_tensors(path: Path, key: str, precision: str, tensors: dict[str, torch.Tensor], counters: Counters) -> None:
+    """Write tensors and counters, with the recipe's key and the precision of the training."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, save(plain, {"key": key, "precision": precision, "counters": json.dumps(asdict(counters))}))
 
@@ -43,7 +50,7 @@ class Checkpoint:
     """What a file holds of a training."""
 
     key: str
-    """Of the teacher's recipe."""
+    """Of the recipe."""
     precision: str
     counters: Counters
     tensors: dict[str, torch.Tensor]
@@ -66,4 +73,5 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     with safe_open(path, framework="pt") as stored:
         about = stored.metadata()
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    return Checkpoint(about["key"], about.get("precision", ""), Counters(**json.loads(about["counters"])), tensors)
+    counters = about.get("counters") or about["done"]  # as backbones called them before
+    return Checkpoint(about["key"], about.get("precision", ""), Counters(**json.loads(counters)), tensors)

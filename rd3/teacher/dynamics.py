@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -21,13 +22,10 @@ from rd3.datasets import Dataset
 from rd3.device import usable_device
 from rd3.errors import DataCorrupt
 from rd3.recipe import Key, TrainingDynamicsRecipe
-from rd3.store import write_atomically
+from rd3.store import write_atomically, write_curve
 from rd3.teacher.artifact import CURVE
 from rd3.teacher.checkpoint import CHECKPOINT
-from rd3.teacher.training import Observer, fit, write_curve
-
-if TYPE_CHECKING:
-    import numpy as np
+from rd3.teacher.training import Observer, fit
 
 FILE = "dynamics.safetensors"
 EPOCHS = "epochs"

@@ -190,7 +190,8 @@ def _fitting(
     tensors = {name: value for name, value in expected.items() if name.endswith(COUNTER)} | tensors
     check_fit(tensors, expected, head, checkpoint, network, info)
     check_finite(str(source), tensors.items())
-    return found._replace(tensors={name: _single(value) for name, value in tensors.items()}), order
+    single = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return found._replace(tensors=single), order
 
 
 def _order(
@@ -228,11 +229,6 @@ def _plain(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
         kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else "empty or sparse"
         raise BadValue(f"{name} in {source} is a {kind} tensor.", "save the weights as plain floating-point tensors")
     return value.detach()
-
-
-def _single(value: torch.Tensor) -> torch.Tensor:
-    """Floats as fp32."""
-    return value.float() if value.is_floating_point() else value
 
 
 def _checkpoint(source: Path | str) -> Checkpoint:

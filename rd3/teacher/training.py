@@ -20,6 +20,7 @@ from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Collection, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
 from rd3.seeding import ForkedRNG, generator
 from rd3.stopwatch import Stopwatch
+from rd3.store import write_curve
 from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
 
@@ -236,14 +237,6 @@ class Images:
         if self.pixels is not None:
             return self.pixels[there], self.labels[there]
         return self.dataset.images(self.split, positions.tolist()).to(self.device), self.labels[there]
-
-
-def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.Table.from_pylist(curve), path)
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from rd3.datasets import Dataset, DatasetInfo
 from rd3.diffusion.cost import backbone_bytes
 from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
 from rd3.errors import BadValue, Diverged
+from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 
@@ -55,7 +56,6 @@ class MinimaxFineTuning(Derivation):
     def derive(
         self, recipe: DerivedRecipe, settings: Any, backbone: Backbone, dataset: Dataset, out: Path, progress: Progress
     ) -> dict[str, Any]:
-        import torch
         from safetensors.torch import save_file
 
         from rd3.diffusion.families.dit import DiT

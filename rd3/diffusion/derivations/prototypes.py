@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
+from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.diffusion.cost import latent_values
 from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
 from rd3.diffusion.guide import Member
 from rd3.errors import BadValue, Unsupported
+from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
     from rd3.diffusion.backbone import Backbone
     from rd3.teacher.training import Images
 
@@ -59,7 +59,6 @@ class Prototypes(Derivation):
     def derive(
         self, recipe: DerivedRecipe, settings: Any, backbone: Backbone, dataset: Dataset, out: Path, progress: Progress
     ) -> dict[str, Any]:
-        import torch
         from safetensors.torch import save_file
 
         from rd3.teacher.training import Images
@@ -83,9 +82,6 @@ class Prototypes(Derivation):
 
 def _latents(label: int, images: Images, backbone: Backbone, seed: int) -> Iterator[np.ndarray]:
     """(n, D) float32: the latents of a class in random order, a few at a time."""
-    import torch
-
-    from rd3.augment import to_unit
     from rd3.device import repeatable_kernels
     from rd3.seeding import generator
 
@@ -103,7 +99,6 @@ def centres(latents: Iterator[np.ndarray], settings: PrototypesSettings) -> np.n
 
     Raises :class:`Unsupported` for fewer than K latents.
     """
-    import numpy as np
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     clusters = settings.clusters
@@ -122,8 +117,6 @@ def centres(latents: Iterator[np.ndarray], settings: PrototypesSettings) -> np.n
 
 def _parts(latents: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """The same rows, ``size`` at a time; the last part has what is left."""
-    import numpy as np
-
     waiting: list[np.ndarray] = []
     for batch in latents:
         waiting += list(batch)
@@ -148,7 +141,6 @@ def clusters_for(method: str, ipc: int, clusters: int | None) -> int:
 
 def prototypes_of(folder: Path, members: Sequence[Member]) -> torch.Tensor:
     """(B, C, h, w): the prototypes of these images; k counts from the start again after the last prototype."""
-    import torch
     from safetensors import safe_open
 
     with safe_open(folder / FILE, framework="pt") as stored:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from rd3.datasets import DatasetInfo
@@ -27,6 +27,7 @@ from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
 from rd3.teacher.class_order import imagenet_outputs
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
@@ -38,10 +39,8 @@ GUIDED = 3
 IMAGENET_CLASSES = 1000
 
 
-class DiTSizes(BaseModel):
+class DiTSizes(Frozen):
     """Sizes of a DiT that is trained here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(ge=2)
     """Dimension of the tokens; a multiple of ``heads``."""

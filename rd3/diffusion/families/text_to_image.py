@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from rd3.datasets import DatasetInfo
@@ -30,6 +30,7 @@ from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
 from rd3.store import write_atomically
+from rd3.values import Frozen
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -62,10 +63,8 @@ INDEX = {
 """Content of ``model_index.json``, with which diffusers' own pipelines open the folder."""
 
 
-class TextToImageSizes(BaseModel):
+class TextToImageSizes(Frozen):
     """Sizes of a latent diffusion model that is trained here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     autoencoder: tuple[int, ...] = Field(min_length=1)
     """Channels of the autoencoder's levels; each but the first halves the side of its input."""
