@@ -1,4 +1,4 @@
-"""Students of equal views in one pack, beside the same students alone: how often the teacher answers, and the time.
+"""Students of equal views in one pack, beside the same students alone: how often the teacher logits, and the time.
 
 The reference here is our own path, one student after the other.  The second student differs in its temperature, the
 third in its network and zeta; what decides the views (set, teacher, augmentation, batch, student seed) is the same.
@@ -31,7 +31,7 @@ def run(bench: Bench) -> list[Row]:
         each = [sum(parts) for parts in zip(*(spent[one] for one in pack), strict=True)]
         paid, before = packed[name].taught, sum(alone[one].taught for one in pack)
         words = f"{subject.network}, 32 px, {name}: {', '.join(pack)}"
-        note = f"the teacher answered {paid} images, {before} for the same steps of each alone"
+        note = f"the teacher labelled {paid} images, {before} for the same steps of each alone"
         job = Job("shared_views", words, "step of all", BATCH, len(pack) * BATCH)
         precision = packed[name].precision
         rows.append(bench.row(job, spent[name], each, dtype=precision, layout=layout(bench, precision), note=note))

@@ -11,7 +11,7 @@ from torch import nn
 from rd3.component import Component
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import ran_precision, repeatable_kernels
-from rd3.evaluation.answers import KeptAnswers
+from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.packing import Views
 from rd3.evaluation.student import Evaluation, StudentTraining
 from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
@@ -73,24 +73,24 @@ def loss_at(temperature: float) -> Component:
 
 
 def chunk_of(device: torch.device, batch: int) -> int:
-    """Batches that the teacher answers at once."""
+    """Batches that the teacher logits at once."""
     return max(1, AHEAD.get(device.type, AHEAD_ELSEWHERE) // batch)
 
 
 class Students:
-    """Students in one process, in turn; those whose views are equal share pixels and teacher's answers."""
+    """Students in one process, in turn; those whose views are equal share pixels and teacher logits."""
 
     def __init__(
         self,
         subject: Subject,
         recipes: Sequence[EvaluationRecipe],
         device: torch.device,
-        kept: KeptAnswers | None = None,
+        kept: CachedLogits | None = None,
     ):
-        """``kept``: answers on disk, which are closed on leaving the context."""
+        """``kept``: cached logits, which are closed on leaving the context."""
         self.precision = ran_precision(device, recipes[0].protocol.precision)
         self.taught = 0
-        """Images that the teacher has answered."""
+        """Images that the teacher has labelled."""
         self.chunk = chunk_of(device, recipes[0].protocol.batch_size)
         teacher = frozen(subject.teacher, "eval", self.precision, device)
         teacher.register_forward_pre_hook(self._count)
@@ -130,7 +130,7 @@ class Students:
         self.taught += len(inputs[0])
 
     def work(self) -> int:
-        """All steps of the batches that the teacher answers at once; how many steps each student took."""
+        """All steps of the batches that the teacher logits at once; how many steps each student took."""
         with repeatable_kernels():
             for _step in range(self.chunk):
                 for batches, students in self._groups:

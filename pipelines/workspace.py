@@ -132,14 +132,14 @@ class LoadedGrid:
         local: bool = False,
         max_concurrent: int | None = None,
         gpu_share: float = 0.25,
-        keep_answers_bytes: int = 0,
+        cache_logits_bytes: int = 0,
     ) -> Outcome:
         """Run every recipe that has no result yet; call it again to resume.
 
         ``address``: of a Ray cluster (default: this machine).  ``local``: in this process, without Ray, one trial after
         another.  ``max_concurrent``: maximum number of parallel trials
-        (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.  ``keep_answers_bytes``: disk
-        budget for teacher answers that several evaluations need; 0: none are kept.
+        (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.  ``cache_logits_bytes``: disk
+        budget for teacher logits that several evaluations need; 0: none are kept.
         """
         settle_home(self.workspace.session)
         return execute(
@@ -149,7 +149,7 @@ class LoadedGrid:
             workers=ThisProcess() if local else RayWorkers(address),
             max_concurrent=max_concurrent,
             gpu_share=gpu_share,
-            keep_answers_bytes=keep_answers_bytes,
+            cache_logits_bytes=cache_logits_bytes,
         )
 
     def status(self) -> GridStatus:

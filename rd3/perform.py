@@ -19,10 +19,10 @@ from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.diffusion.derivation import derivation_of
 from rd3.errors import DataCorrupt, DataMissing, RD3Error
-from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
-from rd3.evaluation.sharing import Keep, asks_teachers
+from rd3.evaluation.sharing import LogitsCache, asks_teachers
 from rd3.lazy import torch
 from rd3.methods import METHODS
 from rd3.protocol import Precision
@@ -49,7 +49,7 @@ from rd3.values import digest
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
-    from rd3.evaluation.answers import KeptAnswers
+    from rd3.evaluation.cached_logits import CachedLogits
     from rd3.evaluation.student import Evaluation
     from rd3.layer_statistics import LayerStatistics
     from rd3.models import NormalisedNetwork
@@ -80,9 +80,9 @@ class Part:
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
     keep_student: bool = False
-    """Keep the weights of the student of an evaluation."""
-    answers: Keep | None = None
-    """How the evaluation handles kept answers of its teachers."""
+    """LogitsCache the weights of the student of an evaluation."""
+    cached_logits: LogitsCache | None = None
+    """How the evaluation handles cached logits of its teachers."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ class Context:
         return self.part.progress
 
     @functools.cached_property
-    def answers(self) -> KeptAnswers | None:
-        """The kept answers of an evaluation that asks teachers, if they are to be kept."""
-        from rd3.evaluation.answers import KeptAnswers
+    def cached_logits(self) -> CachedLogits | None:
+        """The cached logits of an evaluation that asks teachers, if they are to be kept."""
+        from rd3.evaluation.cached_logits import CachedLogits
 
-        keep, recipe = self.part.answers, self.part.recipe
+        keep, recipe = self.part.cached_logits, self.part.recipe
         if keep is None or not asks_teachers(recipe):
             return None
         content = digest([existing(self.store, kind, key).files for kind, key in recipe.parents()])
-        return KeptAnswers(AnswerFolder(self.roots.home, keep.budget_bytes), content, keep.wanted)
+        return CachedLogits(LogitsFolder(self.roots.home, keep.budget_bytes), content, keep.wanted)
 
     def _stored(self, recipe: type[Kind], keys: tuple[Key, ...]) -> Iterator[tuple[Path, Entry, Kind]]:
         """The verified folder, the entry and the recipe of each of these parents."""
@@ -333,17 +333,17 @@ def _evaluation(context: Context) -> Evaluation:
         part.progress,
         part.tested,
         context.out / STUDENT if part.keep_student else None,
-        context.answers,
+        context.cached_logits,
         synthetic.soft_labels,
     )
 
 
 def _discard_unwanted(evaluation: Evaluation) -> None:
-    """Delete kept answers that no other evaluation waits for."""
-    answers = evaluation.answers
-    if answers is not None and not answers.wanted:
+    """Delete cached logits that no other evaluation waits for."""
+    cached_logits = evaluation.cached_logits
+    if cached_logits is not None and not cached_logits.wanted:
         with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
-            answers.folder.discard([Views.of(evaluation.recipe).key])
+            cached_logits.folder.discard([Views.of(evaluation.recipe).key])
 
 
 def export_labels(
@@ -397,7 +397,7 @@ def perform(
     progress: Progress = lambda fraction, note: None,
     tested: Tested | None = None,
     keep_student: bool = False,
-    answers: Keep | None = None,
+    cached_logits: LogitsCache | None = None,
 ) -> Entry:
     """Run one recipe in ``out/result`` and return its entry; resumes from files of an earlier attempt there.
 
@@ -405,10 +405,10 @@ def perform(
     other work runs at the same time, is recorded in the manifest of a set.  ``larger`` is the key of a set that begins
     with the images of this one, which are copied from it if the store has it.  ``tested`` is called after each test
     during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  ``keep_student``: the weights of the
-    student of an evaluation are one of its files.  ``answers``: how an evaluation handles kept answers of its
+    student of an evaluation are one of its files.  ``cached_logits``: how an evaluation handles cached logits of its
     teachers; by default there are none.  Raises subclasses of :class:`RD3Error`.
     """
-    part = Part(recipe, Path(out), progress, tested, keep_student, answers)
+    part = Part(recipe, Path(out), progress, tested, keep_student, cached_logits)
     context = Context(part, store, roots, _open_data(recipe, roots), device, shared_machine, larger)
     return _entry(context, PERFORM[type(recipe)](recipe, context))
 
@@ -438,9 +438,9 @@ def perform_pack(
 
 def _entry(context: Context, output: Output, **provenance: Any) -> Entry:
     """The ledger entry of a recipe with its files in ``context.out``."""
-    (result, content), device, answers = output, context.device, context.answers
-    if answers is not None and answers.read:  # not all of the teachers' answers were computed
-        provenance["answers"] = "read"
+    (result, content), device, cached_logits = output, context.device, context.cached_logits
+    if cached_logits is not None and cached_logits.read:  # not all of the teachers' logits were computed
+        provenance["cached_logits"] = "read"
     return Entry.of(
         context.part.recipe,
         context.out,

@@ -18,7 +18,7 @@ from rd3.errors import BadValue
 if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
     from pipelines.grid.plan import Plan
-    from rd3.planning.answers import AnswersForecast
+    from rd3.planning.cached_logits import LogitsForecast
     from tracking.report.results import Results
 
 GridArgument = Annotated[str, typer.Argument(help="Name of a built-in grid (rd3 list grids) or path of a YAML file.")]
@@ -37,10 +37,10 @@ DeviceOption = Annotated[
 MaxHoursOption = Annotated[
     float | None, typer.Option(help="Refuse to start if the plan exceeds this many device-hours.", min=0)
 ]
-KeepAnswersOption = Annotated[
+CacheLogitsOption = Annotated[
     str | None,
     typer.Option(
-        help="Disk budget, e.g. 20GB, for teacher answers that several evaluations need; deleted at the end.",
+        help="Disk budget, e.g. 20GB, for teacher logits that several evaluations need; deleted at the end.",
         metavar="SIZE",
     ),
 ]
@@ -61,7 +61,7 @@ def planned(
     here: Session,
     device: str | None = None,
     devices: int | None = None,
-    keep_answers_bytes: int = 0,
+    cache_logits_bytes: int = 0,
 ) -> Plan:
     from pipelines.grid.plan import plan_session
     from tracking.upkeep.relocate import former_roots
@@ -71,7 +71,7 @@ def planned(
             f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
         )
         PlainConsole(stderr=True).print(warning, soft_wrap=True)
-    plan = plan_session(expansion, here, device=device, slots=devices, keep_answers_bytes=keep_answers_bytes)
+    plan = plan_session(expansion, here, device=device, slots=devices, cache_logits_bytes=cache_logits_bytes)
     if plan.stale and (roots := former_roots(here)):
         missing = f"{len(plan.stale)} results are not reused: their files are not found, and were stored at {roots[0]}."
         PlainConsole(stderr=True).print(f"{missing} Fix: if they were moved, `rd3 artifacts relocate`", soft_wrap=True)
@@ -93,7 +93,7 @@ def plan(
         int | None, typer.Option(help="Number of devices for the time estimate (default: all on this machine).", min=1)
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Price of one device-hour.", min=0)] = None,
-    keep_answers: KeepAnswersOption = None,
+    cache_logits: CacheLogitsOption = None,
 ) -> None:
     """Show what a run would reuse, run or skip, and its cost.  Nothing is run."""
     if store is not None and recipes is None:
@@ -101,7 +101,7 @@ def plan(
     from pipelines.grid.expand import expanded
     from pipelines.transfer.results import export_results, write_recipes
 
-    budget = budget_bytes(keep_answers)
+    budget = budget_bytes(cache_logits)
     with planning_session() as here:
         expansion = expanded(grid, here)
         plan = planned(expansion, here, device, devices, budget)
@@ -158,18 +158,18 @@ def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
         lines.append(
             f"about {rate * plan.process_s / 3600:,.2f} at {rate:g} per device-hour, probably {low:,.2f} to {high:,.2f}"
         )
-    if plan.answers is not None:
-        lines.append(answers_line(plan.answers))
+    if plan.cached_logits is not None:
+        lines.append(cached_logits_line(plan.cached_logits))
     return [*lines, f"cost estimates from {plan.priced}"] if plan.priced else lines
 
 
-def answers_line(found: AnswersForecast) -> str:
-    """What keeping teacher answers saves, and the disk space that it takes."""
-    too_large = f"; {found.too_large} evaluations share answers that exceed the budget" if found.too_large else ""
+def cached_logits_line(found: LogitsForecast) -> str:
+    """What keeping teacher logits saves, and the disk space that it takes."""
+    too_large = f"; {found.too_large} evaluations share logits that exceed the budget" if found.too_large else ""
     if not found.files:
-        return f"kept teacher answers: no two evaluations share answers that fit the budget{too_large}"
+        return f"cached teacher logits: no two evaluations share logits that fit the budget{too_large}"
     return (
-        f"kept teacher answers: {found.readers} of {found.evaluations} evaluations read them instead of having "
+        f"cached teacher logits: {found.readers} of {found.evaluations} evaluations read them instead of having "
         f"{found.images:,} images labelled, about {hours(found.saved_s)} device-hours (packs save part of these "
         f"anyway); {size(found.disk_bytes)} of disk space{too_large}"
     )
@@ -186,11 +186,11 @@ def size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1.0, count / 1e6):.0f} MB"
 
 
-def budget_bytes(keep_answers: str | None) -> int:
-    """The budget of ``--keep-answers`` in bytes; 0 without it."""
+def budget_bytes(cache_logits: str | None) -> int:
+    """The budget of ``--cache-logits`` in bytes; 0 without it."""
     from rd3.evaluation.sharing import disk_budget
 
-    return 0 if keep_answers is None else disk_budget(keep_answers)
+    return 0 if cache_logits is None else disk_budget(cache_logits)
 
 
 def check_hours(plan: Plan, most: float | None, grid: str) -> None:
@@ -210,7 +210,7 @@ def run(
     gpu_share: GpuShareOption = 0.25,
     device: DeviceOption = None,
     max_hours: MaxHoursOption = None,
-    keep_answers: KeepAnswersOption = None,
+    cache_logits: CacheLogitsOption = None,
     local: Annotated[
         bool, typer.Option("--local", help="Run in this process, without Ray, one recipe after another.")
     ] = False,
@@ -220,7 +220,7 @@ def run(
     from pipelines.engine.workers import RayWorkers, ThisProcess
     from pipelines.grid.expand import expanded
 
-    budget = budget_bytes(keep_answers)
+    budget = budget_bytes(cache_logits)
     if local and (address or concurrent or shares > 1):
         raise BadValue("--local runs one recipe at a time.", "leave out --address, --concurrent and --shares")
     here = writing_session()
@@ -238,7 +238,7 @@ def run(
         max_concurrent=concurrent,
         gpu_share=gpu_share,
         shares=shares,
-        keep_answers_bytes=budget,
+        cache_logits_bytes=budget,
     )
     console.print(
         f"{len(outcome.done)} completed, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked"

@@ -12,11 +12,11 @@ import typer
 
 from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.commands.grid import (
+    CacheLogitsOption,
     ConcurrentOption,
     DeviceOption,
     GpuShareOption,
     GridArgument,
-    KeepAnswersOption,
     MaxHoursOption,
     SharesOption,
     budget_bytes,
@@ -57,7 +57,7 @@ def submit(
     gpu_share: GpuShareOption = 0.25,
     device: DeviceOption = None,
     max_hours: MaxHoursOption = None,
-    keep_answers: KeepAnswersOption = None,
+    cache_logits: CacheLogitsOption = None,
 ) -> None:
     """Run a grid on a Ray cluster, by the Jobs API or Ray's cluster launcher.  Exit codes are those of `rd3 run`."""
     from pipelines.cluster import launcher as launched
@@ -67,8 +67,8 @@ def submit(
     options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]
     options += [] if device is None else ["--device", device]
     options += [] if max_hours is None else ["--max-hours", str(max_hours)]
-    if keep_answers is not None:
-        options += ["--keep-answers", str(budget_bytes(keep_answers))]
+    if cache_logits is not None:
+        options += ["--cache-logits", str(budget_bytes(cache_logits))]
     submitted = jobs.submission(grid, session(), addresses(env or []), addresses_set(), options)
     if launcher is not None:
         launched.probe(launcher)

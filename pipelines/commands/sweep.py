@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, show_reasons, show_table
-from pipelines.commands.grid import AddressOption, KeepAnswersOption, budget_bytes, show_plan, ui_line
+from pipelines.commands.grid import AddressOption, CacheLogitsOption, budget_bytes, show_plan, ui_line
 from pipelines.settings import writing_session
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def sweep(
             help="Optuna storage: journal (a file), tracking (the tracking server's PostgreSQL database), or a URL."
         ),
     ] = "journal",
-    keep_answers: KeepAnswersOption = None,
+    cache_logits: CacheLogitsOption = None,
     save_to: Annotated[Path | None, typer.Option(help="Also write the winning protocols to this folder.")] = None,
     report: Annotated[bool, typer.Option("--report", help="Only write the report of existing results.")] = False,
 ) -> None:
@@ -67,7 +67,7 @@ def sweep(
         concurrent=concurrent,
         gpu_share=gpu_share,
         storage=storage,
-        keep_answers_bytes=budget_bytes(keep_answers),
+        cache_logits_bytes=budget_bytes(cache_logits),
         plan_shown=lambda plan: show_plan(plan) if plan.keys("run") else None,
     )
     written: dict[str, Path] = {}

@@ -142,7 +142,7 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -
         larger=job.larger,
         progress=progress,
         keep_student=part.keep_student,
-        answers=part.answers,
+        cached_logits=part.cached_logits,
     )
     return [entry]
 
@@ -251,7 +251,7 @@ def _generate(
     if unfinished is not None:
         retry_shown(unfinished.download, progress)
     progress = progress if unfinished is None else uploading(progress, unfinished)
-    part = Part(recipe, job.folder, progress, keep_student=job.keep_student, answers=job.answers)
+    part = Part(recipe, job.folder, progress, keep_student=job.keep_student, cached_logits=job.cached_logits)
     performed = yield from _run(job, part)
     assert performed is not None, "only a share has no entry"
     return performed

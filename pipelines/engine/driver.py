@@ -22,7 +22,7 @@ from pipelines.engine.progress import View
 from pipelines.engine.workers import Workers
 from pipelines.grid.queue import Queued, RecipeQueue
 from rd3.errors import RD3Error
-from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.sharing import Sharing
 from rd3.recipe import Key, Recipe
 
@@ -64,11 +64,11 @@ class Driver:
         interrupts: Interrupts,
         *,
         max_concurrent: int | None = None,
-        keep_answers_bytes: int = 0,
+        cache_logits_bytes: int = 0,
     ):
         """``max_concurrent``: maximum number of parallel trials (default: as many as fit on the cluster).
 
-        ``keep_answers_bytes``: disk budget of kept teacher answers on each machine; 0: none are kept.
+        ``cache_logits_bytes``: disk budget of cached teacher logits on each machine; 0: none are kept.
         """
         self.queue, self.view = queue, view
         self.fatal: BaseException | None = None
@@ -76,8 +76,8 @@ class Driver:
         self._jobs, self._books, self._workers, self._interrupts = jobs, books, workers, interrupts
         self._max_concurrent = max_concurrent
         self._packs = Packs(queue)
-        shared = [one for one in queue.recipes.values() if isinstance(one, Recipe)] if keep_answers_bytes else []
-        self._sharing = Sharing(shared, keep_answers_bytes)
+        shared = [one for one in queue.recipes.values() if isinstance(one, Recipe)] if cache_logits_bytes else []
+        self._sharing = Sharing(shared, cache_logits_bytes)
         self._damage = DamagedParents(queue, books)
         self._trials: dict[str, _Trial] = {}
         self._started = 0
@@ -103,10 +103,11 @@ class Driver:
         pack: list[Queued] = [first, *self._packs.companions(first, at_a_time, self._alone)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
-        answers = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
+        cached = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
         try:
             jobs = [
-                replace(self._jobs.job(recipe, demand), answers=answers.get(recipe.key)).to_plain() for recipe in pack
+                replace(self._jobs.job(recipe, demand), cached_logits=cached.get(recipe.key)).to_plain()
+                for recipe in pack
             ]
         except RD3Error as error:
             self._give_up(error)
@@ -117,11 +118,11 @@ class Driver:
             self.view.started(key, len(keys))
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
 
-    def discard_answers(self, home: Path) -> None:
-        """Delete kept answers on this machine that no evaluation needs, not even an unfinished one in a resumed run."""
+    def discard_logits(self, home: Path) -> None:
+        """Delete cached logits on this machine that no evaluation needs, not even an unfinished one."""
         with contextlib.suppress(OSError):
             views = self._sharing.unneeded(lambda key: self.queue.state(key) in ("waiting", "running"))
-            AnswerFolder(home).discard(views)
+            LogitsFolder(home).discard(views)
 
     def _first(self) -> Queued | None:
         if not self._max_concurrent:
@@ -187,7 +188,7 @@ class Driver:
             if self.queue.after.get(key):
                 self._books.discard_blocks(key)
             made = entry.get("made", {})
-            self.view.packed(key, made.get("pack", 1), answers_read="answers" in made)
+            self.view.packed(key, made.get("pack", 1), logits_read="cached_logits" in made)
         self.queue.finish(key)
         self.view.ended(key, "done")
 

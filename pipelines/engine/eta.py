@@ -33,8 +33,8 @@ class Running:
     """Time of the last report."""
     pack: int = 1
     """Number of recipes in the trial; times in a pack say little about a recipe that runs alone."""
-    answers_read: bool = False
-    """Whether it read kept teacher answers; its time says little about an evaluation that asks teachers."""
+    logits_read: bool = False
+    """Whether it read cached teacher logits; its time says little about an evaluation that asks teachers."""
 
     def report(self, now: float, fraction: float, note: str) -> None:
         self.fraction, self.note, self.reported = fraction, note, now

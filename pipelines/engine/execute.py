@@ -74,14 +74,14 @@ def execute(
     gpu_share: float = 0.25,
     shares: int = 1,
     view: bool = True,
-    keep_answers_bytes: int = 0,
+    cache_logits_bytes: int = 0,
 ) -> Outcome:
     """Run the recipes of a plan and return the outcome.
 
     ``workers``: what runs trials (default: Ray on this machine).  ``max_concurrent``: maximum number of parallel
     trials, independent of the cluster's current size (default: as many as fit).  ``gpu_share``: fraction of a GPU per
     evaluation trial.  ``shares``: number of trials that generate one set together, unless ``timing: exclusive``.
-    ``keep_answers_bytes``: disk budget on each machine for teacher answers that several evaluations need; 0: none.
+    ``cache_logits_bytes``: disk budget on each machine for teacher logits that several evaluations need; 0: none.
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
@@ -116,7 +116,7 @@ def execute(
                         workers,
                         interrupts,
                         max_concurrent=max_concurrent,
-                        keep_answers_bytes=keep_answers_bytes,
+                        cache_logits_bytes=cache_logits_bytes,
                     )
                     workers.work_off(driver, session.home, interrupts)
         except (Leave, KeyboardInterrupt):
@@ -131,8 +131,8 @@ def execute(
             _abandon(driver, runs, session.home, f"the driver failed: {error}")
             raise
         finally:
-            if driver is not None and keep_answers_bytes:
-                driver.discard_answers(session.roots.home)
+            if driver is not None and cache_logits_bytes:
+                driver.discard_logits(session.roots.home)
         outcome = _outcome(expansion, queue)
         runs.close(ok=not outcome.failed, ends=queue.closed)
         return outcome

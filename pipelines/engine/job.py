@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 from rd3.store import Entry
 from tracking.place import Place
 from tracking.store import GivenStore
@@ -46,7 +46,7 @@ class Job:
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of the recipe's parents (what it is made from), and of theirs."""
     keep_student: bool = False
-    """Keep the weights of the student of an evaluation."""
+    """LogitsCache the weights of the student of an evaluation."""
     recorded: dict[str, Any] | None = None
     """Ledger entry of an evaluation that runs again to keep its student; its result must be found again."""
     keep_unfinished: bool = False
@@ -55,8 +55,8 @@ class Job:
     """Run from scratch: an earlier result was stored, and its artifact is missing or damaged."""
     finished: list[str] = field(default_factory=list)
     """``kind/key`` of recently finished recipes, whose scratch folders workers delete."""
-    answers: Keep | None = None
-    """How an evaluation handles kept answers of its teachers."""
+    cached_logits: LogitsCache | None = None
+    """How an evaluation handles cached logits of its teachers."""
 
     @property
     def home(self) -> Path:

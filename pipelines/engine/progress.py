@@ -53,11 +53,11 @@ class View:
         """``pack``: number of recipes in its trial."""
         self.running[key] = Running(time.monotonic(), pack=pack)
 
-    def packed(self, key: Key, pack: int, *, answers_read: bool = False) -> None:
-        """A recipe ran in a pack of this size, or read kept teacher answers, possibly in an earlier attempt."""
+    def packed(self, key: Key, pack: int, *, logits_read: bool = False) -> None:
+        """A recipe ran in a pack of this size, or read cached teacher logits, possibly in an earlier attempt."""
         if key in self.running:
             self.running[key].pack = max(self.running[key].pack, pack)
-            self.running[key].answers_read = answers_read
+            self.running[key].logits_read = logits_read
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         if key in self.running:
@@ -65,7 +65,7 @@ class View:
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.pop(key, None)
-        if item is not None and status == "done" and item.pack == 1 and not item.answers_read:
+        if item is not None and status == "done" and item.pack == 1 and not item.logits_read:
             self.eta.finished(key, self.queue.recipes[key].kind, item, time.monotonic())
 
     def counts_line(self) -> str:

@@ -18,7 +18,7 @@ from pipelines.grid.schedule import wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
 from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
-from rd3.planning.answers import AnswersForecast, forecast_answers
+from rd3.planning.cached_logits import LogitsForecast, forecast_logits
 from rd3.planning.cost import CPU_THREAD, Rates, Work, extent
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, topological
@@ -70,8 +70,8 @@ class Plan:
     """Duration of the longest chain of dependent recipes: a lower bound for any number of devices."""
     priced: str = ""
     """Source of the time estimates: a calibration, or built-in rates."""
-    answers: AnswersForecast | None = None
-    """What keeping teacher answers would save; None if they are not to be kept."""
+    cached_logits: LogitsForecast | None = None
+    """What keeping teacher logits would save; None if they are not to be kept."""
 
     def status_of(self, key: Key) -> Status | None:
         """The status of a recipe; None for one that is not needed."""
@@ -134,7 +134,7 @@ class Plan:
                 "by_kind": self.by_kind(),
                 "priced": self.priced,
             },
-            **({} if self.answers is None else {"answers": self.answers._asdict()}),
+            **({} if self.cached_logits is None else {"cached_logits": self.cached_logits._asdict()}),
             "stale": [{"kind": kind, "key": key} for kind, key in self.stale],
             "items": [item._asdict() | {"cost_s": round(item.cost_s, 2)} for item in self.items],
         }
@@ -150,12 +150,12 @@ def plan_session(
     *,
     device: str | None = None,
     slots: int | None = None,
-    keep_answers_bytes: int = 0,
+    cache_logits_bytes: int = 0,
 ) -> Plan:
     """The plan of an expansion, given the results and artifacts of a session.
 
     ``device``: device for cost estimates, as in :func:`pipelines.grid.pricing.pricing`; ``slots``: number of devices
-    (default: all on this machine); ``keep_answers_bytes``: disk budget of kept teacher answers.  Raises
+    (default: all on this machine); ``cache_logits_bytes``: disk budget of cached teacher logits.  Raises
     :class:`rd3.errors.TrackingError` within seconds if a tracking server that serves the artifacts cannot be used,
     TrackingUnavailable if that may pass.
     """
@@ -179,7 +179,7 @@ def plan_session(
         rates=price.rates,
         slots=slots or price.devices,
         priced=f"{price.source}; precision auto is {price.rates.auto} there",
-        keep_answers_bytes=keep_answers_bytes,
+        cache_logits_bytes=cache_logits_bytes,
     )
 
 
@@ -206,7 +206,7 @@ def make_plan(
     rates: Rates = CPU_THREAD,
     slots: int = 1,
     priced: str = "",
-    keep_answers_bytes: int = 0,
+    cache_logits_bytes: int = 0,
 ) -> Plan:
     """Plan an expansion.
 
@@ -236,12 +236,12 @@ def make_plan(
             items.append(Item(key, recipe.kind, label, "reuse"))
     items += _unsupported(expansion)
     queue = _queue_of(expansion, items)
-    answers = None
-    if keep_answers_bytes:
+    cached_logits = None
+    if cache_logits_bytes:
         runs = [expansion.recipes[item.key] for item in items if item.status == "run" and item.key is not None]
-        answers = forecast_answers(
+        cached_logits = forecast_logits(
             runs,
-            keep_answers_bytes,
+            cache_logits_bytes,
             work=costs.work,
             parents=expansion.recipes,
             infos=expansion.infos,
@@ -258,7 +258,7 @@ def make_plan(
         chain_s=max(queue.path_s.values(), default=0.0),
         wall_s=wall_s(queue, queue.costs_s, slots),
         priced=priced,
-        answers=answers,
+        cached_logits=cached_logits,
     )
 
 

@@ -35,7 +35,7 @@ from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, s
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
-from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe
@@ -95,8 +95,8 @@ class SweepRun:
     concurrent: int | None = None
     gpu_share: float = 0.25
     storage: str = "journal"
-    keep_answers_bytes: int = 0
-    """Disk budget on each machine for teacher answers that several trials need; 0: none are kept."""
+    cache_logits_bytes: int = 0
+    """Disk budget on each machine for teacher logits that several trials need; 0: none are kept."""
     plan_shown: Callable[[Plan], None] = lambda _plan: None
 
     def __post_init__(self) -> None:
@@ -234,18 +234,18 @@ class SweepRun:
         """Run a plan; False if the sweep cannot continue."""
         outcome = execute(
             expansion, plan, self.session, workers=RayWorkers(self.address), max_concurrent=self.concurrent,
-            gpu_share=self.gpu_share, keep_answers_bytes=self.keep_answers_bytes,
+            gpu_share=self.gpu_share, cache_logits_bytes=self.cache_logits_bytes,
         )  # fmt: skip
         self.outcome.interrupted = self.outcome.interrupted or outcome.interrupted
         self.outcome.failed += [(failure.status, failure.reason, failure.label) for failure in outcome.failed]
         return not outcome.exit_code
 
-    def _discard_answers(self, subject: Subject) -> None:
-        """Delete kept answers on this machine, of which the study of a method needs no more."""
-        if self.keep_answers_bytes:
+    def _discard_logits(self, subject: Subject) -> None:
+        """Delete cached logits on this machine, of which the study of a method needs no more."""
+        if self.cache_logits_bytes:
             with contextlib.suppress(OSError):
                 views = [Views.of(one).key for one in subject.evaluations({})]
-                AnswerFolder(self.session.roots.home).discard(views)
+                LogitsFolder(self.session.roots.home).discard(views)
 
     def _tune(self) -> None:
         for subject in self.subjects:
@@ -257,7 +257,7 @@ class SweepRun:
                         self._batch(subject, tuning, batch, view)
                 finally:
                     self.view = None
-            self._discard_answers(subject)
+            self._discard_logits(subject)
 
     def _batch(self, subject: Subject, tuning: Tuning, batch: dict[int, dict[str, Any]], view: TrialView) -> None:
         """Run all trials of a batch, then write them to the study together."""
@@ -293,7 +293,7 @@ class SweepRun:
             given=self._given(recipes),
             known={key: score for key, score in known.items() if score is not None},
             gpu=cluster_devices()[1] > 0,
-            answers=subject.answers(recipes, self.keep_answers_bytes),
+            cached_logits=subject.cached_logits(recipes, self.cache_logits_bytes),
         )
 
     def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pipelines.sweep.study import Pruning
 from pipelines.sweep.values import Sweep
 from rd3.datasets import DatasetInfo
 from rd3.evaluation.packing import Views
-from rd3.evaluation.sharing import Keep, asks_teachers
+from rd3.evaluation.sharing import LogitsCache, asks_teachers
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.forecast import work
@@ -71,11 +71,11 @@ class Subject:
         soft = (self.teacher.key,) if protocol.taught else ()
         return [base.model_copy(update={"protocol": protocol, "teachers": soft}) for base in self.bases]
 
-    def answers(self, recipes: Sequence[EvaluationRecipe], budget_bytes: int) -> dict[Key, Keep]:
-        """How a trial's evaluations handle kept teacher answers: all points that leave the base's views share these."""
+    def cached_logits(self, recipes: Sequence[EvaluationRecipe], budget_bytes: int) -> dict[Key, LogitsCache]:
+        """How a trial's evaluations use cached logits: all points that leave the base's views share these."""
         shared = {Views.of(base).key for base in self.evaluations({})} if budget_bytes else set()
         asking = (one for one in recipes if asks_teachers(one))
-        return {one.key: Keep(budget_bytes, True) for one in asking if Views.of(one).key in shared}
+        return {one.key: LogitsCache(budget_bytes, True) for one in asking if Views.of(one).key in shared}
 
     @property
     def pruning(self) -> Pruning:

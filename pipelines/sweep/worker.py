@@ -20,7 +20,7 @@ from pipelines.engine.parents import UNREADABLE
 from pipelines.sweep.study import Contest, Ended, Pruning
 from pipelines.transfer.datasets import ensure_data
 from rd3.errors import Diverged, RD3Error, Unavailable
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
 from tracking.ledger.retry import retry
@@ -78,8 +78,8 @@ class Attempt:
     known: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """Scores of these evaluations from an earlier trial or driver."""
     gpu: bool = False
-    answers: dict[Key, Keep] = field(default_factory=dict)
-    """How evaluations handle kept answers of their teachers."""
+    cached_logits: dict[Key, LogitsCache] = field(default_factory=dict)
+    """How evaluations handle cached logits of their teachers."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,10 @@ def _performed(
     from rd3.perform import perform
 
     roots, device = attempt.place.roots, "cuda" if attempt.gpu else "cpu"
-    answers = attempt.answers.get(recipe.key)
-    return perform(recipe, _inputs(attempt, recipe), roots, out, device=device, tested=tested, answers=answers).result
+    cached = attempt.cached_logits.get(recipe.key)
+    return perform(
+        recipe, _inputs(attempt, recipe), roots, out, device=device, tested=tested, cached_logits=cached
+    ).result
 
 
 def _inputs(attempt: Attempt, recipe: EvaluationRecipe) -> GivenStore:

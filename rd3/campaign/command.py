@@ -27,7 +27,7 @@ from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error
-from rd3.evaluation.answer_files import AnswerFolder
+from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.sharing import disk_budget
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
@@ -82,11 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--keep-students", action="store_true", help="keep the weights of every evaluation's student")
     parser.add_argument(
-        "--keep-answers",
+        "--cache-logits",
         type=_budget,
         default=0,
         metavar="SIZE",
-        help="disk budget, e.g. 20GB, for teacher answers that several evaluations need; deleted at the end",
+        help="disk budget, e.g. 20GB, for teacher logits that several evaluations need; deleted at the end",
     )
     parser.add_argument("--share", metavar="K/N", help="generate only share K of N of the blocks of a single set")
     return parser
@@ -158,18 +158,18 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
             )
         except KeyboardInterrupt:
             scheduler.abandon_running()
-    _discard_answers(scheduler, runner)
+    _discard_logits(scheduler, runner)
     if scheduler.seconds is not None:
         scheduler.check_anything_fits()
     view.summary(queue)
     return exit_code(scheduler)
 
 
-def _discard_answers(scheduler: Scheduler, runner: Runner) -> None:
-    """Delete kept answers that nothing needs any more."""
-    if scheduler.keep_answers_bytes:
+def _discard_logits(scheduler: Scheduler, runner: Runner) -> None:
+    """Delete cached logits that nothing needs any more."""
+    if scheduler.cache_logits_bytes:
         with contextlib.suppress(OSError):
-            AnswerFolder(runner.roots.home).discard(scheduler.unneeded_answers())
+            LogitsFolder(runner.roots.home).discard(scheduler.unneeded_logits())
 
 
 def prepared(
@@ -216,7 +216,7 @@ def prepared(
         seconds,
         started_at=started_at,
         side_by_side=side_by_side,
-        keep_answers_bytes=chosen.keep_answers,
+        cache_logits_bytes=chosen.cache_logits,
     )
     return scheduler, runner
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rd3.datasets import Roots
 from rd3.errors import DataCorrupt, DataMissing, RD3Error, ends_the_process, why
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 from rd3.kept_students import OtherResult, add_student
 from rd3.lazy import torch
 from rd3.recipe import EvaluationRecipe, Key, Recipe, from_json
@@ -49,8 +49,8 @@ class Ended(NamedTuple):
     """Whether the process must not run another recipe, because its memory or device is in an unknown state."""
     pack: int = 1
     """Number of recipes run together; the time of a pack says little about the time of one of them alone."""
-    answers_read: bool = False
-    """Whether kept answers of teachers were read; its time says little about an evaluation that asks them."""
+    logits_read: bool = False
+    """Whether cached logits of teachers were read; its time says little about an evaluation that asks them."""
 
 
 Event = Progressed | Ended
@@ -81,17 +81,17 @@ class Runner:
         documents: Sequence[str],
         report: Report,
         should_stop: Callable[[], bool],
-        answers: Mapping[Key, Keep] | None = None,
+        cached_logits: Mapping[Key, LogitsCache] | None = None,
     ) -> bool:
         """Run recipes (as JSON), evaluations together and others in order; False if the process must not run more.
 
-        ``answers``: how evaluations handle kept answers of their teachers, by key.
+        ``cached_logits``: how evaluations handle cached logits of their teachers, by key.
         """
-        answers = answers or {}
+        cached_logits = cached_logits or {}
         recipes = [from_json(document) for document in documents]
         evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]
         if len(evaluations) > 1 and not should_stop():
-            together = self._run_pack(evaluations, report, should_stop, answers)
+            together = self._run_pack(evaluations, report, should_stop, cached_logits)
             for each in together:
                 report(each)
             finished = {each.key for each in together}
@@ -102,16 +102,18 @@ class Runner:
             if should_stop():
                 ended = Ended(recipe.key, "unfinished")
             else:
-                ended = self._run_one(recipe, report, should_stop, answers.get(recipe.key))
+                ended = self._run_one(recipe, report, should_stop, cached_logits.get(recipe.key))
             report(ended)
             if ended.broken:
                 return False
         return True
 
-    def _run_one(self, recipe: Recipe, report: Report, should_stop: Callable[[], bool], answers: Keep | None) -> Ended:
+    def _run_one(
+        self, recipe: Recipe, report: Report, should_stop: Callable[[], bool], cached_logits: LogitsCache | None
+    ) -> Ended:
         started_at, out = time.monotonic(), self.out / recipe.key
         try:
-            entry = self.perform(recipe, out, _progress(recipe, report, should_stop), answers)
+            entry = self.perform(recipe, out, _progress(recipe, report, should_stop), cached_logits)
         except Stopped:
             return Ended(recipe.key, "unfinished")
         except Exception as error:  # any error is this recipe's own; the others still run
@@ -123,7 +125,7 @@ class Runner:
         recipes: Sequence[EvaluationRecipe],
         report: Report,
         should_stop: Callable[[], bool],
-        answers: Mapping[Key, Keep],
+        cached_logits: Mapping[Key, LogitsCache],
     ) -> list[Ended]:
         """Run evaluations together; empty if the pack as a whole failed, so that each is run alone instead."""
         from rd3.perform import Part, perform_pack
@@ -135,7 +137,7 @@ class Runner:
                 self.out / one.key,
                 _progress(one, report, should_stop),
                 keep_student=one.key in self.kept,
-                answers=answers.get(one.key),
+                cached_logits=cached_logits.get(one.key),
             )
             for one in recipes
         ]
@@ -174,7 +176,11 @@ class Runner:
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
 
     def perform(
-        self, recipe: Recipe, out: Path, progress: Callable[[float, str], None], answers: Keep | None = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        progress: Callable[[float, str], None],
+        cached_logits: LogitsCache | None = None,
     ) -> Entry:
         """Run one recipe with parents from the store, put it into the store and return its entry."""
         from rd3.perform import perform
@@ -190,7 +196,7 @@ class Runner:
             larger=self.larger.get(recipe.key),
             progress=progress,
             keep_student=recipe.key in self.kept,
-            answers=answers,
+            cached_logits=cached_logits,
         )
         _put(store, entry, out / "result")
         self._release_memory()
@@ -227,8 +233,8 @@ def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -
 
 
 def _done(entry: Entry, spent_s: float, pack: int = 1) -> Ended:
-    read = "answers" in entry.made
-    return Ended(entry.key, "done", "", spent_s, _figures(entry.result), pack=pack, answers_read=read)
+    read = "cached_logits" in entry.made
+    return Ended(entry.key, "done", "", spent_s, _figures(entry.result), pack=pack, logits_read=read)
 
 
 def _figures(result: Mapping[str, object]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.errors import BadValue
 from rd3.evaluation.packing import SIZE as PACK_SIZE
 from rd3.evaluation.packing import Packing
-from rd3.evaluation.sharing import Keep, Sharing
+from rd3.evaluation.sharing import LogitsCache, Sharing
 from rd3.recipe import Key, Recipe, to_json
 
 RESERVE_S = 10.0
@@ -52,8 +52,8 @@ class Scheduler:
     interrupted: bool = False
     side_by_side: bool = False
     """Whether several students may train on the device at once."""
-    keep_answers_bytes: int = 0
-    """Disk budget of kept teacher answers; 0: none are kept."""
+    cache_logits_bytes: int = 0
+    """Disk budget of cached teacher logits; 0: none are kept."""
     mistakes: set[Key] = field(default_factory=set)
     """Recipes that failed for a reason the user can fix."""
 
@@ -61,7 +61,7 @@ class Scheduler:
         self.started_at = self.clock() if self.started_at is None else self.started_at
         self.running: dict[Key, Running] = {}
         self.started = 0
-        self._sharing = Sharing(self.queue.recipes.values() if self.keep_answers_bytes else (), self.keep_answers_bytes)
+        self._sharing = Sharing(self.queue.recipes.values() if self.cache_logits_bytes else (), self.cache_logits_bytes)
         self._packing = Packing(self.queue.recipes.values(), side_by_side=self.side_by_side)
 
     @property
@@ -96,13 +96,13 @@ class Scheduler:
         self.started += len(together)
         return together
 
-    def answers(self, handed: Sequence[Recipe]) -> dict[Key, Keep]:
-        """How the evaluations for one worker handle kept answers of their teachers."""
+    def cached_logits(self, handed: Sequence[Recipe]) -> dict[Key, LogitsCache]:
+        """How the evaluations for one worker handle cached logits of their teachers."""
         states = self.queue.states
         return self._sharing.keep([one.key for one in handed], lambda key: states[key].name in ("waiting", "again"))
 
-    def unneeded_answers(self) -> list[str]:
-        """Keys of the views whose kept answers no evaluation of this campaign needs any more.
+    def unneeded_logits(self) -> list[str]:
+        """Keys of the views whose cached logits no evaluation of this campaign needs any more.
 
         Unfinished evaluations do, when the campaign is resumed.
         """
@@ -141,7 +141,7 @@ class Scheduler:
             self.queue.again(event.key, event.reason)
             self.view.note(recipe, f"{event.reason}; retried later, alone")
             return
-        if event.status == "done" and event.pack == 1 and not event.answers_read:
+        if event.status == "done" and event.pack == 1 and not event.logits_read:
             self.estimates.learn(event.key, event.spent_s)
         if event.mistake:
             self.mistakes.add(event.key)
@@ -182,7 +182,7 @@ def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
     while handed := scheduler.next():
         together = len(handed) > 1
         hear = partial(scheduler.handle, again=together)
-        runner.run([to_json(recipe) for recipe in handed], hear, scheduler.must_stop, scheduler.answers(handed))
+        runner.run([to_json(recipe) for recipe in handed], hear, scheduler.must_stop, scheduler.cached_logits(handed))
 
 
 def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
@@ -193,7 +193,7 @@ def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
             while pool.has_room() and (handed := scheduler.next()):
                 if scheduler.queue.states[handed[0].key].alone:
                     pool.end_idle()
-                pool.submit(handed, scheduler.answers(handed))
+                pool.submit(handed, scheduler.cached_logits(handed))
             if not scheduler.running:
                 return
             for event in pool.events(WAIT_S):

@@ -18,7 +18,7 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING, NamedTuple
 
 from rd3.campaign.runner import Ended, Event, Runner
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 from rd3.recipe import Key, Recipe, to_json
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class WorkerPool:
         """Whether a worker is idle or another one may be started."""
         return len(self._workers) < self.count or any(not worker.keys for worker in self._workers)
 
-    def submit(self, recipes: Sequence[Recipe], answers: Mapping[Key, Keep] | None = None) -> None:
-        """Send recipes to an idle worker; ``answers``: how evaluations handle kept teacher answers, by key."""
+    def submit(self, recipes: Sequence[Recipe], cached_logits: Mapping[Key, LogitsCache] | None = None) -> None:
+        """Send recipes to an idle worker; ``cached_logits``: how evaluations handle cached teacher logits, by key."""
         worker = next((worker for worker in self._workers if not worker.keys), None) or self._start()
         worker.keys = [recipe.key for recipe in recipes]
         with contextlib.suppress(OSError):  # it died meanwhile, which is detected when events are read
-            worker.pipe.send(([to_json(recipe) for recipe in recipes], answers))
+            worker.pipe.send(([to_json(recipe) for recipe in recipes], cached_logits))
 
     def end_idle(self) -> None:
         """Terminate idle workers, which still hold memory of earlier recipes."""
@@ -128,7 +128,7 @@ def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
     """Main function of a worker process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
-    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, Keep] | None]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, LogitsCache] | None]] = queue.SimpleQueue()
     stop = threading.Event()
 
     def listen() -> None:
@@ -146,5 +146,5 @@ def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
     runner.prepare()
     going_on = True
     while going_on:
-        documents, answers = tasks.get()
-        going_on = runner.run(documents, pipe.send, stop.is_set, answers)
+        documents, cached_logits = tasks.get()
+        going_on = runner.run(documents, pipe.send, stop.is_set, cached_logits)

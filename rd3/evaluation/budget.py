@@ -21,7 +21,7 @@ def steps(protocol: EvalProtocol, images: int) -> int:
     return protocol.epochs * math.ceil(_per_epoch(protocol, images) / protocol.batch_size)
 
 
-def answer_bytes(protocol: EvalProtocol, images: int, classes: int, teachers: int, precision: str) -> int:
+def logits_bytes(protocol: EvalProtocol, images: int, classes: int, teachers: int, precision: str) -> int:
     """Bytes of the teachers' logits on all views, in the type in which they are computed at ``bf16`` or ``fp32``."""
     return image_steps(protocol, images) * classes * teachers * (2 if precision == "bf16" else 4)
 

@@ -79,8 +79,8 @@ class _Group:
         images, labels = first.images.to(device), first.labels.to(device)
         teachers = _Teachers(first, precision, images[:2], dataset, copies)
         own = first.own_labels(device)
-        self._views = LabelledViews(images, labels, teachers, first.recipe, precision, own, first.answers)
-        if self._views.answers is None or not self._views.answers.reading:
+        self._views = LabelledViews(images, labels, teachers, first.recipe, precision, own, first.cached_logits)
+        if self._views.cached_logits is None or not self._views.cached_logits.reading:
             list(teachers)  # before the clocks of the students start
         self._batches = iter(self._views)
         self._students = {id(one): StudentTraining(one, dataset, device, precision) for one in evaluations}
@@ -89,12 +89,12 @@ class _Group:
         self._evaluations = evaluations
 
     def close(self) -> None:
-        """Close kept answers, and record in each evaluation whether some were read."""
+        """Close cached logits, and record in each evaluation whether some were read."""
         self._views.close()
-        kept = self._evaluations[0].answers
+        kept = self._evaluations[0].cached_logits
         for one in self._evaluations:
-            if one.answers is not None and kept is not None:
-                one.answers.read = kept.read
+            if one.cached_logits is not None and kept is not None:
+                one.cached_logits.read = kept.read
 
     def advance(self) -> bool:
         """Queue one step of every student; False when all are finished.

@@ -1,4 +1,4 @@
-"""Which evaluations of a run need the same teacher answers, so that keeping them on disk pays.  Loads no torch."""
+"""Which evaluations of a run need the same teacher logits, so that keeping them on disk pays.  Loads no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rd3.recipe import EvaluationRecipe, Key, Recipe
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-class Keep(NamedTuple):
-    """How an evaluation handles kept answers."""
+class LogitsCache(NamedTuple):
+    """How an evaluation handles cached logits."""
 
     budget_bytes: int
-    """Disk budget of all kept answers on a machine."""
+    """Disk budget of all cached logits on a machine."""
     wanted: bool
-    """Whether evaluations that have not started need these answers too: they are then written, else deleted."""
+    """Whether evaluations that have not started need these logits too: they are then written, else deleted."""
 
 
 def disk_budget(text: str) -> int:
@@ -39,7 +39,7 @@ def asks_teachers(recipe: Recipe) -> bool:
 
 
 class Sharing:
-    """Groups the evaluations of a run by the teacher answers that they need."""
+    """Groups the evaluations of a run by the teacher logits that they need."""
 
     def __init__(self, recipes: Iterable[Recipe], budget_bytes: int):
         self._budget_bytes = budget_bytes
@@ -50,12 +50,16 @@ class Sharing:
                 views = self._views[recipe.key] = Views.of(recipe).key
                 self._keys.setdefault(views, []).append(recipe.key)
 
-    def keep(self, together: Collection[Key], waiting: Callable[[Key], bool]) -> dict[Key, Keep]:
-        """How the recipes of one pack handle kept answers; recipes that ask no teacher are left out.
+    def keep(self, together: Collection[Key], waiting: Callable[[Key], bool]) -> dict[Key, LogitsCache]:
+        """How the recipes of one pack handle cached logits; recipes that ask no teacher are left out.
 
         ``waiting``: whether a recipe has not started and still may.
         """
-        return {key: Keep(self._budget_bytes, self._wanted(key, together, waiting)) for key in together if key in self}
+        return {
+            key: LogitsCache(self._budget_bytes, self._wanted(key, together, waiting))
+            for key in together
+            if key in self
+        }
 
     def __contains__(self, key: Key) -> bool:
         return key in self._views

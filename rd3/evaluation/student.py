@@ -16,8 +16,8 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import autocast, peak_mib, set_memory_format
 from rd3.errors import Diverged
-from rd3.evaluation.answers import KeptAnswers
 from rd3.evaluation.budget import image_steps, label_bytes
+from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.graphed import GraphedSteps
 from rd3.evaluation.kept import save_student
 from rd3.evaluation.own_labels import OwnLabels
@@ -60,8 +60,8 @@ class Evaluation:
     tested: Tested | None = None
     keep: Path | None = None
     """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
-    answers: KeptAnswers | None = None
-    """Teacher answers on disk; those of the first evaluation of equal views count."""
+    cached_logits: CachedLogits | None = None
+    """Teacher logits on disk; those of the first evaluation of equal views count."""
     soft_labels: SoftLabels | None = None
     """Those that the set comes with, if any."""
 

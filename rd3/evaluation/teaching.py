@@ -12,7 +12,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.augmentations import AUGMENTATIONS
 from rd3.device import autocast, set_memory_format
-from rd3.evaluation.answers import AnswerStream, KeptAnswers
+from rd3.evaluation.cached_logits import CachedLogits, LogitsStream
 from rd3.evaluation.hybrid import combine_logits
 from rd3.evaluation.stored import mixture, restored, stored
 from rd3.evaluation.views import Batch, Chunk, views
@@ -54,15 +54,15 @@ class LabelledViews:
         recipe: EvaluationRecipe,
         precision: str,
         once: OnceLabels | None = None,
-        kept: KeptAnswers | None = None,
+        kept: CachedLogits | None = None,
     ):
         """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views.
 
-        ``once``: labels of the images that need no teacher.  ``kept``: answers to views on disk; call :meth:`close`
+        ``once``: labels of the images that need no teacher.  ``kept``: their cached logits; call :meth:`close`
         after use.
         """
         self._teachers, self._precision = teachers, precision
-        self.answers: AnswerStream | None = None
+        self.cached_logits: LogitsStream | None = None
         protocol, device = recipe.protocol, images.device
         wanted = AHEAD.get(device.type, AHEAD_ELSEWHERE)
         several = teachers and protocol.teacher_mode == "eval"
@@ -74,12 +74,12 @@ class LabelledViews:
             parts = [self._logits(to_unit(some)) for some in images.split(wanted)]
             self.once = OnceLabels([torch.cat(of_teacher) for of_teacher in zip(*parts, strict=True)])
         elif teachers and kept is not None:
-            self.answers = AnswerStream(kept, recipe, len(images), device, precision, ahead)
+            self.cached_logits = LogitsStream(kept, recipe, len(images), device, precision, ahead)
 
     def close(self) -> None:
-        """Close kept answers."""
-        if self.answers is not None:
-            self.answers.close()
+        """Close cached logits."""
+        if self.cached_logits is not None:
+            self.cached_logits.close()
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         for chunk in self._chunks:
@@ -100,7 +100,7 @@ class LabelledViews:
             with torch.inference_mode(), autocast(pixels.device, self._precision):
                 return [teacher(pixels) for teacher in teachers]
 
-        logits = computed() if self.answers is None else self.answers.logits(len(pixels), computed)
+        logits = computed() if self.cached_logits is None else self.cached_logits.logits(len(pixels), computed)
         # A copy, as tensors created in inference mode cannot be saved for a backward pass.
         return [each.to(torch.float32, copy=True) for each in logits]
 

@@ -59,7 +59,7 @@ def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:
         "top1": row["status"] if row["top1_pct"] is None else f"{row['top1_pct']:.2f}",
         "precision": row["ran_precision"] or "",
         "device": row["device"] or "",
-        "wall": seconds_text(row["wall_s"]) + _circumstances(row["pack"], row["answers"]),
+        "wall": seconds_text(row["wall_s"]) + _circumstances(row["pack"], row["cached_logits"]),
         "run": (entry.run_id if entry is not None else None) or "",
         **{name: (row[column] or "")[:12] for name, column in KEYS.items()},
     }
@@ -68,8 +68,8 @@ def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:
 KEYS = {"set": "set", "evaluation": "evaluation", "teacher": "teacher_key"}
 
 
-def _circumstances(pack: float | None, answers: str | None) -> str:
-    """Suffix for the time of an evaluation that was trained in a pack, or without asking its teachers."""
+def _circumstances(pack: float | None, cached_logits: str | None) -> str:
+    """Suffix for the time of an evaluation that was trained in a pack, or with cached teacher logits."""
     found = [f"pack of {pack:.0f}"] if pack is not None and pack > 1 else []
-    found += ["kept teacher answers"] if answers == "read" else []
+    found += ["cached teacher logits"] if cached_logits == "read" else []
     return f" ({', '.join(found)})" if found else ""

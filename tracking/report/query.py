@@ -28,7 +28,7 @@ def split_overrides(method: str, overrides: Mapping[str, Any]) -> tuple[dict[str
 
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
 GENERATION = ("generation_wall_s", "generation_process_s", "preparation_wall_s", "preparation_process_s")
-MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack", "answers")
+MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack", "cached_logits")
 COLUMNS = (
     *Cell.model_fields,
     "status",
@@ -47,7 +47,7 @@ COLUMNS = (
 ``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*``, ``preparation_*`` (the part that the parents took),
 ``set_count`` and ``set_peak_mib`` belong to its set; ``generation_gpu`` is the name of the GPU that made it, or empty
 for a processor.  ``pack`` is the number of evaluations trained together, whose times are then those of the whole pack;
-empty for a single one.  ``answers`` is ``read`` for an evaluation that read kept teacher answers, which takes less
+empty for a single one.  ``cached_logits`` is ``read`` for an evaluation that read cached teacher logits, which takes less
 time than asking teachers."""
 
 

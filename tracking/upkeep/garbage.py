@@ -116,15 +116,15 @@ def _uploads(objects: ObjectStore, moment: float) -> Iterator[Garbage]:
 
 
 def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[Garbage]:
-    """Work folders of finished or abandoned recipes, the cache, which holds copies only, and kept teacher answers."""
+    """Work folders of finished or abandoned recipes, the cache, which holds copies only, and cached teacher logits."""
     done = set().union(*keys.values())
     for folder in sorted((home / "work").glob("*/*")):
         age_s = YOUNG_S if folder.name.partition("-")[0] in done else UNFINISHED_S
         yield from _folder("work folder", folder, moment, age_s)
     for folder in sorted((home / "cache").glob("*/*")):
         yield from _folder("cache", folder, moment, YOUNG_S)
-    if (answers := home / "answers").is_dir():
-        yield from _folder("kept teacher answers", answers, moment, YOUNG_S)
+    if (logits := home / "logits").is_dir():
+        yield from _folder("cached teacher logits", logits, moment, YOUNG_S)
 
 
 def _folder(what: str, folder: Path, moment: float, age_s: float) -> Iterator[Garbage]:

@@ -168,7 +168,7 @@ def litter(home: Path) -> SetRecipe:
         f"work/set/{recipe.key}/half.bin": 7000,
         f"cache/set/{first.key}/manifest.json": 500,
         "cache/set/.staging/part": 10,
-        "answers/views-setting.answers": 70,
+        "logits/views-setting.logits": 70,
     }.items():
         (home / name).parent.mkdir(parents=True)
         (home / name).write_bytes(bytes(size))
@@ -183,7 +183,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     (run,) = tracker.search([experiment], {"rd3.key": recipe.key})
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
         database.execute("UPDATE runs SET end_time = end_time - ?", (2 * 3600 * 1000,))
-    for name in ("blocks", "../work", "../cache", "../answers"):
+    for name in ("blocks", "../work", "../cache", "../logits"):
         age(home / "artifacts" / name, 2 * 3600)
     before = files(home)
     first, second = entries(home)
@@ -198,7 +198,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
         ("work folder", f"{home}/work/share/{second.key}-1of2"): 4,
         ("cache", f"{home}/cache/set/{first.key}"): 500,
         ("cache", f"{home}/cache/set/.staging"): 10,
-        ("kept teacher answers", f"{home}/answers"): 70,
+        ("cached teacher logits", f"{home}/logits"): 70,
     }
     assert files(home) == before
 
@@ -217,7 +217,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
         f"work/share/{second.key}-1of2/a.bin",
         f"cache/set/{first.key}/manifest.json",
         "cache/set/.staging/part",
-        "answers/views-setting.answers",
+        "logits/views-setting.logits",
     }
     assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
     assert rd3("gc")[1].startswith("0.0 MiB in 0 items")

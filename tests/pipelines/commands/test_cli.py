@@ -502,8 +502,8 @@ def test_what_is_made_by_hand_is_said_before_it_begins(rd3, monkeypatch, capsys)
         said, made = begun.pop()
         first, *_rest, last = said.splitlines()
         assert made == kinds
-        assert re.fullmatch(r"run    teacher convnet digits \(6 epochs\) [0-9a-f]{8}, about \d+ s", first)
-        assert re.fullmatch(r"about \d+ s with \d+ in parallel \(rough estimate\); starting Ray", last)
+        assert re.fullmatch(r"run    teacher convnet digits \(6 epochs\) [0-9a-f]{8}, about (\d+ min )?\d+ s", first)
+        assert re.fullmatch(r"about (\d+ min )?\d+ s with \d+ in parallel \(rough estimate\); starting Ray", last)
 
 
 def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):

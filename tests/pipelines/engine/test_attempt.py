@@ -109,12 +109,12 @@ class Bench:
         larger: str | None,
         progress: Any,
         keep_student: bool,
-        answers: Any,
+        cached_logits: Any,
     ) -> Entry:
         self.performed += 1
         assert shared_machine
         assert keep_student == self.job.keep_student
-        assert answers is None
+        assert cached_logits is None
         assert device == "cpu"
         self.closed = False
         if self.raises is not None:

@@ -15,7 +15,7 @@ from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.progress import LineView
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.evaluation.packing import Views
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, SetRecipe
 from tests.pipelines.engine.fakes import FakeBooks, FakeJobs, FixedCluster
@@ -145,35 +145,37 @@ def test_every_recipe_ends_by_itself_and_once():
     assert [": done" in line or ": diverged" in line for line in lines] == [True] * 3
 
 
-def test_what_read_kept_answers_is_not_learnt_from_and_the_last_evaluation_discards_them(tmp_path):
+def test_what_read_cached_logits_is_not_learnt_from_and_the_last_evaluation_discards_them(tmp_path):
     """Ten evaluations of equal views on one device: a pack of eight writes, the others read."""
     labels = {"labels": "soft"}
     recipes = [one.model_copy(update={"teachers": ("t" * 64,)}) for one in alike(10, **labels)]
-    play = Play(recipes, keep_answers_bytes=1000)
-    files = [tmp_path / "answers" / f"{Views.of(one).key[:32]}-1.answers" for one in (recipes[0], evaluation(seed=1))]
+    play = Play(recipes, cache_logits_bytes=1000)
+    files = [tmp_path / "logits" / f"{Views.of(one).key[:32]}-1.logits" for one in (recipes[0], evaluation(seed=1))]
     files[0].parent.mkdir()
     for path in files:
         path.touch()
     jobs = json.loads(play.driver.next_config("trial0")["jobs"])
-    assert [Job.from_plain(job).answers for job in jobs] == [Keep(1000, True)] * 8
+    assert [Job.from_plain(job).cached_logits for job in jobs] == [LogitsCache(1000, True)] * 8
     for number, job in enumerate(jobs):
         said = play.say("trial0", number, done(job["key"], pack=8))
     play.driver.on_end("trial0", said)
-    play.driver.discard_answers(tmp_path)
+    play.driver.discard_logits(tmp_path)
     assert all(path.exists() for path in files)
     jobs = json.loads(play.driver.next_config("trial1")["jobs"])
-    assert [Job.from_plain(job).answers for job in jobs] == [Keep(1000, False)] * 2
+    assert [Job.from_plain(job).cached_logits for job in jobs] == [LogitsCache(1000, False)] * 2
     for number, job in enumerate(jobs):
-        said = play.say("trial1", number, TrialEnd("done", entry={"key": job["key"], "made": {"answers": "read"}}))
+        said = play.say(
+            "trial1", number, TrialEnd("done", entry={"key": job["key"], "made": {"cached_logits": "read"}})
+        )
     play.driver.on_end("trial1", said)
-    play.driver.discard_answers(tmp_path)
+    play.driver.discard_logits(tmp_path)
     assert [path.exists() for path in files] == [False, True], "those of others stay"
     assert play.learnt == []
 
 
-def test_without_a_budget_no_job_keeps_answers():
+def test_without_a_budget_no_job_caches_logits():
     play = Play([one.model_copy(update={"teachers": ("t" * 64,)}) for one in alike(10, labels="soft")])
-    assert {job["answers"] for job in json.loads(play.driver.next_config("trial")["jobs"])} == {None}
+    assert {job["cached_logits"] for job in json.loads(play.driver.next_config("trial")["jobs"])} == {None}
 
 
 def test_progress_is_shown_of_every_recipe():

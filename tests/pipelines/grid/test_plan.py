@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.commands.grid import answers_line
+from pipelines.commands.grid import cached_logits_line
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid, parse_grid
 from pipelines.grid.plan import Plan, _probe, make_plan
 from rd3.errors import DataCorrupt, DataMissing, TrackingError, TrackingUnavailable, Unavailable
 from rd3.models import parameter_count as counted
-from rd3.planning.answers import AnswersForecast
+from rd3.planning.cached_logits import LogitsForecast
 from rd3.planning.cost import CPU_THREAD, Rates
 from rd3.planning.forecast import work
 from rd3.recipe import KINDS, Recipe
@@ -309,12 +309,12 @@ def test_kept_students_are_part_of_the_disk_space():
     assert sizes[TEXT + KEPT] - sizes[TEXT] == pytest.approx(4 * weights, rel=0.02)
 
 
-def test_a_plan_says_what_kept_answers_save(expansion):
-    """The grid varied in temperature: for each set and student seed three evaluations share answers."""
+def test_a_plan_says_what_cached_logits_save(expansion):
+    """The grid varied in temperature: for each set and student seed three evaluations share logits."""
     varied = expand(parse_grid(TEXT + "vary: {temperature: [1.0, 4.0]}\n", "small"), Fingerprints())
     rates = CPU_THREAD._replace(auto="bf16")
-    assert planned(varied, Memory(), rates=rates).answers is None
-    found = planned(varied, Memory(), rates=rates, keep_answers_bytes=10**9).answers
+    assert planned(varied, Memory(), rates=rates).cached_logits is None
+    found = planned(varied, Memory(), rates=rates, cache_logits_bytes=10**9).cached_logits
     evaluations = of_kind(varied, "evaluation")
     assert (found.files, found.evaluations, found.readers, len(evaluations)) == (4, 12, 8, 12)
     epochs = evaluations[0].protocol.epochs
@@ -324,11 +324,11 @@ def test_a_plan_says_what_kept_answers_save(expansion):
     each = work(evaluations[0], infos, parent)
     without = each._replace(cost=each.cost - each.networks[1][1], networks=each.networks[:1])
     assert found.saved_s == pytest.approx(8 * (rates.seconds(each) - rates.seconds(without)))
-    plan = planned(varied, Memory(), rates=rates, keep_answers_bytes=found.disk_bytes // 4 - 1)
-    assert (plan.answers.files, plan.answers.too_large) == (0, 12)
-    assert "12 evaluations share answers that exceed the budget" in answers_line(plan.answers)
-    assert planned(expansion, Memory(), keep_answers_bytes=10**9).answers == AnswersForecast()
-    assert "answers" not in planned(expansion, Memory()).to_json()
-    assert plan.to_json()["answers"]["too_large"] == 12
+    plan = planned(varied, Memory(), rates=rates, cache_logits_bytes=found.disk_bytes // 4 - 1)
+    assert (plan.cached_logits.files, plan.cached_logits.too_large) == (0, 12)
+    assert "12 evaluations share logits that exceed the budget" in cached_logits_line(plan.cached_logits)
+    assert planned(expansion, Memory(), cache_logits_bytes=10**9).cached_logits == LogitsForecast()
+    assert "cached_logits" not in planned(expansion, Memory()).to_json()
+    assert plan.to_json()["cached_logits"]["too_large"] == 12
     ready = Memory(evaluations[:-1])
-    assert planned(varied, ready, keep_answers_bytes=10**9).answers == AnswersForecast(), "only one is left to run"
+    assert planned(varied, ready, cache_logits_bytes=10**9).cached_logits == LogitsForecast(), "only one is left to run"

@@ -22,7 +22,7 @@ from pipelines.sweep.subject import subjects
 from pipelines.sweep.worker import Answer, Attempt, Score
 from rd3.errors import Unavailable
 from rd3.evaluation.packing import Views
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 
 
 @pytest.fixture
@@ -36,19 +36,19 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     return SweepRun(asked, subjects(asked, Catalog.of(here)), here, Catalog.of(here))
 
 
-def test_points_that_leave_the_views_as_they_are_share_kept_answers(sweep, tmp_path):
+def test_points_that_leave_the_views_as_they_are_share_cached_logits(sweep, tmp_path):
     """Not those with other batches; the study's end deletes what its trials shared."""
     subject = sweep.subjects[0]
     zeta, batch = subject.evaluations({"zeta": 1.25}), subject.evaluations({"batch_size": 3})
-    assert subject.answers(zeta, 1000) == {one.key: Keep(1000, True) for one in zeta}
-    assert subject.answers(batch, 1000) == subject.answers(zeta, 0) == {}
-    path = tmp_path / "answers" / f"{Views.of(zeta[0]).key[:32]}-1.answers"
+    assert subject.cached_logits(zeta, 1000) == {one.key: LogitsCache(1000, True) for one in zeta}
+    assert subject.cached_logits(batch, 1000) == subject.cached_logits(zeta, 0) == {}
+    path = tmp_path / "logits" / f"{Views.of(zeta[0]).key[:32]}-1.logits"
     path.parent.mkdir()
     path.touch()
-    sweep._discard_answers(subject)
+    sweep._discard_logits(subject)
     assert path.exists(), "this run keeps none"
-    sweep.keep_answers_bytes = 1000
-    sweep._discard_answers(subject)
+    sweep.cache_logits_bytes = 1000
+    sweep._discard_logits(subject)
     assert not path.exists()
 
 

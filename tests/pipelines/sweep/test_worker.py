@@ -11,7 +11,7 @@ from pipelines.sweep.study import Pruning
 from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
 from rd3 import perform
 from rd3.errors import DataCorrupt, Diverged, Unavailable
-from rd3.evaluation.sharing import Keep
+from rd3.evaluation.sharing import LogitsCache
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
 from rd3.values import canonical
@@ -47,11 +47,11 @@ FIRST, SECOND = recipe(0), recipe(1)
 def trained(monkeypatch):
     """Stands for the training: accuracies by student seed; ``keys`` is what was trained."""
     world = SimpleNamespace(scores={0: (20.0, 40.0, 60.0), 1: (10.0, 30.0, 70.0)}, keys=[], error=None)
-    world.asked, world.away, world.answers = [], 0, []
+    world.asked, world.away, world.cached_logits = [], 0, []
 
-    def perform(one, store, roots, out, *, device, tested, answers):
+    def perform(one, store, roots, out, *, device, tested, cached_logits):
         world.keys.append(one.key)
-        world.answers.append(answers)
+        world.cached_logits.append(cached_logits)
         assert out.is_dir() and out.parent == scratch_folder(roots.home, "sweep-k")
         *looks, last = world.scores[one.student_seed]
         for epoch, look in zip(one.protocol.test_epochs, looks, strict=True):
@@ -113,9 +113,9 @@ def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
     assert list(scratch_folder(tmp_path, "sweep-k").iterdir()) == []
 
 
-def test_evaluations_keep_answers_as_the_driver_decides(trained, attempt):
-    judge(replace(attempt, answers={SECOND.key: Keep(1000, True)}), [])
-    assert trained.answers == [None, Keep(1000, True)]
+def test_evaluations_cache_logits_as_the_driver_decides(trained, attempt):
+    judge(replace(attempt, cached_logits={SECOND.key: LogitsCache(1000, True)}), [])
+    assert trained.cached_logits == [None, LogitsCache(1000, True)]
 
 
 def test_a_store_that_is_away_for_a_while_ends_no_trial(trained, attempt):

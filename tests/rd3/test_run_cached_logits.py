@@ -1,4 +1,4 @@
-"""``python -m rd3.run --keep-answers``: ten evaluations of equal views, of which the first eight are one pack."""
+"""``python -m rd3.run --cache-logits``: ten evaluations of equal views, of which the first eight are one pack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from rd3 import run
 from rd3.campaign import command, runner
 from rd3.datasets import Roots, open_dataset
-from rd3.evaluation.answer_files import SUFFIX
+from rd3.evaluation.logits_folder import SUFFIX
 from rd3.evaluation.packing import SIZE
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, TeacherTraining, to_json
@@ -20,8 +20,8 @@ COUNT = SIZE + 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a store of a teacher, a set and all evaluations, which were run without kept answers."""
-    folder = tmp_path_factory.mktemp("answers")
+    """With a store of a teacher, a set and all evaluations, which were run without cached logits."""
+    folder = tmp_path_factory.mktemp("cached")
     dataset = open_dataset("digits", Roots(None, folder / "home"))
     info = dataset.info
     shared = {"data": Data(name="digits", fingerprint=dataset.fingerprint), "classes": info.classes, "resolution": 32}
@@ -89,32 +89,32 @@ def test_a_later_pack_reads_what_the_first_has_written_and_nothing_is_left(
 
     def watch(scheduler: command.Scheduler, event: runner.Event, **options) -> None:
         if isinstance(event, runner.Ended):
-            seen.append((len(list((folder / "home").rglob(f"*{SUFFIX}"))), event.answers_read))
+            seen.append((len(list((folder / "home").rglob(f"*{SUFFIX}"))), event.logits_read))
         handle(scheduler, event, **options)
 
     monkeypatch.setattr(command.Scheduler, "handle", watch)
     monkeypatch.setattr(command.Estimates, "learn", lambda _estimates, key, _spent: learnt.append(key))
-    assert ran(folder, "recipes", store, "--keep-answers", "1MB", out=tmp_path.name) == 0
+    assert ran(folder, "recipes", store, "--cache-logits", "1MB", out=tmp_path.name) == 0
     assert seen == [(1, False)] * SIZE + [(0, True)] * 2
     assert sum(passes) == 2 + 2 * 10, "two images to check the number of classes, then every view once"
     assert learnt == []
     mine, plain = evaluations(store), evaluations(folder / "parents-only")
     assert {key: one[:2] for key, one in mine.items()} == {key: one[:2] for key, one in plain.items()}
-    assert sorted(one[2].get("answers", "") for one in mine.values()) == [""] * SIZE + ["read"] * 2
-    assert not list((folder / "home").rglob(f"*{SUFFIX}")) and not list(store.rglob("*answers*"))
-    assert not any("answers" in one[2] for one in plain.values())
+    assert sorted(one[2].get("cached_logits", "") for one in mine.values()) == [""] * SIZE + ["read"] * 2
+    assert not list((folder / "home").rglob(f"*{SUFFIX}")) and not list(store.rglob("*logits*"))
+    assert not any("cached_logits" in one[2] for one in plain.values())
 
 
-def test_workers_keep_answers_too(folder, store, tmp_path):
+def test_workers_cache_logits_too(folder, store, tmp_path):
     """With two processes the order is not fixed, but the results are the same and nothing is left."""
-    options = ("--keep-answers", "1MB", "--workers", "2")
+    options = ("--cache-logits", "1MB", "--workers", "2")
     assert ran(folder, "recipes", store, *options, out=tmp_path.name) == 0
     mine, plain = evaluations(store), evaluations(folder / "parents-only")
     assert {key: one[:2] for key, one in mine.items()} == {key: one[:2] for key, one in plain.items()}
     assert not list((folder / "home").rglob(f"*{SUFFIX}"))
 
 
-def test_an_interrupted_run_leaves_answers_for_the_evaluations_that_it_resumes_with(
+def test_an_interrupted_run_leaves_logits_for_the_evaluations_that_it_resumes_with(
     folder, store, tmp_path, passes, monkeypatch
 ):
     perform_pack, calls = runner.Runner._run_pack, []
@@ -126,7 +126,7 @@ def test_an_interrupted_run_leaves_answers_for_the_evaluations_that_it_resumes_w
         return perform_pack(self, recipes, *how)
 
     monkeypatch.setattr(runner.Runner, "_run_pack", interrupted)
-    options = ("--keep-answers", "1MB")
+    options = ("--cache-logits", "1MB")
     assert ran(folder, "recipes", store, *options, out=tmp_path.name) in (4, 130)
     assert len(list((folder / "home").rglob(f"*{SUFFIX}"))) == 1
     before = len(passes)
@@ -137,5 +137,5 @@ def test_an_interrupted_run_leaves_answers_for_the_evaluations_that_it_resumes_w
 
 def test_a_size_that_is_none(folder, store, capsys):
     with pytest.raises(SystemExit):
-        ran(folder, "recipes", store, "--keep-answers", "much")
+        ran(folder, "recipes", store, "--cache-logits", "much")
     assert "'much' is not a size above 0" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Students that read kept teacher answers, and students that write them, beside students that ask their teacher.
+"""Students that read cached teacher logits, and students that write them, beside students with a teacher.
 
-The reference here is our own path, with nothing kept.  Bits are equal (``tests/rd3/evaluation/test_answers.py``).
+The reference here is our own path, with nothing kept.  Bits are equal (``tests/rd3/evaluation/test_cached_logits.py``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from benchmarks.bench import Bench, Job, layout
 from benchmarks.post_evaluation import BATCH
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, chunk_of
-from rd3.evaluation.answer_files import AnswerFolder
-from rd3.evaluation.answers import KeptAnswers
+from rd3.evaluation.cached_logits import CachedLogits
+from rd3.evaluation.logits_folder import LogitsFolder
 
 IMAGES = 500
 SMALL = "convnet_w32"
@@ -35,21 +35,21 @@ def _rows(bench: Bench, student: str, scratch: Path) -> Iterator[Row]:
     # As many epochs as are measured, and the one that begins them; the test after the last is not reached.
     epochs = math.ceil((bench.rounds + 1) * chunk * BATCH / IMAGES) + 1
     recipe = subject.recipe(student=student, epochs=epochs)
-    complete = AnswerFolder(scratch / "complete", BUDGET)
-    with Students(subject, [recipe], bench.device, KeptAnswers(complete, "", wanted=True)) as first:
+    complete = LogitsFolder(scratch / "complete", BUDGET)
+    with Students(subject, [recipe], bench.device, CachedLogits(complete, "", wanted=True)) as first:
         first.label_all()
-    written = AnswerFolder(scratch / "written", BUDGET)
+    written = LogitsFolder(scratch / "written", BUDGET)
     with (
         Students(subject, [recipe], bench.device) as asks,
-        Students(subject, [recipe], bench.device, KeptAnswers(complete, "", wanted=False)) as reads,
-        Students(subject, [recipe], bench.device, KeptAnswers(written, "", wanted=True)) as writes,
+        Students(subject, [recipe], bench.device, CachedLogits(complete, "", wanted=False)) as reads,
+        Students(subject, [recipe], bench.device, CachedLogits(written, "", wanted=True)) as writes,
     ):
         spent = bench.compare({"asks": asks.work, "reads": reads.work, "writes": writes.work})
-    size = sum(path.stat().st_size for path in complete.path.glob("*.answers"))
+    size = sum(path.stat().st_size for path in complete.path.glob("*.logits"))
     for name, students in (("reads", reads), ("writes", writes)):
-        note = f"the teacher answered {students.taught} images, {asks.taught} of the reference"
+        note = f"the teacher labelled {students.taught} images, {asks.taught} of the reference"
         note += f"; {size} bytes for {epochs * IMAGES} views" if name == "reads" else ""
-        words = f"{bench.network} labels, {student} learns, 32 px, {name} answers"
-        job = Job("kept_answers", words, "step", BATCH, BATCH)
+        words = f"{bench.network} labels, {student} learns, 32 px, {name} logits"
+        job = Job("cached_logits", words, "step", BATCH, BATCH)
         precision = students.precision
         yield bench.row(job, spent[name], spent["asks"], dtype=precision, layout=layout(bench, precision), note=note)

@@ -1,4 +1,4 @@
-"""What keeping teacher answers on disk would save a run, in closed form."""
+"""What keeping teacher logits on disk would save a run, in closed form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rd3.datasets import DatasetInfo
-from rd3.evaluation.budget import answer_bytes, image_steps
+from rd3.evaluation.budget import image_steps, logits_bytes
 from rd3.evaluation.packing import Views
 from rd3.evaluation.sharing import asks_teachers
 from rd3.models import Cost
@@ -14,8 +14,8 @@ from rd3.planning.cost import Rates, Work
 from rd3.recipe import EvaluationRecipe, Key, Recipe
 
 
-class AnswersForecast(NamedTuple):
-    """Answers that at least two evaluations of a run share, if they fit the disk budget."""
+class LogitsForecast(NamedTuple):
+    """Logits that at least two evaluations of a run share, if they fit the disk budget."""
 
     files: int = 0
     """One for each value of the views."""
@@ -26,14 +26,14 @@ class AnswersForecast(NamedTuple):
     images: int = 0
     """Images that teachers label less, each counted once for each teacher, than if every evaluation asked them."""
     saved_s: float = 0.0
-    """Device time of labelling these, in seconds.  Packs save part of it without keeping answers."""
+    """Device time of labelling these, in seconds.  Packs save part of it without a cache."""
     disk_bytes: int = 0
     """All files together; a run never uses more than the budget."""
     too_large: int = 0
-    """Evaluations that share answers which exceed the budget."""
+    """Evaluations that share logits which exceed the budget."""
 
 
-def forecast_answers(
+def forecast_logits(
     recipes: Iterable[Recipe],
     budget_bytes: int,
     *,
@@ -41,7 +41,7 @@ def forecast_answers(
     parents: Mapping[Key, Any],
     infos: Mapping[str, DatasetInfo],
     rates: Rates,
-) -> AnswersForecast:
+) -> LogitsForecast:
     """The forecast for the recipes that run; evaluations whose set or dataset is unknown are left out."""
     groups: dict[str, list[EvaluationRecipe]] = {}
     for one in recipes:
@@ -49,7 +49,7 @@ def forecast_answers(
             groups.setdefault(Views.of(one).key, []).append(one)
     shared = [group for group in groups.values() if len(group) > 1]
     parts = [_of_group(group, budget_bytes, work(group[0]), parents, infos, rates) for group in shared]
-    return AnswersForecast(*map(sum, zip(AnswersForecast(), *parts, strict=True)))
+    return LogitsForecast(*map(sum, zip(LogitsForecast(), *parts, strict=True)))
 
 
 def _of_group(
@@ -59,16 +59,16 @@ def _of_group(
     parents: Mapping[Key, Any],
     infos: Mapping[str, DatasetInfo],
     rates: Rates,
-) -> AnswersForecast:
-    """The forecast for several evaluations that share answers."""
+) -> LogitsForecast:
+    """The forecast for several evaluations that share logits."""
     first, protocol, classes = group[0], group[0].protocol, infos[group[0].data.name].num_classes
     images, teachers, readers = parents[first.set].ipc * classes, len(first.teachers), len(group) - 1
     precision = rates.auto if protocol.precision == "auto" else protocol.precision
-    size = answer_bytes(protocol, images, classes, teachers, precision)
+    size = logits_bytes(protocol, images, classes, teachers, precision)
     if size > budget_bytes:
-        return AnswersForecast(too_large=len(group))
+        return LogitsForecast(too_large=len(group))
     labelled = readers * teachers * image_steps(protocol, images)
-    return AnswersForecast(1, len(group), readers, labelled, readers * _teachers_s(work, rates), size)
+    return LogitsForecast(1, len(group), readers, labelled, readers * _teachers_s(work, rates), size)
 
 
 def _teachers_s(work: Work, rates: Rates) -> float:

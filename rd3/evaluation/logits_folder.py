@@ -1,6 +1,6 @@
-"""The folder of kept teacher answers: a disk budget, one writer for each file, and the least recently used go first.
+"""The folder of cached teacher logits: a disk budget, one writer for each file, and the least recently used go first.
 
-``<home>/answers/<views>-<setting>.answers`` are complete files; those being written end in ``.part`` and are locked by
+``<home>/logits/<views>-<setting>.logits`` are complete files; those being written end in ``.part`` and are locked by
 their writer, so that one that crashed leaves a file without a lock, which is never read.  The lock of the folder is
 held for moments only: while a file is begun, completed or deleted.
 """
@@ -15,16 +15,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-SUFFIX, PART = ".answers", ".part"
+SUFFIX, PART = ".logits", ".part"
 VIEWS_DIGITS = 32
 """Digits of the key of the views with which the name of a file begins."""
 
 
-class AnswerFolder:
-    """Kept answers in the ``home`` of a machine.  All methods may raise :class:`OSError`."""
+class LogitsFolder:
+    """Cached logits in the ``home`` of a machine.  All methods may raise :class:`OSError`."""
 
     def __init__(self, home: Path, budget_bytes: int = 0):
-        self.path, self.budget_bytes = Path(home) / "answers", budget_bytes
+        self.path, self.budget_bytes = Path(home) / "logits", budget_bytes
 
     def open(self, name: str) -> BinaryIO | None:
         """A complete file to read, which then counts as used; None if there is none."""

@@ -1,4 +1,4 @@
-"""Kept teacher answers: the same bits as without, from files that are whole, within a budget, and gone in the end."""
+"""Cached teacher logits: the same bits as without, from files that are whole, within a budget, and gone in the end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from rd3.errors import BadValue
-from rd3.evaluation import answers, teaching
-from rd3.evaluation.answer_files import PART, SUFFIX, AnswerFolder
-from rd3.evaluation.answers import AnswerStream, KeptAnswers
-from rd3.evaluation.budget import answer_bytes, image_steps, steps
+from rd3.evaluation import cached_logits, teaching
+from rd3.evaluation.budget import image_steps, logits_bytes, steps
+from rd3.evaluation.cached_logits import CachedLogits, LogitsStream
+from rd3.evaluation.logits_folder import PART, SUFFIX, LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.evaluation.posteval import Evaluation, train_pack
-from rd3.evaluation.sharing import Keep, Sharing, disk_budget
+from rd3.evaluation.sharing import LogitsCache, Sharing, disk_budget
 from rd3.evaluation.views import views
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
@@ -40,12 +40,12 @@ def recipe(teachers: int = 1, **fields) -> EvaluationRecipe:
     )  # fmt: skip
 
 
-def kept(home: Path, budget: int = PLENTY, *, wanted: bool = True) -> KeptAnswers:
-    return KeptAnswers(AnswerFolder(home, budget), "content", wanted)
+def kept(home: Path, budget: int = PLENTY, *, wanted: bool = True) -> CachedLogits:
+    return CachedLogits(LogitsFolder(home, budget), "content", wanted)
 
 
-def evaluation(one: EvaluationRecipe, answers: KeptAnswers | None = None) -> Evaluation:
-    return Evaluation(one, IMAGES, LABELS, TEACHERS[: len(one.teachers)], answers=answers)
+def evaluation(one: EvaluationRecipe, cached_logits: CachedLogits | None = None) -> Evaluation:
+    return Evaluation(one, IMAGES, LABELS, TEACHERS[: len(one.teachers)], cached_logits=cached_logits)
 
 
 def trained(*evaluations: Evaluation) -> list:
@@ -55,7 +55,7 @@ def trained(*evaluations: Evaluation) -> list:
 
 
 def complete(home: Path) -> list[Path]:
-    return sorted((home / "answers").glob(f"*{SUFFIX}"))
+    return sorted((home / "logits").glob(f"*{SUFFIX}"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -67,7 +67,7 @@ def complete(home: Path) -> list[Path]:
         {"soft_labels": "stored", "label_epochs": 2, "label_reuse": "epochs"},
     ],
 )  # fmt: skip
-def test_the_second_evaluation_reads_every_answer_and_is_equal_to_the_bit(tmp_path, passes, precision, fields):
+def test_the_second_evaluation_reads_all_logits_and_is_equal_to_the_bit(tmp_path, passes, precision, fields):
     first, second = recipe(precision=precision, **fields), recipe(precision=precision, zeta=2.0, **fields)
     writer, reader = kept(tmp_path), kept(tmp_path)
     without = [*trained(evaluation(first)), *trained(evaluation(second))]
@@ -85,7 +85,7 @@ def test_what_is_read_has_the_type_and_the_bits_that_teachers_compute(tmp_path):
         trained(evaluation(one, kept(tmp_path / precision)))
         copies = [teaching.frozen(teacher, "eval", precision, CPU) for teacher in TEACHERS]
         ahead = teaching.AHEAD["cpu"] // 5
-        stream = AnswerStream(kept(tmp_path / precision), one, 24, CPU, precision, ahead)
+        stream = LogitsStream(kept(tmp_path / precision), one, 24, CPU, precision, ahead)
         for chunk in views(IMAGES, LABELS, one.protocol, 0, ahead):
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 plain = [copy(chunk.pixels) for copy in copies]
@@ -100,12 +100,12 @@ def test_the_size_is_known_beforehand(tmp_path, images):
     one = recipe(2, precision="bf16")
     rows = [len(chunk.pixels) for chunk in views(IMAGES[:images], LABELS[:images], one.protocol, 0)]
     assert (sum(rows), len(rows)) == (image_steps(one.protocol, images), steps(one.protocol, images))
-    assert answer_bytes(one.protocol, images, 4, 2, "bf16") == sum(rows) * 4 * 2 * 2
+    assert logits_bytes(one.protocol, images, 4, 2, "bf16") == sum(rows) * 4 * 2 * 2
     train_pack(
-        [Evaluation(one, IMAGES[:images], LABELS[:images], TEACHERS, answers=kept(tmp_path))], DATASET, device=CPU
+        [Evaluation(one, IMAGES[:images], LABELS[:images], TEACHERS, cached_logits=kept(tmp_path))], DATASET, device=CPU
     )
     [path] = complete(tmp_path)
-    assert 0 < path.stat().st_size - answer_bytes(one.protocol, images, 4, 2, "bf16") < 500
+    assert 0 < path.stat().st_size - logits_bytes(one.protocol, images, 4, 2, "bf16") < 500
 
 
 def test_a_pack_writes_and_reads_as_a_whole(tmp_path, passes):
@@ -148,19 +148,19 @@ def test_a_writer_that_is_interrupted_leaves_nothing_that_is_read(tmp_path, monk
     monkeypatch.setitem(teaching.AHEAD, "cpu", 5)
 
     def stop(_fraction: float, _note: str) -> None:
-        assert list((tmp_path / "answers").glob(f"*{PART}"))
+        assert list((tmp_path / "logits").glob(f"*{PART}"))
         raise Stop
 
     one, writer = recipe(), kept(tmp_path)
     with pytest.raises(Stop):
-        train_pack([Evaluation(one, IMAGES, LABELS, TEACHERS[:1], stop, answers=writer)], DATASET, device=CPU)
-    assert not complete(tmp_path) and not list((tmp_path / "answers").glob(f"*{PART}"))
+        train_pack([Evaluation(one, IMAGES, LABELS, TEACHERS[:1], stop, cached_logits=writer)], DATASET, device=CPU)
+    assert not complete(tmp_path) and not list((tmp_path / "logits").glob(f"*{PART}"))
 
 
 def _write_and_die(home: Path) -> None:
     teaching.AHEAD["cpu"] = 5
     torch.set_num_threads(1)
-    dies = Evaluation(recipe(), IMAGES, LABELS, TEACHERS[:1], lambda *_: os._exit(9), answers=kept(home))
+    dies = Evaluation(recipe(), IMAGES, LABELS, TEACHERS[:1], lambda *_: os._exit(9), cached_logits=kept(home))
     train_pack([dies], DATASET, device=CPU)
 
 
@@ -170,7 +170,7 @@ def test_a_writer_that_was_killed_leaves_nothing_that_is_read(tmp_path, monkeypa
     process.start()
     process.join()
     assert process.exitcode == 9
-    assert not complete(tmp_path) and len(list((tmp_path / "answers").glob(f"*{PART}"))) == 1
+    assert not complete(tmp_path) and len(list((tmp_path / "logits").glob(f"*{PART}"))) == 1
     one, mine = recipe(), kept(tmp_path)
     without = trained(evaluation(one))
     assert trained(evaluation(one, mine)) == without and not mine.read
@@ -203,11 +203,11 @@ def test_two_processes_at_once_do_not_disturb_each_other(new_process_floats, tmp
     assert [result for result, _read in found] == [without] * 2
     mine = kept(tmp_path)
     assert trained(evaluation(recipe(), mine)) == without
-    assert len(complete(tmp_path)) == 1 and not list((tmp_path / "answers").glob(f"*{PART}"))
+    assert len(complete(tmp_path)) == 1 and not list((tmp_path / "logits").glob(f"*{PART}"))
 
 
 def test_only_one_writes_a_file(tmp_path):
-    folder = AnswerFolder(tmp_path, 100)
+    folder = LogitsFolder(tmp_path, 100)
     stream = folder.begin("a-b", 60)
     assert folder.begin("a-b", 60) is None, "it is being written"
     assert folder.begin("c-d", 60) is None, "the rest of the budget is too small"
@@ -219,12 +219,12 @@ def test_only_one_writes_a_file(tmp_path):
 
 
 def test_the_least_recently_used_go_first_and_readers_can_go_on(tmp_path):
-    folder = AnswerFolder(tmp_path, 100)
+    folder = LogitsFolder(tmp_path, 100)
     for place, name in enumerate(("a-1", "b-1", "c-1")):
         stream = folder.begin(name, 30)
         stream.write(name.encode() * 10)
         folder.complete(name, stream)
-        os.utime(tmp_path / "answers" / f"{name}{SUFFIX}", (place, place))
+        os.utime(tmp_path / "logits" / f"{name}{SUFFIX}", (place, place))
     reader = folder.open("a-1")
     assert reader is not None
     folder.abandon("d-1", folder.begin("d-1", 40))
@@ -243,13 +243,13 @@ def test_a_budget_that_is_too_small_keeps_nothing_and_changes_nothing(tmp_path):
     assert not complete(tmp_path)
 
 
-def test_answers_that_nobody_waits_for_are_not_written(tmp_path):
+def test_logits_that_nobody_waits_for_are_not_written(tmp_path):
     trained(evaluation(recipe(), kept(tmp_path, wanted=False)))
-    assert not (tmp_path / "answers").exists()
+    assert not (tmp_path / "logits").exists()
 
 
 def test_a_home_that_cannot_be_written_is_only_a_warning(tmp_path):
-    (tmp_path / "answers").write_text("a file")
+    (tmp_path / "logits").write_text("a file")
     with pytest.warns(UserWarning, match="cannot be "):
         assert trained(evaluation(recipe(), kept(tmp_path))) == trained(evaluation(recipe()))
 
@@ -269,7 +269,7 @@ def test_what_decides_bits_is_part_of_the_name(tmp_path, monkeypatch):
     trained(evaluation(one, other))
     monkeypatch.setitem(teaching.AHEAD, "cpu", 10)
     trained(evaluation(one, kept(tmp_path)))
-    monkeypatch.setattr(answers, "bits_of", lambda device: {"device": "another"})
+    monkeypatch.setattr(cached_logits, "bits_of", lambda device: {"device": "another"})
     trained(evaluation(one, kept(tmp_path)))
     assert not other.read and len(complete(tmp_path)) == 4
 
@@ -279,7 +279,7 @@ def test_evaluations_of_equal_views_share_as_long_as_one_waits():
     alone = recipe(batch_size=6)
     sharing = Sharing([first, second, third, alone], PLENTY)
     waiting = {second.key, third.key, alone.key}
-    assert sharing.keep([first.key], waiting.__contains__) == {first.key: Keep(PLENTY, True)}
+    assert sharing.keep([first.key], waiting.__contains__) == {first.key: LogitsCache(PLENTY, True)}
     assert sharing.keep([first.key, second.key], {third.key}.__contains__)[second.key].wanted
     assert not sharing.keep([first.key, second.key, third.key], waiting.__contains__)[first.key].wanted
     assert not sharing.keep([alone.key], waiting.__contains__)[alone.key].wanted

@@ -1,4 +1,4 @@
-"""Teacher answers kept on disk: the logits of each teacher on each view, read by later evaluations of equal views.
+"""Teacher logits cached on disk: the logits of each teacher on each view, read by later evaluations of equal views.
 
 Nothing that is read differs by a bit from what would be computed: logits are kept in the type in which teachers compute
 them, and the name of a file is a digest of the views and of all that decides bits (files of the set and the teachers,
@@ -22,30 +22,30 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from rd3 import __version__
-from rd3.evaluation.answer_files import VIEWS_DIGITS, AnswerFolder
 from rd3.evaluation.budget import image_steps, steps
+from rd3.evaluation.logits_folder import VIEWS_DIGITS, LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.hardware import processor
 from rd3.recipe import EvaluationRecipe
 from rd3.values import digest
 
-MAGIC = b"RD3 answers 1\n"
+MAGIC = b"RD3 logits 1\n"
 DIGEST_BYTES = 32
 _HEADER_LIMIT = 65_536
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
-class KeptAnswers:
-    """Kept answers of one evaluation."""
+class CachedLogits:
+    """Cached logits of one evaluation."""
 
-    folder: AnswerFolder
+    folder: LogitsFolder
     content: str
     """Digest of the files of the set and the teachers, which are not decided by their recipes' keys to the bit."""
     wanted: bool
-    """Whether answers that are not there are written, for others."""
+    """Whether logits that are not there are written, for others."""
     read: bool = False
-    """Whether answers were read, so that the time of the evaluation says little about others."""
+    """Whether logits were read, so that the time of the evaluation says little about others."""
 
 
 class _Damaged(Exception):
@@ -63,16 +63,16 @@ class _Logits(NamedTuple):
         return self.classes * _TYPES[self.dtype].itemsize
 
 
-class AnswerStream:
-    """The answers of one training, chunk by chunk: read if a complete file is there, else computed and written.
+class LogitsStream:
+    """The logits of one training, chunk by chunk: read if a complete file is there, else computed and written.
 
-    A damaged chunk is computed, as are all that follow it; its file is deleted with a warning.  If answers cannot be
+    A damaged chunk is computed, as are all that follow it; its file is deleted with a warning.  If logits cannot be
     written, the training goes on without, with a warning unless the disk budget is the reason.
     """
 
     def __init__(
         self,
-        kept: KeptAnswers,
+        kept: CachedLogits,
         recipe: EvaluationRecipe,
         images: int,
         device: torch.device,
@@ -94,7 +94,7 @@ class AnswerStream:
 
     @property
     def reading(self) -> bool:
-        """Whether the next answers are read."""
+        """Whether the next logits are read."""
         return self._reader is not None
 
     def _open(self) -> None:
@@ -160,8 +160,8 @@ class AnswerStream:
 
     def _size(self, layout: Sequence[_Logits]) -> int:
         """Bytes of the whole file."""
-        answers = self._rows * sum(each.row_bytes for each in layout)
-        return len(_header(layout, self._rows)) + answers + self._chunks * DIGEST_BYTES
+        logits = self._rows * sum(each.row_bytes for each in layout)
+        return len(_header(layout, self._rows)) + logits + self._chunks * DIGEST_BYTES
 
     def _write(self, logits: Sequence[torch.Tensor]) -> None:
         try:
@@ -201,7 +201,7 @@ class AnswerStream:
             self._warn(f"cannot be deleted ({error.strerror})")
 
     def _warn(self, what: str) -> None:
-        warnings.warn(f"Kept teacher answers {self._kept.folder.path / self._name} {what}.", stacklevel=2)
+        warnings.warn(f"Cached teacher logits {self._kept.folder.path / self._name} {what}.", stacklevel=2)
 
 
 def _header(layout: Sequence[_Logits], rows: int) -> bytes:
