@@ -47,8 +47,8 @@ COLUMNS = (
 ``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*``, ``preparation_*`` (the part that the parents took),
 ``set_count`` and ``set_peak_mib`` belong to its set; ``generation_gpu`` is the name of the GPU that made it, or empty
 for a processor.  ``pack`` is the number of evaluations trained together, whose times are then those of the whole pack;
-empty for a single one.  ``cached_logits`` is ``read`` for an evaluation that read cached teacher logits, which takes less
-time than asking teachers."""
+empty for a single one.  ``cached_logits`` is ``read`` for an evaluation that read them, which takes less time than with
+teachers."""
 
 
 _GPU_NAMES = ("NVIDIA", "Tesla", "GeForce", "Quadro", "AMD Instinct", "AMD Radeon")
