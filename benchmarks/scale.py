@@ -353,7 +353,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         with ray_cluster(Path(folder)):
             cpu, wall = time.process_time(), time.perf_counter()
-            tuned.work_off(driver, Path(folder))
+            tuned.run_queue(driver, Path(folder))
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         ray.shutdown()
     assert len(queue.done) == recipes

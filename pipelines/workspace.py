@@ -175,7 +175,7 @@ class LoadedGrid:
         entries = GridEntries.of(self.expansion.cells, here.ledger)
         self._not_compared = ""
         try:
-            entries.compare(Tracker(here.owned()))
+            entries.compare(Tracker(here.with_identity()))
         except TrackingError as error:  # results do not depend on the tracking server
             self._not_compared = f"not compared with MLflow: {error.message}"
             sys.stderr.write(f"Digests of results were {self._not_compared}\n")

@@ -18,8 +18,8 @@ from tracking.runs.fields import Fact, note, origin, set_input, span_ms
 from tracking.runs.runs import Tracker
 from tracking.runs.students import record_student, upload_student
 
-HAND = "rd3"
-"""MLflow experiment for recipes that are run or imported outside a grid."""
+EXPERIMENT = "rd3"
+"""Name of the MLflow experiment of all runs: of grids, of single recipes and of imports."""
 
 
 class TrackedStore:
@@ -61,7 +61,7 @@ class TrackedStore:
             return known
         ledger_id = self.place.ledger_id or identity(self.ledger.objects, create=True)
         tracker = Tracker(replace(self.place, ledger_id=ledger_id))
-        experiment_id = tracker.experiment(HAND)
+        experiment_id = tracker.experiment(EXPERIMENT)
         recipe = read_recipe(entry.recipe)
         start, end = (span_ms(entry) if source else None) or (None, None)
         run = tracker.begin(recipe, facts or {}, experiment_id=experiment_id, start_ms=start)
@@ -80,7 +80,7 @@ class TrackedStore:
             raise
         if known is not None:
             self.ledger.forget(entry.kind, entry.key)
-        return self.ledger.mark(kept)
+        return self.ledger.add(kept)
 
     def add_student(self, again: Entry, folder: Path) -> Entry:
         """Add the student of ``again``, whose files are in ``folder``, to the entry that the ledger has without it.
@@ -93,7 +93,7 @@ class TrackedStore:
 
     def mention(self, entry: Entry) -> Entry:
         """Record an entry whose files are not available: it gets no run, and a plan treats its recipe as missing."""
-        return self.ledger.mark(entry.model_copy(update={"artifact": None, "run_id": None}))
+        return self.ledger.add(entry.model_copy(update={"artifact": None, "run_id": None}))
 
 
 class GivenStore:

@@ -323,15 +323,15 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, gri
     from rd3.errors import StoreError, TrackingError
     from tracking.report.publish import publish, shared_view
     from tracking.runs.runs import Tracker
-    from tracking.store import HAND
+    from tracking.store import EXPERIMENT
 
-    tracker = Tracker(here.owned(work=f"grid {name}"))
+    tracker = Tracker(here.with_identity(purpose=f"grid {name}"))
     try:
         settle_home(here)
         tracker.check()
-        run_id = tracker.find_grid(HAND, name)
+        run_id = tracker.find_grid(EXPERIMENT, name)
         if run_id is None and (results.frame["status"] == "done").any():
-            run_id = tracker.grid_run(tracker.experiment(HAND), name, grid_yaml=grid_yaml)
+            run_id = tracker.grid_run(tracker.experiment(EXPERIMENT), name, grid_yaml=grid_yaml)
             tracker.close_grid(run_id, ok=bool((results.frame["status"] != "missing").all()))
         if run_id is not None:
             publish(tracker, run_id, name, results, folder)

@@ -78,7 +78,7 @@ class Bookkeeping:
         if recorded is not None and adds_student(made, recorded):
             kept = self._write(partial(record_student, self.ledger, self._tracker, made))
         else:
-            kept = self._write(partial(self.ledger.mark, made))
+            kept = self._write(partial(self.ledger.add, made))
         self._known[kept.key] = kept
         self.removed.discard(kept.key)
         self.finished.append(f"{kept.kind}/{kept.key}")

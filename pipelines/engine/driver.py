@@ -30,7 +30,7 @@ DEATHS = 3
 """Number of process deaths after which a recipe counts as killed."""
 
 
-class Leave(BaseException):
+class StopDriver(BaseException):
     """Leaves Tune's loop at once; not an ``Exception``, so that no handler in Tune catches it."""
 
 
@@ -178,7 +178,7 @@ class Driver:
     def _run_again(self, key: Key, reason: str) -> None:
         """Queue a recipe behind its parents; it is blocked if one of them has failed meanwhile."""
         self.queue.again(key)
-        status, why = self.queue.closed.get(key, ("waiting", reason))
+        status, why = self.queue.unsuccessful.get(key, ("waiting", reason))
         self.view.ended(key, status, why)
 
     def _done(self, key: Key, entry: dict[str, Any] | None) -> None:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.engine import trial_log
 from pipelines.engine.bookkeeping import Bookkeeping
-from pipelines.engine.driver import Driver, Leave
+from pipelines.engine.driver import Driver, StopDriver
 from pipelines.engine.eta import Eta, eta_of
 from pipelines.engine.folder_lock import in_use
 from pipelines.engine.grid_runs import GridRuns
-from pipelines.engine.interrupts import EXIT_CODE, Interrupts
+from pipelines.engine.interrupts import INTERRUPTED, Interrupts
 from pipelines.engine.job import work_folder
 from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.plan_queue import plan_queue
@@ -29,7 +29,7 @@ from pipelines.grid.queue import RecipeQueue
 from pipelines.settings import Session
 from rd3.recipe import Key
 from tracking.runs.runs import Tracker
-from tracking.store import HAND
+from tracking.store import EXPERIMENT
 
 if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
@@ -61,7 +61,7 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """0: all done; 3: some recipes failed or are blocked; 130: interrupted."""
-        return EXIT_CODE if self.interrupted else 3 if self.failed else 0
+        return INTERRUPTED if self.interrupted else 3 if self.failed else 0
 
 
 def execute(
@@ -81,31 +81,32 @@ def execute(
     ``workers``: what runs trials (default: Ray on this machine).  ``max_concurrent``: maximum number of parallel
     trials, independent of the cluster's current size (default: as many as fit).  ``gpu_share``: fraction of a GPU per
     evaluation trial.  ``shares``: number of trials that generate one set together, unless ``timing: exclusive``.
+    ``view``: whether progress is shown on stderr.
     ``cache_logits_bytes``: disk budget on each machine for teacher logits that several evaluations need; 0: none.
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
-    work = f"grid {expansion.grid.name}" if expansion.grid else "recipes by hand"
-    driver_lease = session.ledger.lease(work=work)
+    purpose = f"grid {expansion.grid.name}" if expansion.grid else "single recipes"
+    driver_lease = session.ledger.lease(work=purpose)
     driver_lease.refuse_if_held()
     workers = workers or RayWorkers()
     workers.check(session, {recipe.data.name for recipe in expansion.recipes.values()})
     with Interrupts() as interrupts, driver_lease as lease:
-        session = session.owned(lease.token, work)
+        session = session.with_identity(lease.token, purpose)
         books = Bookkeeping(session, lease, interrupts)
         runs = GridRuns(Tracker(session), expansion, books)
         driver: Driver | None = None
         try:
-            there = _tidy(expansion, plan, books)
-            if there.issuperset(plan.keys("run")):
-                return _outcome(expansion, plan_queue(expansion, plan, there))
-            runs.open(HAND)
+            finished = _clean_up(expansion, plan, books)
+            if finished.issuperset(plan.keys("run")):
+                return _outcome(expansion, plan_queue(expansion, plan, finished))
+            runs.open(EXPERIMENT)
             with workers.open(session.home):
-                interrupts.arm()
+                interrupts.install_handlers()
                 exclusive = expansion.grid is not None and expansion.grid.timing == "exclusive"
                 demands = workers.demands(exclusive=exclusive, gpu_share=gpu_share)
-                queue = plan_queue(expansion, plan, there, demands, 1 if exclusive else shares)
-                jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=workers.may_vanish)
+                queue = plan_queue(expansion, plan, finished, demands, 1 if exclusive else shares)
+                jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=workers.machines_may_vanish)
                 with _view(expansion, queue, eta_of(expansion, queue, workers, max_concurrent), wanted=view) as shown:
                     books.view = shown
                     driver = Driver(
@@ -118,8 +119,8 @@ def execute(
                         max_concurrent=max_concurrent,
                         cache_logits_bytes=cache_logits_bytes,
                     )
-                    workers.work_off(driver, session.home, interrupts)
-        except (Leave, KeyboardInterrupt):
+                    workers.run_queue(driver, session.home, interrupts)
+        except (StopDriver, KeyboardInterrupt):
             if driver is not None and driver.fatal is not None:
                 _abandon(driver, runs, session.home, f"the driver failed: {driver.fatal}")
                 raise driver.fatal from None
@@ -134,26 +135,27 @@ def execute(
             if driver is not None and cache_logits_bytes:
                 driver.discard_logits(session.roots.home)
         outcome = _outcome(expansion, queue)
-        runs.close(ok=not outcome.failed, ends=queue.closed)
+        runs.close(ok=not outcome.failed, unsuccessful=queue.unsuccessful)
         return outcome
 
 
-def _tidy(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
+def _clean_up(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
     """Remove damaged entries from the ledger and scratch of finished recipes; returns keys done since the plan."""
     for kind, key in plan.stale:
         if books.damaged(kind, key):
             books.forget(kind, key)
     wanted = set(plan.keys("run")) | set(plan.keys("blocked"))
     kinds = {expansion.recipes[key].kind for key in wanted}
-    there = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds)) - plan.again
-    for folder in (books.home / "work").glob("*/*"):
-        if folder.name in there or plan.status_of(folder.name) == "reuse":
+    # those that run again for the weights of their student have a result all along
+    finished = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds)) - plan.rerun_for_weights
+    for folder in (books.home / "work").glob("*/*"):  # work/<kind>/<key>
+        if folder.name in finished or plan.status_of(folder.name) == "reuse":
             shutil.rmtree(folder, ignore_errors=True)
-    return there
+    return finished
 
 
 def _view(expansion: Expansion, queue: RecipeQueue, eta: Eta, *, wanted: bool) -> View:
-    """The view of a run, with the grid's names of its recipes and the recipes' own of their shares."""
+    """The view of a run; recipes are labelled as in the grid, shares of a set by their own labels."""
 
     def label(key: Key) -> str:
         return expansion.label(key) if key in expansion.recipes else queue.recipes[key].label()
@@ -163,7 +165,7 @@ def _view(expansion: Expansion, queue: RecipeQueue, eta: Eta, *, wanted: bool) -
 
 
 def _abandon(driver: Driver | None, runs: GridRuns, home: Path, reason: str) -> None:
-    """Close all runs of this driver.  Workers end with the cluster; their locks show when all have ended."""
+    """Close all runs of this driver.  Workers end with the cluster: the locks of their folders are then free."""
     queue = driver.queue if driver is not None else None
     running = {key: queue.recipes[key].kind for key in queue.running} if queue is not None else {}
     folders = [work_folder(home, kind, key) for key, kind in running.items()]
@@ -177,7 +179,9 @@ def _abandon(driver: Driver | None, runs: GridRuns, home: Path, reason: str) -> 
 
 def _outcome(expansion: Expansion, queue: RecipeQueue) -> Outcome:
     recipes = [key for key in queue.recipes if key in expansion.recipes]
-    failed = [Failure(expansion.label(key), key, *queue.closed[key]) for key in recipes if key in queue.closed]
+    failed = [
+        Failure(expansion.label(key), key, *queue.unsuccessful[key]) for key in recipes if key in queue.unsuccessful
+    ]
     return Outcome(
         done=[key for key in recipes if key in queue.done],
         reused=[key for key in recipes if key in queue.reused],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.engine.bookkeeping import Bookkeeping
-from pipelines.grid.queue import Closed
+from pipelines.grid.queue import Unsuccessful
 from rd3.errors import RD3Error, Unavailable
 from rd3.recipe import Key
 from tracking.ledger.retry import retry
@@ -39,14 +39,14 @@ class GridRuns:
         if grid is not None:
             self.grid_run_id = self._tracker.grid_run(self.experiment_id, grid.name, grid_yaml=grid.text)
 
-    def close(self, ok: bool, ends: Mapping[Key, Closed]) -> None:
+    def close(self, ok: bool, unsuccessful: Mapping[Key, Unsuccessful]) -> None:
         """Close the grid's run, and the runs of workers that died.
 
-        ``ok``: every recipe is done; ``ends``: how recipes without a result ended.
+        ``ok``: every recipe is done; ``unsuccessful``: how recipes without a result ended.
         """
         if self.grid_run_id is not None:
             self._books.retry(partial(self._tracker.close_grid, self.grid_run_id, ok))
-        close_dead = partial(self._tracker.close_dead_runs, self.experiment_id, "its process died", ends)
+        close_dead = partial(self._tracker.close_dead_runs, self.experiment_id, "its process died", unsuccessful)
         self._books.retry(close_dead)
         if self.grid_run_id is not None:
             with contextlib.suppress(RD3Error):  # `rd3 report` publishes them again

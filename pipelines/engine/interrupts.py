@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 130
+INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _QUICK_S = 3.0
 """Time within which another signal is the same wish: exiting at once would leave runs open in MLflow."""
@@ -30,14 +30,14 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-            self.arm()
+            self.install_handlers()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def arm(self) -> None:
+    def install_handlers(self) -> None:
         """Install the handlers (again): Ray installs its own for SIGTERM when it starts."""
         for number in self._before:
             signal.signal(number, self._on_signal)
@@ -55,7 +55,7 @@ class Interrupts:
         if self.name and time.monotonic() - self._received < _QUICK_S:
             return
         if self.name:
-            os._exit(EXIT_CODE)
+            os._exit(INTERRUPTED)
         self._received = time.monotonic()
         self.name = signal.Signals(number).name
         if not self.deferred:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from pipelines.engine.shards import share_out
-from pipelines.grid.queue import Closed, Demand, Queued, RecipeQueue
+from pipelines.grid.queue import Demand, Queued, RecipeQueue, Unsuccessful
 from rd3.recipe import KINDS, Key
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ _UNKNOWN = dict.fromkeys(KINDS, Demand(1.0))
 def plan_queue(
     expansion: Expansion,
     plan: Plan,
-    there: Collection[Key] = (),
+    finished: Collection[Key] = (),
     demands: Mapping[str, Demand] = _UNKNOWN,
     shares: int = 1,
 ) -> RecipeQueue:
     """The plan as a queue.
 
-    ``there``: results added to the ledger since the plan; ``demands``: resources of a trial by kind; ``shares``: number
-    of trials that generate one set together.  A set that is contained in a larger one (``within``) waits for it.
+    ``finished``: results added to the ledger since the plan; ``demands``: resources of a trial by kind; ``shares``:
+    number of trials that generate one set together.  A set that is contained in a larger one (``within``) waits for it.
     """
     items = {item.key: item for item in plan.items if item.key is not None}
     recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}
@@ -43,11 +43,11 @@ def plan_queue(
     costs_s |= dict.fromkeys(shared, 0.0)  # only the shares remain to be assembled
     return RecipeQueue(
         recipes,
-        reused=[key for key, item in items.items() if item.status == "reuse" or key in there],
-        closed={
-            key: Closed("blocked", item.reason)
+        reused=[key for key, item in items.items() if item.status == "reuse" or key in finished],
+        unsuccessful={
+            key: Unsuccessful("blocked", item.reason)
             for key, item in items.items()
-            if item.status == "blocked" and key not in there
+            if item.status == "blocked" and key not in finished
         },
         demands=demands,
         after={key: [larger] for key, larger in expansion.larger_sets.items()}

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from pipelines.engine.driver import Driver, Leave
+from pipelines.engine.driver import Driver, StopDriver
 from pipelines.engine.trial import run_trial
 
 
@@ -60,7 +60,7 @@ class Watch(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_info: Any) -> None:
         if self.driver.leaving:
-            raise Leave
+            raise StopDriver
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_info: Any) -> None:
         self.driver.on_death(trial.trial_id, f"{type(trial.get_pickled_error()).__name__} {trial.get_error() or ''}")
@@ -76,8 +76,8 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
 
-def work_off(driver: Driver, home: Path) -> None:
-    """Run Tune until the driver's queue is finished.  Raises :class:`Leave` if the driver has to stop."""
+def run_queue(driver: Driver, home: Path) -> None:
+    """Run Tune until the driver's queue is finished.  Raises :class:`StopDriver` if the driver has to stop."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Otherwise Tune passes the driver's S3 keys to every trial, visible in command lines and logs of Ray.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_S3_KEYS)
@@ -106,7 +106,7 @@ def work_off(driver: Driver, home: Path) -> None:
         finally:
             shutil.rmtree(scratch / name, ignore_errors=True)
     if driver.leaving and not driver.queue.finished:
-        raise Leave
+        raise StopDriver
 
 
 def _name(trial: Any) -> str:

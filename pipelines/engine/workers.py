@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Workers(Protocol):
     """Runs trials, opened once before anything else is asked but :meth:`check`."""
 
-    may_vanish: bool
+    machines_may_vanish: bool
     """Whether machines may disappear, so that unfinished work has to be uploaded."""
 
     def check(self, session: Session, datasets: Iterable[str]) -> None:
@@ -39,8 +39,8 @@ class Workers(Protocol):
     def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
         """Resources per trial of each kind; ``exclusive`` gives a set a whole machine."""
 
-    def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
-        """Run the driver's queue to its end; raises :class:`Leave` or KeyboardInterrupt if the driver has to stop."""
+    def run_queue(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
+        """Run the driver's queue to its end; raises :class:`StopDriver` or KeyboardInterrupt if it has to stop."""
 
 
 class RayWorkers:
@@ -49,7 +49,7 @@ class RayWorkers:
     def __init__(self, address: str | None = None):
         self._address = address
         self._cluster = Cluster()
-        self.may_vanish = address is not None
+        self.machines_may_vanish = address is not None
 
     def check(self, session: Session, datasets: Iterable[str]) -> None:
         check_platform(session, self._address, datasets)
@@ -63,17 +63,17 @@ class RayWorkers:
     def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
         return cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
 
-    def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
-        from pipelines.engine.tune import work_off
+    def run_queue(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
+        from pipelines.engine.tune import run_queue
 
         with interrupts.deferring():  # signals stop it only between two steps
-            watched(lambda: work_off(driver, home))
+            watched(lambda: run_queue(driver, home))
 
 
 class ThisProcess:
     """One trial after another in the driver's process, without Ray, with one thread as every trial has."""
 
-    may_vanish = False
+    machines_may_vanish = False
 
     def check(self, session: Session, datasets: Iterable[str]) -> None:
         check_platform(session)
@@ -90,8 +90,8 @@ class ThisProcess:
         cpus, gpus = self.devices()
         return demands(cpus, gpus > 0, exclusive=exclusive, gpu_share=1.0)
 
-    def work_off(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
-        from pipelines.engine.driver import Leave
+    def run_queue(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
+        from pipelines.engine.driver import StopDriver
 
         for number in itertools.count():
             config = driver.next_config(f"trial-{number}")
@@ -99,7 +99,7 @@ class ThisProcess:
                 break
             _run(driver, f"trial-{number}", config)
         if driver.leaving and not driver.queue.finished:
-            raise Leave
+            raise StopDriver
 
 
 def _run(driver: Driver, trial_id: str, config: dict[str, Any]) -> None:

@@ -87,9 +87,9 @@ class Expansion:
 
     @property
     def source_grid(self) -> Grid:
-        """The grid; raises :class:`ValueError` for recipes by hand, which have none."""
+        """The grid; raises :class:`ValueError` for single recipes, which have none."""
         if self.grid is None:
-            raise ValueError("recipes by hand belong to no grid")
+            raise ValueError("single recipes belong to no grid")
         return self.grid
 
     def evaluation_of(self, cell: Cell) -> EvaluationRecipe:

@@ -57,7 +57,7 @@ class Plan:
     items: list[Item]
     stale: list[tuple[str, Key]] = field(default_factory=list)
     """Needed entries whose artifact is missing or damaged: a run removes them from the ledger before it starts."""
-    again: frozenset[Key] = frozenset()
+    rerun_for_weights: frozenset[Key] = frozenset()
     """Evaluations with a result that run again because it was stored without the weights of their student."""
     cells: int = 0
     flops: float = 0.0
@@ -251,7 +251,7 @@ def make_plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
         stale=[(kind, key) for kind, key in stale if key in wanted],
-        again=frozenset(bare & wanted),
+        rerun_for_weights=frozenset(bare & wanted),
         cells=len(expansion.cells),
         flops=flops,
         slots=slots,

@@ -65,7 +65,7 @@ class Queued(Protocol):
     def label(self) -> str: ...
 
 
-class Closed(NamedTuple):
+class Unsuccessful(NamedTuple):
     """How an unsuccessful recipe ended."""
 
     status: str
@@ -109,7 +109,7 @@ class RecipeQueue:
         recipes: Mapping[Key, Queued],
         *,
         reused: Iterable[Key] = (),
-        closed: Mapping[Key, Closed] | None = None,
+        unsuccessful: Mapping[Key, Unsuccessful] | None = None,
         demands: Mapping[str, Demand],
         after: Mapping[Key, Collection[Key]] | None = None,
         costs_s: Mapping[Key, float] | None = None,
@@ -130,7 +130,7 @@ class RecipeQueue:
         self.ready: set[Key] = set()
         """Recipes that could start now."""
         self.running: set[Key] = set()
-        self.closed: dict[Key, Closed] = {}
+        self.unsuccessful: dict[Key, Unsuccessful] = {}
         self.children: dict[Key, list[Key]] = {}
         self._missing: dict[Key, set[Key]] = {}
         self._by_rank: dict[bool, list[tuple[int, int, Key]]] = {True: [], False: []}
@@ -157,7 +157,7 @@ class RecipeQueue:
         for key in self.recipes:
             if key not in self.reused:
                 self._await_parents(key)
-        for key, how in (closed or {}).items():
+        for key, how in (unsuccessful or {}).items():
             if key in self.recipes:
                 self.close(key, how.status, how.reason)
 
@@ -173,13 +173,13 @@ class RecipeQueue:
 
     def _await_parents(self, key: Key) -> None:
         parents = {parent for _kind, parent in self.recipes[key].parents()}
-        parents.update(first for first in self.after.get(key, ()) if first not in self.closed)
+        parents.update(first for first in self.after.get(key, ()) if first not in self.unsuccessful)
         self._missing[key] = {parent for parent in parents if parent in self.recipes and not self._there(parent)}
         if not self._missing[key]:
             self._make_ready(key)
 
     def _make_ready(self, key: Key) -> None:
-        if key in self.closed:
+        if key in self.unsuccessful:
             return
         self.ready.add(key)
         whole = self.demand(key).whole
@@ -279,20 +279,20 @@ class RecipeQueue:
                     self._make_ready(child)
 
     def close(self, key: Key, status: str, reason: str) -> None:
-        """Close ``key`` without a result in this run; its descendants are closed as ``blocked``."""
+        """Record that ``key`` has no result in this run; its descendants are ``blocked``."""
         self._stop_running(key)
         self.ready.discard(key)
-        self.closed[key] = Closed(status, reason)
+        self.unsuccessful[key] = Unsuccessful(status, reason)
         self._move(key, "failed")
         self._left_s -= self.costs_s.get(key, 0.0)
         for child in self.children.get(key, ()):
-            if child not in self.closed and not self._there(child) and child not in self.running:
+            if child not in self.unsuccessful and not self._there(child) and child not in self.running:
                 self.close(child, "blocked", self._cause(key))
         self._settle(key, self._waiting_for.get(key, ()))
 
     def _cause(self, parent: Key) -> str:
-        """Why what is made from a closed recipe is blocked."""
-        status, reason = self.closed[parent]
+        """Why what is made from an unsuccessful recipe is blocked."""
+        status, reason = self.unsuccessful[parent]
         if status == "blocked":
             return reason
         return f"its {self.recipes[parent].label()} ({parent[:12]}) ended as {status}: {reason}"
@@ -305,13 +305,13 @@ class RecipeQueue:
         self.done.discard(key)
         self.reused.discard(key)
         self._move(key, "waiting")
-        failed = next((parent for _kind, parent in self.recipes[key].parents() if parent in self.closed), None)
+        failed = next((parent for _kind, parent in self.recipes[key].parents() if parent in self.unsuccessful), None)
         if failed is not None:
             self.close(key, "blocked", self._cause(failed))
             return
         self._await_parents(key)
         for child in self.children.get(key, ()):
-            if child not in self.closed and not self._there(child) and child not in self.running:
+            if child not in self.unsuccessful and not self._there(child) and child not in self.running:
                 self._missing[child].add(key)
                 self.ready.discard(child)
 

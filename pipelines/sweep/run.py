@@ -20,7 +20,7 @@ from pipelines.cluster.local import dead_service, ray_log, watched
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_devices, ray_cluster
 from pipelines.engine.execute import execute
-from pipelines.engine.interrupts import EXIT_CODE, Interrupts
+from pipelines.engine.interrupts import INTERRUPTED, Interrupts
 from pipelines.engine.workers import RayWorkers
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
@@ -72,7 +72,7 @@ class SweepOutcome:
     @property
     def exit_code(self) -> int:
         """As for a grid."""
-        return EXIT_CODE if self.interrupted else 3 if self.failed else 0
+        return INTERRUPTED if self.interrupted else 3 if self.failed else 0
 
 
 Publish = Callable[[SweepOutcome], dict[str, bytes | str]]
@@ -121,7 +121,7 @@ class SweepRun:
         self.tracker.check()
         with self.interrupts as interrupts, self.ledger.lease(self._lease, f"sweep {self.sweep.name}") as lease:
             self.check_lease = lease.check
-            self.session = self.session.owned(lease.token, f"sweep {self.sweep.name}")
+            self.session = self.session.with_identity(lease.token, f"sweep {self.sweep.name}")
             self.tracker = Tracker(self.session)
             try:
                 with self._undisturbed():
@@ -132,7 +132,7 @@ class SweepRun:
                 with self._undisturbed():
                     self._open()
                 with ray_cluster(self.address, ray_log(self.session.home)) if waiting else contextlib.nullcontext():
-                    interrupts.arm()
+                    interrupts.install_handlers()
                     if self._run_plan(validation, plan):
                         self._tune()
                         self._test()

@@ -80,8 +80,8 @@ def test_ledger_and_lease(bucket: str) -> None:
     assert ledger.keys("evaluation") == set()
     keys = [f"{number:064x}" for number in range(30)]
     for key in keys:
-        ledger.mark(Entry(kind="evaluation", key=key, recipe={}, result={"correct": 1}))
-    assert ledger.mark(Entry(kind="evaluation", key=keys[0], recipe={}, result={"correct": 2})).result == {"correct": 1}
+        ledger.add(Entry(kind="evaluation", key=key, recipe={}, result={"correct": 1}))
+    assert ledger.add(Entry(kind="evaluation", key=keys[0], recipe={}, result={"correct": 2})).result == {"correct": 1}
     assert ledger.keys("evaluation") == set(keys)
     assert set(ledger.find_many("evaluation", [*keys[20:], "f" * 64])) == set(keys[20:])
     ledger.forget("evaluation", keys[3])

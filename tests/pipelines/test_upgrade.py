@@ -124,7 +124,7 @@ def test_two_entries_of_one_experiment_become_one_and_no_file_is_lost(session):
     first = next(entry for entry in entries if entry.recipe["protocol"]["loss"] == "kl")
     recipe = first.recipe | {"protocol": first.recipe["protocol"] | {"gamma": 0.5}}
     twin = first.model_copy(update={"recipe": recipe, "key": former_key(recipe), "run_id": "another"})
-    ledger.mark(twin)
+    ledger.add(twin)
     outcome = upgraded(session)
     assert len(outcome.upgraded) == 23 and len(outcome.merged) == 1
     assert outcome.keys[first.key] == outcome.keys[twin.key]
@@ -223,7 +223,7 @@ def test_what_is_made_from_an_unknown_teacher_is_left(session, tmp_path):
             changed = type(one).model_validate_json(text)
             changed = changed.model_copy(update={"key": former_key(changed.recipe)})
             results.forget(kind, key)
-            results.mark(changed)
+            results.add(changed)
     outcome = upgraded(session, results)
     assert outcome.left and all(former_key(plain)[:12] in one.reason for one in outcome.left)
     assert all(results.find(one.kind, one.key) is not None for one in outcome.left)

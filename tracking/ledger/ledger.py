@@ -90,7 +90,7 @@ class Ledger:
             for name, raw in found.items()
         }
 
-    def mark(self, entry: Entry) -> Entry:
+    def add(self, entry: Entry) -> Entry:
         """Write ``entry`` with its digest unless its key has one already; returns the entry that is in the ledger."""
         entry = to_absolute(entry.sealed(), self.objects)
         data, name = self._data(entry), _name(entry.kind, entry.key)

@@ -15,7 +15,7 @@ from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.artifacts import repository
 from tracking.runs.runs import Tracker
-from tracking.store import HAND
+from tracking.store import EXPERIMENT
 
 CLOCKS_S = 30.0
 """Maximum clock difference in seconds, which the lease on a ledger tolerates."""
@@ -85,7 +85,7 @@ def check_location(place: Place, location: str) -> None:
     """
     if place.tracking_uri.startswith("http") and (is_local(location) or ":" not in location):
         raise TrackingError(
-            f"The tracking server {without_password(place.tracking_uri)} has the files of experiment {HAND!r} at "
+            f"The tracking server {without_password(place.tracking_uri)} has the files of experiment {EXPERIMENT!r} at "
             f"{location}, a folder that other machines do not see.",
             "start it with --artifacts-destination (and without --no-serve-artifacts) or with an s3:// "
             "--default-artifact-root, and rename that experiment in MLflow: it keeps its location",
@@ -96,7 +96,7 @@ def probe_artifacts(place: Place) -> None:
     """Write, read and delete a small file the way trials store theirs: through the tracking server, if there is one."""
     tracker = Tracker(place)
     tracker.check()
-    experiment_id = tracker.experiment(HAND)
+    experiment_id = tracker.experiment(EXPERIMENT)
     with tracker.errors(), tempfile.TemporaryDirectory() as folder:
         name = f"probe-{uuid.uuid4().hex}"
         sent = Path(folder) / name

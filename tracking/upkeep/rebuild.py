@@ -19,6 +19,7 @@ def rebuild(ledger: Ledger, place: Place) -> int:
     """Add an entry for every finished run whose files still exist; returns the number of entries added.
 
     Runs of an older format give entries of that format, which ``rd3 ledger upgrade`` converts.
+    Raises :class:`DataCorrupt` for the first ``entry.json`` that cannot be read, with what to do.
     """
     tracker = Tracker(place)
     known = {kind: ledger.keys(kind) for kind in KINDS}
@@ -26,21 +27,23 @@ def rebuild(ledger: Ledger, place: Place) -> int:
     for run in _done_runs(tracker):
         tags = run.data.tags
         if tags["rd3.key"] in known.get(tags["rd3.kind"], {tags["rd3.key"]}):
-            continue
+            continue  # it is in the ledger, or of a kind that this version does not have
         with tracker.errors(), tempfile.TemporaryDirectory() as scratch:
             copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
             name = f"entry.json of run {run.info.run_id}"
-            entry = _as_placed(read_entry(Path(copy).read_bytes(), name, "delete that run in MLflow"), run, ledger)
+            entry = _with_current_address(
+                read_entry(Path(copy).read_bytes(), name, "delete that run in MLflow"), run, ledger
+            )
         # An entry whose recipe does not match its key would corrupt every result that reuses it.
         if key_of(entry.recipe) == entry.key and artifacts.exists(entry, place.tracking_uri):
-            ledger.mark(entry)
+            ledger.add(entry)
             known[entry.kind].add(entry.key)
             added += 1
     return added
 
 
-def _as_placed(entry: Entry, run: Any, ledger: Ledger) -> Entry:
-    """The entry with the address of its files today; runs may have been moved since RD3 0.1 wrote ``entry.json``."""
+def _with_current_address(entry: Entry, run: Any, ledger: Ledger) -> Entry:
+    """The entry with the current address of its files; runs may have been moved since RD3 0.1 wrote ``entry.json``."""
     if (entry.artifact or "").endswith(f"/{run.info.run_id}/artifacts/{entry.kind}"):
         return entry.model_copy(update={"artifact": f"{run.info.artifact_uri}/{entry.kind}"})
     return to_absolute(entry, ledger.objects)

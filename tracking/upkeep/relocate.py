@@ -23,7 +23,7 @@ from tracking.ledger.object_store import ObjectStore, is_direct, local_path, ope
 from tracking.place import Place
 from tracking.runs.reachable import sqlite_file
 from tracking.runs.runs import Tracker
-from tracking.store import HAND
+from tracking.store import EXPERIMENT
 from tracking.upkeep.health import check_location
 
 RUNS = "/runs"
@@ -99,7 +99,7 @@ def _server_warning(place: Place) -> list[str]:
     with contextlib.suppress(RD3Error):
         tracker.check()
         with tracker.errors():
-            found = tracker.client.get_experiment_by_name(HAND)
+            found = tracker.client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         return []
     location: str = found.artifact_location
@@ -112,7 +112,10 @@ def _server_warning(place: Place) -> list[str]:
     objects = open_objects(place.artifacts)
     if not is_direct(location) or _same(location.removesuffix(RUNS), objects):
         return []
-    return [f"Files of MLflow experiment {HAND!r} are stored at {shown(location)}, not below {place.artifacts}. {_ASK}"]
+    return [
+        f"Files of MLflow experiment {EXPERIMENT!r} are stored at {shown(location)}, "
+        f"not below {place.artifacts}. {_ASK}"
+    ]
 
 
 _ASK = "Fix: if they were moved, `rd3 artifacts relocate` prints what to change"

@@ -85,7 +85,7 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
     outcome.keys[entry.key] = recipe.key
     if recipe.key == entry.key:
         return
-    kept = ledger.mark(upgraded_entry(entry, recipe))
+    kept = ledger.add(upgraded_entry(entry, recipe))
     ledger.objects.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
     found = outcome.upgraded if kept.formerly == (entry.formerly or entry.key) else outcome.merged
     found.append(Upgraded(entry.kind, entry.key, recipe.key, entry.run_id))

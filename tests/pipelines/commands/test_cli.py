@@ -180,7 +180,7 @@ def test_a_plan_looks_at_the_tracking_server_where_that_keeps_the_files(
     paths = list((tmp_path / "recipes").glob("*-evaluation-*.json"))
     for recipe in map(from_json, (path.read_text() for path in paths)):
         plain = recipe.model_dump(mode="json")
-        Ledger(str(home / "artifacts")).mark(
+        Ledger(str(home / "artifacts")).add(
             Entry(kind=recipe.kind, key=recipe.key, recipe=plain, result={}, artifact=artifact, files={"f": "0"})
         )
     there = state(home)
@@ -375,7 +375,7 @@ def test_a_foreign_set_with_soft_labels_is_evaluated_with_them(rd3, home, monkey
             run.append(recipe := expansion.recipes[key])
             result = {"top1_pct": 12.3456, "correct": 42, "tested": 340}
             made = Entry(kind=recipe.kind, key=key, recipe=recipe.model_dump(mode="json"), result=result)
-            Ledger(session.artifacts).mark(made)
+            Ledger(session.artifacts).add(made)
         return Outcome()
 
     monkeypatch.setattr("pipelines.byhand.execute", execute)
@@ -511,7 +511,7 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
         for key in plan.keys("run"):
             recipe, result = expansion.recipes[key], {"top1_pct": 12.3456, "correct": 42, "tested": 340}
             made = Entry(kind=recipe.kind, key=key, recipe=recipe.model_dump(mode="json"), result=result)
-            Ledger(session.artifacts).mark(made)
+            Ledger(session.artifacts).add(made)
         return Outcome()
 
     monkeypatch.setattr("pipelines.byhand.execute", execute)

@@ -41,7 +41,7 @@ def test_a_grid_that_reuses_everything_has_its_pages_as_well(
     code, out, _err = rd3("report", files["second"])
     assert code == 0
     [key] = re.findall(r"viewStateShareKey=(\S+)", out)
-    tracker = Tracker(session_in(home).owned())
+    tracker = Tracker(session_in(home).with_identity())
     run_id = tracker.find_grid("rd3", "second")
     assert run_id is not None
     run = tracker.client.get_run(run_id)

@@ -80,7 +80,7 @@ def test_a_failure_is_told_and_closes_what_needs_it():
     play.end(play.start()[0], TrialEnd("diverged", "The loss is nan."))
     assert play.start() is None
     assert play.queue.finished
-    assert play.queue.closed["e"].status == "blocked"
+    assert play.queue.unsuccessful["e"].status == "blocked"
     assert "set s s: diverged" in play.out.getvalue()
     assert "The loss is nan." in play.out.getvalue()
 
@@ -92,14 +92,14 @@ def test_a_dead_process_is_replaced_a_few_times():
     trial_id, key = play.start()
     assert key == "s"
     play.driver.on_death(trial_id, "RayActorError")
-    assert play.queue.closed["s"].status == "killed"
-    assert f"died {DEATHS} times" in play.queue.closed["s"].reason
+    assert play.queue.unsuccessful["s"].status == "killed"
+    assert f"died {DEATHS} times" in play.queue.unsuccessful["s"].reason
 
 
 def test_a_process_that_ray_killed_for_its_memory_is_not_started_again():
     play = Play(CHAIN)
     play.driver.on_death(play.start()[0], "OutOfMemoryError: the node ran low")
-    assert play.queue.closed["s"].status == "oom"
+    assert play.queue.unsuccessful["s"].status == "oom"
 
 
 def test_a_damaged_parent_is_forgotten_and_made_again_once():
@@ -114,14 +114,14 @@ def test_a_damaged_parent_is_forgotten_and_made_again_once():
             trial_id, key = play.start()
             assert key == "s"
             play.end(trial_id, done("s"))
-    assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
+    assert play.queue.unsuccessful["e"] == ("failed", "Set s lacks its file.")
     assert play.books.forgotten == [("set", "s")]
 
 
 def test_a_damaged_parent_that_this_grid_cannot_make_is_only_told():
     play = Play({"e": CHAIN["e"]})
     play.end(play.start()[0], TrialEnd("failed", "Set s lacks its file.", broken=[("set", "s")]))
-    assert play.queue.closed["e"] == ("failed", "Set s lacks its file.")
+    assert play.queue.unsuccessful["e"] == ("failed", "Set s lacks its file.")
     assert play.books.forgotten == []
 
 
@@ -154,7 +154,7 @@ def test_children_of_a_damaged_parent_wait_for_the_new_one(late: bool):
         trial, started = play.start()
         assert started == key
         play.end(trial, done(key))
-    assert play.queue.finished and play.queue.closed == {}
+    assert play.queue.finished and play.queue.unsuccessful == {}
     assert play.books.forgotten == [("set", "s")]
     assert play.books.verified == ["s"], "what is said of the earlier files is not asked of the new ones"
 
@@ -167,7 +167,7 @@ def test_a_parent_that_is_damaged_again_ends_its_children_and_is_not_made_a_thir
     for trial, _key in [play.start(), play.start()]:
         play.end(trial, BROKEN)
     assert play.queue.finished
-    assert play.queue.closed == dict.fromkeys(("e1", "e2"), ("failed", "Set s lacks its file."))
+    assert play.queue.unsuccessful == dict.fromkeys(("e1", "e2"), ("failed", "Set s lacks its file."))
     assert (play.books.kept, play.books.forgotten) == (["s", "s"], [("set", "s")])
 
 
@@ -177,7 +177,7 @@ def test_a_child_whose_parent_fails_when_it_is_made_again_is_blocked():
     play.end(play.start()[0], TrialEnd("diverged", "The loss is nan."))
     play.end(second, BROKEN)
     assert play.queue.finished
-    assert [play.queue.closed[key].status for key in FAMILY] == ["diverged", "blocked", "blocked"]
+    assert [play.queue.unsuccessful[key].status for key in FAMILY] == ["diverged", "blocked", "blocked"]
     assert "evaluation e2 e2: blocked" in play.out.getvalue()
 
 
@@ -191,7 +191,7 @@ def test_one_worker_that_reads_badly_costs_its_recipe_and_nothing_else():
         assert key == "e1"
         play.end(trial, BROKEN)
     assert play.queue.finished
-    status, reason = play.queue.closed["e1"]
+    status, reason = play.queue.unsuccessful["e1"]
     assert (status, "At their source the files are intact. Fix: check the disk" in reason) == ("failed", True)
     assert play.books.forgotten == [] and play.books.kept == ["s", "e2"]
 
@@ -201,7 +201,7 @@ def test_a_reading_error_that_passes_costs_an_attempt():
     play.books.intact.add("s")
     play.end(first, BROKEN)
     play.end(play.start()[0], done("e1"))
-    assert play.queue.closed == {} and play.books.forgotten == []
+    assert play.queue.unsuccessful == {} and play.books.forgotten == []
 
 
 def test_children_that_read_the_same_at_the_same_time_are_verified_once():
@@ -250,11 +250,11 @@ def test_evaluations_share_a_gpu_and_sets_have_it_alone():
 def test_a_failure_without_a_reason_is_one(broken: list[tuple[str, str]]):
     play = Play({"e": CHAIN["e"]})
     play.end(play.start()[0], TrialEnd("failed", broken=broken))
-    assert play.queue.closed["e"] == ("failed", "")
+    assert play.queue.unsuccessful["e"] == ("failed", "")
 
 
 @pytest.mark.parametrize("result", [None, {}, {"fraction": 0.5}])
 def test_a_trial_that_ends_without_a_word_has_failed(result: Any):
     play = Play(CHAIN)
     play.driver.on_end(play.start()[0], result)
-    assert play.queue.closed["s"].status == "failed"
+    assert play.queue.unsuccessful["s"].status == "failed"

@@ -90,7 +90,7 @@ def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, 
     for folder in leftovers:
         folder.mkdir(parents=True)
     for key in KEYS[:2]:
-        ledger.mark(Entry(kind="set", key=key, recipe={}, result={}))
+        ledger.add(Entry(kind="set", key=key, recipe={}, result={}))
     outcome = execute(Expansion(RECIPES), plan("run", "run", "blocked"), session)
     assert outcome.reused == KEYS[:2]
     assert [folder.exists() for folder in leftovers] == [False, False, True]
@@ -107,7 +107,7 @@ def test_what_the_plan_took_for_damaged_and_is_intact_is_reused(
         kind="set", key=KEYS[0], recipe=RECIPES[KEYS[0]].model_dump(mode="json"), result={},
         files=sha256_files(files), artifact=files.as_uri(),
     )  # fmt: skip
-    ledger.mark(entry)
+    ledger.add(entry)
     outcome = execute(Expansion(RECIPES), plan("run", "blocked", "blocked", stale=(("set", KEYS[0]),)), session)
     assert outcome.reused == [KEYS[0]]
     assert ledger.find("set", KEYS[0]) == entry.sealed()
@@ -126,7 +126,7 @@ def test_a_run_that_cannot_start_closes_its_mlflow_runs_and_forgets_what_is_dama
 
     monkeypatch.setattr(workers, "ray_cluster", no_ray)
     ledger = Ledger(session.artifacts)
-    ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
+    ledger.add(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
     with pytest.raises(StoreError, match="no Ray today"):
         execute(Expansion(RECIPES), plan("run", "run", "run", stale=(("set", KEYS[0]),)), session)
     assert ledger.find("set", KEYS[0]) is None
@@ -167,7 +167,7 @@ def test_a_later_signal_exits_at_once_and_two_quick_ones_count_as_one(quick_s: f
 def test_status_from_another_terminal(session: Session):
     ledger = Ledger(session.artifacts)
     expansion = Expansion(RECIPES, labels={KEYS[2]: "the third"})
-    ledger.mark(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
+    ledger.add(Entry(kind="set", key=KEYS[0], recipe={}, result={}))
     for key in KEYS:
         trial_log.append(session.home, "start", "set", key, attempt=1)
     trial_log.append(session.home, "fail", "set", KEYS[2], status="oom", reason="too large")
@@ -182,7 +182,7 @@ def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(sessio
     ledger = Ledger(session.artifacts)
     start, made = set_recipe(10), set_recipe(11).model_copy(update={"init": set_recipe(10).key})
     for recipe in (start, made, set_recipe(12)):
-        ledger.mark(Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}))
+        ledger.add(Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={}))
     books = Bookkeeping(session, ledger.lease(), Interrupts())
     assert list(books.entries([("set", made.key), ("teacher", "ab" * 32)])) == [start.key, made.key]
     ledger.forget("set", made.key)

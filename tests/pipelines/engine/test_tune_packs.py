@@ -138,7 +138,8 @@ def test_every_recipe_ends_by_itself_and_once():
     play.say(trial, 0, done(keys[0], pack=3))
     play.driver.on_end(trial, play.say(trial, 2, done(keys[2], pack=3)))
     play.driver.on_end(trial, {"number": 2, "end": done(keys[2]).to_json()})
-    assert play.books.kept == [keys[0], keys[2]] and play.queue.closed == {keys[1]: ("diverged", "The loss is nan.")}
+    assert play.books.kept == [keys[0], keys[2]]
+    assert play.queue.unsuccessful == {keys[1]: ("diverged", "The loss is nan.")}
     assert play.queue.finished
     assert play.learnt == [], "times of a pack say nothing of what a recipe takes alone"
     lines = play.out.getvalue().splitlines()
@@ -224,8 +225,8 @@ def test_what_has_died_alone_joins_no_pack_and_says_at_last_why():
         trial, [key] = play.start()
         play.driver.on_report(trial, {"unfit": "RuntimeError: CUDA error: unspecified launch failure"})
         play.driver.on_death(trial, "RayActorError")
-    assert play.queue.closed[key].status == "killed"
-    assert play.queue.closed[key].reason == (
+    assert play.queue.unsuccessful[key].status == "killed"
+    assert play.queue.unsuccessful[key].reason == (
         f"its process died {DEATHS} times, most recently after RuntimeError: CUDA error: unspecified launch failure"
     )
 
@@ -237,14 +238,14 @@ def test_a_broken_set_is_made_again_once_for_all_of_a_pack():
     for number in range(3):
         said = play.say(trial, number, broken)
     play.driver.on_end(trial, said)
-    assert play.books.forgotten == [("set", SETS[0].key)] and play.queue.closed == {}
+    assert play.books.forgotten == [("set", SETS[0].key)] and play.queue.unsuccessful == {}
     trial, again = play.start()
     assert again == [SETS[0].key]
     play.driver.on_end(trial, play.say(trial, 0, done(SETS[0].key)))
     trial, together = play.start()
     assert together == keys
     play.driver.on_end(trial, play.say(trial, 0, broken))
-    assert play.queue.closed[keys[0]] == ("failed", "Set lacks its file.")
+    assert play.queue.unsuccessful[keys[0]] == ("failed", "Set lacks its file.")
 
 
 def test_a_recipe_whose_parent_is_broken_goes_back_and_the_others_stay():

@@ -7,7 +7,7 @@ import random
 import pytest
 from small_recipes import Stub
 
-from pipelines.grid.queue import Closed, Demand, RecipeQueue
+from pipelines.grid.queue import Demand, RecipeQueue, Unsuccessful
 
 ONE = {kind: Demand(1.0) for kind in ("teacher", "set", "evaluation")}
 EXCLUSIVE = {**ONE, "set": Demand(2.0, whole=True)}
@@ -75,8 +75,8 @@ def test_what_is_reused_is_not_run_and_a_failure_closes_its_children():
     queue.take(2), queue.take(2)
     queue.close("s0", "diverged", "loss is NaN at iteration 7")
     queue.finish("s1")
-    assert queue.closed["e00"].status == "blocked"
-    assert "diverged: loss is NaN at iteration 7" in queue.closed["e00"].reason
+    assert queue.unsuccessful["e00"].status == "blocked"
+    assert "diverged: loss is NaN at iteration 7" in queue.unsuccessful["e00"].reason
     assert queue.take(2).key == "e10"
     queue.finish("e10")
     assert queue.finished
@@ -88,10 +88,10 @@ def test_what_is_reused_is_not_run_and_a_failure_closes_its_children():
 
 
 def test_closed_beforehand_blocks_what_is_made_from_it():
-    closed = {"t": Closed("blocked", "import it: rd3 teacher import")}
-    queue = RecipeQueue(graph(), closed=closed, demands=ONE)
+    unsuccessful = {"t": Unsuccessful("blocked", "import it: rd3 teacher import")}
+    queue = RecipeQueue(graph(), unsuccessful=unsuccessful, demands=ONE)
     assert queue.finished
-    assert {how.reason for how in queue.closed.values()} == {"import it: rd3 teacher import"}
+    assert {how.reason for how in queue.unsuccessful.values()} == {"import it: rd3 teacher import"}
 
 
 def test_a_recipe_that_comes_back_goes_out_once_more():
@@ -118,8 +118,8 @@ def test_a_recipe_that_comes_back_after_its_parent_has_failed_is_blocked():
     queue.close("s0", "failed", "no space")
     queue.again("e00")
     assert queue.finished
-    assert queue.closed["e00"].status == "blocked"
-    assert "ended as failed: no space" in queue.closed["e00"].reason
+    assert queue.unsuccessful["e00"].status == "blocked"
+    assert "ended as failed: no space" in queue.unsuccessful["e00"].reason
 
 
 def test_a_recipe_larger_than_the_cluster_is_still_handed_out_when_nothing_runs():

@@ -83,7 +83,7 @@ def published(session: Session) -> dict[str, Any]:
 
 def computed(session: Session, tmp_path: Path, store: FolderStore) -> None:
     """Both results as a grid's trials track them, and in a store folder."""
-    here = session.owned(lease="a lease", work="grid study")
+    here = session.with_identity(lease="a lease", work="grid study")
     tracker, ledger = Tracker(here), Ledger(here.artifacts)
     experiment = tracker.experiment("rd3")
     grid = tracker.grid_run(experiment, "study", grid_yaml="")
@@ -93,7 +93,7 @@ def computed(session: Session, tmp_path: Path, store: FolderStore) -> None:
         facts = parent_facts(recipe, ledger.find) | cell_facts(dict(CELL), of_set=recipe is SET)
         run = tracker.begin(recipe, facts, experiment_id=experiment, parent_run_id=grid)
         described = note(recipe, ledger.find)
-        ledger.mark(run.finish(entry, folder, set_input=set_input(recipe, ledger.find), note=described))
+        ledger.add(run.finish(entry, folder, set_input=set_input(recipe, ledger.find), note=described))
         store.put(entry.sealed(), folder)
 
 

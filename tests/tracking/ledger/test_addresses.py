@@ -48,7 +48,7 @@ def test_elsewhere(root: str, uri: str | None) -> None:
 
 def test_a_moved_ledger_reads_the_address_of_today(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "first"))
-    kept = ledger.mark(entry(ledger.objects.url("runs/1/artifacts/set")))
+    kept = ledger.add(entry(ledger.objects.url("runs/1/artifacts/set")))
     assert kept.artifact == (tmp_path / "first/runs/1/artifacts/set").as_uri()
     assert ledger.find("set", kept.key) == kept
     (tmp_path / "first").rename(tmp_path / "second")

@@ -24,8 +24,8 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def test_the_first_entry_of_a_key_stands(ledger: Ledger, tmp_path: Path) -> None:
     first = entry("a1" * 32, files={"images.npz": "00"}, made={"host": "one"}).sealed()
-    assert ledger.mark(first) == first
-    assert ledger.mark(entry("a1" * 32, made={"host": "two"})) == first
+    assert ledger.add(first) == first
+    assert ledger.add(entry("a1" * 32, made={"host": "two"})) == first
     assert ledger.find("set", "a1" * 32) == first
     assert ledger.find("teacher", "a1" * 32) is None
     assert (tmp_path / "artifacts" / "by-key" / "set" / f"{'a1' * 32}.json").is_file()
@@ -34,8 +34,8 @@ def test_the_first_entry_of_a_key_stands(ledger: Ledger, tmp_path: Path) -> None
 def test_keys_are_listed_by_kind_and_can_be_forgotten(ledger: Ledger) -> None:
     assert ledger.keys("set") == set()
     for key in ("a1", "b2"):
-        ledger.mark(entry(key * 32))
-    ledger.mark(entry("c3" * 32, kind="teacher"))
+        ledger.add(entry(key * 32))
+    ledger.add(entry("c3" * 32, kind="teacher"))
     assert ledger.keys("set") == {"a1" * 32, "b2" * 32}
     ledger.forget("set", "a1" * 32)
     assert ledger.keys("set") == {"b2" * 32}
@@ -43,7 +43,7 @@ def test_keys_are_listed_by_kind_and_can_be_forgotten(ledger: Ledger) -> None:
 
 
 def test_many_at_once(ledger: Ledger) -> None:
-    kept = [ledger.mark(entry(f"{number:064x}", kind="evaluation")) for number in range(20)]
+    kept = [ledger.add(entry(f"{number:064x}", kind="evaluation")) for number in range(20)]
     asked = [f"{number:064x}" for number in range(10, 30)]
     assert ledger.find_many("evaluation", asked) == {found.key: found for found in kept[10:]}
     assert ledger.find_many("evaluation", []) == {}
@@ -51,7 +51,7 @@ def test_many_at_once(ledger: Ledger) -> None:
 
 def test_keys_may_be_shortened(ledger: Ledger) -> None:
     for key in ("abc1" + "0" * 60, "abc2" + "0" * 60, "d" * 64):
-        ledger.mark(entry(key))
+        ledger.add(entry(key))
     assert ledger.resolve("set", "d") == "d" * 64
     assert ledger.resolve("set", " ABC2 ") == "abc2" + "0" * 60
     with pytest.raises(BadValue, match=r"abc is the start of 2 keys: set abc100000, set abc200000\."):
@@ -65,8 +65,8 @@ def test_keys_may_be_shortened(ledger: Ledger) -> None:
 
 
 def test_a_key_of_any_kind_may_be_shortened(ledger: Ledger) -> None:
-    ledger.mark(entry("abc1" + "0" * 60))
-    ledger.mark(entry("abc1" + "f" * 60, kind="teacher"))
+    ledger.add(entry("abc1" + "0" * 60))
+    ledger.add(entry("abc1" + "f" * 60, kind="teacher"))
     assert ledger.resolve_any("ABC1F") == ("teacher", "abc1" + "f" * 60)
     with pytest.raises(BadValue, match=r"abc1 is the start of 2 keys: teacher abc1ffffff, set abc1000000\."):
         ledger.resolve_any("abc1")
@@ -82,7 +82,7 @@ def test_a_kind_that_does_not_exist(ledger: Ledger) -> None:
 
 
 def test_a_damaged_entry_is_named(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.mark(entry("a1" * 32))
+    ledger.add(entry("a1" * 32))
     path = tmp_path / "artifacts" / "by-key" / "set" / f"{'a1' * 32}.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(DataCorrupt, match=f"{path} cannot be read: .*Fix: `rd3 artifacts verify --forget`"):

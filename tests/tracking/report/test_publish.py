@@ -60,7 +60,7 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
         tracker.client.set_terminated(run.run_id)
         run_of[recipe.key] = run.run_id
         result = {"top1_pct": top1, "correct": 1, "tested": 10}
-        ledger.mark(Entry(kind="evaluation", key=recipe.key, recipe=recipe.model_dump(mode="json"), result=result))
+        ledger.add(Entry(kind="evaluation", key=recipe.key, recipe=recipe.model_dump(mode="json"), result=result))
 
     publish_tables(tracker, grids["first"], "first", cells[:2], ledger.find, tmp_path / "first")
     for _twice in range(2):
