@@ -74,7 +74,7 @@ def how_to_unpack(folder: Path) -> str | None:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_litter(path.name))
     held = next((kind for path in files if (kind := _CONTAINERS.get(path.suffix.lower()))), None)
     if held:
-        return f"save the images that are in {held} as <class>/<number>.png"
+        return f"save each image as <class>/<number>.png; they are in {held}"
     if not any(is_image_file(path.name) for path in files):
         return None
     above = sorted(path for path in folder.parent.iterdir() if path.is_file() and not is_litter(path.name))

@@ -562,7 +562,7 @@ def test_files_that_hold_many_images_are_named_with_the_way_out(name, what, tmp_
         (tmp_path / "d" / part).mkdir(parents=True)
         (tmp_path / "d" / part / name).write_bytes(b"x")
         (tmp_path / "d" / part / "state.json").write_text("{}")
-    fix = rf"save the images that are in .*{what}.* as <class>/<number>\.png"
+    fix = rf"save each image as <class>/<number>\.png; they are in .*{what}"
     with pytest.raises(BadValue, match=fix):
         registered("mine", tmp_path / "d", roots)
     with pytest.raises(DataMissing, match=fix):
