@@ -36,6 +36,7 @@ from pipelines.commands import (
     teacher,
 )
 from pipelines.commands._show import console, exit_on_error
+from pipelines.terminal import output_errors
 from rd3 import __version__
 from rd3.processes import temporary_folder_errors
 
@@ -85,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> None:
     # It warns of a HOME that it cannot write, and uses a temporary folder; MLflow imports it for every run.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        with exit_on_error(), temporary_folder_errors():
+        with exit_on_error(), output_errors(), temporary_folder_errors():
             app(words)
     except SystemExit as end:
         exit_if_lost(end.code)

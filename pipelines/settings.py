@@ -57,6 +57,25 @@ class Session(Place):
         return {name: value for name, value in self.__dict__.items() if name != "ledger"}
 
 
+def given(env: Mapping[str, str], name: str) -> str:
+    """A variable's value, empty if it is not set; raises BadValue for quotation marks or white space around it.
+
+    ``docker --env-file`` and systemd keep what a shell would remove, and files from Windows end their lines in CR.
+    """
+    text = env.get(name, "")
+    plain = _unquoted(text)
+    if plain == text:
+        return text
+    what = "white space around it" if plain == text.strip() else "quotation marks that are a part of it"
+    raise BadValue(f"{name} is {text!r}, with {what}.", f"write {name}={plain}, as it is read without a shell")
+
+
+def _unquoted(text: str) -> str:
+    """The text without white space around it and then without a pair of equal quotation marks around that."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
 def _without_secret(uri: str) -> str:
     """The address unchanged; raises BadValue for one with a password, as it is sent to trials, logs and tables."""
     if ":" not in urlsplit(uri).netloc.rpartition("@")[0]:
@@ -119,11 +138,11 @@ def session(env: Mapping[str, str] | None = None) -> Session:
     The only place where ``~`` and relative paths become absolute.  Raises BadValue for paths that cannot be used.
     """
     env = os.environ if env is None else env
-    home = _folder(env.get("RD3_HOME") or ".rd3", "RD3_HOME")
-    data, tracking_uri = env.get("RD3_DATA"), env.get("MLFLOW_TRACKING_URI")
+    home = _folder(given(env, "RD3_HOME") or ".rd3", "RD3_HOME")
+    data, tracking_uri = given(env, "RD3_DATA"), given(env, "MLFLOW_TRACKING_URI")
     return Session(
         tracking_uri=tracking_address(tracking_uri) if tracking_uri else _database_in(home),
-        artifacts=artifact_root(env.get("RD3_ARTIFACTS") or str(home / "artifacts")),
+        artifacts=artifact_root(given(env, "RD3_ARTIFACTS") or str(home / "artifacts")),
         home=home,
         data=_folder(data, "RD3_DATA") if data else None,
     )
@@ -194,13 +213,13 @@ def addresses(words: list[str]) -> dict[str, str]:
                 f"--env accepts {', '.join(ADDRESSES)} as NAME=VALUE, got {name!r}.",
                 did_you_mean(name, ADDRESSES) if name not in ADDRESSES else f"write {name}=VALUE",
             )
-        found[name] = value
+        found[name] = given({name: value}, name)
     return found
 
 
 def driver_secrets() -> dict[str, str]:
     """Variables in the file ``RD3_DRIVER_ENV``: credentials for a driver on a node whose trials have none."""
-    named = os.environ.get("RD3_DRIVER_ENV")
+    named = given(os.environ, "RD3_DRIVER_ENV")
     if not named:
         return {}
     path = _folder(named, "RD3_DRIVER_ENV")
@@ -212,4 +231,11 @@ def driver_secrets() -> dict[str, str]:
         raise BadValue(
             f"Cannot read {path}, the file in RD3_DRIVER_ENV: {error.strerror}.", "fix or unset the variable"
         ) from None
-    return {name.strip(): value for name, _equals, value in (line.partition("=") for line in lines)}
+    found = {name.strip(): value for name, _equals, value in (line.partition("=") for line in lines)}
+    for name, value in found.items():
+        if _unquoted(value) != value or not name.isidentifier():
+            raise BadValue(
+                f"{path}, the file in RD3_DRIVER_ENV, has quotation marks, spaces or other words beside {name}.",
+                "write each line as NAME=VALUE, as it is read without a shell",
+            )
+    return found

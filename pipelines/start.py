@@ -12,6 +12,9 @@ INTERRUPTED = 130
 def main() -> None:
     """Load the commands and run the one of the command line."""
     before = signal.signal(signal.SIGINT, _exit)
+    from pipelines.terminal import open_standard_streams
+
+    open_standard_streams()
     from pipelines.cli import main as run
 
     signal.signal(signal.SIGINT, before)

@@ -6,12 +6,18 @@ it is markup here, and control characters are shown as ``\ufffd``.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from typing import Any
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import Task, TextColumn
 from rich.text import Text
+
+from rd3.errors import StoreError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -19,6 +25,78 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """``text`` without control characters, except tabs and line breaks."""
     return _CONTROL.sub("\ufffd", text)
+
+
+def open_standard_streams() -> None:
+    """Open what a caller has closed of stdin, stdout and stderr (``>&-``, cron), to nowhere.
+
+    Otherwise Python has None in their place, and the next file that is opened would receive what libraries print.
+    """
+    for number, mode in enumerate(("r", "w", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        name = ("stdin", "stdout", "stderr")[number]
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+    """Text for stdout that its encoding lacks becomes ``?``; raises :class:`StoreError` if stdout cannot be written.
+
+    A reader that has closed its end of a pipe, such as ``head``, ends the command with exit code 1 and without a word.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    outside, sys.stdout = sys.stdout, cast(TextIO, _Output(sys.stdout))
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(outside)
+        raise SystemExit(1) from None
+    finally:
+        sys.stdout = outside
+
+
+class _Output:
+    """A stream to which a failed write is a :class:`StoreError`, and a broken pipe what it is."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._errors():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._errors():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _discard(self._stream)
+            raise StoreError(
+                f"The output cannot be written: {error.strerror}.", "free space there, or send it to another place"
+            ) from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is left of the output go nowhere; else Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class PlainConsole(Console):

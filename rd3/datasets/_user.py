@@ -24,16 +24,17 @@ from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import (
+    DOUBTFUL,
     IMAGE_SUFFIXES,
-    TRANSPARENT,
-    TURNED,
     Note,
     Say,
     by_number,
     eight_bit_notes,
     file_name,
+    how_to_unpack,
     matched,
     order_text,
+    require_links,
     subfolders,
     unread,
     warn_of_doubts,
@@ -158,6 +159,7 @@ def add_folder(
         raise BadValue(f"Resolution {resolution} is not supported.", "use 32, 64 or 224")
     if not folder.is_dir():
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
+    require_links(folder)
     _refuse_other_layouts(folder, name, resolution)
     add = _command(name, resolution)
     train, test = _split_folders(folder, add)
@@ -280,6 +282,7 @@ def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple
 
     ``add`` gives the command that would register another folder; None if ``root`` is one split of what is registered.
     """
+    require_links(root)
     found = subfolders(root)
     if len(found) < 2:
         raise _no_classes(root, found, add)
@@ -299,7 +302,7 @@ def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple
 
 def _no_images(root: Path, empty: str, found: Sequence[str], add: Callable[[Path], str] | None) -> BadValue:
     """The error for a class folder without images, which may be a split or hold the classes."""
-    if add and all(_SPLIT.fullmatch(one.lower()) for one in found):
+    if add and _are_splits(found):
         return BadValue(
             f"{root} has the folders {', '.join(found[:4])}, which look like splits and not like classes.",
             f"name them train and test, each with one folder per class, or register one: {add(root / found[0])}",
@@ -326,10 +329,17 @@ def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | N
         fact = f"The class folders of {root} are a level deeper, in {inner}."
         return BadValue(fact, f"register that: {add(inner)}" if add else f"move what is in {inner} to {root}")
     fact = f"{root} has {len(found)} class folders, expected 2 or more"
-    if add and image_files(root, "", 0) and len(subfolders(root.parent)) > 1:
+    beside = subfolders(root.parent)
+    if add and image_files(root, "", 0) and len(beside) > 1 and not _are_splits(beside):
         return BadValue(f"{fact}; it holds images itself.", f"register the folder above: {add(root.parent)}")
     left = unread(root, [])
-    return BadValue(f"{fact}{f'; {left}' if left else ''}.", "create one subfolder per class")
+    fix = how_to_unpack(root) or "create one subfolder per class"
+    return BadValue(f"{fact}{f'; {left}' if left else ''}.", fix)
+
+
+def _are_splits(names: Sequence[str]) -> bool:
+    """Whether folders of these names look like splits and not like classes."""
+    return all(_SPLIT.fullmatch(name.lower()) for name in names)
 
 
 def _check_same(found: Sequence[str], class_ids: Sequence[str], test: Path) -> None:
@@ -386,7 +396,7 @@ def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisat
     for note in eight_bit_notes(low, high, f"pixels of {len(chosen)} training images"):
         say(note)
     for what, count in dropped.items():
-        say(Note(f"{count} of {len(chosen)} training images have {what}", doubtful=what in (TRANSPARENT, TURNED)))
+        say(Note(f"{count} of {len(chosen)} training images have {what}", doubtful=what in DOUBTFUL))
     mean = sums / len(chosen)
     # Avoids division by zero for constant channels.
     std = np.sqrt(np.maximum(squares / len(chosen) - mean**2, 1e-4))

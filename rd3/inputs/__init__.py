@@ -6,17 +6,26 @@ input is accepted or refused everywhere with the same words.
 
 from rd3.inputs.checked import ImagesAndLabels, check_images_and_labels
 from rd3.inputs.class_order import StatedOrder, named_labels
-from rd3.inputs.files import IMAGE_SUFFIXES, by_number, is_image_file, is_litter, order_text, subfolders, unread
+from rd3.inputs.files import (
+    IMAGE_SUFFIXES,
+    by_number,
+    how_to_unpack,
+    is_image_file,
+    is_litter,
+    order_text,
+    require_links,
+    subfolders,
+    unread,
+)
 from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
-from rd3.inputs.pictures import TRANSPARENT, TURNED, check_depth, peculiarity, rgb_of
+from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, rgb_of
 from rd3.inputs.pixels import eight_bit_notes, stated_space
 from rd3.inputs.soft_labels import columns_in_order
 
 __all__ = [
+    "DOUBTFUL",
     "IMAGE_SUFFIXES",
-    "TRANSPARENT",
-    "TURNED",
     "ImagesAndLabels",
     "Note",
     "Say",
@@ -27,6 +36,7 @@ __all__ = [
     "columns_in_order",
     "eight_bit_notes",
     "file_name",
+    "how_to_unpack",
     "is_image_file",
     "is_litter",
     "matched",
@@ -34,6 +44,7 @@ __all__ = [
     "order_text",
     "peculiarity",
     "plain_name",
+    "require_links",
     "rgb_of",
     "stated_space",
     "subfolders",

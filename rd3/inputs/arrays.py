@@ -10,7 +10,7 @@ import numpy as np
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs.notes import Note
-from rd3.inputs.pictures import TURNED, rgb_of
+from rd3.inputs.pictures import DOUBTFUL, rgb_of
 from rd3.lazy import torch
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
@@ -115,7 +115,10 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     stack = f"{'torch' if isinstance(rows[0], torch.Tensor) else 'numpy'}.stack(images)"
     stacked, notes = _channels_first(together, side, name, stack)
     dropped = Counter(note for _image, note in found if note)
-    return stacked, [*notes, *(Note(f"{count} images have {note}", note == TURNED) for note, count in dropped.items())]
+    return stacked, [
+        *notes,
+        *(Note(f"{count} images have {note}", note in DOUBTFUL) for note, count in dropped.items()),
+    ]
 
 
 _CLASSES = {"Image": "PIL.Image", "DataLoader": "torch.utils.data.dataloader"}

@@ -8,10 +8,28 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rd3.errors import DataMissing
+
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 """Suffixes of the image files that are read, everywhere."""
 _LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "icon\r")
 """What file managers and file systems leave behind, in lower case; hidden files aside."""
+_CONTAINERS = {
+    ".arrow": "Arrow files, as save_to_disk of Hugging Face's datasets writes them",
+    ".parquet": "Parquet files",
+    ".tar": "tar files, as WebDataset has them",
+    ".tfrecord": "TFRecord files",
+    ".h5": "HDF5 files",
+    ".hdf5": "HDF5 files",
+    ".mdb": "an LMDB database",
+    ".npz": "NumPy arrays",
+    ".npy": "NumPy arrays",
+    ".mat": "MATLAB files",
+    ".zip": "ZIP archives",
+    ".gz": "compressed archives",
+}
+"""Files that hold many images, by suffix."""
+_LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx")
 _NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
 
 
@@ -28,6 +46,42 @@ def is_litter(name: str) -> bool:
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, hidden ones and those of file managers aside."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+
+
+def require_links(folder: Path) -> None:
+    """Raise :class:`DataMissing` if a link in a folder of classes leads nowhere, since it may have been a class."""
+    links = sorted(path for path in folder.iterdir() if path.is_symlink() and not is_litter(path.name))
+    lost = [path for path in links if not _leads_somewhere(path)]
+    if lost:
+        raise DataMissing(
+            f"{lost[0]} is a link to {lost[0].readlink()}, which is missing or cannot be read.",
+            "restore what it leads to, or remove the link",
+        )
+
+
+def _leads_somewhere(link: Path) -> bool:
+    try:
+        return link.exists()
+    except OSError:  # no permission
+        return False
+
+
+def how_to_unpack(folder: Path) -> str | None:
+    """What to do with a folder without class folders that holds images otherwise; None if it holds none.
+
+    Known are files that hold many images, and image files with a list of their labels beside or above them.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_litter(path.name))
+    held = next((kind for path in files if (kind := _CONTAINERS.get(path.suffix.lower()))), None)
+    if held:
+        return f"save each image as <class>/<number>.png; they are in {held}"
+    if not any(is_image_file(path.name) for path in files):
+        return None
+    above = sorted(path for path in folder.parent.iterdir() if path.is_file() and not is_litter(path.name))
+    lists = [path for path in [*files, *above] if path.suffix.lower() in _LISTS]
+    listed = min(lists, key=lambda path: "label" not in path.name.lower(), default=None)
+    fix = "move every image into a folder that is named by its class"
+    return f"{fix}; {listed} may say which that is" if listed else fix
 
 
 def by_number(names: Iterable[str]) -> tuple[list[str], bool]:

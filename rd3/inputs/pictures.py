@@ -20,7 +20,11 @@ _ORIENTATION = 0x112
 SIXTEEN_BITS = "16 bits per channel; the upper 8 are kept"
 OPAQUE_ALPHA = "an alpha channel that is opaque everywhere; it is dropped"
 TRANSPARENT = "an alpha channel with transparent pixels; it is dropped"
+FRAMES = "several frames or pages, of which the first is read, as torchvision's ImageFolder reads it"
 TURNED = "an EXIF orientation; they are read as stored, not turned, as torchvision's ImageFolder reads them"
+
+DOUBTFUL = (TRANSPARENT, FRAMES, TURNED)
+"""Peculiarities that are warnings."""
 
 
 def deep(image: Image) -> bool:
@@ -38,13 +42,25 @@ def check_depth(image: Image, where: str) -> None:
 
 
 def peculiarity(image: Image) -> str | None:
-    """What conversion to RGB drops of a picture, in the words of this module; None for nothing."""
-    if _was_deep(image):
+    """What is read of a picture otherwise than stored, in the words of this module; None for nothing."""
+    was_deep, frames = _was_deep(image), _has_frames(image)
+    alpha = image.mode in _ALPHA or "transparency" in image.info
+    if alpha and not was_deep:
+        lowest, _highest = _rgba(image).getchannel("A").getextrema()
+        if lowest != 255:
+            return TRANSPARENT
+    if frames:
+        return FRAMES
+    if was_deep:
         return SIXTEEN_BITS
-    if image.mode not in _ALPHA and "transparency" not in image.info:
-        return TURNED if _is_turned(image) else None
-    lowest, _highest = _rgba(image).getchannel("A").getextrema()
-    return OPAQUE_ALPHA if lowest == 255 else TRANSPARENT
+    if alpha:
+        return OPAQUE_ALPHA
+    return TURNED if _is_turned(image) else None
+
+
+def _has_frames(image: Image) -> bool:
+    """Whether the file is an animation or has several pages; the previews in a camera's MPO are neither."""
+    return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def _is_turned(image: Image) -> bool:

@@ -16,15 +16,17 @@ from rd3.datasets import Dataset, DatasetInfo
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
 from rd3.inputs import (
+    DOUBTFUL,
     IMAGE_SUFFIXES,
-    TURNED,
     Note,
     Say,
     StatedOrder,
     check_images_and_labels,
+    how_to_unpack,
     is_image_file,
     is_litter,
     matched,
+    require_links,
     rgb_of,
     stated_space,
     subfolders,
@@ -60,6 +62,7 @@ def import_folder(
     if not source.is_dir():
         raise DataMissing(f"There is no folder {source}.", "give a folder with one folder of images per class")
     source = _unwrapped(source, info, say)
+    require_links(source)
     names = subfolders(source)
     _refuse_soft(source)
     label_of = _labels_by_name(names, info)
@@ -70,7 +73,7 @@ def import_folder(
     if not images:
         raise DataMissing(
             f"{source} holds no images in class folders{f'; {left}' if left else ''}.",
-            f"use files ending in {', '.join(IMAGE_SUFFIXES)}, in one folder per class",
+            how_to_unpack(source) or f"use files ending in {', '.join(IMAGE_SUFFIXES)}, in one folder per class",
         )
     if left:
         say(Note(left, doubtful=True))
@@ -98,7 +101,7 @@ def _read_folders(
             files.append(f"{name}/{path.name}")
             dropped.update([note] if note else [])
     for what, count in dropped.items():
-        say(Note(f"{count} images have {what}", doubtful=what == TURNED))
+        say(Note(f"{count} images have {what}", doubtful=what in DOUBTFUL))
     return images, labels, files
 
 

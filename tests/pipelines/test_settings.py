@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from pipelines.settings import artifact_root, session, tracking_address
+from pipelines.settings import addresses, artifact_root, session, tracking_address
 from rd3.errors import BadValue
 from tracking.ledger.object_store import open_objects
 from tracking.runs.reachable import sqlite_file
@@ -90,3 +90,18 @@ def test_artifacts_and_database_may_be_apart(tmp_path: Path, name: str):
     assert (str(found.home), found.artifacts) == (f"/{name}", f"/x/{name}")
     assert open_objects(found.artifacts).folder == Path(f"/x/{name}")
     assert artifact_root(open_objects(found.artifacts).url()) == f"/x/{name}"
+
+
+@pytest.mark.parametrize("name", ["RD3_HOME", "RD3_DATA", "RD3_ARTIFACTS", "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize(
+    ("start", "end", "what"), [('"', '"', "quotation marks"), ("'", "'", "quotation marks"), ("", "\r", "white space")]
+)
+def test_quotes_and_line_ends_that_a_shell_would_remove_are_refused(name: str, start: str, end: str, what: str):
+    value = "http://server:5000" if name == "MLFLOW_TRACKING_URI" else "/a folder/b"
+    with pytest.raises(BadValue, match=rf"{name} is .*, with {what}") as refused:
+        session({"RD3_HOME": "/home", name: f"{start}{value}{end}"})
+    assert refused.value.fix == f"write {name}={value}, as it is read without a shell"
+    assert session({"RD3_HOME": "/home", name: value})
+    with pytest.raises(BadValue, match=what):
+        addresses([f"{name}={start}{value}{end}"])
+    assert addresses([f"{name}={value}"]) == {name: value}

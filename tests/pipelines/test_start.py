@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 
@@ -28,3 +30,41 @@ def test_a_signal_ends_the_command_with_130_and_no_traceback(commands: str):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def shell(line, **variables):
+    """Run a line of bash in which ``$RD3`` is the command."""
+    command = f"{shlex.quote(sys.executable)} -c 'from pipelines.start import main; main()'"
+    return subprocess.run(
+        ["bash", "-c", line.replace("$RD3", command)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | variables,
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")  # noqa: PTH110
+@pytest.mark.parametrize("words", ["list networks", "list networks --json"])
+def test_output_that_cannot_be_written_is_one_sentence(words):
+    done = shell(f"$RD3 {words} > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.startswith("StoreError: The output cannot be written: No space left on device.\nFix: ")
+    assert done.stderr.count("\n") == 2
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_word():
+    done = shell("$RD3 list networks --json | true; echo ${PIPESTATUS[0]}")
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_closed_streams_are_opened_to_nowhere():
+    assert shell("$RD3 list networks >&-").returncode == 0
+    done = shell("$RD3 set show nothing 2>&- <&-")
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_characters_that_the_terminal_lacks_are_replaced():
+    done = shell("$RD3 set import --help", PYTHONIOENCODING="ascii", COLUMNS="80")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Import an external synthetic set" in done.stdout and done.stdout.isascii()

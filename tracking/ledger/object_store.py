@@ -126,15 +126,15 @@ def local_path(uri: str) -> Path:
 
 
 @contextlib.contextmanager
-def folder_errors(root: str | Path) -> Iterator[None]:
-    """Convert an :class:`OSError` to a :class:`StoreError`."""
+def folder_errors(root: str | Path, variable: str = "RD3_ARTIFACTS") -> Iterator[None]:
+    """Convert an :class:`OSError` to a :class:`StoreError`; ``variable`` is what sets the folder's place."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         first = "free space there" if is_disk_full(error) else "make that folder writable"
         raise StoreError(
-            f"Cannot use the artifact folder {root}: {reason}.", f"{first}, or set RD3_ARTIFACTS to another folder"
+            f"Cannot use the folder {root}: {reason}.", f"{first}, or set {variable} to another folder"
         ) from None
 
 

@@ -81,7 +81,7 @@ class S3Objects:
             except ValueError as error:
                 raise StoreError(
                     f"Cannot create an S3 client for {self.root} ({error}).",
-                    "write AWS_ENDPOINT_URL with http:// or https://",
+                    "write AWS_ENDPOINT_URL with http:// or https://, without quotation marks or spaces around it",
                 ) from None
             fault = own_endpoint_fault(client.meta.endpoint_url)
             if fault is not None:

@@ -80,7 +80,10 @@ def check_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> None:
 @contextlib.contextmanager
 def from_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> Iterator[Path]:
     """The files as they are where they are stored, checked like :func:`check_source`, until the end of the context."""
-    with folder_errors(scratch):
+    if is_direct(_address(entry)) and open_objects(_address(entry)).folder is not None:
+        yield fetch(entry, scratch, tracking_uri)
+        return
+    with folder_errors(scratch, "RD3_HOME"):
         scratch.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=scratch, prefix=".source.")
     with temporary as folder:
@@ -113,7 +116,7 @@ def _cached(entry: Entry, uri: str, target: Path, tracking_uri: str) -> Path:
             return target
         except (DataMissing, DataCorrupt):
             _remove(target)
-    with folder_errors(target.parent.parent):
+    with folder_errors(target.parent.parent, "RD3_HOME"):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{entry.key[:12]}."))
     try:

@@ -242,3 +242,12 @@ def test_secrets_of_the_driver_are_in_a_file_of_its_own(tmp_path, monkeypatch):
         driver_secrets()
     path.chmod(0o600)
     assert driver_secrets() == {"AWS_ACCESS_KEY_ID": "a:b", "AWS_SECRET_ACCESS_KEY": "c=d"}
+    for line in (
+        "AWS_SECRET_ACCESS_KEY='hidden'",
+        "AWS_SECRET_ACCESS_KEY=hidden\t",
+        "export AWS_SECRET_ACCESS_KEY=hidden",
+    ):
+        path.write_text(f"{line}\n")
+        with pytest.raises(BadValue, match=r"driver\.env.* beside .*AWS_SECRET_ACCESS_KEY\.") as refused:
+            driver_secrets()
+        assert "hidden" not in str(refused.value)

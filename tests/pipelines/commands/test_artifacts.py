@@ -300,3 +300,13 @@ def test_verify_says_that_digests_were_not_compared(home, rd3, closed_port, monk
     code, out, _err = rd3("verify")
     assert (code, "2 intact, 0 damaged" in out) == (0, True), out
     assert "digests not compared with MLflow: " in out
+
+
+def test_a_home_that_cannot_be_written_is_verified(rd3: Run, home: Path) -> None:
+    """As on a read-only mount: files that are in a folder are checked there, without a copy."""
+    shutil.rmtree(home / "cache", ignore_errors=True)
+    (home / "cache").write_text("in the way of the folder")
+    code, out, err = rd3("verify")
+    assert (code, err) == (0, "") and f"{len(entries(home))} " in out
+    next(Path(entries(home)[0].artifact.removeprefix("file://")).glob("blocks/*")).write_bytes(b"")
+    assert rd3("verify")[0] == 3

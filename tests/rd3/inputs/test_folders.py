@@ -486,3 +486,87 @@ def test_a_folder_of_shards_or_listed_images_names_what_is_in_it(tmp_path, roots
         (tmp_path / "d" / name).write_bytes(b"x")
     with pytest.raises(BadValue, match=r"0 class folders.*3 files below .* are not read: 1 \.csv, 2 \.tar"):
         registered("mine", tmp_path / "d", roots)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "webp"])
+def test_the_first_of_several_frames_is_read_as_torchvision_does_and_said(kind, tmp_path, roots):
+    default_loader = pytest.importorskip("torchvision.datasets.folder").default_loader
+    base, data = set_folder(tmp_path / "set"), tmp_path / "data"
+    first, second = (Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (200, 40))
+    (base / "toy1/0.png").unlink()
+    moving = base / f"toy1/0.{kind}"
+    first.save(moving, save_all=True, append_images=[second], lossless=True)
+    notes = []
+    import_folder(base, TOY, tmp_path / "out", say=notes.append)
+    [frames] = [note for note in notes if "frames" in note.text]
+    assert frames.doubtful and frames.text.startswith("1 images have several frames or pages, of which the first")
+    opened = SyntheticSet.open(tmp_path / "out")
+    assert torch.equal(opened.images[1], torch.tensor(np.asarray(default_loader(str(moving)))).permute(2, 0, 1))
+    for part in ("train", "test"):
+        data_folder(data / part, ["a", "b"])
+    (data / "train/a/3.png").unlink()
+    moving.rename(data / f"train/a/moving.{kind}")
+    assert "1 of 8 training images have several frames" in registered("mine", data, roots)[1]
+
+
+def test_the_previews_in_a_cameras_file_are_no_frames(tmp_path):
+    base = set_folder(tmp_path / "set")
+    (base / "toy1/0.png").unlink()
+    picture = Image.fromarray(BYTES[1])
+    picture.save(base / "toy1/0.jpg", "MPO", save_all=True, append_images=[picture.resize((8, 8))])
+    notes = []
+    import_folder(base, TOY, tmp_path / "out", say=notes.append)
+    assert not any("frames" in note.text for note in notes)
+
+
+def test_a_class_that_is_a_link_to_nowhere_is_not_dropped(tmp_path, roots):
+    base, data = set_folder(tmp_path / "set", ("toy0", "toy1", "toy2")), data_folder(tmp_path / "data", ["a", "b", "c"])
+    for folder, name in ((base, "toy2"), (data, "c")):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    import_folder(base, TOY, tmp_path / "out")
+    assert registered("mine", data, roots)[0].class_ids == ("a", "b", "c")
+    for name in ("toy2", "c"):
+        (tmp_path / name).rename(tmp_path / f"gone {name}")
+    with pytest.raises(DataMissing, match=rf"{base}/toy2 is a link to {tmp_path}/toy2, which is missing"):
+        import_folder(base, TOY, tmp_path / "out2")
+    with pytest.raises(DataMissing, match=rf"{data}/c is a link to {tmp_path}/c, which is missing"):
+        registered("mine", data, roots)
+    (data / "c").unlink()
+    assert registered("mine", data, roots)[0].class_ids == ("a", "b")
+
+
+def test_images_beside_a_list_of_their_labels_are_not_sent_in_a_circle(tmp_path, roots):
+    """Kaggle's CIFAR-10: ``train/1.png`` ... and ``trainLabels.csv``."""
+    for part in ("train", "test"):
+        set_folder(tmp_path / "kaggle", (part,) * 3)
+    for name in ("sampleSubmission.csv", "trainLabels.csv"):
+        (tmp_path / "kaggle" / name).write_text("id,label\n1,frog\n")
+    for folder in ("kaggle", "kaggle/train"):
+        with pytest.raises(BadValue, match="train has 0 class folders") as refused:
+            registered("mine", tmp_path / folder, roots)
+        assert "rd3 data add" not in refused.value.fix
+        assert refused.value.fix.startswith("move every image into a folder that is named by its class")
+        assert str(tmp_path / "kaggle/trainLabels.csv") in refused.value.fix
+    with pytest.raises(DataMissing, match="no images in class folders") as refused:
+        import_folder(tmp_path / "kaggle/train", TOY, tmp_path / "out")
+    assert "trainLabels.csv may say which that is" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("data-00000-of-00001.arrow", "save_to_disk"), ("000000.tar", "WebDataset"), ("train.h5", "HDF5")],
+)
+def test_files_that_hold_many_images_are_named_with_the_way_out(name, what, tmp_path, roots):
+    for part in ("train", "test"):
+        (tmp_path / "d" / part).mkdir(parents=True)
+        (tmp_path / "d" / part / name).write_bytes(b"x")
+        (tmp_path / "d" / part / "state.json").write_text("{}")
+    fix = rf"save each image as <class>/<number>\.png; they are in .*{what}"
+    with pytest.raises(BadValue, match=fix):
+        registered("mine", tmp_path / "d", roots)
+    with pytest.raises(DataMissing, match=fix):
+        import_folder(tmp_path / "d/train", TOY, tmp_path / "out")
+    data_folder(tmp_path / "d/train", ["a", "b"])  # as unpacked beside its archive
+    data_folder(tmp_path / "d/test", ["a", "b"])
+    assert registered("mine", tmp_path / "d", roots)[0].class_ids == ("a", "b")

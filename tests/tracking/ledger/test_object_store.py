@@ -55,7 +55,7 @@ def test_roots_are_folders_or_buckets(tmp_path: Path) -> None:
 def test_a_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     objects = open_objects(tmp_path / "file" / "artifacts")
-    with pytest.raises(StoreError, match=r"artifact folder .*file/artifacts: Not a directory\. Fix: make"):
+    with pytest.raises(StoreError, match=r"folder .*file/artifacts: Not a directory\. Fix: make"):
         objects.put("a.json", b"")
 
 
