@@ -131,6 +131,14 @@ ROWS = (
         when=_names_kms,
     ),
     Row(
+        _codes("403 AccessDenied Forbidden"),
+        Fault(
+            "{endpoint} does not allow {operation} on {root} ({code}).",
+            "allow the key to delete objects (s3:DeleteObject), and use a bucket without object lock",
+        ),
+        when=lambda refusal: refusal.operation.startswith("DeleteObject"),
+    ),
+    Row(
         _codes("403 401 AccessDenied SignatureDoesNotMatch InvalidAccessKeyId Forbidden Unauthorized"),
         Fault(
             "{endpoint} rejects the S3 credentials for {root} ({code}).",

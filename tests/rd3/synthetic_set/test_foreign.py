@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tarfile
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_files_that_are_no_sets(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(BadValue, match=r"ends in '\.npy'"):
         _import(tmp_path / "x.npy", tmp_path / "out")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_that_are_called_archives(tmp_path, zipped):
+    path = tmp_path / "data40.pth.tar"
+    torch.save((IMAGES, LABELS), path, _use_new_zipfile_serialization=zipped)
+    assert _import(path, tmp_path / "out") == _import((IMAGES, LABELS), tmp_path / "memory")
+    torch.save([LABELS] * 6, path, _use_new_zipfile_serialization=zipped)  # FKD's batch_0.tar
+    with pytest.raises(BadValue, match=r"data40\.pth\.tar holds a list of 6, expected 'images' and 'labels'"):
+        _import(path, tmp_path / "no")
+    with tarfile.open(path, "w") as archive:
+        archive.add(tmp_path / "out", "set")
+    with pytest.raises(BadValue, match=r"ends in '\.tar'.*Fix: unpack it"):
+        _import(path, tmp_path / "no")
 
 
 def test_float_ranges(tmp_path):
