@@ -74,6 +74,12 @@ def _may_be_checksums(refusal: Refusal) -> bool:
     return refusal.uploads and named and not _checksums_are_off()
 
 
+def _may_ask_for_checksum(refusal: Refusal) -> bool:
+    """Whether the server may refuse the header x-amz-checksum-mode, which boto3 sends with downloads since 1.36."""
+    on = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "").lower() != "when_required"
+    return on and refusal.operation in ("GetObject", "HeadObject")
+
+
 def _may_be_condition(refusal: Refusal) -> bool:
     return refusal.uploads and refusal.header in ("", "if-none-match")
 
@@ -208,6 +214,11 @@ ROWS = (
         ),
         Fault("{endpoint} does not accept the checksums of an upload ({code}).", _SET_CHECKSUMS),
         when=_may_be_checksums,
+    ),
+    Row(
+        _codes("InvalidArgument InvalidRequest 501 NotImplemented XNotImplemented UnsupportedOperation"),
+        Fault("{endpoint} does not accept that a download asks for its checksum ({code}).", _SET_CHECKSUMS),
+        when=_may_ask_for_checksum,
     ),
     Row(
         _codes("501 NotImplemented XNotImplemented UnsupportedOperation"),

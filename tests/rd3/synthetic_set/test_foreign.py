@@ -132,9 +132,9 @@ def test_tensors_that_do_not_fit(tmp_path, images, labels, message):
         _import((images, labels), tmp_path / "out")
 
 
-@pytest.mark.parametrize("naming", ["class_ids", "class_names", "numbers"])
+@pytest.mark.parametrize("naming", ["class_ids", "class_names", "{:05d}", "new{:03d}", "new{:05d}"])
 def test_folders_by_id_name_or_number(tmp_path, naming):
-    names = [f"{label:05d}" for label in range(3)] if naming == "numbers" else getattr(INFO, naming)
+    names = [naming.format(label) for label in range(3)] if "{" in naming else getattr(INFO, naming)
     for row, image in enumerate(IMAGES):
         path = tmp_path / "images" / names[row % 3] / f"{row:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
