@@ -26,6 +26,7 @@ def list_sets(as_json: JsonOption = False) -> None:
             "method": entry.recipe["method"],
             "dataset": entry.recipe["data"]["name"],
             "ipc": entry.recipe["ipc"],
+            "source": entry.made.get("source", ""),
             "soft_labels": entry.recipe["settings"].get("soft_label_kind", "") if entry.recipe.get("content") else "",
             "generation_process_s": entry.result.get("generation_process_s"),
             "content": (entry.content or "")[:12],
@@ -135,6 +136,7 @@ def import_set(
                 say=show_note,
             )
         result = {"count": recipe.ipc * data.info.num_classes}
-        TrackedStore(here).put(Entry.of(recipe, folder, result, recipe.content), folder)
+        entry = Entry.of(recipe, folder, result, recipe.content, source=source.resolve().name)
+        TrackedStore(here).put(entry, folder)
     own = "--student NETWORK --field soft_labels=own, or " if recipe.soft_label_kind else ""
     console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} {own}--teacher ROLE")

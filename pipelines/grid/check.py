@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,17 +27,21 @@ from pipelines.grid.structure import (
 from pipelines.grid.values import CALIBRATION, Chosen, Grid, Part
 from rd3.claims import Claim
 from rd3.datasets import DatasetInfo
-from rd3.errors import RD3Error, StoreError
-from rd3.methods import METHODS, mistakes_in_setting
+from rd3.errors import RD3Error, StoreError, UnknownName
+from rd3.methods import METHODS, Method, mistakes_in_setting
 from rd3.models import network_info
 from rd3.planning.sets import check_start
 from rd3.protocol import mistakes_in, protocol_names
 from rd3.recipe import SourceSplit
 from rd3.registry import did_you_mean
 from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
+from rd3.synthetic_set import IMPORTED
 from tracking.report.paper import configurations
 
 T = TypeVar("T")
+
+_KEY = re.compile(r"[0-9a-f]{12,64}")
+"""A set's key, or its beginning as lists show it."""
 Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
 
@@ -138,6 +143,16 @@ def _check_measure(document: Located, path: Path, name: str) -> None:
         document.problem(path, error.message, error.fix)
 
 
+def _method(name: str) -> type[Method]:
+    """The method of that name; an imported set is none, for a grid generates the sets that it evaluates."""
+    if name in METHODS or (name != IMPORTED and not _KEY.fullmatch(name)):
+        return METHODS.get(name)
+    raise UnknownName(
+        f"{name!r} is not a method: a grid generates its sets, and takes none that were imported.",
+        "evaluate those with `rd3 evaluate KEY --teacher ROLE`; `rd3 set list` shows the keys",
+    )
+
+
 def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:
     """The location of a value of a part: in the item of ``also`` if that has its key, else at the top level."""
     return at(location(changes, item, path))
@@ -205,7 +220,7 @@ class PartCheck:
     @cached_property
     def methods(self) -> dict[Path, Chosen]:
         """The known methods, by the location of their values."""
-        return self._chosen("methods", METHODS.get)
+        return self._chosen("methods", _method)
 
     @cached_property
     def protocols(self) -> dict[Path, Chosen]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,7 @@ from rd3.evaluation.packing import Views
 from rd3.protocol import Preset
 from rd3.recipe import EvaluationRecipe
 from rd3.values import canonical
+from tracking.ledger.faults import without_password
 from tracking.ledger.retry import GIVE_UP_AFTER_S, retry
 from tracking.runs.fields import params as shown_params
 from tracking.runs.runs import Tracker
@@ -53,6 +55,8 @@ T = TypeVar("T")
 RETRIES = 2
 """How often a trial is restarted after its process died."""
 _POLL_EVERY_S = 0.5
+SLOW_S = 20.0
+"""Time after which the driver says that it waits for MLflow, whose requests time out after 120 s."""
 
 
 @dataclass
@@ -158,7 +162,7 @@ class SweepRun:
         try:
             files = self._retry(partial(publish, self.outcome))
             if self.runs is not None:
-                self._retry(partial(self.runs.attach, files, self._figures()))
+                self._write(partial(self.runs.attach, files, self._figures()))
         except KeyboardInterrupt:
             self.outcome.interrupted = self.interrupts.name or "SIGINT"
             self._close("killed", f"interrupted by {self.outcome.interrupted}")
@@ -198,10 +202,10 @@ class SweepRun:
     def _open(self) -> None:
         """Open the parent run, and log trials that a killed driver has not logged."""
         shutil.rmtree(scratch_folder(self.session.home, self._lease), ignore_errors=True)
-        self.runs = self._retry(partial(SweepRuns, self.tracker, self.key))
+        self.runs = self._write(partial(SweepRuns, self.tracker, self.key))
         saw = {subject.teacher_saw for subject in self.subjects}
         tags = {"tested_on": "validation", "rd3.teacher": "; ".join(sorted(saw))}
-        self._retry(partial(self.runs.open, self.sweep.name, self.sweep.text, tags))
+        self._write(partial(self.runs.open, self.sweep.name, self.sweep.text, tags))
         for subject in self.subjects:
             for trial in self.outcome.tunings[subject.label].trials():
                 self._log(subject, trial)
@@ -229,6 +233,17 @@ class SweepRun:
             if self.interrupts.name:
                 raise KeyboardInterrupt from None
             raise
+
+    def _write(self, write: Callable[[], T]) -> T:
+        """Write to MLflow, with retries; a server that is stopped takes connections and holds each for minutes."""
+        slow = f"Writing to MLflow at {without_password(self.session.tracking_uri)} takes more than {SLOW_S:.0f} s."
+        timer = threading.Timer(SLOW_S, self._say, [slow])
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._retry(write)
+        finally:
+            timer.cancel()
 
     def _run_plan(self, expansion: Expansion, plan: Plan) -> bool:
         """Run a plan; False if the sweep cannot continue."""
@@ -361,7 +376,7 @@ class SweepRun:
             },
         )
         assert self.runs is not None, "the parent run is open while trials are logged"
-        self._retry(partial(self.runs.log, run))
+        self._write(partial(self.runs.log, run))
 
     def _test(self) -> None:
         """Write the winners as protocols, record their tests, and run those that are missing."""

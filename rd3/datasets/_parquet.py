@@ -26,15 +26,20 @@ LABEL_COLUMNS = ("fine_label", "label", "labels")
 
 
 def shards(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files of each split in a folder (or its ``data``), in order; raises if some of a split are missing."""
-    found: dict[str, list[tuple[int, int, Path]]] = {}
-    for place in (folder, folder / "data"):
-        for path in sorted(place.glob("[!.]*.parquet")):
-            if match := SHARD.fullmatch(path.name):
-                entry = (int(match["n"] or 0), int(match["of"] or 1), path)
-                found.setdefault(match["split"], []).append(entry)
-        if found:
-            break
+    """Parquet files of each split, in order; raises if some of a split are missing.
+
+    They are in the folder itself, in its ``data``, or in a subfolder named after a configuration, as in ``plain_text``
+    of Hugging Face's copy of CIFAR-10; several such subfolders are refused.
+    """
+    found = _named(folder) or _named(folder / "data")
+    if not found:
+        configurations = {path: named for path in sorted(folder.glob("[!.]*/")) if (named := _named(path))}
+        if len(configurations) > 1:
+            raise DataCorrupt(
+                f"{folder} has Parquet files in several subfolders: {', '.join(path.name for path in configurations)}.",
+                f"keep one of them, as {folder / 'data'}",
+            )
+        found = next(iter(configurations.values()), {})
     for split, entries in found.items():
         of = entries[0][1]
         if [n for n, _of, _path in entries] != list(range(of)):
@@ -44,6 +49,15 @@ def shards(folder: Path) -> dict[str, list[Path]]:
                 "download the missing files or remove unrelated ones",
             )
     return {split: [path for _n, _of, path in entries] for split, entries in found.items()}
+
+
+def _named(folder: Path) -> dict[str, list[tuple[int, int, Path]]]:
+    """(number, number of all, path) of the Parquet files in a folder whose names tell their split."""
+    found: dict[str, list[tuple[int, int, Path]]] = {}
+    for path in sorted(folder.glob("[!.]*.parquet")):
+        if match := SHARD.fullmatch(path.name):
+            found.setdefault(match["split"], []).append((int(match["n"] or 0), int(match["of"] or 1), path))
+    return found
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -48,6 +49,13 @@ def register_again(found: Found, info: DatasetInfo, name: str) -> str:
         f"{'register it' if folders else 'save its images as class folders and register these'}: rd3 data add {name} "
         f"--folder {shlex.quote(str(found.folder)) if folders else 'DIR'} --resolution {info.resolution}"
     )
+
+
+def packed(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Archives in a folder that begin with one of these names, apart from case, hyphens and underscores."""
+    begins = "|".join(re.sub(r"[-_]", "", Path(name).name.lower()) for name in names)
+    archive = re.compile(rf"(?:{begins})(?!(?<=\d)\d).*\.(?:zip|tgz|tar(?:\.\w+)?)")  # cifar100 is not cifar10
+    return [path for path in sorted(folder.glob("*")) if archive.fullmatch(re.sub(r"[-_]", "", path.name.lower()))]
 
 
 class Source(ABC):
@@ -139,9 +147,22 @@ class FileSource(Source):
             if found is not None:
                 counts = self.check_counts(found, training_only)
                 return replace(found, source=found.source or counts.source)
-        raise DataMissing(
-            f"Dataset {self.info.name} not found in {', '.join(map(str, places))}.", self.how_to_get(roots)
-        )
+        raise self._missing(roots, places)
+
+    def _missing(self, roots: Roots, places: Sequence[Path]) -> DataMissing:
+        """That no folder has the dataset; an archive that is not unpacked and a folder of something else are named."""
+        searched = f"Dataset {self.info.name} not found in {', '.join(map(str, places))}"
+        bases = [base for base in (roots.data, roots.home / "data") if base is not None]
+        for archive in (file for base in [*bases, *places] for file in packed(base, (self.info.name, *self.folders))):
+            folder, file = shlex.quote(str(archive.parent)), shlex.quote(str(archive))
+            command = f"unzip {file} -d {folder}" if archive.suffix == ".zip" else f"tar -xf {file} -C {folder}"
+            return DataMissing(f"{searched}; {archive} is not unpacked.", f"unpack it: {command}")
+        for place in filter(Path.is_dir, places):
+            names = sorted(path.name for path in place.glob("*"))
+            holds = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "nothing"
+            searched += f"; {place} holds {holds}, which is no layout of it"
+            break
+        return DataMissing(f"{searched}.", self.how_to_get(roots))
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
         """Raise for a subset in place of the complete dataset, the reverse, or an incomplete copy."""

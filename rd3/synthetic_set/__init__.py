@@ -6,12 +6,13 @@ method that nests are its IPC-``k`` set.
 """
 
 from rd3.synthetic_set.export import contact_sheet, export_parquet, export_png, rows_of_sheet
-from rd3.synthetic_set.foreign import import_folder, import_tensors
+from rd3.synthetic_set.foreign import IMPORTED, import_folder, import_tensors
 from rd3.synthetic_set.manifest import Manifest, Phase, read_manifest
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 from rd3.synthetic_set.writer import SetWriter
 
 __all__ = [
+    "IMPORTED",
     "Manifest",
     "Phase",
     "SetOnDisk",

@@ -44,6 +44,8 @@ from rd3.synthetic_set.writer import SetWriter
 
 IMPORTED = "imported"
 _BLOCK_ROWS = 1000
+_NUMBERS = ("{:05d}", "new{:03d}", "new{:05d}")
+"""Names of folders by label: those of RDED, and of SRe2L and what builds on it (CDA, G-VBSM, EDC, CV-DD)."""
 _SOFT_FILES = re.compile(r"soft|logit|prob|relabel|fkd")
 _LISTS = re.compile(r"(class|wnid|synset|label_?names|categor).*\.(txt|json)|label2id\.json|names\.(txt|json)")
 """Names of files beside numbered class folders that state which class a number is."""
@@ -52,7 +54,7 @@ _LISTS = re.compile(r"(class|wnid|synset|label_?names|categor).*\.(txt|json)|lab
 def import_folder(
     source: Path, dataset: Dataset, out: Path, *, split: SourceSplit = "unknown", say: Say = warn_of_doubts
 ) -> SetRecipe:
-    """Import ``source/<class>/*.png|jpg|...``; folders are named by class id, class name or five-digit label.
+    """Import ``source/<class>/*.png|jpg|...``; folders are named by class id, class name or label.
 
     Images of a class are sorted by name.  ``split`` is the split that the set was generated from, if known.  Writes the
     set into ``out`` and returns its recipe.  ``say`` receives what was found, such as files that are not read.  Soft
@@ -66,7 +68,7 @@ def import_folder(
     names = subfolders(source)
     _refuse_soft(source)
     label_of = _labels_by_name(names, info)
-    numbered = all(name == f"{label_of.get(name, -1):05d}" for name in names)
+    numbered = any(all(name == form.format(label_of.get(name, -1)) for name in names) for form in _NUMBERS)
     order = _stated_order(source) if numbered else None
     images, labels, files = _read_folders(source, names, label_of, info, say)
     left = unread(source, names, [SOFT_LABELS])
@@ -118,10 +120,10 @@ def _unwrapped(source: Path, info: DatasetInfo, say: Say) -> Path:
 
 def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]:
     """The label of every folder that is named as a class."""
-    numbers = [f"{label:05d}" for label in range(info.num_classes)]
-    by_id, by_name, by_number = (matched(folders, naming) for naming in (info.class_ids, info.class_names, numbers))
+    numbers = [[form.format(label) for label in range(info.num_classes)] for form in _NUMBERS]
+    by_id, by_name, *by_number = (matched(folders, naming) for naming in (info.class_ids, info.class_names, *numbers))
     # All folders must use the same naming, as 00001 could be both a name and a label.
-    for naming in (by_id, by_name, by_number):
+    for naming in (by_id, by_name, *by_number):
         if len(naming) == len(folders):
             return naming
     return {**by_name, **by_id}
@@ -136,7 +138,7 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
         return BadValue(
             fact, f"import one of these folders: {', '.join(shlex.quote(str(source / one)) for one in inside)}"
         )
-    return BadValue(fact, "name folders by class id, class name or five-digit label")
+    return BadValue(fact, "name folders by class id, class name or label (00000 or new000)")
 
 
 def _refuse_soft(source: Path) -> None:

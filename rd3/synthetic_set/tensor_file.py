@@ -13,6 +13,8 @@ from rd3.inputs import Note, Say, StatedOrder
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
+"""How files of ``torch.save`` begin: a zip archive, or the magic number before torch 1.6."""
 SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
 _SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
 _KIND = "soft_label_kind"
@@ -32,6 +34,14 @@ class TensorFile(NamedTuple):
     """What they are, if it states this."""
 
 
+def _saved_by_torch(path: Path) -> bool:
+    """Whether a file of ``torch.save`` is called an archive, as ``data.pth.tar`` or a ``batch_0.tar`` of FKD."""
+    if path.suffix != ".tar" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_TORCH[1])).startswith(_TORCH)
+
+
 def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
     """Images, labels and what else a ``.safetensors`` or ``.pt`` file states; no code in it is executed.
 
@@ -40,7 +50,7 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
     """
     from rd3.inputs.torch_files import is_foreign, read_torch_file
 
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES and not _saved_by_torch(path):
         require_whole(path)
         fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else SAVE
         raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", fix)

@@ -17,8 +17,11 @@ _RULE = {
     "Filter": {"Prefix": ""},
     "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": UNFINISHED_DAYS},
 }
-_UNKNOWN = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "UnsupportedOperation", "InvalidRequest"}
-"""Error codes of servers that do not implement an operation."""
+_UNKNOWN = {
+    *("NotImplemented", "MethodNotAllowed", "MalformedXML", "UnsupportedOperation", "InvalidRequest"),
+    *("InvalidArgument", "MissingContentLength", "XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"),
+}
+"""Error codes of servers that do not implement an operation, or not the checksum that boto3 always sends with it."""
 _FORBIDDEN = {"AccessDenied", "403"}
 
 

@@ -74,6 +74,12 @@ def _may_be_checksums(refusal: Refusal) -> bool:
     return refusal.uploads and named and not _checksums_are_off()
 
 
+def _may_ask_for_checksum(refusal: Refusal) -> bool:
+    """Whether the server may refuse the header x-amz-checksum-mode, which boto3 sends with downloads since 1.36."""
+    on = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "").lower() != "when_required"
+    return on and refusal.operation in ("GetObject", "HeadObject")
+
+
 def _may_be_condition(refusal: Refusal) -> bool:
     return refusal.uploads and refusal.header in ("", "if-none-match")
 
@@ -122,6 +128,12 @@ ROWS = (
         "The KMS key that encrypts the bucket {bucket!r} cannot be used ({code}).",
         "enable that key, and allow our credentials kms:GenerateDataKey and kms:Decrypt on it",
         when=_names_kms,
+    ),
+    Row(
+        "403 AccessDenied Forbidden",
+        "{endpoint} does not allow {operation} on {root} ({code}).",
+        "allow the key to delete objects (s3:DeleteObject), and use a bucket without object lock",
+        when=lambda refusal: refusal.operation.startswith("DeleteObject"),
     ),
     Row(
         "403 401 AccessDenied SignatureDoesNotMatch InvalidAccessKeyId Forbidden Unauthorized",
@@ -178,6 +190,12 @@ ROWS = (
         "{endpoint} does not accept the checksums of an upload ({code}).",
         _SET_CHECKSUMS,
         when=_may_be_checksums,
+    ),
+    Row(
+        f"InvalidArgument InvalidRequest {_UNSUPPORTED}",
+        "{endpoint} does not accept that a download asks for its checksum ({code}).",
+        _SET_CHECKSUMS,
+        when=_may_ask_for_checksum,
     ),
     Row(
         _UNSUPPORTED,

@@ -350,6 +350,7 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     _code, out, _err = rd3("set", "list", "--json")
     [row] = json.loads(out)
     assert (row["method"], row["ipc"], row["dataset"]) == ("imported", 2, "digits")
+    assert row["source"] == "mine.safetensors" in rd3("set", "show", row["name"])[1]
     assert "intact: 20 images" in rd3("set", "verify", row["name"])[1]
     assert rd3("set", "export", row["name"], "--png", str(tmp_path / "png"))[0] == 0
     assert len(list((tmp_path / "png").rglob("*.png"))) == 20

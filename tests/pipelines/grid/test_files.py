@@ -196,6 +196,13 @@ def test_the_message_lists_all_problems_with_their_lines():
     assert "ipc[0] (line 3): Expected an integer of at least 1, got 0." in text
 
 
+@pytest.mark.parametrize("name", ["imported", "{imported: {set: b8b08e27710b}}", "b8b08e27710b", "'" + 64 * "4" + "'"])
+def test_an_imported_set_is_said_to_be_evaluated_on_its_own(name):
+    with pytest.raises(GridErrors, match="is not a method: a grid generates its sets") as caught:
+        parse_grid(BASE.replace("[random]", f"[random, {name}]"), "mine")
+    assert "methods[1] (line 1)" in str(caught.value) and "rd3 evaluate KEY --teacher ROLE" in str(caught.value)
+
+
 def test_a_protocol_by_name_is_taken_for_one_of_protocols():
     said = problems(BASE + "protocol: rd3\n")["protocol"]
     assert "write `protocols: [rd3]`, or for individual fields `field: value`" in said

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 
 from pipelines.grid.catalog import Catalog
 from pipelines.settings import Session
+from pipelines.sweep import run
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.progress import open_trial_view
 from pipelines.sweep.run import SweepRun
@@ -94,6 +96,19 @@ def test_a_sweep_says_once_for_what_it_waits(sweep, capsys, monkeypatch):
     assert log.getvalue() == "demo: waiting: The store does not respond.\n"
 
 
+def test_a_sweep_says_that_it_waits_for_a_server_that_takes_a_request_and_does_not_answer(sweep, capsys, monkeypatch):
+    monkeypatch.setattr(run, "SLOW_S", 0.05)
+    said = threading.Event()
+    monkeypatch.setattr(sweep, "_say", lambda reason: (SweepRun._say(sweep, reason), said.set()))
+    assert sweep._write(lambda: said.wait(60)), "it was to be said while the answer is waited for"
+    uri = sweep.session.tracking_uri
+    assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: Writing to MLflow at {uri} takes more than 0 s.\n"
+    said.clear()
+    monkeypatch.setattr(run, "SLOW_S", 60.0)
+    assert sweep._write(lambda: 3) == 3
+    assert not said.is_set()
+
+
 class TasksOfThisProcess:
     """Ray's interface as a sweep uses it, with answers in order instead of workers."""
 
@@ -126,6 +141,7 @@ def test_a_trial_whose_server_is_away_says_so_and_goes_on_with_its_scores(sweep,
     tasks = TasksOfThisProcess([away, away, Answer(None, {}, "done")])
     tasks.exceptions = SimpleNamespace(RayError=KeyError)
     monkeypatch.setitem(sys.modules, "ray", tasks)
+    monkeypatch.setattr("pipelines.cluster.local._processes", dict)
     attempt = Attempt("s", "study", 7, [], Pruning("none", 4, 12), sweep.session, [])
     assert [*sweep._answers({7: attempt}, [])] == [(7, tasks.answers[2])]
     assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: MLflow does not respond.\n"

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -204,6 +205,54 @@ def test_missing_dataset_names_the_folders_and_a_fix(tmp_path):
     assert str(tmp_path / "home" / "data" / "cifar10") in caught.value.message
     assert caught.value.fix == "rd3 data fetch cifar10"
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "fix"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz", "tar -xf {file} -C {folder}"),
+        ("cifar10", "cifar10/CIFAR-10-python.tgz", "tar -xf {file} -C {folder}"),
+        ("cifar100", "cifar-100-python.tar.gz", "tar -xf {file} -C {folder}"),
+        ("tinyimagenet", "tiny-imagenet-200.zip", "unzip {file} -d {folder}"),
+        ("imagenette", "imagenette2-320.tgz", "tar -xf {file} -C {folder}"),
+        ("cifar10", "cifar-100-python.tar.gz", None),
+        ("imagenette", "imagewoof2.tgz", None),
+        ("cifar10", "cifar10.parquet", None),
+    ],
+)
+def test_an_archive_that_is_not_unpacked_is_named(tmp_path, name, archive, fix):
+    file = tmp_path / "my data" / archive
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"packed")
+    with pytest.raises(DataMissing) as caught:
+        open_dataset(name, Roots(tmp_path / "my data", tmp_path / "home"))
+    assert (f"{file} is not unpacked" in caught.value.message) == bool(fix)
+    if fix:
+        command = fix.format(file=shlex.quote(str(file)), folder=shlex.quote(str(file.parent)))
+        assert caught.value.fix == f"unpack it: {command}"
+
+
+def test_a_folder_in_another_layout_is_said_to_hold_something_else(tmp_path):
+    (tmp_path / "data/cifar10/batches").mkdir(parents=True)
+    (tmp_path / "data/cifar10/meta.txt").touch()
+    with pytest.raises(DataMissing, match=r"data/cifar10 holds batches, meta\.txt, which is no layout of it\."):
+        open_dataset("cifar10", Roots(tmp_path / "data", tmp_path / "home"))
+
+
+def test_parquet_in_the_folder_of_a_configuration(roots):
+    """As the hub has CIFAR-10: ``plain_text/train-00000-of-00001.parquet``."""
+    before = Toy().open(roots)
+    moved = roots.data / "toy/plain_text"
+    moved.mkdir()
+    for path in (roots.data / "toy").glob("*.parquet"):
+        path.rename(moved / path.name)
+    (roots.data / "toy/.cache").mkdir()
+    assert Toy().open(roots).fingerprint == before.fingerprint
+    (roots.data / "toy/other").mkdir()
+    (moved / "test.parquet").rename(roots.data / "toy/other/test.parquet")
+    with pytest.raises(DataCorrupt, match="in several subfolders: other, plain_text") as caught:
+        Toy().open(roots)
+    assert caught.value.fix == f"keep one of them, as {roots.data / 'toy/data'}"
 
 
 def test_missing_split(roots):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tarfile
 
 import numpy as np
 import pytest
@@ -79,6 +80,20 @@ def test_files_that_are_no_sets(tmp_path):
         _import(tmp_path / "x.npy", tmp_path / "out")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_that_are_called_archives(tmp_path, zipped):
+    path = tmp_path / "data40.pth.tar"
+    torch.save((IMAGES, LABELS), path, _use_new_zipfile_serialization=zipped)
+    assert _import(path, tmp_path / "out") == _import((IMAGES, LABELS), tmp_path / "memory")
+    torch.save([LABELS] * 6, path, _use_new_zipfile_serialization=zipped)  # FKD's batch_0.tar
+    with pytest.raises(BadValue, match=r"data40\.pth\.tar holds a list of 6, expected 'images' and 'labels'"):
+        _import(path, tmp_path / "no")
+    with tarfile.open(path, "w") as archive:
+        archive.add(tmp_path / "out", "set")
+    with pytest.raises(BadValue, match=r"ends in '\.tar'.*Fix: unpack it"):
+        _import(path, tmp_path / "no")
+
+
 def test_float_ranges(tmp_path):
     plain = IMAGES.float() / 255
     _import((plain, LABELS), tmp_path / "float")
@@ -117,9 +132,9 @@ def test_tensors_that_do_not_fit(tmp_path, images, labels, message):
         _import((images, labels), tmp_path / "out")
 
 
-@pytest.mark.parametrize("naming", ["class_ids", "class_names", "numbers"])
+@pytest.mark.parametrize("naming", ["class_ids", "class_names", "{:05d}", "new{:03d}", "new{:05d}"])
 def test_folders_by_id_name_or_number(tmp_path, naming):
-    names = [f"{label:05d}" for label in range(3)] if naming == "numbers" else getattr(INFO, naming)
+    names = [naming.format(label) for label in range(3)] if "{" in naming else getattr(INFO, naming)
     for row, image in enumerate(IMAGES):
         path = tmp_path / "images" / names[row % 3] / f"{row:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,16 @@ def test_a_key_that_may_not_set_it_is_no_failure():
         )
 
 
+@pytest.mark.parametrize("code", ["NotImplemented", "InvalidArgument", "MissingContentLength", "BadDigest"])
+def test_a_server_without_the_feature_or_its_checksum_is_no_failure(code: str):
+    """boto3 sends a checksum with this operation even with AWS_REQUEST_CHECKSUM_CALCULATION=when_required."""
+    objects, stub = objects_of()
+    stub.add_client_error("put_public_access_block", code, http_status_code=400)
+    with stub:
+        said = s3_bucket.block_public_access(objects)
+    assert said == f"theirs: this server does not support the public access block ({code})"
+
+
 @pytest.mark.parametrize(
     ("region", "more"),
     [("us-east-1", {}), ("eu-west-1", {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}})],

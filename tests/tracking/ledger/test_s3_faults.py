@@ -129,6 +129,27 @@ def test_an_address_without_http(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failure(monkeypatch, "127.0.0.1:9000").fix == "write AWS_ENDPOINT_URL with http:// or https://"
 
 
+def test_a_download_whose_checksum_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a user has set one of the two variables only."""
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    with serving(400, s3_error("InvalidArgument")) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(StoreError, match="does not accept that a download asks for its checksum") as caught:
+            S3Objects("s3://bucket/rd3").get("x")
+        assert "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required" in caught.value.fix
+        monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+        with pytest.raises(StoreError, match=r"failed on s3://bucket/rd3 \(InvalidArgument\)"):
+            S3Objects("s3://bucket/rd3").get("x")
+
+
+def test_deletes_that_are_denied_are_not_taken_for_wrong_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(403, s3_error("AccessDenied")) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(StoreError, match=r"does not allow DeleteObject on s3://bucket/rd3") as caught:
+            S3Objects("s3://bucket/rd3").delete("x")
+    assert "s3:DeleteObject" in caught.value.fix and "object lock" in caught.value.fix
+
+
 def test_a_certificate_that_is_not_trusted_and_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     certificate = self_signed(tmp_path)
     with serving(403, s3_error("AccessDenied"), certificate=certificate) as url:
