@@ -126,7 +126,9 @@ def test_an_upper_case_bucket_is_refused_before_any_request(monkeypatch: pytest.
 
 
 def test_an_address_without_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert failure(monkeypatch, "127.0.0.1:9000").fix == "write AWS_ENDPOINT_URL with http:// or https://"
+    fix = "write AWS_ENDPOINT_URL with http:// or https://, without quotation marks or spaces around it"
+    for address in ("127.0.0.1:9000", '"http://127.0.0.1:9000"'):
+        assert failure(monkeypatch, address).fix == fix
 
 
 def test_a_download_whose_checksum_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
