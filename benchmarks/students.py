@@ -73,7 +73,7 @@ def loss_at(temperature: float) -> Component:
 
 
 def chunk_of(device: torch.device, batch: int) -> int:
-    """Batches that the teacher logits at once."""
+    """Batches that the teacher labels at once."""
     return max(1, AHEAD.get(device.type, AHEAD_ELSEWHERE) // batch)
 
 
@@ -130,7 +130,7 @@ class Students:
         self.taught += len(inputs[0])
 
     def work(self) -> int:
-        """All steps of the batches that the teacher logits at once; how many steps each student took."""
+        """All steps of the batches that the teacher labels at once; how many steps each student took."""
         with repeatable_kernels():
             for _step in range(self.chunk):
                 for batches, students in self._groups:

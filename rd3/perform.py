@@ -80,7 +80,7 @@ class Part:
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
     keep_student: bool = False
-    """LogitsCache the weights of the student of an evaluation."""
+    """Keep the weights of the student of an evaluation."""
     cached_logits: LogitsCache | None = None
     """How the evaluation handles cached logits of its teachers."""
 

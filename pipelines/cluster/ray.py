@@ -253,7 +253,7 @@ def ray_cluster(address: str | None = None, log: Path | None = None) -> Iterator
 
 
 def _stop() -> None:
-    """StopDriver the cluster, or stop Ray on this machine."""
+    """Leave the cluster, or stop Ray on this machine."""
     import ray
 
     dead = local.dead_service()

@@ -46,7 +46,7 @@ class Job:
     given: list[dict[str, Any]] = field(default_factory=list)
     """Ledger entries of the recipe's parents (what it is made from), and of theirs."""
     keep_student: bool = False
-    """LogitsCache the weights of the student of an evaluation."""
+    """Keep the weights of the student of an evaluation."""
     recorded: dict[str, Any] | None = None
     """Ledger entry of an evaluation that runs again to keep its student; its result must be found again."""
     keep_unfinished: bool = False

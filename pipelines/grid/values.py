@@ -61,7 +61,7 @@ class Grid(Frozen):
     test_on: Literal["test", "validation"] = "test"
     """``validation``: sets and teachers use the training images without the validation split."""
     keep_students: bool = neutral(False)
-    """LogitsCache the weights of every student; evaluations that were stored without them run again."""
+    """Keep the weights of every student; evaluations that were stored without them run again."""
     robustness: tuple[str, ...] = neutral(())
     """What is measured with the weights of every student: ``calibration`` and names of corruptions; empty: nothing."""
     parts: tuple[Part, ...]
