@@ -195,7 +195,7 @@ def simulate(
         for each in others:
             graph.on_trial_result(trial, each)
         graph.on_trial_complete(trial, last)
-    assert driver.fatal is None and not queue.closed, driver.fatal or list(queue.closed.items())[:3]
+    assert driver.fatal is None and not queue.unsuccessful, driver.fatal or list(queue.unsuccessful.items())[:3]
     return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
 
 

@@ -1,4 +1,4 @@
-"""Students of equal views in one pack, beside the same students alone: how often the teacher labels a view, and the time.
+"""Students of equal views in one pack, beside the same students alone: teacher passes and time.
 
 The reference here is our own path, one student after the other.  The second student differs in its temperature, the
 third in its network and zeta; what decides the views (set, teacher, augmentation, batch, student seed) is the same.

@@ -66,8 +66,11 @@ def given(env: Mapping[str, str], name: str) -> str:
     plain = _unquoted(text)
     if plain == text:
         return text
+    from tracking.ledger.faults import without_password
+
     what = "white space around it" if plain == text.strip() else "quotation marks that are a part of it"
-    raise BadValue(f"{name} is {text!r}, with {what}.", f"write {name}={plain}, as it is read without a shell")
+    shown, value = text.replace(plain, without_password(plain)), without_password(plain)
+    raise BadValue(f"{name} is {shown!r}, with {what}.", f"write {name}={value}, as it is read without a shell")
 
 
 def _unquoted(text: str) -> str:

@@ -36,7 +36,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
         name = ("stdin", "stdout", "stderr")[number]
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
@@ -65,7 +65,7 @@ def output_errors() -> Iterator[None]:
 
 
 class _Output:
-    """A stream to which a failed write is a :class:`StoreError`, and a broken pipe what it is."""
+    """A stream whose failed writes raise :class:`StoreError`; a broken pipe stays a ``BrokenPipeError``."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

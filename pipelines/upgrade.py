@@ -129,7 +129,7 @@ def upgrade_presets(folder: Path) -> list[str]:
     return changed
 
 
-def tag_runs(place: Place, ledger: Ledger) -> int:
+def tag_runs_with_new_keys(place: Place, ledger: Ledger) -> int:
     """Tag the MLflow runs of upgraded entries with their new keys; ``rd3.formerly`` is the old one.
 
     Covers all entries that were ever upgraded, as an earlier attempt may have been interrupted; returns how many runs

@@ -156,7 +156,7 @@ class Context:
         ]
 
     def dynamics(self, keys: tuple[str, ...]) -> list[Dynamics]:
-        """Recorded trainings."""
+        """Training dynamics."""
         from rd3.teacher.dynamics import load
 
         return [load(self.store.fetch("training_dynamics", key), key) for key in keys]
@@ -322,7 +322,7 @@ def _evaluation(context: Context) -> Evaluation:
     """The input of an evaluation, with its set and teachers from the store."""
     from rd3.evaluation.student import Evaluation
 
-    part, recipe = context.part, context.part.recipe
+    part, recipe, out = context.part, context.part.recipe, context.out
     assert isinstance(recipe, EvaluationRecipe)
     synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
     return Evaluation(
@@ -332,7 +332,7 @@ def _evaluation(context: Context) -> Evaluation:
         teachers,
         part.progress,
         part.tested,
-        context.out / STUDENT if part.keep_student else None,
+        out / STUDENT if part.keep_student else None,
         context.cached_logits,
         synthetic.soft_labels,
     )

@@ -1,7 +1,8 @@
 """Named random streams derived from one seed.
 
 ``generator(seed, "augment", 3)`` depends only on its arguments: streams with different names are independent, and a
-stream does not depend on earlier draws.  No code in ``rd3`` seeds the process-wide generator.
+stream does not depend on earlier draws.  Code in ``rd3`` changes a global generator only
+within ``with``, and restores it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def generator(seed: int, *names: object) -> torch.Generator:
 
 @contextlib.contextmanager
 def scoped(stream: torch.Generator) -> Iterator[None]:
-    """Inside ``with``, code that draws from torch's global CPU generator (weight initialisation) draws from ``stream``.
+    """Inside ``with``, torch's global CPU generator (weight initialisation) gives the numbers that ``stream`` would.
 
-    The global state is restored afterwards.
+    ``stream`` itself does not advance; the global state is restored afterwards.
     """
     before = torch.get_rng_state()
     torch.set_rng_state(stream.get_state())

@@ -49,15 +49,15 @@ def synthesize(
     """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
     ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
-    recipe names them, belong to these teachers.  ``dynamics`` are the recipe's training dynamics: the logits of
-    all training images at every epoch.  ``backbones`` are its diffusion models, which the method may modify, and
-    ``derived`` the folders of what was prepared from them: fine-tuned weights or prototypes.  ``init`` is the set with
-    the initial images.  ``larger`` is the folder of a set that begins with this one: its blocks are copied, with
-    their generation time.  ``progress`` is called with the finished fraction (0-1) of the whole set and a
-    note.  ``only_blocks`` generates only these blocks; the call that completes the last block writes and returns the
-    manifest, earlier ones return None.  ``blocks_at_once`` blocks are generated together, by default as many as the
-    method chooses for ``device``; their time is divided evenly.  ``shared_machine`` is recorded in the manifest:
-    whether other work runs on the machine at the same time.
+    recipe names them, belong to these teachers.  ``dynamics`` are the recipe's training dynamics: margin and error
+    of every training image in every epoch.  ``backbones`` are its diffusion models, which the method may modify,
+    and ``derived`` the folders of what was prepared from them: fine-tuned weights or prototypes.  ``init`` is the
+    set with the initial images.  ``larger`` is the folder of a set that begins with this one: its blocks are
+    copied, with their generation time.  ``progress`` is called with the finished fraction (0-1) of the whole set
+    and a note.  ``only_blocks`` generates only these blocks; the call that completes the last block writes and
+    returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks are generated together, by default
+    as many as the method chooses for ``device``; their time is divided evenly.  ``shared_machine`` is recorded in
+    the manifest: whether other work runs on the machine at the same time.
 
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.

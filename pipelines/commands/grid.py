@@ -164,7 +164,7 @@ def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
 
 
 def cached_logits_line(found: LogitsForecast) -> str:
-    """What keeping teacher logits saves, and the disk space that it takes."""
+    """What caching teacher logits saves, and the disk space that it takes."""
     too_large = f"; {found.too_large} evaluations share logits that exceed the budget" if found.too_large else ""
     if not found.files:
         return f"cached teacher logits: no two evaluations share logits that fit the budget{too_large}"

@@ -31,7 +31,7 @@ def upgrade(
     ] = False,
 ) -> None:
     """Rewrite recipes and keys of an older format; results, digests and files are kept.  Idempotent."""
-    from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
+    from pipelines.upgrade import tag_runs_with_new_keys, upgrade_ledger, upgrade_presets
     from rd3.datasets import dataset_info
     from rd3.errors import DataMissing
     from tracking.ledger.ledger import Ledger
@@ -39,7 +39,7 @@ def upgrade(
 
     here = writing_session()
     if folder is not None and not (folder / "by-key").is_dir():
-        fix = "give a store folder; convert a study or parts with `rd3 export-results PATH DIR`"
+        fix = "give a store folder; convert a study, a folder of Parquet files, with `rd3 export-results PATH DIR`"
         raise DataMissing(f"{folder} is not a store: it has no by-key folder.", fix)
     ledger = Ledger(str(folder) if folder is not None else here.artifacts)
     with ledger.lease():
@@ -53,7 +53,7 @@ def upgrade(
             changed = upgrade_presets(here.presets)
             if changed:
                 console.print(f"protocols upgraded: {', '.join(changed)}")
-            tag_runs(here, ledger)
+            tag_runs_with_new_keys(here, ledger)
         if remove_old:
             console.print(f"{remove_former(ledger)} old entries removed")
     if outcome.left:

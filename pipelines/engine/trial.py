@@ -1,4 +1,4 @@
-"""A trial: runs a pack of recipes in a worker process and reports progress and the end of each to the driver."""
+"""A trial: runs recipes, several if they are trained together, in a worker process and reports to the driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.engine.attempt import Unfit, attempt
 from pipelines.engine.job import Job, TrialEnd
-from pipelines.engine.uploads import last_words
+from pipelines.engine.uploads import upload_unfinished
 
 REPORT_EVERY_S = 3.0
 UNFIT_S = 10.0
@@ -68,7 +68,7 @@ def run_jobs(text: str, send: Callable[[dict[str, Any]], None]) -> None:
 def configure_process(gpu: bool) -> None:
     """Use one thread, and hide GPUs from CPU trials (Ray leaves them visible).
 
-    Denormal numbers count as zero: they are slow on a CPU.
+    Denormal numbers are flushed to zero: they are slow on a CPU.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     if not gpu:
@@ -85,16 +85,16 @@ def _exit_after(seconds: float) -> None:
     timer.start()
 
 
-@cache
+@cache  # one thread a process
 def die_with_parent() -> None:
     """Exit when the parent, a Ray process, has ended: a killed driver takes Ray down, but not the workers."""
     parent = os.getppid()
-    atexit.register(last_words)  # Ray turns SIGTERM into a normal exit, in which these run
+    atexit.register(upload_unfinished)  # Ray turns SIGTERM into a normal exit, which runs atexit handlers
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        last_words()
+        upload_unfinished()
         os._exit(1)
 
     threading.Thread(target=watch, name="die-with-parent", daemon=True).start()

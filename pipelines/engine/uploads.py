@@ -1,4 +1,4 @@
-"""When a worker uploads unfinished work: now and then, and on SIGTERM."""
+"""When a worker uploads unfinished work: now and then, and before its process ends."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _in_progress: set[UnfinishedWork] = set()
 """Unfinished work of the recipes that this process is running."""
 
 
-def last_words() -> None:
-    """On SIGTERM, upload completed work of the recipes in progress."""
+def upload_unfinished() -> None:
+    """Upload completed work of the recipes in progress, as the process is about to end."""
     for unfinished in list(_in_progress):
         unfinished.upload(leaving=True)
 
 
 @contextlib.contextmanager
 def uploaded_on_exit(unfinished: UnfinishedWork | None) -> Iterator[None]:
-    """Register unfinished work, so that :func:`last_words` uploads it."""
+    """Register unfinished work, so that :func:`upload_unfinished` uploads it."""
     _in_progress.update({unfinished} if unfinished is not None else ())
     try:
         yield

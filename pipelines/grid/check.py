@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from pipelines.grid.catalog import ANY_FRAME, Catalog, Frame
-from pipelines.grid.located_yaml import Located, Path, location
+from pipelines.grid.located_yaml import Located, Path, written_at
 from pipelines.grid.structure import (
     At,
     ClaimStructure,
@@ -76,7 +76,7 @@ def _grid(
     document: Located, data: dict[str, Any], text: str, catalog: Catalog, small: dict[str, Any] | None = None
 ) -> Grid | None:
     """One size of a grid; ``small``: those of its keys that are written below ``small``."""
-    at_top = partial(location, small or {}, ("small",))
+    at_top = partial(written_at, small or {}, ("small",))
     wrong = check_structure(document, GridStructure, data, at_top)
     split: SourceSplit = "fit" if data.get("test_on") == "validation" else "train"
     base = {key: value for key, value in data.items() if key in PartStructure.model_fields}
@@ -155,7 +155,7 @@ def _method(name: str) -> type[Method]:
 
 def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:
     """The location of a value of a part: in the item of ``also`` if that has its key, else at the top level."""
-    return at(location(changes, item, path))
+    return at(written_at(changes, item, path))
 
 
 @dataclass

@@ -23,7 +23,7 @@ def place_text(path: Path) -> str:
 
 
 class Problem(NamedTuple):
-    """One mistake in a grid file."""
+    """One mistake in a grid or sweep file."""
 
     place: str
     message: str
@@ -74,22 +74,24 @@ class Located:
 
 
 def problem_in(text: str, part: int, path: Path, message: str, fix: str = "", *, small: bool = False) -> Problem:
-    """A problem found after parsing; ``path`` is relative to a part (0: the top level, then the items of `also`).
+    """A problem found after parsing, at the place where the value was written.
 
-    ``small``: of the file's demonstration size.
+    A grid file has keys at its top level, part 0; each item of ``also`` is a further part, which overrides some of
+    them.  ``small`` overrides keys of the top level for the demonstration size of the grid.  ``path`` is relative to
+    the part; ``small``: the problem is in the demonstration size.
     """
     document = read_located(text)
     data = document.data if isinstance(document.data, dict) else {}
-    changes = data.get("small", {}) if small else {}
-    also = (data | changes).get("also", [])
-    changed = bool(part) and part <= len(also) and path[0] in also[part - 1]
-    whole = location(changes, ("small",), ("also", part - 1, *path) if changed else path)
+    overrides = data.get("small", {}) if small else {}
+    also = (data | overrides).get("also", [])
+    own = bool(part) and part <= len(also) and path[0] in also[part - 1]
+    whole = written_at(overrides, ("small",), ("also", part - 1, *path) if own else path)
     return Problem(place_text(whole), message, fix, document.line(whole))
 
 
-def location(changes: Mapping[str, Any], place: Path, path: Path) -> Path:
-    """The location of a value that ``changes``, written at ``place``, may have: there, else at the top level."""
-    return (*place, *path) if path and path[0] in changes else path
+def written_at(overrides: Mapping[str, Any], overrides_at: Path, path: Path) -> Path:
+    """Where a value was written: below ``overrides_at`` if the overrides there have its key, else at the top level."""
+    return (*overrides_at, *path) if path and path[0] in overrides else path
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,7 +144,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                found.problem(path, f"Key {key_node.value!r} is not text.", "put it in quotes")
+                found.problem(path, f"Key {key_node.value!r} is not a string.", "put it in quotes")
                 continue
             found.lines[*path, key] = key_node.start_mark.line + 1
             if key in values:

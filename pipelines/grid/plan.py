@@ -71,7 +71,7 @@ class Plan:
     priced: str = ""
     """Source of the time estimates: a calibration, or built-in rates."""
     cached_logits: LogitsForecast | None = None
-    """What keeping teacher logits would save; None if they are not to be kept."""
+    """What caching teacher logits would save; None if they are not to be cached."""
 
     def status_of(self, key: Key) -> Status | None:
         """The status of a recipe; None for one that is not needed."""

@@ -11,7 +11,7 @@ from rd3.values import Frozen
 
 @register_augmentation("mixup")
 class MixUp(Mix):
-    """Blend each image with another of the batch, in one proportion a batch (Zhang et al., 2018)."""
+    """Blend each image with another of the batch, in one proportion per batch (Zhang et al., 2018)."""
 
     class Settings(Frozen):
         alpha: float = Field(default=0.8, gt=0)
@@ -20,13 +20,13 @@ class MixUp(Mix):
     settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """Partner and share."""
+        """The partner of each image, and one share for the whole batch."""
         seed = int(torch.randint(2**62, (), generator=stream))
         share = _beta(self.settings.alpha, seed)
         return torch.randperm(batch, generator=stream), torch.full((batch,), share, dtype=torch.float64)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """The share of the base image, and the rest of the partner."""
+        """Weighted sums: ``share`` of the image, the rest from its partner.  The loss mixes the labels."""
         partner, share = draws
         own = share.to(images.dtype)[:, None, None, None]
         return own * images + (1 - own) * images[partner]

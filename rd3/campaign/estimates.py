@@ -1,4 +1,4 @@
-"""Run time of recipes: the estimate of :mod:`rd3.planning`, corrected by the recipes that finished here."""
+"""Run time of recipes: the estimate of :mod:`rd3.planning`, corrected by the recipes that finished in this campaign."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rd3.planning.forecast import FORECASTS, work
 from rd3.recipe import Key, Recipe
 
 SLACK = 4.0
-"""Factor by which an estimate may be too long before any recipe of its kind has finished here."""
-WORST_SHARE = 0.05
+"""Factor by which an estimate may be too long before any recipe of its kind has finished in this campaign."""
+MIN_FRACTION = 0.05
 """Below this fraction, progress is not used to estimate the time left."""
 
 
@@ -36,7 +36,7 @@ class Estimates:
         self._learnt: dict[str, tuple[float, float]] = {}
 
     def planned(self, key: Key) -> float:
-        """Planned seconds of a recipe; the minimum if they cannot be computed, as the recipe itself will report why."""
+        """Planned seconds of a recipe; only the time of a start if they cannot be computed: the recipe reports why."""
         if key not in self._planned:
             try:
                 self._planned[key] = self._from_cost(self.recipes[key])
@@ -71,8 +71,8 @@ class Estimates:
         """Estimated seconds for the whole recipe."""
         return self.planned(key) * self._factor(self.recipes[key].kind)
 
-    def shortest(self, key: Key) -> float:
-        """Optimistic estimate in seconds: ``SLACK`` times shorter until a recipe of its kind has finished."""
+    def optimistic(self, key: Key) -> float:
+        """Estimated seconds, with optimism: ``SLACK`` times shorter until a recipe of its kind has finished."""
         known = self.recipes[key].kind in self._learnt
         return self.seconds(key) / (1.0 if known else SLACK)
 
@@ -87,12 +87,12 @@ class Estimates:
         return self._parts[key]
 
     def choose(self, ready: Iterable[Recipe], left_s: float) -> Recipe | None:
-        """The first recipe likely to finish in ``left_s`` seconds, else the first of which one part is, else None."""
+        """The first recipe likely to finish in ``left_s`` seconds, else the first with a part that is, else None."""
         later = None
         for recipe in ready:
-            if self.shortest(recipe.key) <= left_s:
+            if self.optimistic(recipe.key) <= left_s:
                 return recipe
-            if later is None and self.shortest(recipe.key) / self.parts(recipe.key) <= left_s:
+            if later is None and self.optimistic(recipe.key) / self.parts(recipe.key) <= left_s:
                 later = recipe
         return later
 
@@ -101,11 +101,10 @@ class Estimates:
 
         At least the time that the longest single recipe needs.
         """
-        own = [self._rest(key, *how) for key, how in running.items()]
-        own_and_waiting = own + [self.seconds(key) for key in waiting]
-        return max(max(own_and_waiting, default=0.0), math.fsum(own_and_waiting) / max(1, workers))
+        rests = [self._rest(key, *how) for key, how in running.items()] + [self.seconds(key) for key in waiting]
+        return max(max(rests, default=0.0), math.fsum(rests) / max(1, workers))
 
     def _rest(self, key: Key, spent_s: float, fraction: float) -> float:
-        if fraction >= WORST_SHARE:
+        if fraction >= MIN_FRACTION:
             return spent_s * (1 - fraction) / fraction
         return max(self.seconds(key) - spent_s, 0.0)

@@ -36,7 +36,7 @@ def decode(encoded: bytes, where: str) -> Image:
 
 
 def lost_in_rgb(encoded: bytes) -> list[str]:
-    """What :func:`decode` drops of an image that it can decode: nothing, transparency, or bits beyond 8."""
+    """What :func:`decode` drops or ignores of an image that it can decode, in the words of :func:`peculiarity`."""
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:

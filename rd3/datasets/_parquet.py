@@ -28,18 +28,19 @@ LABEL_COLUMNS = ("fine_label", "label", "labels")
 def shards(folder: Path) -> dict[str, list[Path]]:
     """Parquet files of each split, in order; raises if some of a split are missing.
 
-    They are in the folder itself, in its ``data``, or in a subfolder named after a configuration, as in ``plain_text``
-    of Hugging Face's copy of CIFAR-10; several such subfolders are refused.
+    They are in the folder itself, in its ``data``, in a subfolder named after a configuration, as in ``plain_text`` of
+    Hugging Face's copy of CIFAR-10, or in one for each split; several subfolders with the same split are refused.
     """
     found = _named(folder) or _named(folder / "data")
     if not found:
         configurations = {path: named for path in sorted(folder.glob("[!.]*/")) if (named := _named(path))}
-        if len(configurations) > 1:
+        splits = [split for named in configurations.values() for split in named]
+        if len(splits) > len(set(splits)):
             raise DataCorrupt(
                 f"{folder} has Parquet files in several subfolders: {', '.join(path.name for path in configurations)}.",
                 f"keep one of them, as {folder / 'data'}",
             )
-        found = next(iter(configurations.values()), {})
+        found = {split: entries for named in configurations.values() for split, entries in named.items()}
     for split, entries in found.items():
         of = entries[0][1]
         if [n for n, _of, _path in entries] != list(range(of)):

@@ -53,7 +53,7 @@ def register_again(found: Found, info: DatasetInfo, name: str) -> str:
 
 def packed(folder: Path, names: Sequence[str]) -> list[Path]:
     """Archives in a folder that begin with one of these names, apart from case, hyphens and underscores."""
-    begins = "|".join(re.sub(r"[-_]", "", Path(name).name.lower()) for name in names)
+    begins = "|".join(re.escape(re.sub(r"[-_]", "", Path(name).name.lower())) for name in names)
     archive = re.compile(rf"(?:{begins})(?!(?<=\d)\d).*\.(?:zip|tgz|tar(?:\.\w+)?)")  # cifar100 is not cifar10
     return [path for path in sorted(folder.glob("*")) if archive.fullmatch(re.sub(r"[-_]", "", path.name.lower()))]
 

@@ -92,7 +92,7 @@ class Cifar10(_Cifar):
         **class_list("cifar10"),
         resolution=32,
         test_resize=32,
-        factor=1,
+        factor=1,  # patches per side
         normalisation=Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
         train_count=50_000,
         test_count=10_000,
@@ -113,7 +113,7 @@ class Cifar100(_Cifar):
         **class_list("cifar100"),
         resolution=32,
         test_resize=32,
-        factor=1,
+        factor=1,  # patches per side
         normalisation=Normalisation(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
         train_count=50_000,
         test_count=10_000,

@@ -49,7 +49,7 @@ class Digits(Source):
         **class_list("digits"),
         resolution=32,
         test_resize=32,
-        factor=1,
+        factor=1,  # patches per side
         # measured on the 1,457 training images at 32x32
         normalisation=Normalisation(mean=(0.3052, 0.3052, 0.3052), std=(0.3236, 0.3236, 0.3236)),
         train_count=1457,

@@ -37,7 +37,7 @@ class ImageNet1K(_ImageNetFamily):
         **class_list(WHOLE),
         resolution=224,
         test_resize=256,
-        factor=2,
+        factor=2,  # patches per side
         normalisation=IMAGENET_NORMALISATION,
         train_count=1_281_167,
         test_count=50_000,
@@ -54,7 +54,7 @@ def _ten(name: str, title: str, train_count: int, test_count: int, train_per_cla
         **class_list(name),
         resolution=224,
         test_resize=256,
-        factor=2,
+        factor=2,  # patches per side
         normalisation=IMAGENET_NORMALISATION,
         train_count=train_count,
         test_count=test_count,

@@ -53,7 +53,7 @@ class TinyImageNet(FileSource):
         **class_list("tinyimagenet"),
         resolution=64,
         test_resize=64,
-        factor=1,
+        factor=1,  # patches per side
         # from SRe2L's Tiny ImageNet scripts
         normalisation=Normalisation(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262)),
         train_count=100_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -30,6 +31,8 @@ _CONTAINERS = {
 }
 """Files that hold many images, by suffix."""
 _LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx")
+_LABELS = re.compile("label|class|train|target|annotation|list")
+"""Words in the names of files that may list the class of each image."""
 _NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
 
 
@@ -77,9 +80,10 @@ def how_to_unpack(folder: Path) -> str | None:
         return f"save each image as <class>/<number>.png; they are in {held}"
     if not any(is_image_file(path.name) for path in files):
         return None
-    above = sorted(path for path in folder.parent.iterdir() if path.is_file() and not is_litter(path.name))
-    lists = [path for path in [*files, *above] if path.suffix.lower() in _LISTS]
-    listed = min(lists, key=lambda path: "label" not in path.name.lower(), default=None)
+    with contextlib.suppress(OSError):  # the folder above may not be readable
+        files += sorted(path for path in folder.parent.iterdir() if path.is_file() and not is_litter(path.name))
+    lists = [path for path in files if path.suffix.lower() in _LISTS and _LABELS.search(path.stem.lower())]
+    listed = min(lists, key=lambda path: "label" not in path.stem.lower(), default=None)
     fix = "move every image into a folder that is named by its class"
     return f"{fix}; {listed} may say which that is" if listed else fix
 

@@ -20,7 +20,7 @@ _ORIENTATION = 0x112
 SIXTEEN_BITS = "16 bits per channel; the upper 8 are kept"
 OPAQUE_ALPHA = "an alpha channel that is opaque everywhere; it is dropped"
 TRANSPARENT = "an alpha channel with transparent pixels; it is dropped"
-FRAMES = "several frames or pages, of which the first is read, as torchvision's ImageFolder reads it"
+FRAMES = "several frames or pages, of which one is read: the first of a file, as torchvision's ImageFolder reads it"
 TURNED = "an EXIF orientation; they are read as stored, not turned, as torchvision's ImageFolder reads them"
 
 DOUBTFUL = (TRANSPARENT, FRAMES, TURNED)
@@ -60,7 +60,10 @@ def peculiarity(image: Image) -> str | None:
 
 def _has_frames(image: Image) -> bool:
     """Whether the file is an animation or has several pages; the previews in a camera's MPO are neither."""
-    return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    try:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    except (OSError, EOFError, SyntaxError, ValueError, TypeError, struct.error):  # later pages are damaged or closed
+        return False
 
 
 def _is_turned(image: Image) -> bool:

@@ -38,7 +38,7 @@ class FeatureCoreset(Method):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         with ctx.phase("select"):
-            indices = enough_indices(block, ctx)
+            indices = checked_class_indices(block, ctx)
             chosen = self.select(teacher_features(indices, ctx), len(block.members))
             return ctx.dataset.images(ctx.split, indices[chosen].tolist())
 
@@ -46,7 +46,7 @@ class FeatureCoreset(Method):
         return info.train_count * forward(recipe.teachers[0])
 
 
-def enough_indices(block: Block, ctx: Context) -> np.ndarray:
+def checked_class_indices(block: Block, ctx: Context) -> np.ndarray:
     """(n,) int64 positions of the images of a block's class; raises :class:`Unsupported` if IPC is larger than n."""
     label = block.labels[0]
     indices = ctx.class_indices(label)

@@ -1,4 +1,4 @@
-"""Shared steps of coresets that score images by a recorded training and sample them by their scores (CCS)."""
+"""Shared steps of coresets that score images by a recorded training and sample them by coverage-centric selection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Recording, Settings
-from rd3.methods._coreset import enough_indices
+from rd3.methods._coreset import checked_class_indices
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 
 
 class ScoredSettings(Settings):
-    """Settings of CCS, and the training that is recorded."""
+    """Settings of coverage-centric selection (CCS), and the training that is recorded."""
 
     recorded: str | None = Field(default=None, exclude=True)
-    """Role of the teacher whose training is recorded, one that is trained here; None: the grid's teacher.  The recipe
-    stores the recorded training instead."""
+    """Role of the teacher whose training is recorded, which must be trained here and not imported; None: the grid's
+    teacher.  The recipe stores the recorded training instead."""
     beta: float = Field(ge=0, lt=1)
-    """Share of a class that is pruned, the hardest images first; at most what leaves IPC images."""
+    """Share of a class that is pruned, the hardest images first; less if fewer than IPC images would be left."""
     strata: int = Field(default=50, ge=1)
-    """Intervals of equal width between the lowest and the highest score that is left, from which about equally many
-    images are drawn; with fewer images per class than intervals, only the fullest intervals give one each."""
+    """Intervals of equal width between the lowest and the highest score that remain after pruning, from which about
+    equally many images are drawn; with fewer images per class than intervals, only the fullest intervals give one
+    each."""
 
 
 class ScoredCoreset(Method):
-    """Base of the methods; a block is a class, easiest image first."""
+    """Base class of these methods; one block per class, easiest image first."""
 
     Settings: ClassVar[type[ScoredSettings]] = ScoredSettings
 
@@ -46,7 +47,7 @@ class ScoredCoreset(Method):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         with ctx.phase("select"):
-            indices = enough_indices(block, ctx)
+            indices = checked_class_indices(block, ctx)
             if "hardness" not in ctx.shared:
                 ctx.shared["hardness"] = self.hardness(ctx.dynamics, ctx.settings)
             scores, label = ctx.shared["hardness"][indices], block.labels[0]
@@ -55,11 +56,11 @@ class ScoredCoreset(Method):
             return ctx.dataset.images(ctx.split, indices[chosen].tolist())
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        return Cost()
+        return Cost()  # negligible: the recorded training is a recipe of its own
 
 
 def mean_hardness(hardness: np.ndarray) -> np.ndarray:
-    """(N,) float64 mean over epochs of (E, N); NaN is passed over, and an image without any number is the hardest."""
+    """(N,) float64 mean over epochs of (E, N); NaN is ignored, and an image of NaN alone counts as the hardest."""
     seen = ~np.isnan(hardness)
     total = np.where(seen, hardness, 0).sum(axis=0, dtype=np.float64)
     means = total / np.maximum(seen.sum(axis=0), 1)
@@ -94,7 +95,7 @@ def _strata(scores: np.ndarray, strata: int) -> np.ndarray:
 
 
 def budgets(counts: Sequence[int], wanted: int) -> list[int]:
-    """How many images each stratum gives: from the smallest stratum on, an equal share of what is still wanted.
+    """How many images each stratum gives: beginning with the smallest stratum, an equal share of what is still wanted.
 
     A stratum with fewer images gives all of them; so ``wanted`` (at most the sum of ``counts``) is reached exactly.
     """

@@ -1,4 +1,4 @@
-"""What keeping teacher logits on disk would save a run, in closed form."""
+"""What caching teacher logits on disk would save a run, in closed form."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class StandIn:
         (self.folder / "pids" / str(os.getpid())).touch()
 
     def run(
-        self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool], _answers: object = None
+        self, documents: Sequence[str], report: Report, should_stop: Callable[[], bool], _cached_logits: object = None
     ) -> bool:
         for recipe in map(from_json, documents):
             first = not (self.folder / recipe.key).exists()

@@ -105,3 +105,10 @@ def test_quotes_and_line_ends_that_a_shell_would_remove_are_refused(name: str, s
     with pytest.raises(BadValue, match=what):
         addresses([f"{name}={start}{value}{end}"])
     assert addresses([f"{name}={value}"]) == {name: value}
+
+
+@pytest.mark.parametrize("form", ['"{}"', "{}\r"])
+def test_a_refused_address_does_not_show_its_password(form: str):
+    with pytest.raises(BadValue, match="is read without a shell") as refused:
+        session({"RD3_HOME": "/home", "MLFLOW_TRACKING_URI": form.format("postgresql://me:s3cret@db/mlflow")})
+    assert "s3cret" not in str(refused.value) and "db/mlflow" in str(refused.value)

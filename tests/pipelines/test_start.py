@@ -64,6 +64,17 @@ def test_closed_streams_are_opened_to_nowhere():
     assert (done.returncode, done.stderr) == (2, "")
 
 
+def test_children_inherit_the_opened_streams():
+    child = (
+        "import os, sys; print([os.fstat(n).st_rdev == os.stat(os.devnull).st_rdev for n in (0, 1)], file=sys.stderr)"
+    )
+    code = (
+        "import subprocess, sys; from pipelines.terminal import open_standard_streams; open_standard_streams(); "
+        f"subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    assert shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&-").stderr == "[True, True]\n"
+
+
 def test_characters_that_the_terminal_lacks_are_replaced():
     done = shell("$RD3 set import --help", PYTHONIOENCODING="ascii", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")

@@ -16,7 +16,7 @@ from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from pipelines.sweep.winner import protocol_of, target_of
 from pipelines.transfer.results import import_results
-from pipelines.upgrade import tag_runs, upgrade_ledger, upgrade_presets
+from pipelines.upgrade import tag_runs_with_new_keys, upgrade_ledger, upgrade_presets
 from rd3.datasets import dataset_info
 from rd3.errors import BadValue
 from rd3.perform import perform
@@ -177,7 +177,7 @@ def test_mlflow_finds_the_runs_under_their_new_keys(session):
     outcome = upgraded(session)
     assert not upgraded(session).upgraded
     ledger = Ledger(session.artifacts)
-    assert [tag_runs(session, ledger) for _again in range(2)] == [23, 0]
+    assert [tag_runs_with_new_keys(session, ledger) for _again in range(2)] == [23, 0]
     tracker = Tracker(session)
     for one in outcome.upgraded[:3]:
         tags = tracker.client.get_run(one.run_id).data.tags

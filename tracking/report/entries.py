@@ -16,7 +16,7 @@ from tracking.runs.runs import Tracker
 
 @dataclass(frozen=True)
 class GridEntries:
-    """Entries of evaluations, their sets, their teachers and what was measured with their students."""
+    """Entries of evaluations, their sets and teachers, and the robustness of their students."""
 
     _found: dict[tuple[str, Key], Entry] = field(default_factory=dict)
 
@@ -27,8 +27,8 @@ class GridEntries:
         entries._read(ledger, "evaluation", (cell.evaluation for cell in cells))
         entries._read(ledger, "set", (cell.set for cell in cells))
         entries._read(ledger, "robustness", (cell.robustness for cell in cells))
-        taught = (key for entry in list(entries._found.values()) for key in entry.recipe.get("teachers", ()))
-        entries._read(ledger, "teacher", taught)
+        teacher_keys = (key for entry in list(entries._found.values()) for key in entry.recipe.get("teachers", ()))
+        entries._read(ledger, "teacher", teacher_keys)
         return entries
 
     def _read(self, ledger: Ledger, kind: str, keys: Iterable[Key | None]) -> None:
@@ -41,6 +41,8 @@ class GridEntries:
 
     def compare(self, tracker: Tracker) -> None:
         """Raise :class:`DataCorrupt` for the first entry whose digest differs from that of its MLflow run.
+
+        Entries without a digest or a run pass.
 
         Raises :class:`TrackingError` if the tracking server does not respond.
         """

@@ -19,12 +19,12 @@ from tracking.runs.artifacts import delete
 from tracking.runs.runs import OpenRun
 
 EVERY_S = 60.0
-"""Seconds between uploads: at most this much work is lost with a machine, besides the block or epoch in progress."""
+"""Seconds between uploads: at most this much work is lost with a machine, besides the current block or epoch."""
 UNFINISHED = "unfinished"
 
 
 class UnfinishedWork:
-    """Uploads and downloads the files below a recipe's result folder, on this machine.
+    """Uploads and downloads the files in a recipe's result folder on this machine.
 
     An upload that fails is retried with the next one.
     """

@@ -317,7 +317,7 @@ def test_mistakes_of_a_partial_grid_have_their_own_place():
         ("", "empty", None),
         ("x: !!python/object:os.system 1\n", "Invalid YAML", 1),
         ("ipc: &a [1]\nset_seeds: *a\n", "are not supported", 2),
-        ("? [a, b]\n: 1\n", "is not text", 1),
+        ("? [a, b]\n: 1\n", "is not a string", 1),
         (BASE + "protocol: {zeta: .inf}\n", "not a finite number", 5),
         (BASE + "name: a/b\n", "Invalid name 'a/b'", 5),
         (BASE + "methods: x\n", "Expected a list", 5),

@@ -51,12 +51,12 @@ def test_what_has_run_corrects_its_kind_and_stands_in_for_others(tmp_path):
     found = estimates([first, second, made], tmp_path)
     planned = {recipe.key: found.planned(recipe.key) for recipe in (first, second, made)}
     assert found.seconds(second.key) == planned[second.key]
-    assert found.shortest(second.key) == planned[second.key] / SLACK
+    assert found.optimistic(second.key) == planned[second.key] / SLACK
     found.learn(first.key, 3 * planned[first.key])
     assert found.seconds(second.key) == pytest.approx(3 * planned[second.key])
-    assert found.shortest(second.key) == found.seconds(second.key)
+    assert found.optimistic(second.key) == found.seconds(second.key)
     assert found.seconds(made.key) == pytest.approx(3 * planned[made.key])
-    assert found.shortest(made.key) == found.seconds(made.key) / SLACK
+    assert found.optimistic(made.key) == found.seconds(made.key) / SLACK
 
 
 def test_the_first_that_fits_is_chosen_else_one_of_which_a_piece_fits(tmp_path):

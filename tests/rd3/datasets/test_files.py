@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import shlex
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -250,6 +251,8 @@ def test_parquet_in_the_folder_of_a_configuration(roots):
     assert Toy().open(roots).fingerprint == before.fingerprint
     (roots.data / "toy/other").mkdir()
     (moved / "test.parquet").rename(roots.data / "toy/other/test.parquet")
+    assert Toy().open(roots).fingerprint == before.fingerprint, "a folder for each split"
+    shutil.copy(roots.data / "toy/other/test.parquet", moved)
     with pytest.raises(DataCorrupt, match="in several subfolders: other, plain_text") as caught:
         Toy().open(roots)
     assert caught.value.fix == f"keep one of them, as {roots.data / 'toy/data'}"

@@ -15,6 +15,7 @@ from PIL import Image
 from rd3.datasets import Roots, add_folder, dataset_info, doctor, open_dataset
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import IMAGE_SUFFIXES, by_number, unread
+from rd3.inputs.pictures import rgb_of
 from rd3.synthetic_set import SyntheticSet, import_folder, import_tensors
 from rd3.testing import ToyDataset
 
@@ -499,7 +500,7 @@ def test_the_first_of_several_frames_is_read_as_torchvision_does_and_said(kind, 
     notes = []
     import_folder(base, TOY, tmp_path / "out", say=notes.append)
     [frames] = [note for note in notes if "frames" in note.text]
-    assert frames.doubtful and frames.text.startswith("1 images have several frames or pages, of which the first")
+    assert frames.doubtful and frames.text.startswith("1 images have several frames or pages, of which one is read")
     opened = SyntheticSet.open(tmp_path / "out")
     assert torch.equal(opened.images[1], torch.tensor(np.asarray(default_loader(str(moving)))).permute(2, 0, 1))
     for part in ("train", "test"):
@@ -507,6 +508,15 @@ def test_the_first_of_several_frames_is_read_as_torchvision_does_and_said(kind, 
     (data / "train/a/3.png").unlink()
     moving.rename(data / f"train/a/moving.{kind}")
     assert "1 of 8 training images have several frames" in registered("mine", data, roots)[1]
+
+
+def test_a_picture_whose_file_is_closed_is_read(tmp_path):
+    first, second = (Image.new("L", (8, 8), value) for value in (0, 200))
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "two.tif") as image:
+        image.load()
+    pixels, _found = rgb_of(image, "the picture")
+    assert pixels.shape == (8, 8, 3) and not pixels.any()
 
 
 def test_the_previews_in_a_cameras_file_are_no_frames(tmp_path):

@@ -26,12 +26,12 @@ _FEWEST = 10
 def reliability(results: Results, fetch: Fetch) -> Drawing | None:
     """Reliability diagrams, one panel per score; for grids that measure calibration."""
     found = [each for each in measured(results) if each.keys]
+    if not 0 < len(found) <= _MOST:
+        return None
     panels = {}
     for label, each in zip(labels_of(found), found, strict=True):
         diagrams = [json.loads((fetch("robustness", key) / RESULT).read_text())["reliability"] for key in each.keys]
         panels[label] = {"perfect calibration": [(0.0, 0.0), (100.0, 100.0)], "students": pooled(diagrams)}
-    if not 0 < len(panels) <= _MOST:
-        return None
     drawn = panels_chart(panels, x="confidence %", y="accuracy %", name="reliability")
     return Drawing("Reliability", _CAPTION, drawn)
 
