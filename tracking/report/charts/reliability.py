@@ -31,7 +31,7 @@ def reliability(results: Results, fetch: Fetch) -> Drawing | None:
     panels = {}
     for label, each in zip(labels_of(found), found, strict=True):
         diagrams = [json.loads((fetch("robustness", key) / RESULT).read_text())["reliability"] for key in each.keys]
-        panels[label] = {"perfect calibration": [(0.0, 0.0), (100.0, 100.0)], "students": pooled(diagrams)}
+        panels[label] = {"students": pooled(diagrams), "perfect calibration": [(0.0, 0.0), (100.0, 100.0)]}
     drawn = panels_chart(panels, x="confidence %", y="accuracy %", name="reliability")
     return Drawing("Reliability", _CAPTION, drawn)
 
