@@ -282,7 +282,7 @@ def test_evaluations_without_their_student_run_again_only_where_a_grid_keeps_stu
     memory = all_but_students(keeping)
     plan = planned(keeping, memory)
     evaluations = {recipe.key for recipe in of_kind(keeping, "evaluation")}
-    assert set(plan.keys("run")) == plan.again == evaluations and plan.stale == []
+    assert set(plan.keys("run")) == plan.rerun_for_weights == evaluations and plan.stale == []
     assert {item.reason for item in plan.items if item.status == "run"} == {"run again to keep the student"}
     for key in evaluations:
         memory.entries[key] = memory.entries[key].model_copy(update={"files": {STUDENT: "0" * 64}})
@@ -296,7 +296,7 @@ def test_what_is_missing_of_robustness_runs_with_the_evaluations_that_lack_their
     first, *others = of_kind(measuring, "evaluation")
     memory.entries[first.key] = memory.entries[first.key].model_copy(update={"files": {STUDENT: "0" * 64}})
     plan = planned(measuring, memory)
-    assert plan.again == {one.key for one in others} and plan.counts()["robustness"]["run"] == 4
+    assert plan.rerun_for_weights == {one.key for one in others} and plan.counts()["robustness"]["run"] == 4
     assert planned(measuring, all_but_students(measuring)).keys("run") == [], "what was measured needs no weights"
 
 

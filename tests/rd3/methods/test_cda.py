@@ -71,7 +71,7 @@ def test_a_set_is_made_with_crops_of_the_curriculum(settings, expected, tmp_path
         drawn.append(min_area)
         return plain(batch, height, width, min_area, stream)
 
-    monkeypatch.setattr(rd3.augment, "crop_boxes", noted)
+    monkeypatch.setattr("rd3.methods._recovery.crop_boxes", noted)
     _make(tmp_path, iterations=4, **settings)
     assert drawn == pytest.approx(expected)
 
