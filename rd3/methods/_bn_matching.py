@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
+from rd3.device import set_recovery_format
 from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Support
 from rd3.methods._pixels import to_uint8
@@ -84,7 +85,9 @@ class BatchNormMatching(Method):
 
     def network(self, ctx: Context) -> torch.nn.Module:
         """The bare network against which a block is optimised."""
-        return ctx.teachers[0].network
+        network = ctx.teachers[0].network
+        set_recovery_format(network, ctx.device)
+        return network
 
     def statistics(self, network: torch.nn.Module, settings: Any, batches: int) -> BatchNormLoss:
         """The unweighted BatchNorm loss of ``batches`` batches side by side."""

@@ -71,7 +71,7 @@ def test_the_perturbation_is_plain_ascent_over_all_parameters(steps):
     expected, losses = _ascended(copy.deepcopy(teacher), images, labels, steps, RHO)
     before = copy.deepcopy(teacher.state_dict())
 
-    copied = DWA().network(SimpleNamespace(teachers=[SimpleNamespace(network=teacher)]))
+    copied = DWA().network(SimpleNamespace(device=torch.device("cpu"), teachers=[SimpleNamespace(network=teacher)]))
     DWA().before(copied, lambda seen: seen, images, labels, _context(steps=steps))
     for name, parameter in copied.named_parameters():
         torch.testing.assert_close(parameter, expected[name])
