@@ -26,7 +26,7 @@ coverage: .venv/ready
 
 # What needs the whole stack, or kills parts of it; one after the other, as they share its servers.
 test-platform: .venv/ready
-	$(PYTEST) -m "platform and not long"
+	$(PYTEST) --durations=12 -m "platform and not long"
 
 # What takes minutes each, and has a shorter sibling in the targets above.
 test-long: .venv/ready

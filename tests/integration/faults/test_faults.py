@@ -121,6 +121,7 @@ def test_the_driver_has_to_leave(disturb: Disturb, quiet: Disturbed):
     run.check(quiet)
 
 
+@pytest.mark.long  # its shorter siblings: the signal in test_leave.py, the upload in test_unfinished.py
 def test_a_trial_has_to_leave(disturb: Disturb, quiet: Disturbed):
     """SIGTERM, as `pipelines.leave` sends it on a machine that is taken back: what is finished of a set leaves it."""
     run = disturb("leaving")
