@@ -312,17 +312,17 @@ def _measure(recipe: RobustnessRecipe, context: Context) -> Output:
 def _evaluate(_recipe: EvaluationRecipe, context: Context) -> Output:
     from rd3.evaluation.posteval import train_pack
 
-    evaluation = _evaluation(context)
+    out, evaluation = context.out, _evaluation(context)  # a folder that cannot be made is found before the training
     [outcome] = train_pack([evaluation], context.dataset, device=context.device)
     _discard_unwanted(evaluation)
-    return _written(outcome, context.out)
+    return _written(outcome, out)
 
 
 def _evaluation(context: Context) -> Evaluation:
     """The input of an evaluation, with its set and teachers from the store."""
     from rd3.evaluation.student import Evaluation
 
-    part, recipe, out = context.part, context.part.recipe, context.out
+    part, recipe = context.part, context.part.recipe
     assert isinstance(recipe, EvaluationRecipe)
     synthetic, teachers = context.load_set(recipe.set, recipe.classes), context.teachers(recipe.teachers)
     return Evaluation(
@@ -332,7 +332,7 @@ def _evaluation(context: Context) -> Evaluation:
         teachers,
         part.progress,
         part.tested,
-        out / STUDENT if part.keep_student else None,
+        context.out / STUDENT if part.keep_student else None,
         context.cached_logits,
         synthetic.soft_labels,
     )
@@ -426,13 +426,13 @@ def perform_pack(
     dataset = _open_data(pack[0].recipe, roots)
     shared: dict[str, Any] = {"loaded": {}, "opened": {}}
     contexts = [Context(part, store, roots, dataset, device, **shared) for part in pack]
-    evaluations = [_evaluation(context) for context in contexts]
+    outs, evaluations = [context.out for context in contexts], [_evaluation(context) for context in contexts]
     outcomes = train_pack(evaluations, dataset, device=device)
     for evaluation in evaluations:
         _discard_unwanted(evaluation)
     return [
-        outcome if isinstance(outcome, Exception) else _entry(context, _written(outcome, context.out), pack=len(pack))
-        for context, outcome in zip(contexts, outcomes, strict=True)
+        outcome if isinstance(outcome, Exception) else _entry(context, _written(outcome, out), pack=len(pack))
+        for context, out, outcome in zip(contexts, outs, outcomes, strict=True)
     ]
 
 
