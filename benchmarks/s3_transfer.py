@@ -53,7 +53,7 @@ WAYS: dict[str, Transfer] = {
     "upload plain": lambda there, folder: _up(
         folder, lambda name, source: there.client.upload_file(str(source), there.bucket, there.prefix + name)
     ),
-    # With every sha256, as whoever uses a set gets it.
+    # Every sha256 is checked, as when a set is used.
     "fetch ours": lambda there, folder: artifacts.fetch(entry_of(folder), folder.parent / "down"),
     "download ours": lambda there, folder: _down(folder, there.download),
     "download plain": lambda there, folder: _down(

@@ -85,9 +85,9 @@ class Students:
         subject: Subject,
         recipes: Sequence[EvaluationRecipe],
         device: torch.device,
-        kept: CachedLogits | None = None,
+        cached: CachedLogits | None = None,
     ):
-        """``kept``: cached logits, which are closed on leaving the context."""
+        """``cached``: cached logits, which are closed on leaving the context."""
         self.precision = ran_precision(device, recipes[0].protocol.precision)
         self.taught = 0
         """Images that the teacher has labelled."""
@@ -99,7 +99,7 @@ class Students:
         for recipe in recipes:
             groups.setdefault(Views.of(recipe).key, []).append(recipe)
         self._views = [
-            LabelledViews(images, labels, [teacher], group[0], self.precision, kept) for group in groups.values()
+            LabelledViews(images, labels, [teacher], group[0], self.precision, cached) for group in groups.values()
         ]
         self._groups = [
             (

@@ -41,16 +41,16 @@ class Session(Place):
 
         return Ledger(self.artifacts)
 
-    def with_identity(self, lease: str = "", purpose: str = "") -> Session:
+    def with_identity(self, lease: str = "", work: str = "") -> Session:
         """The same addresses with the ledger's identity, which the holder of a ``lease`` creates if there is none.
 
-        ``purpose`` says what its holder runs.
+        ``work`` says what its holder runs.
         """
         from tracking.ledger.identity import identity
         from tracking.ledger.lease import current_user
 
         ledger_id = identity(self.ledger.objects, create=bool(lease))
-        return replace(self, ledger_id=ledger_id, lease=lease, user=current_user(), work=purpose)
+        return replace(self, ledger_id=ledger_id, lease=lease, user=current_user(), work=work)
 
     def __getstate__(self) -> dict[str, Any]:
         """Addresses alone travel to workers; a client stays in its process."""

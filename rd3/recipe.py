@@ -97,7 +97,7 @@ class Recipe(Frozen):
     @property
     def training_only(self) -> bool:
         """Whether only training images are used; ``data.fingerprint`` is then that of the training images."""
-        return self.data.split == "fit" and getattr(self, "tested_on", "validation") == "validation"
+        return self.data.split == "fit"
 
     def parents(self) -> tuple[tuple[str, Key], ...]:
         """(kind, key) of all direct parents."""
@@ -394,8 +394,18 @@ class SetRecipe(Recipe):
         return str(plain.get("method")), f"ipc{plain.get('ipc')}"
 
 
+class _Tested(Recipe):
+    """A recipe whose student is tested."""
+
+    tested_on: Literal["test", "validation"] = "test"
+
+    @property
+    def training_only(self) -> bool:
+        return super().training_only and self.tested_on == "validation"
+
+
 @register_kind
-class EvaluationRecipe(Recipe):
+class EvaluationRecipe(_Tested):
     """One student trained on one set under one resolved protocol, tested once."""
 
     plural: ClassVar[str] = "evaluations"
@@ -411,7 +421,6 @@ class EvaluationRecipe(Recipe):
     student_seed: int
     data: Data
     """Dataset of the test images; ``split`` is the split that the *set* was generated from."""
-    tested_on: Literal["test", "validation"] = "test"
     normalisation: Normalisation
     """Normalisation of the student's inputs."""
     version: int = 1
@@ -452,7 +461,7 @@ class EvaluationRecipe(Recipe):
 
 
 @register_kind
-class RobustnessRecipe(Recipe):
+class RobustnessRecipe(_Tested):
     """What is measured on the test images of an evaluation with the weights of its student."""
 
     plural: ClassVar[str] = "robustness"
@@ -461,7 +470,6 @@ class RobustnessRecipe(Recipe):
 
     kind: Literal["robustness"] = "robustness"
     evaluation: Key
-    tested_on: Literal["test", "validation"] = "test"
     corruptions: tuple[str, ...] = ()
     """Names of corruptions (:mod:`rd3.robustness.corruptions`), each at five severities; calibration is always
     measured."""

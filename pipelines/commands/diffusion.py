@@ -87,7 +87,6 @@ def verify(
 ) -> None:
     """Compare a backbone's tensors with their digest; with a teacher, count the generated images it recognises."""
     from pipelines.workspace import Workspace
-    from rd3.datasets import open_dataset
     from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
     from rd3.diffusion.recognition import recognition
     from rd3.errors import DataCorrupt
@@ -96,20 +95,19 @@ def verify(
     from tracking.ledger.ledger import recipe_of
     from tracking.store import TrackedStore
 
-    here = session()
-    store = TrackedStore(here)
-    whole = here.ledger.resolve("backbone", key)
+    workspace = Workspace()
+    store = TrackedStore(workspace.session)
+    whole = store.ledger.resolve("backbone", key)
     recipe = recipe_of(existing(store, "backbone", whole))
     assert isinstance(recipe, BackboneRecipe)
-    opened = open_dataset(recipe.data.name, here.roots)
     folder = store.fetch("backbone", whole)
-    backbone = open_backbone(folder, recipe, opened.info)
+    backbone = open_backbone(folder, recipe, workspace.dataset(recipe.data.name).info)
     recorded = BackboneManifest.read(folder).content
     if content_digest(backbone) != recorded:
         raise DataCorrupt(f"The tensors of backbone {whole[:12]} do not have the digest of its manifest.")
     row = {"backbone": whole[:12], "tensors": f"as recorded ({recorded[:12]})"}
     if teacher is not None:
-        network = Workspace().teacher(recipe.data.name, teacher)
+        network = workspace.teacher(recipe.data.name, teacher)
         with progress_bar("generate") as progress:
             found = recognition(backbone, network, images, guidance=guidance, progress=progress)
         row |= {"images": str(len(found.labels)), "recognised": f"{found.pct:.1f} %"}

@@ -325,7 +325,7 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, gri
     from tracking.runs.runs import Tracker
     from tracking.store import EXPERIMENT
 
-    tracker = Tracker(here.with_identity(purpose=f"grid {name}"))
+    tracker = Tracker(here.with_identity(work=f"grid {name}"))
     try:
         settle_home(here)
         tracker.check()

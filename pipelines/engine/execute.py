@@ -86,13 +86,13 @@ def execute(
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
-    purpose = f"grid {expansion.grid.name}" if expansion.grid else "single recipes"
-    driver_lease = session.ledger.lease(work=purpose)
+    work = f"grid {expansion.grid.name}" if expansion.grid else "single recipes"
+    driver_lease = session.ledger.lease(work=work)
     driver_lease.refuse_if_held()
     workers = workers or RayWorkers()
     workers.check(session, {recipe.data.name for recipe in expansion.recipes.values()})
     with Interrupts() as interrupts, driver_lease as lease:
-        session = session.with_identity(lease.token, purpose)
+        session = session.with_identity(lease.token, work)
         books = Bookkeeping(session, lease, interrupts)
         runs = GridRuns(Tracker(session), expansion, books)
         driver: Driver | None = None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rd3.errors import RD3Error
+from rd3.locks import is_locked
 from rd3.perform import Progress
 
 ORPHAN_WAIT_S = 120.0
@@ -47,11 +48,4 @@ def alone_in(folder: Path, progress: Progress) -> Iterator[None]:
 
 def in_use(folder: Path) -> bool:
     """Whether a process currently uses a recipe's folder."""
-    try:
-        with open(folder / "lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
+    return is_locked(folder / "lock")

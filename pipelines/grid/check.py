@@ -144,7 +144,7 @@ def _check_measure(document: Located, path: Path, name: str) -> None:
 
 
 def _method(name: str) -> type[Method]:
-    """The method of that name; an imported set is none, for a grid generates the sets that it evaluates."""
+    """The method of that name; an imported set is not one, as a grid generates the sets that it evaluates."""
     if name in METHODS or (name != IMPORTED and not _KEY.fullmatch(name)):
         return METHODS.get(name)
     raise UnknownName(

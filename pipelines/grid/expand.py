@@ -270,7 +270,8 @@ class _Expander:
                             shape = _Shape(
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
-                            reason = made.reason or reasons[student] or _WITHOUT_OWN * rule.protocol.own_labels
+                            without = _WITHOUT_OWN if rule.protocol.own_labels else ""
+                            reason = made.reason or reasons[student] or without
                             self._cells(shape, made, rule, seed, reason)
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """Scheduling: the dependency graph of a grid during a run, and which recipe starts next.  Independent of Ray.
 
 A recipe is *waiting* (a parent is missing), *ready*, *running*, or settled: *done*, *reused*, or unsuccessful, with a
-status and a reason. Ready recipes start in the order teachers, statistics, evaluations, sets, so that an evaluation
+status and a reason.  Ready recipes start in the order teachers, statistics, evaluations, sets, so that an evaluation
 starts as soon as its set is available, while other sets are still being generated; within a kind, in the order of the
-grid. Recipes on a critical path go first: those whose path to the end is long compared to all remaining work.
+grid.  Recipes on a critical path go first: those whose path to the end is long compared to all remaining work.
 
 A trial runs one recipe, or a pack of several that are trained together (chosen by the caller): each has its own state,
 and together they use the resources of one.

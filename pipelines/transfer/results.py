@@ -136,7 +136,7 @@ def _import(foreign: FolderStore | Study, path: Path, session: Session) -> list[
     """``path``: as given by the user, for messages."""
     check_place(session)
     work = f"import-results {path.name}"
-    return list(_bring(foreign.names(), foreign, TrackedStore(session.with_identity(purpose=work)), str(path)))
+    return list(_bring(foreign.names(), foreign, TrackedStore(session.with_identity(work=work)), str(path)))
 
 
 def push_results(

@@ -157,11 +157,11 @@ class FileSource(Source):
             folder, file = shlex.quote(str(archive.parent)), shlex.quote(str(archive))
             command = f"unzip {file} -d {folder}" if archive.suffix == ".zip" else f"tar -xf {file} -C {folder}"
             return DataMissing(f"{searched}; {archive} is not unpacked.", f"unpack it: {command}")
-        for place in filter(Path.is_dir, places):
+        place = next(filter(Path.is_dir, places), None)
+        if place is not None:
             names = sorted(path.name for path in place.glob("*"))
             holds = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "nothing"
-            searched += f"; {place} holds {holds}, which is no layout of it"
-            break
+            searched += f"; {place} holds {holds}, which is not a known layout of it"
         return DataMissing(f"{searched}.", self.how_to_get(roots))
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:

@@ -72,7 +72,7 @@ class LogitsStream:
 
     def __init__(
         self,
-        kept: CachedLogits,
+        cached: CachedLogits,
         recipe: EvaluationRecipe,
         images: int,
         device: torch.device,
@@ -80,10 +80,10 @@ class LogitsStream:
         chunk: int,
     ):
         """``images``: of the set; ``chunk``: number of batches that are labelled at once."""
-        self._kept, self._device = kept, device
+        self._cached, self._device = cached, device
         self._rows = image_steps(recipe.protocol, images)
         self._chunks = math.ceil(steps(recipe.protocol, images) / chunk)
-        setting = digest([kept.content, precision, chunk, bits_of(device)])
+        setting = digest([cached.content, precision, chunk, bits_of(device)])
         self._name = f"{Views.of(recipe).key[:VIEWS_DIGITS]}-{setting[:VIEWS_DIGITS]}"
         self._place = 0
         self._left = self._rows
@@ -99,7 +99,7 @@ class LogitsStream:
 
     def _open(self) -> None:
         try:
-            self._reader = self._kept.folder.open(self._name)
+            self._reader = self._cached.folder.open(self._name)
             if self._reader is not None:
                 self._layout = self._read_header(self._reader)
         except _Damaged as reason:
@@ -124,7 +124,7 @@ class LogitsStream:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             try:
-                self._kept.folder.abandon(self._name, writer)
+                self._cached.folder.abandon(self._name, writer)
             except OSError as error:
                 self._warn(f"cannot be deleted ({error.strerror})")
 
@@ -135,7 +135,7 @@ class LogitsStream:
         except (_Damaged, OSError) as reason:
             self._discard(str(reason))
             return None
-        self._kept.read = True
+        self._cached.read = True
         found, start = [], 0
         for each in self._layout:
             values = torch.frombuffer(raw, dtype=_TYPES[each.dtype], count=rows * each.classes, offset=start)
@@ -165,7 +165,7 @@ class LogitsStream:
 
     def _write(self, logits: Sequence[torch.Tensor]) -> None:
         try:
-            if self._place == 0 and self._kept.wanted:
+            if self._place == 0 and self._cached.wanted:
                 self._begin(logits)
             if self._writer is not None:
                 self._append(self._writer, logits)
@@ -176,7 +176,7 @@ class LogitsStream:
     def _begin(self, logits: Sequence[torch.Tensor]) -> None:
         layout = [_Logits(str(each.dtype).removeprefix("torch."), each.shape[1]) for each in logits]
         if all(each.dtype in _TYPES for each in layout):
-            self._writer = self._kept.folder.begin(self._name, self._size(layout))
+            self._writer = self._cached.folder.begin(self._name, self._size(layout))
         if self._writer is not None:
             self._writer.write(_header(layout, self._rows))
 
@@ -186,7 +186,7 @@ class LogitsStream:
         writer.write(_seal(self._place, raw))
         self._left -= len(logits[0])
         if not self._left:
-            self._kept.folder.complete(self._name, writer)
+            self._cached.folder.complete(self._name, writer)
             self._writer = None
 
     def _discard(self, reason: str) -> None:
@@ -196,12 +196,12 @@ class LogitsStream:
             self._reader.close()
             self._reader = None
         try:
-            self._kept.folder.delete(self._name)
+            self._cached.folder.delete(self._name)
         except OSError as error:
             self._warn(f"cannot be deleted ({error.strerror})")
 
     def _warn(self, what: str) -> None:
-        warnings.warn(f"Cached teacher logits {self._kept.folder.path / self._name} {what}.", stacklevel=2)
+        warnings.warn(f"Cached teacher logits {self._cached.folder.path / self._name} {what}.", stacklevel=2)
 
 
 def _header(layout: Sequence[_Logits], rows: int) -> bytes:

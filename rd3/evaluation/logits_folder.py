@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from rd3.locks import is_locked
+
 SUFFIX, PART = ".logits", ".part"
 VIEWS_DIGITS = 32
 """Digits of the key of the views with which the name of a file begins."""
@@ -43,7 +45,7 @@ class LogitsFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with self._alone():
             part = self.path / (name + PART)
-            if (self.path / (name + SUFFIX)).exists() or _is_locked(part) or not self._make_room(size):
+            if (self.path / (name + SUFFIX)).exists() or is_locked(part) or not self._make_room(size):
                 return None
             stream = open(part, "w+b")  # noqa: SIM115  (its writer closes it)
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -81,7 +83,7 @@ class LogitsFolder:
     def _delete_crashed(self) -> None:
         """Delete the files of writers that crashed."""
         for path in self.path.glob(f"*{PART}"):
-            if not _is_locked(path):
+            if not is_locked(path):
                 path.unlink()
 
     def _make_room(self, size: int) -> bool:
@@ -103,15 +105,3 @@ class LogitsFolder:
         with open(self.path / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process is writing this file."""
-    try:
-        with open(path, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False

@@ -54,11 +54,11 @@ class LabelledViews:
         recipe: EvaluationRecipe,
         precision: str,
         once: OnceLabels | None = None,
-        kept: CachedLogits | None = None,
+        cached: CachedLogits | None = None,
     ):
         """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views.
 
-        ``once``: labels of the images that need no teacher.  ``kept``: their cached logits; call :meth:`close`
+        ``once``: labels of the images that need no teacher.  ``cached``: their cached logits; call :meth:`close`
         after use.
         """
         self._teachers, self._precision = teachers, precision
@@ -73,8 +73,8 @@ class LabelledViews:
         if teachers and protocol.soft_labels == "once":
             parts = [self._logits(to_unit(some)) for some in images.split(wanted)]
             self.once = OnceLabels([torch.cat(of_teacher) for of_teacher in zip(*parts, strict=True)])
-        elif teachers and kept is not None:
-            self.cached_logits = LogitsStream(kept, recipe, len(images), device, precision, ahead)
+        elif teachers and cached is not None:
+            self.cached_logits = LogitsStream(cached, recipe, len(images), device, precision, ahead)
 
     def close(self) -> None:
         """Close cached logits."""

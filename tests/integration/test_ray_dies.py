@@ -6,15 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 from swept import training, trials
+from waiting import wait_for
 
 from pipelines.engine import trial_log
 
@@ -68,15 +66,6 @@ def rd3(home: Path, command: str, text: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    pytest.fail("waited in vain")
-
-
 def evaluating(home: Path) -> bool:
     events = trial_log.events(home)
     return any((event["event"], event["kind"]) == ("start", "evaluation") for event in events)
@@ -105,7 +94,7 @@ def kill(driver: subprocess.Popen[str], service: str, home: Path) -> None:
     for text in (out, err):  # Ray's own messages, stack traces and state dumps
         assert "C++" not in text and "Raylet is terminated" not in text and "Check failure" not in text
         assert "Traceback" not in text
-    wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in processes))
+    wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in processes), DEADLINE_S)
     assert not list(Path("/tmp").glob(f"rd3-{driver.pid}-*"))
     assert "RUNNING" not in statuses(home)
 
@@ -117,7 +106,7 @@ services = pytest.mark.parametrize("service", ["raylet", "gcs_server"])
 def test_a_service_of_ray_dies(service: str, tmp_path: Path):
     driver = rd3(tmp_path, "run", GRID.replace("EPOCHS", FOR_EVER))
     try:
-        wait_for(lambda: evaluating(tmp_path) or driver.poll() is not None)
+        wait_for(lambda: evaluating(tmp_path) or driver.poll() is not None, DEADLINE_S)
         kill(driver, service, tmp_path)
     finally:
         driver.kill()
@@ -133,7 +122,7 @@ def test_a_service_of_ray_dies(service: str, tmp_path: Path):
 def test_a_service_of_ray_dies_in_a_sweep(service: str, tmp_path: Path):
     driver = rd3(tmp_path, "sweep", SWEEP)
     try:
-        wait_for(lambda: (trials(tmp_path) and training(tmp_path)) or driver.poll() is not None)
+        wait_for(lambda: (trials(tmp_path) and training(tmp_path)) or driver.poll() is not None, DEADLINE_S)
         before = trials(tmp_path)
         kill(driver, service, tmp_path)
     finally:

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from ray_head import free_ports
 from swept import training, trials
+from waiting import wait_for
 
 from tracking.place import Place
 from tracking.runs.runs import Tracker
@@ -77,20 +77,11 @@ class Server:
             process.send_signal(number)
 
 
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    pytest.fail("waited in vain")
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path / "server")
     try:
-        wait_for(made.ready)
+        wait_for(made.ready, DEADLINE_S)
         yield made
     finally:
         for process in made.all():
@@ -109,12 +100,12 @@ def test_a_sweep_waits_for_a_server_that_is_stopped(server: Server, tmp_path: Pa
             env={**environment, "RD3_HOME": str(home), "MLFLOW_TRACKING_URI": server.uri, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     try:
-        wait_for(lambda: (len(trials(home)) >= 2 and training(home)) or driver.poll() is not None)
+        wait_for(lambda: (len(trials(home)) >= 2 and training(home)) or driver.poll() is not None, DEADLINE_S)
         assert driver.poll() is None, log.read_text()
         before = trials(home)
         server.send(signal.SIGSTOP)
         stopped = time.monotonic()
-        wait_for(lambda: "waiting: " in log.read_text() or driver.poll() is not None)
+        wait_for(lambda: "waiting: " in log.read_text() or driver.poll() is not None, DEADLINE_S)
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() - stopped < 90, "the trials of a batch, then 20 s; requests time out after 120 s"
         time.sleep(3)

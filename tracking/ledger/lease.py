@@ -80,7 +80,7 @@ class Lease:
         return chain
 
     def _current(self) -> dict[str, Any]:
-        """The end of the chain; empty if nobody holds the lease."""
+        """The last holder of the chain, dead or alive; empty if there is none."""
         return next((holder for _name, holder in reversed(self._chain())), {})
 
     def _holds(self) -> bool:

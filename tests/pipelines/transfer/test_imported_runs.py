@@ -83,7 +83,7 @@ def published(session: Session) -> dict[str, Any]:
 
 def computed(session: Session, tmp_path: Path, store: FolderStore) -> None:
     """Both results as a grid's trials track them, and in a store folder."""
-    here = session.with_identity(lease="a lease", purpose="grid study")
+    here = session.with_identity(lease="a lease", work="grid study")
     tracker, ledger = Tracker(here), Ledger(here.artifacts)
     experiment = tracker.experiment("rd3")
     grid = tracker.grid_run(experiment, "study", grid_yaml="")

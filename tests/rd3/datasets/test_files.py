@@ -236,7 +236,8 @@ def test_an_archive_that_is_not_unpacked_is_named(tmp_path, name, archive, fix):
 def test_a_folder_in_another_layout_is_said_to_hold_something_else(tmp_path):
     (tmp_path / "data/cifar10/batches").mkdir(parents=True)
     (tmp_path / "data/cifar10/meta.txt").touch()
-    with pytest.raises(DataMissing, match=r"data/cifar10 holds batches, meta\.txt, which is no layout of it\."):
+    holds = r"data/cifar10 holds batches, meta\.txt, which is not a known layout of it\."
+    with pytest.raises(DataMissing, match=holds):
         open_dataset("cifar10", Roots(tmp_path / "data", tmp_path / "home"))
 
 

@@ -1,0 +1,18 @@
+"""Kernel locks on files, which are released when their process ends for any reason."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of this file; False if there is no such file."""
+    try:
+        with open(path, "r+b") as stream:  # NFS locks files that are open for writing only
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
