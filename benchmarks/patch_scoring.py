@@ -18,7 +18,7 @@ from benchmarks.bench import Bench, Job, layout
 from benchmarks.rows import Row
 from benchmarks.students import built
 from rd3.datasets import Dataset
-from rd3.device import ran_precision
+from rd3.device import resolve_precision
 from rd3.methods import METHODS, Context
 from rd3.models import forward_cost
 from rd3.testing import ToyDataset, trial_recipe
@@ -99,6 +99,6 @@ def scoring(
     words = f"{bench.network}, {info.resolution} px, factor {settings.factor}, IPC {ipc}"
     gflop = 1e-9 * forward_cost(bench.network, info.num_classes, info.resolution).flops
     job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
-    dtype = ran_precision(device, "auto")
+    dtype = resolve_precision(device, "auto")
     form = layout(bench, dtype)
     return bench.row(job, spent["ours"], spent["reference"], dtype=dtype, layout=form, aim=AIMS[device.type])

@@ -14,7 +14,7 @@ from benchmarks.bench import Bench, Job, layout
 from benchmarks.published import PublishedLoop
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, built
-from rd3.device import ran_precision
+from rd3.device import resolve_precision
 from rd3.models import forward_cost
 
 BATCH, TOGETHER, WORKERS = 50, 8, 4
@@ -38,7 +38,7 @@ def run(bench: Bench) -> list[Row]:
 
 def _on_cpu(bench: Bench) -> list[Row]:
     """At what ``auto`` is here, and at fp32."""
-    subject, usual = Subject(32, bench.network, BATCH), ran_precision(bench.device, "auto")
+    subject, usual = Subject(32, bench.network, BATCH), resolve_precision(bench.device, "auto")
     precisions = dict.fromkeys([usual, "fp32"])
     ours = {name: Students(subject, [subject.recipe(precision=name)], bench.device) for name in precisions}
     loops = {name: reference(bench, subject, extra) for name, extra in REFERENCES.items()}

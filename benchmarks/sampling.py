@@ -14,7 +14,7 @@ import torch
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
 from benchmarks.timing import Work
-from rd3.device import autocast, peak_mib, ran_precision, reset_peak
+from rd3.device import autocast, peak_mib, reset_peak, resolve_precision
 from rd3.diffusion.backbone import Backbone
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.sampler import sample
@@ -46,7 +46,7 @@ def run(bench: Bench) -> list[Row]:
 
 def _row(bench: Bench, size: Size, steps: int) -> Row:
     batch = BATCH.get(bench.device.type, BATCH_ELSEWHERE)
-    precision = "fp32" if bench.on_cpu else ran_precision(bench.device, "auto")
+    precision = "fp32" if bench.on_cpu else resolve_precision(bench.device, "auto")
     info = ToyDataset(classes=10, per_class=1, side=size.side).info
     model = DiT.create(size.config, info, generator(0, "benchmark")).to(bench.device).frozen()
 

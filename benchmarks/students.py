@@ -10,7 +10,7 @@ from torch import nn
 
 from rd3.component import Component
 from rd3.datasets import Dataset, DatasetInfo
-from rd3.device import ran_precision, repeatable_kernels
+from rd3.device import repeatable_kernels, resolve_precision
 from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.packing import Views
 from rd3.evaluation.student import Evaluation, StudentTraining
@@ -88,7 +88,7 @@ class Students:
         cached: CachedLogits | None = None,
     ):
         """``cached``: cached logits, which are closed on leaving the context."""
-        self.precision = ran_precision(device, recipes[0].protocol.precision)
+        self.precision = resolve_precision(device, recipes[0].protocol.precision)
         self.taught = 0
         """Images that the teacher has labelled."""
         self.chunk = chunk_of(device, recipes[0].protocol.batch_size)

@@ -52,7 +52,7 @@ def bf16_in_hardware(device: torch.device) -> bool | None:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def ran_precision(device: torch.device, precision: Precision) -> Literal["bf16", "fp32"]:
+def resolve_precision(device: torch.device, precision: Precision) -> Literal["bf16", "fp32"]:
     """The precision used on ``device``: ``auto`` means bf16 if supported in hardware, else fp32."""
     if precision == "auto":
         return "bf16" if bf16_in_hardware(device) else "fp32"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from rd3.errors import BadValue, RD3Error
 from rd3.protocol import EvalProtocol, Precision, unresolved
@@ -162,7 +162,7 @@ class TeacherTraining(Frozen):
     """Use Nesterov momentum."""
     weight_decay: float = Field(ge=0)
     """L2 weight decay of all parameters."""
-    zeta: float | None = neutral(1.0)
+    zeta: float | None = neutral(1.0, gt=0)
     """The cosine reaches zero after ``zeta * epochs``; None keeps the learning rate constant."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs of linear warm-up to lr."""
@@ -172,6 +172,12 @@ class TeacherTraining(Frozen):
     """``pad``: random crop after padding by an eighth of the side; ``resized``: RandomResizedCrop(0.08, 1)."""
     flip: bool = True
     """Flip images horizontally with probability 0.5."""
+
+    @model_validator(mode="after")
+    def _cosine_after_warmup(self) -> TeacherTraining:
+        if self.zeta is not None and self.zeta * self.epochs <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"the cosine of {self.zeta:g} x {self.epochs} epochs ends before the warm-up does")
+        return self
 
 
 class NetworkRecipe(Recipe):
@@ -240,7 +246,7 @@ class TrainingDynamicsRecipe(Recipe):
         return f"training dynamics {self.network} {self.data.name} seed{self.seed}"
 
 
-class Collection(Frozen):
+class CollectionSettings(Frozen):
     """How the statistics of a network's layers are collected, in one pass over the training images."""
 
     patch: int = Field(ge=1)
@@ -263,7 +269,7 @@ class StatisticsRecipe(Recipe):
 
     kind: Literal["statistics"] = "statistics"
     teacher: Key
-    collection: Collection
+    collection: CollectionSettings
     precision: Literal["fp32"] = "fp32"
     seed: int = 0
     """Seed of crops and flips."""

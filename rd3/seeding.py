@@ -1,8 +1,8 @@
 """Named random streams derived from one seed.
 
 ``generator(seed, "augment", 3)`` depends only on its arguments: streams with different names are independent, and a
-stream does not depend on earlier draws.  Code in ``rd3`` changes a global generator only
-within ``with``, and restores it.
+stream does not depend on earlier draws.  Names contain no slash.  Code in ``rd3`` touches global generators only
+inside the context managers of this module, which restore them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 
-from rd3.lazy import torch
+from rd3.lazy import torch  # imported when first used
 
 
 def derive(seed: int, *names: object) -> int:
@@ -40,7 +40,7 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
 
 
 class ForkedRNG:
-    """Inside ``with``, torch's global generators draw from a named stream, which continues at the next entry.
+    """Inside ``with``, torch's global generators draw from a named stream, which each new ``with`` continues.
 
     For layers that use the global generators (dropout, stochastic depth), on the CPU and on ``device``.  Their previous
     states are restored on exit.

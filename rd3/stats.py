@@ -49,10 +49,10 @@ class Equivalence(NamedTuple):
 
 
 class VarianceComponents(NamedTuple):
-    """Variance between and within groups; ``within`` and ``between`` are None if the data do not separate them."""
+    """Variance between and within groups; ``within`` and ``between`` are None if the data cannot identify them."""
 
     between: float | None
-    """Unbiased, and so below zero now and then, which stands for zero."""
+    """Unbiased, so it can be negative, which is to be read as zero."""
     within: float | None
 
 
@@ -82,7 +82,7 @@ def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:
-    """Paired t-test over seeds: is ``first`` better than ``second``?"""
+    """Two-sided paired t-test over seeds: does ``first`` differ from ``second``?"""
     from scipy import special
 
     differences = _differences(first, second)
@@ -105,15 +105,17 @@ def equivalence(first: Sequence[float], second: Sequence[float], bound: float, a
 
     if bound <= 0:
         raise BadValue(f"The bound of an equivalence test is {bound}, expected a positive number.")
+    if not 0 < alpha < 0.5:
+        raise BadValue(f"The level of an equivalence test is {alpha}, expected one between 0 and 0.5.", "e.g. 0.05")
     differences = _differences(first, second)
     centre, error = _mean_and_error(differences)
-    freedom = len(differences) - 1
-    low, high = _interval(centre, error, freedom, 1 - 2 * alpha)
+    df = len(differences) - 1
+    low, high = _interval(centre, error, df, 1 - 2 * alpha)
     if error == 0:
         p_value = 0.0 if abs(centre) < bound else 1.0
     else:
-        above = float(special.stdtr(freedom, -(centre + bound) / error))
-        below = float(special.stdtr(freedom, (centre - bound) / error))
+        above = float(special.stdtr(df, -(centre + bound) / error))
+        below = float(special.stdtr(df, (centre - bound) / error))
         p_value = max(above, below)
     return Equivalence(len(differences), centre, bound, low, high, p_value, p_value < alpha)
 
@@ -138,20 +140,20 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 def variance_components(groups: Sequence[Sequence[float]]) -> VarianceComponents:
     """Variance between and within groups of a one-way random-effects model, by the estimators of ANOVA.
 
-    A group is a set seed, its values are student seeds; groups may differ in size (Searle, Casella and McCulloch 1992,
-    section 3.6).  Raises :class:`BadValue` for an empty group.
+    A group holds the students of one synthetic set, with different seeds; groups may differ in size
+    (Searle, Casella and McCulloch 1992, section 3.6).  Raises :class:`BadValue` for an empty group.
     """
-    _at_least(groups, 1)
+    _at_least(groups, 1, "add set seeds")
     sizes = np.array([len(group) for group in groups], dtype=np.float64)
     means = np.array([mean(group) for group in groups])
-    total, freedom = sizes.sum(), len(groups) - 1
+    total, df = sizes.sum(), len(groups) - 1
     if total == len(groups):
         return VarianceComponents(None, None)
     within = sum(float(np.var(group)) * len(group) for group in groups) / (total - len(groups))
-    if freedom == 0:
+    if df == 0:
         return VarianceComponents(None, float(within))
-    between = float((sizes * (means - (sizes * means).sum() / total) ** 2).sum()) / freedom
-    size = (total - (sizes**2).sum() / total) / freedom
+    between = float((sizes * (means - (sizes * means).sum() / total) ** 2).sum()) / df
+    size = (total - (sizes**2).sum() / total) / df
     return VarianceComponents(float((between - within) / size), float(within))
 
 
@@ -161,10 +163,10 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(given.mean()), float(given.std(ddof=1)) / math.sqrt(len(given))
 
 
-def _interval(centre: float, error: float, freedom: int, confidence: float) -> tuple[float, float]:
+def _interval(centre: float, error: float, df: int, confidence: float) -> tuple[float, float]:
     from scipy import special
 
-    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
+    half = float(special.stdtrit(df, (1 + confidence) / 2)) * error
     return centre - half, centre + half
 
 
@@ -174,9 +176,14 @@ def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]
             f"A paired test got {len(first)} and {len(second)} values, expected equal numbers.", "pair them by seed"
         )
     _at_least(first, 2)
-    return [float(one) - float(other) for one, other in zip(first, second, strict=True)]
+    return [_difference(float(one), float(other)) for one, other in zip(first, second, strict=True)]
 
 
-def _at_least(values: Sequence[object], count: int) -> None:
+def _difference(one: float, other: float) -> float:
+    """Exactly 0 for values that are equal up to rounding, of which a test would make a difference without error."""
+    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
+
+
+def _at_least(values: Sequence[object], count: int, fix: str = "run more seeds") -> None:
     if len(values) < count:
-        raise BadValue(f"Got {len(values)} values, expected at least {count}.", "run more seeds")
+        raise BadValue(f"Got {len(values)} values, expected at least {count}.", fix)

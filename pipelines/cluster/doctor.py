@@ -1,4 +1,7 @@
-"""The checks of ``rd3 doctor``: rows with a subject, a state (ok, warning, wrong, missing) and a detail."""
+"""The checks of ``rd3 doctor``: rows with a subject, a state and a detail.
+
+``wrong`` makes the command fail; ``warning`` and ``missing`` (data that a grid may not need) do not.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipelines.cluster.nodes import folder_not_shared, last_line, marker_files
 from pipelines.settings import Session
 from rd3.datasets import Roots
-from rd3.device import ran_precision
+from rd3.device import resolve_precision
 from rd3.errors import RD3Error, StoreError
 from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.reachable import check
 from tracking.upkeep.health import (
-    CLOCKS_S,
-    NOTICED_S,
+    CLOCK_ERROR_S,
+    CLOCK_WARNING_S,
     check_store,
     clocks_apart,
     probe_artifacts,
@@ -31,32 +34,34 @@ from tracking.upkeep.health import (
 
 PACKAGES = ("torch", "torchvision", "timm", "mlflow", "optuna", "ray", "boto3")
 SAME = ("ray", "rd3")
-"""Packages that driver and workers must have in the same version, as they must have the same Python."""
+"""Packages whose version must match on driver and workers, as must Python's."""
 _LEAST_GIB = 1.0
 _SERVER_WITHIN_S = 10.0
 _NODE_WITHIN_S = 120.0
+
+
+State = Literal["ok", "warning", "wrong", "missing"]
 
 
 class Row(NamedTuple):
     """One check."""
 
     what: str
-    state: str
+    state: State
     detail: str
 
 
 def rows_here(session: Session) -> Iterator[Row]:
     """Check this machine as the driver of runs."""
-    place = session
     yield Row("python", "ok", platform.python_version())
     yield from map(_package, PACKAGES)
     yield _devices()
     yield _disk(session.home)
-    yield from _tracking(place)
-    yield _tried("ledger", place.artifacts, lambda: probe_store(place.artifacts))
-    objects = open_objects(place.artifacts)
-    if objects.folder is None:
-        yield _clock("clock", lambda: objects.clock_ahead_s() or 0.0, objects.server())
+    yield from _tracking(session)
+    yield _tried("ledger", session.artifacts, lambda: probe_store(session.artifacts))
+    objects = open_objects(session.artifacts)
+    if objects.folder is None:  # a bucket
+        yield _clock("clock", objects.clock_ahead_s, objects.server())
     yield from _data(session.roots)
 
 
@@ -88,8 +93,8 @@ def _cluster(session: Session) -> Iterator[Row]:
         return ray.get(remote.remote(*arguments), timeout=_NODE_WITHIN_S)
 
     try:
-        with marker_files(session) as marks:
-            seen = ask(look_around, node["NodeManagerAddress"], session, _versions(), marks)
+        with marker_files(session) as markers:
+            seen = ask(look_around, node["NodeManagerAddress"], session, _versions(), markers)
         asked = time.time()  # the worker process is running by now, so this call takes no time
         now = ask(_now)
         answered = time.time()
@@ -106,17 +111,21 @@ def _now() -> float:
     return time.time()
 
 
-def look_around(address: str, place: Place, versions: dict[str, str], marks: Collection[Path]) -> list[Row]:
-    """Check a worker, with the addresses and folders of trials; ``marks`` are files in folders that all nodes share."""
+def look_around(address: str, place: Place, versions: dict[str, str], markers: Collection[Path]) -> list[Row]:
+    """Check a worker, with the addresses and folders of trials.
+
+    ``markers`` are temporary files of the driver, which a worker sees if their folders are shared.
+    """
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     rows = [_same(name, theirs, _versions()[name]) for name, theirs in versions.items()]
     if is_token_auth_enabled():
         rows.append(Row("ray token", "ok", "required"))
     else:
-        rows.append(Row("ray token", "wrong", "anyone can run code there. Fix: set RAY_AUTH_MODE=token on every node"))
+        danger = "no token required: anyone who reaches the cluster can run code"
+        rows.append(Row("ray token", "wrong", f"{danger}. Fix: set RAY_AUTH_MODE=token on every node"))
     rows.append(_disk(place.home))
-    hidden = [folder_not_shared(address, mark, place) for mark in marks if not mark.exists()]
+    hidden = [folder_not_shared(address, marker, place) for marker in markers if not marker.exists()]
     rows += [Row("shared folder", "wrong", str(error)) for error in hidden]
     if not hidden:  # the check would create the folders here, and pass
         rows += _shared(place)
@@ -131,7 +140,7 @@ def look_around(address: str, place: Place, versions: dict[str, str], marks: Col
 def _shared(place: Place) -> Iterator[Row]:
     """Check the tracking server and artifacts as a trial reaches them."""
     yield from _tracking(place)
-    if not open_objects(place.artifacts).usable():
+    if not open_objects(place.artifacts).has_credentials():
         yield Row("s3", "ok", "no credentials, as intended: files go through the tracking server")
     else:
         yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))
@@ -162,7 +171,7 @@ def _devices() -> Row:
         names = ", ".join(map(torch.cuda.get_device_name, devices))
     else:
         devices, names = [torch.device("cpu")], f"CPU only, {torch.get_num_threads()} threads"
-    precisions = sorted({ran_precision(device, "auto") for device in devices})
+    precisions = sorted({resolve_precision(device, "auto") for device in devices})
     return Row("device", "ok", f"{names}; precision auto is {' or '.join(precisions)} here")
 
 
@@ -192,15 +201,15 @@ def _tracking(place: Place) -> Iterator[Row]:
 
 
 def _files_through_tracking(place: Place) -> Row:
-    """A server stores files in its own bucket; if that is RD3's, which is checked here, the cause is known."""
+    """Check upload and download through MLflow; on failure report RD3's own bucket, if that fails as well."""
     row = _tried("files through tracking", place.tracking_uri, lambda: probe_artifacts(place))
     objects = open_objects(place.artifacts)
-    if row.state == "ok" or objects.folder is not None or not objects.usable():
+    if row.state == "ok" or objects.folder is not None or not objects.has_credentials():
         return row
     try:
         check_store(place.artifacts)
     except StoreError as error:
-        return row._replace(detail=f"MLflow cannot store files if it uses this bucket: {error}")
+        return row._replace(detail=f"MLflow cannot store files; RD3's bucket, which it may share, fails too: {error}")
     return row
 
 
@@ -212,14 +221,14 @@ def _tried(what: str, where: str, attempt: Callable[[], Any]) -> Row:
     return Row(what, "ok", without_password(where))
 
 
-def _clock(what: str, ask: Callable[[], float], other: str) -> Row:
+def _clock(what: str, ask: Callable[[], float | None], other: str) -> Row:
     try:
         ahead_s = ask()
     except RD3Error as error:
         return Row(what, "wrong", str(error))
-    if abs(ahead_s) <= NOTICED_S:
+    if ahead_s is None or abs(ahead_s) <= CLOCK_WARNING_S:
         return Row(what, "ok", f"agrees with {other}")
-    state = "wrong" if abs(ahead_s) > CLOCKS_S else "warning"
+    state: State = "wrong" if abs(ahead_s) > CLOCK_ERROR_S else "warning"
     return Row(what, state, f"{clocks_apart(ahead_s, other)} Fix: set the clock (NTP) on both")
 
 
@@ -227,4 +236,5 @@ def _data(roots: Roots) -> Iterator[Row]:
     from rd3 import datasets
 
     for one in datasets.doctor(roots):
-        yield Row(f"data {one.dataset}", one.state, one.message or str(one.folder))
+        detail = f"{one.message} Fix: {one.fix}" if one.state == "wrong" and one.fix else one.message
+        yield Row(f"data {one.dataset}", one.state, detail or str(one.folder))

@@ -1,4 +1,4 @@
-"""Submit a grid to a Ray cluster by the Jobs API: a small working directory and a command whose log is followed.
+"""Submit a grid to a Ray cluster through the Jobs API: a small working directory and a command whose log is followed.
 
 The working directory contains RD3's code and the grid file, so that driver and workers run the submitter's code; the
 nodes provide Python, Ray and the other packages.  No secrets are sent: nodes have credentials in their environment.
@@ -32,7 +32,7 @@ PACKAGES = ("rd3", "tracking", "pipelines")
 LIMIT_BYTES = 20 * 2**20
 """Maximum size of the working directory; Ray's own limit is 500 MiB, sent to every node."""
 STOP_WAIT_S = 60
-"""Grace period of a stopped job to close its runs before Ray kills it (Ray's default: 3 s)."""
+"""Time for a stopped job to end its MLflow runs before Ray kills it (Ray's default: 3 s)."""
 PROBE = "python -c 'import platform, ray; print(\"rd3-probe\", platform.python_version(), ray.__version__)'"
 """Runs on the head before anything is sent."""
 _VERBOSE_LOGGERS = (
@@ -55,16 +55,17 @@ class Submission:
     options: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     pull: list[str] = field(default_factory=list)
+    """Datasets that the head node fetches from the artifacts if it does not have them."""
     protocols: dict[str, bytes] = field(default_factory=dict)
     """The user's own protocols in the grid, such as winners of a sweep: name to file content."""
 
     @property
     def words(self) -> list[str]:
-        """The arguments of :mod:`pipelines.run_grid`."""
+        """The arguments of :mod:`pipelines.run_grid`, which decodes the protocols."""
         env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
         pull = [word for name in self.pull for word in ("--pull", name)]
-        own = [(name, base64.urlsafe_b64encode(text).decode()) for name, text in self.protocols.items()]
-        protocols = [word for name, text in own for word in ("--protocol", f"{name}={text}")]
+        encoded = [(name, base64.urlsafe_b64encode(text).decode()) for name, text in self.protocols.items()]
+        protocols = [word for name, text in encoded for word in ("--protocol", f"{name}={text}")]
         return [self.grid, *env, *pull, *protocols, *self.options]
 
     @property
@@ -72,11 +73,13 @@ class Submission:
         return shlex.join(["python", "-m", "pipelines.run_grid", *self.words])
 
 
-def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, str], options: list[str]) -> Submission:
+def submission(
+    grid: str, session: Session, env: dict[str, str], addresses: dict[str, str], options: list[str]
+) -> Submission:
     """Read and check a grid on this machine and prepare its submission.
 
-    ``env``: addresses as the cluster sees them; ``own``: the submitter's addresses, sent if they mean the same on every
-    machine.
+    ``env``: variables of the job, with addresses as the cluster sees them; ``addresses``: those of the submitter, which
+    are sent where ``env`` has no other.  Raises :class:`BadValue` for one that only this machine understands.
     """
     from pipelines.grid.catalog import Catalog
     from pipelines.grid.files import load_grid, shipped_grids
@@ -84,7 +87,7 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
     from rd3.protocol import presets
 
     loaded = load_grid(grid, Catalog.of(session))
-    own_protocols = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
+    users = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
     names = sorted({name for part in loaded.parts for name in part.datasets})
     file = None if grid in shipped_grids() else Path(grid)
     return Submission(
@@ -92,26 +95,26 @@ def submission(grid: str, session: Session, env: dict[str, str], own: dict[str, 
         grid=file.name if file else grid,
         file=file,
         options=options,
-        env={name: everywhere(name, value) for name, value in own.items() if name not in env}
-        | {name: without_secret(name, value) for name, value in env.items()},
+        env={name: shared_address(name, value) for name, value in addresses.items() if name not in env}
+        | {name: free_of_passwords(name, value) for name, value in env.items()},
         pull=[name for name in names if dataset_source(name, session.roots).places(session.roots)],
-        protocols={name: (session.presets / f"{name}.yaml").read_bytes() for name in sorted(own_protocols)},
+        protocols={name: (session.presets / f"{name}.yaml").read_bytes() for name in sorted(users)},
     )
 
 
-def everywhere(name: str, value: str) -> str:
-    """Check that an address means the same on every machine; raises BadValue for a local path."""
+def shared_address(name: str, value: str) -> str:
+    """The address unchanged; raises :class:`BadValue` for a path on this machine, and for a password."""
     if "://" not in value or value.startswith(("file:", "sqlite:")):
         raise BadValue(
             f"{name} is {value}, a path on this machine that the cluster cannot see.",
             f"set it to {'s3://bucket/prefix' if name == 'RD3_ARTIFACTS' else 'http://server'}, or give a path that "
             f"all nodes share: --env {name}=...",
         )
-    return without_secret(name, value)
+    return free_of_passwords(name, value)
 
 
-def without_secret(name: str, value: str) -> str:
-    """Check that an address contains no password, which would be shown with the job."""
+def free_of_passwords(name: str, value: str) -> str:
+    """The value unchanged; raises :class:`BadValue` for an address with a password, which Ray shows with the job."""
     authority = value.partition("://")[2].partition("/")[0]
     if ":" in authority.rpartition("@")[0]:
         raise BadValue(
@@ -122,7 +125,10 @@ def without_secret(name: str, value: str) -> str:
 
 
 def working_directory(folder: Path, submitted: Submission) -> int:
-    """Copy RD3's packages and the grid file into an empty folder; returns their size in bytes, checked first."""
+    """Copy RD3's packages and the grid file into an empty folder; returns their size in bytes.
+
+    Raises :class:`StoreError` before anything is copied if they exceed :data:`LIMIT_BYTES`.
+    """
     root = Path(__file__).parents[2]
     code = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
     files = {path: path.relative_to(root) for path in code if not _left_out(path.relative_to(root))}
@@ -220,9 +226,14 @@ def probe(client: JobSubmissionClient, address: str) -> None:
         deadline = time.monotonic() + _PROBE_WITHIN_S
         while not (info := client.get_job_info(job)).status.is_terminal() and time.monotonic() < deadline:
             time.sleep(_POLL_EVERY_S / 2)
+        if not info.status.is_terminal():
+            client.stop_job(job)
+            raise RD3Error(
+                f"The cluster at {address} did not start a job within {_PROBE_WITHIN_S:.0f} s.",
+                "check its head node and `rd3 jobs list`, then submit again",
+            )
         printed = client.get_job_logs(job) or info.message or ""
-        if info.status.is_terminal():
-            client.delete_job(job)
+        client.delete_job(job)
     check_versions(printed, f"The cluster at {address}")
 
 
@@ -246,8 +257,10 @@ def send(client: JobSubmissionClient, address: str, submitted: Submission, folde
 def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[[str], Any]) -> int:
     """Write a job's log as it grows, until the job ends; returns the exit code of its command.
 
-    Reconnects after a lost connection without repeating output.
+    Reconnects to a head that still responds, without repeating output.
     """
+    import aiohttp
+
     written = 0
 
     async def tail() -> None:
@@ -260,7 +273,7 @@ def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[
                 written = seen
 
     while True:
-        with contextlib.suppress(RuntimeError, OSError):
+        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
             asyncio.run(tail())
         with job_errors(address):
             info = client.get_job_info(job)

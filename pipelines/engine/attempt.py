@@ -24,7 +24,7 @@ from pipelines.engine.job import Job, TrialEnd, given_store
 from pipelines.engine.parents import UNREADABLE, BrokenParents, gather
 from pipelines.engine.recipe_run import RecipeRun
 from pipelines.engine.shards import collect, deliver
-from pipelines.engine.uploads import uploaded_on_exit, uploading
+from pipelines.engine.uploads import registered_for_upload, uploading
 from pipelines.engine.waiting import retry_shown
 from rd3.errors import DataCorrupt, DataMissing, ends_the_process, is_device_error, why
 from rd3.kept_students import adds_student
@@ -213,7 +213,7 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
     run = RecipeRun(job, recipe, number, progress)
     try:
         unfinished = run.begin() if job.recorded is None else None
-        with uploaded_on_exit(unfinished):
+        with registered_for_upload(unfinished):
             entry = yield from _generate(job, recipe, store, progress, unfinished)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         if job.recorded is None:

@@ -1,4 +1,4 @@
-"""When a worker uploads unfinished work: now and then, and before its process ends."""
+"""When a worker uploads unfinished work: at most once a minute while it works, and before its process ends."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def upload_unfinished() -> None:
 
 
 @contextlib.contextmanager
-def uploaded_on_exit(unfinished: UnfinishedWork | None) -> Iterator[None]:
-    """Register unfinished work, so that :func:`upload_unfinished` uploads it."""
+def registered_for_upload(unfinished: UnfinishedWork | None) -> Iterator[None]:
+    """While the block runs, :func:`upload_unfinished` uploads this work.
+
+    A trial runs in a thread of its worker process, so a signal that ends the process does not leave the block.
+    """
     _in_progress.update({unfinished} if unfinished is not None else ())
     try:
         yield
@@ -33,7 +36,11 @@ def uploaded_on_exit(unfinished: UnfinishedWork | None) -> Iterator[None]:
 
 
 def uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:
-    """Upload when the note changes: at the start of a block or an epoch, where no phase of a set is being timed."""
+    """Wrap ``progress`` so that a new note starts an upload.
+
+    Synthesis has one note per block and does not time what happens between blocks, so that no upload counts as
+    generation time.
+    """
     last = [""]
 
     def report(fraction: float, note: str) -> None:

@@ -28,9 +28,9 @@ def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
     name, text, document = read_named(source, _folder(), "sweep")
-    return checked(check_sweep, document, name, text, catalog, "Sweep")
+    return checked(check_sweep, document, name, text, catalog, what="Sweep")
 
 
 def parse_sweep(text: str, name: str, catalog: Catalog | None = None) -> Sweep:
-    """Parse the YAML text of a sweep; ``name`` is used if the text has none."""
-    return checked(check_sweep, read_located(text), name, text, catalog, "Sweep")
+    """Parse the YAML text of a sweep, as :func:`load_sweep` does; ``name`` is used if the text has none."""
+    return checked(check_sweep, read_located(text), name, text, catalog, what="Sweep")

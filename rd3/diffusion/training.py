@@ -12,7 +12,7 @@ import torch
 
 from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
-from rd3.device import autocast, ran_precision, repeatable_kernels, usable_device
+from rd3.device import autocast, repeatable_kernels, resolve_precision, usable_device
 from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, write_backbone
 from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
@@ -43,7 +43,7 @@ def train(
     stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)
     seed = _checked(recipe, dataset)
-    precision = ran_precision(device, recipe.precision or "auto")
+    precision = resolve_precision(device, recipe.precision or "auto")
     backbone = BACKBONES.get(recipe.family).create(recipe.config, dataset.info, generator(seed, "init")).to(device)
     stages = backbone.stages(recipe)
     runs = [_Run(stage, recipe, precision, device) for stage in stages]

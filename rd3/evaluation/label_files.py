@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from rd3.device import ran_precision, repeatable_kernels, usable_device
+from rd3.device import repeatable_kernels, resolve_precision, usable_device
 from rd3.errors import BadValue
 from rd3.evaluation.budget import label_bytes, reuses_batches
 from rd3.evaluation.hybrid import combine_logits
@@ -86,7 +86,7 @@ def _parts(evaluation: Evaluation, device: torch.device, precision: Precision | 
     protocol = recipe.protocol
     labelled = {"epochs": protocol.label_epochs or protocol.epochs, "label_epochs": None, "label_reuse": "batches"}
     recipe = recipe.model_copy(update={"protocol": protocol.model_copy(update=labelled)})
-    ran = ran_precision(device, precision or protocol.precision)
+    ran = resolve_precision(device, precision or protocol.precision)
     teachers = [frozen(teacher, protocol.teacher_mode, ran, device) for teacher in evaluation.teachers]
     images, labels = evaluation.images.to(device), evaluation.labels.to(device)
     source = LabelledViews(images, labels, teachers, recipe, ran)

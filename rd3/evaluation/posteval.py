@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.device import ran_precision, repeatable_kernels, reset_peak, usable_device
+from rd3.device import repeatable_kernels, reset_peak, resolve_precision, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
 from rd3.evaluation.own_teacher import Constants, identity, own_teacher
 from rd3.evaluation.packing import Views
@@ -75,7 +75,7 @@ class _Group:
     ):
         """``copies`` are frozen teachers, shared by all groups; ``outcomes``, by evaluation, is filled in."""
         first, self._outcomes = evaluations[0], outcomes
-        precision = ran_precision(device, first.recipe.protocol.precision)
+        precision = resolve_precision(device, first.recipe.protocol.precision)
         images, labels = first.images.to(device), first.labels.to(device)
         teachers = _Teachers(first, precision, images[:2], dataset, copies)
         own = first.own_labels(device)

@@ -17,7 +17,7 @@ def zeta_cosine(epoch: int, epochs: int, zeta: float) -> float:
     """Half a cosine, stretched by zeta.
 
     ``epoch`` counts from 0.  zeta 1 is the ordinary cosine, which reaches zero at ``epochs``; zeta 2 decays more slowly
-    and ends at half; below 1 it would rise again after ``zeta * epochs``.  Source: RD3, smoothing factor
+    and ends at half; below 1 it would rise again after ``zeta * epochs``.  Source: the RD3 paper, smoothing factor
     (1 + cos(pi i / (zeta N))) / 2; with zeta 2 the form in LINs-lab/RDED.
     """
     return (1 + math.cos(math.pi * epoch / (zeta * epochs))) / 2
@@ -32,7 +32,7 @@ def zeta_linear(epoch: int, epochs: int, zeta: float) -> float:
 
 
 def two_part(epoch: int, epochs: int, zeta: float) -> float:
-    """The cosine for five sixths of the epochs, and after them its value there times the share of epochs that is left.
+    """The cosine for 5/6 of the epochs, then the cosine's value there times the remaining share of the epochs.
 
     With zeta 2 the factor drops from 0.629 to 0.105 between the parts, as in the released code (shaoshitong/EDC).
     """
@@ -42,10 +42,10 @@ def two_part(epoch: int, epochs: int, zeta: float) -> float:
 
 
 def multistep(epoch: int, epochs: int, drop_at: Sequence[float] = (2 / 3, 5 / 6), drop_factor: float = 0.2) -> float:
-    """``drop_factor`` to the power of the number of ``drop_at``, shares of the epochs, that have passed.
+    """``drop_factor`` ** (number of milestones passed); ``drop_at`` has the milestones as fractions of the epochs.
 
-    Source of the defaults: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.  Deviation: where a share of the epochs
-    is not an integer, it is rounded up; there it is rounded down.
+    Source of the defaults: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.  Deviation: milestones that are not whole
+    epochs are rounded up; the original rounds down.
     """
     return drop_factor ** sum(epoch >= share * epochs for share in drop_at)
 
@@ -73,5 +73,5 @@ def rate_factor(protocol: EvalProtocol, epoch: int) -> float:
 
 
 def _warmup(epoch: int, epochs: int, start: float | None) -> float:
-    """Without a start the full rate is reached in the last warm-up epoch, else in the epoch after it."""
+    """Linear: full rate in the last warm-up epoch; with ``start``, from that factor to 1 in the epoch after it."""
     return (epoch + 1) / epochs if start is None else start + (1 - start) * epoch / epochs

@@ -1,4 +1,7 @@
-"""Stored soft labels: what a store on disk keeps of logits, and what training reads back."""
+"""Stored soft labels: logits rounded as a file on disk keeps them, and read back for training.
+
+Training rounds them in memory; exported labels (:mod:`rd3.evaluation.label_files`) have the same values.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from rd3.protocol import EvalProtocol
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 ABSENT = 1e6
-"""Distance below the largest logit at which an exponential is exactly 0 in fp32 at any temperature below 9,000."""
+"""Gap below the largest logit; its exponential is exactly 0 in fp32 at every temperature below 9,000."""
 
 
 class StoredLabels(NamedTuple):
@@ -20,11 +23,11 @@ class StoredLabels(NamedTuple):
     values: torch.Tensor
     """(B, C) logits, or the (B, k) largest ones, fp16 or fp32."""
     classes: torch.Tensor | None = None
-    """(B, k) int16 classes of ``values``, of which the bits are those of an unsigned number; None if all are stored."""
+    """(B, k) classes of ``values``, uint16 bit patterns in int16; None if the logits of all classes are stored."""
 
 
 def stored(logits: torch.Tensor, protocol: EvalProtocol) -> StoredLabels:
-    """What is stored of (B, C) float32 logits under ``label_dtype`` and ``label_top_k``.
+    """The stored form of (B, C) float32 logits under the protocol's ``label_dtype`` and ``label_top_k``.
 
     Sources: fp16, VILA-Lab/SRe2L ``relabel/generate_soft_label.py``; the k largest logits, ranked in fp32, with 16-bit
     classes (``MR-k``), he-y/soft-label-pruning-quantization-for-dataset-distillation.
@@ -36,21 +39,21 @@ def stored(logits: torch.Tensor, protocol: EvalProtocol) -> StoredLabels:
     return StoredLabels(largest.values.to(dtype), largest.indices.to(torch.int16))
 
 
-def restored(labels: StoredLabels, classes: int) -> torch.Tensor:
-    """(B, ``classes``) float32 logits; classes that were not stored have probability 0 at every temperature."""
+def restored(labels: StoredLabels, num_classes: int) -> torch.Tensor:
+    """(B, ``num_classes``) float32 logits; classes that were not stored have probability 0 at every temperature."""
     values = labels.values.float()
     if labels.classes is None:
         return values
     absent = values.amax(dim=1, keepdim=True) - ABSENT
-    return absent.repeat(1, classes).scatter_(1, labels.classes.long() & 0xFFFF, values)
+    return absent.repeat(1, num_classes).scatter_(1, labels.classes.long() & 0xFFFF, values)
 
 
-def mixture(base: torch.Tensor, mixed: torch.Tensor, share: float, temperature: float) -> torch.Tensor:
-    """(B, C) logits whose softmax at ``temperature`` is ``share`` of that of ``base`` and the rest of ``mixed``.
+def mixture(own: torch.Tensor, partner: torch.Tensor, lam: float, temperature: float) -> torch.Tensor:
+    """(B, C) logits whose softmax at ``temperature`` is lam * softmax(own) + (1 - lam) * softmax(partner).
 
-    Labels of mixed images, as probabilities at the temperature of the loss.  Source: szq0214/FKD
-    ``FKD/utils_FKD.py``, where stored probabilities are at temperature 1.
+    Labels of images that CutMix or MixUp has mixed, from the stored logits of an image and of the image mixed into it.
+    Source: szq0214/FKD ``FKD/utils_FKD.py``, where stored probabilities are at temperature 1.
     """
-    first, second = (torch.log_softmax(each / temperature, dim=1) for each in (base, mixed))
-    own, other = (math.log(weight) if weight > 0 else -math.inf for weight in (share, 1 - share))
-    return temperature * torch.logaddexp(first + own, second + other)
+    first, second = (torch.log_softmax(each / temperature, dim=1) for each in (own, partner))
+    log_lam, log_rest = (math.log(weight) if weight > 0 else -math.inf for weight in (lam, 1 - lam))
+    return temperature * torch.logaddexp(first + log_lam, second + log_rest)

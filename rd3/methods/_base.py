@@ -19,7 +19,7 @@ from rd3.diffusion.derivation import Derive
 from rd3.errors import BadValue, UnknownName
 from rd3.lazy import torch
 from rd3.models import Cost
-from rd3.recipe import Collection, SetRecipe
+from rd3.recipe import CollectionSettings, SetRecipe
 from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
@@ -70,7 +70,7 @@ class Needs(NamedTuple):
 
     teachers: tuple[str, ...] = ()
     """Teacher roles, in the order in which the method uses them; more than one is a pool."""
-    collection: Collection | None = None
+    collection: CollectionSettings | None = None
     """How layer statistics of each teacher are collected; None if the method needs none."""
     dynamics: tuple[Recording, ...] = ()
     """Recorded trainings, in the order in which the method uses them."""

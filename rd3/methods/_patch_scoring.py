@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rd3.augment import crop_and_resize, crop_boxes
-from rd3.device import autocast, ran_precision, set_memory_format
+from rd3.device import autocast, resolve_precision, set_memory_format
 from rd3.lazy import F, torch
 from rd3.methods import Context
 
@@ -169,7 +169,7 @@ def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
     """(B, C) float32 logits of the teacher's fast copy: norms folded, channels last, bf16 where the device has it."""
     from rd3.models import folded
 
-    precision = ran_precision(ctx.device, "auto")
+    precision = resolve_precision(ctx.device, "auto")
     network = ctx.shared.get("fast teacher")
     if network is None:
         network = ctx.shared["fast teacher"] = folded(ctx.teachers[0])

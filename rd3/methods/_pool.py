@@ -16,7 +16,7 @@ from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
 from rd3.methods._recovery import PixelSpace, RecoverySettings, Views, by_class, recovery_cost
-from rd3.recipe import Collection, SetRecipe
+from rd3.recipe import CollectionSettings, SetRecipe
 
 
 class PoolSettings(RecoverySettings):
@@ -53,7 +53,7 @@ class PoolMethod(Method):
     quick = {"iterations": 3, "batch_size": 10, "pool": ("teacher", "another")}
 
     def needs(self, info: DatasetInfo, settings: PoolSettings, teacher: str) -> Needs:
-        collection = Collection(
+        collection = CollectionSettings(
             patch=settings.patch,
             crop=settings.statistics_crop,
             flip=settings.flip,

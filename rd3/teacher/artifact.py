@@ -14,7 +14,7 @@ from rd3.artifact import ArtifactManifest
 from rd3.augment import to_unit
 from rd3.data_checks import check_classes
 from rd3.datasets import Dataset, Split
-from rd3.device import ran_precision, set_memory_format, usable_device
+from rd3.device import resolve_precision, set_memory_format, usable_device
 from rd3.errors import DataCorrupt
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Normalisation, TeacherRecipe
@@ -143,7 +143,7 @@ def write_teacher(
     anything is written, and may raise.  ``class_order`` is recorded.
     """
     network.eval()
-    tested_in = precision or ran_precision(device, "auto")
+    tested_in = precision or resolve_precision(device, "auto")
     set_memory_format(network, tested_in)
     validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
     split: Split = "validation" if recipe.data.split == "fit" else "test"

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
 from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset, Split
-from rd3.device import autocast, ran_precision, repeatable_kernels, set_memory_format, usable_device
+from rd3.device import autocast, repeatable_kernels, resolve_precision, set_memory_format, usable_device
 from rd3.errors import BadValue, Diverged
 from rd3.models import NormalisedNetwork, build_network
-from rd3.recipe import Collection, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
+from rd3.recipe import CollectionSettings, SourceSplit, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
 from rd3.seeding import ForkedRNG, generator
 from rd3.stopwatch import Stopwatch
 from rd3.store import write_curve
@@ -25,21 +25,21 @@ from rd3.teacher.artifact import CURVE, Progress, write_teacher
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_checkpoint
 
 HELD_BYTES = 2 << 30
-"""Training images up to this many bytes as uint8 are kept on an accelerator instead of being sent batch by batch."""
+"""Training images up to this many bytes as uint8 are kept on an accelerator instead of being copied batch by batch."""
 TRAINING_SHARE = 0.97
 """Share of the progress taken by training; the rest is testing."""
-Trained = TeacherRecipe | TrainingDynamicsRecipe
+TrainableRecipe = TeacherRecipe | TrainingDynamicsRecipe
 """Recipes whose network is trained here."""
 
 
 class Observer:
-    """Sees every step of a training; this one does nothing."""
+    """Called at every training step and after every epoch; this base class does nothing."""
 
     def step(self, positions: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """One batch: positions in the split (B,) on the CPU, logits (B, C) and labels (B,) on the device."""
 
     def finish(self, epoch: int) -> None:
-        """The end of an epoch, counted from 0, before it is kept in the checkpoint."""
+        """End of an epoch, counted from 0, before its checkpoint: whatever it adds to disk must be written now."""
 
 
 def train(
@@ -52,19 +52,19 @@ def train(
 ) -> dict[str, Any]:
     """Train the recipe's network, test it, write the folder, and return the figures for the ledger.
 
-    Resumes, raises and deviates as :func:`fit` does.  The last epoch's weights are kept, never the best.
+    Resumption, errors and deviations are those of :func:`fit`.  The last epoch's weights are kept, never the best.
     """
     device, out = usable_device(device), Path(out)
-    network, precision, trained = fit(
+    network, precision, counters = fit(
         recipe, dataset, out, device=device, observer=Observer(),
         progress=lambda fraction, note: progress(TRAINING_SHARE * fraction, note),
     )  # fmt: skip
     stopwatch = Stopwatch()
-    stopwatch.include(trained.wall_s, trained.process_s)
-    write_curve(out / CURVE, trained.curve)
+    stopwatch.include(counters.wall_s, counters.process_s)
+    write_curve(out / CURVE, counters.curve)
     manifest = write_teacher(
         out, recipe, network, dataset, device=device, origin="trained by RD3", precision=precision,
-        curve=trained.curve,
+        curve=counters.curve,
         progress=lambda fraction, note: progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction, note),
     )  # fmt: skip
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -74,28 +74,34 @@ def train(
         "tested": manifest.test_count,
         "tested_on": manifest.tested_on,
         "ran_precision": precision,
-        "epochs": len(trained.curve),
-        "final_loss": trained.curve[-1]["loss"],
+        "epochs": len(counters.curve),
+        "final_loss": counters.curve[-1]["loss"],
         **stopwatch.spent(),
     }
 
 
 def fit(
-    recipe: Trained, dataset: Dataset, out: Path, *, device: torch.device, observer: Observer, progress: Progress
+    recipe: TrainableRecipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: torch.device,
+    observer: Observer,
+    progress: Progress,
 ) -> tuple[NormalisedNetwork, Literal["fp32", "bf16"], Counters]:
     """Train the recipe's network and return it with the precision, the curve and the time of all attempts.
 
-    Resumes from a checkpoint of the same recipe and precision in ``out``, which the caller removes; every random number
-    is a function of seed and epoch, so the result equals that of an uninterrupted run.  Raises :class:`Diverged` with
-    the first step whose loss is not finite.
+    Resumes from a checkpoint of the same recipe and precision in ``out``, which the caller deletes; every random number
+    is a function of seed and epoch, so the result equals that of an uninterrupted run.  Raises :class:`Diverged` at the
+    first step whose loss is not finite.
 
-    Deviations: draws are per image, one batch at a time; ``pad`` fills with zeros (black), ``resized`` crops the
-    dataset's own resized and centre-cropped images rather than the files; the learning rate changes at every step; a
-    last batch of a single image is left out.
+    Deviations from torchvision's reference training: ``resized`` crops the dataset's own resized and centre-cropped
+    images rather than the files; the learning rate changes at every step; a last batch of a single image is left out.
+    Crops and flips are drawn for each image; ``pad`` fills with zeros (black).
     """
     stopwatch = Stopwatch()
     training, seed = _checked(recipe, dataset)
-    precision = ran_precision(device, recipe.precision or "auto")
+    precision = resolve_precision(device, recipe.precision or "auto")
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
     ).to(device)
@@ -140,11 +146,11 @@ def _resumed(
     return found.counters
 
 
-def _checked(recipe: Trained, dataset: Dataset) -> tuple[TeacherTraining, int]:
+def _checked(recipe: TrainableRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:
     """Training settings and seed, once recipe and dataset fit together."""
     if recipe.training is None or recipe.seed is None:
         raise BadValue(
-            f"Teacher {recipe.key[:12]} has no training settings or no seed; nothing can train it.",
+            f"Teacher {recipe.key[:12]} cannot be trained: its recipe has no training settings or no seed.",
             "import its weights",
         )
     check_training_images(recipe, dataset)
@@ -152,7 +158,11 @@ def _checked(recipe: Trained, dataset: Dataset) -> tuple[TeacherTraining, int]:
 
 
 def learning_rate(training: TeacherTraining, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of one step, counted from 0: linear warm-up, then half a cosine, or constant without ``zeta``."""
+    """Learning rate of one step, counted from 0: linear warm-up, then half a cosine, or constant without ``zeta``.
+
+    The cosine reaches 0 after ``zeta * epochs`` epochs, which include the warm-up; a student's
+    (:mod:`rd3.evaluation.schedule`) stretches the epochs after the warm-up only.
+    """
     warm = training.warmup_epochs * steps_per_epoch
     if step < warm:
         return training.lr * min(1.0, (step + 1) / warm)
@@ -167,13 +177,13 @@ def _train_epoch(
     network: NormalisedNetwork,
     optimizer: torch.optim.Optimizer,
     images: Images,
-    recipe: Trained,
+    recipe: TrainableRecipe,
     training: TeacherTraining,
     device: torch.device,
     precision: str,
     observer: Observer,
 ) -> dict[str, float]:
-    """One pass over the training images; the row of the curve."""
+    """One pass over the training images; returns its row of the training curve."""
     seed = recipe.seed
     assert seed is not None
     order = torch.randperm(len(images.labels), generator=generator(seed, "order", epoch))
@@ -210,7 +220,7 @@ def _train_epoch(
     return {"epoch": epoch + 1, "loss": loss_sum / seen, "train_top1_pct": 100 * int(right) / seen, "lr": lr}
 
 
-def augment(pixels: torch.Tensor, how: TeacherTraining | Collection, stream: torch.Generator) -> torch.Tensor:
+def augment(pixels: torch.Tensor, how: TeacherTraining | CollectionSettings, stream: torch.Generator) -> torch.Tensor:
     """(B, 3, H, W) uint8 to float32 in [0, 1]: crop and flip, drawn for each image separately."""
     if how.crop == "pad":
         pixels = pad_crop(pixels, pixels.shape[-1] // 8, stream)
@@ -221,11 +231,15 @@ def augment(pixels: torch.Tensor, how: TeacherTraining | Collection, stream: tor
 
 
 class Images:
-    """Batches of a split on the device: indexed from a copy there if it fits, otherwise sent one by one."""
+    """Batches of a split on the device: indexed from a copy there if it fits, otherwise copied batch by batch.
 
-    def __init__(self, dataset: Dataset, split: str, device: torch.device):
+    ``split`` is ``train``, or ``fit``: the nine tenths of it that are not held out for tuning.
+    """
+
+    def __init__(self, dataset: Dataset, split: SourceSplit, device: torch.device):
+        assert split != "unknown", "check_training_images refuses it"
         self.dataset, self.device = dataset, device
-        self.split: Split = "fit" if split == "fit" else "train"
+        self.split: Split = split
         self.labels = torch.from_numpy(dataset.labels(self.split).copy()).to(device)
         size = len(self.labels) * 3 * dataset.info.resolution**2
         held = device.type != "cpu" and size <= HELD_BYTES

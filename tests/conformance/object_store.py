@@ -59,7 +59,7 @@ class ObjectStoreSuite:
         from tracking.ledger.object_store import is_direct, open_objects
 
         store.put("deep/er/a.txt", b"here")
-        assert is_direct(store.url("deep")) and store.usable()
+        assert is_direct(store.url("deep")) and store.has_credentials()
         assert open_objects(store.url("deep")).get("er/a.txt") == b"here"
         assert open_objects(store.url()).get("deep/er/a.txt") == b"here"
 

@@ -51,6 +51,7 @@ def test_no_spread_at_all():
     assert not stats.equivalence([2, 3, 4], [1, 2, 3], bound=0.5).equivalent
     assert stats.paired_difference([1, 2], [1, 2]).p_value == 1
     assert stats.paired_difference([2, 3], [1, 2]).p_value == 0
+    assert stats.paired_difference([0.1 + 0.2] * 3, [0.3] * 3).p_value == 1, "equal up to rounding"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_no_spread_at_all():
         lambda: stats.confidence_interval([1.0]),
         lambda: stats.paired_difference([1.0, 2.0], [1.0]),
         lambda: stats.equivalence([1.0, 2.0], [1.0, 2.0], bound=0),
+        lambda: stats.equivalence([1.0, 2.0], [1.0, 2.0], bound=1, alpha=0.6),
     ],
 )
 def test_bad_input_is_refused(call):

@@ -75,8 +75,8 @@ class ObjectStore(Protocol):
     def url(self, name: str = "") -> str:
         """``file:///...`` or ``s3://bucket/...``."""
 
-    def usable(self) -> bool:
-        """Whether this process has the necessary credentials."""
+    def has_credentials(self) -> bool:
+        """Whether this process has the credentials that the store needs; always true for a folder."""
 
     def clock_ahead_s(self) -> float | None:
         """Seconds by which this machine's clock is ahead of the server's; None for a folder."""
@@ -212,7 +212,7 @@ class FolderObjects:
     def url(self, name: str = "") -> str:
         return (self.folder / name).as_uri()
 
-    def usable(self) -> bool:
+    def has_credentials(self) -> bool:
         return True
 
     def clock_ahead_s(self) -> None:

@@ -167,7 +167,7 @@ class S3Objects:
     def url(self, name: str = "") -> str:
         return f"{self.root}/{name}" if name else self.root
 
-    def usable(self) -> bool:
+    def has_credentials(self) -> bool:
         import boto3
 
         return boto3.session.Session().get_credentials() is not None

@@ -127,7 +127,7 @@ def _fields_in_use(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
     found = []
     for (dataset, role, key), _ in frame.dropna(subset=["teacher_key"]).groupby(
-        ["dataset", "teacher", "teacher_key"], sort=False
+        ["dataset", "teacher_role", "teacher_key"], sort=False
     ):
         entry = find("teacher", key)
         if entry is None:

@@ -60,7 +60,7 @@ def _facts(results: Results) -> dict[Key, dict[str, Fact]]:
         of_evaluation = cell_facts(row)
         known = {"evaluation": of_evaluation, "robustness": of_evaluation, "set": cell_facts(row, of_set=True)}
         network = {"network": row["teacher_network"]} if row["teacher_network"] else {}
-        known["teacher_key"] = {"dataset": row["dataset"], "teacher": row["teacher"], **network}
+        known["teacher_key"] = {"dataset": row["dataset"], "teacher": row["teacher_role"], **network}
         for column, facts in known.items():
             if row[column] is not None:
                 found.setdefault(row[column], facts)

@@ -16,7 +16,7 @@ Find = Callable[[str, str], Entry | None]
 
 
 def own_settings(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a cell's ``overrides`` that are settings of its method."""
+    """The overrides of a cell that are settings of its method; their names are ``METHOD.SETTING``."""
     return {name: value for name, value in overrides.items() if name.startswith(f"{method}.")}
 
 
@@ -28,7 +28,7 @@ def split_overrides(method: str, overrides: Mapping[str, Any]) -> tuple[dict[str
 
 FIGURES = ("top1_pct", "correct", "tested", "wall_s", "process_s", "peak_mib", "image_steps", "label_bytes")
 GENERATION = ("generation_wall_s", "generation_process_s", "preparation_wall_s", "preparation_process_s")
-MADE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack", "cached_logits")
+PROVENANCE = ("code_version", "device", "threads", "torch", "host", "finished_at", "pack", "cached_logits")
 COLUMNS = (
     *Cell.model_fields,
     "status",
@@ -37,18 +37,23 @@ COLUMNS = (
     "set_count",
     "set_peak_mib",
     "generation_gpu",
+    "teacher_role",
     "teacher_key",
     "resolved",
     "tested_on",
     "ran_precision",
-    *MADE,
+    *PROVENANCE,
 )
 """``resolved`` is the evaluation's protocol, field by field; ``tested_on`` is ``test`` or ``validation``;
-``ran_precision`` is ``bf16`` or ``fp32``; ``generation_*``, ``preparation_*`` (the part that the parents took),
-``set_count`` and ``set_peak_mib`` belong to its set; ``generation_gpu`` is the name of the GPU that made it, or empty
-for a processor.  ``pack`` is the number of evaluations trained together, whose times are then those of the whole pack;
-empty for a single one.  ``cached_logits`` is ``read`` for an evaluation that read them, which takes less time than with
-teachers."""
+``ran_precision`` is ``bf16`` or ``fp32``; ``wall_s`` is elapsed and ``process_s`` CPU time, in seconds, and
+``image_steps`` the number of images that the student was trained on.
+
+``generation_*``, ``set_count`` and ``set_peak_mib`` belong to its set; ``preparation_*`` is the part of the generation
+time that parents of the set other than teachers took; ``generation_gpu`` is the name of the GPU that made the set, or
+empty for a processor.  ``teacher_role``, ``teacher_key`` and ``teacher_network`` belong to the first teacher that gives
+soft labels, with hard labels to the set's.  ``pack`` is the number of evaluations trained together, whose times are
+then those of the whole pack; empty for a single one.  ``cached_logits`` is ``read`` for an evaluation that read its
+teachers' logits from a file: its time is not comparable with that of one that ran the teachers."""
 
 
 _GPU_NAMES = ("NVIDIA", "Tesla", "GeForce", "Quadro", "AMD Instinct", "AMD Radeon")
@@ -73,16 +78,17 @@ def _results(cell: Cell, find: Find) -> dict[str, Any]:
         columns |= {name: of_set.result.get(name) for name in GENERATION}
         columns |= {"set_count": of_set.result.get("count"), "set_peak_mib": of_set.result.get("peak_mib")}
         columns["generation_gpu"] = _gpu(of_set.made)
-    # The label teacher comes first; with hard labels it is the teacher used to generate the set.
-    teachers = [key for parent in (entry, of_set) if parent is not None for key in parent.recipe.get("teachers", ())]
-    if teachers:
-        teacher = find("teacher", teachers[0])
-        columns["teacher_key"] = teachers[0]
+    taught = next((each for each in (entry, of_set) if each is not None and each.recipe.get("teachers")), None)
+    if taught is not None:
+        of_labels = cell.overrides.get("label_teachers", ()) if taught is entry else ()
+        columns["teacher_role"] = next(iter(of_labels), cell.teacher)
+        columns["teacher_key"] = taught.recipe["teachers"][0]
+        teacher = find("teacher", columns["teacher_key"])
         if teacher is not None:
             columns["teacher_network"] = teacher.recipe.get("network")
     if entry is not None:
         columns |= {name: entry.result.get(name) for name in FIGURES}
-        columns |= {name: entry.made.get(name) for name in MADE}
+        columns |= {name: entry.made.get(name) for name in PROVENANCE}
         columns |= {"resolved": entry.recipe.get("protocol"), "tested_on": entry.recipe.get("tested_on")}
         columns["ran_precision"] = entry.result.get("ran_precision")
     return columns
@@ -91,7 +97,7 @@ def _results(cell: Cell, find: Find) -> dict[str, Any]:
 def rows(cells: Sequence[Cell], find: Find) -> pd.DataFrame:
     """A data frame with one row per evaluation, in the order of ``cells``, and the columns of :data:`COLUMNS`.
 
-    ``status`` is ``done``, ``missing`` (not run yet, or failed) or ``unsupported`` (for the given ``reason``).
+    ``status`` is ``done``, ``missing`` (not run yet, or failed) or ``unsupported`` (``reason`` says why).
     """
     known = cache(find)
     blank = dict.fromkeys(COLUMNS)

@@ -340,7 +340,7 @@ class OpenRun:
         """Upload the files to S3, past the server; returns their address, or None where this is not possible."""
         target = open_objects(self.tracker.place.artifacts)
         through_server = self.artifact_uri.startswith("mlflow-artifacts:")
-        if not through_server or target.folder is not None or not target.usable():
+        if not through_server or target.folder is not None or not target.has_credentials():
             return None
         place = f"files/{entry.kind}/{entry.key}"
         try:

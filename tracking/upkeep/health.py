@@ -17,9 +17,9 @@ from tracking.runs.artifacts import repository
 from tracking.runs.runs import Tracker
 from tracking.store import EXPERIMENT
 
-CLOCKS_S = 30.0
+CLOCK_ERROR_S = 30.0
 """Maximum clock difference in seconds, which the lease on a ledger tolerates."""
-NOTICED_S = 5.0
+CLOCK_WARNING_S = 5.0
 """Clock difference in seconds above which ``rd3 doctor`` warns."""
 
 
@@ -35,7 +35,7 @@ def check_store(root: str) -> None:
     ahead_s = objects.clock_ahead_s()
     if ahead_s is None:
         next(objects.names(), None)
-    elif abs(ahead_s) > CLOCKS_S:
+    elif abs(ahead_s) > CLOCK_ERROR_S:
         raise StoreError(clocks_apart(ahead_s, objects.server()), "set the clock (NTP) on both")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines.cluster import doctor as checkup
+from rd3.datasets import Finding, Roots
 from rd3.device import bf16_in_hardware
 from rd3.errors import StoreError, TrackingError
 from tests.tracking.servers import s3_error, serving
@@ -73,6 +74,16 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkup, "_LEAST_GIB", 1e9)
     row = checkup._disk(tmp_path)
     assert (row.state, "set RD3_HOME to another disk" in row.detail) == ("wrong", True)
+
+
+def test_a_damaged_dataset_comes_with_its_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    found = [
+        Finding("cifar10", "wrong", ("/d",), message="The file x is damaged.", fix="download it again"),
+        Finding("svhn", "missing", ("/d",), message="SVHN is not here.", fix="put it there"),
+    ]
+    monkeypatch.setattr("rd3.datasets.doctor", lambda _roots: found)
+    details = [row.detail for row in checkup._data(Roots(None, tmp_path))]
+    assert details == ["The file x is damaged. Fix: download it again", "SVHN is not here."]
 
 
 def test_a_package_that_is_not_there():

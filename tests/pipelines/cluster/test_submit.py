@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import ray
 import yaml
@@ -123,19 +124,47 @@ def test_nobody_answers(monkeypatch):
 class Client:
     """A job whose log comes in pieces over connections that break."""
 
-    def __init__(self, connections: list[list[str]], states: list[str]):
+    def __init__(self, connections: list[list[str]], states: list[str], broken: Exception | None = None):
         self.connections, self.states = connections, states
+        self.broken = broken or RuntimeError("the connection broke")
+        self.stopped: list[str] = []
 
     async def tail_job_logs(self, _job: str) -> Any:
         for piece in self.connections.pop(0):
             yield piece
         if self.connections:
-            raise RuntimeError("the connection broke")
+            raise self.broken
 
     def get_job_info(self, _job: str) -> Any:
         from ray.dashboard.modules.job.pydantic_models import JobDetails
 
         return JobDetails(type="SUBMISSION", status=self.states.pop(0), entrypoint="x", driver_exit_code=3)
+
+    def submit_job(self, **_words: Any) -> str:
+        return "rd3-probe-1"
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [RuntimeError("x"), ConnectionResetError(), aiohttp.ServerDisconnectedError(), aiohttp.ClientPayloadError()],
+)
+def test_a_log_goes_on_after_each_way_to_break(monkeypatch, broken):
+    monkeypatch.setattr(submit, "_POLL_EVERY_S", 0.0)
+    client = Client([["one "], ["one two"]], ["RUNNING", "SUCCEEDED"], broken)
+    written: list[str] = []
+    assert submit.follow(client, "http://x", "job", written.append) == 0
+    assert "".join(written) == "one two"
+
+
+def test_a_probe_that_does_not_start_is_stopped(monkeypatch):
+    monkeypatch.setattr(submit, "_PROBE_WITHIN_S", 0.0)
+    client = Client([], ["PENDING"])
+    with pytest.raises(RD3Error, match="did not start a job within 0 s"):
+        submit.probe(client, "http://x")
+    assert client.stopped == ["rd3-probe-1"]
 
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 3), ("STOPPED", 130)])

@@ -9,7 +9,7 @@ import torch
 
 import rd3.planning.calibration
 from pipelines.commands.grid import hours, size
-from rd3.device import ran_precision
+from rd3.device import resolve_precision
 from rd3.hardware import hardware, torch_version
 from rd3.planning.calibration import Calibration
 
@@ -33,7 +33,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_plan_measures_nothing_and_a_calibration_moves_it(home, rd3, measured):
     _code, before, _err = rd3("plan", "demo")
     assert "cost estimates from built-in rates" in before and measured == []
-    assert before.strip().endswith(f"precision auto is {ran_precision(torch.device('cpu'), 'auto')} there")
+    assert before.strip().endswith(f"precision auto is {resolve_precision(torch.device('cpu'), 'auto')} there")
     assert not list(home.rglob("calibrations/*"))
     code, out, _err = rd3("calibrate", "--device", "cpu")
     assert code == 0 and measured == ["cpu"] and "100,000 GFLOP/s at fp32" in out

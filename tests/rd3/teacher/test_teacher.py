@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -183,6 +184,13 @@ def test_learning_rate_climbs_and_then_follows_half_a_cosine():
     assert [learning_rate(plain, step, 1) for step in range(4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
 
 
+@pytest.mark.parametrize("zeta", [0.0, 0.2])
+def test_a_cosine_that_ends_before_the_warmup_is_refused(zeta):
+    with pytest.raises(ValidationError):
+        a_recipe(epochs=10, lr=0.4, warmup_epochs=2, zeta=zeta)
+    assert learning_rate(a_recipe(epochs=2, lr=0.4, warmup_epochs=2).training, 3, 2) == pytest.approx(0.4)
+
+
 def test_pad_crop_is_a_cut_of_each_padded_image():
     images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator(1, "pixels"))
     cropped = pad_crop(images, 2, generator(1, "crop"))
@@ -296,5 +304,5 @@ def test_a_folder_without_a_teacher_and_a_broken_manifest(copied, dataset, tmp_p
 
 def test_a_recipe_without_training_cannot_be_trained(dataset, tmp_path):
     recipe = a_recipe().model_copy(update={"training": None, "weights": "0" * 64})
-    with pytest.raises(BadValue, match="nothing can train it"):
+    with pytest.raises(BadValue, match="cannot be trained"):
         teacher.train(recipe, dataset, tmp_path)

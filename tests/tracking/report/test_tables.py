@@ -106,6 +106,15 @@ def test_rows_hold_the_cell_and_what_the_ledger_says():
     assert frame.iloc[2]["reason"] == "needs more images"
 
 
+def test_the_teacher_of_a_row_has_its_own_role():
+    results = Results()
+    results.add("rded", 10, [40.5, None], overrides={"label_teachers": ["of-labels", "another"]})
+    results.add("rded", 10, [30.5], labels="hard")
+    frame = rows(results.cells, results.find)
+    assert frame["teacher_role"].tolist() == ["of-labels", "r18", "r18"], "where it is not run: of the set"
+    assert set(frame["teacher_key"]) == {TEACHER}
+
+
 def test_numbers_of_two_precisions_are_marked():
     results = Results()
     results.add("random", 10, [40.0, 41.0], ran="bf16")
