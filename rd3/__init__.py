@@ -1,6 +1,7 @@
 """RD3: generate, evaluate and compare distilled datasets under one fixed protocol.
 
-The names below are loaded on first use, so that ``import rd3`` is fast.
+The names below are loaded on first use, so that ``import rd3`` is fast.  ``docs/explanation/glossary.md`` explains the
+words that have a particular meaning in RD3.
 """
 
 from importlib import import_module
