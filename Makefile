@@ -24,9 +24,9 @@ test: .venv/ready
 coverage: .venv/ready
 	$(PYTEST) $(PARALLEL) -m "not platform and not long" --cov --cov-report=term:skip-covered
 
-# What needs the whole stack, or kills parts of it; one after the other, as they share its servers.
+# What needs the whole stack, or kills parts of it; two test processes at most, each with a stack and a cluster of its own.
 test-platform: .venv/ready
-	$(PYTEST) --durations=12 -m "platform and not long"
+	$(PYTEST) $(PARALLEL) --maxprocesses 2 --durations=12 -m "platform and not long"
 
 # What takes minutes each, and has a shorter sibling in the targets above.
 test-long: .venv/ready

@@ -1,4 +1,4 @@
-"""Real servers for the tests: a stack of ``infra/stack`` in a folder and on ports of its own, once a session.
+"""Real servers for the tests: a stack of ``infra/stack`` in a folder and on ports of its own, once a test process.
 
 Swift's own environment is installed once into ``$RD3_TEST_CACHE`` (default: below the temporary folder).
 """
@@ -6,6 +6,7 @@ Swift's own environment is installed once into ``$RD3_TEST_CACHE`` (default: bel
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shlex
@@ -52,10 +53,8 @@ class Stack:
 
     @property
     def own(self) -> dict[str, str]:
-        cache = Path(os.environ.get("RD3_TEST_CACHE") or Path(tempfile.gettempdir()) / "rd3-test-cache")
-        cache.mkdir(parents=True, exist_ok=True)
         ours = {"STACK_HOME": str(self.home), "STACK_PORT": str(self.port), "STACK_PYTHON": sys.executable}
-        return os.environ | ours | {"S3_VENV": str(cache / "swift"), "PYTHONPATH": str(ROOT)}
+        return os.environ | ours | {"S3_VENV": str(_cache() / "swift"), "PYTHONPATH": str(ROOT)}
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         """One command of ``stack.sh``; whether it succeeds is for the caller to see."""
@@ -92,6 +91,12 @@ class Stack:
             patch.setenv(name, value)
 
 
+def _cache() -> Path:
+    cache = Path(os.environ.get("RD3_TEST_CACHE") or Path(tempfile.gettempdir()) / "rd3-test-cache")
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
 def _free_ports() -> int:
     """The first of as many free ports as a stack takes."""
     for first in range(21000 + os.getpid() % 40 * 200, 32000 - PORTS, PORTS):
@@ -110,7 +115,10 @@ def servers() -> Iterator[Stack]:
         made = Stack(Path(folder) / "stack", _free_ports())
         Path(folder).chmod(0o711)
         try:
-            made.start("postgres", "s3", "mlflow")
+            with open(_cache() / "swift.lock", "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the first test process installs it
+                made.start("s3")
+            made.start("postgres", "mlflow")
             made.read_env()
             prepare = [sys.executable, "-m", "pipelines.cli", "infra", "init"]
             subprocess.run(prepare, cwd=ROOT, env=made.own | made.env, check=True, stdout=subprocess.DEVNULL)
