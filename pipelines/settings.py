@@ -96,6 +96,8 @@ def _folder(text: str, name: str) -> Path:
         path = Path(text).expanduser().absolute()
     except RuntimeError:
         raise BadValue(f"{name} is {text}, and there is no such home folder.", f"write {name} without '~'") from None
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise BadValue(f"{name} is {str(path)!r}, which is not UTF-8.", f"set {name} to another folder, or rename it")
     if not str(path).isprintable() or {"'", '"'} <= set(str(path)):
         raise BadValue(
             f"{name} is {str(path)!r}, which has control characters or both kinds of quotation marks.",

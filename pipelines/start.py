@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
+
+from pipelines import check_tracking
 
 INTERRUPTED = 130
 
 
 def main() -> None:
     """Load the commands and run the one of the command line."""
+    try:
+        check_tracking()
+    except ImportError as error:
+        sys.stderr.write(str(error).replace(" Fix:", "\nFix:") + "\n")
+        raise SystemExit(2) from None
     before = signal.signal(signal.SIGINT, _exit)
     from pipelines.terminal import open_standard_streams
 

@@ -19,11 +19,11 @@ from rich.text import Text
 
 from rd3.errors import StoreError
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters, except tabs and line breaks."""
+    """``text`` without control characters, those that reverse its direction included, except tabs and line breaks."""
     return _CONTROL.sub("\ufffd", text)
 
 
@@ -49,7 +49,8 @@ def output_errors() -> Iterator[None]:
     A reader that has closed its end of a pipe, such as ``head``, ends the command with exit code 1 and without a word.
     """
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+        # The locale C has surrogateescape, which fails for text just as strict does.
+        if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     outside, sys.stdout = sys.stdout, cast(TextIO, _Output(sys.stdout))
     try:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,6 +71,32 @@ def repeatable_kernels() -> AbstractContextManager[None]:
     Applies to the whole process; the previous settings are restored afterwards.
     """
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Inside ``with``, torch has its default modes, whatever the caller's notebook or training script has set.
+
+    Gradients, no autocast, float32, the CPU as default device, and fp32 matrix products that are not rounded to TF32:
+    each of them would change results or fail.  The caller's modes are restored afterwards.
+    """
+    dtype, device, products = (
+        torch.get_default_dtype(), torch.get_default_device(), torch.get_float32_matmul_precision()
+    )  # fmt: skip
+    with contextlib.ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if device.type != "cpu":  # otherwise nothing is set, as torch then calls Python for every operation
+            modes.callback(torch.set_default_device, device)
+            torch.set_default_device(None)
+        modes.callback(torch.set_default_dtype, dtype)
+        modes.callback(torch.set_float32_matmul_precision, products)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        yield
 
 
 def set_memory_format(network: nn.Module, precision: str) -> None:

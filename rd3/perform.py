@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rd3 import __version__
 from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
+from rd3.device import torch_defaults
 from rd3.diffusion.derivation import derivation_of
 from rd3.errors import DataCorrupt, DataMissing, RD3Error
 from rd3.evaluation.logits_folder import LogitsFolder
@@ -346,6 +347,7 @@ def _discard_unwanted(evaluation: Evaluation) -> None:
             cached_logits.folder.discard([Views.of(evaluation.recipe).key])
 
 
+@torch_defaults()
 def export_labels(
     recipe: EvaluationRecipe,
     store: ReadableStore,
@@ -385,6 +387,7 @@ PERFORM: dict[type[Recipe], Callable[[Any, Context], Output]] = {
 """How each kind is computed: write files to ``context.out`` and return what the entry says of them."""
 
 
+@torch_defaults()
 def perform(
     recipe: Recipe,
     store: ReadableStore,
@@ -413,6 +416,7 @@ def perform(
     return _entry(context, PERFORM[type(recipe)](recipe, context))
 
 
+@torch_defaults()
 def perform_pack(
     pack: Sequence[Part], store: ReadableStore, roots: Roots, *, device: str = "cpu"
 ) -> list[Entry | Exception]:
@@ -457,6 +461,7 @@ def _entry(context: Context, output: Output, **provenance: Any) -> Entry:
     )
 
 
+@torch_defaults()
 def perform_blocks(
     recipe: SetRecipe,
     store: ReadableStore,

@@ -7,12 +7,15 @@ absent, so that everything with an entry is complete.  Entries are found by the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection
+import string
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -134,6 +137,45 @@ def sha256_files(folder: Path) -> dict[str, str]:
     return {name.as_posix(): sha256_file(folder / name) for name in shown}
 
 
+def is_key(name: str) -> bool:
+    """Whether the stem of a file name is a key, and not that of a copy (``KEY 2``, ``KEY.sync-conflict-...``)."""
+    return not set(name) - set(string.hexdigits)
+
+
+@contextlib.contextmanager
+def write_errors(place: object, fix: str = "free space or choose another folder", what: str = "") -> Iterator[None]:
+    """Convert an ``OSError`` (no space, no permission) to a :class:`StoreError` that names the place.
+
+    ``what`` is written there, such as ``the report``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"Cannot write {what}{' ' * bool(what)}to {place}: {_reason(error)}.", fix) from None
+
+
+def _reason(error: OSError) -> str:
+    """Why it failed; the first of several reasons that copying a folder collects."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        return re.sub(r"^\[Errno \d+\] |: '.*", "", str(error.args[0][0][2]))
+    return error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target`` that takes its place when the block ends, and is removed if the block fails."""
+    target = target.resolve()
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a temporary file, flush it to disk and rename it, so that readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +250,7 @@ class FolderStore:
 
     def _listed(self, folder: str, kind: str, but: Collection[str] = ()) -> list[str]:
         found = (path.stem for path in sorted((self.root / folder / kind).glob("*.json")))
-        return [key for key in found if key not in but]
+        return [key for key in found if is_key(key) and key not in but]
 
     def _entry_path(self, kind: str, key: str) -> Path:
         return self.root / "by-key" / kind / f"{key}.json"
@@ -235,27 +277,16 @@ class FolderStore:
         if known is not None:
             return known
         target = self._artifact(entry.kind, entry.key)
-        try:
-            if folder.resolve() != target.resolve():
-                staging = target.with_name(f".{target.name}.{os.getpid()}")
-                shutil.rmtree(staging, ignore_errors=True)
-                shutil.copytree(folder, staging, ignore=_student_unless_named(entry))
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(staging, target)
-        except OSError as error:
-            raise self._not_written(error) from None
+        if folder.resolve() != target.resolve():
+            with write_errors(self.root), new_folder(target) as staging:
+                shutil.copytree(folder, staging, ignore=_student_unless_named(entry), dirs_exist_ok=True)
         return self.replace(entry)
 
     def replace(self, entry: Entry) -> Entry:
         """Write ``entry`` with its digest in place of the one that its key has; its files are in the store."""
         entry = entry.model_copy(update={"artifact": None, "run_id": None}).sealed()
-        try:
+        with write_errors(self.root):
             write_atomically(
                 self._entry_path(entry.kind, entry.key), json.dumps(entry.model_dump(mode="json"), indent=1)
             )
-        except OSError as error:
-            raise self._not_written(error) from None
         return entry
-
-    def _not_written(self, error: OSError) -> StoreError:
-        return StoreError(f"Cannot write to {self.root}: {error.strerror}.", "free space or choose another folder")

@@ -145,6 +145,7 @@ def fetch(
 ) -> None:
     """Download the files of results to this machine and verify them."""
     from rd3.errors import BadValue
+    from rd3.store import new_folder, write_errors
     from tracking.store import TrackedStore
 
     store = TrackedStore(session())
@@ -155,10 +156,9 @@ def fetch(
             target = out / f"{kind}-{key[:12]}"
             if target.exists():
                 raise BadValue(f"{target} already exists.", "remove it, or choose another --out")
-            staging = target.with_name(f".{target.name}")
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.copytree(folder, staging)
-            folder = staging.rename(target)
+            with write_errors(out), new_folder(target) as staging:
+                shutil.copytree(folder, staging, dirs_exist_ok=True)
+            folder = target
         console.print(str(folder), soft_wrap=True)
 
 

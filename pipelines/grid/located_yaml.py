@@ -59,6 +59,8 @@ class Located:
     data: Any = None
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unreadable: set[Path] = field(default_factory=set)
+    """Places of values that cannot be read: one problem is enough for each."""
 
     def line(self, path: Path) -> int | None:
         """The line of a value, or of its nearest enclosing value."""
@@ -67,7 +69,9 @@ class Located:
         return self.lines.get(path)
 
     def problem(self, path: Path, message: str, fix: str = "") -> None:
-        """Add a problem, unless it is already recorded."""
+        """Add a problem, unless it is already recorded or its value could not be read."""
+        if any(path[:length] in self.unreadable for length in range(1, len(path) + 1)):
+            return
         found = Problem(place_text(path), message, fix, self.line(path))
         if found not in self.problems:
             self.problems.append(found)
@@ -102,6 +106,14 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_FIXES = {
+    "could not find expected ':'": "write `key: value`, with a space after the colon",
+    "'\\t'": "indent with spaces",
+    "but found another document": "put every document into a file of its own",
+}
+"""Parts of the loader's messages and what to do."""
+_OCTAL, _BASE_60 = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
+"""Numbers as YAML 1.1 has them: ``010`` is 8, and ``1:30`` is 90."""
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -117,9 +129,11 @@ def read_located(text: str) -> Located:
         if node is not None:
             found.data = _plain(loader, node, (), found, set())
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
         detail = error.problem or error.context or "unreadable"
-        found.problems.append(Problem("the file", f"Invalid YAML: {detail}.", "", mark.line + 1 if mark else None))
+        fix = next((fix for part, fix in _FIXES.items() if part in f"{error.context} {detail}"), "")
+        no_colon = "expected ':'" in detail  # it is missing where the key is, and noticed later
+        mark = (error.context_mark if no_colon else None) or error.problem_mark or error.context_mark
+        found.problems.append(Problem("the file", f"Invalid YAML: {detail}.", fix, mark.line + 1 if mark else None))
     except yaml.YAMLError as error:
         found.problems.append(Problem("the file", f"Invalid YAML: {str(error).splitlines()[0]}."))
     except RecursionError:
@@ -131,10 +145,11 @@ def read_located(text: str) -> Located:
 
 
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:
-    """The node as plain data; records lines, duplicate keys, non-text keys and non-finite numbers."""
+    """The node as plain data; records lines, and problems with keys and numbers that are not what they seem."""
     found.lines.setdefault(path, node.start_mark.line + 1)
     if id(node) in seen:  # an alias is the same node as its anchor, so a small text could expand without bound
         found.problem(path, "Aliases (*name) are not supported.", "write the value in full, or use 'also'")
+        found.unreadable.add(path)
         return None
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -142,9 +157,12 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            merge = key_node.tag == "tag:yaml.org,2002:merge"
+            readable = isinstance(key_node, yaml.ScalarNode) and not merge
+            key = loader.construct_object(key_node) if readable else None
             if not isinstance(key, str):
-                found.problem(path, f"Key {key_node.value!r} is not a string.", "put it in quotes")
+                fix = "write the values in full, or use 'also'" if merge else "put it in quotes"
+                found.problem(path, f"Key {key_node.value!r} is not a string.", fix)
                 continue
             found.lines[*path, key] = key_node.start_mark.line + 1
             if key in values:
@@ -154,5 +172,16 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
     value = loader.construct_object(node)
     if isinstance(value, float) and not math.isfinite(value):
         found.problem(path, f"{node.value} is not a finite number.", "write a number")
+        found.unreadable.add(path)
+        return None
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
+        base = 60 if ":" in node.value else 8
+        found.problem(
+            path,
+            f"{node.value} is {value:g} in YAML, which reads it in base {base}.",
+            f"write {value:g}" if base == 60 else f"write {node.value.replace('0', '', 1)} or {value:g}",
+        )
+        found.unreadable.add(path)
         return None
     return value

@@ -15,7 +15,7 @@ from rd3.datasets._cache import content_hash
 from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
-from rd3.inputs import is_image_file, matched, subfolders
+from rd3.inputs import is_image_file, matched, require_regular, subfolders
 
 _SMALL = 200
 """Size in bytes of the largest pointer, and of hardly an image."""
@@ -43,9 +43,11 @@ def image_files(folder: Path, prefix: str, label: int) -> list[File]:
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result:
     try:
-        return entry.stat()
+        found = entry.stat()
     except OSError as error:
         raise DataMissing(f"Cannot read {entry.path}: {error.strerror}.", "restore that file or its link") from None
+    require_regular(entry.path, found)
+    return found
 
 
 class FolderRecords(Records):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.device import repeatable_kernels, reset_peak, resolve_precision, usable_device
+from rd3.device import repeatable_kernels, reset_peak, resolve_precision, torch_defaults, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
 from rd3.evaluation.own_teacher import Constants, identity, own_teacher
 from rd3.evaluation.packing import Views
@@ -31,7 +31,7 @@ from rd3.soft_labels import SoftLabels
 from rd3.values import digest
 
 if TYPE_CHECKING:
-    from rd3.datasets import Dataset
+    from rd3.datasets import Dataset, DatasetInfo
 
 
 def train_pack(
@@ -191,6 +191,7 @@ def train_and_test(
     return outcome
 
 
+@torch_defaults()
 def evaluate(
     images: Any,
     labels: Any,
@@ -258,6 +259,8 @@ def evaluate(
     images, labels, own = check_images_and_labels(
         images, labels, info, space, soft_labels=given, soft_label_kind=soft_label_kind, say=_say_to(progress)
     )
+    for note in _class_notes(labels, info):
+        _say_to(progress)(note)
     implied = {"labels": "hard"} if teacher is None and regime != "own" else {}
     stated = {} if regime is None else {"soft_labels": regime}
     resolved = resolve_protocol(
@@ -288,6 +291,17 @@ def evaluate(
         normalisation=info.normalisation,
     )
     return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress, soft_labels=own)
+
+
+def _class_notes(labels: torch.Tensor, info: DatasetInfo) -> Iterator[Note]:
+    """Notes on classes without images, and on classes with more images than others."""
+    counts = torch.bincount(labels, minlength=info.num_classes)
+    missing = [info.class_ids[label] for label in (counts == 0).nonzero()[:, 0].tolist()]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        yield Note(f"{len(missing)} of {info.num_classes} classes have no images: {shown}", doubtful=True)
+    elif int(counts.min()) < int(counts.max()):
+        yield Note(f"classes have {int(counts.min())} to {int(counts.max())} images")
 
 
 def _check_names(**given: object) -> None:

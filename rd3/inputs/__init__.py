@@ -14,6 +14,7 @@ from rd3.inputs.files import (
     is_litter,
     order_text,
     require_links,
+    require_regular,
     subfolders,
     unread,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "peculiarity",
     "plain_name",
     "require_links",
+    "require_regular",
     "rgb_of",
     "stated_space",
     "subfolders",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rd3.errors import DataMissing
+from rd3.errors import BadValue, DataMissing
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 """Suffixes of the image files that are read, everywhere."""
@@ -47,8 +48,24 @@ def is_litter(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones and those of file managers aside."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+    """Names of the folders in a folder, sorted, hidden ones and those of file managers aside.
+
+    Raises :class:`BadValue` for a name that is not UTF-8, as it could be neither stored nor shown.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            shown = os.fsencode(name).decode(errors="replace")
+            raise BadValue(
+                f"The name of the folder {folder}/{shown} is not UTF-8.", "rename it, for example with convmv"
+            )
+    return names
+
+
+def require_regular(path: str | Path, found: os.stat_result) -> None:
+    """Raise :class:`BadValue` for a pipe, socket or device, which could be read without end."""
+    if not stat.S_ISREG(found.st_mode):
+        raise BadValue(f"{path} is not a regular file but a pipe, socket or device.", "remove it")
 
 
 def require_links(folder: Path) -> None:

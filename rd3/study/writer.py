@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from rd3.errors import DataMissing, StoreError
+from rd3.errors import DataMissing
 from rd3.recipe import KINDS, Key
-from rd3.store import STUDENT, Entry, ReadableStore, write_atomically
+from rd3.store import STUDENT, Entry, ReadableStore, write_atomically, write_errors
 from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
 from rd3.study.rows import Row, RowsFile, pack
 
@@ -38,7 +38,7 @@ def write_study(
     results, left_out = Path(folder) / RESULTS, 0
     rows = _rows(results)
     known = len(rows)
-    try:
+    with write_errors(folder):
         for kind, key in names:
             entry = source.find(kind, key)
             if entry is None:
@@ -51,10 +51,6 @@ def write_study(
             elif not _in_place(source, entry, Path(folder), part, networks):
                 left_out += 1
         write_atomically(results, pack(rows.values()))
-    except OSError as error:
-        raise StoreError(
-            f"Cannot write to {folder}: {error.strerror}.", "free space or choose another folder"
-        ) from None
     return Written(len(rows) - known, left_out)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rd3.errors import BadValue
 from rd3.lazy import pa, pq, torch
-from rd3.store import write_atomically
+from rd3.store import new_folder, write_atomically, write_errors
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 from rd3.synthetic_set.soft_file import write_soft_labels
 
@@ -34,7 +34,8 @@ def _png(image: torch.Tensor) -> bytes:
 def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits.
 
-    Soft labels of the set's own are written as they are, into ``folder/soft_labels.safetensors``.
+    Soft labels of the set's own are written as they are, into ``folder/soft_labels.safetensors``.  Raises
+    :class:`BadValue` for a folder with files in it, and :class:`StoreError` if it cannot be written, with nothing left.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -43,12 +44,13 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     unsafe = [name for name in ids if not _is_file_name(name)]
     names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
     files = [f"{names[row % len(ids)]}/{row // len(ids):05d}.png" for row in range(len(synthetic_set.images))]
-    for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_png(image))
-    if synthetic_set.soft_labels is not None:
-        write_soft_labels(folder, synthetic_set.soft_labels, files, ids)
+    with write_errors(folder), new_folder(folder) as staging:
+        for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
+            path = staging / file
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(_png(image))
+        if synthetic_set.soft_labels is not None:
+            write_soft_labels(staging, synthetic_set.soft_labels, files, ids)
     return folder
 
 
@@ -92,7 +94,8 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     schema = pa.schema(columns, metadata=notes)
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
-    write_atomically(Path(path), stream.getvalue())
+    with write_errors(path):
+        write_atomically(Path(path), stream.getvalue())
     return Path(path)
 
 

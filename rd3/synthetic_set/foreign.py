@@ -27,6 +27,7 @@ from rd3.inputs import (
     is_litter,
     matched,
     require_links,
+    require_regular,
     rgb_of,
     stated_space,
     subfolders,
@@ -173,6 +174,7 @@ def _decode(path: Path, side: int) -> tuple[torch.Tensor, str | None]:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        require_regular(path, path.stat())
         with Image.open(path) as image:
             pixels, note = rgb_of(image, str(path))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, DataCorrupt):
@@ -279,10 +281,15 @@ def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
     usual = Counter(per_class).most_common(1)[0][0]
     odd = [label for label, count in enumerate(per_class) if count != usual or count == 0]
     if odd:
-        raise BadValue(
-            f"Class {odd[0]} ({info.class_ids[odd[0]]}) has {per_class[odd[0]]} images, most classes have {usual}.",
-            "use equally many images of every class",
-        )
+        there = [label for label, count in enumerate(per_class) if count]
+        if len(there) == 1:
+            message = (
+                f"All images are of class {there[0]} ({info.class_ids[there[0]]}); {info.num_classes - 1} have none."
+            )
+        else:
+            of = f"Class {odd[0]} ({info.class_ids[odd[0]]}) has {per_class[odd[0]]} images"
+            message = f"{of}, most classes have {usual}." if usual else f"{of}; {per_class.count(0)} classes have none."
+        raise BadValue(message, "use equally many images of every class")
     by_class = [(labels == label).nonzero()[:, 0] for label in range(info.num_classes)]
     return torch.stack(by_class, dim=1).flatten()
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,20 @@ def test_characters_that_the_terminal_lacks_are_replaced():
     done = shell("$RD3 set import --help", PYTHONIOENCODING="ascii", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Import an external synthetic set" in done.stdout and done.stdout.isascii()
+
+
+def test_the_locale_c_is_a_terminal_that_lacks_characters():
+    code = "from pipelines.terminal import output_errors\nwith output_errors(): print('\\u732b')"
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", **variables)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "?\n", "")
+
+
+def test_a_file_that_hides_a_package_is_named(tmp_path):
+    (tmp_path / "tracking.py").write_text("")
+    inside, path = f"cd {shlex.quote(str(tmp_path))}; ", f"{tmp_path}:{Path(__file__).parents[2]}"
+    done = shell(f"{inside}$RD3 list networks", PYTHONPATH=path)
+    hidden = f"{tmp_path}/tracking.py hides RD3's package 'tracking'.\nFix: rename it"
+    assert (done.returncode, done.stdout, done.stderr[: len(hidden)]) == (2, "", hidden)
+    done = shell(f"{inside}{shlex.quote(sys.executable)} -c 'from pipelines import Workspace'", PYTHONPATH=path)
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: {tmp_path}/tracking.py hides RD3's package")

@@ -39,6 +39,7 @@ def test_markup_is_text_beside_a_progress_bar():
 
 def test_control_characters_do_not_reach_the_terminal():
     assert printable("a\x1b[2Jb\rc\x07\x9b1m\td\ne") == "a\ufffd[2Jb\ufffdc\ufffd\ufffd1m\td\ne"
+    assert printable("x\u202egnp.tp") == "x\ufffdgnp.tp", "the name would be shown backwards"
     out = io.StringIO()
     console = PlainConsole(file=out, force_terminal=True, color_system="standard")
     console.print("a\x1b[2Jb", style="red")

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
 from rd3.recipe import KINDS, Key, Recipe, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
-from rd3.store import Entry, read_entry
+from rd3.store import Entry, is_key, read_entry
 from rd3.upgrade import REKEYED
 from tracking.ledger.addresses import to_absolute, to_relative
 from tracking.ledger.lease import Lease
@@ -61,7 +61,7 @@ class Ledger:
 
     def _listed(self, name: str) -> set[Key]:
         found = self.objects.names(name.removesuffix(".json"))
-        return {each.rpartition("/")[2].removesuffix(".json") for each in found}
+        return {stem for each in found if is_key(stem := each.rpartition("/")[2].removesuffix(".json"))}
 
     def older_format(self) -> bool:
         """Whether there are entries that ``rd3 ledger upgrade`` would convert; reads one entry per kind."""

@@ -14,8 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rd3.component import changes_text, flat_protocol, plain_text
-from rd3.errors import StoreError
-from rd3.store import now, write_atomically
+from rd3.store import now, write_atomically, write_errors
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
 from tracking.report.claims import Judged, judged
@@ -291,10 +290,7 @@ def write_report(
 
 def write_files(out: Path, files: Mapping[str, str | bytes], what: str) -> dict[str, Path]:
     """Write files by name into a folder and return their paths; ``what`` they are, for the message of an error."""
-    try:
+    with write_errors(out, "choose another folder (--out)", f"the {what}"):
         for name, content in files.items():
             write_atomically(out / name, content)
-    except OSError as error:
-        fix = "choose another folder (--out)"
-        raise StoreError(f"Cannot write the {what} to {out}: {error.strerror}.", fix) from None
     return {name: out / name for name in files}

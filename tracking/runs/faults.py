@@ -10,6 +10,10 @@ SQLITE = {
         "end that process (`fuser {database}` shows it); several machines need a tracking server",
         waits=True,
     ),
+    "disk I/O error": Fault(
+        "The MLflow database {database} cannot be read or written: disk I/O error.",
+        "check the disk, its quota and the limit of file sizes (`ulimit -f`)",
+    ),
     "disk is full": Fault("There is no space left for the MLflow database {database}.", "free space on that disk"),
     "is not a database": Fault(
         "Cannot write the MLflow database {database}: file is not a database.",

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rd3.errors import TrackingError, TrackingUnavailable
-from tracking.ledger.faults import Fault, connection_fault, fault_in, proxy_fault, without_password
+from tracking.ledger.faults import Fault, connection_fault, fault_in, proxy_fault, proxy_of, without_password
 from tracking.runs.database import check_sqlite_schema
 from tracking.runs.faults import SQLITE, STATUSES, tracking_server
 
@@ -39,9 +39,15 @@ def check(uri: str, seconds: float) -> None:
     It is a :class:`TrackingUnavailable` if the same check may succeed later.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme == "sqlite" and re.match(r"[^:]*:(?!///)", uri):
+        raise TrackingError(
+            f"The tracking URI {without_password(uri)!r} has no path.",
+            "write sqlite:///relative/path.db or sqlite:////absolute/path.db",
+        )
     if scheme == "sqlite":
         sqlite(uri, seconds)
     elif scheme in ("http", "https"):
+        _check_port(uri)
         answered = _within(seconds, uri, lambda: _server(uri.rstrip("/"), seconds))
         if answered in (401, 403):
             from tracking.runs.client import quiet_mlflow
@@ -57,6 +63,16 @@ def check(uri: str, seconds: float) -> None:
             f"Unsupported tracking URI {without_password(uri)!r}.",
             "set MLFLOW_TRACKING_URI to http://..., postgresql+psycopg2://... or sqlite:////absolute/path.db",
         )
+
+
+def _check_port(uri: str) -> None:
+    try:
+        urlsplit(uri).port  # noqa: B018 - raises
+    except ValueError:
+        raise TrackingError(
+            f"The tracking URI {without_password(uri)!r} has an invalid port; ports are 1 to 65535.",
+            "correct MLFLOW_TRACKING_URI",
+        ) from None
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -208,6 +224,12 @@ def _between(uri: str, status: int, body: str) -> Fault | None:
 
 
 def _not_mlflow(shown: str, why: str) -> TrackingError:
+    proxy = proxy_of(shown)
+    if proxy:
+        message = f"What answers for {shown} through the proxy {proxy} is not an MLflow server ({why})."
+        return TrackingError(
+            message, "correct or unset HTTP_PROXY and HTTPS_PROXY, name the server in NO_PROXY, or start it"
+        )
     return TrackingError(f"The server at {shown} is not an MLflow server ({why}).", _START)
 
 

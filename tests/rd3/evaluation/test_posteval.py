@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -40,7 +41,13 @@ class Fake:
 
     def __init__(self, count: int = 300):
         self.info = SimpleNamespace(
-            name="fake", num_classes=C, classes="c" * 64, resolution=SIDE, factor=1, normalisation=PLAIN
+            name="fake",
+            num_classes=C,
+            class_ids=("a", "b", "c"),
+            classes="c" * 64,
+            resolution=SIDE,
+            factor=1,
+            normalisation=PLAIN,
         )
         self._labels = np.arange(count) % C
         self._labels.setflags(write=False)
@@ -665,3 +672,49 @@ def test_evaluate_resolves_the_protocol_by_student():
 
 def test_images_in_float_equal_images_in_bytes():
     assert outcome(run(recipe(), images=IMAGES / 255)) == outcome(run(recipe()))
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: _changed(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+        lambda: _changed(lambda: None, torch.set_default_device, "meta"),
+        lambda: _changed(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"),
+    ],
+)
+def test_the_callers_modes_change_nothing_and_stay(modes):
+    def state():
+        dtype, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        return torch.get_default_device(), dtype, products, modes
+
+    def run():
+        options = {"student": "convnet_w32", "protocol": "rd3", "epochs": 2, "batch_size": 10, "student_seed": 3}
+        return posteval.evaluate(IMAGES, LABELS, data, teacher, precision="fp32", **options)
+
+    data, teacher = Fake(), Oracle()
+    expected = run()
+    with modes():
+        before = state()
+        found = run()
+        assert state() == before
+    assert (found.correct, found.final_loss) == (expected.correct, expected.final_loss)
+
+
+@contextlib.contextmanager
+def _changed(read, write, value):
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def test_classes_without_images_are_said():
+    few = LABELS != 2
+    with pytest.warns(UserWarning, match="1 of 3 classes have no images: "):
+        posteval.evaluate(IMAGES[few], LABELS[few], Fake(), student="convnet_w32", epochs=1)

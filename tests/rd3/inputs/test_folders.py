@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 
 import numpy as np
@@ -580,3 +581,21 @@ def test_files_that_hold_many_images_are_named_with_the_way_out(name, what, tmp_
     data_folder(tmp_path / "d/train", ["a", "b"])  # as unpacked beside its archive
     data_folder(tmp_path / "d/test", ["a", "b"])
     assert registered("mine", tmp_path / "d", roots)[0].class_ids == ("a", "b")
+
+
+def test_a_pipe_among_the_images_is_refused_and_not_waited_for(tmp_path, roots):
+    base, data = set_folder(tmp_path / "set"), data_folder(tmp_path / "data", ["a", "b"])
+    for folder in (base / "toy1", data / "b"):
+        os.mkfifo(folder / "9.png")
+    for read in (lambda: import_folder(base, TOY, tmp_path / "out"), lambda: registered("mine", data, roots)):
+        with pytest.raises(BadValue, match=r"9\.png is not a regular file but a pipe"):
+            read()
+
+
+def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path, roots):
+    base, data = set_folder(tmp_path / "set"), data_folder(tmp_path / "data", ["a", "b"])
+    for folder in (base, data):
+        (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    for read in (lambda: import_folder(base, TOY, tmp_path / "out"), lambda: registered("mine", data, roots)):
+        with pytest.raises(BadValue, match=r"folder .*/caf\ufffd is not UTF-8"):
+            read()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import subprocess
 import tarfile
 
 import numpy as np
@@ -11,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.errors import BadValue, DataCorrupt, DataMissing, StoreError
 from rd3.recipe import Normalisation
+from rd3.store import Entry, FolderStore, sha256_file
 from rd3.synthetic_set import SyntheticSet, export_parquet, export_png, import_folder, import_tensors
 from rd3.testing import ToyDataset
 
@@ -209,3 +213,40 @@ def test_objects_beside_the_tensors_are_said_and_in_their_place_are_refused(tmp_
     torch.save({"images": IMAGES.numpy(), "labels": LABELS}, tmp_path / "numpy.pt")
     with pytest.raises(BadValue, match=r"'images' in numpy\.pt is a pickled \S*_reconstruct, not a tensor"):
         _import(tmp_path / "numpy.pt", tmp_path / "c")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 16 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True)
+    if made.returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_exports_to_a_full_disk_leave_nothing_and_can_be_repeated(opened, small_disk, tmp_path):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"1" * 2**14)
+    for export in (lambda: export_png(opened, small_disk / "png"), lambda: export_parquet(opened, small_disk / "p")):
+        with pytest.raises(StoreError, match=rf"Cannot write to {small_disk}/p(ng)?: No space left on device"):
+            export()
+        assert list(small_disk.iterdir()) == [ballast]
+    store = FolderStore(small_disk / "store")
+    held = {path.name: sha256_file(path) for path in (tmp_path / "set").iterdir() if path.is_file()}
+    entry = Entry(kind="set", key=opened.manifest.key, recipe={"kind": "set"}, result={}, files=held)
+    with pytest.raises(StoreError, match=rf"Cannot write to {small_disk}/store: No space left on device"):
+        store.put(entry, tmp_path / "set")
+    assert not [path for path in (small_disk / "store").rglob("*") if path.is_file()]
+    shutil.rmtree(small_disk / "store")
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    assert len(list(export_png(opened, small_disk / "png").glob("*/*.png"))) == len(opened.images)
+
+
+def test_sets_without_some_classes_are_said_to_be_so(tmp_path):
+    with pytest.raises(BadValue, match=r"All images are of class 1 \(toy1\); 2 have none"):
+        _import((IMAGES[:2], torch.ones(2, dtype=torch.int64)), tmp_path / "one")
+    with pytest.raises(BadValue, match=r"Class 0 \(toy0\) has 0 images"):
+        _import((IMAGES[:4], torch.tensor([1, 2, 1, 2])), tmp_path / "two")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import BadValue, DataCorrupt, UnknownName
-from rd3.store import Entry
+from rd3.store import Entry, FolderStore
 from tracking.ledger.ledger import Ledger
 
 
@@ -106,3 +106,14 @@ def test_the_ledger_needs_neither_mlflow_nor_boto3_nor_torch() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+def test_copies_that_a_file_service_made_are_no_entries(ledger: Ledger, tmp_path: Path) -> None:
+    key = "a1" * 32
+    ledger.add(entry(key))
+    folder = tmp_path / "artifacts" / "by-key" / "set"
+    for name in (f"{key} 2", f"{key}.sync-conflict-20261127-101010-ABC", f"{key} (host's conflicted copy)"):
+        (folder / f"{name}.json").write_bytes((folder / f"{key}.json").read_bytes())
+    assert ledger.keys("set") == {key}
+    assert ledger.resolve_any("a1a1") == ("set", key)
+    assert FolderStore(tmp_path / "artifacts").names() == [("set", key)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ import pytest
 from rd3.errors import TrackingError, TrackingUnavailable
 from tests.tracking.servers import self_signed, serving
 from tracking.place import Place
-from tracking.runs.reachable import LoginRejected
+from tracking.runs.reachable import LoginRejected, _sqlite_fault
 from tracking.runs.runs import Tracker
 
 ASK = "/api/2.0/mlflow/experiments/search"
@@ -131,6 +132,12 @@ def test_databases_and_what_is_none(tmp_path: Path) -> None:
         check(f"sqlite:///{tmp_path / 'text.db'}")
     with pytest.raises(TrackingError, match=r"Cannot create the MLflow database .*: (Not a directory|File exists)"):
         check(f"sqlite:///{tmp_path / 'text.db' / 'mlflow.db'}")
+    with pytest.raises(
+        TrackingError, match=r"The tracking URI 'sqlite://x\.db' has no path\. Fix: write sqlite:///rel"
+    ):
+        check("sqlite://x.db")
+    with pytest.raises(TrackingError, match=r"99999' has an invalid port; ports are 1 to 65535"):
+        check("http://127.0.0.1:99999")
     with pytest.raises(TrackingError, match=r"Unsupported tracking URI '\./mlruns'"):
         check("./mlruns")
 
@@ -188,3 +195,16 @@ def test_http_to_a_port_of_https(no_proxies: None, serve) -> None:
 def test_a_reverse_proxy_without_its_server(no_proxies: None, serve, status: int, words: str) -> None:
     with pytest.raises(TrackingError, match=words):
         check(serve({"/health": (status, "<html>nginx</html>")}))
+
+
+def test_a_proxy_that_answers_itself_is_named(no_proxies: None, serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = serve({"http://mlflow.example:5000/health": (200, "<html>log in</html>")}).removeprefix("http://")
+    monkeypatch.setenv("http_proxy", f"http://{proxy}")
+    with pytest.raises(TrackingError, match=rf"What answers for .* through the proxy {proxy} is not an MLflow server"):
+        check("http://mlflow.example:5000")
+
+
+def test_a_database_above_the_limit_of_file_sizes(tmp_path: Path) -> None:
+    fault = _sqlite_fault(sqlite3.OperationalError("disk I/O error"), tmp_path / "x.db")
+    assert not fault.waits
+    assert "check the disk, its quota and the limit of file sizes" in fault.fix
