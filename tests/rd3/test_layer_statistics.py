@@ -12,12 +12,12 @@ from torch import nn
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.layer_statistics import MANIFEST, STATISTICS, collect, load, tile_means, whole_tiles
 from rd3.models._matched import matched_layers
-from rd3.recipe import Collection, Data, StatisticsRecipe
+from rd3.recipe import CollectionSettings, Data, StatisticsRecipe
 from rd3.seeding import generator
 from rd3.testing import ToyDataset, toy_teacher
 
 TOY = ToyDataset(side=16, per_class=7)
-PLAIN = Collection(patch=4, crop="none", flip=False, batch_size=5)
+PLAIN = CollectionSettings(patch=4, crop="none", flip=False, batch_size=5)
 
 
 def _recipe(collection=PLAIN, dataset=TOY, **fields):
@@ -127,7 +127,7 @@ def test_small_maps_and_an_uneven_patch(tmp_path):
     teacher = toy_teacher(TOY)
     teacher.network[7] = nn.Sequential(nn.Conv2d(16, 16, 1), nn.Flatten())
     teacher = teacher.eval().requires_grad_(False)
-    recipe = _recipe(Collection(patch=5, crop="none", flip=False, batch_size=7))
+    recipe = _recipe(CollectionSettings(patch=5, crop="none", flip=False, batch_size=7))
     collect(recipe, teacher, TOY, tmp_path)
     got = load(tmp_path, recipe)
     assert got.whole["0"].patch_mean.shape == (16,) and got.whole["7.0"].patch_mean.shape == (1,)
@@ -142,7 +142,7 @@ def test_views_are_those_of_the_collection_and_a_function_of_its_seed(tmp_path, 
     teacher = toy_teacher(TOY)
     seen = []
     hook = teacher.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    recipe = _recipe(Collection(patch=4, crop=crop, flip=True, batch_size=21))
+    recipe = _recipe(CollectionSettings(patch=4, crop=crop, flip=True, batch_size=21))
     before = torch.get_rng_state()
     files = []
     for place, seed in (("first", 0), ("again", 0), ("other", 1)):
