@@ -23,13 +23,13 @@ KNOWN: Mapping[str, Normalisation] = MappingProxyType(
         "half": _constants((0.5,), (0.5,)),
         # pixels from 0 to 255
         "bytes": _constants((0.0,), (1 / 255,)),
-        # Caffe's models and the mode "caffe" of Keras, both for BGR: 0 to 255 less ImageNet's mean
+        # Caffe's models and the mode "caffe" of Keras, both for BGR: 0 to 255 minus ImageNet's mean; here as RGB
         "caffe": _constants((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,)),
         # torchvision's classifiers; RDED for CIFAR too
         "imagenet": _constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         # standard deviation over all pixels
         "cifar10": _constants((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        # kuangliu/pytorch-cifar, DC, SRe2L: the mean of the images' standard deviations
+        # kuangliu/pytorch-cifar, DC, SRe2L: the mean of each image's standard deviation
         "cifar10-2023": _constants((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
         # weiaicunzai/pytorch-cifar100, G-VBSM and EDC (for CIFAR-10 too)
         "cifar100": _constants((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -43,7 +43,7 @@ KNOWN: Mapping[str, Normalisation] = MappingProxyType(
         "fashionmnist": _constants((0.2861,), (0.3530,)),
     }
 )
-"""Normalisation by name; the comments name the code that uses it."""
+"""Normalisation of RGB pixels in [0, 1] by name; the comments name the code that uses it."""
 _ALIASES = {"[0,1]": "none", "[-1,1]": "half", "0-255": "bytes", "[0,255]": "bytes"}
 OWN = "dataset"
 """Name of the constants of the dataset at hand."""
@@ -69,15 +69,18 @@ def constants(text: str, own: Normalisation) -> Normalisation:
     found = _constants(_numbers(mean, text), _numbers(std, text))
     if min(found.std) <= 0:
         raise BadValue(f"Constants {text!r} have a standard deviation of {min(found.std):g}.", f"give {EXPECTED}")
-    if max(map(abs, found.mean)) > 1.5:
+    largest = {"mean": max(map(abs, found.mean)), "standard deviation": max(found.std)}
+    of_bytes = [f"a {what} of {value:g}" for what, value in largest.items() if value > 1.5]
+    if of_bytes:
         raise BadValue(
-            f"Constants {text!r} have a mean of {max(map(abs, found.mean)):g}, expected those of pixels in [0, 1].",
+            f"Constants {text!r} have {of_bytes[0]}, expected those of pixels in [0, 1].",
             f"divide by 255: {_stated(*([value / 255 for value in one] for one in (found.mean, found.std)))}",
         )
     return found
 
 
 def _numbers(part: str, text: str) -> tuple[float, ...]:
+    """One or three finite numbers from a side of ``text``; raises :class:`BadValue`."""
     try:
         values = tuple(float(value) for value in part.strip("()[]").split(","))
     except ValueError:

@@ -50,6 +50,8 @@ def test_text_leads_back(name):
         ("imgnet", "did you mean 'imagenet'"),
         ("0.5", "There are no constants"),
         ("0.5/0", "standard deviation of 0"),
+        ("127.5/127.5", "mean of 127.5.* divide by 255: 0.5/0.5"),
+        ("0/255", "standard deviation of 255.* divide by 255: 0/1"),
         ("0.5,0.5/0.5", "Cannot read"),
         ("nan/1", "Cannot read"),
     ],
