@@ -12,6 +12,7 @@ from rd3.values import Frozen
 Test = Literal["better", "same ranking", "evaluation"]
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be decided here"
 ALPHA = 0.05
+"""Significance level of every verdict."""
 
 
 class Claim(Frozen):
@@ -27,7 +28,7 @@ class Claim(Frozen):
 
 
 class Evidence(NamedTuple):
-    """One case of a claim."""
+    """The tests of one case of a claim, such as one pair of methods at one IPC."""
 
     adjusted: float | None
     """Two-sided p-value after Holm's correction over all cases; None without a test."""
@@ -38,14 +39,14 @@ class Evidence(NamedTuple):
 
 
 def judge(cases: Sequence[Sequence[Sequence[float]]], bound: float | None = None) -> list[Evidence]:
-    """Evidence for each case: one or two contrasts, each with a value for every seed.
+    """Evidence for each case: one or two contrasts (differences of accuracies, in points), with a value for every seed.
 
     A case with one contrast claims that it is positive, a case with two that both have the same sign.  It holds if the
     two-sided t-tests of all its contrasts are significant, with these signs, and does not hold if they are significant
     with others, or if a single contrast is not significant and equivalent to zero within ± ``bound``.  The p-value of a
-    case is the largest of its tests, and so keeps the level: wherever the claim is false, at least one contrast must
-    err.  Holm's correction is over all cases, of t-tests and of equivalence tests each by themselves.  Fewer than three
-    seeds, and contrasts without spread, are not tested.
+    case is the largest of its tests (an intersection-union test), which keeps the level: wherever the claim is false,
+    at least one contrast must err.  Holm's correction is over all cases, of t-tests and of equivalence tests each by
+    themselves.  Fewer than three seeds, and contrasts without spread, are not tested.
     """
     p_values = corrected([_p_value(case) for case in cases])
     equal = corrected([_equivalent(case, bound) for case in cases])
@@ -61,6 +62,7 @@ def overall(verdicts: Sequence[str], complete: bool = True) -> str:
 
 def contrast(values: Sequence[float]) -> PairedDifference | None:
     """Mean, 95 % interval and p-value against zero; None for fewer than three values."""
+    values = [0.0 if abs(value) <= NO_SPREAD else value for value in values]  # rounding errors are not significant
     return paired_difference(values, [0.0] * len(values)) if len(values) >= LEAST else None
 
 

@@ -35,6 +35,7 @@ SLIGHTLY_UP = [0.5, 0.51, 0.49]
         ([SLIGHTLY_UP], HOLDS),  # within ±1 point, and significantly above zero
         ([UP[:2]], OPEN),
         ([[2.0, 2.0, 2.0]], OPEN),  # no spread
+        ([[1e-14, 1e-14, 2e-14], UP], OPEN),  # rounding errors of zero
         ([UP, UP], HOLDS),
         ([DOWN, DOWN], HOLDS),
         ([UP, DOWN], FAILS),
