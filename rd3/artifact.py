@@ -25,14 +25,16 @@ class ArtifactManifest(Frozen):
     """How to get the files again."""
 
     key: str
+    """Key of the recipe, in the format in which it was written."""
     recipe: dict[str, Any]
     dataset: str
+    """Name of the dataset."""
     classes: str
     """Hash of the class list, in order."""
 
     @classmethod
     def of(cls, recipe: Recipe, **fields: Any) -> Self:
-        """The manifest of a recipe's files."""
+        """The manifest of a recipe's files; ``fields`` are those of the subclass."""
         plain = recipe.model_dump(mode="json")
         return cls(key=recipe.key, recipe=plain, dataset=recipe.data.name, classes=recipe.classes, **fields)
 
@@ -55,7 +57,7 @@ class ArtifactManifest(Frozen):
     def check(self, folder: Path, recipe: Recipe, formerly: Key | None = None) -> None:
         """Raise :class:`ClassOrderError` for another class list and :class:`DataCorrupt` for another recipe.
 
-        ``formerly`` is the key under which the files were written, if that has an older format.
+        ``formerly`` is the recipe's former key, if the files were written under one (:mod:`rd3.upgrade`).
         """
         if self.classes != recipe.classes:
             raise ClassOrderError(

@@ -12,7 +12,9 @@ import math
 from rd3.lazy import F, torch
 
 RATIO = (3 / 4, 4 / 3)
+"""Range of a crop's aspect ratio, width by height."""
 TRIES = 10
+"""Random boxes of which the first that fits into the image is used."""
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -35,11 +37,14 @@ def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) ->
 
 
 def shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator) -> torch.Tensor:
-    """(batch, side) int64: for each image, the source line at each position."""
-    place = torch.rand(batch, factor, generator=stream).argsort(dim=1)
+    """(batch, side) int64: for each image, the source line (row or column) at each position.
+
+    ``factor`` is the number of strips, at most ``side``.
+    """
+    position = torch.rand(batch, factor, generator=stream).argsort(dim=1)
     strip = (torch.arange(side) // (side // factor)).clamp_(max=factor - 1)
     # A stable sort of the lines by the new position of their strip keeps the order within the strip.
-    return place[:, strip].argsort(dim=1, stable=True)
+    return position[:, strip].argsort(dim=1, stable=True)
 
 
 def take_lines(images: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -63,24 +68,24 @@ def crop_boxes(
     The first of ten attempts with uniform area and log-uniform aspect ratio that fits is used; otherwise the largest
     central box of an allowed ratio.  ``min_area`` and ``max_area`` are fractions of the image.
     """
-    share = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, max_area, generator=stream)
-    area = height * width * share
-    log_ratio = torch.empty(batch, TRIES, dtype=torch.float64)
-    shape = log_ratio.uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=stream).exp()
-    place = torch.rand(batch, 2, generator=stream, dtype=torch.float64)
+    fraction = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, max_area, generator=stream)
+    area = height * width * fraction
+    log_aspect = torch.empty(batch, TRIES, dtype=torch.float64)
+    aspect = log_aspect.uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=stream).exp()
+    corner = torch.rand(batch, 2, generator=stream, dtype=torch.float64)
 
-    wide, high = (area * shape).sqrt().round().long(), (area / shape).sqrt().round().long()
-    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+    box_width, box_height = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
     first = fits.int().argmax(dim=1, keepdim=True)
-    wide, high = wide.gather(1, first)[:, 0], high.gather(1, first)[:, 0]
-    top = (place[:, 0] * (height - high + 1)).floor().long()
-    left = (place[:, 1] * (width - wide + 1)).floor().long()
-    boxes = torch.stack([top, left, high, wide], dim=1)
+    box_width, box_height = box_width.gather(1, first)[:, 0], box_height.gather(1, first)[:, 0]
+    top = (corner[:, 0] * (height - box_height + 1)).floor().long()
+    left = (corner[:, 1] * (width - box_width + 1)).floor().long()
+    boxes = torch.stack([top, left, box_height, box_width], dim=1)
 
-    whole_ratio = min(max(width / height, ratio[0]), ratio[1])
-    central_wide = min(width, round(height * whole_ratio))
-    central_high = min(height, round(width / whole_ratio))
-    central = [(height - central_high) // 2, (width - central_wide) // 2, central_high, central_wide]
+    central_aspect = min(max(width / height, ratio[0]), ratio[1])
+    central_width = min(width, round(height * central_aspect))
+    central_height = min(height, round(width / central_aspect))
+    central = [(height - central_height) // 2, (width - central_width) // 2, central_height, central_width]
     return torch.where(fits.any(dim=1, keepdim=True), boxes, torch.tensor(central))
 
 
@@ -158,17 +163,20 @@ def pad_crop_places(batch: int, padding: int, stream: torch.Generator) -> tuple[
 
 
 def cut_padded(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """Pad with zeros and crop to the original size at ``top`` and ``left``, (B,) int64."""
+    """Pad with zeros and crop to the original size at ``top`` and ``left`` of the padded image, (B,) int64 each."""
     batch, channels, height, width = images.shape
     rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
-    wide = F.pad(images, (padding, padding, padding, padding))
-    rows = rows.expand(batch, channels, height, wide.shape[3])
-    return wide.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
+    padded = F.pad(images, (padding, padding, padding, padding))
+    rows = rows.expand(batch, channels, height, padded.shape[3])
+    return padded.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
 
 
 def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of CutMix's box for a draw: half-extents by integer division, clipped to the image."""
+    """(top, bottom, left, right) of CutMix's box: half-extents by integer division, clipped to the image.
+
+    ``lam`` is the fraction of the area that is kept, before clipping; ``centre`` is (row, column).
+    """
     cut = math.sqrt(1 - lam)
     half_high, half_wide = int(cut * height) // 2, int(cut * width) // 2
     row, column = centre

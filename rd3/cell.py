@@ -22,6 +22,7 @@ class Cell(Frozen):
     teacher_network: str | None = None
     """Architecture of the teacher; None if neither the set nor the labels use a teacher."""
     student: str
+    """Architecture of the student."""
     protocol: str
     """Name of the preset."""
     labels: str
@@ -29,7 +30,7 @@ class Cell(Frozen):
     setting: str = ""
     """Name of the part of the grid that it belongs to, such as ``+ batch size``; empty if it has none."""
     printed: dict[str, str] = {}
-    """Where the paper prints its value: number of the table, and the beginning of the configuration in it."""
+    """Where the paper prints its accuracy: number of the table to the beginning of a configuration in it; or empty."""
     varied: dict[str, Any] = {}
     """The protocol field that a sensitivity study varies, with its value; empty at the base point."""
     overrides: dict[str, Any] = {}
@@ -37,7 +38,7 @@ class Cell(Frozen):
     set_seed: int | None
     student_seed: int
     set: Key | None
-    """None, like ``evaluation``, if the pair is unsupported; ``reason`` then states why."""
+    """None, like ``evaluation``, if the combination is unsupported; ``reason`` then states why."""
     evaluation: Key | None
     robustness: Key | None = None
     """The measurement of its student's robustness, if the grid asks for one."""

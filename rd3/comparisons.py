@@ -16,10 +16,11 @@ LEAST = 3
 """Shared seeds that a test needs."""
 
 NO_SPREAD = 1e-9
-"""Differences that are all the same, in points, happen by chance where accuracies are counts of few images.  A t-test
-would take them as certain, so that they are not tested."""
+"""Range of differences, in points of accuracy, below which they count as all the same.  That happens by chance where
+accuracies are counts of few images, and a t-test would take it as certain; so it is not tested, unless all are zero."""
 
 Values = Mapping[str, Mapping[Hashable, float]]
+"""Method to seed to accuracy in per cent."""
 
 
 class Comparison(NamedTuple):
@@ -32,7 +33,7 @@ class Comparison(NamedTuple):
     difference: PairedDifference | None
     """First minus second; None with fewer than :data:`LEAST` shared seeds."""
     adjusted: float | None
-    """Two-sided p-value of the paired t-test after Holm's correction over the family; None if there was no test."""
+    """Two-sided p-value of the paired t-test after Holm's correction over the family of tests; None without a test."""
     equivalent: float | None
     """p-value of the equivalence test after Holm's correction; None without a bound or a test."""
 
@@ -43,8 +44,8 @@ class Comparison(NamedTuple):
     def verdict(self, alpha: float = 0.05) -> str:
         """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
 
-        Equal within noise is the absence of a significant difference and no evidence that there is none, which is what
-        equivalent states.
+        ``equal within noise`` means that no difference was shown; ``equivalent``, that any difference was shown to be
+        smaller than the bound.
         """
         if self.adjusted is None:
             return "not tested"
@@ -65,7 +66,7 @@ def compare_all(values: Values, *, bound: float | None = None, confidence: float
 def families(
     settings: Sequence[Values], *, bound: float | None = None, confidence: float = 0.95
 ) -> list[list[Comparison]]:
-    """The comparisons of :func:`compare_all` for each setting, corrected over all settings together."""
+    """The comparisons of :func:`compare_all` for each setting (values of one protocol), corrected over all together."""
     found = [[_compared(values, *pair, bound, confidence) for pair in itertools.combinations(values, 2)]
              for values in settings]  # fmt: skip
     flat = [one for comparisons in found for one in comparisons]
@@ -89,6 +90,6 @@ def _compared(values: Values, first: str, second: str, bound: float | None, conf
 
 
 def corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction of a family, in which a test that could not be done does not count."""
-    corrected = iter(holm([p for p in p_values if p is not None]).tolist())
-    return [None if p is None else next(corrected) for p in p_values]
+    """Holm's correction of a family of tests; None stands for a test that could not be done and does not count."""
+    adjusted = iter(holm([p for p in p_values if p is not None]).tolist())
+    return [None if p is None else next(adjusted) for p in p_values]

@@ -50,8 +50,8 @@ def plain_text(value: Any) -> str:
         [(name, settings)] = value.items()
         return component_text(name, settings or {})
     if isinstance(value, list | tuple):
-        joint = ", " if any(isinstance(item, int | float) for item in value) else " + "
-        return joint.join(plain_text(item) for item in value) or "none"
+        separator = ", " if any(isinstance(item, int | float) for item in value) else " + "
+        return separator.join(plain_text(item) for item in value) or "none"
     return str(value)
 
 
@@ -61,9 +61,9 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 
 
 def value_by_name(protocol: Mapping[str, Any], name: str) -> Any:
-    """A protocol field, a setting of the loss, or ``<augmentation>.<setting>``, from a protocol's plain data.
+    """Value of a protocol field, of a setting of the loss, or of ``<augmentation>.<setting>``; None if absent.
 
-    None if absent.
+    ``protocol`` is plain data, as :meth:`rd3.protocol.EvalProtocol.model_dump` gives it.
     """
     if name in protocol:
         return protocol[name]

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def usable_device(name: torch.device | str) -> torch.device:
     """The torch device called ``cpu``, ``cuda``, ``cuda:1`` ...; raises :class:`BadValue` if it is not available."""
-    here = {"cpu"}
+    available = {"cpu"}
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:
         kind = accelerator.type
-        here |= {kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))}
-    if str(name) not in here:
-        raise BadValue(f"Device {str(name)!r} is not available.", f"use {' or '.join(sorted(here))}")
+        available |= {kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))}
+    if str(name) not in available:
+        raise BadValue(f"Device {str(name)!r} is not available.", f"use {' or '.join(sorted(available))}")
     return torch.device(name)
 
 
@@ -35,7 +35,7 @@ _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_COR
 
 
 def bf16_left_out() -> bool:
-    """Whether the environment forbids oneDNN to use bf16 instructions."""
+    """Whether the environment keeps oneDNN from using bf16 instructions."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16
 
 

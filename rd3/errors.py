@@ -92,7 +92,7 @@ class TrackingUnavailable(Unavailable, TrackingError):
 
 
 def why(error: BaseException) -> tuple[str, str]:
-    """Status and reason of an error; the reason of an unexpected one includes the line that raised it."""
+    """Status and reason of a raised error; the reason of an unexpected one includes the line that raised it."""
     if isinstance(error, RD3Error):
         return error.status, str(error)
     reason = f"{type(error).__name__}: {error}"

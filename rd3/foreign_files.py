@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import math
 import re
 import shlex
 import zipfile
@@ -80,8 +81,8 @@ def _broken(path: Path, size: int, start: bytes, file: BinaryIO) -> RD3Error | N
     text = _text(start)
     if text is not None:
         return _not_binary(path, text)
-    cut = _cut(path, size, start, file)
-    return DataCorrupt(f"{path} is damaged: {cut}.", AGAIN) if cut else None
+    damage = _damage(path, size, start, file)
+    return DataCorrupt(f"{path} is damaged: {damage}.", AGAIN) if damage else None
 
 
 def _pointer(path: Path, start: bytes) -> RD3Error:
@@ -96,16 +97,16 @@ def _pointer(path: Path, start: bytes) -> RD3Error:
 def _text(start: bytes) -> str | None:
     """The beginning of a file that is plain text; None for a binary file.
 
-    Two bytes of a binary file mostly are a printable letter of UTF-16, so that text in it has to be of Latin letters.
+    Most pairs of random bytes are a printable character of UTF-16, so UTF-16 counts as text only if it is mostly Latin.
     """
     for codec in ("utf-16",) if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
         # The last character may have been cut, but not that of a file that was read whole.
         for end in range(len(start), len(start) - (4 if len(start) == _START else 1), -1):
             with contextlib.suppress(UnicodeDecodeError):
                 found = start[:end].decode(codec)
-                wide = codec == "utf-16" and 2 * sum(letter > "\u024f" for letter in found) >= len(found)
-                text = all(letter.isprintable() or letter.isspace() for letter in found)
-                return found if text and not wide else None
+                not_latin = codec == "utf-16" and 2 * sum(letter > "\u024f" for letter in found) >= len(found)
+                printable = all(letter.isprintable() or letter.isspace() for letter in found)
+                return found if printable and not not_latin else None
     return None
 
 
@@ -116,7 +117,7 @@ _BINARY = (
 
 
 def _not_binary(path: Path, text: str) -> RD3Error | None:
-    """A page or a server's message; text under any other suffix may be what it should be."""
+    """The error for a pointer, a web page, or text in place of a binary file; None for text that is none of them."""
     begin = text.strip().lower()
     if "/annex/objects/" in begin[:300] and len(text) < 1000:
         return DataCorrupt(f"{path} is a git-annex pointer, not the file that it stands for.", "run `git annex get`")
@@ -137,19 +138,19 @@ def _line(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
-_MARKED = (".npy", ".npz", ".zip")
-"""Suffixes of files that start with a mark of their kind."""
+_WITH_MAGIC = (".npy", ".npz", ".zip")
+"""Suffixes of formats that start with magic bytes, which :func:`_damage` has looked for."""
 
 
-def _cut(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
+def _damage(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
     """How the structure of a binary file contradicts its content, or None."""
     if start.startswith(b"PK"):
-        return _cut_zip(path, size)
+        return _zip_damage(path, size)
     if path.suffix.lower() == ".safetensors" or start[8:10] == b'{"':
-        return _cut_safetensors(size, start, file)
+        return _safetensors_damage(size, start, file)
     if start.startswith(b"\x93NUMPY"):
-        return _cut_npy(size, file)
-    if path.suffix.lower() in _MARKED:
+        return _npy_damage(size, file)
+    if path.suffix.lower() in _WITH_MAGIC:
         return f"it has {size:,} byte{'s' if size > 1 else ''} and does not start as a {path.suffix} file does"
     if path.suffix.lower() == ".parquet" or start.startswith(b"PAR1"):
         file.seek(max(size - 4, 0))
@@ -158,16 +159,16 @@ def _cut(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
     return None
 
 
-def _cut_zip(path: Path, size: int) -> str | None:
+def _zip_damage(path: Path, size: int) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.file_size]
             failed = [error for member in members if (error := _member_error(archive, member))]
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return f"it has {size:,} bytes and ends before the directory of its archive"
-    # torch.save can be set to write no checksums; then none of them is right.
-    written = len(failed) < len(members) or not all(_CHECKSUM in error for error in failed)
-    return f"its archive cannot be read ({failed[0]})" if failed and written else None
+    # torch.save can be set to write no checksums; then every member fails by its checksum, and nothing is wrong.
+    has_checksums = len(failed) < len(members) or not all(_CHECKSUM in error for error in failed)
+    return f"its archive cannot be read ({failed[0]})" if failed and has_checksums else None
 
 
 _CHECKSUM = "Bad CRC-32"
@@ -184,7 +185,7 @@ def _member_error(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _cut_safetensors(size: int, start: bytes, file: BinaryIO) -> str | None:
+def _safetensors_damage(size: int, start: bytes, file: BinaryIO) -> str | None:
     length = int.from_bytes(start[:8], "little")
     if size < 8 or start[8:9] not in (b"{", b""):
         return "it has no safetensors header"
@@ -200,7 +201,7 @@ def _cut_safetensors(size: int, start: bytes, file: BinaryIO) -> str | None:
     return f"it has {size:,} bytes of {expected:,}" if size < expected else None
 
 
-def _cut_npy(size: int, file: BinaryIO) -> str | None:
+def _npy_damage(size: int, file: BinaryIO) -> str | None:
     from numpy.lib import format as npy
 
     file.seek(0)
@@ -209,7 +210,5 @@ def _cut_npy(size: int, file: BinaryIO) -> str | None:
         shape, _order, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
     except ValueError as error:
         return f"its header cannot be read ({_line(str(error))})"
-    expected = file.tell() + dtype.itemsize
-    for side in shape:
-        expected += (expected - file.tell()) * (side - 1)
+    expected = file.tell() + dtype.itemsize * math.prod(shape)
     return f"it has {size:,} bytes of {expected:,}" if not dtype.hasobject and size < expected else None

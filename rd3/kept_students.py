@@ -22,7 +22,7 @@ class OtherResult(RD3Error):
 
 
 def without_student(entry: Entry) -> Entry:
-    """The entry without the file of its student, sealed."""
+    """The entry without the file of its student, sealed (with a new digest)."""
     files = {name: sha256 for name, sha256 in entry.files.items() if name != STUDENT}
     return entry.model_copy(update={"files": files}).sealed()
 
@@ -53,14 +53,14 @@ def with_student(recorded: Entry, again: Entry, recorded_folder: Path, folder: P
 
 def difference_of(recorded: Entry, again: Entry, recorded_folder: Path, folder: Path) -> str:
     """How two results of an evaluation differ, as ``87 correct predictions instead of 86``; empty if they do not."""
-    difference = figures_differ(recorded.result, again.result)
+    difference = differing_figure(recorded.result, again.result)
     if not difference and _by_class(recorded_folder) not in (None, _by_class(folder)):
         difference = "other numbers of correct predictions by class"
     return difference
 
 
-def figures_differ(recorded: dict[str, Any], again: dict[str, Any]) -> str:
-    """As :func:`difference_of`, from the figures of the entries alone."""
+def differing_figure(recorded: dict[str, Any], again: dict[str, Any]) -> str:
+    """As :func:`difference_of`, from the results of the ledger entries alone."""
     for name, what in (("tested", "tested images"), ("correct", "correct predictions")):
         before, now = recorded.get(name), again.get(name)
         if before != now:
@@ -72,7 +72,7 @@ def figures_differ(recorded: dict[str, Any], again: dict[str, Any]) -> str:
 
 
 def _by_class(folder: Path) -> list[int] | None:
-    """Correct predictions by class from the ``result.json`` of an evaluation; None if it does not say."""
+    """Correct predictions by class from the ``result.json`` of an evaluation; None if it has none."""
     path = folder / "result.json"
     counts: list[int] | None = json.loads(path.read_bytes()).get("per_class_correct") if path.is_file() else None
     return counts

@@ -46,7 +46,7 @@ class Moments(NamedTuple):
     """(..., D)"""
     var: torch.Tensor
     patch_mean: torch.Tensor | None = None
-    """(..., T), over all channels and pixels of a tile; None for BatchNorm layers."""
+    """(..., T), over all channels and pixels of a tile, a square patch of the input; None for BatchNorm layers."""
     patch_var: torch.Tensor | None = None
 
 
@@ -58,7 +58,8 @@ class LayerStatistics:
     patch: int
     """Side of a tile in pixels of the layer's input."""
     whole: Mapping[str, Moments]
-    """Averages over batches of all training images, for convolutions only; BatchNorm layers have running statistics."""
+    """(D,) and (T,): averages over batches of all training images, for convolutions only, as BatchNorm layers have
+    running statistics."""
     classes: Mapping[str, Moments]
     """(C, D) and (C, T), for convolutions and BatchNorm layers: averages over the images of each class, with variances
     *within* an image."""
@@ -74,7 +75,9 @@ class StatisticsManifest(ArtifactManifest):
     teacher: str
     """Key of the teacher."""
     images: int
+    """Number of training images."""
     layers: int
+    """Number of layers with statistics."""
     statistics_sha256: str
     """sha256 of ``statistics.safetensors``."""
 
@@ -136,8 +139,8 @@ def collect(
     order = torch.randperm(total, generator=generator(recipe.seed, "statistics", "order"))
     stream = generator(recipe.seed, "statistics", "augment")
     seen = 0
-    collecting = _Sums(teacher.network, recipe.collection.patch, len(counts))
-    with torch.inference_mode(), repeatable_kernels(), collecting as sums:
+    sums = _Sums(teacher.network, recipe.collection.patch, len(counts))
+    with torch.inference_mode(), repeatable_kernels(), sums:
         for batch in order.split(recipe.collection.batch_size):
             pixels, sums.labels = images.batch(batch)
             teacher(augment(pixels, recipe.collection, stream))
@@ -196,15 +199,16 @@ class _Sums(ExitStack[None]):
 
     def _hook(self, name: str, convolution: bool) -> Callable[..., None]:
         def add(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            single = moments_of_images(inputs[0].float(), self.patch if convolution else None)
-            for field, values in single._asdict().items():
+            of_images = moments_of_images(inputs[0].float(), self.patch if convolution else None)
+            for field, values in of_images._asdict().items():
                 if values is not None:
                     target = self._sum(f"{name}/class/{field}", values, rows=self.num_classes)
                     target.index_add_(0, self.labels, values.double())
             if not convolution:
                 return
-            assert single.patch_mean is not None and single.patch_var is not None
-            for prefix, mean, var in (("", single.mean, single.var), ("patch_", single.patch_mean, single.patch_var)):
+            channels, tiles = of_images[:2], of_images[2:]
+            for prefix, (mean, var) in (("", channels), ("patch_", tiles)):
+                assert mean is not None and var is not None
                 # For images of equal size: batch variance = mean variance within images + variance of means.
                 var_of_means, overall = torch.var_mean(mean.double(), 0, correction=0)
                 self._sum(f"{name}/whole/{prefix}mean", mean).add_(overall, alpha=len(mean))
@@ -232,7 +236,7 @@ def load(
 ) -> LayerStatistics:
     """Load the statistics in ``folder`` onto ``device``.
 
-    ``formerly`` is the key under which they were collected, if it has an older format.  Raises
+    ``formerly`` is the recipe's former key, if they were collected under one (:mod:`rd3.upgrade`).  Raises
     :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
     for other statistics or a file that does not match its manifest.
     """

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of this file; False if there is no such file."""
+    """Whether a process holds the lock of this file; False if there is no such file.
+
+    Takes the lock for a moment, in which another process that does not wait for it would find it taken.
+    """
     try:
         with open(path, "r+b") as stream:  # NFS locks files that are open for writing only
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

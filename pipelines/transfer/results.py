@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipelines.settings import Session, artifact_root, tracking_address
 from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
-from rd3.kept_students import OtherResult, add_student, figures_differ, without_student
+from rd3.kept_students import OtherResult, add_student, differing_figure, without_student
 from rd3.recipe import KINDS, Key, Recipe, RobustnessRecipe, read_recipe, to_json
 from rd3.store import STUDENT, Entry, FolderStore, ReadableStore, existing, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
@@ -236,7 +236,7 @@ def _other_student(entry: Entry, recipe: Recipe, source: ReadableStore, target: 
     measured, result = (theirs or entry).result, dict(recorded.result)
     if theirs is None:
         result = {name: result.get(name) for name in ("tested", "correct")}
-    difference = figures_differ(result, measured)
+    difference = differing_figure(result, measured)
     return f"its student is not that of the evaluation in the ledger: {difference}" if difference else ""
 
 
