@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Draws = tuple[torch.Tensor, ...]
 else:
     Draws = tuple
-"""CPU tensors whose first dimension is the batch, so that those of several batches can be put together."""
+"""CPU tensors whose first dimension is the batch, so that those of several batches can be concatenated."""
 
 
 class NoSettings(Frozen):
@@ -59,9 +59,9 @@ class Augmentation(ABC):
 class Mix(Augmentation):
     """An augmentation that mixes images of a batch in pairs; it comes last.
 
-    The first two draws are the position of each image's partner, (B,) int64, and the share of the image itself, (B,)
-    float64, the same for the whole batch.  :meth:`draw` counts positions within the batch, :meth:`apply` within all
-    images that it gets.
+    The first two draws are the position of each image's partner, (B,) int64, and lambda, the share of the image itself,
+    (B,) float64, the same for the whole batch.  :meth:`draw` counts positions within the batch, :meth:`apply` within
+    all images that it gets.
     """
 
     mixes = True
@@ -74,9 +74,9 @@ register_augmentation: Callable[[str], Callable[[type[Augmentation]], type[Augme
 
 
 def transforms(augmentation: Iterable[Component]) -> list[Augmentation]:
-    """The steps of a resolved protocol, ready to draw."""
-    found = []
-    for step in augmentation:
-        kind = AUGMENTATIONS.get(step.name)
-        found.append(kind(kind.Settings.model_validate(step.settings)))
-    return found
+    """The steps of a resolved protocol as augmentations, in order."""
+    steps = []
+    for component in augmentation:
+        cls = AUGMENTATIONS.get(component.name)
+        steps.append(cls(cls.Settings.model_validate(component.settings)))
+    return steps

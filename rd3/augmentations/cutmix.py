@@ -11,24 +11,24 @@ from rd3.lazy import torch
 class CutMix(Mix):
     """Paste a box of another image of the batch into each image: one box a batch, its area uniform.
 
-    The share of the base image is that of its pixels, from the clipped box.  Source: LINs-lab/RDED
+    Lambda is the share of pixels that stay the base image's, given the clipped box.  Source: LINs-lab/RDED
     ``validation/utils.py``.
     """
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """Partner, share, and the box as top, bottom, left and right, (B, 4) int64."""
-        lam = torch.rand((), generator=stream, dtype=torch.float64).item()
+        """Partner, lambda, and the box as top, bottom, left and right, (B, 4) int64."""
+        drawn = torch.rand((), generator=stream, dtype=torch.float64).item()
         row = int(torch.randint(side, (), generator=stream))
         column = int(torch.randint(side, (), generator=stream))
         partner = torch.randperm(batch, generator=stream)
-        top, bottom, left, right = cutmix_box(lam, (row, column), side, side)
-        share = 1 - (bottom - top) * (right - left) / (side * side)
+        top, bottom, left, right = cutmix_box(drawn, (row, column), side, side)
+        lam = 1 - (bottom - top) * (right - left) / (side * side)
         box = torch.tensor([top, bottom, left, right]).expand(batch, 4)
-        return partner, torch.full((batch,), share, dtype=torch.float64), box
+        return partner, torch.full((batch,), lam, dtype=torch.float64), box
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """By a mask, so that every image has a box of its own."""
-        partner, _share, box = draws
+        """By a mask, as the images of several batches have different boxes."""
+        partner, _lam, box = draws
         line = torch.arange(images.shape[-1], device=images.device)
         top, bottom, left, right = box.T[:, :, None]
         rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)

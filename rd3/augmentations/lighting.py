@@ -8,8 +8,8 @@ from rd3.augmentations._base import Augmentation, Draws, register_augmentation
 from rd3.lazy import torch
 from rd3.values import Frozen
 
-VALUES = (0.2175, 0.0188, 0.0045)
-VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+EIGENVALUES = (0.2175, 0.0188, 0.0045)
+EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 """Eigenvalues and, in columns, eigenvectors of the colours of ImageNet's pixels in [0, 1]."""
 
 
@@ -33,7 +33,7 @@ class Lighting(Augmentation):
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """The sum of eigenvectors times eigenvalues times factors."""
         (factors,) = draws
-        components = torch.tensor(VECTORS, device=images.device) * torch.tensor(VALUES, device=images.device)
+        components = torch.tensor(EIGENVECTORS, device=images.device) * torch.tensor(EIGENVALUES, device=images.device)
         # A sum of products, as matrix products may be rounded to fewer digits on CUDA.
         colour = (components[None] * factors[:, None, :]).sum(dim=2)
         return images + colour[:, :, None, None]

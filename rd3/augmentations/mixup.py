@@ -15,21 +15,21 @@ class MixUp(Mix):
 
     class Settings(Frozen):
         alpha: float = Field(default=0.8, gt=0)
-        """Both parameters of the Beta distribution from which the share of the base image is drawn."""
+        """Both parameters of the Beta distribution from which lambda, the weight of the base image, is drawn."""
 
     settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """The partner of each image, and one share for the whole batch."""
+        """The partner of each image, and one lambda for the whole batch."""
         seed = int(torch.randint(2**62, (), generator=stream))
-        share = _beta(self.settings.alpha, seed)
-        return torch.randperm(batch, generator=stream), torch.full((batch,), share, dtype=torch.float64)
+        lam = _beta(self.settings.alpha, seed)
+        return torch.randperm(batch, generator=stream), torch.full((batch,), lam, dtype=torch.float64)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Weighted sums: ``share`` of the image, the rest from its partner.  The loss mixes the labels."""
-        partner, share = draws
-        own = share.to(images.dtype)[:, None, None, None]
-        return own * images + (1 - own) * images[partner]
+        """``lam * image + (1 - lam) * partner``.  The loss mixes the labels."""
+        partner, lam = draws
+        weight = lam.to(images.dtype)[:, None, None, None]
+        return weight * images + (1 - weight) * images[partner]
 
 
 def _beta(alpha: float, seed: int) -> float:

@@ -21,10 +21,10 @@ class PadCrop(Augmentation):
     settings: Settings
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """Top and left of every cut in the padded image, (B,) int64 each."""
+        """Top and left of every crop in the padded image, (B,) int64 each."""
         return pad_crop_places(batch, self.settings.padding, stream)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Zeros are black."""
+        """Crop the padded images to their original size."""
         top, left = draws
         return cut_padded(images, self.settings.padding, top, left)

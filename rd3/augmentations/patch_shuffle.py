@@ -6,6 +6,7 @@ from pydantic import Field
 
 from rd3.augment import shuffled_strips, take_lines
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
+from rd3.errors import BadValue
 from rd3.lazy import torch
 from rd3.values import Frozen
 
@@ -25,14 +26,16 @@ class PatchShuffle(Augmentation):
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:
-        """A grid of 1 has no effect."""
+        """Fill in the grid; None for a grid of 1, which has no effect."""
         grid = settings.grid or factor
         return cls.Settings(grid=grid) if grid > 1 else None
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
-        """Source column and source row of every place, (B, side) int64 each."""
+        """Source column and source row of every position, (B, side) int64 each."""
         grid = self.settings.grid
         assert grid is not None, "resolved settings have a grid"
+        if grid > side:
+            raise BadValue(f"patch_shuffle has grid {grid}, images have {side} pixels a side.", f"use {side} at most")
         return tuple(shuffled_strips(batch, side, grid, stream) for _axis in range(2))
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from rd3.values import Frozen
 class RandAugment(Augmentation):
     """Random operations of one magnitude (Cubuk et al., 2020), by torchvision.
 
-    Pixels are first rounded to 8 bits, because the operations of the published code work on 8-bit images.
+    Pixels are first clamped to [0, 1] and rounded to 8 bits, because the operations of the published code work on 8-bit
+    images.
     """
 
     class Settings(Frozen):
@@ -36,7 +37,7 @@ class RandAugment(Augmentation):
         (seeds,) = draws
         change = v2.RandAugment(self.settings.operations, self.settings.magnitude)
         changed = []
-        for image, seed in zip((images * 255).round().to(torch.uint8), seeds.tolist(), strict=True):
+        for image, seed in zip((images * 255).round().clamp(0, 255).to(torch.uint8), seeds.tolist(), strict=True):
             with scoped(torch.Generator().manual_seed(seed)):
                 changed.append(change(image))
         return torch.stack(changed).float().div_(255)

@@ -13,15 +13,15 @@ from rd3.lazy import torch
 from rd3.values import Frozen
 
 MEAN = (124, 116, 104)
-"""Colour of places that an operation leaves empty: the mean of ImageNet."""
+"""Colour (0-255) of pixels that an operation leaves empty: the mean of ImageNet."""
 
 
 @register_augmentation("timm_rand_augment")
 class TimmRandAugment(Augmentation):
     """Random operations, each applied or not, whose magnitude varies (Cubuk et al., 2020), by timm.
 
-    Its magnitudes go from 0 to 10 and its operations are others than those of ``rand_augment``.  Pixels are first
-    rounded to 8 bits.  Source: VILA-Lab/DELT ``evaluation/validation/main.py``, ``rand-m6-n2-mstd1.0``.
+    Its magnitudes go from 0 to 10 and its operations differ from those of ``rand_augment``.  Pixels are first clamped
+    to [0, 1] and rounded to 8 bits.  Source: VILA-Lab/DELT ``evaluation/validation/main.py``, ``rand-m6-n2-mstd1.0``.
     """
 
     class Settings(Frozen):
@@ -42,11 +42,14 @@ class TimmRandAugment(Augmentation):
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         """Image by image."""
+        import numpy as np
         from timm.data.auto_augment import rand_augment_transform
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
         given = self.settings
-        text = f"rand-m{given.magnitude}-n{given.operations}-mstd{given.magnitude_std}-p{given.probability}"
+        # timm splits the text at hyphens, so that numbers must not be written as 1e-05.
+        std, probability = map(np.format_float_positional, (given.magnitude_std, given.probability))
+        text = f"rand-m{given.magnitude}-n{given.operations}-mstd{std}-p{probability}"
         change = rand_augment_transform(text, {"img_mean": MEAN})
         (seeds,) = draws
         changed = []

@@ -23,22 +23,22 @@ class LossTargets:
     """Targets of the student for one batch."""
 
     teacher_logits: torch.Tensor | None
-    """(B, C) float32 logits of all teachers combined, for the pixels that the student sees or, with labels given once,
-    for the images before augmentation; None with hard labels."""
+    """(B, C) float32 logits of all teachers combined, for the pixels that the student sees or, with one label per image
+    (soft labels ``once`` or ``own``), for the images before augmentation; None with hard labels."""
     labels: torch.Tensor
     """(B,) int64 labels of the base images."""
     labels_mixed: torch.Tensor
     """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float | torch.Tensor
-    """Share of the base image (0-1), the same for the whole batch; on CUDA a float32 scalar on the device."""
+    """Share of the base image (0-1) in mixed images, equal for the whole batch; on CUDA a float32 scalar there."""
     epoch: float | torch.Tensor = 1
     """Epoch, from 1; on CUDA a float32 scalar on the device."""
 
     def split(self, parts: int) -> list[LossTargets]:
         """The targets of ``parts`` parts of the batch, whose sizes differ by one at most."""
         logits = [None] * parts if self.teacher_logits is None else self.teacher_logits.tensor_split(parts)
-        images = zip(logits, self.labels.tensor_split(parts), self.labels_mixed.tensor_split(parts), strict=True)
-        return [LossTargets(*own, self.lam, self.epoch) for own in images]
+        of_parts = zip(logits, self.labels.tensor_split(parts), self.labels_mixed.tensor_split(parts), strict=True)
+        return [LossTargets(*of_images, self.lam, self.epoch) for of_images in of_parts]
 
 
 LossFunction = Callable[["torch.Tensor", LossTargets, Any], "torch.Tensor"]

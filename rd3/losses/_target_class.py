@@ -1,4 +1,4 @@
-"""Distributions split by the target class: shared by the losses that treat it apart."""
+"""Distributions split into the target class and the others, for the losses that treat them differently."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def target_and_rest(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def among_the_rest(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B, C - 1) log-probabilities of the classes other than the target, renormalised, from logits (B, C)."""
     others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], value=False)
-    # By a stable sort rather than a mask, whose size the device would have to be asked for.
+    # A stable sort keeps the order of classes; indexing by a mask would wait for the device to learn the size.
     kept = others.byte().sort(dim=1, descending=True, stable=True).indices[:, :-1]
     return F.log_softmax(logits.gather(1, kept), dim=1)

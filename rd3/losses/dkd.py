@@ -36,14 +36,14 @@ def dkd(student_logits: torch.Tensor, targets: LossTargets, settings: DKDSetting
 
     assert targets.teacher_logits is not None
     student, labels = student_logits.float(), targets.labels
-    own, other = student / settings.temperature, targets.teacher_logits.float() / settings.temperature
+    scaled = student / settings.temperature, targets.teacher_logits.float() / settings.temperature
 
     def divergence(of_student: torch.Tensor, of_teacher: torch.Tensor) -> torch.Tensor:
         return F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
 
-    pairs = [target_and_rest(F.log_softmax(logits, dim=1), labels) for logits in (own, other)]
-    among = [among_the_rest(logits, labels) for logits in (own, other)]
-    decoupled = settings.alpha * divergence(*pairs) + settings.beta * divergence(*among)
+    tckd = divergence(*(target_and_rest(F.log_softmax(logits, dim=1), labels) for logits in scaled))
+    nckd = divergence(*(among_the_rest(logits, labels) for logits in scaled))
+    decoupled = settings.alpha * tckd + settings.beta * nckd
     ramp = targets.epoch / settings.ramp_epochs
     ramp = ramp.clamp(max=1) if isinstance(ramp, torch.Tensor) else min(ramp, 1.0)
     return settings.ce_weight * F.cross_entropy(student, labels) + ramp * settings.temperature**2 * decoupled

@@ -9,6 +9,7 @@ from rd3.losses._base import LossTargets, register_loss
 from rd3.values import Frozen
 
 _TINY = 1e-7
+"""Added to the standard deviation, as in the published code."""
 
 
 class LSKDSettings(Frozen):

@@ -20,7 +20,7 @@ class MSEGTSettings(Frozen):
 def mse_gt(student_logits: torch.Tensor, targets: LossTargets, settings: MSEGTSettings) -> torch.Tensor:
     """Squared error of raw logits, averaged over images and classes, plus gamma times cross-entropy with base labels.
 
-    Source: RD3, Table 17 (gamma 0.025, as EDC).
+    Source: the RD3 paper, Table 17 (gamma 0.025, as EDC).
     """
     assert targets.teacher_logits is not None
     student = student_logits.float()

@@ -24,7 +24,8 @@ class NKDSettings(Frozen):
 def nkd(student_logits: torch.Tensor, targets: LossTargets, settings: NKDSettings) -> torch.Tensor:
     """Normalised distillation: the teacher's probability of the target class, and its distribution among the rest.
 
-    ``ce_weight CE - mean p_T(y) log p_S(y) - gamma T^2 mean sum q_T log q_S``, with q among the classes other than y.
+    ``ce_weight CE - mean p_t(y) log p_s(y) - gamma T^2 mean sum q_t log q_s`` for teacher t, student s and temperature
+    T, with q among the classes other than y.
     Under CutMix and MixUp the target class y is the base image's.  Source: Yang et al., "From Knowledge Distillation to
     Self-Knowledge Distillation", ICCV 2023; yzd-v/cls_KD ``mmcls/models/dis_losses/nkd.py``.
     """
@@ -32,9 +33,9 @@ def nkd(student_logits: torch.Tensor, targets: LossTargets, settings: NKDSetting
 
     assert targets.teacher_logits is not None
     student, teacher, labels = student_logits.float(), targets.teacher_logits.float(), targets.labels
-    own, other = (F.log_softmax(logits, dim=1).gather(1, labels[:, None]) for logits in (student, teacher))
-    of_target = -(other.exp() * own).mean()
-    rest = [among_the_rest(logits / settings.temperature, labels) for logits in (student, teacher)]
-    of_rest = -(rest[1].exp() * rest[0]).sum(dim=1).mean()
+    log_p, log_p_teacher = (F.log_softmax(logits, dim=1).gather(1, labels[:, None]) for logits in (student, teacher))
+    of_target = -(log_p_teacher.exp() * log_p).mean()
+    log_q, log_q_teacher = (among_the_rest(logits / settings.temperature, labels) for logits in (student, teacher))
+    of_rest = -(log_q_teacher.exp() * log_q).sum(dim=1).mean()
     hard = F.cross_entropy(student, labels)
     return settings.ce_weight * hard + of_target + settings.gamma * settings.temperature**2 * of_rest

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from rd3 import augment
 from rd3.augmentations import AUGMENTATIONS
+from rd3.errors import BadValue
 from rd3.evaluation import views as views_module
 from rd3.evaluation.views import views
 from rd3.protocol import EvalProtocol, Preset, resolve_protocol
@@ -131,6 +132,24 @@ def test_lighting_by_its_formula():
         assert np.allclose(result.numpy(), image.numpy() + colour[:, None, None], atol=1e-6)
     many = lighting.draw(20_000, SIDE, stream())[0]
     assert torch.allclose(many.std(dim=0), torch.full((3,), 0.5), rtol=0.03)
+
+
+def test_rand_augment_clamps_pixels_outside_of_the_unit_range():
+    images = pictures(4)
+    beyond = images * 1.5 - 0.25
+    assert bool((beyond > 1).any()) and bool((beyond < 0).any())
+    change, seeds = step("rand_augment", operations=1, magnitude=9), torch.arange(4)
+    assert torch.equal(change.apply(beyond, seeds), change.apply(beyond.clamp(0, 1), seeds))
+
+
+def test_small_settings_reach_timm_as_numbers():
+    change = step("timm_rand_augment", magnitude_std=1e-5, probability=1e-5)
+    assert change.apply(pictures(1), torch.tensor([1])).shape == pictures(1).shape
+
+
+def test_more_patches_than_pixels_are_refused():
+    with pytest.raises(BadValue, match="images have 8 pixels a side"):
+        step("patch_shuffle", grid=9).draw(2, 8, torch.Generator())
 
 
 def test_timm_rand_augment_is_timms_image_by_image():
