@@ -11,7 +11,9 @@ from rd3.lazy import nn
 from rd3.registry import Registry, did_you_mean
 
 RESOLUTIONS = (32, 64, 224)
+"""Sides of images, in pixels, for which timm's networks are offered."""
 TIMM = "timm:"
+"""Prefix of the names of timm's networks."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Cost:
     flops: float = 0.0
     """Floating-point operations; a multiply-add counts as two."""
     bytes: float = 0.0
-    """Memory traffic of layers in bytes, for fp32 and without weights."""
+    """Memory traffic of layers in bytes, for fp32 activations, without weights (read once per batch)."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
@@ -44,7 +46,7 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """Description of a network; ``resolutions`` maps a resolution in pixels to the architecture used there."""
+    """Description of a network; ``resolutions`` maps a side in pixels to a note on the architecture used there."""
 
     name: str
     summary: str

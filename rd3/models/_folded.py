@@ -11,10 +11,10 @@ def folded(network: nn.Module) -> nn.Module:
     """A frozen copy in eval mode in which every BatchNorm2d that directly follows a convolution is folded into it.
 
     The copy's outputs equal those of ``network.eval()`` up to rounding; it keeps its class and its module names, and
-    folded norms become identities (timm's keep their activation).  A norm is left unchanged if another module also uses
-    the convolution's output, if it does not follow a convolution, as in pre-activation networks, if either module is
-    used twice or has hooks, and throughout a network that ``torch.fx`` cannot trace.  Not suitable for code that reads
-    BatchNorm statistics.
+    folded norms become identities (timm's ``BatchNormAct2d``, its activation).  A norm is left unchanged if another
+    module also uses the convolution's output, if it does not follow a convolution, as in pre-activation networks, if
+    either module is used twice or has hooks, and throughout a network that ``torch.fx`` cannot trace.  Not suitable for
+    code that reads BatchNorm statistics.
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)
     for conv_name, norm_name in _pairs(own):
@@ -55,7 +55,7 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
 
 
 def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    # A subclass may do more to its weight in its forward pass, as standardised convolutions do.
+    # A subclass may change its weight in its forward pass, as weight-standardised convolutions do.
     known = type(conv) is nn.Conv2d and (type(norm) is nn.BatchNorm2d or _is_timms(norm))
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (conv, norm))
     return known and not hooked and norm.running_mean is not None
@@ -73,10 +73,12 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         scale = scale * norm.weight.double()
     bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
     shift = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
-    conv.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))  # keeps the memory format
+    # New parameters, as another layer may share the old ones; the memory format stays.
+    scaled = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    conv.weight = nn.Parameter(scaled.to(conv.weight.dtype), requires_grad=False)
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
 
 
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    """What remains of a norm: an identity, or the dropout and the activation of timm's norms."""
+    """The module that replaces a folded norm: an identity, or the dropout and the activation of timm's norms."""
     return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act")) if _is_timms(norm) else nn.Identity()

@@ -13,6 +13,8 @@ from rd3.models._base import register_network
 
 
 def _register(name: str, summary: str, forms: dict[int, dict[str, Any]]) -> None:
+    """Register a row; ``forms`` maps a resolution to ``build`` (``module.function``), ``options`` and ``note``."""
+
     def build(num_classes: int, resolution: int) -> nn.Module:
         form = forms[resolution]
         module, function = form["build"].split(".")

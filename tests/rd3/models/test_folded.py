@@ -151,3 +151,15 @@ def test_a_norm_without_weights_and_a_convolution_without_bias_by_hand():
     conv = folded(network).conv
     assert conv.bias.tolist() == [-0.5, 4.0]
     torch.testing.assert_close(conv.weight, network.conv.weight.detach() * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1))
+
+
+def test_convolutions_that_share_their_weight_are_folded_each_by_itself():
+    first, second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    second.weight = first.weight
+    network = nn.Sequential(first, nn.BatchNorm2d(3), second, nn.BatchNorm2d(3)).eval()
+    for norm, variance in ((network[1], 4.0), (network[3], 0.25)):
+        norm.running_var.fill_(variance)
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = folded(network)
+    assert [type(module) for module in found] == [nn.Conv2d, nn.Identity] * 2
+    torch.testing.assert_close(found(images), network(images))
