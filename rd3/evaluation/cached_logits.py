@@ -41,9 +41,9 @@ class CachedLogits:
 
     folder: LogitsFolder
     content: str
-    """Digest of the files of the set and the teachers, which are not decided by their recipes' keys to the bit."""
+    """Digest of the files of the set and the teachers, whose bits their recipes' keys do not determine."""
     wanted: bool
-    """Whether logits that are not there are written, for others."""
+    """Whether logits that are not cached yet are written, for other evaluations."""
     read: bool = False
     """Whether logits were read, so that the time of the evaluation says little about others."""
 
@@ -79,14 +79,14 @@ class LogitsStream:
         precision: str,
         chunk: int,
     ):
-        """``images``: of the set; ``chunk``: number of batches that are labelled at once."""
+        """``images``: number of images in the set; ``chunk``: number of batches that are labelled at once."""
         self._cached, self._device = cached, device
         self._rows = image_steps(recipe.protocol, images)
         self._chunks = math.ceil(steps(recipe.protocol, images) / chunk)
         setting = digest([cached.content, precision, chunk, bits_of(device)])
         self._name = f"{Views.of(recipe).key[:VIEWS_DIGITS]}-{setting[:VIEWS_DIGITS]}"
-        self._place = 0
-        self._left = self._rows
+        self._number = 0  # of the next chunk
+        self._rows_left = self._rows
         self._layout: list[_Logits] = []
         self._reader: BinaryIO | None = None
         self._writer: BinaryIO | None = None
@@ -113,7 +113,7 @@ class LogitsStream:
         if found is None:
             found = compute()
             self._write(found)
-        self._place += 1
+        self._number += 1
         return found
 
     def close(self) -> None:
@@ -145,8 +145,8 @@ class LogitsStream:
 
     def _record(self, reader: BinaryIO, size: int) -> bytearray:
         raw = bytearray(reader.read(size))
-        if len(raw) < size or reader.read(DIGEST_BYTES) != _seal(self._place, raw):
-            raise _Damaged(f"chunk {self._place + 1} of {self._chunks} is damaged")
+        if len(raw) < size or reader.read(DIGEST_BYTES) != _seal(self._number, raw):
+            raise _Damaged(f"chunk {self._number + 1} of {self._chunks} is damaged")
         return raw
 
     def _read_header(self, reader: BinaryIO) -> list[_Logits]:
@@ -165,7 +165,7 @@ class LogitsStream:
 
     def _write(self, logits: Sequence[torch.Tensor]) -> None:
         try:
-            if self._place == 0 and self._cached.wanted:
+            if self._number == 0 and self._cached.wanted:
                 self._begin(logits)
             if self._writer is not None:
                 self._append(self._writer, logits)
@@ -183,9 +183,9 @@ class LogitsStream:
     def _append(self, writer: BinaryIO, logits: Sequence[torch.Tensor]) -> None:
         raw = b"".join(each.cpu().contiguous().view(torch.uint8).numpy().tobytes() for each in logits)
         writer.write(raw)
-        writer.write(_seal(self._place, raw))
-        self._left -= len(logits[0])
-        if not self._left:
+        writer.write(_seal(self._number, raw))
+        self._rows_left -= len(logits[0])
+        if not self._rows_left:
             self._cached.folder.complete(self._name, writer)
             self._writer = None
 
@@ -209,9 +209,9 @@ def _header(layout: Sequence[_Logits], rows: int) -> bytes:
     return lines + hashlib.sha256(lines).digest()
 
 
-def _seal(place: int, raw: bytes | bytearray) -> bytes:
-    """The digest of a chunk, which also says where it belongs."""
-    state = hashlib.sha256(place.to_bytes(8, "little"))
+def _seal(number: int, raw: bytes | bytearray) -> bytes:
+    """sha256 of a chunk's number and bytes, so that chunks cannot be exchanged."""
+    state = hashlib.sha256(number.to_bytes(8, "little"))
     state.update(raw)
     return state.digest()
 

@@ -47,7 +47,7 @@ class GraphedSteps:
         return self._graphs[size].replay(images, targets)
 
     def _watched(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
-        """A step of which is found out whether it can be captured."""
+        """A plain step that also finds out whether steps can be captured."""
         before = torch.cuda.get_rng_state(images.device)
         with _waiting() as waits:
             loss = self._step(images, targets)

@@ -39,7 +39,7 @@ def write_labels(
 ) -> int:
     """Write the stored labels of an evaluation to the folder ``out``; returns their bytes.
 
-    ``labels/NAME.logits`` are (N, C) or (N, k) numbers of type ``label_dtype``; with ``label_top_k``,
+    ``labels/NAME.logits`` are (N, C) numbers of type ``label_dtype``; with ``label_top_k`` k they are (N, k), and
     ``labels/NAME.classes`` are (N, k) unsigned 16-bit classes; ``rows/NAME.rows`` are (N,) 32-bit indices of the base
     images in the set.  A set's own labels are in ``labels/images.logits`` or ``labels/images.probabilities``, in the
     type that they have.  All are little-endian and without a header, with types and shapes in ``manifest.json``.  NAME
@@ -64,7 +64,7 @@ def write_labels(
             parts = _parts(evaluation, device, precision)
             files = {name: shape for part in parts for name, shape in _write(part, out).items()}
     total = sum(path.stat().st_size for path in (out / LABELS).iterdir())
-    # With the largest logits alone, bytes do not depend on the number of classes, which is then not the width.
+    # The number of classes; with label_top_k it is k, but then bytes do not depend on the number of classes.
     width = next(shape[1] for name, shape in files.items() if name.startswith(LABELS))
     stated = label_bytes(protocol, len(evaluation.images), width, evaluation.own_label_bytes)
     assert total == stated, "the closed form counts what is written"

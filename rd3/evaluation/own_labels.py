@@ -11,7 +11,7 @@ from rd3.protocol import EvalProtocol
 from rd3.soft_labels import SoftLabels
 
 FLOOR = 1e-12
-"""Smallest probability whose logarithm is taken for losses that need logits: 27.6 below that of a probability of 1."""
+"""Smallest probability whose logarithm is taken for losses that need logits; that is -27.6."""
 
 
 class OwnLabels(OnceLabels):

@@ -1,8 +1,8 @@
 """Post-evaluation: train one student on one synthetic set under one protocol, then test it once.
 
-Views of the set (order, augmentation) are drawn in a fixed order from two random streams; teachers label exactly these
-pixels; the student is trained on them; after the last epoch it is tested on the whole test split.
-Sources: RD3, Tables 8 and 9; the order of operations follows LINs-lab/RDED ``validation/main.py``.
+Views of the set are drawn from two random streams, one for the order and one for the augmentation; teachers label
+exactly these pixels; the student is trained on them; after the last epoch it is tested on the whole test split.
+Sources: the RD3 paper, Tables 8 and 9; the order of operations follows LINs-lab/RDED ``validation/main.py``.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def zeta_linear(epoch: int, epochs: int, zeta: float) -> float:
 
 
 def two_part(epoch: int, epochs: int, zeta: float) -> float:
-    """The cosine for 5/6 of the epochs, then the cosine's value there times the remaining share of the epochs.
+    """The cosine for 5/6 of the epochs, then the cosine's value there times the remaining fraction of the epochs.
 
     With zeta 2 the factor drops from 0.629 to 0.105 between the parts, as in the released code (shaoshitong/EDC).
     """
@@ -47,7 +47,7 @@ def multistep(epoch: int, epochs: int, drop_at: Sequence[float] = (2 / 3, 5 / 6)
     Source of the defaults: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.  Deviation: milestones that are not whole
     epochs are rounded up; the original rounds down.
     """
-    return drop_factor ** sum(epoch >= share * epochs for share in drop_at)
+    return drop_factor ** sum(epoch >= fraction * epochs for fraction in drop_at)
 
 
 _BY_ZETA: Mapping[str, Callable[[int, int, float], float]] = {
@@ -66,12 +66,12 @@ def rate_factor(protocol: EvalProtocol, epoch: int) -> float:
     warm = protocol.warmup_epochs
     if epoch < warm:
         return _warmup(epoch, warm, protocol.warmup_start)
-    here = epoch - warm, protocol.epochs - warm
+    after = epoch - warm, protocol.epochs - warm
     if protocol.schedule == "multistep":
-        return multistep(*here, protocol.drop_at, protocol.drop_factor)
-    return _BY_ZETA[protocol.schedule](*here, protocol.zeta)
+        return multistep(*after, protocol.drop_at, protocol.drop_factor)
+    return _BY_ZETA[protocol.schedule](*after, protocol.zeta)
 
 
 def _warmup(epoch: int, epochs: int, start: float | None) -> float:
-    """Linear: full rate in the last warm-up epoch; with ``start``, from that factor to 1 in the epoch after it."""
+    """Linear to the full rate in the last warm-up epoch; with ``start``, from that factor to 1 in the epoch after."""
     return (epoch + 1) / epochs if start is None else start + (1 - start) * epoch / epochs

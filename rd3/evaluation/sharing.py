@@ -24,7 +24,7 @@ class LogitsCache(NamedTuple):
 
 def disk_budget(text: str) -> int:
     """Bytes of a size such as ``500MB``, ``2.5 GB`` or ``20GiB``; raises :class:`BadValue`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]I?)?B)?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([KMGT]I?)?B)?", text.strip().upper())
     count = round(float(found[1]) * _UNITS[found[2] or ""]) if found is not None else 0
     if not count:
         raise BadValue(f"{text!r} is not a size above 0.", "write e.g. 500MB or 20GB")

@@ -1,6 +1,6 @@
-"""Stored soft labels: logits rounded as a file on disk keeps them, and read back for training.
+"""Stored soft labels: logits in the type and with the classes of a label file, and back to fp32 for training.
 
-Training rounds them in memory; exported labels (:mod:`rd3.evaluation.label_files`) have the same values.
+Training does this in memory, without a file; exported labels (:mod:`rd3.evaluation.label_files`) have the same values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rd3.protocol import EvalProtocol
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 ABSENT = 1e6
-"""Gap below the largest logit; its exponential is exactly 0 in fp32 at every temperature below 9,000."""
+"""Gap below the largest logit at which absent classes are put; exp(-gap / T) is exactly 0 in fp32 for T below 9,000."""
 
 
 class StoredLabels(NamedTuple):

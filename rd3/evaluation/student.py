@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split
 
 TEST_BATCH = 250
+"""Test images in one forward pass; affects results by rounding alone."""
 READ_EVERY = 64
 """Steps after which losses are read on CUDA, as each read waits for the device; elsewhere every epoch's are."""
 
@@ -79,17 +80,17 @@ class Evaluation:
 
 @dataclass
 class _Epoch:
-    """What is known of an epoch on the device."""
+    """An epoch whose losses and counts are still on the device."""
 
     number: int
     """From 1."""
     lr: float
-    right: torch.Tensor
-    """Number of correct predictions for the training images."""
+    correct: torch.Tensor
+    """Number of correct predictions for the training images, an int64 scalar."""
     losses: list[torch.Tensor] = field(default_factory=list)
-    """Of each step."""
+    """Mean loss of each step, a scalar."""
     counts: list[int] = field(default_factory=list)
-    """Images of each step."""
+    """Number of images of each step."""
 
 
 class StudentTraining:
@@ -115,7 +116,7 @@ class StudentTraining:
         # CUDA kernels of several students may run concurrently, each on its own stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
-        self._right = torch.zeros((), dtype=torch.int64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._evaluation = evaluation
         self._total = len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
@@ -132,9 +133,9 @@ class StudentTraining:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-        self._right.zero_()
+        self._correct.zero_()
         self.network.train()
-        return _Epoch(number, lr, self._right)
+        return _Epoch(number, lr, self._correct)
 
     def step(self, batch: Batch) -> None:
         """Train on one batch.  On CUDA the work is queued; :meth:`join` makes the current stream wait for it."""
@@ -145,7 +146,7 @@ class StudentTraining:
             self._epoch.counts.append(len(batch.images))
 
     def _targets(self, batch: Batch) -> LossTargets:
-        """On CUDA numbers are tensors, as a graph would not see that they change."""
+        """The targets; on CUDA lambda and epoch are tensors, as a captured graph would not see numbers change."""
         if self._stream is None:
             return batch.targets
         lam, epoch = (
@@ -159,20 +160,20 @@ class StudentTraining:
         parts = max(1, min(self.recipe.protocol.accumulation_steps, len(images) // 2))
         self._optimizer.zero_grad()
         pairs = zip(images.tensor_split(parts), targets.split(parts), strict=True)
-        losses = [self._backward(*pair, share=len(pair[0]) / len(images)) for pair in pairs]
+        losses = [self._backward(*pair, weight=len(pair[0]) / len(images)) for pair in pairs]
         self._optimizer.step()
         return torch.stack(losses).sum() if parts > 1 else losses[0]
 
-    def _backward(self, images: torch.Tensor, targets: LossTargets, share: float) -> torch.Tensor:
-        """Add the gradients of a part of a batch; its loss, multiplied by its share of the batch."""
+    def _backward(self, images: torch.Tensor, targets: LossTargets, weight: float) -> torch.Tensor:
+        """Add the gradients of a part of a batch; its loss times ``weight``, its fraction of the batch's images."""
         with autocast(self.device, self.precision):
             if self.recipe.protocol.extra_student_forward:
                 with torch.no_grad():
                     self.network(images)
             logits = self.network(images)
-        loss = share * self._loss(logits, targets, self._settings)
+        loss = weight * self._loss(logits, targets, self._settings)
         loss.backward()
-        self._right += (logits.detach().argmax(dim=1) == targets.labels).sum()
+        self._correct += (logits.detach().argmax(dim=1) == targets.labels).sum()
         return loss.detach()
 
     @contextlib.contextmanager
@@ -195,7 +196,7 @@ class StudentTraining:
         Raises :class:`Diverged` if a loss was not finite, on CUDA some epochs later, and any exception of ``tested``.
         """
         epoch = self._epoch.number
-        self._unread.append(replace(self._epoch, right=self._right.clone()))
+        self._unread.append(replace(self._epoch, correct=self._correct.clone()))
         steps = sum(len(each.counts) for each in self._unread)
         if epoch in self._test_epochs or self._stream is None or steps >= READ_EVERY:
             self._read()
@@ -226,10 +227,10 @@ class StudentTraining:
     def _read(self) -> None:
         """Add the epochs that have ended to the curve."""
         losses = torch.stack([loss for each in self._unread for loss in each.losses]).tolist()
-        rights = torch.stack([each.right for each in self._unread]).tolist()
-        for each, right in zip(self._unread, rights, strict=True):
+        counts = torch.stack([each.correct for each in self._unread]).tolist()
+        for each, correct in zip(self._unread, counts, strict=True):
             own, losses = losses[: len(each.losses)], losses[len(each.losses) :]
-            self._curve.append(_epoch_row(each.number, own, each.counts, right, each.lr, self._curve))
+            self._curve.append(_epoch_row(each.number, own, each.counts, correct, each.lr, self._curve))
         self._unread = []
 
     def _top1_pct(self, epoch: int) -> float:
@@ -273,7 +274,7 @@ class ParameterAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the parameters after a step: decay times the average, plus the rest of the weight times them."""
+        """After a step: average <- decay * average + (1 - decay) * parameters."""
         torch._foreach_mul_(self._mean, self._decay)
         torch._foreach_add_(self._mean, self._live, alpha=1 - self._decay)
 
@@ -289,17 +290,17 @@ class ParameterAverage:
 
 
 def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimizer:
-    """The optimizer.
+    """The protocol's SGD or AdamW over all parameters.
 
     Weight decay applies to ``weight`` tensors of two or more dimensions (LINs-lab/RDED), or to all parameters if
     ``weight_decay_on`` is ``all``.
     """
     decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     everywhere = protocol.weight_decay_on == "all"
     for name, parameter in student.named_parameters():
-        (decayed if everywhere or ("weight" in name and parameter.ndim > 1) else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        (decayed if everywhere or ("weight" in name and parameter.ndim > 1) else not_decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
     # A tensor on CUDA, which a graph reads at every step.
     weight = next(student.parameters())
     on_cuda = weight.is_cuda
@@ -311,7 +312,7 @@ def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Op
 
 
 def _epoch_row(
-    epoch: int, losses: list[float], counts: list[int], right: int, lr: float, curve: list[dict[str, float]]
+    epoch: int, losses: list[float], counts: list[int], correct: int, lr: float, curve: list[dict[str, float]]
 ) -> dict[str, float]:
     """The row of one epoch in the curve; raises :class:`Diverged` if a loss is not finite."""
     broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
@@ -325,7 +326,7 @@ def _epoch_row(
         )
     seen = sum(counts)
     mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / seen
-    return {"epoch": epoch, "loss": mean, "lr": lr, "train_top1_pct": 100 * right / seen}
+    return {"epoch": epoch, "loss": mean, "lr": lr, "train_top1_pct": 100 * correct / seen}
 
 
 def correct_per_class(
@@ -341,17 +342,17 @@ def correct_per_class(
 
     ``resize``: side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are.
     """
-    truth = torch.tensor(dataset.labels(split))
-    guesses = []
+    labels = torch.tensor(dataset.labels(split))
+    predictions = []
     student.eval()
-    for places in torch.arange(len(truth)).split(TEST_BATCH):
-        images = dataset.images(split, places.tolist())
+    for positions in torch.arange(len(labels)).split(TEST_BATCH):
+        images = dataset.images(split, positions.tolist())
         pixels = to_unit((centre_of_resized(images, resize) if resize else images).to(device))
         with torch.no_grad(), autocast(device, precision):
-            guesses.append(student(pixels).argmax(dim=1))
-        watch.tested(len(places))
-    right = truth[torch.cat(guesses).cpu() == truth]
-    return torch.bincount(right, minlength=dataset.info.num_classes)
+            predictions.append(student(pixels).argmax(dim=1))
+        watch.tested(len(positions))
+    correct = labels[torch.cat(predictions).cpu() == labels]
+    return torch.bincount(correct, minlength=dataset.info.num_classes)
 
 
 def centre_of_resized(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -23,12 +23,14 @@ from rd3.recipe import EvaluationRecipe
 AHEAD = {"cpu": 256}
 """Number of images that teachers label at once, by type of device; in eval mode logits do not depend on the batch."""
 AHEAD_ELSEWHERE = 1024
+"""The same on all other devices."""
 
 
 def frozen(teacher: nn.Module, mode: str, precision: str, device: torch.device) -> nn.Module:
     """A frozen copy of a teacher for inference.
 
-    In ``eval`` mode batch norms are folded into convolutions; in ``batch`` mode they use the statistics of the batch.
+    ``mode`` is the protocol's ``teacher_mode``: for ``eval`` batch norms are folded into convolutions, for ``batch``
+    they use the statistics of the batch.
     """
     if mode == "eval":
         own = folded(teacher).to(device)
@@ -58,8 +60,8 @@ class LabelledViews:
     ):
         """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views.
 
-        ``once``: labels of the images that need no teacher.  ``cached``: their cached logits; call :meth:`close`
-        after use.
+        ``once``: the set's own labels, which need no teacher.  ``cached``: cached logits of the teachers; call
+        :meth:`close` after use.
         """
         self._teachers, self._precision = teachers, precision
         self.cached_logits: LogitsStream | None = None
@@ -128,10 +130,10 @@ class OnceLabels:
     def of(self, batch: Batch, protocol: EvalProtocol) -> torch.Tensor:
         """(B, C) float32 logits for the views of a batch; those of mixed images are mixed as probabilities."""
         table = self.table(protocol)
-        base = table[batch.rows]
+        own = table[batch.rows]
         if not any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation):
-            return base
-        return mixture(base, table[batch.rows_mixed], float(batch.targets.lam), protocol.loss.settings["temperature"])
+            return own
+        return mixture(own, table[batch.rows_mixed], float(batch.targets.lam), protocol.loss.settings["temperature"])
 
 
 class LabelledBatch:
@@ -158,5 +160,5 @@ class LabelledBatch:
 
 
 def as_stored(logits: torch.Tensor, protocol: EvalProtocol) -> torch.Tensor:
-    """(B, C) float32 logits as training reads them from a store on disk."""
+    """(B, C) float32 logits, rounded and cut to the largest as stored soft labels are."""
     return restored(stored(logits, protocol), logits.shape[1])

@@ -65,8 +65,8 @@ def views(
     steps = transforms(protocol.augmentation)
     draw = _drawn if protocol.label_epochs is None else _reused
     drawn = draw(len(images), images.shape[-1], protocol, steps, seed)
-    while some := list(itertools.islice(drawn, ahead)):
-        yield _chunk(some, images, labels, steps)
+    while batches := list(itertools.islice(drawn, ahead)):
+        yield _chunk(batches, images, labels, steps)
 
 
 def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> Iterator[_Drawn]:
@@ -80,8 +80,8 @@ def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmen
 
 
 _MOST_STATES = 2**14
-"""States of the stream of augmentations that are kept, of 5 KB each: 80 MB.  A larger pool keeps one for several
-batches, whose draws up to a batch are then repeated."""
+"""States of the augmentation stream that are kept, of 5 KB each: 80 MB.  A larger pool keeps one state for several
+batches, and repeats the draws from there up to the wanted batch."""
 
 
 class _Kept(NamedTuple):
@@ -90,7 +90,7 @@ class _Kept(NamedTuple):
     batches: list[torch.Tensor]
     """(B,) int64 rows of each batch."""
     states: list[torch.Tensor]
-    """States of the stream of augmentations before the draws of every ``every``-th batch, from the first on."""
+    """States of the augmentation stream before the draws of every ``every``-th batch, from the first on."""
     every: int
 
 
@@ -115,9 +115,8 @@ def _reused(
             batches = [full[place] for place in places.tolist()]
         before: tuple[_Kept, int] | None = None
         for place, (kept, own) in enumerate(batches, 1):
-            if (
-                before is None or before[0] is not kept or before[1] != own - 1
-            ):  # else the stream is where this batch begins
+            follows = before is not None and before[0] is kept and before[1] == own - 1
+            if not follows:  # else the stream is where this batch begins
                 _rewind(augment, kept, own, side, steps)
             before = kept, own
             rows = kept.batches[own]
@@ -126,7 +125,7 @@ def _reused(
 
 
 def _rewind(augment: torch.Generator, kept: _Kept, place: int, side: int, steps: Sequence[Augmentation]) -> None:
-    """Set the stream to the state before the draws of a batch."""
+    """Set the stream to the state before the draws of batch ``place`` (from 0) of an epoch."""
     augment.set_state(kept.states[place // kept.every])
     for rows in kept.batches[place - place % kept.every : place]:
         for step in steps:
@@ -155,19 +154,20 @@ def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, step
     sizes = [len(each.rows) for each in drawn]
     rows = torch.cat([each.rows for each in drawn]).to(images.device)
     pixels, own = to_unit(images[rows]), labels[rows]
-    partner, shares = torch.arange(len(rows), device=images.device), [1.0] * len(drawn)
+    partner, lams = torch.arange(len(rows), device=images.device), [1.0] * len(drawn)
     for place, step in enumerate(steps):
         draws = [
             torch.cat(parts).to(images.device) for parts in zip(*(each.draws[place] for each in drawn), strict=True)
         ]
         if step.mixes:
-            shares = [float(each.draws[place][1][0]) for each in drawn]
+            lams = [float(each.draws[place][1][0]) for each in drawn]
+            # From positions within a batch to positions within the chunk.
             starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
             partner = draws[0] = draws[0] + starts.repeat_interleave(torch.tensor(sizes)).to(images.device)
         pixels = step.apply(pixels, *draws)
     of_images = (each.split(sizes) for each in (pixels, own, own[partner], rows, rows[partner]))
     batches = [
         Batch(each.epoch, view, LossTargets(None, base, mixed, lam, each.epoch), own_rows, rows_mixed, each.last)
-        for each, lam, view, base, mixed, own_rows, rows_mixed in zip(drawn, shares, *of_images, strict=True)
+        for each, lam, view, base, mixed, own_rows, rows_mixed in zip(drawn, lams, *of_images, strict=True)
     ]
     return Chunk(pixels, batches)
