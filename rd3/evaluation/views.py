@@ -74,9 +74,9 @@ def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmen
     for epoch in range(1, protocol.epochs + 1):
         split = torch.randperm(count, generator=order).split(protocol.batch_size)
         batches = [rows for rows in split if len(rows) > 1]
-        for place, rows in enumerate(batches, 1):
+        for number, rows in enumerate(batches, 1):
             draws = [step.draw(len(rows), side, augment) for step in steps]
-            yield _Drawn(epoch, rows, draws, place == len(batches))
+            yield _Drawn(epoch, rows, draws, number == len(batches))
 
 
 _MOST_STATES = 2**14
@@ -84,8 +84,8 @@ _MOST_STATES = 2**14
 batches, and repeats the draws from there up to the wanted batch."""
 
 
-class _Kept(NamedTuple):
-    """The batches of one epoch that can be drawn again."""
+class _PoolEpoch(NamedTuple):
+    """One of the ``label_epochs`` epochs whose batches are drawn again."""
 
     batches: list[torch.Tensor]
     """(B,) int64 rows of each batch."""
@@ -104,46 +104,46 @@ def _reused(
     """
     augment, pick = generator(seed, "augment"), generator(seed, "label reuse")
     pool = _pool(count, side, protocol, steps, seed)
-    full = [(epoch, place) for epoch in pool for place, rows in enumerate(epoch.batches)
+    full = [(source, index) for source in pool for index, rows in enumerate(source.batches)
             if len(rows) == protocol.batch_size]  # fmt: skip
     for epoch in range(1, protocol.epochs + 1):
         if protocol.label_reuse == "epochs":
             whole = pool[int(torch.randint(len(pool), (), generator=pick))]
-            batches = [(whole, place) for place in range(len(whole.batches))]
+            batches = [(whole, index) for index in range(len(whole.batches))]
         else:
-            places = torch.randint(len(full), (count // protocol.batch_size,), generator=pick)
-            batches = [full[place] for place in places.tolist()]
-        before: tuple[_Kept, int] | None = None
-        for place, (kept, own) in enumerate(batches, 1):
-            follows = before is not None and before[0] is kept and before[1] == own - 1
+            picked = torch.randint(len(full), (count // protocol.batch_size,), generator=pick)
+            batches = [full[number] for number in picked.tolist()]
+        before: tuple[_PoolEpoch, int] | None = None
+        for number, (source, index) in enumerate(batches, 1):
+            follows = before is not None and before[0] is source and before[1] == index - 1
             if not follows:  # else the stream is where this batch begins
-                _rewind(augment, kept, own, side, steps)
-            before = kept, own
-            rows = kept.batches[own]
+                _rewind(augment, source, index, side, steps)
+            before = source, index
+            rows = source.batches[index]
             draws = [step.draw(len(rows), side, augment) for step in steps]
-            yield _Drawn(epoch, rows, draws, place == len(batches))
+            yield _Drawn(epoch, rows, draws, number == len(batches))
 
 
-def _rewind(augment: torch.Generator, kept: _Kept, place: int, side: int, steps: Sequence[Augmentation]) -> None:
-    """Set the stream to the state before the draws of batch ``place`` (from 0) of an epoch."""
-    augment.set_state(kept.states[place // kept.every])
-    for rows in kept.batches[place - place % kept.every : place]:
+def _rewind(augment: torch.Generator, source: _PoolEpoch, index: int, side: int, steps: Sequence[Augmentation]) -> None:
+    """Set the stream to the state before the draws of batch ``index`` (from 0) of an epoch."""
+    augment.set_state(source.states[index // source.every])
+    for rows in source.batches[index - index % source.every : index]:
         for step in steps:
             step.draw(len(rows), side, augment)
 
 
-def _pool(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> list[_Kept]:
+def _pool(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> list[_PoolEpoch]:
     """The batches of the first ``label_epochs`` epochs; keeps states, since draws may be as large as images."""
     order, augment = generator(seed, "order"), generator(seed, "augment")
     epochs = protocol.label_epochs or 0
     every = -(-epochs * -(-count // protocol.batch_size) // _MOST_STATES)
-    pool = [_Kept([], [], every) for _epoch in range(epochs)]
-    for kept in pool:
+    pool = [_PoolEpoch([], [], every) for _epoch in range(epochs)]
+    for source in pool:
         split = torch.randperm(count, generator=order).split(protocol.batch_size)
-        for place, rows in enumerate(rows for rows in split if len(rows) > 1):
-            kept.batches.append(rows)
-            if place % every == 0:
-                kept.states.append(augment.get_state())
+        for index, rows in enumerate(rows for rows in split if len(rows) > 1):
+            source.batches.append(rows)
+            if index % every == 0:
+                source.states.append(augment.get_state())
             for step in steps:
                 step.draw(len(rows), side, augment)
     return pool

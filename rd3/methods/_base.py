@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel):
-    """Base of a method's settings: typed, strict, resolved into the recipe."""
+    """Base of a method's settings: typed, immutable, without unknown names, resolved into the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 _AnySettings = type[Settings]
-"""Inside a class with an attribute ``Settings`` that name means the attribute."""
+"""The annotation of :attr:`Method.Settings`, in whose class body the name ``Settings`` means that attribute."""
 
 
 class Support(NamedTuple):
@@ -58,11 +58,12 @@ NOISE = "noise"
 
 
 class Recording(NamedTuple):
-    """A training on the whole dataset that is recorded: that of a teacher, with its seed plus ``run``."""
+    """A recorded training on the whole dataset: that of a teacher, with another seed for each ``run``."""
 
     role: str
     """Role of the teacher whose network and training settings are used."""
     run: int = 0
+    """Added to the teacher's seed."""
 
 
 class Needs(NamedTuple):
@@ -109,12 +110,12 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     """Cache shared by all blocks of the set, e.g. for the sorted candidates of a class."""
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Generation time by phase: ``wall_s`` and ``process_s``, in seconds."""
+    """Generation time by name of phase: ``wall_s`` and ``process_s`` (CPU time), in seconds."""
 
     def part(self, number: int, of: int) -> Callable[[float], None]:
-        """``progress`` for part ``number`` (from 0) of ``of`` equal parts."""
-        tell = self.progress
-        return lambda fraction: tell((number + fraction) / of)
+        """A ``progress`` for part ``number`` (from 0) of ``of`` equal parts of the block."""
+        whole = self.progress
+        return lambda fraction: whole((number + fraction) / of)
 
     def rng(self, stream: str, block: int | None = None) -> torch.Generator:
         """A CPU random stream of this set, determined by set seed, name and block alone."""
@@ -161,7 +162,7 @@ class Method(ABC):
     version: ClassVar[int]
     Settings: ClassVar[_AnySettings] = Settings
     counted: ClassVar[tuple[str, ...]] = ()
-    """Settings that scale the compute of a set: a value below the published one is reported as reduced."""
+    """Names of settings that scale the compute of a set: a value below the published one is reported as reduced."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Published settings by dataset, its parent, its resolution (``32px``) or ``default``, with their ``source``.
 
@@ -245,7 +246,7 @@ def method_names() -> list[str]:
 
 
 class Published(NamedTuple):
-    """Preset settings of a method on a dataset."""
+    """The preset of a method on a dataset."""
 
     values: dict[str, Any]
     source: str

@@ -31,7 +31,7 @@ from rd3.recipe import SetRecipe
 
 
 class MatchingSettings(RecoverySettings):
-    """Settings that all methods of the family share."""
+    """Settings that SRe2L, CDA and DWA share."""
 
     bn_weight: float = Field(ge=0)
     """Weight of the BatchNorm statistics loss relative to the cross-entropy."""

@@ -1,4 +1,4 @@
-"""Shared steps of coresets that select real images class by class, by the features of a teacher."""
+"""Shared steps of coresets that select real images class by class, by a teacher's features (before its last layer)."""
 
 from __future__ import annotations
 

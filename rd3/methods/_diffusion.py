@@ -26,11 +26,12 @@ BLOCKS_TOGETHER = 10
 class DiffusionMethod(Method):
     """Base of the methods that sample from a diffusion model; their settings have ``steps`` and ``guidance``.
 
-    On a GPU ``make`` gets the members of several classes in one block: it must go by ``block.members`` alone.
+    On a GPU :meth:`make` gets the members of several classes in one block, so it may use ``block.members`` alone, and
+    not ``block.index``.
     """
 
     def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
-        """On a GPU several, which fill its batches where a class has few images."""
+        """On a GPU several, which together fill a batch where a class has few images."""
         return 1 if device.type == "cpu" else BLOCKS_TOGETHER
 
     def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
@@ -67,7 +68,8 @@ def sampled(
     """(n, 3, H, W) uint8: the images of a block, at the dataset's resolution: phases ``generate`` and ``decode``.
 
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
-    ``start`` members to latents (B, C, h, w) for image-to-image, ``guide`` members to the guide of their batch.
+    ``start`` members, (label, k) each, to latents (B, C, h, w) for image-to-image with noise ``strength`` (0-1), and
+    ``guide`` members to the guide of their batch.
     Every image has noise of its own, a function of set seed, label and k.  On a CPU a batch holds images of one block,
     so that a block has the same bits however the blocks are shared out.
     """

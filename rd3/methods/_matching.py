@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from rd3.errors import DataCorrupt
 from rd3.lazy import nn, torch
-from rd3.methods._recovery import _moments
+from rd3.methods._recovery import channel_moments
 from rd3.models._matched import matched_layers
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.T
             return mean, tile_means(centred.square().mean((0, 1)), patch)
 
         @staticmethod
-        def backward(ctx: Any, of_mean: torch.Tensor, of_variance: torch.Tensor) -> tuple[torch.Tensor, None]:
+        def backward(ctx: Any, grad_mean: torch.Tensor, grad_variance: torch.Tensor) -> tuple[torch.Tensor, None]:
             (centred,) = ctx.saved_tensors
             count = centred.shape[0] * centred.shape[1] * ctx.patch**2
             slope, offset = (
-                spread_tiles(values / count, ctx.patch, *centred.shape[-2:]) for values in (2 * of_variance, of_mean)
+                spread_tiles(values / count, ctx.patch, *centred.shape[-2:])
+                for values in (2 * grad_variance, grad_mean)
             )
             return torch.addcmul(offset, centred, slope), None
 
@@ -57,7 +58,7 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
     """(B, D, H, W) -> (D,) and (T,): differentiable moments of a whole batch; no tiles without ``patch``."""
     from rd3.layer_statistics import Moments, whole_tiles
 
-    mean, var = (values[0] for values in _moments()(maps, 1))
+    mean, var = (values[0] for values in channel_moments()(maps, 1))
     if patch is None:
         return Moments(mean, var)
     return Moments(mean, var, *_tile_moments()(whole_tiles(maps, patch), patch))
@@ -87,7 +88,7 @@ def targets_of_labels(
 
 
 def _gathered(values: Iterable[torch.Tensor | None]) -> Moments:
-    """Moments from values in the order of their fields; those of channels are never None."""
+    """:class:`Moments` from the values of its fields in order; those of channels are never None."""
     from rd3.layer_statistics import Moments
 
     mean, var, patch_mean, patch_var = values
@@ -96,6 +97,7 @@ def _gathered(values: Iterable[torch.Tensor | None]) -> Moments:
 
 
 def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
+    """The moments of a layer in ``part`` of the statistics; raises :class:`DataCorrupt` if it is not there."""
     if name not in part:
         raise DataCorrupt(
             f"The statistics of teacher {statistics.teacher[:12]} have no layer {name!r}, its network has.",

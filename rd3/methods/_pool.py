@@ -20,7 +20,7 @@ from rd3.recipe import CollectionSettings, SetRecipe
 
 
 class PoolSettings(RecoverySettings):
-    """Settings that both methods share."""
+    """Settings that G-VBSM and EDC share."""
 
     pool: tuple[str, ...] = Field(default=(), exclude=True)
     """Roles of the teachers, used in turn, one per iteration; empty uses the grid's teacher alone.  The recipe stores
@@ -47,7 +47,7 @@ class PoolSettings(RecoverySettings):
 
 
 class PoolMethod(Method):
-    """Base of both methods."""
+    """Base of G-VBSM and EDC."""
 
     counted = ("iterations",)
     quick = {"iterations": 3, "batch_size": 10, "pool": ("teacher", "another")}
@@ -79,10 +79,10 @@ def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, 
 
 
 def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
-    """One crop of the original size for the whole batch (B, 3, H, W), after padding by zeros, the mean colour."""
+    """The same crop of every image (B, 3, H, W) in normalised space, after padding with zeros, the mean colour."""
     top, left = torch.randint(2 * padding + 1, (2,), generator=stream).tolist()
-    wide = F.pad(images, (padding, padding, padding, padding))
-    return wide[:, :, top : top + images.shape[2], left : left + images.shape[3]]
+    padded = F.pad(images, (padding, padding, padding, padding))
+    return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
 
 
 class Pool:
@@ -126,6 +126,6 @@ class Pool:
             return logits, loss.value()
 
     def logits(self, views: torch.Tensor, iteration: int) -> torch.Tensor:
-        """(B, C) float32 logits of the same teacher, without the statistics loss."""
+        """(B, C) float32 logits of this iteration's teacher, without the statistics loss."""
         with self.autocast():
             return self.teachers[self.turn(iteration)](self.space.to_unit(views)).float()

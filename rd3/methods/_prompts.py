@@ -21,7 +21,7 @@ def class_prompts(prompts: Sequence[str] | None, info: DatasetInfo) -> tuple[str
         return info.class_names
     if len(prompts) != info.num_classes:
         raise ClassOrderError(f"There are {len(prompts)} prompts, {info.name} has {info.num_classes} classes.", FIX)
-    # the id and the name of each class, as word sequences
+    # id and name of each class, as sequences of words
     names = [{_words(one) for one in pair} for pair in zip(info.class_ids, info.class_names, strict=True)]
     known = {name: label for label, own in enumerate(names) for name in own}
     for label, prompt in enumerate(prompts):

@@ -34,7 +34,7 @@ _SIDE_BY_SIDE = 10
 
 
 class RecoverySettings(Settings):
-    """Settings that all methods of the family share."""
+    """Settings that all methods that optimise pixels share."""
 
     iterations: int = Field(ge=1)
     """Optimisation steps on each batch of images."""
@@ -54,7 +54,7 @@ class RecoverySettings(Settings):
 
     @property
     def descent(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`optimise` among them."""
+        """The settings that are keyword arguments of :func:`optimise`."""
         return {"iterations": self.iterations, "lr": self.lr, "betas": (self.beta1, self.beta2)}
 
 
@@ -77,16 +77,16 @@ def blocks_at_once(info: DatasetInfo, device: torch.device) -> int:
 
 
 def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
-    """Batches of one image each of ``size`` classes: image number 0 of every class in class order, then number 1."""
+    """Blocks with one image of each of ``size`` classes: image 0 of every class in class order, then image 1."""
     labels = range(num_classes)
     batches = [(k, labels[first : first + size]) for k in range(ipc) for first in labels[::size]]
     return [Block(index, tuple((label, k) for label in group)) for index, (k, group) in enumerate(batches)]
 
 
 def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Block]:
-    """Batches of ``size`` images, class after class; first the images of the first of ``parts`` shares of 0..ipc-1."""
-    shares = [range(ipc * part // parts, ipc * (part + 1) // parts) for part in range(parts)]
-    members = [(label, k) for share in shares for label in range(num_classes) for k in share]
+    """Blocks of ``size`` images, class after class; 0..ipc-1 is divided into ``parts``, which hold all classes each."""
+    numbers = [range(ipc * part // parts, ipc * (part + 1) // parts) for part in range(parts)]
+    members = [(label, k) for of_part in numbers for label in range(num_classes) for k in of_part]
     return [
         Block(index, tuple(members[first : first + size])) for index, first in enumerate(range(0, len(members), size))
     ]
@@ -97,24 +97,24 @@ def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator
     side = ctx.info.resolution
     if ctx.init is None:
         return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
-    rows = [k * ctx.info.num_classes + label for label, k in block.members]
+    rows = [k * ctx.info.num_classes + label for label, k in block.members]  # sets are ordered by k, then label
     images = ctx.init.rows(rows).to(ctx.device)
     return space.from_unit(images if images.is_floating_point() else images.float() / 255)
 
 
 def cosine(iteration: int, iterations: int) -> float:
-    """Factor on the learning rate at iteration 0 .. iterations-1: half a cosine per iteration, without warm-up."""
+    """Factor on the learning rate at iteration 0 .. iterations-1: half a cosine from 1, without warm-up."""
     return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
 
 @functools.cache
-def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
+def channel_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
     """The function (G * B, C, H, W), G -> channel means and biased variances, (G, C) each, of G batches side by side.
 
-    One pass over the input for sums and one for sums of squares, without another tensor of the input's size, and one
-    more for the explicit gradient.  torch's ``var_mean`` takes ten times as long on a CPU, mean and centred squares
-    four times.  The error of a variance is about ``eps (mean^2 + variance)``, which is negligible wherever BatchNorm is
-    useful.  (Defined inside a function because it needs torch.)
+    Forward takes one pass over the input for sums and one for sums of squares, without another tensor of the input's
+    size; backward, one more for an explicit gradient.  torch's ``var_mean`` takes ten times as long on a CPU, mean and
+    centred squares four times.  The error of a variance is about ``eps (mean^2 + variance)``, which is negligible
+    wherever BatchNorm is useful.  (Defined inside a function because it needs torch.)
     """
 
     class Moments(torch.autograd.Function):
@@ -125,14 +125,14 @@ def _moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor
             return mean, square - mean.square()
 
         @staticmethod
-        def backward(ctx: Any, of_mean: torch.Tensor, of_variance: torch.Tensor) -> tuple[torch.Tensor, None]:
+        def backward(ctx: Any, grad_mean: torch.Tensor, grad_variance: torch.Tensor) -> tuple[torch.Tensor, None]:
             inputs, mean = ctx.saved_tensors
-            count = inputs.numel() / mean.numel()
-            slope = 2 * of_variance / count
-            of_image = (of_mean / count - slope * mean, slope)
-            each = len(inputs) // len(mean)
-            constant, slope = (values.repeat_interleave(each, 0)[:, :, None, None] for values in of_image)
-            return torch.addcmul(constant, inputs, slope), None
+            count = inputs.numel() / mean.numel()  # values that a mean is over
+            slope = 2 * grad_variance / count
+            line = (grad_mean / count - slope * mean, slope)
+            batch_size = len(inputs) // len(mean)
+            offset, slope = (values.repeat_interleave(batch_size, 0)[:, :, None, None] for values in line)
+            return torch.addcmul(offset, inputs, slope), None
 
     apply: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = Moments.apply
     return apply
@@ -180,7 +180,7 @@ class BatchNormLoss(ExitStack[None]):
         return self
 
     def _hook(self, number: int) -> Callable[..., None]:
-        moments = _moments()
+        moments = channel_moments()
 
         def measure(layer: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
             assert layer.running_mean is not None and layer.running_var is not None
@@ -197,7 +197,7 @@ class BatchNormLoss(ExitStack[None]):
 
 @dataclass(frozen=True)
 class Views:
-    """Augmentation of one iteration: one crop, one flip and one roll, shared by the whole batch."""
+    """Augmentation of one iteration: the same crop, flip and cyclic shift (roll) for the whole batch."""
 
     size: int
     """Side of the output, in pixels."""

@@ -1,4 +1,4 @@
-"""Shared steps of coresets that score images by a recorded training and sample them by coverage-centric selection."""
+"""Shared steps of coresets that score images by a recorded training and select by coverage (CCS)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScoredSettings(Settings):
 
 
 class ScoredCoreset(Method):
-    """Base class of these methods; one block per class, easiest image first."""
+    """Base of AUM, EL2N and Forgetting; one block per class, easiest image first."""
 
     Settings: ClassVar[type[ScoredSettings]] = ScoredSettings
 

@@ -27,7 +27,7 @@ class AUM(ScoredCoreset):
 
     Deviations: margins of logits as in Pleiss et al. (CCS's code: of probabilities); over the whole training (Pleiss et
     al. end before the first drop of the learning rate, which a cosine does not have); class by class, so that all
-    classes have equally many images; a cutoff below IPC images is not carried out in full.
+    classes have equally many images; pruning leaves at least IPC images.
     """
 
     def hardness(self, recorded: Sequence[Dynamics], settings: ScoredSettings) -> np.ndarray:

@@ -29,7 +29,7 @@ class D4MSettings(Settings):
     clusters: int | None = Field(default=None, ge=1)
     """Prototypes per class; None uses IPC.  A smaller number that divides IPC starts several images from each."""
     expand: int = Field(default=10, ge=1)
-    """Latents that the k-means fits at a time, as a multiple of ``clusters``."""
+    """Latents in a mini-batch of the k-means, as a multiple of ``clusters``."""
     prompts: tuple[str, ...] | None = None
     """Prompt of each class, in label order; None uses the class names."""
     negative_prompt: str = NEGATIVE
@@ -37,7 +37,7 @@ class D4MSettings(Settings):
     steps: int = Field(default=50, ge=1, le=1000)
     """Steps of the model's own scheduler, of which the last ``strength * steps`` are run."""
     strength: float = Field(default=0.7, gt=0, le=1)
-    """Noise that is added to the prototypes, as a fraction of the steps."""
+    """Noise added to the prototypes (image-to-image strength): 1 leaves almost pure noise and runs all steps."""
     guidance: float = Field(default=8.0, ge=0)
     """Scale of classifier-free guidance; 1 is the conditional model."""
 
@@ -52,7 +52,7 @@ class D4M(DiffusionMethod):
     Prototypes (a step of its own): all training images are encoded by the model's VAE, and mini-batch k-means with IPC
     clusters runs in the latents of each class.  Image k of a class starts from centre k with the noise of 70 % of 50
     steps and is sampled with the class name as the prompt, guidance 8 and a negative prompt.  No teacher is used before
-    the labels.  A smaller set is not the beginning of a larger one, as its clusters are others.
+    the labels.  A smaller set is not the beginning of a larger one, as its clusters differ.
 
     Source: Su et al., "D4M: Dataset Distillation via Disentangled Diffusion Model", CVPR 2024; suduo94/D4M
     ``distillation/gen_prototype.py``, ``distillation/gen_syn_image.py``, ``distillation/*_imgnt.sh``.

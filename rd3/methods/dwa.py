@@ -36,24 +36,24 @@ class DWA(BatchNormMatching):
 
     Before the first iteration a copy of the teacher takes ``steps`` steps of length ``rho / steps`` up the gradient of
     the batch's cross-entropy with respect to all its parameters, on the view that the first iteration will see.  The
-    batch is then recovered against this copy, with the variances' part of the BatchNorm term weighed by
-    ``variance_weight``; the running statistics stay the teacher's.  The published start is a real image of each class:
+    batch is then recovered against this copy, with the variance distance of the BatchNorm term weighted by
+    ``variance_weight``; the running statistics stay the teacher's.  The published initial images are real ones: here
     the ``random`` set, so that sets nest.
 
     With ``accumulate`` a block is all batches of one image number and follows the released code to the letter: one copy
-    for all, perturbed further by every batch; the gradients of its parameters pile up over the iterations, and the
-    first step of the next batch goes along their sum; the first update of the images has the cross-entropy gradients of
+    for all, perturbed further by every batch; the gradients of its parameters accumulate over the iterations, and the
+    first step of the next batch follows their sum; the first update of the images has the cross-entropy gradients of
     the perturbation added.
 
     Source: Du et al., "Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment",
     NeurIPS 2024; AngusDujw/Diversity-Driven-Synthesis ``distillation/distillation_*.py``, ``perterb.py``, ``utils.py``.
 
-    Deviations: without ``accumulate``, every batch has the unperturbed teacher to start from and clean gradients, so
-    the first update of the images goes without the cross-entropy gradients of the perturbation's steps; pixels are
-    clamped to the teacher's own constants, where the authors train on CIFAR-10 under one set and clamp and save under
-    another; the start is drawn by the set seed, not by the order of a directory, and at 224 pixels is cut square
-    instead of squeezed; the resized crop is antialiased; one random stream per block instead of none fixed; stored
-    without loss unless ``save_format`` is ``jpeg``.
+    Deviations: without ``accumulate``, every batch starts from the unperturbed teacher with zero gradients, so the
+    first update of the images lacks the cross-entropy gradients of the perturbation steps; pixels are clamped to the
+    teacher's own constants, where the authors train on CIFAR-10 with one pair and clamp and save with another; the
+    initial images are drawn by the set seed, not by the order of a directory, and at 224 pixels are cropped square, not
+    squeezed; the resized crop is antialiased; one random stream per block, where the authors fix no seed; stored
+    losslessly unless ``save_format`` is ``jpeg``.
     """
 
     Settings = DWASettings

@@ -35,7 +35,7 @@ class EDCSettings(PoolSettings):
 class EDC(PoolMethod):
     """Images of an init set, optimised for the classification and the class statistics of a pool of networks.
 
-    A batch holds whole classes, as far as they fit; every image of the init set is flipped or not at its start.  Every
+    A batch holds whole classes, as far as they fit; each image of the init set is first flipped at random.  Every
     iteration takes one random view of the batch (crop and flip: shared by all its images) and the next teacher of the
     pool, and adds the cross-entropy and ``matching_weight`` times the distance of the statistics of its layers
     (BatchNorm and convolutions; channels and tiles) from those of all images and of the batch's classes ("soft
@@ -53,8 +53,8 @@ class EDC(PoolMethod):
     optimisation runs in the normalised space of the first one; the resized crop is antialiased; the second clamp of the
     CIFAR-10 script, before the backward pass, is left out, since images that start in [0, 1] and are clamped after
     every step never leave it; the flatness term works for every dataset, where two of the released branches have a
-    constant zero, and its averaged images pass the teacher without being matched; one random stream per batch instead
-    of none fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    constant zero, and its averaged images pass the teacher without being matched; one random stream per batch, where
+    the authors fix no seed; stored losslessly unless ``save_format`` is ``jpeg``.
     """
 
     Settings = EDCSettings

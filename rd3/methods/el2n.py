@@ -21,9 +21,9 @@ class EL2NSettings(ScoredSettings):
     """Settings of the score and of CCS."""
 
     early_epochs: int = Field(ge=1)
-    """Epochs of the recorded training, from the first, over which the score is a mean."""
+    """Number of first epochs of the recorded training over which the score is a mean."""
     runs: int = Field(default=1, ge=1)
-    """Recorded trainings with different seeds, over which the score is a mean."""
+    """Number of recorded trainings, with different seeds, over which the score is a mean."""
 
 
 @register_method("el2n", version=1)
@@ -39,8 +39,7 @@ class EL2N(ScoredCoreset):
 
     Deviations: as CCS, errors are those during training, on augmented images (Paul et al. compute them after epoch 20
     without augmentation, over ten trainings); the hardest images by EL2N are pruned (CCS's code always prunes by AUM);
-    class by class, so that all classes have equally many images; a cutoff
-    below IPC images is not carried out in full.
+    class by class, so that all classes have equally many images; pruning leaves at least IPC images.
     """
 
     Settings = EL2NSettings

@@ -28,7 +28,7 @@ class Forgetting(ScoredCoreset):
 
     Deviations: images that are never learned have as many events as epochs (Toneva et al.: infinitely many, which has
     no range to divide; CCS's code: none), so that they are pruned first (CCS's code always prunes by AUM); class by
-    class, so that all classes have equally many images; a cutoff below IPC images is not carried out in full.
+    class, so that all classes have equally many images; pruning leaves at least IPC images.
     """
 
     def hardness(self, recorded: Sequence[Dynamics], settings: ScoredSettings) -> np.ndarray:

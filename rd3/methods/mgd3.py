@@ -8,6 +8,7 @@ from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
 from rd3.diffusion.guide import Guide, Step
+from rd3.errors import BadValue
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Needs, Settings, register_method
 from rd3.methods._diffusion import DiffusionMethod, sampled
@@ -23,9 +24,9 @@ class MGD3Settings(Settings):
     mode_scale: float = Field(default=0.1, ge=0)
     """Weight of the pull of the predicted image towards its mode."""
     stop: int = Field(default=25, ge=-1)
-    """Step, counted down to 0 at the last one, at and after which images are sampled without modes."""
+    """Number of steps left after this one, at and below which a step is not guided; -1 guides every step."""
     steps: int = Field(default=50, ge=1, le=1000)
-    """Steps of DDPM, evenly spaced over the model's 1000 times."""
+    """Steps of DDPM, evenly spaced over the model's 1000 timesteps."""
     guidance: float = Field(default=4.0, ge=0)
     """Scale of classifier-free guidance; 1 is the conditional model."""
 
@@ -51,7 +52,7 @@ class MGD3(DiffusionMethod):
     Modes (a step of its own): k-means with IPC clusters in the latents of each class.  In the first, noisy half of the
     steps the latents of image k move from the prediction of x_0 towards mode k, in proportion to the noise of the step;
     the other half is plain sampling.  The model is not trained.  A smaller set is not the beginning of a larger one, as
-    its modes are others.
+    its modes differ.
 
     Source: Chan-Santiago et al., "MGD3: Mode-Guided Dataset Distillation using Diffusion Models", ICML 2025.
 
@@ -70,6 +71,11 @@ class MGD3(DiffusionMethod):
         return Needs(backbones=(settings.backbone,), derived=(Derive("prototypes", clustering),))
 
     def resolve_size(self, settings: MGD3Settings, info: DatasetInfo, ipc: int) -> MGD3Settings:
+        if settings.mode_scale and settings.stop >= settings.steps - 1:
+            raise BadValue(
+                f"Method mgd3, setting stop: at {settings.stop}, none of {settings.steps} steps is guided by modes.",
+                f"use {settings.steps // 2 - 1}, so that half of the steps are, or mode_scale 0",
+            )
         return settings.model_copy(update={"clusters": clusters_for("mgd3", ipc, settings.clusters)})
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:

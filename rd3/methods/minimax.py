@@ -20,7 +20,7 @@ class MinimaxSettings(Settings, MinimaxTuning):
     backbone: str = "dit"
     """Role of the diffusion transformer."""
     steps: int = pydantic.Field(default=50, ge=1, le=1000)
-    """Steps of DDPM, evenly spaced over the model's 1000 times."""
+    """Steps of DDPM, evenly spaced over the model's 1000 timesteps."""
     guidance: float = pydantic.Field(default=4.0, ge=0)
     """Scale of classifier-free guidance; 1 is the conditional model."""
 
@@ -67,12 +67,12 @@ class Minimax(DiffusionMethod):
 
 
 def _tuned(ctx: Context) -> Any:
-    """The backbone with its fine-tuned weights, which are loaded once a set."""
+    """The backbone with its fine-tuned weights, which are loaded into it once per set."""
     [backbone], [folder] = ctx.backbones, ctx.derived
     if "tuned" not in ctx.shared:
         from safetensors.torch import load_file
 
         own: Any = backbone
-        own.transformer.load_state_dict(load_file(folder / FILE), strict=False)
+        own.transformer.load_state_dict(load_file(folder / FILE), strict=False)  # only the weights that changed
         ctx.shared["tuned"] = True
     return backbone

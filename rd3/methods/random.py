@@ -18,7 +18,7 @@ _GROUP = 100
 
 
 class RandomSettings(Settings):
-    """The method has no settings."""
+    """No settings."""
 
 
 @register_method("random", version=1)
@@ -26,11 +26,11 @@ class Random(Method):
     """Uniformly sampled real images: the baseline that every method must beat at equal IPC.
 
     The first IPC images of one permutation per class, so that the IPC-1 set is part of the IPC-10 set.
-    Images are stored at the dataset's size (shorter side resized with antialias, centre crop), without loss.
+    Images are stored at the dataset's size (shorter side resized with antialias, centre crop), losslessly.
 
-    Deviations: others store real images at 224 pixels with the shorter side at 224.  ``imagenet1k``, ``imagenette`` and
-    ``imagewoof`` give theirs as students are tested, with the shorter side at 256 before the crop to 224, so an eighth
-    of that side is cut off; their subsets at 224 pixels are taken whole.
+    Deviations: other code stores real images at 224 pixels with the shorter side at 224.  ``imagenet1k``,
+    ``imagenette`` and ``imagewoof`` have images as in tests, with the shorter side at 256 before the crop to 224, which
+    cuts off an eighth of that side; their subsets at 224 pixels are taken whole.
 
     Source: "Rectified Decoupled Dataset Distillation" (RD3), Table 7; the set is fixed by its set seed.
     """

@@ -41,8 +41,8 @@ class RDEDSettings(Settings):
 class RDED(Method):
     """Mosaics of the crops of real images with the lowest cross-entropy of a teacher for their class.
 
-    For every class, ``mipc`` images give ``num_crop`` square crops each, of a tile's size.  For
-    scoring, a crop is padded to the input size with the mean colour (factor > 1 only); its score is the teacher's
+    For every class, ``num_crop`` random square crops of each of ``mipc`` images are resized to a tile.  For scoring, a
+    crop is padded to the input size with the mean colour (factor > 1 only); its score is the teacher's
     cross-entropy for the true class.  The best crop of each image is kept.  Of these, the best IPC become tile 0 (top
     left) of images 0 to IPC - 1, the next IPC tile 1, and so on, row by row.  No soft labels are stored.  At factor 1 a
     smaller set is the beginning of a larger one; at factor > 1 it is not, as its images hold other patches.
@@ -53,7 +53,7 @@ class RDED(Method):
     Deviations: scores use the teacher's own normalisation constants, not ImageNet's for every dataset; log-softmax
     instead of the logarithm of a softmax (finite for hopeless crops); a class with fewer than ``mipc`` images gives all
     of them, and ``mipc`` is raised where IPC * factor^2 needs more (the released code fails in both cases); stored
-    without loss unless ``save_format`` is ``jpeg``.
+    losslessly unless ``save_format`` is ``jpeg``.
     """
 
     Settings = RDEDSettings

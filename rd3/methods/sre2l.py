@@ -23,8 +23,8 @@ class SRe2L(BatchNormMatching):
     ``SRe2L/recover/data_synthesis.py``, ``recover.sh`` and the small-dataset scripts.
 
     Deviations: the total-variation and L2 terms, which every released script sets to zero, are left out; the resized
-    crop is antialiased; pixels are clamped to the teacher's own constants; one random stream per batch instead of none
-    fixed; stored without loss unless ``save_format`` is ``jpeg``.
+    crop is antialiased; pixels are clamped to the teacher's own constants; one random stream per batch, where the
+    authors fix no seed; stored losslessly unless ``save_format`` is ``jpeg``.
     """
 
     Settings = SRe2LSettings

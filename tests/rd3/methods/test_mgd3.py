@@ -13,6 +13,7 @@ from rd3.diffusion.derivations.prototypes import FILE, TENSOR, Prototypes
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.guide import Step
 from rd3.diffusion.sampler import guided, sample
+from rd3.errors import BadValue
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods.mgd3 import ModeGuide
 from rd3.planning.backbones import backbone_recipe, backbone_role
@@ -102,6 +103,15 @@ def test_settings():
     [derive] = method.needs(DATA.info, settings, "").derived
     assert (derive.step, derive.settings.model_dump()["algorithm"]) == ("prototypes", "kmeans")
     assert not method.nests(settings, DATA.info)
+
+
+@pytest.mark.parametrize(("steps", "stop"), [(26, 25), (10, 25), (1, 0)])
+def test_a_stop_before_the_first_step_is_refused(steps, stop):
+    with pytest.raises(BadValue, match=f"none of {steps} steps is guided .* mode_scale 0"):
+        resolve_settings("mgd3", dataset_info("imagenette"), 10, {"steps": steps, "stop": stop})
+    plain = resolve_settings("mgd3", dataset_info("imagenette"), 10, {"steps": steps, "stop": stop, "mode_scale": 0})
+    assert plain.mode_scale == 0
+    assert resolve_settings("mgd3", dataset_info("imagenette"), 10, {"steps": steps, "stop": steps - 2}).steps == steps
 
 
 def test_a_set_from_plan_to_images(model: DiT, tmp_path: Path):
