@@ -73,7 +73,7 @@ class _Group:
         copies: dict[Any, nn.Module],
         outcomes: dict[int, EvalResult | Exception],
     ):
-        """``copies`` are frozen teachers, shared by all groups; ``outcomes``, by evaluation, is filled in."""
+        """``copies`` are frozen teachers, shared by all groups; ``outcomes``, by ``id`` of evaluation, is filled in."""
         first, self._outcomes = evaluations[0], outcomes
         precision = resolve_precision(device, first.recipe.protocol.precision)
         images, labels = first.images.to(device), first.labels.to(device)
@@ -81,7 +81,7 @@ class _Group:
         own = first.own_labels(device)
         self._views = LabelledViews(images, labels, teachers, first.recipe, precision, own, first.cached_logits)
         if self._views.cached_logits is None or not self._views.cached_logits.reading:
-            list(teachers)  # before the clocks of the students start
+            list(teachers)  # freeze them all before the clocks of the students start
         self._batches = iter(self._views)
         self._students = {id(one): StudentTraining(one, dataset, device, precision) for one in evaluations}
         self._queued: list[Batch] = []
@@ -104,7 +104,7 @@ class _Group:
         self._finish_step()
         batch = next(self._batches, None) if self._students else None
         if batch is None:
-            self._outcomes |= {name: student.result() for name, student in self._students.items()}
+            self._outcomes |= {number: student.result() for number, student in self._students.items()}
             return False
         self._last = batch.last
         self._queued = [batch.under(student.recipe.protocol) for student in self._students.values()]
@@ -119,17 +119,18 @@ class _Group:
         self._queued = []
         if self._last:
             self._last = False
-            for name, student in list(self._students.items()):
-                self._end_epoch(name, student)
+            for number, student in list(self._students.items()):
+                self._end_epoch(number, student)
 
-    def _end_epoch(self, name: int, student: StudentTraining) -> None:
+    def _end_epoch(self, number: int, student: StudentTraining) -> None:
+        """End the epoch of the student with this ``id``; if that fails, its outcome is the error and it leaves."""
         try:
             student.end_epoch()
         except Exception as error:
             if ends_the_process(error):
                 raise
-            self._outcomes[name] = error
-            del self._students[name]
+            self._outcomes[number] = error
+            del self._students[number]
 
 
 class _Teachers(Sequence[nn.Module]):
@@ -150,13 +151,13 @@ class _Teachers(Sequence[nn.Module]):
     def __len__(self) -> int:
         return len(self._teachers)
 
-    def __getitem__(self, place: Any) -> Any:
-        teacher = self._teachers[place]
-        name = (id(teacher), self._mode, self._precision)
-        if name not in self._copies:
-            self._copies[name] = frozen(teacher, self._mode, self._precision, self._sample.device)
-            _check_classes(self._copies[name], self._sample, self._dataset)
-        return self._copies[name]
+    def __getitem__(self, index: Any) -> Any:
+        teacher = self._teachers[index]
+        key = (id(teacher), self._mode, self._precision)
+        if key not in self._copies:
+            self._copies[key] = frozen(teacher, self._mode, self._precision, self._sample.device)
+            _check_classes(self._copies[key], self._sample, self._dataset)
+        return self._copies[key]
 
 
 def train_and_test(
