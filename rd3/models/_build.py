@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from rd3.errors import Unsupported
 from rd3.lazy import nn, torch
 from rd3.models._base import Cost, Extent, find
 from rd3.models._matched import matched_layers
@@ -62,7 +63,10 @@ def extent(name: str, num_classes: int, resolution: int) -> Extent:
 
 @functools.cache
 def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
-    """Cost of one image's forward pass: FLOPs of convolutions and matrix products, memory traffic of all layers."""
+    """Cost of one image's forward pass: FLOPs of convolutions and matrix products, memory traffic of all layers.
+
+    Raises :class:`Unsupported` for a network that fails at this resolution, such as one that shrinks images too often.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     from rd3.models._traffic import Traffic
@@ -73,7 +77,12 @@ def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
         pixels = torch.empty(images, 3, resolution, resolution, device="meta")
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter, Traffic() as traffic:
-            network(pixels)
+            try:
+                network(pixels)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200].rstrip(".")
+                message = f"Network {name} fails on images of {resolution} pixels: {reason}."
+                raise Unsupported(message, "use another network") from None
         return Cost(counter.get_total_flops(), traffic.bytes)
 
     return counted(2) - counted(1)  # the cost of one more image, as weights are read once per batch

@@ -228,3 +228,8 @@ def test_names_and_notes_need_no_torch():
         "assert 'torch' not in sys.modules and 'timm' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_network_that_shrinks_images_too_often_is_unsupported():
+    with pytest.raises(Unsupported, match="timm:inception_v3 fails on images of 32 pixels: "):
+        forward_cost("timm:inception_v3", 10, 32)
