@@ -140,10 +140,15 @@ def look_around(address: str, place: Place, versions: dict[str, str], markers: C
 def _shared(place: Place) -> Iterator[Row]:
     """Check the tracking server and artifacts as a trial reaches them."""
     yield from _tracking(place)
-    if not open_objects(place.artifacts).has_credentials():
-        yield Row("s3", "ok", "no credentials, as intended: files go through the tracking server")
-    else:
+    try:
+        has_credentials = open_objects(place.artifacts).has_credentials()
+    except StoreError as error:
+        yield Row("artifacts root", "wrong", str(error))
+        return
+    if has_credentials:
         yield _tried("artifacts root", place.artifacts, lambda: probe_store(place.artifacts))
+    else:
+        yield Row("s3", "ok", "no credentials, as intended: files go through the tracking server")
 
 
 def _versions() -> dict[str, str]:
@@ -204,10 +209,11 @@ def _files_through_tracking(place: Place) -> Row:
     """Check upload and download through MLflow; on failure report RD3's own bucket, if that fails as well."""
     row = _tried("files through tracking", place.tracking_uri, lambda: probe_artifacts(place))
     objects = open_objects(place.artifacts)
-    if row.state == "ok" or objects.folder is not None or not objects.has_credentials():
+    if row.state == "ok" or objects.folder is not None:
         return row
     try:
-        check_store(place.artifacts)
+        if objects.has_credentials():
+            check_store(place.artifacts)
     except StoreError as error:
         return row._replace(detail=f"MLflow cannot store files; RD3's bucket, which it may share, fails too: {error}")
     return row

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 
-from tracking.ledger.object_store import ObjectStore
+from tracking.ledger.object_store import ObjectStore, read_as
 
 _NAME = "ledger.json"
 
@@ -19,8 +19,8 @@ def identity(objects: ObjectStore, *, create: bool) -> str:
 
     Returns an empty string if there is none and ``create`` is false.
     """
-    raw = objects.get(_NAME)
-    known = json.loads(raw) if raw is not None else None
+    fix = "delete that file; earlier MLflow runs then no longer count as this ledger's"
+    known = read_as(objects, _NAME, json.loads, "Identity", fix)
     if known is not None and known["where"] == _where(objects):
         return str(known["id"])
     if not create:
@@ -28,7 +28,7 @@ def identity(objects: ObjectStore, *, create: bool) -> str:
     if objects.folder is not None:
         objects.folder.mkdir(parents=True, exist_ok=True)
     new = {"id": uuid.uuid4().hex, "where": _where(objects)}
-    if objects.put(_NAME, json.dumps(new).encode(), only_if_absent=raw is None):
+    if objects.put(_NAME, json.dumps(new).encode(), only_if_absent=known is None):
         return new["id"]
     return identity(objects, create=True)  # another process was faster
 

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rd3.errors import LedgerInUse, StoreError
+from rd3.errors import DataCorrupt, LedgerInUse, StoreError
 from rd3.processes import is_running
-from tracking.ledger.object_store import ObjectStore
+from tracking.ledger.object_store import ObjectStore, read_as
 
 BEAT_S = 15.0
 """Seconds between heartbeats."""
@@ -67,8 +67,7 @@ class Lease:
         return f"leases/{self.name}{suffix}.json"
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        raw = self.objects.get(name)
-        return None if raw is None else json.loads(raw)
+        return read_as(self.objects, name, json.loads, "Lease", "make sure that no driver runs, then delete that file")
 
     def _chain(self) -> list[tuple[str, dict[str, Any]]]:
         """(object name, holder) from the first holder to the current one."""
@@ -153,7 +152,7 @@ class Lease:
             holder = self._current()
             if holder.get("token") != self.token:
                 self._lost = holder
-        except StoreError:
+        except (StoreError, DataCorrupt):
             pass  # a short outage: the next heartbeat follows soon, and the work itself reports a lasting failure
 
     def check(self) -> None:
@@ -167,7 +166,8 @@ class Lease:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        with contextlib.suppress(StoreError):  # an unreachable store also frees the lease: no heartbeat follows
+        # An unreachable store also frees the lease: no heartbeat follows.
+        with contextlib.suppress(StoreError, DataCorrupt):
             chain = self._chain()
             if chain and chain[-1][1]["token"] == self.token:
                 for name, holder in chain:  # without the first object the lease is free; the others are leftovers

@@ -42,7 +42,7 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
     except botocore.ClientError as error:
         raise refused(Refusal.of(error), root, endpoint).error(StoreError, StoreUnavailable) from None
     except (botocore.BotoCoreError, Boto3Error, RecursionError) as error:
-        fault = failed(error, root, endpoint, isinstance(error, connections))
+        fault = failed(error, root, endpoint, connects=isinstance(error, connections))
         raise fault.error(StoreError, StoreUnavailable) from None
 
 
@@ -77,7 +77,7 @@ class S3Objects:
             try:
                 client = boto3.session.Session().client("s3", config=config)
             except BotoCoreError as error:
-                raise failed(error, self.root, "", False).error(StoreError, StoreUnavailable) from None
+                raise failed(error, self.root, "", connects=False).error(StoreError, StoreUnavailable) from None
             except ValueError as error:
                 raise StoreError(
                     f"Cannot create an S3 client for {self.root} ({error}).",
@@ -169,8 +169,12 @@ class S3Objects:
 
     def has_credentials(self) -> bool:
         import boto3
+        from botocore.exceptions import BotoCoreError
 
-        return boto3.session.Session().get_credentials() is not None
+        try:
+            return boto3.session.Session().get_credentials() is not None
+        except BotoCoreError as error:
+            raise failed(error, self.root, "", connects=False).error(StoreError, StoreUnavailable) from None
 
     def clock_ahead_s(self) -> float:
         asked = time.time()

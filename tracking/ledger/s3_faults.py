@@ -285,8 +285,8 @@ _NO_RESPONSE = Fault(
 _UNUSABLE = Fault("S3 cannot be used for {root}: {text}.", "check the AWS_* variables")
 
 
-def failed(error: Exception, root: str, endpoint: str, connects: bool) -> Fault:
-    """The fault behind an exception of boto3 without a response; ``connects``: one of a connection."""
+def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fault:
+    """The fault behind an exception of boto3 without a response; ``connects``: whether a connection failed."""
     name, text = type(error).__name__, " ".join(str(error).split()).rstrip(".")
     facts = {"root": root, "endpoint": endpoint, "name": name, "text": text, "bucket": urlsplit(root).netloc}
     for names, fault in _EXCEPTIONS.items():

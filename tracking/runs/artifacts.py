@@ -149,9 +149,10 @@ def delete(uri: str, tracking_uri: str = "") -> None:
 
 def _remove(folder: Path) -> None:
     """Rename a folder, then delete it, so that other processes never see part of it."""
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged."))
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
-        folder.rename(aside)
+    with folder_errors(folder.parent.parent, "RD3_HOME"):
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged."))
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -159,7 +160,7 @@ def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
     if is_direct(uri):
         source = open_objects(uri)
         for name in entry.files:
-            with folder_errors(folder):
+            with folder_errors(folder.parent.parent, "RD3_HOME"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 found = source.download(name, folder / name)
             if not found:

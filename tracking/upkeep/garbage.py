@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from rd3.errors import StoreError
 from rd3.recipe import KINDS, Key
 from rd3.store import Entry
+from tracking.ledger.identity import identity
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import ObjectStore, Stored
 from tracking.place import Place
@@ -55,7 +56,9 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
     named = {kind: known | set(ledger.former_keys(kind)) for kind, known in keys.items()}
     entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
     yield from _direct_files(ledger.objects, entries, moment)
-    yield from _runs(Tracker(place), ledger, entries, moment)
+    # The path alone is not enough: on a shared server another machine's ledger may have the same one.
+    ledger_id = place.ledger_id or identity(ledger.objects, create=False)
+    yield from _runs(Tracker(replace(place, ledger_id=ledger_id)), ledger, entries, moment)
     yield from _scratch(place.home, keys, moment)
 
 
@@ -70,7 +73,7 @@ def _direct_files(objects: ObjectStore, entries: list[Entry], moment: float) -> 
     """Files below the artifact root that no entry refers to."""
     named = {entry.artifact for entry in entries}
     for name, found in _grouped(objects, "files/", depth=2).items():
-        if f"{objects.root}/files/{name}" not in named and _old(found, moment, YOUNG_S):
+        if objects.url(f"files/{name}") not in named and _old(found, moment, YOUNG_S):
             yield _objects("files without ledger entry", objects, f"files/{name}", found)
 
 

@@ -64,7 +64,8 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
             ready = [entry for entry in waiting if not _unknown(entry, outcome.keys, known)]
             if not ready:
                 break
-            waiting = [entry for entry in waiting if entry not in ready]
+            settled = {entry.key for entry in ready}
+            waiting = [entry for entry in waiting if entry.key not in settled]
             for entry in ready:
                 _upgrade(ledger, entry, outcome)
         for entry in waiting:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rd3.errors import DataCorrupt
 from rd3.recipe import Data, SetRecipe
 from tracking.ledger.identity import identity
 from tracking.ledger.object_store import open_objects
@@ -27,6 +28,12 @@ def test_a_ledger_keeps_its_identity_where_it_is_and_a_copy_gets_another(tmp_pat
     assert identity(open_objects(str(copied)), create=True) not in ("", own)
     home.rename(moved)
     assert identity(open_objects(str(moved)), create=False) == own
+
+
+def test_a_damaged_identity_is_said(tmp_path: Path):
+    (tmp_path / "ledger.json").write_text("{")
+    with pytest.raises(DataCorrupt, match=r"Identity .*/ledger.json cannot be read\. Fix: delete that file"):
+        identity(open_objects(str(tmp_path)), create=True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rd3.errors import StoreError
+from rd3.errors import DataCorrupt, StoreError
 from tracking.ledger.ledger import Ledger
 
 
@@ -57,7 +57,7 @@ def test_a_second_driver_is_told_who_is_there(ledger: Ledger) -> None:
 
 def test_a_driver_in_another_process_is_refused(ledger: Ledger) -> None:
     code = (
-        "import sys\nfrom tracking.ledger.ledger import Ledger\nfrom rd3.errors import StoreError\n"
+        "import sys\nfrom tracking.ledger.ledger import Ledger\nfrom rd3.errors import DataCorrupt, StoreError\n"
         "try:\n    Ledger(sys.argv[1]).lease().__enter__()\nexcept StoreError as error:\n    print(error.message)"
     )
     with ledger.lease():
@@ -133,3 +133,9 @@ def test_of_many_at_the_same_moment_one_gets_it(ledger: Ledger, dead_pid: int, d
         assert len(held) == 1
         held[0].__exit__()
         assert list(ledger.objects.names("leases/")) == []
+
+
+def test_a_damaged_lease_is_said(ledger: Ledger) -> None:
+    ledger.objects.put("leases/driver.json", b"{")
+    with pytest.raises(DataCorrupt, match=r"Lease .*/leases/driver.json cannot be read\. Fix: make sure that no"):
+        ledger.lease().refuse_if_held()

@@ -213,5 +213,7 @@ def test_an_endpoint_that_only_mlflow_reads(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_profile_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "mine")
-    with pytest.raises(StoreError, match=r"\(mine\) could not be found\. Fix: correct AWS_PROFILE"):
-        S3Objects("s3://bucket/rd3").get("x")
+    objects = S3Objects("s3://bucket/rd3")
+    for ask in (lambda: objects.get("x"), objects.has_credentials):
+        with pytest.raises(StoreError, match=r"\(mine\) could not be found\. Fix: correct AWS_PROFILE"):
+            ask()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from rd3.errors import DataCorrupt, DataMissing
+from rd3.errors import DataCorrupt, DataMissing, StoreError
 from rd3.store import Entry, sha256_files
 from tests.tracking.remote import RemoteFolder
 from tracking.runs import artifacts
@@ -105,6 +106,17 @@ def test_a_second_damaged_download_is_an_error(away: Entry, remote: RemoteFolder
         artifacts.fetch(away, tmp_path / "cache")
     assert list((tmp_path / "cache" / "set").iterdir()) == []
     assert sha256_files(artifacts.fetch(away, tmp_path / "cache")) == away.files
+
+
+def test_a_full_disk_names_the_variable_of_the_cache(
+    away: Entry, remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_name: str, _target: Path) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote, "download", full)
+    with pytest.raises(StoreError, match=r"/cache: No space left on device\. Fix: free space there, or set RD3_HOME"):
+        artifacts.fetch(away, tmp_path / "cache")
 
 
 def test_the_source_is_read_past_the_cache(away: Entry, remote: RemoteFolder, folder: Path, tmp_path: Path) -> None:

@@ -99,3 +99,15 @@ def test_a_server_with_files_in_a_folder_of_its_machine(location: str, own: bool
 
 def test_a_database_may_have_files_in_a_folder():
     health.check_location(Place("sqlite:////a/m.db", "/a", Path("home")), "file:///a/runs")
+
+
+def test_files_through_tracking_need_no_permission_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The key of a trial has none (infra/s3/policy-trial.json)."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    def denied(_self: object, _path: str | None = None) -> None:
+        raise MlflowException("AccessDenied")
+
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", denied)
+    health.probe_artifacts(Place(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"), tmp_path))
