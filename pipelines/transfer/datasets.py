@@ -97,7 +97,7 @@ def _settle(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Pro
                 f"Dataset {bundle.name} was pushed with fingerprint {bundle.fingerprint[:12]}, got {found[:12]}.",
                 f"push it again with the version of RD3 that runs here: rd3 data push {bundle.name}",
             )
-        with folder_errors(base):
+        with folder_errors(base, "RD3_HOME"):
             if target.exists():  # from an interrupted pull or a removed registration
                 target.rename(Path(scratch) / "before")
             copy.rename(target)

@@ -26,7 +26,7 @@ class Fault:
     message: str
     fix: str
     waits: bool = False
-    """Whether the same request may succeed later without a change by the user."""
+    """Whether waiting can help: the same request may succeed later without a change by the user."""
 
     def about(self, **facts: object) -> Fault:
         """With the templates filled in."""
@@ -56,9 +56,9 @@ def fault_in(text: str, table: Mapping[str, Fault]) -> Fault | None:
 
 def without_password(uri: str) -> str:
     """The URI without user name and password, for messages."""
-    scheme, mark, rest = uri.partition("://")
+    scheme, colon, rest = uri.partition("://")
     authority, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{colon}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 _CONNECTIONS = {
@@ -128,7 +128,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_private(host: str) -> bool:
-    """Whether a host is in the own network: a private address, a name without domain, or a usual internal domain."""
+    """Whether a host is in the user's own network: a private address, a bare name, or a usual internal domain."""
     address = _address(host)
     if address is not None:
         return address.is_private

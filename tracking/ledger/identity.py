@@ -15,9 +15,9 @@ _NAME = "ledger.json"
 
 
 def identity(objects: ObjectStore, *, create: bool) -> str:
-    """The ledger's identity; one is written if there is none, or that of another ledger, unless only to be read.
+    """The ledger's identity, a random hexadecimal string; empty if there is none and ``create`` is false.
 
-    Returns an empty string if there is none and ``create`` is false.
+    With ``create`` one is written if there is none, or if the stored one belongs to the ledger that this is a copy of.
     """
     fix = "delete that file; earlier MLflow runs then no longer count as this ledger's"
     known = read_as(objects, _NAME, json.loads, "Identity", fix)
@@ -34,5 +34,5 @@ def identity(objects: ObjectStore, *, create: bool) -> str:
 
 
 def _where(objects: ObjectStore) -> str:
-    """The place of the ledger, as a copy would not have it."""
+    """What a copy of the ledger would not share: the URL of the bucket, or the folder's inode number."""
     return objects.root if objects.folder is None else f"inode {objects.folder.stat().st_ino}"

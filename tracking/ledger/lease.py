@@ -31,7 +31,7 @@ STALE_S = 60.0
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process in clock ticks, which distinguishes it from a later process with the same pid."""
+    """Start time of a process in clock ticks since boot, which tells it from a later process with the same pid."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -52,7 +52,11 @@ def current_user() -> str:
 
 
 class Lease:
-    """Held inside ``with``; :meth:`check` raises once it is lost."""
+    """Held inside ``with``; :meth:`check` raises once it is lost.
+
+    A holder is a dict with ``token``, ``host``, ``user``, ``work``, ``pid``, ``started`` (of its process, in clock
+    ticks since boot), ``since`` and ``time`` (Unix time).
+    """
 
     def __init__(self, objects: ObjectStore, name: str, work: str = ""):
         self.objects = objects
@@ -63,7 +67,7 @@ class Lease:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def _document(self, suffix: str = "") -> str:
+    def _object_name(self, suffix: str = "") -> str:
         return f"leases/{self.name}{suffix}.json"
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -72,10 +76,10 @@ class Lease:
     def _chain(self) -> list[tuple[str, dict[str, Any]]]:
         """(object name, holder) from the first holder to the current one."""
         chain = []
-        name = self._document()
+        name = self._object_name()
         while (holder := self._read(name)) is not None:
             chain.append((name, holder))
-            name = self._document(f".after-{holder['token']}")
+            name = self._object_name(f".after-{holder['token']}")
         return chain
 
     def _current(self) -> dict[str, Any]:
@@ -86,7 +90,7 @@ class Lease:
         return bool(self._current().get("token") == self.token)
 
     def _beat_age_s(self, holder: dict[str, Any]) -> float:
-        beat = self._read(self._document(f".beat-{holder['token']}")) or holder
+        beat = self._read(self._object_name(f".beat-{holder['token']}")) or holder
         return time.time() - float(beat["time"])
 
     def _alive(self, holder: dict[str, Any]) -> bool:
@@ -110,7 +114,7 @@ class Lease:
             raise self._refuse(holder)
 
     def holder(self) -> dict[str, Any] | None:
-        """The live holder as a dict with ``host``, ``pid`` and ``since`` (Unix time), or None."""
+        """The live holder, or None."""
         holder = self._current()
         return holder if holder and self._alive(holder) else None
 
@@ -131,7 +135,7 @@ class Lease:
             holder = self._current()
             if holder and self._alive(holder):
                 raise self._refuse(holder)
-            claim = self._document(f".after-{holder['token']}" if holder else "")
+            claim = self._object_name(f".after-{holder['token']}" if holder else "")
             if self.objects.put(claim, data, only_if_absent=True):
                 if self._holds():
                     break
@@ -148,7 +152,7 @@ class Lease:
         """Write a heartbeat, and check whether another process has taken over."""
         try:
             data = json.dumps({"time": time.time()}).encode()
-            self.objects.put(self._document(f".beat-{self.token}"), data)
+            self.objects.put(self._object_name(f".beat-{self.token}"), data)
             holder = self._current()
             if holder.get("token") != self.token:
                 self._lost = holder
@@ -172,4 +176,4 @@ class Lease:
             if chain and chain[-1][1]["token"] == self.token:
                 for name, holder in chain:  # without the first object the lease is free; the others are leftovers
                     self.objects.delete(name)
-                    self.objects.delete(self._document(f".beat-{holder['token']}"))
+                    self.objects.delete(self._object_name(f".beat-{holder['token']}"))

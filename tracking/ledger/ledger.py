@@ -36,7 +36,7 @@ def _name(kind: str, key: Key) -> str:
     return f"by-key/{kind}/{key}.json"
 
 
-_REMEDY = "`rd3 artifacts verify --forget` removes such entries; their recipes run again"
+_DAMAGED_FIX = "`rd3 artifacts verify --forget` removes such entries; their recipes run again"
 
 
 def former_name(kind: str, key: Key) -> str:
@@ -60,11 +60,11 @@ class Ledger:
         return self._listed(_name(kind, start)) - self._listed(former_name(kind, start))
 
     def _listed(self, name: str) -> set[Key]:
-        found = self.objects.names(name.removesuffix(".json"))
+        found = self.objects.names(name.removesuffix(".json"))  # names that begin with an incomplete key
         return {stem for each in found if is_key(stem := each.rpartition("/")[2].removesuffix(".json"))}
 
     def older_format(self) -> bool:
-        """Whether there are entries that ``rd3 ledger upgrade`` would convert; reads one entry per kind."""
+        """Whether ``rd3 ledger upgrade`` would convert the first entry of some kind; others are not read."""
         for kind in REKEYED:
             for key in sorted(self.keys(kind))[:1]:
                 entry = self.find(kind, key)
@@ -86,7 +86,7 @@ class Ledger:
         wanted = {_name(kind, key): key for key in keys}
         found = self.objects.get_many(wanted)
         return {
-            wanted[name]: to_absolute(read_entry(raw, f"Ledger entry {self.root}/{name}", _REMEDY), self.objects)
+            wanted[name]: to_absolute(read_entry(raw, f"Ledger entry {self.root}/{name}", _DAMAGED_FIX), self.objects)
             for name, raw in found.items()
         }
 

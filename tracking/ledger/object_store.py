@@ -107,7 +107,10 @@ def open_objects(root: str | Path) -> ObjectStore:
 
 
 def read_as(objects: ObjectStore, name: str, parse: Callable[[bytes], T], what: str, fix: str) -> T | None:
-    """A parsed object, or None; raises :class:`DataCorrupt`, which says ``what`` it is, if it cannot be parsed."""
+    """A parsed object, or None if there is none; raises :class:`DataCorrupt` if ``parse`` raises :class:`ValueError`.
+
+    ``what`` the object is begins the message of that error, and ``fix`` is its fix.
+    """
     raw = objects.get(name)
     try:
         return None if raw is None else parse(raw)
@@ -116,7 +119,7 @@ def read_as(objects: ObjectStore, name: str, parse: Callable[[bytes], T], what: 
 
 
 def is_direct(uri: str) -> bool:
-    """Whether :func:`open_objects` supports this address; others are accessible through MLflow only."""
+    """Whether :func:`open_objects` supports this address; files at others are accessible through MLflow only."""
     return uri.startswith(("s3://", "file:")) or ("://" not in uri and not uri.startswith("mlflow-artifacts:"))
 
 
@@ -127,14 +130,14 @@ def local_path(uri: str) -> Path:
 
 @contextlib.contextmanager
 def folder_errors(root: str | Path, variable: str = "RD3_ARTIFACTS") -> Iterator[None]:
-    """Convert an :class:`OSError` to a :class:`StoreError`; ``variable`` is what sets the folder's place."""
+    """Convert an :class:`OSError` to a :class:`StoreError`; the environment ``variable`` sets where the folder is."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        first = "free space there" if is_disk_full(error) else "make that folder writable"
+        action = "free space there" if is_disk_full(error) else "make that folder writable"
         raise StoreError(
-            f"Cannot use the folder {root}: {reason}.", f"{first}, or set {variable} to another folder"
+            f"Cannot use the folder {root}: {reason}.", f"{action}, or set {variable} to another folder"
         ) from None
 
 
@@ -158,7 +161,7 @@ class FolderObjects:
         target = self.folder / name
         with folder_errors(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
-            neighbour = stage(target, data)
+            neighbour = stage(target, data)  # a temporary file in the same folder
             try:
                 if only_if_absent:
                     os.link(neighbour, target)  # atomic, and fails if the name is taken

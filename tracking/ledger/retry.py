@@ -28,11 +28,11 @@ def retry(
     waiting: Callable[[str], None] = _ignore,
     leaving: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Call ``ask`` until it returns, with growing pauses while it raises :class:`Unavailable`; returns its result.
+    """Call ``ask`` until it returns, with growing pauses after each :class:`Unavailable`; returns its result.
 
     ``ask`` must be idempotent: it may have succeeded although the reply was lost.  ``waiting`` receives the reason
-    before each pause.  Raises the last :class:`Unavailable` after ``give_up_after_s`` seconds or once ``leaving()`` is
-    true.
+    before each pause.  Raises the last :class:`Unavailable` after ``give_up_after_s`` seconds, or once ``leaving()``,
+    whether this process is to end, is true.
     """
     deadline = time.monotonic() + give_up_after_s
     pause_s = _FIRST_PAUSE_S

@@ -22,7 +22,9 @@ from tracking.ledger.s3_faults import Refusal, failed, own_endpoint_fault, refus
 _THREADS = 24
 """Parallel requests for reading many objects."""
 _TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
+"""Error codes of a conditional write whose name is taken."""
 _ABSENT = {"404", "NoSuchKey"}
+"""Error codes of a request for an object that does not exist."""
 
 
 @contextlib.contextmanager

@@ -72,12 +72,13 @@ def sum_of_means(constant: float, samples: Sequence[Sequence[float]]) -> Estimat
     value = constant + sum(mean(sample) for sample in samples)
     if not samples or any(len(sample) < 2 for sample in samples):
         return Estimate(value, None, None)
+    # (squared standard error, degrees of freedom) of each mean
     parts = [(float(np.var(sample, ddof=1)) / len(sample), len(sample) - 1) for sample in samples]
-    total = sum(part for part, _freedom in parts)
+    total = sum(part for part, _df in parts)
     if total == 0:
         return Estimate(value, value, value)
-    freedom = total**2 / sum(part**2 / freedom for part, freedom in parts)
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(total)
+    welch_df = total**2 / sum(part**2 / df for part, df in parts)
+    half = float(stats.t.ppf(0.975, welch_df)) * math.sqrt(total)
     return Estimate(value, value - half, value + half)
 
 

@@ -22,7 +22,7 @@ from tracking.runs.runs import Tracker
 
 EXPERIMENT = "rd3 data"
 PART_BYTES = 512 * 2**20
-"""Size up to which files are packed into one part: avoids many small transfers, and bounds the disk space needed."""
+"""A part is closed once it has this many bytes: avoids many small transfers, and bounds the disk space needed."""
 _MANIFEST = "parcel.json"
 
 Progress = Callable[[float, str], None]
@@ -116,7 +116,7 @@ def _packed(files: list[Path], root: Path, scratch: Path, total: int) -> Iterato
     while waiting:
         with tempfile.TemporaryDirectory(dir=scratch, prefix=".pack-") as folder:
             part, before = Path(folder) / f"{number:05d}.tar", packed
-            with folder_errors(scratch), tarfile.open(part, "w", dereference=True) as tar:
+            with folder_errors(scratch, "RD3_HOME"), tarfile.open(part, "w", dereference=True) as tar:
                 while waiting and packed - before < PART_BYTES:
                     path = waiting.pop()
                     tar.add(path, path.relative_to(root).as_posix(), filter=_anonymous)
@@ -141,7 +141,7 @@ def unpack(tracker: Tracker, bundle: DatasetBundle, folder: Path, progress: Prog
         progress(number / len(bundle.parts), name)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
             part = _part(tracker, bundle, name, sha256, scratch)
-            with folder_errors(folder), tarfile.open(part) as tar:
+            with folder_errors(folder, "RD3_HOME"), tarfile.open(part) as tar:
                 tar.extractall(folder, filter="data")
 
 

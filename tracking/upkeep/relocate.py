@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
@@ -158,7 +159,7 @@ def _warning(left: list[Left], old: str, place: Place) -> str:
     names = ", ".join(repr(one.name) for one in left if one.root == old)
     return (
         f"Files of MLflow experiment {names} are stored at {shown(old)}, not below {place.artifacts}. "
-        f"Fix: if they were moved, `rd3 artifacts relocate --from {shown(old)}`"
+        f"Fix: if they were moved, `rd3 artifacts relocate --from {shlex.quote(shown(old))}`"
     )
 
 

@@ -64,6 +64,8 @@ def test_dynamics_shows_the_recorded_curve_and_the_tests(monkeypatch, tmp_path):
     }
     entry = Entry(kind="evaluation", key="e", recipe={}, result=result)
     row = {"method": "rded", "dataset": "digits", "ipc": 1, "evaluation": "e", "status": "done", "overrides": {}}
+    row |= {"student": "resnet18", "teacher": "resnet18", "protocol": "rd3", "labels": "soft", "setting": ""}
+    row |= {"varied": {}}
     other = row | {"evaluation": None, "status": "missing", "method": "random"}
     found = results([other, row, row], lambda kind, key: entry if key == "e" else None)
     panels, chart = drawn(monkeypatch, dynamics, "panels_chart", found, lambda kind, key: tmp_path)
@@ -72,6 +74,11 @@ def test_dynamics_shows_the_recorded_curve_and_the_tests(monkeypatch, tmp_path):
     assert lines["test images"] == [(1, 11.0), (2, 22.0), (3, 25.0)]
     assert lines["synthetic images, augmented"] == [(1.0, 10.0), (2.0, 20.0), (3.0, 30.0)]
     assert chart is not None and b"rded, digits, IPC 1" in chart.svg
+    found = results([row, row | {"labels": "hard"}, row | {"varied": {"lr": 0.1}}], lambda kind, key: entry)
+    panels, _chart = drawn(monkeypatch, dynamics, "panels_chart", found, lambda kind, key: tmp_path)
+    assert list(panels) == [
+        f"rded, digits, IPC 1, {rest}" for rest in ("soft labels", "hard labels", "soft labels, lr=0.1")
+    ]
 
 
 def test_a_chart_that_fails_says_why(monkeypatch):

@@ -14,18 +14,25 @@ from tracking.runs.fields import read_curve
 
 _DIAGNOSTIC = re.compile(r"diagnostic_top1_pct_epoch_(\d+)")
 _MOST = 12
+_SETTING = ("student", "teacher", "protocol", "labels", "setting")
+"""Columns that a title states where they differ."""
 Line = list[tuple[float, float]]
+"""(epoch, accuracy in per cent)."""
 
 
 @register_chart("dynamics")
 def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
-    """Accuracy on synthetic and test images over the epochs, one panel per set; for grids that test in between."""
+    """Accuracy on synthetic and test images over the epochs, one panel per score; for grids that test in between."""
     panels: dict[str, dict[str, Line]] = {}
     left_out: set[str] = set()
-    for row in results.frame[results.frame["status"] == "done"].to_dict("records"):
+    rows = results.frame[results.frame["status"] == "done"].to_dict("records")
+    differ = [name for name in _SETTING if len({str(row[name]) for row in rows}) > 1]
+    for row in rows:
         entry = results.find("evaluation", row["evaluation"])
-        changed = changes_text({name: value for name, value in row["overrides"].items() if name != "test_epochs"})
-        title = ", ".join(filter(None, (row["method"], row["dataset"], f"IPC {row['ipc']}", changed)))
+        overrides = {name: row["overrides"][name] for name in row["overrides"] if name not in ("test_epochs", "labels")}
+        setting = (f"{row[name]} labels" if name == "labels" else str(row[name]) for name in differ)
+        texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", *setting, changes_text(overrides | row["varied"]))
+        title = ", ".join(filter(None, texts))
         tests = _tests(entry.result) if entry is not None else []
         if len(tests) < 2 or title in panels:
             continue
