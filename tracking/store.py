@@ -83,7 +83,7 @@ class TrackedStore:
         return self.ledger.add(kept)
 
     def add_student(self, again: Entry, folder: Path) -> Entry:
-        """Add the student of ``again``, whose files are in ``folder``, to the entry that the ledger has without it.
+        """Add the student of ``again``, a repetition with files in ``folder``, to the ledger's entry without one.
 
         Raises :class:`rd3.kept_students.OtherResult` if the results differ.
         """
@@ -97,7 +97,7 @@ class TrackedStore:
 
 
 class GivenStore:
-    """Read-only store of a trial: entries sent by the driver, files from the addresses in these entries.
+    """Read-only store of a trial: entries that the driver has sent, and files from the addresses in them.
 
     It does not access the ledger, so a trial needs no S3 credentials where a tracking server serves the files.  Files
     are verified once, because several recipes of a trial can share a parent.

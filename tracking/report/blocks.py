@@ -1,4 +1,4 @@
-"""The scores of a grid by setting and method: what rankings, average ranks and claims compare."""
+"""The scores of a grid by dataset, IPC, setting and method: what rankings, average ranks and claims compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracking.report.scores import Score
 
 
 class Setting(NamedTuple):
-    """Under what a method is evaluated, besides dataset and IPC."""
+    """How a method is evaluated, besides on which dataset and at which IPC."""
 
     protocol: str
     labels: str
@@ -48,7 +48,7 @@ def by_place(scores: Sequence[Score], *, planned: bool = False) -> dict[Place, d
         if score.keys if planned else score.repeats:
             setting, method = split(score)
             found.setdefault(Place(score.dataset, score.ipc, setting), {})[method] = score
-    seen: set[tuple[tuple[str, ...], ...]] = set()
+    seen: set[tuple[tuple[str, ...], ...]] = set()  # keys of evaluations, by method
     for place, methods in list(found.items()):
         keys = tuple(score.keys if planned else score.evaluations for score in methods.values())
         if keys in seen:

@@ -14,6 +14,7 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 
 Values = Sequence[float]
+"""Differences of two scores in points, by shared seed."""
 COLUMNS = (
     *("dataset", "IPC", "setting", "compared", "points with 95 % interval", "seeds", "p (Holm)"),
     *(f"p (within ±{EQUIVALENCE_MARGIN:g} point)", "verdict"),
@@ -63,13 +64,15 @@ class Case:
     place: Place
     compared: str
     shown: tuple[Values, ...]
+    """Differences with intervals in the row."""
     tested: tuple[Values, ...]
+    """Differences, or sums and differences of these, that are tested against zero."""
     scores: tuple[Score, ...]
     """Those that are compared."""
 
     @property
     def unit(self) -> str:
-        """Of the seeds."""
+        """Which seeds the differences are over: ``set seeds`` or ``student seeds``."""
         return unit_of(self.scores)
 
     @property
@@ -132,7 +135,7 @@ _CASES: Mapping[Test, Callable[[Claim, Mapping[Place, Mapping[str, Score]]], Ite
 
 
 def _changes(places: Mapping[Place, Mapping[str, Score]]) -> Iterator[tuple[Place, Place]]:
-    """The first setting of each dataset and IPC, with each other one."""
+    """Pairs of the first place of each dataset and IPC, and another one that differs in its setting."""
     first: dict[tuple[str, int], Place] = {}
     for place in places:
         base = first.setdefault((place.dataset, place.ipc), place)
@@ -147,13 +150,17 @@ def _difference(one: Score, other: Score) -> list[float]:
 
 
 def _paired(after: Score, before: Score, base: Score) -> tuple[list[float], list[float]]:
-    """Changes by a setting and differences from the first method, for each seed that all three share."""
-    there, here, first = _by_seed(after, before, base)
-    change = [a - b for a, b in zip(there, here, strict=True)]
-    return change, [a - b for a, b in zip(here, first, strict=True)]
+    """(``after`` minus ``before``, ``before`` minus ``base``) for each seed that all three share.
+
+    That is, a method's change by another setting, and its difference from the first method under the first setting.
+    """
+    values_after, values_before, values_base = _by_seed(after, before, base)
+    change = [a - b for a, b in zip(values_after, values_before, strict=True)]
+    return change, [a - b for a, b in zip(values_before, values_base, strict=True)]
 
 
 def _by_seed(*scores: Score) -> list[list[float]]:
+    """Accuracies of each score on the seeds that all share, in one order of the seeds."""
     by_set = several_sets(scores)
     values = [by_unit(score, by_set) for score in scores]
     shared = [seed for seed in values[0] if all(seed in one for one in values)]
@@ -161,7 +168,7 @@ def _by_seed(*scores: Score) -> list[list[float]]:
 
 
 def _names(places: Sequence[Place]) -> dict[Place, str]:
-    """What tells the settings apart."""
+    """Names of the places' settings, by the fields in which these differ."""
     differ = [name for name in Setting._fields if len({getattr(place.setting, name) for place in places}) > 1]
     texts = {place: [_field(place.setting, name) for name in differ] for place in places}
     base = "first setting" if differ else ""

@@ -25,7 +25,7 @@ def unit_of(scores: Sequence[Score]) -> str:
 
 
 def by_unit(score: Score, by_set: bool) -> dict[Hashable, float]:
-    """Results by seed: means over the students of each set seed if ``by_set``, else results by student seed.
+    """Accuracy in per cent by seed: means over the students of each set seed if ``by_set``, else by student seed.
 
     Students of one set are not independent samples of the method.
     """
@@ -36,7 +36,7 @@ def by_unit(score: Score, by_set: bool) -> dict[Hashable, float]:
 
 
 def values_of(scores: Mapping[str, Score]) -> dict[str, dict[Hashable, float]]:
-    """Results of the finished scores by unit, for :func:`rd3.comparisons.compare_all`."""
+    """Accuracies of the scores with results by label and unit, for :func:`rd3.comparisons.compare_all`."""
     by_set = several_sets(list(scores.values()))
     return {label: by_unit(score, by_set) for label, score in scores.items() if score.repeats}
 
@@ -48,6 +48,7 @@ class Column:
     best: str | None
     """Label of the highest mean; None with fewer than two results."""
     unit: str
+    """``set seeds`` or ``student seeds``."""
     comparisons: tuple[Comparison, ...]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""DD-Ranking's metrics: how much of a distilled set's accuracy is its own, and not that of labels and augmentation.
+"""DD-Ranking's metrics: how much of a set's accuracy is due to its images, and not to labels and augmentation.
 
 Accuracies are fractions (0-1): the exponentials below are defined for differences between -1 and 1, and percentages
 raise an error (the released code of DD-Ranking passes percentages, which gives scores in the thousands).
@@ -6,7 +6,7 @@ raise an error (the released code of DD-Ranking passes percentages, which gives 
 Source: Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", 2025; NUS-HPC-AI-Lab/DD-Ranking
 ``ddranking/metrics/``.
 
-Deviations: accuracies are those of the last epoch (DD-Ranking: the best one during training), at the protocol's
+Deviations from it: accuracies are those of the last epoch (DD-Ranking: the best one during training), at the protocol's
 learning rate (DD-Ranking: the best of five for each set).
 """
 
@@ -50,7 +50,7 @@ def unit_score(exponent: float) -> float:
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval; the ends are None if a part of it was measured once."""
+    """A value with its 95 % interval, whose ends are None if a sample behind it has a single value."""
 
     value: float
     low: float | None

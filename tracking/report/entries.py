@@ -19,6 +19,7 @@ class GridEntries:
     """Entries of evaluations, their sets and teachers, and the robustness of their students."""
 
     _found: dict[tuple[str, Key], Entry] = field(default_factory=dict)
+    """By (kind, key)."""
 
     @classmethod
     def of(cls, cells: Sequence[Cell], ledger: Ledger) -> Self:

@@ -32,8 +32,10 @@ INK = "#1f2328"
 COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7", "#6A51A3", "#D55E00")
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
+"""Colour of the paper's values."""
 _DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 TIP = "tip-"
+"""Beginning of the id of a marker with a tooltip, whose text follows in hexadecimal."""
 BARS = "bars: 95 % interval of the mean, from three seeds on."
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -115,7 +117,7 @@ def _legend_entry(label: str, colour: str, marker: str, **more: Any) -> Line2D:
 
 
 def accuracy_chart(table: ResultTable, *, name: str = "accuracy") -> bytes:
-    """Mean top-1 accuracy with 95 % interval by method, one panel per IPC; hollow diamonds show the paper's ±."""
+    """Mean top-1 accuracy with 95 % interval by method, one panel per IPC; hollow diamonds: the paper's mean ± std."""
     count = len(table.rows)
     styles = _styles([score.method for row in table.rows for score in row.scores.values()])
     with matplotlib.rc_context(STYLE):
@@ -157,7 +159,7 @@ def accuracy_chart(table: ResultTable, *, name: str = "accuracy") -> bytes:
 
 
 def _bar(got: Summary) -> float | None:
-    """Half of the 95 % interval; None for fewer than three seeds."""
+    """Length of an error bar to one side: half of the 95 % interval; None for fewer than three seeds."""
     return got.half_95 if got.interval else None
 
 
@@ -392,7 +394,10 @@ def lines_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y
 
 
 def _panels(titles: Sequence[str], width: float, height: float, *, least: float, more: float) -> tuple[Figure, Any]:
-    """A figure of panels with common axes, three in a row; in inches, with ``more`` height and ``least`` width."""
+    """A figure and its panels with common axes, three in a row; a panel has ``width`` and ``height`` in inches.
+
+    The figure is at least ``least`` wide, and ``more`` higher than its panels.
+    """
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(max(least, width * columns), more + height * rows), layout="constrained")
@@ -436,7 +441,7 @@ class Points(NamedTuple):
 
 
 def map_chart(clouds: Mapping[str, Points], *, name: str = "map") -> bytes:
-    """Points in the plane, coloured by label: a panel per cloud, each over the points of the first one."""
+    """Embedded images by origin, coloured by label: a panel per origin, each drawn over the points of the first one."""
     background, palette = next(iter(clouds.values())), matplotlib.colormaps["tab10"]
     with matplotlib.rc_context(STYLE):
         figure, grid = _panels(list(clouds), 2.9, 2.9, least=0.0, more=0.3)

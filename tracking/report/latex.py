@@ -36,7 +36,7 @@ def latex_of_results(table: ResultTable) -> str:
         cells = [escape(row.label)]
         for ipc in table.ipcs:
             score = row.scores.get(ipc)
-            cells.append("" if score is None else _cell(score, table.standing(row, ipc), table.marks(score)))
+            cells.append("" if score is None else _cell(score, table.standing(row, ipc), table.markers(score)))
             cells += [escape(paper_text(score)) if score else ""] if papers[ipc] else []
         rows.append(cells)
     notes = [f"$^{{{letter(index)}}}$ {escape(note)}." for index, note in enumerate(table.notes)]
@@ -45,7 +45,7 @@ def latex_of_results(table: ResultTable) -> str:
     return _floating(caption, [escape(column) for column in columns], rows, notes)
 
 
-def _cell(score: Score, standing: str, marks: Sequence[str]) -> str:
+def _cell(score: Score, standing: str, markers: Sequence[str]) -> str:
     """The result with what was reduced; bold for the best, also underlined for what equals it within noise."""
     shown = escape(top1_text(score))
     if standing:
@@ -53,7 +53,7 @@ def _cell(score: Score, standing: str, marks: Sequence[str]) -> str:
     if standing == "equal":
         shown = f"\\underline{{{shown}}}"
     reduced = f" {escape(reduced_text(score))}" if score.reduced else ""
-    return shown + reduced + (f"$^{{{','.join(marks)}}}$" if marks else "")
+    return shown + reduced + (f"$^{{{','.join(markers)}}}$" if markers else "")
 
 
 def latex_of_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> str:

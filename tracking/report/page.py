@@ -169,14 +169,14 @@ def _sensitivity(found: Sequence[Score]) -> list[Drawing]:
 
 
 def _cost(found: Sequence[Score]) -> Drawing | None:
-    """Accuracy against cost, if there are at least two points of one dataset under one protocol."""
+    """Accuracy against cost, if there are at least two points, all of one dataset, protocol, student and setting."""
     shown = [score for score in found if score.top1 and score.generation_s and not score.varied]
-    soft = [score for score in shown if score.labels == shown[0].labels]
-    settings = {(score.dataset, score.protocol, score.student, score.setting) for score in soft}
-    if len(soft) < 2 or len(settings) > 1:
+    drawable = [score for score in shown if score.labels == shown[0].labels]
+    settings = {(score.dataset, score.protocol, score.student, score.setting) for score in drawable}
+    if len(drawable) < 2 or len(settings) > 1:
         return None
-    drawn = figures.cost_chart(soft, name="cost")
-    units = " and ".join(dict.fromkeys(score.generation_unit for score in soft))
+    drawn = figures.cost_chart(drawable, name="cost")
+    units = " and ".join(dict.fromkeys(score.generation_unit for score in drawable))
     caption = (
         f"Time in the method ({units}), without training teachers, against accuracy on the set. Seconds on a GPU are "
         "wall time; times of different devices have panels of their own. Grey: Pareto front of a panel."

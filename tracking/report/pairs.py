@@ -12,8 +12,9 @@ import pandas as pd
 from rd3.stats import PairedDifference, mean, paired_difference
 from tracking.report.query import split_overrides
 
-SHARED = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied")
+_EQUAL = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied")
 Seeds = tuple[int | None, int]
+"""(set seed, student seed)"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
     groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
     for row in frame[frame["status"] == "done"].to_dict("records"):
         own, rest = split_overrides(row["method"], row["overrides"])
-        shared = json.dumps([*(row[name] for name in SHARED), rest], sort_keys=True, default=str)
+        shared = json.dumps([*(row[name] for name in _EQUAL), rest], sort_keys=True, default=str)
         variants = groups.setdefault(shared, {})
         variants.setdefault(json.dumps(own, sort_keys=True), {})[row["set_seed"], row["student_seed"]] = row
     found = []

@@ -26,6 +26,7 @@ class PaperValue:
     mean: float
     """Top-1 accuracy in per cent."""
     std: float | None
+    """In points; None where the paper prints none."""
     table: str
     """Number of the paper's table."""
     remark: str = ""
@@ -56,14 +57,14 @@ def _rows() -> tuple[dict[str, str], ...]:
 
 
 def configurations(table: str, beginning: str) -> list[str]:
-    """The configurations of one of the paper's tables whose description begins so."""
+    """The configurations of one of the paper's tables (as in its column ``config``) that begin with this text."""
     return list(
         dict.fromkeys(r["config"] for r in _rows() if r["table"] == table and r["config"].startswith(beginning))
     )
 
 
 def _value(table: str, theirs: tuple[str, str, str], ipc: int, fits: Callable[[str], bool]) -> PaperValue | None:
-    """The value of a cell (method, dataset, network) in a table, in the first configuration that fits."""
+    """The value of a cell (``theirs``: the paper's method, dataset, network) in the first fitting configuration."""
     name, data, model = theirs
     for row in _rows():
         place = (row["table"], row["method"], row["dataset"], row["model"], row["ipc"])

@@ -66,6 +66,7 @@ def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:
 
 
 KEYS = {"set": "set", "evaluation": "evaluation", "teacher": "teacher_key"}
+"""Keys that a row shows, and the columns of the frame that they come from."""
 
 
 def _circumstances(pack: float | None, cached_logits: str | None) -> str:

@@ -20,6 +20,7 @@ from tracking.runs.fields import Fact, cell_facts, run_name
 from tracking.runs.runs import Tracker, quoted
 
 FOLDER = "report"
+"""Artifact folder of a grid's run."""
 _LONGEST = 5000
 """Maximum characters of a description; MLflow allows 8000."""
 

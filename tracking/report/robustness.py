@@ -1,4 +1,4 @@
-"""What was measured with the kept students of a grid, by score: summaries over seeds."""
+"""Calibration and robustness of a grid's kept students, by score: summaries over seeds."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def labels_of(found: Sequence[Measured]) -> list[str]:
 
 
 def fields_of(found: Sequence[Measured]) -> list[str]:
-    """Fields of a score that tell the rows apart."""
+    """:data:`SHOWN`, and the other fields in which the scores differ."""
     differ = [name for name in POINT if len({str(getattr(each.score, name)) for each in found}) > 1]
     return [*SHOWN, *(name for name in differ if name not in (*SHOWN, "printed"))]

@@ -124,7 +124,7 @@ class Score:
     """Map of fields to (value of the run, published value)."""
     paper: PaperValue | None
     apart: tuple[str, ...]
-    """Differences that rule out a comparison with the paper."""
+    """Differences from the paper's experiment that rule out a comparison with its value."""
     unsupported: str
     """Reason why the cell cannot be run, or empty."""
     resolved: Mapping[str, Any] | None

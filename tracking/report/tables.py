@@ -1,4 +1,4 @@
-"""Result tables as Markdown and CSV: method x IPC for one dataset and protocol, compared with the paper."""
+"""Result tables as Markdown and CSV: methods by IPC for one dataset and protocol, compared with the paper."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ResultTable:
     notes: tuple[str, ...]
     """Footnotes in the order of their letters."""
     part: str = ""
-    """The grid's name for the part of it that the table shows."""
+    """The grid's name (key ``setting``) for the part of it that the table shows."""
     mixed: bool = False
     """Whether the scores ran at different precisions, which footnotes then state."""
     columns: Mapping[int, Column] = field(default_factory=dict)
@@ -63,9 +63,9 @@ class ResultTable:
 
     @property
     def legend(self) -> str:
-        """How the typography reads, or empty if no column has several results."""
-        marks = {self.standing(row, ipc) for row in self.rows for ipc in row.scores}
-        return LEGEND if "best" in marks else ""
+        """What bold type and ``{equal}`` mean, or empty if no column has several results."""
+        standings = {self.standing(row, ipc) for row in self.rows for ipc in row.scores}
+        return LEGEND if "best" in standings else ""
 
     @property
     def title(self) -> str:
@@ -78,8 +78,8 @@ class ResultTable:
         changed = f" with {self.changed}" if self.changed else ""
         return f"protocol {self.protocol}{changed}, teacher {self.teacher}"
 
-    def marks(self, score: Score) -> list[str]:
-        """Letters of a score's footnotes."""
+    def markers(self, score: Score) -> list[str]:
+        """Letters of a score's footnotes, the markers beside its result."""
         return [letter(self.notes.index(note)) for note in notes_of(score, self.mixed)]
 
 
@@ -112,7 +112,7 @@ def notes_of(score: Score, mixed: bool = False) -> list[str]:
 
 
 def reduced_text(score: Score) -> str:
-    """``epochs 40/400``: run/published, for every field that was reduced."""
+    """``epochs 40/400`` (run/published) for every field that was reduced."""
     return cuts_text(score.reduced)
 
 
@@ -275,11 +275,11 @@ def to_markdown(table: ResultTable) -> str:
     ]
     for row in table.rows:
         for ipc, score in sorted(row.scores.items()):
-            marks = "".join(f" [{mark}]" for mark in table.marks(score))
+            markers = "".join(f" [{marker}]" for marker in table.markers(score))
             values = (
                 row.label,
                 str(ipc),
-                _emphasised(top1_text(score), table.standing(row, ipc)) + marks,
+                _emphasised(top1_text(score), table.standing(row, ipc)) + markers,
                 paper_text(score),
                 delta_text(score),
                 reduced_text(score),

@@ -21,7 +21,7 @@ from tracking.runs.client import mlflow_errors, quiet_mlflow
 
 
 def what(entry: Entry) -> str:
-    """Name of an entry in messages."""
+    """Name of an entry in messages, such as ``set 0123456789ab``."""
     return f"{entry.kind} {entry.key[:12]}"
 
 
@@ -79,7 +79,7 @@ def check_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> None:
 
 @contextlib.contextmanager
 def from_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> Iterator[Path]:
-    """The files as they are where they are stored, checked like :func:`check_source`, until the end of the context."""
+    """A folder with the stored files, not those of a cache, checked like :func:`check_source`; temporary if remote."""
     if is_direct(_address(entry)) and open_objects(_address(entry)).folder is not None:
         yield fetch(entry, scratch, tracking_uri)
         return

@@ -58,18 +58,18 @@ def open_client(place: Place) -> Any:
 
 
 def _keep_locations_apart(service: Any) -> None:
-    """Let a client remember where the files of a run are, instead of its process.
+    """Cache where the files of a run are per client instead of per process.
 
-    MLflow does so for all databases by the run's ID, which a copied home shares with its original.
+    MLflow's own cache is keyed by the run's ID alone, which a copied home shares with its original.
     """
     from mlflow.tracking._tracking_service import utils
 
-    located = service._get_artifact_repo
+    uncached = service._get_artifact_repo
 
     @functools.cache
-    def of_this_client(run_id: str, **kind: Any) -> Any:
+    def of_this_client(run_id: str, **options: Any) -> Any:
         utils._artifact_repos_cache.pop(run_id, None)
-        found = located(run_id, **kind)
+        found = uncached(run_id, **options)
         utils._artifact_repos_cache.pop(run_id, None)
         return found
 
@@ -141,28 +141,28 @@ _STATUS_IN_TEXT = (
 def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     """The fault behind an error of MLflow's client at ``uri``; ``files``: root of the artifacts."""
     text, status, where = str(error), status_of(error), without_password(uri)
-    passed_on = Refusal.quoted(text)
-    if passed_on is not None:
+    refusal = Refusal.quoted(text)
+    if refusal is not None:
         if not uri.startswith("http"):
-            return refused(passed_on, files, "The S3 server")
-        of_bucket = refused(passed_on, files, f"The S3 server of MLflow at {where}")
+            return refused(refusal, files, "The S3 server")
+        of_bucket = refused(refusal, files, f"The S3 server of MLflow at {where}")
         return Fault(of_bucket.message, f"for MLflow's own access to S3, {of_bucket.fix}", of_bucket.waits)
-    schema = _schema(text, uri)
+    schema = _schema_fault(text, uri)
     if schema is not None:
         return schema
     facts = {"where": where, "database": sqlite_path(uri) if uri.startswith("sqlite") else where}
     if fault := fault_in(text, TEXTS):
         return fault.about(**facts)
     if uri.startswith("http"):
-        between = _between(text, status, uri)
-        if between is not None:
-            return between
+        on_the_way = _fault_on_the_way(text, status, uri)
+        if on_the_way is not None:
+            return on_the_way
         if status in STATUSES:
             return STATUSES[status].about(**facts)
     return Fault(f"MLflow at {where} {_summary(error)}.", _RESUME, _is_temporary(error, text, status))
 
 
-def _schema(text: str, uri: str) -> Fault | None:
+def _schema_fault(text: str, uri: str) -> Fault | None:
     """The fault of a database whose tables are not those of the installed MLflow."""
     if uri.startswith("http") or not re.search(f"{_SCHEMA}|{_NO_TABLE}" if uri.startswith("sqlite") else _SCHEMA, text):
         return None
@@ -173,7 +173,7 @@ def _schema(text: str, uri: str) -> Fault | None:
     return schema_fault(uri, None if found == "None" else found)
 
 
-def _between(text: str, status: int, uri: str) -> Fault | None:
+def _fault_on_the_way(text: str, status: int, uri: str) -> Fault | None:
     """The fault if TLS or a proxy of this machine is the cause."""
     server = tracking_server(uri)
     if re.search(r"SSLError|SSL:|ProxyError|[Tt]unnel connection failed", text):

@@ -19,8 +19,8 @@ def tagged_digests(tracker: Tracker) -> dict[str, str]:
 def compare(entry: Entry, tagged: Mapping[str, str]) -> None:
     """Raise :class:`DataCorrupt` if the entry's run has another digest.
 
-    An entry without a digest, with a run that has none or without a run (deleted, or imported) passes.  So does an
-    evaluation that got its student if the run has not got the new digest, or keeps the former one.
+    Passes without a digest to compare with: the run has none, or there is no run (deleted, or not of this server).  An
+    evaluation to which a student was added may have a run with the digest from before.
     """
     expected = tagged.get(entry.run_id or "")
     if expected not in (None, entry.sealed().digest, without_student(entry).digest):

@@ -1,4 +1,4 @@
-"""Failures of MLflow, its database, its artifact storage and what is between: by text and by HTTP status."""
+"""Failures of MLflow, its database, its artifact storage and proxies before it: by text and by HTTP status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SQLITE = {
         "The MLflow database {database} cannot be written.", "make the file and its folder writable"
     ),
 }
-"""Words of SQLite's errors and what they mean."""
+"""Patterns in the texts of SQLite's errors."""
 TEXTS = {
     **SQLITE,
     r"[Dd]isk ?[Ff]ull|could not extend file|No space left on device": Fault(
@@ -71,6 +71,6 @@ STATUSES = {
 
 
 def tracking_server(uri: str) -> Server:
-    """The server of a tracking URI, for the faults of connections."""
+    """The server of a tracking URI, as :func:`tracking.ledger.faults.connection_fault` names it."""
     name = f"The tracking server {without_password(uri)}"
     return Server(name, uri, "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_SERVER_CERT_PATH")

@@ -1,4 +1,4 @@
-"""Fields of a recipe's MLflow run: parameters under the paper's names, metrics, and curves of at most 100 points.
+"""Fields of a recipe's MLflow run: parameters named as in the RD3 paper, metrics, and curves of at most 100 points.
 
 All fields are flat, so that the columns, filters and charts of the MLflow UI work with them.  The fields of any kind of
 recipe become parameters; what a kind shows of its parents is a row of :data:`FACTS`.
@@ -17,16 +17,18 @@ from rd3.recipe import BackboneRecipe, EvaluationRecipe, Key, Recipe, Robustness
 from rd3.store import Entry
 
 Fact = str | float
+"""Value of a parameter that the recipe itself lacks, such as the role of its teacher."""
 Find = Callable[[str, Key], Entry | None]
 """Maps (kind, key) to the ledger entry, or None."""
 
 CURVES = ("loss", "lr", "train_top1_pct")
+"""Columns of ``curve.parquet``, one row per epoch, that become metrics."""
 CURVE_POINTS = 100
 _LONGEST = 500
 """Maximum characters of a parameter; ``entry.json`` has longer values in full."""
 
 _HASHES = ("classes", "set", "evaluation", "init", "content", "weights", "fingerprint")
-"""Fields that are shown with 12 digits, like lists of keys."""
+"""Fields that hold a hash (``classes``: of the class list), which is shown with 12 digits, like lists of keys."""
 _NOT_SHOWN = ("kind", "format", "normalisation")
 
 
@@ -202,7 +204,7 @@ def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def thin(rows: Sequence[Mapping[str, float]], most: int = CURVE_POINTS) -> list[Mapping[str, float]]:
-    """At most ``most`` rows, evenly spaced, including the first and the last."""
+    """At most ``most`` rows (two or more), evenly spaced, including the first and the last."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]

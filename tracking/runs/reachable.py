@@ -119,20 +119,20 @@ def _sqlite_fault(error: sqlite3.Error | OSError, path: Path) -> Fault:
 
 def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
     """The result of ``ask``, with a limit on the total time, including name resolution and slow responses."""
-    answer: Future[Any] = Future()
+    result: Future[Any] = Future()
 
     def run() -> None:
         try:
-            answer.set_result(ask())
-        except BaseException as error:  # handed to the caller below
-            answer.set_exception(error)
+            result.set_result(ask())
+        except BaseException as error:  # raised in the caller's thread by result() below
+            result.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="reach").start()
-    if not wait([answer], seconds).done:
+    if not wait([result], seconds).done:
         raise TrackingUnavailable(
             f"The tracking server {without_password(uri)} does not respond within {seconds:g} s.", _START
         )
-    return answer.result()
+    return result.result()
 
 
 def _database(uri: str, port: int, seconds: float) -> None:
@@ -156,7 +156,7 @@ def _get(url: str, seconds: float) -> tuple[int, str]:
 
 
 def _tls(url: str) -> ssl.SSLContext | None:
-    """As MLflow's client is configured; None for http."""
+    """The TLS settings of MLflow's client, from the same variables; None for http."""
     if not url.startswith("https"):
         return None
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
@@ -175,7 +175,7 @@ def _tls(url: str) -> ssl.SSLContext | None:
     return context
 
 
-_ASK = "/api/2.0/mlflow/experiments/search"
+_SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
 def _server(uri: str, seconds: float) -> int:
@@ -184,11 +184,11 @@ def _server(uri: str, seconds: float) -> int:
     try:
         status, health = _get(f"{uri}/health", seconds)
         if status == 200:
-            known, version = _get(f"{uri}/version", seconds)
-            answers = known in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
-            if health.strip() != "OK" or not answers:
+            version_status, version = _get(f"{uri}/version", seconds)
+            is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
+            if health.strip() != "OK" or not is_version:
                 raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}")
-            status, _body = _get(f"{uri}{_ASK}?max_results=1", seconds)
+            status, _body = _get(f"{uri}{_SEARCH}?max_results=1", seconds)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if fault := connection_fault(tracking_server(uri), str(reason)):
@@ -213,7 +213,7 @@ def _server(uri: str, seconds: float) -> int:
 
 
 def _between(uri: str, status: int, body: str) -> Fault | None:
-    """The fault if something between here and MLflow responds instead of it."""
+    """The fault if a proxy, or a port of the other scheme, responds instead of MLflow."""
     server = tracking_server(uri)
     by_proxy = proxy_fault(server)
     if by_proxy is not None and not by_proxy.waits:  # the server is on this machine
@@ -234,7 +234,7 @@ def _not_mlflow(shown: str, why: str) -> TrackingError:
 
 
 def _logged_in(uri: str, seconds: float) -> int:
-    """Status of the same request with the credentials of MLflow's client; raises unless it is 200."""
+    """Status of a search with the credentials of MLflow's client; raises unless it is 200."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -243,7 +243,7 @@ def _logged_in(uri: str, seconds: float) -> int:
     try:
         status: int = http_request(
             get_default_host_creds(uri),
-            _ASK,
+            _SEARCH,
             "GET",
             params={"max_results": 1},
             timeout=seconds,

@@ -42,7 +42,7 @@ _EXPERIMENT = {
 DIGEST = "rd3.digest"
 """Tag with the digest of the entry, which shows whether the entry in the ledger was changed later."""
 _LEDGER_ID = "rd3.ledger_id"
-_TAG = 4000
+_LONGEST_REASON = 4000
 """Maximum characters of a reason; MLflow allows 8000."""
 DIRECT_ABOVE = 256 * 2**20
 """Total bytes above which files are uploaded directly to S3, if this process may, and not through the server."""
@@ -72,7 +72,7 @@ class Tracker:
 
     @property
     def _ours(self) -> dict[str, str]:
-        """Tag to search for the runs of this ledger's path."""
+        """Tag that the runs of any ledger at this ledger's path have."""
         return {"rd3.ledger": self.place.artifacts}
 
     @property
@@ -83,7 +83,7 @@ class Tracker:
         return self._ours | {name: value for name, value in known.items() if value}
 
     def _is_ours(self, run: Any) -> bool:
-        """Whether a run at this ledger's path is of this ledger; runs of earlier versions do not say so."""
+        """Whether a run at this ledger's path belongs to this ledger; one without the tag is taken to do so."""
         mine = self.place.ledger_id
         return not mine or bool(run.data.tags.get(_LEDGER_ID, mine) == mine)
 
@@ -151,7 +151,7 @@ class Tracker:
                 return found
 
     def share_view(self, experiment_id: str, key: str, view: Mapping[str, Any]) -> str:
-        """Keep a view of the experiment's runs (filter, order, columns) under ``key``; returns its path in the UI.
+        """Store a view of the experiment's runs (filter, order, columns) under ``key``; returns its path in the UI.
 
         The format is that of "Share view" in the MLflow UI.
         """
@@ -166,8 +166,8 @@ class Tracker:
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
                 run_id: str = found[0].info.run_id
-                for name in {"rd3.status", "rd3.reason"} & found[0].data.tags.keys():
-                    self.client.delete_tag(run_id, name)
+                for tag in {"rd3.status", "rd3.reason"} & found[0].data.tags.keys():
+                    self.client.delete_tag(run_id, tag)
                 self.log(run_id, tags=own)
                 self.client.update_run(run_id, status="RUNNING")
             else:
@@ -236,7 +236,7 @@ class Tracker:
             stale = self.search([experiment_id], self._ours, "attributes.status = 'RUNNING'")
             for run in stale:
                 status, why = (ends or {}).get(run.data.tags.get("rd3.key", ""), ("killed", reason))
-                self.log(run.info.run_id, tags={"rd3.status": status, "rd3.reason": why[:_TAG]})
+                self.log(run.info.run_id, tags={"rd3.status": status, "rd3.reason": why[:_LONGEST_REASON]})
                 self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
@@ -259,7 +259,10 @@ class Tracker:
         parameters: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log metrics, parameters and tags in one request; ``points`` are (metric, value, timestamp in ms, step)."""
+        """Log metrics, parameters and tags in one request; ``points`` are (metric, value, timestamp in ms, step).
+
+        MLflow allows 1000 points and 100 parameters; further parameters are left out.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         self.client.log_batch(
@@ -378,5 +381,5 @@ class OpenRun:
     def fail(self, status: str, reason: str) -> None:
         """End the run with the recipe's status (``failed``, ``diverged``, ``killed`` ...) and the reason."""
         with self.tracker.errors():
-            self.tracker.log(self.run_id, tags={"rd3.status": status, "rd3.reason": reason[:_TAG]})
+            self.tracker.log(self.run_id, tags={"rd3.status": status, "rd3.reason": reason[:_LONGEST_REASON]})
             self.tracker.client.set_terminated(self.run_id, "KILLED" if status == "killed" else "FAILED")

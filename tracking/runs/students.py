@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def upload_student(recorded: Entry, again: Entry, folder: Path, cache: Path, tracking_uri: str = "") -> Entry:
-    """Upload the student of ``again``, in ``folder``, to the recorded files; returns the recorded entry with it.
+    """Upload the student of ``again`` (a repetition whose files are in ``folder``); returns the recorded entry with it.
 
     Idempotent.  Raises :class:`rd3.kept_students.OtherResult`, and uploads nothing, if the results differ.
     """

@@ -3,7 +3,7 @@
 Below the artifact root::
 
     sweeps/scores/<evaluation>.json          score of a trial on validation images, which is reused
-    sweeps/tests/<target>/<test>.json        one tested winner; a target is what was tuned for: sets, teachers, student
+    sweeps/tests/<target>/<test>.json        one tested winner; <target> is a digest of set, dataset and student
 
 The runs have an experiment of their own, with a parent run per sweep and a child run per Optuna trial.  They are
 found by the tags ``rd3.sweep`` (the sweep's key), ``rd3.study`` and ``rd3.trial`` (the trial's number).
@@ -12,8 +12,10 @@ found by the tags ``rd3.sweep`` (the sweep's key), ``rd3.study`` and ``rd3.trial
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rd3.recipe import Key
@@ -77,7 +79,7 @@ class TrialRun:
     """(epoch, top-1 accuracy in per cent on validation images)."""
     top1_pct: float | None
     tags: Mapping[str, str]
-    """``rd3.state`` and other tags to filter by."""
+    """``rd3.state`` (the trial's state in Optuna) and other tags to filter by."""
 
 
 class SweepRuns:
@@ -88,7 +90,9 @@ class SweepRuns:
         self.experiment_id = tracker.experiment(EXPERIMENT)
         self.run_id = ""
         self.started = 0
+        """Start of the parent run in ms since 1970."""
         self._logged: dict[tuple[str, str], Any] = {}
+        """Child runs by study and number of the trial."""
 
     @property
     def _tags(self) -> dict[str, str]:
@@ -110,7 +114,7 @@ class SweepRuns:
             else:
                 run = client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=own)
             self.run_id, self.started = run.info.run_id, run.info.start_time
-            self._logged = {_place(run): run for run in runs if run.data.tags.get("rd3.kind") == "sweep trial"}
+            self._logged = {_trial_of(run): run for run in runs if run.data.tags.get("rd3.kind") == "sweep trial"}
             client.log_text(self.run_id, text, "sweep.yaml")
 
     def log(self, trial: TrialRun) -> None:
@@ -134,9 +138,6 @@ class SweepRuns:
 
     def attach(self, files: Mapping[str, bytes | str], figures: Mapping[str, float]) -> None:
         """Log files (the report and its plots) and metrics of the whole sweep."""
-        import tempfile
-        from pathlib import Path
-
         with self.tracker.errors(), tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder) / name
@@ -155,5 +156,6 @@ class SweepRuns:
             self.tracker.client.set_terminated(self.run_id, ends[status])
 
 
-def _place(run: Any) -> tuple[str, str]:
+def _trial_of(run: Any) -> tuple[str, str]:
+    """Study and number of the trial of a child run."""
     return run.data.tags["rd3.study"], run.data.tags["rd3.trial"]

@@ -32,6 +32,7 @@ class UnfinishedWork:
     def __init__(self, run: OpenRun, folder: Path, every_s: float = EVERY_S):
         self.run, self.folder, self.every_s = run, folder, every_s
         self._sent: dict[str, float] = {}
+        """Map of uploaded files to the modification times that they had."""
         self._last = time.monotonic()
         self._lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Garbage collection: files of dead or forgotten attempts, delivered blocks of finished sets, scratch and caches.
+"""Garbage collection: files of dead or forgotten attempts, uploaded blocks of finished sets, scratch and caches.
 
 A file is garbage if no ledger entry refers to it and it is older than an hour, so that work in progress is safe.  Runs,
 scratch and caches belong to a driver and are only considered while none is alive.
@@ -46,38 +46,38 @@ class Garbage:
 
 def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterator[Garbage]:
     """Yield everything that can be deleted; without runs, scratch and caches if ``driver_lives``."""
-    moment = time.time()
+    now = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
-    yield from _deliveries(ledger.objects, keys["set"], moment)
-    yield from _uploads(ledger.objects, moment)
+    yield from _blocks(ledger.objects, keys["set"], now)
+    yield from _uploads(ledger.objects, now)
     if driver_lives:
         return
     # Entries that an upgrade replaced still count: they and their files are removed on the user's request only.
     named = {kind: known | set(ledger.former_keys(kind)) for kind, known in keys.items()}
     entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
-    yield from _direct_files(ledger.objects, entries, moment)
+    yield from _direct_files(ledger.objects, entries, now)
     # The path alone is not enough: on a shared server another machine's ledger may have the same one.
     ledger_id = place.ledger_id or identity(ledger.objects, create=False)
-    yield from _runs(Tracker(replace(place, ledger_id=ledger_id)), ledger, entries, moment)
-    yield from _scratch(place.home, keys, moment)
+    yield from _runs(Tracker(replace(place, ledger_id=ledger_id)), ledger, entries, now)
+    yield from _scratch(place.home, keys, now)
 
 
-def _deliveries(objects: ObjectStore, done: set[Key], moment: float) -> Iterator[Garbage]:
-    """Delivered blocks of sets that are complete."""
+def _blocks(objects: ObjectStore, done: set[Key], now: float) -> Iterator[Garbage]:
+    """Blocks that trials with a share of a set uploaded, of sets that are complete."""
     for key, found in _grouped(objects, "blocks/", depth=1).items():
-        if key in done and _old(found, moment, YOUNG_S):
-            yield _objects("blocks of a set that is done", objects, f"blocks/{key}", found)
+        if key in done and _old(found, now, YOUNG_S):
+            yield _garbage_of("blocks of a set that is done", objects, f"blocks/{key}", found)
 
 
-def _direct_files(objects: ObjectStore, entries: list[Entry], moment: float) -> Iterator[Garbage]:
+def _direct_files(objects: ObjectStore, entries: list[Entry], now: float) -> Iterator[Garbage]:
     """Files below the artifact root that no entry refers to."""
     named = {entry.artifact for entry in entries}
     for name, found in _grouped(objects, "files/", depth=2).items():
-        if objects.url(f"files/{name}") not in named and _old(found, moment, YOUNG_S):
-            yield _objects("files without ledger entry", objects, f"files/{name}", found)
+        if objects.url(f"files/{name}") not in named and _old(found, now, YOUNG_S):
+            yield _garbage_of("files without ledger entry", objects, f"files/{name}", found)
 
 
-def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float) -> Iterator[Garbage]:
+def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], now: float) -> Iterator[Garbage]:
     """Files of ended runs of this ledger that no entry refers to."""
     named = {entry.run_id for entry in entries}
     ended = [
@@ -86,7 +86,7 @@ def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], moment: float)
         if run.data.tags.get("rd3.kind") in KINDS
         and run.info.run_id not in named
         and run.info.end_time is not None
-        and moment - run.info.end_time / 1000 > YOUNG_S
+        and now - run.info.end_time / 1000 > YOUNG_S
     ]
     if not entries and any(run.data.tags.get("rd3.status") == "done" for run in ended):
         raise StoreError(
@@ -112,32 +112,32 @@ def _size(files: Any, path: str | None) -> int:
     return sum(_size(files, item.path) if item.is_dir else item.file_size or 0 for item in files.list_artifacts(path))
 
 
-def _uploads(objects: ObjectStore, moment: float) -> Iterator[Garbage]:
+def _uploads(objects: ObjectStore, now: float) -> Iterator[Garbage]:
     """Abandoned multipart uploads, which listings do not show but which take up storage."""
-    for upload in objects.unfinished(before=moment - UPLOAD_S):
+    for upload in objects.unfinished(before=now - UPLOAD_S):
         yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
 
 
-def _scratch(home: Path, keys: dict[str, set[Key]], moment: float) -> Iterator[Garbage]:
+def _scratch(home: Path, keys: dict[str, set[Key]], now: float) -> Iterator[Garbage]:
     """Work folders of finished or abandoned recipes, the cache, which holds copies only, and cached teacher logits."""
     done = set().union(*keys.values())
     for folder in sorted((home / "work").glob("*/*")):
         age_s = YOUNG_S if folder.name.partition("-")[0] in done else UNFINISHED_S
-        yield from _folder("work folder", folder, moment, age_s)
+        yield from _folder("work folder", folder, now, age_s)
     for folder in sorted((home / "cache").glob("*/*")):
-        yield from _folder("cache", folder, moment, YOUNG_S)
+        yield from _folder("cache", folder, now, YOUNG_S)
     if (logits := home / "logits").is_dir():
-        yield from _folder("cached teacher logits", logits, moment, YOUNG_S)
+        yield from _folder("cached teacher logits", logits, now, YOUNG_S)
 
 
-def _folder(what: str, folder: Path, moment: float, age_s: float) -> Iterator[Garbage]:
+def _folder(what: str, folder: Path, now: float, age_s: float) -> Iterator[Garbage]:
     found = [Stored("", 0, folder.stat().st_mtime), *_files(folder)]
-    if _old(found, moment, age_s):
+    if _old(found, now, age_s):
         remove = partial(shutil.rmtree, folder, ignore_errors=True)
         yield Garbage(what, str(folder), sum(one.size for one in found), remove)
 
 
-def _objects(what: str, objects: ObjectStore, place: str, found: list[Stored]) -> Garbage:
+def _garbage_of(what: str, objects: ObjectStore, place: str, found: list[Stored]) -> Garbage:
     def remove() -> None:
         for one in found:
             objects.delete(one.name)
@@ -145,8 +145,9 @@ def _objects(what: str, objects: ObjectStore, place: str, found: list[Stored]) -
     return Garbage(what, f"{objects.root}/{place}", sum(one.size for one in found), remove)
 
 
-def _old(found: list[Stored], moment: float, age_s: float) -> bool:
-    return all(moment - one.changed > age_s for one in found)
+def _old(found: list[Stored], now: float, age_s: float) -> bool:
+    """Whether the newest of these is older than ``age_s`` seconds."""
+    return all(now - one.changed > age_s for one in found)
 
 
 def _grouped(objects: ObjectStore, prefix: str, depth: int) -> dict[str, list[Stored]]:

@@ -1,4 +1,4 @@
-"""Addresses that a move or a copy of RD3's home leaves behind, rewritten to today's artifact root.
+"""Addresses that a move or a copy of RD3's home leaves behind, rewritten to the current artifact root.
 
 The ledger stores addresses below its root relative to it, but MLflow's database has absolute ones, and so have ledgers
 of RD3 0.1.  The database is used as SQLite, without MLflow: its import takes seconds.
@@ -30,10 +30,11 @@ from tracking.upkeep.health import check_location
 RUNS = "/runs"
 """End of the location that RD3 gives to its experiments; the rest is the artifact root."""
 _WAIT_S = 10.0
+"""Seconds to wait for another process that uses the database."""
 
 
-class Left(NamedTuple):
-    """An experiment of RD3 whose files are not below today's root."""
+class Elsewhere(NamedTuple):
+    """An experiment of RD3 whose files are not below the current root."""
 
     experiment_id: int
     name: str
@@ -91,7 +92,7 @@ def settle(place: Place) -> list[str]:
 
 
 def _server_warning(place: Place) -> list[str]:
-    """A line if RD3's experiment on a server or in its database has a location that does not fit today's root.
+    """A line if RD3's experiment on a server or in its database has a location that does not fit the current root.
 
     A server decides itself where files are, and only a folder of its machine is wrong.  If it does not answer, its
     first use reports that.
@@ -155,7 +156,7 @@ def _literal(text: str) -> str:
     return f"'{quoted}'"
 
 
-def _warning(left: list[Left], old: str, place: Place) -> str:
+def _warning(left: list[Elsewhere], old: str, place: Place) -> str:
     names = ", ".join(repr(one.name) for one in left if one.root == old)
     return (
         f"Files of MLflow experiment {names} are stored at {shown(old)}, not below {place.artifacts}. "
@@ -163,8 +164,8 @@ def _warning(left: list[Left], old: str, place: Place) -> str:
     )
 
 
-def experiments_elsewhere(database: Path, objects: ObjectStore) -> list[Left]:
-    """RD3's experiments in a database whose location is not below today's root."""
+def experiments_elsewhere(database: Path, objects: ObjectStore) -> list[Elsewhere]:
+    """RD3's experiments in a database whose location is not below the current root."""
     with _opened(database) as connection:
         if not _has_tables(connection):
             return []
@@ -173,12 +174,12 @@ def experiments_elsewhere(database: Path, objects: ObjectStore) -> list[Left]:
             "AND (name IN ('rd3', 'rd3 data', 'rd3 sweeps') OR EXISTS (SELECT 1 FROM runs r JOIN tags t "
             "ON t.run_uuid = r.run_uuid WHERE r.experiment_id = e.experiment_id AND t.key = 'rd3.kind'))"
         ).fetchall()
-    left = [Left(number, name, location.removesuffix(RUNS)) for number, name, location in found]
+    left = [Elsewhere(number, name, location.removesuffix(RUNS)) for number, name, location in found]
     return [one for one in left if is_direct(one.root) and not _same(one.root, objects)]
 
 
 def _same(root: str, objects: ObjectStore) -> bool:
-    """Whether a URI is today's root, perhaps by another name of the same folder."""
+    """Whether a URI is the current root, perhaps by another name of the same folder."""
     if objects.folder is None or not is_local(root):
         return root == objects.url()
     path = local_path(root)
@@ -188,7 +189,7 @@ def _same(root: str, objects: ObjectStore) -> bool:
 
 
 def _came_along(database: Path, old: str, objects: ObjectStore) -> bool:
-    """Whether files of the runs are below today's root, or no longer below the old one."""
+    """Whether files of the runs are below the current root, or no longer below the old one."""
     if objects.folder is None or not is_local(old):
         return False
     with _opened(database) as connection:
@@ -205,7 +206,7 @@ def _below(old: str, uri: str | None) -> str | None:
 
 
 def relocate(place: Place, old: str) -> Relocated:
-    """Rewrite addresses below the root ``old`` (a URI or a path) to today's: of the ledger, and of an SQLite database.
+    """Rewrite addresses of ledger and SQLite database below the root ``old`` (a URI or a path) to the current one.
 
     Addresses of files that are still at the old place, and are not at the new one, are kept.  The database is first
     copied to ``<its name>.before-relocation``.  Raises :class:`StoreError` while a driver uses the ledger.
@@ -213,7 +214,7 @@ def relocate(place: Place, old: str) -> Relocated:
     ledger = Ledger(place.artifacts)
     before, new = open_objects(old), ledger.objects.url()
     if _same(before.url(), ledger.objects):
-        raise BadValue(f"{shown(old)} is today's artifact root.", "give the former one: --from ADDRESS")
+        raise BadValue(f"{shown(old)} is the current artifact root.", "give the former one: --from ADDRESS")
     database = sqlite_file(place.tracking_uri)
     with ledger.lease():
         entries = _relocate_entries(ledger, before)

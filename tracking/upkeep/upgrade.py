@@ -42,9 +42,9 @@ class Outcome:
     upgraded: list[Upgraded] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     merged: list[Upgraded] = field(default_factory=list)
-    """Entries whose new key was taken: by one that differed in irrelevant fields, or by a newer run."""
+    """Entries whose new key already had an entry: of a recipe that differed in irrelevant fields, or of a newer run."""
     keys: dict[Key, Key] = field(default_factory=dict)
-    """Map of old to new keys for every entry that has or had an older format; equal where nothing changed."""
+    """Map of old to new keys for every entry that has or had an older format; to itself where the key stays."""
 
 
 def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
@@ -94,7 +94,7 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
 
 def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
     """A copy of an entry of an older format with the upgraded recipe and its key."""
-    ran = ran_precision(entry.recipe)
+    ran = ran_precision(entry.recipe)  # an older recipe held what is now part of the result
     result: dict[str, Any] = entry.result | ({"ran_precision": ran} if ran else {})
     plain = recipe.model_dump(mode="json")
     formerly = entry.formerly or entry.key

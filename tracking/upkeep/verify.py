@@ -24,7 +24,7 @@ class Checked(NamedTuple):
     label: str
     damage: str
     bare: bool = False
-    """Imported without files, which the export left out; this is not damage."""
+    """Whether the entry was imported without files, which the export left out; this is not damage."""
 
 
 def everything(ledger: Ledger) -> list[tuple[str, Key]]:

@@ -268,7 +268,7 @@ def test_todays_root_is_refused(rd3: Run, filled: Path, home: Path) -> None:
     at(filled, home)
     settle(session_in(home))
     code, _out, err = rd3("artifacts", "relocate", "--from", home / "artifacts")
-    assert (code, "is today's artifact root" in err) == (2, True)
+    assert (code, "is the current artifact root" in err) == (2, True)
 
 
 def test_a_tracking_server_is_only_advised(

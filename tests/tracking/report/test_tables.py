@@ -121,7 +121,9 @@ def test_numbers_of_two_precisions_are_marked():
     results.add("rded", 10, [40.0, 41.0], ran=("bf16", "fp32"))
     results.add("edc", 10, [42.0, 43.0], ran="fp32")
     (table,) = result_tables(results.scores())
-    marked = {row.label: [table.notes["abc".index(mark)] for mark in table.marks(row.scores[10])] for row in table.rows}
+    marked = {
+        row.label: [table.notes["abc".index(mark)] for mark in table.markers(row.scores[10])] for row in table.rows
+    }
     mixed = "rded at IPC 10: repeats ran at bf16 and fp32"
     assert marked == {"random": ["ran at bf16"], "rded": [mixed], "edc": ["ran at fp32"]}
     text = to_markdown(table)

@@ -19,7 +19,7 @@ class Drawing:
     title: str
     caption: str
     svg: bytes
-    """Empty for a chart that failed or cannot be drawn; the caption then says why."""
+    """UTF-8; empty for a chart that failed or cannot be drawn, whose caption then says why."""
     text: str = ""
     """What the chart shows, in sentences: its text alternative, and its place in Markdown; empty: tables show it."""
 

@@ -24,7 +24,9 @@ from tracking.report.sheets import Fetch
 TITLE = "Average ranks"
 FEWEST_BLOCKS = 5
 FEWEST_METHODS = 3
+"""Below these there are no average ranks, and no diagram."""
 ALPHA = 0.05
+"""Significance level of both tests."""
 BLOCKS = (
     "A block is one dataset, IPC and setting of the evaluation in which every method has a result, as a mean over "
     "seeds. The tests take blocks as independent, which those of one dataset are not."
@@ -69,7 +71,7 @@ def _library() -> Any:
 
 
 def critical_distance(methods: int, blocks: int) -> float:
-    """Average ranks that differ by less are not separated by Nemenyi's test at 5 %."""
+    """Nemenyi's critical difference: average ranks that differ by less are not separated at 5 %."""
     quantile = float(studentized_range.ppf(1 - ALPHA, methods, math.inf)) / math.sqrt(2)
     return quantile * math.sqrt(methods * (methods + 1) / (6 * blocks))
 

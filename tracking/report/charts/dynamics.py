@@ -1,4 +1,4 @@
-"""Accuracy on the synthetic and on the test images over the epochs of training (the paper's Figure 9)."""
+"""Accuracy on the synthetic and on the test images over the epochs of training (Figure 9 of the RD3 paper)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tracking.runs.fields import read_curve
 
 _DIAGNOSTIC = re.compile(r"diagnostic_top1_pct_epoch_(\d+)")
 _MOST = 12
+"""Panels of a chart at most."""
 _SETTING = ("student", "teacher", "protocol", "labels", "setting")
 """Columns that a title states where they differ."""
 Line = list[tuple[float, float]]

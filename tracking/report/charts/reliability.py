@@ -14,12 +14,14 @@ from tracking.report.robustness import labels_of, measured
 from tracking.report.sheets import Fetch
 
 _MOST = 12
+"""Panels of a chart at most."""
 _CAPTION = (
     "Share of correct predictions among the test images whose confidence lies in a bin, against their mean confidence "
     "(Guo et al., 2017).  Below the diagonal a student is overconfident.  The images of all seeds are pooled; bins of "
     "under ten are left out."
 )
 _FEWEST = 10
+"""Images that a bin needs."""
 
 
 @register_chart("reliability")
@@ -39,11 +41,11 @@ def reliability(results: Results, fetch: Fetch) -> Drawing | None:
 def pooled(diagrams: Iterable[Iterable[Mapping[str, Any]]]) -> list[tuple[float, float]]:
     """(confidence, accuracy) in per cent of the bins of several diagrams, each weighted by its images."""
     points = []
-    for same in zip(*diagrams, strict=True):
-        full = [each for each in same if each["images"]]
+    for bins in zip(*diagrams, strict=True):  # the same bin of each diagram
+        full = [each for each in bins if each["images"]]
         images = sum(each["images"] for each in full)
         if images >= _FEWEST:
-            means = (sum(each["images"] * each[name] for each in full) for name in ("confidence", "accuracy"))
-            confidence, accuracy = (100 * total / images for total in means)
+            totals = (sum(each["images"] * each[name] for each in full) for name in ("confidence", "accuracy"))
+            confidence, accuracy = (100 * total / images for total in totals)
             points.append((confidence, accuracy))
     return points

@@ -1,4 +1,4 @@
-"""Learning rate over the epochs of every protocol in a grid (the paper's Figure 6)."""
+"""Learning rate over the epochs of every protocol in a grid (Figure 6 of the RD3 paper)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tracking.report.sheets import Fetch
 
 _FIELDS = ("lr", "epochs", "schedule", "zeta", "warmup_epochs")
 _MOST = 9
+"""Lines of a chart at most."""
 
 
 @register_chart("schedules")

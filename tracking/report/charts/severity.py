@@ -10,6 +10,7 @@ from tracking.report.robustness import Measured, labels_of, measured
 from tracking.report.sheets import Fetch
 
 _MOST = 12
+"""Lines of a chart at most."""
 
 
 @register_chart("severity")

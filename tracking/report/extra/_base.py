@@ -28,7 +28,7 @@ class Table:
 
     @classmethod
     def of(cls, title: str, scores: Sequence[Score], rows: Sequence[str], column: str) -> Self:
-        """Scores by the fields ``rows`` and by every other field in which they differ, across values of ``column``."""
+        """A row per combination of the fields ``rows`` and others that differ, a column per value of ``column``."""
         differ = [name for name in POINT if len({_text(getattr(score, name)) for score in scores}) > 1]
         by = [*rows, *(name for name in differ if name not in (*rows, column))]
         across = sorted({getattr(score, column) for score in scores})

@@ -19,11 +19,12 @@ TITLE = "DD-Ranking: label-robust and augmentation-robust scores, in per cent wi
 BASELINE = "random"
 SETTING = ("dataset", "ipc", "student", "teacher", "protocol", "changed")
 ALWAYS = ("dataset", "ipc", "student")
-"""Shown also where all rows are equal in it."""
+"""Fields that are shown even if all rows are equal in them."""
 COLUMNS = ("HLR", "IOR soft", "IOR hard", "LRS soft", "LRS hard", "ARS soft", "ARS hard")
 Kind = tuple[str, bool]
 """Labels of a cell, and whether it has the protocol's augmentation or none."""
 Seeds = tuple[int | None, int]
+"""(set seed, student seed)"""
 
 
 class Missing(Exception):
@@ -51,9 +52,10 @@ class _Method:
 
 @dataclass
 class _Setting:
-    """What is compared: methods under one evaluation."""
+    """Methods under one evaluation, which are compared."""
 
     shown: dict[str, str]
+    """Fields that name the evaluation."""
     methods: dict[str, _Method] = field(default_factory=dict)
 
 
@@ -73,7 +75,7 @@ def dd_ranking(results: Results) -> Table | None:
 
 
 def _settings(scores: Iterable[Score]) -> list[_Setting]:
-    """Scores by setting, method and kind, without those of other sensitivity studies."""
+    """Scores by setting, method and kind, without those with a varied field other than a removed augmentation."""
     found: dict[str, _Setting] = {}
     for score in scores:
         own, rest = _split(score)
@@ -88,8 +90,8 @@ def _settings(scores: Iterable[Score]) -> list[_Setting]:
 
 def _split(score: Score) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The method's own changed settings, and those of the evaluation; None if another field is varied."""
-    own, rest = split_overrides(score.method, score.overrides)
-    changed = {**rest, **score.varied}
+    own, shared = split_overrides(score.method, score.overrides)
+    changed = {**shared, **score.varied}
     if any(name != "augmentation" or value for name, value in score.varied.items()):
         return own, None
     if not _augmented(score):
@@ -145,17 +147,18 @@ class _Measured:
     def metric(self, column: str, method: _Method) -> Estimate:
         """One column of a method; raises :class:`Missing`."""
         name, _space, labels = column.partition(" ")
-        lacking: list[Term] = [(-1, method, ("hard", True))]
+        gap: list[Term] = [(-1, method, ("hard", True))]  # HLR is the full-data accuracy plus this
         if name == "HLR":
-            return self.estimate(1, lacking)
+            return self.estimate(1, gap)
         gain, plain_gain = (self._gain(method, (labels, augmented)) for augmented in (True, False))
         if name == "IOR":
             return self.estimate(0, gain)
         if name == "LRS":
-            return self.estimate(-0.5, [*_times(0.5, gain), *_times(-0.5, lacking)]).through(unit_score)
+            return self.estimate(-0.5, [*_times(0.5, gain), *_times(-0.5, gap)]).through(unit_score)
         return self.estimate(0, [*_times(0.5, gain), *_times(0.5, plain_gain)]).through(unit_score)
 
     def _gain(self, method: _Method, kind: Kind) -> list[Term]:
+        """The method's accuracy minus that of a random set."""
         return [(1, method, kind), (-1, self.random, kind)]
 
     def estimate(self, full: float, terms: Iterable[Term]) -> Estimate:

@@ -10,7 +10,7 @@ from tracking.report.tables import seconds_text
 _COLUMNS = ("dataset", "IPC", "method", "images", "CPU s", "CPU s of preparation", "wall s", "wall s of preparation")
 _PER_IMAGE = "wall s per image, without preparation"
 _NOTE = (
-    "Preparation is what the set needs beside its teachers and diffusion models: layer statistics, fine-tuning, "
+    "Preparation is what the set needs besides its teachers and diffusion models: layer statistics, fine-tuning, "
     "prototypes, the set that it starts from. Other sets may share it."
 )
 

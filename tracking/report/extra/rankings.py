@@ -90,7 +90,7 @@ def _settings(scores: Sequence[Score]) -> dict[tuple[str, int], dict[Setting, di
 
 
 def _names(one: Setting, other: Setting) -> tuple[str, str]:
-    """What differs between two settings."""
+    """The values of the one field in which two settings differ."""
     [index] = [place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
     return one[index] or "base point", other[index] or "base point"
 

@@ -59,7 +59,10 @@ def _method(score: Score) -> str:
 
 
 def _cell(score: Score | None) -> str | None:
-    """The result, what was reduced, and the paper's value of this setting; that of its own protocol only for equals."""
+    """The result, what was reduced, and the value that the paper prints for this setting.
+
+    Without a ``printed`` table that is the value under the paper's own protocol, shown only if nothing differs from it.
+    """
     if score is None:
         return None
     paper = score.paper is not None and (score.printed or not score.apart)
@@ -68,7 +71,7 @@ def _cell(score: Score | None) -> str | None:
 
 
 def _repeated(rows: Mapping[Row, Mapping[str, Score]]) -> list[str]:
-    """Settings whose evaluations are all those of an earlier setting, which ran once."""
+    """Sentences about settings whose evaluations are the same as those of an earlier setting."""
     by_setting: dict[str, tuple[str, ...]] = {}
     for row, scores in rows.items():
         keys = tuple(key for score in scores.values() for key in score.keys)
