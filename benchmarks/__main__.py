@@ -3,8 +3,8 @@
     python -m benchmarks [CASE ...] [--quick] [--device cpu|cuda] [--rounds N] [--network NAME] [--out DIR] [--list]
 
 Without a name every case runs that is meant for the device.  ``--quick`` takes few rounds and leaves the longest out:
-the whole suite in about 100 seconds on a GPU.  A CPU works on as many threads as OMP_NUM_THREADS says, or else on one.
-Where bf16 is in hardware, ``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` leaves it out.
+the whole suite in about 100 seconds on a GPU.  On a CPU, OMP_NUM_THREADS sets the number of threads (default 1); where
+it has bf16 in hardware, ``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` disables it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
     bench = Bench(usable_device(chosen.device), rounds, chosen.quick, chosen.network, chosen.out)
     names = chosen.cases or [name for name, case in CASES.items() if case.runs(bench.device.type, bench.quick)]
-    _say_machine(bench)
+    _print_machine(bench)
     return max([_run(name, bench) for name in names], default=0)
 
 
@@ -46,11 +46,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("cases", nargs="*", type=_case, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--quick", action="store_true", help="few rounds, and not the longest cases")
     parser.add_argument("--device", default=here, help=f"default here: {here}")
-    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
+    parser.add_argument("--rounds", type=_positive, help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--network", default="resnet18", help="teacher and student; default resnet18")
     parser.add_argument("--out", type=Path, default=Path(".bench"), help="folder of the CSV files; default .bench")
-    parser.add_argument("--list", action="store_true", help="say which cases there are")
+    parser.add_argument("--list", action="store_true", help="list the cases")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
 
 
 def _case(name: str) -> str:
@@ -59,20 +65,20 @@ def _case(name: str) -> str:
     return name
 
 
-def _say_machine(bench: Bench) -> None:
-    said = facts(bench.device, bench.peaks)
-    print(", ".join(f"{name} {value}" for name, value in said.items() if value != ""), flush=True)
+def _print_machine(bench: Bench) -> None:
+    machine = facts(bench.device, bench.peaks)
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""), flush=True)
 
 
 def _run(name: str, bench: Bench) -> int:
-    """Measure a case and keep it; an error of one is said, and the others run."""
+    """Measure a case and write its CSV; returns 1 if it failed, which is printed and does not stop the others."""
     start = time.perf_counter()
     try:
         rows = run(name, bench)
     except Skipped as reason:
         print(f"{name}: skipped, {reason}", flush=True)
         return 0
-    except Exception as error:  # whatever it is, the other cases are still worth their time
+    except Exception as error:  # the other cases still run
         print(f"{name}: {type(error).__name__}: {error}", flush=True)
         return 1
     write_csv(bench.out / f"{name}.csv", rows, facts(bench.device, bench.peaks))

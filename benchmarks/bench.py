@@ -1,4 +1,4 @@
-"""What a case is given: the device, how many rounds, and how a comparison becomes a row."""
+"""What every case uses: the device, the number of rounds, and how a comparison becomes a row."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from rd3.datasets import Roots
 from rd3.device import bf16_in_hardware
 
 QUICK_LIMIT_S = 4.0
-"""Of one comparison with ``--quick``."""
+"""Wall seconds after which one comparison begins no further round, with ``--quick``."""
 
 
 class Skipped(Exception):
-    """A case that cannot run here, and why."""
+    """Raised by a case that cannot run here, with the reason."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a unit of work is."""
+    """What is timed: a unit of work, such as a training step."""
 
     case: str
     variant: str
     unit: str
     batch: int
     images: float | None = None
-    """Images a unit, if their rate says something."""
+    """Images per unit; None if a rate of images means nothing."""
     gflop: float | None = None
-    """Operations that a unit must have, 1e9."""
+    """Floating-point operations that a unit cannot do without, in 1e9."""
 
 
 @dataclass
@@ -53,18 +53,18 @@ class Bench:
 
     @cached_property
     def peaks(self) -> dict[str, float]:
-        """GFLOP/s of matrix products by type; without bf16 where it is emulated."""
+        """GFLOP/s of matrix products by data type; without bf16 where it is emulated."""
         types = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if bf16_in_hardware(self.device) else {})
         return {name: matmul_peak(self.device, dtype) for name, dtype in types.items()}
 
     @property
     def roots(self) -> Roots:
-        """Where datasets are; what is decoded of them stays below ``out``."""
+        """Where datasets are; decoded copies of them are kept below ``out``."""
         data = os.environ.get("RD3_DATA")
         return Roots(Path(data) if data else None, self.out / "home")
 
     def compare(self, paths: dict[str, Work]) -> dict[str, list[float]]:
-        """Seconds a unit, by path and round."""
+        """Seconds per unit of each path, one value per round."""
         return in_turn(paths, self.device, self.rounds, QUICK_LIMIT_S if self.quick else None)
 
     def row(
@@ -78,7 +78,7 @@ class Bench:
         aim: float | None = None,
         note: str = "",
     ) -> Row:
-        """Of seconds by round."""
+        """The row of a comparison; ``ours`` and ``reference`` are seconds per unit by round."""
         ours_s = median(ours)
         rate = job.gflop / ours_s if job.gflop else None
         peak = self.peaks.get(dtype)
@@ -102,5 +102,5 @@ class Bench:
 
 
 def layout(bench: Bench, precision: str) -> str:
-    """Of our weights, if no group norm is among them; the reference path is always NCHW."""
+    """Memory format of our weights, for networks without group norm; the reference path is always NCHW."""
     return "channels last" if bench.on_cpu or precision == "bf16" else "NCHW"

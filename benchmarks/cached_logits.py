@@ -1,6 +1,7 @@
 """Students that read cached teacher logits, and students that write them, beside students with a teacher.
 
-The reference here is our own path, with nothing kept.  Bits are equal (``tests/rd3/evaluation/test_cached_logits.py``).
+The reference here is our own path without a cache.  Results are equal bit for bit
+(``tests/rd3/evaluation/test_cached_logits.py``).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ IMAGES = 500
 SMALL = "convnet_w32"
 """A student that takes much less time than its teacher."""
 BUDGET = 10**9
+"""Bytes that the cache may take."""
 
 
 def run(bench: Bench) -> list[Row]:
-    """The teacher's network as student, and a small one."""
+    """Rows of a student with the teacher's network, and of a small one."""
     with tempfile.TemporaryDirectory() as scratch:
         return [row for student in (bench.network, SMALL) for row in _rows(bench, student, Path(scratch) / student)]
 
@@ -32,7 +34,7 @@ def run(bench: Bench) -> list[Row]:
 def _rows(bench: Bench, student: str, scratch: Path) -> Iterator[Row]:
     subject = Subject(32, bench.network, BATCH, IMAGES)
     chunk = chunk_of(bench.device, BATCH)
-    # As many epochs as are measured, and the one that begins them; the test after the last is not reached.
+    # The epochs that are measured, with the warm-up round, and one more: the test after the last is not reached.
     epochs = math.ceil((bench.rounds + 1) * chunk * BATCH / IMAGES) + 1
     recipe = subject.recipe(student=student, epochs=epochs)
     complete = LogitsFolder(scratch / "complete", BUDGET)

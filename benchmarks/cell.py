@@ -25,14 +25,15 @@ from rd3.errors import RD3Error
 from rd3.evaluation.student import correct_per_class
 
 CLASSES, STEPS, TESTED = 10, 800, 10_000
-"""Of the whole cell."""
+"""Classes, training steps and test images of the whole cell."""
 MEASURED_STEPS, MEASURED_TESTED = 40, 1000
+"""Training steps and test images that are timed."""
 MIPC, CROPS = 300, 5
-"""Images a class and crops an image that RDED scores."""
+"""Images per class that RDED scores, and crops per image."""
 
 
 def run(bench: Bench) -> list[Row]:
-    """The parts, then their sum, in seconds of the whole cell."""
+    """Rows of the parts, then of their sum, each extrapolated to the whole cell."""
     try:
         dataset = open_dataset("cifar10", bench.roots)
     except RD3Error as error:
@@ -50,14 +51,14 @@ def run(bench: Bench) -> list[Row]:
 
 
 def _training(bench: Bench, subject: Subject) -> tuple[dict[str, list[float]], str]:
-    """Seconds a step; each path takes 40 in all, in as many turns as its batches come in."""
+    """Seconds per step by path, and our precision; 40 steps of each path, in rounds of the steps labelled at once."""
     ours, loop = Students(subject, [subject.recipe()], bench.device), reference(bench, subject, extra=True)
     turn = Bench(bench.device, rounds=max(1, MEASURED_STEPS // ours.chunk), out=bench.out)
     return turn.compare({"ours": ours.work, "reference": lambda: loop.steps(ours.chunk)}), ours.precision
 
 
 class _FirstTests:
-    """A dataset whose test split is cut."""
+    """A dataset whose test split has its first images only."""
 
     def __init__(self, dataset: Dataset):
         self.info, self.images = dataset.info, dataset.images
@@ -68,12 +69,14 @@ class _FirstTests:
 
 
 class _Unwatched:
+    """Receives the progress of a test and shows nothing."""
+
     def tested(self, images: int) -> None:
         pass
 
 
 def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[float]]:
-    """Seconds a test image."""
+    """Seconds per test image by path."""
     student, bare = (built(subject.info, subject.network, 1) for _path in range(2))
     set_memory_format(student, precision)
     some = _FirstTests(subject.dataset)
@@ -93,7 +96,7 @@ def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[f
 
 
 def _rows(bench: Bench, parts: dict[str, tuple[dict[str, list[float]], int]], precision: str) -> list[Row]:
-    """Seconds of a whole part, and of all."""
+    """A row for each part (seconds per unit by path, and number of units), and one for their sum."""
     whole = {"ours": 0.0, "reference": 0.0}
     rows = []
     for name, (spent, count) in parts.items():

@@ -3,9 +3,9 @@
     python benchmarks/equivalence.py digits STORE [--workers 2] [--minutes 30]
     python benchmarks/equivalence.py cifar10 STORE
 
-Registered before they ran, and nothing chosen after: a random set (set seed 0), student and teacher one network, the
+Everything was fixed before the runs: a random set (set seed 0), student and teacher one network, the
 protocol and the student seeds below, margin 1 point of top-1 accuracy.  A pair shares initial weights, order and views.
-Interrupted, or out of minutes, the same command goes on; the verdict comes with the last pair.
+The same command continues after an interruption or the end of --minutes; the verdict follows the last pair.
 
 CIFAR-10 needs RD3_DATA, and the teacher in the ledger of RD3_HOME under its role (`rd3 plan cifar10` says how).
 """
@@ -29,10 +29,11 @@ from rd3.stats import equivalence
 from rd3.store import FolderStore
 
 MARGIN_PCT = 1.0
+"""Equivalence margin, in points of top-1 accuracy."""
 
 
 class Registered(NamedTuple):
-    """One comparison, fixed beforehand."""
+    """One comparison, fixed before its first run."""
 
     teacher: str
     ipc: int
@@ -47,7 +48,7 @@ REGISTERED = {
 
 
 def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, EvaluationRecipe]]]:
-    """Parents, and (bf16, fp32) by student seed."""
+    """The parents of all evaluations, and a pair (bf16, fp32) for each student seed."""
     asked, catalog = REGISTERED[dataset], Catalog.of(session())
     info = catalog.dataset(dataset)
     teacher = teacher_of(dataset, asked.teacher, catalog)
@@ -74,7 +75,7 @@ def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, E
 
 
 def main(dataset: str, store: Path, options: list[str]) -> int:
-    """Run what is missing, print every pair that is there, and the verdict when all are."""
+    """Run what is missing; print every finished pair, and the verdict once all are; returns the exit code."""
     parents, pairs = pairs_of(dataset)
     here = session()
     export_results(parents, store, here, teachers=True)

@@ -1,10 +1,10 @@
-"""Do estimates hold?  Thirty evaluations on the digits, planned after a calibration, against what they then take.
+"""Do estimates hold?  Estimated and measured times of thirty evaluations on the digits, after a calibration.
 
     python benchmarks/estimates.py [--seconds 20]
 
-Five students, IPC 1, 5 and 10, and two protocols (40 epochs at bf16, 20 at fp32).  Process seconds of one thread, all
-of a recipe: opening the data, reading its parents, training, testing, writing.  Tracking and scheduling are not in
-them; `tests/benchmarks/overhead.py` has those.
+Five students, IPC 1, 5 and 10, and two protocols (40 epochs at bf16, 20 at fp32).  Times are process seconds of one
+thread for a whole recipe: opening the data, reading its parents, training, testing, writing.  They do not include
+tracking and scheduling, which `benchmarks/overhead.py` measures.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ protocols: [{rd3-reduced: {epochs: 40, precision: bf16}}, {rd3-reduced: {epochs:
 student_seeds: [0]
 """
 WITHIN = 1.5
+"""Factor by which an estimate may be off, either way."""
 
 
 def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
-    """A row a cell: what the calibration, and what the shipped rates say, and what it took."""
+    """A row per cell: times estimated from the calibration and from the rates in RD3, and the measured time."""
     roots = Roots(None, home)
     expansion = expand(parse_grid(GRID, "estimates"), Catalog(roots))
 
@@ -81,7 +82,7 @@ def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
 
 
 def share_within(rows: list[Row], column: str) -> float:
-    """Part of the rows whose ratio is within the factor, either way."""
+    """Fraction of the rows whose ratio is within a factor of :data:`WITHIN`, either way."""
     return sum(abs(math.log(row[column])) <= math.log(WITHIN) for row in rows) / len(rows)
 
 

@@ -1,7 +1,8 @@
-"""What the memory format of the weights is worth: a training step at bf16 and fp32, by network.
+"""The effect of the weights' memory format: a training step at bf16 and fp32, by network.
 
-Ours has its weights as :func:`rd3.device.set_memory_format` leaves them, the reference as they are built (NCHW); the
-step is the same otherwise, without its optimiser.  The note says what channels last gives, taken or not.
+Our weights are as :func:`rd3.device.set_memory_format` leaves them, those of the reference as they are built (NCHW);
+the step, without an optimiser, is otherwise the same.  The note has the speed-up by channels last, whether we use it or
+not.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ NETWORKS = (
     "resnet18", "resnet18_w16", "wrn_16_2", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet", "convnet",
     "convnet_in", "convnet_d1", "convnet_d2", "convnet_w32",
 )  # fmt: skip
-FEW = ("resnet18", "resnet18_w16", "convnet_in")
+QUICK_NETWORKS = ("resnet18", "resnet18_w16", "convnet_in")
 BATCH = 64
 
 
 def run(bench: Bench) -> list[Row]:
     """Every network, with ``--quick`` few, at every precision of this hardware."""
     precisions = ["bf16", "fp32"] if bf16_in_hardware(bench.device) else ["fp32"]
-    return [row_of(bench, name, each) for name in (FEW if bench.quick else NETWORKS) for each in precisions]
+    return [row_of(bench, name, each) for name in (QUICK_NETWORKS if bench.quick else NETWORKS) for each in precisions]
 
 
 def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
@@ -54,7 +55,7 @@ def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
 
 
 def steps_of(network: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, precision: str) -> Work:
-    """Forwards and backwards: once on a CPU, where it takes long enough, else twenty times."""
+    """Forward and backward passes: one on a CPU, where it takes long enough to time, else twenty."""
     count = 1 if pixels.device.type == "cpu" else 20
 
     def steps() -> int:

@@ -1,4 +1,4 @@
-"""What machine this is, for every row."""
+"""The machine, in columns that every row of a CSV has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rd3.hardware import processor
 
 
 def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
-    """Columns of a CSV; the load average is that of the moment."""
+    """Values by column; ``load_average`` is the current one, ``peaks`` are GFLOP/s by data type."""
     return {
         "processor": processor().name,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",

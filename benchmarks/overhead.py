@@ -3,9 +3,9 @@
     python benchmarks/overhead.py [--epochs 40 --epochs 600] [--count 3]
 
 For each length: `count` evaluations (digits, random IPC 10, resnet18_w16), first in one process without Ray, then as
-a grid on Ray, one trial at a time, with other student seeds and equal threads. Both are warm: the grid makes one
-evaluation of one epoch first, in which its worker imports torch and MLflow. That, the start of Ray and its end are
-paid once a run (or worker) and shown apart. Run it on a machine that does nothing else.
+a grid on Ray, one trial at a time, with other student seeds and as many threads. Both are warm: the grid first runs
+one evaluation of one epoch, in which its worker imports torch and MLflow. That, and starting and stopping Ray, cost
+time once per run or worker and are reported separately. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations

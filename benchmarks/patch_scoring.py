@@ -1,9 +1,9 @@
-"""What scoring a crop costs in RDED, beside a path after the published code.
+"""Time to score a crop in RDED, beside a path after the published code.
 
-Ours is the method's selection of one class.  The reference path is written after the structure of LINs-lab/RDED
-``synthesize``: a DataLoader (of no workers, so that one process does all) turns every image into a tensor, takes five
-``RandomResizedCrop`` of it and normalises them; the teacher as it is, fp32, takes them a crop of every image at a time;
-the logarithm of the softmax is the score.  The images are toys in memory, the ResNet-18 is untrained.
+Ours is the method's selection for one class.  The reference path is written after the structure of LINs-lab/RDED
+``synthesize``: a DataLoader (without workers, so that one process does everything) turns every image into a tensor,
+takes five ``RandomResizedCrop`` of it and normalises them; the unmodified fp32 teacher scores one crop of every image
+at a time by the cross-entropy of the class.  The images are random and in memory, the ResNet-18 is untrained.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from rd3.testing import ToyDataset, trial_recipe
 
 CROPS, IMAGES = 5, 300
 AIMS = {"cpu": 4.0, "cuda": 8.0}
+"""Speed-up over the reference path to reach."""
 
 
 def run(bench: Bench) -> list[Row]:
-    """32 pixels; on a GPU 224 as well."""
+    """A row for 32 pixels; on a GPU also one for 224."""
     sides = [32] if bench.on_cpu else [32, 224]
     return [scoring(bench, _toys(side)) for side in sides]
 
@@ -58,7 +59,7 @@ class OneClass(TorchDataset):
 
 
 def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch.Tensor:
-    """Key patches (wanted, 3, s, s), normalised."""
+    """The ``wanted`` crops of lowest loss, (wanted, 3, s, s), normalised; one per image, as published."""
     side, size = ctx.info.resolution, ctx.info.resolution // ctx.settings.factor
     loader = DataLoader(OneClass(ctx.dataset, images, size), batch_size=len(images))
     before = (side - size) // 2
@@ -76,7 +77,7 @@ def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch
 def scoring(
     bench: Bench, dataset: Dataset, ipc: int = 10, images: int = IMAGES, teacher: nn.Module | None = None
 ) -> Row:
-    """One class, scored and selected."""
+    """The row of scoring and selecting the crops of one class."""
     device, info = bench.device, dataset.info
     teacher = teacher or built(info, bench.network).to(device).eval().requires_grad_(False)
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)

@@ -44,7 +44,7 @@ def timed(home: Path, *words: str) -> tuple[float, str]:
 
 
 def fill(home: Path, recipes: Path) -> int:
-    """Write a ledger entry for every recipe; their artifacts are one small file.  Flushed by nobody: a benchmark."""
+    """Write a ledger entry for every recipe, without fsync; all share one small artifact.  Returns their number."""
     artifact = home / "artifact"
     artifact.mkdir(parents=True)
     (artifact / "result.json").write_text("{}")

@@ -1,8 +1,8 @@
-"""One training step with a teacher: soft labels by KL, flip and CutMix, at 224 pixels shuffle and crop as well.
+"""One training step with a teacher: KL to soft labels, flip and CutMix, at 224 pixels shuffle and crop as well.
 
-Ours is what ``rd3.evaluation.posteval.train_pack`` does, its teacher several batches ahead.  The reference path is
-:mod:`benchmarks.published`, with the student's extra forward pass in train mode and without.  A DataLoader works in the
-process itself on a CPU, where its time is counted, and in four processes beside a GPU.
+Ours is what ``rd3.evaluation.posteval.train_pack`` does, where the teacher labels several batches at once.  The
+reference path is :mod:`benchmarks.published`, with and without the student's extra forward pass in train mode.  Its
+DataLoader runs in the same process on a CPU, so that its time counts, and in four processes beside a GPU.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ AIMS = {
     ("eight", "cuda"): (10.0, None),
     ("224", "cuda"): (2.5, None),
 }
-"""Times the reference path with its extra forward, and without."""
+"""Speed-ups to reach, over the reference path with its extra forward pass and without, by what is measured."""
 
 
 def run(bench: Bench) -> list[Row]:
-    """32 pixels everywhere, 224 on a GPU."""
+    """Rows for 32 pixels; on a GPU also for 224, and for eight students together."""
     if bench.on_cpu:
         return _on_cpu(bench)
     return [*_side(bench, 32, {"one student": 1, "eight together": TOGETHER}), *_side(bench, 224, {"one student": 1})]
 
 
 def _on_cpu(bench: Bench) -> list[Row]:
-    """At what ``auto`` is here, and at fp32."""
+    """Rows for the precision that ``auto`` resolves to here, and for fp32."""
     subject, usual = Subject(32, bench.network, BATCH), resolve_precision(bench.device, "auto")
     precisions = dict.fromkeys([usual, "fp32"])
     ours = {name: Students(subject, [subject.recipe(precision=name)], bench.device) for name in precisions}
@@ -54,7 +54,7 @@ def _on_cpu(bench: Bench) -> list[Row]:
 
 
 def _side(bench: Bench, side: int, counts: dict[str, int]) -> list[Row]:
-    """Students alone and together on a GPU; seconds are of a step of one student."""
+    """Rows of students alone and together on a GPU, in seconds per step and student."""
     subject = Subject(side, bench.network, BATCH)
     ours = {
         name: Students(subject, [subject.recipe(seed) for seed in range(count)], bench.device)
@@ -89,12 +89,12 @@ def reference(bench: Bench, subject: Subject, extra: bool) -> PublishedLoop:
 
 
 def workers(bench: Bench) -> int:
-    """Of the reference path's DataLoader."""
+    """Number of worker processes of the reference path's DataLoader."""
     return 0 if bench.on_cpu else min(WORKERS, (os.cpu_count() or 1) - 1)
 
 
 def step_gflop(subject: Subject) -> float:
-    """What a step must compute: the student forwards and backwards, the teacher forwards."""
+    """GFLOP of a step: the student's forward and backward pass (three times a forward), the teacher's forward pass."""
     one = forward_cost(subject.network, subject.info.num_classes, subject.info.resolution)
     return 4e-9 * subject.batch * one.flops
 

@@ -1,10 +1,9 @@
-"""The reference path of post-evaluation: ours, after the structure of LINs-lab/RDED ``validation/main.py``.
+"""The reference path of post-evaluation, written by us after the structure of LINs-lab/RDED ``validation/main.py``.
 
 fp32 and NCHW; every image goes through torchvision's transforms on its own, in a DataLoader; CutMix in place; the
-teacher as it was built, batch norms unfolded and weights trainable, answers under ``no_grad``, a batch at a time; if
-asked, the student's extra forward pass in train mode for the training accuracy; AdamW; the loss is read after every
-step.  Images are PIL pictures in memory, where the published loader decodes a file for each.  torch's own settings
-decide on TF32.
+teacher, with batch norms not folded and trainable weights, labels one batch at a time under ``no_grad``; optionally the
+student's extra forward pass in train mode for the training accuracy; AdamW; the loss is read after every step.  Images
+are PIL images in memory, where the published loader decodes a file for each.  torch's defaults decide on TF32.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from rd3.recipe import Normalisation
 
 
 class ShufflePatches(nn.Module):
-    """Columns of tiles in random order, then rows of tiles, of an image (3, s, s)."""
+    """Permutes the columns of tiles of an image (3, s, s), then the rows; ``factor`` tiles per side."""
 
     def __init__(self, factor: int):
         super().__init__()
@@ -43,7 +42,7 @@ class ShufflePatches(nn.Module):
 
 
 class Pictures(TorchDataset[tuple[torch.Tensor, int]]):
-    """PIL images and a transform of one image, as ``ImageFolder`` has them."""
+    """Transformed PIL images with labels, like an ``ImageFolder``."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Any):
         """``images``: (N, 3, s, s) uint8."""
@@ -58,7 +57,7 @@ class Pictures(TorchDataset[tuple[torch.Tensor, int]]):
 
 
 def train_transform(side: int, factor: int, normalisation: Normalisation) -> transforms.Compose:
-    """Of one PIL image.  At factor 1 shuffle and crop leave the pixels alone, and are done all the same."""
+    """The training transform of one PIL image; at factor 1 shuffle and crop run, but do not change the pixels."""
     return transforms.Compose(
         [
             transforms.ToTensor(),
@@ -71,7 +70,10 @@ def train_transform(side: int, factor: int, normalisation: Normalisation) -> tra
 
 
 def cutmix(images: torch.Tensor, lam: float, centre: tuple[int, int], partner: torch.Tensor) -> torch.Tensor:
-    """In place: a box of ``images[partner]``, about 1 - ``lam`` of the area, around a (row, column)."""
+    """CutMix in place: a box around ``centre`` (row, column), about 1 - ``lam`` of the area, is that of ``partner``.
+
+    ``images`` (B, 3, H, W), ``partner`` (B,) indices.
+    """
     height, width = images.shape[2:]
     cut = math.sqrt(1 - lam)
     half_high, half_wide = int(height * cut) // 2, int(width * cut) // 2
@@ -82,7 +84,7 @@ def cutmix(images: torch.Tensor, lam: float, centre: tuple[int, int], partner: t
 
 
 class PublishedLoop:
-    """Steps of a student on a set, one after the other, without end."""
+    """An endless training of a student on a set, step by step."""
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class PublishedLoop:
         self.loss = loss.item()
 
     def steps(self, count: int) -> int:
-        """As many; says how many."""
+        """Take ``count`` steps; returns ``count``, as a :data:`benchmarks.timing.Work` does."""
         for _step in range(count):
             self.step()
         return count
@@ -142,9 +144,9 @@ class PublishedLoop:
 def validate(
     network: nn.Module, images: torch.Tensor, labels: torch.Tensor, normalisation: Normalisation, device: torch.device
 ) -> int:
-    """Right answers of a bare network in eval mode, images through a DataLoader one by one, as validation is published.
+    """Number of correct predictions of a bare network, with the transforms of the published validation image by image.
 
-    At 32 pixels the published resize and crop leave the pixels alone.
+    ``images`` (N, 3, s, s) uint8.  At 32 pixels the resize to 32 and the crop change no pixel.
     """
     side = images.shape[-1]
     transform = transforms.Compose(

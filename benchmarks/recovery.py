@@ -1,6 +1,6 @@
-"""What an iteration of SRe2L costs, ingredient by ingredient, and of several blocks at once.
+"""Time of an iteration of SRe2L, optimisation by optimisation, and of several blocks at once.
 
-fp32, without TF32, and no crop or flip on either side.  The reference path is ours, after the structure of
+fp32, without TF32, and without crop and flip in both paths.  The reference path is ours, after the structure of
 VILA-Lab/SRe2L ``data_synthesis.py``: NCHW, forward hooks with ``mean`` and ``var``, weights that require gradients, one
 batch after the other.  The network is untrained, the images are toys.
 """
@@ -25,19 +25,20 @@ from rd3.models import forward_cost
 from rd3.testing import ToyDataset, trial_recipe
 
 Loop = Callable[[int], None]
+"""Runs this many iterations."""
 AIMS = {("cpu", 32): 1.7, ("cuda", 32): 5.0, ("cuda", 224): 3.0}
-"""Of the method as it makes sets: on a CPU one block at a time, on a GPU ten at 32 pixels."""
+"""Speed-up to reach by device and pixels, as the method makes sets: one block at a time; ten on a GPU at 32 pixels."""
 
 
 def run(bench: Bench) -> list[Row]:
-    """32 pixels and batches of 10; on a GPU 224 pixels and batches of 100 as well."""
+    """Rows for 32 pixels and batches of 10; on a GPU also for 224 pixels and batches of 100."""
     if bench.on_cpu:
         return iteration(bench, 32, 10, 2, iterations=2)
     return [*iteration(bench, 32, 10, 10, iterations=60), *iteration(bench, 224, 100, 1, iterations=3)]
 
 
 class PlainStatistics:
-    """The BatchNorm term as one writes it down."""
+    """The BatchNorm loss in its direct form: L2 distances of batch and running statistics, summed over layers."""
 
     def __init__(self, network: nn.Module):
         self.terms: dict[nn.Module, torch.Tensor] = {}
@@ -55,7 +56,7 @@ class PlainStatistics:
 
 
 def plain_loop(network: nn.Module, statistics, space: PixelSpace, settings, batch: int, side: int) -> Loop:
-    """SRe2L as one writes it down, one batch."""
+    """SRe2L in its direct form, for one batch of images."""
     device = space.mean.device
     labels, stream = torch.arange(batch, device=device), torch.Generator().manual_seed(0)
     low, high = -space.mean / space.std, (1 - space.mean) / space.std
@@ -77,7 +78,7 @@ def plain_loop(network: nn.Module, statistics, space: PixelSpace, settings, batc
 
 
 def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int) -> list[Row]:
-    """A row for every ingredient, then for the method itself, one block and several at once."""
+    """A row for each optimisation, then for the method itself with one block and with several at once."""
     device, network = bench.device, bench.network
     dataset = ToyDataset(classes=batch, per_class=1, side=side)
     teacher = built(dataset.info, network).to(device).eval().requires_grad_(False)
@@ -134,7 +135,7 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
 
 
 def _channels_last(network: nn.Module) -> bool:
-    """Whether a convolution with a window has its weights in this format; others look alike in both."""
+    """Whether some convolution has channels-last weights; 1x1 and depthwise ones are contiguous in both formats."""
     return any(
         weight.is_contiguous(memory_format=torch.channels_last)
         for weight in network.parameters()

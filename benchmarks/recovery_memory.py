@@ -2,11 +2,11 @@
 
     python benchmarks/recovery_memory.py [--method dwa] [--ipc 5 --ipc 40] [--iterations 2] [--dataset imagenette-224]
 
-A set at 224 pixels (an untrained ResNet-18, batches of ten) at two IPCs, each made with what it starts from, opened and
-drawn as a contact sheet in a process of its own; one iteration has the peak of thousands.  Demanded: the peak does not
-grow by half of what the larger set has more in images.  The allocator gives memory back at once: left to itself it
-keeps what it may need again, and the peaks of equal blocks differ by as much as the images that are looked for.  The
-images are a dataset's below $RD3_DATA, or else ten toys over and over.
+A set at 224 pixels (an untrained ResNet-18, batches of ten) at two IPCs is generated with its parents, opened and drawn
+as a contact sheet, each in a process of its own; a few iterations have the same peak as thousands.  The peak must grow
+by less than half the bytes of the additional images.  The allocator is set to return memory at once: by default it
+keeps freed memory, and peaks of equal blocks then differ by as much as the images take.  The images are those of a
+dataset below $RD3_DATA, or else ten random ones over and over.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def teacher_of(dataset: ToyDataset) -> nn.Module:
 
 
 class Repeated(ToyDataset):
-    """Ten images of 224 pixels over and over: the data take no memory that could hide what the set takes."""
+    """Ten images of 224 pixels over and over, so that the memory of the data does not mask that of the set."""
 
     def __init__(self, per_class: int):
         super().__init__(classes=10, per_class=1, side=224)

@@ -1,4 +1,4 @@
-"""Which cases there are.  A case is imported when it runs, never before."""
+"""The cases.  A case is imported when it runs, never before."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Case(NamedTuple):
     """Whether ``--quick`` runs it unless it is named."""
 
     def runs(self, device: str, quick: bool) -> bool:
-        """Unasked."""
+        """Whether it runs on this type of device if no case is named."""
         return device in self.devices and (self.in_quick or not quick)
 
 
 CASES = {
     "post_evaluation": Case("a training step with a teacher, beside the published loop's structure"),
-    "recovery": Case("an iteration of SRe2L, ingredient by ingredient, and blocks side by side"),
+    "recovery": Case("an iteration of SRe2L, optimisation by optimisation, and several blocks at once"),
     "patch_scoring": Case("a crop scored by RDED"),
     "shared_views": Case("students that share views and teachers' logits, beside each alone"),
     "cached_logits": Case("students that read cached teacher logits, beside students with a teacher"),

@@ -1,4 +1,4 @@
-"""A measured row, the file it goes to, and the table that people see."""
+"""A measured row, its CSV file, and the table on the screen."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class Row:
     rounds: int
     batch: int
     dtype: str
-    """Of our path's products."""
+    """Data type of our path's matrix products."""
     layout: str
     aim: float | None = None
+    """``ratio`` to reach."""
     images_per_s: float | None = None
     gflop_per_s: float | None = None
-    """Of ours; a multiply-add counts as two, and what a path computes beyond what it must counts nothing."""
+    """Rate of our path; a multiply-add counts as two operations, and only operations that a unit needs count."""
     share_of_peak: float | None = None
-    """Of the largest rate of a matrix product at ``dtype``, measured in the same process."""
+    """``gflop_per_s`` as a fraction of the best rate of a matrix product at ``dtype`` in the same process."""
     note: str = ""
 
     @property
@@ -43,7 +44,7 @@ class Row:
 
 
 def columns(facts: Mapping[str, Any]) -> list[str]:
-    """Of a CSV: the row's, then the machine's."""
+    """Columns of a CSV: the row's, then the machine's."""
     return [field.name for field in fields(Row)] + list(facts)
 
 
@@ -57,7 +58,7 @@ def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For people: one line a row."""
+    """Rows as text, one line each."""
     return "\n".join(_line(row) for row in rows)
 
 

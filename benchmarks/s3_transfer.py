@@ -2,9 +2,9 @@
 
     python benchmarks/s3_transfer.py s3://bucket/prefix [--mib 1024] [--files 8] [--rounds 5]
 
-The AWS_ variables say which server; the bucket must exist.  Ours and plain alternate, each transfer in a process of its
-own that has made its client, sent and fetched a small object, and only then sets its clock and its peak of memory.
-``ours`` is what RD3 does: down it hashes every file as well (``fetch``); ``download`` is that without the hashes.
+The AWS_ variables name the server; the bucket must exist.  Ours and plain alternate, each transfer in a process of its
+own, which first makes its client and transfers a small object, and then starts to measure time and peak memory.
+``fetch ours`` is what RD3 does, with the hash of every file; ``download ours`` is the same without hashes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
 
 
 def entry_of(folder: Path) -> Entry:
-    """The hashes are in a file beside the folder, so that nobody's clock runs while they are made."""
+    """The entry, whose hashes were computed beforehand, outside of all measurements."""
     return Entry.model_validate_json((folder.parent / "entry.json").read_bytes())
 
 
@@ -63,13 +63,13 @@ WAYS: dict[str, Transfer] = {
 
 
 def peak_kib() -> int:
-    """Largest resident size of this process since the mark was reset."""
+    """Peak resident memory of this process since the peak was last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def child(root: str, folder: Path, way: str, answer: Any) -> None:
-    """One transfer: (wall seconds, process seconds, MiB above idle)."""
+    """Do one transfer and send (wall seconds, process seconds, peak memory above idle in MiB)."""
     there = S3Objects(root)
     small = folder.parent / f"small{os.getpid()}"
     small.write_bytes(bytes(1000))

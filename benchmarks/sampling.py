@@ -1,8 +1,8 @@
 """Sampling an image from a diffusion model: in batches, beside one image at a time as the published codes do.
 
-Both paths are our own sampler with DDPM, guidance 4 and the same noise for each image; only the batch differs.  The
-models are untrained: the DiT that is trained here for 32 pixels, and on a GPU one of the size of DiT-B/2 on the latents
-of 256 pixels.  The note has the peak memory at either batch: on a GPU of tensors, on a CPU of the whole process.
+Both paths are our own sampler with DDPM, guidance 4 and the same noise for each image; only the batch size differs.
+The models are untrained: the DiT that RD3 trains at 32 pixels, and on a GPU one of the size of DiT-B/2 on the latents
+of 256 pixels.  The note has the peak memory at both batch sizes: of tensors on a GPU, of the whole process on a CPU.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _row(bench: Bench, size: Size, steps: int) -> Row:
 
 
 def draw(model: Backbone, numbers: range, steps: int, precision: str) -> torch.Tensor:
-    """Latents of these images; image n has class n and noise of its own."""
+    """Sample these images (latents or pixels); image n has class n (modulo the classes) and noise of its own."""
     labels = torch.tensor([number % model.info.num_classes for number in numbers])
     members = [(int(label), number) for label, number in zip(labels, numbers, strict=True)]
     streams = [generator(0, "image", number) for number in numbers]

@@ -1,14 +1,13 @@
-"""Does the driver keep many devices busy?  The paper's grid against a made-up clock, and workers that only sleep.
+"""Does the driver keep many devices busy?  The paper's grid in simulated time, and Ray workers that only sleep.
 
     python benchmarks/scale.py simulate [--devices 1 --devices 8 --devices 64] [--shares 1 --shares 16] [--noise 0.4]
     python benchmarks/scale.py orders [--devices 16] [--shares 1]
     python benchmarks/scale.py workers [--workers 16] [--recipes 1600] [--sleep 0.05]
 
-``simulate`` drives what a run drives (plan, queue, Tune's searcher, driver, ledger in a folder, log lines with the time
-that is left); only the trials are played.  They take what the plan says they take on an H100, times a factor drawn for
-each (``--noise``: the standard deviation of its logarithm), which queue and driver do not know; a pack takes what its
-members take one after the other.  ``workers`` is a real
-Ray with as many workers as asked for, whose trials sleep and import no torch.
+``simulate`` runs everything of a run (plan, queue, Tune's searcher, driver, ledger in a folder, log lines with the time
+left) but the trials.  A trial takes the time that the plan estimates on an H100, times a random factor (``--noise``:
+standard deviation of its logarithm) that queue and driver do not know; a pack takes the sum of its members.  ``orders``
+compares orders of the queue.  ``workers`` is a real Ray with this many workers, whose trials sleep and import no torch.
 """
 
 from __future__ import annotations
@@ -55,24 +54,24 @@ from tracking.place import Place
 
 Row = dict[str, Any]
 
-# Not measured: a quarter of the bf16 peak, half of the fp32 peak and of the memory's bandwidth, 2 ms a step.
+# Assumed, not measured: a quarter of the bf16 peak, half of the fp32 peak and of the memory bandwidth, 2 ms per step.
 H100 = Rates("H100, assumed", fp32=3.3e13, bf16=2.5e14, bytes=1.7e12, step_s=0.002, start_s=4.0, auto="bf16")
 
 
 def session_in(home: Path) -> Session:
-    """Everything below one folder."""
+    """A session with everything below one folder."""
     return Session(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
 
 
 class _Unread(Catalog):
-    """What ships with RD3; no data is read."""
+    """A catalog of what ships with RD3; no data is read."""
 
     def fingerprint(self, name: str, *, training_only: bool = False) -> str:
         return f"of {name}"
 
 
 def paper(seeds: int) -> Expansion:
-    """The grid with so many student seeds, on data that is never read."""
+    """The paper's grid with this many student seeds, on data that is never read."""
     text = (Path(__file__).parent / "paper.yaml").read_text()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "paper.yaml"
@@ -82,7 +81,7 @@ def paper(seeds: int) -> Expansion:
 
 
 class NothingThere:
-    """An empty ledger, but for teachers that are imported."""
+    """A ledger that has only imported teachers."""
 
     def __init__(self, imported: set[str]):
         self.imported = imported
@@ -95,7 +94,7 @@ class NothingThere:
 
 
 def planned(expansion: Expansion, gpus: int = 1) -> Plan:
-    """The plan of a grid of which nothing is there but what is imported."""
+    """The plan of a grid of which only the imported teachers exist."""
     there = NothingThere(set(expansion.imports))
     return make_plan(expansion, there, exists=lambda _entry: True, verify=lambda _entry: None, rates=H100, slots=gpus)
 
@@ -149,19 +148,22 @@ class Cluster:
 
 
 class Simulation(NamedTuple):
-    """What came of one."""
+    """Result of one simulation; times in simulated seconds, but for the driver's."""
 
     wall_s: float
     least_s: float
+    """Lower bound of ``wall_s``."""
     device_s: float
+    """Busy time, summed over the GPUs."""
     recipes: int
     driver_s: float
+    """Real process time of the driver."""
 
 
 def simulate(
     expansion: Expansion, plan: Plan, home: Path, gpus: int, shares: int, part: float, noise: float
 ) -> Simulation:
-    """Work the plan off on ``gpus`` GPUs; an evaluation takes a ``part`` of one."""
+    """Simulate the plan on ``gpus`` GPUs, with ``shares`` trials per set and evaluations on a ``part`` of a GPU."""
     from ray.tune.search import Searcher
 
     from pipelines.engine.tune import Graph
@@ -175,10 +177,10 @@ def simulate(
     least_s = least_wall_s(known, gpus)
     session, interrupts = session_in(home), Interrupts()
     books = Bookkeeping(session, session.ledger.lease(), interrupts)
-    jobs = JobBuilder(expansion, queue, books, GridRuns(None, expansion, books))
+    builder = JobBuilder(expansion, queue, books, GridRuns(None, expansion, books))
     eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
     view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
-    driver = Driver(queue, view, jobs, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
+    driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
     graph, cluster = Graph(driver), Cluster(gpus)
     out: dict[str, list[dict[str, Any]]] = {}
     began = time.process_time()
@@ -205,7 +207,7 @@ def queue_key(job: dict[str, Any]) -> str:
 
 
 def played(job: dict[str, Any]) -> TrialEnd:
-    """A trial that ends well; shares are in no ledger."""
+    """The end of a successful trial; a share has no ledger entry."""
     if job["blocks"] is not None:
         return TrialEnd("done")
     recipe = from_json(job["recipe"])
@@ -215,7 +217,7 @@ def played(job: dict[str, Any]) -> TrialEnd:
 
 
 def simulation_rows(devices: list[int], shares: list[int], parts: list[float], seeds: int, noise: float) -> list[Row]:
-    """A row for each number of devices, each in a process of its own, whose peak memory is its own."""
+    """A row per combination, each from a process of its own, so that peak memory is that of one simulation."""
     rows = []
     for gpus, share, part in itertools.product(devices, shares, parts):
         words = ["one", "--devices", str(gpus), "--shares", str(share), "--part", str(part)]
@@ -226,7 +228,7 @@ def simulation_rows(devices: list[int], shares: list[int], parts: list[float], s
 
 
 def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float) -> Row:
-    """One row; peak memory of this process, which has planned as well."""
+    """One row; the peak memory is that of this process, planning included."""
     began = time.process_time()
     expansion = paper(seeds)
     plan = planned(expansion, gpus)
@@ -275,7 +277,7 @@ def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, 
 
 
 class FixedCluster(NamedTuple):
-    """The number of devices, as a driver asks for it."""
+    """A fixed number of devices, in place of the cluster that a driver asks."""
 
     cpus: float
     gpus: float
@@ -300,7 +302,7 @@ class Sleeper:
 
 
 def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
-    """One run of ``recipes`` trials that sleep, on so many Ray workers, wherever the cores are."""
+    """The row of one run of ``recipes`` sleeping trials on ``workers`` Ray workers, even if there are fewer cores."""
     import ray
 
     from pipelines.cluster.ray import _QUIET, ray_cluster
@@ -321,7 +323,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         tune.report({"number": 0, "end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
 
     class Timed(Driver):
-        """Gives trials their sleep, and looks whether one of them has loaded torch."""
+        """A driver that tells trials how long to sleep, and checks whether any of them has loaded torch."""
 
         torch, processes, starts, ends = False, set(), [], []
 
@@ -378,7 +380,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
 
 
 def show(rows: list[Row]) -> None:
-    """As CSV."""
+    """Print rows as CSV."""
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""Students of equal views in one pack, beside the same students alone: teacher passes and time.
+"""Students with equal views in one pack, beside the same students alone: teacher passes and time.
 
 The reference here is our own path, one student after the other.  The second student differs in its temperature, the
 third in its network and zeta; what decides the views (set, teacher, augmentation, batch, student seed) is the same.
@@ -29,9 +29,9 @@ def run(bench: Bench) -> list[Row]:
     rows = []
     for name, pack in packs.items():
         each = [sum(parts) for parts in zip(*(spent[one] for one in pack), strict=True)]
-        paid, before = packed[name].taught, sum(alone[one].taught for one in pack)
+        taught_together, taught_alone = packed[name].taught, sum(alone[one].taught for one in pack)
         words = f"{subject.network}, 32 px, {name}: {', '.join(pack)}"
-        note = f"the teacher labelled {paid} images, {before} for the same steps of each alone"
+        note = f"the teacher labelled {taught_together} images, {taught_alone} for the same steps of each alone"
         job = Job("shared_views", words, "step of all", BATCH, len(pack) * BATCH)
         precision = packed[name].precision
         rows.append(bench.row(job, spent[name], each, dtype=precision, layout=layout(bench, precision), note=note))

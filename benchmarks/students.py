@@ -23,20 +23,20 @@ from rd3.testing import ToyDataset
 from rd3.values import digest
 
 EPOCHS = 100_000
-"""More than any measurement takes: a test at the end would be none of the training's time."""
+"""More than any measurement reaches, so that no test after the last epoch counts as training time."""
 
 
 def built(info: DatasetInfo, network: str, number: int = 0) -> NormalisedNetwork:
-    """A network with weights of its own."""
+    """A network with random weights, which depend on ``number``."""
     stream = generator(number, "benchmark")
     return build_network(network, info.num_classes, info.resolution, info.normalisation, stream)
 
 
 class Subject:
-    """A set, a teacher and recipes to evaluate it: toys of this side, an untrained teacher."""
+    """A set (by default random images of ``side`` pixels), an untrained teacher, and recipes of evaluations."""
 
     def __init__(self, side: int, network: str, batch: int = 50, images: int = 500, dataset: Dataset | None = None):
-        """``images``: of the set, which has as many of each of ten classes."""
+        """``images``: size of the set, in equal parts of ten classes."""
         toys = ToyDataset(classes=10, per_class=images // 10, side=side, factor=2 if side == 224 else 1)
         self.dataset = dataset or toys
         self.info, self.network, self.batch = self.dataset.info, network, batch
@@ -68,7 +68,7 @@ class Subject:
 
 
 def loss_at(temperature: float) -> Component:
-    """KL at a temperature."""
+    """The KL loss at a temperature."""
     return Component(name="kl", settings={"temperature": temperature})
 
 
@@ -78,7 +78,7 @@ def chunk_of(device: torch.device, batch: int) -> int:
 
 
 class Students:
-    """Students in one process, in turn; those whose views are equal share pixels and teacher logits."""
+    """Students that train in one process; those with equal views share pixels and teacher logits."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Students:
             views.close()
 
     def label_all(self) -> None:
-        """All batches, without a student's step."""
+        """Label all batches without training."""
         with repeatable_kernels():
             for batches, _students in self._groups:
                 for _batch in batches:
@@ -130,7 +130,7 @@ class Students:
         self.taught += len(inputs[0])
 
     def work(self) -> int:
-        """All steps of the batches that the teacher labels at once; how many steps each student took."""
+        """Train on all batches that the teacher labels at once; returns the number of steps of each student."""
         with repeatable_kernels():
             for _step in range(self.chunk):
                 for batches, students in self._groups:
@@ -139,7 +139,7 @@ class Students:
 
 
 def _step_of(batch: Any, students: Sequence[StudentTraining]) -> None:
-    """All stay until the students have joined: on CUDA their steps are only queued."""
+    """Train each student on a batch; it stays in memory until they have joined, as CUDA only queues their steps."""
     labelled = [batch.under(student.recipe.protocol) for student in students]
     for student, own in zip(students, labelled, strict=True):
         student.step(own)

@@ -1,4 +1,4 @@
-"""What the benchmarks evaluate: random IPC 10 on the digits, resnet18_w16 as teacher and student."""
+"""The evaluations of the overhead benchmark: random IPC 10 on the digits, resnet18_w16 as teacher and student."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tracking.place import Place
 
 
 class Subject:
-    """Recipes in a session of its own below ``home``."""
+    """Recipes, in a session with all its files below ``home``."""
 
     def __init__(self, home: Path):
         place = Place(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)

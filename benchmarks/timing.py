@@ -1,4 +1,4 @@
-"""Paths that do the same work, taken in turn."""
+"""Timing of paths that do the same work, in turn."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import median
 import torch
 
 Work = Callable[[], int]
-"""Does some work, and says how many units it was."""
+"""Does some work, and returns how many units it was."""
 
 
 def seconds(work: Work, device: torch.device) -> float:
-    """A unit takes: process seconds on a CPU, which other work on the machine disturbs least, else wall seconds."""
+    """Seconds per unit: process time on a CPU, which other work on the machine disturbs least, else wall time."""
     if device.type == "cpu":
         start = time.process_time()
         units = work()
@@ -28,7 +28,7 @@ def seconds(work: Work, device: torch.device) -> float:
 def in_turn(
     paths: Mapping[str, Work], device: torch.device, rounds: int, limit_s: float | None = None
 ) -> dict[str, list[float]]:
-    """Seconds a unit, by path, one number a round, after one round to warm up.
+    """Seconds per unit by path, one value per round, after one round to warm up.
 
     The path that begins changes from round to round.  No round begins ``limit_s`` wall seconds after the first.
     """

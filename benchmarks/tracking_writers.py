@@ -1,10 +1,10 @@
-"""Eight processes at once write to MLflow through ``tracking.runs.runs``: is anything lost, and how fast is it.
+"""Eight processes write to MLflow at once through ``tracking.runs.runs``: is anything lost, and how fast is it?
 
     MLFLOW_TRACKING_URI=... python benchmarks/tracking_writers.py [--writers 8] [--runs 5] [--batches 30]
 
-The address is a database or a server, with its credentials where MLflow finds them; an experiment of its own is made
-and deleted again.  Every writer opens and finishes runs as a trial does (parameters, a curve of 100 points a metric, a
-small file), and in between logs batches of 100 metrics, as fast as it can.  Afterwards every point is read back.
+The address is that of a database or a server, whose credentials MLflow finds as usual; a new experiment is created, and
+deleted at the end.  Every writer opens and finishes runs as a trial does (parameters, a curve of 100 points per metric,
+a small file), and in between logs batches of 100 points as fast as it can.  Afterwards every point is read back.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def recipe(number: int) -> EvaluationRecipe:
 
 
 def write(place: Place, experiment_id: str, number: int, asked: Any, barrier: Any, answers: Any) -> None:
-    """One writer: (seconds of each batch, seconds of begin and finish of each run)."""
+    """One writer; its answer is (seconds of each batch, seconds of begin and finish of each run)."""
     tracker = Tracker(place)
     tracker.client.get_experiment(experiment_id)
     folder = Path(tempfile.mkdtemp(dir=place.home))
@@ -75,7 +75,7 @@ def write(place: Place, experiment_id: str, number: int, asked: Any, barrier: An
 
 
 def check(tracker: Tracker, experiment_id: str, asked: Any) -> int:
-    """Every run is there once and finished, with every point; how many points there are."""
+    """Check that every run exists once and is finished, with every point; returns the number of points."""
     runs = tracker.search([experiment_id], {"rd3.kind": "evaluation"})
     keys = {recipe(number).key for number in range(asked.writers * asked.runs)}
     assert {run.data.tags["rd3.key"] for run in runs} == keys and len(runs) == len(keys), "runs are lost or doubled"

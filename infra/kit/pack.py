@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pack what a machine without network needs to make recipes: them, their parents, datasets, wheels.
+"""Pack what a machine without network needs to compute recipes: recipes, their parents, datasets, wheels.
 
     python infra/kit/pack.py RECIPES... --store DIR      # from `rd3 plan GRID --recipes RECIPES --store DIR`
 
@@ -31,7 +31,7 @@ from rd3.store import FolderStore, now, sha256_file, write_atomically  # noqa: E
 
 LIMIT_MB = 60.0
 WHEELS = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "pyyaml")
-"""What rd3 needs beside torch, torchvision, timm, NumPy, SciPy, scikit-learn, pyarrow, safetensors and Pillow."""
+"""What rd3 needs besides torch, torchvision, timm, NumPy, SciPy, scikit-learn, pyarrow, safetensors and Pillow."""
 TEST_WHEELS = ("pytest-timeout",)
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
 NAMED = 6
@@ -39,11 +39,13 @@ NAMED = 6
 
 
 class Item(NamedTuple):
-    """One file of the kit: where it is, what it is there, and under which name its size counts."""
+    """One file of the kit."""
 
     source: Path
     target: str
+    """Path in the kit."""
     group: str
+    """Name under which a refusal counts its size."""
 
     @property
     def size(self) -> int:
@@ -105,7 +107,7 @@ def pack(chosen: argparse.Namespace) -> None:
 
 
 def _parents(wanted: Sequence[Recipe], store: FolderStore | None) -> Iterator[Item]:
-    """Entries and files of what recipes are made from and is not made there."""
+    """Entries and files of parents that are not among the recipes themselves."""
     made = {(recipe.kind, recipe.key) for recipe in wanted}
     needed = dict.fromkeys(parent for recipe in wanted for parent in recipe.parents() if parent not in made)
     lacking = [parent for parent in needed if store is None or store.find(*parent) is None]
@@ -123,7 +125,7 @@ def _parents(wanted: Sequence[Recipe], store: FolderStore | None) -> Iterator[It
 
 
 def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
-    """Files of the datasets, which must be those that the recipes were written for."""
+    """Files of the datasets; raises :class:`DataCorrupt` unless they have the fingerprints in the recipes."""
     for name, fingerprint, training_only in {
         (recipe.data.name, recipe.data.fingerprint, recipe.training_only): None for recipe in wanted
     }:
@@ -149,7 +151,7 @@ def _pinned() -> list[str]:
 
 
 def _wheels(names: Sequence[str], python: str, folder: Path) -> Iterator[Item]:
-    """Wheels for another Python, downloaded where they are not there yet."""
+    """Wheels for the machine's Python, downloaded unless they are in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     digits = python.replace(".", "")
     wanted: list[Path] = []
@@ -186,7 +188,7 @@ def _git(*words: str) -> str:
 
 
 def _repository(kit: Path) -> dict[str, int]:
-    """Sizes of what travels anyway, by the first two folders."""
+    """Bytes of the repository's files, which travel as well, by the first two folders."""
     sizes: dict[str, int] = {}
     for name in _git("-c", "core.quotepath=off", "ls-files", "-co", "--exclude-standard").splitlines():
         path = ROOT / name
@@ -197,7 +199,10 @@ def _repository(kit: Path) -> dict[str, int]:
 
 
 def _check_size(items: Sequence[Item], documents: int, kit: Path, limit: float) -> int:
-    """Bytes of everything; raises with the largest items if these are too many."""
+    """Bytes of kit and repository; raises :class:`BadValue`, which names the largest items, above ``limit`` MB.
+
+    ``documents``: bytes of the recipes.
+    """
     sizes = _repository(kit)
     for item in items:
         sizes[item.group] = sizes.get(item.group, 0) + item.size

@@ -42,12 +42,12 @@ PATIENCE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 TESTS = (60.0, 0.1)
 BENCHMARKS = (120.0, 0.2)
-"""At most so many seconds, and at most this part of all."""
+"""Most seconds of a step, and most of it as a fraction of --minutes."""
 PACKAGES = "torch torchvision timm numpy scipy scikit-learn pyarrow safetensors pydantic pydantic-core pyyaml pytest"
 
 
 class Log:
-    """Everything that is said, on the screen and in a file, at once."""
+    """Writes lines with their time to the screen and to a file, without delay."""
 
     def __init__(self, path: Path):
         self._begun, self._size = time.monotonic(), 0
@@ -70,7 +70,7 @@ class Log:
 
 
 class Bench:
-    """The machine with the kit unpacked: places, environment, and how a step is run."""
+    """The machine with the unpacked kit: folders, environment, and how a step is run."""
 
     def __init__(self, chosen: argparse.Namespace, log: Log):
         self.chosen, self.log = chosen, log
@@ -104,7 +104,11 @@ class Bench:
         return min(seconds, part * 60 * self.chosen.minutes)
 
     def step(self, name: str, words: Sequence[str], seconds: float, tick: Callable[[], None] = lambda: None) -> int:
-        """Run a command for so long at most, its words in the log; the exit code, 124 if it was ended."""
+        """Run a command for at most ``seconds``, with its output in the log; returns its exit code.
+
+        That is 124 if a signal ended it.  ``tick`` is called twice a second.  After :meth:`stop`, nothing is run, and
+        130 is returned.
+        """
         if self.stopped:
             return 130
         self.log.write(f"== {name}, at most {seconds:.0f} s: {shlex.join(words)}")
@@ -183,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open_kit(bench: Bench) -> None:
-    """Every file has arrived whole; wheels are unpacked, parents are in the store."""
+    """Check the hash of every file, unpack the wheels, and copy the parents into the store."""
     about = json.loads((bench.kit / "kit.json").read_text())
     for name, expected in about["files"].items():
         with open(bench.kit / name, "rb") as stream:
@@ -205,7 +209,7 @@ def _open_kit(bench: Bench) -> None:
 
 
 def _collector(bench: Bench) -> Collector:
-    """Keeps results-*.zip in --out up to date, without what the kit brought and what stays here."""
+    """The collector that keeps results-*.zip in --out up to date, without the kit's parents and --leave."""
     sys.path[:0] = [str(ROOT), str(bench.work / "site")]
     from rd3.parts import Collector
     from rd3.recipe import KINDS
@@ -221,7 +225,7 @@ def _collector(bench: Bench) -> Collector:
 
 
 def _facts_and_tests(bench: Bench) -> int:
-    """What machine this is; then the tests that need CUDA, until the first that fails."""
+    """Log the facts of this machine, then run the tests that need CUDA; returns their exit code."""
     bench.log.write(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
     if shutil.which("nvidia-smi"):
         bench.step("device", ["nvidia-smi"], 20.0)
@@ -248,7 +252,7 @@ def _benchmarks(bench: Bench) -> None:
 
 
 def _campaign(bench: Bench, collector: Collector) -> int:
-    """The recipes, results collected every few seconds."""
+    """Run the recipes, and collect results every few seconds; returns the campaign's exit code, 4 without time."""
     minutes = (bench.left_s - RESERVE_S if bench.left_s > 4 * RESERVE_S else 0.75 * bench.left_s) / 60
     last = [0.0]
 
@@ -277,7 +281,7 @@ def _campaign(bench: Bench, collector: Collector) -> int:
 
 
 def _note_failures(bench: Bench) -> None:
-    """Where in the code recipes failed, for people elsewhere."""
+    """Copy tracebacks of failed recipes to the notes, which come back."""
     for path in (bench.work / "scratch").glob("*/failure.txt"):
         target = bench.work / "notes" / "failures" / f"{path.parent.name[:12]}.txt"
         if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:

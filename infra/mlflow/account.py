@@ -1,6 +1,7 @@
-"""Makes the MLflow user that driver and trials log in as; done again, it changes nothing.
+"""Creates the MLflow user that driver and trials log in as; idempotent.
 
-MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the new user.
+Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, and the user's MLFLOW_TRACKING_USERNAME and
+MLFLOW_TRACKING_PASSWORD.
 """
 
 import base64
@@ -31,4 +32,4 @@ if ask("experiments/search?max_results=1", user, password)[0] != 200:
     new = {"username": user, "password": password}
     status, said = ask("users/create", "admin", os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"], new)
     if status != 200:
-        sys.exit(f"MLflow does not make its user {user} ({status}): {said[:300]}")
+        sys.exit(f"MLflow does not create its user {user} ({status}): {said[:300]}")

@@ -1,4 +1,4 @@
-"""The parts of a stack: how each is prepared, started and asked whether it answers."""
+"""The parts of a stack: how each is prepared, started and checked."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from processes import Processes
 
 
 class Part:
-    """One part.  Children say how it starts and when it answers."""
+    """One part.  Subclasses define how it starts and when it counts as up."""
 
     name: str
     give_up_after_s = 60.0
     launches = 1
-    """How often it is launched before it counts as one that does not start."""
+    """Attempts to start it before that counts as failed."""
     stop_with = signal.SIGTERM
     stop_s = 20.0
+    """Seconds between ``stop_with`` and SIGKILL."""
 
     def __init__(self, place: Place):
         self.place = place
@@ -34,7 +35,7 @@ class Part:
 
     @property
     def address(self) -> str:
-        """Where people find it."""
+        """Its address for users."""
         raise NotImplementedError
 
     @property
@@ -47,11 +48,11 @@ class Part:
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Whether it does its work, for the user it is meant for."""
+        """Whether it answers requests."""
         raise NotImplementedError
 
     def ready(self) -> None:
-        """Once it answers: what has to be made inside."""
+        """Create what it must contain, such as users, once it answers."""
 
     def spawn(self, command: list[str], env: dict[str, str]) -> None:
         self.processes.start(command, env, self.log, cwd=self.place.home)

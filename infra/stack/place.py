@@ -14,11 +14,11 @@ S3_KEY = "rd3:rd3"
 USER = "rd3"
 HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"
 _PASSED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "PYTHONPATH", "RD3_DATA", "OMP_NUM_THREADS", "VIRTUAL_ENV")
-"""What the parts hear of the environment; neither credentials nor proxies of whoever starts them."""
+"""Environment variables that the parts get; neither credentials nor proxies of whoever starts them."""
 
 
 class StackError(Exception):
-    """A sentence for whoever started the stack."""
+    """An error whose message is for the user of the stack."""
 
 
 class Place:
@@ -34,7 +34,7 @@ class Place:
         self.mlflow_port, self.postgres_port = port, port + 1
         self.s3_port = port + 20  # uses +10, +11, +12 of it as well
         self.ray_ports = range(port + 40, port + 200)
-        """Head: the first ten, workers' processes from +60; see :mod:`ray_nodes`."""
+        """Head: the first ten, workers' processes from +60; see ``RayNode``."""
         self.mlflow_uri = f"http://127.0.0.1:{self.mlflow_port}"
         self.s3_uri = f"http://127.0.0.1:{self.s3_port}"
         self.ray_address = f"{HEAD_IP}:{self.ray_ports[0]}"

@@ -1,4 +1,4 @@
-"""Processes of a part: started in sessions of their own, found again by a later command, ended to the last."""
+"""Processes of a part: started in sessions of their own, found again by later commands, and all of them ended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Processes:
         self.record = record
 
     def start(self, command: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> None:
-        """One more process, the leader of a session; its output is added to ``log``."""
+        """Start one more process, the leader of a session; its output is appended to ``log``."""
         with log.open("ab") as out:
             process = subprocess.Popen(
                 command,
@@ -66,7 +66,7 @@ class Processes:
     def members(self) -> set[int]:
         """The leaders, their sessions, and all that descends from these, also where a leader is gone."""
         running = _all()
-        # A number that somebody else has by now leads nothing of ours.
+        # A pid that another process has by now is not ours.
         ours = {pid for pid, at in self._leaders() if pid not in running or running[pid].started == at}
         found = {pid for pid, stat in running.items() if pid in ours or stat.session in ours}
         while more := {pid for pid, stat in running.items() if stat.parent in found} - found:
@@ -74,7 +74,7 @@ class Processes:
         return found
 
     def end(self, how: signal.Signals, give_up_after_s: float) -> None:
-        """Tell the leaders, wait, and kill whatever is left then."""
+        """Send the signal ``how`` to the leaders, wait up to ``give_up_after_s`` seconds, and kill what is left."""
         left = self.members()
         for pid, _at in self._leaders():
             if pid in left:

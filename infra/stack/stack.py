@@ -29,7 +29,7 @@ def _alone(place: Place) -> Iterator[None]:
 
 
 def start(parts: list[Part]) -> None:
-    """Start what does not run, in order, each when the one before answers; what runs is left alone."""
+    """Start the parts that are not up, in order, each once the one before answers."""
     parts = list(parts)
     for part in parts:  # may grow
         if part.processes.alive() and part.answers():
@@ -61,7 +61,7 @@ def _launched(part: Part) -> bool:
 
 
 def _follow(head: RayHead, parts: list[Part]) -> None:
-    """A new head does not know the worker of the old one, which is started again."""
+    """Restart the worker as well, which a new head does not know."""
     worker = RayWorker(head.place)
     if worker.processes.members():
         worker.processes.kill()
@@ -80,13 +80,13 @@ def stop(parts: list[Part]) -> None:
 
 
 def kill(parts: list[Part]) -> None:
-    """As a crash would: SIGKILL, to every process of the part."""
+    """Send SIGKILL to every process of the parts, as in a crash."""
     for part in parts:
         part.processes.kill()
 
 
 def status(parts: list[Part]) -> bool:
-    """Print a line for each; whether all are up."""
+    """Print a line per part; returns whether all are up."""
     states = {part: _state(part) for part in parts}
     for part, state in states.items():
         print(f"{part.name:<11} {state:<6} {part.address}")
