@@ -232,10 +232,13 @@ def driver_secrets() -> dict[str, str]:
         if path.stat().st_mode & 0o077:
             raise BadValue(f"Other users can read {path}, the file in RD3_DRIVER_ENV.", f"chmod 600 {path}")
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BadValue(
-            f"Cannot read {path}, the file in RD3_DRIVER_ENV: {error.strerror}.", "fix or unset the variable"
+            f"Cannot read {path}, the file in RD3_DRIVER_ENV: {reason}.", "fix or unset the variable"
         ) from None
+    if any("=" not in line for line in lines):
+        raise BadValue(f"{path}, the file in RD3_DRIVER_ENV, has a line without '='.", "write each line as NAME=VALUE")
     found = {name.strip(): value for name, _equals, value in (line.partition("=") for line in lines)}
     for name, value in found.items():
         if _unquoted(value) != value or not name.isidentifier():

@@ -87,7 +87,19 @@ def _problems(
             check(place.tracking_uri, _SERVER_WITHIN_S)
         except RD3Error as error:
             refused = error.message, error.fix
-    return [mark for mark in marks if not mark.exists()], [name for name in names if absent(name, place.roots)], refused
+    return (
+        [mark for mark in marks if not is_visible(mark)],
+        [name for name in names if absent(name, place.roots)],
+        refused,
+    )
+
+
+def is_visible(path: Path) -> bool:
+    """Whether this process sees a path; False as well if it must not enter a folder above it."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def last_line(error: Exception) -> str:

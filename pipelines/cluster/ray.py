@@ -60,7 +60,7 @@ def check_address(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_WAIT_S) as connection:
             connection.sendall(_HELLO)
             answer = connection.recv(9)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: not a host name, or not a number
         reason = getattr(error, "strerror", None) or error
         raise RD3Error(
             f"The Ray cluster at {address} does not respond: {reason}.", "start it, or set --address to its head"
@@ -272,9 +272,9 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
+    cpus = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
     gpus = any(node.get("GPU", 0.0) for node in nodes)
-    return demands(cores, gpus, exclusive=exclusive, gpu_share=gpu_share)
+    return demands(cpus, gpus, exclusive=exclusive, gpu_share=gpu_share)
 
 
 def cluster_devices() -> tuple[float, float]:

@@ -25,7 +25,7 @@ GridArgument = Annotated[str, typer.Argument(help="Name of a built-in grid (rd3 
 AddressOption = Annotated[str | None, typer.Option(help="Address of a Ray cluster (default: run on this machine).")]
 
 ConcurrentOption = Annotated[
-    int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).")
+    int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
 ]
 SharesOption = Annotated[
     int, typer.Option(help="Number of trials that generate one set together, block by block.", min=1)

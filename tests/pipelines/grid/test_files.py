@@ -318,6 +318,9 @@ def test_mistakes_of_a_partial_grid_have_their_own_place():
         ("x: !!python/object:os.system 1\n", "Invalid YAML", 1),
         ("ipc: &a [1]\nset_seeds: *a\n", "are not supported", 2),
         ("? [a, b]\n: 1\n", "is not a string", 1),
+        ("0b_: 1\n", "is not a string", 1),
+        (BASE + "set_seeds: [0b_]\n", "Cannot read the value '0b_'", 5),
+        (BASE + "set_seeds: [" + "1" * 5000 + "]\n", "Cannot read the value '1111", 5),
         (BASE + "protocol: {zeta: .inf}\n", "not a finite number", 5),
         (BASE + "name: a/b\n", "Invalid name 'a/b'", 5),
         (BASE + "methods: x\n", "Expected a list", 5),
@@ -342,6 +345,8 @@ def test_files_and_names(tmp_path: Path):
         load_grid(tmp_path / "other.yaml")
     with pytest.raises(UnknownName, match="did you mean 'demo'"):
         load_grid("dmeo")
+    with pytest.raises(UnknownName, match="There is no grid 'methods"):  # as of rd3 run "$(cat own.yaml)"
+        load_grid(BASE * 9)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(GridErrors, match="UTF-8"):
         load_grid(path)
