@@ -36,6 +36,7 @@ PACKAGES = ("torch", "torchvision", "timm", "mlflow", "optuna", "ray", "boto3")
 SAME = ("ray", "rd3")
 """Packages whose version must match on driver and workers, as must Python's."""
 _LEAST_GIB = 1.0
+"""Least free disk space for RD3's home."""
 _SERVER_WITHIN_S = 10.0
 _NODE_WITHIN_S = 120.0
 

@@ -43,7 +43,9 @@ Tune writes no result files, prints no tables and leaves signals to the driver."
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """The HTTP/2 connection preface: a fixed text and an empty SETTINGS frame.  A server responds with its own."""
 _SETTINGS = 4
+"""Type of an HTTP/2 SETTINGS frame."""
 _WAIT_S = 5.0
+"""Timeout of the connection to a server, in seconds."""
 _COUNT_EVERY_S = 10.0
 """Seconds between two counts of the cluster's devices."""
 

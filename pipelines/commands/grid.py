@@ -63,6 +63,7 @@ def planned(
     devices: int | None = None,
     cache_logits_bytes: int = 0,
 ) -> Plan:
+    """The plan; warns on stderr of results that are not reused: those of an older format, or with moved files."""
     from pipelines.grid.plan import plan_session
     from tracking.upkeep.relocate import former_roots
 

@@ -29,7 +29,7 @@ def plural(kind: str) -> str:
 
 
 class View:
-    """Progress of a queue.  The driver calls ``started``, ``moved`` and ``ended``; subclasses draw."""
+    """Progress of a queue; shows nothing itself.  The driver calls ``started``, ``moved`` and ``ended``."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None = None):
         self.name, self.queue, self.eta = name, queue, eta
@@ -38,6 +38,7 @@ class View:
         self.note = ""
         self._began = time.monotonic()
         self._left = (float("-inf"), 0.0)
+        """(time of the computation, remaining seconds)."""
 
     def __enter__(self) -> View:
         return self

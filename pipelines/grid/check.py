@@ -355,7 +355,7 @@ class PartCheck:
                 self.problem(path, message, "see tracking/report/data/paper_results.csv")
 
     def _check_twice(self, shared: dict[str, Any]) -> None:
-        """Report fields that are set at two places."""
+        """Report fields that are set in two places."""
         twice: list[tuple[Path, str]] = [(("vary", name), "protocol") for name in self.varied if name in shared]
         for path, chosen in self.protocols.items():
             twice += [((*path, name), "protocol") for name in chosen.values if name in shared]

@@ -579,6 +579,12 @@ def test_fields_are_read_as_yaml():
         parse_fields(["a=2024-13-45"])
 
 
+def test_a_path_that_cannot_be_written_is_said_in_a_sentence(rd3, tmp_path):
+    (tmp_path / "file").touch()
+    code, _out, err = rd3("plan", "demo", "--recipes", tmp_path / "file" / "recipes")
+    assert code == 2 and f"Cannot use {tmp_path / 'file'}" in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     "words",
     [
