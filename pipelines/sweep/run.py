@@ -96,9 +96,13 @@ class SweepRun:
     session: Session
     catalog: Catalog
     address: str | None = None
+    """Of a Ray cluster; None: this machine."""
     concurrent: int | None = None
+    """Maximum number of parallel trials; None: as many as fit."""
     gpu_share: float = 0.25
+    """Fraction of a GPU per trial."""
     storage: str = "journal"
+    """Of the studies, as in :func:`open_storage`."""
     cache_logits_bytes: int = 0
     """Disk budget on each machine for teacher logits that several trials need; 0: none are kept."""
     plan_shown: Callable[[Plan], None] = lambda _plan: None

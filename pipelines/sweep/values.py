@@ -20,7 +20,9 @@ class Dimension(Frozen):
     choices: tuple[Any, ...] = ()
     low: float | int | None = None
     high: float | int | None = None
+    """Ends of a range, both included."""
     log: bool = False
+    """Whether a range is sampled logarithmically."""
     step: float | int | None = None
 
     @property

@@ -275,9 +275,10 @@ def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda _words: None)
     for name in ADDRESSES:
         monkeypatch.setenv(name, "")
-    monkeypatch.delenv("RD3_HOME")
-    assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
-    assert os.environ["RD3_HOME"] == "~/.rd3"
+    for _empty_then_unset in range(2):
+        assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
+        assert os.environ["RD3_HOME"] == "~/.rd3"
+        monkeypatch.delenv("RD3_HOME")
 
 
 def test_a_grid_file_that_stayed_behind_is_named():
