@@ -66,6 +66,8 @@ def check_document(document: Located, name: str, text: str, catalog: Catalog, sm
         if full is not None and small:
             document.problem((), f"The grid {name} has no demonstration size.", f"use {name}, or add `small:`")
         return full
+    if "small" in changes:
+        document.problem(("small", "small"), "The demonstration size has no demonstration size.", "remove it")
     heading = " ".join(filter(None, (DEMONSTRATION, full.description)))
     changed = data | {"name": f"{full.name}-small", "description": heading} | changes
     reduced = _grid(document, changed, text, catalog, changes)
