@@ -323,6 +323,7 @@ def test_mistakes_of_a_partial_grid_have_their_own_place():
         (BASE + "set_seeds: [" + "1" * 5000 + "]\n", "Cannot read the value '1111", 5),
         (BASE + "protocol: {zeta: .inf}\n", "not a finite number", 5),
         (BASE + "name: a/b\n", "Invalid name 'a/b'", 5),
+        (BASE + "small: {small: {ipc: [2]}}\n", "has no demonstration size", 5),
         (BASE + "methods: x\n", "Expected a list", 5),
         ("\x00", "Invalid YAML", None),
         ("[" * 20_000, "nested too deeply", None),
