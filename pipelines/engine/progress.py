@@ -83,7 +83,8 @@ class View:
     def left(self) -> str:
         now = time.monotonic()
         if now - self._left[0] > REFRESH_S:
-            self._left = now, self.eta.left_s(self.queue, self.running, now)
+            running = dict(self.running)  # a live view asks in its own thread, while the driver changes these
+            self._left = now, self.eta.left_s(self.queue, running, now)
         return span(self._left[1]) if self._left[1] else "unknown"
 
 
