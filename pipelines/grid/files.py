@@ -57,10 +57,29 @@ def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = 
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
     if isinstance(source, Mapping):
-        return parse_grid(yaml.safe_dump(dict(source), sort_keys=False), "grid", catalog)
+        return parse_grid(_as_text(source), "grid", catalog)
     full = _full(str(source))
     name, text, document = read_named(full or source, _folder(), "grid")
     return checked(partial(check_document, small=full is not None), document, name, text, catalog)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list that is used twice in full, as grid files have no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _as_text(source: Mapping[str, Any]) -> str:
+    """The content of a grid file as YAML; raises :class:`BadValue` for values that YAML does not have."""
+    try:
+        return yaml.dump(dict(source), Dumper=_Dumper, sort_keys=False)
+    except yaml.representer.RepresenterError as error:
+        kind = type(error.args[-1]).__name__
+        raise BadValue(
+            f"A grid has a value of type {kind}, {str(error.args[-1])[:60]!r}.",
+            "use numbers, text, lists and dicts",
+        ) from None
 
 
 def _full(source: str) -> str | None:

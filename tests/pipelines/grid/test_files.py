@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.grid.files import GridErrors, load_grid, parse_grid, shipped_grids
-from rd3.errors import DataMissing, UnknownName
+from rd3.errors import BadValue, DataMissing, UnknownName
 
 BASE = """\
 methods: [random]
@@ -335,6 +335,15 @@ def test_texts_that_are_no_grid(text, said, line):
         parse_grid(text, "test")
     [problem] = [problem for problem in caught.value.problems if said in problem.message]
     assert problem.line == line, problem
+
+
+def test_a_mapping_may_hold_one_list_twice_and_plain_values_alone():
+    seeds = [0, 1]
+    given = {"methods": ["random"], "datasets": ["digits"], "ipc": (1,), "teacher": "resnet18_w16"}
+    [part] = load_grid(given | {"set_seeds": seeds, "student_seeds": seeds}).parts
+    assert part.set_seeds == part.student_seeds == (0, 1)
+    with pytest.raises(BadValue, match=r"a value of type range, 'range\(0, 2\)'"):
+        load_grid(given | {"set_seeds": range(2)})
 
 
 def test_files_and_names(tmp_path: Path):
