@@ -98,6 +98,7 @@ def new(
     folder: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
 ) -> None:
     """Write a template file for a new method."""
+    from rd3.store import write_errors
     from rd3.testing import template
 
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
@@ -107,11 +108,9 @@ def new(
     path = folder / f"{name}.py"
     if path.exists():
         raise BadValue(f"{path} already exists.", "choose another name or folder")
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template(name))
-    except OSError as error:
-        raise BadValue(f"Cannot write {path}: {error.strerror}.", "choose another --folder") from None
     shown = path if path.is_absolute() or len(path.parts) > 1 else f"./{path}"
     for line in (
         f"wrote {path}",

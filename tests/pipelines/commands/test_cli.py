@@ -439,7 +439,7 @@ def test_a_method_starts_from_one_file(rd3, tmp_path):
     assert rd3("method", "new", "mine", "--folder", str(tmp_path))[0] == 2
     assert rd3("method", "new", "class", "--folder", str(tmp_path))[0] == 2
     code, _out, err = rd3("method", "new", "other", "--folder", str(tmp_path / "mine.py"))
-    assert code == 2 and "Cannot write" in err
+    assert code == 2 and "Cannot write to" in err
     assert rd3("method", "new", "other", "--folder", str(tmp_path / "new"))[0] == 0
 
 
