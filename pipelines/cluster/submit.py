@@ -145,6 +145,7 @@ def may_be_local(address: str | None) -> bool:
 
 def _is_loopback(address: str) -> bool:
     """Whether the host of a URL, or of HOST:PORT, is a name of the machine that asks."""
+    host = ""
     try:
         host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
         named = ipaddress.ip_address(host)

@@ -178,7 +178,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         found.problem(path, f"{node.value} is not a finite number.", "write a number")
         found.unreadable.add(path)
         return None
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         base = 60 if ":" in node.value else 8
         found.problem(

@@ -94,6 +94,7 @@ def test_which_clusters_may_be_on_this_machine(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     monkeypatch.setenv("RAY_ADDRESS", "")
     assert submit.may_be_local(None) and submit.may_be_local("http://localhost:8265")
+    assert not submit.may_be_local("http://[::1")
     assert not submit.may_be_local("https://head.example:8265") and not submit.may_be_local("http://10.0.0.7:8265")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
     assert not submit.may_be_local(None) and submit.may_be_local("http://127.0.0.1:8265")

@@ -321,6 +321,7 @@ def test_mistakes_of_a_partial_grid_have_their_own_place():
         ("0b_: 1\n", "is not a string", 1),
         (BASE + "set_seeds: [0b_]\n", "Cannot read the value '0b_'", 5),
         (BASE + "set_seeds: [" + "1" * 5000 + "]\n", "Cannot read the value '1111", 5),
+        (BASE + "set_seeds: [0" + "7" * 400 + "]\n", "below 2^63", 5),
         (BASE + "protocol: {zeta: .inf}\n", "not a finite number", 5),
         (BASE + "name: a/b\n", "Invalid name 'a/b'", 5),
         (BASE + "small: {small: {ipc: [2]}}\n", "has no demonstration size", 5),
