@@ -41,6 +41,7 @@ def backbone_of(dataset: str, role: str, catalog: Catalog) -> BackboneRecipe:
 
 
 def _require_import(recipe: Recipe, role: str, hint: str, catalog: Catalog) -> None:
+    """``hint``: the import command of a network that RD3 does not train, else empty."""
     if hint and recipe.key not in catalog.required_ledger.keys(recipe.kind):
         raise DataMissing(f"{recipe.kind.capitalize()} {role} of {recipe.data.name} must be imported.", hint)
 

@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    # It warns of a HOME that it cannot write, and uses a temporary folder; MLflow imports it for every run.
+    # MLflow imports matplotlib, which warns of a HOME that it cannot write, and uses a temporary folder.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         with exit_on_error(), output_errors(), temporary_folder_errors():

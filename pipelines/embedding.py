@@ -23,22 +23,25 @@ if TYPE_CHECKING:
     from tracking.report.charts import Drawing
 
 _CLASSES = 10
+"""Number of classes in a map: the first ones of the dataset."""
 _REAL = 100
 """Real images per class; with more, the real ones alone would decide the map."""
 _AT_ONCE = 250
+"""Images per forward pass of the teacher."""
 
 
 def embedded(groups: dict[str, Points], *, perplexity: float = 30.0) -> dict[str, Points]:
-    """The groups with (n, 2) features, embedded together by t-SNE, so that their positions can be compared.
+    """The groups with (n, 2) positions in place of features, from one t-SNE of all, so that these can be compared.
 
-    ``perplexity`` is lowered where there are fewer than three times as many images.  Source: van der Maaten and Hinton,
+    ``groups``: name to the (n, d) features of its images.  ``perplexity`` is lowered for fewer than three times as many
+    images.  Source: van der Maaten and Hinton,
     2008; scikit-learn's implementation, initialised by PCA.
     """
     from sklearn.manifold import TSNE
 
     together = np.concatenate([points.features for points in groups.values()])
-    fitting = min(perplexity, max(1.0, (len(together) - 1) / 3))
-    positions = TSNE(perplexity=fitting, init="pca", random_state=0).fit_transform(together).astype(np.float64)
+    perplexity = min(perplexity, max(1.0, (len(together) - 1) / 3))
+    positions = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(together).astype(np.float64)
     ends = np.cumsum([len(points.labels) for points in groups.values()])[:-1]
     parts = np.split(positions, ends)
     return {name: Points(part, points.labels) for (name, points), part in zip(groups.items(), parts, strict=True)}

@@ -20,7 +20,8 @@ def leave(give_up_after_s: float = GRACE_S) -> int:
     trials = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(TITLE):
+            command = process.cmdline()  # empty for a zombie
+            if command and command[0].startswith(TITLE):
                 process.terminate()
                 trials.append(process)
     _gone, left = psutil.wait_procs(trials, timeout=give_up_after_s)

@@ -40,7 +40,7 @@ def run_grid(
 
     with exit_on_error():
         os.environ.update(driver_secrets() | addresses(env or []))
-        os.environ.setdefault("RD3_HOME", HOME)
+        os.environ["RD3_HOME"] = os.environ.get("RD3_HOME") or HOME
         if text:
             grid = keep(grid, text)
         for word in protocol or []:

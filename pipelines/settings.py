@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from rd3.errors import BadValue
 from rd3.registry import did_you_mean
@@ -79,9 +79,17 @@ def _unquoted(text: str) -> str:
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def _without_secret(uri: str) -> str:
+def _split(uri: str, name: str) -> SplitResult:
+    """The parts of an address; raises BadValue, which does not show it, for one such as ``http://[::1``."""
+    try:
+        return urlsplit(uri)
+    except ValueError as error:
+        raise BadValue(f"{name} cannot be read as an address: {error}.", f"correct {name}") from None
+
+
+def _without_secret(uri: str, name: str) -> str:
     """The address unchanged; raises BadValue for one with a password, as it is sent to trials, logs and tables."""
-    if ":" not in urlsplit(uri).netloc.rpartition("@")[0]:
+    if ":" not in _split(uri, name).netloc.rpartition("@")[0]:
         return uri
     if uri.startswith("http"):
         fix = "remove it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -109,7 +117,7 @@ def _folder(text: str, name: str) -> Path:
 def artifact_root(text: str, name: str = "RD3_ARTIFACTS") -> str:
     """An artifact root as it is known everywhere: an absolute path, or the URI of a bucket unchanged."""
     if text.startswith("file:"):
-        if urlsplit(text).netloc not in ("", "localhost"):
+        if _split(text, name).netloc not in ("", "localhost"):
             raise BadValue(f"{name} is {text}, which names a host.", f"write {name}=file:///PATH, or the path alone")
         text = unquote(urlsplit(text).path)
     return text if "://" in text else str(_folder(text, name))
@@ -120,7 +128,7 @@ def tracking_address(text: str, name: str = "MLFLOW_TRACKING_URI") -> str:
     start, slashes, rest = text.partition(":///")
     path, mark, query = rest.partition("?")
     if not slashes or start.partition("+")[0] != "sqlite" or path in ("", ":memory:"):
-        return _without_secret(text)
+        return _without_secret(text, name)
     path = str(_folder(path, name))
     if re.search("%[0-9A-Fa-f]{2}", path):  # versions of SQLAlchemy differ in whether they decode it
         raise BadValue(
@@ -232,10 +240,13 @@ def driver_secrets() -> dict[str, str]:
         if path.stat().st_mode & 0o077:
             raise BadValue(f"Other users can read {path}, the file in RD3_DRIVER_ENV.", f"chmod 600 {path}")
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BadValue(
-            f"Cannot read {path}, the file in RD3_DRIVER_ENV: {error.strerror}.", "fix or unset the variable"
+            f"Cannot read {path}, the file in RD3_DRIVER_ENV: {reason}.", "fix or unset the variable"
         ) from None
+    if any("=" not in line for line in lines):
+        raise BadValue(f"{path}, the file in RD3_DRIVER_ENV, has a line without '='.", "write each line as NAME=VALUE")
     found = {name.strip(): value for name, _equals, value in (line.partition("=") for line in lines)}
     for name, value in found.items():
         if _unquoted(value) != value or not name.isidentifier():

@@ -82,6 +82,7 @@ def _statistics(set_recipe: SetRecipe, teachers: Mapping[Key, Key], info_of: Inf
 
 
 def _former(plain: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as in format 1, which had ``bf16`` where there is ``auto`` now."""
     precision = "bf16" if plain["precision"] == "auto" else plain["precision"]
     return {name: value for name, value in plain.items() if name != "format"} | {"precision": precision}
 

@@ -112,6 +112,7 @@ class LoadedGrid:
     def __init__(self, workspace: Workspace, expansion: Expansion):
         self.workspace, self.expansion = workspace, expansion
         self._not_compared = ""
+        """Why the ledger was not compared with MLflow when it was last read; empty if it was."""
 
     @cached_property
     def name(self) -> str:
@@ -137,9 +138,9 @@ class LoadedGrid:
         """Run every recipe that has no result yet; call it again to resume.
 
         ``address``: of a Ray cluster (default: this machine).  ``local``: in this process, without Ray, one trial after
-        another.  ``max_concurrent``: maximum number of parallel trials
-        (default: as many as fit).  ``gpu_share``: fraction of a GPU per evaluation.  ``cache_logits_bytes``: disk
-        budget for teacher logits that several evaluations need; 0: none are kept.
+        another.  ``max_concurrent``: maximum number of parallel trials (default: as many as fit).  ``gpu_share``:
+        fraction of a GPU per evaluation trial.  ``cache_logits_bytes``: disk budget for teacher logits that several
+        evaluations need; 0: none are kept.
         """
         settle_home(self.workspace.session)
         return execute(

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     """``"did you mean 'x'?"``, or the list of all names if none is close."""
+    if not known:
+        return "leave it out: there are none"
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(sorted(known))}."
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipelines.cluster.nodes import folder_not_shared, last_line, marker_files
+from pipelines.cluster.nodes import folder_not_shared, is_visible, last_line, marker_files
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import resolve_precision
@@ -36,6 +36,7 @@ PACKAGES = ("torch", "torchvision", "timm", "mlflow", "optuna", "ray", "boto3")
 SAME = ("ray", "rd3")
 """Packages whose version must match on driver and workers, as must Python's."""
 _LEAST_GIB = 1.0
+"""Least free disk space for RD3's home."""
 _SERVER_WITHIN_S = 10.0
 _NODE_WITHIN_S = 120.0
 
@@ -125,7 +126,7 @@ def look_around(address: str, place: Place, versions: dict[str, str], markers: C
         danger = "no token required: anyone who reaches the cluster can run code"
         rows.append(Row("ray token", "wrong", f"{danger}. Fix: set RAY_AUTH_MODE=token on every node"))
     rows.append(_disk(place.home))
-    hidden = [folder_not_shared(address, marker, place) for marker in markers if not marker.exists()]
+    hidden = [folder_not_shared(address, marker, place) for marker in markers if not is_visible(marker)]
     rows += [Row("shared folder", "wrong", str(error)) for error in hidden]
     if not hidden:  # the check would create the folders here, and pass
         rows += _shared(place)

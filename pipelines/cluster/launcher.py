@@ -17,7 +17,7 @@ from rd3.errors import DataMissing, RD3Error
 
 
 def _ray(*words: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("ray")), *words]
+    return [sys.executable, "-m", "ray.scripts.scripts", *words]  # the command `ray`, which may not be in PATH
 
 
 def probe(cluster_file: Path) -> None:

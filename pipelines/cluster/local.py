@@ -1,4 +1,4 @@
-"""A Ray that this process has started: what it writes to the terminal, whether its services run, and its end if not.
+"""The Ray that this process has started on this machine: its messages, whether its services run, its end if not.
 
 Without its control service (GCS) or its raylet, calls into Ray block for minutes, print stack traces and then end the
 process.  A driver must not wait in them (:func:`watched`), nor call Ray's shutdown afterwards (:func:`abandon`).
@@ -26,7 +26,7 @@ _WATCH_EVERY_S = 0.2
 _LOG_LINES = 100
 _STDERR = 2
 _lost: list[str] = []
-"""The service whose death ended the Ray of this process."""
+"""At most one item: the service whose death ended the Ray of this process."""
 _log: list[Path] = []
 """Where the running Ray writes its messages."""
 
@@ -43,7 +43,7 @@ class RayDied(RD3Error):
 
 
 def _processes() -> dict[str, list[Any]]:
-    """The processes of the Ray that this process has started, by Ray's names of them."""
+    """The processes of the Ray that this process has started, by Ray's names for them."""
     from ray._private import worker
 
     node: Any = worker._global_node
@@ -59,7 +59,7 @@ def dead_service() -> str | None:
 
 
 def watched(work: Callable[[], T]) -> T:
-    """What ``work`` returns, which calls Ray; raises :class:`RayDied` once a service of Ray on this machine has died.
+    """Call ``work``, which uses Ray, and return its result; raises :class:`RayDied` once a service of Ray has died.
 
     ``work`` runs in a thread of its own, which is left behind in this case.
     """

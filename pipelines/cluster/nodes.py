@@ -54,23 +54,23 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     if set(nodes) == {here}:
         return
     names = sorted(set(datasets))
-    with marker_files(place) as marks:
+    with marker_files(place) as markers:
         asked = [
             ray.remote(num_cpus=0)(_problems)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(place, marks, names)
+            .remote(place, markers, names)
             for node in nodes
         ]
         for address, answer in zip(nodes.values(), asked, strict=True):
             try:
-                marks_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+                markers_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
             except ray.exceptions.RayError as error:
                 raise RD3Error(
                     f"Cannot check node {address}: {last_line(error)}.",
                     "install the same version of RD3 on every node",
                 ) from None
-            if marks_missing:
-                raise folder_not_shared(address, marks_missing[0], place)
+            if markers_missing:
+                raise folder_not_shared(address, markers_missing[0], place)
             if refused is not None:
                 raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
             for dataset in datasets_missing:
@@ -78,16 +78,28 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
 
 
 def _problems(
-    place: Place, marks: list[Path], names: list[str]
+    place: Place, markers: list[Path], names: list[str]
 ) -> tuple[list[Path], list[str], tuple[str, str] | None]:
-    """On a node: marks it cannot see, datasets it does not have, and the error of the tracking server, if any."""
+    """On a node: markers it cannot see, datasets it lacks, and (message, fix) of the tracking server's error."""
     refused = None
     if not place.tracking_uri.startswith("sqlite"):
         try:
             check(place.tracking_uri, _SERVER_WITHIN_S)
         except RD3Error as error:
             refused = error.message, error.fix
-    return [mark for mark in marks if not mark.exists()], [name for name in names if absent(name, place.roots)], refused
+    return (
+        [marker for marker in markers if not is_visible(marker)],
+        [name for name in names if absent(name, place.roots)],
+        refused,
+    )
+
+
+def is_visible(path: Path) -> bool:
+    """Whether this process sees a path; False as well if it must not enter a folder above it."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def last_line(error: Exception) -> str:
@@ -102,27 +114,27 @@ def marker_files(place: Place) -> Iterator[list[Path]]:
     folders = [] if shared is None else [shared]
     if place.tracking_uri.startswith("sqlite"):
         folders.append(sqlite_path(place.tracking_uri).parent)
-    marks = [folder / f".nodes-{uuid.uuid4().hex}" for folder in folders]
+    markers = [folder / f".nodes-{uuid.uuid4().hex}" for folder in folders]
     try:
-        for mark in marks:
-            with folder_errors(mark.parent):
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.touch()
-        yield marks
+        for marker in markers:
+            with folder_errors(marker.parent):
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                marker.touch()
+        yield markers
     finally:
-        for mark in marks:
-            mark.unlink(missing_ok=True)
+        for marker in markers:
+            marker.unlink(missing_ok=True)
 
 
-def folder_not_shared(node: str, mark: Path, place: Place) -> RD3Error:
+def folder_not_shared(node: str, marker: Path, place: Place) -> RD3Error:
     """The error for a shared folder that a node cannot see, with the variable to change."""
-    if mark.parent == open_objects(place.artifacts).folder:
+    if marker.parent == open_objects(place.artifacts).folder:
         return StoreError(
-            f"Node {node} cannot see the artifact folder {mark.parent} of the driver.",
+            f"Node {node} cannot see the artifact folder {marker.parent} of the driver.",
             "set RD3_ARTIFACTS to s3://bucket/prefix, or to a folder that all nodes share",
         )
     return TrackingError(
-        f"Node {node} cannot see the tracking database in {mark.parent} of the driver.",
+        f"Node {node} cannot see the tracking database in {marker.parent} of the driver.",
         "set MLFLOW_TRACKING_URI to a server that all nodes reach",
     )
 

@@ -43,7 +43,9 @@ Tune writes no result files, prints no tables and leaves signals to the driver."
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """The HTTP/2 connection preface: a fixed text and an empty SETTINGS frame.  A server responds with its own."""
 _SETTINGS = 4
+"""Type of an HTTP/2 SETTINGS frame."""
 _WAIT_S = 5.0
+"""Timeout of the connection to a server, in seconds."""
 _COUNT_EVERY_S = 10.0
 """Seconds between two counts of the cluster's devices."""
 
@@ -60,7 +62,7 @@ def check_address(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_WAIT_S) as connection:
             connection.sendall(_HELLO)
             answer = connection.recv(9)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: not a host name, or not a number
         reason = getattr(error, "strerror", None) or error
         raise RD3Error(
             f"The Ray cluster at {address} does not respond: {reason}.", "start it, or set --address to its head"
@@ -272,9 +274,9 @@ def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, De
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
+    cpus = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
     gpus = any(node.get("GPU", 0.0) for node in nodes)
-    return demands(cores, gpus, exclusive=exclusive, gpu_share=gpu_share)
+    return demands(cpus, gpus, exclusive=exclusive, gpu_share=gpu_share)
 
 
 def cluster_devices() -> tuple[float, float]:

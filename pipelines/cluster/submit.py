@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import logging
 import os
 import platform
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pipelines.settings import Session
 from rd3.errors import BadValue, RD3Error, StoreError
@@ -40,6 +42,8 @@ _VERBOSE_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+_KILL_WITHIN_S = 10.0
+"""Time that Ray has to kill a job after :data:`STOP_WAIT_S`."""
 _PROBE_WITHIN_S = 120.0
 _POLL_EVERY_S = 1.0
 
@@ -74,12 +78,19 @@ class Submission:
 
 
 def submission(
-    grid: str, session: Session, env: dict[str, str], addresses: dict[str, str], options: list[str]
+    grid: str,
+    session: Session,
+    env: dict[str, str],
+    addresses: dict[str, str],
+    options: list[str],
+    *,
+    local: bool = False,
 ) -> Submission:
     """Read and check a grid on this machine and prepare its submission.
 
     ``env``: variables of the job, with addresses as the cluster sees them; ``addresses``: those of the submitter, which
-    are sent where ``env`` has no other.  Raises :class:`BadValue` for one that only this machine understands.
+    are sent where ``env`` has no other.  ``local``: the cluster may be on this machine (:func:`may_be_local`).  Raises
+    :class:`BadValue` for an address that means nothing, or something else, on the cluster.
     """
     from pipelines.grid.catalog import Catalog
     from pipelines.grid.files import load_grid, shipped_grids
@@ -95,22 +106,52 @@ def submission(
         grid=file.name if file else grid,
         file=file,
         options=options,
-        env={name: shared_address(name, value) for name, value in addresses.items() if name not in env}
+        env={name: shared_address(name, value, local) for name, value in addresses.items() if name not in env}
         | {name: free_of_passwords(name, value) for name, value in env.items()},
         pull=[name for name in names if dataset_source(name, session.roots).places(session.roots)],
         protocols={name: (session.presets / f"{name}.yaml").read_bytes() for name in sorted(users)},
     )
 
 
-def shared_address(name: str, value: str) -> str:
-    """The address unchanged; raises :class:`BadValue` for a path on this machine, and for a password."""
+def shared_address(name: str, value: str, local: bool = False) -> str:
+    """The address unchanged; raises :class:`BadValue` for a path or a server on this machine, and for a password.
+
+    A server on this machine is accepted for a cluster that may be here as well (``local``).
+    """
     if "://" not in value or value.startswith(("file:", "sqlite:")):
         raise BadValue(
             f"{name} is {value}, a path on this machine that the cluster cannot see.",
             f"set it to {'s3://bucket/prefix' if name == 'RD3_ARTIFACTS' else 'http://server'}, or give a path that "
             f"all nodes share: --env {name}=...",
         )
-    return free_of_passwords(name, value)
+    checked = free_of_passwords(name, value)
+    if _is_loopback(value) and not local:
+        raise BadValue(
+            f"{name} is {value}, which on every node of the cluster means that node itself.",
+            f"give the address by which nodes reach that server: --env {name}=...",
+        )
+    return checked
+
+
+def may_be_local(address: str | None) -> bool:
+    """Whether the cluster at this address, by default that of Ray's environment variables, may be on this machine.
+
+    So are a loopback address (also of a port that is forwarded), and none, for which Ray looks for a cluster here.
+    """
+    variables = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+    found = address or next((os.environ[name] for name in variables if os.environ.get(name)), "auto")
+    return found == "auto" or _is_loopback(found)
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether the host of a URL, or of HOST:PORT, is a name of the machine that asks."""
+    host = ""
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+        named = ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return host == "localhost" or host.endswith(".localhost")
+    return named.is_loopback or named.is_unspecified
 
 
 def free_of_passwords(name: str, value: str) -> str:
@@ -254,10 +295,14 @@ def send(client: JobSubmissionClient, address: str, submitted: Submission, folde
         )
 
 
+class _NotWritten(Exception):
+    """The log cannot be written here; its cause is the error of ``write``."""
+
+
 def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[[str], Any]) -> int:
     """Write a job's log as it grows, until the job ends; returns the exit code of its command.
 
-    Reconnects to a head that still responds, without repeating output.
+    Reconnects to a head that still responds, without repeating output.  Errors of ``write`` are raised.
     """
     import aiohttp
 
@@ -269,26 +314,47 @@ def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[
         async for chunk in client.tail_job_logs(job):
             seen += len(chunk)
             if seen > written:
-                write(chunk[len(chunk) - (seen - written) :])
+                try:
+                    write(chunk[len(chunk) - (seen - written) :])
+                except OSError as error:  # such as a closed pipe, which is no broken connection to the head
+                    raise _NotWritten from error
                 written = seen
 
     while True:
-        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+        broken = False
+        try:
             asyncio.run(tail())
+        except _NotWritten as error:
+            assert error.__cause__ is not None
+            raise error.__cause__ from None
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            broken = True
         with job_errors(address):
             info = client.get_job_info(job)
+            rest = client.get_job_logs(job)[written:] if broken and info.status.is_terminal() else ""
         if info.status.is_terminal():
+            write(rest)
             return exit_code(info)
         time.sleep(_POLL_EVERY_S)
 
 
 def stop(client: JobSubmissionClient, job: str) -> str:
-    """Ask the job to stop and wait for its end; returns its final state."""
+    """Ask the job to stop and wait for its end; returns its final state.
+
+    Raises :class:`RD3Error` for a job that has not ended when Ray should have killed it.
+    """
     client.stop_job(job)
-    deadline = time.monotonic() + STOP_WAIT_S + 10
+    within_s = STOP_WAIT_S + _KILL_WITHIN_S
+    deadline = time.monotonic() + within_s
     while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
         time.sleep(_POLL_EVERY_S / 2)
-    return str(status.value).lower()
+    state = str(status.value).lower()
+    if not status.is_terminal():
+        raise RD3Error(
+            f"Job {job} was asked to stop and is still {state} after {within_s:.0f} s.",
+            f"look again with `rd3 jobs status {job}`, and check the cluster's head node",
+        )
+    return state
 
 
 def exit_code(info: Any) -> int:

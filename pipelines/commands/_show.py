@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingC
 from rich.table import Table
 
 from pipelines.terminal import PlainColumn, PlainConsole
-from rd3.errors import BadValue, RD3Error
+from rd3.errors import BadValue, RD3Error, StoreError
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from rd3.store import Entry
 
 _ENDLESS = 10_000
+_UNUSABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Errors of paths that users give, and of full or read-only disks; any other ``OSError`` is a bug."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
 console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
 """Output for people.  Output to a pipe or a file is not wrapped to a terminal's width."""
@@ -31,7 +37,8 @@ console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
 def exit_on_error() -> Iterator[None]:
     """Report an :class:`RD3Error` as one sentence and one fix on stderr, and exit with its exit code."""
     try:
-        yield
+        with _path_errors():
+            yield
     except RD3Error as error:
         stderr = PlainConsole(stderr=True, soft_wrap=True)
         stderr.print(f"{type(error).__name__}:", style="bold red", end=" ")
@@ -40,6 +47,18 @@ def exit_on_error() -> Iterator[None]:
             stderr.print("Fix:", style="bold", end=" ")
             stderr.print(error.fix)
         raise SystemExit(error.exit_code) from None
+
+
+@contextlib.contextmanager
+def _path_errors() -> Iterator[None]:
+    """Convert the ``OSError`` of a path that cannot be used to a :class:`StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNUSABLE:
+            raise
+        path = error.filename2 or error.filename or "a file"
+        raise StoreError(f"Cannot use {path}: {error.strerror}.", "free or repair it, or give another path") from None
 
 
 def show_note(note: Note) -> None:
@@ -116,7 +135,7 @@ def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
             raise BadValue(f"Expected NAME=VALUE, got {pair!r}.", "for example: temperature=4")
         try:
             fields[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError):
+        except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date such as 2024-13-45
             raise BadValue(
                 f"Cannot read the value in {pair!r}.", "use a number or a word, or put it in quotes"
             ) from None

@@ -26,7 +26,7 @@ def distill(
     dataset: Annotated[str, typer.Option(help="Name of the dataset (rd3 list datasets).")],
     ipc: Annotated[int, typer.Option(help="Images per class.", min=1)],
     teacher: Annotated[str | None, typer.Option(help="Teacher role or network name.")] = None,
-    set_seed: Annotated[int, typer.Option(help="Random seed of the set.")] = 0,
+    set_seed: Annotated[int, typer.Option(help="Random seed of the set.", min=0)] = 0,
     setting: Annotated[list[str] | None, typer.Option(help="Method setting as NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Generate one synthetic set; train its teacher first if it is missing."""
@@ -50,7 +50,7 @@ def evaluate(
     student: Annotated[str | None, typer.Option(help="Student network (default: the teacher's).")] = None,
     protocol: Annotated[str, typer.Option(help="Evaluation protocol (rd3 list protocols).")] = "rd3",
     student_seed: Annotated[
-        list[int] | None, typer.Option(help="Random seed of a student; repeatable (default: 0, 1, 2).")
+        list[int] | None, typer.Option(help="Random seed of a student; repeatable (default: 0, 1, 2).", min=0)
     ] = None,
     field: Annotated[list[str] | None, typer.Option(help="Protocol field as NAME=VALUE; repeatable.")] = None,
 ) -> None:
@@ -61,7 +61,7 @@ def evaluate(
     from rd3.store import existing
 
     here = writing_session()
-    catalog, seeds = Catalog.of(here), student_seed or [0, 1, 2]
+    catalog, seeds = Catalog.of(here), list(dict.fromkeys(student_seed or [0, 1, 2]))
     recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), catalog)
     finish(run_recipes(recipes, here, planned=show_work))
     ledger = here.ledger

@@ -25,7 +25,7 @@ GridArgument = Annotated[str, typer.Argument(help="Name of a built-in grid (rd3 
 AddressOption = Annotated[str | None, typer.Option(help="Address of a Ray cluster (default: run on this machine).")]
 
 ConcurrentOption = Annotated[
-    int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).")
+    int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
 ]
 SharesOption = Annotated[
     int, typer.Option(help="Number of trials that generate one set together, block by block.", min=1)
@@ -63,6 +63,7 @@ def planned(
     devices: int | None = None,
     cache_logits_bytes: int = 0,
 ) -> Plan:
+    """The plan; warns on stderr of results that are not reused: those of an older format, or with moved files."""
     from pipelines.grid.plan import plan_session
     from tracking.upkeep.relocate import former_roots
 

@@ -69,7 +69,8 @@ def submit(
     options += [] if max_hours is None else ["--max-hours", str(max_hours)]
     if cache_logits is not None:
         options += ["--cache-logits", str(budget_bytes(cache_logits))]
-    submitted = jobs.submission(grid, session(), addresses(env or []), addresses_set(), options)
+    local = launcher is None and jobs.may_be_local(address)
+    submitted = jobs.submission(grid, session(), addresses(env or []), addresses_set(), options, local=local)
     if launcher is not None:
         launched.probe(launcher)
         raise typer.Exit(launched.submit(launcher, submitted))

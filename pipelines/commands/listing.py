@@ -143,7 +143,7 @@ def add_to(app: typer.Typer) -> None:
             bool, typer.Option("--json", help="Print a JSON array of objects, each with a name.")
         ] = False,
     ) -> None:
-        """List methods, datasets, networks, protocols, losses, augmentations, grids or sweeps."""
+        """List methods, datasets, networks, protocols, losses, augmentations, report tables, grids or sweeps."""
         if kind not in KINDS:
             raise UnknownName(f"Cannot list {kind!r}.", did_you_mean(kind, list(KINDS)))
         show_table(KINDS[kind](), as_json=as_json)

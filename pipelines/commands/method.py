@@ -7,6 +7,7 @@ The card is the docstring of the method with its settings and their published va
 from __future__ import annotations
 
 import inspect
+import keyword
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ app = typer.Typer(help="Methods: show, test, new.", no_args_is_help=True)
 
 
 @app.command("show")
-def show(name: str) -> None:
+def show(name: Annotated[str, typer.Argument(help="Name of the method (rd3 list methods).")]) -> None:
     """Print a method's card: what it does, its source, its deviations, its settings."""
     from rd3.methods import METHODS
     from rd3.methods._base import presets_of
@@ -97,14 +98,19 @@ def new(
     folder: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
 ) -> None:
     """Write a template file for a new method."""
+    from rd3.store import write_errors
     from rd3.testing import template
 
-    if not name.isidentifier() or name != name.lower():
-        raise BadValue(f"Invalid method name {name!r}.", "use lower-case letters, digits and underscores")
+    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
+        raise BadValue(
+            f"Invalid method name {name!r}.", "use lower-case letters, digits and underscores, and no keyword of Python"
+        )
     path = folder / f"{name}.py"
     if path.exists():
         raise BadValue(f"{path} already exists.", "choose another name or folder")
-    path.write_text(template(name))
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(template(name))
     shown = path if path.is_absolute() or len(path.parts) > 1 else f"./{path}"
     for line in (
         f"wrote {path}",

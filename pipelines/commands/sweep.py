@@ -100,12 +100,14 @@ def sweep(
 def show_intent(asked: Sweep, found: list[Subject]) -> None:
     """Print what the sweep will do and its cost, before it starts; ``found``: its methods with set and teacher."""
     from pipelines.sweep.page import fairness
+    from rd3.hardware import hardware
 
+    device = "GPU" if hardware().kind == "cuda" else "CPU"
     seconds = sum(subject.trial_s() for subject in found) * asked.trials
     tests = 2 * len(asked.test_seeds) * len(found)
     console.print(f"{asked.name}: {fairness(asked)}", soft_wrap=True)
     console.print(
-        f"Trials take at most about {seconds / 60:.1f} minutes of CPU time (rough, at the base point); then each "
+        f"Trials take at most about {seconds / 60:.1f} minutes of {device} time (rough, at the base point); then each "
         f"winner and {asked.protocol.name} are tested once, in at most {tests} evaluations, with sets and teacher from "
         "all training images.",
         markup=False,

@@ -2,7 +2,8 @@
 
 A trial may die at any moment and be restarted, here or after the driver's death.  So each recipe has its own work
 folder, under a lock that an orphan of a killed driver still holds; work of an earlier attempt is resumed, a finished
-attempt is only reported, and the MLflow run is found again by the recipe's key.
+attempt is only reported, and the MLflow run is found again by the recipe's key.  In the folder, ``made.json`` is the
+entry of a result whose upload may be missing, ``entry.json`` the entry of a finished one.
 
 Several recipes are evaluations that are trained together, as a pack.  :func:`_story` takes a single recipe from start
 to end and yields where the recipe is run together with the others: once, and again if files of its parents are damaged

@@ -92,7 +92,7 @@ class Driver:
         return self.fatal is not None or bool(self._interrupts.name)
 
     def next_config(self, trial_id: str) -> dict[str, Any] | None:
-        """Configuration of the next trial, or None if none can start."""
+        """``jobs`` (:class:`Job` values as JSON), ``cpus`` and ``gpus`` of the next trial; None if none can start."""
         if self.leaving:
             return None
         first = self._first()
@@ -143,7 +143,7 @@ class Driver:
         for number, fraction, note in json.loads(result.get("moved", "[]")):
             self.view.moved(trial.keys[number], fraction, note)
         if "end" in result and len(trial.open) > 1:
-            self._hear(trial, result)
+            self._handle_end(trial, result)
 
     def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
         """Handle the end of a trial; ``result`` is its last report."""
@@ -151,12 +151,12 @@ class Driver:
         if trial is None:
             return
         if result is not None and "end" in result:
-            self._hear(trial, result)
+            self._handle_end(trial, result)
         for key in trial.unended():
             self._close(key, "failed", "the trial ended without a report")
 
-    def _hear(self, trial: _Trial, result: dict[str, Any]) -> None:
-        """A recipe of a trial has ended; a repeated report is ignored."""
+    def _handle_end(self, trial: _Trial, result: dict[str, Any]) -> None:
+        """Handle the report that a recipe of a trial has ended; a repeated one is ignored."""
         key = trial.keys[result["number"]]
         if key in trial.open:
             trial.open.discard(key)
@@ -198,7 +198,10 @@ class Driver:
             self.fatal = error
 
     def on_death(self, trial_id: str, reason: str) -> None:
-        """Handle the death of a trial's process: restart its unfinished recipes, each alone, a few times."""
+        """Handle the death of a trial's process: restart its unfinished recipes, each alone, a few times.
+
+        ``reason``: type and text of the error that Tune has for it.
+        """
         trial = self._trials.pop(trial_id, None)
         if trial is None:
             return

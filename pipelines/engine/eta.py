@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
 
 RESUMED = 0.25
-"""A recipe whose first report comes before this fraction of the planned time was started by an earlier attempt."""
+"""A recipe that reports progress after less than this fraction of the planned time resumes an earlier attempt."""
 PRIOR_S = 60.0
 """Weight of the planned time in seconds beside measured times: the first recipe of a worker, which loads modules, says
 little about recipes that are planned to take hours."""
@@ -107,13 +107,13 @@ class Eta:
         """Record a finished recipe, without the work of earlier attempts."""
         since, before = item.since, 0.0
         if item.first is not None:
-            began, share = item.first
-            if began - since < RESUMED * share * self.costs_s.get(key, 0.0):
+            began, fraction = item.first
+            if began - since < RESUMED * fraction * self.costs_s.get(key, 0.0):
                 since, before = item.first
         self._add(self._finished, key, kind, 1.0 - before, now - since)
 
-    def _add(self, totals: dict[tuple[str, ...], Spent], key: Key, kind: str, share: float, spent_s: float) -> None:
-        planned_s = share * self.costs_s.get(key, 0.0)
+    def _add(self, totals: dict[tuple[str, ...], Spent], key: Key, kind: str, fraction: float, spent_s: float) -> None:
+        planned_s = fraction * self.costs_s.get(key, 0.0)
         for group in self.groups(kind, key):
             totals[group] = totals.get(group, Spent()).and_also(planned_s, spent_s)
 
@@ -164,13 +164,13 @@ def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
     """Seconds of the longest chain of dependent recipes."""
     until_done: dict[Key, float] = {}
 
-    def measured(key: Key) -> float:
+    def path_s(key: Key) -> float:
         if key not in until_done:
             later = [child for child in queue.later(key) if child in left]
-            until_done[key] = left[key] + max(map(measured, later), default=0.0)
+            until_done[key] = left[key] + max(map(path_s, later), default=0.0)
         return until_done[key]
 
-    return max(map(measured, left), default=0.0)
+    return max(map(path_s, left), default=0.0)
 
 
 def eta_of(expansion: Expansion, queue: RecipeQueue, workers: Workers, max_concurrent: int | None) -> Eta:

@@ -30,7 +30,9 @@ class Job:
     """Parameters of the MLflow run that are not in the recipe, such as the teacher's role."""
     place: Place
     experiment_id: str
+    """MLflow experiment of the recipe's run."""
     parent_run_id: str | None
+    """MLflow run of the grid, below which that of the recipe is nested; None without a grid."""
     gpu: bool = False
     alone: bool = False
     """Nothing else runs on this machine at the same time (``timing: exclusive`` in the grid file)."""
@@ -90,9 +92,10 @@ def given_store(jobs: Sequence[Job]) -> GivenStore:
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How a recipe of a trial ended: with an ``entry`` if it is done, else with a status and a reason."""
+    """How a recipe of a trial ended: with an ``entry`` if it is done, else with a reason."""
 
     status: str
+    """``done``, or that of the error (:func:`rd3.errors.why`): ``failed``, ``diverged``, ``oom``, ``unsupported``."""
     reason: str = ""
     entry: dict[str, Any] | None = None
     broken: list[tuple[str, str]] = field(default_factory=list)

@@ -25,9 +25,9 @@ class Packs:
 
         ``alone``: recipes that are never packed.  A pack has at most ceil(ready recipes / parallel trials) members, so
         that no device is idle while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at
-        most that part of ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where there are other
-        devices, the planned time of its members together is at most what is long beside all that is left
-        (:meth:`RecipeQueue.long_s`).
+        most that part of ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where several trials run in
+        parallel, the planned time of its members together is at most :meth:`RecipeQueue.long_s`, so that a long pack
+        is not left over at the end.
         """
         if first.key in alone or not isinstance(first, Recipe):
             return []
@@ -37,7 +37,7 @@ class Packs:
         return others if at_a_time == 1 else self._brief(first, others, self._queue.long_s(at_a_time))
 
     def _brief(self, first: Recipe, others: list[EvaluationRecipe], most_s: float) -> list[EvaluationRecipe]:
-        """As many of ``others`` as take ``most_s`` with ``first``."""
+        """The first of ``others`` that, together with ``first``, take at most ``most_s`` planned seconds."""
         costs_s = [self._queue.costs_s.get(recipe.key, 0.0) for recipe in (first, *others)]
         sums_s = itertools.accumulate(costs_s)
         return [other for other, sum_s in zip(others, list(sums_s)[1:], strict=True) if sum_s <= most_s]

@@ -27,7 +27,7 @@ def plan_queue(
     """The plan as a queue.
 
     ``finished``: results added to the ledger since the plan; ``demands``: resources of a trial by kind; ``shares``:
-    number of trials that generate one set together.  A set that is contained in a larger one (``within``) waits for it.
+    number of trials that generate one set together.  A set that is the beginning of a larger one waits for it.
     """
     items = {item.key: item for item in plan.items if item.key is not None}
     recipes: dict[Key, Queued] = {key: recipe for key, recipe in expansion.recipes.items() if key in items}

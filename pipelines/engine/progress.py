@@ -29,7 +29,7 @@ def plural(kind: str) -> str:
 
 
 class View:
-    """Progress of a queue.  The driver calls ``started``, ``moved`` and ``ended``; subclasses draw."""
+    """Progress of a queue; shows nothing itself.  The driver calls ``started``, ``moved`` and ``ended``."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None = None):
         self.name, self.queue, self.eta = name, queue, eta
@@ -38,6 +38,7 @@ class View:
         self.note = ""
         self._began = time.monotonic()
         self._left = (float("-inf"), 0.0)
+        """(time of the computation, remaining seconds)."""
 
     def __enter__(self) -> View:
         return self
@@ -82,7 +83,8 @@ class View:
     def left(self) -> str:
         now = time.monotonic()
         if now - self._left[0] > REFRESH_S:
-            self._left = now, self.eta.left_s(self.queue, self.running, now)
+            running = dict(self.running)  # a live view asks in its own thread, while the driver changes these
+            self._left = now, self.eta.left_s(self.queue, running, now)
         return span(self._left[1]) if self._left[1] else "unknown"
 
 

@@ -24,21 +24,20 @@ class RecipeRun:
 
     def __init__(self, job: Job, recipe: Recipe, number: int, progress: Progress):
         self._job, self._recipe, self._number, self._progress = job, recipe, number, progress
-        self._open: OpenRun | None = None
+        self._run: OpenRun | None = None
 
     def begin(self) -> UnfinishedWork | None:
         """Open the run; returns the uploader of unfinished work, which needs the run, if such work is to be kept."""
         from tracking.runs.unfinished import UnfinishedWork
 
         if self._job.keep_unfinished:
-            return UnfinishedWork(
-                self._opened(0.0), self._job.folder / "result"
-            )  # what another machine had made lies there
+            # what another machine had made is in this run
+            return UnfinishedWork(self._opened_run(0.0), self._job.folder / "result")
         with contextlib.suppress(Unavailable):
-            self._open = self._asked()
+            self._run = self._open()
         return None
 
-    def _asked(self) -> OpenRun:
+    def _open(self) -> OpenRun:
         job = self._job
         return _tracker(job.place).begin(
             self._recipe,
@@ -48,22 +47,23 @@ class RecipeRun:
             attempt=self._number,
         )
 
-    def _opened(self, fraction: float = 1.0) -> OpenRun:
-        self._open = self._open or retry_shown(self._asked, self._progress, fraction)
-        return self._open
+    def _opened_run(self, fraction: float = 1.0) -> OpenRun:
+        """The run, opened with retries if it is not open yet; ``fraction``: progress that is shown meanwhile."""
+        self._run = self._run or retry_shown(self._open, self._progress, fraction)
+        return self._run
 
     def finish(self, entry: Entry, **shown: Any) -> Entry:
-        """Upload everything; returns the entry with its location."""
-        run = self._opened()
+        """Upload everything; returns the entry with its location.  ``shown``: as of :meth:`OpenRun.finish`."""
+        run = self._opened_run()
         return retry_shown(partial(run.finish, entry, self._job.folder / "result", **shown), self._progress, 1.0)
 
     def fail(self, error: Exception) -> None:
         """Close the run as failed.  A failing tracking server must not hide why the recipe failed."""
         with contextlib.suppress(RD3Error):
             if not isinstance(error, Unavailable):
-                retry_shown(partial(self._opened().fail, *why(error)), self._progress, 1.0)
-            elif self._open is not None:  # a server that was unreachable for long is not retried
-                self._open.fail(*why(error))
+                retry_shown(partial(self._opened_run().fail, *why(error)), self._progress, 1.0)
+            elif self._run is not None:  # a server that was unreachable for long is not retried
+                self._run.fail(*why(error))
 
 
 @cache

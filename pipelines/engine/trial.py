@@ -16,6 +16,7 @@ from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.uploads import upload_unfinished
 
 REPORT_EVERY_S = 3.0
+"""Minimum interval between two reports of progress."""
 UNFIT_S = 10.0
 """Time for an unfit process to exit by itself; with a failed device it may hang."""
 

@@ -69,6 +69,9 @@ def alive(event: dict[str, Any]) -> bool:
     """Whether the process that wrote a line still runs.  False for other machines, whose state is unknown."""
     if event["host"] != platform.node() or not is_running(event["pid"]):
         return False
-    stat = Path(f"/proc/{event['pid']}/stat")
+    try:
+        stat = Path(f"/proc/{event['pid']}/stat").read_text()
+    except OSError:  # it has just ended, or there is no /proc
+        return is_running(event["pid"])
     # A zombie has ended, but its parent has not collected its exit status yet.
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    return stat.rpartition(")")[2].split()[0] != "Z"

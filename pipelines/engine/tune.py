@@ -20,8 +20,8 @@ from pipelines.engine.driver import Driver, StopDriver
 from pipelines.engine.trial import run_trial
 
 
-class Graph(Searcher):
-    """A searcher that asks the driver; stateless."""
+class DriverSearcher(Searcher):
+    """A searcher that asks the driver for the next trial; stateless."""
 
     def __init__(self, driver: Driver):
         super().__init__()
@@ -88,7 +88,7 @@ def run_queue(driver: Driver, home: Path) -> None:
             tune.Tuner(
                 tune.with_resources(run_trial, _resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=Graph(driver),
+                    search_alg=DriverSearcher(driver),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_name_creator=_name,

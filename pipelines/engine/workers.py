@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Workers(Protocol):
-    """Runs trials, opened once before anything else is asked but :meth:`check`."""
+    """What runs trials: :meth:`open` is entered once, before any other call but :meth:`check`."""
 
     machines_may_vanish: bool
     """Whether machines may disappear, so that unfinished work has to be uploaded."""
@@ -31,7 +31,7 @@ class Workers(Protocol):
         """Raise :class:`RD3Error` for the first problem that would stop a run."""
 
     def open(self, home: Path) -> AbstractContextManager[None]:
-        """Start or join what runs the trials; logs of its own are written below ``home``."""
+        """Start or join the cluster, if there is one; its own logs are written below ``home``."""
 
     def devices(self) -> tuple[float, float]:
         """(CPUs, GPUs) at this moment."""

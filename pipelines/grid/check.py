@@ -66,6 +66,8 @@ def check_document(document: Located, name: str, text: str, catalog: Catalog, sm
         if full is not None and small:
             document.problem((), f"The grid {name} has no demonstration size.", f"use {name}, or add `small:`")
         return full
+    if "small" in changes:
+        document.problem(("small", "small"), "The demonstration size has no demonstration size.", "remove it")
     heading = " ".join(filter(None, (DEMONSTRATION, full.description)))
     changed = data | {"name": f"{full.name}-small", "description": heading} | changes
     reduced = _grid(document, changed, text, catalog, changes)
@@ -355,7 +357,7 @@ class PartCheck:
                 self.problem(path, message, "see tracking/report/data/paper_results.csv")
 
     def _check_twice(self, shared: dict[str, Any]) -> None:
-        """Report fields that are set at two places."""
+        """Report fields that are set in two places."""
         twice: list[tuple[Path, str]] = [(("vary", name), "protocol") for name in self.varied if name in shared]
         for path, chosen in self.protocols.items():
             twice += [((*path, name), "protocol") for name in chosen.values if name in shared]

@@ -79,7 +79,7 @@ class Expansion:
     teachers: dict[tuple[str, str], Teacher] = field(default_factory=dict)
     """(dataset, role) to teacher, for every pair in the grid."""
     infos: dict[str, DatasetInfo] = field(default_factory=dict)
-    """Facts of every dataset, for cost estimates; a recipe without them has cost 0."""
+    """Description of every dataset, for cost estimates; recipes of other datasets cost 0."""
     notes: list[str] = field(default_factory=list)
     """Warnings about parts of the grid without effect, as sentences."""
     larger_sets: dict[Key, Key] = field(default_factory=dict)
@@ -167,7 +167,7 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
 
     Opens datasets for their fingerprints, without test splits for grids evaluated on validation images; recipes of
     datasets that cannot be opened are blocked.  Raises :class:`GridErrors` for mistakes that are found only here, and
-    for a grid without any supported pair.
+    for a grid without any supported cell.
     """
     work = _Expander(grid, catalog)
     for number, part in enumerate(grid.parts):
@@ -190,14 +190,16 @@ class _MadeSet(NamedTuple):
     chain: tuple[Recipe, ...] = ()
     """Its ancestors, parents first, and itself."""
     changed: dict[str, Any] = {}
+    """Settings of the method that the grid changes: name to value."""
     reduced: dict[str, tuple[float, float]] = {}
+    """Settings below the published values: name to (run, published)."""
 
 
 _WITHOUT_OWN = "soft_labels 'own' needs a set with soft labels of its own, which methods do not generate"
 
 
 class _Rule(NamedTuple):
-    """One resolved protocol with the grid's changes."""
+    """One resolved protocol, with the fields that the grid changes and those that are reduced, as in a set."""
 
     protocol: EvalProtocol
     changed: dict[str, Any]
@@ -216,12 +218,13 @@ class _Expander:
         self.absent: dict[str, str] = {}
         """Datasets that cannot be opened: name to reason."""
         self.seen: set[tuple[str, int, Key | None]] = set()
+        """(values except the student seed as JSON, student seed, key of the evaluation) of the cells."""
         self.varied: dict[str, bool] = {}
         """Whether a varied value changes the protocol of any cell."""
         self.mistakes: list[tuple[int, Path, str, str]] = []
         """(part, location, message, fix) of invalid method values."""
         self.refusals: dict[str, tuple[int, Path]] = {}
-        """Reason why a pair is unsupported: to part and location of its first occurrence."""
+        """Reason why cells are unsupported, to (part, location) of its first occurrence."""
 
     def check(self) -> None:
         """Raise :class:`GridErrors` for a grid with mistakes or without supported cells."""
@@ -283,7 +286,7 @@ class _Expander:
         return (0,)
 
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
-        """The protocol at one point, batch capped at the set's size."""
+        """The protocol at one point, with the batch size capped at the set's size."""
         fixed = part.protocol | chosen.values
         at = partial(self.catalog.evaluation, chosen.name, frame)
         protocol, base, plain = at(fixed | varied), at(fixed), at({})

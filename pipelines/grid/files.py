@@ -6,6 +6,7 @@ grids are in ``grids/``) or by path, and reports all mistakes at once.  Datasets
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
@@ -56,19 +57,45 @@ def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = 
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
     if isinstance(source, Mapping):
-        return parse_grid(yaml.safe_dump(dict(source), sort_keys=False), "grid", catalog)
+        return parse_grid(_as_text(source), "grid", catalog)
     full = _full(str(source))
     name, text, document = read_named(full or source, _folder(), "grid")
     return checked(partial(check_document, small=full is not None), document, name, text, catalog)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a list that is used twice in full, as grid files have no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _as_text(source: Mapping[str, Any]) -> str:
+    """The content of a grid file as YAML; raises :class:`BadValue` for values that YAML does not have."""
+    try:
+        return yaml.dump(dict(source), Dumper=_Dumper, sort_keys=False)
+    except yaml.representer.RepresenterError as error:
+        kind = type(error.args[-1]).__name__
+        raise BadValue(
+            f"A grid has a value of type {kind}, {str(error.args[-1])[:60]!r}.",
+            "use numbers, text, lists and dicts",
+        ) from None
+
+
 def _full(source: str) -> str | None:
     """The grid of whose demonstration size ``source`` is the name; None if it is not one."""
     path = Path(source)
-    if source in file_names(_folder()) or path.is_file() or not path.stem.endswith(SMALL):
+    if source in file_names(_folder()) or _is_file(path) or not path.stem.endswith(SMALL):
         return None
     full = str(path.with_name(path.stem.removesuffix(SMALL) + path.suffix))
-    return full if full in file_names(_folder()) or Path(full).is_file() else None
+    return full if full in file_names(_folder()) or _is_file(Path(full)) else None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False for what cannot be a path, such as the text of a grid."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
@@ -92,7 +119,7 @@ def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str, L
         content = shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
         return text, content, read_located(content)
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
             raise DataMissing(
                 f"There is no {what} file {text}.", f"check the path; `rd3 list {what}s` lists the built-in ones"

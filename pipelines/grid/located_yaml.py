@@ -157,24 +157,28 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            merge = key_node.tag == "tag:yaml.org,2002:merge"
-            readable = isinstance(key_node, yaml.ScalarNode) and not merge
-            key = loader.construct_object(key_node) if readable else None
-            if not isinstance(key, str):
+            key = key_node.value
+            if key_node.tag != "tag:yaml.org,2002:str":
+                merge = key_node.tag == "tag:yaml.org,2002:merge"
                 fix = "write the values in full, or use 'also'" if merge else "put it in quotes"
-                found.problem(path, f"Key {key_node.value!r} is not a string.", fix)
+                found.problem(path, f"Key {key!r} is not a string.", fix)
                 continue
             found.lines[*path, key] = key_node.start_mark.line + 1
             if key in values:
                 found.problem((*path, key), f"Duplicate key {key!r}.", "remove one of them")
             values[key] = _plain(loader, value_node, (*path, key), found, seen)
         return values
-    value = loader.construct_object(node)
+    try:
+        value = loader.construct_object(node)
+    except ValueError:  # such as `!!int text` and `0b_`
+        found.problem(path, f"Cannot read the value {str(node.value)[:40]!r}.", "write a number, or put it in quotes")
+        found.unreadable.add(path)
+        return None
     if isinstance(value, float) and not math.isfinite(value):
         found.problem(path, f"{node.value} is not a finite number.", "write a number")
         found.unreadable.add(path)
         return None
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         base = 60 if ":" in node.value else 8
         found.problem(

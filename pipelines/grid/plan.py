@@ -34,7 +34,7 @@ _THREADS = 16
 
 
 class Item(NamedTuple):
-    """One recipe of the grid, or one unsupported pair (``key`` None)."""
+    """One recipe of the grid, or one unsupported pair of set and student (``key`` None)."""
 
     key: Key | None
     kind: str
@@ -60,8 +60,9 @@ class Plan:
     rerun_for_weights: frozenset[Key] = frozenset()
     """Evaluations with a result that run again because it was stored without the weights of their student."""
     cells: int = 0
+    """Number of cells of the grid."""
     flops: float = 0.0
-    """Total of all recipes that run."""
+    """Floating-point operations of all recipes that run."""
     slots: int = 1
     """Number of devices (CPU threads or GPUs), with one recipe each."""
     wall_s: float = 0.0
@@ -214,11 +215,11 @@ def make_plan(
     statistics, initial sets) are planned only if a recipe that runs needs them.  ``verify`` (raises DataMissing or
     DataCorrupt) reads the parents of recipes that run; all other results only have to exist.
     """
-    there, stale, bare = _what_is_there(expansion, ledger, exists)
-    wanted = _wanted(expansion, ledger, there, stale, bare, verify)
+    there, stale, studentless = _what_is_there(expansion, ledger, exists)
+    wanted = _wanted(expansion, ledger, there, stale, studentless, verify)
     blocked = _blocked(expansion, wanted)
     items: list[Item] = []
-    costs = _Costs(expansion, rates)
+    costs = _Costs(expansion)
     flops = 0.0
     for recipe in topological(expansion.recipes.values(), expansion.larger_sets):
         key = recipe.key
@@ -226,11 +227,11 @@ def make_plan(
         if key in blocked:
             items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
         elif key in wanted:
-            taken = expansion.larger_sets.get(key)
-            amount = costs.work(recipe) if taken not in there and taken not in wanted else Work()
+            larger = expansion.larger_sets.get(key)  # its first images are copied, which costs nothing
+            amount = costs.work(recipe) if larger not in there and larger not in wanted else Work()
             seconds, spread = rates.seconds(amount), rates.spread_of(amount)
             flops += amount.cost.flops
-            disk, reason = costs.disk_bytes(recipe), KEEP if key in bare else ""
+            disk, reason = costs.disk_bytes(recipe), KEEP if key in studentless else ""
             items.append(Item(key, recipe.kind, label, "run", reason, seconds, spread, disk))
         elif key in there:
             items.append(Item(key, recipe.kind, label, "reuse"))
@@ -251,7 +252,7 @@ def make_plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
         stale=[(kind, key) for kind, key in stale if key in wanted],
-        rerun_for_weights=frozenset(bare & wanted),
+        rerun_for_weights=frozenset(studentless & wanted),
         cells=len(expansion.cells),
         flops=flops,
         slots=slots,
@@ -278,7 +279,7 @@ def _what_is_there(
 ) -> tuple[set[Key], list[tuple[str, Key]], set[Key]]:
     """Keys whose entry and files exist, entries whose files do not, and evaluations that lack only their student."""
     there: set[Key] = set()
-    bare: set[Key] = set()
+    studentless: set[Key] = set()
     stale: list[tuple[str, Key]] = []
     for kind in KINDS:
         listed = ledger.keys(kind)
@@ -289,8 +290,8 @@ def _what_is_there(
         there |= {entry.key for entry, found in zip(entries, present, strict=True) if found}
         stale += [(kind, entry.key) for entry, found in zip(entries, present, strict=True) if not found]
         if kind == "evaluation":
-            bare = {entry.key for entry in entries if entry.key in there and STUDENT not in entry.files}
-    return there, stale, bare
+            studentless = {entry.key for entry in entries if entry.key in there and STUDENT not in entry.files}
+    return there, stale, studentless
 
 
 def _wanted(
@@ -298,7 +299,7 @@ def _wanted(
     ledger: Ledger,
     there: set[Key],
     stale: list[tuple[str, Key]],
-    bare: set[Key],
+    studentless: set[Key],
     verify: Callable[[Entry], None],
 ) -> set[Key]:
     """Recipes that have to run.  Visits children first, so that parents are included only if needed."""
@@ -306,7 +307,7 @@ def _wanted(
     needed: set[Key] = set()
     keep_all = expansion.grid is not None and expansion.grid.keep_students
     for key, recipe in reversed(expansion.recipes.items()):
-        if key in bare and (keep_all or key in needed):
+        if key in studentless and (keep_all or key in needed):
             there.discard(key)
         if key in there and key in needed:
             entry = ledger.find_many(recipe.kind, [key]).get(key)
@@ -338,7 +339,7 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
 
 
 def _unsupported(expansion: Expansion) -> list[Item]:
-    """One item per reason and pair, regardless of the number of seeds."""
+    """One item per reason and pair of set and student, regardless of the number of seeds."""
     labels = (
         (f"{cell.method} {cell.dataset} ipc{cell.ipc} -> {cell.student}", cell.reason) for cell in expansion.cells
     )
@@ -349,7 +350,7 @@ def _unsupported(expansion: Expansion) -> list[Item]:
 class _Costs:
     """Work and size of recipes; computed once for recipes of the same work, such as those that differ in a seed."""
 
-    def __init__(self, expansion: Expansion, rates: Rates):
+    def __init__(self, expansion: Expansion):
         self.recipes, self.keeps_students = expansion.recipes, expansion.keeps_students
         self.infos = expansion.infos
         self.known: dict[Hashable, Work] = {}

@@ -52,7 +52,7 @@ def scheduling(kind: str) -> Scheduling:
 
 
 class Queued(Protocol):
-    """What a queue hands out: a recipe, or what else has a key, parents and a kind with a demand."""
+    """What a queue hands out: a recipe, or a share of a set; ``kind`` decides its demand."""
 
     @property
     def kind(self) -> str: ...
@@ -134,8 +134,11 @@ class RecipeQueue:
         self.children: dict[Key, list[Key]] = {}
         self._missing: dict[Key, set[Key]] = {}
         self._by_rank: dict[bool, list[tuple[int, int, Key]]] = {True: [], False: []}
+        """Heaps of (rank of the kind, place in the grid, key), of recipes that take whole devices and of others."""
         self._longest: list[tuple[float, int, Key]] = []
+        """Heap of (-path_s, place in the grid, key), of recipes that do not take whole devices."""
         self._used = [0.0, 0.0]
+        """[CPUs, GPUs] of the running trials."""
         self._pack_of: dict[Key, set[Key]] = {}
         """The recipes in the trial of a running recipe, including itself."""
         for key, recipe in self.recipes.items():
@@ -207,7 +210,7 @@ class RecipeQueue:
         return key if self.path_s[key] >= self.long_s(devices) else None
 
     def long_s(self, devices: float) -> float:
-        """Planned seconds from which on something is long beside all that is left, and may be left over at the end."""
+        """Planned seconds of work that is long compared to all remaining work, and may be left over at the end."""
         return URGENT * self._left_s / devices
 
     @property

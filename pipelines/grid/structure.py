@@ -220,7 +220,8 @@ def check_repeats(document: Located, items: list[Any], path: Path) -> None:
     seen: dict[str, int] = {}
     for place, item in enumerate(items):
         number = isinstance(item, int | float) and not isinstance(item, bool)
-        text = repr(float(item)) if number else json.dumps(item, sort_keys=True, default=str)
+        plain = int(item) if number and item == int(item) else item  # exact, also for seeds above 2^53
+        text = json.dumps(plain, sort_keys=True, default=str)
         if text in seen:
             message = f"Duplicate of {place_text((*path, seen[text]))}."
             document.problem((*path, place), message, "remove one of them")

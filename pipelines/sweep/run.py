@@ -96,9 +96,13 @@ class SweepRun:
     session: Session
     catalog: Catalog
     address: str | None = None
+    """Of a Ray cluster; None: this machine."""
     concurrent: int | None = None
+    """Maximum number of parallel trials; None: as many as fit."""
     gpu_share: float = 0.25
+    """Fraction of a GPU per trial."""
     storage: str = "journal"
+    """Of the studies, as in :func:`open_storage`."""
     cache_logits_bytes: int = 0
     """Disk budget on each machine for teacher logits that several trials need; 0: none are kept."""
     plan_shown: Callable[[Plan], None] = lambda _plan: None
@@ -172,7 +176,7 @@ class SweepRun:
         self._close("done")
 
     def _figures(self) -> dict[str, float]:
-        """Metrics of the whole sweep, for the parent run."""
+        """The best score of each method, as metrics of the parent run."""
         bests = {label: tuning.best() for label, tuning in self.outcome.tunings.items()}
         scores = {label: best.value for label, best in bests.items() if best is not None}
         return {f"{label}.best_validation_top1_pct": score for label, score in scores.items() if score is not None}
@@ -214,7 +218,7 @@ class SweepRun:
         return plan_session(expansion, self.session, slots=self.concurrent)
 
     def _say(self, reason: str) -> None:
-        """Show once for what the driver waits."""
+        """Show once what the driver waits for."""
         if reason == self._waits_for:
             return
         self._waits_for = reason
@@ -256,7 +260,7 @@ class SweepRun:
         return not outcome.exit_code
 
     def _discard_logits(self, subject: Subject) -> None:
-        """Delete cached logits on this machine, of which the study of a method needs no more."""
+        """Delete cached logits on this machine that only the study of this method needed."""
         if self.cache_logits_bytes:
             with contextlib.suppress(OSError):
                 views = [Views.of(one).key for one in subject.evaluations({})]

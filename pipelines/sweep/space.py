@@ -21,6 +21,10 @@ from rd3.registry import did_you_mean
 if TYPE_CHECKING:
     from pipelines.grid.check import PartCheck
 
+MOST_POINTS = 100_000
+"""Maximum number of points of sampler ``grid``, which Optuna keeps in memory."""
+MOST_STEPS = 2**31
+"""Maximum number of steps of a range."""
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
 """Values by name to the sweep's protocol with these overrides."""
 
@@ -149,6 +153,10 @@ class SpaceCheck:
             self._problem((field, "step"), "A logarithmic range has no steps.", "remove 'log' or 'step'")
         elif log and low <= 0:
             self._problem((field, "low"), f"A logarithmic range cannot start at {low}.", "start above 0")
+        elif step is not None and (high - low) / step > MOST_STEPS:
+            self._problem(
+                (field, "step"), f"Steps of {step} from {low} to {high} are too many.", "choose a larger step"
+            )
         elif step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9):
             self._problem(
                 (field, "step"), f"Steps of {step} from {low} do not reach {high}.", "choose another step or end"
@@ -254,13 +262,15 @@ class SpaceCheck:
     def _countable(self, space: tuple[Dimension, ...], trials: int | None) -> None:
         points = 1
         for dimension in space:
-            values = dimension.values()
-            if values is None:
+            if dimension.count is None:
                 fix = "add a step, give a list, or use sampler tpe or random"
                 self._problem((dimension.field,), "Sampler 'grid' does not support continuous ranges.", fix)
                 return
-            points *= len(values)
-        if isinstance(trials, int) and trials > points:
+            points *= dimension.count
+        if points > MOST_POINTS:
+            message = f"Sampler 'grid' lists all points of the space: {points:,}, at most {MOST_POINTS:,}."
+            self.document.problem(("space",), message, "give fewer values, or use sampler tpe or random")
+        elif isinstance(trials, int) and trials > points:
             message = f"Sampler 'grid' has {points} points, got {trials} trials."
             self.document.problem(("trials",), message, f"write `trials: {points}` or less")
 

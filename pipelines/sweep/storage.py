@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from rd3.errors import BadValue, StoreError
 from tracking.ledger.faults import without_password
@@ -39,9 +40,12 @@ def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
                 f"omit --storage {TRACKING}, or give --storage postgresql+psycopg2://...",
             )
         return _database(tracking_uri)
-    if "://" not in place:
-        raise BadValue(f"Invalid --storage {place}.", f"use {JOURNAL}, {TRACKING} or a database URL")
-    if urlsplit(place).password:
+    url: SplitResult | None = None
+    with contextlib.suppress(ValueError):  # of an address such as postgresql://[::1
+        url = urlsplit(place)
+    if url is None or "://" not in place:
+        raise BadValue(f"Invalid --storage {without_password(place)}.", f"use {JOURNAL}, {TRACKING} or a database URL")
+    if url.password:
         raise BadValue(
             f"The URL of --storage {without_password(place)} contains a password, which others here can read.",
             "remove the password and put it into PGPASSWORD or ~/.pgpass",

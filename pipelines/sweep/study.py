@@ -103,6 +103,7 @@ class Pruning:
     """The pruning rule; plain data that is sent to workers."""
 
     rule: str
+    """A name in :data:`PRUNERS`."""
     every: int
     """Epochs between validation steps."""
     longest: int

@@ -28,7 +28,9 @@ class Subject:
     """One method of a sweep."""
 
     label: str
+    """Its name in the sweep (:func:`pipelines.sweep.values.labelled`)."""
     chosen: Chosen
+    """The method with its settings."""
     sweep: Sweep
     rule: Preset
     """The base protocol."""

@@ -20,7 +20,9 @@ class Dimension(Frozen):
     choices: tuple[Any, ...] = ()
     low: float | int | None = None
     high: float | int | None = None
+    """Ends of a range, both included."""
     log: bool = False
+    """Whether a range is sampled logarithmically."""
     step: float | int | None = None
 
     @property
@@ -35,14 +37,25 @@ class Dimension(Frozen):
             raise ValueError(f"{self.field} has no range")
         return self.low, self.high
 
+    @property
+    def count(self) -> int | None:
+        """Number of values; None for a continuous range."""
+        if self.choices:
+            return len(self.choices)
+        low, high = self.bounds
+        return None if self._spacing is None else round((high - low) / self._spacing) + 1
+
+    @property
+    def _spacing(self) -> float | int | None:
+        """Difference of neighbouring values of a range; None if it is continuous."""
+        return self.step or (1 if self.integer and not self.log else None)
+
     def values(self) -> tuple[Any, ...] | None:
         """All values in order; None for a continuous range."""
-        if self.choices:
-            return self.choices
-        step = self.step or (1 if self.integer and not self.log else None)
-        if step is None or self.low is None or self.high is None:
-            return None
-        values = [self.low + number * step for number in range(round((self.high - self.low) / step) + 1)]
+        if self.choices or self.count is None:
+            return self.choices or None
+        (low, _high), step = self.bounds, self._spacing or 0
+        values = [low + number * step for number in range(self.count)]
         return tuple(int(value) if self.integer else round(value, 12) for value in values)
 
 

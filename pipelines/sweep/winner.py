@@ -58,7 +58,7 @@ def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> Iterator[Rule]:
 
 
 def _left(values: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """Values on top of the tuned ones: those that are not tuned, and tuned settings of what they replace."""
+    """What is left of values that override ``all``: those not tuned, and tuned settings of components that they set."""
     left = left_of(values, tuned)
     return left | {name: value for name, value in tuned.items() if _replaces(left, name)}
 

@@ -69,6 +69,7 @@ class Attempt:
     """Name of the sweep's scratch folder."""
     study: str
     number: int
+    """Number of the trial in its study."""
     evaluations: list[str]
     """Recipes as JSON, one per student seed; pruning is based on the first."""
     pruning: Pruning

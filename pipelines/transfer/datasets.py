@@ -24,7 +24,7 @@ from tracking.runs.runs import Tracker
 class Pushed(NamedTuple):
     """``new`` is False if the tracking server already had it."""
 
-    parcel: DatasetBundle
+    bundle: DatasetBundle
     new: bool
 
 
@@ -81,10 +81,11 @@ def pull(name: str, place: Place, fingerprint: str | None = None, progress: Prog
                 f"{without_password(place.tracking_uri)}.",
                 f"on a machine that has it, run rd3 data push {name}",
             )
-        return _settle(tracker, bundle, roots, progress)
+        return _install(tracker, bundle, roots, progress)
 
 
-def _settle(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Progress) -> Path:
+def _install(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Progress) -> Path:
+    """Unpack a bundle beside its final folder, verify it, rename it and register the dataset; returns the folder."""
     base, entry = roots.home / "data", bundle.registration
     target = base / bundle.name
     with tempfile.TemporaryDirectory(dir=base, prefix=".pull-") as scratch:

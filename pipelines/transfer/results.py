@@ -98,7 +98,10 @@ def _copy(names: Iterable[tuple[str, Key]], source: ReadableStore, folder: Path,
 
 def holds_results(path: Path) -> bool:
     """Whether a path is a store folder, a study folder or a Parquet file."""
-    return (path / "by-key").is_dir() or (path / RESULTS).is_file() or (path.suffix == ".parquet" and path.is_file())
+    with contextlib.suppress(OSError):  # not a path, such as too long a text
+        is_store, is_parquet = (path / "by-key").is_dir(), path.suffix == ".parquet" and path.is_file()
+        return is_store or is_parquet or (path / RESULTS).is_file()
+    return False
 
 
 @contextlib.contextmanager

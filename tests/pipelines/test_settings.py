@@ -112,3 +112,12 @@ def test_a_refused_address_does_not_show_its_password(form: str):
     with pytest.raises(BadValue, match="is read without a shell") as refused:
         session({"RD3_HOME": "/home", "MLFLOW_TRACKING_URI": form.format("postgresql://me:s3cret@db/mlflow")})
     assert "s3cret" not in str(refused.value) and "db/mlflow" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MLFLOW_TRACKING_URI", "http://me:s3cret@[::1"), ("RD3_ARTIFACTS", "file://[s3cret/y")]
+)
+def test_an_address_that_cannot_be_read_is_not_shown(name: str, value: str):
+    with pytest.raises(BadValue, match=f"{name} cannot be read as an address: Invalid IPv6 URL") as refused:
+        session({"RD3_HOME": "/home", name: value})
+    assert "s3cret" not in str(refused.value)

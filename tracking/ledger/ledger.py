@@ -211,8 +211,9 @@ def recipe_of(entry: Entry, where: str = "") -> Recipe:
 
 
 def _listing(kind: str) -> str:
-    """The command that lists recipes of a kind."""
-    return {"teacher": "teacher list", "set": "set list"}.get(kind, "status GRID")
+    """The command that lists recipes of a kind with their keys."""
+    listed = {"teacher": "teacher list", "set": "set list", "backbone": "diffusion list"}
+    return listed.get(kind, "plan GRID --all")
 
 
 def _role_name(dataset: str, role: str) -> str:

@@ -94,8 +94,8 @@ def test_a_worker_that_does_not_share_the_drivers_folders(tmp_path: Path):
     """What the driver put there is not seen; nothing is made there, and both variables are named."""
     far = tmp_path / "of_the_driver"
     place = Place(f"sqlite:///{far / 'mlflow.db'}", str(far / "artifacts"), tmp_path / "home")
-    marks = [far / "artifacts" / ".nodes-1", far / ".nodes-1"]
-    rows = checkup.look_around("10.0.0.2", place, {}, marks)
+    markers = [far / "artifacts" / ".nodes-1", far / ".nodes-1"]
+    rows = checkup.look_around("10.0.0.2", place, {}, markers)
     told = [row.detail for row in rows if row.what == "shared folder"]
     assert [row.state for row in rows if row.what in ("shared folder", "tracking", "artifacts root")] == ["wrong"] * 2
     assert "Node 10.0.0.2 cannot see the artifact folder" in told[0] and "set RD3_ARTIFACTS to s3://" in told[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -56,9 +57,10 @@ def test_another_server(serve, answer: bytes):
         check_address(address)
 
 
-def test_a_host_that_does_not_exist():
-    with pytest.raises(RD3Error, match=r"The Ray cluster at nowhere\.invalid:6379 does not respond: "):
-        check_address("nowhere.invalid:6379")
+@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "a..b:6379", "localhost:²"])
+def test_a_host_that_does_not_exist(address: str):
+    with pytest.raises(RD3Error, match=rf"The Ray cluster at {re.escape(address)} does not respond: "):
+        check_address(address)
 
 
 def test_other_versions():

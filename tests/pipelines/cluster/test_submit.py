@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import ray
 import yaml
+from ray.job_submission import JobStatus
 from typer.testing import CliRunner
 
 from pipelines import cli, run_grid
@@ -79,6 +80,27 @@ def test_a_path_of_this_machine_does_not_travel(session, grid, value):
 
 
 @pytest.mark.parametrize(
+    "value", ["http://localhost:5000", "http://127.0.0.2", "http://[::1]:5000", "https://0.0.0.0", "http://a.localhost"]
+)
+def test_a_server_on_this_machine_is_sent_to_a_cluster_on_it_alone(session, grid, value):
+    set_here = {"MLFLOW_TRACKING_URI": value}
+    with pytest.raises(BadValue, match=r"on every node .* means that node itself.*--env MLFLOW_TRACKING_URI="):
+        submit.submission(str(grid), session, {}, set_here, [])
+    assert submit.submission(str(grid), session, {}, set_here, [], local=True).env == set_here
+    assert submit.submission(str(grid), session, set_here, {}, []).env == set_here  # the user knows that it is right
+
+
+def test_which_clusters_may_be_on_this_machine(monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert submit.may_be_local(None) and submit.may_be_local("http://localhost:8265")
+    assert not submit.may_be_local("http://[::1")
+    assert not submit.may_be_local("https://head.example:8265") and not submit.may_be_local("http://10.0.0.7:8265")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    assert not submit.may_be_local(None) and submit.may_be_local("http://127.0.0.1:8265")
+
+
+@pytest.mark.parametrize(
     "given", [({"MLFLOW_TRACKING_URI": "http://me:secret@host"}, {}), ({}, {"X": "http://u:secret@h/"})]
 )
 def test_no_secret_travels(session, grid, given):
@@ -140,6 +162,12 @@ class Client:
 
         return JobDetails(type="SUBMISSION", status=self.states.pop(0), entrypoint="x", driver_exit_code=3)
 
+    def get_job_logs(self, _job: str) -> str:
+        return "".join(self.connections[-1])
+
+    def get_job_status(self, _job: str) -> Any:
+        return JobStatus(self.states.pop(0) if len(self.states) > 1 else self.states[0])
+
     def submit_job(self, **_words: Any) -> str:
         return "rd3-probe-1"
 
@@ -157,6 +185,30 @@ def test_a_log_goes_on_after_each_way_to_break(monkeypatch, broken):
     written: list[str] = []
     assert submit.follow(client, "http://x", "job", written.append) == 0
     assert "".join(written) == "one two"
+
+
+def test_the_end_of_a_log_is_not_lost_with_the_connection():
+    written: list[str] = []
+    assert submit.follow(Client([["one "], ["one two"]], ["FAILED"]), "http://x", "job", written.append) == 3
+    assert "".join(written) == "one two"
+
+
+def test_a_reader_that_leaves_ends_the_following():
+    """As of `rd3 jobs logs JOB --follow | head`; it went on until the job ended."""
+
+    def closed(_text: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        submit.follow(Client([["one "], ["one two"]], ["RUNNING", "SUCCEEDED"]), "http://x", "job", closed)
+
+
+def test_a_job_that_does_not_stop_is_an_error(monkeypatch):
+    monkeypatch.setattr(submit, "_POLL_EVERY_S", 0.0)
+    assert submit.stop(Client([], ["RUNNING", "STOPPED"]), "rd3-1") == "stopped"
+    monkeypatch.setattr(submit, "STOP_WAIT_S", -submit._KILL_WITHIN_S)
+    with pytest.raises(RD3Error, match=r"Job rd3-1 was asked to stop and is still running .*jobs status rd3-1"):
+        submit.stop(Client([], ["RUNNING"]), "rd3-1")
 
 
 def test_a_probe_that_does_not_start_is_stopped(monkeypatch):
@@ -224,9 +276,10 @@ def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda _words: None)
     for name in ADDRESSES:
         monkeypatch.setenv(name, "")
-    monkeypatch.delenv("RD3_HOME")
-    assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
-    assert os.environ["RD3_HOME"] == "~/.rd3"
+    for _empty_then_unset in range(2):
+        assert CliRunner().invoke(run_grid.app, ["demo"]).exit_code == 0
+        assert os.environ["RD3_HOME"] == "~/.rd3"
+        monkeypatch.delenv("RD3_HOME")
 
 
 def test_a_grid_file_that_stayed_behind_is_named():
@@ -264,6 +317,13 @@ def test_secrets_of_the_driver_are_in_a_file_of_its_own(tmp_path, monkeypatch):
     path = tmp_path / "driver.env"
     monkeypatch.setenv("RD3_DRIVER_ENV", str(path))
     with pytest.raises(BadValue, match=r"Cannot read .*driver\.env, the file in RD3_DRIVER_ENV: No such file"):
+        driver_secrets()
+    path.write_bytes(b"\xff=1\n")
+    path.chmod(0o600)
+    with pytest.raises(BadValue, match="it is not UTF-8 text"):
+        driver_secrets()
+    path.write_text("AWS_SECRET_ACCESS_KEY\n")
+    with pytest.raises(BadValue, match="a line without '='"):
         driver_secrets()
     path.write_text("# of the ledger\nAWS_ACCESS_KEY_ID=a:b\n\nAWS_SECRET_ACCESS_KEY=c=d\n")
     path.chmod(0o640)

@@ -437,6 +437,10 @@ def test_a_method_starts_from_one_file(rd3, tmp_path):
     assert code == 0
     assert 'register_method("mine"' in (tmp_path / "mine.py").read_text()
     assert rd3("method", "new", "mine", "--folder", str(tmp_path))[0] == 2
+    assert rd3("method", "new", "class", "--folder", str(tmp_path))[0] == 2
+    code, _out, err = rd3("method", "new", "other", "--folder", str(tmp_path / "mine.py"))
+    assert code == 2 and "Cannot write to" in err
+    assert rd3("method", "new", "other", "--folder", str(tmp_path / "new"))[0] == 0
 
 
 def test_a_methods_card_says_what_its_settings_are_and_where_they_come_from(rd3):
@@ -571,6 +575,28 @@ def test_fields_are_read_as_yaml():
     }
     with pytest.raises(BadValue, match="NAME=VALUE"):
         parse_fields(["a"])
+    with pytest.raises(BadValue, match="Cannot read the value in 'a=2024-13-45'"):
+        parse_fields(["a=2024-13-45"])
+
+
+def test_a_path_that_cannot_be_written_is_said_in_a_sentence(rd3, tmp_path):
+    (tmp_path / "file").touch()
+    code, _out, err = rd3("plan", "demo", "--recipes", tmp_path / "file" / "recipes")
+    assert code == 2 and f"Cannot use {tmp_path / 'file'}" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "demo", "--concurrent", "0"),
+        ("submit", "demo", "--concurrent", "-1"),
+        ("distill", "random", "--dataset", "digits", "--ipc", "1", "--set-seed", "-1"),
+        ("evaluate", "0123456789ab", "--student-seed", "-1"),
+    ],
+)
+def test_numbers_have_bounds(rd3, words):
+    code, _out, err = rd3(*words)
+    assert code == 2 and "Invalid value for" in err and words[-2] in err
 
 
 def test_every_mistake_of_a_sweep_is_said_and_nothing_is_written(rd3, home, tmp_path):

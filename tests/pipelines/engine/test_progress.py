@@ -209,6 +209,19 @@ def test_the_live_view_shows_counts_running_recipes_and_problems():
     assert ["evaluations", "0", "0", "1", "0", "0"] in rows
 
 
+def test_the_driver_may_go_on_while_a_live_view_computes_the_time_left():
+    class Meanwhile(Eta):
+        def left_s(self, queue, running, now):
+            view.started("s1")
+            assert set(running) == {"s0"}
+            return super().left_s(queue, running, now)
+
+    view = View("demo", queue_of("s0", "s1"), Meanwhile({"s0": 5.0, "s1": 5.0}))
+    view.queue.take(1)
+    view.started("s0")
+    assert view.left() != "unknown" and set(view.running) == {"s0", "s1"}
+
+
 def test_no_view_when_none_is_wanted():
     out = io.StringIO()
     view = open_view("demo", queue_of("s0"), Eta({}), wanted=False, out=out)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.grid.files import GridErrors, load_grid, parse_grid, shipped_grids
-from rd3.errors import DataMissing, UnknownName
+from rd3.errors import BadValue, DataMissing, UnknownName
 
 BASE = """\
 methods: [random]
@@ -318,8 +318,13 @@ def test_mistakes_of_a_partial_grid_have_their_own_place():
         ("x: !!python/object:os.system 1\n", "Invalid YAML", 1),
         ("ipc: &a [1]\nset_seeds: *a\n", "are not supported", 2),
         ("? [a, b]\n: 1\n", "is not a string", 1),
+        ("0b_: 1\n", "is not a string", 1),
+        (BASE + "set_seeds: [0b_]\n", "Cannot read the value '0b_'", 5),
+        (BASE + "set_seeds: [" + "1" * 5000 + "]\n", "Cannot read the value '1111", 5),
+        (BASE + "set_seeds: [0" + "7" * 400 + "]\n", "below 2^63", 5),
         (BASE + "protocol: {zeta: .inf}\n", "not a finite number", 5),
         (BASE + "name: a/b\n", "Invalid name 'a/b'", 5),
+        (BASE + "small: {small: {ipc: [2]}}\n", "has no demonstration size", 5),
         (BASE + "methods: x\n", "Expected a list", 5),
         ("\x00", "Invalid YAML", None),
         ("[" * 20_000, "nested too deeply", None),
@@ -333,6 +338,15 @@ def test_texts_that_are_no_grid(text, said, line):
     assert problem.line == line, problem
 
 
+def test_a_mapping_may_hold_one_list_twice_and_plain_values_alone():
+    seeds = [0, 1]
+    given = {"methods": ["random"], "datasets": ["digits"], "ipc": (1,), "teacher": "resnet18_w16"}
+    [part] = load_grid(given | {"set_seeds": seeds, "student_seeds": seeds}).parts
+    assert part.set_seeds == part.student_seeds == (0, 1)
+    with pytest.raises(BadValue, match=r"a value of type range, 'range\(0, 2\)'"):
+        load_grid(given | {"set_seeds": range(2)})
+
+
 def test_files_and_names(tmp_path: Path):
     path = tmp_path / "own.yaml"
     path.write_text(BASE)
@@ -342,6 +356,8 @@ def test_files_and_names(tmp_path: Path):
         load_grid(tmp_path / "other.yaml")
     with pytest.raises(UnknownName, match="did you mean 'demo'"):
         load_grid("dmeo")
+    with pytest.raises(UnknownName, match="There is no grid 'methods"):  # as of rd3 run "$(cat own.yaml)"
+        load_grid(BASE * 9)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(GridErrors, match="UTF-8"):
         load_grid(path)

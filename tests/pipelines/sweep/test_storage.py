@@ -40,6 +40,8 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path)
 def test_a_word_that_is_no_place(tmp_path):
     with pytest.raises(BadValue, match=r"Invalid --storage jornal\. Fix: use journal, tracking or a database URL"):
         open_storage("jornal", "", tmp_path)
+    with pytest.raises(BadValue, match=r"Invalid --storage postgresql://\[::1\."):
+        open_storage("postgresql://me:hush@[::1", "", tmp_path)
 
 
 def test_tables_of_an_older_optuna_and_the_command(tmp_path):

@@ -58,14 +58,14 @@ def left(roots: Roots) -> list[str]:
 def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
     name, roots = here
     monkeypatch.setattr(parcels, "PART_BYTES", 200)  # several parts
-    parcel, new = push(name, at(place, roots))
-    assert (new, parcel.files, len(parcel.parts) > 2) == (True, 12, True)
-    assert push(name, at(place, roots)) == (parcel, False)
+    bundle, new = push(name, at(place, roots))
+    assert (new, bundle.files, len(bundle.parts) > 2) == (True, 12, True)
+    assert push(name, at(place, roots)) == (bundle, False)
     shutil.rmtree(tmp_path / "images")
     there = Roots(None, tmp_path / "there")
     assert absent(name, there)
-    ensure_data(at(place, there), Data(name=name, fingerprint=parcel.fingerprint))
-    assert dataset_fingerprint(name, there) == parcel.fingerprint
+    ensure_data(at(place, there), Data(name=name, fingerprint=bundle.fingerprint))
+    assert dataset_fingerprint(name, there) == bundle.fingerprint
     assert dataset_info(name, there) == dataset_info(name, roots)
     assert len(open_dataset(name, there).labels("train")) == 6
     assert left(there) == [name]
@@ -108,8 +108,8 @@ def test_nobody_has_pushed_it(here, place, tmp_path):
 
 def test_a_damaged_part_is_refused_and_leaves_nothing(here, place, tmp_path):
     name, roots = here
-    parcel, _new = push(name, at(place, roots))
-    artifacts = Path(Tracker(place).client.get_run(parcel.run_id).info.artifact_uri.removeprefix("file://"))
+    bundle, _new = push(name, at(place, roots))
+    artifacts = Path(Tracker(place).client.get_run(bundle.run_id).info.artifact_uri.removeprefix("file://"))
     [part] = (artifacts / "parts").iterdir()
     whole = part.read_bytes()
     part.write_bytes(whole[:700] + b"!" + whole[701:])

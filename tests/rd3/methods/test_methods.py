@@ -116,6 +116,8 @@ def test_wrong_settings():
     info = dataset_info("cifar10")
     with pytest.raises(UnknownName, match=r"Method sre2l has no setting 'iteration'\. Fix: did you mean 'iterations'"):
         resolve_settings("sre2l", info, 1, {"iteration": 5})
+    with pytest.raises(UnknownName, match=r"Method random has no setting 'x'\. Fix: leave it out: there are none"):
+        resolve_settings("random", info, 1, {"x": 5})
     with pytest.raises(BadValue, match=r"Method sre2l, setting iterations: .* got 0"):
         resolve_settings("sre2l", info, 1, {"iterations": 0})
     with pytest.raises(BadValue, match=r"Method rded, setting num_crop: .* got 'many'"):

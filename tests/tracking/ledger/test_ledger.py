@@ -70,9 +70,8 @@ def test_a_key_of_any_kind_may_be_shortened(ledger: Ledger) -> None:
     assert ledger.resolve_any("ABC1F") == ("teacher", "abc1" + "f" * 60)
     with pytest.raises(BadValue, match=r"abc1 is the start of 2 keys: teacher abc1ffffff, set abc1000000\."):
         ledger.resolve_any("abc1")
-    with pytest.raises(
-        UnknownName, match=r"has no key e1\. Fix: see `rd3 teacher list`, `rd3 status GRID`, `rd3 set list`"
-    ):
+    listing = "`rd3 teacher list`, `rd3 plan GRID --all`, `rd3 diffusion list`, `rd3 set list`"
+    with pytest.raises(UnknownName, match=rf"has no key e1\. Fix: see {listing}"):
         ledger.resolve_any("e1")
 
 
