@@ -90,8 +90,12 @@ def pack(chosen: argparse.Namespace) -> None:
         for number, recipe in enumerate(wanted, 1)
     }
     size = _check_size(items, sum(map(len, documents.values())), chosen.out, chosen.limit)
-    for folder in ("recipes", "store", "data"):
-        shutil.rmtree(chosen.out / folder, ignore_errors=True)
+    replaced = [(chosen.out / folder).resolve() for folder in ("recipes", "store", "data")]
+    for source in (*chosen.recipes, *(item.source for item in items)):
+        if any(source.resolve().is_relative_to(folder) for folder in replaced):
+            raise BadValue(f"{source} is in the kit {chosen.out}, whose folders are replaced.", "choose another --out")
+    for folder in replaced:
+        shutil.rmtree(folder, ignore_errors=True)
     for item in items:
         target = chosen.out / item.target
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -201,3 +202,14 @@ def test_parents_come_along_from_the_store(place):
     packed.fetch("set", recipe["set"])
     packed.fetch("teacher", recipe["teachers"][0])
     assert len(list((out / "recipes").iterdir())) == 1
+
+
+def test_a_store_inside_the_kit_is_not_removed(place):
+    store = place / "other" / "store"
+    shutil.copytree(place / "parents", store)
+    try:
+        said = refused(place, place / "recipes", "--store", store)
+        assert f"is in the kit {place / 'other'}, whose folders are replaced. Fix: choose another --out" in said
+        assert FolderStore(store).names() == FolderStore(place / "parents").names() != []
+    finally:
+        shutil.rmtree(place / "other")
