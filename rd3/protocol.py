@@ -363,11 +363,16 @@ def preset_reader(folder: Path) -> PresetOf:
 def read_preset(path: Path) -> Preset:
     """Read and check one preset file; raises :class:`BadValue` with the first mistake."""
     try:
-        found = Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(plain)
+        found = Preset.model_validate(plain)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
     except RecursionError:
         raise BadValue(f"{path} is nested too deeply.", "fix it or remove it") from None
+    except TypeError:  # YAML also has dates
+        what = "a value that is neither text nor a number, list or mapping"
+        raise BadValue(f"{path} holds {what}.", "put a date in quotes") from None
     except ValidationError as error:
         why = first_mistake(error)
         raise BadValue(f"{path} is not a valid protocol: {why}.", "fix it or remove it") from None

@@ -170,7 +170,8 @@ class Runner:
 
     def _failed(self, recipe: Recipe, error: Exception) -> Ended:
         text = "".join(traceback.format_exception(error))
-        write_atomically(self.out / recipe.key / FAILURE, text)
+        with contextlib.suppress(OSError):  # a disk that is full or not writable, which may be the error itself
+            write_atomically(self.out / recipe.key / FAILURE, text)
         status, reason = why(error)
         mistake = isinstance(error, RD3Error) and status == "failed"
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))

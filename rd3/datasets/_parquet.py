@@ -58,7 +58,7 @@ def _named(folder: Path) -> dict[str, list[tuple[int, int, Path]]]:
     for path in sorted(folder.glob("[!.]*.parquet")):
         if match := SHARD.fullmatch(path.name):
             found.setdefault(match["split"], []).append((int(match["n"] or 0), int(match["of"] or 1), path))
-    return found
+    return {split: sorted(entries) for split, entries in found.items()}  # by number, also where names are not padded
 
 
 def _open(path: Path) -> pq.ParquetFile:

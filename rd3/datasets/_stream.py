@@ -77,7 +77,7 @@ class StreamDataset(SplitDataset):
 
 
 def _each(work: Callable[[int], None], count: int, threads: int) -> None:
-    if threads == 1 or count == 1:
+    if threads == 1 or count <= 1:
         for place in range(count):
             work(place)
         return

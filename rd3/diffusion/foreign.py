@@ -76,7 +76,7 @@ def _folder(source: Path | str, kind: type[Backbone], revision: str | None) -> t
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if not HUB_ID.fullmatch(str(source)):
-            raise DataMissing(f"There is no folder {source}.", "give a diffusers folder, or a model's id: owner/name")
+            raise _no_folder(source)
         folder = _downloaded(str(source), revision)
     elif revision is not None and revision != _commit(folder):
         raise BadValue(
@@ -94,10 +94,15 @@ def _folder(source: Path | str, kind: type[Backbone], revision: str | None) -> t
     return folder, _commit(folder)
 
 
+def _no_folder(source: Path | str) -> DataMissing:
+    return DataMissing(f"There is no folder {source}.", "give a diffusers folder, or a model's id: owner/name")
+
+
 def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -108,6 +113,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except RevisionNotFoundError:
         raise BadValue(f"{name} has no revision {revision}.", "give a commit or tag of that model") from None
+    except HFValidationError:  # a path, such as ../dit
+        raise _no_folder(name) from None
     except RepositoryNotFoundError:
         raise DataMissing(
             f"The hub has no public model {name}.", "check its id, and log in where it asks for that: hf auth login"
@@ -124,7 +131,7 @@ def _commit(folder: Path) -> str | None:
     if re.fullmatch("[0-9a-f]{40}", folder.name):
         return folder.name
     for path in sorted(folder.glob(".cache/huggingface/download/**/*.metadata")):
-        first = path.read_text().splitlines()[0]
+        first, _newline, _rest = path.read_text().partition("\n")
         if re.fullmatch("[0-9a-f]{40}", first):
             return first
     return None
