@@ -411,7 +411,7 @@ def _known(name: str, known: dict[str, Preset]) -> Preset:
 
 
 def resolve_protocol(
-    rule: str | Preset,
+    preset_or_name: str | Preset,
     *,
     factor: int,
     same_network: bool,
@@ -433,10 +433,10 @@ def resolve_protocol(
     Raises :class:`UnknownName` for an unknown name, :class:`BadValue` for an invalid or contradictory value or a fact
     that is not given, and :class:`Unsupported` for an incomplete preset.
     """
-    rule = preset(rule) if isinstance(rule, str) else rule
-    where = f"Protocol {rule.name}"
-    if rule.incomplete:
-        missing = "; ".join(rule.incomplete)
+    chosen = preset(preset_or_name) if isinstance(preset_or_name, str) else preset_or_name
+    where = f"Protocol {chosen.name}"
+    if chosen.incomplete:
+        missing = "; ".join(chosen.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
     changed = _by_compute(overrides or {}, set_size, where)
     if changed.get("labels") == "hard":
@@ -444,7 +444,7 @@ def resolve_protocol(
             {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"} | changed
         )
     values: dict[str, Any] = {"loss": Component(name="kl")}
-    for some in (*rule.applying(Case(same_network, student, dataset, classes, ipc)), changed):
+    for some in (*chosen.applying(Case(same_network, student, dataset, classes, ipc)), changed):
         values = _changed(values, some, where)
     for name in {*_unread_by_schedule(values)} - changed.keys():
         values.pop(name, None)  # for the schedule of other students, datasets or IPC
@@ -463,20 +463,20 @@ def resolve_protocol(
     return resolved
 
 
-def fitting(rule: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
-    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.  Fields of stored labels are left out where
-    none are stored.
+    ``chosen``: the preset that they are set on top of.  Hard labels imply the loss ``ce`` if the proposed one takes
+    soft labels.  Fields of stored labels are left out where none are stored.
     """
     names = ("labels", "soft_labels", "label_epochs", "schedule", "warmup_epochs")
-    given = {name: value for name in names if (value := rule.field(name, case)) is not None}
+    given = {name: value for name in names if (value := chosen.field(name, case)) is not None}
     unused = (*_without_stored_labels({**given, **values}), *_unread_by_schedule({**given, **values}))
     found = {name: value for name, value in values.items() if name not in unused}
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
     fields = {name: value for name, value in found.items() if name in _NOT_OF_LOSS}
-    loss = fields.get("loss") or rule.field("loss", case) or "kl"
+    loss = fields.get("loss") or chosen.field("loss", case) or "kl"
     known = LOSSES.get(Component.model_validate(loss).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
 
@@ -625,11 +625,11 @@ def _any_values() -> dict[str, Any]:
     return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
 
 
-def reductions(rule: str | Preset, resolved: EvalProtocol, case: Case) -> dict[str, tuple[float, float]]:
+def reductions(preset_or_name: str | Preset, resolved: EvalProtocol, case: Case) -> dict[str, tuple[float, float]]:
     """Fields that are below their published value, as (used, published); currently only epochs can be reduced.
 
     ``case``: what the protocol was resolved for.
     """
-    rule = preset(rule) if isinstance(rule, str) else rule
-    published = (preset(rule.reduces) if rule.reduces else rule).field("epochs", case)
+    chosen = preset(preset_or_name) if isinstance(preset_or_name, str) else preset_or_name
+    published = (preset(chosen.reduces) if chosen.reduces else chosen).field("epochs", case)
     return {"epochs": (resolved.epochs, published)} if published is not None and resolved.epochs < published else {}

@@ -67,6 +67,7 @@ class Runner:
     device: str = "cpu"
     threads: int = 1
     shared_machine: bool | None = None
+    """Whether other work runs at the same time, for the manifests of sets; None: unknown."""
     larger: dict[Key, Key] = field(default_factory=dict)
     """Keys of smaller sets to the key of a larger set that contains their images."""
     kept: frozenset[Key] = frozenset()

@@ -383,8 +383,8 @@ def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisat
 
     Raises :class:`BadValue` for images that are black or have lost their scale.
     """
-    share = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
-    chosen, _rest = carve(records.labels, info.num_classes, share, "measure")
+    divisor = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
+    chosen, _rest = carve(records.labels, info.num_classes, divisor, "measure")
     sums, squares = np.zeros(3), np.zeros(3)
     low, high, dropped = 255, 0, Counter[str]()
     for index in map(int, chosen):
