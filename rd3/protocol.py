@@ -366,6 +366,8 @@ def read_preset(path: Path) -> Preset:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
         json.dumps(plain)
         found = Preset.model_validate(plain)
+    except OSError as error:
+        raise BadValue(f"{path} cannot be read: {error.strerror}.", "make it a readable file, or remove it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
     except RecursionError:
@@ -451,7 +453,8 @@ def resolve_protocol(
     unset = [name for name in ("epochs", "augmentation") if name not in values]
     if unset:
         raise BadValue(f"{where} sets no {unset[0]} for this student, dataset and IPC.", "add it to `all`")
-    values["batch_size"] = min(values.get("batch_size", 1), set_size)
+    batch_size = values.get("batch_size", 1)
+    values["batch_size"] = min(batch_size, set_size) if isinstance(batch_size, int) else batch_size  # refused below
     values["loss"] = _resolved_loss(values["loss"], where)
     steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
     values["augmentation"] = [step for step in steps if step is not None]
