@@ -96,6 +96,7 @@ class Context:
     dataset: Dataset
     device: str
     shared_machine: bool | None = None
+    """This and the next as in :func:`perform`."""
     larger: Key | None = None
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers in memory, by their keys."""

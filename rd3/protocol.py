@@ -243,7 +243,7 @@ def protocol_names() -> Mapping[str, FieldInfo]:
 @functools.cache
 def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldInfo]:
     """Worked out once for what is registered: it is asked for every name of a file and every score of a table."""
-    found = EvalProtocol.model_fields | Rules.model_fields
+    found = EvalProtocol.model_fields | UnresolvedValues.model_fields
     for _name, loss in losses:
         found |= loss.Settings.model_fields
     for step, augmentation in steps:
@@ -252,14 +252,14 @@ def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldIn
     return MappingProxyType(found)
 
 
-class Rules(Frozen):
+class UnresolvedValues(Frozen):
     """Values by name that resolve to fields; they are not part of a resolved protocol."""
 
     image_steps: int = Field(default=1, ge=1)
     """Images that the student sees: epochs are image_steps / |S|, rounded, at least one."""
 
 
-_NOT_OF_LOSS = EvalProtocol.model_fields.keys() | Rules.model_fields.keys()
+_NOT_OF_LOSS = EvalProtocol.model_fields.keys() | UnresolvedValues.model_fields.keys()
 
 
 def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[s
     if "image_steps" not in found:
         return found
     steps = found.pop("image_steps")
-    wrong = mistakes_in_field(Rules, {}, "image_steps", steps)
+    wrong = mistakes_in_field(UnresolvedValues, {}, "image_steps", steps)
     if wrong:
         raise BadValue(f"{where}: image_steps: {wrong[0]}.", "give a number of images")
     epochs = max(1, round(steps / set_size))
@@ -399,7 +399,7 @@ def _check_rules(found: Preset, path: Path) -> None:
     known = list(protocol_names())
     for place, rule in enumerate(found.rules):
         for name, value in rule.then.items():
-            if name not in known or name in Rules.model_fields:
+            if name not in known or name in UnresolvedValues.model_fields:
                 raise BadValue(f"{path}: rules.{place}: a protocol has no field {name!r}.", did_you_mean(name, known))
             wrong = mistakes_in(name, value)
             if wrong:
@@ -559,7 +559,7 @@ def _check_name(name: str) -> None:
 
 def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
     _check_name(name)
-    if name in Rules.model_fields:
+    if name in UnresolvedValues.model_fields:
         raise BadValue(f"A preset does not set {name!r}, which depends on the set.", "set it in the grid")
     if name not in LOSSES.get(loss.name).Settings.model_fields:
         others = [other for other in LOSSES if name in LOSSES.get(other).Settings.model_fields]
@@ -614,8 +614,8 @@ def mistakes_in(name: str, value: Any) -> list[str]:
             for step in value:
                 AUGMENTATIONS.get(Component.model_validate(step).name)
         return found
-    if name in Rules.model_fields:
-        return mistakes_in_field(Rules, {}, name, value)
+    if name in UnresolvedValues.model_fields:
+        return mistakes_in_field(UnresolvedValues, {}, name, value)
     step, _dot, setting = name.rpartition(".")
     owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
     by_owner = [mistakes_in_field(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]

@@ -38,12 +38,12 @@ class Row(NamedTuple):
 
 
 def _schema() -> pa.Schema:
-    def given(name: str, kind: pa.DataType) -> pa.Field:
+    def non_null(name: str, kind: pa.DataType) -> pa.Field:
         return pa.field(name, kind, nullable=False)
 
-    file = pa.struct([given("name", pa.string()), given("data", pa.binary())])
-    columns = [given(name, pa.string()) for name in ("kind", "key", "entry")]
-    carried = given("carried", pa.list_(given("element", file)))
+    file = pa.struct([non_null("name", pa.string()), non_null("data", pa.binary())])
+    columns = [non_null(name, pa.string()) for name in ("kind", "key", "entry")]
+    carried = non_null("carried", pa.list_(non_null("element", file)))
     return pa.schema([*columns, carried], metadata={"rd3.study": str(FORMAT)})
 
 
