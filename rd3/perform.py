@@ -19,7 +19,7 @@ from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.device import torch_defaults
 from rd3.diffusion.derivation import derivation_of
-from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.errors import DataCorrupt, DataMissing, RD3Error, StoreError
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
@@ -96,6 +96,7 @@ class Context:
     dataset: Dataset
     device: str
     shared_machine: bool | None = None
+    """This and the next as in :func:`perform`."""
     larger: Key | None = None
     loaded: dict[tuple[str, ...], list[NormalisedNetwork]] = field(default_factory=dict)
     """Teachers in memory, by their keys."""
@@ -106,7 +107,11 @@ class Context:
     def out(self) -> Path:
         """The folder that files are written to."""
         folder = self.part.out / "result"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fix = "free space there, or choose another folder"
+            raise StoreError(f"Cannot make the folder {folder}: {error.strerror}.", fix) from None
         return folder
 
     @property

@@ -43,6 +43,8 @@ class Numbers(Frozen):
     def _not_empty(self) -> Numbers:
         if not self.any_of and self.min is None and self.max is None:
             raise ValueError("expected a list of integers, or {min: , max: }")
+        if self.any_of and (self.min is not None or self.max is not None):
+            raise ValueError("expected either a list of integers or bounds, got both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is greater than max {self.max}")
         return self

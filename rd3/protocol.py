@@ -243,7 +243,7 @@ def protocol_names() -> Mapping[str, FieldInfo]:
 @functools.cache
 def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldInfo]:
     """Worked out once for what is registered: it is asked for every name of a file and every score of a table."""
-    found = EvalProtocol.model_fields | Rules.model_fields
+    found = EvalProtocol.model_fields | UnresolvedValues.model_fields
     for _name, loss in losses:
         found |= loss.Settings.model_fields
     for step, augmentation in steps:
@@ -252,14 +252,14 @@ def _names_with(losses: _Registered, steps: _Registered) -> Mapping[str, FieldIn
     return MappingProxyType(found)
 
 
-class Rules(Frozen):
+class UnresolvedValues(Frozen):
     """Values by name that resolve to fields; they are not part of a resolved protocol."""
 
     image_steps: int = Field(default=1, ge=1)
     """Images that the student sees: epochs are image_steps / |S|, rounded, at least one."""
 
 
-_NOT_OF_LOSS = EvalProtocol.model_fields.keys() | Rules.model_fields.keys()
+_NOT_OF_LOSS = EvalProtocol.model_fields.keys() | UnresolvedValues.model_fields.keys()
 
 
 def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[s
     if "image_steps" not in found:
         return found
     steps = found.pop("image_steps")
-    wrong = mistakes_in_field(Rules, {}, "image_steps", steps)
+    wrong = mistakes_in_field(UnresolvedValues, {}, "image_steps", steps)
     if wrong:
         raise BadValue(f"{where}: image_steps: {wrong[0]}.", "give a number of images")
     epochs = max(1, round(steps / set_size))
@@ -363,11 +363,18 @@ def preset_reader(folder: Path) -> PresetOf:
 def read_preset(path: Path) -> Preset:
     """Read and check one preset file; raises :class:`BadValue` with the first mistake."""
     try:
-        found = Preset.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(plain)
+        found = Preset.model_validate(plain)
+    except OSError as error:
+        raise BadValue(f"{path} cannot be read: {error.strerror}.", "make it a readable file, or remove it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
     except RecursionError:
         raise BadValue(f"{path} is nested too deeply.", "fix it or remove it") from None
+    except TypeError:  # YAML also has dates
+        what = "a value that is neither text nor a number, list or mapping"
+        raise BadValue(f"{path} holds {what}.", "put a date in quotes") from None
     except ValidationError as error:
         why = first_mistake(error)
         raise BadValue(f"{path} is not a valid protocol: {why}.", "fix it or remove it") from None
@@ -392,7 +399,7 @@ def _check_rules(found: Preset, path: Path) -> None:
     known = list(protocol_names())
     for place, rule in enumerate(found.rules):
         for name, value in rule.then.items():
-            if name not in known or name in Rules.model_fields:
+            if name not in known or name in UnresolvedValues.model_fields:
                 raise BadValue(f"{path}: rules.{place}: a protocol has no field {name!r}.", did_you_mean(name, known))
             wrong = mistakes_in(name, value)
             if wrong:
@@ -406,7 +413,7 @@ def _known(name: str, known: dict[str, Preset]) -> Preset:
 
 
 def resolve_protocol(
-    rule: str | Preset,
+    preset_or_name: str | Preset,
     *,
     factor: int,
     same_network: bool,
@@ -428,10 +435,10 @@ def resolve_protocol(
     Raises :class:`UnknownName` for an unknown name, :class:`BadValue` for an invalid or contradictory value or a fact
     that is not given, and :class:`Unsupported` for an incomplete preset.
     """
-    rule = preset(rule) if isinstance(rule, str) else rule
-    where = f"Protocol {rule.name}"
-    if rule.incomplete:
-        missing = "; ".join(rule.incomplete)
+    chosen = preset(preset_or_name) if isinstance(preset_or_name, str) else preset_or_name
+    where = f"Protocol {chosen.name}"
+    if chosen.incomplete:
+        missing = "; ".join(chosen.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
     changed = _by_compute(overrides or {}, set_size, where)
     if changed.get("labels") == "hard":
@@ -439,14 +446,15 @@ def resolve_protocol(
             {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"} | changed
         )
     values: dict[str, Any] = {"loss": Component(name="kl")}
-    for some in (*rule.applying(Case(same_network, student, dataset, classes, ipc)), changed):
+    for some in (*chosen.applying(Case(same_network, student, dataset, classes, ipc)), changed):
         values = _changed(values, some, where)
     for name in {*_unread_by_schedule(values)} - changed.keys():
         values.pop(name, None)  # for the schedule of other students, datasets or IPC
     unset = [name for name in ("epochs", "augmentation") if name not in values]
     if unset:
         raise BadValue(f"{where} sets no {unset[0]} for this student, dataset and IPC.", "add it to `all`")
-    values["batch_size"] = min(values.get("batch_size", 1), set_size)
+    batch_size = values.get("batch_size", 1)
+    values["batch_size"] = min(batch_size, set_size) if isinstance(batch_size, int) else batch_size  # refused below
     values["loss"] = _resolved_loss(values["loss"], where)
     steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
     values["augmentation"] = [step for step in steps if step is not None]
@@ -458,20 +466,20 @@ def resolve_protocol(
     return resolved
 
 
-def fitting(rule: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
-    Hard labels imply the loss ``ce`` if the proposed one takes soft labels.  Fields of stored labels are left out where
-    none are stored.
+    ``chosen``: the preset that they are set on top of.  Hard labels imply the loss ``ce`` if the proposed one takes
+    soft labels.  Fields of stored labels are left out where none are stored.
     """
     names = ("labels", "soft_labels", "label_epochs", "schedule", "warmup_epochs")
-    given = {name: value for name in names if (value := rule.field(name, case)) is not None}
+    given = {name: value for name in names if (value := chosen.field(name, case)) is not None}
     unused = (*_without_stored_labels({**given, **values}), *_unread_by_schedule({**given, **values}))
     found = {name: value for name, value in values.items() if name not in unused}
     if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
         found["loss"] = "ce"
     fields = {name: value for name, value in found.items() if name in _NOT_OF_LOSS}
-    loss = fields.get("loss") or rule.field("loss", case) or "kl"
+    loss = fields.get("loss") or chosen.field("loss", case) or "kl"
     known = LOSSES.get(Component.model_validate(loss).name).Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
 
@@ -551,7 +559,7 @@ def _check_name(name: str) -> None:
 
 def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
     _check_name(name)
-    if name in Rules.model_fields:
+    if name in UnresolvedValues.model_fields:
         raise BadValue(f"A preset does not set {name!r}, which depends on the set.", "set it in the grid")
     if name not in LOSSES.get(loss.name).Settings.model_fields:
         others = [other for other in LOSSES if name in LOSSES.get(other).Settings.model_fields]
@@ -606,8 +614,8 @@ def mistakes_in(name: str, value: Any) -> list[str]:
             for step in value:
                 AUGMENTATIONS.get(Component.model_validate(step).name)
         return found
-    if name in Rules.model_fields:
-        return mistakes_in_field(Rules, {}, name, value)
+    if name in UnresolvedValues.model_fields:
+        return mistakes_in_field(UnresolvedValues, {}, name, value)
     step, _dot, setting = name.rpartition(".")
     owners = [AUGMENTATIONS.get(step).Settings] if step else [LOSSES.get(loss).Settings for loss in LOSSES]
     by_owner = [mistakes_in_field(owner, {}, setting, value) for owner in owners if setting in owner.model_fields]
@@ -620,11 +628,11 @@ def _any_values() -> dict[str, Any]:
     return resolve_protocol("rd3", factor=1, same_network=True, set_size=10**9).model_dump(mode="json")
 
 
-def reductions(rule: str | Preset, resolved: EvalProtocol, case: Case) -> dict[str, tuple[float, float]]:
+def reductions(preset_or_name: str | Preset, resolved: EvalProtocol, case: Case) -> dict[str, tuple[float, float]]:
     """Fields that are below their published value, as (used, published); currently only epochs can be reduced.
 
     ``case``: what the protocol was resolved for.
     """
-    rule = preset(rule) if isinstance(rule, str) else rule
-    published = (preset(rule.reduces) if rule.reduces else rule).field("epochs", case)
+    chosen = preset(preset_or_name) if isinstance(preset_or_name, str) else preset_or_name
+    published = (preset(chosen.reduces) if chosen.reduces else chosen).field("epochs", case)
     return {"epochs": (resolved.epochs, published)} if published is not None and resolved.epochs < published else {}

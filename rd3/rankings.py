@@ -109,11 +109,10 @@ def ranking_agreement(first: Values, second: Values, *, alpha: float = 0.05, dra
     products = [a * b for a, b in zip(*signs, strict=True)]
     same, opposite = products.count(1), products.count(-1)
     undecided = pairs - same - opposite
-    centre, room = same - opposite, undecided
     drawn = _resampled_means(np.concatenate([one, other], axis=1), draws)
     taus = _tau(drawn[:, : one.shape[1]], drawn[:, one.shape[1] :])
     low, high = np.quantile(taus, [alpha / 2, 1 - alpha / 2], method="inverted_cdf")
-    interval = ((centre - room) / pairs, (centre + room) / pairs)
+    interval = ((same - opposite - undecided) / pairs, (same - opposite + undecided) / pairs)
     return RankingAgreement(tau, (float(low), float(high)), interval, same, opposite, undecided)
 
 

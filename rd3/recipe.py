@@ -504,7 +504,7 @@ def from_json(text: str | bytes) -> Recipe:
     """
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_a_recipe(f"the document: {error}") from None
     recipe = read_recipe(plain)
     if recipe.unresolved():
@@ -522,10 +522,14 @@ def read_recipe(plain: Any) -> Recipe:
     kind = KINDS.get(str(plain.get("kind")))
     if kind is None:
         raise _not_a_recipe(f"kind: {plain.get('kind')!r}, expected one of {', '.join(KINDS)}")
+    if not isinstance(plain.get("format", 1), int):
+        raise _not_a_recipe(f"format: {plain['format']!r}, expected a number")
     try:
         return kind.model_validate_json(canonical(upgraded(plain)))
     except ValidationError as error:
         raise _not_a_recipe(first_mistake(error, str(plain["kind"]))) from None
+    except (ValueError, TypeError) as error:  # NaN, or a mapping in place of a key
+        raise _not_a_recipe(f"the document: {error}") from None
 
 
 def recipe_of_kind(plain: Any, kind: type[Kind]) -> Kind:

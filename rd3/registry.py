@@ -40,6 +40,13 @@ def _reason(error: BaseException, file_name: str) -> str:
     return f"{at}{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def _origin(thing: object) -> tuple[object, object]:
+    """The file and the name in it that define a class or function; equal for a file that is loaded under two names."""
+    module = getattr(thing, "__module__", "")
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).resolve() if file else module, getattr(thing, "__qualname__", None)
+
+
 class Registry(Generic[T]):
     """Objects of one kind by name, found in ``package`` and in the entry-point group of the same name."""
 
@@ -51,11 +58,14 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: register an object under ``name``; raises :class:`RD3Error` if the name is taken."""
+        """Decorator: register an object under ``name``; raises :class:`RD3Error` if that is the name of another one.
+
+        The same object may be registered again, as by a file that is also an installed plugin.
+        """
 
         def add(thing: T) -> T:
             known = self._things.get(name)
-            if known is not None and getattr(known, "__qualname__", None) != getattr(thing, "__qualname__", None):
+            if known is not None and _origin(known) != _origin(thing):
                 raise RD3Error(
                     f"{self.kind} {name!r} is registered twice, by {known!r} and {thing!r}.",
                     "give one of them another name",

@@ -166,6 +166,8 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def _interval(centre: float, error: float, df: int, confidence: float) -> tuple[float, float]:
     from scipy import special
 
+    if not 0 < confidence < 1:
+        raise BadValue(f"The confidence of an interval is {confidence}, expected one between 0 and 1.", "e.g. 0.95")
     half = float(special.stdtrit(df, (1 + confidence) / 2)) * error
     return centre - half, centre + half
 

@@ -25,9 +25,9 @@ def digest(value: Any) -> str:
 
 
 class Frozen(BaseModel):
-    """Base class of values: immutable, without unknown fields."""
+    """Base class of values: immutable, without unknown fields, with finite numbers only, as :func:`canonical` needs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def first_mistake(error: ValidationError, *outer: str) -> str:
@@ -42,7 +42,11 @@ def mistakes_in_field(model: type[BaseModel], others: dict[str, Any], name: str,
     ``others``: values of the other fields.  JSON rules: a list may be a tuple, but neither "100" nor true is a number.
     """
     try:
-        model.model_validate_json(json.dumps(others | {name: value}), strict=True)
+        text = json.dumps(others | {name: value})
+    except TypeError:  # YAML also has dates
+        return ["Input should be text, a number, a list or a mapping"]
+    try:
+        model.model_validate_json(text, strict=True)
     except ValidationError as error:
         return [entry["msg"] for entry in error.errors() if entry["loc"] and entry["loc"][0] == name]
     return []

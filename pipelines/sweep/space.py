@@ -15,7 +15,7 @@ from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
 from rd3.losses import LOSSES
-from rd3.protocol import EvalProtocol, Rules, mistakes_in, number_type, protocol_names
+from rd3.protocol import EvalProtocol, UnresolvedValues, mistakes_in, number_type, protocol_names
 from rd3.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class SpaceCheck:
             self._problem(
                 (field,), "This field does not affect the result, only when it is validated.", "use `validate_epochs`"
             )
-        elif field in Rules.model_fields:
+        elif field in UnresolvedValues.model_fields:
             self._problem((field,), "All trials of a sweep train on sets of one size.", "use `epochs`")
         elif field not in known:
             self._problem((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))

@@ -26,7 +26,7 @@ from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info
 from rd3.device import usable_device
-from rd3.errors import BadValue, RD3Error
+from rd3.errors import BadValue, DataMissing, RD3Error
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.sharing import disk_budget
 from rd3.hardware import hardware
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_count, default=1, help="number of processes; 0 or 1: this process only (default)"
     )
     parser.add_argument("--minutes", type=_minutes, help="time limit; recipes that would exceed it are not started")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
+    parser.add_argument("--threads", type=_threads, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--keep-students", action="store_true", help="keep the weights of every evaluation's student")
     parser.add_argument(
         "--cache-logits",
@@ -93,8 +93,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads from 1")
     return int(text)
 
 
@@ -129,6 +135,8 @@ def read_recipes(places: Sequence[Path]) -> list[Recipe]:
                 _refuse_old_parents(json.loads(path.read_bytes()))
             except BadValue as error:
                 raise BadValue(f"{path}: {error.message}", error.fix) from None
+            except OSError as error:
+                raise DataMissing(f"{path} cannot be read: {error.strerror}.", PLAN) from None
             found.setdefault(recipe.key, recipe)
     return list(found.values())
 
@@ -294,9 +302,9 @@ def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace) -> int:
 def _share(text: str, recipe: Recipe, count: int) -> tuple[int, int]:
     """``2/4`` as (first block, step)."""
     number, _slash, shares = text.partition("/")
-    if count > 1 or not isinstance(recipe, SetRecipe) or not number.isdigit() or not shares.isdigit():
+    if count > 1 or not isinstance(recipe, SetRecipe) or not number.isdecimal() or not shares.isdecimal():
         what = f"{count} recipes" if count > 1 else f"a {recipe.kind}"
         raise BadValue(f"--share {text} of {what}: expected K/N and a single set.", "use e.g. --share 1/4")
     if not 1 <= int(number) <= int(shares):
-        raise BadValue(f"--share {text}: K must be between 1 and N.", f"use 1/{shares} to {shares}/{shares}")
+        raise BadValue(f"--share {text}: K must be between 1 and N.", "use e.g. --share 1/4")
     return int(number) - 1, int(shares)

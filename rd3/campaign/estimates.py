@@ -33,7 +33,7 @@ class Estimates:
         self._parent, self._info_of = parent, cache(info_of)
         self._planned: dict[Key, float] = {}
         self._parts: dict[Key, int] = {}
-        self._learnt: dict[str, tuple[float, float]] = {}
+        self._learnt: dict[str, tuple[float, float]] = {}  # (planned, measured) seconds of finished recipes, by kind
 
     def planned(self, key: Key) -> float:
         """Planned seconds of a recipe; only the time of a start if they cannot be computed: the recipe reports why."""

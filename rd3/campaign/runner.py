@@ -67,6 +67,7 @@ class Runner:
     device: str = "cpu"
     threads: int = 1
     shared_machine: bool | None = None
+    """Whether other work runs at the same time, for the manifests of sets; None: unknown."""
     larger: dict[Key, Key] = field(default_factory=dict)
     """Keys of smaller sets to the key of a larger set that contains their images."""
     kept: frozenset[Key] = frozenset()
@@ -170,7 +171,8 @@ class Runner:
 
     def _failed(self, recipe: Recipe, error: Exception) -> Ended:
         text = "".join(traceback.format_exception(error))
-        write_atomically(self.out / recipe.key / FAILURE, text)
+        with contextlib.suppress(OSError):  # a disk that is full or not writable, which may be the error itself
+            write_atomically(self.out / recipe.key / FAILURE, text)
         status, reason = why(error)
         mistake = isinstance(error, RD3Error) and status == "failed"
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))

@@ -126,7 +126,7 @@ class Scheduler:
         """Handle an event of a recipe; with ``again``, a recipe whose process died may be retried once."""
         if isinstance(event, Progressed):
             self.running[event.key].fraction = event.fraction
-            self.view.progress(self.queue.recipes[event.key], event.fraction, event.note, self.where())
+            self.view.progress(self.queue.recipes[event.key], event.fraction, event.note, self.status())
         elif isinstance(event, WorkerDied):
             for key in event.keys:
                 self._ended(Ended(key, "killed", event.reason, broken=True), again)
@@ -146,11 +146,11 @@ class Scheduler:
         if event.mistake:
             self.mistakes.add(event.key)
         self.queue.end(event.key, event.status, event.reason)
-        self.view.ended(recipe, event, self.where())
+        self.view.ended(recipe, event, self.status())
 
-    def where(self) -> str:
+    def status(self) -> str:
         """``3/57 done, 2 failed, 4 min 10 s left``."""
-        return self.view.where(self.queue, self._left_s())
+        return self.view.status(self.queue, self._left_s())
 
     def _left_s(self) -> float:
         now = self.clock()
@@ -198,7 +198,7 @@ def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
                 return
             for event in pool.events(WAIT_S):
                 scheduler.handle(event)
-            scheduler.view.draw(scheduler.where)
+            scheduler.view.draw(scheduler.status)
             if scheduler.must_stop() and requested_at is None:
                 requested_at = scheduler.clock()
                 pool.request_stop()

@@ -51,20 +51,20 @@ class View:
     def note(self, recipe: Recipe, text: str) -> None:
         self.line(f"{named(recipe)}: {text}")
 
-    def progress(self, recipe: Recipe, fraction: float, note: str, where: str) -> None:
+    def progress(self, recipe: Recipe, fraction: float, note: str, status: str) -> None:
         self._latest = f"{named(recipe)} {100 * fraction:.0f} %, {note}"
-        self.draw(lambda: where)
+        self.draw(lambda: status)
 
-    def draw(self, where: Callable[[], str]) -> None:
+    def draw(self, status: Callable[[], str]) -> None:
         """Redraw the status line if it is due."""
         if self._live and self._clock() - self._drawn >= REDRAW_S:
             self._drawn = self._clock()
-            self.out.write("\r" + f"{where()} | {self._latest}"[:WIDTH].ljust(WIDTH))
+            self.out.write("\r" + f"{status()} | {self._latest}"[:WIDTH].ljust(WIDTH))
             self.out.flush()
         elif not self._live and self._latest and self._clock() - self._printed >= SILENCE_S:
-            self.line(f"{self._latest} | {where()}")
+            self.line(f"{self._latest} | {status()}")
 
-    def ended(self, recipe: Recipe, event: Ended, where: str) -> None:
+    def ended(self, recipe: Recipe, event: Ended, status: str) -> None:
         if event.status == "done":
             points = event.figures.get("top1_pct")
             top1 = f", top-1 {points:.2f} %" if points is not None else ""
@@ -73,9 +73,9 @@ class View:
             what = "unfinished; run the same command again to resume"
         else:
             what = f"{event.status}: {event.reason}"
-        self.line(f"{named(recipe)}: {what} | {where}")
+        self.line(f"{named(recipe)}: {what} | {status}")
 
-    def where(self, queue: Queue, left_s: float) -> str:
+    def status(self, queue: Queue, left_s: float) -> str:
         """Progress of a queue, e.g. ``3/57 done, 2 failed, about 4 min 10 s left``."""
         counts = column_counts(queue)
         there = counts["there"] + counts["done"]

@@ -18,7 +18,7 @@ from rd3.foreign_files import broken_file
 from rd3.inputs import is_image_file, matched, require_regular, subfolders
 
 _SMALL = 200
-"""Size in bytes of the largest pointer, and of hardly an image."""
+"""Files of fewer bytes are checked: pointers of Git LFS have fewer, images hardly ever."""
 INNER = ("", "images/")
 """Folders below a class's folder that are read."""
 

@@ -58,7 +58,7 @@ def _named(folder: Path) -> dict[str, list[tuple[int, int, Path]]]:
     for path in sorted(folder.glob("[!.]*.parquet")):
         if match := SHARD.fullmatch(path.name):
             found.setdefault(match["split"], []).append((int(match["n"] or 0), int(match["of"] or 1), path))
-    return found
+    return {split: sorted(entries) for split, entries in found.items()}  # by number, also where names are not padded
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -116,7 +116,8 @@ class ParquetRecords(Records):
             names = features[label_column]["names"]
         except (KeyError, TypeError, ValueError):
             return
-        check_order(names, self.info.class_ids, self.info.class_names, str(path))
+        if isinstance(names, list):
+            check_order(names, self.info.class_ids, self.info.class_names, str(path))
 
     def __len__(self) -> int:
         return sum(self._layout.counts)
@@ -216,7 +217,7 @@ def _description(folder: Path, info: DatasetInfo) -> str:
         return ""
     try:
         plain = json.loads(path.read_text())
-        lists = [plain[name] for name in ("wnids", "class_names") if name in plain]
+        lists = [plain[name] for name in ("wnids", "class_names") if isinstance(plain.get(name), list)]
         description = str(plain.get("description", ""))
     except (ValueError, TypeError, AttributeError) as error:
         raise DataCorrupt(f"{path} is not a JSON object ({error}).", "download that file again or remove it") from error

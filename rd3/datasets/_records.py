@@ -56,6 +56,7 @@ class Found:
 
     folder: Path
     layout: str
+    """For people to read, such as ``parquet``, ``folders`` or ``official archive``."""
     train: Records
     test: Records
     source: str = ""

@@ -31,15 +31,16 @@ def _scores(stream: str, label: int, count: int) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def carve(labels: np.ndarray, num_classes: int, share: int, stream: str) -> tuple[np.ndarray, np.ndarray]:
+def carve(labels: np.ndarray, num_classes: int, divisor: int, stream: str) -> tuple[np.ndarray, np.ndarray]:
     """Positions drawn, equally many of every class, and the remaining positions.
 
-    ``labels`` is (N,).  The drawn positions are class-interleaved, so that the first ``k * num_classes`` hold ``k`` of
-    every class; the remaining ones keep their order.
+    ``labels`` is (N,).  Of every class, 1/``divisor`` of the smallest one's images are drawn, at least one; ``stream``
+    is the name of the random stream.  The drawn positions are class-interleaved, so that the first ``k * num_classes``
+    hold ``k`` of every class; the remaining ones keep their order.
     """
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(num_classes + 1))
-    take = max(1, int(np.diff(bounds).min()) // share)
+    take = max(1, int(np.diff(bounds).min()) // divisor)
     drawn = np.empty((take, num_classes), dtype=np.int64)
     for label in range(num_classes):
         members = order[bounds[label] : bounds[label + 1]]

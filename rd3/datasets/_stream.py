@@ -77,7 +77,8 @@ class StreamDataset(SplitDataset):
 
 
 def _each(work: Callable[[int], None], count: int, threads: int) -> None:
-    if threads == 1 or count == 1:
+    """Call ``work`` with 0 to ``count`` - 1, on several threads."""
+    if threads == 1 or count <= 1:
         for place in range(count):
             work(place)
         return

@@ -108,6 +108,9 @@ def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -
         return Found(folder, "folders", train_part, test_part)
     check_folders(folder, info)
     everything = FolderRecords.scan(folder, info.class_ids)
+    emptied = np.flatnonzero(np.bincount(everything.labels, minlength=info.num_classes) == 0)
+    if len(emptied):
+        raise DataCorrupt(f"{folder}: class {info.class_ids[emptied[0]]} has no images.", f"restore {info.name}")
     drawn, left = carve(everything.labels, info.num_classes, TEST_DIVISOR, "user-test")
     return Found(folder, "folders, test split carved", everything.take(left), everything.take(drawn))
 
@@ -380,8 +383,8 @@ def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisat
 
     Raises :class:`BadValue` for images that are black or have lost their scale.
     """
-    share = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
-    chosen, _rest = carve(records.labels, info.num_classes, share, "measure")
+    divisor = max(1, info.num_classes * int(np.bincount(records.labels).min()) // MEASURED_IMAGES)
+    chosen, _rest = carve(records.labels, info.num_classes, divisor, "measure")
     sums, squares = np.zeros(3), np.zeros(3)
     low, high, dropped = 255, 0, Counter[str]()
     for index in map(int, chosen):

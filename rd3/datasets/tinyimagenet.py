@@ -62,7 +62,8 @@ class TinyImageNet(FileSource):
     )
 
     def look(self, folder: Path) -> Found | None:
-        if not (folder / "val" / "val_annotations.txt").is_file():
+        annotated = (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir()
+        if not annotated:  # or the images were moved into class folders, as torchvision's ImageFolder needs them
             return super().look(folder)
         check_folders(folder / "train", self.info)
         train = FolderRecords.scan(folder / "train", self.info.class_ids)

@@ -26,7 +26,7 @@ GROUPS = 8
 KL_WEIGHT = 1e-4
 """Weight of the KL term against the squared error, both summed over an image."""
 SCALED_FROM = 2048
-"""Training images from which the scaling factor is computed."""
+"""Number of training images from whose latents the scaling factor is computed."""
 
 
 def make_autoencoder(widths: Sequence[int], layers: int, resolution: int) -> AutoencoderKL:

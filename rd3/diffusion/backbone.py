@@ -75,7 +75,7 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def create(cls, config: Mapping[str, Any], info: DatasetInfo, stream: torch.Generator) -> Self:
-        """A model of these sizes, initialised from ``stream``; raises :class:`BadValue` for a size that is wrong."""
+        """A model of these sizes, initialised from ``stream``; raises :class:`BadValue` for an invalid size."""
 
     @classmethod
     @abstractmethod
@@ -100,7 +100,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def denoise(self, latents: torch.Tensor, t: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w), (B,) and conditions to the model's output: (B, C, h, w), or (B, 2C, h, w) with variances."""
+        """Latents (B, C, h, w), times (B,) and conditions to output (B, C, h, w), or (B, 2C, h, w) with variances."""
 
     @abstractmethod
     def stages(self, recipe: BackboneRecipe) -> list[Stage]:

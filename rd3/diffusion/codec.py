@@ -1,4 +1,4 @@
-"""Between images and the space in which a diffusion model works: pixels themselves, or the latents of a VAE."""
+"""Codecs from images to the space in which a diffusion model works, its pixels or the latents of a VAE, and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Codec(Protocol):
     """(C, h, w) of one latent."""
 
     def encode(self, images: torch.Tensor, streams: Sequence[torch.Generator]) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, C, h, w); ``streams``: one for each image, for codecs that draw."""
+        """(B, 3, H, W) in [0, 1] to (B, C, h, w); ``streams``: a generator for each image, for codecs that sample."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to (B, 3, R, R) in [0, 1]; R is the resolution of the model."""
@@ -43,7 +43,7 @@ class Autoencoder:
     """Latents of a VAE, sampled from its posterior and multiplied by its scaling factor."""
 
     def __init__(self, vae: AutoencoderKL, side: int):
-        """``side`` of the latents, in latent pixels."""
+        """``side``: height and width of the latents."""
         self.vae = vae
         self.shape = (vae.config.latent_channels, side, side)
         self.resolution = side * 2 ** (len(vae.config.block_out_channels) - 1)

@@ -51,7 +51,7 @@ def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
     unet = unet_tally(config["unet"], layers, side, text, length)
     encoder = 12 * text**2 * config.get("text_depth", 2) + (length + 150) * text
     values = unet.values + autoencoder_values(config["autoencoder"], layers) + encoder
-    return Sizes(Cost(2.0 * unet.products, float(_BYTES_PER_VALUE * unet.outputs)), values, LATENT_CHANNELS * side**2)
+    return Sizes(Cost(2.0 * unet.macs, float(_BYTES_PER_VALUE * unet.outputs)), values, LATENT_CHANNELS * side**2)
 
 
 SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {
@@ -62,7 +62,7 @@ SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {
 free."""
 
 
-def _of(recipe: BackboneRecipe) -> Sizes:
+def _sizes_of(recipe: BackboneRecipe) -> Sizes:
     if recipe.imported:
         return PUBLISHED.get(recipe.family, Sizes())
     sized = SIZED.get(recipe.family)
@@ -71,14 +71,14 @@ def _of(recipe: BackboneRecipe) -> Sizes:
 
 def pass_cost(recipe: BackboneRecipe) -> Cost:
     """Cost of one image's forward pass through the denoiser of a backbone."""
-    return _of(recipe).forward
+    return _sizes_of(recipe).forward
 
 
 def latent_values(recipe: BackboneRecipe) -> int:
     """Number of values of one latent of a backbone."""
-    return _of(recipe).latent
+    return _sizes_of(recipe).latent
 
 
 def backbone_bytes(recipe: BackboneRecipe) -> int:
     """Size of a backbone's files, in bytes."""
-    return _BYTES_PER_VALUE * _of(recipe).values
+    return _BYTES_PER_VALUE * _sizes_of(recipe).values

@@ -57,7 +57,7 @@ class Derivation(ABC):
 
     @abstractmethod
     def cost(self, settings: Any, info: DatasetInfo, forward: Cost) -> Cost:
-        """Compute of the whole; ``forward`` is the cost of one image's pass through the backbone."""
+        """Compute of the derivation; ``forward`` is the cost of one image's forward pass through the backbone."""
 
     @abstractmethod
     def file_bytes(self, settings: Any, info: DatasetInfo, backbone: BackboneRecipe) -> int:

@@ -45,11 +45,11 @@ def import_backbone(
     does not know the dataset's classes.
     """
     started = time.perf_counter()
-    kind, out = BACKBONES.get(family), Path(out)
-    folder, commit = _folder(source, kind, revision)
+    backbone_class, out = BACKBONES.get(family), Path(out)
+    folder, commit = _folder(source, backbone_class, revision)
     progress(0.1, "load")
-    backbone = _loaded(kind, folder, dataset).to(usable_device(device)).frozen()
-    _check(backbone, source)
+    backbone = _loaded(backbone_class, folder, dataset).to(usable_device(device)).frozen()
+    _check_finite(backbone, source)
     progress(0.6, "hash")
     content = content_digest(backbone)
     if sha256 is not None and not content.startswith(sha256.lower()):
@@ -71,33 +71,38 @@ def import_backbone(
     return recipe, {"parameters": backbone.size, "content": content, "wall_s": time.perf_counter() - started}
 
 
-def _folder(source: Path | str, kind: type[Backbone], revision: str | None) -> tuple[Path, str | None]:
+def _folder(source: Path | str, backbone_class: type[Backbone], revision: str | None) -> tuple[Path, str | None]:
     """The local folder of a model with all its components, and its commit if it is known."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if not HUB_ID.fullmatch(str(source)):
-            raise DataMissing(f"There is no folder {source}.", "give a diffusers folder, or a model's id: owner/name")
+            raise _no_folder(source)
         folder = _downloaded(str(source), revision)
     elif revision is not None and revision != _commit(folder):
         raise BadValue(
             f"{source} is a folder of {_commit(folder) or 'an unknown revision'}, not of {revision}.",
             "leave --revision out, or give the model's id on the hub",
         )
-    missing = [name for name in kind.components if not (folder / name).is_dir()]
+    missing = [name for name in backbone_class.components if not (folder / name).is_dir()]
     if missing:
         there = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise DataMissing(
-            f"{source} lacks {' and '.join(missing)} of a {kind.family} model; it has "
+            f"{source} lacks {' and '.join(missing)} of a {backbone_class.family} model; it has "
             f"{', '.join(there) or 'no folders'}.",
-            f"give a diffusers folder with {', '.join(kind.components)}",
+            f"give a diffusers folder with {', '.join(backbone_class.components)}",
         )
     return folder, _commit(folder)
+
+
+def _no_folder(source: Path | str) -> DataMissing:
+    return DataMissing(f"There is no folder {source}.", "give a diffusers folder, or a model's id: owner/name")
 
 
 def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -108,6 +113,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except RevisionNotFoundError:
         raise BadValue(f"{name} has no revision {revision}.", "give a commit or tag of that model") from None
+    except HFValidationError:  # a path, such as ../dit
+        raise _no_folder(name) from None
     except RepositoryNotFoundError:
         raise DataMissing(
             f"The hub has no public model {name}.", "check its id, and log in where it asks for that: hf auth login"
@@ -124,7 +131,7 @@ def _commit(folder: Path) -> str | None:
     if re.fullmatch("[0-9a-f]{40}", folder.name):
         return folder.name
     for path in sorted(folder.glob(".cache/huggingface/download/**/*.metadata")):
-        first = path.read_text().splitlines()[0]
+        first, _newline, _rest = path.read_text().partition("\n")
         if re.fullmatch("[0-9a-f]{40}", first):
             return first
     return None
@@ -143,20 +150,20 @@ def _licence(folder: Path) -> str | None:
     return str(stated["license"]) if isinstance(stated, dict) and "license" in stated else None
 
 
-def _loaded(kind: type[Backbone], folder: Path, dataset: Dataset) -> Backbone:
+def _loaded(backbone_class: type[Backbone], folder: Path, dataset: Dataset) -> Backbone:
     try:
-        return kind.load(folder, dataset.info)
+        return backbone_class.load(folder, dataset.info)
     except RD3Error:
         raise
     except Exception as error:  # diffusers and transformers raise their own and builtin ones
         reason = " ".join(str(error).split())[:300]
         raise DataCorrupt(
-            f"{folder} cannot be loaded as a {kind.family} model: {type(error).__name__}: {reason}",
+            f"{folder} cannot be loaded as a {backbone_class.family} model: {type(error).__name__}: {reason}",
             "download it again; only safetensors files are read",
         ) from None
 
 
-def _check(backbone: Backbone, source: Path | str) -> None:
+def _check_finite(backbone: Backbone, source: Path | str) -> None:
     """Raise for weights that are not finite."""
     for component, network in backbone.networks().items():
         for name, value in network.named_parameters():

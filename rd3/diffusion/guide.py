@@ -20,7 +20,7 @@ class Step:
     count: int
     """Number of steps of the whole loop."""
     t: int
-    """Time of the model (0-999)."""
+    """Timestep of the model (0-999)."""
     latents: torch.Tensor
     """(B, C, h, w): x_t, before the step."""
     clean: torch.Tensor
@@ -30,7 +30,7 @@ class Step:
     noise_std: torch.Tensor | float
     """Standard deviation of the noise in ``following``, elementwise; 0 for deterministic schedulers."""
     members: Sequence[Member]
-    """The class and the number of each image."""
+    """(label, k) of each image."""
 
 
 class Guide:

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import torch
 
 TIMES = 1000
+"""Number of timesteps."""
 SMALLEST = 1e-12
+"""Least probability of which a logarithm is taken."""
 
 
 @dataclass(frozen=True)
 class Noising:
-    """The forward process with linear betas: constants by time, (1000,) float64 on a device."""
+    """The forward (noising) process with linear betas: constants by timestep, (1000,) float64 on a device."""
 
-    kept: torch.Tensor
+    alpha_bar: torch.Tensor
     """Cumulative product of 1 - beta."""
-    before: torch.Tensor
+    alpha_bar_prev: torch.Tensor
     """The same one time earlier; 1 at time 0."""
     beta: torch.Tensor
 
@@ -30,27 +32,30 @@ class Noising:
     def linear(cls, device: torch.device | str = "cpu") -> Noising:
         """Betas from 0.0001 to 0.02, as in DDPM and DiT."""
         beta = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64, device=device)
-        kept = (1 - beta).cumprod(0)
-        return cls(kept, torch.cat([kept.new_ones(1), kept[:-1]]), beta)
+        alpha_bar = (1 - beta).cumprod(0)
+        return cls(alpha_bar, torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]]), beta)
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, h, w) of x_0 and noise, at times ``t`` (B,) int64."""
-        return _at(self.kept.sqrt(), t, clean) * clean + _at((1 - self.kept).sqrt(), t, clean) * noise
+        return _at(self.alpha_bar.sqrt(), t, clean) * clean + _at((1 - self.alpha_bar).sqrt(), t, clean) * noise
 
     def cleaned(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_0 (B, C, h, w) of x_t and its (predicted) noise."""
-        return _at(1 / self.kept.sqrt(), t, latents) * latents - _at((1 / self.kept - 1).sqrt(), t, latents) * noise
+        return (
+            _at(1 / self.alpha_bar.sqrt(), t, latents) * latents
+            - _at((1 / self.alpha_bar - 1).sqrt(), t, latents) * noise
+        )
 
     def posterior_mean(self, clean: torch.Tensor, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Mean of q(x_{t-1} | x_t, x_0)."""
-        of_clean = self.beta * self.before.sqrt() / (1 - self.kept)
-        of_latents = (1 - self.before) * (1 - self.beta).sqrt() / (1 - self.kept)
+        of_clean = self.beta * self.alpha_bar_prev.sqrt() / (1 - self.alpha_bar)
+        of_latents = (1 - self.alpha_bar_prev) * (1 - self.beta).sqrt() / (1 - self.alpha_bar)
         return _at(of_clean, t, clean) * clean + _at(of_latents, t, clean) * latents
 
     @property
     def posterior_log_variance(self) -> torch.Tensor:
         """Log of the variance of q(x_{t-1} | x_t, x_0); at time 0, where it is 0, that of time 1."""
-        variance = self.beta * (1 - self.before) / (1 - self.kept)
+        variance = self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
         return torch.cat([variance[1:2], variance[1:]]).log()
 
 

@@ -126,7 +126,7 @@ class FineTuning:
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained parameters, counted by element."""
         return sum(value.numel() for value in self.parameters.values())
 
     def epoch(self, epoch: int) -> float:
@@ -161,7 +161,7 @@ class FineTuning:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Replace what was trained by its averages and fold the scales in."""
+        """Replace the trained parameters by their moving averages and fold the scales in."""
         for parameter, average in zip(self.parameters.values(), self.average, strict=True):
             parameter.copy_(average)
         merge_scales(self.backbone.transformer)

@@ -1,4 +1,4 @@
-"""Prompts and their tokens: own CLIP tokenizers, and the check that a tokenizer knows every word; loads no torch."""
+"""Prompts and their tokens: small CLIP tokenizers, and the check that a tokenizer knows every word; loads no torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ NEGATIVE = "cartoon, anime, painting"
 """The negative prompt of D4M, whose characters local tokenizers know as well."""
 _START, _END, _LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
 _SPECIAL = 2
+"""Tokens of a prompt besides its words: those of its start and end."""
 
 
 def local_tokenizer(texts: Iterable[str], length: int) -> CLIPTokenizer:

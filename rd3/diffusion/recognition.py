@@ -45,7 +45,10 @@ def recognition(
     guidance: float = 4.0,
     progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Recognition:
-    """Generate ``per_class`` images of every class of the backbone's dataset and let ``teacher`` classify them."""
+    """Generate ``per_class`` images of every class of the backbone's dataset and let ``teacher`` classify them.
+
+    Images take 50 steps of the backbone's own scheduler; ``guidance``: scale of the classifier-free guidance.
+    """
     members = [(label, k) for label in range(backbone.info.num_classes) for k in range(per_class)]
     images, predicted = [], []
     for first in range(0, len(members), BATCH):

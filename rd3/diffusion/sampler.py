@@ -1,4 +1,4 @@
-"""One sampler for all diffusion methods: classifier-free guidance, noise by image, and a guide at every step.
+"""One sampler for all diffusion methods: classifier-free guidance, noise per image, and a guide at every step.
 
 The loop follows the pipelines of diffusers, whose schedulers it uses.  Each image has a random stream of its own, so
 that it is the same image, up to rounding, in any batch.  A :class:`Guide` sees every step and may change the strength
@@ -23,7 +23,7 @@ class Conditions(NamedTuple):
     """What a batch is conditioned on, image by image."""
 
     given: torch.Tensor
-    """(B, ...): class rows or embedded prompts."""
+    """(B, ...): rows of the class embedding, or embedded prompts."""
     null: torch.Tensor | None
     """(B, ...): the same for the unconditional prediction; None if the model has none."""
 
@@ -65,7 +65,7 @@ def sample(
     for number, t in enumerate(times):
         scale = guide.scale(number, len(times), guidance)
         output = guided(backbone, scheduler.scale_model_input(latents, t), t, conditions, scale)
-        following = _following(scheduler, output, t, latents, streams)
+        following = _previous_sample(scheduler, output, t, latents, streams)
         if guide is not PLAIN:
             step = Step(
                 number, len(times), int(t), latents, clean(scheduler, output, t, latents), following,
@@ -97,18 +97,18 @@ def guided(
         torch.cat([latents, latents]), torch.cat([times, times]), torch.cat([conditions.given, conditions.null])
     )
     with_class, without = output.chunk(2)
-    guided, rest = backbone.guided_channels, with_class[:, backbone.guided_channels :]
-    towards = without[:, :guided] + scale * (with_class[:, :guided] - without[:, :guided])
+    channels, rest = backbone.guided_channels, with_class[:, backbone.guided_channels :]
+    towards = without[:, :channels] + scale * (with_class[:, :channels] - without[:, :channels])
     return torch.cat([towards, rest], dim=1)
 
 
 def clean(scheduler: Any, output: torch.Tensor, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """(B, C, h, w): the prediction of x_0 in a model's output at time ``t``."""
     predicted = output[:, : latents.shape[1]]
-    kept: torch.Tensor = scheduler.alphas_cumprod.to(latents.device)[t]
+    alpha_bar: torch.Tensor = scheduler.alphas_cumprod.to(latents.device)[t]
     if scheduler.config.prediction_type == "v_prediction":
-        return kept.sqrt() * latents - (1 - kept).sqrt() * predicted
-    return (latents - (1 - kept).sqrt() * predicted) / kept.sqrt()
+        return alpha_bar.sqrt() * latents - (1 - alpha_bar).sqrt() * predicted
+    return (latents - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
 
 
 def noise_std(scheduler: Any, output: torch.Tensor, t: torch.Tensor) -> torch.Tensor | float:
@@ -117,40 +117,40 @@ def noise_std(scheduler: Any, output: torch.Tensor, t: torch.Tensor) -> torch.Te
     DDPM with a learned range: between those of the posterior and of beta, on a logarithmic scale (Nichol and Dhariwal,
     "Improved Denoising Diffusion Probabilistic Models", equation 15).
     """
-    if not _draws(scheduler) or t == 0:
+    if not _adds_noise(scheduler) or t == 0:
         return 0.0
-    kept: torch.Tensor = scheduler.alphas_cumprod[t]
-    before = _kept_before(scheduler, t)
-    beta = 1 - kept / before
-    posterior = (1 - before) / (1 - kept) * beta
-    if not _learned_range(scheduler):
+    alpha_bar: torch.Tensor = scheduler.alphas_cumprod[t]
+    before = _previous_alpha_bar(scheduler, t)
+    beta = 1 - alpha_bar / before
+    posterior = (1 - before) / (1 - alpha_bar) * beta
+    if not _has_learned_range(scheduler):
         return float(posterior.clamp(min=1e-20).sqrt())
     share = (output[:, output.shape[1] // 2 :] + 1) / 2
     log_variance = share * beta.log() + (1 - share) * posterior.clamp(min=1e-20).log()
     return (0.5 * log_variance).exp()
 
 
-def _kept_before(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
+def _previous_alpha_bar(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
     before = scheduler.previous_timestep(t)
-    kept: torch.Tensor = scheduler.alphas_cumprod[before] if before >= 0 else torch.tensor(1.0)
-    return kept
+    alpha_bar: torch.Tensor = scheduler.alphas_cumprod[before] if before >= 0 else torch.tensor(1.0)
+    return alpha_bar
 
 
-def _following(
+def _previous_sample(
     scheduler: Any, output: torch.Tensor, t: torch.Tensor, latents: torch.Tensor, streams: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """x_{t-1}; a scheduler that uses no predicted variances does not get them."""
-    if not _learned_range(scheduler):
+    """x_{t-1}; predicted variances are passed only to a scheduler that uses them."""
+    if not _has_learned_range(scheduler):
         output = output[:, : latents.shape[1]]
-    drawn = {"generator": list(streams)} if _draws(scheduler) else {}
+    drawn = {"generator": list(streams)} if _adds_noise(scheduler) else {}
     following: torch.Tensor = scheduler.step(output, t, latents, **drawn).prev_sample
     return following
 
 
-def _learned_range(scheduler: Any) -> bool:
+def _has_learned_range(scheduler: Any) -> bool:
     return bool(scheduler.config.get("variance_type") == "learned_range")
 
 
-def _draws(scheduler: Any) -> bool:
+def _adds_noise(scheduler: Any) -> bool:
     """Whether a scheduler adds noise at its steps."""
     return "variance_type" in scheduler.config

@@ -50,7 +50,7 @@ def train(
     done = _restore(out / CHECKPOINT, recipe.key, precision, runs)
     stopwatch.include(done.wall_s, done.process_s)
     images = Images(dataset, recipe.data.split, device)
-    whole = sum(stage.training.epochs for stage in stages)
+    total_epochs = sum(stage.training.epochs for stage in stages)
     for run in runs:
         started, before = time.perf_counter(), sum(map(len, done.curve.values()))
         rows = done.curve.setdefault(run.stage.name, [])
@@ -60,9 +60,9 @@ def train(
             finished = sum(map(len, done.curve.values()))
             state = {f"{each.stage.name}/{name}": value for each in runs for name, value in each.state().items()}
             write_tensors(out / CHECKPOINT, recipe.key, precision, state, Counters(done.curve, **stopwatch.spent()))
-            left_s = (whole - finished) * (time.perf_counter() - started) / (finished - before)
+            left_s = (total_epochs - finished) * (time.perf_counter() - started) / (finished - before)
             progress(
-                finished / whole,
+                finished / total_epochs,
                 f"{run.stage.name} epoch {epoch + 1}/{run.stage.training.epochs}, loss {rows[-1]['loss']:.4f}, "
                 f"{duration(left_s)} left",
             )
@@ -73,7 +73,7 @@ def train(
     (out / CHECKPOINT).unlink(missing_ok=True)
     return {
         "parameters": backbone.size,
-        "epochs": whole,
+        "epochs": total_epochs,
         "final_loss": done.curve[stages[-1].name][-1]["loss"],
         "ran_precision": precision,
         **stopwatch.spent(),
@@ -116,8 +116,8 @@ class _Run:
             inputs, labels = self._inputs.draw(batch, stream), self._inputs.labels[batch.to(self.device)]
             with autocast(self.device, self.precision):
                 loss = self.stage.loss(inputs, labels, stream)
-            rate = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))
-            self._step(loss, training.lr * rate)
+            warmup = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))
+            self._step(loss, training.lr * warmup)
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):

@@ -15,34 +15,37 @@ _PASSES_PER_OUTPUT = 8
 class Tally:
     """What one image's pass through some layers takes."""
 
-    products: int = 0
+    macs: int = 0
     """Multiply-adds."""
     values: int = 0
     """Weights."""
     outputs: int = 0
-    """Values read or written."""
+    """Values read or written, a rough guess."""
 
-    def linear(self, wide: int, narrow: int, positions: int) -> None:
-        """A linear layer, or a convolution with all its taps in ``wide``, at so many positions."""
-        self.products += wide * narrow * positions
-        self.values += wide * narrow
-        self.outputs += _PASSES_PER_OUTPUT * narrow * positions
+    def linear(self, fan_in: int, fan_out: int, positions: int) -> None:
+        """A linear layer, or a convolution with all its taps in ``fan_in``, at this number of positions."""
+        self.macs += fan_in * fan_out * positions
+        self.values += fan_in * fan_out
+        self.outputs += _PASSES_PER_OUTPUT * fan_out * positions
 
-    def residual(self, before: int, after: int, positions: int, time: int) -> None:
+    def residual(self, channels: int, out_channels: int, positions: int, time: int) -> None:
         """A residual block with two 3x3 convolutions; ``time``: dimension of the embedded time, 0 without."""
-        self.linear(9 * before, after, positions)
-        self.linear(9 * after, after, positions)
-        self.linear(time, after, 1)
-        if before != after:
-            self.linear(before, after, positions)
+        self.linear(9 * channels, out_channels, positions)
+        self.linear(9 * out_channels, out_channels, positions)
+        self.linear(time, out_channels, 1)
+        if channels != out_channels:
+            self.linear(channels, out_channels, positions)
 
     def attention(self, width: int, positions: int, text: int, length: int) -> None:
-        """A transformer block: attention to all positions and to a text, a gated feed-forward layer, projections."""
+        """A transformer block: attention to all positions and to a text, a gated feed-forward layer, projections.
+
+        ``text``: dimension of each of the ``length`` embedded tokens.
+        """
         for _projection in range(8):  # in and out, queries, keys, values and output, queries and output for the text
             self.linear(width, width, positions)
         self.linear(text, 2 * width, length)
         self.linear(width, 12 * width, positions)
-        self.products += 2 * width * positions * (positions + length)
+        self.macs += 2 * width * positions * (positions + length)
 
 
 def unet_tally(widths: Sequence[int], layers: int, side: int, text: int, length: int) -> Tally:

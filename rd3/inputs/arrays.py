@@ -166,7 +166,7 @@ def _opened(row: Mapping[str, Any], where: str) -> Any:
         if source is None:
             raise OSError("it has neither bytes nor a path")
         return Image.open(source)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"{where} cannot be decoded ({_first_line(error)}).", "replace or remove that row") from None
 
 

@@ -21,7 +21,8 @@ _ROUNDING = 1e-3
 _EXACT = 2e-3
 """Tolerance for pixels at the limits of [0, 1] after denormalisation with the right constants."""
 _SAMPLED, _LEVELS, _OFF_LEVEL = 50, 16, 0.02
-"""8-bit values are searched in so many images; they have so many levels, and are so close to them (of 255)."""
+"""Pixels look like 8-bit values if, in so many images, they lie on at least so many levels per channel, each no further
+off than this (of 255)."""
 _CLIPPED_SHARE = 0.2
 """A larger fraction of values outside [0, 1] is another pixel space, and not a method that does not clip."""
 _WHITENED = 0.1

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.kept_students import without_student
-from rd3.parts._format import INDEX, MARGIN, NOTES, PART_BYTES, PARTS, SHARD_BYTES, Member, safe
+from rd3.parts._format import INDEX, MARGIN, NOTES, PART_BYTES, PARTS, SHARD_BYTES, Member, is_safe_path
 from rd3.recipe import KINDS
 from rd3.store import STUDENT, Entry
 
 
 class Piece(NamedTuple):
+    """A member of a part, with where its bytes come from."""
+
     member: Member
     source: Path | bytes
     """The file that the piece belongs to, or its content."""
@@ -134,7 +136,7 @@ class Collector:
             content = source.read_bytes()
             member = Member(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
             piece = Piece(member, content)  # read once, as it may be written to meanwhile
-            if safe(name) and _weight([*pieces, piece]) <= self.part_bytes - MARGIN:
+            if is_safe_path(name) and _weight([*pieces, piece]) <= self.part_bytes - MARGIN:
                 pieces.append(piece)
         if pieces:
             self._write(pieces)

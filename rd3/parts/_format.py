@@ -40,14 +40,14 @@ class Member(Frozen):
         return self.path if self.of == 1 else f"{self.path}.{self.shard}of{self.of}"
 
 
-def safe(name: str) -> bool:
+def is_safe_path(name: str) -> bool:
     """Whether this is a relative path of plain names, without hidden files or ``..``."""
     return len(name) < 1000 and all(_NAME.fullmatch(part) for part in name.split("/"))
 
 
-def belongs(name: str) -> bool:
+def is_result_path(name: str) -> bool:
     """Whether this is a path in a store or of a note."""
-    if not safe(name):
+    if not is_safe_path(name):
         return False
     match name.split("/"):
         case ["by-key", kind, file]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.parts._format import INDEX, PATTERN, Member, belongs
+from rd3.parts._format import INDEX, PATTERN, Member, is_result_path
 from rd3.store import FolderStore, read_entry, sha256_file, write_atomically
 
 
@@ -126,7 +126,7 @@ def _index(
     except (ValueError, KeyError, TypeError):
         raise corrupt(f"{INDEX} is not readable") from None
     for member in members:
-        if not belongs(member.path) or member.shard > member.of:
+        if not is_result_path(member.path) or member.shard > member.of:
             raise corrupt(f"member {member.name!r} is not a path in a store")
     return members
 

@@ -1,4 +1,4 @@
-"""What caching teacher logits on disk would save a run, in closed form."""
+"""What caching teacher logits on disk would save a run, computed from the recipes before it starts."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Rates(NamedTuple):
     """As ``spread``, for recipes all of whose networks were measured."""
 
     def seconds(self, work: Work) -> float:
-        """Estimated CPU time of one recipe on one slot, in seconds."""
+        """Estimated seconds of one recipe on one slot: CPU time on a CPU thread, wall time on a GPU."""
         precision = self._precision(work)
         rest = work.cost - sum((cost for _name, cost in work.networks), Cost())
         passes = sum(

@@ -117,6 +117,7 @@ def _statistics_bytes(recipe: StatisticsRecipe, info: DatasetInfo, parent: Paren
 
 
 def _backbone_work(recipe: BackboneRecipe, info: DatasetInfo, _parent: Parent) -> Work:
+    """The training of the denoiser; that of an autoencoder is not counted."""
     if recipe.training is None:  # an import: nothing is trained
         return Work()
     epochs = recipe.training.epochs

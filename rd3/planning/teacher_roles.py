@@ -95,7 +95,13 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_rol
     rows = _rows(info)
     if role in rows and not role.endswith("any"):
         return Role.model_validate({"dataset": info.name, "name": role, **rows[role]})
-    family = max((name for name in rows if name.endswith("any") and role.startswith(name[:-3])), key=len)
+    families = [name for name in rows if name.endswith("any") and role.startswith(name[:-3])]
+    if not families:
+        raise UnknownName(
+            f"Dataset {info.name} has no teacher {role!r}, as RD3 has none for {info.resolution} pixels.",
+            f"import one: rd3 teacher import WEIGHTS --dataset {info.name} --network NETWORK --role {role}",
+        )
+    family = max(families, key=len)
     network = role.removeprefix(family[:-3])
     try:
         network_info(network)

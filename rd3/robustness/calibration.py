@@ -38,9 +38,9 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return np.asarray(softmax(logits.astype(np.float64) / temperature, axis=1))
 
 
-def reliability(chances: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
     """The reliability diagram of probabilities (N, C) for labels (N,), with bins of equal width."""
-    confidence, right = chances.max(axis=1), chances.argmax(axis=1) == labels
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     return [
@@ -73,10 +73,10 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
     return float(-logs[np.arange(len(labels)), labels].mean())
 
 
-def brier_score(chances: np.ndarray, labels: np.ndarray) -> float:
+def brier_score(probs: np.ndarray, labels: np.ndarray) -> float:
     """Mean over images of the squared distance to the one-hot label, summed over classes (0-2, as Brier defined it)."""
-    truth = np.eye(chances.shape[1])[labels]
-    return float(((chances - truth) ** 2).sum(axis=1).mean())
+    truth = np.eye(probs.shape[1])[labels]
+    return float(((probs - truth) ** 2).sum(axis=1).mean())
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
@@ -99,13 +99,13 @@ def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float | Non
 
     ``temperature``: one that was fitted on other images; adds the figures of the scaled probabilities.
     """
-    chances = probabilities(logits)
-    diagram = reliability(chances, labels)
+    probs = probabilities(logits)
+    diagram = reliability(probs, labels)
     found: dict[str, Any] = {
         "ece_pct": 100 * expected_calibration_error(diagram),
         "nll": negative_log_likelihood(logits, labels),
-        "brier": brier_score(chances, labels),
-        "confidence_pct": 100 * float(chances.max(axis=1).mean()),
+        "brier": brier_score(probs, labels),
+        "confidence_pct": 100 * float(probs.max(axis=1).mean()),
         "reliability": [each._asdict() for each in diagram],
     }
     if temperature is not None:

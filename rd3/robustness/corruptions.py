@@ -160,8 +160,8 @@ class Corruption(NamedTuple):
     at_32: Sequence[Any]
     at_64: Sequence[Any]
     larger: Sequence[Any]
-    whole: bool = False
-    """Whether values are 8-bit numbers already and must not be cut off again."""
+    quantised: bool = False
+    """Whether ``apply`` returns multiples of 1/255 up to rounding, which must be rounded and not truncated."""
 
     def constants(self, side: int) -> Sequence[Any]:
         """By severity, for images of this side in pixels."""
@@ -191,10 +191,10 @@ KNOWN: Mapping[str, Corruption] = {
         _contrast, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05), (0.4, 0.3, 0.2, 0.1, 0.05)
     ),
     "pixelate": Corruption(
-        _pixelate, (0.95, 0.9, 0.85, 0.75, 0.65), (0.9, 0.8, 0.7, 0.6, 0.5), (0.6, 0.5, 0.4, 0.3, 0.25), whole=True
+        _pixelate, (0.95, 0.9, 0.85, 0.75, 0.65), (0.9, 0.8, 0.7, 0.6, 0.5), (0.6, 0.5, 0.4, 0.3, 0.25), quantised=True
     ),
     "jpeg_compression": Corruption(
-        _jpeg_compression, (80, 65, 58, 50, 40), (65, 58, 50, 40, 25), (25, 18, 15, 10, 7), whole=True
+        _jpeg_compression, (80, 65, 58, 50, 40), (65, 58, 50, 40, 25), (25, 18, 15, 10, 7), quantised=True
     ),
     "speckle_noise": Corruption(
         _speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.25, 0.3, 0.35), (0.15, 0.2, 0.35, 0.45, 0.6)
@@ -230,7 +230,7 @@ def corrupted(images: torch.Tensor, name: str, severity: int, positions: Sequenc
     """Images (B, 3, H, W) uint8 after a corruption; severity 0 leaves them as they are.
 
     ``positions``: places of the images in their split.  The noise of an image depends on its place, the corruption,
-    the severity and the seed alone, not on the batch.  As in the source, values are cut off to whole numbers.
+    the severity and the seed alone, not on the batch.  As in the source, values are truncated to 8 bits.
     """
     if severity == 0:
         return images
@@ -242,5 +242,5 @@ def corrupted(images: torch.Tensor, name: str, severity: int, positions: Sequenc
     for image, position in zip(images.permute(0, 2, 3, 1).numpy(), positions, strict=True):
         draw = Draw(generator(seed, "corruption", name, severity, int(position)))
         values = 255 * np.clip(how.apply(image / 255.0, constant, draw), 0, 1)
-        found.append((np.round(values) if how.whole else values).astype(np.uint8))
+        found.append((np.round(values) if how.quantised else values).astype(np.uint8))
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()

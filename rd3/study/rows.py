@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rd3.errors import DataCorrupt
+from rd3.errors import DataCorrupt, StoreError
 from rd3.lazy import pa, pq
 from rd3.recipe import KINDS, Key, kind_order
 from rd3.store import Entry, read_entry
@@ -38,12 +38,12 @@ class Row(NamedTuple):
 
 
 def _schema() -> pa.Schema:
-    def given(name: str, kind: pa.DataType) -> pa.Field:
+    def non_null(name: str, kind: pa.DataType) -> pa.Field:
         return pa.field(name, kind, nullable=False)
 
-    file = pa.struct([given("name", pa.string()), given("data", pa.binary())])
-    columns = [given(name, pa.string()) for name in ("kind", "key", "entry")]
-    carried = given("carried", pa.list_(given("element", file)))
+    file = pa.struct([non_null("name", pa.string()), non_null("data", pa.binary())])
+    columns = [non_null(name, pa.string()) for name in ("kind", "key", "entry")]
+    carried = non_null("carried", pa.list_(non_null("element", file)))
     return pa.schema([*columns, carried], metadata={"rd3.study": str(FORMAT)})
 
 
@@ -125,18 +125,33 @@ def _check_form(file: pq.ParquetFile, path: Path) -> None:
         )
     if int(found) > FORMAT:
         raise DataCorrupt(f"{path} has format {found}, this version reads up to {FORMAT}.", "upgrade rd3")
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    size, count = sum(abs(group.total_byte_size) for group in groups), file.metadata.num_rows
-    if size > MOST_BYTES or count > MOST_ROWS:
-        raise DataCorrupt(
-            f"{path} would unpack to {size / 2**20:.0f} MiB in {count} rows; "
-            f"expected at most {MOST_BYTES / 2**20:.0f} MiB in {MOST_ROWS} rows.",
-            _REMEDY,
-        )
+    groups, excess = _groups(file.metadata), _excess(file.metadata)
+    if excess:
+        raise DataCorrupt(f"{path} {excess}.", _REMEDY)
     # Reads all pages and discards them; raises for a damaged footer, for which reading a column aborts the process.
     file.scan_contents()
     if not all(_as_packed(group) for group in groups) or any(group.num_rows != _GROUP for group in groups[:-1]):
         raise DataCorrupt(f"{path} does not have the layout of `rd3 export-results --study`.", _REMEDY)
+
+
+def _groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
+    return [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+
+
+def _excess(metadata: pq.FileMetaData) -> str:
+    """What of a file is above the limits, as the end of a sentence; empty if nothing is."""
+    size, count = sum(abs(group.total_byte_size) for group in _groups(metadata)), metadata.num_rows
+    if size <= MOST_BYTES and count <= MOST_ROWS:
+        return ""
+    limits = f"at most {MOST_BYTES / 2**20:.0f} MiB in {MOST_ROWS} rows"
+    return f"would unpack to {size / 2**20:.0f} MiB in {count} rows; expected {limits}"
+
+
+def require_readable(packed: bytes, path: Path) -> None:
+    """Raise :class:`StoreError` for a file that :class:`RowsFile` would refuse to read, before it is written."""
+    excess = _excess(pq.read_metadata(io.BytesIO(packed)))
+    if excess:
+        raise StoreError(f"{path} {excess}.", "export fewer results into one study")
 
 
 def _as_packed(group: pq.RowGroupMetaData) -> bool:

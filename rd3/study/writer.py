@@ -10,7 +10,7 @@ from rd3.errors import DataMissing
 from rd3.recipe import KINDS, Key
 from rd3.store import STUDENT, Entry, ReadableStore, write_atomically, write_errors
 from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
-from rd3.study.rows import Row, RowsFile, pack
+from rd3.study.rows import Row, RowsFile, pack, require_readable
 
 LARGEST_IPC = 10
 """Files of sets with more images per class are left out."""
@@ -33,7 +33,8 @@ def write_study(
     """Add entries of ``source`` to a study; existing ones stay.
 
     ``networks``: include the files of teachers and statistics, which are the larger part.  ``results.parquet`` is
-    written last.  Raises like ``source.fetch`` for damaged files; if files are missing, only the entry is written.
+    written last.  Raises :class:`StoreError` for more results than a study may have, and like ``source.fetch`` for
+    damaged files; if files are missing, only the entry is written.
     """
     results, left_out = Path(folder) / RESULTS, 0
     rows = _rows(results)
@@ -50,7 +51,9 @@ def write_study(
                 left_out += not {*entry.files} - {STUDENT} <= set(rows[kind, key].carried)
             elif not _in_place(source, entry, Path(folder), part, networks):
                 left_out += 1
-        write_atomically(results, pack(rows.values()))
+        packed = pack(rows.values())
+        require_readable(packed, results)
+        write_atomically(results, packed)
     return Written(len(rows) - known, left_out)
 
 

@@ -47,13 +47,13 @@ def soft_labels_beside(
     if not path.is_file():
         return None, None
     values, header = _read(path)
+    if values.ndim != 2 or values.shape[1] != info.num_classes:
+        raise BadValue(f"{path} has shape {tuple(values.shape)}, expected {(len(files), info.num_classes)}.", _FIX)
     rows = {name: row for row, name in enumerate(_names(header["files"], path))}
     missing = [name for name in files if name not in rows]
     if missing or len(rows) != len(files) or len(values) != len(files):
         what = f"has no row for {missing[0]}" if missing else f"has {len(values)} rows for {len(files)} images"
         raise BadValue(f"{path} {what}.", _FIX)
-    if values.ndim != 2 or values.shape[1] != info.num_classes:
-        raise BadValue(f"{path} has shape {tuple(values.shape)}, expected {(len(files), info.num_classes)}.", _FIX)
     brought = values[[rows[name] for name in files]]
     if order is None:
         stated = StatedOrder.read(header["class_ids"], f"{path}, field 'class_ids'")

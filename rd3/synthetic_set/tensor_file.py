@@ -96,14 +96,15 @@ def _soft_name(others: Mapping[str, Any], classes: int, file: str) -> str | None
     found = []
     for name, value in others.items():
         shape = tuple(getattr(value, "shape", ()))
-        named = _SOFT.search(name.lower()) and (shape or isinstance(value, (list, tuple, Mapping)))
+        array = type(value).__name__.endswith("multiarray._reconstruct")  # a NumPy array, which is not unpickled
+        named = _SOFT.search(name.lower()) and (shape or array or isinstance(value, (list, tuple, Mapping)))
         floats = bool(shape) and value.dtype.is_floating_point
         if floats and len(shape) == 2 and shape[1] == classes:
             found.append(name)
         elif named or (floats and len(shape) >= 2 and shape[-1] == classes):
             raise BadValue(
                 f"{file} holds {name!r} beside its labels{f' (shape {shape})' if shape else ''}, which looks like soft "
-                f"labels, but is not one row of {classes} floats for each image.",
+                f"labels, but is not a tensor with one row of {classes} floats for each image.",
                 f"to import them, save 'soft_labels' (N, {classes}); for the images and hard labels alone, leave "
                 f"{name!r} out",
             )

@@ -48,6 +48,7 @@ class SetWriter:
         self._headers: dict[int, dict[str, Any]] = {}
 
     def _row(self, member: tuple[int, int]) -> int:
+        """Row of image (label, k) in the set, k-major."""
         label, k = member
         return k * self.info.num_classes + label
 
@@ -227,6 +228,7 @@ class SetWriter:
 
 
 def _summed(headers: list[dict[str, Any]]) -> dict[str, Phase]:
+    """Time of each phase, summed over the blocks."""
     total: dict[str, dict[str, float]] = {}
     for each in headers:
         for name, spent in each["phases"].items():

@@ -143,20 +143,20 @@ def write_teacher(
     anything is written, and may raise.  ``class_order`` is recorded.
     """
     network.eval()
-    tested_in = precision or resolve_precision(device, "auto")
-    set_memory_format(network, tested_in)
+    test_precision = precision or resolve_precision(device, "auto")
+    set_memory_format(network, test_precision)
     validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
     split: Split = "validation" if recipe.data.split == "fit" else "test"
     tested = len(dataset.labels(split))
-    whole = tested + validation
+    total = tested + validation
     test = predict(
-        network, dataset, split, range(tested), device=device, precision=tested_in,
-        progress=lambda fraction, note: progress(fraction * tested / whole, note),
+        network, dataset, split, range(tested), device=device, precision=test_precision,
+        progress=lambda fraction, note: progress(fraction * tested / total, note),
     )  # fmt: skip
     examine(test)
     verified = predict(
         network, dataset, "validation", range(validation), device=device,
-        progress=lambda fraction, note: progress((tested + fraction * validation) / whole, note),
+        progress=lambda fraction, note: progress((tested + fraction * validation) / total, note),
     )  # fmt: skip
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.network.state_dict().items()}
     write_atomically(out / WEIGHTS, save(tensors))
@@ -170,7 +170,7 @@ def write_teacher(
         test_top1_pct=test.top1_pct,
         test_correct=test.correct,
         test_count=tested,
-        test_precision=tested_in,
+        test_precision=test_precision,
         ran_precision=precision,
         tested_on=split,
         verification=Verification(split="validation", count=validation, correct=verified.correct),

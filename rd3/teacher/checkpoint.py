@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as stored:
-        about = stored.metadata()
+        metadata = stored.metadata()
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    counters = about.get("counters") or about["done"]  # as backbones called them before
-    return Checkpoint(about["key"], about.get("precision", ""), Counters(**json.loads(counters)), tensors)
+    counters = metadata.get("counters") or metadata["done"]  # the name in checkpoints of backbones of earlier versions
+    return Checkpoint(metadata["key"], metadata.get("precision", ""), Counters(**json.loads(counters)), tensors)

@@ -43,7 +43,7 @@ class Dynamics:
     """(E, N) float32: Euclidean norm of the softmax minus the one-hot label."""
 
 
-def measured(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def margins_and_errors(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B,) margins and (B,) errors, as in :class:`Dynamics`, of logits (B, C) and labels (B,)."""
     hot = F.one_hot(labels, logits.shape[1]).bool()
     margins = logits[hot] - logits.masked_fill(hot, -torch.inf).amax(dim=1)
@@ -58,7 +58,7 @@ class Recorder(Observer):
         self.table = torch.full((2, images), torch.nan, device=device)
 
     def step(self, positions: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.table[:, positions.to(self.table.device)] = torch.stack(measured(logits, labels))
+        self.table[:, positions.to(self.table.device)] = torch.stack(margins_and_errors(logits, labels))
 
     def finish(self, epoch: int) -> None:
         write_atomically(self.folder / f"{epoch:05d}.safetensors", save({"table": self.table.cpu()}))

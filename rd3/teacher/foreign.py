@@ -260,7 +260,14 @@ def _torchvision(source: str) -> dict[str, torch.Tensor]:
     name = source.removeprefix(TORCHVISION)
     if name not in models.list_models(module=models):
         raise BadValue(f"torchvision has no classifier {name!r}.", "see torchvision.models.list_models()")
-    weights = models.get_model_weights(name).IMAGENET1K_V1
+    published = models.get_model_weights(name)
+    others = [one.name for one in published]
+    if "IMAGENET1K_V1" not in others:
+        raise BadValue(
+            f"torchvision has no weights IMAGENET1K_V1 of {name}, only {', '.join(others)}.",
+            "download these and give their file",
+        )
+    weights = published.IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         state: dict[str, torch.Tensor] = weights.get_state_dict(

@@ -29,6 +29,7 @@ ORDER_IMAGES = 20
 TRIED_IMAGES = 128
 """Training images on which every known normalisation is tried; the best is compared on validation images."""
 _GOOD_PCT = 97.0
+"""Validation accuracy from which no other constants are tried."""
 _CAUSES = "the constants of another normalisation, weights of another dataset, or a classifier that was not trained"
 
 
@@ -185,11 +186,11 @@ def _first_layer(network: nn.Module) -> str | None:
 
 
 def _significant(better: Predictions, given: Predictions) -> bool:
-    """McNemar's exact test on paired predictions, one-sided."""
+    """Whether ``better`` is right more often than ``given``: McNemar's exact one-sided test on paired predictions."""
     from scipy.stats import binom
 
-    right, formerly = better.predicted == better.labels, given.predicted == given.labels
-    gained, lost = int((right & ~formerly).sum()), int((formerly & ~right).sum())
+    right, given_right = better.predicted == better.labels, given.predicted == given.labels
+    gained, lost = int((right & ~given_right).sum()), int((given_right & ~right).sum())
     return gained > lost and float(binom.sf(gained - 1, gained + lost, 0.5)) < 0.01
 
 

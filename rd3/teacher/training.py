@@ -163,13 +163,13 @@ def learning_rate(training: TeacherTraining, step: int, steps_per_epoch: int) ->
     The cosine reaches 0 after ``zeta * epochs`` epochs, which include the warm-up; a student's
     (:mod:`rd3.evaluation.schedule`) stretches the epochs after the warm-up only.
     """
-    warm = training.warmup_epochs * steps_per_epoch
-    if step < warm:
-        return training.lr * min(1.0, (step + 1) / warm)
+    warmup_steps = training.warmup_epochs * steps_per_epoch
+    if step < warmup_steps:
+        return training.lr * min(1.0, (step + 1) / warmup_steps)
     if training.zeta is None:
         return training.lr
-    whole = training.zeta * training.epochs * steps_per_epoch
-    return training.lr * (1 + math.cos(math.pi * (step - warm) / (whole - warm))) / 2
+    decay_end = training.zeta * training.epochs * steps_per_epoch
+    return training.lr * (1 + math.cos(math.pi * (step - warmup_steps) / (decay_end - warmup_steps))) / 2
 
 
 def _train_epoch(

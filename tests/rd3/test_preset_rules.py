@@ -109,6 +109,7 @@ def test_a_fact_that_a_rule_asks_for_must_be_given(fact):
         ("[{when: {}, then: {zeta: 2.0}}]", "rules.0.when: .*states no condition; values for every student belong in"),
         ("[{when: {ipc: []}, then: {zeta: 2.0}}]", "rules.0.when.ipc: .*expected a list of integers, or {min"),
         ("[{when: {ipc: {min: 5, max: 2}}, then: {zeta: 2.0}}]", "rules.0.when.ipc: .*min 5 is greater than max 2"),
+        ("[{when: {ipc: {any_of: [1], min: 2}}, then: {zeta: 2.0}}]", "rules.0.when.ipc: .*bounds, got both"),
         ("[{when: {ipc: {least: 5}}, then: {zeta: 2.0}}]", "rules.0.when.ipc.least: Extra inputs are not permitted"),
         ("[{when: {ipc: [one]}, then: {zeta: 2.0}}]", "rules.0.when.ipc.any_of.0: Input should be a valid integer"),
         ("[{when: {students: []}, then: {zeta: 2.0}}]", "rules.0.when.students: .*at least 1 item"),

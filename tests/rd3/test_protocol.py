@@ -124,6 +124,9 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
         ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "hybrid 'softmax' needs a temperature"),
         ({"drop_at": [0.5, 0.3]}, BadValue, r"drop_at \[0.5, 0.3\] are not increasing shares between 0 and 1"),
         ({"drop_at": [1.0]}, BadValue, "not increasing shares between 0 and 1"),
+        ({"batch_size": "32"}, BadValue, "batch_size: Input should be a valid integer"),
+        ({"lr": float("inf")}, BadValue, "lr: Input should be a finite number"),
+        ({"temperature": float("inf")}, BadValue, "temperature: Input should be a finite number"),
         ({"ema": 1.0}, BadValue, "ema: Input should be less than 1"),
         ({"weight_decay_on": "none"}, BadValue, "weight_decay_on: Input should be 'matrices' or 'all'"),
     ],
@@ -225,6 +228,7 @@ def test_a_users_own_presets_are_found_beside_those_that_ship(tmp_path):
         ("name: [", "mine.yaml is not YAML"),
         ("name: mine\nsource: me\nreduces: rd4\nall: {epochs: 3}\n", "reduces 'rd4'.*use one of: .*rd3-reduced, rd3"),
         ("name: mine\nsource: me\nreduces: mine\nall: {epochs: 3}\n", "mine.yaml reduces 'mine'.*Fix: leave it out"),
+        ("name: mine\nsource: me\nall: {epochs: 2020-01-01}\n", "mine.yaml holds a value that is neither text nor"),
         ("name: mine\nsource: me\nsame_network: {epochs: 3}\n", "mine.yaml sets no epochs for all students.*Fix: add"),
     ],
 )

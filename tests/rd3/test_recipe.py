@@ -130,6 +130,20 @@ def test_a_broken_document_names_the_field():
         from_json(json.dumps(document))
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"kind": "teacher", "format": "2"}', "format: '2', expected a number"),
+        ('{"kind": "teacher", "seed": NaN}', "not JSON compliant"),
+        ('{"kind": "evaluation", "teachers": [{}]}', "unhashable"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_any_other_document_is_no_recipe(text, reason):
+    with pytest.raises(BadValue, match=f"Not a recipe: .*{reason}"):
+        from_json(text)
+
+
 def test_a_recipe_of_another_kind_is_refused():
     plain = a_set().model_dump(mode="json")
     assert recipe_of_kind(plain, SetRecipe) == a_set()

@@ -88,6 +88,7 @@ def test_a_file_anywhere_gives_the_names_that_it_registers(package):
         ("x = 1\n", UnknownName, "registers no thing"),
         ("\nimport no_such_module\n", BadValue, "random.py fails to import: line 2: ModuleNotFoundError"),
         (GOOD.format(name="a").replace("thing", "other"), RD3Error, "registered twice"),
+        (GOOD.format(name="a"), RD3Error, "registered twice"),  # a copy of a.py whose name was not changed
     ]:
         path.write_text(text)
         with pytest.raises(error, match=said):

@@ -125,7 +125,7 @@ def campaign(folder: Path, *words: str) -> list[str]:
 
 def folder_of(recipes, folder: Path) -> Path:
     """Children have the first names, so that only the graph can bring them into order."""
-    (folder / "recipes").mkdir()
+    (folder / "recipes").mkdir(parents=True)
     for number, recipe in enumerate(reversed(recipes)):
         (folder / "recipes" / f"{number}.json").write_text(to_json(recipe))
     return folder
@@ -170,7 +170,7 @@ def test_too_little_time_is_said_and_makes_nothing(chain, tmp_path, capsys):
     assert not (folder / "store").exists()
 
 
-@pytest.mark.parametrize("words", [("--minutes", "0"), ("--minutes", "soon"), ("--workers", "-1")])
+@pytest.mark.parametrize("words", [("--minutes", "0"), ("--minutes", "soon"), ("--workers", "-1"), ("--threads", "0")])
 def test_numbers_that_are_none_are_refused(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as left:
         run.main(campaign(tmp_path, *words))
@@ -187,11 +187,30 @@ def test_a_folder_without_recipes_and_one_that_is_broken_are_named(chain, tmp_pa
     assert f"{tmp_path / 'recipes' / 'a.json'}: Not a recipe" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [(), ("--share", "1/2")])
+def test_a_scratch_folder_that_cannot_be_made_is_said(chain, tmp_path, capsys, words):
+    folder, _recipes = chain
+    (tmp_path / "file").write_text("in place of the folder")
+    places = [
+        "--store",
+        str(tmp_path / "store"),
+        "--out",
+        str(tmp_path / "file" / "out"),
+        "--home",
+        str(folder / "home"),
+    ]
+    assert run.main([str(folder / "set.json"), *places, *words]) == 2
+    assert f"Cannot make the folder {tmp_path / 'file' / 'out'}" in capsys.readouterr().err
+
+
 def test_shares_are_of_one_set(chain, tmp_path, capsys):
     _first, recipes = chain
     folder = folder_of(recipes, tmp_path)
     assert run.main(campaign(folder, "--share", "1/2")) == 2
     assert "--share 1/2 of 3 recipes: expected K/N and a single set." in capsys.readouterr().err
+    alone = folder_of([one for one in recipes if one.kind == "set"], tmp_path / "alone")
+    assert run.main(campaign(alone, "--share", "²/2")) == 2
+    assert "--share ²/2 of a set: expected K/N" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_path):

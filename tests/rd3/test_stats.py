@@ -59,6 +59,7 @@ def test_no_spread_at_all():
     [
         lambda: stats.mean([]),
         lambda: stats.confidence_interval([1.0]),
+        lambda: stats.summary([1.0, 2.0], confidence=95),
         lambda: stats.paired_difference([1.0, 2.0], [1.0]),
         lambda: stats.equivalence([1.0, 2.0], [1.0, 2.0], bound=0),
         lambda: stats.equivalence([1.0, 2.0], [1.0, 2.0], bound=1, alpha=0.6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_a_store_that_cannot_be_written_is_said(tmp_path, made):
     entry, folder = made
     (tmp_path / "store").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match="Cannot write to"):
+        FolderStore(tmp_path / "store").put(entry, folder)
+
+
+def test_a_disk_that_fills_up_while_files_are_copied_is_said(tmp_path, made, monkeypatch):
+    def full(*_arguments: object, **_options: object) -> None:
+        raise shutil.Error([("from", "to", "[Errno 28] No space left on device")])  # as copytree collects them
+
+    entry, folder = made
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(StoreError, match=r"Cannot write to .*No space left on device"):
         FolderStore(tmp_path / "store").put(entry, folder)
 
 

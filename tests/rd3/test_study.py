@@ -107,6 +107,16 @@ def test_a_network_too_large_for_a_repository_is_left_out(store, tmp_path, monke
     assert not (tmp_path / "study/teachers").exists()
 
 
+@pytest.mark.parametrize("limit", ["MOST_ROWS", "MOST_BYTES"])
+def test_a_study_that_could_not_be_read_again_is_not_written(store, opened, tmp_path, monkeypatch, limit):
+    first, *rest = store.names()
+    write_study(store, [first], tmp_path / "study")
+    monkeypatch.setattr(rows, limit, {"MOST_ROWS": 9, "MOST_BYTES": 3000}[limit])
+    with pytest.raises(StoreError, match=r"results\.parquet would unpack to .*Fix: export fewer results"):
+        write_study(store, rest, tmp_path / "study")
+    assert opened(tmp_path / "study").names() == [first]
+
+
 def test_a_file_that_is_gone_leaves_its_figures_and_a_damaged_one_is_refused(store, opened, tmp_path):
     folder = tmp_path / "store/artifacts/evaluation"
     (folder / an_evaluation(0).key / "result.json").unlink()

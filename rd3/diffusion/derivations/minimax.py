@@ -40,7 +40,7 @@ class MinimaxTuning(DerivationSettings):
     memory: int = Field(default=64, ge=1)
     """Latents kept per class: real ones, and as many predictions."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of images that are trained without their class."""
+    """Share of images that are trained without their class, for classifier-free guidance."""
 
 
 @register_derivation("minimax", version=1)

@@ -140,7 +140,7 @@ def clusters_for(method: str, ipc: int, clusters: int | None) -> int:
 
 
 def prototypes_of(folder: Path, members: Sequence[Member]) -> torch.Tensor:
-    """(B, C, h, w): the prototypes of these images; k counts from the start again after the last prototype."""
+    """(B, C, h, w): for image k of a class, the prototype k modulo the number of prototypes of its class."""
     from safetensors import safe_open
 
     with safe_open(folder / FILE, framework="pt") as stored:

@@ -20,7 +20,7 @@ from rd3.diffusion.autoencoder import (
 from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
 from rd3.diffusion.inputs import LatentInputs, PixelInputs
-from rd3.diffusion.loss import Noising, squared_error, variational_bound
+from rd3.diffusion.loss import TIMES, Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
 from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
 from rd3.errors import BadValue, DataMissing
@@ -208,7 +208,7 @@ def draws(
     latents: torch.Tensor, dropout: float, stream: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Times (B,), noise (B, C, h, w) and which images (B,) lose their class, on the latents' device."""
-    t = torch.randint(1000, (len(latents),), generator=stream)
+    t = torch.randint(TIMES, (len(latents),), generator=stream)
     noise = torch.randn(latents.shape, generator=stream)
     dropped = torch.rand(len(latents), generator=stream) < dropout
     return t.to(latents.device), noise.to(latents.device), dropped.to(latents.device)
@@ -245,12 +245,12 @@ def initialise(transformer: DiTTransformer2DModel) -> None:
     patches = transformer.pos_embed.proj
     nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
     nn.init.zeros_(patches.bias)
-    share = transformer.transformer_blocks[0].norm1.emb
-    nn.init.normal_(share.class_embedder.embedding_table.weight, std=0.02)
-    nn.init.normal_(share.timestep_embedder.linear_1.weight, std=0.02)
-    nn.init.normal_(share.timestep_embedder.linear_2.weight, std=0.02)
+    embedders = transformer.transformer_blocks[0].norm1.emb
+    nn.init.normal_(embedders.class_embedder.embedding_table.weight, std=0.02)
+    nn.init.normal_(embedders.timestep_embedder.linear_1.weight, std=0.02)
+    nn.init.normal_(embedders.timestep_embedder.linear_2.weight, std=0.02)
     for block in transformer.transformer_blocks:
-        block.norm1.emb = share
+        block.norm1.emb = embedders
         nn.init.zeros_(block.norm1.linear.weight)
     nn.init.zeros_(transformer.proj_out_1.weight)
     nn.init.zeros_(transformer.proj_out_2.weight)

@@ -106,9 +106,9 @@ class TextToImage(Backbone):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        betas: Mapping[str, Any],
+        scheduler_config: Mapping[str, Any],
     ):
-        """``betas``: configuration of the model's own scheduler, with its ``_class_name``.
+        """``scheduler_config``: that of the published model, with its ``_class_name``.
 
         Raises :class:`BadValue` unless the latents have four channels.
         """
@@ -121,7 +121,7 @@ class TextToImage(Backbone):
                 )
         self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
         self.codec: Autoencoder = Autoencoder(vae, unet.config.sample_size)
-        self.betas = dict(betas)
+        self.scheduler_config = dict(scheduler_config)
 
     @classmethod
     def create(cls, config: Mapping[str, Any], info: DatasetInfo, stream: torch.Generator) -> Self:
@@ -172,13 +172,13 @@ class TextToImage(Backbone):
         from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
         known = {"pndm": PNDMScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
-        own = str(self.betas["_class_name"])
+        own = str(self.scheduler_config["_class_name"])
         wanted = name or own.removesuffix("Scheduler").lower()
         if wanted not in known:
             raise BadValue(f"Unknown scheduler {name or own!r}.", f"use {', '.join(known)}")
         # Only the constructor of diffusers' pipelines corrects this field in configurations of other schedulers.
         corrected = {} if wanted == "pndm" else {"clip_sample": False}
-        return known[wanted].from_config(self.betas, **corrected)
+        return known[wanted].from_config(self.scheduler_config, **corrected)
 
     def conditions(self, labels: torch.Tensor) -> Conditions:
         return self.conditions_of([self.info.class_names[label] for label in labels.tolist()])
@@ -221,9 +221,9 @@ class TextToImage(Backbone):
     ) -> torch.Tensor:
         """Mean squared error of the predicted noise; a share ``dropout`` of the images loses its prompt."""
         t, noise, dropped = draws(latents, dropout, stream)
-        without = torch.randint(2, (len(latents),), generator=stream).to(labels.device)
+        replacement = torch.randint(2, (len(latents),), generator=stream).to(labels.device)
         prompts = [*self.info.class_names, "", NEGATIVE]
-        rows = torch.where(dropped, self.info.num_classes + without, labels)
+        rows = torch.where(dropped, self.info.num_classes + replacement, labels)
         noised = self.scheduler("ddpm").add_noise(latents, noise, t)
         output = self.denoise(noised, t, self.embedded(prompts)[rows]).float()
         return (output - noise).square().mean()

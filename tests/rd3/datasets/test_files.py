@@ -20,6 +20,7 @@ from PIL import Image
 
 from rd3.datasets import FileSource, Roots, dataset_fingerprint, dataset_info, open_dataset
 from rd3.datasets._decode import fit_size
+from rd3.datasets._parquet import shards
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
 
@@ -271,6 +272,14 @@ def test_missing_shard(roots):
         Toy().open(roots)
 
 
+def test_shards_whose_numbers_are_not_padded_are_in_their_order(tmp_path):
+    for number in range(11):
+        parquet(tmp_path / f"data/toy/train-{number}-of-11.parquet", [TRAIN[number]], [TRAIN_LABELS[number]])
+    assert [path.name for path in shards(tmp_path / "data/toy")["train"]] == [
+        f"train-{n}-of-11.parquet" for n in range(11)
+    ]
+
+
 def test_truncated_parquet(roots):
     path = roots.data / "toy/test.parquet"
     path.write_bytes(path.read_bytes()[:-30])
@@ -431,6 +440,13 @@ def test_tiny_imagenet_archive(tmp_path):
     (base / "val/val_annotations.txt").write_text(lines[0].replace(ids[199], "n00000000"))
     with pytest.raises(DataCorrupt, match="line 1: 'n00000000' is not a class"):
         Small().open(Roots(tmp_path / "data", tmp_path / "home"))
+    for label in range(200):  # moved into class folders, with the text file still there
+        (base / "val" / ids[199 - label]).mkdir()
+        (base / f"val/images/val_{label}.JPEG").rename(base / "val" / ids[199 - label] / f"val_{label}.JPEG")
+    (base / "val/images").rmdir()
+    moved = Small().open(Roots(tmp_path / "data", tmp_path / "home"))
+    assert moved.labels("test").tolist() == list(range(200))
+    assert torch.equal(moved.images("test", [192]), opened.images("test", [7]))
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,15 @@ def test_a_registered_folder_that_changed(tmp_path, roots):
     assert open_dataset("mine", roots).info.train_per_class == 8
 
 
+def test_a_registered_folder_without_a_test_split_whose_class_was_emptied(tmp_path, roots):
+    base = image_folder(tmp_path / "mine")
+    add_folder("mine", base, roots, 32)
+    for path in (base / "b").iterdir():
+        path.unlink()
+    with pytest.raises(DataCorrupt, match="class b has no images"):
+        open_dataset("mine", roots)
+
+
 def test_registrations_that_cannot_be_read(roots):
     roots.home.mkdir()
     (roots.home / "datasets.json").write_text("{")

@@ -98,6 +98,7 @@ def test_what_is_wrong_is_said(digits: Dataset, tmp_path: Path, monkeypatch: pyt
     refused(published(tmp_path / "three", latents=3), digits, out, BadValue, "has 3 latent channels, but its")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("nobody/no-model", digits, out, DataMissing, r"nobody/no-model cannot be downloaded")
+    refused("../dit", digits, out, DataMissing, "There is no folder ../dit")
 
 
 def test_broken_weights_are_said(digits: Dataset, tmp_path: Path):

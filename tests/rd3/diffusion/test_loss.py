@@ -23,7 +23,7 @@ def case(t: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 def posterior(noising: Noising, t: int, clean: float, latent: float) -> tuple[float, float]:
     """Mean and variance of q(x_{t-1} | x_t, x_0): by Bayes' rule, from q(x_t | x_{t-1}) and q(x_{t-1} | x_0)."""
-    alpha, before = float(1 - noising.beta[t]), float(noising.before[t])
+    alpha, before = float(1 - noising.beta[t]), float(noising.alpha_bar_prev[t])
     precision = alpha / (1 - alpha) + 1 / (1 - before)
     mean = (math.sqrt(alpha) * latent / (1 - alpha) + math.sqrt(before) * clean / (1 - before)) / precision
     return mean, 1 / precision
@@ -43,13 +43,13 @@ def test_the_bound_is_the_kl_divergence_by_numerical_integration(t: int):
     output, clean, latents, at = case(t)
     noising = Noising.linear()
     found = float(variational_bound(output, clean, latents, at, noising))
-    kept, beta = float(noising.kept[t]), float(noising.beta[t])
+    alpha_bar, beta = float(noising.alpha_bar[t]), float(noising.beta[t])
     terms = []
     for noise, position, x0, xt in zip(
         output[0, :2].flatten(), output[0, 2:].flatten(), clean.flatten(), latents.flatten(), strict=True
     ):
         mean, variance = posterior(noising, t, float(x0), float(xt))
-        predicted = (float(xt) - math.sqrt(1 - kept) * float(noise)) / math.sqrt(kept)
+        predicted = (float(xt) - math.sqrt(1 - alpha_bar) * float(noise)) / math.sqrt(alpha_bar)
         other, _same = posterior(noising, t, predicted, float(xt))
         share = (float(position) + 1) / 2
         std = math.exp(0.5 * (share * math.log(beta) + (1 - share) * math.log(variance)))

@@ -300,3 +300,9 @@ def test_a_picture_of_16_bits_in_colour_is_said(tmp_path):
 def test_a_damaged_picture_is_a_data_error():
     with pytest.raises(DataCorrupt):
         taken([{"bytes": encoded(HWC[0], "JPEG")[:500], "path": None}] * 6)
+
+
+def test_a_picture_too_large_to_open_is_a_data_error(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataCorrupt, match="Image 0 cannot be decoded"):
+        taken([{"bytes": encoded(HWC[0], "PNG"), "path": None}] * 6)

@@ -143,8 +143,17 @@ def test_soft_labels_that_are_not_one_row_for_each_image_are_refused(tmp_path, n
     torch.save(file, tmp_path / "mine.pt")
     save_file(file, tmp_path / "mine.safetensors")
     for path in (tmp_path / "mine.pt", tmp_path / "mine.safetensors"):
-        with pytest.raises(BadValue, match=f"holds '{name}' beside its labels.*is not one row of 3 floats.*leave '"):
+        with pytest.raises(
+            BadValue, match=f"holds '{name}' beside its labels.*is not a tensor with one row of 3 floats.*leave '"
+        ):
             import_tensors(path, TOY, tmp_path / "set")
+
+
+def test_soft_labels_as_a_numpy_array_are_refused_and_not_left_out(tmp_path):
+    file = {"images": IMAGES, "labels": torch.tensor(NUMBERS), "lr_teacher": np.float64(0.1)}
+    torch.save(file | {"teacher_logits": np.zeros((12, 3), np.float32)}, tmp_path / "mine.pt")
+    with pytest.raises(BadValue, match=r"holds 'teacher_logits' beside its labels.*is not a tensor with one row of 3"):
+        import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "set")
 
 
 def test_other_fields_are_said(tmp_path):

@@ -19,7 +19,7 @@ from rd3.recipe import Data, SetRecipe, TeacherRecipe, TrainingDynamicsRecipe
 from rd3.seeding import generator
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
-from rd3.teacher.dynamics import Dynamics, load, measured
+from rd3.teacher.dynamics import Dynamics, load, margins_and_errors
 from rd3.testing import ToyDataset, trial_recipes, trial_set
 from rd3.values import digest
 
@@ -40,7 +40,7 @@ def history() -> tuple[torch.Tensor, torch.Tensor]:
 
 def recorded(history: tuple[torch.Tensor, torch.Tensor]) -> Dynamics:
     logits, labels = history
-    margins, errors = zip(*(measured(epoch, labels) for epoch in logits), strict=True)
+    margins, errors = zip(*(margins_and_errors(epoch, labels) for epoch in logits), strict=True)
     return Dynamics(torch.stack(margins).numpy(), torch.stack(errors).numpy())
 
 

@@ -109,6 +109,8 @@ def test_unknown_roles_are_answered_with_the_nearest():
         teacher_role(dataset_info("cifar10"), "resnet18-859")
     with pytest.raises(UnknownName, match="Dataset digits has no teacher 'any'"):
         teacher_role(dataset_info("digits"), "any")
+    with pytest.raises(UnknownName, match="no teacher 'resnet18', as RD3 has none for 96 pixels"):
+        teacher_role(dataset_info("digits").model_copy(update={"name": "mine", "resolution": 96}), "resnet18")
 
 
 def test_roles_need_no_torch():

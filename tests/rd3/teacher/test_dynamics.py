@@ -45,7 +45,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_measures_of_logits_number_by_number() -> None:
     logits = 3 * torch.randn((50, 4), generator=generator(0, "logits"))
     labels = torch.randint(4, (50,), generator=generator(0, "labels"))
-    margins, errors = dynamics.measured(logits, labels)
+    margins, errors = dynamics.margins_and_errors(logits, labels)
     for row, label, margin, error in zip(logits.tolist(), labels.tolist(), margins, errors, strict=True):
         others = [value for place, value in enumerate(row) if place != label]
         assert float(margin) == pytest.approx(row[label] - max(others), abs=1e-5)

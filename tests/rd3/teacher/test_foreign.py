@@ -172,6 +172,8 @@ def test_torchvision_weights_that_cannot_be_had(dataset, tmp_path, monkeypatch):
         bring("torchvision:resnet18", dataset, tmp_path / "out")
     with pytest.raises(BadValue, match="no classifier 'resnet81'"):
         bring("torchvision:resnet81", dataset, tmp_path / "out")
+    with pytest.raises(BadValue, match="no weights IMAGENET1K_V1 of vit_h_14, only IMAGENET1K_SWAG_E2E_V1, "):
+        bring("torchvision:vit_h_14", dataset, tmp_path / "out")
 
 
 def test_the_shipped_role_names_the_cifar10_teacher(data_root):
