@@ -19,7 +19,7 @@ from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
 from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_tensors
-from rd3.teacher.training import Images, duration
+from rd3.teacher.training import Images, duration, within_epochs
 
 Progress = Callable[[float, str], None]
 LOCAL = "trained by RD3: a small local model, not a published one"
@@ -55,16 +55,18 @@ def train(
         started, before = time.perf_counter(), sum(map(len, done.curve.values()))
         rows = done.curve.setdefault(run.stage.name, [])
         for epoch in range(len(rows), run.stage.training.epochs):
+            finished = sum(map(len, done.curve.values()))
+            note = f"{run.stage.name} epoch {epoch + 1}/{run.stage.training.epochs}"
+            report = within_epochs(progress, finished, total_epochs, note)
             with repeatable_kernels():
-                rows.append(run.epoch(epoch, images))
+                rows.append(run.epoch(epoch, images, report))
             finished = sum(map(len, done.curve.values()))
             state = {f"{each.stage.name}/{name}": value for each in runs for name, value in each.state().items()}
             write_tensors(out / CHECKPOINT, recipe.key, precision, state, Counters(done.curve, **stopwatch.spent()))
             left_s = (total_epochs - finished) * (time.perf_counter() - started) / (finished - before)
             progress(
                 finished / total_epochs,
-                f"{run.stage.name} epoch {epoch + 1}/{run.stage.training.epochs}, loss {rows[-1]['loss']:.4f}, "
-                f"{duration(left_s)} left",
+                f"{note}, loss {rows[-1]['loss']:.4f}, {duration(left_s)} left",
             )
         run.finish()
         run.stage.after(images)
@@ -104,8 +106,8 @@ class _Run:
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
         self._inputs: Inputs | None = None
 
-    def epoch(self, epoch: int, images: Images) -> dict[str, float]:
-        """One pass over the training images; the row of the curve."""
+    def epoch(self, epoch: int, images: Images, report: Callable[[float], None]) -> dict[str, float]:
+        """One pass over the training images; returns its row of the curve.  ``report`` gets the share that is done."""
         training, name = self.stage.training, self.stage.name
         if self._inputs is None:
             self._inputs = self.stage.inputs(images)
@@ -119,6 +121,7 @@ class _Run:
             warmup = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))
             self._step(loss, training.lr * warmup)
             losses.append(loss.detach())
+            report((number + 1) / len(batches))
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise Diverged(

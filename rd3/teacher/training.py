@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ HELD_BYTES = 2 << 30
 """Training images up to this many bytes as uint8 are kept on an accelerator instead of being copied batch by batch."""
 TRAINING_SHARE = 0.97
 """Share of the progress taken by training; the rest is testing."""
+REPORT_EVERY_S = 10.0
+"""Time between reports of progress within an epoch, in seconds."""
 TrainableRecipe = TeacherRecipe | TrainingDynamicsRecipe
 """Recipes whose network is trained here."""
 
@@ -116,8 +119,10 @@ def fit(
     images = Images(dataset, recipe.data.split, device)
     for epoch in range(len(counters.curve), training.epochs):
         started = time.perf_counter()
+        note = f"epoch {epoch + 1}/{training.epochs}"
+        report = within_epochs(progress, epoch, training.epochs, note)
         with ForkedRNG(device, seed, "dropout", epoch), repeatable_kernels():
-            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision, observer)
+            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision, observer, report)
         observer.finish(epoch)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
@@ -126,8 +131,7 @@ def fit(
         left_s = (training.epochs - epoch - 1) * sum(epoch_s) / len(epoch_s)
         progress(
             (epoch + 1) / training.epochs,
-            f"epoch {epoch + 1}/{training.epochs}, loss {row['loss']:.3f}, train {row['train_top1_pct']:.1f} %, "
-            f"{duration(left_s)} left",
+            f"{note}, loss {row['loss']:.3f}, train {row['train_top1_pct']:.1f} %, {duration(left_s)} left",
         )
     return network, precision, Counters(counters.curve, **stopwatch.spent())
 
@@ -182,8 +186,9 @@ def _train_epoch(
     device: torch.device,
     precision: str,
     observer: Observer,
+    report: Callable[[float], None],
 ) -> dict[str, float]:
-    """One pass over the training images; returns its row of the training curve."""
+    """One pass over the training images; returns its row of the training curve.  ``report`` gets the share done."""
     seed = recipe.seed
     assert seed is not None
     order = torch.randperm(len(images.labels), generator=generator(seed, "order", epoch))
@@ -206,6 +211,7 @@ def _train_epoch(
         losses.append(loss.detach())
         observer.step(batch, logits.detach().float(), labels)
         right += (logits.detach().argmax(dim=1) == labels).sum()
+        report((index + 1) / len(batches))
     # The one place of an epoch that waits for the device.
     values = torch.stack(losses).tolist()
     for index, value in enumerate(values):
@@ -251,6 +257,23 @@ class Images:
         if self.pixels is not None:
             return self.pixels[there], self.labels[there]
         return self.dataset.images(self.split, positions.tolist()).to(self.device), self.labels[there]
+
+
+def within_epochs(
+    progress: Progress, finished: int, epochs: int, note: str, every_s: float = REPORT_EVERY_S
+) -> Callable[[float], None]:
+    """A function of the share of an epoch that is done, which reports progress every ``every_s`` seconds.
+
+    ``finished``: epochs before this one.  On a CPU an epoch may take many minutes; a stop takes effect at a report.
+    """
+    reported = [time.monotonic()]
+
+    def report(share: float) -> None:
+        if time.monotonic() - reported[0] >= every_s:
+            reported[0] = time.monotonic()
+            progress((finished + share) / epochs, note)
+
+    return report
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, Dive
 from rd3.models import build_network
 from rd3.recipe import Data, Normalisation, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator
-from rd3.teacher.training import learning_rate, pad_crop
+from rd3.teacher.training import learning_rate, pad_crop, within_epochs
 
 CONSTANTS = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -306,3 +308,14 @@ def test_a_recipe_without_training_cannot_be_trained(dataset, tmp_path):
     recipe = a_recipe().model_copy(update={"training": None, "weights": "0" * 64})
     with pytest.raises(BadValue, match="cannot be trained"):
         teacher.train(recipe, dataset, tmp_path)
+
+
+def test_progress_is_reported_within_long_epochs(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("rd3.teacher.training.within_epochs", functools.partial(within_epochs, every_s=0.0))
+    reports: list[tuple[float, str]] = []
+    recipe = a_recipe(epochs=2)
+    teacher.train(recipe, dataset, tmp_path, progress=lambda fraction, note: reports.append((fraction, note)))
+    fractions = [fraction for fraction, _note in reports]
+    batches = math.ceil(len(dataset.labels("train")) / recipe.training.batch_size)
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    assert [note for _fraction, note in reports].count("epoch 2/2") == batches > 1
