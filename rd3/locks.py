@@ -1,4 +1,4 @@
-"""Kernel locks on files, which are released when their process ends for any reason."""
+"""Is a file locked?  Kernel locks are released when their process ends for any reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def is_locked(path: Path) -> bool:
     Takes the lock for a moment, in which another process that does not wait for it would find it taken.
     """
     try:
-        with open(path, "r+b") as stream:  # NFS locks files that are open for writing only
+        with open(path, "r+b") as stream:  # NFS locks only files that are open for writing
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

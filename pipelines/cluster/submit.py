@@ -60,17 +60,17 @@ class Submission:
     env: dict[str, str] = field(default_factory=dict)
     pull: list[str] = field(default_factory=list)
     """Datasets that the head node fetches from the artifacts if it does not have them."""
-    protocols: dict[str, bytes] = field(default_factory=dict)
-    """The user's own protocols in the grid, such as winners of a sweep: name to file content."""
+    presets: dict[str, bytes] = field(default_factory=dict)
+    """The user's own presets in the grid, such as winners of a sweep: name to file content."""
 
     @property
     def words(self) -> list[str]:
-        """The arguments of :mod:`pipelines.run_grid`, which decodes the protocols."""
+        """The arguments of :mod:`pipelines.run_grid`, which decodes the presets."""
         env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
         pull = [word for name in self.pull for word in ("--pull", name)]
-        encoded = [(name, base64.urlsafe_b64encode(text).decode()) for name, text in self.protocols.items()]
-        protocols = [word for name, text in encoded for word in ("--protocol", f"{name}={text}")]
-        return [self.grid, *env, *pull, *protocols, *self.options]
+        encoded = [(name, base64.urlsafe_b64encode(text).decode()) for name, text in self.presets.items()]
+        presets = [word for name, text in encoded for word in ("--protocol", f"{name}={text}")]
+        return [self.grid, *env, *pull, *presets, *self.options]
 
     @property
     def entrypoint(self) -> str:
@@ -108,8 +108,9 @@ def submission(
         options=options,
         env={name: shared_address(name, value, local) for name, value in addresses.items() if name not in env}
         | {name: free_of_passwords(name, value) for name, value in env.items()},
+        # All but the datasets that need no files: they have no folders to search.
         pull=[name for name in names if dataset_source(name, session.roots).places(session.roots)],
-        protocols={name: (session.presets / f"{name}.yaml").read_bytes() for name in sorted(users)},
+        presets={name: (session.presets / f"{name}.yaml").read_bytes() for name in sorted(users)},
     )
 
 
@@ -136,7 +137,7 @@ def shared_address(name: str, value: str, local: bool = False) -> str:
 def may_be_local(address: str | None) -> bool:
     """Whether the cluster at this address, by default that of Ray's environment variables, may be on this machine.
 
-    So are a loopback address (also of a port that is forwarded), and none, for which Ray looks for a cluster here.
+    True for a loopback address, whose port may be forwarded from elsewhere, and without one, as Ray then looks here.
     """
     variables = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     found = address or next((os.environ[name] for name in variables if os.environ.get(name)), "auto")
@@ -214,7 +215,8 @@ def job_errors(address: str) -> Iterator[None]:
         ) from None
     except RuntimeError as error:  # Ray's client raises it for every error response
         response = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
-        reason = response.group(2).strip().splitlines()[-1] if response else str(error).splitlines()[0]
+        said = response.group(2).strip().splitlines()[-1:] if response else str(error).splitlines()[:1]
+        reason = said[0] if said else "no reason given"
         raise RD3Error(f"The Ray cluster at {address} refused the request: {reason}", "see `rd3 jobs list`") from None
 
 
@@ -341,7 +343,8 @@ def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[
 def stop(client: JobSubmissionClient, job: str) -> str:
     """Ask the job to stop and wait for its end; returns its final state.
 
-    Raises :class:`RD3Error` for a job that has not ended when Ray should have killed it.
+    Raises :class:`RD3Error` for a job that has not ended when Ray should have killed it; Ray's own errors are left to
+    the caller's :func:`job_errors`.
     """
     client.stop_job(job)
     within_s = STOP_WAIT_S + _KILL_WITHIN_S

@@ -1,4 +1,4 @@
-"""What the driver does when a worker finds damaged what its recipe is made from.
+"""What the driver does when a worker finds that a parent of its recipe is missing or damaged.
 
 Before anything is forgotten, the driver reads the files at their source: the disk or the network of one worker must not
 remove an intact result from the ledger.
@@ -28,7 +28,9 @@ class DamagedParents:
         """Number of the first trial that starts after a parent was found intact, or is made again."""
 
     def resolve(self, key: Key, end: TrialEnd, trial: int, next_trial: int) -> str | None:
-        """Queue the damaged parents of a recipe again; returns why the recipe fails, None if it can run again.
+        """Queue the damaged direct parents of a recipe again; returns why the recipe fails.
+
+        None: the caller may queue the recipe again, behind its parents.
 
         ``trial``: number of its trial; ``next_trial``: number of the next one to start.  A trial that started before a
         parent was made again has read the earlier files, which says nothing about the new ones.

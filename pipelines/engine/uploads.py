@@ -36,7 +36,7 @@ def registered_for_upload(unfinished: UnfinishedWork | None) -> Iterator[None]:
 
 
 def uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:
-    """Wrap ``progress`` so that a new note starts an upload.
+    """Wrap ``progress`` so that a new note starts an upload, which is skipped within a minute of the last.
 
     Synthesis has one note per block and does not time what happens between blocks, so that no upload counts as
     generation time.

@@ -210,7 +210,10 @@ class RecipeQueue:
         return key if self.path_s[key] >= self.long_s(devices) else None
 
     def long_s(self, devices: float) -> float:
-        """Planned seconds of work that is long compared to all remaining work, and may be left over at the end."""
+        """Planned seconds from which a path counts as critical; also the most that a pack may take.
+
+        Nothing longer should start last, as it would then run alone at the end.
+        """
         return URGENT * self._left_s / devices
 
     @property
@@ -285,10 +288,11 @@ class RecipeQueue:
         """Record that ``key`` has no result in this run; its descendants are ``blocked``."""
         self._stop_running(key)
         self.ready.discard(key)
+        if key not in self.unsuccessful:
+            self._left_s -= self.costs_s.get(key, 0.0)
         self.unsuccessful[key] = Unsuccessful(status, reason)
         self._move(key, "failed")
-        self._left_s -= self.costs_s.get(key, 0.0)
-        for child in self.children.get(key, ()):
+        for child in self.later(key):
             if child not in self.unsuccessful and not self._there(child) and child not in self.running:
                 self.close(child, "blocked", self._cause(key))
         self._settle(key, self._waiting_for.get(key, ()))
@@ -313,13 +317,13 @@ class RecipeQueue:
             self.close(key, "blocked", self._cause(failed))
             return
         self._await_parents(key)
-        for child in self.children.get(key, ()):
+        for child in self.later(key):
             if child not in self.unsuccessful and not self._there(child) and child not in self.running:
                 self._missing[child].add(key)
                 self.ready.discard(child)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Kind to the number of recipes done, reused, running, failed and waiting."""
+        """Kind to the number of recipes done, reused, running, failed (or blocked) and waiting (or ready)."""
         return {kind: dict(row) for kind, row in self._counts.items()}
 
     def state(self, key: Key) -> str:

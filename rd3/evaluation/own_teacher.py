@@ -78,7 +78,9 @@ def own_teacher(
         warnings.warn(exchanged, stacklevel=3)
     if better and better.worth_reporting(normalisation is not None):
         warnings.warn(
-            sentence(f"{NAME} may need others: {better.describe(given)}; {_adapted(better)} if it was trained so"),
+            sentence(
+                f"{NAME} may need another input: {better.describe(given)}; {_adapted(better)} if it was trained so"
+            ),
             stacklevel=3,
         )
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
@@ -121,7 +123,7 @@ def _judge(
             f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
         )
     if not allow_chance:
-        cause = f"its constants are the likely cause: {better.describe(given)}" if better else ""
+        cause = f"{better.cause} are the likely cause: {better.describe(given)}" if better else ""
         check_above_chance(NAME, tested, dataset, cause, fix)
 
 

@@ -1,4 +1,4 @@
-"""Rounding and compression of images when they are stored."""
+"""Conversion to uint8 and compression of images when they are stored."""
 
 from __future__ import annotations
 

@@ -21,13 +21,15 @@ from rd3.teacher.artifact import NOT_FINITE, VERIFIED_IMAGES, Predictions, predi
 CONFIDENCE = 0.99
 """Of the interval of an accuracy that must not contain chance."""
 GAIN_PCT, REACHED_PCT = 20.0, 50.0
-"""Another order of the classes gains and reaches as many percentage points: the classes are permuted."""
+"""Classes count as permuted if another order gains ``GAIN_PCT`` points and reaches ``REACHED_PCT`` %."""
 NOTED_GAIN_PCT = 5.0
 """A gain by another order that is reported, for example of two exchanged classes."""
 ORDER_IMAGES = 20
 """Training images of every class by which an order is found."""
 TRIED_IMAGES = 128
-"""Training images on which every known normalisation is tried; the best is compared on validation images."""
+"""About as many training images (128 to 511) are used to try each known normalisation; the best one is compared on
+validation images.
+"""
 _GOOD_PCT = 97.0
 """Validation accuracy from which no other constants are tried."""
 _CAUSES = "the constants of another normalisation, weights of another dataset, or a classifier that was not trained"
@@ -137,6 +139,7 @@ def better_constants(
     constants and with the best, and must be significantly better than RGB on the training images too.  ``network`` is
     in eval mode on ``device``.
     """
+    # The classes of the validation images take turns, so that the first ones are balanced.
     validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
 
     def tested(constants: Normalisation, split: Split, positions: Sequence[int], bgr: bool = False) -> Predictions:
@@ -146,8 +149,9 @@ def better_constants(
     with_given = tested(given, "validation", validation)
     if with_given.top1_pct >= _GOOD_PCT:
         return None
-    every = max(1, -(-TRIED_IMAGES // dataset.info.num_classes))
-    tried = _per_class(dataset, "fit", every)[:: max(1, every * dataset.info.num_classes // (2 * TRIED_IMAGES))]
+    # As many images of every class or, where there are hundreds of classes, of every second, third ... class.
+    per_class = max(1, -(-TRIED_IMAGES // dataset.info.num_classes))
+    tried = _per_class(dataset, "fit", per_class)[:: max(1, per_class * dataset.info.num_classes // (2 * TRIED_IMAGES))]
     others = [one for one in dict.fromkeys([*stated, dataset.info.normalisation, *KNOWN.values()]) if one != given]
     rgb = {one: tested(one, "fit", tried) for one in others}
     best = max(rgb, key=lambda one: rgb[one].top1_pct)
@@ -243,14 +247,15 @@ def check_order(
         f"{ids[first]} is its output {order[first]}, not {first}"
     )
     more = int((order != np.arange(len(order))).sum()) - 1
-    fact += f", and {more} more classes differ." if more else "."
+    fact += f", and {more} more {'class differs' if more == 1 else 'classes differ'}." if more else "."
+    fix = fix.replace("{order}", str(order.tolist()))
     if gain >= GAIN_PCT and other.top1_pct >= REACHED_PCT:
-        raise ClassOrderError(fact, fix.replace("{order}", str(order.tolist())))
+        raise ClassOrderError(fact, fix)
     return f"{fact} {sentence(fix)}" if gain >= NOTED_GAIN_PCT else ""
 
 
 def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: str = "", fix: str = "") -> None:
-    """Raise :class:`BadValue` if the interval of the accuracy includes chance, or is below it."""
+    """Raise :class:`BadValue` if the interval of the accuracy includes chance, or lies below it."""
     low, high = wilson(tested.correct, len(tested.labels))
     by_chance = chance(tested.labels)
     if low > by_chance:

@@ -24,7 +24,8 @@ def produced(
 ) -> dict[str, T]:
     """What the members of a registry make of ``inputs``, by name, without those that have nothing to show.
 
-    ``failed`` gives the place of one that fails, from its name and the reason: it must not cost the report.
+    ``failed(name, reason)`` makes a stand-in for a member that raises or could not be imported, so that the others are
+    shown.
     """
     found: dict[str, T | None] = {}
     for name in registry:
@@ -38,7 +39,7 @@ def produced(
 
 @dataclass(frozen=True)
 class Results:
-    """One row per evaluation, and one score per set of evaluations that differ only in their seeds."""
+    """One row per evaluation, and one score per group of evaluations that differ only in their seeds."""
 
     find: Find
     """Looks up the ledger entries that they are made from."""

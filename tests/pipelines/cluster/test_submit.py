@@ -261,7 +261,7 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     (tmp_path / "mine.yaml").write_text(GRID.replace(", cifar10", "") + "protocols: [rd3, found]\n")
     own = Session(f"sqlite:///{here}/m.db", str(here / "artifacts"), here)
     submitted = submit.submission(str(tmp_path / "mine.yaml"), own, {}, {}, [])
-    assert list(submitted.protocols) == ["found"]
+    assert list(submitted.presets) == ["found"]
     monkeypatch.setenv("RD3_HOME", str(there))
     for _again in range(2):
         done = CliRunner().invoke(run_grid.app, launcher.words(submitted))

@@ -92,6 +92,9 @@ def test_closed_beforehand_blocks_what_is_made_from_it():
     queue = RecipeQueue(graph(), unsuccessful=unsuccessful, demands=ONE)
     assert queue.finished
     assert {how.reason for how in queue.unsuccessful.values()} == {"import it: rd3 teacher import"}
+    once = RecipeQueue(graph(), unsuccessful=unsuccessful, demands=ONE, costs_s=dict.fromkeys(graph(), 1.0))
+    each = RecipeQueue(graph(), unsuccessful=queue.unsuccessful, demands=ONE, costs_s=dict.fromkeys(graph(), 1.0))
+    assert each.long_s(1) == once.long_s(1) >= 0, "a recipe without a result is left out of the rest once"
 
 
 def test_a_recipe_that_comes_back_goes_out_once_more():

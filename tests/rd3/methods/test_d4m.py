@@ -151,7 +151,26 @@ def test_own_wordings_of_prompts_are_possible():
     assert class_prompts(own, info) == tuple(own)
 
 
+def test_another_wording_of_a_class_may_be_the_name_of_another():
+    """CLIP's prompts say corn cob for ear, beside corn; but nobody's prompt is another's alone."""
+    info = dataset_info("imagenet1k")
+    names = [f"a photo of a {name}" for name in info.class_names]
+    ear, corn = info.class_names.index("ear"), info.class_names.index("corn")
+    names[ear] = "a photo of a corn cob"
+    assert class_prompts(names, info) == tuple(names)
+    names[ear] = names[corn]
+    with pytest.raises(ClassOrderError, match="'ear', is 'a photo of a corn', which names class"):
+        class_prompts(names, info)
+
+
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "tinyimagenet", "imagenette", "imagenet1k"])
 def test_class_names_are_prompts_that_fit(name: str):
     info = dataset_info(name)
-    assert class_prompts(info.class_names, info) == class_prompts(None, info) == info.class_names
+    assert class_prompts(info.class_names, info) == info.class_names
+    changed = {
+        own: prompt for own, prompt in zip(info.class_names, class_prompts(None, info), strict=True) if own != prompt
+    }
+    twice = {"crane": ("n02012849", "n03126707"), "maillot": ("n03710637", "n03710721")}
+    expected = {f"{prompt} ({wnid})": prompt for prompt, wnids in twice.items() for wnid in wnids}
+    assert changed == {own: prompt for own, prompt in expected.items() if own in info.class_names}
+    assert len(changed) == {"imagenet1k": 4, "tinyimagenet": 1}.get(name, 0)

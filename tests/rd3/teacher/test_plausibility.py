@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.known_constants import KNOWN, constants, spelled
 from rd3.models import build_network
 from rd3.recipe import Normalisation
-from rd3.teacher import fit
+from rd3.teacher import fit, plausibility
 from rd3.teacher.artifact import NOT_FINITE, Predictions
 from rd3.teacher.class_order import outputs_of, read_class_order
-from rd3.teacher.plausibility import BetterConstants, best_order, reordered, wilson
+from rd3.teacher.plausibility import BetterConstants, best_order, check_order, reordered, wilson
 
 OWN = Normalisation(mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 
@@ -168,6 +169,20 @@ def test_constants_in_the_file_are_said(colours, tmp_path):
     )
     said = bring(tmp_path / "w.pt", data, tmp_path / "out")[2]
     assert said == ["The file itself holds the constants 0.31/0.2; 0.3/0.2 are used."]
+
+
+def test_a_smaller_gain_by_another_order_comes_with_the_order(monkeypatch):
+    labels = torch.arange(4).repeat(25)
+    predicted = labels.clone()
+    predicted[::10] = 1 - predicted[::10].clamp(max=1)
+    exchanged = np.array([1, 0, 2, 3])
+    monkeypatch.setattr(plausibility, "found_order", lambda *_given: exchanged)
+    monkeypatch.setattr(plausibility, "GAIN_PCT", 101.0)
+    tested = Predictions("validation", torch.from_numpy(exchanged)[predicted], labels)
+    data = SimpleNamespace(info=SimpleNamespace(num_classes=4, name="toy", class_ids=("a", "b", "c", "d")))
+    said = check_order("teacher", tested, None, data, torch.device("cpu"), "take the rows {order}")
+    assert said.endswith("Take the rows [1, 0, 2, 3].")
+    assert "and 1 more class differs" in said
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
