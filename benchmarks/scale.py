@@ -166,7 +166,7 @@ def simulate(
     """Simulate the plan on ``gpus`` GPUs, with ``shares`` trials per set and evaluations on a ``part`` of a GPU."""
     from ray.tune.search import Searcher
 
-    from pipelines.engine.tune import Graph
+    from pipelines.engine.tune import DriverSearcher
 
     demands = {kind: Demand(1.0, 1.0) for kind in ("teacher", "statistics", "set", "share")}
     demands["evaluation"] = Demand(1.0, part)
@@ -181,7 +181,7 @@ def simulate(
     eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
     view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
     driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
-    graph, cluster = Graph(driver), Cluster(gpus)
+    graph, cluster = DriverSearcher(driver), Cluster(gpus)
     out: dict[str, list[dict[str, Any]]] = {}
     began = time.process_time()
     for number in itertools.count():

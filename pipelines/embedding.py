@@ -34,8 +34,7 @@ def embedded(groups: dict[str, Points], *, perplexity: float = 30.0) -> dict[str
     """The groups with (n, 2) positions in place of features, from one t-SNE of all, so that these can be compared.
 
     ``groups``: name to the (n, d) features of its images.  ``perplexity`` is lowered for fewer than three times as many
-    images.  Source: van der Maaten and Hinton,
-    2008; scikit-learn's implementation, initialised by PCA.
+    images.  Source: van der Maaten and Hinton, 2008; scikit-learn's implementation, initialised by PCA.
     """
     from sklearn.manifold import TSNE
 

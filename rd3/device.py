@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rd3.errors import BadValue
 from rd3.lazy import nn, torch
@@ -77,25 +77,24 @@ def repeatable_kernels() -> AbstractContextManager[None]:
 def torch_defaults() -> Iterator[None]:
     """Inside ``with``, torch has its default modes, whatever the caller's notebook or training script has set.
 
-    Gradients, no autocast, float32, the CPU as default device, and fp32 matrix products that are not rounded to TF32:
+    Gradients, no autocast, float32, the CPU as default device, and fp32 products that are not rounded to TF32 or bf16:
     each of them would change results or fail.  The caller's modes are restored afterwards.
     """
-    dtype, device, products = (
-        torch.get_default_dtype(), torch.get_default_device(), torch.get_float32_matmul_precision()
-    )  # fmt: skip
     with contextlib.ExitStack() as modes:
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 modes.enter_context(torch.autocast(kind, enabled=False))
-        if device.type != "cpu":  # otherwise nothing is set, as torch then calls Python for every operation
-            modes.callback(torch.set_default_device, device)
-            torch.set_default_device(None)
-        modes.callback(torch.set_default_dtype, dtype)
-        modes.callback(torch.set_float32_matmul_precision, products)
+        if torch.get_default_device().type != "cpu":  # otherwise not, as torch then calls Python for every operation
+            modes.enter_context(torch.device("cpu"))
+        modes.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
-        torch.set_float32_matmul_precision("highest")
+        backends: Any = torch.backends
+        products = (backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
+        for place, value in ((backends, "none"), (backends.mkldnn, "none"), *((each, "ieee") for each in products)):
+            modes.callback(setattr, place, "fp32_precision", place.fp32_precision)
+            place.fp32_precision = value
         yield
 
 

@@ -19,7 +19,7 @@ from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.device import torch_defaults
 from rd3.diffusion.derivation import derivation_of
-from rd3.errors import DataCorrupt, DataMissing, RD3Error, StoreError
+from rd3.errors import DataCorrupt, DataMissing, RD3Error
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
@@ -43,7 +43,7 @@ from rd3.recipe import (
     recipe_of_kind,
 )
 from rd3.stopwatch import Stopwatch
-from rd3.store import STUDENT, Entry, ReadableStore, existing, now, write_atomically
+from rd3.store import STUDENT, Entry, ReadableStore, existing, now, write_atomically, write_errors
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet, contact_sheet
 from rd3.values import digest
@@ -107,11 +107,8 @@ class Context:
     def out(self) -> Path:
         """The folder that files are written to."""
         folder = self.part.out / "result"
-        try:
+        with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            fix = "free space there, or choose another folder"
-            raise StoreError(f"Cannot make the folder {folder}: {error.strerror}.", fix) from None
         return folder
 
     @property

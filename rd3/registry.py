@@ -41,7 +41,11 @@ def _reason(error: BaseException, file_name: str) -> str:
 
 
 def _origin(thing: object) -> tuple[object, object]:
-    """The file and the name in it that define a class or function; equal for a file that is loaded under two names."""
+    """The file and the name in it that define a class or function; equal for a file that is loaded under two names.
+
+    A network is what builds it.
+    """
+    thing = getattr(thing, "build", thing)
     module = getattr(thing, "__module__", "")
     file = getattr(sys.modules.get(module), "__file__", None)
     return Path(file).resolve() if file else module, getattr(thing, "__qualname__", None)

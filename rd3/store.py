@@ -163,15 +163,23 @@ def _reason(error: OSError) -> str:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target`` that takes its place when the block ends, and is removed if the block fails."""
+    """A hidden folder that takes the place of ``target`` when the block ends, and is removed if the block fails.
+
+    An empty folder, which may be a mount point or the shell's own, stays and gets its content.
+    """
     target = target.resolve()
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    empty = target.is_dir() and not any(target.iterdir())
+    staging = target / ".new" if empty else target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
         yield staging
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
+        if empty:
+            for path in list(staging.iterdir()):
+                os.replace(path, target / path.name)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -17,7 +17,8 @@ from rd3.errors import DataMissing, RD3Error
 
 
 def _ray(*words: str) -> list[str]:
-    return [sys.executable, "-m", "ray.scripts.scripts", *words]  # the command `ray`, which may not be in PATH
+    # The command `ray`, which may not be in PATH; -P: no module of the working directory takes the place of another.
+    return [sys.executable, "-P", "-m", "ray.scripts.scripts", *words]
 
 
 def probe(cluster_file: Path) -> None:

@@ -135,7 +135,13 @@ def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
             raise BadValue(f"Expected NAME=VALUE, got {pair!r}.", "for example: temperature=4")
         try:
             fields[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date such as 2024-13-45
+        except (
+            yaml.YAMLError,
+            RecursionError,
+            ValueError,
+            LookupError,
+            AttributeError,
+        ):  # such as 2024-13-45 and !!bool x
             raise BadValue(
                 f"Cannot read the value in {pair!r}.", "use a number or a word, or put it in quotes"
             ) from None

@@ -170,7 +170,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         return values
     try:
         value = loader.construct_object(node)
-    except ValueError:  # such as `!!int text` and `0b_`
+    except (ValueError, LookupError, AttributeError):  # such as `!!int text`, `!!bool text` and `!!timestamp text`
         found.problem(path, f"Cannot read the value {str(node.value)[:40]!r}.", "write a number, or put it in quotes")
         found.unreadable.add(path)
         return None
@@ -181,10 +181,9 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
     plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         base = 60 if ":" in node.value else 8
+        decimal = f"{node.value.replace('_', '').replace('0', '', 1)} or " if base == 8 else ""
         found.problem(
-            path,
-            f"{node.value} is {value:g} in YAML, which reads it in base {base}.",
-            f"write {value:g}" if base == 60 else f"write {node.value.replace('0', '', 1)} or {value:g}",
+            path, f"{node.value} is {value} in YAML, which reads it in base {base}.", f"write {decimal}{value}"
         )
         found.unreadable.add(path)
         return None

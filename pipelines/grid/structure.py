@@ -217,11 +217,10 @@ def items_of(data: dict[str, Any], key: str, wrong: set[Path]) -> Iterator[tuple
 
 def check_repeats(document: Located, items: list[Any], path: Path) -> None:
     """Report items that equal an earlier one; 1 and 1.0 are equal."""
-    seen: dict[str, int] = {}
+    seen: dict[Any, int] = {}
     for place, item in enumerate(items):
         number = isinstance(item, int | float) and not isinstance(item, bool)
-        plain = int(item) if number and item == int(item) else item  # exact, also for seeds above 2^53
-        text = json.dumps(plain, sort_keys=True, default=str)
+        text = item if number else json.dumps(item, sort_keys=True, default=str)  # numbers are compared exactly
         if text in seen:
             message = f"Duplicate of {place_text((*path, seen[text]))}."
             document.problem((*path, place), message, "remove one of them")

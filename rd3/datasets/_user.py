@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -332,7 +333,9 @@ def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | N
         fact = f"The class folders of {root} are a level deeper, in {inner}."
         return BadValue(fact, f"register that: {add(inner)}" if add else f"move what is in {inner} to {root}")
     fact = f"{root} has {len(found)} class folders, expected 2 or more"
-    beside = subfolders(root.parent)
+    beside: list[str] = []
+    with contextlib.suppress(BadValue, OSError):  # what lies there is not the user's concern
+        beside = subfolders(root.parent)
     if add and image_files(root, "", 0) and len(beside) > 1 and not _are_splits(beside):
         return BadValue(f"{fact}; it holds images itself.", f"register the folder above: {add(root.parent)}")
     left = unread(root, [])

@@ -86,7 +86,8 @@ def _checked(recipe: BackboneRecipe, dataset: Dataset) -> int:
     """The seed, once recipe and dataset fit together."""
     if recipe.training is None or recipe.seed is None:
         raise BadValue(
-            f"Backbone {recipe.key[:12]} has no training settings or no seed; nothing can train it.", "import it"
+            f"Backbone {recipe.key[:12]} cannot be trained: its recipe has no training settings or no seed.",
+            "import it",
         )
     check_training_images(recipe, dataset)
     return recipe.seed

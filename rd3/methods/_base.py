@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class Settings(BaseModel):
     """Base of a method's settings: typed, immutable, without unknown names, resolved into the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 _AnySettings = type[Settings]

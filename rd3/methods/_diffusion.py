@@ -69,9 +69,8 @@ def sampled(
 
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members, (label, k) each, to latents (B, C, h, w) for image-to-image with noise ``strength`` (0-1), and
-    ``guide`` members to the guide of their batch.
-    Every image has noise of its own, a function of set seed, label and k.  On a CPU a batch holds images of one block,
-    so that a block has the same bits however the blocks are shared out.
+    ``guide`` members to the guide of their batch.  Every image has noise of its own, a function of set seed, label and
+    k.  On a CPU a batch holds images of one block, so that a block has the same bits however the blocks are shared out.
     """
     from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample

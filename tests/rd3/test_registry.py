@@ -99,3 +99,16 @@ def test_a_file_anywhere_gives_the_names_that_it_registers(package):
     (package / "text.txt").write_text("")
     with pytest.raises(BadValue, match="not a Python file"):
         registry.load_file(package / "text.txt")
+
+
+def test_a_network_does_not_take_the_place_of_another():
+    from rd3.models import NETWORKS, register_network
+
+    before = NETWORKS.get("resnet18")
+    with pytest.raises(RD3Error, match="network 'resnet18' is registered twice"):
+
+        @register_network("resnet18", summary="mine", resolutions={32: "mine"})
+        def mine(*_given: object) -> object:
+            raise AssertionError
+
+    assert NETWORKS.get("resnet18") is before

@@ -200,7 +200,7 @@ def test_a_scratch_folder_that_cannot_be_made_is_said(chain, tmp_path, capsys, w
         str(folder / "home"),
     ]
     assert run.main([str(folder / "set.json"), *places, *words]) == 2
-    assert f"Cannot make the folder {tmp_path / 'file' / 'out'}" in capsys.readouterr().err
+    assert f"Cannot write to {tmp_path / 'file' / 'out'}" in capsys.readouterr().err
 
 
 def test_shares_are_of_one_set(chain, tmp_path, capsys):

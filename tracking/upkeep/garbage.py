@@ -57,7 +57,8 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
     entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
     yield from _direct_files(ledger.objects, entries, now)
     # The path alone is not enough: on a shared server another machine's ledger may have the same one.
-    ledger_id = place.ledger_id or identity(ledger.objects, create=False)
+    # Of a copy, which has no identity yet, only runs without one may be taken for its own.
+    ledger_id = place.ledger_id or identity(ledger.objects, create=False) or "none"
     yield from _runs(Tracker(replace(place, ledger_id=ledger_id)), ledger, entries, now)
     yield from _scratch(place.home, keys, now)
 

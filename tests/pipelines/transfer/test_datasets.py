@@ -16,7 +16,7 @@ from rd3.datasets import Roots, add_folder, dataset_fingerprint, dataset_info, o
 from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error, TrackingError
 from rd3.recipe import Data
 from tracking.place import Place
-from tracking.runs import dataset_bundles as parcels
+from tracking.runs import dataset_bundles
 from tracking.runs.runs import Tracker
 
 
@@ -57,7 +57,7 @@ def left(roots: Roots) -> list[str]:
 
 def test_a_dataset_arrives_as_it_was_pushed(here, place, tmp_path, monkeypatch):
     name, roots = here
-    monkeypatch.setattr(parcels, "PART_BYTES", 200)  # several parts
+    monkeypatch.setattr(dataset_bundles, "PART_BYTES", 200)  # several parts
     bundle, new = push(name, at(place, roots))
     assert (new, bundle.files, len(bundle.parts) > 2) == (True, 12, True)
     assert push(name, at(place, roots)) == (bundle, False)
@@ -79,7 +79,7 @@ def test_nothing_is_read_for_a_tracking_server_that_is_away(here, tmp_path, monk
         push(name, Place("http://127.0.0.1:9", "/nowhere", roots.home))
 
 
-def test_what_needs_the_training_images_alone_takes_the_same_parcel(here, place, tmp_path):
+def test_what_needs_the_training_images_alone_takes_the_same_bundle(here, place, tmp_path):
     name, roots = here
     push(name, at(place, roots))
     there = Roots(None, tmp_path / "elsewhere")
@@ -155,12 +155,12 @@ def test_other_data_under_the_right_hashes_is_refused(here, place, tmp_path, mon
 def test_a_push_that_was_cut_off_is_never_read(here, place, tmp_path, monkeypatch):
     name, roots = here
     tracker = Tracker(place)
-    monkeypatch.setattr(parcels, "sha256_file", lambda _path: 1 / 0)
+    monkeypatch.setattr(dataset_bundles, "sha256_file", lambda _path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         push(name, at(place, roots))
     monkeypatch.undo()
-    assert parcels.find(tracker, name) is None
-    runs = tracker.search([tracker.experiment(parcels.EXPERIMENT)], {"rd3.data": name})
+    assert dataset_bundles.find(tracker, name) is None
+    runs = tracker.search([tracker.experiment(dataset_bundles.EXPERIMENT)], {"rd3.data": name})
     assert [run.info.status for run in runs] == ["FAILED"]
     assert push(name, at(place, roots)).new
 
@@ -168,8 +168,8 @@ def test_a_push_that_was_cut_off_is_never_read(here, place, tmp_path, monkeypatc
 def test_one_process_of_a_node_fetches(here, place, tmp_path, monkeypatch):
     name, roots = here
     push(name, at(place, roots))
-    fetched, unpack = [], parcels.unpack
-    monkeypatch.setattr(parcels, "unpack", lambda *words: (fetched.append(words), unpack(*words)))
+    fetched, unpack = [], dataset_bundles.unpack
+    monkeypatch.setattr(dataset_bundles, "unpack", lambda *words: (fetched.append(words), unpack(*words)))
     there = Roots(None, tmp_path / "there")
     with ThreadPoolExecutor(4) as pool:
         came = list(pool.map(lambda _: pull(name, at(place, there)), range(4)))

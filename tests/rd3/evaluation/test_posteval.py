@@ -682,12 +682,18 @@ def test_images_in_float_equal_images_in_bytes():
         lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         lambda: _changed(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
         lambda: _changed(lambda: None, torch.set_default_device, "meta"),
+        lambda: torch.device("meta"),
         lambda: _changed(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"),
+        lambda: _products(torch.backends.cuda.matmul, "tf32"),
+        lambda: _products(torch.backends, "tf32"),
+        lambda: _products(torch.backends.mkldnn.conv, "bf16"),
     ],
 )
 def test_the_callers_modes_change_nothing_and_stay(modes):
     def state():
-        dtype, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+        backends = torch.backends
+        places = (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul, backends.mkldnn.conv)
+        dtype, products = torch.get_default_dtype(), [place.fp32_precision for place in places]
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
         return torch.get_default_device(), dtype, products, modes
 
@@ -702,6 +708,10 @@ def test_the_callers_modes_change_nothing_and_stay(modes):
         found = run()
         assert state() == before
     assert (found.correct, found.final_loss) == (expected.correct, expected.final_loss)
+
+
+def _products(place, value):
+    return _changed(lambda: place.fp32_precision, lambda given: setattr(place, "fp32_precision", given), value)
 
 
 @contextlib.contextmanager

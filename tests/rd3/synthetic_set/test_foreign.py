@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +219,8 @@ def test_objects_beside_the_tensors_are_said_and_in_their_place_are_refused(tmp_
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of 16 KiB."""
+    if os.geteuid():
+        pytest.skip("only root can mount a small disk")
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True)
@@ -243,6 +246,18 @@ def test_exports_to_a_full_disk_leave_nothing_and_can_be_repeated(opened, small_
     shutil.rmtree(small_disk / "store")
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
     assert len(list(export_png(opened, small_disk / "png").glob("*/*.png"))) == len(opened.images)
+
+
+def test_an_empty_folder_gets_the_export_and_stays(opened, tmp_path, monkeypatch):
+    """It may be a mount point, or the folder that the shell is in."""
+    folder = tmp_path / "mine"
+    folder.mkdir(mode=0o2775)
+    folder.chmod(0o2775)
+    before = folder.stat()
+    monkeypatch.chdir(folder)
+    export_png(opened, Path())
+    assert {path.name for path in folder.iterdir()} == {path.name for path in Path().iterdir()} == set(INFO.class_ids)
+    assert (folder.stat().st_ino, folder.stat().st_mode) == (before.st_ino, before.st_mode)
 
 
 def test_sets_without_some_classes_are_said_to_be_so(tmp_path):

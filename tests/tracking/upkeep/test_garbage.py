@@ -52,6 +52,9 @@ def test_a_ledger_at_an_equal_path_on_a_shared_server_keeps_its_files(tmp_path: 
     time.sleep(0.01)  # an end time in milliseconds lies before now
     found = [one.where for one in garbage.find_garbage(place, here, driver_lives=False) if one.what.startswith("files")]
     assert found == [runs["ours"]]
+    here.objects.put("ledger.json", json.dumps({"id": "theirs", "where": "inode 1"}).encode())
+    found = [one.where for one in garbage.find_garbage(place, here, driver_lives=False) if one.what.startswith("files")]
+    assert found == [], "this is a copy of theirs, which may go on elsewhere"
 
 
 def _inode(ledger: Ledger) -> str:
