@@ -120,6 +120,9 @@ def artifact_root(text: str, name: str = "RD3_ARTIFACTS") -> str:
         if _split(text, name).netloc not in ("", "localhost"):
             raise BadValue(f"{name} is {text}, which names a host.", f"write {name}=file:///PATH, or the path alone")
         text = unquote(urlsplit(text).path)
+    if missing := re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", text):
+        scheme = missing[1]
+        raise BadValue(f"{name} is {text}, which has one slash.", f"write {scheme}://{text[missing.end() :]}")
     return text if "://" in text else str(_folder(text, name))
 
 

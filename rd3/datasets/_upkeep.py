@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,17 @@ def _ok(name: str, looked: tuple[str, ...], copy: Copy) -> Finding:
     return Finding(name, "ok", looked, str(copy.folder or ""), copy.layout, info.source, *counts)
 
 
+def _network_fix(error: str) -> str:
+    """What to check of the network; the proxy of this machine, if there is one."""
+    proxy = urllib.request.getproxies().get("https", "")
+    if not proxy:
+        return "check the network"
+    shown = proxy.rpartition("@")[2]
+    if "407" in error:
+        return f"put the user and password of the proxy {shown} into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT)"
+    return f"check the network and the proxy {shown}: correct or unset HTTPS_PROXY"
+
+
 def fetch(name: str, roots: Roots) -> Copy:
     """Download a dataset into ``<home>/data/<name>`` unless it is there already; needs a network connection."""
     source = dataset_source(name, roots)
@@ -82,7 +94,7 @@ def fetch(name: str, roots: Roots) -> Copy:
     except (OSError, RuntimeError) as error:
         raise DataMissing(
             f"Download of dataset {name} failed ({type(error).__name__}: {error}).",
-            f"check the network or obtain {name} manually: {source.obtain.format(folder=target)}",
+            f"{_network_fix(str(error))}, or obtain {name} manually: {source.obtain.format(folder=target)}",
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

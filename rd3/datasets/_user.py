@@ -33,6 +33,7 @@ from rd3.inputs import (
     eight_bit_notes,
     file_name,
     how_to_unpack,
+    is_image_file,
     matched,
     order_text,
     require_links,
@@ -169,7 +170,7 @@ def add_folder(
     train, test = _split_folders(folder, add)
     class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
     if test:
-        _check_same(_class_folders(folder / test, None)[0], class_ids, folder / test)
+        _check_same(_test_classes(folder, test), class_ids, folder / test)
     blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     info = DatasetInfo(
         name=name,
@@ -255,7 +256,11 @@ def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> No
 def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:
     yield Note(order_text(class_ids, by_numbers))
     places = [f"{root}/{name}" for root in roots for name in class_folders(folder / root, class_ids).values()]
-    left = unread(folder, [f"{place}/{inner}" for place in places for inner in INNER])
+    unused = _unused_splits(folder, roots[1]) if len(roots) > 1 else []
+    for one in unused:
+        count = sum(is_image_file(path.name) for path in (folder / one).rglob("*"))
+        yield Note(f"{one} ({count} images) is not used: {roots[1]} is the test split")
+    left = unread(folder, [f"{place}/{inner}" for place in places for inner in INNER], unused)
     if left:
         yield Note(left, doubtful=True)
 
@@ -346,6 +351,23 @@ def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | N
 def _are_splits(names: Sequence[str]) -> bool:
     """Whether folders of these names look like splits and not like classes."""
     return all(_SPLIT.fullmatch(name.lower()) for name in names)
+
+
+def _test_classes(folder: Path, test: str) -> Sequence[str]:
+    """The class folders of the test split; without any, another split beside it is named that has some."""
+    try:
+        return _class_folders(folder / test, None)[0]
+    except BadValue as error:
+        for other in _unused_splits(folder, test):
+            if len(subfolders(folder / other)) > 1:
+                fix = f"rename or remove {folder / test}, then {other} is the test split"
+                raise BadValue(error.message, fix) from None
+        raise
+
+
+def _unused_splits(folder: Path, test: str) -> list[str]:
+    """Other folders that could be the test split."""
+    return [one for one in subfolders(folder) if one != test and one.lower() in TEST_NAMES]
 
 
 def _check_same(found: Sequence[str], class_ids: Sequence[str], test: Path) -> None:

@@ -136,8 +136,8 @@ def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str
     """A sentence on the files below ``root`` that are not read; None if all are, hidden ones and those of
     file managers aside.
 
-    ``depths`` are the folders, relative to ``root``, whose image files are read; ``read``: other files in ``root`` that
-    are.
+    ``depths`` are the folders, relative to ``root``, whose image files are read; ``read``: other files and folders in
+    ``root`` that are not counted.
     """
     reasons = Counter(_reasons(root, {os.path.normpath(depth) for depth in depths}, read))
     if not reasons:
@@ -149,7 +149,7 @@ def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str
 
 def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not is_litter(name)]
+        folders[:] = [name for name in folders if not is_litter(name) and not (name in read and Path(folder) == root)]
         within = os.path.relpath(folder, root) in depths
         for name in files:
             if is_litter(name) or (name in read and Path(folder) == root):

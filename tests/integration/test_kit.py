@@ -203,13 +203,7 @@ def test_parents_come_along_from_the_store(place):
     packed.fetch("teacher", recipe["teachers"][0])
     assert len(list((out / "recipes").iterdir())) == 1
 
-
-def test_a_store_inside_the_kit_is_not_removed(place):
-    store = place / "other" / "store"
-    shutil.copytree(place / "parents", store)
-    try:
-        said = refused(place, place / "recipes", "--store", store)
-        assert f"is in the kit {place / 'other'}, whose folders are replaced. Fix: choose another --out" in said
-        assert FolderStore(store).names() == FolderStore(place / "parents").names() != []
-    finally:
-        shutil.rmtree(place / "other")
+    inside = shutil.copytree(folder, place / "other" / "store")
+    said = refused(place, evaluation, "--store", inside)
+    assert f"is in the kit {place / 'other'}, whose folders are replaced. Fix: choose another --out" in said
+    assert FolderStore(inside).names() == kept.names(), "nothing was removed"

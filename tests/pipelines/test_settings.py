@@ -121,3 +121,9 @@ def test_an_address_that_cannot_be_read_is_not_shown(name: str, value: str):
     with pytest.raises(BadValue, match=f"{name} cannot be read as an address: Invalid IPv6 URL") as refused:
         session({"RD3_HOME": "/home", name: value})
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_bucket_with_one_slash_is_refused_and_no_folder():
+    with pytest.raises(BadValue, match=r"s3:/bucket/rd3, which has one slash\. Fix: write s3://bucket/rd3$"):
+        artifact_root("s3:/bucket/rd3")
+    assert artifact_root("file:/srv/rd3") == "/srv/rd3"

@@ -182,7 +182,8 @@ def _server(uri: str, seconds: float) -> int:
     """Status of a request without credentials: 200, 401 or 403; raises :class:`TrackingError` for any other."""
     shown = without_password(uri)
     try:
-        status, health = _get(f"{uri}/health", seconds)
+        health_status, health = _get(f"{uri}/health", seconds)
+        status = health_status
         if status == 200:
             version_status, version = _get(f"{uri}/version", seconds)
             is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
@@ -209,6 +210,12 @@ def _server(uri: str, seconds: float) -> int:
         )
     if status not in (200, 401, 403):
         raise _not_mlflow(shown, f"HTTP status {status}")
+    credentials = any(map(os.environ.get, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN")))
+    if health_status == 403 and not credentials:
+        raise TrackingError(
+            f"The server at {shown} refuses every request (403), and may not be MLflow (port 5000 is macOS's AirPlay).",
+            "correct MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
     return status
 
 

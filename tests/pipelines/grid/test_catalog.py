@@ -49,9 +49,8 @@ def calls() -> Iterator[Counter[tuple[Any, ...]]]:
         if frame.f_code is resolve_settings.__code__:
             found["settings", given["method"], given["info"].name, given["ipc"], values] += 1
         else:
-            found[
-                "protocol", given["rule"].name, given["factor"], given["same_network"], given["set_size"], values
-            ] += 1
+            preset = given["preset_or_name"].name
+            found["protocol", preset, given["factor"], given["same_network"], given["set_size"], values] += 1
 
     before = sys.getprofile()
     sys.setprofile(count)

@@ -601,3 +601,23 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path, roots):
     for read in (lambda: import_folder(base, TOY, tmp_path / "out"), lambda: registered("mine", data, roots)):
         with pytest.raises(BadValue, match=r"folder .*/caf\ufffd is not UTF-8"):
             read()
+
+
+def test_a_third_split_is_said_to_be_unused(tmp_path, roots):
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        data_folder(tmp_path / "d" / part, ["a", "b"], count)
+    info, said = registered("mine", tmp_path / "d", roots)
+    assert info.test_count == 6
+    assert "val (4 images) is not used: test is the test split" in said and "not read" not in said
+
+
+def test_a_test_folder_without_labels_beside_a_labelled_one(tmp_path, roots):
+    for part in ("train", "val"):
+        data_folder(tmp_path / "d" / part, ["a", "b"], 3)
+    (tmp_path / "d" / "test").mkdir()
+    Image.fromarray(BYTES[0]).save(tmp_path / "d" / "test" / "1.png")
+    with pytest.raises(BadValue, match=r"test has 0 class folders") as caught:
+        registered("mine", tmp_path / "d", roots)
+    assert caught.value.fix == f"rename or remove {tmp_path / 'd' / 'test'}, then val is the test split"
+    (tmp_path / "d" / "test").rename(tmp_path / "unlabelled")
+    assert registered("mine", tmp_path / "d", roots)[0].test_count == 6

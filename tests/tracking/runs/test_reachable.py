@@ -208,3 +208,13 @@ def test_a_database_above_the_limit_of_file_sizes(tmp_path: Path) -> None:
     fault = _sqlite_fault(sqlite3.OperationalError("disk I/O error"), tmp_path / "x.db")
     assert not fault.waits
     assert "check the disk, its quota and the limit of file sizes" in fault.fix
+
+
+def test_airplay_at_the_port_of_mlflow(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TrackingError, match=r"refuses every request .403., and may not be MLflow"):
+        check(serve({"/health": (403, ""), ASK: (403, "")}))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    with pytest.raises(LoginRejected):
+        check(serve({"/health": (403, ""), ASK: (403, "")}))
