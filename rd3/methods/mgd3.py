@@ -54,17 +54,20 @@ class MGD3(DiffusionMethod):
     the other half is plain sampling.  The model is not trained.  A smaller set is not the beginning of a larger one, as
     its modes differ.
 
-    Source: Chan-Santiago et al., "MGD3: Mode-Guided Dataset Distillation using Diffusion Models", ICML 2025.
+    Source: Chan-Santiago et al., "MGD3: Mode-Guided Dataset Distillation using Diffusion Models", ICML 2025; options of
+    its ``sample_mode_guidance.py`` (scale 0.1, guidance 4, 50 steps, scikit-learn's k-means with seed 0), and
+    ``stop_t`` 25 of its scripts for ImageNet-1K, ImageNette and ImageWoof, as public copies of both have them.
 
-    Deviations: the released code was not at hand: ``mode_scale`` 0.1 and ``stop`` 25 are unverified, read from a
-    modified copy of it; noise is keyed by class and image; on datasets whose classes are not ImageNet's the backbone is
-    a small local model, for which the method was not published.
+    Deviations: noise is keyed by class and image; on datasets whose classes are not ImageNet's the backbone is a small
+    local model, for which the method was not published.
     """
 
     Settings = MGD3Settings
     counted = ("steps",)
     quick = {"steps": 4, "stop": 1}
-    presets = {"default": {"source": "the paper, and constants that are unverified", "nearest": True}}
+    presets = {
+        "default": {"source": "the options of its released scripts, for ImageNet and its subsets", "nearest": True}
+    }
 
     def needs(self, info: DatasetInfo, settings: MGD3Settings, teacher: str) -> Needs:
         clustering = PrototypesSettings(clusters=settings.clusters or 1, algorithm="kmeans")
