@@ -292,7 +292,7 @@ class RecipeQueue:
             self._left_s -= self.costs_s.get(key, 0.0)
         self.unsuccessful[key] = Unsuccessful(status, reason)
         self._move(key, "failed")
-        for child in self.later(key):
+        for child in self.children.get(key, ()):
             if child not in self.unsuccessful and not self._there(child) and child not in self.running:
                 self.close(child, "blocked", self._cause(key))
         self._settle(key, self._waiting_for.get(key, ()))

@@ -29,7 +29,7 @@ HELD_BYTES = 2 << 30
 """Training images up to this many bytes as uint8 are kept on an accelerator instead of being copied batch by batch."""
 TRAINING_SHARE = 0.97
 """Share of the progress taken by training; the rest is testing."""
-REPORT_EVERY_S = 10.0
+REPORT_EVERY_S = 30.0
 """Time between reports of progress within an epoch, in seconds."""
 TrainableRecipe = TeacherRecipe | TrainingDynamicsRecipe
 """Recipes whose network is trained here."""
