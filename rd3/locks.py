@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of this file; False if there is no such file.
+    """Whether a process holds a lock on this file; False if the file does not exist.
 
     Takes the lock for a moment, in which another process that does not wait for it would find it taken.
     """

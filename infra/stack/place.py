@@ -14,7 +14,7 @@ S3_KEY = "rd3:rd3"
 USER = "rd3"
 HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"
 _PASSED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "PYTHONPATH", "RD3_DATA", "OMP_NUM_THREADS", "VIRTUAL_ENV")
-"""Environment variables that the parts get; neither credentials nor proxies of whoever starts them."""
+"""Environment variables passed to the parts; credentials and proxies of the user who starts them are left out."""
 
 
 class StackError(Exception):

@@ -318,7 +318,7 @@ def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[
             if seen > written:
                 try:
                     write(chunk[len(chunk) - (seen - written) :])
-                except OSError as error:  # such as a closed pipe, which is no broken connection to the head
+                except OSError as error:  # for example a closed pipe; the connection to the head is intact
                     raise _NotWritten from error
                 written = seen
 

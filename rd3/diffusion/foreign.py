@@ -95,7 +95,7 @@ def _folder(source: Path | str, backbone_class: type[Backbone], revision: str | 
 
 
 def _no_folder(source: Path | str) -> DataMissing:
-    return DataMissing(f"There is no folder {source}.", "give a diffusers folder, or a model's id: owner/name")
+    return DataMissing(f"There is no folder {source}.", "give a diffusers folder, or the hub id of a model, owner/name")
 
 
 def _downloaded(name: str, revision: str | None) -> Path:

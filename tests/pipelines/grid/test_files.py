@@ -356,7 +356,7 @@ def test_files_and_names(tmp_path: Path):
         load_grid(tmp_path / "other.yaml")
     with pytest.raises(UnknownName, match="did you mean 'demo'"):
         load_grid("dmeo")
-    with pytest.raises(UnknownName, match="There is no grid 'methods"):  # as of rd3 run "$(cat own.yaml)"
+    with pytest.raises(UnknownName, match="There is no grid 'methods"):  # as from rd3 run "$(cat own.yaml)"
         load_grid(BASE * 9)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(GridErrors, match="UTF-8"):

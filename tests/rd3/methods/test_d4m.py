@@ -152,7 +152,7 @@ def test_own_wordings_of_prompts_are_possible():
 
 
 def test_another_wording_of_a_class_may_be_the_name_of_another():
-    """CLIP's prompts say corn cob for ear, beside corn; but nobody's prompt is another's alone."""
+    """CLIP's prompt for the class ear is a corn cob, although corn is a class; equal prompts are still refused."""
     info = dataset_info("imagenet1k")
     names = [f"a photo of a {name}" for name in info.class_names]
     ear, corn = info.class_names.index("ear"), info.class_names.index("corn")
