@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from rd3.errors import BadValue
 from rd3.registry import did_you_mean
+from rd3.values import is_utf8
 from tracking.place import Place
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _folder(text: str, name: str) -> Path:
         path = Path(text).expanduser().absolute()
     except RuntimeError:
         raise BadValue(f"{name} is {text}, and there is no such home folder.", f"write {name} without '~'") from None
-    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+    if not is_utf8(str(path)):
         raise BadValue(f"{name} is {str(path)!r}, which is not UTF-8.", f"set {name} to another folder, or rename it")
     if not str(path).isprintable() or {"'", '"'} <= set(str(path)):
         raise BadValue(

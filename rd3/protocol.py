@@ -372,9 +372,9 @@ def read_preset(path: Path) -> Preset:
         raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
     except RecursionError:
         raise BadValue(f"{path} is nested too deeply.", "fix it or remove it") from None
-    except (ValueError, LookupError, AttributeError) as error:  # such as 2024-13-45, `!!bool x`, and a value in itself
-        if isinstance(error, ValidationError):
-            raise BadValue(f"{path} is not a valid protocol: {first_mistake(error)}.", "fix it or remove it") from None
+    except ValidationError as error:
+        raise BadValue(f"{path} is not a valid protocol: {first_mistake(error)}.", "fix it or remove it") from None
+    except (ValueError, LookupError, AttributeError):  # such as 2024-13-45, `!!bool x`, and a value in itself
         raise BadValue(f"{path} holds a value that cannot be read.", "fix it or remove it") from None
     except TypeError:  # YAML also has dates
         what = "a value that is neither text nor a number, list or mapping"

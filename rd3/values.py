@@ -52,6 +52,11 @@ def mistakes_in_field(model: type[BaseModel], others: dict[str, Any], name: str,
     return []
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file name or path is text, and not bytes in another encoding, which Python has as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def neutral(value: Any, **field: Any) -> Any:
     """A field added after the first release; not part of the key while it equals ``value``."""
     return Field(default=value, json_schema_extra={"neutral": value}, **field)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rd3.errors import BadValue, DataMissing
+from rd3.values import is_utf8
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 """Suffixes of the image files that are read, everywhere."""
@@ -54,7 +55,7 @@ def subfolders(folder: Path) -> list[str]:
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
     for name in names:
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
+        if not is_utf8(name):
             shown = os.fsencode(name).decode(errors="replace")
             raise BadValue(
                 f"The name of the folder {folder}/{shown} is not UTF-8.", "rename it, for example with convmv"
