@@ -181,11 +181,11 @@ def simulate(
     eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
     view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
     driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
-    graph, cluster = DriverSearcher(driver), Cluster(gpus)
+    searcher, cluster = DriverSearcher(driver), Cluster(gpus)
     out: dict[str, list[dict[str, Any]]] = {}
     began = time.process_time()
     for number in itertools.count():
-        config = graph.suggest(f"{number:08x}")
+        config = searcher.suggest(f"{number:08x}")
         if isinstance(config, dict):
             jobs = out[f"{number:08x}"] = json.loads(config["jobs"])
             cluster.start(f"{number:08x}", config["gpus"], math.fsum(takes_s[queue_key(job)] for job in jobs))
@@ -195,8 +195,8 @@ def simulate(
         trial = cluster.next_end()
         *others, last = [{"number": place, "end": played(job).to_json()} for place, job in enumerate(out.pop(trial))]
         for each in others:
-            graph.on_trial_result(trial, each)
-        graph.on_trial_complete(trial, last)
+            searcher.on_trial_result(trial, each)
+        searcher.on_trial_complete(trial, last)
     assert driver.fatal is None and not queue.unsuccessful, driver.fatal or list(queue.unsuccessful.items())[:3]
     return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
 

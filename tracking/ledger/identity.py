@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any
 
-from tracking.ledger.object_store import ObjectStore, read_as
+from tracking.ledger.object_store import ObjectStore, json_with, read_as
 
 _NAME = "ledger.json"
 
@@ -21,7 +20,7 @@ def identity(objects: ObjectStore, *, create: bool) -> str:
     With ``create`` one is written if there is none, or if the stored one belongs to the ledger that this is a copy of.
     """
     fix = "delete that file; earlier MLflow runs then no longer count as this ledger's"
-    known = read_as(objects, _NAME, _parsed, "Identity", fix)
+    known = read_as(objects, _NAME, json_with("id", "where"), "Identity", fix)
     if known is not None and known["where"] == _where(objects):
         return str(known["id"])
     if not create:
@@ -32,13 +31,6 @@ def identity(objects: ObjectStore, *, create: bool) -> str:
     if objects.put(_NAME, json.dumps(new).encode(), only_if_absent=known is None):
         return new["id"]
     return identity(objects, create=True)  # another process was faster
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    found = json.loads(raw)
-    if not isinstance(found, dict) or not {"id", "where"} <= found.keys():
-        raise ValueError("not an identity")
-    return found
 
 
 def _where(objects: ObjectStore) -> str:

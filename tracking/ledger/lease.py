@@ -22,7 +22,7 @@ from typing import Any
 
 from rd3.errors import DataCorrupt, LedgerInUse, StoreError
 from rd3.processes import is_running
-from tracking.ledger.object_store import ObjectStore, read_as
+from tracking.ledger.object_store import ObjectStore, json_with, read_as
 
 BEAT_S = 15.0
 """Seconds between heartbeats."""
@@ -70,14 +70,15 @@ class Lease:
     def _object_name(self, suffix: str = "") -> str:
         return f"leases/{self.name}{suffix}.json"
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        return read_as(self.objects, name, json.loads, "Lease", "make sure that no driver runs, then delete that file")
+    def _read(self, name: str, *members: str) -> dict[str, Any] | None:
+        fix = "make sure that no driver runs, then delete that file"
+        return read_as(self.objects, name, json_with("time", *members), "Lease", fix)
 
     def _chain(self) -> list[tuple[str, dict[str, Any]]]:
         """(object name, holder) from the first holder to the current one."""
         chain = []
         name = self._object_name()
-        while (holder := self._read(name)) is not None:
+        while (holder := self._read(name, "token", "host", "pid", "since")) is not None:
             chain.append((name, holder))
             name = self._object_name(f".after-{holder['token']}")
         return chain

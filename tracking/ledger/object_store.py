@@ -7,12 +7,13 @@ Both implementations give the same guarantees: objects appear atomically, exactl
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
 from rd3.errors import DataCorrupt, StoreError, is_disk_full
@@ -116,6 +117,18 @@ def read_as(objects: ObjectStore, name: str, parse: Callable[[bytes], T], what: 
         return None if raw is None else parse(raw)
     except ValueError:
         raise DataCorrupt(f"{what} {objects.root}/{name} cannot be read.", fix) from None
+
+
+def json_with(*names: str) -> Callable[[bytes], dict[str, Any]]:
+    """A ``parse`` for :func:`read_as`: a JSON object that has at least these members."""
+
+    def parse(raw: bytes) -> dict[str, Any]:
+        found = json.loads(raw)
+        if not isinstance(found, dict) or not set(names) <= found.keys():
+            raise ValueError(f"expected an object with {', '.join(names)}")
+        return found
+
+    return parse
 
 
 def is_direct(uri: str) -> bool:

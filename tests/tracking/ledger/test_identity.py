@@ -30,8 +30,9 @@ def test_a_ledger_keeps_its_identity_where_it_is_and_a_copy_gets_another(tmp_pat
     assert identity(open_objects(str(moved)), create=False) == own
 
 
-def test_a_damaged_identity_is_said(tmp_path: Path):
-    (tmp_path / "ledger.json").write_text("{")
+@pytest.mark.parametrize("damaged", ["{", "{}", "[]", "null"])
+def test_a_damaged_identity_is_said(tmp_path: Path, damaged: str):
+    (tmp_path / "ledger.json").write_text(damaged)
     with pytest.raises(DataCorrupt, match=r"Identity .*/ledger.json cannot be read\. Fix: delete that file"):
         identity(open_objects(str(tmp_path)), create=True)
 

@@ -135,7 +135,8 @@ def test_of_many_at_the_same_moment_one_gets_it(ledger: Ledger, dead_pid: int, d
         assert list(ledger.objects.names("leases/")) == []
 
 
-def test_a_damaged_lease_is_said(ledger: Ledger) -> None:
-    ledger.objects.put("leases/driver.json", b"{")
+@pytest.mark.parametrize("damaged", [b"{", b"{}", b"[]", b"null"])
+def test_a_damaged_lease_is_said(ledger: Ledger, damaged: bytes) -> None:
+    ledger.objects.put("leases/driver.json", damaged)
     with pytest.raises(DataCorrupt, match=r"Lease .*/leases/driver.json cannot be read\. Fix: make sure that no"):
         ledger.lease().refuse_if_held()
