@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_grid import quick_teacher
+from tiny_grid import name_quick_teacher
 
-from rd3.datasets import Roots
-from tracking.ledger.ledger import Ledger
 from tracking.ledger.s3 import S3Objects
 from tracking.place import Place
 from tracking.runs.runs import Tracker
@@ -110,13 +108,6 @@ def _watch(secrets: dict[str, str], seen: dict[str, set[str]], done: threading.E
                 seen.setdefault(name, set()).add(line)
 
 
-def _name_teacher(stack: Any, artifacts: str, home: Path) -> None:
-    """Name the grid's teacher, one of a single epoch, in a ledger."""
-    with pytest.MonkeyPatch.context() as patch:
-        stack.reach(patch)
-        Ledger(artifacts).set_role("digits", "quick", quick_teacher(Roots(None, home)).model_dump(mode="json"))
-
-
 @pytest.fixture(scope="module")
 def written(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
     folder = tmp_path_factory.mktemp("secrets")
@@ -141,7 +132,9 @@ def written(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wr
     try:
         for name, (words, own) in runs.items():
             home = {"RD3_HOME": str(folder / name)}
-            _name_teacher(stack, own["RD3_ARTIFACTS"], folder / name)
+            with pytest.MonkeyPatch.context() as patch:
+                stack.reach(patch)
+                name_quick_teacher(own["RD3_ARTIFACTS"], folder / name)
             for command in (
                 ["run", str(folder / "grid.yaml"), *words],
                 ["report", str(folder / "grid.yaml")],

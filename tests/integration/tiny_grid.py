@@ -42,6 +42,11 @@ def quick_teacher(roots: Roots) -> TeacherRecipe:
     )
 
 
+def name_quick_teacher(artifacts: str, home: Path) -> None:
+    """Make it the teacher ``quick`` of digits in a ledger, for grids that name it."""
+    Ledger(artifacts).set_role("digits", "quick", quick_teacher(Roots(None, home)).model_dump(mode="json"))
+
+
 def tiny(
     session: Session,
     *,

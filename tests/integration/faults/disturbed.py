@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from standstill import Event, held
-from tiny_grid import quick_teacher
+from tiny_grid import name_quick_teacher
 
 from pipelines.engine import trial_log
-from rd3.datasets import Roots
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs.runs import Tracker
@@ -45,9 +44,8 @@ class Disturbed:
 
     def prepare(self) -> None:
         """Name the grid's teacher, one of a single epoch, in the ledger."""
-        recipe = quick_teacher(Roots(None, self.home))
         with self.environment():
-            Ledger(self.place.artifacts).set_role("digits", "quick", recipe.model_dump(mode="json"))
+            name_quick_teacher(self.place.artifacts, self.home)
 
     def start(self, **env: str) -> subprocess.Popen[bytes]:
         """A driver in a process of its own; its output goes to ``log``."""

@@ -441,21 +441,21 @@ def test_mistakes_in_the_keys_of_students():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("new", "said"),
     [
-        ("ipc: [1]", "ipc: [010]", "010 is 8 in YAML, which reads it in base 8. Fix: write 10 or 8"),
-        ("ipc: [1]", "ipc: [1:30]", "1:30 is 90 in YAML, which reads it in base 60. Fix: write 90"),
-        ("ipc: [1]", "ipc: [.nan]", ".nan is not a finite number. Fix: write a number"),
-        ("ipc: [1]", "ipc:[1]", "could not find expected ':'. Fix: write `key: value`, with a space after the colon"),
-        ("ipc: [1]", "ipc:\n\t- 1", "Fix: indent with spaces"),
-        ("ipc: [1]", "<<: {ipc: [1]}", "Key '<<' is not a string. Fix: write the values in full, or use 'also'"),
+        ("ipc: [010]", "010 is 8 in YAML, which reads it in base 8. Fix: write 10 or 8"),
+        ("ipc: [1:30]", "1:30 is 90 in YAML, which reads it in base 60. Fix: write 90"),
+        ("ipc: [.nan]", ".nan is not a finite number. Fix: write a number"),
+        ("ipc:[1]", "could not find expected ':'. Fix: write `key: value`, with a space after the colon"),
+        ("ipc:\n\t- 1", "Fix: indent with spaces"),
+        ("<<: {ipc: [1]}", "Key '<<' is not a string. Fix: write the values in full, or use 'also'"),
     ],
 )
-def test_traps_of_yaml(old: str, new: str, said: str):
+def test_traps_of_yaml(new: str, said: str):
     text = "name: x\nmethods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nstudent_seeds: [0]\n"
     assert parse_grid(text, "x").parts[0].ipc == (1,)
     with pytest.raises(GridErrors) as caught:
-        parse_grid(text.replace(old, new), "x")
+        parse_grid(text.replace("ipc: [1]", new), "x")
     first = caught.value.problems[0]
     assert str(first).endswith(said)
     assert first.line == (5 if "\t" in new else 1 if "<<" in new else 4)
