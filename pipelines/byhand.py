@@ -102,7 +102,9 @@ def set_of(
             settings_of=catalog.settings,
         )
     except Unsupported as error:
-        raise Unsupported(f"Method {method} does not support {dataset} at IPC {ipc}: {error.message}.") from None
+        raise Unsupported(
+            f"Method {method} does not support {dataset} at IPC {ipc}: {error.message}.", "choose another IPC or method"
+        ) from None
     return planned.recipes(seed)
 
 

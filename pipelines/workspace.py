@@ -27,7 +27,7 @@ from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session, session, settle_home
-from rd3.errors import TrackingError
+from rd3.errors import BadValue, TrackingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +106,12 @@ class Workspace:
         return teacher.load(folder, recipe, self.dataset(dataset), device=device, formerly=entry.formerly)
 
 
+def _at_least_one(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise BadValue(f"{name} is {count}.", f"give {name} from 1, or leave it out")
+
+
 class LoadedGrid:
     """A grid expanded into recipes."""
 
@@ -124,6 +130,7 @@ class LoadedGrid:
 
         ``device``: device for cost estimates: ``cpu``, ``cuda`` or a calibrated device's name; ``devices``: how many.
         """
+        _at_least_one(devices=devices)
         return plan_session(self.expansion, self.workspace.session, device=device, slots=devices)
 
     def run(
@@ -142,6 +149,7 @@ class LoadedGrid:
         fraction of a GPU per evaluation trial.  ``cache_logits_bytes``: disk budget for teacher logits that several
         evaluations need; 0: none are kept.
         """
+        _at_least_one(max_concurrent=max_concurrent)
         settle_home(self.workspace.session)
         return execute(
             self.expansion,
@@ -176,10 +184,13 @@ class LoadedGrid:
         entries = GridEntries.of(self.expansion.cells, here.ledger)
         self._not_compared = ""
         try:
-            entries.compare(Tracker(here.with_identity()))
+            gone = entries.compare(Tracker(here.with_identity()))
+            if gone:
+                self._not_compared = f"{gone} not compared, as MLflow has none (run deleted, or on another server)"
         except TrackingError as error:  # results do not depend on the tracking server
             self._not_compared = f"not compared with MLflow: {error.message}"
-            sys.stderr.write(f"Digests of results were {self._not_compared}\n")
+        if self._not_compared:
+            sys.stderr.write(f"Digests of results: {self._not_compared}\n")
         return entries
 
     def report(

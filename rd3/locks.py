@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Inside ``with``, hold a lock on this file between the processes of this machine; waits until it is free.
+
+    The file is created and stays.  Where there can be no lock (a read-only folder, a file system without locks), the
+    block runs without one.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock = stack.enter_context(open(path, "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def is_locked(path: Path) -> bool:

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 
 from rd3.lazy import torch  # imported when first used
 
+BIGGEST_SEED = 2**63 - 1
+"""Of grid files and the command line: more does not fit into the tables of results."""
+
 
 def derive(seed: int, *names: object) -> int:
     """Derive a 63-bit seed from a seed and the name of a stream."""

@@ -145,7 +145,9 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
             )
     support = method.supports(info, recipe.ipc)
     if not support.ok:
-        raise Unsupported(f"Method {recipe.method} cannot generate this set: {support.reason}.")
+        raise Unsupported(
+            f"Method {recipe.method} cannot generate this set: {support.reason}.", "choose another IPC or method"
+        )
     return method
 
 

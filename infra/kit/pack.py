@@ -15,7 +15,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,10 @@ LIMIT_MB = 60.0
 WHEELS = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "pyyaml")
 """What rd3 needs besides torch, torchvision, timm, NumPy, SciPy, scikit-learn, pyarrow, safetensors and Pillow."""
 TEST_WHEELS = ("pytest-timeout",)
+DIFFUSION_WHEELS = ("diffusers", "importlib-metadata")
+"""What diffusion models need besides transformers."""
+ARCHIVE = "kit.tar.xz"
+FOLDERS = ("recipes", "store", "data", "wheels")
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
 NAMED = 6
 """Largest items that a refusal names."""
@@ -70,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=LIMIT_MB, help="MB that kit and repository may take together")
     parser.add_argument("--python", default="3.12", help="Python of the machine (default 3.12)")
     parser.add_argument("--wheel", action="append", metavar="NAME[==VERSION]", help="instead of the usual ones; repeat")
+    parser.add_argument("--compress", action="store_true", help=f"a single file {ARCHIVE}, which run.py unpacks there")
     parser.add_argument("--no-wheels", action="store_true", help="the machine has them all")
     return parser
 
@@ -84,30 +91,55 @@ def pack(chosen: argparse.Namespace) -> None:
         raise BadValue(f"All {len(recipes)} recipes are in {chosen.store} already.", "there is nothing to pack")
     items = [*_parents(wanted, store), *_datasets(wanted, here.roots)]
     if not chosen.no_wheels:
-        items += _wheels(chosen.wheel or _pinned(), chosen.python, chosen.out / "wheels")
+        items += _wheels(chosen.wheel or _pinned(wanted), chosen.python, chosen.out / "wheels")
     documents = {
         f"recipes/{number:05d}-{recipe.kind}-{recipe.key[:12]}.json": to_json(recipe)
         for number, recipe in enumerate(wanted, 1)
     }
-    size = _check_size(items, sum(map(len, documents.values())), chosen.out, chosen.limit)
-    replaced = [(chosen.out / folder).resolve() for folder in ("recipes", "store", "data")]
+    replaced = [(chosen.out / folder).resolve() for folder in FOLDERS if folder != "wheels"]
     for source in (*chosen.recipes, *(item.source for item in items)):
         if any(source.resolve().is_relative_to(folder) for folder in replaced):
             raise BadValue(f"{source} is in the kit {chosen.out}, whose folders are replaced.", "choose another --out")
-    for folder in replaced:
-        shutil.rmtree(folder, ignore_errors=True)
+    if chosen.compress:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder), items, documents)
+            archive = _compressed(Path(folder))
+            size = _check_size([Item(archive, ARCHIVE, f"the kit as {ARCHIVE}")], 0, chosen.out, chosen.limit)
+            for name in FOLDERS:
+                shutil.rmtree(chosen.out / name, ignore_errors=True)
+            (chosen.out / "kit.json").unlink(missing_ok=True)
+            shutil.copyfile(archive, chosen.out / ARCHIVE)
+    else:
+        size = _check_size(items, sum(map(len, documents.values())), chosen.out, chosen.limit)
+        for folder in replaced:
+            shutil.rmtree(folder, ignore_errors=True)
+        (chosen.out / ARCHIVE).unlink(missing_ok=True)
+        _write(chosen.out, items, documents)
+    print(f"{len(wanted)} recipes of {len(recipes)} are in {chosen.out}; with the repository {size / 1e6:.1f} MB")
+
+
+def _write(kit: Path, items: Sequence[Item], documents: Mapping[str, bytes]) -> None:
+    """Write files and recipes (by path in the kit), and last ``kit.json`` with their hashes."""
     for item in items:
-        target = chosen.out / item.target
+        target = kit / item.target
         target.parent.mkdir(parents=True, exist_ok=True)
         if target != item.source:
             shutil.copyfile(item.source, target)
     for name, document in documents.items():
-        write_atomically(chosen.out / name, document)
-    files = {item.target: sha256_file(chosen.out / item.target) for item in items}
-    files |= {name: sha256_file(chosen.out / name) for name in documents}
+        write_atomically(kit / name, document)
+    files = {name: sha256_file(kit / name) for name in (*(item.target for item in items), *documents)}
     about = {"format": 1, "commit": _git("rev-parse", "HEAD"), "packed_at": now(), "files": files}
-    write_atomically(chosen.out / "kit.json", json.dumps(about, indent=1) + "\n")
-    print(f"{len(wanted)} recipes of {len(recipes)} are in {chosen.out}; with the repository {size / 1e6:.1f} MB")
+    write_atomically(kit / "kit.json", json.dumps(about, indent=1) + "\n")
+
+
+def _compressed(kit: Path) -> Path:
+    """An archive of the folder beside its files."""
+    archive = kit / ARCHIVE
+    with tarfile.open(archive, "w:xz", preset=6) as opened:
+        for name in ("kit.json", *FOLDERS):
+            if (kit / name).exists():
+                opened.add(kit / name, name)
+    return archive
 
 
 def _parents(wanted: Sequence[Recipe], store: FolderStore | None) -> Iterator[Item]:
@@ -148,10 +180,12 @@ def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
                 yield Item(path, f"data/{name}/{path.relative_to(folder).as_posix()}", f"dataset {name}")
 
 
-def _pinned() -> list[str]:
-    """The usual wheels, in the versions that constraints.txt has."""
+def _pinned(recipes: Sequence[Recipe]) -> list[str]:
+    """The wheels that these recipes need, in the versions of constraints.txt."""
+    diffusion = any(recipe.kind == "backbone" or "backbone" in dict(recipe.parents()) for recipe in recipes)
+    names = (*WHEELS, *TEST_WHEELS, *(DIFFUSION_WHEELS if diffusion else ()))
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return [line for line in lines if line.partition("==")[0] in (*WHEELS, *TEST_WHEELS)]
+    return [line for line in lines if line.partition("==")[0] in names]
 
 
 def _wheels(names: Sequence[str], python: str, folder: Path) -> Iterator[Item]:

@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import traceback
@@ -187,7 +188,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open_kit(bench: Bench) -> None:
-    """Check the hash of every file, unpack the wheels, and copy the parents into the store."""
+    """Unpack an archive, check the hash of every file, unpack the wheels, and copy the parents into the store."""
+    archive = bench.kit / "kit.tar.xz"
+    if archive.is_file():
+        bench.kit = bench.work / "kit"
+        shutil.rmtree(bench.kit, ignore_errors=True)
+        with tarfile.open(archive) as opened:
+            opened.extractall(bench.kit, filter="data")
     about = json.loads((bench.kit / "kit.json").read_text())
     for name, expected in about["files"].items():
         with open(bench.kit / name, "rb") as stream:

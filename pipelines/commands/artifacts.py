@@ -42,7 +42,7 @@ def verify(
     here = session()
     store = TrackedStore(here)
     chosen = wanted(store.ledger, here, keys, grid)
-    tagged, uncompared = compared_digests(here) if chosen else ({}, "")
+    tagged, uncompared = compared_digests(here) if chosen else (None, "")
     checked = list(check_entries(store, chosen, tagged))
     damaged = [one for one in checked if one.damage]
     if as_json or damaged:
@@ -52,6 +52,12 @@ def verify(
         where = "" if checked or grid else f" in {ledger_line(here)}"
         bare = sum(one.bare for one in checked)
         without = f", {bare} without files" if bare else ""
+        gone = sum(one.no_run for one in checked)
+        if gone:
+            digests = f"{gone} digest{'s' * (gone > 1)}"
+            uncompared = (
+                f"; {digests} not compared: MLflow has none (run deleted, on another server, or of an early version)"
+            )
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
         console.print(f"{summary}{uncompared}", soft_wrap=True)
     if forget and damaged:
@@ -61,8 +67,8 @@ def verify(
         raise typer.Exit(3)
 
 
-def compared_digests(here: Session) -> tuple[dict[str, str], str]:
-    """The digests in MLflow runs, and a remark if the tracking server does not respond."""
+def compared_digests(here: Session) -> tuple[dict[str, str] | None, str]:
+    """The digests in MLflow runs; None, and a remark, if the tracking server does not respond."""
     from tracking.runs.digests import tagged_digests
     from tracking.runs.runs import Tracker
 
@@ -71,7 +77,7 @@ def compared_digests(here: Session) -> tuple[dict[str, str], str]:
         tracker.check()
         return tagged_digests(tracker), ""
     except TrackingError as error:
-        return {}, f"; digests not compared with MLflow: {error.message}"
+        return None, f"; digests not compared with MLflow: {error.message}"
 
 
 def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:

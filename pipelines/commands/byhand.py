@@ -9,6 +9,7 @@ import typer
 
 from pipelines.commands._show import console, parse_fields, show_reasons, show_table
 from pipelines.settings import writing_session
+from rd3.seeding import BIGGEST_SEED
 
 if TYPE_CHECKING:
     from pipelines.engine.execute import Outcome
@@ -26,7 +27,7 @@ def distill(
     dataset: Annotated[str, typer.Option(help="Name of the dataset (rd3 list datasets).")],
     ipc: Annotated[int, typer.Option(help="Images per class.", min=1)],
     teacher: Annotated[str | None, typer.Option(help="Teacher role or network name.")] = None,
-    set_seed: Annotated[int, typer.Option(help="Random seed of the set.", min=0)] = 0,
+    set_seed: Annotated[int, typer.Option(help="Random seed of the set.", min=0, max=BIGGEST_SEED)] = 0,
     setting: Annotated[list[str] | None, typer.Option(help="Method setting as NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Generate one synthetic set; train its teacher first if it is missing."""
@@ -50,7 +51,8 @@ def evaluate(
     student: Annotated[str | None, typer.Option(help="Student network (default: the teacher's).")] = None,
     protocol: Annotated[str, typer.Option(help="Evaluation protocol (rd3 list protocols).")] = "rd3",
     student_seed: Annotated[
-        list[int] | None, typer.Option(help="Random seed of a student; repeatable (default: 0, 1, 2).", min=0)
+        list[int] | None,
+        typer.Option(help="Random seed of a student; repeatable (default: 0, 1, 2).", min=0, max=BIGGEST_SEED),
     ] = None,
     field: Annotated[list[str] | None, typer.Option(help="Protocol field as NAME=VALUE; repeatable.")] = None,
 ) -> None:

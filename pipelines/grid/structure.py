@@ -12,8 +12,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from pipelines.grid.located_yaml import Located, Path, place_text
 from rd3.claims import Test
 from rd3.registry import did_you_mean
-
-BIGGEST_SEED = 2**63 - 1
+from rd3.seeding import BIGGEST_SEED
 
 
 class Structure(BaseModel):

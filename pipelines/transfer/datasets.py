@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from rd3.datasets import Roots, dataset_fingerprint, dataset_source, fingerprint_in, register, registration
 from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
+from rd3.locks import exclusive
 from rd3.recipe import Data
 from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import folder_errors
@@ -121,7 +121,5 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold a lock between the processes of this machine; the kernel releases it when the process ends."""
     with folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".pull.lock", "w")  # noqa: SIM115 - closed below
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder / ".pull.lock"):
         yield

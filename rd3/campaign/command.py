@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import Queue
-from rd3.campaign.runner import Runner, configure_torch
+from rd3.campaign.runner import Runner, Stopped, configure_torch
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             usable_device(chosen.device)
             recipes = read_recipes(chosen.recipes)
             if chosen.share:
-                return _run_share(recipes, chosen)
+                return _run_share(recipes, chosen, started_at)
             return _campaign(recipes, chosen, started_at)
     except RD3Error as error:
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
@@ -275,7 +276,7 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace) -> int:
+def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace, started_at: float) -> int:
     from rd3.perform import perform_blocks
 
     recipe = recipes[0]
@@ -285,16 +286,22 @@ def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace) -> int:
     if store.find(recipe.kind, recipe.key) is not None:
         view.line(f"{named(recipe)}: already in the store")
         return 0
+    stops_at = started_at + 60 * chosen.minutes if chosen.minutes else math.inf
+
+    def progress(fraction: float, note: str) -> None:
+        if time.monotonic() >= stops_at:
+            raise Stopped
+        view.progress(recipe, fraction, note, f"share {chosen.share}")
+
     configure_torch(chosen.threads)
-    perform_blocks(
-        recipe,
-        store,
-        _roots(chosen),
-        out,
-        blocks,
-        device=chosen.device,
-        progress=lambda fraction, note: view.progress(recipe, fraction, note, f"share {chosen.share}"),
-    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        perform_blocks(recipe, store, _roots(chosen), out, blocks, device=chosen.device, progress=progress)
+    except (Stopped, KeyboardInterrupt) as end:
+        view.line(f"share {chosen.share} is unfinished; run again to resume")
+        return 4 if isinstance(end, Stopped) else INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     view.line(f"share {chosen.share} is in {out / 'result'}")
     return 0
 

@@ -41,6 +41,7 @@ from rd3.inputs import (
     unread,
     warn_of_doubts,
 )
+from rd3.locks import exclusive
 from rd3.recipe import Normalisation
 from rd3.values import Frozen, first_mistake
 
@@ -250,7 +251,11 @@ def registration(name: str, roots: Roots) -> dict[str, Any] | None:
 
 def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> None:
     """Register the ``entry`` of another machine (see :func:`registration`) for a copy in ``folder``."""
-    write_json(registry_file(roots), _plain(roots) | {name: {"folder": str(folder), **entry}})
+    path = registry_file(roots)
+    with contextlib.suppress(OSError):  # writing says why
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_suffix(".lock")):
+        write_json(path, _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 
 def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:

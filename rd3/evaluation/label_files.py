@@ -17,6 +17,7 @@ from rd3.evaluation.stored import StoredLabels, stored
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.protocol import Precision
 from rd3.soft_labels import SoftLabels, raw
+from rd3.store import new_folder
 
 if TYPE_CHECKING:
     from rd3.evaluation.student import Evaluation
@@ -55,28 +56,29 @@ def write_labels(
         raise BadValue(f"This evaluation has {kind} labels, which are not stored.", "export one with stored labels")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadValue(f"{out} is not an empty folder.", "name a new folder")
-    for folder in (LABELS, ROWS):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    if own is not None:
-        files = _write_own(own, out)
-    else:
-        with repeatable_kernels():
-            parts = _parts(evaluation, device, precision)
-            files = {name: shape for part in parts for name, shape in _write(part, out).items()}
-    total = sum(path.stat().st_size for path in (out / LABELS).iterdir())
-    # The number of classes; with label_top_k it is k, but then bytes do not depend on the number of classes.
-    width = next(shape[1] for name, shape in files.items() if name.startswith(LABELS))
-    stated = label_bytes(protocol, len(evaluation.images), width, evaluation.own_label_bytes)
-    assert total == stated, "the closed form counts what is written"
-    manifest = {
-        "format": FORMAT,
-        "evaluation": evaluation.recipe.key,
-        "recipe": evaluation.recipe.model_dump(mode="json"),
-        "label_bytes": total,
-        "dtype": protocol.label_dtype if own is None else own.dtype,
-        "files": files,
-    }
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with new_folder(out) as folder:
+        for name in (LABELS, ROWS):
+            (folder / name).mkdir()
+        if own is not None:
+            files = _write_own(own, folder)
+        else:
+            with repeatable_kernels():
+                parts = _parts(evaluation, device, precision)
+                files = {name: shape for part in parts for name, shape in _write(part, folder).items()}
+        total = sum(path.stat().st_size for path in (folder / LABELS).iterdir())
+        # The number of classes; with label_top_k it is k, but then bytes do not depend on the number of classes.
+        width = next(shape[1] for name, shape in files.items() if name.startswith(LABELS))
+        stated = label_bytes(protocol, len(evaluation.images), width, evaluation.own_label_bytes)
+        assert total == stated, "the closed form counts what is written"
+        manifest = {
+            "format": FORMAT,
+            "evaluation": evaluation.recipe.key,
+            "recipe": evaluation.recipe.model_dump(mode="json"),
+            "label_bytes": total,
+            "dtype": protocol.label_dtype if own is None else own.dtype,
+            "files": files,
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return total
 
 

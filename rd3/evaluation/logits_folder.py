@@ -11,11 +11,11 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from rd3.locks import is_locked
+from rd3.locks import exclusive, is_locked
 
 SUFFIX, PART = ".logits", ".part"
 VIEWS_DIGITS = 32
@@ -100,8 +100,5 @@ class LogitsFolder:
                 path.unlink()
         return shutil.disk_usage(self.path).free > size
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        with open(self.path / "lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self.path / "lock")

@@ -47,7 +47,8 @@ def multistep(epoch: int, epochs: int, drop_at: Sequence[float] = (2 / 3, 5 / 6)
     Source of the defaults: vimar-gu/MinimaxDiffusion ``train.py``, after IDC.  Deviation: milestones that are not whole
     epochs are rounded up; the original rounds down.
     """
-    return drop_factor ** sum(epoch >= fraction * epochs for fraction in drop_at)
+    # 0.55 * 100 is a little above 55
+    return drop_factor ** sum(epoch >= fraction * epochs - 1e-9 for fraction in drop_at)
 
 
 _BY_ZETA: Mapping[str, Callable[[int, int, float], float]] = {

@@ -143,6 +143,23 @@ def test_a_kit_that_did_not_arrive_whole_is_said_in_the_log(bare, place, tmp_pat
     assert f"{recipe} did not arrive as it was packed; pack and send it again" in log
 
 
+def test_a_compressed_kit_is_a_single_file_that_is_unpacked_there(bare, place):
+    out = place / "compressed"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    words = [KIT / "pack.py", place / "recipes", "--store", place / "parents", "--out", out, "--python", version]
+    python(*words, home=place / "here")
+    python(*words, "--compress", home=place / "here")
+    assert [path.name for path in out.iterdir()] == ["kit.tar.xz"]
+    code, log = there(bare, place, "out5", 6.0, "--tests", "", "--benchmarks", "", "--kit", out)
+    assert code == 0, log  # everything is done: its store is that of the kit before
+    unpacked = place / "work" / "kit"
+    folders = ("recipes", "wheels")
+    for one, other in ((place / "kit" / name, unpacked / name) for name in folders):
+        assert {path.name: path.read_bytes() for path in one.iterdir()} == {
+            path.name: path.read_bytes() for path in other.iterdir()
+        }
+
+
 def test_wheels_are_for_the_machine_that_is_named(place):
     names = {path.name.split("-")[0] for path in (place / "kit" / "wheels").iterdir()}
     assert names == {

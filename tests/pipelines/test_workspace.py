@@ -15,7 +15,7 @@ import rd3
 from pipelines import Workspace
 from pipelines.cli import app
 from pipelines.grid.files import GridErrors
-from rd3.errors import DataMissing, UnknownName
+from rd3.errors import BadValue, DataMissing, UnknownName
 
 GRID = {
     "name": "tiny",
@@ -51,6 +51,14 @@ def test_a_mapping_is_the_grid_that_its_file_is(work: Workspace, tmp_path: Path)
 def test_mistakes_come_at_once(work: Workspace):
     with pytest.raises(GridErrors, match="has 2 mistakes"):
         work.grid({**GRID, "methods": ["randm"], "ipc": [0]})
+
+
+def test_counts_below_one_are_refused(work: Workspace):
+    grid = work.grid(GRID)
+    with pytest.raises(BadValue, match="devices is -1"):
+        grid.plan(devices=-1)
+    with pytest.raises(BadValue, match="max_concurrent is 0"):
+        grid.run(max_concurrent=0)
 
 
 def test_addresses_can_be_given(tmp_path: Path):

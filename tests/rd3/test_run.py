@@ -213,6 +213,17 @@ def test_shares_are_of_one_set(chain, tmp_path, capsys):
     assert "--share ²/2 of a set: expected K/N" in capsys.readouterr().err
 
 
+def test_a_share_keeps_the_time_limit_and_resumes(chain, tmp_path, capsys):
+    """The limit ends before the first report."""
+    _first, recipes = chain
+    folder = folder_of([one for one in recipes if one.kind == "set"], tmp_path)
+    words = campaign(folder, "--share", "1/2")
+    assert run.main([*words, "--minutes", "0.00001"]) == 4
+    assert "share 1/2 is unfinished; run again to resume" in capsys.readouterr().err
+    assert run.main(words) == 0
+    assert "share 1/2 is in" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_in_good_order_and_the_same_command_goes_on(chain, tmp_path):
     _first, recipes = chain
     training = recipes[0].training.model_copy(update={"epochs": 3})

@@ -27,7 +27,7 @@ from rd3.store import Entry, is_key, read_entry
 from rd3.upgrade import REKEYED
 from tracking.ledger.addresses import to_absolute, to_relative
 from tracking.ledger.lease import Lease
-from tracking.ledger.object_store import open_objects, read_as
+from tracking.ledger.object_store import json_with, open_objects, parsed, read_as
 
 
 def _name(kind: str, key: Key) -> str:
@@ -75,7 +75,10 @@ class Ledger:
     def former_keys(self, kind: str, start: str = "") -> dict[Key, Key]:
         """Map keys of an older format that begin with ``start`` to the keys that replaced them."""
         names = {former_name(kind, key): key for key in self._listed(former_name(kind, start))}
-        return {names[name]: json.loads(raw)["key"] for name, raw in self.objects.get_many(names).items()}
+        return {
+            names[name]: parsed(raw, json_with("key"), f"Former key {self.root}/{name}", "remove this file")["key"]
+            for name, raw in self.objects.get_many(names).items()
+        }
 
     def find(self, kind: str, key: Key) -> Entry | None:
         """The entry of a recipe, or None."""

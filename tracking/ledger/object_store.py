@@ -113,10 +113,15 @@ def read_as(objects: ObjectStore, name: str, parse: Callable[[bytes], T], what: 
     ``what`` the object is begins the message of that error, and ``fix`` is its fix.
     """
     raw = objects.get(name)
+    return None if raw is None else parsed(raw, parse, f"{what} {objects.root}/{name}", fix)
+
+
+def parsed(raw: bytes, parse: Callable[[bytes], T], what: str, fix: str) -> T:
+    """A parsed object; errors as :func:`read_as`."""
     try:
-        return None if raw is None else parse(raw)
+        return parse(raw)
     except ValueError:
-        raise DataCorrupt(f"{what} {objects.root}/{name} cannot be read.", fix) from None
+        raise DataCorrupt(f"{what} cannot be read.", fix) from None
 
 
 def json_with(*names: str) -> Callable[[bytes], dict[str, Any]]:

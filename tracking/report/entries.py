@@ -10,7 +10,7 @@ from rd3.cell import Cell
 from rd3.recipe import Key
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
-from tracking.runs.digests import compare, tagged_digests
+from tracking.runs.digests import compare, lacks_run, tagged_digests
 from tracking.runs.runs import Tracker
 
 
@@ -40,16 +40,17 @@ class GridEntries:
         """The entry as it was read, or None."""
         return self._found.get((kind, key))
 
-    def compare(self, tracker: Tracker) -> None:
+    def compare(self, tracker: Tracker) -> int:
         """Raise :class:`DataCorrupt` for the first entry whose digest differs from that of its MLflow run.
 
-        Entries without a digest or a run pass.
+        Entries without a digest or a run pass; returns the number of entries whose run was not found.
 
         Raises :class:`TrackingError` if the tracking server does not respond.
         """
         if not any(entry.run_id for entry in self._found.values()):
-            return
+            return 0
         tracker.check()
         tagged = tagged_digests(tracker)
         for entry in self._found.values():
             compare(entry, tagged)
+        return sum(lacks_run(entry, tagged) for entry in self._found.values())

@@ -169,10 +169,13 @@ def _sensitivity(found: Sequence[Score]) -> list[Drawing]:
 
 
 def _cost(found: Sequence[Score]) -> Drawing | None:
-    """Accuracy against cost, if there are at least two points, all of one dataset, protocol, student and setting."""
+    """Accuracy against cost, if there are at least two points that differ in method and IPC alone."""
     shown = [score for score in found if score.top1 and score.generation_s and not score.varied]
     drawable = [score for score in shown if score.labels == shown[0].labels]
-    settings = {(score.dataset, score.protocol, score.student, score.setting) for score in drawable}
+    settings = {
+        (score.dataset, score.teacher, score.student, score.protocol, changes_text(score.overrides), score.setting)
+        for score in drawable
+    }
     if len(drawable) < 2 or len(settings) > 1:
         return None
     drawn = figures.cost_chart(drawable, name="cost")

@@ -16,6 +16,11 @@ def tagged_digests(tracker: Tracker) -> dict[str, str]:
     return {run.info.run_id: run.data.tags[DIGEST] for run in runs}
 
 
+def lacks_run(entry: Entry, tagged: Mapping[str, str]) -> bool:
+    """Whether no run has the entry's digest: the run was deleted, or is not of this server or database."""
+    return bool(entry.run_id and entry.digest) and entry.run_id not in tagged
+
+
 def compare(entry: Entry, tagged: Mapping[str, str]) -> None:
     """Raise :class:`DataCorrupt` if the entry's run has another digest.
 

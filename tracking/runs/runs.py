@@ -12,6 +12,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +45,8 @@ DIGEST = "rd3.digest"
 _LEDGER_ID = "rd3.ledger_id"
 _LONGEST_REASON = 4000
 """Maximum characters of a reason; MLflow allows 8000."""
+_MOST_POINTS, _MOST_PARAMETERS = 800, 100
+"""In one request; MLflow allows 100 parameters, and 1000 metrics, parameters and tags together."""
 DIRECT_ABOVE = 256 * 2**20
 """Total bytes above which files are uploaded directly to S3, if this process may, and not through the server."""
 _SHOWN_BELOW = 2**20
@@ -259,18 +262,23 @@ class Tracker:
         parameters: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log metrics, parameters and tags in one request; ``points`` are (metric, value, timestamp in ms, step).
+        """Log metrics, parameters and tags; ``points`` are (metric, value, timestamp in ms, step).
 
-        MLflow allows 1000 points and 100 parameters; further parameters are left out.
+        One request, or several where there is more than MLflow takes at once; tags are in the last one.
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        self.client.log_batch(
-            run_id,
-            metrics=[Metric(name, value, when, step) for name, value, when, step in points or ()],
-            params=[Param(name, value) for name, value in list((parameters or {}).items())[:100]],
-            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
-        )
+        metrics = _batches([Metric(name, value, when, step) for name, value, when, step in points or ()], _MOST_POINTS)
+        params = _batches([Param(name, value) for name, value in (parameters or {}).items()], _MOST_PARAMETERS)
+        own = [RunTag(name, value) for name, value in (tags or {}).items()]
+        requests = max(len(metrics), len(params))
+        for number, (some, others) in enumerate(zip_longest(metrics, params, fillvalue=[]), 1):
+            self.client.log_batch(run_id, metrics=some, params=others, tags=own if number == requests else [])
+
+
+def _batches(items: list[Any], size: int) -> list[list[Any]]:
+    """At least one."""
+    return [items[at : at + size] for at in range(0, len(items), size)] or [[]]
 
 
 def quoted(text: str) -> str:

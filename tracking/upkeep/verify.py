@@ -12,7 +12,7 @@ from rd3.recipe import KINDS, Key, key_of, read_recipe
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.runs import artifacts
-from tracking.runs.digests import compare
+from tracking.runs.digests import compare, lacks_run
 from tracking.store import TrackedStore
 
 
@@ -25,6 +25,8 @@ class Checked(NamedTuple):
     damage: str
     bare: bool = False
     """Whether the entry was imported without files, which the export left out; this is not damage."""
+    no_run: bool = False
+    """Whether its digest was not compared, as its run was not found; this is not damage."""
 
 
 def everything(ledger: Ledger) -> list[tuple[str, Key]]:
@@ -43,11 +45,11 @@ def check_entries(
     Raises if a server does not respond, since that is not damage.
     """
     for kind, key in wanted:
-        yield _checked(store, kind, key, tagged or {})
+        yield _checked(store, kind, key, tagged)
 
 
-def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]) -> Checked:
-    label = kind
+def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str] | None) -> Checked:
+    label, no_run = kind, False
     try:
         entry = store.find(kind, key)
         if entry is None:
@@ -56,14 +58,15 @@ def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]
         label = recipe.label()
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
-        compare(entry, tagged)
+        compare(entry, tagged or {})
+        no_run = tagged is not None and lacks_run(entry, tagged)
         with artifacts.from_source(entry, store.cache, store.place.tracking_uri) as folder:
             _compare_result(entry, folder)
     except FilesNotExported:
-        return Checked(kind, key, label, "", bare=True)
+        return Checked(kind, key, label, "", bare=True, no_run=no_run)
     except (DataMissing, DataCorrupt, BadValue) as error:
         return Checked(kind, key, label, error.message)
-    return Checked(kind, key, label, "")
+    return Checked(kind, key, label, "", no_run=no_run)
 
 
 def _compare_result(entry: Entry, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from rd3.datasets import (
     open_dataset,
     shorter_sides,
 )
+from rd3.datasets._user import register, registry_file
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, StoreError, Unsupported
 
 
@@ -106,6 +108,13 @@ def test_what_cannot_be_registered(tmp_path, roots):
     ):
         add_folder("mine", split, roots)
     assert not roots.home.exists()
+
+
+def test_registrations_at_once_are_all_kept(roots, tmp_path):
+    """Each reads the file, adds its own and writes it back."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: register(f"d{n}", {"test": None, "info": {}}, tmp_path, roots), range(40)))
+    assert len(json.loads(registry_file(roots).read_text())) == 40
 
 
 def test_a_registered_folder_that_changed(tmp_path, roots):

@@ -93,6 +93,7 @@ def test_what_is_wrong_is_said(digits: Dataset, tmp_path: Path, monkeypatch: pyt
     refused(tmp_path / "empty", digits, out, DataMissing, "lacks transformer of a dit model; it has unet")
     source = published(tmp_path / "source")
     refused(source, digits, out, DataCorrupt, "expected abcdef", sha256="abcdef")
+    refused(source, digits, out, BadValue, "'' is not a sha256 digest", sha256="")
     refused(source, digits, out, BadValue, "is a folder of an unknown revision, not of main", revision="main")
     refused(published(tmp_path / "seven", classes=7), digits, out, BadValue, "knows 7 classes, digits has 10")
     refused(published(tmp_path / "three", latents=3), digits, out, BadValue, "has 3 latent channels, but its")

@@ -347,6 +347,17 @@ def test_labels_that_are_not_stored_have_no_files(fields, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_failed_export_leaves_nothing(teachers, tmp_path, monkeypatch):
+    def full(self: Path, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    one = Evaluation(evaluation(protocol(soft_labels="once")), IMAGES, torch.arange(COUNT) % CLASSES, teachers)
+    with pytest.raises(OSError, match="No space left"):
+        write_labels(one, tmp_path / "out", device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_label_files_replace_nothing(tmp_path):
     (tmp_path / "kept").touch()
     one = Evaluation(evaluation(protocol(soft_labels="once")), IMAGES, torch.arange(COUNT) % CLASSES)

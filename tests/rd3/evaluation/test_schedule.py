@@ -92,6 +92,11 @@ def test_a_warm_up_from_a_start_is_torchs():
     assert by_protocol(epochs=20, zeta=1.0, warmup_epochs=5, warmup_start=0.01) == pytest.approx(rates)
 
 
+def test_a_milestone_that_is_a_whole_epoch_is_that_epoch():
+    """0.55 x 100 is 55.00000000000001 in floating point."""
+    assert [multistep(epoch, 100, [0.55], 0.1) for epoch in (54, 55)] == [1, 0.1]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "multistep", "two_part"])
 def test_a_warm_up_comes_before_any_schedule(schedule):
     fields = {"epochs": 14, "warmup_epochs": 4, "schedule": schedule}

@@ -10,7 +10,7 @@ import pytest
 
 from rd3.errors import BadValue, DataCorrupt, UnknownName
 from rd3.store import Entry, FolderStore
-from tracking.ledger.ledger import Ledger
+from tracking.ledger.ledger import Ledger, former_name
 
 
 def entry(key: str, kind: str = "set", **more: object) -> Entry:
@@ -47,6 +47,13 @@ def test_many_at_once(ledger: Ledger) -> None:
     asked = [f"{number:064x}" for number in range(10, 30)]
     assert ledger.find_many("evaluation", asked) == {found.key: found for found in kept[10:]}
     assert ledger.find_many("evaluation", []) == {}
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"null"])
+def test_a_damaged_former_key_is_one_sentence(ledger: Ledger, raw: bytes) -> None:
+    ledger.objects.put(former_name("set", "a1" * 32), raw)
+    with pytest.raises(DataCorrupt, match=r"Former key .*a1\.json cannot be read\. Fix: remove this file"):
+        ledger.former_keys("set")
 
 
 def test_keys_may_be_shortened(ledger: Ledger) -> None:

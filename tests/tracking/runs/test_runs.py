@@ -85,6 +85,16 @@ def test_experiments_keep_files_below_the_artifact_root(tracker: Tracker, experi
         tracker.experiment("gone")
 
 
+def test_more_than_one_request_takes_is_logged_whole(tracker: Tracker, experiment_id: str) -> None:
+    run_id = tracker.client.create_run(experiment_id).info.run_id
+    rows = [("top1_pct", step / 10, step, step) for step in range(2500)]
+    parameters = {f"p{number}": str(number) for number in range(130)}
+    tracker.log(run_id, points=rows, parameters=parameters, tags={"note": "last"})
+    assert points(tracker, run_id, "top1_pct") == [(step, value) for _name, value, _when, step in rows]
+    data = tracker.client.get_run(run_id).data
+    assert data.params == parameters and data.tags["note"] == "last"
+
+
 def test_only_finite_figures_become_metrics() -> None:
     assert metrics({"a": 1, "b": math.nan, "c": math.inf, "d": "x", "e": {"f": 0.5}, "g": [1]}) == {
         "a": 1.0,
