@@ -125,10 +125,11 @@ def collect(
 ) -> dict[str, Any]:
     """Collect statistics in one pass over the training images in random order, and write the folder.
 
-    ``teacher`` is the recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages of the moments
-    of batches, weighted by batch size; those of a class are averages over its images.  Returns the results for the
-    ledger.  Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, teacher and dataset
-    do not belong together, and :class:`DataMissing` for a class without images.
+    Images are cropped and flipped as ``recipe.collection`` says, in the ways of teachers' training.  ``teacher`` is the
+    recipe's, frozen, in eval mode, on ``device``.  Moments of all images are averages of the moments of batches,
+    weighted by batch size; those of a class are averages over its images.  Returns the results for the ledger.  Raises
+    :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, teacher and dataset do not belong
+    together, and :class:`DataMissing` for a class without images.
     """
     stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)

@@ -53,7 +53,7 @@ def synthesize(
     of every training image in every epoch.  ``backbones`` are its diffusion models, which the method may modify,
     and ``derived`` the folders of what was prepared from them: fine-tuned weights or prototypes.  ``init`` is the
     set with the initial images.  ``larger`` is the folder of a set that begins with this one: its blocks are
-    copied, with their generation time.  ``progress`` is called with the finished fraction (0-1) of the whole set
+    copied, with their generation time.  ``progress`` is called with the finished fraction (0-1) of the wanted blocks
     and a note.  ``only_blocks`` generates only these blocks; the call that completes the last block writes and
     returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks are generated together, by default
     as many as the method chooses for ``device``; their time is divided evenly.  ``shared_machine`` is recorded in
@@ -73,9 +73,10 @@ def synthesize(
     blocks = method.blocks(recipe, info)
     writer = SetWriter(out, recipe, info, blocks)
     (out / MANIFEST).unlink(missing_ok=True)  # of another recipe, or damaged
-    done = writer.done()
+    done = writer.done()  # deletes blocks that are of another recipe or damaged
     if larger is not None:
-        done = writer.copy_blocks(larger, method.blocks(read_manifest(larger).recipe_of_set(), info))
+        its_blocks = method.blocks(read_manifest(larger).recipe_of_set(), info)
+        done = writer.copy_blocks(larger, its_blocks)  # the copied ones and those that were there
     context = Context(
         recipe=recipe,
         settings=method.Settings.model_validate(recipe.settings),
@@ -104,7 +105,7 @@ def synthesize(
         with repeatable_kernels():
             images = method.make_many(together, context)
         phases = {
-            name: {unit: value / len(together) for unit, value in spent.items()}
+            name: {clock: seconds / len(together) for clock, seconds in spent.items()}
             for name, spent in context.phases.items()
         }
         peak = peak_mib(device)

@@ -27,7 +27,7 @@ def train(
 
     here = writing_session()
     recipe = backbone_of(dataset, role, Catalog.of(here))
-    finish(run_recipes([recipe], here, planned=show_work))
+    finish(run_recipes([recipe], here, planned=show_work))  # exits if it failed
     result = existing(here.ledger, "backbone", recipe.key).result
     console.print(f"backbone {recipe.key[:12]}: {_size(result)}, last loss {result['final_loss']:.4f}")
 
@@ -65,7 +65,7 @@ def import_model(
             progress=progress,
         )
         manifest = BackboneManifest.read(Path(folder))
-        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, recipe.weights), Path(folder))
+        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))
     here.ledger.set_role(dataset, role or family, recipe.model_dump(mode="json"))
     console.print(f"backbone {recipe.key[:12]}: {_size(result)}, role {role or family} of {dataset}")
     console.print(

@@ -62,15 +62,22 @@ def submit(
     """Run a grid on a Ray cluster, by the Jobs API or Ray's cluster launcher.  Exit codes are those of `rd3 run`."""
     from pipelines.cluster import launcher as launched
     from pipelines.cluster import submit as jobs
+    from rd3.errors import BadValue
 
+    if launcher is not None and (address is not None or not wait):
+        raise BadValue(
+            "--launcher takes neither --address nor --no-wait: its file names the head, and `ray submit` waits.",
+            "leave them out, or leave out --launcher",
+        )
     options = [] if concurrent is None else ["--concurrent", str(concurrent)]
     options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]
     options += [] if device is None else ["--device", device]
     options += [] if max_hours is None else ["--max-hours", str(max_hours)]
     if cache_logits is not None:
         options += ["--cache-logits", str(budget_bytes(cache_logits))]
-    local = launcher is None and jobs.may_be_local(address)
-    submitted = jobs.submission(grid, session(), addresses(env or []), addresses_set(), options, local=local)
+    local = launcher is None and jobs.may_be_local(address)  # then addresses of servers on this machine may be sent
+    here = addresses_set()  # sent where --env has no other
+    submitted = jobs.submission(grid, session(), addresses(env or []), here, options, local=local)
     if launcher is not None:
         launched.probe(launcher)
         raise typer.Exit(launched.submit(launcher, submitted))
@@ -103,19 +110,25 @@ def _follow(client: Any, where: str, job: str) -> int:
 
 
 def _found(job: str, address: str | None) -> tuple[Any, str, Any]:
-    """(client, its address, the one job whose ID starts with ``job``)."""
+    """(client, its address, the one job of `rd3 submit` whose ID starts with ``job``, or any job with this ID)."""
     from pipelines.cluster import submit as jobs
     from rd3.errors import UnknownName
 
     client = jobs.connect(address)
     where = client.get_address()
     with jobs.job_errors(where):
-        infos = [info for info in client.list_jobs() if info.submission_id and info.submission_id.startswith(job)]
-    exact = [info for info in infos if info.submission_id == job]
+        every = client.list_jobs()
+    exact = [info for info in every if info.submission_id == job]
+    infos = [info for info in every if _grid(info) and (info.submission_id or "").startswith(job)]
     if len(infos) != 1 and not exact:
         found = f"{len(infos)} job IDs start" if infos else "No job ID starts"
         raise UnknownName(f"{found} with {job!r} at {where}.", "see `rd3 jobs list`")
     return client, where, (exact or infos)[0]
+
+
+def _grid(info: Any) -> str:
+    """Name of the grid of a job; "" for one that `rd3 submit` did not send."""
+    return str((info.metadata or {}).get("rd3.grid", ""))
 
 
 def _row(info: Any) -> dict[str, str]:
@@ -124,7 +137,7 @@ def _row(info: Any) -> dict[str, str]:
 
     return {
         "job": info.submission_id,
-        "grid": (info.metadata or {}).get("rd3.grid", ""),
+        "grid": _grid(info),
         "state": str(info.status.value).lower(),
         "started (UTC)": when(info.start_time),
         "ended": when(info.end_time),
@@ -138,7 +151,7 @@ def listed(address: AddressOption = None, as_json: JsonOption = False) -> None:
 
     client = jobs.connect(address)
     with jobs.job_errors(client.get_address()):
-        infos = [info for info in client.list_jobs() if (info.metadata or {}).get("rd3.grid")]
+        infos = [info for info in client.list_jobs() if _grid(info)]
     show_table([_row(info) for info in sorted(infos, key=lambda info: -(info.start_time or 0))], as_json=as_json)
 
 

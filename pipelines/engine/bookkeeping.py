@@ -69,7 +69,7 @@ class Bookkeeping:
         return None if entry is None or STUDENT in entry.files else entry
 
     def keep(self, entry: dict[str, Any]) -> None:
-        """Add a finished recipe to the ledger, then delete its scratch.
+        """Add a finished recipe to the ledger, unless it has an entry there, then delete its scratch.
 
         The entry of an evaluation is replaced by the same one with the file of its student.
         """
@@ -89,14 +89,14 @@ class Bookkeeping:
         self.retry(partial(discard, self.ledger.objects, key))
 
     def damaged(self, kind: str, key: Key) -> bool:
-        """Whether a result is missing, or damaged where it is stored; reads all its files."""
+        """Whether a result is missing, or damaged where it is stored; reads all its files, none from a cache."""
         entry = self._entry(kind, key)
         if entry is None:
             return True
         self._show(f"verifying {kind} {key[:12]} at its source")
-        uri, cache = self.session.tracking_uri, self.home / "cache"
+        uri, scratch = self.session.tracking_uri, self.home / "cache"  # remote files are downloaded into it anew
         try:
-            self.retry(partial(artifacts.check_source, entry, cache, uri))
+            self.retry(partial(artifacts.check_source, entry, scratch, uri))
         except (DataMissing, DataCorrupt):
             return True
         finally:

@@ -86,7 +86,7 @@ class WorkerPool:
                 if isinstance(event, Ended):
                     worker.keys.remove(event.key)
                 yield event
-                if isinstance(event, Ended) and event.broken:
+                if isinstance(event, Ended) and event.broken:  # by an error after which the process must run nothing
                     yield from self._lost(worker, event.reason)
                     return
         except (EOFError, OSError):
@@ -147,4 +147,4 @@ def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
     going_on = True
     while going_on:
         documents, cached_logits = tasks.get()
-        going_on = runner.run(documents, pipe.send, stop.is_set, cached_logits)
+        going_on = runner.run(documents, pipe.send, stop.is_set, cached_logits)  # False once an end was `broken`

@@ -58,9 +58,10 @@ class Digits(Source):
     )
 
     def survey(self, roots: Roots) -> Copy:
-        return Copy(None, "scikit-learn", self.info)
+        return Copy(folder=None, layout="scikit-learn", info=self.info)
 
     def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
+        # Equal stamps mean equal data: the digits are scikit-learn's, their upsampling and split RD3's.
         return [f"scikit-learn {version('scikit-learn')}, RD3 {__version__}"]
 
     def open(self, roots: Roots) -> Dataset:

@@ -47,6 +47,7 @@ class DiffusionMethod(Method):
         return int(settings.steps)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        """All denoising, without decoding; ``forward(key)`` is the cost of one image's pass through that backbone."""
         settings: Any = self.Settings.model_validate(recipe.settings)
         passes = (1 if settings.guidance == 1 else 2) * self.steps_run(settings)
         return passes * recipe.ipc * info.num_classes * forward(recipe.backbones[0])
@@ -69,8 +70,10 @@ def sampled(
 
     ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
     ``start`` members, (label, k) each, to latents (B, C, h, w) for image-to-image with noise ``strength`` (0-1), and
-    ``guide`` members to the guide of their batch.  Every image has noise of its own, a function of set seed, label and
-    k.  On a CPU a batch holds images of one block, so that a block has the same bits however the blocks are shared out.
+    ``guide`` members to the guide of their batch, which may change the guidance scale and the latents at every step (by
+    default it does not).  Every image has noise of its own, a function of set seed (0 if the recipe has none), label
+    and k.  On a CPU a batch holds images of one block, so that a block has the same bits however the blocks are shared
+    out.
     """
     from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample
@@ -86,7 +89,7 @@ def sampled(
                 backbone.scheduler(scheduler),
                 (conditions or backbone.conditions)(labels),
                 [generator(ctx.recipe.set_seed or 0, "synthesize", "sample", *member) for member in part],
-                part,
+                part,  # passed on to the guide
                 steps=steps,
                 guidance=guidance,
                 start=start(part) if start is not None else None,

@@ -134,10 +134,10 @@ def better_constants(
 ) -> BetterConstants | None:
     """Constants with which the bare ``network`` is significantly better (McNemar's test, p < 0.01), if any.
 
-    With them it must be better than twice chance.  The known ones, the dataset's and the ``stated`` are tried on
-    training images, the best of them is compared on validation images.  BGR in place of RGB is tried with the given
-    constants and with the best, and must be significantly better than RGB on the training images too.  ``network`` is
-    in eval mode on ``device``.
+    With them it must be better than twice chance.  The known ones, the dataset's and those ``stated`` in the file of
+    the weights are tried on training images, the best of them is compared on validation images.  BGR in place of RGB
+    is tried with the given constants and with the best, and must be significantly better than RGB on the training
+    images too.  ``network`` is in eval mode on ``device``.
     """
     # The classes of the validation images take turns, so that the first ones are balanced.
     validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))

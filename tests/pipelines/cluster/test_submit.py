@@ -340,3 +340,40 @@ def test_secrets_of_the_driver_are_in_a_file_of_its_own(tmp_path, monkeypatch):
         with pytest.raises(BadValue, match=r"driver\.env.* beside .*AWS_SECRET_ACCESS_KEY\.") as refused:
             driver_secrets()
         assert "hidden" not in str(refused.value)
+
+
+class Jobs(Client):
+    """The jobs of a shared cluster: one of RD3 and one of somebody else."""
+
+    def __init__(self) -> None:
+        super().__init__([["the log"]], ["STOPPED"])
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+    def list_jobs(self) -> list[Any]:
+        from ray.dashboard.modules.job.pydantic_models import JobDetails
+
+        named: dict[str, dict[str, str]] = {"rd3-mine-01": {"rd3.grid": "mine"}, "r-theirs": {}}
+        return [
+            JobDetails(type="SUBMISSION", status="RUNNING", entrypoint="x", submission_id=name, metadata=metadata)
+            for name, metadata in named.items()
+        ]
+
+
+@pytest.mark.parametrize(
+    ("word", "stopped"), [("r", "rd3-mine-01"), ("r-", None), ("r-theirs", "r-theirs"), ("rd3-mine-01", "rd3-mine-01")]
+)
+def test_only_its_whole_id_stops_a_job_of_somebody_else(monkeypatch, word, stopped):
+    client = Jobs()
+    monkeypatch.setattr(submit, "connect", lambda _address: client)
+    done = CliRunner().invoke(cli.app, ["jobs", "stop", word])
+    assert client.stopped == ([stopped] if stopped else [])
+    assert (done.exception is None) == (stopped is not None)
+
+
+@pytest.mark.parametrize("words", [["--address", "http://head:8265"], ["--no-wait"]])
+def test_options_of_the_jobs_api_are_refused_with_a_launcher(grid, tmp_path, words):
+    done = CliRunner().invoke(cli.app, ["submit", str(grid), "--launcher", str(tmp_path / "aws.yaml"), *words])
+    assert isinstance(done.exception, BadValue)
+    assert words[0] in str(done.exception)
