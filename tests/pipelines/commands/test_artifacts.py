@@ -66,7 +66,7 @@ def age(folder: Path, seconds: float) -> None:
 
 
 def test_verify_lists_damage_and_forgets_it(rd3: Run, home: Path) -> None:
-    assert rd3("verify")[:2] == (0, f"2 intact, 0 damaged; 1 digest not compared: {WITHOUT}\n")
+    assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
     first, second = entries(home)
     manifest = Path(first.artifact.removeprefix("file://")) / "manifest.json"
     manifest.write_text(manifest.read_text() + " ")
@@ -144,7 +144,7 @@ def test_entries_of_earlier_versions_have_no_digest(rd3: Run, home: Path) -> Non
     forged(home, first, result=first.result, digest=None)
     tracker = Tracker(session_in(home))
     tracker.client.delete_tag(second.run_id, "rd3.digest")
-    assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
+    assert rd3("verify")[:2] == (0, f"2 intact, 0 damaged; 1 digest not compared: {WITHOUT}\n")
 
 
 def test_forgetting_waits_for_the_driver(rd3: Run, home: Path) -> None:
