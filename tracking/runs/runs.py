@@ -272,7 +272,8 @@ class Tracker:
         params = _batches([Param(name, value) for name, value in (parameters or {}).items()], _MOST_PARAMETERS)
         own = [RunTag(name, value) for name, value in (tags or {}).items()]
         requests = max(len(metrics), len(params))
-        for number, (some, others) in enumerate(zip_longest(metrics, params, fillvalue=[]), 1):
+        pairs = zip_longest(metrics, params, fillvalue=list[Any]())
+        for number, (some, others) in enumerate(pairs, 1):
             self.client.log_batch(run_id, metrics=some, params=others, tags=own if number == requests else [])
 
 
