@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rd3.diffusion.unet_cost import LATENT_CHANNELS, autoencoder_values, latent_side, unet_tally
+from rd3.diffusion.unet_cost import LATENT_CHANNELS, Tally, autoencoder_tally, latent_side, unet_tally
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe
 
@@ -21,6 +21,8 @@ class Sizes(NamedTuple):
     """Number of saved values of all its networks."""
     latent: int = 0
     """Number of values of one latent."""
+    autoencoder: Cost = Cost()
+    """Of encoding and decoding one image, where the model has an autoencoder of its own."""
 
 
 PUBLISHED = {
@@ -40,9 +42,11 @@ def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
     traffic = depth * tokens * 30 * width * _BYTES_PER_VALUE
     # Each block is saved with embedders of time and class of its own.
     values = depth * (19 * width**2 + 280 * width)
-    if levels:
-        values += autoencoder_values(levels, config.get("layers", 1))
-    return Sizes(Cost(2.0 * depth * block, float(traffic)), values, (LATENT_CHANNELS if levels else 3) * side**2)
+    forward = Cost(2.0 * depth * block, float(traffic))
+    if not levels:
+        return Sizes(forward, values, 3 * side**2)
+    vae = autoencoder_tally(levels, config.get("layers", 1), resolution)
+    return Sizes(forward, values + vae.values, LATENT_CHANNELS * side**2, _cost(vae))
 
 
 def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
@@ -50,8 +54,12 @@ def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
     side = latent_side(config["autoencoder"], resolution)
     unet = unet_tally(config["unet"], layers, side, text, length)
     encoder = 12 * text**2 * config.get("text_depth", 2) + (length + 150) * text
-    values = unet.values + autoencoder_values(config["autoencoder"], layers) + encoder
-    return Sizes(Cost(2.0 * unet.macs, float(_BYTES_PER_VALUE * unet.outputs)), values, LATENT_CHANNELS * side**2)
+    vae = autoencoder_tally(config["autoencoder"], layers, resolution)
+    return Sizes(_cost(unet), unet.values + vae.values + encoder, LATENT_CHANNELS * side**2, _cost(vae))
+
+
+def _cost(tally: Tally) -> Cost:
+    return Cost(2.0 * tally.macs, float(_BYTES_PER_VALUE * tally.outputs))
 
 
 SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {
@@ -72,6 +80,11 @@ def _sizes_of(recipe: BackboneRecipe) -> Sizes:
 def pass_cost(recipe: BackboneRecipe) -> Cost:
     """Cost of one image's forward pass through the denoiser of a backbone."""
     return _sizes_of(recipe).forward
+
+
+def autoencoder_cost(recipe: BackboneRecipe) -> Cost:
+    """Cost of encoding and decoding one image, which training an autoencoder takes forwards and backwards."""
+    return _sizes_of(recipe).autoencoder
 
 
 def latent_values(recipe: BackboneRecipe) -> int:

@@ -90,23 +90,27 @@ def latent_side(widths: Sequence[int], resolution: int) -> int:
     return side
 
 
-def autoencoder_values(widths: Sequence[int], layers: int) -> int:
-    """Number of weights of a VAE with these channels by level."""
+def autoencoder_tally(widths: Sequence[int], layers: int, resolution: int) -> Tally:
+    """A VAE with these channels by level, which encodes and decodes an image of ``resolution`` pixels."""
     tally, last = Tally(), len(widths) - 1
-    tally.linear(9 * _IMAGE_CHANNELS, widths[0], 1)
-    tally.linear(9 * widths[last], 2 * LATENT_CHANNELS, 1)
-    tally.linear(9 * LATENT_CHANNELS, widths[last], 1)
-    tally.linear(9 * widths[0], _IMAGE_CHANNELS, 1)
+    positions = [(resolution // 2**level) ** 2 for level in range(last + 1)]
+    tally.linear(9 * _IMAGE_CHANNELS, widths[0], positions[0])
+    tally.linear(9 * widths[last], 2 * LATENT_CHANNELS, positions[last])
+    tally.linear(9 * LATENT_CHANNELS, widths[last], positions[last])
+    tally.linear(9 * widths[0], _IMAGE_CHANNELS, positions[0])
     for _half in range(2):
-        tally.residual(widths[last], widths[last], 1, 0)
-        tally.linear(4 * widths[last], widths[last], 1)
-        tally.residual(widths[last], widths[last], 1, 0)
+        tally.residual(widths[last], widths[last], positions[last], 0)
+        tally.linear(4 * widths[last], widths[last], positions[last])
+        tally.macs += 2 * widths[last] * positions[last] ** 2
+        tally.residual(widths[last], widths[last], positions[last], 0)
     for level, width in enumerate(widths):
         after = widths[min(level + 1, last)]
         for layer in range(layers):
-            tally.residual(width if layer else widths[max(level - 1, 0)], width, 1, 0)
+            tally.residual(width if layer else widths[max(level - 1, 0)], width, positions[level], 0)
         for layer in range(layers + 1):
-            tally.residual(width if layer else after, width, 1, 0)
-        for _resampling in range(2 if level < last else 0):
-            tally.linear(9 * width, width, 1)
-    return tally.values
+            tally.residual(width if layer else after, width, positions[level], 0)
+        if level < last:
+            tally.linear(9 * width, width, positions[level + 1])
+        if level > 0:
+            tally.linear(9 * width, width, positions[level - 1])
+    return tally

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.datasets import DatasetInfo
-from rd3.diffusion.cost import backbone_bytes, pass_cost
+from rd3.diffusion.cost import autoencoder_cost, backbone_bytes, pass_cost
 from rd3.diffusion.derivation import derivation_of
 from rd3.methods import METHODS
 from rd3.models import Cost
@@ -117,12 +117,13 @@ def _statistics_bytes(recipe: StatisticsRecipe, info: DatasetInfo, parent: Paren
 
 
 def _backbone_work(recipe: BackboneRecipe, info: DatasetInfo, _parent: Parent) -> Work:
-    """The training of the denoiser; that of an autoencoder is not counted."""
-    if recipe.training is None:  # an import: nothing is trained
-        return Work()
-    epochs = recipe.training.epochs
-    cost = TRAIN_FACTOR * epochs * info.train_count * pass_cost(recipe)
-    return Work(cost, epochs * math.ceil(info.train_count / recipe.training.batch_size), recipe.precision or "fp32")
+    stages = ((recipe.training, pass_cost(recipe)), (recipe.autoencoder, autoencoder_cost(recipe)))
+    cost, steps = Cost(), 0
+    for training, forward in stages:
+        if training is not None:  # an import is not trained
+            cost = cost + TRAIN_FACTOR * training.epochs * info.train_count * forward
+            steps += training.epochs * math.ceil(info.train_count / training.batch_size)
+    return Work(cost, steps, recipe.precision or "fp32")
 
 
 def _backbone_bytes(recipe: BackboneRecipe, _info: DatasetInfo, _parent: Parent) -> int:

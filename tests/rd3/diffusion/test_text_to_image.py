@@ -13,13 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from rd3.datasets import Dataset, dataset_info
+from rd3.diffusion.autoencoder import make_autoencoder
 from rd3.diffusion.backbone import content_digest, open_backbone
-from rd3.diffusion.cost import SIZED, backbone_bytes, latent_values, pass_cost
+from rd3.diffusion.cost import SIZED, autoencoder_cost, backbone_bytes, latent_values, pass_cost
 from rd3.diffusion.families.text_to_image import TextToImage
 from rd3.diffusion.prompts import NEGATIVE
 from rd3.diffusion.sampler import sample
 from rd3.diffusion.training import train
+from rd3.diffusion.unet_cost import autoencoder_tally
 from rd3.errors import BadValue, DataMissing
+from rd3.planning.forecast import FORECASTS
 from rd3.recipe import BackboneRecipe, BackboneTraining, Data
 from rd3.seeding import generator
 from rd3.testing import ToyDataset
@@ -232,6 +235,27 @@ def recipe_of(dataset: Dataset, epochs: int = 2) -> BackboneRecipe:
 
 class Interrupted(Exception):
     """The end of an attempt."""
+
+
+@pytest.mark.parametrize(("widths", "layers"), [((8, 32, 64), 1), ((32, 64), 2)])
+def test_the_cost_of_an_autoencoder_is_that_of_the_real_one(widths: tuple[int, ...], layers: int):
+    """As torch counts; the two 1 x 1 convolutions around the latents are left out."""
+    vae = make_autoencoder(widths, layers, 32)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        vae.decode(vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mean)
+    tally = autoencoder_tally(widths, layers, 32)
+    assert 2 * tally.macs == pytest.approx(counted.get_total_flops(), rel=0.01)
+    assert tally.values == pytest.approx(sum(value.numel() for value in vae.parameters()), rel=0.03)
+
+
+def test_planning_counts_the_training_of_both_parts():
+    recipe = recipe_of(ToyDataset())
+    info = ToyDataset().info
+    both = FORECASTS[BackboneRecipe].work(recipe, info, lambda _key: recipe)
+    alone = FORECASTS[BackboneRecipe].work(recipe.model_copy(update={"autoencoder": None}), info, lambda _key: recipe)
+    epochs = recipe.autoencoder.epochs
+    assert (both.cost - alone.cost).flops == 3 * epochs * info.train_count * autoencoder_cost(recipe).flops
+    assert both.steps == 2 * alone.steps
 
 
 def test_planning_knows_its_sizes():
