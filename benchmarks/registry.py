@@ -29,6 +29,7 @@ CASES = {
     "shared_views": Case("students that share views and teachers' logits, beside each alone"),
     "cached_logits": Case("students that read cached teacher logits, beside students with a teacher"),
     "layout": Case("a training step with weights channels last, beside weights as they are built"),
+    "compiled": Case("a training step compiled by torch, beside the same step as it is", in_quick=False),
     "sampling": Case("an image from a diffusion model, in batches beside one at a time"),
     "cell": Case("a CIFAR-10 IPC 10 cell by parts: set, training, test", devices=("cpu",), in_quick=False),
 }

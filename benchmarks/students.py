@@ -93,6 +93,7 @@ class Students:
         """Images that the teacher has labelled."""
         self.chunk = chunk_of(device, recipes[0].protocol.batch_size)
         teacher = frozen(subject.teacher, "eval", self.precision, device)
+        self._teacher = teacher
         teacher.register_forward_pre_hook(self._count)
         images, labels = subject.images.to(device), subject.labels.to(device)
         groups: dict[str, list[EvaluationRecipe]] = {}
@@ -118,6 +119,13 @@ class Students:
     def __exit__(self, *_exc: object) -> None:
         for views in self._views:
             views.close()
+
+    def compile(self) -> None:
+        """Let torch compile teacher and students, at their first step."""
+        self._teacher.compile()
+        for _batches, students in self._groups:
+            for student in students:
+                student.network.compile()
 
     def label_all(self) -> None:
         """Label all batches without training."""

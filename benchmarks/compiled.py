@@ -1,0 +1,41 @@
+"""A training step of post-evaluation with student and teacher compiled by torch, beside the same step as it is.
+
+The reference here is our own path, on a GPU with its CUDA graph, which the compiled path has as well.  Compiled kernels
+fuse a batch norm with the activation after it, and round differently.  The note has the time that compiling takes.
+"""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.bench import Bench, Job, layout
+from benchmarks.post_evaluation import BATCH
+from benchmarks.rows import Row
+from benchmarks.students import Students, Subject
+from rd3.models import forward_cost
+
+TEACHER_AND_STUDENT = 4
+"""Forward passes that a step costs: one of the teacher, and three of the student for forward and backward."""
+
+
+def run(bench: Bench) -> list[Row]:
+    """A row for 32 pixels; on a GPU also one for 224."""
+    return [_row(bench, side) for side in ([32] if bench.on_cpu else [32, 224])]
+
+
+def _row(bench: Bench, side: int) -> Row:
+    subject = Subject(side, bench.network, BATCH)
+    recipe = subject.recipe()
+    plain, compiled = (Students(subject, [recipe], bench.device) for _path in range(2))
+    began = time.perf_counter()
+    compiled.compile()
+    compiled.work()  # compiles at the first step
+    compiling_s = time.perf_counter() - began
+    spent = bench.compare({"compiled": compiled.work, "plain": plain.work})
+    precision = plain.precision
+    gflop = 1e-9 * TEACHER_AND_STUDENT * BATCH * forward_cost(bench.network, subject.info.num_classes, side).flops
+    note = f"compiled in {compiling_s:.0f} s"
+    job = Job("compiled", f"{bench.network}, {side} px, one student", "step", BATCH, BATCH, gflop)
+    return bench.row(
+        job, spent["compiled"], spent["plain"], dtype=precision, layout=layout(bench, precision), note=note
+    )
