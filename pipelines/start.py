@@ -20,7 +20,7 @@ def main() -> None:
         sys.stderr.write(str(error).replace(" Fix:", "\nFix:") + "\n")
         raise SystemExit(2) from None
     before = signal.signal(signal.SIGINT, _exit)
-    from pipelines.terminal import open_standard_streams
+    from rd3.processes import open_standard_streams
 
     open_standard_streams()
     from pipelines.cli import main as run

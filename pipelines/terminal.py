@@ -27,21 +27,6 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
-def open_standard_streams() -> None:
-    """Open what a caller has closed of stdin, stdout and stderr (``>&-``, cron), to nowhere.
-
-    Otherwise Python has None in their place, and the next file that is opened would receive what libraries print.
-    """
-    for number, mode in enumerate(("r", "w", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
-        name = ("stdin", "stdout", "stderr")[number]
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
-
-
 @contextlib.contextmanager
 def output_errors() -> Iterator[None]:
     """Text for stdout that its encoding lacks becomes ``?``; raises :class:`StoreError` if stdout cannot be written.

@@ -1,9 +1,10 @@
-"""Processes of this machine, and their folder for temporary files."""
+"""Processes of this machine, their standard streams and their folder for temporary files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 from rd3.errors import StoreError
@@ -22,6 +23,21 @@ def temporary_folder_errors() -> Iterator[None]:
             f"Temporary files cannot be written: each of {tried} is missing, full or not writable.",
             "free space there, or set TMPDIR to a folder that can be written",
         ) from None
+
+
+def open_standard_streams() -> None:
+    """Open what a caller has closed of stdin, stdout and stderr (``>&-``, cron), to nowhere.
+
+    Otherwise Python has None in their place, and the next file that is opened would receive what libraries print.
+    """
+    for number, mode in enumerate(("r", "w", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
+        name = ("stdin", "stdout", "stderr")[number]
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def is_running(process: int) -> bool:

@@ -12,7 +12,9 @@ import os
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; ``arguments`` default to the process's own."""
     from rd3.campaign import command
+    from rd3.processes import open_standard_streams
 
+    open_standard_streams()
     return command.main(arguments)
 
 

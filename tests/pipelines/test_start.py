@@ -70,7 +70,7 @@ def test_children_inherit_the_opened_streams():
         "import os, sys; print([os.fstat(n).st_rdev == os.stat(os.devnull).st_rdev for n in (0, 1)], file=sys.stderr)"
     )
     code = (
-        "import subprocess, sys; from pipelines.terminal import open_standard_streams; open_standard_streams(); "
+        "import subprocess, sys; from rd3.processes import open_standard_streams; open_standard_streams(); "
         f"subprocess.run([sys.executable, '-c', {child!r}])"
     )
     assert shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&-").stderr == "[True, True]\n"

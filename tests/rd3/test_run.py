@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -201,6 +202,16 @@ def test_a_scratch_folder_that_cannot_be_made_is_said(chain, tmp_path, capsys, w
     ]
     assert run.main([str(folder / "set.json"), *places, *words]) == 2
     assert f"Cannot write to {tmp_path / 'file' / 'out'}" in capsys.readouterr().err
+
+
+def test_closed_streams_are_no_error(chain, tmp_path):
+    """As under cron: no stdin, stdout and stderr."""
+    _first, recipes = chain
+    folder = folder_of([one for one in recipes if one.kind == "set"], tmp_path)
+    command = shlex.join([sys.executable, "-m", "rd3.run", *campaign(folder)])
+    environment = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(f"{command} <&- >&- 2>&-", shell=True, env=environment, check=False).returncode == 0
+    assert len(list((folder / "store").glob("by-key/set/*.json"))) == 1
 
 
 def test_shares_are_of_one_set(chain, tmp_path, capsys):
