@@ -1,4 +1,4 @@
-"""Processes of this machine, their standard streams and their folder for temporary files."""
+"""Processes of this machine: their standard streams, and limits that keep libraries from working."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import os
 import sys
 from collections.abc import Iterator
 
-from rd3.errors import StoreError
+from rd3.errors import RD3Error, StoreError
 
 
 @contextlib.contextmanager
-def temporary_folder_errors() -> Iterator[None]:
-    """Convert the error of :mod:`tempfile` (and of libraries on import) without a usable folder to a StoreError."""
+def machine_errors() -> Iterator[None]:
+    """Convert what a machine's limits do to libraries to a sentence: no folder for temporary files, too little memory.
+
+    Raises :class:`StoreError` for the first (:mod:`tempfile`, also while libraries are imported), :class:`RD3Error` for
+    shared objects that do not fit into the address space.
+    """
     try:
         yield
+    except ImportError as error:
+        library, marker, _after = str(error).partition(": failed to map segment")
+        if not marker:
+            raise
+        raise RD3Error(
+            f"{library} cannot be loaded: this process may not use enough memory.",
+            "raise its limit (ulimit -v, or the memory that the job asks for)",
+        ) from None
     except FileNotFoundError as error:
         _before, marker, tried = str(error).partition("No usable temporary directory found in ")
         if not marker:

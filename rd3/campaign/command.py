@@ -33,7 +33,7 @@ from rd3.evaluation.sharing import disk_budget
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
-from rd3.processes import temporary_folder_errors
+from rd3.processes import machine_errors
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
 from rd3.store import STUDENT, FolderStore
 from rd3.upgrade import FORMAT
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     started_at = time.monotonic()
     chosen = _parser().parse_args(arguments)
     try:
-        with temporary_folder_errors():
+        with machine_errors():
             usable_device(chosen.device)
             recipes = read_recipes(chosen.recipes)
             if chosen.share:

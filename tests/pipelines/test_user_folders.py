@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,19 @@ def test_a_home_in_a_path_that_cannot_be_found(folder: Path, name: str) -> None:
     assert (done.returncode, done.stderr) == (
         2, f"BadValue: RD3_DATA is {name}, and there is no such home folder.\nFix: write RD3_DATA without '~'\n",
     )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
+def test_too_little_memory_for_torch_is_one_sentence(folder: Path) -> None:
+    """1 GiB of address space: Python and pydantic fit, torch's libraries do not."""
+    env = dict(os.environ) | {"RD3_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    shutil.rmtree(folder / "home", ignore_errors=True)
+    words = [sys.executable, "-m", "pipelines.cli", "run", str(folder / "tiny.yaml"), "--local"]
+    command = ["sh", "-c", f"ulimit -v 1048576; exec {shlex.join(words)}"]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    said, fix = done.stderr.splitlines()[-2:]
+    assert done.returncode == 2 and said.endswith(".so cannot be loaded: this process may not use enough memory.")
+    assert fix.startswith("Fix: raise its limit (ulimit -v") and "Traceback" not in done.stderr
 
 
 @needs_namespaces
