@@ -6,7 +6,7 @@ Source: vimar-gu/MinimaxDiffusion ``train_dit.py``, ``models.py``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,6 +107,22 @@ class Memories:
             self._real.setdefault(label, deque(maxlen=self.size)).append(one)
             self._predicted.setdefault(label, deque(maxlen=self.size)).append(other)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Both queues of each class, stacked: (up to ``size``, D) by ``real.LABEL`` and ``predicted.LABEL``."""
+        queues = {"real": self._real, "predicted": self._predicted}
+        return {
+            f"{name}.{label}": torch.stack(list(kept))
+            for name, by_class in queues.items()
+            for label, kept in by_class.items()
+        }
+
+    def restore(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
+        """Put :meth:`state` back, which may be among other tensors."""
+        for name, by_class in (("real", self._real), ("predicted", self._predicted)):
+            for key, kept in state.items():
+                if key.startswith(f"{name}."):
+                    by_class[int(key.removeprefix(f"{name}."))] = deque(kept.to(device), maxlen=self.size)
+
 
 class FineTuning:
     """The fine-tuning of one model, epoch by epoch."""
@@ -129,8 +145,11 @@ class FineTuning:
         """Number of trained parameters, counted by element."""
         return sum(value.numel() for value in self.parameters.values())
 
-    def epoch(self, epoch: int) -> float:
-        """One pass over the training images, without a last batch that is not full; its mean loss."""
+    def epoch(self, epoch: int, report: Callable[[float], None] = lambda share: None) -> float:
+        """One pass over the training images, without a last batch that is not full; its mean loss.
+
+        ``report`` gets the share of the epoch that is done.
+        """
         order = torch.randperm(len(self.images.labels), generator=generator(self.seed, "minimax", "order", epoch))
         stream = generator(self.seed, "minimax", "noise", epoch)
         size = min(self.settings.batch_size, len(order))
@@ -139,6 +158,7 @@ class FineTuning:
             if len(batch) == size:
                 with repeatable_kernels():
                     losses.append(self._step(*self.images.batch(batch), stream))
+                report(len(losses) * size / len(order))
         return float(torch.stack(losses).mean())
 
     def _step(self, pixels: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
@@ -158,6 +178,25 @@ class FineTuning:
         torch._foreach_lerp_(self.average, values, 1 - self.settings.ema)
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Trained values, averages, the optimizer's moments and the memories, by name."""
+        found: dict[str, torch.Tensor] = {}
+        for (name, value), average in zip(self.parameters.items(), self.average, strict=True):
+            found |= {f"value.{name}": value.detach(), f"average.{name}": average}
+            found |= {f"adam.{name}.{moment}": kept for moment, kept in self.optimizer.state[value].items()}
+        return found | self.memories.state()
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Put :meth:`state` back."""
+        for (name, value), average in zip(self.parameters.items(), self.average, strict=True):
+            value.copy_(state[f"value.{name}"])
+            average.copy_(state[f"average.{name}"])
+            for key in (key for key in state if key.rpartition(".")[0] == f"adam.{name}"):
+                moment = key.rpartition(".")[2]
+                self.optimizer.state[value][moment] = state[key].to("cpu" if moment == "step" else value.device)
+        self.memories.restore(state, self.backbone.device)
 
     @torch.no_grad()
     def finish(self) -> None:

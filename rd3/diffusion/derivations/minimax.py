@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ from rd3.datasets import Dataset, DatasetInfo
 from rd3.diffusion.cost import backbone_bytes
 from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
 from rd3.errors import BadValue, Diverged
-from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
+from rd3.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
@@ -45,7 +46,7 @@ class MinimaxTuning(DerivationSettings):
 
 @register_derivation("minimax", version=1)
 class MinimaxFineTuning(Derivation):
-    """Fine-tune biases, class embeddings and scales of a DiT with the two minimax terms.
+    """Fine-tune biases, class embeddings and scales of a DiT with the two minimax terms; resumes by epoch.
 
     Source: Gu et al., "Efficient Dataset Distillation via Minimax Diffusion", CVPR 2024; vimar-gu/MinimaxDiffusion
     ``train_dit.py``, ``models.py``, ``run.sh``.
@@ -60,7 +61,8 @@ class MinimaxFineTuning(Derivation):
 
         from rd3.diffusion.families.dit import DiT
         from rd3.diffusion.minimax import FineTuning
-        from rd3.teacher.training import duration
+        from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_tensors
+        from rd3.teacher.training import duration, within_epochs
 
         if not isinstance(backbone, DiT):
             raise BadValue(
@@ -69,21 +71,29 @@ class MinimaxFineTuning(Derivation):
             )
         before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
         tuning = FineTuning(backbone, settings, recipe, dataset)
-        started, loss = time.perf_counter(), 0.0
-        for epoch in range(settings.epochs):
-            loss = tuning.epoch(epoch)
-            if not torch.isfinite(torch.tensor(loss)):
-                raise Diverged(f"The loss of the fine-tuning became {loss} in epoch {epoch + 1}.", "lower lr")
-            left_s = (settings.epochs - epoch - 1) * (time.perf_counter() - started) / (epoch + 1)
-            progress(
-                (epoch + 1) / settings.epochs,
-                f"epoch {epoch + 1}/{settings.epochs}, loss {loss:.4f}, {duration(left_s)} left",
-            )
+        stopwatch, losses = Stopwatch(), list[float]()
+        earlier = read_checkpoint(out / CHECKPOINT)
+        if earlier is not None and earlier.key == recipe.key:
+            tuning.restore(earlier.tensors)
+            losses = earlier.counters.curve
+            stopwatch.include(earlier.counters.wall_s, earlier.counters.process_s)
+        started, before_now = time.perf_counter(), len(losses)
+        for epoch in range(before_now, settings.epochs):
+            note = f"epoch {epoch + 1}/{settings.epochs}"
+            losses.append(tuning.epoch(epoch, within_epochs(progress, epoch, settings.epochs, note)))
+            if not math.isfinite(losses[-1]):
+                raise Diverged(f"The loss of the fine-tuning became {losses[-1]} in epoch {epoch + 1}.", "lower lr")
+            so_far = Counters(losses, **stopwatch.spent())
+            write_tensors(out / CHECKPOINT, recipe.key, "fp32", tuning.state(), so_far)
+            left_s = (settings.epochs - epoch - 1) * (time.perf_counter() - started) / (epoch + 1 - before_now)
+            progress((epoch + 1) / settings.epochs, f"{note}, loss {losses[-1]:.4f}, {duration(left_s)} left")
         tuning.finish()
         after = backbone.transformer.state_dict()
-        changed = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
+        changed = {name: value for name, value in after.items() if not value.equal(before[name])}
         save_file({name: value.cpu().clone().contiguous() for name, value in changed.items()}, out / FILE)
-        return {"final_loss": loss, "trained_values": tuning.trained_values}
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        final_loss = losses[-1] if losses else 0.0
+        return {"final_loss": final_loss, "trained_values": tuning.trained_values, **stopwatch.spent()}
 
     def cost(self, settings: MinimaxTuning, info: DatasetInfo, forward: Cost) -> Cost:
         return 3 * settings.epochs * info.train_count * forward

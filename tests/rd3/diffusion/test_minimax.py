@@ -141,6 +141,35 @@ def test_a_derivation_writes_what_changed_and_no_more(dit: DiT, recipe: DerivedR
     assert not dit.transformer.training and not any(value.requires_grad for value in dit.transformer.parameters())
 
 
+class Cut(Exception):
+    """The fine-tuning is interrupted here."""
+
+
+def test_an_interrupted_fine_tuning_is_taken_up_to_the_bit(dit: DiT, recipe: DerivedRecipe, tmp_path):
+    """Cut after the second of three epochs; the memories hold fewer latents than an epoch has."""
+    digits = open_dataset("digits", Roots(None, tmp_path))
+    settings = MinimaxTuning(epochs=3, batch_size=300, memory=20)
+
+    def cut(fraction: float, _note: str) -> None:
+        if fraction > 0.5:
+            raise Cut
+
+    found = {}
+    for name, attempts in (("straight", [lambda fraction, note: None]), ("cut", [cut, lambda fraction, note: None])):
+        (tmp_path / name).mkdir()
+        for progress in attempts:
+            try:
+                model = copy.deepcopy(dit)
+                found[name] = MinimaxFineTuning().derive(recipe, settings, model, digits, tmp_path / name, progress)
+            except Cut:
+                assert (tmp_path / name / "checkpoint.safetensors").is_file()
+    assert found["cut"]["final_loss"] == found["straight"]["final_loss"]
+    assert found["cut"]["wall_s"] > 0
+    files = [(tmp_path / name / "changed.safetensors").read_bytes() for name in ("straight", "cut")]
+    assert files[0] == files[1]
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["changed.safetensors"]
+
+
 def test_without_steps_the_average_is_the_model_itself(dit: DiT, recipe: DerivedRecipe, tmp_path):
     digits = open_dataset("digits", Roots(None, tmp_path))
     tuning = FineTuning(dit, MinimaxTuning(), recipe, digits)
