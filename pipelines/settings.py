@@ -90,13 +90,18 @@ def _split(uri: str, name: str) -> SplitResult:
 
 def _without_secret(uri: str, name: str) -> str:
     """The address unchanged; raises BadValue for one with a password, as it is sent to trials, logs and tables."""
-    if ":" not in _split(uri, name).netloc.rpartition("@")[0]:
+    from tracking.ledger.faults import has_password
+
+    _split(uri, name)
+    if not has_password(uri):
         return uri
-    if uri.startswith("http"):
+    if uri.startswith("s3"):
+        fix = "remove key and secret, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif uri.startswith("http"):
         fix = "remove it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
         fix = "remove it and set PGPASSWORD, or PGPASSFILE to a file that only you can read"
-    raise BadValue("MLFLOW_TRACKING_URI contains a password, which others could read.", fix)
+    raise BadValue(f"{name} contains a password, which others could read.", fix)
 
 
 def _folder(text: str, name: str) -> Path:
@@ -124,11 +129,14 @@ def artifact_root(text: str, name: str = "RD3_ARTIFACTS") -> str:
     if missing := re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", text):
         scheme = missing[1]
         raise BadValue(f"{name} is {text}, which has one slash.", f"write {scheme}://{text[missing.end() :]}")
-    return text if "://" in text else str(_folder(text, name))
+    return _without_secret(text, name) if "://" in text else str(_folder(text, name))
 
 
 def tracking_address(text: str, name: str = "MLFLOW_TRACKING_URI") -> str:
     """A tracking URI whose SQLite database, if it is one, has an absolute path; without a password."""
+    if text.startswith("http") and "#" in _without_secret(text, name):
+        server = re.split("[?#]", text)[0].rstrip("/")
+        raise BadValue(f"{name} is {text}, the address of a page of MLflow.", f"write that of its server: {server}")
     start, slashes, rest = text.partition(":///")
     path, mark, query = rest.partition("?")
     if not slashes or start.partition("+")[0] != "sqlite" or path in ("", ":memory:"):

@@ -44,6 +44,7 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]
 """The HTTP/2 connection preface: a fixed text and an empty SETTINGS frame.  A server responds with its own."""
 _SETTINGS = 4
 """Type of an HTTP/2 SETTINGS frame."""
+_CLIENT = "ray://"
 _WAIT_S = 5.0
 """Timeout of the connection to a server, in seconds."""
 _COUNT_EVERY_S = 10.0
@@ -53,8 +54,11 @@ _COUNT_EVERY_S = 10.0
 def check_address(address: str) -> None:
     """Raise :class:`RD3Error` unless a server at ``address`` (``HOST:PORT``) speaks HTTP/2, as Ray does.
 
-    ``auto`` and other values that Ray resolves itself are not checked.
+    ``auto`` and other values that Ray resolves itself are not checked.  Ray Client's ``ray://`` is refused: over it,
+    Ray Tune runs in a task on the cluster, and the driver is an object of this process.
     """
+    if address.startswith(_CLIENT):
+        raise _is_client(address)
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         return
@@ -72,6 +76,14 @@ def check_address(address: str) -> None:
             f"The server at {address} is not the head of a Ray cluster.",
             "use the port of the head (default: 6379), not that of its dashboard",
         )
+
+
+def _is_client(address: str) -> RD3Error:
+    head = address.removeprefix(_CLIENT).rpartition(":")[0] or "HEAD"
+    return RD3Error(
+        f"{address} is an address of Ray Client, which cannot run grids and sweeps.",
+        f"give --address auto on a node of the cluster, or from elsewhere: rd3 submit GRID --address http://{head}:8265",
+    )
 
 
 def not_joined(address: str, error: Exception) -> RD3Error:
@@ -237,11 +249,17 @@ def ray_cluster(address: str | None = None, log: Path | None = None) -> Iterator
 
     local.check_not_lost()
     if ray.is_initialized():
+        if ray.util.client.ray.is_connected():
+            raise RD3Error(
+                "This process is connected to a cluster by Ray Client, which cannot run grids and sweeps.",
+                "call ray.shutdown() first to run on this machine, or use rd3 submit GRID --address http://HEAD:8265",
+            )
         yield
         return
     with contextlib.ExitStack() as stack:
         if address:
-            check_address(address)
+            # Ray resolves "auto" by this variable first
+            check_address(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
             _start(partial(not_joined, address), address=address)
         else:
             folder = stack.enter_context(ray_folder())

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from pipelines.settings import Session
 from rd3.errors import BadValue, RD3Error, StoreError
+from tracking.ledger.faults import has_password
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -157,8 +158,7 @@ def _is_loopback(address: str) -> bool:
 
 def free_of_passwords(name: str, value: str) -> str:
     """The value unchanged; raises :class:`BadValue` for an address with a password, which Ray shows with the job."""
-    authority = value.partition("://")[2].partition("/")[0]
-    if ":" in authority.rpartition("@")[0]:
+    if has_password(value):
         raise BadValue(
             f"{name} contains a password, which would be shown with the job.",
             f"remove it from {name} and set it in the environment of the nodes",

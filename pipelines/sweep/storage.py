@@ -8,10 +8,10 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from rd3.errors import BadValue, StoreError
-from tracking.ledger.faults import without_password
+from tracking.ledger.faults import has_password, without_password
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -40,16 +40,18 @@ def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
                 f"omit --storage {TRACKING}, or give --storage postgresql+psycopg2://...",
             )
         return _database(tracking_uri)
-    url: SplitResult | None = None
+    readable = False
     with contextlib.suppress(ValueError):  # of an address such as postgresql://[::1
-        url = urlsplit(place)
-    if url is None or "://" not in place:
+        readable = bool(urlsplit(place))
+    if not readable or "://" not in place:
         raise BadValue(f"Invalid --storage {without_password(place)}.", f"use {JOURNAL}, {TRACKING} or a database URL")
-    if url.password:
+    if has_password(place):
         raise BadValue(
             f"The URL of --storage {without_password(place)} contains a password, which others here can read.",
             "remove the password and put it into PGPASSWORD or ~/.pgpass",
         )
+    if place.startswith("postgres:"):  # an old name, which hosting services still give out
+        raise BadValue(f"Invalid --storage {without_password(place)}.", "write postgresql+psycopg2:// at its beginning")
     return _database(place)
 
 

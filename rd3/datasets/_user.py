@@ -40,6 +40,7 @@ from rd3.inputs import (
     subfolders,
     unread,
     warn_of_doubts,
+    windows_path,
 )
 from rd3.locks import exclusive
 from rd3.recipe import Normalisation
@@ -346,10 +347,12 @@ def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | N
     beside: list[str] = []
     with contextlib.suppress(BadValue, OSError):  # what lies there is not the user's concern
         beside = subfolders(root.parent)
-    if add and image_files(root, "", 0) and len(beside) > 1 and not _are_splits(beside):
-        return BadValue(f"{fact}; it holds images itself.", f"register the folder above: {add(root.parent)}")
-    left = unread(root, [])
     fix = how_to_unpack(root) or "create one subfolder per class"
+    images = image_files(root, "", 0) and not windows_path(root)
+    if add and images and len(beside) > 1 and not _are_splits(beside):
+        above = f"{fix}, or, if it is one class of several, register the folder above: {add(root.parent)}"
+        return BadValue(f"{fact}; it holds images itself.", above)
+    left = unread(root, [])
     return BadValue(f"{fact}{f'; {left}' if left else ''}.", fix)
 
 

@@ -17,6 +17,7 @@ from rd3.inputs.files import (
     require_regular,
     subfolders,
     unread,
+    windows_path,
 )
 from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
@@ -52,4 +53,5 @@ __all__ = [
     "subfolders",
     "unread",
     "warn_of_doubts",
+    "windows_path",
 ]

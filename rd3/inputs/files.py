@@ -90,8 +90,11 @@ def _leads_somewhere(link: Path) -> bool:
 def how_to_unpack(folder: Path) -> str | None:
     """What to do with a folder without class folders that holds images otherwise; None if it holds none.
 
-    Known are files that hold many images, and image files with a list of their labels beside or above them.
+    Known are files that hold many images, names that are paths of Windows, and image files with a list of their labels
+    beside or above them.
     """
+    if path := windows_path(folder):
+        return f"unpack the archive again with `unzip`, which makes folders of {path}, a path with Windows's separators"
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_litter(path.name))
     held = next((kind for path in files if (kind := _CONTAINERS.get(path.suffix.lower()))), None)
     if held:
@@ -104,6 +107,11 @@ def how_to_unpack(folder: Path) -> str | None:
     listed = min(lists, key=lambda path: "label" not in path.stem.lower(), default=None)
     fix = "move every image into a folder that is named by its class"
     return f"{fix}; {listed} may say which that is" if listed else fix
+
+
+def windows_path(folder: Path) -> str | None:
+    r"""The first name in a folder that is a path of Windows, such as ``train\cat\0.png``; None without any."""
+    return min((path.name for path in folder.iterdir() if "\\" in path.name), default=None)
 
 
 def by_number(names: Iterable[str]) -> tuple[list[str], bool]:

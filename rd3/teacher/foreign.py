@@ -17,7 +17,7 @@ from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
-from rd3.known_constants import constants, spelled
+from rd3.known_constants import constants, option, spelled
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
 from rd3.stopwatch import Stopwatch
@@ -156,7 +156,10 @@ class _Examination:
             self.notice(sentence(f"{better.describe(given)}; if it was trained so, {better.fix(given)}"))
         for other in self.stated:
             if other != given and not (better and better.normalisation == other):
-                self.notice(f"The file itself holds the constants {spelled(other)}; {spelled(given)} are used.")
+                self.notice(
+                    f"The file itself holds the constants {spelled(other)}; {spelled(given)} are used. "
+                    f"If it was trained with its own, import it with --normalised {option(other)}."
+                )
 
 
 def _stated(found: Weights) -> list[Normalisation]:

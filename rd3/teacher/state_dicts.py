@@ -23,6 +23,8 @@ _RENAMED = {"linear": "fc", "shortcut": "downsample"}
 """Names in kuangliu/pytorch-cifar of layers that are the same in torchvision's ResNets."""
 _BESIDE = ("criterion", "loss", "loss_fn", "n_averaged")
 """Parts of a saved training that are no layers."""
+_CONSTANTS = {"mean": r"mean$|(?:^|\.)mu$", "std": r"std$|(?:^|\.)sigma$"}
+"""Names of the constants of a normalising layer (``mu`` and ``sigma``: RobustBench)."""
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.")
 """Part of a checkpoint in several files, as Hugging Face's libraries name it."""
 _DEPTH = 8
@@ -35,7 +37,8 @@ class Weights(NamedTuple):
     tensors: dict[str, torch.Tensor]
     entry: str
     constants: dict[str, tuple[float, ...]]
-    """Three numbers under names that end in ``mean`` or ``std``: constants of a normalising layer, perhaps."""
+    """Three numbers under names that end in ``mean`` or ``std``, or are ``mu`` or ``sigma``, by ``mean`` and ``std``:
+    constants of a normalising layer, perhaps."""
     said: tuple[str, ...] = ()
     """Sentences on what of the file was computed or left out."""
 
@@ -184,7 +187,7 @@ def _under(
 
 
 def _is_constant(one: _Tensor) -> bool:
-    return one.value.numel() == 3 and one.full.endswith(("mean", "std"))
+    return one.value.numel() == 3 and any(re.search(names, one.full) for names in _CONSTANTS.values())
 
 
 def _chosen(path: Path | str, networks: Mapping[str, dict[str, torch.Tensor]], entry: str | None) -> str:
@@ -219,12 +222,12 @@ def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -
 
 
 def _constants(tensors: list[_Tensor]) -> dict[str, tuple[float, ...]]:
-    """Tensors of three numbers called mean and std, of one normalising layer."""
+    """Tensors of three numbers called mean and std, or mu and sigma, of one normalising layer."""
     return {
         kind: tuple(one.value.float().flatten().tolist())
-        for kind in ("mean", "std")
+        for kind, names in _CONSTANTS.items()
         for one in tensors
-        if _is_constant(one) and one.full.endswith(kind)
+        if _is_constant(one) and re.search(names, one.full)
     }
 
 

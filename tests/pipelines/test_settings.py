@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from sqlalchemy import make_url
 
 from pipelines.settings import addresses, artifact_root, session, tracking_address
@@ -127,3 +128,40 @@ def test_a_bucket_with_one_slash_is_refused_and_no_folder():
     with pytest.raises(BadValue, match=r"s3:/bucket/rd3, which has one slash\. Fix: write s3://bucket/rd3$"):
         artifact_root("s3:/bucket/rd3")
     assert artifact_root("file:/srv/rd3") == "/srv/rd3"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://AKIAEXAMPLE:hush@bucket/rd3",  # as smart_open takes it
+        "s3://AKIAEXAMPLE:x/y/hush@bucket/rd3",  # AWS's secret keys may have slashes, which end the authority of a URI
+        "s3a://AKIAEXAMPLE:x#hush@bucket",
+    ],
+)
+def test_a_secret_key_in_the_artifact_root_is_refused_and_not_shown(address: str):
+    with pytest.raises(BadValue, match=r"RD3_ARTIFACTS contains a password.*set AWS_ACCESS_KEY_ID") as refused:
+        session({"RD3_HOME": "/home", "RD3_ARTIFACTS": address})
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/me@here", "s3://bucket/a:b@c", "s3://bucket"])
+def test_signs_in_the_prefix_of_a_bucket_are_no_secret(address: str):
+    assert artifact_root(address) == address
+
+
+def test_a_password_with_a_slash_is_one():
+    """SQLAlchemy takes it, and the URI's parts by urllib have no password then."""
+    address = "postgresql://me:s3/cret@db/mlflow"
+    assert sqlalchemy.engine.make_url(address).password == "s3/cret"
+    with pytest.raises(BadValue, match=r"MLFLOW_TRACKING_URI contains a password.*set PGPASSWORD"):
+        tracking_address(address)
+    for plain in ("http://server:5000/path@x", "http://server:5000", "postgresql+psycopg2://me@db/mlflow"):
+        assert tracking_address(plain) == plain
+
+
+@pytest.mark.parametrize("page", ["/#/experiments/1/runs", "#/experiments/1", "/?workspace=a#/models", "/mlflow/#/"])
+def test_the_address_of_a_page_of_mlflow_is_refused(page: str):
+    server = "http://127.0.0.1:5000" + ("/mlflow" if "mlflow" in page else "")
+    with pytest.raises(BadValue, match=r", the address of a page of MLflow") as refused:
+        tracking_address(f"http://127.0.0.1:5000{page}")
+    assert refused.value.fix == f"write that of its server: {server}"

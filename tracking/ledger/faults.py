@@ -54,11 +54,29 @@ def fault_in(text: str, table: Mapping[str, Fault]) -> Fault | None:
     return next((fault for pattern, fault in table.items() if re.search(pattern, text)), None)
 
 
+_UNQUOTED_LOGIN = re.compile(r"[^/?#@:]*:(?!\d+(?:[/?#]|$))[^@]*@")
+"""User, password and ``@``, where the password has characters that end the authority of a URI, as AWS's secret keys may
+have (``/``); a port before a path is none.  boto's and SQLAlchemy's readers take them, :mod:`urllib` does not."""
+
+
+def _login(rest: str) -> str:
+    """User name, password and ``@`` at the beginning of what follows ``://`` in a URI; empty without ``@``."""
+    authority = rest.partition("/")[0]
+    if "@" in authority:
+        return authority[: authority.rindex("@") + 1]
+    found = _UNQUOTED_LOGIN.match(rest)
+    return found[0] if found else ""
+
+
+def has_password(uri: str) -> bool:
+    """Whether the URI has a password (of S3: a secret key) before the host or bucket."""
+    return ":" in _login(uri.partition("://")[2])
+
+
 def without_password(uri: str) -> str:
     """The URI without user name and password, for messages."""
     scheme, colon, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{colon}{authority.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{colon}{rest[len(_login(rest)) :]}"
 
 
 _CONNECTIONS = {

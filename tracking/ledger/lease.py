@@ -3,7 +3,8 @@
 The first holder writes ``leases/<name>.json`` if absent.  A dead holder is succeeded by the first process that writes
 ``leases/<name>.after-<its token>.json``, again if absent, so that exactly one of several successors wins; the current
 holder is the end of that chain.  The heartbeat is a separate object (``.beat-<token>``), so that a suspended driver
-that resumes cannot overwrite its successor.  Clocks of machines that share a ledger must agree within 30 seconds.
+that resumes cannot overwrite its successor.  Clocks of machines that share a ledger must agree within 30 seconds; a
+holder whose clock was further ahead is alive if another heartbeat follows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ BEAT_S = 15.0
 """Seconds between heartbeats."""
 STALE_S = 60.0
 """Seconds without a heartbeat after which a holder counts as dead."""
+
+AHEAD_S = 60.0
+"""Seconds from which on a heartbeat in the future is of a clock that is, or was, wrong."""
 
 
 def _started(pid: int) -> str | None:
@@ -90,19 +94,36 @@ class Lease:
     def _holds(self) -> bool:
         return bool(self._current().get("token") == self.token)
 
+    def _last_beat(self, holder: dict[str, Any]) -> float:
+        """Time of the last heartbeat by the holder's clock (Unix time)."""
+        return float((self._read(self._object_name(f".beat-{holder['token']}")) or holder)["time"])
+
     def _beat_age_s(self, holder: dict[str, Any]) -> float:
-        beat = self._read(self._object_name(f".beat-{holder['token']}")) or holder
-        return time.time() - float(beat["time"])
+        return time.time() - self._last_beat(holder)
 
     def _alive(self, holder: dict[str, Any]) -> bool:
         if holder["host"] == socket.gethostname() and not _is_running(holder):
             return False
-        return self._beat_age_s(holder) < STALE_S
+        age = self._beat_age_s(holder)
+        return age < STALE_S and (age > -AHEAD_S or self._writes_another_beat(holder))
+
+    def _writes_another_beat(self, holder: dict[str, Any]) -> bool:
+        """Whether a heartbeat follows within two periods: the one of a clock that was ahead has no age."""
+        last = self._last_beat(holder)
+        end = time.monotonic() + 2 * BEAT_S
+        while time.monotonic() < end:
+            time.sleep(BEAT_S / 15)
+            if self._last_beat(holder) != last:
+                return True
+        return False
 
     def _refuse(self, holder: dict[str, Any]) -> LedgerInUse:
         since = datetime.fromtimestamp(holder["since"], UTC).isoformat(timespec="seconds")
         facts = [f"user {holder['user']}" if holder.get("user") else "", str(holder.get("work", ""))]
-        facts.append(f"last heartbeat {max(0.0, self._beat_age_s(holder)):.0f} s ago")
+        age = self._beat_age_s(holder)
+        facts.append(
+            f"its clock is {-age:.0f} s ahead" if age < -AHEAD_S else f"last heartbeat {max(0.0, age):.0f} s ago"
+        )
         return LedgerInUse(
             f"The ledger {self.objects.root} is in use by process {holder['pid']} on {holder['host']} since {since} "
             f"({', '.join(filter(None, facts))}).",

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+import ray
 from ray.exceptions import AuthenticationError
 
 from pipelines.cluster import local
@@ -42,12 +43,29 @@ def serve() -> Iterator[Callable[[bytes], str]]:
 
 def test_what_speaks_http_2_may_be_a_cluster(serve):
     check_address(serve(SETTINGS))
-    check_address("ray://" + serve(SETTINGS))
 
 
 def test_words_that_ray_resolves_are_left_to_it():
     check_address("auto")
     check_address("local")
+
+
+def test_ray_client_is_refused_before_it_is_called(monkeypatch: pytest.MonkeyPatch):
+    """With it, Ray Tune pickles the driver and fails inside a task (ray#20379)."""
+    address = "ray://127.0.0.1:10001"
+    fix = r"--address auto on a node of the cluster, or from elsewhere: rd3 submit GRID --address http://127\.0\.0\.1:8265"
+    with pytest.raises(RD3Error, match=rf"^{address} is an address of Ray Client, .*{fix}"):
+        check_address(address)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(RD3Error, match=r"^ray://head:10001 is an address of Ray Client"), ray_cluster("auto"):
+        pass
+
+
+def test_a_process_that_is_connected_by_ray_client(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(RD3Error, match=r"connected to a cluster by Ray Client.*call ray\.shutdown\(\)"), ray_cluster():
+        pass
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])

@@ -25,6 +25,12 @@ def test_the_tracking_database_has_to_be_postgresql(tmp_path):
         open_storage("tracking", "sqlite:///x.db", tmp_path)
 
 
+def test_the_old_name_of_postgresql_is_refused_with_the_new_one(tmp_path):
+    """SQLAlchemy has no dialect of that name."""
+    with pytest.raises(BadValue, match=r"Invalid --storage postgres://host/x\. Fix: write postgresql\+psycopg2://"):
+        open_storage("postgres://me@host/x", "", tmp_path)
+
+
 def test_no_password_on_the_command_line_and_none_in_the_message(tmp_path):
     with pytest.raises(BadValue, match="PGPASSWORD") as caught:
         open_storage("postgresql+psycopg2://me:hush@127.0.0.1/x", "", tmp_path)

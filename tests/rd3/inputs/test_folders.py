@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
+import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -563,6 +567,40 @@ def test_images_beside_a_list_of_their_labels_are_not_sent_in_a_circle(tmp_path,
     with pytest.raises(DataMissing, match="no images in class folders") as refused:
         import_folder(tmp_path / "kaggle/train", TOY, tmp_path / "out")
     assert "trainLabels.csv may say which that is" in refused.value.fix
+
+
+def test_names_that_are_paths_of_windows_are_said_and_unzip_makes_folders_of_them(tmp_path, roots):
+    """Python's zipfile leaves the names in an archive by PowerShell 5 as they are (python/cpython#91036)."""
+    source = data_folder(tmp_path / "source", ["cat", "dog"])
+    archive = tmp_path / "sent.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(source.rglob("*.png")):
+            entry = zipfile.ZipInfo(str(path.relative_to(source)).replace("/", "\\"))
+            entry.create_system = 0  # as PowerShell
+            file.writestr(entry, path.read_bytes())
+    (tmp_path / "beside").mkdir()
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "taken")
+    with pytest.raises(BadValue, match="taken has 0 class folders") as refused:
+        registered("mine", tmp_path / "taken", roots)
+    assert re.fullmatch(r"unpack the archive again with `unzip`, .* of cat\\\S+png, a path .*", refused.value.fix)
+    with pytest.raises(DataMissing, match="no images in class folders") as other:
+        import_folder(tmp_path / "taken", TOY, tmp_path / "out")
+    assert other.value.fix == refused.value.fix
+    if shutil.which("unzip"):
+        assert subprocess.run(["unzip", "-q", archive, "-d", tmp_path / "again"], capture_output=True).returncode < 2
+        assert registered("mine", tmp_path / "again", roots)[0].class_ids == ("cat", "dog")
+
+
+def test_a_folder_of_images_is_not_sure_to_be_one_class_of_the_folder_above(tmp_path, roots):
+    base = data_folder(tmp_path / "home", ["flowers", "other"])
+    with pytest.raises(BadValue, match="it holds images itself") as refused:
+        registered("mine", base / "flowers", roots)
+    assert re.fullmatch(
+        "move every image into a folder that is named by its class, or, if it is one class of several, register "
+        rf"the folder above: rd3 data add mine --folder {base} .*",
+        refused.value.fix,
+    )
 
 
 @pytest.mark.parametrize(

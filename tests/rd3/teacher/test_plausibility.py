@@ -160,15 +160,23 @@ def test_a_teacher_for_bgr_is_said_and_the_fix_works(trained, colours, tmp_path)
     assert (figures["top1_pct"], said) == (data.top1_pct("test", own, own), [])
 
 
-def test_constants_in_the_file_are_said(colours, tmp_path):
+@pytest.mark.parametrize(
+    ("mean", "std", "prefix"),
+    [("norm.mean", "norm.std", "net."), ("mu", "sigma", "")],  # the second as RobustBench's networks
+)
+def test_constants_in_the_file_are_said(mean, std, prefix, colours, tmp_path):
     data = colours()
     torch.save(
-        {"norm.mean": torch.full((3,), 0.31), "norm.std": torch.full((3,), 0.2)}
-        | {f"net.{name}": value for name, value in data.weights(OWN).items()},
+        {mean: torch.full((1, 3, 1, 1), 0.31), std: torch.full((1, 3, 1, 1), 0.2)}
+        | {f"{prefix}{name}": value for name, value in data.weights(OWN).items()},
         tmp_path / "w.pt",
     )
     said = bring(tmp_path / "w.pt", data, tmp_path / "out")[2]
-    assert said == ["The file itself holds the constants 0.31/0.2; 0.3/0.2 are used."]
+    assert said == [
+        "The file itself holds the constants 0.31/0.2; 0.3/0.2 are used. "
+        "If it was trained with its own, import it with --normalised 0.31/0.2."
+    ]
+    assert bring(tmp_path / "w.pt", data, tmp_path / "as said", normalisation="0.31/0.2")[2] == []
 
 
 def test_a_smaller_gain_by_another_order_comes_with_the_order(monkeypatch):

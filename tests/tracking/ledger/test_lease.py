@@ -92,6 +92,26 @@ def test_another_machine_is_believed_for_a_minute(ledger: Ledger) -> None:
         pass
 
 
+def test_a_machine_whose_clock_was_ahead_is_succeeded_unless_it_still_writes(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was believed until its time had come, a day later."""
+    monkeypatch.setattr("tracking.ledger.lease.BEAT_S", 0.15)
+    tomorrow = time.time() + 86400
+
+    def beat(moment: float) -> None:
+        ledger.objects.put("leases/driver.beat-t0.json", json.dumps({"time": moment}).encode())
+
+    leave(ledger, host="elsewhere", since=tomorrow, time=tomorrow)
+    beat(tomorrow + 15)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: [(time.sleep(0.02), beat(tomorrow + 30 + step)) for step in range(10)])
+        with pytest.raises(StoreError, match=r"on elsewhere since .*its clock is 864\d\d s ahead"), ledger.lease():
+            pass
+    with ledger.lease() as held:
+        held.check()
+
+
 def test_a_driver_that_was_succeeded_learns_of_it_and_leaves_its_successor_alone(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
