@@ -181,8 +181,31 @@ def writing_session() -> Session:
     here = session()
     if why := _unwritable(here.home):
         raise BadValue(f"RD3's home {here.home} cannot be written: {why}.", "set RD3_HOME to a writable folder")
+    _require_writable_files(here)
     settle_home(here)
     return here
+
+
+def _require_writable_files(here: Session) -> None:
+    """Raise BadValue if database or log of trials may not be written, as those of another user with umask 022."""
+    from pipelines.engine.trial_log import log_path
+    from tracking.runs.reachable import sqlite_file
+
+    files = [path for path in (sqlite_file(here.tracking_uri), log_path(here.home)) if path and path.exists()]
+    if others := [path for path in files if not os.access(path, os.W_OK)]:
+        listed = " and ".join(map(str, others))
+        raise BadValue(
+            f"There is no permission to write to {listed}, which {_owner(others[0])} owns.",
+            "set RD3_HOME to a folder of your own; or let the owner share it with your group: "
+            f"chmod -R g+rwX {here.home}, and umask 002 for everybody who runs RD3 there",
+        )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a number without a name
+        return f"user {path.stat().st_uid}"
 
 
 def settle_home(here: Session) -> None:

@@ -28,7 +28,7 @@ def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
     where = {"pid": os.getpid(), "host": platform.node(), "time": time}
     line = {"event": event, "kind": kind, "key": key, **where, **more}
     home.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(handle, (json.dumps(line) + "\n").encode())
     finally:

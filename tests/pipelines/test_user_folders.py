@@ -118,6 +118,29 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, ""), "a plan writes nothing that must be kept"
 
 
+@as_root
+def test_the_home_of_a_colleague_whose_files_the_group_may_only_read(folder: Path) -> None:
+    """A group folder in which the first user had umask 022; then as the message says, with umask 002 from there on."""
+    env = dict(os.environ) | {"RD3_HOME": str(folder / "rd3"), "PYTHONPATH": str(ROOT), "HOME": "/"}
+    grid = folder / "tiny.yaml"
+    done = run(env, "pipelines.cli", "run", grid, "--local")
+    assert done.returncode == 0, done.stderr
+    home = folder / "rd3"
+    for path in (home, *home.rglob("*")):
+        os.chown(path, 0, 54321)
+        path.chmod(0o2775 if path.is_dir() else 0o644)
+    grid.write_text(grid.read_text().replace("student_seeds: [0]", "student_seeds: [0, 1]"))
+    done = run(env, "pipelines.cli", "run", grid, "--local", before=STRANGER)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"BadValue: There is no permission to write to {home}/mlflow.db and {home}/trials.jsonl, which root owns.\n"
+        f"Fix: set RD3_HOME to a folder of your own; or let the owner share it with your group: chmod -R g+rwX {home}, "
+    ), done.stderr
+    subprocess.run(["chmod", "-R", "g+rwX", home], check=True)
+    done = run(env, "pipelines.cli", "run", grid, "--local", before=STRANGER)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "~"])
 def test_a_home_in_a_path_that_cannot_be_found(folder: Path, name: str) -> None:
     env = dict(os.environ) | {"RD3_HOME": str(folder / "rd3"), "RD3_DATA": name, "PYTHONPATH": str(ROOT)}

@@ -259,7 +259,7 @@ _EXCEPTIONS = {
         "There are no S3 credentials for {root}.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     ),
     "TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError SSOError LoginRefreshRequired": Fault(
-        "The AWS login for {root} has expired.", "run `aws sso login`"
+        "The AWS login for {root} has expired.", "run `aws sso login{profile}`"
     ),
     "CredentialRetrievalError RefreshWithMFAUnsupportedError MetadataRetrievalError": Fault(
         "The S3 credentials for {root} cannot be obtained: {text}.",
@@ -289,6 +289,7 @@ def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fau
     """The fault behind an exception of boto3 without a response; ``connects``: whether a connection failed."""
     name, text = type(error).__name__, " ".join(str(error).split()).rstrip(".")
     facts = {"root": root, "endpoint": endpoint, "name": name, "text": text, "bucket": urlsplit(root).netloc}
+    facts["profile"] = f" --profile {profile}" if (profile := os.environ.get("AWS_PROFILE")) else ""
     for names, fault in _EXCEPTIONS.items():
         if name in names.split():
             return fault.about(**facts)

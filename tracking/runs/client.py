@@ -45,6 +45,8 @@ def quiet_mlflow() -> None:
         os.environ["HOME"] = _NO_HOME
     for name in ("alembic", "mlflow.store.db", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs errors of the database with pages of traceback before it raises them.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def open_client(place: Place) -> Any:
@@ -110,8 +112,9 @@ def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | No
             return converted
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        fix = "free space there (`rd3 artifacts gc`)" if is_disk_full(error) else "make that folder writable"
-        return StoreError(f"Cannot store files at {files}: {reason}.", fix)
+        fix = "free space there (`rd3 artifacts gc`)" if is_disk_full(error) else "make it writable"
+        inner = f" ({error.filename})" if isinstance(error.filename, str) and error.filename != files else ""
+        return StoreError(f"Cannot store files at {files}: {reason}{inner}.", fix)
     return None
 
 

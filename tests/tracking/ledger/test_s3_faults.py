@@ -217,3 +217,20 @@ def test_a_profile_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     for ask in (lambda: objects.get("x"), objects.has_credentials):
         with pytest.raises(StoreError, match=r"\(mine\) could not be found\. Fix: correct AWS_PROFILE"):
             ask()
+
+
+def test_an_expired_login_names_its_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By botocore itself: a profile of AWS's single sign-on whose cached token has expired."""
+    (tmp_path / "config").write_text(
+        "[profile lab]\nsso_session = lab\nsso_account_id = 1\nsso_role_name = x\nregion = eu-west-1\n"
+        "[sso-session lab]\nsso_start_url = https://lab.example/start\nsso_region = eu-west-1\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    with pytest.raises(StoreError, match="login for s3://bucket/x has expired") as refused:
+        S3Objects("s3://bucket/x").get("document")
+    assert refused.value.fix == "run `aws sso login --profile lab`"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from rd3.errors import RD3Error, Unavailable
@@ -13,6 +17,20 @@ def named(error: Exception) -> RD3Error:
     with pytest.raises(RD3Error) as caught, mlflow_errors("http://tracking", "s3://bucket/x"):
         raise error
     return caught.value
+
+
+def test_mlflow_does_not_log_errors_of_the_database_that_it_raises(tmp_path: Path) -> None:
+    """Its log has the whole traceback and the statement, before the sentence that the user gets."""
+    code = (
+        "import sys, sqlalchemy as s\nfrom tracking.runs.client import quiet_mlflow\nquiet_mlflow()\n"
+        "from mlflow.store.db.utils import _get_managed_session_maker as m\nfrom sqlalchemy.orm import sessionmaker\n"
+        "engine = s.create_engine(f'sqlite:///{sys.argv[1]}')\n"
+        "try:\n    with m(sessionmaker(engine), 'sqlite')() as x: x.execute(s.text('INSERT INTO nothing VALUES (1)'))\n"
+        "except Exception as error: print(type(error).__name__)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "x.db")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("MlflowException\n", "")
 
 
 @pytest.mark.parametrize(
