@@ -186,7 +186,7 @@ class LoadedGrid:
         try:
             gone = entries.compare(Tracker(here.with_identity()))
             if gone:
-                self._not_compared = f"{gone} not compared, as MLflow has none (run deleted, or on another server)"
+                self._not_compared = f"{gone} without a run in MLflow, deleted or newer than its database"
         except TrackingError as error:  # results do not depend on the tracking server
             self._not_compared = f"not compared with MLflow: {error.message}"
         if self._not_compared:

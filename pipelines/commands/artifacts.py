@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,8 +43,10 @@ def verify(
     here = session()
     store = TrackedStore(here)
     chosen = wanted(store.ledger, here, keys, grid)
-    tagged, uncompared = compared_digests(here) if chosen else (None, "")
+    tagged, uncompared = compared_digests(here) if chosen else ({}, "")
     checked = list(check_entries(store, chosen, tagged))
+    if not uncompared:
+        uncompared = _without_runs(here, {one.run_id for one in checked if one.run_id} - tagged.keys())
     damaged = [one for one in checked if one.damage]
     if as_json or damaged:
         rows = [{"kind": one.kind, "key": one.key[:12], "what": one.label, "damage": one.damage} for one in damaged]
@@ -52,12 +55,6 @@ def verify(
         where = "" if checked or grid else f" in {ledger_line(here)}"
         bare = sum(one.bare for one in checked)
         without = f", {bare} without files" if bare else ""
-        gone = sum(one.no_run for one in checked)
-        if gone:
-            digests = f"{gone} digest{'s' * (gone > 1)}"
-            uncompared = (
-                f"; {digests} not compared: MLflow has none (run deleted, on another server, or of an early version)"
-            )
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
         console.print(f"{summary}{uncompared}", soft_wrap=True)
     if forget and damaged:
@@ -67,8 +64,8 @@ def verify(
         raise typer.Exit(3)
 
 
-def compared_digests(here: Session) -> tuple[dict[str, str] | None, str]:
-    """The digests in MLflow runs; None, and a remark, if the tracking server does not respond."""
+def compared_digests(here: Session) -> tuple[dict[str, str], str]:
+    """The digests in MLflow runs, and a remark if the tracking server does not respond."""
     from tracking.runs.digests import tagged_digests
     from tracking.runs.runs import Tracker
 
@@ -77,7 +74,21 @@ def compared_digests(here: Session) -> tuple[dict[str, str] | None, str]:
         tracker.check()
         return tagged_digests(tracker), ""
     except TrackingError as error:
-        return None, f"; digests not compared with MLflow: {error.message}"
+        return {}, f"; digests not compared with MLflow: {error.message}"
+
+
+def _without_runs(here: Session, run_ids: Collection[str]) -> str:
+    """A remark on intact entries that MLflow's pages do not show; empty if all runs are there."""
+    from tracking.runs.digests import missing_runs
+    from tracking.runs.runs import Tracker
+
+    missing = missing_runs(Tracker(here), run_ids)
+    if not missing:
+        return ""
+    return (
+        f"; {missing} without a run in MLflow, deleted or newer than its database: "
+        "`rd3 artifacts push FOLDER --tracking sqlite:///NEW.db` writes all with new runs"
+    )
 
 
 def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:

@@ -44,8 +44,8 @@ def import_backbone(
     files that cannot be read, weights that are not finite and another digest, and :class:`BadValue` for a model that
     does not know the dataset's classes.
     """
-    if sha256 is not None and not re.fullmatch("[0-9a-f]{6,64}", sha256.lower()):
-        raise BadValue(f"{sha256!r} is not a sha256 digest.", "give at least its first 6 hexadecimal digits")
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{3,64}", sha256.lower()):
+        raise BadValue(f"{sha256!r} is not a sha256 digest.", "give at least its first 3 hexadecimal digits")
     started = time.perf_counter()
     backbone_class, out = BACKBONES.get(family), Path(out)
     folder, commit = _folder(source, backbone_class, revision)

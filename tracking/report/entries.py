@@ -10,7 +10,7 @@ from rd3.cell import Cell
 from rd3.recipe import Key
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
-from tracking.runs.digests import compare, lacks_run, tagged_digests
+from tracking.runs.digests import compare, missing_runs, tagged_digests
 from tracking.runs.runs import Tracker
 
 
@@ -43,7 +43,7 @@ class GridEntries:
     def compare(self, tracker: Tracker) -> int:
         """Raise :class:`DataCorrupt` for the first entry whose digest differs from that of its MLflow run.
 
-        Entries without a digest or a run pass; returns the number of entries whose run was not found.
+        Entries without a digest or a run pass; returns the number of runs that MLflow does not have.
 
         Raises :class:`TrackingError` if the tracking server does not respond.
         """
@@ -53,4 +53,4 @@ class GridEntries:
         tagged = tagged_digests(tracker)
         for entry in self._found.values():
             compare(entry, tagged)
-        return sum(lacks_run(entry, tagged) for entry in self._found.values())
+        return missing_runs(tracker, {entry.run_id for entry in self._found.values() if entry.run_id} - tagged.keys())

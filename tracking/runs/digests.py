@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rd3.errors import DataCorrupt
 from rd3.kept_students import without_student
@@ -16,9 +16,17 @@ def tagged_digests(tracker: Tracker) -> dict[str, str]:
     return {run.info.run_id: run.data.tags[DIGEST] for run in runs}
 
 
-def lacks_run(entry: Entry, tagged: Mapping[str, str]) -> bool:
-    """Whether no run has the entry's digest: the run was deleted, or is not of this server or database."""
-    return bool(entry.run_id and entry.digest) and entry.run_id not in tagged
+def missing_runs(tracker: Tracker, run_ids: Iterable[str]) -> int:
+    """How many of these runs are not in this MLflow: deleted, or newer than a database restored from a backup.
+
+    Runs of any ledger count, as those of a home that was moved or copied have its address before.
+    """
+    wanted = set(run_ids)
+    if not wanted:
+        return 0
+    with tracker.errors():
+        found = tracker.search(tracker.experiment_ids(), {}, "tags.`rd3.key` LIKE '%'", of_any_ledger=True)
+    return len(wanted - {run.info.run_id for run in found})
 
 
 def compare(entry: Entry, tagged: Mapping[str, str]) -> None:

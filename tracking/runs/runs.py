@@ -134,10 +134,12 @@ class Tracker:
         with self.errors():
             return self.search(self.experiment_ids(), self._ours, extra)
 
-    def search(self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "") -> list[Any]:
+    def search(
+        self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "", *, of_any_ledger: bool = False
+    ) -> list[Any]:
         """All runs with these tags, oldest first; ``extra`` is a further condition in MLflow's filter syntax.
 
-        Runs of other ledgers at an equal path are left out.
+        Runs of other ledgers at an equal path are left out, except with ``of_any_ledger``.
         """
         terms = [f"tags.`{name}` = {quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
         if not experiment_ids:
@@ -148,7 +150,7 @@ class Tracker:
             page = self.client.search_runs(
                 experiment_ids, " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=token
             )
-            found.extend(filter(self._is_ours, page))
+            found.extend(page if of_any_ledger else filter(self._is_ours, page))
             token = page.token
             if not token:
                 return found

@@ -12,7 +12,7 @@ from rd3.recipe import KINDS, Key, key_of, read_recipe
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.runs import artifacts
-from tracking.runs.digests import compare, lacks_run
+from tracking.runs.digests import compare
 from tracking.store import TrackedStore
 
 
@@ -25,8 +25,8 @@ class Checked(NamedTuple):
     damage: str
     bare: bool = False
     """Whether the entry was imported without files, which the export left out; this is not damage."""
-    no_run: bool = False
-    """Whether its digest was not compared, as its run was not found; this is not damage."""
+    run_id: str | None = None
+    """The MLflow run that an intact entry names."""
 
 
 def everything(ledger: Ledger) -> list[tuple[str, Key]]:
@@ -45,11 +45,11 @@ def check_entries(
     Raises if a server does not respond, since that is not damage.
     """
     for kind, key in wanted:
-        yield _checked(store, kind, key, tagged)
+        yield _checked(store, kind, key, tagged or {})
 
 
-def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str] | None) -> Checked:
-    label, no_run = kind, False
+def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]) -> Checked:
+    label = kind
     try:
         entry = store.find(kind, key)
         if entry is None:
@@ -58,15 +58,14 @@ def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]
         label = recipe.label()
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
-        compare(entry, tagged or {})
-        no_run = tagged is not None and lacks_run(entry, tagged)
+        compare(entry, tagged)
         with artifacts.from_source(entry, store.cache, store.place.tracking_uri) as folder:
             _compare_result(entry, folder)
     except FilesNotExported:
-        return Checked(kind, key, label, "", bare=True, no_run=no_run)
+        return Checked(kind, key, label, "", bare=True)
     except (DataMissing, DataCorrupt, BadValue) as error:
         return Checked(kind, key, label, error.message)
-    return Checked(kind, key, label, "", no_run=no_run)
+    return Checked(kind, key, label, "", run_id=entry.run_id)
 
 
 def _compare_result(entry: Entry, folder: Path) -> None:
