@@ -20,6 +20,7 @@ from rd3.device import repeatable_kernels
 from rd3.diffusion.families.dit import DiT, draws
 from rd3.recipe import DerivedRecipe
 from rd3.seeding import generator
+from rd3.teacher.checkpoint import averaged_state, restore_averaged
 from rd3.teacher.training import Images
 
 if TYPE_CHECKING:
@@ -181,21 +182,11 @@ class FineTuning:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Trained values, averages, the optimizer's moments and the memories, by name."""
-        found: dict[str, torch.Tensor] = {}
-        for (name, value), average in zip(self.parameters.items(), self.average, strict=True):
-            found |= {f"value.{name}": value.detach(), f"average.{name}": average}
-            found |= {f"adam.{name}.{moment}": kept for moment, kept in self.optimizer.state[value].items()}
-        return found | self.memories.state()
+        return averaged_state(self.parameters, self.average, self.optimizer) | self.memories.state()
 
-    @torch.no_grad()
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Put :meth:`state` back."""
-        for (name, value), average in zip(self.parameters.items(), self.average, strict=True):
-            value.copy_(state[f"value.{name}"])
-            average.copy_(state[f"average.{name}"])
-            for key in (key for key in state if key.rpartition(".")[0] == f"adam.{name}"):
-                moment = key.rpartition(".")[2]
-                self.optimizer.state[value][moment] = state[key].to("cpu" if moment == "step" else value.device)
+        restore_averaged(state, self.parameters, self.average, self.optimizer)
         self.memories.restore(state, self.backbone.device)
 
     @torch.no_grad()

@@ -18,7 +18,14 @@ from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
-from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_tensors
+from rd3.teacher.checkpoint import (
+    CHECKPOINT,
+    Counters,
+    averaged_state,
+    read_checkpoint,
+    restore_averaged,
+    write_tensors,
+)
 from rd3.teacher.training import Images, duration, within_epochs
 
 Progress = Callable[[float, str], None]
@@ -150,22 +157,11 @@ class _Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights, averages and the optimizer's moments by name."""
-        found: dict[str, torch.Tensor] = {f"weights.{name}": value for name, value in self.parameters.items()}
-        found |= {f"average.{name}": value for name, value in self.average.items()}
-        for name, parameter in self.parameters.items():
-            found |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
-        return found
+        return averaged_state(self.parameters, self.average.values(), self.optimizer)
 
-    @torch.no_grad()
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Put :meth:`state` back, in place."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"weights.{name}"])
-            self.average[name].copy_(state[f"average.{name}"])
-            moments = {key.rpartition(".")[2]: key for key in state if key.rpartition(".")[0] == f"adam.{name}"}
-            for moment, key in moments.items():
-                place = "cpu" if moment == "step" else self.device
-                self.optimizer.state[parameter][moment] = state[key].to(place)
+        restore_averaged(state, self.parameters, self.average.values(), self.optimizer)
 
 
 def _restore(path: Path, key: str, precision: str, runs: list[_Run]) -> Counters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,33 @@ def write_tensors(path: Path, key: str, precision: str, tensors: dict[str, torch
     """Write tensors and counters, with the recipe's key and the precision of the training."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, save(plain, {"key": key, "precision": precision, "counters": json.dumps(asdict(counters))}))
+
+
+def averaged_state(
+    parameters: Mapping[str, nn.Parameter], averages: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Weights, their moving averages (in the same order) and the moments of an Adam optimizer, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for (name, value), average in zip(parameters.items(), averages, strict=True):
+        found |= {f"weights.{name}": value, f"average.{name}": average}
+        found |= {f"adam.{name}.{moment}": kept for moment, kept in optimizer.state[value].items()}
+    return found
+
+
+@torch.no_grad()
+def restore_averaged(
+    state: Mapping[str, torch.Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    averages: Iterable[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Put :func:`averaged_state`, which may be among other tensors, back in place."""
+    for (name, value), average in zip(parameters.items(), averages, strict=True):
+        value.copy_(state[f"weights.{name}"])
+        average.copy_(state[f"average.{name}"])
+        for key in (key for key in state if key.rpartition(".")[0] == f"adam.{name}"):
+            moment = key.rpartition(".")[2]
+            optimizer.state[value][moment] = state[key].to("cpu" if moment == "step" else value.device)
 
 
 @dataclass
