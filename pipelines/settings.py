@@ -173,6 +173,11 @@ def session(env: Mapping[str, str] | None = None) -> Session:
     )
 
 
+def trial_log_path(home: Path) -> Path:
+    """The log of trials, which :mod:`pipelines.engine.trial_log` reads and writes."""
+    return home / "trials.jsonl"
+
+
 def writing_session() -> Session:
     """The session of a command that writes: RD3's own database first follows a home that was moved or copied.
 
@@ -188,10 +193,9 @@ def writing_session() -> Session:
 
 def _require_writable_files(here: Session) -> None:
     """Raise BadValue if database or log of trials may not be written, as those of another user with umask 022."""
-    from pipelines.engine.trial_log import log_path
     from tracking.runs.reachable import sqlite_file
 
-    files = [path for path in (sqlite_file(here.tracking_uri), log_path(here.home)) if path and path.exists()]
+    files = [path for path in (sqlite_file(here.tracking_uri), trial_log_path(here.home)) if path and path.exists()]
     if others := [path for path in files if not os.access(path, os.W_OK)]:
         listed = " and ".join(map(str, others))
         raise BadValue(

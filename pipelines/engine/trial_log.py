@@ -15,11 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.settings import trial_log_path
 from rd3.processes import is_running
-
-
-def log_path(home: Path) -> Path:
-    return home / "trials.jsonl"
 
 
 def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
@@ -28,7 +25,7 @@ def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
     where = {"pid": os.getpid(), "host": platform.node(), "time": time}
     line = {"event": event, "kind": kind, "key": key, **where, **more}
     home.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = os.open(trial_log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(handle, (json.dumps(line) + "\n").encode())
     finally:
@@ -37,7 +34,7 @@ def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
 
 def events(home: Path, key: str | None = None) -> Iterator[dict[str, Any]]:
     """All lines in order, or those of one key.  Skips lines truncated by a crash."""
-    path = log_path(home)
+    path = trial_log_path(home)
     if not path.is_file():
         return
     with open(path, "rb") as lines:

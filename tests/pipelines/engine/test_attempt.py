@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waiting
 from pipelines.engine.job import Job, TrialEnd, work_folder
+from pipelines.settings import trial_log_path
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
 from rd3.recipe import Data, SetRecipe
 from rd3.store import STUDENT, Entry, FolderStore, check_files, sha256_files
@@ -174,7 +175,7 @@ def test_what_was_finished_and_has_lost_its_files_is_sent_again(bench: Bench):
 
 def test_an_attempt_that_died_before_its_last_line_completes_the_log(bench: Bench):
     bench.attempt()
-    log = trial_log.log_path(bench.home)
+    log = trial_log_path(bench.home)
     log.write_text(log.read_text().splitlines()[0] + "\n")
     bench.attempt()
     assert bench.events() == ["start", "done"]

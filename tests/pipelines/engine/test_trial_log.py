@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from pipelines.engine import trial_log
+from pipelines.settings import trial_log_path
 
 
 def _write_many(home: Path, who: int) -> None:
@@ -37,7 +38,7 @@ def test_done_until_forgotten(tmp_path: Path):
 
 def test_a_line_cut_short_is_left_out(tmp_path: Path):
     trial_log.append(tmp_path, "start", "set", "a")
-    with open(trial_log.log_path(tmp_path), "a") as log:
+    with open(trial_log_path(tmp_path), "a") as log:
         log.write('{"event": "sta')
     assert [event["key"] for event in trial_log.events(tmp_path)] == ["a"]
 
