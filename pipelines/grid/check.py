@@ -24,15 +24,15 @@ from pipelines.grid.structure import (
     keys_of,
     what,
 )
-from pipelines.grid.values import CALIBRATION, Chosen, Grid, Part
+from pipelines.grid.values import CALIBRATION, SETS, Chosen, Grid, Part
 from rd3.claims import Claim
 from rd3.datasets import DatasetInfo
-from rd3.errors import RD3Error, StoreError, UnknownName
+from rd3.errors import BadValue, RD3Error, StoreError, UnknownName
 from rd3.methods import METHODS, Method, mistakes_in_setting
 from rd3.models import network_info
-from rd3.planning.sets import check_start
+from rd3.planning.sets import check_known_set, check_start
 from rd3.protocol import mistakes_in, protocol_names
-from rd3.recipe import SourceSplit
+from rd3.recipe import SetRecipe, SourceSplit
 from rd3.registry import did_you_mean
 from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
 from rd3.synthetic_set import IMPORTED
@@ -42,11 +42,15 @@ T = TypeVar("T")
 
 _KEY = re.compile(r"[0-9a-f]{12,64}")
 """A set's key, or its beginning as lists show it."""
+_LONGEST_NAME = 60
+"""Characters of a name for imported sets."""
 Mistakes = Callable[[str, Any], list[str]]
 """Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
 
 
 ALL_MEASURES = (CALIBRATION, *STANDARD)
+
+_SETS_FIX = "`rd3 set list` shows the keys, `rd3 set import` imports a set"
 
 DEMONSTRATION = "Demonstration size: shows the path, not the claim."
 
@@ -146,13 +150,24 @@ def _check_measure(document: Located, path: Path, name: str) -> None:
 
 
 def _method(name: str) -> type[Method]:
-    """The method of that name; an imported set is not one, as a grid generates the sets that it evaluates."""
+    """The method of that name; raises, with the way to name imported sets, for what looks like one of those."""
     if name in METHODS or (name != IMPORTED and not _KEY.fullmatch(name)):
         return METHODS.get(name)
     raise UnknownName(
-        f"{name!r} is not a method: a grid generates its sets, and takes none that were imported.",
-        "evaluate those with `rd3 evaluate KEY --teacher ROLE`; `rd3 set list` shows the keys",
+        f"{name!r} is not a method; imported sets need a name for tables.",
+        "write `{NAME: {sets: [KEY, ...]}}`, e.g. `{MTT: {sets: [d0b2947ae43f]}}`; `rd3 set list` shows the keys",
     )
+
+
+def _check_name_of_sets(name: str) -> None:
+    """Raise for a name of imported sets that is a method's, or that tables cannot show."""
+    if name in METHODS:
+        raise BadValue(
+            f"{name!r} is a method of RD3, whose sets the grid generates.",
+            f"give the imported sets another name, such as '{name} (authors)'",
+        )
+    if not (name.isprintable() and name.strip() == name and 0 < len(name) <= _LONGEST_NAME):
+        raise BadValue(f"{name!r} cannot name imported sets.", f"use 1 to {_LONGEST_NAME} printable characters")
 
 
 def _in_part(changes: dict[str, Any], item: Path, at: At, path: Path) -> Path:
@@ -221,15 +236,15 @@ class PartCheck:
 
     @cached_property
     def methods(self) -> dict[Path, Chosen]:
-        """The known methods, by the location of their values."""
-        return self._chosen("methods", _method)
+        """The known methods and names of imported sets, by the location of their values."""
+        return self._chosen("methods", self._method_or_sets)
 
     @cached_property
     def protocols(self) -> dict[Path, Chosen]:
         """The known protocols, by the location of their values."""
         if "protocols" not in self.data:
             return {("protocols", place): each for place, each in enumerate(Part.model_fields["protocols"].default)}
-        return self._chosen("protocols", self.catalog.protocol)
+        return self._chosen("protocols", self._protocol)
 
     def _found(self, key: str, look_up: Callable[[str], T]) -> dict[str, T]:
         found = {}
@@ -238,14 +253,54 @@ class PartCheck:
                 found[name] = look_up(name)
         return found
 
-    def _chosen(self, key: str, look_up: Callable[[str], object]) -> dict[Path, Chosen]:
+    def _chosen(self, key: str, look_up: Callable[[Path, str, dict[str, Any]], Chosen]) -> dict[Path, Chosen]:
         found = {}
         for path, item in self.items(key):
             [(name, values)] = item.items() if isinstance(item, dict) else [(item, {})]
             with self.noting(path):
-                look_up(name)
-                found[*path, name] = Chosen(name=name, values=values)
+                found[*path, name] = look_up((*path, name), name, values)
         return found
+
+    def _protocol(self, _path: Path, name: str, values: dict[str, Any]) -> Chosen:
+        self.catalog.protocol(name)
+        return Chosen(name=name, values=values)
+
+    def _method_or_sets(self, path: Path, name: str, values: dict[str, Any]) -> Chosen:
+        if SETS not in values:
+            _method(name)
+            return Chosen(name=name, values=values)
+        _check_name_of_sets(name)
+        for other in values.keys() - {SETS}:
+            self.problem((*path, other), "Imported sets have no settings.", f"remove it, or remove {SETS!r}")
+        return Chosen(name=name, values={SETS: self._set_keys((*path, SETS), values[SETS])})
+
+    def _set_keys(self, path: Path, given: Any) -> list[str]:
+        """The full keys of imported sets, each of a dataset and an IPC of the part."""
+        if not isinstance(given, list) or not given:
+            self.problem(path, f"Expected a list of keys of imported sets, got {what(given)}.", _SETS_FIX)
+            return []
+        check_repeats(self.document, given, self.at(path))
+        found = []
+        for place, key in enumerate(given):
+            with self.noting((*path, place)):
+                found.append(self._imported_set(key).key)
+        return found
+
+    def _imported_set(self, key: Any) -> SetRecipe:
+        if not isinstance(key, str):
+            raise BadValue(f"Expected the key of an imported set, got {what(key)}.", "put it in quotes")
+        known = self.catalog.known_set(key)
+        if known is None:
+            raise UnknownName(f"There is no set {key!r} in the ledger.", _SETS_FIX)
+        name = f"Set {known.key[:12]}"
+        if not known.imported:
+            raise BadValue(f"{name} was generated by {known.method}.", f"write `{known.method}` for its sets")
+        info = self.infos.get(known.data.name)
+        if info is None or known.ipc not in [ipc for _path, ipc in self.items("ipc")]:
+            fix = "add these to `datasets` and `ipc`, or remove the set"
+            raise BadValue(f"{name} is of {known.data.name} at IPC {known.ipc}, which are not in the grid.", fix)
+        check_known_set(known, name, info)
+        return known
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -321,6 +376,8 @@ class PartCheck:
     def _check_settings(self) -> None:
         """Check the settings one by one, then the right ones together for every set."""
         for path, chosen in self.methods.items():
+            if SETS in chosen.values:
+                continue
             method = METHODS.get(chosen.name)()
             for info in self.infos.values():
                 right = self._right(chosen.values, path, partial(mistakes_in_setting, chosen.name, info))

@@ -142,7 +142,7 @@ def _label(recipe: Recipe, named: Mapping[Key, Teacher]) -> str:
     """Display name of an ancestor of a set, or of the set itself; ``named``: the grid's teachers by key."""
     if isinstance(recipe, StatisticsRecipe):
         return f"statistics of {named[recipe.teacher].role} {recipe.data.name}"
-    if isinstance(recipe, SetRecipe):
+    if isinstance(recipe, SetRecipe) and not recipe.imported:
         return f"{recipe.method} {recipe.data.name} ipc{recipe.ipc} seed{recipe.set_seed}"
     return recipe.label()
 
@@ -193,9 +193,15 @@ class _MadeSet(NamedTuple):
     """Settings of the method that the grid changes: name to value."""
     reduced: dict[str, tuple[float, float]] = {}
     """Settings below the published values: name to (run, published)."""
+    tested: dict[str, Any] = {}
+    """What its evaluations state otherwise than the set: the dataset as it is now, for an imported set."""
+
+    @property
+    def own_labels(self) -> bool:
+        return self.recipe is not None and self.recipe.soft_label_kind is not None
 
 
-_WITHOUT_OWN = "soft_labels 'own' needs a set with soft labels of its own, which methods do not generate"
+_WITHOUT_OWN = "soft_labels 'own' needs an imported set with soft labels of its own"
 
 
 class _Rule(NamedTuple):
@@ -249,9 +255,8 @@ class _Expander:
                 self.refusals.setdefault(reasons[student], (number, ("students", place)))
         for at, chosen in enumerate(part.methods):
             for place, ipc in enumerate(part.ipc):
-                role, seeds = part.teacher[dataset], self._set_seeds(chosen.name, part)
                 try:
-                    sets = self._sets(chosen, dataset, ipc, role, seeds)
+                    sets = self._sets(chosen, dataset, ipc, part)
                 except StoreError:
                     raise
                 except RD3Error as error:
@@ -267,13 +272,13 @@ class _Expander:
                     for protocol, varied in product(part.protocols, part.points()):
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
-                        if rule.protocol.own_labels:
-                            self.refusals.setdefault(_WITHOUT_OWN, (number, ("methods", at)))
                         for seed, made in sets.items():
+                            without = _WITHOUT_OWN if rule.protocol.own_labels and not made.own_labels else ""
+                            if without:
+                                self.refusals.setdefault(without, (number, ("methods", at)))
                             shape = _Shape(
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
-                            without = _WITHOUT_OWN if rule.protocol.own_labels else ""
                             reason = made.reason or reasons[student] or without
                             self._cells(shape, made, rule, seed, reason)
 
@@ -310,7 +315,7 @@ class _Expander:
         if supported is not None:
             self._add_chain(made.chain, shape)
         changed = made.changed | rule.changed
-        if rule.protocol.labels == "soft" and shape.labelling != (shape.teacher,):
+        if rule.protocol.taught and shape.labelling != (shape.teacher,):
             changed["label_teachers"] = [teacher.role for teacher in shape.labelling]
         values = {
             "method": shape.method,
@@ -330,12 +335,12 @@ class _Expander:
             "reduced": made.reduced | rule.reduced,
             "reason": reason,
         }
-        if supported is not None and rule.protocol.labels == "soft":
+        if supported is not None and rule.protocol.taught:
             for teacher in shape.labelling:
                 self._add_teacher(teacher)
         shared = canonical(values)
         for seed in shape.part.student_seeds:
-            recipe = self._evaluation(shape, supported, rule.protocol, seed) if supported is not None else None
+            recipe = self._evaluation(shape, made, rule.protocol, seed) if supported is not None else None
             key = recipe.key if recipe is not None else None
             identity = (shared, seed, key)
             if identity in self.seen:  # duplicate of an earlier part
@@ -352,17 +357,17 @@ class _Expander:
                 if measured is not None:
                     self._add(measured, f"robustness of {label}", shape.info.name)
 
-    def _evaluation(
-        self, shape: _Shape, made: SetRecipe, protocol: EvalProtocol, student_seed: int
-    ) -> EvaluationRecipe:
+    def _evaluation(self, shape: _Shape, made: _MadeSet, protocol: EvalProtocol, student_seed: int) -> EvaluationRecipe:
+        assert made.recipe is not None
         return EvaluationRecipe.of(
-            made,
+            made.recipe,
             teachers=[teacher.recipe for teacher in shape.labelling],
             protocol=protocol,
             student=shape.student,
             student_seed=student_seed,
             normalisation=shape.info.normalisation,
             tested_on=self.grid.test_on,
+            **made.tested,
         )
 
     def _measured(self, evaluation: EvaluationRecipe | None) -> RobustnessRecipe | None:
@@ -427,9 +432,12 @@ class _Expander:
             self.result.imports[recipe.key] = f"backbone {name} of {dataset} must be imported: {role.hint}"
         return recipe
 
-    def _sets(self, chosen: Chosen, dataset: str, ipc: int, role: str, seeds: tuple[int, ...]) -> dict[int, _MadeSet]:
-        """A method's sets by set seed, or the reason why they are unsupported."""
+    def _sets(self, chosen: Chosen, dataset: str, ipc: int, part: Part) -> dict[int, _MadeSet]:
+        """A method's sets by set seed, or the reason why they are unsupported; or the imported sets of a name."""
         info = self.result.infos[dataset]
+        if chosen.sets:
+            return self._imported_sets(chosen, info, ipc)
+        role, seeds = part.teacher[dataset], self._set_seeds(chosen.name, part)
         try:
             planned = plan_set(
                 chosen.name,
@@ -454,6 +462,20 @@ class _Expander:
         }
         reduced = settings_reductions(chosen.name, info, settings, ipc)
         return {seed: _made(planned, seed, changed, reduced) for seed in seeds}
+
+    def _imported_sets(self, chosen: Chosen, info: DatasetInfo, ipc: int) -> dict[int, _MadeSet]:
+        """The imported sets of a dataset and an IPC, numbered from 0 as the grid lists them, in place of set seeds."""
+        known = [recipe for recipe in map(self.catalog.known_set, chosen.sets) if recipe is not None]
+        fitting = [recipe for recipe in known if (recipe.data.name, recipe.ipc) == (info.name, ipc)]
+        return dict(enumerate(self._imported(recipe, info) for recipe in fitting)) or {
+            0: _MadeSet(None, f"no set of IPC {ipc} has been imported as {chosen.name}")
+        }
+
+    def _imported(self, recipe: SetRecipe, info: DatasetInfo) -> _MadeSet:
+        if self.split == "fit" and recipe.data.split != "fit":
+            return _MadeSet(None, f"set {recipe.key[:12]} may have been made from the validation images")
+        data = recipe.data.model_copy(update={"fingerprint": self.data[info.name].fingerprint})
+        return _MadeSet(recipe, chain=(recipe,), tested={"data": data, "classes": info.classes})
 
 
 def _made(planned: PlannedSet, seed: int, changed: dict[str, Any], reduced: dict[str, tuple[float, float]]) -> _MadeSet:

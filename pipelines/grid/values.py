@@ -7,12 +7,20 @@ from typing import Any, Literal
 from rd3.claims import Claim
 from rd3.values import Frozen, digest, neutral, without_neutral
 
+SETS = "sets"
+"""The value that makes an item of ``methods`` a name for imported sets."""
+
 
 class Chosen(Frozen):
-    """A method or a protocol in a grid, with the values set for it."""
+    """A method or a protocol in a grid, with the values set for it; or a name for imported sets."""
 
     name: str
     values: dict[str, Any] = {}
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Keys of the imported sets that the name stands for; empty for a method and a protocol."""
+        return tuple(self.values.get(SETS, ()))
 
 
 class Part(Frozen):

@@ -202,16 +202,7 @@ def _init(
     if known is None:
         raise _no_start(start)
     what = f"The set {known.key[:12]} to start from"
-    if known.data.name != info.name or known.resolution != info.resolution:
-        raise BadValue(
-            f"{what} is of {known.data.name} at {known.resolution} pixels, expected {info.name} at {info.resolution}.",
-            "start from a set of the same dataset",
-        )
-    if known.classes != info.classes:
-        raise ClassOrderError(
-            f"{what} has class list {known.classes[:12]}, {info.name} has {info.classes[:12]}.",
-            "start from a set with the classes in the same order",
-        )
+    check_known_set(known, what, info)
     if known.ipc < ipc:
         raise BadValue(
             f"{what} has {known.ipc} images per class, IPC is {ipc}.", "start from a set of at least that IPC"
@@ -222,6 +213,20 @@ def _init(
             "start from a set generated for validation",
         )
     return known
+
+
+def check_known_set(known: SetRecipe, what: str, info: DatasetInfo) -> None:
+    """Raise unless a set of the ledger fits a dataset: its name, resolution and class list; ``what`` names the set."""
+    if known.data.name != info.name or known.resolution != info.resolution:
+        raise BadValue(
+            f"{what} is of {known.data.name} at {known.resolution} pixels, expected {info.name} at {info.resolution}.",
+            "use a set of the same dataset",
+        )
+    if known.classes != info.classes:
+        raise ClassOrderError(
+            f"{what} has class list {known.classes[:12]}, {info.name} has {info.classes[:12]}.",
+            "use a set with the classes in the same order",
+        )
 
 
 def largest_sets(recipes: list[Recipe], info_of: Callable[[str], DatasetInfo]) -> dict[str, str]:

@@ -363,6 +363,18 @@ def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     assert code == 0, err
     items = {(item["kind"], item["status"]) for item in json.loads(out)["items"]}
     assert ("set", "reuse") in items, "the set that the grid starts from, by the first digits of its key"
+
+    grid.write_text(
+        f"methods: [random, {{MTT: {{sets: ['{row['name']}']}}}}]\ndatasets: [digits]\nipc: [2]\n"
+        "teacher: resnet18_w16\nstudents: [convnet_w32]\nprotocols: [{rd3: {labels: hard}}]\nstudent_seeds: [0]\n"
+    )
+    code, out, err = rd3("plan", str(grid), "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert [(item["kind"], item["status"]) for item in plan["items"] if "imported" in item["label"]] == [
+        ("set", "reuse")
+    ]
+    assert sum("MTT" in item["label"] for item in plan["items"] if item["kind"] == "evaluation") == 1
     code, _out, err = rd3("set", "verify", "ffff")
     assert code == 2
     assert "ffff" in err

@@ -275,9 +275,9 @@ def test_generated_sets_have_no_soft_labels_of_their_own():
     text = SMALL + "protocols: [rd3, {rd3: {soft_labels: own}}]\n"
     cells = expanded(text).cells
     assert {cell.reason for cell in cells} == {
-        "", "soft_labels 'own' needs a set with soft labels of its own, which methods do not generate",
+        "", "soft_labels 'own' needs an imported set with soft labels of its own",
     }  # fmt: skip
-    with pytest.raises(GridErrors, match="no supported cells: soft_labels 'own' needs a set with soft labels"):
+    with pytest.raises(GridErrors, match="no supported cells: soft_labels 'own' needs an imported set"):
         expanded(SMALL + "protocol: {soft_labels: own}\n")
 
 

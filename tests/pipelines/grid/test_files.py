@@ -197,10 +197,10 @@ def test_the_message_lists_all_problems_with_their_lines():
 
 
 @pytest.mark.parametrize("name", ["imported", "{imported: {set: b8b08e27710b}}", "b8b08e27710b", "'" + 64 * "4" + "'"])
-def test_an_imported_set_is_said_to_be_evaluated_on_its_own(name):
-    with pytest.raises(GridErrors, match="is not a method: a grid generates its sets") as caught:
+def test_an_imported_set_is_asked_for_a_name(name):
+    with pytest.raises(GridErrors, match="is not a method; imported sets need a name") as caught:
         parse_grid(BASE.replace("[random]", f"[random, {name}]"), "mine")
-    assert "methods[1] (line 1)" in str(caught.value) and "rd3 evaluate KEY --teacher ROLE" in str(caught.value)
+    assert "methods[1] (line 1)" in str(caught.value) and "`{NAME: {sets: [KEY, ...]}}`" in str(caught.value)
 
 
 def test_a_protocol_by_name_is_taken_for_one_of_protocols():

@@ -1,0 +1,135 @@
+"""Imported sets in a grid, beside methods: their cells, and the mistakes in naming them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipelines import Workspace
+from pipelines.byhand import evaluations_of
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.files import GridErrors
+from rd3.recipe import SetRecipe, TeacherRecipe
+from rd3.store import Entry
+from rd3.synthetic_set import import_tensors
+
+HARD = {"rd3-reduced": {"labels": "hard", "epochs": 1}}
+GRID: dict[str, Any] = {
+    "name": "tiny",
+    "methods": ["random"],
+    "datasets": ["digits"],
+    "ipc": [1, 2],
+    "teacher": "resnet18_w16",
+    "protocols": [HARD],
+    "students": ["convnet_w32"],
+    "student_seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    yield Workspace(home=tmp_path / "home")
+
+
+def imported(work: Workspace, ipc: int, seed: int, *, split: Any = "train", soft: bool = False) -> SetRecipe:
+    """A set of noise in the ledger."""
+    count, data = 10 * ipc, work.dataset("digits")
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    tensors = {"images": pixels, "labels": torch.arange(count) % 10}
+    if soft:
+        tensors["soft_labels"] = torch.full((count, 10), 0.01) + 0.9 * torch.eye(10).repeat(ipc, 1)
+    folder = work.session.home / f"noise-{ipc}-{seed}"
+    folder.parent.mkdir(exist_ok=True)
+    save_file(tensors, f"{folder}.safetensors")
+    recipe = import_tensors(Path(f"{folder}.safetensors"), data, folder, split=split)
+    entry = Entry.of(recipe, folder, {"count": count}, recipe.content or "", source="noise.safetensors")
+    work.session.ledger.add(entry)
+    return recipe
+
+
+def mistakes(work: Workspace, **changed: Any) -> str:
+    with pytest.raises(GridErrors) as caught:
+        work.grid(GRID | changed)
+    return str(caught.value)
+
+
+def test_a_name_stands_for_its_sets_as_a_method_does_for_its_set_seeds(work: Workspace) -> None:
+    one, two, other = imported(work, 1, 0), imported(work, 2, 0), imported(work, 2, 1)
+    mtt = {"MTT": {"sets": [one.key[:12], two.key, other.key[:20]]}}
+    expansion = work.grid(GRID | {"methods": ["random", mtt]}).expansion
+    cells = [cell for cell in expansion.cells if cell.method == "MTT"]
+    assert [(cell.ipc, cell.set_seed, cell.student_seed, cell.set) for cell in cells] == [
+        (recipe.ipc, place, seed, recipe.key) for recipe, place in ((one, 0), (two, 0), (other, 1)) for seed in (0, 1)
+    ]
+    [others, *_rest] = [cell.overrides for cell in expansion.cells if cell.method == "random"]
+    assert all(cell.teacher_network is None and cell.overrides == others for cell in cells)
+    assert expansion.facts(two.key)["method"] == "MTT", "the name, in the tracking server's pages"
+    assert {cell.method for cell in expansion.cells} == {"random", "MTT"}
+    assert not {one.key, two.key, other.key} & expansion.larger_sets.keys(), "imported sets do not nest"
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_its_evaluations_are_those_of_rd3_evaluate(work: Workspace, labels: str) -> None:
+    made = imported(work, 2, 0)
+    grid = GRID | {
+        "methods": [{"MTT": {"sets": [made.key[:12]]}}],
+        "ipc": [2],
+        "protocols": [{"rd3": {"labels": labels}}],
+    }
+    planned = work.grid(grid)
+    fields = {"labels": labels}
+    by_hand = evaluations_of(made.key, "resnet18_w16", "convnet_w32", "rd3", [0, 1], fields, Catalog.of(work.session))
+    assert set(planned.expansion.recipes) == {recipe.key for recipe in by_hand}
+    assert any(isinstance(recipe, TeacherRecipe) for recipe in by_hand) is (labels == "soft")
+
+
+def test_own_soft_labels_are_for_the_sets_that_have_some(work: Workspace) -> None:
+    soft, plain = imported(work, 2, 0, soft=True), imported(work, 2, 1)
+    methods = ["random", {"with": {"sets": [soft.key]}}, {"without": {"sets": [plain.key]}}]
+    own = {"rd3-reduced": {"soft_labels": "own", "temperature": 1}}
+    expansion = work.grid(GRID | {"methods": methods, "ipc": [2], "protocols": [own]}).expansion
+    reasons = {cell.method: cell.reason for cell in expansion.cells}
+    assert reasons["with"] == "" and reasons["random"] == reasons["without"] != ""
+    assert not any(isinstance(recipe, TeacherRecipe) for recipe in expansion.recipes.values()), "nobody is asked"
+
+
+def test_an_ipc_without_sets_has_cells_that_say_so(work: Workspace) -> None:
+    mtt = {"MTT": {"sets": [imported(work, 2, 0).key]}}
+    cells = work.grid(GRID | {"methods": [mtt]}).expansion.cells
+    assert {(cell.ipc, cell.reason) for cell in cells} == {(1, "no set of IPC 1 has been imported as MTT"), (2, "")}
+
+
+def test_validation_takes_only_sets_that_were_made_without_its_images(work: Workspace) -> None:
+    seen, clean = imported(work, 2, 0, split="train"), imported(work, 2, 1, split="fit")
+    mtt = {"MTT": {"sets": [seen.key, clean.key]}}
+    cells = work.grid(GRID | {"methods": [mtt], "ipc": [2], "test_on": "validation"}).expansion.cells
+    reasons = {cell.set_seed: cell.reason for cell in cells}
+    assert reasons == {0: f"set {seen.key[:12]} may have been made from the validation images", 1: ""}
+
+
+def test_mistakes_in_naming_sets(work: Workspace) -> None:
+    made = imported(work, 5, 0)
+    [random, *_rest] = work.grid(GRID).expansion.recipes.values()
+    work.session.ledger.add(Entry(kind="set", key=random.key, recipe=random.model_dump(mode="json"), result={}))
+
+    def said(name: str, values: Any) -> str:
+        return mistakes(work, methods=["random", {name: values}])
+
+    assert f"Set {made.key[:12]} is of digits at IPC 5, which are not in the grid" in said("MTT", {"sets": [made.key]})
+    assert f"Set {random.key[:12]} was generated by random. Fix: write `random`" in said("MTT", {"sets": [random.key]})
+    assert "There is no set 'ffffffff' in the ledger" in said("MTT", {"sets": ["ffffffff"]})
+    assert "Expected the key of an imported set, got the number 46" in said("MTT", {"sets": [46]})
+    assert "Expected a list of keys of imported sets, got the text" in said("MTT", {"sets": made.key})
+    assert "Expected a list of keys" in said("MTT", {"sets": []})
+    assert "Imported sets have no settings." in said("MTT", {"sets": [made.key], "iterations": 5})
+    assert "'rded' is a method of RD3" in said("rded", {"sets": [made.key]})
+    assert "cannot name imported sets" in said("M\nTT", {"sets": [made.key]})
+    assert "Duplicate of" in said("MTT", {"sets": [made.key, made.key]})
+    assert "imported sets need a name" in said(made.key[:12], {})
