@@ -442,10 +442,7 @@ def resolve_protocol(
         missing = "; ".join(chosen.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
     changed = _by_compute(overrides or {}, set_size, where)
-    if changed.get("labels") == "hard":
-        changed = (
-            {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"} | changed
-        )
+    changed = implied_by(changed) | changed
     values: dict[str, Any] = {"loss": Component(name="kl")}
     for some in (*chosen.applying(Case(same_network, student, dataset, classes, ipc)), changed):
         values = _changed(values, some, where)
@@ -465,6 +462,13 @@ def resolve_protocol(
     if wrong:
         raise BadValue(f"{where}: {'; '.join(wrong)}.", "change one of them")
     return resolved
+
+
+def implied_by(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What hard labels among ``changes`` imply: the loss ``ce``, and the fields of soft labels at their defaults."""
+    if changes.get("labels") != "hard":
+        return {}
+    return {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"}
 
 
 def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Driver:
         self._trials[trial_id] = _Trial(self._started, keys, set(keys))
         self._started += 1
         for key in keys:
-            self.view.started(key, len(keys))
+            self.view.started(key, len(keys), logits_read=key in cached)
         return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
 
     def discard_logits(self, home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,7 +35,7 @@ class Running:
     pack: int = 1
     """Number of recipes in the trial; times in a pack say little about a recipe that runs alone."""
     logits_read: bool = False
-    """Whether it read cached teacher logits; its time says little about an evaluation that asks teachers."""
+    """Whether it reads cached teacher logits, or may; its time says little about an evaluation that asks teachers."""
 
     def report(self, now: float, fraction: float, note: str) -> None:
         self.fraction, self.note, self.reported = fraction, note, now
@@ -88,8 +89,9 @@ class Eta:
         *,
         networks: Mapping[Key, str] | None = None,
         takes: Callable[[Demand], float] = lambda demand: 1.0,
+        at_once: float = math.inf,
     ):
-        """``parallel``: number of devices, of which a recipe takes ``takes(its demand)``.
+        """``parallel``: number of devices, of which a recipe takes ``takes(its demand)``; ``at_once``: most trials.
 
         ``networks``: the network of a recipe, if any.
         """
@@ -97,6 +99,7 @@ class Eta:
         self.parallel = max(1.0, parallel)
         self.networks = networks or {}
         self.takes = takes
+        self.at_once = at_once
         self._finished: dict[tuple[str, ...], Spent] = {}
 
     def groups(self, kind: str, key: Key) -> tuple[tuple[str, ...], ...]:
@@ -104,7 +107,7 @@ class Eta:
         return (kind, self.networks.get(key, "")), (kind,), ()
 
     def finished(self, key: Key, kind: str, item: Running, now: float) -> None:
-        """Record a finished recipe, without the work of earlier attempts."""
+        """Record a finished recipe that ran alone and read no cached logits, without the work of earlier attempts."""
         since, before = item.since, 0.0
         if item.first is not None:
             began, fraction = item.first
@@ -120,7 +123,7 @@ class Eta:
     def _learnt(self, queue: RecipeQueue, running: Mapping[Key, Running]) -> dict[tuple[str, ...], Spent]:
         totals = dict(self._finished)
         for key, item in running.items():
-            if item.pace is not None and item.pack == 1:
+            if item.pace is not None and item.pack == 1 and not item.logits_read:
                 seconds, done = item.pace
                 self._add(totals, key, queue.recipes[key].kind, done, seconds)
         return totals
@@ -132,7 +135,7 @@ class Eta:
         """
         learnt = self._learnt(queue, running)
         left: dict[Key, float] = {}
-        device_s = 0.0
+        device_s = trial_s = 0.0
         for key, recipe in queue.recipes.items():
             if queue.state(key) not in ("running", "waiting"):
                 continue
@@ -145,10 +148,12 @@ class Eta:
                 left[key] = own_s
             else:
                 left[key] = expected_left_s(pack * total_s, running[key], now) if key in running else total_s
-            # Plans are for whole devices; measured times are for the fraction that a recipe takes.
+            # A plan is for a recipe alone on a device, a measured time for one on its share of it (``takes``).
+            # Times of other kinds of recipes say nothing of that share.
             measured = own_s is not None or any(group in learnt for group in groups[:-1])
+            trial_s += left[key] / pack
             device_s += left[key] / pack * (self.takes(queue.demand(key)) if measured else 1.0)
-        return max(_longest_chain(queue, left), device_s / self.parallel)
+        return max(_longest_chain(queue, left), device_s / self.parallel, trial_s / self.at_once)
 
 
 def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Sequence[tuple[str, ...]]) -> float:
@@ -174,14 +179,12 @@ def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
 
 
 def eta_of(expansion: Expansion, queue: RecipeQueue, workers: Workers, max_concurrent: int | None) -> Eta:
-    """The ETA of a queue, by parallel trials if their number is given, else by GPUs, else by cores."""
-    networks = networks_of(expansion)
-    if max_concurrent:
-        return Eta(queue.costs_s, max_concurrent, networks=networks)
+    """The ETA of a queue by GPUs, or by cores where there is none; ``max_concurrent``: most trials at once."""
+    networks, at_once = networks_of(expansion), max_concurrent or math.inf
     cpus, gpus = workers.devices()
     if gpus:
-        return Eta(queue.costs_s, gpus, networks=networks, takes=lambda demand: demand.gpus)
-    return Eta(queue.costs_s, cpus, networks=networks, takes=lambda demand: demand.cpus)
+        return Eta(queue.costs_s, gpus, networks=networks, takes=lambda demand: demand.gpus, at_once=at_once)
+    return Eta(queue.costs_s, cpus, networks=networks, takes=lambda demand: demand.cpus, at_once=at_once)
 
 
 def networks_of(expansion: Expansion) -> dict[Key, str]:

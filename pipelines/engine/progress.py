@@ -50,9 +50,9 @@ class View:
         """Show what the driver itself is doing."""
         self.note = note
 
-    def started(self, key: Key, pack: int = 1) -> None:
-        """``pack``: number of recipes in its trial."""
-        self.running[key] = Running(time.monotonic(), pack=pack)
+    def started(self, key: Key, pack: int = 1, *, logits_read: bool = False) -> None:
+        """``pack``: number of recipes in its trial; ``logits_read``: whether it may read cached teacher logits."""
+        self.running[key] = Running(time.monotonic(), pack=pack, logits_read=logits_read)
 
     def packed(self, key: Key, pack: int, *, logits_read: bool = False) -> None:
         """A recipe ran in a pack of this size, or read cached teacher logits, possibly in an earlier attempt."""

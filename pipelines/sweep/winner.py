@@ -15,7 +15,7 @@ from rd3.component import Component
 from rd3.errors import BadValue
 from rd3.losses import LOSSES
 from rd3.preset_rules import Rule
-from rd3.protocol import EvalProtocol, Preset, left_of, merged, presets, read_preset
+from rd3.protocol import EvalProtocol, Preset, implied_by, left_of, merged, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, paired_difference, std
 from rd3.store import Entry, now, write_atomically
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     """The best trial as a preset: tuned fields apply to every student, the others are those of the base preset."""
-    base, tuned = subject.rule, subject.values(best.params)
+    base, tuned = subject.rule, _tuned(subject, best.params)
     assert best.datetime_complete is not None, "the best trial is complete"
     date = best.datetime_complete.date().isoformat()
     source = (
@@ -41,12 +41,25 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     return Preset(
         name=subject.preset,
         source=source,
+        # Whose epochs count as published; only a preset that ships with RD3 can be reduced.
         reduces=base.reduces or (base.name if base.name in presets() else None),
         all=merged(base.all, tuned),
         same_network=_left(base.same_network, tuned),
         other_network=_left(base.other_network, tuned),
         rules=tuple(_rules_left(base.rules, tuned)),
     )
+
+
+def _tuned(subject: Subject, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a trial as a preset can state them.
+
+    With epochs in place of ``image_steps``; hard labels reset the fields of soft ones that the base preset states.
+    """
+    base, values = subject.rule, subject.values(params)
+    if values.pop("image_steps", None) is not None:
+        values["epochs"] = subject.protocol(params).epochs
+    stated = {*base.all, *base.same_network, *base.other_network, *(name for rule in base.rules for name in rule.then)}
+    return {name: value for name, value in implied_by(values).items() if name in stated} | values
 
 
 def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> Iterator[Rule]:
@@ -58,7 +71,10 @@ def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> Iterator[Rule]:
 
 
 def _left(values: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left of values that override ``all``: those not tuned, and tuned settings of components that they set."""
+    """What is left of values that override ``all``: those not tuned, and tuned settings of components that they set.
+
+    A tuned loss drops the settings of the former one.  Settings are repeated as a component overrides those in ``all``.
+    """
     left = left_of(values, tuned)
     return left | {name: value for name, value in tuned.items() if _replaces(left, name)}
 
@@ -149,7 +165,10 @@ def _difference(
 
 
 def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
-    """Test evaluations of a method under its winner and the base protocol, by student seed."""
+    """Test evaluations of a method under its winner and the base protocol, by student seed.
+
+    ``expansion``: that of the sweep's ``test_grid`` for this method alone.
+    """
     part = subject.sweep.test_grid({subject.label: subject.preset}).parts[0]
     found: dict[str, list[EvaluationRecipe]] = {chosen.name: [] for chosen in part.protocols}
     for cell in expansion.cells:

@@ -20,7 +20,7 @@ class PatchShuffle(Augmentation):
 
     class Settings(Frozen):
         grid: int | None = Field(default=None, ge=1)
-        """Patches per side; None uses the dataset's factor (1 at 32 and 64 pixels, 2 at 224)."""
+        """Patches per side, the last with the remainder; None: the dataset's factor (1 at 32 and 64 pixels, else 2)."""
 
     settings: Settings
 

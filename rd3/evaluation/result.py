@@ -19,7 +19,7 @@ class EvalResult:
     ran_precision: str
     """``bf16`` or ``fp32``: the precision used on this device."""
     correct: int
-    """Correct predictions on the whole test split after the last epoch: the headline metric, as a count."""
+    """Correct predictions on all tested images after the last epoch: the headline metric, as a count."""
     tested: int
     """Number of test images."""
     top1_pct: float
@@ -30,7 +30,8 @@ class EvalResult:
     """Training loss of the last epoch, averaged over its images."""
     epochs_run: int
     curve: list[dict[str, float]]
-    """One row per epoch: ``epoch`` from 1, ``loss`` (mean over images), ``lr``, ``train_top1_pct`` (base labels)."""
+    """One row per epoch: ``epoch`` from 1, ``loss`` (mean over images), ``lr``, ``train_top1_pct`` (on the
+    augmented images during training; those of CutMix and MixUp count by the base image's label)."""
     diagnostics: dict[int, float]
     """Epoch to top-1 accuracy in per cent for the protocol's ``test_epochs``; never the headline metric."""
     wall_s: float
@@ -42,7 +43,7 @@ class EvalResult:
     image_steps: int | None = None
     """Images that the student saw in training, over all epochs; None in results of earlier versions."""
     label_bytes: int | None = None
-    """Bytes of all stored soft labels: 0 for hard labels; None if the teachers label in training."""
+    """Bytes of stored soft labels, or of the set's own: 0 for hard labels; None if the teachers label in training."""
 
     def flat(self) -> dict[str, Any]:
         """Scalar figures by name, for a ledger entry; those without a value are left out."""

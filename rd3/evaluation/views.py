@@ -160,6 +160,7 @@ def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, step
             torch.cat(parts).to(images.device) for parts in zip(*(each.draws[place] for each in drawn), strict=True)
         ]
         if step.mixes:
+            # A step that mixes, of which there is at most one, draws partners (B,) and one lambda for the batch.
             lams = [float(each.draws[place][1][0]) for each in drawn]
             # From positions within a batch to positions within the chunk.
             starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)

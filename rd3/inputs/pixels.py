@@ -18,6 +18,8 @@ _NARROW = 0.3
 """Ranges below these are doubtful."""
 _ROUNDING = 1e-3
 """Tolerance outside [0, 1] that is attributed to rounding after denormalisation."""
+_FLOAT_ERROR = 1e-5
+"""Tolerance outside [0, 1] that is attributed to float arithmetic, such as resizing."""
 _EXACT = 2e-3
 """Tolerance for pixels at the limits of [0, 1] after denormalisation with the right constants."""
 _SAMPLED, _LEVELS, _OFF_LEVEL = 50, 16, 0.02
@@ -87,7 +89,7 @@ def eight_bit_notes(low: int, high: int, what: str) -> Iterator[Note]:
 
 
 def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list[Note]]:
-    name, rounding = str(images.dtype).removeprefix("torch."), max(_ROUNDING, torch.finfo(images.dtype).eps)
+    name, eps = str(images.dtype).removeprefix("torch."), torch.finfo(images.dtype).eps
     images = images.float()
     if not bool(images.isfinite().all()):
         raise BadValue("images contain values that are not finite.", "check how they were generated")
@@ -95,7 +97,7 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
     notes = [Note(f"images: {name}, {_range(low, high)}")]
     if space.normalised is None:
         _require_light(high, 1.0, high < _LOST)
-        if (low < 0 or high > 1) and (not space.clip or _outside(images) > _CLIPPED_SHARE):
+        if _beyond(low, high, max(_FLOAT_ERROR, eps)) and (not space.clip or _outside(images) > _CLIPPED_SHARE):
             raise _other_space(images, low, high)
     else:
         _require_applied(images, low, high, space.normalised)
@@ -104,11 +106,15 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
         low, high = (float(value) for value in images.aminmax())
         _require_light(high, 1.0, high < _LOST)
         notes.append(Note(f"undone: {spelled(space.normalised)}; pixels {_range(low, high)}"))
-        if (low < -rounding or high > 1 + rounding) and (not space.clip or _outside(images) > _CLIPPED_SHARE):
+        if _beyond(low, high, max(_ROUNDING, eps)) and (not space.clip or _outside(images) > _CLIPPED_SHARE):
             raise _not_undone(images, low, high, space.normalised)
     if space.clip:
         notes.append(Note(f"clipped to [0, 1]: {100 * _outside(images):.2g} % of the values"))
     return images.clamp(0, 1), [*notes, *_doubts(max(low, 0.0), min(high, 1.0))]
+
+
+def _beyond(low: float, high: float, tolerance: float) -> bool:
+    return low < -tolerance or high > 1 + tolerance
 
 
 def _range(low: float, high: float) -> str:
@@ -227,6 +233,7 @@ def _require_applied(images: torch.Tensor, low: float, high: float, applied: Nor
             "give --normalised half (in Python normalised='half'), or undo the constants and give pixels in [0, 1]",
         )
     exact = list(_exact(images))
+    # option(applied): the name of these constants, or MEAN/STD if they have none
     if exact and option(applied) not in exact and not _fits(images, applied):
         name = exact[0]
         raise BadValue(

@@ -24,6 +24,7 @@ class DKDSettings(Frozen):
     """Epochs over which the weight of the two divergences grows linearly to 1."""
 
 
+# of_teacher: it needs only their softmax at ``temperature``, which mixed or truncated labels define as well
 @register_loss("dkd", DKDSettings, labels="soft", of_teacher="softmax")
 def dkd(student_logits: torch.Tensor, targets: LossTargets, settings: DKDSettings) -> torch.Tensor:
     """Decoupled distillation: KL of the target class against the rest, and KL among the rest, weighted apart.
@@ -44,6 +45,7 @@ def dkd(student_logits: torch.Tensor, targets: LossTargets, settings: DKDSetting
     tckd = divergence(*(target_and_rest(F.log_softmax(logits, dim=1), labels) for logits in scaled))
     nckd = divergence(*(among_the_rest(logits, labels) for logits in scaled))
     decoupled = settings.alpha * tckd + settings.beta * nckd
+    # epoch counts from 1; a scalar tensor in a captured CUDA graph, where a number would be frozen
     ramp = targets.epoch / settings.ramp_epochs
     ramp = ramp.clamp(max=1) if isinstance(ramp, torch.Tensor) else min(ramp, 1.0)
     return settings.ce_weight * F.cross_entropy(student, labels) + ramp * settings.temperature**2 * decoupled

@@ -20,7 +20,7 @@ from tracking.report.charts import Drawing, drawings
 from tracking.report.claims import Judged, judged
 from tracking.report.extra._base import Table, extra_tables
 from tracking.report.latex import latex_of_results, latex_of_texts
-from tracking.report.pairs import Pair, interval_text, pairs
+from tracking.report.pairs import Pair, evaluation_texts, interval_text, pairs
 from tracking.report.provenance import Provenance
 from tracking.report.query import Find
 from tracking.report.results import Results
@@ -221,6 +221,7 @@ def _environment(html: bool) -> Environment:
         "tables": tables,
         "is_score": lambda cell: isinstance(cell, Score),
         "changes_text": changes_text,
+        "evaluation_texts": evaluation_texts,
         "interval_text": interval_text,
     }
     environment.filters["cell"] = tables.escape_markdown

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from rd3.component import changes_text
 from rd3.stats import PairedDifference, mean, paired_difference
 from tracking.report.query import split_overrides
 
-_EQUAL = ("method", "dataset", "ipc", "teacher", "student", "protocol", "labels", "varied")
+_EVALUATION = ("teacher", "student", "protocol", "labels")
+_EQUAL = ("method", "dataset", "ipc", *_EVALUATION, "varied")
 Seeds = tuple[int | None, int]
 """(set seed, student seed)"""
 
@@ -28,6 +30,8 @@ class Pair:
     labels: str
     changed: Mapping[str, Any]
     """Settings of the variant that differ from the published ones."""
+    evaluation: Mapping[str, Any]
+    """What its evaluations share, by name: teacher, student, protocol, labels, and changed fields of the protocol."""
     plain: float
     """Mean of the method as published, over the common seeds."""
     variant: float
@@ -36,7 +40,8 @@ class Pair:
     unit: str
     """Unit of the test: ``set seeds``, with means over their students, if these vary, else ``student seeds``."""
     difference: PairedDifference | None
-    """Variant minus plain; None for a single unit, which has no standard deviation."""
+    """Variant minus plain, with a 95 % interval and the p-value of a paired t-test; None for a single unit, which has
+    no standard deviation."""
     precisions: tuple[str, ...] = ()
     """Precisions at which both sides ran; more than one if their machines differ."""
 
@@ -45,7 +50,9 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
     """Every variant in ``query.rows`` for which the published method was also run, in the order of the rows."""
     groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
     for row in frame[frame["status"] == "done"].to_dict("records"):
+        # own: settings of the method, named METHOD.SETTING; rest: changed fields of the protocol
         own, rest = split_overrides(row["method"], row["overrides"])
+        row["evaluation"] = {name: row[name] for name in _EVALUATION} | row["varied"] | rest
         shared = json.dumps([*(row[name] for name in _EQUAL), rest], sort_keys=True, default=str)
         variants = groups.setdefault(shared, {})
         variants.setdefault(json.dumps(own, sort_keys=True), {})[row["set_seed"], row["student_seed"]] = row
@@ -67,7 +74,7 @@ def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[s
     several = len({row["set_seed"] for row in plain}) > 1
     before, after = (_values(rows, several) for rows in (plain, variant))
     return Pair(
-        **{name: first[name] for name in ("method", "dataset", "ipc", "student", "labels")},
+        **{name: first[name] for name in ("method", "dataset", "ipc", "student", "labels", "evaluation")},
         changed={name.removeprefix(f"{first['method']}."): value for name, value in own.items()},
         plain=mean([row["top1_pct"] for row in plain]),
         variant=mean([row["top1_pct"] for row in variant]),
@@ -86,6 +93,16 @@ def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
     for row in rows:
         by_set.setdefault(row["set_seed"], []).append(row["top1_pct"])
     return [mean(values) for values in by_set.values()]
+
+
+def evaluation_texts(found: Sequence[Pair]) -> list[str]:
+    """What tells each pair's evaluations from those of the others, such as ``student=convnet, epochs=20``."""
+    names = dict.fromkeys(name for pair in found for name in pair.evaluation)
+    apart = [
+        name for name in names if any(pair.evaluation.get(name) != found[0].evaluation.get(name) for pair in found)
+    ]
+    stated = ({name: pair.evaluation[name] for name in apart if name in pair.evaluation} for pair in found)
+    return [changes_text(some) for some in stated]
 
 
 def interval_text(pair: Pair) -> str:

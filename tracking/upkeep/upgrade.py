@@ -1,8 +1,9 @@
 """Upgrade of a ledger to the current format: entries get new keys, parents first.
 
-Results, digests and files are unchanged; an upgraded entry records its old key (``formerly``).  The old entries are
-hidden but kept until :func:`remove_former` is called; ``former-keys/<kind>/<key>.json`` maps an old key to the new one
-permanently.
+Files, their hashes and the content digest are unchanged; a result gains ``ran_precision`` where the old recipe stated
+it, and the entry is sealed by a new digest and records its old key (``formerly``).  The old entries are left out by
+:meth:`Ledger.keys`, but found by their key, until :func:`remove_former` is called;
+``former-keys/<kind>/<key>.json`` maps an old key to the new one permanently.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _unknown(entry: Entry, keys: Mapping[Key, Key], known: set[Key]) -> list[tup
 def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
     recipe = read_recipe(upgraded(entry.recipe, outcome.keys))
     outcome.keys[entry.key] = recipe.key
-    if recipe.key == entry.key:
+    if recipe.key == entry.key:  # the format is no part of a key: without changed fields and parents, it stays
         return
     kept = ledger.add(upgraded_entry(entry, recipe))
     ledger.objects.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())

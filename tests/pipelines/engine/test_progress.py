@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from small_recipes import Stub
 
-from pipelines.engine.eta import Eta, Running, own_left_s
+from pipelines.engine.eta import Eta, Running, eta_of, own_left_s
 from pipelines.engine.progress import LineView, LiveView, View, open_view, span
 from pipelines.grid.queue import Demand, RecipeQueue
 
@@ -116,6 +118,27 @@ def test_the_longest_chain_counts_whatever_waits():
     }
     queue = RecipeQueue(recipes, demands={"set": Demand(1.0), "evaluation": Demand(1.0)})
     assert Eta({"s": 5.0, "e": 7.0, "other": 6.0}, parallel=64).left_s(queue, {}, 0.0) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("devices", "most", "left"),
+    [((2.0, 0.0), None, 80.0), ((2.0, 0.0), 16, 80.0), ((8.0, 0.0), 2, 80.0), ((8.0, 1.0), 4, 160.0)],
+)
+def test_more_trials_than_devices_are_not_faster(devices, most, left):
+    recipes = {f"e{n}": Stub("evaluation", f"e{n}") for n in range(16)}
+    queue = RecipeQueue(recipes, demands={"evaluation": Demand(1.0, 0.25)}, costs_s=dict.fromkeys(recipes, 10.0))
+    workers = SimpleNamespace(devices=lambda: devices)
+    assert eta_of(SimpleNamespace(recipes={}), queue, workers, most).left_s(queue, {}, 0.0) == left
+
+
+def test_a_running_evaluation_that_may_read_cached_logits_teaches_nothing():
+    queue = queue_of("e0", "e1")
+    eta = Eta({"e0": 100.0, "e1": 100.0})
+    queue.take(1)
+    asks, reads = (replace(moving(0.0, (10.0, 0.1), (20.0, 0.9)), logits_read=read) for read in (False, True))
+    own_s = (1 - 0.9) * 10.0 / 0.8
+    assert eta.left_s(queue, {"e0": reads}, 20.0) == pytest.approx(own_s + 100.0)
+    assert eta.left_s(queue, {"e0": asks}, 20.0) < own_s + 100.0
 
 
 def test_a_short_recipe_in_a_cold_worker_teaches_little_of_long_ones():

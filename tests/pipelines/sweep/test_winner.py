@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
+import yaml
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import expand
 from pipelines.grid.located_yaml import GridErrors
 from pipelines.grid.values import Chosen
 from pipelines.settings import Session
-from pipelines.sweep.files import load_sweep
+from pipelines.sweep.files import load_sweep, parse_sweep
 from pipelines.sweep.page import fairness, page_of
 from pipelines.sweep.run import SweepOutcome, SweepRun, joined
 from pipelines.sweep.study import Ended, Tuning
@@ -34,6 +37,7 @@ from pipelines.sweep.winner import (
 from rd3.errors import BadValue
 from rd3.preset_rules import Case, Rule
 from rd3.protocol import Preset, preset, preset_reader, reductions, resolve_protocol
+from rd3.recipe import EvaluationRecipe
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
 from tracking.report.sweep_report import write_sweep_report
@@ -148,6 +152,41 @@ def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
     read = preset_reader(tmp_path)("demo-random")
     protocol = resolve_protocol(read, factor=1, same_network=True, set_size=50)
     assert (read.reduces, protocol.epochs, reductions(read, protocol, Case(same_network=True))) == (None, 30, {})
+
+
+def winner_of(catalog: Catalog, params: dict[str, Any], **changed: Any) -> tuple[Subject, Preset]:
+    """The first subject of the demo sweep with some keys changed, and the preset of a trial with these values."""
+    plain = yaml.safe_load(files("pipelines").joinpath("sweeps/demo.yaml").read_text()) | changed
+    subject = subjects(parse_sweep(yaml.safe_dump(plain), "demo", catalog), catalog)[0]
+    facts = {"datetime_complete": datetime(2026, 1, 1), "number": 1, "value": 50.0, "user_attrs": {"tested": 140}}
+    return subject, winner_preset(subject, SimpleNamespace(params=params, **facts), 4)
+
+
+def test_a_winner_states_its_compute_as_epochs(here):
+    catalog = Catalog.of(here)
+    params = {"lr": 0.01, "zeta": 1.0, "temperature": 4.0, "batch_size": 25}
+    subject, made = winner_of(catalog, params, protocol={"rd3-reduced": {"image_steps": 2000}})
+    trial = subject.protocol(params).model_copy(update={"test_epochs": ()})
+    assert trial.epochs == 2000 // (5 * 10) == 40, "of 5 images for each of 10 classes"
+    assert resolve_protocol(made, factor=1, same_network=True, set_size=50) == trial
+    grid = subject.sweep.test_grid({subject.label: subject.preset})
+    tested = expand(grid, catalog.with_protocols({made.name: made})).recipes.values()
+    assert trial in [one.protocol for one in tested if isinstance(one, EvaluationRecipe)]
+
+
+@pytest.mark.parametrize("section", ["all", "same_network", "other_network"])
+def test_a_winner_with_hard_labels_drops_the_fields_of_soft_ones(here, section):
+    plain = preset("rd3-reduced").model_dump(mode="json")
+    stored = plain[section] | {"soft_labels": "stored", "label_top_k": 2, "label_epochs": 3}
+    own = Preset.model_validate(plain | {"name": "own", "reduces": None, section: stored})
+    space = {"labels": ["soft", "hard"], "lr": {"low": 0.001, "high": 0.1, "log": True}}
+    catalog = Catalog.of(here).with_protocols({"own": own})
+    _subject, made = winner_of(catalog, {"labels": "hard", "lr": 0.01}, protocol="own", space=space)
+    for same in (True, False):
+        resolved = resolve_protocol(made, factor=1, same_network=same, set_size=50)
+        assert (resolved.labels, resolved.loss.name, resolved.soft_labels) == ("hard", "ce", "online")
+    soft = winner_of(catalog, {"labels": "soft", "lr": 0.01}, protocol="own", space=space)[1]
+    assert resolve_protocol(soft, factor=1, same_network=section != "other_network", set_size=50).label_top_k == 2
 
 
 def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):

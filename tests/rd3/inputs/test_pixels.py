@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from rd3.errors import BadValue
 from rd3.inputs import check_images_and_labels, stated_space
@@ -108,6 +109,15 @@ def test_whitened_images_are_not_led_into_a_flag():
     _pixels, notes = taken(noise, normalised="cifar10")
     assert any(note.doubtful and "ZCA whitening" in note.text for note in notes)
     assert not any("ZCA" in note.text for note in taken(applied(UNIT, SRE2L.mean, SRE2L.std), SRE2L)[1])
+
+
+@pytest.mark.parametrize(("dtype", "above"), [(torch.float32, 2.4e-7), (torch.float64, 1e-6), (torch.float16, 9e-4)])
+def test_what_float_arithmetic_leaves_outside_is_clipped(dtype, above):
+    images = torch.from_numpy(UNIT.copy()).to(dtype)
+    images[0, 0, 0, 0], images[0, 1, 0, 0] = 1 + above, -3e-8
+    pixels, _notes = taken(images)
+    assert float(pixels.min()) >= 0 and float(pixels.max()) == 1
+    assert "outside" in refused(images * 1.01)
 
 
 def test_clipping_is_an_option():

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from tests.tracking.report.test_tables import Results
-from tracking.report.pairs import interval_text, pairs
+from tracking.report.pairs import evaluation_texts, interval_text, pairs
 from tracking.report.query import rows
 
 
@@ -80,3 +80,17 @@ def test_a_variant_without_its_method_and_what_is_not_done_are_no_pairs():
     results.add("sre2l", 1, [20.0], overrides={"sre2l.init": "rded"})
     results.add("random", 1, [20.0], overrides={"temperature": 4.0})
     assert of(results) == []
+
+
+def test_pairs_are_told_apart_by_what_their_evaluations_do_not_share():
+    results = Results()
+    for student in ("resnet18", "convnet"):
+        for epochs in (10, 20):
+            same = {"student": student, "overrides": {"epochs": epochs}}
+            results.add("rded", 1, [50.0, 51.0], **same)
+            results.add("rded", 1, [49.0, 49.5], **same | {"overrides": {"epochs": epochs, "rded.factor": 2}})
+    found = of(results)
+    assert evaluation_texts(found) == [
+        f"student={student}, epochs={epochs}" for student in ("resnet18", "convnet") for epochs in (10, 20)
+    ]
+    assert evaluation_texts(found[:1]) == [""] and evaluation_texts([]) == []
