@@ -39,6 +39,7 @@ from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
 from rd3.soft_labels import SoftLabels
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
+from rd3.synthetic_set.parquet_file import read_parquet_file
 from rd3.synthetic_set.soft_file import SOFT_LABELS, soft_labels_beside
 from rd3.synthetic_set.tensor_file import TensorFile, read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
@@ -200,7 +201,7 @@ def import_tensors(
     soft_label_kind: str | None = None,
     say: Say = warn_of_doubts,
 ) -> SetRecipe:
-    """Import (images, labels), or a ``.safetensors`` or ``.pt`` file with tensors of these names.
+    """Import (images, labels), a ``.safetensors`` or ``.pt`` file with tensors of these names, or a ``.parquet`` file.
 
     ``images``: (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1]; ``labels``: (N,) integers or one-hot rows; in
     any form that :func:`rd3.evaluate` takes and in any row order, equally many of each class.  A class order that the
@@ -216,7 +217,8 @@ def import_tensors(
     if isinstance(source, tuple):
         found = TensorFile(*source, order=None)
     else:
-        found = read_tensor_file(Path(source), dataset.info.num_classes, say)
+        read = read_parquet_file if Path(source).suffix == ".parquet" else read_tensor_file
+        found = read(Path(source), dataset.info.num_classes, say)
     if soft_label_kind is not None and found.soft_label_kind not in (None, soft_label_kind):
         raise BadValue(
             f"soft_label_kind is {soft_label_kind!r}, {source} states {found.soft_label_kind!r}.", "correct one of them"

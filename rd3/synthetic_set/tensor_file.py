@@ -17,7 +17,8 @@ _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 """How files of ``torch.save`` begin: a zip archive, or the magic number before torch 1.6."""
 SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
 _SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
-_KIND = "soft_label_kind"
+SOFT_LABEL_KIND = "soft_label_kind"
+"""The field that says what soft labels are: ``logits`` or ``probabilities``."""
 _ORDER = re.compile(r"class|wnid|synset|categor|label_?names|^names$|label2id|id2label")
 
 
@@ -53,7 +54,7 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
     if path.suffix not in SUFFIXES and not _saved_by_torch(path):
         require_whole(path)
         fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else SAVE
-        raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors or .pt.", fix)
+        raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt or .parquet.", fix)
     found = read_torch_file(path, "a file of images and labels", SAVE)
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = {"images": found[0], "labels": found[1]}
@@ -68,17 +69,26 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
         if is_foreign(found[name]):
             raise BadValue(f"{name!r} in {path.name} is a pickled {type(found[name]).__name__}, not a tensor.", SAVE)
     beside = {str(name): value for name, value in found.items() if name not in ("images", "labels")}
-    others: dict[str, Any] = beside | _header(path)
-    kind = others.pop(_KIND, None)
-    soft = _soft_name(others, classes, path.name)
+    return described(path.name, found["images"], found["labels"], beside | _header(path), classes, say)
+
+
+def described(file: str, images: Any, labels: Any, beside: Mapping[str, Any], classes: int, say: Say) -> TensorFile:
+    """Images and labels with what the fields ``beside`` them state: soft labels and the class order.
+
+    ``say`` receives where soft labels are read from, and the names of fields that are not read.  Raises
+    :class:`BadValue` for soft labels that are not one row of ``classes`` numbers for each image.
+    """
+    others = dict(beside)
+    kind = others.pop(SOFT_LABEL_KIND, None)
+    soft = _soft_name(others, classes, file)
     soft_labels = None if soft is None else others.pop(soft)
-    order = _order(others, path.name)
-    left = sorted(name for name in others if order is None or order.where != _field(path.name, name))
+    order = _order(others, file)
+    left = sorted(name for name in others if order is None or order.where != _field(file, name))
     if soft is not None and soft != "soft_labels":
-        say(Note(f"soft labels are read from {_field(path.name, soft)}"))
+        say(Note(f"soft labels are read from {_field(file, soft)}"))
     if left:
-        say(Note(f"not read from {path.name}: {', '.join(left)}", doubtful=True))
-    return TensorFile(found["images"], found["labels"], order, soft_labels, kind)
+        say(Note(f"not read from {file}: {', '.join(left)}", doubtful=True))
+    return TensorFile(images, labels, order, soft_labels, kind)
 
 
 def _header(path: Path) -> dict[str, Any]:

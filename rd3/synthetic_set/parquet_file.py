@@ -1,0 +1,89 @@
+"""Read a set from a Parquet file in the Hugging Face image layout, as RD3 exports it and the hub shares it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rd3.errors import BadValue, DataCorrupt
+from rd3.foreign_files import broken_file, require_whole
+from rd3.inputs import Say
+from rd3.lazy import pa, pq, torch
+from rd3.synthetic_set.tensor_file import SOFT_LABEL_KIND, TensorFile, described
+
+_IMAGES, _LABELS = ("image", "images", "img"), ("label", "labels", "fine_label")
+
+
+def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
+    """Images, labels and soft labels of a ``.parquet`` file; no code in it is executed.
+
+    Columns: ``image`` (struct with the encoded ``bytes``), ``label`` (integers; the names of a ClassLabel are the class
+    order), and at most one with ``classes`` floats for each image, its soft labels.  ``say`` receives the names of what
+    is not read.  Raises :class:`DataMissing`, :class:`DataCorrupt` or :class:`BadValue`.
+    """
+    require_whole(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        fact = DataCorrupt(f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}).", "copy it again")
+        raise broken_file(path) or fact from None
+    image, label = (_first(table.column_names, names, path) for names in (_IMAGES, _LABELS))
+    beside = {name: _values(table.column(name)) for name in table.column_names if name not in (image, label)}
+    beside |= _notes(table.schema.metadata or {}, label)
+    pictures = _pictures(table.column(image), f"Column {image!r} of {path.name}")
+    return described(path.name, pictures, table.column(label).to_pylist(), beside, classes, say)
+
+
+def _first(columns: Sequence[str], names: Sequence[str], path: Path) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    have = ", ".join(columns[:5]) or "no columns"
+    raise BadValue(f"{path.name} has {have}, expected a column {names[0]!r}.", "rename the column")
+
+
+def _pictures(column: Any, what: str) -> list[dict[str, bytes]]:
+    """Encoded images, one a row; paths in the file are not followed, as it may come from others."""
+    fix = "write it with the datasets library, whose Image feature is this layout, with the images embedded"
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
+        raise BadValue(f"{what} is {column.type}, expected a struct with encoded bytes.", fix)
+    encoded = [(row or {}).get("bytes") for row in column.to_pylist()]
+    if None in encoded:
+        raise BadValue(f"{what} has no image bytes in row {encoded.index(None)}.", fix)
+    return [{"bytes": each} for each in encoded]
+
+
+def _values(column: Any) -> Any:
+    """A column of float lists of one length as a tensor of their type; others as a list."""
+    rows = column.to_pylist()
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) or not pa.types.is_floating(kind.value_type):
+        return rows
+    if any(row is None or None in row for row in rows) or len({len(row) for row in rows}) != 1:
+        return rows
+    dtype = {16: torch.float16, 32: torch.float32, 64: torch.float64}[kind.value_type.bit_width]
+    return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64).to(dtype)
+
+
+def _notes(metadata: dict[bytes, bytes], label: str) -> dict[str, Any]:
+    """The class names of the label column, and what RD3 states of its own exports."""
+    found: dict[str, Any] = {}
+    for name, read in ((b"huggingface", _class_names(label)), (b"rd3", _soft_label_kind)):
+        try:
+            found |= read(json.loads(metadata.get(name, b"{}")))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def _class_names(label: str) -> Any:
+    def read(notes: Any) -> dict[str, Any]:
+        return {"class_names": list(notes["info"]["features"][label]["names"])}
+
+    return read
+
+
+def _soft_label_kind(notes: Any) -> dict[str, Any]:
+    return {SOFT_LABEL_KIND: notes[SOFT_LABEL_KIND]}
