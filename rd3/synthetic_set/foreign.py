@@ -70,6 +70,8 @@ def import_folder(
     names = subfolders(source)
     _refuse_soft(source)
     label_of = _labels_by_name(names, info)
+    if not label_of:
+        _refuse_parquet(source)
     numbered = any(all(name == form.format(label_of.get(name, -1)) for name in names) for form in _NUMBERS)
     order = _stated_order(source) if numbered else None
     images, labels, files = _read_folders(source, names, label_of, info, say)
@@ -141,6 +143,15 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
             fact, f"import one of these folders: {', '.join(shlex.quote(str(source / one)) for one in inside)}"
         )
     return BadValue(fact, "name folders by class id, class name or label (00000 or new000)")
+
+
+def _refuse_parquet(source: Path) -> None:
+    """Raise for a folder without class folders that holds Parquet files, as a download from the hub does."""
+    files = sorted(path for place in (source, source / "data") for path in place.glob("[!.]*.parquet"))
+    if files:
+        one = f"import the file itself: {shlex.quote(str(files[0]))}"
+        several = "join them in one file, with to_parquet of the datasets library"
+        raise BadValue(f"{source} holds {len(files)} Parquet file(s).", one if len(files) == 1 else several)
 
 
 def _refuse_soft(source: Path) -> None:

@@ -49,7 +49,7 @@ def _pictures(column: Any, what: str) -> list[dict[str, bytes]]:
     fix = "write it with the datasets library, whose Image feature is this layout, with the images embedded"
     if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
         raise BadValue(f"{what} is {column.type}, expected a struct with encoded bytes.", fix)
-    encoded = [(row or {}).get("bytes") for row in column.to_pylist()]
+    encoded: list[Any] = [(row or {}).get("bytes") for row in column.to_pylist()]
     if None in encoded:
         raise BadValue(f"{what} has no image bytes in row {encoded.index(None)}.", fix)
     return [{"bytes": each} for each in encoded]

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, RD3Error
 from rd3.seeding import generator
-from rd3.synthetic_set import SyntheticSet, export_parquet, import_tensors
+from rd3.synthetic_set import SyntheticSet, export_parquet, import_folder, import_tensors
 from rd3.testing import ToyDataset
 
 TOY = ToyDataset(side=16)
@@ -132,3 +132,16 @@ def test_broken_files_are_said(tmp_path):
     ):
         with pytest.raises((DataCorrupt, BadValue), match=message):
             taken(tmp_path / f"{name}.parquet", tmp_path / "no")
+
+
+@pytest.mark.parametrize("place", [".", "data"])
+def test_a_folder_with_a_file_leads_to_it(place, tmp_path):
+    folder = tmp_path / "hub" / place
+    folder.mkdir(parents=True)
+    file = written(folder / "train-00000-of-00001.parquet")
+    with pytest.raises(BadValue, match="holds 1 Parquet file") as caught:
+        import_folder(tmp_path / "hub", TOY, tmp_path / "no")
+    assert caught.value.fix == f"import the file itself: {file}"
+    written(folder / "train-00001-of-00001.parquet")
+    with pytest.raises(BadValue, match="join them in one file"):
+        import_folder(tmp_path / "hub", TOY, tmp_path / "no")
