@@ -97,6 +97,17 @@ def import_set(
         ),
     ] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Clip pixels that are outside [0, 1] after that.")] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with the labels, where SOURCE holds the images alone (images_best.pt and labels_best.pt).",
+        ),
+    ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(help="Which set, from 0, of a file with several (res_*.pt of dataset condensation)."),
+    ] = None,
     soft_label_kind: Annotated[
         str | None,
         typer.Option(
@@ -121,18 +132,21 @@ def import_set(
         raise BadValue("Image files hold plain 8-bit pixels.", "leave out --normalised and --clip")
     if source.is_dir() and soft_label_kind is not None:
         raise BadValue("The file of soft labels beside image files states their kind.", "leave out --soft-label-kind")
+    if source.is_dir() and (labels is not None or number is not None):
+        raise BadValue("Class folders say the labels of one set.", "leave out --labels and --number")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"
         if source.is_dir():
             recipe = import_folder(source, data, folder, say=show_note)
         else:
             recipe = import_tensors(
-                source,
+                source if labels is None else (source, labels),
                 data,
                 folder,
                 normalised=normalised,
                 clip=clip,
                 soft_label_kind=soft_label_kind,
+                number=number,
                 say=show_note,
             )
         result = {"count": recipe.ipc * data.info.num_classes}

@@ -33,6 +33,25 @@ def read_torch_file(path: Path, wanted: str, fix: str) -> Mapping[Any, Any] | li
     ``wanted`` and ``fix`` say in messages what the file should hold and how to write it.  Raises :class:`DataMissing`
     or :class:`DataCorrupt` for a file that cannot be read or holds another object.
     """
+    found = _read(path, wanted, fix)
+    if not isinstance(found, (Mapping, list, tuple)):
+        raise DataCorrupt(f"{path} holds one {type(found).__name__}, not {wanted}.", fix)
+    return found
+
+
+def read_tensor(path: Path, what: str) -> torch.Tensor:
+    """The one tensor in a file by ``torch.save``, or in a safetensors file; ``what`` it holds is for messages."""
+    fix = f"save the {what} alone, as torch.save({what}, FILE)"
+    found = _read(path, f"one tensor of {what}", fix)
+    if isinstance(found, Mapping) and len(found) == 1:
+        [found] = found.values()
+    if not isinstance(found, torch.Tensor):
+        raise DataCorrupt(f"{path} holds a {type(found).__name__}, expected one tensor of {what}.", fix)
+    return found
+
+
+def _read(path: Path, wanted: str, fix: str) -> Any:
+    """What a file holds, without pickled objects of other classes on its top level."""
     require_whole(path)
     with path.open("rb") as file:
         start = file.read(10)
@@ -44,8 +63,6 @@ def read_torch_file(path: Path, wanted: str, fix: str) -> Mapping[Any, Any] | li
         raise DataCorrupt(
             f"{path} is a pickled {type(found).__name__} object, not {wanted}; RD3 reads no pickled objects.", fix
         )
-    if not isinstance(found, (Mapping, list, tuple)):
-        raise DataCorrupt(f"{path} holds one {type(found).__name__}, not {wanted}.", fix)
     return found
 
 

@@ -41,7 +41,7 @@ from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
 from rd3.synthetic_set.parquet_file import read_parquet_file
 from rd3.synthetic_set.soft_file import SOFT_LABELS, soft_labels_beside
-from rd3.synthetic_set.tensor_file import TensorFile, read_tensor_file
+from rd3.synthetic_set.tensor_file import SUFFIXES, TensorFile, read_pair, read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
 
 IMPORTED = "imported"
@@ -71,7 +71,7 @@ def import_folder(
     _refuse_soft(source)
     label_of = _labels_by_name(names, info)
     if not label_of:
-        _refuse_parquet(source)
+        _refuse_files(source)
     numbered = any(all(name == form.format(label_of.get(name, -1)) for name in names) for form in _NUMBERS)
     order = _stated_order(source) if numbered else None
     images, labels, files = _read_folders(source, names, label_of, info, say)
@@ -145,13 +145,23 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
     return BadValue(fact, "name folders by class id, class name or label (00000 or new000)")
 
 
-def _refuse_parquet(source: Path) -> None:
-    """Raise for a folder without class folders that holds Parquet files, as a download from the hub does."""
-    files = sorted(path for place in (source, source / "data") for path in place.glob("[!.]*.parquet"))
-    if files:
-        one = f"import the file itself: {shlex.quote(str(files[0]))}"
-        several = "join them in one file, with to_parquet of the datasets library"
-        raise BadValue(f"{source} holds {len(files)} Parquet file(s).", one if len(files) == 1 else several)
+def _refuse_files(source: Path) -> None:
+    """Raise for a folder without class folders that holds files of sets, as a download does, with what to import."""
+    files = [path for place in (source, source / "data") for path in sorted(place.glob("[!.]*"))]
+    for suffixes in ((".parquet",), SUFFIXES):
+        found = [path for path in files if path.suffix in suffixes]
+        if not found:
+            continue
+        images, labels = ([path for path in found if what in path.name] for what in ("image", "label"))
+        if len(found) == 1:
+            fix = f"import the file itself: {shlex.quote(str(found[0]))}"
+        elif suffixes == (".parquet",):
+            fix = "join them in one file, with to_parquet of the datasets library"
+        elif len(images) == len(labels) == 1:
+            fix = f"import {shlex.quote(str(images[0]))} --labels {shlex.quote(str(labels[0]))}"
+        else:
+            fix = f"import one of them: {', '.join(shlex.quote(str(path)) for path in found[:3])}"
+        raise BadValue(f"{source} holds no class folders, but {len(found)} {found[0].suffix} file(s).", fix)
 
 
 def _refuse_soft(source: Path) -> None:
@@ -210,9 +220,13 @@ def import_tensors(
     clip: bool = False,
     soft_labels: Any = None,
     soft_label_kind: str | None = None,
+    number: int | None = None,
     say: Say = warn_of_doubts,
 ) -> SetRecipe:
     """Import (images, labels), a ``.safetensors`` or ``.pt`` file with tensors of these names, or a ``.parquet`` file.
+
+    Images and labels may also be paths of two files with one tensor each.  ``number``: which set, from 0, of a file
+    with several, as dataset condensation saves them.
 
     ``images``: (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1]; ``labels``: (N,) integers or one-hot rows; in
     any form that :func:`rd3.evaluate` takes and in any row order, equally many of each class.  A class order that the
@@ -225,11 +239,14 @@ def import_tensors(
     they are; those in the file by default.  ``soft_label_kind``: ``logits`` or ``probabilities``, if neither the file
     states it nor the values show it.
     """
+    if number is not None and (isinstance(source, tuple) or Path(source).suffix == ".parquet"):
+        raise BadValue("Only a .pt or .pth file holds several sets.", "leave out --number (in Python number=)")
     if isinstance(source, tuple):
-        found = TensorFile(*source, order=None)
+        found = read_pair(*source) if isinstance(source[0], Path) else TensorFile(*source, order=None)
+    elif Path(source).suffix == ".parquet":
+        found = read_parquet_file(Path(source), dataset.info.num_classes, say)
     else:
-        read = read_parquet_file if Path(source).suffix == ".parquet" else read_tensor_file
-        found = read(Path(source), dataset.info.num_classes, say)
+        found = read_tensor_file(Path(source), dataset.info.num_classes, say, number)
     if soft_label_kind is not None and found.soft_label_kind not in (None, soft_label_kind):
         raise BadValue(
             f"soft_label_kind is {soft_label_kind!r}, {source} states {found.soft_label_kind!r}.", "correct one of them"

@@ -43,11 +43,13 @@ def _saved_by_torch(path: Path) -> bool:
         return file.read(len(_TORCH[1])).startswith(_TORCH)
 
 
-def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
+def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = None) -> TensorFile:
     """Images, labels and what else a ``.safetensors`` or ``.pt`` file states; no code in it is executed.
 
-    Raises :class:`DataMissing`, :class:`DataCorrupt`, or :class:`BadValue` for soft labels that are not one row of
-    ``classes`` numbers for each image, which are not dropped silently.  ``say`` receives the names of what is not read.
+    ``number``: which set, from 0, of a file with several under ``data``, as dataset condensation saves one for each of
+    its repetitions.  Raises :class:`DataMissing`, :class:`DataCorrupt`, or :class:`BadValue` for soft labels that are
+    not one row of ``classes`` numbers for each image, which are not dropped silently.  ``say`` receives the names of
+    what is not read.
     """
     from rd3.inputs.torch_files import is_foreign, read_torch_file
 
@@ -55,7 +57,14 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
         require_whole(path)
         fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else SAVE
         raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt or .parquet.", fix)
-    found = read_torch_file(path, "a file of images and labels", SAVE)
+    fix = f"{SAVE}; labels in a file of their own are given with --labels FILE"
+    found = read_torch_file(path, "a file of images and labels", fix)
+    several = _several(found)
+    if several:
+        found = {**found, **_chosen(several, number, path.name)}  # type: ignore[dict-item]
+        del found["data"]
+    elif number is not None:
+        raise BadValue(f"{path.name} holds one set, got number {number}.", "leave out --number")
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = {"images": found[0], "labels": found[1]}
     if not isinstance(found, Mapping):
@@ -70,6 +79,34 @@ def read_tensor_file(path: Path, classes: int, say: Say) -> TensorFile:
             raise BadValue(f"{name!r} in {path.name} is a pickled {type(found[name]).__name__}, not a tensor.", SAVE)
     beside = {str(name): value for name, value in found.items() if name not in ("images", "labels")}
     return described(path.name, found["images"], found["labels"], beside | _header(path), classes, say)
+
+
+def read_pair(images: Path, labels: Path) -> TensorFile:
+    """Images and labels from a file each, which holds one tensor, as ``images_best.pt`` and ``labels_best.pt``."""
+    from rd3.inputs.torch_files import read_tensor
+
+    return TensorFile(read_tensor(images, "images"), read_tensor(labels, "labels"), order=None)
+
+
+def _several(found: Any) -> list[Any]:
+    """The (images, labels) pairs under ``data``, as VICO-UoE/DatasetCondensation saves them; else empty."""
+    pairs = found.get("data") if isinstance(found, Mapping) and "images" not in found else None
+    if not isinstance(pairs, (list, tuple)) or not pairs:
+        return []
+    return list(pairs) if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs) else []
+
+
+def _chosen(pairs: list[Any], number: int | None, file: str) -> dict[str, Any]:
+    """One of several sets; raises :class:`BadValue` if ``number`` does not say which."""
+    if number is None and len(pairs) > 1:
+        raise BadValue(
+            f"{file} holds {len(pairs)} sets, one for each repetition of its method.",
+            f"say which: --number 0 to {len(pairs) - 1} (in Python number=); import each to compare them",
+        )
+    if not 0 <= (number or 0) < len(pairs):
+        raise BadValue(f"{file} holds {len(pairs)} set(s), got number {number}.", f"give 0 to {len(pairs) - 1}")
+    images, labels = pairs[number or 0]
+    return {"images": images, "labels": labels}
 
 
 def described(file: str, images: Any, labels: Any, beside: Mapping[str, Any], classes: int, say: Say) -> TensorFile:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, StoreError
+from rd3.inputs import Note
 from rd3.recipe import Normalisation
 from rd3.store import Entry, FolderStore, sha256_file
 from rd3.synthetic_set import SyntheticSet, export_parquet, export_png, import_folder, import_tensors
@@ -57,6 +58,52 @@ def test_files_of_tensors(tmp_path, suffix):
         torch.save((IMAGES, LABELS) if suffix == "pair" else {"images": IMAGES, "labels": LABELS}, path)
     recipe = _import(path, tmp_path / "out")
     assert recipe == _import((IMAGES, LABELS), tmp_path / "memory")
+
+
+def test_one_of_the_sets_of_dataset_condensation(tmp_path):
+    """``torch.save({"data": data_save, "accs_all_exps": ...})`` of VICO-UoE/DatasetCondensation ``main.py``."""
+    pairs = [[IMAGES, LABELS], [255 - IMAGES, LABELS]]
+    accuracies = {"ConvNet": [np.float64(0.5), 0.6]}
+    path, single = tmp_path / "res_DC_toy_ConvNet_4ipc.pt", tmp_path / "single.pt"
+    torch.save({"data": pairs, "accs_all_exps": accuracies}, path)
+    torch.save({"data": pairs[:1], "accs_all_exps": accuracies}, single)
+    keys = [_import((images, LABELS), tmp_path / "memory").key for images, _labels in pairs]
+    for number, key in enumerate(keys):
+        notes: list[Note] = []
+        assert _import(path, tmp_path / str(number), number=number, say=notes.append).key == key
+        assert "not read from res_DC_toy_ConvNet_4ipc.pt: accs_all_exps" in {note.text for note in notes}
+    assert _import(single, tmp_path / "single", say=lambda note: None).key == keys[0]
+    with pytest.raises(BadValue, match="holds 2 sets, one for each repetition") as caught:
+        _import(path, tmp_path / "no")
+    assert "--number 0 to 1" in caught.value.fix
+    for number in (2, -1):
+        with pytest.raises(BadValue, match=f"holds 2 set.*got number {number}"):
+            _import(path, tmp_path / "no", number=number)
+    torch.save((IMAGES, LABELS), tmp_path / "pair.pt")
+    for source in (tmp_path / "pair.pt", (IMAGES, LABELS)):
+        with pytest.raises(BadValue, match=r"one set|several sets"):
+            _import(source, tmp_path / "no", number=0)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_images_and_labels_in_a_file_each(tmp_path, suffix):
+    paths = tmp_path / f"images_best.{suffix}", tmp_path / f"labels_best.{suffix}"
+    for path, tensor in zip(paths, (IMAGES, LABELS), strict=True):
+        save_file({"data": tensor}, path) if suffix == "safetensors" else torch.save(tensor, path)
+    assert _import(paths, tmp_path / "out").key == _import((IMAGES, LABELS), tmp_path / "memory").key
+    if suffix == "pt":
+        with pytest.raises(DataCorrupt, match="holds one Tensor") as caught:
+            _import(paths[0], tmp_path / "no")
+        assert "--labels FILE" in caught.value.fix
+    with pytest.raises(BadValue, match="holds no class folders, but 2") as caught:
+        import_folder(tmp_path, TOY, tmp_path / "no")
+    assert caught.value.fix == f"import {paths[0]} --labels {paths[1]}"
+    torch.save({"a": IMAGES, "b": LABELS}, tmp_path / "two.pt")
+    with pytest.raises(DataCorrupt, match="expected one tensor of labels"):
+        _import((paths[0], tmp_path / "two.pt"), tmp_path / "no")
+    torch.save(_Trap(), tmp_path / "bad.pt")
+    with pytest.raises(DataCorrupt, match="calls exec when unpickled"):
+        _import((paths[0], tmp_path / "bad.pt"), tmp_path / "no")
 
 
 class _Trap:
