@@ -61,7 +61,9 @@ def add(
     folder: Annotated[
         Path,
         typer.Option(
-            "--folder", help="Folder with one subfolder per class, or with train/ and test/ that have one each."
+            "--folder",
+            help="Folder with one subfolder per class, with train/ and test/ that have one each, or with Parquet files "
+            "train-*.parquet and test-*.parquet.",
         ),
     ],
     resolution: Annotated[int, typer.Option(help="Input resolution of the networks in pixels: 32, 64 or 224.")] = 224,

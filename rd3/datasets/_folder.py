@@ -107,8 +107,12 @@ class FolderRecords(Records):
             if error is not None:
                 raise error
 
-    def copies_in(self, other: FolderRecords, most: int) -> tuple[int, int]:
-        """(files that are also in ``other``, files compared), byte for byte; reads at most ``most`` files of each."""
+    def some(self, indexes: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        return ((index, self.encoded(index)) for index in map(int, indexes))
+
+    def copies_in(self, other: Records, most: int) -> tuple[int, int]:
+        """As for other records; reads at most ``most`` files of each, of equal sizes."""
+        assert isinstance(other, FolderRecords)
         ours = np.flatnonzero(np.isin(self._sizes, other._sizes))[:most]
         theirs = np.flatnonzero(np.isin(other._sizes, self._sizes[ours]))[:most]
         known = {sha256(other.encoded(int(index))).digest() for index in theirs}

@@ -61,7 +61,8 @@ def _named(folder: Path) -> dict[str, list[tuple[int, int, Path]]]:
     return {split: sorted(entries) for split, entries in found.items()}  # by number, also where names are not padded
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A file whose data is read later; raises :class:`DataCorrupt` for an incomplete one."""
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -72,7 +73,8 @@ def _open(path: Path) -> pq.ParquetFile:
         raise broken_file(path) or fact from error
 
 
-def _column(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
+def column_of(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
+    """The first of these columns that a file has; raises :class:`DataCorrupt` if it has none."""
     have = opened.schema_arrow.names
     for name in names:
         if name in have:
@@ -100,13 +102,13 @@ class ParquetRecords(Records):
     @cached_property
     def _layout(self) -> _Layout:
         """Metadata of the files; read on first use, so that unused splits are not opened."""
-        opened = [_open(path) for path in self.files]
-        label_column = _column(opened[0], self.files[0], LABEL_COLUMNS)
+        opened = [open_parquet(path) for path in self.files]
+        label_column = column_of(opened[0], self.files[0], LABEL_COLUMNS)
         for one, path in zip(opened, self.files, strict=True):
             self._check_features(one.schema_arrow.metadata or {}, path, label_column)
         return _Layout(
             label_column,
-            _column(opened[0], self.files[0], IMAGE_COLUMNS),
+            column_of(opened[0], self.files[0], IMAGE_COLUMNS),
             [one.metadata.num_rows for one in opened],
         )
 
@@ -136,7 +138,7 @@ class ParquetRecords(Records):
         """Arrow arrays of one column, in row order."""
         for path in self.files:
             try:
-                for batch in _open(path).iter_batches(batch_size=512, columns=[column]):
+                for batch in open_parquet(path).iter_batches(batch_size=512, columns=[column]):
                     yield batch.column(0)
             except (pa.ArrowException, OSError) as error:
                 raise DataCorrupt(

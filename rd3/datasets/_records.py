@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,20 @@ class Records(ABC):
     @abstractmethod
     def stamp(self) -> list[str]:
         """Names, sizes and times of the files, to detect changes."""
+
+    def check_small_files(self) -> None:  # noqa: B027  # images that are no files of their own have nothing to check
+        """Raise for files too small for an image: empty ones, and pointers of Git LFS."""
+
+    def some(self, indexes: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """Some of the encoded images with their index, in any order."""
+        wanted = set(indexes.tolist())
+        return ((index, encoded) for index, encoded in enumerate(self) if index in wanted)
+
+    def copies_in(self, other: Records, most: int) -> tuple[int, int]:
+        """(images that are also in ``other``, images compared), byte for byte; compares at most ``most``."""
+        ours = [sha256(encoded).digest() for encoded in itertools.islice(self, most)]
+        theirs = {sha256(encoded).digest() for encoded in other}
+        return sum(digest in theirs for digest in ours), len(ours)
 
     def pixels(self, info: DatasetInfo) -> np.ndarray:
         """(N, 3, H, W) uint8: all images decoded at ``info.resolution``."""

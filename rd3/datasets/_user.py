@@ -19,10 +19,12 @@ from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
 from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files
-from rd3.datasets._records import Found, counts_text
+from rd3.datasets._parquet import find_parquet
+from rd3.datasets._records import Found, Records, counts_text
 from rd3.datasets._source import Counts, FileSource, register_again
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
+from rd3.datasets._user_parquet import has_parquet, stated_classes
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import (
     DOUBTFUL,
@@ -71,6 +73,8 @@ class Registration(Frozen):
     train: str = "train"
     test: str | None
     """Subfolder with the test split beside ``train``; None: class folders only, with a test split drawn from them."""
+    layout: Literal["folders", "parquet"] = "folders"
+    """``parquet``: files of the Hugging Face image layout, whose names tell the splits; there are no subfolders."""
     info: DatasetInfo
 
 
@@ -89,6 +93,8 @@ class UserSource(FileSource):
         return f"restore the folder or register another one: {again}"
 
     def look(self, folder: Path) -> Found | None:
+        if self.registration.layout == "parquet":
+            return find_parquet(folder, self.info, TEST_NAMES)
         return read_folder(folder, self.registration.train, self.registration.test, self.info)
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
@@ -154,8 +160,10 @@ def add_folder(
 
     The folder holds either ``train/<class>`` and ``test/<class>`` (or training; testing, validation, val, valid; in any
     case), or class folders only, from which a balanced test split is then drawn.  Class order: alphabetical, or by
-    number where all folders are numbered alike.  ``say`` receives what was found: class order, files that are not read,
-    pixel range.  Raises BadValue, ClassOrderError, DataMissing or DataCorrupt.
+    number where all folders are numbered alike.  Or it holds Parquet files in the Hugging Face image layout, with the
+    class order that they state, named ``train-*.parquet`` and ``test-*.parquet``.  ``say`` receives what was
+    found: class order, files that are not read, pixel range.  Raises BadValue, ClassOrderError, DataMissing or
+    DataCorrupt.
     """
     folder = folder.resolve()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
@@ -169,14 +177,19 @@ def add_folder(
     require_links(folder)
     _refuse_other_layouts(folder, name, resolution)
     add = _command(name, resolution)
-    train, test = _split_folders(folder, add)
-    class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
-    if test:
-        _check_same(_test_classes(folder, test), class_ids, folder / test)
+    train, test, by_numbers = "train", None, False
+    parquet = has_parquet(folder)
+    if parquet:
+        class_ids = stated_classes(folder, say)
+    else:
+        train, test = _split_folders(folder, add)
+        class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
+        if test:
+            _check_same(_test_classes(folder, test), class_ids, folder / test)
     blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     info = DatasetInfo(
         name=name,
-        source=f"registered folder {folder.name}" + ("" if test else ", test split carved out by RD3"),
+        source=f"registered folder {folder.name}" + ("" if test or parquet else ", test split carved out by RD3"),
         class_ids=class_ids,
         class_names=class_ids,
         resolution=resolution,
@@ -187,11 +200,13 @@ def add_folder(
         test_count=0,
         train_per_class=0,
     )
-    found = read_folder(folder, train, test, info)
-    assert isinstance(found.train, FolderRecords) and isinstance(found.test, FolderRecords)
+    fields: dict[str, Any] = {"layout": "parquet"} if parquet else {} if train == "train" else {"train": train}
+    entry = fields | {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
+    found = UserSource(Registration(folder=folder, **entry)).look(folder)
+    assert found is not None
     for records in (found.train, found.test):
         records.check_small_files()
-    per_class = np.bincount(found.train.labels, minlength=len(class_ids))
+    per_class, _of_test = (np.bincount(one.labels, minlength=len(class_ids)) for one in (found.train, found.test))
     if per_class.min() < 2:
         label = int(per_class.argmin())
         raise BadValue(
@@ -205,14 +220,13 @@ def add_folder(
         "train_per_class": int(per_class.min()),
         "normalisation": _measured(found.train, info, say),
     }
-    for note in _notes(folder, (train, test) if test else (".",), class_ids, by_numbers):
+    for note in () if parquet else _notes(folder, (train, test) if test else (".",), class_ids, by_numbers):
         say(note)
     copies, compared = found.test.copies_in(found.train, COMPARED_FILES)
     if copies:
-        say(Note(f"{copies} of {compared} test files compared are also among the training images", doubtful=True))
+        say(Note(f"{copies} of {compared} test images compared are also among the training images", doubtful=True))
     info = info.model_copy(update=counts)
-    entry = {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
-    register(name, entry if train == "train" else {"train": train, **entry}, folder, roots)
+    register(name, entry | {"info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
 
 
@@ -238,9 +252,8 @@ def shorter_sides(name: str, roots: Roots) -> Sides:
     """Image sizes of a registered dataset, from a sample of its training images over all classes."""
     source = user_sources(roots)[name]
     records = source.find(roots).train
-    assert isinstance(records, FolderRecords)
     chosen = np.unique(np.linspace(0, len(records) - 1, SIZED_IMAGES).astype(int))
-    sides = sorted(min(decode(records.encoded(index), records.where(index)).size) for index in map(int, chosen))
+    sides = sorted(min(decode(encoded, records.where(index)).size) for index, encoded in records.some(chosen))
     return Sides(sides[0], sides[len(sides) // 2], sides[-1])
 
 
@@ -273,12 +286,6 @@ def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numb
 
 def _refuse_other_layouts(folder: Path, name: str, resolution: int) -> None:
     """Raise for layouts without class folders that are known by their files."""
-    parquet = [path for place in (folder, folder / "data") if place.is_dir() for path in place.glob("[!.]*.parquet")]
-    if parquet:
-        raise BadValue(
-            f"{folder} holds Parquet files ({parquet[0].name}), which are read for built-in datasets only.",
-            "save every image as train/<class>/<number>.png and test/<class>/<number>.png and register that folder",
-        )
     for val in (folder / part for part in TEST_NAMES if (folder / part / "val_annotations.txt").is_file()):
         raise BadValue(
             f"{val} has its labels in val_annotations.txt, not in class folders, as tiny-imagenet-200.zip has.",
@@ -411,7 +418,7 @@ def _named(folder: Path, names: Sequence[str]) -> str | None:
     return next(written, None)
 
 
-def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisation:
+def _measured(records: Records, info: DatasetInfo, say: Say) -> Normalisation:
     """Mean and standard deviation of every channel over a balanced sample of the training images, to 4 decimals.
 
     Raises :class:`BadValue` for images that are black or have lost their scale.
@@ -420,8 +427,7 @@ def _measured(records: FolderRecords, info: DatasetInfo, say: Say) -> Normalisat
     chosen, _rest = carve(records.labels, info.num_classes, divisor, "measure")
     sums, squares = np.zeros(3), np.zeros(3)
     low, high, dropped = 255, 0, Counter[str]()
-    for index in map(int, chosen):
-        encoded = records.encoded(index)
+    for index, encoded in records.some(chosen):
         image = decode(encoded, records.where(index))
         stored = np.asarray(image)
         low, high = min(low, int(stored.min())), max(high, int(stored.max()))

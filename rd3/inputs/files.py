@@ -134,11 +134,15 @@ def _number(name: str) -> int:
     return int(match[2])
 
 
-def order_text(names: Sequence[str], differs: bool, limit: int = 12) -> str:
+def shortened(names: Sequence[str], limit: int = 12) -> str:
+    """At most ``limit`` names, with the last one, as text."""
+    return ", ".join([*names[: limit - 1], "...", names[-1]] if len(names) > limit else names)
+
+
+def order_text(names: Sequence[str], differs: bool) -> str:
     """A sentence on the class order; ``differs``: it is that of numbers and not the alphabetical one."""
-    shown = [*names[: limit - 1], "...", names[-1]] if len(names) > limit else names
     how = "by number; alphabetically, as torchvision's ImageFolder, it would differ" if differs else "alphabetical"
-    return f"class order ({how}): {', '.join(shown)}"
+    return f"class order ({how}): {shortened(names)}"
 
 
 def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -281,17 +282,18 @@ def test_a_train_folder_without_a_test_folder_and_its_fix(tmp_path, roots):
     assert follow(caught.value.fix, roots).num_classes == 2
 
 
-def test_parquet_is_not_sent_in_a_circle(tmp_path):
+def test_another_dataset_in_parquet_files_is_registered_as_the_doctor_says(tmp_path):
     folder = tmp_path / "data/cifar10"
     folder.mkdir(parents=True)
-    rows = [{"bytes": b"x", "path": None}] * 4
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(stream, "PNG")
+    rows = [{"bytes": stream.getvalue(), "path": None}] * 8
     for split in ("train", "test"):
-        pq.write_table(pa.table({"image": rows, "label": [0, 1, 2, 3]}), folder / f"{split}.parquet")
+        pq.write_table(pa.table({"image": rows, "label": 2 * [0, 1, 2, 3]}), folder / f"{split}.parquet")
     roots = Roots(tmp_path / "data", tmp_path / "home")
     [finding] = doctor(roots, ["cifar10"])
-    assert finding.state == "wrong" and "save its images as class folders and register these" in finding.fix
-    with pytest.raises(BadValue, match=r"holds Parquet files \(train\.parquet\).*train/<class>/<number>\.png"):
-        registered("mine", folder, roots)
+    assert finding.state == "wrong" and "register it: rd3 data add NAME" in finding.fix
+    assert follow(finding.fix.replace("NAME", "mine"), roots).num_classes == 4
 
 
 def test_unlike_class_folders_of_train_and_test(tmp_path, roots):

@@ -1,0 +1,60 @@
+"""Parquet files of a dataset that a user registers: the class list that they state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rd3.datasets._parquet import LABEL_COLUMNS, column_of, open_parquet, shards
+from rd3.errors import BadValue
+from rd3.inputs import Note, Say, shortened
+from rd3.lazy import pa
+
+
+def has_parquet(folder: Path) -> bool:
+    """Whether a folder, or its ``data``, holds Parquet files, as a dataset of the Hugging Face hub does."""
+    return any(path for place in (folder, folder / "data") for path in place.glob("[!.]*.parquet"))
+
+
+def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
+    """The names of the ClassLabel column, in order; without names the label numbers from 0.  ``say`` receives which.
+
+    Raises :class:`BadValue` for files whose names do not tell the split, labels that are not numbers, and fewer than
+    two classes.
+    """
+    splits = shards(folder)
+    if "train" not in splits:
+        raise BadValue(
+            f"{folder} holds Parquet files, but none of the training images by their names.",
+            "name them train-00000-of-00001.parquet and test-00000-of-00001.parquet, as the hub does",
+        )
+    opened = open_parquet(splits["train"][0])
+    column = column_of(opened, splits["train"][0], LABEL_COLUMNS)
+    names = _names(opened.schema_arrow.metadata or {}, column)
+    kind = opened.schema_arrow.field(column).type
+    if not pa.types.is_integer(kind):
+        raise BadValue(
+            f"Column {column!r} of {splits['train'][0]} is {kind}, expected class numbers.",
+            "cast it to a ClassLabel: dataset.class_encode_column(...) of the datasets library",
+        )
+    if not names:
+        labels = [open_parquet(path).read([column]).column(0).to_numpy() for path in splits["train"]]
+        names = [str(label) for label in range(int(np.concatenate(labels).max()) + 1)]
+        say(Note(f"{column!r} has no class names: classes are called 0 to {len(names) - 1}", doubtful=True))
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise BadValue(
+            f"Column {column!r} of {folder} names the classes {', '.join(names)}.", "name at least two apart"
+        )
+    say(Note(f"class order, as the column {column!r} states it: {shortened(names)}"))
+    return tuple(names)
+
+
+def _names(metadata: dict[bytes, bytes], column: str) -> list[str]:
+    try:
+        features: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return [str(name) for name in features[column]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []

@@ -1,0 +1,109 @@
+"""A user's dataset in Parquet files, against the same images in class folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rd3.datasets import Roots, add_folder, fingerprint_in, open_dataset, registration, shorter_sides
+from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
+from tests.rd3.datasets.test_files import CLASSES, TEST, TEST_LABELS, TRAIN, TRAIN_LABELS, folders, parquet
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    return Roots(data=None, home=tmp_path / "home")
+
+
+def hub(folder: Path, test: str = "test", names=CLASSES) -> Path:
+    """As the hub lays it out: shards in ``data``."""
+    parquet(folder / "data/train-00000-of-00002.parquet", TRAIN[:7], TRAIN_LABELS[:7], names)
+    parquet(folder / "data/train-00001-of-00002.parquet", TRAIN[7:], TRAIN_LABELS[7:], names)
+    parquet(folder / f"data/{test}-00000-of-00001.parquet", TEST, TEST_LABELS, names)
+    return folder
+
+
+@pytest.mark.parametrize("test", ["test", "validation", "val"])
+def test_it_is_the_dataset_that_its_folders_are(test, roots, tmp_path):
+    folders(tmp_path / "folders", test="test")
+    notes: list[str] = []
+    of_folders = add_folder("a", tmp_path / "folders", roots, 32, say=lambda note: None)
+    info = add_folder("b", hub(tmp_path / "hub", test), roots, 32, say=lambda note: notes.append(note.text))
+    counts = ("train_count", "test_count", "train_per_class", "normalisation", "resolution", "class_ids")
+    assert sorted(CLASSES) == list(CLASSES), "the folders have the same class order"
+    assert [getattr(info, name) for name in counts] == [getattr(of_folders, name) for name in counts]
+    assert f"class order, as the column 'label' states it: {', '.join(CLASSES)}" in notes
+    one, other = open_dataset("a", roots), open_dataset("b", roots)
+    for split in ("train", "test"):
+        rows = [torch.tensor(data.labels(split)).argsort(stable=True) for data in (one, other)]
+        assert torch.equal(one.images(split, rows[0].numpy()), other.images(split, rows[1].numpy()))
+    assert shorter_sides("b", roots).median == 32
+    assert fingerprint_in(tmp_path / "hub", roots, registration("b", roots)) == other.fingerprint
+
+
+def test_the_class_order_is_the_one_that_is_stated(roots, tmp_path):
+    info = add_folder("b", hub(tmp_path / "hub", names=CLASSES[::-1]), roots, 32, say=lambda note: None)
+    assert info.class_ids == tuple(CLASSES[::-1])
+
+
+def test_labels_without_names_are_numbers(roots, tmp_path):
+    notes: list[str] = []
+    info = add_folder("b", hub(tmp_path / "hub", names=None), roots, 32, say=lambda note: notes.append(note.text))
+    assert info.class_ids == ("0", "1", "2")
+    assert any("'label' has no class names: classes are called 0 to 2" in note for note in notes)
+
+
+def test_test_images_among_the_training_images_are_counted(roots, tmp_path):
+    folder = hub(tmp_path / "hub")
+    parquet(folder / "data/test-00000-of-00001.parquet", [*TRAIN[:4], *TEST[4:]], [*TRAIN_LABELS[:4], *TEST_LABELS[4:]])
+    notes: list[str] = []
+    add_folder("b", folder, roots, 32, say=lambda note: notes.append(note.text))
+    assert "4 of 6 test images compared are also among the training images" in notes
+
+
+def test_a_damaged_registered_file_is_named(roots, tmp_path):
+    folder = hub(tmp_path / "hub")
+    add_folder("b", folder, roots, 32, say=lambda note: None)
+    file = folder / "data/test-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(DataCorrupt, match=r"test-00000-of-00001\.parquet"):
+        open_dataset("b", roots)
+
+
+def _strings(folder: Path) -> None:
+    for file in (folder / "data").glob("train*"):
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(1, "label", pa.array(["cat"] * len(table))), file)
+
+
+def _unlabelled(folder: Path) -> None:
+    parquet(folder / "data/test-00000-of-00001.parquet", TEST, [-1] * 6)
+
+
+def _renamed(folder: Path) -> None:
+    for file in (folder / "data").glob("train*"):
+        file.rename(file.with_name(file.name.replace("train", "part")))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda folder: (folder / "data/test-00000-of-00001.parquet").unlink(), DataMissing, "expected train and test"),
+        (lambda folder: (folder / "data/train-00001-of-00002.parquet").unlink(), DataMissing, "1 Parquet files of"),
+        (_renamed, BadValue, "none of the training images by their names"),
+        (_strings, BadValue, "Column 'label' of .* is string, expected class numbers"),
+        (_unlabelled, DataCorrupt, "label -1, expected 0 to 2"),
+        (lambda folder: hub(folder, names=["x", "x", "y"]), BadValue, "names the classes x, x, y"),
+        (lambda folder: hub(folder, names=["x"]), BadValue, "names the classes x"),
+    ],
+)
+def test_what_cannot_be_registered_is_said_and_nothing_is(change, kind, message, roots, tmp_path):
+    change(hub(tmp_path / "hub"))
+    with pytest.raises(RD3Error, match=message) as caught:
+        add_folder("b", tmp_path / "hub", roots, 32, say=lambda note: None)
+    assert isinstance(caught.value, kind) and caught.value.fix
+    assert registration("b", roots) is None
