@@ -83,8 +83,8 @@ def import_set(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A folder with one subfolder of images per class, a tensor file (images, labels, and soft_labels if "
-            "the set has some), or a Parquet file with columns of these (image, label, soft_labels)."
+            help="A folder with one subfolder of images per class, or a .safetensors, .pt, .npz or .parquet file of "
+            "images, labels, and soft_labels if the set has some."
         ),
     ],
     dataset: Annotated[str, typer.Option(help="Dataset that the set distills.")],

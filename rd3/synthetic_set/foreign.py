@@ -37,6 +37,7 @@ from rd3.inputs import (
 from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
 from rd3.soft_labels import SoftLabels
+from rd3.synthetic_set.array_file import read_array_file
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
 from rd3.synthetic_set.parquet_file import read_parquet_file
@@ -45,6 +46,8 @@ from rd3.synthetic_set.tensor_file import SUFFIXES, TensorFile, read_pair, read_
 from rd3.synthetic_set.writer import SetWriter
 
 IMPORTED = "imported"
+_READERS = {".parquet": read_parquet_file, ".npz": read_array_file}
+"""Readers of files that are not torch's, by suffix."""
 _BLOCK_ROWS = 1000
 _NUMBERS = ("{:05d}", "new{:03d}", "new{:05d}")
 """Names of folders by label: those of RDED, and of SRe2L and what builds on it (CDA, G-VBSM, EDC, CV-DD)."""
@@ -148,7 +151,7 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
 def _refuse_files(source: Path) -> None:
     """Raise for a folder without class folders that holds files of sets, as a download does, with what to import."""
     files = [path for place in (source, source / "data") for path in sorted(place.glob("[!.]*"))]
-    for suffixes in ((".parquet",), SUFFIXES):
+    for suffixes in ((".parquet",), (*SUFFIXES, ".npz")):
         found = [path for path in files if path.suffix in suffixes]
         if not found:
             continue
@@ -223,7 +226,7 @@ def import_tensors(
     number: int | None = None,
     say: Say = warn_of_doubts,
 ) -> SetRecipe:
-    """Import (images, labels), a ``.safetensors`` or ``.pt`` file with tensors of these names, or a ``.parquet`` file.
+    """Import (images, labels), or a ``.safetensors``, ``.pt``, ``.npz`` or ``.parquet`` file with both.
 
     Images and labels may also be paths of two files with one tensor each.  ``number``: which set, from 0, of a file
     with several, as dataset condensation saves them.
@@ -239,12 +242,13 @@ def import_tensors(
     they are; those in the file by default.  ``soft_label_kind``: ``logits`` or ``probabilities``, if neither the file
     states it nor the values show it.
     """
-    if number is not None and (isinstance(source, tuple) or Path(source).suffix == ".parquet"):
+    read = None if isinstance(source, tuple) else _READERS.get(Path(source).suffix)
+    if number is not None and (isinstance(source, tuple) or read is not None):
         raise BadValue("Only a .pt or .pth file holds several sets.", "leave out --number (in Python number=)")
     if isinstance(source, tuple):
         found = read_pair(*source) if isinstance(source[0], Path) else TensorFile(*source, order=None)
-    elif Path(source).suffix == ".parquet":
-        found = read_parquet_file(Path(source), dataset.info.num_classes, say)
+    elif read is not None:
+        found = read(Path(source), dataset.info.num_classes, say)
     else:
         found = read_tensor_file(Path(source), dataset.info.num_classes, say, number)
     if soft_label_kind is not None and found.soft_label_kind not in (None, soft_label_kind):

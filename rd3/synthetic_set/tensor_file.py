@@ -12,6 +12,9 @@ from rd3.foreign_files import require_whole
 from rd3.inputs import Note, Say, StatedOrder
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+IMAGES = ("images", "image", "imgs", "img", "x", "image_syn", "images_syn", "syn_images")
+LABELS = ("labels", "label", "y", "targets", "target", "label_syn", "labels_syn", "syn_labels")
+"""Names of the fields with images and labels, by preference."""
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 """How files of ``torch.save`` begin: a zip archive, or the magic number before torch 1.6."""
@@ -51,12 +54,12 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
     not one row of ``classes`` numbers for each image, which are not dropped silently.  ``say`` receives the names of
     what is not read.
     """
-    from rd3.inputs.torch_files import is_foreign, read_torch_file
+    from rd3.inputs.torch_files import read_torch_file
 
     if path.suffix not in SUFFIXES and not _saved_by_torch(path):
         require_whole(path)
         fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else SAVE
-        raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt or .parquet.", fix)
+        raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt, .npz or .parquet.", fix)
     fix = f"{SAVE}; labels in a file of their own are given with --labels FILE"
     found = read_torch_file(path, "a file of images and labels", fix)
     several = _several(found)
@@ -71,14 +74,33 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
         raise BadValue(
             f"{path.name} holds a {type(found).__name__} of {len(found)}, expected 'images' and 'labels'.", SAVE
         )
-    if "images" not in found or "labels" not in found:
-        names = ", ".join(sorted(map(str, found))[:5]) or "nothing"
-        raise BadValue(f"{path.name} holds {names}, expected tensors 'images' and 'labels'.", SAVE)
-    for name in ("images", "labels"):
-        if is_foreign(found[name]):
-            raise BadValue(f"{name!r} in {path.name} is a pickled {type(found[name]).__name__}, not a tensor.", SAVE)
-    beside = {str(name): value for name, value in found.items() if name not in ("images", "labels")}
-    return described(path.name, found["images"], found["labels"], beside | _header(path), classes, say)
+    return from_fields(path.name, {str(name): value for name, value in found.items()}, _header(path), classes, say)
+
+
+def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], classes: int, say: Say) -> TensorFile:
+    """Images and labels among the fields of a file, by the names in common use; the rest as :func:`described` reads it.
+
+    ``notes``: text beside the fields.
+    """
+    from rd3.inputs.torch_files import is_foreign
+
+    names = {what: _field_of(fields, accepted) for what, accepted in (("images", IMAGES), ("labels", LABELS))}
+    if None in names.values():
+        found = ", ".join(sorted(fields)[:5]) or "nothing"
+        raise BadValue(f"{file} holds {found}, expected tensors 'images' and 'labels'.", SAVE)
+    for what, name in names.items():
+        if is_foreign(fields[str(name)]):
+            raise BadValue(f"{name!r} in {file} is a pickled {type(fields[str(name)]).__name__}, not a tensor.", SAVE)
+        if name != what:
+            say(Note(f"{what} are read from {_field(file, str(name))}"))
+    images, labels = (fields[str(name)] for name in names.values())
+    beside = {name: value for name, value in fields.items() if name not in names.values()}
+    return described(file, images, labels, beside | dict(notes), classes, say)
+
+
+def _field_of(fields: Mapping[str, Any], accepted: tuple[str, ...]) -> str | None:
+    """The field with the first of these names, in any case."""
+    return next((name for one in accepted for name in fields if name.lower() == one), None)
 
 
 def read_pair(images: Path, labels: Path) -> TensorFile:
@@ -90,7 +112,7 @@ def read_pair(images: Path, labels: Path) -> TensorFile:
 
 def _several(found: Any) -> list[Any]:
     """The (images, labels) pairs under ``data``, as VICO-UoE/DatasetCondensation saves them; else empty."""
-    pairs = found.get("data") if isinstance(found, Mapping) and "images" not in found else None
+    pairs = found.get("data") if isinstance(found, Mapping) and not _field_of(found, IMAGES) else None
     if not isinstance(pairs, (list, tuple)) or not pairs:
         return []
     return list(pairs) if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs) else []

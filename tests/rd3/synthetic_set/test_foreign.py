@@ -312,3 +312,43 @@ def test_sets_without_some_classes_are_said_to_be_so(tmp_path):
         _import((IMAGES[:2], torch.ones(2, dtype=torch.int64)), tmp_path / "one")
     with pytest.raises(BadValue, match=r"Class 0 \(toy0\) has 0 images"):
         _import((IMAGES[:4], torch.tensor([1, 2, 1, 2])), tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("images", "labels"), ("X", "y"), ("image_syn", "label_syn"), ("img", "targets")]
+)
+@pytest.mark.parametrize("suffix", ["npz", "pt", "safetensors"])
+def test_common_names_of_images_and_labels(tmp_path, suffix, images, labels):
+    path, tensors = tmp_path / f"set.{suffix}", {images: IMAGES, labels: LABELS}
+    if suffix == "npz":
+        np.savez(path, **{name: value.numpy() for name, value in tensors.items()})
+    else:
+        save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
+    notes: list[Note] = []
+    assert _import(path, tmp_path / "out", say=notes.append).key == _import((IMAGES, LABELS), tmp_path / "memory").key
+    said = {note.text for note in notes}
+    assert (f"images are read from set.{suffix}, field '{images}'" in said) is (images != "images")
+    assert (f"labels are read from set.{suffix}, field '{labels}'" in said) is (labels != "labels")
+
+
+def test_what_else_an_npz_file_states(tmp_path):
+    order = list(INFO.class_ids)[::-1]
+    soft = (torch.nn.functional.one_hot(LABELS, 3) * 0.75 + 0.125).half().numpy()
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=2 - LABELS, class_names=np.array(order), lr=np.float64(0.1))
+    notes: list[Note] = []
+    assert (
+        _import(tmp_path / "a.npz", tmp_path / "a", say=notes.append).key
+        == _import((IMAGES, LABELS), tmp_path / "m").key
+    )
+    assert "not read from a.npz: lr" in {note.text for note in notes}
+    np.savez(tmp_path / "b.npz", images=IMAGES, labels=LABELS, soft_labels=soft, soft_label_kind="logits")
+    recipe = _import(tmp_path / "b.npz", tmp_path / "b", say=notes.append)
+    opened = SyntheticSet.open(tmp_path / "b")
+    assert (recipe.soft_label_kind, opened.soft_labels.dtype) == ("logits", "float16")
+    np.savez(tmp_path / "objects.npz", images=np.array([object()], dtype=object), labels=np.array([0]))
+    with pytest.raises(BadValue, match=r"objects\.npz holds pickled objects"):
+        _import(tmp_path / "objects.npz", tmp_path / "no")
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-100])
+    with pytest.raises(DataCorrupt, match=r"cut\.npz is damaged"):
+        _import(tmp_path / "cut.npz", tmp_path / "no")
