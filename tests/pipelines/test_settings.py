@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 
 from pipelines.settings import addresses, artifact_root, session, tracking_address
 from rd3.errors import BadValue
+from tracking.ledger.faults import has_password, without_password
 from tracking.ledger.object_store import open_objects
 from tracking.runs.reachable import sqlite_file
 
@@ -157,6 +158,30 @@ def test_a_password_with_a_slash_is_one():
         tracking_address(address)
     for plain in ("http://server:5000/path@x", "http://server:5000", "postgresql+psycopg2://me@db/mlflow"):
         assert tracking_address(plain) == plain
+
+
+@pytest.mark.parametrize("address", ["postgresql://db/mlflow?user=me&password=hush", "postgresql://db/x?pass%77ord=hush"])
+def test_a_password_in_the_query_of_a_database_is_one(address: str):
+    """What SQLAlchemy gives to the driver has it."""
+    url = sqlalchemy.engine.make_url(address)
+    assert url.get_dialect()().create_connect_args(url)[1]["password"] == "hush"
+    with pytest.raises(BadValue, match=r"MLFLOW_TRACKING_URI contains a password.*set PGPASSWORD") as refused:
+        tracking_address(address)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://me@db/x?sslpassword=hush&sslmode=require", "postgresql://db/x?sslmode=require"),
+        ("postgresql://db/x?password=hush", "postgresql://db/x"),
+        ("http://server:5000/?access_token=hush#/models", "http://server:5000/#/models"),
+        ("postgresql://db/x?passfile=/home/me/.pgpass&sslkey=/k.pem&password=", ""),
+    ],
+)
+def test_secrets_in_a_query_are_not_shown(address: str, shown: str):
+    assert has_password(address) == bool(shown)
+    assert without_password(address) == (shown or address)
 
 
 @pytest.mark.parametrize("page", ["/#/experiments/1/runs", "#/experiments/1", "/?workspace=a#/models", "/mlflow/#/"])

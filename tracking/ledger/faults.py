@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rd3.errors import RD3Error
 
@@ -57,6 +57,8 @@ def fault_in(text: str, table: Mapping[str, Fault]) -> Fault | None:
 _UNQUOTED_LOGIN = re.compile(r"[^/?#@:]*:(?!\d+(?:[/?#]|$))[^@]*@")
 """User, password and ``@``, where the password has characters that end the authority of a URI, as AWS's secret keys may
 have (``/``); a port before a path is none.  boto's and SQLAlchemy's readers take them, :mod:`urllib` does not."""
+_SECRET_NAME = re.compile(r"passw(?:or)?d|passphrase|pwd|secret|token|api_?key|signature", re.IGNORECASE)
+"""Names of parameters with secrets, such as ``sslpassword``; ``passfile`` and ``sslkey`` are names of files."""
 
 
 def _login(rest: str) -> str:
@@ -69,14 +71,34 @@ def _login(rest: str) -> str:
 
 
 def has_password(uri: str) -> bool:
-    """Whether the URI has a password (of S3: a secret key) before the host or bucket."""
-    return ":" in _login(uri.partition("://")[2])
+    """Whether the URI has a password (of S3: a secret key) before the host or bucket, or one in its query.
+
+    Databases take ``?password=`` as well: every driver receives the query's parameters.
+    """
+    rest = uri.partition("://")[2]
+    return ":" in _login(rest) or any(map(_is_secret, _query(rest)))
 
 
 def without_password(uri: str) -> str:
-    """The URI without user name and password, for messages."""
+    """The URI without user name and password, and without those in its query, for messages."""
     scheme, colon, rest = uri.partition("://")
-    return f"{scheme}{colon}{rest[len(_login(rest)) :]}"
+    shown = rest[len(_login(rest)) :]
+    if any(map(_is_secret, _query(shown))):
+        place, _, query = shown.partition("?")
+        _, fragment, page = query.partition("#")
+        kept = "&".join(part for part in _query(shown) if not _is_secret(part))
+        shown = f"{place}{'?' if kept else ''}{kept}{fragment}{page}"
+    return f"{scheme}{colon}{shown}"
+
+
+def _query(rest: str) -> list[str]:
+    """The parameters ``name=value`` of a URI, as they are written."""
+    return rest.partition("?")[2].partition("#")[0].split("&")
+
+
+def _is_secret(parameter: str) -> bool:
+    name, _, value = parameter.partition("=")
+    return bool(value) and _SECRET_NAME.search(unquote(name)) is not None
 
 
 _CONNECTIONS = {
