@@ -21,6 +21,8 @@ from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
+"""What files of the cache held alone, before a hash was beside it."""
 MEMORY_SIDE = 64
 """Datasets up to this many pixels per side are held decoded in memory; larger ones are streamed."""
 
@@ -99,11 +101,13 @@ class Source(ABC):
         stamp = self.stamp(roots, training_only)
         lines = [self.info.name, self.info.classes, str(self.info.resolution), *which, *stamp]
         path = roots.home / "data" / f"{self.info.name}-{short_hash(lines)[:16]}.fingerprint"
-        if not path.is_file():
-            fingerprint = (self.open_training if training_only else self.open)(roots).fingerprint
-            with replacing(path) as part:
-                part.write_text(fingerprint)
-        return path.read_text()
+        known = _read_fingerprint(path)
+        if known is not None:
+            return known
+        fingerprint = (self.open_training if training_only else self.open)(roots).fingerprint
+        with replacing(path) as part:
+            part.write_text(f"{fingerprint}\n{short_hash([fingerprint])}\n")
+        return fingerprint
 
     def fetch(self, folder: Path) -> None:
         """Download the dataset into ``folder``, an empty folder."""
@@ -114,6 +118,15 @@ class Source(ABC):
         if self.fetches:
             return f"rd3 data fetch {self.info.name}"
         return self.obtain.format(folder=(roots.data or roots.home / "data") / self.info.name)
+
+
+def _read_fingerprint(path: Path) -> str | None:
+    """The fingerprint in a file of the cache; None without that file, and for one that was damaged."""
+    if not path.is_file():
+        return None
+    fingerprint, _, rest = path.read_text(errors="replace").partition("\n")
+    whole = rest.strip() == short_hash([fingerprint]) if rest else _FINGERPRINT.fullmatch(fingerprint)
+    return fingerprint if whole else None
 
 
 class FileSource(Source):

@@ -58,7 +58,7 @@ def imagenet_outputs(class_ids: tuple[str, ...], dataset: str) -> list[int]:
     if strange:
         raise ClassOrderError(
             f"Class {strange[0]!r} of {dataset} is not an ImageNet-1K class, so the classifier has no output for it.",
-            "give the class of each output instead: --class-order FILE",
+            "give the class of each output instead, a line per output: --class-order FILE",
         )
     return [place[name] for name in class_ids]
 
@@ -70,8 +70,8 @@ def suggest_fix(outputs: int, info: DatasetInfo) -> str:
         return f"keep the outputs of {info.name}'s classes: --prune"
     if outputs > info.num_classes:
         return (
-            f"import it for its own dataset, or state which output is which class of {info.name}, a class per line: "
-            "--class-order FILE"
+            f"import it for its own dataset, or state the class of each of its {outputs} outputs, a line per output and "
+            f"'-' for those that are no class of {info.name}: --class-order FILE"
         )
     return "import it for its own dataset"
 

@@ -207,10 +207,10 @@ def _order(
                 f"{name} in {source} has {len(head)} rows, pruning needs ImageNet-1K's 1000.", "import without pruning"
             )
         return imagenet_outputs(info.class_ids, info.name)
-    if len(class_order) > len(head):
+    if len(class_order) != len(head):  # of a shorter list it is not known which rows it names
         raise ClassOrderError(
             f"The class order has {len(class_order)} entries, {name} in {source} has {len(head)} rows.",
-            "name the class of each row",
+            f"name the class of each row, {len(head)} in all; rows of other classes have any other name, such as '-'",
         )
     return outputs_of(class_order, info)
 

@@ -160,7 +160,9 @@ def test_a_password_with_a_slash_is_one():
         assert tracking_address(plain) == plain
 
 
-@pytest.mark.parametrize("address", ["postgresql://db/mlflow?user=me&password=hush", "postgresql://db/x?pass%77ord=hush"])
+@pytest.mark.parametrize(
+    "address", ["postgresql://db/mlflow?user=me&password=hush", "postgresql://db/x?pass%77ord=hush"]
+)
 def test_a_password_in_the_query_of_a_database_is_one(address: str):
     """What SQLAlchemy gives to the driver has it."""
     url = sqlalchemy.engine.make_url(address)

@@ -235,7 +235,13 @@ def test_a_wide_classifier_says_how_its_rows_are_stated(colours, tmp_path):
         bring(path, data, tmp_path / "out")
     assert "--class-order FILE" in caught.value.fix
     assert "--prune" not in caught.value.fix
-    (tmp_path / "rows.txt").write_text("\n".join([*(f"other{row}" for row in range(10)), *data.info.class_names]))
+    lines = ["-"] * 1000
+    lines[10:14] = data.info.class_names
+    for short in (data.info.class_names, lines[:14]):  # which rows a shorter list names is not known
+        with pytest.raises(ClassOrderError, match=rf"has {len(short)} entries, .* has 1000 rows") as refused:
+            bring(path, data, tmp_path / "out", class_order=short)
+        assert "1000 in all" in refused.value.fix
+    (tmp_path / "rows.txt").write_text("\n".join(lines))
     order = read_class_order(tmp_path / "rows.txt")
     figures = bring(path, data, tmp_path / "out", class_order=order)[1]
     assert figures["top1_pct"] == data.top1_pct("test", OWN, OWN)
