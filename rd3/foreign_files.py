@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
 import json
 import math
 import re
@@ -83,6 +84,25 @@ def _broken(path: Path, size: int, start: bytes, file: BinaryIO) -> RD3Error | N
         return _not_binary(path, text)
     damage = _damage(path, size, start, file)
     return DataCorrupt(f"{path} is damaged: {damage}.", AGAIN) if damage else None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises :class:`DataCorrupt` with the first line in another encoding, and OSError.
+    """
+    content = path.read_bytes()
+    try:
+        return io.StringIO(content.decode("utf-8-sig"), newline=None).read()
+    except UnicodeDecodeError as error:
+        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        line = content.count(b"\n", 0, error.start) + 1
+        found = "it is UTF-16" if wide else f"byte 0x{content[error.start]:02x} in line {line} is of another encoding"
+        codec, whose = ("UTF-16", "") if wide else ("WINDOWS-1252", "if that is Windows's, ")
+        old, new = (shlex.quote(str(name)) for name in (path, path.with_name(f"utf8-{path.name}")))
+        raise DataCorrupt(
+            f"{path} is not UTF-8 text: {found}.", f"save it as UTF-8; {whose}iconv -f {codec} -t UTF-8 {old} > {new}"
+        ) from None
 
 
 def _pointer(path: Path, start: bytes) -> RD3Error:

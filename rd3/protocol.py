@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 
 from rd3.augmentations import AUGMENTATIONS
 from rd3.component import Component, value_by_name
-from rd3.errors import BadValue, UnknownName, Unsupported
+from rd3.errors import BadValue, DataCorrupt, UnknownName, Unsupported
+from rd3.foreign_files import read_text
 from rd3.losses import LOSSES
 from rd3.preset_rules import Case, Condition, Rule
 from rd3.registry import did_you_mean
@@ -363,12 +364,14 @@ def preset_reader(folder: Path) -> PresetOf:
 def read_preset(path: Path) -> Preset:
     """Read and check one preset file; raises :class:`BadValue` with the first mistake."""
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = yaml.safe_load(read_text(path))
         json.dumps(plain)
         found = Preset.model_validate(plain)
     except OSError as error:
         raise BadValue(f"{path} cannot be read: {error.strerror}.", "make it a readable file, or remove it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DataCorrupt as error:
+        raise BadValue(error.message, error.fix) from None
+    except yaml.YAMLError as error:
         raise BadValue(f"{path} is not YAML ({str(error).splitlines()[0]}).", "fix it or remove it") from None
     except RecursionError:
         raise BadValue(f"{path} is nested too deeply.", "fix it or remove it") from None

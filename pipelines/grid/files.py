@@ -20,6 +20,7 @@ from pipelines.grid.check import check_document
 from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_located
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.errors import BadValue, DataMissing, UnknownName
+from rd3.foreign_files import read_text
 from rd3.registry import did_you_mean
 
 T = TypeVar("T")
@@ -126,10 +127,9 @@ def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str, L
             )
         raise UnknownName(f"There is no {what} {text!r}.", did_you_mean(text, names))
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = Problem("the file", f"Cannot be read as UTF-8 text ({error}).")
-        raise GridErrors(text, [problem], what.capitalize()) from None
+        content = read_text(path)
+    except OSError as error:
+        raise GridErrors(text, [Problem("the file", f"Cannot be read ({error}).")], what.capitalize()) from None
     document = read_located(content)
     other = _other_kind(document, what)
     if other is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.foreign_files import broken_file
+from rd3.foreign_files import broken_file, read_text
 from rd3.inputs import (
     DOUBTFUL,
     IMAGE_SUFFIXES,
@@ -183,9 +183,7 @@ def _refuse_soft(source: Path) -> None:
 def _stated_order(source: Path) -> StatedOrder | None:
     """The class order in a list beside numbered class folders."""
     lists = [path for path in sorted(source.iterdir()) if path.is_file() and _LISTS.fullmatch(path.name.lower())]
-    return (
-        StatedOrder.read(lists[0].read_text(encoding="utf-8-sig", errors="replace"), str(lists[0])) if lists else None
-    )
+    return StatedOrder.read(read_text(lists[0]), str(lists[0])) if lists else None
 
 
 def _meaning(label_of: dict[str, int], info: DatasetInfo) -> str:

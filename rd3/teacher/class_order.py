@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rd3.datasets import DatasetInfo, dataset_info
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.foreign_files import read_text
 from rd3.inputs import named_labels
 
 FOUND = "found"
@@ -22,8 +23,9 @@ def read_class_order(path: Path | str) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise DataMissing(f"There is no file {path}.", f"give a file with a class per line, or `{FOUND}`")
+    text = read_text(path)
     try:
-        names = dict(named_labels(path.read_text(encoding="utf-8-sig")))
+        names = dict(named_labels(text))
     except ValueError:
         names = {}
     if not names or set(names) != set(range(len(names))):
@@ -70,7 +72,7 @@ def suggest_fix(outputs: int, info: DatasetInfo) -> str:
         return f"keep the outputs of {info.name}'s classes: --prune"
     if outputs > info.num_classes:
         return (
-            f"import it for its own dataset, or state the class of each of its {outputs} outputs, a line per output and "
+            f"import it for its own dataset, or state the class of each of its {outputs} outputs, a line per output, "
             f"'-' for those that are no class of {info.name}: --class-order FILE"
         )
     return "import it for its own dataset"

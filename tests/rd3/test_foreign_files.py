@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
-from rd3.foreign_files import broken_file, require_whole
+from rd3.foreign_files import broken_file, read_text, require_whole
 
 
 def _torch(path: Path) -> None:
@@ -156,3 +157,23 @@ def test_a_distributed_checkpoint_is_named_and_its_fix_gives_one_file(tmp_path, 
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
     require_whole("my run.pt")
     assert torch.equal(torch.load("my run.pt", weights_only=True)["model"]["a"], weights["a"])
+
+
+@pytest.mark.parametrize(("codec", "said"), [("cp1252", r"0xe9 in line 2"), ("utf-16", "it is UTF-16")])
+def test_text_in_another_encoding_is_refused_with_a_command_that_converts_it(tmp_path, codec, said):
+    """By iconv itself, which most systems have."""
+    text, folder = "name: small\n# réglage »fin«\n", tmp_path / "a b"
+    folder.mkdir()
+    (folder / "mine.yaml").write_bytes(text.encode(codec))
+    with pytest.raises(DataCorrupt, match=rf"mine.yaml is not UTF-8 text: .*{said}") as refused:
+        read_text(folder / "mine.yaml")
+    assert refused.value.fix.startswith("save it as UTF-8; ")
+    if shutil.which("iconv"):
+        subprocess.run(refused.value.fix[refused.value.fix.index("iconv") :], shell=True, check=True)
+        assert read_text(folder / "utf8-mine.yaml") == text
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig"])
+def test_text_in_utf8_is_read_with_any_line_ends(tmp_path, codec):
+    (tmp_path / "x").write_bytes("é\r\nb\rc\n".encode(codec))
+    assert read_text(tmp_path / "x") == "é\nb\nc\n"

@@ -238,6 +238,12 @@ def test_a_bad_preset_file_is_named(tmp_path, text, message):
         preset_reader(tmp_path)("mine")
 
 
+def test_a_preset_in_another_encoding_is_said(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes("name: mine\nsource: réglage\n".encode("cp1252"))
+    with pytest.raises(BadValue, match=r"not UTF-8 text: byte 0xe9 in line 2.*iconv -f WINDOWS-1252"):
+        preset_reader(tmp_path)("mine")
+
+
 def test_a_preset_that_ships_is_found_whatever_lies_in_the_users_folder(tmp_path):
     (tmp_path / "rd3.yaml").write_text("name: rd3\nsource: me\nall: {epochs: 1}\n")
     assert preset_reader(tmp_path)("rd3").all["epochs"] == 400

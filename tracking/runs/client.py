@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -79,17 +80,18 @@ def _keep_locations_apart(service: Any) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_errors(tracking_uri: str, files: str) -> Iterator[None]:
+def mlflow_errors(tracking_uri: str, files: str, home: Path | None = None) -> Iterator[None]:
     """Convert errors of MLflow, its database and its artifact stores to :class:`TrackingError` or :class:`StoreError`.
 
-    ``files`` is the location of the artifacts, for the message.
+    ``files`` is the location of the artifacts, for the message.  With ``home``, a file below neither of them that may
+    not be written is taken for one that a tracking server has in a folder of its own machine.
     """
     try:
         yield
     except RD3Error:
         raise
     except Exception as error:
-        converted = _converted(error, tracking_uri, files)
+        converted = _converted(error, tracking_uri, files, home)
         if converted is None:
             raise
         raise converted from error
@@ -99,7 +101,7 @@ _TRACKING = ("mlflow", "sqlalchemy", "requests", "urllib3")
 _S3 = ("boto3", "botocore", "s3transfer")
 
 
-def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | None:
+def _converted(error: Exception, tracking_uri: str, files: str, home: Path | None = None) -> RD3Error | None:
     """Errors are classified by the package of their type, because importing all these packages takes a second."""
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
@@ -112,12 +114,34 @@ def _converted(error: Exception, tracking_uri: str, files: str) -> RD3Error | No
             return converted
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+        if home and tracking_uri.startswith("http") and _is_elsewhere(error, str(home), files):
+            return TrackingError(
+                f"The tracking server {without_password(tracking_uri)} has the files of its runs at {error.filename}, "
+                f"a folder of its own machine, which cannot be written here: {reason}.",
+                FILES_OF_SERVER,
+            )
         fix = "free space there (`rd3 artifacts gc`)" if is_disk_full(error) else "make it writable"
         inner = f" ({error.filename})" if isinstance(error.filename, str) and error.filename != files else ""
         return StoreError(f"Cannot store files at {files}: {reason}{inner}.", fix)
     return None
 
 
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _is_elsewhere(error: OSError, *places: str) -> bool:
+    """Whether it was not allowed to write a file that lies below none of these folders."""
+    if error.errno not in _NOT_ALLOWED or not isinstance(error.filename, str):
+        return False
+    name = Path(error.filename)
+    return name.is_absolute() and not any(name.is_relative_to(place) for place in places)
+
+
+FILES_OF_SERVER = (
+    "start it with --artifacts-destination (and without --no-serve-artifacts) or with an s3:// "
+    "--default-artifact-root, and rename that experiment in MLflow: it keeps its location"
+)
+"""What helps where a tracking server stores files in a folder of its own machine."""
 _RESUME = "check the server with `rd3 doctor`, then run the same command again to resume"
 _SCHEMA = r"out-of-date database schema|Can't locate revision|(?:table|index) \S+ already exists|duplicate column"
 _NO_TABLE = r"no such (?:table|column)"

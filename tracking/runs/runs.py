@@ -71,7 +71,7 @@ class Tracker:
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Context manager that converts MLflow's errors; see :func:`mlflow_errors`."""
-        return mlflow_errors(self.place.tracking_uri, self.place.artifacts)
+        return mlflow_errors(self.place.tracking_uri, self.place.artifacts, self.place.home)
 
     @property
     def _ours(self) -> dict[str, str]:

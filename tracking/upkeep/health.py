@@ -14,6 +14,7 @@ from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
 from tracking.runs.artifacts import repository
+from tracking.runs.client import FILES_OF_SERVER
 from tracking.runs.runs import Tracker
 from tracking.store import EXPERIMENT
 
@@ -87,8 +88,7 @@ def check_location(place: Place, location: str) -> None:
         raise TrackingError(
             f"The tracking server {without_password(place.tracking_uri)} has the files of experiment {EXPERIMENT!r} at "
             f"{location}, a folder that other machines do not see.",
-            "start it with --artifacts-destination (and without --no-serve-artifacts) or with an s3:// "
-            "--default-artifact-root, and rename that experiment in MLflow: it keeps its location",
+            FILES_OF_SERVER,
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.grid.files import GridErrors, load_grid, parse_grid, shipped_grids
-from rd3.errors import BadValue, DataMissing, UnknownName
+from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
 
 BASE = """\
 methods: [random]
@@ -359,7 +359,7 @@ def test_files_and_names(tmp_path: Path):
     with pytest.raises(UnknownName, match="There is no grid 'methods"):  # as from rd3 run "$(cat own.yaml)"
         load_grid(BASE * 9)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(GridErrors, match="UTF-8"):
+    with pytest.raises(DataCorrupt, match="not UTF-8 text"):
         load_grid(path)
 
 

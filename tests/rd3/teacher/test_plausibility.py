@@ -294,6 +294,9 @@ def test_class_orders_that_leave_a_class_open_are_refused(colours, tmp_path):
     (tmp_path / "bad.json").write_text('{"0": "a", "2": "b"}')
     with pytest.raises(DataCorrupt, match="not a list of classes"):
         read_class_order(tmp_path / "bad.json")
+    (tmp_path / "windows.txt").write_bytes("carré\n".encode("cp1252"))
+    with pytest.raises(DataCorrupt, match="not UTF-8 text"):
+        read_class_order(tmp_path / "windows.txt")
     with pytest.raises(DataMissing, match="There is no file"):
         read_class_order(tmp_path / "none")
     data = colours()

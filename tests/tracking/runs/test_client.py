@@ -173,6 +173,28 @@ def test_a_schema_of_postgresql_has_the_command_with_its_address() -> None:
         assert not isinstance(caught.value, Unavailable) and words in caught.value.fix
 
 
+def test_a_server_that_stores_files_in_a_folder_of_its_own_machine(tmp_path: Path) -> None:
+    """By MLflow's own store; nobody may make a folder below /sys, not even root."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    (tmp_path / "grid.yaml").write_text("name: mine")
+    store = LocalArtifactRepository("/sys/mlruns/1/run/artifacts")
+    uri, home = "http://me:hush@127.0.0.1:9", tmp_path / "home"
+    with pytest.raises(RD3Error) as caught, mlflow_errors(uri, str(home / "artifacts"), home):
+        store.log_artifact(str(tmp_path / "grid.yaml"))
+    assert caught.value.message.startswith(
+        "The tracking server http://127.0.0.1:9 has the files of its runs at /sys/mlruns"
+    )
+    assert "--artifacts-destination" in caught.value.fix and not isinstance(caught.value, Unavailable)
+    own = str(home / "artifacts")
+    with (
+        pytest.raises(RD3Error, match=r"Cannot store files at .*home/artifacts") as caught,
+        mlflow_errors(uri, own, home),
+    ):
+        raise PermissionError(13, "Permission denied", f"{own}/x")
+    assert caught.value.fix == "make it writable"
+
+
 def test_a_loopback_server_behind_a_proxy(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     """By MLflow's own client."""
     from mlflow import MlflowClient
