@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from rd3.errors import BadValue
@@ -48,6 +48,27 @@ _ALIASES = {"[0,1]": "none", "[-1,1]": "half", "0-255": "bytes", "[0,255]": "byt
 OWN = "dataset"
 """Name of the constants of the dataset at hand."""
 EXPECTED = f"{OWN}, {', '.join(KNOWN)}, or MEAN/STD such as 0.485,0.456,0.406/0.229,0.224,0.225 or 0.5/0.5"
+
+
+Constants = Normalisation | str | tuple[float | Sequence[float], float | Sequence[float]]
+"""Constants as callers state them: the name or text of :func:`constants`, or a pair (mean, std)."""
+
+
+def stated_constants(stated: Constants, own: Normalisation, name: str) -> Normalisation:
+    """The constants of an argument ``name``; raises :class:`BadValue`.
+
+    A pair has a number each for all channels, or one for each channel.
+    """
+    if isinstance(stated, Normalisation):
+        return stated
+    if isinstance(stated, str):
+        return constants(stated, own)
+    try:
+        parts = [part if isinstance(part, Iterable) else [part] for part in stated]
+        mean, std = (",".join(f"{float(value)!r}" for value in part) for part in parts)
+    except (TypeError, ValueError):
+        raise BadValue(f"{name} is {stated!r}.", "give a name such as 'imagenet', 'MEAN/STD', or (mean, std)") from None
+    return constants(f"{mean}/{std}", own)
 
 
 def constants(text: str, own: Normalisation) -> Normalisation:

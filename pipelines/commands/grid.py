@@ -282,6 +282,8 @@ def report(
     results = loaded.summarised()
     written = loaded.report(folder, results, drawings(loaded, results.frame) if tsne else ())
     show_table(result_rows(results))
+    for reason in dict.fromkeys(loaded.expansion.blocked.values()):
+        console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
     page = show_in_mlflow(loaded.name, results, here, folder, loaded.expansion.source_grid.text)

@@ -223,12 +223,18 @@ class Driver:
             self.queue.again(key)
             self.view.ended(key, "killed", f"its process {_how(unfit)}; restarting it")
         else:
-            last = f", most recently after {unfit}" if unfit else ""
+            last = f", most recently after {unfit}" if unfit else f"; {_MEMORY}"
             self._close(key, "killed", f"its process died {self._deaths[key]} times{last}")
 
     def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)
         self.view.ended(key, status, reason)
+
+
+_MEMORY = (
+    "the usual cause is too little memory, also by the limit of a container or job, which Ray may not see: run fewer "
+    "trials at a time (--concurrent) or raise the limit"
+)
 
 
 def _how(unfit: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from rd3.datasets import Dataset
 from rd3.device import usable_device
 from rd3.errors import BadValue, RD3Error, ends_the_process
 from rd3.evaluation.student import Progress
-from rd3.known_constants import KNOWN, constants, option, spelled
+from rd3.known_constants import KNOWN, Constants, option, spelled, stated_constants
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
 from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
@@ -41,8 +40,6 @@ _CHANCE_FIX = (
     "uses it all the same"
 )
 
-Constants = Normalisation | str | tuple[Sequence[float], Sequence[float]]
-
 
 def own_teacher(
     teacher: nn.Module,
@@ -63,7 +60,9 @@ def own_teacher(
     that is better with known constants; :class:`ClassOrderError` for classes that are permuted.
     """
     device = usable_device(device)
-    given = _UNIT if normalisation is None else _constants(normalisation, dataset.info.normalisation)
+    given = (
+        _UNIT if normalisation is None else stated_constants(normalisation, dataset.info.normalisation, "normalisation")
+    )
     network = _copied(teacher).to(device)
     fed = network if given == _UNIT else NormalisedNetwork(network, given).eval().to(device)
     _check_logits(fed, dataset, device)
@@ -125,20 +124,6 @@ def _judge(
     if not allow_chance:
         cause = f"{better.cause} are the likely cause: {better.describe(given)}" if better else ""
         check_above_chance(NAME, tested, dataset, cause, fix)
-
-
-def _constants(normalisation: Constants, own: Normalisation) -> Normalisation:
-    if isinstance(normalisation, Normalisation):
-        return normalisation
-    if isinstance(normalisation, str):
-        return constants(normalisation, own)
-    try:
-        mean, std = (",".join(f"{float(value)!r}" for value in part) for part in normalisation)
-    except (TypeError, ValueError):
-        raise BadValue(
-            f"normalisation is {normalisation!r}.", "give a name such as 'imagenet', 'MEAN/STD', or (mean, std)"
-        ) from None
-    return constants(f"{mean}/{std}", own)
 
 
 def _copied(teacher: Any) -> nn.Module:

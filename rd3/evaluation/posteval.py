@@ -18,15 +18,16 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import repeatable_kernels, reset_peak, resolve_precision, torch_defaults, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
-from rd3.evaluation.own_teacher import Constants, identity, own_teacher
+from rd3.evaluation.own_teacher import identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.student import Evaluation, Progress, StudentTraining, Tested
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.evaluation.views import Batch
 from rd3.inputs import Note, Say, check_images_and_labels, stated_space, warn_of_doubts
+from rd3.known_constants import Constants
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Normalisation
+from rd3.recipe import Data, EvaluationRecipe
 from rd3.soft_labels import SoftLabels
 from rd3.values import digest
 
@@ -207,7 +208,7 @@ def evaluate(
     student_seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress = lambda fraction, note: None,
-    normalised: Normalisation | str | None = None,
+    normalised: Constants | None = None,
     clip: bool = False,
     soft_labels: Any = None,
     soft_label_kind: str | None = None,
@@ -219,8 +220,8 @@ def evaluate(
     NumPy array; a list of such images or of PIL's; or a column of ``datasets``.  ``labels``: (N,) integers in the order
     of ``dataset.info.class_ids``, class names, one-hot rows, or a column, whose own class order is obeyed.
     ``normalised``: constants that were applied to the images and are undone: a :class:`Normalisation`, ``"dataset"``, a
-    name such as ``"half"`` for [-1, 1], or ``"MEAN/STD"``; ``clip``: clip what is then outside [0, 1].  What was found
-    in them is the first note that ``progress`` receives; doubts are Python warnings.
+    name such as ``"half"`` for [-1, 1], ``"MEAN/STD"`` or a pair (mean, std); ``clip``: clip what is then outside
+    [0, 1].  What was found in them is the first note that ``progress`` receives; doubts are Python warnings.
 
     ``teacher`` gives soft labels; without one the student is trained on the set's own ``soft_labels``, or on the hard
     labels.  ``soft_labels``: (N, C) floats in the order of the images, with columns in the order of the classes (a
@@ -250,6 +251,11 @@ def evaluate(
     _check_names(student=student, teacher_network=teacher_network, protocol=protocol)
     if isinstance(student_seed, bool) or not isinstance(student_seed, int) or student_seed < 0:
         raise BadValue(f"student_seed is {student_seed!r}, expected an integer of at least 0.", "call it once per seed")
+    if not hasattr(dataset, "info"):
+        raise BadValue(
+            f"dataset is of type {type(dataset).__name__}, expected a dataset.",
+            "call evaluate(images, labels, dataset, teacher) with rd3.open_dataset(...) third",
+        )
     info = dataset.info
     space = stated_space(normalised, clip, info.normalisation)
     device = usable_device(device)

@@ -25,6 +25,12 @@ class ImagesAndLabels(NamedTuple):
     """Soft labels of the images, if there are any, with columns in the dataset's class order."""
 
 
+def _axes(value: Any) -> int:
+    """The number of axes of an array or tensor; 0 for anything else."""
+    shape = getattr(value, "shape", None)
+    return len(shape) if isinstance(shape, tuple) else 0
+
+
 def check_images_and_labels(
     images: Any,
     labels: Any,
@@ -43,6 +49,12 @@ def check_images_and_labels(
     they are, as :func:`soft_labels_of` takes them.  ``say`` receives what was found.  Does not require equally many
     images per class.
     """
+    if _axes(images) in (1, 2) and _axes(labels) == 4:
+        raise BadValue(
+            f"images have shape {tuple(images.shape)}, and labels {tuple(labels.shape)}, as images have: they are in "
+            "each other's place.",
+            "give the images first and then the labels",
+        )
     stacked, layout = images_of(images, info.resolution, info.name)
     order = order or stated_by_column(labels)
     found, numbering = class_labels(labels, len(stacked), info, order)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rd3.errors import BadValue
 from rd3.inputs.notes import Note
-from rd3.known_constants import KNOWN, constants, option, spelled
+from rd3.known_constants import KNOWN, Constants, option, spelled, stated_constants
 from rd3.lazy import torch
 from rd3.recipe import Normalisation
 
@@ -41,9 +41,9 @@ class Space(NamedTuple):
     """Whether pixels outside [0, 1] are clipped; otherwise they are refused."""
 
 
-def stated_space(normalised: Normalisation | str | None, clip: bool, own: Normalisation) -> Space:
+def stated_space(normalised: Constants | None, clip: bool, own: Normalisation) -> Space:
     """The space that ``normalised``, constants or text such as ``half``, states; ``own``: the dataset's constants."""
-    found = constants(normalised, own) if isinstance(normalised, str) else normalised
+    found = None if normalised is None else stated_constants(normalised, own, "normalised")
     return Space(None if found == KNOWN["none"] else found, clip)
 
 

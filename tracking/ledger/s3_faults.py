@@ -280,15 +280,19 @@ _EXCEPTIONS = {
 }
 """Names of exceptions of botocore that a retry does not change."""
 _NO_RESPONSE = Fault(
-    "The S3 server {endpoint} does not respond ({name}).", "start it, or correct AWS_ENDPOINT_URL", waits=True
+    "The S3 server {endpoint} does not respond ({cause}).", "start it, or correct AWS_ENDPOINT_URL", waits=True
 )
+_CAUSE = re.compile(r"\[Errno -?\d+\] ([^\[\]'\")]+)")
+"""The system's words for a failed connection, in the error that botocore wraps: ``Connection refused``."""
 _UNUSABLE = Fault("S3 cannot be used for {root}: {text}.", "check the AWS_* variables")
 
 
 def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fault:
     """The fault behind an exception of boto3 without a response; ``connects``: whether a connection failed."""
     name, text = type(error).__name__, " ".join(str(error).split()).rstrip(".")
+    cause = _CAUSE.search(str(getattr(error, "kwargs", {}).get("error", "")))
     facts = {"root": root, "endpoint": endpoint, "name": name, "text": text, "bucket": urlsplit(root).netloc}
+    facts["cause"] = cause[1] if cause else name
     facts["profile"] = f" --profile {profile}" if (profile := os.environ.get("AWS_PROFILE")) else ""
     for names, fault in _EXCEPTIONS.items():
         if name in names.split():

@@ -93,7 +93,7 @@ def test_a_dead_process_is_replaced_a_few_times():
     assert key == "s"
     play.driver.on_death(trial_id, "RayActorError")
     assert play.queue.unsuccessful["s"].status == "killed"
-    assert f"died {DEATHS} times" in play.queue.unsuccessful["s"].reason
+    assert f"died {DEATHS} times; the usual cause is too little memory" in play.queue.unsuccessful["s"].reason
 
 
 def test_a_process_that_ray_killed_for_its_memory_is_not_started_again():

@@ -266,6 +266,17 @@ def test_the_fixes_for_pictures_work():
     assert torch.equal(taken(BYTES.unflatten(0, (3, 2)).flatten(0, 1))[0].images, BYTES)
 
 
+@pytest.mark.parametrize("labels", [LABELS, torch.from_numpy(LABELS), np.eye(3)[LABELS]])
+def test_arguments_in_each_others_place_are_said(labels, tmp_path):
+    with pytest.raises(BadValue, match=r"images have shape \(6.*in each other's place.*images first"):
+        rd3.evaluate(labels, BYTES, TOY)
+    torch.save((torch.as_tensor(labels), BYTES), tmp_path / "mine.pt")
+    with pytest.raises(BadValue, match="in each other's place"):
+        import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "set")
+    with pytest.raises(BadValue, match=r"dataset is of type \w+, expected a dataset.*rd3.open_dataset\(...\) third"):
+        rd3.evaluate(TOY, BYTES, labels)
+
+
 def test_evaluate_gives_equal_numbers_for_equal_pixels_and_says_what_it_found():
     said = []
     options = {"student": "convnet_w32", "epochs": 1, "precision": "fp32", "student_seed": 2}
@@ -276,6 +287,11 @@ def test_evaluate_gives_equal_numbers_for_equal_pixels_and_says_what_it_found():
     assert any("images: float64" in note for note in said)
     undone = rd3.evaluate(2 * UNIT - 1, LABELS, TOY, normalised="half", **options)
     assert undone.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
+    for pair in ((0.5, 0.5), ([0.5] * 3, np.full(3, 0.5))):
+        again = rd3.evaluate(2 * UNIT - 1, LABELS, TOY, normalised=pair, **options)
+        assert again.final_loss == undone.final_loss
+    with pytest.raises(BadValue, match=r"normalised is \(0.5,\)"):
+        rd3.evaluate(UNIT, LABELS, TOY, normalised=(0.5,), **options)
     with pytest.warns(UserWarning, match="float64 with whole values"):
         rd3.evaluate(UNIT, LABELS.astype(np.float64), TOY, **options)
 
