@@ -341,6 +341,18 @@ def test_missing_data_is_blocked_with_the_way_to_mend_it(rd3):
     assert "rd3 data fetch cifar10" in out
 
 
+def test_a_report_says_which_results_it_did_not_look_up(rd3, tmp_path):
+    """Their keys have the fingerprint of a dataset that is not there, so that finished ones look as if not done."""
+    grid = tmp_path / "mine.yaml"
+    grid.write_text(
+        "methods: [random]\ndatasets: [cifar10, digits]\nipc: [1]\nteacher: resnet18\nstudents: [convnet]\n"
+        "protocols: [{rd3-reduced: {labels: hard, epochs: 1}}]\n"
+    )
+    code, out, _err = rd3("report", str(grid))
+    [said] = [line for line in out.splitlines() if line.startswith("results not looked up")]
+    assert code == 0 and "Dataset cifar10 not found" in said and "rd3 data fetch cifar10" in said
+
+
 def test_a_foreign_set_comes_in_and_goes_out(rd3, home, tmp_path):
     images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
     save_file({"images": images, "labels": torch.arange(20) % 10}, tmp_path / "mine.safetensors")
