@@ -167,6 +167,11 @@ def _other_space(images: torch.Tensor, low: float, high: float) -> BadValue:
             f"{fact}; they fit exactly pixels normalised with {spelled(KNOWN[name])}.",
             f"give --normalised {name} (in Python normalised={name!r})",
         )
+    if _is_half(2 * low, 2 * high):
+        return BadValue(
+            f"{fact}; pixels of [0, 1] less 0.5 have this range.",
+            "if 0.5 was subtracted, give --normalised 0.5/1 (in Python normalised='0.5/1')",
+        )
     outside = _outside(images)
     if max(-low, high - 1) < _DARK and outside < _CLIPPED_SHARE:
         return BadValue(

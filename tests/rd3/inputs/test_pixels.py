@@ -66,6 +66,14 @@ def test_minus_one_to_one_is_named_and_its_fix_gives_the_pixels(overshoot):
     assert "undone: half" in texts(notes)
 
 
+def test_pixels_less_a_half_are_named_and_the_fix_gives_the_pixels():
+    images = (BYTES.float() * (1.0 / 255) - 0.5).numpy()
+    images[0, :, 0, 0], images[0, :, 0, 1] = -0.5, 0.5
+    fix = re.search(r"normalised='(.+)'\)", refused(images))[1]
+    np.testing.assert_allclose(taken(images, normalised=fix)[0], images + 0.5, atol=1e-6)
+    np.testing.assert_allclose(taken(images, normalised=(0.5, 1))[0], images + 0.5, atol=1e-6)
+
+
 @pytest.mark.parametrize("text", ["cifar10-2023", "0.4914,0.4822,0.4465/0.2023,0.1994,0.2010"])
 def test_stated_constants_are_undone(text):
     pixels, notes = taken(applied(UNIT, SRE2L.mean, SRE2L.std), normalised=text)
