@@ -26,7 +26,11 @@ class ImagesAndLabels(NamedTuple):
 
 
 def _axes(value: Any) -> int:
-    """The number of axes of an array or tensor; 0 for anything else."""
+    """The number of axes of an array, a tensor, a picture or a list of these; 0 for anything else."""
+    if isinstance(value, (list, tuple)) and value:
+        return 1 + _axes(value[0])
+    if hasattr(value, "getbands"):  # a picture of PIL's
+        return 3
     shape = getattr(value, "shape", None)
     return len(shape) if isinstance(shape, tuple) else 0
 
@@ -51,8 +55,8 @@ def check_images_and_labels(
     """
     if _axes(images) in (1, 2) and _axes(labels) == 4:
         raise BadValue(
-            f"images have shape {tuple(images.shape)}, and labels {tuple(labels.shape)}, as images have: they are in "
-            "each other's place.",
+            f"images have {'one axis' if _axes(images) == 1 else 'two axes'}, as labels have, and labels have four, as "
+            "images have: they are in each other's place.",
             "give the images first and then the labels",
         )
     stacked, layout = images_of(images, info.resolution, info.name)

@@ -268,8 +268,11 @@ def test_the_fixes_for_pictures_work():
 
 @pytest.mark.parametrize("labels", [LABELS, torch.from_numpy(LABELS), np.eye(3)[LABELS]])
 def test_arguments_in_each_others_place_are_said(labels, tmp_path):
-    with pytest.raises(BadValue, match=r"images have shape \(6.*in each other's place.*images first"):
+    with pytest.raises(BadValue, match=r"images have (one axis|two axes).*in each other's place.*images first"):
         rd3.evaluate(labels, BYTES, TOY)
+    for pictures in (list(HWC), [Image.fromarray(pixels) for pixels in HWC]):
+        with pytest.raises(BadValue, match="in each other's place"):
+            rd3.evaluate(labels.tolist(), pictures, TOY)
     torch.save((torch.as_tensor(labels), BYTES), tmp_path / "mine.pt")
     with pytest.raises(BadValue, match="in each other's place"):
         import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "set")
