@@ -22,7 +22,6 @@ from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
-"""What files of the cache held alone, before a hash was beside it."""
 MEMORY_SIDE = 64
 """Datasets up to this many pixels per side are held decoded in memory; larger ones are streamed."""
 
@@ -106,7 +105,7 @@ class Source(ABC):
             return known
         fingerprint = (self.open_training if training_only else self.open)(roots).fingerprint
         with replacing(path) as part:
-            part.write_text(f"{fingerprint}\n{short_hash([fingerprint])}\n")
+            part.write_text(fingerprint)
         return fingerprint
 
     def fetch(self, folder: Path) -> None:
@@ -121,12 +120,9 @@ class Source(ABC):
 
 
 def _read_fingerprint(path: Path) -> str | None:
-    """The fingerprint in a file of the cache; None without that file, and for one that was damaged."""
-    if not path.is_file():
-        return None
-    fingerprint, _, rest = path.read_text(errors="replace").partition("\n")
-    whole = rest.strip() == short_hash([fingerprint]) if rest else _FINGERPRINT.fullmatch(fingerprint)
-    return fingerprint if whole else None
+    """The fingerprint in a file of the cache; None without that file, and for one that holds something else."""
+    found = path.read_text(errors="replace") if path.is_file() else ""
+    return found if _FINGERPRINT.fullmatch(found) else None
 
 
 class FileSource(Source):
