@@ -15,6 +15,7 @@ from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
+from rd3.inputs import parquet_class_names
 from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:
@@ -105,21 +106,14 @@ class ParquetRecords(Records):
         opened = [open_parquet(path) for path in self.files]
         label_column = column_of(opened[0], self.files[0], LABEL_COLUMNS)
         for one, path in zip(opened, self.files, strict=True):
-            self._check_features(one.schema_arrow.metadata or {}, path, label_column)
+            names = parquet_class_names(one.schema_arrow.metadata, label_column)
+            if names:
+                check_order(names, self.info.class_ids, self.info.class_names, str(path))
         return _Layout(
             label_column,
             column_of(opened[0], self.files[0], IMAGE_COLUMNS),
             [one.metadata.num_rows for one in opened],
         )
-
-    def _check_features(self, metadata: dict[bytes, bytes], path: Path, label_column: str) -> None:
-        try:
-            features: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-            names = features[label_column]["names"]
-        except (KeyError, TypeError, ValueError):
-            return
-        if isinstance(names, list):
-            check_order(names, self.info.class_ids, self.info.class_names, str(path))
 
     def __len__(self) -> int:
         return sum(self._layout.counts)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rd3.datasets._parquet import LABEL_COLUMNS, column_of, open_parquet, shards
 from rd3.errors import BadValue
-from rd3.inputs import Note, Say, shortened
+from rd3.inputs import Note, Say, parquet_class_names, shortened
 from rd3.lazy import pa
 
 
@@ -33,7 +31,7 @@ def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
         )
     opened = open_parquet(splits["train"][0])
     column = column_of(opened, splits["train"][0], LABEL_COLUMNS)
-    names = _names(opened.schema_arrow.metadata or {}, column)
+    names = parquet_class_names(opened.schema_arrow.metadata, column)
     kind = opened.schema_arrow.field(column).type
     if not pa.types.is_integer(kind):
         raise BadValue(
@@ -50,11 +48,3 @@ def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
         )
     say(Note(f"class order, as the column {column!r} states it: {shortened(names)}"))
     return tuple(names)
-
-
-def _names(metadata: dict[bytes, bytes], column: str) -> list[str]:
-    try:
-        features: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return [str(name) for name in features[column]["names"]]
-    except (KeyError, TypeError, ValueError):
-        return []

@@ -5,7 +5,7 @@ input is accepted or refused everywhere with the same words.
 """
 
 from rd3.inputs.checked import ImagesAndLabels, check_images_and_labels
-from rd3.inputs.class_order import StatedOrder, named_labels
+from rd3.inputs.class_order import StatedOrder, named_labels, parquet_class_names
 from rd3.inputs.files import (
     IMAGE_SUFFIXES,
     by_number,
@@ -45,6 +45,7 @@ __all__ = [
     "matched",
     "named_labels",
     "order_text",
+    "parquet_class_names",
     "peculiarity",
     "plain_name",
     "require_links",

@@ -9,7 +9,7 @@ from typing import Any
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.foreign_files import broken_file, require_whole
-from rd3.inputs import Say
+from rd3.inputs import Say, parquet_class_names
 from rd3.lazy import pa, pq, torch
 from rd3.synthetic_set.tensor_file import SOFT_LABEL_KIND, TensorFile, described
 
@@ -31,7 +31,8 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
         raise broken_file(path) or fact from None
     image, label = (_first(table.column_names, names, path) for names in (_IMAGES, _LABELS))
     beside = {name: _values(table.column(name)) for name in table.column_names if name not in (image, label)}
-    beside |= _notes(table.schema.metadata or {}, label)
+    names = parquet_class_names(table.schema.metadata, label)
+    beside |= ({"class_names": names} if names else {}) | _own_notes(table.schema.metadata or {})
     pictures = _pictures(table.column(image), f"Column {image!r} of {path.name}")
     return described(path.name, pictures, table.column(label).to_pylist(), beside, classes, say)
 
@@ -67,23 +68,9 @@ def _values(column: Any) -> Any:
     return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64).to(dtype)
 
 
-def _notes(metadata: dict[bytes, bytes], label: str) -> dict[str, Any]:
-    """The class names of the label column, and what RD3 states of its own exports."""
-    found: dict[str, Any] = {}
-    for name, read in ((b"huggingface", _class_names(label)), (b"rd3", _soft_label_kind)):
-        try:
-            found |= read(json.loads(metadata.get(name, b"{}")))
-        except (KeyError, TypeError, ValueError):
-            continue
-    return found
-
-
-def _class_names(label: str) -> Any:
-    def read(notes: Any) -> dict[str, Any]:
-        return {"class_names": list(notes["info"]["features"][label]["names"])}
-
-    return read
-
-
-def _soft_label_kind(notes: Any) -> dict[str, Any]:
-    return {SOFT_LABEL_KIND: notes[SOFT_LABEL_KIND]}
+def _own_notes(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """What RD3 states of soft labels in its exports."""
+    try:
+        return {SOFT_LABEL_KIND: json.loads(metadata[b"rd3"])[SOFT_LABEL_KIND]}
+    except (KeyError, TypeError, ValueError):
+        return {}

@@ -84,18 +84,17 @@ def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], 
     """
     from rd3.inputs.torch_files import is_foreign
 
-    names = {what: _field_of(fields, accepted) for what, accepted in (("images", IMAGES), ("labels", LABELS))}
-    if None in names.values():
+    images, labels = _field_of(fields, IMAGES), _field_of(fields, LABELS)
+    if images is None or labels is None:
         found = ", ".join(sorted(fields)[:5]) or "nothing"
         raise BadValue(f"{file} holds {found}, expected tensors 'images' and 'labels'.", SAVE)
-    for what, name in names.items():
-        if is_foreign(fields[str(name)]):
-            raise BadValue(f"{name!r} in {file} is a pickled {type(fields[str(name)]).__name__}, not a tensor.", SAVE)
+    for what, name in (("images", images), ("labels", labels)):
+        if is_foreign(fields[name]):
+            raise BadValue(f"{name!r} in {file} is a pickled {type(fields[name]).__name__}, not a tensor.", SAVE)
         if name != what:
-            say(Note(f"{what} are read from {_field(file, str(name))}"))
-    images, labels = (fields[str(name)] for name in names.values())
-    beside = {name: value for name, value in fields.items() if name not in names.values()}
-    return described(file, images, labels, beside | dict(notes), classes, say)
+            say(Note(f"{what} are read from {_field(file, name)}"))
+    beside = {name: value for name, value in fields.items() if name not in (images, labels)}
+    return described(file, fields[images], fields[labels], beside | dict(notes), classes, say)
 
 
 def _field_of(fields: Mapping[str, Any], accepted: tuple[str, ...]) -> str | None:
