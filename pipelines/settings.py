@@ -100,7 +100,7 @@ def _without_secret(uri: str, name: str) -> str:
     elif uri.startswith("http"):
         fix = "remove it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
-        fix = "remove it and set PGPASSWORD, or PGPASSFILE to a file that only you can read"
+        fix = "remove it; PostgreSQL takes it from PGPASSWORD, or from a file of yours that PGPASSFILE names"
     raise BadValue(f"{name} contains a password, which others could read.", fix)
 
 

@@ -149,8 +149,11 @@ def import_set(
                 number=number,
                 say=show_note,
             )
+        named = [source.resolve().name]
+        named += [] if labels is None else [labels.name]
+        named += [] if number is None else [f"number {number}"]
         result = {"count": recipe.ipc * data.info.num_classes}
-        entry = Entry.of(recipe, folder, result, recipe.content, source=source.resolve().name)
+        entry = Entry.of(recipe, folder, result, recipe.content, source=", ".join(named))
         TrackedStore(here).put(entry, folder)
     own = "--student NETWORK --field soft_labels=own, or " if recipe.soft_label_kind else ""
     console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} {own}--teacher ROLE")

@@ -86,11 +86,14 @@ def _grid(
     wrong = check_structure(document, GridStructure, data, at_top)
     split: SourceSplit = "fit" if data.get("test_on") == "validation" else "train"
     base = {key: value for key, value in data.items() if key in PartStructure.model_fields}
-    parts = [PartCheck(document, base, wrong, catalog, split, at_top).fields()]
+    checks = [PartCheck(document, base, wrong, catalog, split, at_top)]
     for path, changes in items_of(data, "also", wrong):
         changed, at = base | changes, partial(_in_part, changes, path, at_top)
         unusable = check_structure(document, PartStructure, changed, at)
-        parts.append(PartCheck(document, changed, unusable, catalog, split, at).fields())
+        checks.append(PartCheck(document, changed, unusable, catalog, split, at))
+    parts = [check.fields() for check in checks]
+    if not document.problems:
+        _check_imported_sets(checks, small is not None)
     claim = _claim(document, data, parts, at_top, small is not None) if isinstance(data.get("claim"), dict) else None
     if isinstance(data.get("robustness"), list) and ("robustness",) not in wrong:
         check_repeats(document, data["robustness"], at_top(("robustness",)))
@@ -103,6 +106,32 @@ def _grid(
     return Grid(
         **head, claim=claim, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None
     )
+
+
+def _check_imported_sets(checks: list[PartCheck], small: bool) -> None:
+    """Report names that stand for other sets in another place, and sets of a dataset or an IPC that is in no part.
+
+    The sets of a name are numbered as repetitions, so that there must be one list of them; a demonstration size may
+    leave some out.
+    """
+    places: dict[str, set[tuple[str, int]]] = {}
+    for check in checks:
+        for chosen in check.methods.values():
+            pairs = {(dataset, ipc) for dataset in check.infos for _path, ipc in check.items("ipc")}
+            places.setdefault(chosen.name, set()).update(pairs)
+    first: dict[str, tuple[str, ...]] = {}
+    for check in checks:
+        for path, chosen in check.methods.items():
+            if not chosen.sets:
+                continue
+            if first.setdefault(chosen.name, chosen.sets) != chosen.sets:
+                fix = "list all sets of a name in one place, or use another name"
+                check.problem(path, f"{chosen.name!r} stands for other sets above.", fix)
+            for place, key in enumerate(() if small else chosen.sets):
+                known = check.catalog.known_set(key)
+                if known is not None and (known.data.name, known.ipc) not in places[chosen.name]:
+                    fact = f"Set {key[:12]} is of {known.data.name} at IPC {known.ipc}, which are not in the grid."
+                    check.problem((*path, SETS, place), fact, "add these to `datasets` and `ipc`, or remove the set")
 
 
 def _claim(document: Located, data: dict[str, Any], parts: list[dict[str, Any]], at: At, small: bool) -> Claim | None:
@@ -149,9 +178,10 @@ def _check_measure(document: Located, path: Path, name: str) -> None:
         document.problem(path, error.message, error.fix)
 
 
-def _method(name: str) -> type[Method]:
+def _method(name: str, values: dict[str, Any]) -> type[Method]:
     """The method of that name; raises, with the way to name imported sets, for what looks like one of those."""
-    if name in METHODS or (name != IMPORTED and not _KEY.fullmatch(name)):
+    meant = name == IMPORTED or _KEY.fullmatch(name) or values.keys() & {"set", "key", "keys", IMPORTED}
+    if name in METHODS or not meant:
         return METHODS.get(name)
     raise UnknownName(
         f"{name!r} is not a method; imported sets need a name for tables.",
@@ -189,6 +219,8 @@ class PartCheck:
     split: SourceSplit
     """The images that sets are generated from."""
     at: At = as_is
+    takes_sets: bool = True
+    """Whether imported sets can stand in place of a method's."""
 
     def fields(self) -> dict[str, Any]:
         """Check everything; returns the fields of the :class:`Part`."""
@@ -267,8 +299,13 @@ class PartCheck:
 
     def _method_or_sets(self, path: Path, name: str, values: dict[str, Any]) -> Chosen:
         if SETS not in values:
-            _method(name)
+            _method(name, values)
             return Chosen(name=name, values=values)
+        if not self.takes_sets:
+            raise BadValue(
+                "A sweep takes no imported sets, which may have been made from the validation images.",
+                "sweep with a method, and evaluate imported sets under the winner: `protocols: [WINNER]` in a grid",
+            )
         _check_name_of_sets(name)
         for other in values.keys() - {SETS}:
             self.problem((*path, other), "Imported sets have no settings.", f"remove it, or remove {SETS!r}")
@@ -279,27 +316,27 @@ class PartCheck:
         if not isinstance(given, list) or not given:
             self.problem(path, f"Expected a list of keys of imported sets, got {what(given)}.", _SETS_FIX)
             return []
-        check_repeats(self.document, given, self.at(path))
-        found = []
+        found: dict[str, int] = {}
         for place, key in enumerate(given):
             with self.noting((*path, place)):
-                found.append(self._imported_set(key).key)
-        return found
+                full = self._imported_set(key).key
+                if full in found:
+                    raise BadValue(f"This is set {full[:12]} again, which is number {found[full] + 1}.", "remove it")
+                found[full] = place
+        return list(found)
 
     def _imported_set(self, key: Any) -> SetRecipe:
         if not isinstance(key, str):
             raise BadValue(f"Expected the key of an imported set, got {what(key)}.", "put it in quotes")
         known = self.catalog.known_set(key)
         if known is None:
-            raise UnknownName(f"There is no set {key!r} in the ledger.", _SETS_FIX)
+            where = "the ledger" if self.catalog.ledger is not None else "what ships with RD3, and no ledger is given"
+            raise UnknownName(f"There is no set {key!r} in {where}.", _SETS_FIX)
         name = f"Set {known.key[:12]}"
         if not known.imported:
             raise BadValue(f"{name} was generated by {known.method}.", f"write `{known.method}` for its sets")
-        info = self.infos.get(known.data.name)
-        if info is None or known.ipc not in [ipc for _path, ipc in self.items("ipc")]:
-            fix = "add these to `datasets` and `ipc`, or remove the set"
-            raise BadValue(f"{name} is of {known.data.name} at IPC {known.ipc}, which are not in the grid.", fix)
-        check_known_set(known, name, info)
+        if known.data.name in self.infos:
+            check_known_set(known, name, self.infos[known.data.name])
         return known
 
     @cached_property

@@ -73,7 +73,7 @@ class Expansion:
     blocked: dict[Key, str] = field(default_factory=dict)
     """Recipes of missing datasets: key to reason."""
     imports: dict[Key, str] = field(default_factory=dict)
-    """Teachers that must be imported: key to reason, with the command; they block unless in the ledger."""
+    """Teachers and sets that must be imported: key to reason, with the command; they block unless in the ledger."""
     labels: dict[Key, str] = field(default_factory=dict)
     """Display names of recipes, more specific than ``recipe.label()``."""
     teachers: dict[tuple[str, str], Teacher] = field(default_factory=dict)
@@ -474,6 +474,8 @@ class _Expander:
     def _imported(self, recipe: SetRecipe, info: DatasetInfo) -> _MadeSet:
         if self.split == "fit" and recipe.data.split != "fit":
             return _MadeSet(None, f"set {recipe.key[:12]} may have been made from the validation images")
+        again = f"set {recipe.key[:12]} must be imported again: rd3 set import FILE --dataset {info.name}"
+        self.result.imports[recipe.key] = again  # if its files are gone
         data = recipe.data.model_copy(update={"fingerprint": self.data[info.name].fingerprint})
         return _MadeSet(recipe, chain=(recipe,), tested={"data": data, "classes": info.classes})
 

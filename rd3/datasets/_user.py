@@ -211,8 +211,8 @@ def add_folder(
         label = int(per_class.argmin())
         raise BadValue(
             f"{folder}: class {class_ids[label]} has {per_class[label]} training images"
-            f"{'' if test else ' after the test split'}, expected 2 or more.",
-            "add images of that class or remove its folder",
+            f"{'' if test or parquet else ' after the test split'}, expected 2 or more.",
+            "add images of that class, or remove the class",
         )
     counts = {
         "train_count": len(found.train),

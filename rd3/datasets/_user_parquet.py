@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rd3.datasets._parquet import LABEL_COLUMNS, column_of, open_parquet, shards
+from rd3.datasets._parquet import LABEL_COLUMNS, SHARD, column_of, open_parquet, shards
 from rd3.errors import BadValue
 from rd3.inputs import Note, Say, parquet_class_names, shortened
 from rd3.lazy import pa
 
 
 def has_parquet(folder: Path) -> bool:
-    """Whether a folder, or its ``data``, holds Parquet files, as a dataset of the Hugging Face hub does."""
-    return any(path for place in (folder, folder / "data") for path in place.glob("[!.]*.parquet"))
+    """Whether a folder, its ``data`` or another subfolder holds Parquet files of splits, as copies of the hub do."""
+    return any(SHARD.fullmatch(path.name) for place in (folder, *folder.glob("[!.]*/")) for path in place.glob("*"))
 
 
 def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
@@ -39,8 +39,16 @@ def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
             "cast it to a ClassLabel: dataset.class_encode_column(...) of the datasets library",
         )
     if not names:
-        labels = [open_parquet(path).read([column]).column(0).to_numpy() for path in splits["train"]]
-        names = [str(label) for label in range(int(np.concatenate(labels).max()) + 1)]
+        parts = [open_parquet(path).read([column]).column(0) for path in splits["train"]]
+        labels = np.concatenate([part.drop_null().to_numpy() for part in parts])
+        most = int(labels.max(initial=-1))
+        if not 0 < most < len(labels) or any(part.null_count for part in parts):
+            raise BadValue(
+                f"Column {column!r} of {folder} has no class names, and its {len(labels)} numbers are not those of "
+                f"classes from 0: the largest is {most}.",
+                "number the classes from 0, or cast it to a ClassLabel with the datasets library",
+            )
+        names = [str(label) for label in range(most + 1)]
         say(Note(f"{column!r} has no class names: classes are called 0 to {len(names) - 1}", doubtful=True))
     if len(names) < 2 or len(set(names)) < len(names):
         raise BadValue(

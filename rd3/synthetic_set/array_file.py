@@ -9,7 +9,7 @@ import numpy as np
 
 from rd3.errors import BadValue
 from rd3.foreign_files import require_whole
-from rd3.inputs import Say
+from rd3.inputs import Note, Say
 from rd3.lazy import torch
 from rd3.synthetic_set.tensor_file import SAVE, TensorFile, from_fields
 
@@ -21,16 +21,34 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
     :func:`rd3.synthetic_set.tensor_file.read_tensor_file`.
     """
     require_whole(path)
+    fields: dict[str, Any] = {}
+    pickled: list[str] = []
+    opened = np.load(path, allow_pickle=False)
+    if isinstance(opened, np.ndarray):
+        raise BadValue(f"{path.name} holds one array, expected 'images' and 'labels'.", SAVE)
+    with opened:
+        for name in opened.files:
+            try:
+                fields[name] = _value(opened[name])
+            except ValueError:  # an array of objects
+                pickled.append(name)
+    if pickled:
+        say(Note(f"not read from {path.name}, as they are pickled objects: {', '.join(pickled)}", doubtful=True))
+    return from_fields(path.name, fields, {}, classes, say)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The one array in a ``.npy`` file, which is no pickled object."""
+    require_whole(path)
     try:
-        with np.load(path, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
-    except ValueError as error:  # arrays of objects, and damage that the archive's checksums do not show
-        raise BadValue(f"{path.name} holds pickled objects or cannot be read ({error}).", SAVE) from None
-    return from_fields(path.name, {name: _value(array) for name, array in arrays.items()}, {}, classes, say)
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise BadValue(f"{path.name} holds no plain array ({error}).", SAVE) from None
+    return found
 
 
 def _value(array: np.ndarray) -> Any:
     """Numbers as a tensor, others, such as names, as a list; single values as such."""
-    if array.dtype.kind not in "biuf" or not array.ndim:
+    if array.dtype.kind not in "biuf" or not array.ndim or array.dtype == np.longdouble:
         return array.tolist()
-    return torch.from_numpy(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

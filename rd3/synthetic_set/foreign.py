@@ -40,9 +40,10 @@ from rd3.soft_labels import SoftLabels
 from rd3.synthetic_set.array_file import read_array_file
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
+from rd3.synthetic_set.pair_of_files import read_pair
 from rd3.synthetic_set.parquet_file import read_parquet_file
 from rd3.synthetic_set.soft_file import SOFT_LABELS, soft_labels_beside
-from rd3.synthetic_set.tensor_file import SUFFIXES, TensorFile, read_pair, read_tensor_file
+from rd3.synthetic_set.tensor_file import SUFFIXES, TensorFile, read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
 
 IMPORTED = "imported"
@@ -244,7 +245,8 @@ def import_tensors(
     if number is not None and (isinstance(source, tuple) or read is not None):
         raise BadValue("Only a .pt or .pth file holds several sets.", "leave out --number (in Python number=)")
     if isinstance(source, tuple):
-        found = read_pair(*source) if isinstance(source[0], Path) else TensorFile(*source, order=None)
+        files = all(isinstance(one, (str, Path)) for one in source)
+        found = read_pair(*map(Path, source)) if files else TensorFile(*source, order=None)
     elif read is not None:
         found = read(Path(source), dataset.info.num_classes, say)
     else:

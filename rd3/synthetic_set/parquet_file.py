@@ -9,9 +9,9 @@ from typing import Any
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.foreign_files import broken_file, require_whole
-from rd3.inputs import Say, parquet_class_names
+from rd3.inputs import Note, Say, parquet_class_names
 from rd3.lazy import pa, pq, torch
-from rd3.synthetic_set.tensor_file import SOFT_LABEL_KIND, TensorFile, described
+from rd3.synthetic_set.tensor_file import SOFT, SOFT_LABEL_KIND, TensorFile, described
 
 _IMAGES, _LABELS = ("image", "images", "img"), ("label", "labels", "fine_label")
 
@@ -20,19 +20,25 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
     """Images, labels and soft labels of a ``.parquet`` file; no code in it is executed.
 
     Columns: ``image`` (struct with the encoded ``bytes``), ``label`` (integers; the names of a ClassLabel are the class
-    order), and at most one with ``classes`` floats for each image, its soft labels.  ``say`` receives the names of what
+    order), and at most one with ``classes`` floats for each image, its soft labels, under a name of these such as
+    ``soft_labels``.  ``say`` receives the names of what
     is not read.  Raises :class:`DataMissing`, :class:`DataCorrupt` or :class:`BadValue`.
     """
     require_whole(path)
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
+        image, label = (_first(schema.names, names, path) for names in (_IMAGES, _LABELS))
+        soft = [name for name in schema.names if SOFT.search(name.lower()) and name not in (image, label)]
+        table = pq.read_table(path, columns=[image, label, *soft])
     except (pa.ArrowException, OSError) as error:
         fact = DataCorrupt(f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}).", "copy it again")
         raise broken_file(path) or fact from None
-    image, label = (_first(table.column_names, names, path) for names in (_IMAGES, _LABELS))
-    beside = {name: _values(table.column(name)) for name in table.column_names if name not in (image, label)}
-    names = parquet_class_names(table.schema.metadata, label)
-    beside |= ({"class_names": names} if names else {}) | _own_notes(table.schema.metadata or {})
+    left = sorted(set(schema.names) - {image, label, *soft})
+    if left:
+        say(Note(f"not read from {path.name}: {', '.join(left)}", doubtful=True))
+    names = parquet_class_names(schema.metadata, label)
+    beside = {name: _values(table.column(name)) for name in soft} | _own_notes(schema.metadata or {})
+    beside |= {"class_names": names} if names else {}
     pictures = _pictures(table.column(image), f"Column {image!r} of {path.name}")
     return described(path.name, pictures, table.column(label).to_pylist(), beside, classes, say)
 
@@ -58,14 +64,15 @@ def _pictures(column: Any, what: str) -> list[dict[str, bytes]]:
 
 def _values(column: Any) -> Any:
     """A column of float lists of one length as a tensor of their type; others as a list."""
-    rows = column.to_pylist()
     kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) or not pa.types.is_floating(kind.value_type):
-        return rows
-    if any(row is None or None in row for row in rows) or len({len(row) for row in rows}) != 1:
-        return rows
-    dtype = {16: torch.float16, 32: torch.float32, 64: torch.float64}[kind.value_type.bit_width]
-    return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64).to(dtype)
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type) or column.null_count:
+        return column.to_pylist()
+    flat = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])
+    width, rest = divmod(len(flat), len(column))
+    if rest or flat.null_count or any(len(row) != width for row in column):
+        return column.to_pylist()
+    return torch.from_numpy(flat.to_numpy(zero_copy_only=False).copy()).reshape(len(column), width)
 
 
 def _own_notes(metadata: dict[bytes, bytes]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 """How files of ``torch.save`` begin: a zip archive, or the magic number before torch 1.6."""
 SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
-_SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
+SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
+"""Names of fields that may hold soft labels."""
 SOFT_LABEL_KIND = "soft_label_kind"
 """The field that says what soft labels are: ``logits`` or ``probabilities``."""
 _ORDER = re.compile(r"class|wnid|synset|categor|label_?names|^names$|label2id|id2label")
@@ -102,13 +103,6 @@ def _field_of(fields: Mapping[str, Any], accepted: tuple[str, ...]) -> str | Non
     return next((name for one in accepted for name in fields if name.lower() == one), None)
 
 
-def read_pair(images: Path, labels: Path) -> TensorFile:
-    """Images and labels from a file each, which holds one tensor, as ``images_best.pt`` and ``labels_best.pt``."""
-    from rd3.inputs.torch_files import read_tensor
-
-    return TensorFile(read_tensor(images, "images"), read_tensor(labels, "labels"), order=None)
-
-
 def _several(found: Any) -> list[Any]:
     """The (images, labels) pairs under ``data``, as VICO-UoE/DatasetCondensation saves them; else empty."""
     pairs = found.get("data") if isinstance(found, Mapping) and not _field_of(found, IMAGES) else None
@@ -165,7 +159,7 @@ def _soft_name(others: Mapping[str, Any], classes: int, file: str) -> str | None
     for name, value in others.items():
         shape = tuple(getattr(value, "shape", ()))
         array = type(value).__name__.endswith("multiarray._reconstruct")  # a NumPy array, which is not unpickled
-        named = _SOFT.search(name.lower()) and (shape or array or isinstance(value, (list, tuple, Mapping)))
+        named = SOFT.search(name.lower()) and (shape or array or isinstance(value, (list, tuple, Mapping)))
         floats = bool(shape) and value.dtype.is_floating_point
         if floats and len(shape) == 2 and shape[1] == classes:
             found.append(name)

@@ -57,8 +57,14 @@ def fault_in(text: str, table: Mapping[str, Fault]) -> Fault | None:
 _UNQUOTED_LOGIN = re.compile(r"[^/?#@:]*:(?!\d+(?:[/?#]|$))[^@]*@")
 """User, password and ``@``, where the password has characters that end the authority of a URI, as AWS's secret keys may
 have (``/``); a port before a path is none.  boto's and SQLAlchemy's readers take them, :mod:`urllib` does not."""
-_SECRET_NAME = re.compile(r"passw(?:or)?d|passphrase|pwd|secret|token|api_?key|signature", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?:password|passwd|passphrase|pwd|secret|secret_?key|token|api_?key|access_?key|credentials?|signature)$"
+    r"|^(?:pass|sig)$",
+    re.IGNORECASE,
+)
 """Names of parameters with secrets, such as ``sslpassword``; ``passfile`` and ``sslkey`` are names of files."""
+_SECRET_WITHIN = re.compile(r"(?:password|pwd)\s*=", re.IGNORECASE)
+"""A password in the value of a parameter, such as ``odbc_connect``."""
 
 
 def _login(rest: str) -> str:
@@ -93,12 +99,12 @@ def without_password(uri: str) -> str:
 
 def _query(rest: str) -> list[str]:
     """The parameters ``name=value`` of a URI, as they are written."""
-    return rest.partition("?")[2].partition("#")[0].split("&")
+    return re.split("[&;]", rest.partition("?")[2].partition("#")[0])
 
 
 def _is_secret(parameter: str) -> bool:
-    name, _, value = parameter.partition("=")
-    return bool(value) and _SECRET_NAME.search(unquote(name)) is not None
+    name, _, value = (unquote(part) for part in parameter.partition("="))
+    return bool(value) and bool(_SECRET_NAME.search(name) or _SECRET_WITHIN.search(value))
 
 
 _CONNECTIONS = {

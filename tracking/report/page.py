@@ -105,6 +105,17 @@ def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in {**entries, **given}.items() if value}
 
 
+def _imported_sets(found: Sequence[Score], find: Find) -> dict[str, str]:
+    """A line on the rows whose sets RD3 did not generate, with the files that they come from; empty without any."""
+    sources: dict[str, None] = {}
+    for score in found:
+        for key in score.sets:
+            entry = find("set", key)
+            if entry is not None and entry.recipe.get("content"):
+                sources[f"{score.method}: {key[:12]} ({entry.made.get('source', 'source not recorded')})"] = None
+    return {"imported sets": "; ".join(sources)} if sources else {}
+
+
 def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
     """The resolved fields of each base protocol; a field that depends on the cell (a capped batch) lists its values."""
     merged: dict[str, dict[str, dict[str, None]]] = {}
@@ -266,7 +277,7 @@ def write_report(
     page = Page(
         grid=grid_name,
         description=str(facts.get("description", "")),
-        lines=_lines(frame, facts),
+        lines=_lines(frame, facts) | _imported_sets(found, results.find),
         protocols=_protocols(found),
         teachers=_teachers(frame, results.find),
         sections=_sections(results.tables),

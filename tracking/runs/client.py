@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def _converted(error: Exception, tracking_uri: str, files: str, home: Path | Non
             return converted
     if isinstance(error, OSError):
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        if home and tracking_uri.startswith("http") and _is_elsewhere(error, str(home), files):
+        places = (str(home), files.removeprefix("file://"), tempfile.gettempdir())
+        if home and tracking_uri.startswith("http") and _is_elsewhere(error, *places):
             return TrackingError(
                 f"The tracking server {without_password(tracking_uri)} has the files of its runs at {error.filename}, "
                 f"a folder of its own machine, which cannot be written here: {reason}.",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from pipelines import Workspace
 from pipelines.byhand import evaluations_of
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.files import GridErrors
+from pipelines.sweep.files import parse_sweep
 from rd3.recipe import SetRecipe, TeacherRecipe
 from rd3.store import Entry
 from rd3.synthetic_set import import_tensors
@@ -114,6 +117,38 @@ def test_validation_takes_only_sets_that_were_made_without_its_images(work: Work
     assert reasons == {0: f"set {seen.key[:12]} may have been made from the validation images", 1: ""}
 
 
+def test_a_name_stands_for_one_list_of_sets_in_the_whole_grid(work: Workspace) -> None:
+    one, other = ({"MTT": {"sets": [imported(work, 2, seed).key]}} for seed in (0, 1))
+    same = GRID | {"ipc": [2], "methods": [one], "also": [{"protocols": ["rd3"]}]}
+    assert len({cell.set for cell in work.grid(same).expansion.cells}) == 1
+    assert "'MTT' stands for other sets above" in mistakes(work, ipc=[2], methods=[one, other])
+    assert "'MTT' stands for other sets above" in mistakes(work, ipc=[2], methods=[one], also=[{"methods": [other]}])
+
+
+def test_parts_and_demonstration_sizes_may_have_other_datasets_and_ipc(work: Workspace) -> None:
+    one, two = imported(work, 1, 0), imported(work, 2, 1)
+    mtt = [{"MTT": {"sets": [one.key, two.key]}}]
+    cells = work.grid(GRID | {"ipc": [1], "methods": mtt, "also": [{"ipc": [2]}]}).expansion.cells
+    assert {(cell.ipc, cell.set) for cell in cells} == {(1, one.key), (2, two.key)}
+    work.grid(GRID | {"methods": mtt, "small": {"ipc": [2]}})
+    said = mistakes(work, methods=mtt, datasets=["digitss"])
+    assert "digitss" in said and "not in the grid" not in said, "one mistake, not two"
+
+
+def test_a_set_whose_files_are_gone_blocks(work: Workspace) -> None:
+    made = imported(work, 2, 0)  # an entry without files
+    planned = work.grid(GRID | {"methods": [{"MTT": {"sets": [made.key]}}], "ipc": [2]}).plan()
+    assert planned.totals()["blocked"] == 3 and planned.totals()["run"] == 0
+    assert any("must be imported again: rd3 set import FILE --dataset digits" in item.reason for item in planned.items)
+
+
+def test_sweeps_take_none(work: Workspace) -> None:
+    plain = yaml.safe_load(files("pipelines").joinpath("sweeps/demo.yaml").read_text())
+    sets = {"MTT": {"sets": [imported(work, 5, 0).key]}}
+    with pytest.raises(GridErrors, match="A sweep takes no imported sets"):
+        parse_sweep(yaml.safe_dump(plain | {"methods": ["random", sets]}), "demo", Catalog.of(work.session))
+
+
 def test_mistakes_in_naming_sets(work: Workspace) -> None:
     made = imported(work, 5, 0)
     [random, *_rest] = work.grid(GRID).expansion.recipes.values()
@@ -131,5 +166,7 @@ def test_mistakes_in_naming_sets(work: Workspace) -> None:
     assert "Imported sets have no settings." in said("MTT", {"sets": [made.key], "iterations": 5})
     assert "'rded' is a method of RD3" in said("rded", {"sets": [made.key]})
     assert "cannot name imported sets" in said("M\nTT", {"sets": [made.key]})
-    assert "Duplicate of" in said("MTT", {"sets": [made.key, made.key]})
+    for again in (made.key, made.key[:12], made.key[:12].upper()):
+        assert f"This is set {made.key[:12]} again" in said("MTT", {"sets": [made.key, again]})
+    assert "imported sets need a name" in said("MTT", {"set": [made.key]}), "a slip"
     assert "imported sets need a name" in said(made.key[:12], {})

@@ -74,6 +74,25 @@ def test_a_damaged_registered_file_is_named(roots, tmp_path):
         open_dataset("b", roots)
 
 
+def test_a_copy_of_the_hub_with_a_configuration(roots, tmp_path):
+    (hub(tmp_path / "hub") / "data").rename(tmp_path / "hub/plain_text")
+    assert add_folder("b", tmp_path / "hub", roots, 32, say=lambda note: None).num_classes == 3
+
+
+def _labels(*values: int | None):
+    def change(folder: Path) -> None:
+        for file in (folder / "data").glob("*.parquet"):
+            file.unlink()
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        images = pa.array([{"bytes": image, "path": None} for image in TRAIN[: len(values)]], kind)
+        for split in ("train", "test"):
+            pq.write_table(
+                pa.table({"image": images, "label": pa.array(values, pa.int64())}), folder / f"{split}.parquet"
+            )
+
+    return change
+
+
 def _strings(folder: Path) -> None:
     for file in (folder / "data").glob("train*"):
         table = pq.read_table(file)
@@ -96,6 +115,10 @@ def _renamed(folder: Path) -> None:
         (lambda folder: (folder / "data/train-00001-of-00002.parquet").unlink(), DataMissing, "1 Parquet files of"),
         (_renamed, BadValue, "none of the training images by their names"),
         (_strings, BadValue, "Column 'label' of .* is string, expected class numbers"),
+        (_labels(0, None, 1, 1), BadValue, "its 3 numbers are not those of classes from 0"),
+        (_labels(), BadValue, "its 0 numbers are not those of classes"),
+        (_labels(0, 1, 2**40), BadValue, "the largest is 1099511627776"),
+        (_labels(0, 0, 1), BadValue, r"class 1 has 1 training images, expected 2 or more\. .*remove the class"),
         (_unlabelled, DataCorrupt, "label -1, expected 0 to 2"),
         (lambda folder: hub(folder, names=["x", "x", "y"]), BadValue, "names the classes x, x, y"),
         (lambda folder: hub(folder, names=["x"]), BadValue, "names the classes x"),

@@ -85,12 +85,18 @@ def test_one_of_the_sets_of_dataset_condensation(tmp_path):
             _import(source, tmp_path / "no", number=0)
 
 
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors", "npy"])
 def test_images_and_labels_in_a_file_each(tmp_path, suffix):
     paths = tmp_path / f"images_best.{suffix}", tmp_path / f"labels_best.{suffix}"
     for path, tensor in zip(paths, (IMAGES, LABELS), strict=True):
-        save_file({"data": tensor}, path) if suffix == "safetensors" else torch.save(tensor, path)
-    assert _import(paths, tmp_path / "out").key == _import((IMAGES, LABELS), tmp_path / "memory").key
+        if suffix == "npy":
+            np.save(path, tensor.numpy())
+        else:
+            save_file({"data": tensor}, path) if suffix == "safetensors" else torch.save(tensor, path)
+    expected = _import((IMAGES, LABELS), tmp_path / "memory").key
+    assert _import(paths, tmp_path / "out").key == _import(tuple(map(str, paths)), tmp_path / "text").key == expected
+    if suffix == "npy":
+        return
     if suffix == "pt":
         with pytest.raises(DataCorrupt, match="holds one Tensor") as caught:
             _import(paths[0], tmp_path / "no")
@@ -336,18 +342,26 @@ def test_what_else_an_npz_file_states(tmp_path):
     soft = (torch.nn.functional.one_hot(LABELS, 3) * 0.75 + 0.125).half().numpy()
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=2 - LABELS, class_names=np.array(order), lr=np.float64(0.1))
     notes: list[Note] = []
-    assert (
-        _import(tmp_path / "a.npz", tmp_path / "a", say=notes.append).key
-        == _import((IMAGES, LABELS), tmp_path / "m").key
-    )
+    expected = _import((IMAGES, LABELS), tmp_path / "memory").key
+    assert _import(tmp_path / "a.npz", tmp_path / "a", say=notes.append).key == expected
     assert "not read from a.npz: lr" in {note.text for note in notes}
     np.savez(tmp_path / "b.npz", images=IMAGES, labels=LABELS, soft_labels=soft, soft_label_kind="logits")
     recipe = _import(tmp_path / "b.npz", tmp_path / "b", say=notes.append)
     opened = SyntheticSet.open(tmp_path / "b")
     assert (recipe.soft_label_kind, opened.soft_labels.dtype) == ("logits", "float16")
-    np.savez(tmp_path / "objects.npz", images=np.array([object()], dtype=object), labels=np.array([0]))
-    with pytest.raises(BadValue, match=r"objects\.npz holds pickled objects"):
-        _import(tmp_path / "objects.npz", tmp_path / "no")
+    objects = np.array([object()], dtype=object)
+    swapped = {"images": IMAGES.numpy().astype(">f4") / 255, "labels": LABELS.numpy().astype(">i8")}
+    np.savez(tmp_path / "big.npz", **swapped, args=objects, lr=np.longdouble(1))
+    expected = _import((swapped["images"].astype(np.float32), LABELS), tmp_path / "floats").key
+    assert _import(tmp_path / "big.npz", tmp_path / "big", say=notes.append).key == expected
+    assert "not read from big.npz, as they are pickled objects: args" in {note.text for note in notes}
+    np.savez(tmp_path / "objects.npz", images=objects, labels=np.array([0]))
+    with pytest.raises(BadValue, match=r"objects\.npz holds labels, expected tensors 'images'"):
+        _import(tmp_path / "objects.npz", tmp_path / "no", say=notes.append)
+    np.save(tmp_path / "one.npy", IMAGES)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises((BadValue, DataCorrupt)):
+        _import(tmp_path / "one.npz", tmp_path / "no")
     whole = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[:-100])
     with pytest.raises(DataCorrupt, match=r"cut\.npz is damaged"):

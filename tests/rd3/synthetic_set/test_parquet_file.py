@@ -90,6 +90,29 @@ def test_files_of_the_datasets_library(tmp_path, monkeypatch):
     assert torch.equal(opened.images[0], IMAGES[1]) and torch.equal(opened.labels, torch.tensor([0, 1, 2] * 2))
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_columns_of_the_images_are_no_class_order(stated, tmp_path):
+    names = {"info": {"features": {"label": {"names": list(TOY.info.class_ids)}}}}
+    of_images = {
+        "class_name": [TOY.info.class_ids[label] for label in LABELS],
+        "class": LABELS.tolist(),
+        "embedding": [[0.5, 0.2, 0.3]] * 6,
+    }
+    path = written(
+        tmp_path / "a.parquet", {b"huggingface": json.dumps(names).encode()} if stated else None, **of_images
+    )
+    opened, notes = taken(path, tmp_path / "set")
+    assert opened.manifest.key == import_tensors((IMAGES, LABELS), TOY, tmp_path / "plain").key
+    assert "not read from a.parquet: class, class_name, embedding" in notes
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float16(), 3)])
+def test_soft_labels_in_any_list_of_floats(kind, tmp_path):
+    rows = pa.array([list(np.asarray(row, dtype=np.float16)) for row in LOGITS.half().numpy()], kind)
+    opened, _notes = taken(written(tmp_path / "a.parquet", soft_labels=rows), tmp_path / "set")
+    assert torch.equal(opened.soft_labels.values[0].double(), LOGITS.half()[1].double())
+
+
 def test_soft_labels_under_another_name(tmp_path):
     soft = LOGITS.softmax(1).numpy()
     opened, notes = taken(written(tmp_path / "a.parquet", label_syn=list(soft)), tmp_path / "set")
