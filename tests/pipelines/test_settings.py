@@ -178,6 +178,10 @@ def test_a_password_in_the_query_of_a_database_is_one(address: str):
         ("postgresql://me@db/x?sslpassword=hush&sslmode=require", "postgresql://db/x?sslmode=require"),
         ("postgresql://db/x?password=hush", "postgresql://db/x"),
         ("http://server:5000/?access_token=hush#/models", "http://server:5000/#/models"),
+        ("http://server:5000/?a=1;password=hush", "http://server:5000/?a=1"),
+        ("https://store/x?sv=1&sig=hush", "https://store/x?sv=1"),
+        ("mssql+pyodbc:///?odbc_connect=SERVER%3Ddb%3BPWD%3Dhush", "mssql+pyodbc:///"),
+        ("http://server:5000/?tokenizer=x&passwordless=yes", ""),
         ("postgresql://db/x?passfile=/home/me/.pgpass&sslkey=/k.pem&password=", ""),
     ],
 )

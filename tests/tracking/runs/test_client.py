@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -187,12 +188,14 @@ def test_a_server_that_stores_files_in_a_folder_of_its_own_machine(tmp_path: Pat
     )
     assert "--artifacts-destination" in caught.value.fix and not isinstance(caught.value, Unavailable)
     own = str(home / "artifacts")
-    with (
-        pytest.raises(RD3Error, match=r"Cannot store files at .*home/artifacts") as caught,
-        mlflow_errors(uri, own, home),
+    for files, name in (
+        (own, f"{own}/x"),
+        ("file:///srv/art", "/srv/art/x"),
+        (own, f"{tempfile.gettempdir()}/a/x.png"),
     ):
-        raise PermissionError(13, "Permission denied", f"{own}/x")
-    assert caught.value.fix == "make it writable"
+        with pytest.raises(RD3Error, match=f"Cannot store files at {files}") as caught, mlflow_errors(uri, files, home):
+            raise PermissionError(13, "Permission denied", name)
+        assert caught.value.fix == "make it writable"
 
 
 def test_a_loopback_server_behind_a_proxy(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
