@@ -52,7 +52,7 @@ class Records(ABC):
         return ((index, encoded) for index, encoded in enumerate(self) if index in wanted)
 
     def copies_in(self, other: Records, most: int) -> tuple[int, int]:
-        """(images that are also in ``other``, images compared), byte for byte; compares at most ``most``."""
+        """(images also in ``other``, images compared), byte for byte, of the first ``most``; reads all of ``other``."""
         ours = [sha256(encoded).digest() for encoded in itertools.islice(self, most)]
         theirs = {sha256(encoded).digest() for encoded in other}
         return sum(digest in theirs for digest in ours), len(ours)
