@@ -15,7 +15,7 @@ from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName, Unsupported
 from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
 from rd3.planning.backbones import backbone_recipe
-from rd3.planning.sets import plan_set
+from rd3.planning.sets import plan_set, tested_data
 from rd3.planning.teacher_roles import teacher_recipe, teacher_role
 from rd3.preset_rules import Case
 from rd3.protocol import reductions
@@ -131,7 +131,6 @@ def evaluations_of(
     if resolved.taught and label_teacher is None:
         own = ", or --field soft_labels=own for the set's own" if set_recipe.soft_label_kind else ""
         raise BadValue("Soft labels need a teacher.", f"give --teacher ROLE, or --field labels=hard{own}")
-    data = set_recipe.data.model_copy(update={"fingerprint": catalog.fingerprint(info.name)})
     before: list[Recipe] = (
         [label_teacher, set_recipe] if resolved.taught and label_teacher is not None else [set_recipe]
     )
@@ -143,8 +142,7 @@ def evaluations_of(
             student=network,
             student_seed=seed,
             normalisation=info.normalisation,
-            data=data,
-            classes=info.classes,
+            **tested_data(set_recipe, info, catalog.fingerprint(info.name)),
         )
         for seed in seeds
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.engine.workers import Workers
@@ -182,9 +183,8 @@ def eta_of(expansion: Expansion, queue: RecipeQueue, workers: Workers, max_concu
     """The ETA of a queue by GPUs, or by cores where there is none; ``max_concurrent``: most trials at once."""
     networks, at_once = networks_of(expansion), max_concurrent or math.inf
     cpus, gpus = workers.devices()
-    if gpus:
-        return Eta(queue.costs_s, gpus, networks=networks, takes=lambda demand: demand.gpus, at_once=at_once)
-    return Eta(queue.costs_s, cpus, networks=networks, takes=lambda demand: demand.cpus, at_once=at_once)
+    takes = attrgetter("gpus" if gpus else "cpus")
+    return Eta(queue.costs_s, gpus or cpus, networks=networks, takes=takes, at_once=at_once)
 
 
 def networks_of(expansion: Expansion) -> dict[Key, str]:

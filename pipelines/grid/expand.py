@@ -25,7 +25,7 @@ from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
 from rd3.planning.backbones import backbone_recipe
-from rd3.planning.sets import PlannedSet, largest_sets, plan_set
+from rd3.planning.sets import PlannedSet, largest_sets, plan_set, tested_data
 from rd3.planning.teacher_roles import teacher_recipe
 from rd3.protocol import EvalProtocol, reductions
 from rd3.recipe import (
@@ -476,8 +476,8 @@ class _Expander:
             return _MadeSet(None, f"set {recipe.key[:12]} may have been made from the validation images")
         again = f"set {recipe.key[:12]} must be imported again: rd3 set import FILE --dataset {info.name}"
         self.result.imports[recipe.key] = again  # if its files are gone
-        data = recipe.data.model_copy(update={"fingerprint": self.data[info.name].fingerprint})
-        return _MadeSet(recipe, chain=(recipe,), tested={"data": data, "classes": info.classes})
+        tested = tested_data(recipe, info, self.data[info.name].fingerprint)
+        return _MadeSet(recipe, chain=(recipe,), tested=tested)
 
 
 def _made(planned: PlannedSet, seed: int, changed: dict[str, Any], reduced: dict[str, tuple[float, float]]) -> _MadeSet:

@@ -100,7 +100,7 @@ class FolderRecords(Records):
         except OSError as error:
             raise DataMissing(f"Cannot read {path}: {error.strerror}.", "download that file again") from error
 
-    def check_small_files(self) -> None:
+    def check(self) -> None:
         """Raise for files too small for an image: empty ones, and pointers of Git LFS."""
         for index in np.flatnonzero(self._sizes < _SMALL):
             error = broken_file(self.where(int(index)))

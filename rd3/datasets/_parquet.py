@@ -14,8 +14,7 @@ import numpy as np
 from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.foreign_files import broken_file
-from rd3.inputs import parquet_class_names
+from rd3.inputs import open_parquet, parquet_class_names
 from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:
@@ -60,18 +59,6 @@ def _named(folder: Path) -> dict[str, list[tuple[int, int, Path]]]:
         if match := SHARD.fullmatch(path.name):
             found.setdefault(match["split"], []).append((int(match["n"] or 0), int(match["of"] or 1), path))
     return {split: sorted(entries) for split, entries in found.items()}  # by number, also where names are not padded
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """A file whose data is read later; raises :class:`DataCorrupt` for an incomplete one."""
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        fact = DataCorrupt(
-            f"{path} is not a complete Parquet file ({path.stat().st_size} bytes: {str(error).splitlines()[0]}).",
-            "download that file again from its source",
-        )
-        raise broken_file(path) or fact from error
 
 
 def column_of(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:

@@ -43,13 +43,15 @@ class Records(ABC):
     def stamp(self) -> list[str]:
         """Names, sizes and times of the files, to detect changes."""
 
-    def check_small_files(self) -> None:  # noqa: B027  # images that are no files of their own have nothing to check
-        """Raise for files too small for an image: empty ones, and pointers of Git LFS."""
+    def check(self) -> None:
+        """Raise for what is wrong with the files, as far as it shows without decoding images: here, with the labels."""
+        assert len(self.labels) == len(self)
 
     def some(self, indexes: np.ndarray) -> Iterator[tuple[int, bytes]]:
         """Some of the encoded images with their index, in any order."""
         wanted = set(indexes.tolist())
-        return ((index, encoded) for index, encoded in enumerate(self) if index in wanted)
+        until_last = itertools.islice(self, max(wanted, default=-1) + 1)
+        return ((index, encoded) for index, encoded in enumerate(until_last) if index in wanted)
 
     def copies_in(self, other: Records, most: int) -> tuple[int, int]:
         """(images also in ``other``, images compared), byte for byte, of the first ``most``; reads all of ``other``."""

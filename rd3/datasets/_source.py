@@ -45,10 +45,10 @@ class Copy(NamedTuple):
 
 def register_again(found: Found, info: DatasetInfo, name: str) -> str:
     """Instruction to register what was found as a dataset ``name`` of the same resolution."""
-    folders = found.layout == "parquet" or found.layout.startswith("folders")
+    as_it_is = found.layout == "parquet" or found.layout.startswith("folders")
     return (
-        f"{'register it' if folders else 'save its images as class folders and register these'}: rd3 data add {name} "
-        f"--folder {shlex.quote(str(found.folder)) if folders else 'DIR'} --resolution {info.resolution}"
+        f"{'register it' if as_it_is else 'save its images as class folders and register these'}: rd3 data add {name} "
+        f"--folder {shlex.quote(str(found.folder)) if as_it_is else 'DIR'} --resolution {info.resolution}"
     )
 
 

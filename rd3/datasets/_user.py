@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,12 +19,12 @@ from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
 from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files
-from rd3.datasets._parquet import find_parquet
+from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, Records, counts_text
 from rd3.datasets._source import Counts, FileSource, register_again
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
-from rd3.datasets._user_parquet import has_parquet, stated_classes
+from rd3.datasets._user_parquet import stated_classes
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import (
     DOUBTFUL,
@@ -74,7 +74,7 @@ class Registration(Frozen):
     test: str | None
     """Subfolder with the test split beside ``train``; None: class folders only, with a test split drawn from them."""
     layout: Literal["folders", "parquet"] = "folders"
-    """``parquet``: files of the Hugging Face image layout, whose names tell the splits; there are no subfolders."""
+    """``parquet``: files in the Hugging Face image layout, whose names state their split."""
     info: DatasetInfo
 
 
@@ -176,20 +176,12 @@ def add_folder(
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
     require_links(folder)
     _refuse_other_layouts(folder, name, resolution)
-    add = _command(name, resolution)
-    train, test, by_numbers = "train", None, False
-    parquet = has_parquet(folder)
-    if parquet:
-        class_ids = stated_classes(folder, say)
-    else:
-        train, test = _split_folders(folder, add)
-        class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
-        if test:
-            _check_same(_test_classes(folder, test), class_ids, folder / test)
+    layout = _parquet_layout(folder, say) or _folder_layout(folder, _command(name, resolution))
+    class_ids = layout.class_ids
     blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     info = DatasetInfo(
         name=name,
-        source=f"registered folder {folder.name}" + ("" if test or parquet else ", test split carved out by RD3"),
+        source=f"registered folder {folder.name}" + (", test split carved out by RD3" if layout.carved else ""),
         class_ids=class_ids,
         class_names=class_ids,
         resolution=resolution,
@@ -200,18 +192,16 @@ def add_folder(
         test_count=0,
         train_per_class=0,
     )
-    fields: dict[str, Any] = {"layout": "parquet"} if parquet else {} if train == "train" else {"train": train}
-    entry = fields | {"test": test, "info": info.model_dump(mode="json", exclude={"classes"})}
-    found = UserSource(Registration(folder=folder, **entry)).look(folder)
+    found = UserSource(Registration(folder=folder, info=info, **layout.entry)).look(folder)
     assert found is not None
     for records in (found.train, found.test):
-        records.check_small_files()
-    per_class, _of_test = (np.bincount(one.labels, minlength=len(class_ids)) for one in (found.train, found.test))
+        records.check()
+    per_class = np.bincount(found.train.labels, minlength=len(class_ids))
     if per_class.min() < 2:
         label = int(per_class.argmin())
         raise BadValue(
             f"{folder}: class {class_ids[label]} has {per_class[label]} training images"
-            f"{'' if test or parquet else ' after the test split'}, expected 2 or more.",
+            f"{' after the test split' if layout.carved else ''}, expected 2 or more.",
             "add images of that class, or remove the class",
         )
     counts = {
@@ -220,14 +210,44 @@ def add_folder(
         "train_per_class": int(per_class.min()),
         "normalisation": _measured(found.train, info, say),
     }
-    for note in () if parquet else _notes(folder, (train, test) if test else (".",), class_ids, by_numbers):
+    for note in layout.notes:
         say(note)
     copies, compared = found.test.copies_in(found.train, COMPARED_FILES)
     if copies:
         say(Note(f"{copies} of {compared} test images compared are also among the training images", doubtful=True))
     info = info.model_copy(update=counts)
-    register(name, entry | {"info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
+    register(name, layout.entry | {"info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
+
+
+class _Layout(NamedTuple):
+    """How a folder holds a dataset."""
+
+    class_ids: tuple[str, ...]
+    entry: dict[str, Any]
+    """The fields of its registration but for ``folder`` and ``info``."""
+    carved: bool
+    """Whether the test split is drawn from the training images."""
+    notes: Iterable[Note] = ()
+
+
+def _parquet_layout(folder: Path, say: Say) -> _Layout | None:
+    """None for a folder without Parquet files of splits."""
+    splits = shards(folder)
+    if not splits:
+        return None
+    return _Layout(stated_classes(folder, splits, say), {"test": None, "layout": "parquet"}, carved=False)
+
+
+def _folder_layout(folder: Path, add: Callable[[Path], str]) -> _Layout:
+    """``add`` gives the command that would register another folder."""
+    train, test = _split_folders(folder, add)
+    class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
+    if test:
+        _check_same(_test_classes(folder, test), class_ids, folder / test)
+    entry = {"test": test} if train == "train" else {"train": train, "test": test}
+    notes = _notes(folder, (train, test) if test else (".",), class_ids, by_numbers)
+    return _Layout(class_ids, entry, carved=test is None, notes=notes)
 
 
 class Sides(NamedTuple):

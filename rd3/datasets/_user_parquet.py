@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rd3.datasets._parquet import LABEL_COLUMNS, SHARD, column_of, open_parquet, shards
+from rd3.datasets._parquet import LABEL_COLUMNS, column_of
 from rd3.errors import BadValue
-from rd3.inputs import Note, Say, parquet_class_names, shortened
+from rd3.inputs import Note, Say, open_parquet, parquet_class_names, read_columns, shortened
 from rd3.lazy import pa
 
 
-def has_parquet(folder: Path) -> bool:
-    """Whether a folder, its ``data`` or another subfolder holds Parquet files of splits, as copies of the hub do."""
-    return any(SHARD.fullmatch(path.name) for place in (folder, *folder.glob("[!.]*/")) for path in place.glob("*"))
-
-
-def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
+def stated_classes(folder: Path, splits: Mapping[str, Sequence[Path]], say: Say) -> tuple[str, ...]:
     """The names of the ClassLabel column, in order; without names the label numbers from 0.  ``say`` receives which.
 
-    Raises :class:`BadValue` for files whose names do not tell the split, labels that are not numbers, and fewer than
-    two classes.
+    ``splits``: the folder's files by the split that their names state (:func:`rd3.datasets._parquet.shards`).  Raises
+    :class:`BadValue` for files whose names do not tell the split, labels that are not numbers, and fewer than two
+    classes.
     """
-    splits = shards(folder)
     if "train" not in splits:
         raise BadValue(
             f"{folder} holds Parquet files, but none of the training images by their names.",
@@ -39,7 +35,7 @@ def stated_classes(folder: Path, say: Say) -> tuple[str, ...]:
             "cast it to a ClassLabel: dataset.class_encode_column(...) of the datasets library",
         )
     if not names:
-        parts = [open_parquet(path).read([column]).column(0) for path in splits["train"]]
+        parts = [read_columns(path, [column]).column(0) for path in splits["train"]]
         labels = np.concatenate([part.drop_null().to_numpy() for part in parts])
         most = int(labels.max(initial=-1))
         if not 0 < most < len(labels) or any(part.null_count for part in parts):

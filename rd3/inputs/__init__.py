@@ -5,7 +5,7 @@ input is accepted or refused everywhere with the same words.
 """
 
 from rd3.inputs.checked import ImagesAndLabels, check_images_and_labels
-from rd3.inputs.class_order import StatedOrder, named_labels, parquet_class_names
+from rd3.inputs.class_order import StatedOrder, named_labels
 from rd3.inputs.files import (
     IMAGE_SUFFIXES,
     by_number,
@@ -22,6 +22,7 @@ from rd3.inputs.files import (
 )
 from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
+from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
 from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, rgb_of
 from rd3.inputs.pixels import eight_bit_notes, stated_space
 from rd3.inputs.soft_labels import columns_in_order
@@ -44,10 +45,12 @@ __all__ = [
     "is_litter",
     "matched",
     "named_labels",
+    "open_parquet",
     "order_text",
     "parquet_class_names",
     "peculiarity",
     "plain_name",
+    "read_columns",
     "require_links",
     "require_regular",
     "rgb_of",

@@ -64,16 +64,6 @@ class StatedOrder:
         return [known[label] for label in labels]
 
 
-def parquet_class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str]:
-    """The names of a ClassLabel column in the schema's metadata of a Parquet file; empty if it states none."""
-    try:
-        features: Any = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
 def named_labels(value: Any) -> list[tuple[int, str]]:
     """(label, name) of every class; empty if ``value`` is not a list of classes.
 

@@ -229,6 +229,14 @@ def check_known_set(known: SetRecipe, what: str, info: DatasetInfo) -> None:
         )
 
 
+def tested_data(known: SetRecipe, info: DatasetInfo, fingerprint: str) -> dict[str, Any]:
+    """What evaluations of a set of the ledger state of the dataset: its content and class list as they are now.
+
+    The split stays the one that the set was made from.
+    """
+    return {"data": known.data.model_copy(update={"fingerprint": fingerprint}), "classes": info.classes}
+
+
 def largest_sets(recipes: list[Recipe], info_of: Callable[[str], DatasetInfo]) -> dict[str, str]:
     """Maps keys of smaller sets to the key of the largest set with their images, which differs only in its IPC.
 

@@ -38,7 +38,7 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The one array in a ``.npy`` file, which is no pickled object."""
+    """Load the array of a ``.npy`` file; pickled objects are refused."""
     require_whole(path)
     try:
         found: np.ndarray = np.load(path, allow_pickle=False)

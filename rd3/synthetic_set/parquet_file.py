@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rd3.errors import BadValue, DataCorrupt
-from rd3.foreign_files import broken_file, require_whole
-from rd3.inputs import Note, Say, parquet_class_names
-from rd3.lazy import pa, pq, torch
+from rd3.errors import BadValue
+from rd3.foreign_files import require_whole
+from rd3.inputs import Note, Say, open_parquet, parquet_class_names, read_columns
+from rd3.lazy import pa, torch
 from rd3.synthetic_set.tensor_file import SOFT, SOFT_LABEL_KIND, TensorFile, described
 
 _IMAGES, _LABELS = ("image", "images", "img"), ("label", "labels", "fine_label")
@@ -20,19 +20,15 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
     """Images, labels and soft labels of a ``.parquet`` file; no code in it is executed.
 
     Columns: ``image`` (struct with the encoded ``bytes``), ``label`` (integers; the names of a ClassLabel are the class
-    order), and at most one with ``classes`` floats for each image, its soft labels, under a name of these such as
-    ``soft_labels``.  ``say`` receives the names of what
-    is not read.  Raises :class:`DataMissing`, :class:`DataCorrupt` or :class:`BadValue`.
+    order), and at most one with ``classes`` floats for each image, under a name for soft labels such as
+    ``soft_labels``.  ``say`` receives the names of what is not read.  Raises :class:`DataMissing`,
+    :class:`DataCorrupt` or :class:`BadValue`.
     """
     require_whole(path)
-    try:
-        schema = pq.read_schema(path)
-        image, label = (_first(schema.names, names, path) for names in (_IMAGES, _LABELS))
-        soft = [name for name in schema.names if SOFT.search(name.lower()) and name not in (image, label)]
-        table = pq.read_table(path, columns=[image, label, *soft])
-    except (pa.ArrowException, OSError) as error:
-        fact = DataCorrupt(f"{path} is not a complete Parquet file ({str(error).splitlines()[0]}).", "copy it again")
-        raise broken_file(path) or fact from None
+    schema = open_parquet(path).schema_arrow
+    image, label = (_first(schema.names, names, path) for names in (_IMAGES, _LABELS))
+    soft = [name for name in schema.names if SOFT.search(name.lower()) and name not in (image, label)]
+    table = read_columns(path, [image, label, *soft])
     left = sorted(set(schema.names) - {image, label, *soft})
     if left:
         say(Note(f"not read from {path.name}: {', '.join(left)}", doubtful=True))

@@ -63,10 +63,9 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
         raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt, .npz or .parquet.", fix)
     fix = f"{SAVE}; labels in a file of their own are given with --labels FILE"
     found = read_torch_file(path, "a file of images and labels", fix)
-    several = _several(found)
-    if several:
-        found = {**found, **_chosen(several, number, path.name)}  # type: ignore[dict-item]
-        del found["data"]
+    if isinstance(found, Mapping) and (several := _several(found)):
+        beside = {name: value for name, value in found.items() if name != "data"}
+        found = beside | _chosen(several, number, path.name)
     elif number is not None:
         raise BadValue(f"{path.name} holds one set, got number {number}.", "leave out --number")
     if isinstance(found, (tuple, list)) and len(found) == 2:
@@ -103,9 +102,9 @@ def _field_of(fields: Mapping[str, Any], accepted: tuple[str, ...]) -> str | Non
     return next((name for one in accepted for name in fields if name.lower() == one), None)
 
 
-def _several(found: Any) -> list[Any]:
+def _several(fields: Mapping[Any, Any]) -> list[Any]:
     """The (images, labels) pairs under ``data``, as VICO-UoE/DatasetCondensation saves them; else empty."""
-    pairs = found.get("data") if isinstance(found, Mapping) and not _field_of(found, IMAGES) else None
+    pairs = None if _field_of(fields, IMAGES) else fields.get("data")
     if not isinstance(pairs, (list, tuple)) or not pairs:
         return []
     return list(pairs) if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs) else []

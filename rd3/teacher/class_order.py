@@ -73,7 +73,7 @@ def suggest_fix(outputs: int, info: DatasetInfo) -> str:
     if outputs > info.num_classes:
         return (
             f"import it for its own dataset, or state the class of each of its {outputs} outputs, a line per output, "
-            f"'-' for those that are no class of {info.name}: --class-order FILE"
+            f"'-' for an output that {info.name} does not have: --class-order FILE"
         )
     return "import it for its own dataset"
 

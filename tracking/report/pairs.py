@@ -26,8 +26,6 @@ class Pair:
     method: str
     dataset: str
     ipc: int
-    student: str
-    labels: str
     changed: Mapping[str, Any]
     """Settings of the variant that differ from the published ones."""
     evaluation: Mapping[str, Any]
@@ -74,7 +72,7 @@ def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[s
     several = len({row["set_seed"] for row in plain}) > 1
     before, after = (_values(rows, several) for rows in (plain, variant))
     return Pair(
-        **{name: first[name] for name in ("method", "dataset", "ipc", "student", "labels", "evaluation")},
+        **{name: first[name] for name in ("method", "dataset", "ipc", "evaluation")},
         changed={name.removeprefix(f"{first['method']}."): value for name, value in own.items()},
         plain=mean([row["top1_pct"] for row in plain]),
         variant=mean([row["top1_pct"] for row in variant]),

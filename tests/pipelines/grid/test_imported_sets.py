@@ -100,7 +100,7 @@ def test_own_soft_labels_are_for_the_sets_that_have_some(work: Workspace) -> Non
     expansion = work.grid(GRID | {"methods": methods, "ipc": [2], "protocols": [own]}).expansion
     reasons = {cell.method: cell.reason for cell in expansion.cells}
     assert reasons["with"] == "" and reasons["random"] == reasons["without"] != ""
-    assert not any(isinstance(recipe, TeacherRecipe) for recipe in expansion.recipes.values()), "nobody is asked"
+    assert not any(isinstance(recipe, TeacherRecipe) for recipe in expansion.recipes.values()), "no teacher is queried"
 
 
 def test_an_ipc_without_sets_has_cells_that_say_so(work: Workspace) -> None:

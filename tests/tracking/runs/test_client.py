@@ -175,7 +175,7 @@ def test_a_schema_of_postgresql_has_the_command_with_its_address() -> None:
 
 
 def test_a_server_that_stores_files_in_a_folder_of_its_own_machine(tmp_path: Path) -> None:
-    """By MLflow's own store; nobody may make a folder below /sys, not even root."""
+    """With MLflow's own artifact store; not even root can create a folder in /sys."""
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     (tmp_path / "grid.yaml").write_text("name: mine")
