@@ -164,7 +164,7 @@ class FileSource(Source):
         bases = [base for base in (roots.data, roots.home / "data") if base is not None]
         for archive in (file for base in [*bases, *places] for file in packed(base, (self.info.name, *self.folders))):
             folder, file = shlex.quote(str(archive.parent)), shlex.quote(str(archive))
-            command = f"unzip {file} -d {folder}" if archive.suffix == ".zip" else f"tar -xf {file} -C {folder}"
+            command = f"unzip {file} -d {folder}" if archive.suffix.lower() == ".zip" else f"tar -xf {file} -C {folder}"
             return DataMissing(f"{searched}; {archive} is not unpacked.", f"unpack it: {command}")
         place = next(filter(Path.is_dir, places), None)
         if place is not None:

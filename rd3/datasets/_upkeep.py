@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import tempfile
@@ -91,7 +92,7 @@ def fetch(name: str, roots: Roots) -> Copy:
         source.fetch(staging)
         staging.chmod(0o755)
         os.rename(staging, target)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataMissing(
             f"Download of dataset {name} failed ({type(error).__name__}: {error}).",
             f"{_network_fix(str(error))}, or obtain {name} manually: {source.obtain.format(folder=target)}",

@@ -102,13 +102,7 @@ def _no_folder(source: Path | str) -> DataMissing:
 
 def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     wanted = ["*/*.json", "*/*.txt", "*/*.safetensors", "model_index.json", "README.md"]
     try:
@@ -121,9 +115,10 @@ def _downloaded(name: str, revision: str | None) -> Path:
         raise DataMissing(
             f"The hub has no public model {name}.", "check its id, and log in where it asks for that: hf auth login"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's own, builtin ones, and those of the HTTP library that it happens to use
+        reason = " ".join(str(error).split())[:200]
         raise DataMissing(
-            f"{name} cannot be downloaded: {str(error).splitlines()[0][:200]}",
+            f"{name} cannot be downloaded: {reason or type(error).__name__}",
             f"where there is a network: hf download {name} --local-dir DIR; then import DIR",
         ) from None
 

@@ -46,7 +46,8 @@ class Dynamics:
 def margins_and_errors(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B,) margins and (B,) errors, as in :class:`Dynamics`, of logits (B, C) and labels (B,)."""
     hot = F.one_hot(labels, logits.shape[1]).bool()
-    margins = logits[hot] - logits.masked_fill(hot, -torch.inf).amax(dim=1)
+    own = logits.gather(1, labels[:, None])[:, 0]  # indexing by a mask would wait for the device
+    margins = own - logits.masked_fill(hot, -torch.inf).amax(dim=1)
     return margins, (logits.softmax(dim=1) - hot.to(logits.dtype)).norm(dim=1)
 
 

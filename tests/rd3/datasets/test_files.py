@@ -233,6 +233,7 @@ def test_missing_dataset_names_the_folders_and_a_fix(tmp_path):
         ("cifar10", "cifar10/CIFAR-10-python.tgz", "tar -xf {file} -C {folder}"),
         ("cifar100", "cifar-100-python.tar.gz", "tar -xf {file} -C {folder}"),
         ("tinyimagenet", "tiny-imagenet-200.zip", "unzip {file} -d {folder}"),
+        ("tinyimagenet", "TINY-IMAGENET-200.ZIP", "unzip {file} -d {folder}"),
         ("imagenette", "imagenette2-320.tgz", "tar -xf {file} -C {folder}"),
         ("cifar10", "cifar-100-python.tar.gz", None),
         ("imagenette", "imagewoof2.tgz", None),

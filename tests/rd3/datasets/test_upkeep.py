@@ -174,6 +174,14 @@ def test_fetch_puts_a_whole_download_in_place(roots, monkeypatch):
     assert fetch("digits", roots).layout == "scikit-learn"
 
 
+def test_fetch_names_a_proxy_that_is_no_address(roots, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:PORT")
+    monkeypatch.delenv("https_proxy", raising=False)
+    with pytest.raises(DataMissing, match=r"InvalidURL.*correct or unset HTTPS_PROXY") as caught:
+        fetch("cifar10", roots)
+    assert "proxy:PORT" in caught.value.fix and "secret" not in str(caught.value)
+
+
 def test_fetch_does_not_overwrite(roots):
     (roots.home / "data/cifar10").mkdir(parents=True)
     with pytest.raises(StoreError, match="exists, but does not hold"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from huggingface_hub.utils import close_session
 
 from rd3.datasets import Dataset, DatasetInfo, Roots, open_dataset
 from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
@@ -100,6 +103,27 @@ def test_what_is_wrong_is_said(digits: Dataset, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("nobody/no-model", digits, out, DataMissing, r"nobody/no-model cannot be downloaded")
     refused("../dit", digits, out, DataMissing, "There is no folder ../dit")
+
+
+def test_a_proxy_that_refuses_is_said(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Refuses(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(407)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    proxy = HTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    close_session()  # the hub's client reads the proxy once
+    try:
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        refused("nobody/no-model", digits, tmp_path / "out", DataMissing, r"cannot be downloaded: 407")
+    finally:
+        close_session()
+        proxy.shutdown()
+        proxy.server_close()
 
 
 def test_broken_weights_are_said(digits: Dataset, tmp_path: Path):
