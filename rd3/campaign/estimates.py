@@ -96,13 +96,16 @@ class Estimates:
                 later = recipe
         return later
 
-    def left_s(self, waiting: Iterable[Key], running: Mapping[Key, tuple[float, float]], workers: int) -> float:
-        """Seconds until all recipes are finished; ``running``: key to (seconds so far, finished fraction).
+    def left_s(self, waiting: Iterable[Key], running: Mapping[Key, tuple[float, float, int]], workers: int) -> float:
+        """Seconds until all recipes are finished.
 
-        At least the time that the longest single recipe needs.
+        ``running``: key to (its share of the seconds so far, finished fraction, number of recipes in its pack).  At
+        least the time that the longest single recipe or pack needs, as a pack keeps one worker.
         """
-        rests = [self._rest(key, *how) for key, how in running.items()] + [self.seconds(key) for key in waiting]
-        return max(max(rests, default=0.0), math.fsum(rests) / max(1, workers))
+        rests = [(self._rest(key, spent_s, fraction), pack) for key, (spent_s, fraction, pack) in running.items()]
+        rests += [(self.seconds(key), 1) for key in waiting]
+        longest_s = max((rest * pack for rest, pack in rests), default=0.0)
+        return max(longest_s, math.fsum(rest for rest, _pack in rests) / max(1, workers))
 
     def _rest(self, key: Key, spent_s: float, fraction: float) -> float:
         if fraction >= MIN_FRACTION:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.datasets import Roots
-from rd3.errors import DataCorrupt, DataMissing, RD3Error, ends_the_process, why
+from rd3.errors import RD3Error, ends_the_process, why
 from rd3.evaluation.sharing import LogitsCache
-from rd3.kept_students import OtherResult, add_student
+from rd3.kept_students import add_student
 from rd3.lazy import torch
 from rd3.recipe import EvaluationRecipe, Key, Recipe, from_json
 from rd3.store import STUDENT, Entry, FolderStore, write_atomically
@@ -162,10 +162,10 @@ class Runner:
         return ended
 
     def _stored(self, store: FolderStore, entry: Entry, folder: Path) -> Entry | Exception:
-        """The entry, or why a student that was to be kept cannot be added to the recorded one."""
+        """The entry, or why it cannot be put into the store, which ends no other recipe of its pack."""
         try:
             _put(store, entry, folder)
-        except (OtherResult, DataMissing, DataCorrupt) as error:
+        except Exception as error:
             return error
         return entry
 

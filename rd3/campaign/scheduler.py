@@ -154,7 +154,7 @@ class Scheduler:
 
     def _left_s(self) -> float:
         now = self.clock()
-        running = {key: ((now - one.since) / one.pack, one.fraction) for key, one in self.running.items()}
+        running = {key: ((now - one.since) / one.pack, one.fraction, one.pack) for key, one in self.running.items()}
         return self.estimates.left_s(self.queue.named(("waiting", "again")), running, self.view.workers)
 
     def abandon_running(self) -> None:

@@ -80,9 +80,16 @@ def test_the_time_left_is_never_less_than_the_longest_recipe_needs(tmp_path):
     assert found.left_s(keys, {}, 1) == pytest.approx(4 * each)
     assert found.left_s(keys, {}, 16) == pytest.approx(each)
     # One is at a fifth after 100 s: it alone needs 400 s more, whatever the plan said.
-    assert found.left_s(keys[1:2], {keys[0]: (100.0, 0.2)}, 16) == pytest.approx(400.0)
-    assert found.left_s([], {keys[0]: (1.0, 0.0)}, 1) == pytest.approx(each - 1.0)
+    assert found.left_s(keys[1:2], {keys[0]: (100.0, 0.2, 1)}, 16) == pytest.approx(400.0)
+    assert found.left_s([], {keys[0]: (1.0, 0.0, 1)}, 1) == pytest.approx(each - 1.0)
     assert found.left_s([], {}, 2) == 0.0
+
+
+def test_a_pack_keeps_one_worker_to_its_end(tmp_path):
+    recipes = [teacher(seed) for seed in range(4)]
+    found = estimates(recipes, tmp_path)
+    half = {recipe.key: (25.0, 0.5, 4) for recipe in recipes}  # after 100 s four together are halfway
+    assert [found.left_s([], half, workers) for workers in (1, 2, 8)] == pytest.approx([100.0] * 3)
 
 
 def test_a_recipe_that_nobody_can_estimate_is_no_obstacle(tmp_path):

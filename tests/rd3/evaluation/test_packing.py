@@ -19,7 +19,7 @@ from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View
 from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info, open_dataset
-from rd3.errors import Diverged
+from rd3.errors import Diverged, StoreError
 from rd3.evaluation.packing import Packing
 from rd3.planning.cost import CPU_THREAD
 from rd3.protocol import resolve_protocol
@@ -126,6 +126,22 @@ def test_a_campaign_of_packs_ends_as_one_by_one(made, roots, store, tmp_path):
     assert command.exit_code(scheduler) == 3
     for recipe in recipes[:3]:
         assert store.find("evaluation", recipe.key).made["pack"] == 4
+
+
+def test_a_result_that_cannot_be_stored_ends_its_own_recipe_alone(made, roots, store, tmp_path, monkeypatch):
+    recipes = [evaluation(made), evaluation(made, lr=0.01)]
+    put = FolderStore.put
+
+    def full(self, entry, folder):
+        if entry.key == recipes[0].key:
+            raise StoreError("Cannot write to the store: No space left on device.", "free space")
+        return put(self, entry, folder)
+
+    monkeypatch.setattr(FolderStore, "put", full)
+    scheduler, runner = scheduler_of(recipes, store, roots, tmp_path)
+    run_in_process(scheduler, runner)
+    assert [state.name for state in scheduler.queue.states.values()] == ["failed", "done"]
+    assert "No space left" in scheduler.queue.states[recipes[0].key].reason
 
 
 def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp_path, monkeypatch):
