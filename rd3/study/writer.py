@@ -30,7 +30,7 @@ class Written(NamedTuple):
 def write_study(
     source: ReadableStore, names: Iterable[tuple[str, Key]], folder: Path, *, networks: bool = False
 ) -> Written:
-    """Add entries of ``source`` to a study; existing ones stay.
+    """Add entries of ``source`` to a study; existing ones stay, and get files that they lack.
 
     ``networks``: include the files of teachers and statistics, which are the larger part.  ``results.parquet`` is
     written last.  Raises :class:`StoreError` for more results than a study may have, and like ``source.fetch`` for
@@ -45,10 +45,12 @@ def write_study(
             if entry is None:
                 continue
             part = part_of(entry)
-            if (kind, key) not in rows:
-                rows[kind, key] = Row(entry, {} if part else _contents(source, entry))
+            row = rows.get((kind, key), Row(entry, {}))
+            if part is None and not _is_whole(row) and row.entry.files == entry.files:
+                row = Row(row.entry, _contents(source, entry))
+            rows[kind, key] = row
             if part is None:
-                left_out += not {*entry.files} - {STUDENT} <= set(rows[kind, key].carried)
+                left_out += not _is_whole(row)
             elif not _in_place(source, entry, Path(folder), part, networks):
                 left_out += 1
         packed = pack(rows.values())
@@ -63,6 +65,11 @@ def _rows(results: Path) -> dict[tuple[str, Key], Row]:
         return {}
     file = RowsFile(results)
     return {(kind, key): Row(entry, file.carried(kind, key)) for (kind, key), entry in file.entries.items()}
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether a row has all files of its entry but the weights of a student."""
+    return {*row.entry.files} - {STUDENT} <= set(row.carried)
 
 
 def _in_place(source: ReadableStore, entry: Entry, folder: Path, name: Path, networks: bool) -> bool:

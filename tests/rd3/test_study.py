@@ -128,6 +128,17 @@ def test_a_file_that_is_gone_leaves_its_figures_and_a_damaged_one_is_refused(sto
         write_study(store, store.names(), tmp_path / "other")
 
 
+def test_files_that_are_back_complete_the_study(store, opened, tmp_path):
+    study, file = tmp_path / "study", tmp_path / "store/artifacts/evaluation" / an_evaluation(0).key / "result.json"
+    file.rename(tmp_path / "away")
+    write_study(store, store.names(), study)
+    (tmp_path / "away").rename(file)
+    assert write_study(store, store.names(), study) == (0, 2)
+    assert sha256_files(opened(study).fetch("evaluation", an_evaluation(0).key))
+    write_study(store, store.names(), tmp_path / "at once")
+    assert sha256_files(study) == sha256_files(tmp_path / "at once")
+
+
 def test_writing_again_adds_what_is_new_and_changes_nothing(store, opened, tmp_path):
     study = tmp_path / "study"
     names = store.names()
