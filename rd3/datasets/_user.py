@@ -204,6 +204,8 @@ def add_folder(
             f"{' after the test split' if layout.carved else ''}, expected 2 or more.",
             "add images of that class, or remove the class",
         )
+    if not len(found.test):
+        raise BadValue(f"{folder} has no row in its files of test images.", "add test images to them")
     counts = {
         "train_count": len(found.train),
         "test_count": len(found.test),

@@ -56,7 +56,7 @@ class Rates(NamedTuple):
     measured: Mapping[str, float] = MappingProxyType({})
     """``"<network> <precision>"`` to the measured time of its passes, as a multiple of the estimate."""
     measured_spread: float = 1.5
-    """As ``spread``, for recipes all of whose networks were measured."""
+    """As ``spread``, for recipes whose cost is that of measured networks, but for a hundredth."""
 
     def seconds(self, work: Work) -> float:
         """Estimated seconds of one recipe on one slot: CPU time on a CPU thread, wall time on a GPU."""
@@ -71,8 +71,8 @@ class Rates(NamedTuple):
     def spread_of(self, work: Work) -> float:
         """Uncertainty of the estimate, as a factor."""
         precision = self._precision(work)
-        known = all(f"{name} {precision}" in self.measured for name, _cost in work.networks)
-        return self.measured_spread if self.measured and known else self.spread
+        known = sum((cost.flops for name, cost in work.networks if f"{name} {precision}" in self.measured), 0.0)
+        return self.measured_spread if self.measured and known >= 0.99 * work.cost.flops else self.spread
 
     def _precision(self, work: Work) -> str:
         return self.auto if work.precision == "auto" else work.precision

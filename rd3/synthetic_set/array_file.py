@@ -47,8 +47,10 @@ def read_array(path: Path) -> np.ndarray:
     return found
 
 
-def _value(array: np.ndarray) -> Any:
-    """Numbers as a tensor, others, such as names, as a list; single values as such."""
+def _value(array: np.ndarray | bytes) -> Any:
+    """Numbers as a tensor, others, such as names, as a list; single values as such, and files that are no arrays."""
+    if isinstance(array, bytes):
+        return array
     if array.dtype.kind not in "biuf" or not array.ndim or array.dtype == np.longdouble:
         return array.tolist()
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

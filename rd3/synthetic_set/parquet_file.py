@@ -62,7 +62,7 @@ def _values(column: Any) -> Any:
     """A column of float lists of one length as a tensor of their type; others as a list."""
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not lists or not pa.types.is_floating(kind.value_type) or column.null_count:
+    if not lists or not pa.types.is_floating(kind.value_type) or column.null_count or not len(column):
         return column.to_pylist()
     flat = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])
     width, rest = divmod(len(flat), len(column))

@@ -120,6 +120,7 @@ def _renamed(folder: Path) -> None:
         (_labels(0, 1, 2**40), BadValue, "the largest is 1099511627776"),
         (_labels(0, 0, 1), BadValue, r"class 1 has 1 training images, expected 2 or more\. .*remove the class"),
         (_unlabelled, DataCorrupt, "label -1, expected 0 to 2"),
+        (lambda folder: parquet(folder / "data/test-00000-of-00001.parquet", [], []), BadValue, "no row in its files"),
         (lambda folder: hub(folder, names=["x", "x", "y"]), BadValue, "names the classes x, x, y"),
         (lambda folder: hub(folder, names=["x"]), BadValue, "names the classes x"),
     ],

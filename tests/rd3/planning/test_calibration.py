@@ -71,6 +71,9 @@ def test_factors_count_for_their_network_and_precision_alone():
     assert plain.seconds(both._replace(precision="auto")) == pytest.approx(3.0 + plain.start_s)
     assert rates.spread_of(both) == pytest.approx(math.exp(0.6))
     assert rates.spread_of(Work(part, 0, "bf16", (("resnet18", part),))) == rates.measured_spread
+    backbone = Work(part, 0, "bf16")  # a diffusion model, whose passes are under no network
+    assert rates.spread_of(backbone) == pytest.approx(math.exp(0.6))
+    assert rates.spread_of(Work()) == rates.measured_spread
 
 
 def test_a_calibration_is_plain_data():

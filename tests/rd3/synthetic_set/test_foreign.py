@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +359,11 @@ def test_what_else_an_npz_file_states(tmp_path):
     np.savez(tmp_path / "objects.npz", images=objects, labels=np.array([0]))
     with pytest.raises(BadValue, match=r"objects\.npz holds labels, expected tensors 'images'"):
         _import(tmp_path / "objects.npz", tmp_path / "no", say=notes.append)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README.txt", "A set.")
+    expected = _import((IMAGES, LABELS), tmp_path / "memory").key
+    assert _import(tmp_path / "a.npz", tmp_path / "again", say=notes.append).key == expected
+    assert "not read from a.npz: README.txt, lr" in {note.text for note in notes}
     np.save(tmp_path / "one.npy", IMAGES)
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises((BadValue, DataCorrupt)):

@@ -133,6 +133,14 @@ def test_soft_labels_under_another_name(tmp_path):
         ({"soft_labels": [[0.1, 0.2]] * 6}, "'soft_labels' beside its labels .*is not a tensor with one row of 3"),
         ({"soft_labels": [[0.1, None, 0.2]] * 6}, "'soft_labels' beside its labels"),
         ({"label": [0, 1, None, 2, 1, 0]}, "label of row 2 is None"),
+        (
+            {
+                "image": pa.array([], pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                "label": pa.array([], pa.int64()),
+                "soft_labels": pa.array([], pa.list_(pa.float32())),
+            },
+            "'soft_labels' beside its labels",
+        ),
     ],
 )
 def test_what_is_missing_or_of_another_form_is_said(columns, message, tmp_path):
