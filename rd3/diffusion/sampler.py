@@ -48,7 +48,7 @@ def sample(
     ``scheduler`` is one of ``backbone.scheduler``, used by this call alone.  ``streams`` are CPU generators, one for
     each image.  With ``start``, (B, C, h, w), only the last ``strength * steps`` steps run, from these latents with the
     noise of the first of them (image-to-image); otherwise all steps, from noise.  Raises :class:`BadValue` for guidance
-    without an unconditional model.
+    without an unconditional model, and for a strength that runs no step.
     """
     scheduler.set_timesteps(steps, device=backbone.device)
     times = scheduler.timesteps
@@ -59,6 +59,8 @@ def sample(
     else:
         first = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
         times = times[first:]
+        if not len(times):
+            raise BadValue(f"Strength {strength:g} runs none of {steps} steps.", "raise strength, or steps")
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
         latents = scheduler.add_noise(start.to(backbone.device), noise, times[:1].expand(len(start)))

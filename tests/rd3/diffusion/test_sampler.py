@@ -174,3 +174,10 @@ def test_predictions_of_velocity(dit: DiT):
 def test_guidance_without_an_unconditional_model_is_refused(dit: DiT):
     with pytest.raises(BadValue, match="Guidance 4 needs a model that was trained without classes as well"):
         guided(dit, torch.zeros(1, 3, 32, 32), torch.tensor(3), Conditions(torch.tensor([1]), None), 4)
+
+
+def test_a_strength_that_runs_no_step_is_refused(dit: DiT):
+    start = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(BadValue, match="Strength 0.1 runs none of 6 steps"):
+        images(dit, (3,), "ddim", start=start, strength=0.1)
+    assert images(dit, (3,), "ddim", start=start, strength=0.17).shape == start.shape
