@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -277,7 +278,7 @@ def _torchvision(source: str) -> dict[str, torch.Tensor]:
             progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
         return state
-    except OSError as error:  # among them every failure to reach the network
+    except (OSError, http.client.HTTPException) as error:  # among them every failure to reach the network
         raise DataMissing(
             f"The weights of {source} are not in {cached} and cannot be downloaded ({error}).",
             f"download {weights.url} elsewhere and put it there",

@@ -176,6 +176,14 @@ def test_torchvision_weights_that_cannot_be_had(dataset, tmp_path, monkeypatch):
         bring("torchvision:vit_h_14", dataset, tmp_path / "out")
 
 
+def test_a_proxy_that_is_no_address_is_said(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:PORT")
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(DataMissing, match=r"cannot be downloaded \(nonnumeric port: 'PORT'\)"):
+        bring("torchvision:resnet18", dataset, tmp_path / "out")
+
+
 def test_the_shipped_role_names_the_cifar10_teacher(data_root):
     path = data_root.parent / "teachers" / "cifar10-resnet18.safetensors"
     if not path.is_file():
