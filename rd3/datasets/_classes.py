@@ -37,7 +37,7 @@ def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], 
         known = set(wanted)
         if not differing:
             return
-        if len(differing) <= (1 - SPELLING_SHARE) * len(ids) and not any(got[i] in known for i in differing):
+        if len(ids) - len(differing) >= SPELLING_SHARE * len(ids) and not any(got[i] in known for i in differing):
             return
     # Compare with identifiers or names, whichever has more entries in common with the file.
     expected = ids if len(set(got) & {plain_name(i) for i in ids}) else names

@@ -18,7 +18,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from rd3.datasets import FileSource, Roots, dataset_fingerprint, dataset_info, open_dataset
+from rd3.datasets import FileSource, Roots, check_order, dataset_fingerprint, dataset_info, open_dataset
 from rd3.datasets._decode import fit_size
 from rd3.datasets._parquet import shards
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
@@ -354,6 +354,18 @@ def test_class_list_of_dataset_info_json(roots):
     (roots.data / "toy/dataset_info.json").write_text(json.dumps({"class_names": ["bee", "ant", "cat"]}))
     with pytest.raises(ClassOrderError, match=r"dataset_info\.json lists class 0 as 'bee', expected 'ant'"):
         Toy().open(roots)
+
+
+@pytest.mark.parametrize("classes", [10, 100, 200])
+def test_a_tenth_of_the_names_may_be_spelled_otherwise(classes):
+    ids = [f"n{label:08d}" for label in range(classes)]
+    names = [f"name {label}" for label in range(classes)]
+    tenth = classes // 10
+    check_order([f"other {label}" for label in range(tenth)] + names[tenth:], ids, names, "a file")
+    with pytest.raises(ClassOrderError, match="class 0 as 'other 0', expected 'name 0'"):
+        check_order([f"other {label}" for label in range(tenth + 1)] + names[tenth + 1 :], ids, names, "a file")
+    with pytest.raises(ClassOrderError, match="class 0 as 'name 1', expected 'name 0'"):
+        check_order([names[1], *names[1:]], ids, names, "a file")
 
 
 def test_incomplete_copy_is_refused(roots):
