@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rd3.campaign.estimates import Estimates
+from rd3.campaign.estimates import UNKNOWN, Estimates
 from rd3.campaign.queue import Queue
 from rd3.campaign.runner import Runner, Stopped, configure_torch
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
@@ -240,7 +240,7 @@ def _kept(recipes: Sequence[Recipe], users: Sequence[Recipe], every: bool) -> fr
 def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:
     try:
         return largest_sets(list(recipes), lambda name: dataset_info(name, roots))
-    except RD3Error:  # an unknown dataset or method, which is reported when the recipe runs
+    except UNKNOWN:  # reported when the recipe runs
         return {}
 
 

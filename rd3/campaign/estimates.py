@@ -14,6 +14,8 @@ from rd3.recipe import Key, Recipe
 
 SLACK = 4.0
 """Factor by which an estimate may be too long before any recipe of its kind has finished in this campaign."""
+UNKNOWN = (RD3Error, LookupError, ValueError)
+"""Raised by planning for recipes that cannot run here: unknown names, missing parents, settings of another version."""
 MIN_FRACTION = 0.05
 """Below this fraction, progress is not used to estimate the time left."""
 
@@ -40,7 +42,7 @@ class Estimates:
         if key not in self._planned:
             try:
                 self._planned[key] = self._from_cost(self.recipes[key])
-            except (RD3Error, LookupError):
+            except UNKNOWN:
                 self._planned[key] = self.rates.start_s
         return self._planned[key]
 
@@ -82,7 +84,7 @@ class Estimates:
             recipe = self.recipes[key]
             try:
                 self._parts[key] = FORECASTS[type(recipe)].parts(recipe, self._info_of(recipe.data.name))
-            except RD3Error:
+            except UNKNOWN:
                 self._parts[key] = 1
         return self._parts[key]
 

@@ -97,3 +97,12 @@ def test_a_recipe_that_nobody_can_estimate_is_no_obstacle(tmp_path):
     found = estimates([foreign], tmp_path)
     assert found.planned(foreign.key) == CPU_THREAD.start_s
     assert found.choose([foreign], 60.0) is foreign
+
+
+@pytest.mark.parametrize(("method", "settings"), [("rded", {"unheard_of": 1}), ("sre2l", {"iterations": 9})])
+def test_settings_of_another_version_are_no_obstacle(method, settings, tmp_path):
+    """The recipe reports why when it runs, and the others run."""
+    made = a_set().model_copy(update={"method": method, "settings": settings, "teachers": (teacher().key,)})
+    found = estimates([made, teacher()], tmp_path)
+    assert found.planned(made.key) == CPU_THREAD.start_s
+    assert found.choose([made], 60.0) is made and found.parts(made.key) >= 1
