@@ -37,6 +37,7 @@ from rd3.inputs import (
     how_to_unpack,
     is_image_file,
     matched,
+    open_parquet,
     order_text,
     require_links,
     subfolders,
@@ -194,8 +195,15 @@ def add_folder(
     )
     found = UserSource(Registration(folder=folder, info=info, **layout.entry)).look(folder)
     assert found is not None
-    for records in (found.train, found.test):
-        records.check()
+    found.train.check()
+    try:
+        found.test.check()
+    except DataCorrupt as error:
+        if len(layout.tests) < 2:
+            raise
+        test, other, *_more = layout.tests
+        fix = f"{error.fix}, or remove the files of {test}: then {other} is the test split"
+        raise DataCorrupt(error.message, fix) from None
     per_class = np.bincount(found.train.labels, minlength=len(class_ids))
     if per_class.min() < 2:
         label = int(per_class.argmin())
@@ -231,6 +239,8 @@ class _Layout(NamedTuple):
     carved: bool
     """Whether the test split is drawn from the training images."""
     notes: Iterable[Note] = ()
+    tests: Sequence[str] = ()
+    """Splits of Parquet files that could be the test split; the first one is it."""
 
 
 def _parquet_layout(folder: Path, say: Say) -> _Layout | None:
@@ -238,7 +248,12 @@ def _parquet_layout(folder: Path, say: Say) -> _Layout | None:
     splits = shards(folder)
     if not splits:
         return None
-    return _Layout(stated_classes(folder, splits, say), {"test": None, "layout": "parquet"}, carved=False)
+    tests = [name for name in TEST_NAMES if name in splits]
+    notes = (
+        _not_used(one, sum(open_parquet(path).metadata.num_rows for path in splits[one]), tests[0]) for one in tests[1:]
+    )
+    entry = {"test": None, "layout": "parquet"}
+    return _Layout(stated_classes(folder, splits, say), entry, carved=False, notes=notes, tests=tests)
 
 
 def _folder_layout(folder: Path, add: Callable[[Path], str]) -> _Layout:
@@ -300,10 +315,14 @@ def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numb
     unused = _unused_splits(folder, roots[1]) if len(roots) > 1 else []
     for one in unused:
         count = sum(is_image_file(path.name) for path in (folder / one).rglob("*"))
-        yield Note(f"{one} ({count} images) is not used: {roots[1]} is the test split")
+        yield _not_used(one, count, roots[1])
     left = unread(folder, [f"{place}/{inner}" for place in places for inner in INNER], unused)
     if left:
         yield Note(left, doubtful=True)
+
+
+def _not_used(split: str, count: int, test: str) -> Note:
+    return Note(f"{split} ({count} images) is not used: {test} is the test split")
 
 
 def _refuse_other_layouts(folder: Path, name: str, resolution: int) -> None:

@@ -65,6 +65,21 @@ def test_test_images_among_the_training_images_are_counted(roots, tmp_path):
     assert "4 of 6 test images compared are also among the training images" in notes
 
 
+def test_of_two_test_splits_one_is_used_and_the_other_is_named(roots, tmp_path):
+    hub(tmp_path / "hub")
+    validation = tmp_path / "hub/data/validation-00000-of-00001.parquet"
+    parquet(validation, TEST[:3], TEST_LABELS[:3], CLASSES)
+    notes: list[str] = []
+    info = add_folder("b", tmp_path / "hub", roots, 32, say=lambda note: notes.append(note.text))
+    assert info.test_count == 6 and "validation (3 images) is not used: test is the test split" in notes
+    _unlabelled(tmp_path / "hub")  # as ImageNet-1K on the hub
+    with pytest.raises(DataCorrupt, match="label -1") as caught:
+        add_folder("c", tmp_path / "hub", roots, 32, say=lambda note: None)
+    assert caught.value.fix.endswith("c, or remove the files of test: then validation is the test split")
+    (tmp_path / "hub/data/test-00000-of-00001.parquet").unlink()
+    assert add_folder("c", tmp_path / "hub", roots, 32, say=lambda note: None).test_count == 3
+
+
 def test_a_damaged_registered_file_is_named(roots, tmp_path):
     folder = hub(tmp_path / "hub")
     add_folder("b", folder, roots, 32, say=lambda note: None)
