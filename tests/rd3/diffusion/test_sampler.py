@@ -178,6 +178,6 @@ def test_guidance_without_an_unconditional_model_is_refused(dit: DiT):
 
 def test_a_strength_that_runs_no_step_is_refused(dit: DiT):
     start = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(BadValue, match="Strength 0.1 runs none of 6 steps"):
+    with pytest.raises(BadValue, match=r"Strength 0\.1 runs none of 6 steps"):
         images(dit, (3,), "ddim", start=start, strength=0.1)
     assert images(dit, (3,), "ddim", start=start, strength=0.17).shape == start.shape
