@@ -111,12 +111,13 @@ class FolderRecords(Records):
         return ((index, self.encoded(index)) for index in map(int, indexes))
 
     def copies_in(self, other: Records, most: int) -> tuple[int, int]:
-        """As for other records; reads at most ``most`` files of each, of equal sizes."""
+        """As for other records; reads at most ``most`` files of each, of equal sizes: others cannot be copies."""
         assert isinstance(other, FolderRecords)
-        ours = np.flatnonzero(np.isin(self._sizes, other._sizes))[:most]
+        possible = np.flatnonzero(np.isin(self._sizes, other._sizes))
+        ours, compared = possible[:most], int(possible[most]) if len(possible) > most else len(self)
         theirs = np.flatnonzero(np.isin(other._sizes, self._sizes[ours]))[:most]
         known = {sha256(other.encoded(int(index))).digest() for index in theirs}
-        return sum(sha256(self.encoded(int(index))).digest() in known for index in ours), len(ours)
+        return sum(sha256(self.encoded(int(index))).digest() in known for index in ours), compared
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.encoded, range(len(self)))

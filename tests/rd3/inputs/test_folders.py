@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from rd3.datasets import Roots, add_folder, dataset_info, doctor, open_dataset
+from rd3.datasets._folder import FolderRecords
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.inputs import IMAGE_SUFFIXES, by_number, unread
 from rd3.inputs.pictures import rgb_of
@@ -309,10 +310,13 @@ def test_test_images_that_are_training_images_are_counted(tmp_path, roots):
         for label in range(2):
             (folder / part / f"c{label}").mkdir(parents=True)
             for seed in seeds:
-                pixels = np.random.default_rng([label, seed]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                # the last test image is of one colour, so that no training file has its size
+                pixels = np.random.default_rng([label, seed]).integers(0, 256, (16, 16, 3), dtype=np.uint8) * (seed < 5)
                 Image.fromarray(pixels).save(folder / part / f"c{label}" / f"{part}{seed}.png")
     _info, said = registered("leaky", folder, roots)
-    assert "4 of " in said and "are also among the training images" in said
+    assert "4 of 8 test images compared are also among the training images" in said
+    test, train = (FolderRecords.scan(folder / part, ["c0", "c1"]) for part in ("test", "train"))
+    assert test.copies_in(train, 3)[1] == 4, "the fourth, of another size, needs no reading; the fifth would"
     for label in range(2):
         for seed in (2, 3):
             (folder / "test" / f"c{label}" / f"test{seed}.png").unlink()
