@@ -95,10 +95,12 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
         raise BadValue("images contain values that are not finite.", "check how they were generated")
     low, high = (float(value) for value in images.aminmax())
     notes = [Note(f"images: {name}, {_range(low, high)}")]
+    tolerance = max(_FLOAT_ERROR if space.normalised is None else _ROUNDING, eps)
     if space.normalised is None:
         _require_light(high, 1.0, high < _LOST)
-        if _beyond(low, high, max(_FLOAT_ERROR, eps)) and (not space.clip or _outside(images) > _CLIPPED_SHARE):
-            raise _other_space(images, low, high)
+        outside = _outside(images, tolerance)
+        if outside and (not space.clip or outside > _CLIPPED_SHARE):
+            raise _other_space(images, low, high, outside)
     else:
         _require_applied(images, low, high, space.normalised)
         notes += _whitened(images)
@@ -106,24 +108,21 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
         low, high = (float(value) for value in images.aminmax())
         _require_light(high, 1.0, high < _LOST)
         notes.append(Note(f"undone: {spelled(space.normalised)}; pixels {_range(low, high)}"))
-        if _beyond(low, high, max(_ROUNDING, eps)) and (not space.clip or _outside(images) > _CLIPPED_SHARE):
-            raise _not_undone(images, low, high, space.normalised)
+        outside = _outside(images, tolerance)
+        if outside and (not space.clip or outside > _CLIPPED_SHARE):
+            raise _not_undone(low, high, outside, space.normalised)
     if space.clip:
-        notes.append(Note(f"clipped to [0, 1]: {100 * _outside(images):.2g} % of the values"))
+        notes.append(Note(f"clipped to [0, 1]: {100 * outside:.2g} % of the values"))
     return images.clamp(0, 1), [*notes, *_doubts(max(low, 0.0), min(high, 1.0))]
-
-
-def _beyond(low: float, high: float, tolerance: float) -> bool:
-    return low < -tolerance or high > 1 + tolerance
 
 
 def _range(low: float, high: float) -> str:
     return f"{low:.4g} to {high:.4g}"
 
 
-def _outside(images: torch.Tensor) -> float:
-    """Fraction of values outside [0, 1]."""
-    return float(((images < 0) | (images > 1)).float().mean())
+def _outside(images: torch.Tensor, tolerance: float) -> float:
+    """Fraction of values outside [0, 1] by more than ``tolerance``."""
+    return int(((images < -tolerance) | (images > 1 + tolerance)).sum()) / images.numel()
 
 
 def _undone(images: torch.Tensor, applied: Normalisation) -> torch.Tensor:
@@ -152,7 +151,7 @@ def _doubts(low: float, high: float) -> Iterator[Note]:
         )
 
 
-def _other_space(images: torch.Tensor, low: float, high: float) -> BadValue:
+def _other_space(images: torch.Tensor, low: float, high: float, outside: float) -> BadValue:
     """The error for undeclared floats outside [0, 1], with the space that they lie in as far as that is certain."""
     fact = f"Float images range from {low:.3g} to {high:.3g}, expected [0, 1]"
     if low >= 0 and 20 < high <= 255:
@@ -172,7 +171,6 @@ def _other_space(images: torch.Tensor, low: float, high: float) -> BadValue:
             f"{fact}; pixels of [0, 1] less 0.5 have this range.",
             "if 0.5 was subtracted, give --normalised 0.5/1 (in Python normalised='0.5/1')",
         )
-    outside = _outside(images)
     if max(-low, high - 1) < _DARK and outside < _CLIPPED_SHARE:
         return BadValue(
             f"{fact}; {100 * outside:.2g} % of the values are outside.",
@@ -185,8 +183,7 @@ def _other_space(images: torch.Tensor, low: float, high: float) -> BadValue:
     )
 
 
-def _not_undone(images: torch.Tensor, low: float, high: float, applied: Normalisation) -> BadValue:
-    outside = _outside(images)
+def _not_undone(low: float, high: float, outside: float, applied: Normalisation) -> BadValue:
     fact = (
         f"Without the normalisation {spelled(applied)} the images range from {low:.3g} to {high:.3g}, expected [0, 1]; "
         f"{100 * outside:.2g} % of the values are outside."

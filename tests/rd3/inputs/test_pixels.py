@@ -128,6 +128,18 @@ def test_what_float_arithmetic_leaves_outside_is_clipped(dtype, above):
     assert "outside" in refused(images * 1.01)
 
 
+@pytest.mark.parametrize("overshoot", [1.0, 1.2])
+def test_black_that_rounding_puts_below_zero_is_not_counted_as_clipped(overshoot):
+    """Most pixels of MNIST are black; normalised in fp16 they come back as -3e-5."""
+    images = UNIT * (np.random.default_rng(0).random(UNIT.shape) < 0.4)
+    images[:, :, 0, :4] = overshoot
+    share = float((images > 1).mean())
+    stored = torch.from_numpy(applied(images, [0.1307] * 3, [0.3081] * 3)).half()
+    pixels, notes = taken(stored, normalised="mnist", clip=True)
+    np.testing.assert_allclose(pixels, np.minimum(images, 1), atol=1e-3)
+    assert f"clipped to [0, 1]: {100 * share:.2g} % of the values" in texts(notes)
+
+
 def test_clipping_is_an_option():
     images = UNIT.copy()
     images[:, :, :2] = 1.05
