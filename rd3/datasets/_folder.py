@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from rd3.datasets._cache import content_hash
 from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
-from rd3.inputs import is_image_file, matched, require_regular, subfolders
+from rd3.inputs import how_to_unpack, is_image_file, matched, require_regular, subfolders
 
 _SMALL = 200
 """Files of fewer bytes are checked: pointers of Git LFS have fewer, images hardly ever."""
@@ -153,8 +154,16 @@ def check_folders(root: Path, info: DatasetInfo) -> None:
         raise DataCorrupt(
             f"{root} has {info.num_classes - len(missing)} of the {info.num_classes} class folders of {info.name}; "
             f"the first missing one is {missing[0]}.",
-            f"unpack {info.name} completely",
+            (None if there else _how_to_sort(root, missing[0])) or f"unpack {info.name} completely",
         )
+
+
+def _how_to_sort(root: Path, first: str) -> str | None:
+    """What to do with an archive for each class, of which ``first`` is one, or images that are in no class folder."""
+    if not (root / f"{first}.tar").is_file():
+        return how_to_unpack(root)
+    each = 'for tar in *.tar; do mkdir -p "${tar%.tar}" && tar -xf "$tar" -C "${tar%.tar}"; done'
+    return f"unpack the archive of each class: cd {shlex.quote(str(root))} && {each}"
 
 
 def find_folder(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> Found | None:

@@ -90,8 +90,7 @@ class UserSource(FileSource):
         return [self.registration.folder]
 
     def how_to_get(self, roots: Roots) -> str:
-        again = f"rd3 data add {self.info.name} --folder DIR --resolution {self.info.resolution}"
-        return f"restore the folder or register another one: {again}"
+        return _restore(self.info)
 
     def look(self, folder: Path) -> Found | None:
         if self.registration.layout == "parquet":
@@ -109,11 +108,18 @@ class UserSource(FileSource):
         return Counts(*whole, self.info.source)
 
 
+def _restore(info: DatasetInfo) -> str:
+    again = f"rd3 data add {info.name} --folder DIR --resolution {info.resolution}"
+    return f"restore the folder or register another one: {again}"
+
+
 def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -> Found:
     """The two parts of a registered folder."""
     if test is not None:
         roots = (folder / train, folder / test)
         for root in roots:
+            if not root.is_dir():
+                raise DataMissing(f"There is no folder {root}.", _restore(info))
             check_folders(root, info)
         train_part, test_part = (FolderRecords.scan(root, info.class_ids) for root in roots)
         return Found(folder, "folders", train_part, test_part)

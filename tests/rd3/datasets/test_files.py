@@ -8,6 +8,7 @@ import json
 import pickle
 import shlex
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -379,6 +380,30 @@ def test_a_missing_class_folder_is_named(tmp_path):
     (tmp_path / "data/toy/train/bee").rename(tmp_path / "elsewhere")
     with pytest.raises(DataCorrupt, match="2 of the 3 class folders of toy; the first missing one is bee"):
         Toy().open(Roots(tmp_path / "data", tmp_path / "home"))
+
+
+def test_images_that_are_in_no_class_folders_yet(tmp_path):
+    """As ILSVRC2012_img_val.tar and ILSVRC2012_img_train.tar unpack."""
+    base, aside = tmp_path / "my data/toy", tmp_path / "aside"
+    folders(base)
+    roots = Roots(tmp_path / "my data", tmp_path / "home")
+    whole = Toy().open(roots)
+    (base / "val").rename(aside)
+    (base / "val").mkdir()
+    for path in aside.glob("*/*"):
+        shutil.copy(path, base / "val" / f"{path.parent.name}-{path.name}")
+    with pytest.raises(DataCorrupt, match="0 of the 3") as caught:
+        Toy().open(roots)
+    assert caught.value.fix == "move every image into a folder that is named by its class"
+    shutil.rmtree(base / "val")
+    aside.rename(base / "val")
+    for name in CLASSES:
+        shutil.make_archive(str(base / "train" / name), "tar", base / "train" / name)
+        shutil.rmtree(base / "train" / name)
+    with pytest.raises(DataCorrupt, match="0 of the 3") as caught:
+        Toy().open(roots)
+    subprocess.run(["sh", "-c", caught.value.fix.partition(": ")[2]], check=True)
+    assert Toy().open(roots).fingerprint == whole.fingerprint
 
 
 def empty_images(base, counts):

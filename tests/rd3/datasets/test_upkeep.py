@@ -128,6 +128,19 @@ def test_a_registered_folder_that_changed(tmp_path, roots):
     assert open_dataset("mine", roots).info.train_per_class == 8
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_registered_folder_that_lost_a_split(tmp_path, roots, part):
+    base = tmp_path / "mine"
+    image_folder(base / "train")
+    image_folder(base / "test")
+    add_folder("mine", base, roots, 32, say=lambda _note: None)
+    (base / part).rename(base / "other")
+    with pytest.raises(DataMissing, match=f"There is no folder {base / part}"):
+        open_dataset("mine", roots)
+    [finding] = doctor(roots, ["mine"])
+    assert finding.state == "wrong"
+
+
 def test_a_registered_folder_without_a_test_split_whose_class_was_emptied(tmp_path, roots):
     base = image_folder(tmp_path / "mine")
     add_folder("mine", base, roots, 32)
