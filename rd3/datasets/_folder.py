@@ -147,7 +147,9 @@ def class_folders(root: Path, class_ids: Sequence[str]) -> dict[int, str]:
 
 
 def check_folders(root: Path, info: DatasetInfo) -> None:
-    """Raise if a class folder is missing."""
+    """Raise if the folder or a class folder in it is missing."""
+    if not root.is_dir():
+        raise DataMissing(f"There is no folder {root}.", f"unpack {info.name} completely")
     there = class_folders(root, info.class_ids)
     missing = [class_id for label, class_id in enumerate(info.class_ids) if label not in there]
     if missing:

@@ -492,6 +492,10 @@ def test_tiny_imagenet_archive(tmp_path):
     assert opened.labels("train").tolist() == [label for label in range(200) for _k in range(2)]
     assert opened.labels("test").tolist() == list(range(199, -1, -1))
     assert torch.equal(opened.images("test", [7])[0], plain(picture(307, (64, 64), kind="JPEG")))
+    (base / "train").rename(base / "elsewhere")
+    with pytest.raises(DataMissing, match=r"There is no folder .*train\. Fix: unpack tinyimagenet completely"):
+        Small().look(base)
+    (base / "elsewhere").rename(base / "train")
     (base / "val/val_annotations.txt").write_text(lines[0].replace(ids[199], "n00000000"))
     with pytest.raises(DataCorrupt, match="line 1: 'n00000000' is not a class"):
         Small().open(Roots(tmp_path / "data", tmp_path / "home"))
