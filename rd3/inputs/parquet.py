@@ -18,7 +18,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A file whose data is read later; raises :class:`DataCorrupt` for an incomplete one."""
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         size, fact = path.stat().st_size, str(error).splitlines()[0]
         corrupt = DataCorrupt(f"{path} is not a complete Parquet file ({size} bytes: {fact}).", _AGAIN)
         raise broken_file(path) or corrupt from error
@@ -28,7 +28,7 @@ def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
     """Some columns of a file, in memory; raises :class:`DataCorrupt` for a damaged one."""
     try:
         return open_parquet(path).read(list(names))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataCorrupt(f"{path} is damaged ({str(error).splitlines()[0]}).", _AGAIN) from error
 
 

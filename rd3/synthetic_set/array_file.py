@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
-from rd3.errors import BadValue
-from rd3.foreign_files import require_whole
+from rd3.errors import BadValue, DataCorrupt
+from rd3.foreign_files import AGAIN, require_whole
 from rd3.inputs import Note, Say
 from rd3.lazy import torch
 from rd3.synthetic_set.tensor_file import SAVE, TensorFile, from_fields
@@ -32,6 +34,8 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
                 fields[name] = _value(opened[name])
             except ValueError:  # an array of objects
                 pickled.append(name)
+            except (zipfile.BadZipFile, TokenError) as error:  # all checksums fail, as in some files of torch; a header
+                raise DataCorrupt(f"{path.name} is damaged ({error}).", AGAIN) from None
     if pickled:
         say(Note(f"not read from {path.name}, as they are pickled objects: {', '.join(pickled)}", doubtful=True))
     return from_fields(path.name, fields, {}, classes, say)

@@ -150,6 +150,10 @@ def test_what_is_missing_or_of_another_form_is_said(columns, message, tmp_path):
 
 
 def test_broken_files_are_said(tmp_path):
+    named = written(tmp_path / "a.parquet").read_bytes().replace(b"label", b"\xc7abel")
+    (tmp_path / "named.parquet").write_bytes(named)
+    with pytest.raises(DataCorrupt, match="is not a complete Parquet file"):
+        taken(tmp_path / "named.parquet", tmp_path / "no")
     whole = written(tmp_path / "a.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:-40])
     (tmp_path / "altered.parquet").write_bytes(whole[:-200] + bytes(190) + whole[-10:])
