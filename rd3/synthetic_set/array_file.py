@@ -34,7 +34,8 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
                 fields[name] = _value(opened[name])
             except ValueError:  # an array of objects
                 pickled.append(name)
-            except (zipfile.BadZipFile, TokenError) as error:  # all checksums fail, as in some files of torch; a header
+            # A damaged header, or an archive in which every checksum fails, which torch can be set to write.
+            except (zipfile.BadZipFile, TokenError) as error:
                 raise DataCorrupt(f"{path.name} is damaged ({error}).", AGAIN) from None
     if pickled:
         say(Note(f"not read from {path.name}, as they are pickled objects: {', '.join(pickled)}", doubtful=True))
