@@ -92,6 +92,12 @@ def _full(source: str) -> str | None:
     return full if full in file_names(_folder()) or _is_file(Path(full)) else None
 
 
+def grid_file(source: str) -> Path | None:
+    """The file at a path, or the one of whose demonstration size ``source`` is the path; None for a built-in grid."""
+    path = Path(_full(source) or source)
+    return path if str(path) not in file_names(_folder()) and _is_file(path) else None
+
+
 def _is_file(path: Path) -> bool:
     """Whether there is such a file; False for what cannot be a path, such as the text of a grid."""
     with contextlib.suppress(OSError):
