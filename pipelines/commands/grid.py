@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -401,5 +402,5 @@ def ui_line(here: Session, page: str = "") -> str:
     uri = here.tracking_uri
     if uri.startswith(("http://", "https://")):
         return f"MLflow UI: {uri.rstrip('/')}{page}"
-    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+    command = shlex.join([str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", uri])
     return f"MLflow UI: {command}" + (f"\nthen open http://127.0.0.1:5000{page}" if page else "")
