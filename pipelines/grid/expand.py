@@ -299,9 +299,7 @@ class _Expander:
         with contextlib.suppress(RD3Error):  # the preset alone may set no epochs for this student
             plain = at({})
         # Of the base point, so that a varied setting of a changed loss is compared with it.
-        changed = {
-            name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)
-        }
+        changed = {name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)}
         return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol, frame.case))
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:

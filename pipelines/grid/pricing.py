@@ -27,8 +27,8 @@ class Pricing(NamedTuple):
 def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
     """Rates of the device that recipes will run on: by default this machine's GPUs if it has any, else its CPU.
 
-    ``device``: ``cpu``, ``cuda``, or the name (or a prefix of one name) of another calibrated device.  Raises :class:`UnknownName`
-    for a name without a calibration.
+    ``device``: ``cpu``, ``cuda``, or the name (or a prefix of one name) of another calibrated device.  Raises
+    :class:`UnknownName` for a name without a calibration.
     """
     if device is not None and device not in _DEVICES:
         return _named(objects, device)

@@ -109,7 +109,9 @@ _TEXT = Sentence("Expected text, got {what}.", "put it in quotes")
 _VARIED = Sentence("Expected a list of values, got {what}.", "write `{key}: [...]`")
 _CHANGES = Sentence("Expected keys that change the grid, got {what}.", "e.g. `methods: [random]`")
 
-_PAPER = Sentence("Expected a table with the beginning of a configuration, got {what}.", "e.g. `paper: {{'6': loss=KL}}`")
+_PAPER = Sentence(
+    "Expected a table with the beginning of a configuration, got {what}.", "e.g. `paper: {{'6': loss=KL}}`"
+)
 
 SENTENCES: Mapping[str, Sentence] = {
     "missing": Sentence("The key {key!r} is missing.", "add `{key}:`"),
