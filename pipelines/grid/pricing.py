@@ -55,7 +55,7 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
         there = f"it has {_several(found or known)}" if known else "it has none"
         raise UnknownName(
             f"The ledger {objects.root} has {what} with {name!r}; {there}.",
-            "choose one of these, or run `rd3 calibrate` on that machine with this ledger",
+            f"{'choose one of these, or ' if known else ''}run `rd3 calibrate` on that machine with this ledger",
         )
     torch = torch_version()
     chosen = next((one for one in found if one.torch == torch), found[0])

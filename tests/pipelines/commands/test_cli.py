@@ -599,6 +599,11 @@ def test_the_command_of_the_ui_can_be_copied_into_a_shell():
     assert words == [str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", uri]
 
 
+def test_a_dataset_of_the_packages_is_in_no_folder(rd3):
+    code, out, _err = rd3("data", "fetch", "digits")
+    assert (code, out) == (0, "digits comes with RD3's packages\n")
+
+
 def test_fields_are_read_as_yaml():
     assert parse_fields(["a=1", "b=0.5", "c=x", "d=[1, 2]", "e=true"]) == {
         "a": 1,
