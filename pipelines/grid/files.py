@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.check import check_document
-from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_located
+from pipelines.grid.located_yaml import EXPONENTS, GridErrors, Located, Problem, read_located
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.foreign_files import read_text
@@ -69,6 +69,9 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_Dumper.add_implicit_resolver(*EXPONENTS)  # text that would be read as a number is put in quotes
 
 
 def _as_text(source: Mapping[str, Any]) -> str:

@@ -114,9 +114,13 @@ _FIXES = {
 """Parts of the loader's messages and what to do."""
 _OCTAL, _BASE_60 = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
 """Numbers as YAML 1.1 has them: ``010`` is 8, and ``1:30`` is 90."""
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+EXPONENTS: tuple[str, re.Pattern[str], list[str]] = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
+"""Numbers that YAML 1.1 takes for text, as an implicit resolver: tag, pattern and first characters."""
+_Loader.add_implicit_resolver(*EXPONENTS)
 
 
 def read_located(text: str) -> Located:

@@ -69,6 +69,12 @@ def test_a_number_may_be_written_as_1e_3():
     assert read_located("a: [1e, .e5, e5, 1.2.3e4]").data == {"a": ["1e", ".e5", "e5", "1.2.3e4"]}
 
 
+def test_text_in_python_stays_text():
+    grid = load_grid({"methods": ["random"], "datasets": ["digits"], "ipc": [1], "teacher": "resnet18_w16",
+                      "setting": "1e3", "description": "010", "protocol": {"lr": 1e-05}})  # fmt: skip
+    assert (grid.parts[0].setting, grid.description, grid.parts[0].protocol) == ("1e3", "010", {"lr": 1e-05})
+
+
 @pytest.mark.parametrize("sentences", [SENTENCES, sweep_check.SENTENCES, RANGE_SENTENCES])
 def test_sentences_have_no_braces_but_for_what_is_found_out(sentences):
     facts = dict.fromkeys(("what", "key", "choices", "nearest", "instead", "owner", "input", "ge"), "x")
