@@ -200,7 +200,7 @@ def check_hours(plan: Plan, most: float | None, grid: str) -> None:
     if most is not None and plan.process_s > 3600 * most:
         raise BadValue(
             f"The rest of {grid} takes about {hours(plan.process_s)} device-hours, more than --max-hours {most:g}.",
-            f"raise --max-hours or reduce the grid; `rd3 plan {shlex.quote(grid)} --all` shows the time of every recipe",
+            f"raise --max-hours or reduce the grid; `rd3 plan {shlex.quote(grid)} --all` shows the times of recipes",
         )
 
 
