@@ -118,7 +118,9 @@ SENTENCES: Mapping[str, Sentence] = {
     "extra_forbidden": Sentence("{owner} has no key {key!r} here.", "{nearest}"),
     "literal_error": Sentence("Expected {choices}, got {what}.", "{nearest}"),
     "string_type": Sentence("Expected a name, got {what}."),
-    "string_pattern_mismatch": Sentence("Invalid name {input!r}.", "use letters, digits, '.', '_' and '-'"),
+    "string_pattern_mismatch": Sentence(
+        "Invalid name {input!r}.", "write `name:` with letters, digits, '.', '_' and '-' alone"
+    ),
     "int_type": Sentence("Expected an integer, got {what}."),
     "greater_than_equal": Sentence("Expected an integer of at least {ge}, got {input}."),
     "less_than_equal": Sentence("Expected an integer below 2^63, got {input}."),
