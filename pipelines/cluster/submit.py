@@ -98,8 +98,9 @@ def submission(
     from rd3.datasets import dataset_source
     from rd3.protocol import presets
 
-    loaded = load_grid(grid, Catalog.of(session))
-    users = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
+    catalog = Catalog.of(session)
+    loaded = load_grid(grid, catalog)
+    users = catalog.used_protocols - set(presets())  # of both sizes, as the cluster checks the whole file
     names = sorted({name for part in loaded.parts for name in part.datasets})
     file = grid_file(grid)
     return Submission(

@@ -282,6 +282,8 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     own = Session(f"sqlite:///{here}/m.db", str(here / "artifacts"), here)
     submitted = submit.submission(str(tmp_path / "mine.yaml"), own, {}, {}, [])
     assert list(submitted.presets) == ["found"]
+    (tmp_path / "two.yaml").write_text(GRID + "small: {protocols: [found]}\n")
+    assert list(submit.submission(str(tmp_path / "two.yaml"), own, {}, {}, []).presets) == ["found"]
     monkeypatch.setenv("RD3_HOME", str(there))
     for _again in range(2):
         done = CliRunner().invoke(run_grid.app, launcher.words(submitted))
