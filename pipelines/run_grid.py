@@ -23,6 +23,7 @@ def run_grid(
     context: typer.Context,
     grid: Annotated[str, typer.Argument(help="Name of a built-in grid, or path of a YAML file on this machine.")],
     text: Annotated[str, typer.Option(help="Content of the grid file GRID in URL-safe base64.")] = "",
+    file: Annotated[str, typer.Option(help="Name of the file with that content, if GRID is its small size.")] = "",
     env: Annotated[
         list[str] | None, typer.Option(help="An address as NAME=VALUE; repeatable.", metavar="NAME=VALUE")
     ] = None,
@@ -42,7 +43,7 @@ def run_grid(
         os.environ.update(driver_secrets() | addresses(env or []))
         os.environ["RD3_HOME"] = os.environ.get("RD3_HOME") or HOME
         if text:
-            grid = keep(grid, text)
+            grid = keep(grid, text, file)
         for word in protocol or []:
             keep_protocol(*word.split("=", 1))
         check_here(grid)
@@ -50,13 +51,18 @@ def run_grid(
         cli.main(["run", grid, "--address", "auto", *context.args])
 
 
-def keep(name: str, text: str) -> str:
-    """Save the text of a grid in this machine's home, where `rd3 status` and `rd3 report` find it; its path."""
+def keep(name: str, text: str, file: str = "") -> str:
+    """Save the text of a grid in this machine's home, where `rd3 status` and `rd3 report` find it; its path.
+
+    ``file``: the name of the file, if ``name`` is that of its demonstration size.
+    """
     from pipelines.settings import session
     from rd3.store import write_atomically
 
     path = session().home / "grids" / Path(name).name
-    write_atomically(path, base64.urlsafe_b64decode(text))
+    write_atomically(path.with_name(Path(file or name).name), base64.urlsafe_b64decode(text))
+    if file:
+        path.unlink(missing_ok=True)  # an earlier file of this name would take the place of the demonstration size
     return str(path)
 
 
@@ -88,9 +94,10 @@ def pull_missing(names: list[str]) -> None:
 
 def check_here(grid: str) -> None:
     """Raise DataMissing for a grid file that exists only on the submitting machine."""
+    from pipelines.grid.files import grid_file
     from rd3.errors import DataMissing
 
-    if Path(grid).suffix in (".yaml", ".yml") and not Path(grid).is_file():
+    if Path(grid).suffix in (".yaml", ".yml") and grid_file(grid) is None:
         raise DataMissing(
             f"There is no grid file {grid} on the cluster node {socket.gethostname()}: a launcher copies only the "
             "script.",

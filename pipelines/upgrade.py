@@ -112,14 +112,14 @@ def upgrade_presets(folder: Path) -> list[str]:
     """
     changed = []
     for path in sorted(folder.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8")
             old = Preset.model_validate(yaml.safe_load(text))
             sections = {name: dict(getattr(old, name)) for name in ("all", "same_network", "other_network")}
             if old.rules or any("augmentation" in section for section in sections.values()):
                 continue
             new = old.model_copy(update=upgraded_sections(**sections))
-        except (ValueError, TypeError, ArithmeticError, yaml.YAMLError):
+        except (OSError, ValueError, TypeError, ArithmeticError, yaml.YAMLError):
             continue
         former = path.with_suffix(".yaml.former")
         if not former.exists():

@@ -150,6 +150,8 @@ class LoadedGrid:
         evaluations need; 0: none are kept.
         """
         _at_least_one(max_concurrent=max_concurrent)
+        if not 0 < gpu_share <= 1:
+            raise BadValue(f"gpu_share is {gpu_share}.", "give a fraction above 0 and of at most 1")
         settle_home(self.workspace.session)
         return execute(
             self.expansion,

@@ -39,7 +39,8 @@ def words(submitted: Submission) -> list[str]:
     """The arguments of :mod:`pipelines.run_grid`, including the text of a user's own grid file."""
     if submitted.file is None:
         return submitted.words
-    return [*submitted.words, "--text", base64.urlsafe_b64encode(submitted.file.read_bytes()).decode()]
+    text, file = base64.urlsafe_b64encode(submitted.file.read_bytes()).decode(), submitted.file.name
+    return [*submitted.words, "--text", text, *(["--file", file] if file != submitted.grid else [])]
 
 
 def submit(cluster_file: Path, submitted: Submission) -> int:

@@ -55,7 +55,7 @@ class Submission:
 
     name: str
     grid: str
-    """Name of a built-in grid, or of the file in the working directory."""
+    """Name of a built-in grid, of the file in the working directory, or of the demonstration size of that file."""
     file: Path | None = None
     options: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
@@ -94,17 +94,18 @@ def submission(
     :class:`BadValue` for an address that means nothing, or something else, on the cluster.
     """
     from pipelines.grid.catalog import Catalog
-    from pipelines.grid.files import load_grid, shipped_grids
+    from pipelines.grid.files import grid_file, load_grid
     from rd3.datasets import dataset_source
     from rd3.protocol import presets
 
-    loaded = load_grid(grid, Catalog.of(session))
-    users = {chosen.name for part in loaded.parts for chosen in part.protocols} - set(presets())
+    catalog = Catalog.of(session)
+    loaded = load_grid(grid, catalog)
+    users = catalog.used_protocols - set(presets())  # of both sizes, as the cluster checks the whole file
     names = sorted({name for part in loaded.parts for name in part.datasets})
-    file = None if grid in shipped_grids() else Path(grid)
+    file = grid_file(grid)
     return Submission(
         name=loaded.name,
-        grid=file.name if file else grid,
+        grid=Path(grid).name if file else grid,
         file=file,
         options=options,
         env={name: shared_address(name, value, local) for name, value in addresses.items() if name not in env}
@@ -175,7 +176,7 @@ def working_directory(folder: Path, submitted: Submission) -> int:
     code = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
     files = {path: path.relative_to(root) for path in code if not _left_out(path.relative_to(root))}
     if submitted.file is not None:
-        files[submitted.file] = Path(submitted.grid)
+        files[submitted.file] = Path(submitted.file.name)
     sizes = {path: path.stat().st_size for path in files}
     size = sum(sizes.values())
     if size > LIMIT_BYTES:

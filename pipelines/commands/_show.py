@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.grid.located_yaml import read_located
 from pipelines.terminal import PlainColumn, PlainConsole
 from rd3.errors import BadValue, RD3Error, StoreError
 
@@ -127,24 +127,17 @@ def show_reasons(found: Iterable[tuple[str, str, str]]) -> None:
 
 
 def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Parse ``name=value`` arguments; values are YAML (``0.5``, ``true``, ``[1, 2]``)."""
+    """Parse ``name=value`` arguments; values are read as in grid files (``0.5``, ``1e-3``, ``true``, ``[1, 2]``)."""
     fields: dict[str, Any] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise BadValue(f"Expected NAME=VALUE, got {pair!r}.", "for example: temperature=4")
-        try:
-            fields[name] = yaml.safe_load(value)
-        except (
-            yaml.YAMLError,
-            RecursionError,
-            ValueError,
-            LookupError,
-            AttributeError,
-        ):  # such as 2024-13-45 and !!bool x
-            raise BadValue(
-                f"Cannot read the value in {pair!r}.", "use a number or a word, or put it in quotes"
-            ) from None
+        document = read_located(value)
+        for problem in document.problems:
+            fix = problem.fix or "use a number or a word, or put it in quotes"
+            raise BadValue(f"Cannot read the value in {pair!r}: {problem.message.rstrip('.')}.", fix)
+        fields[name] = document.data
     return fields
 
 

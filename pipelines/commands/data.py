@@ -52,7 +52,7 @@ def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision c
     with progress_bar(f"fetch {name}") as progress:
         copy = datasets.fetch(name, session().roots)
         progress(1.0, "")
-    console.print(f"{name} is in {copy.folder}")
+    console.print(f"{name} is in {copy.folder}" if copy.folder else f"{name} comes with RD3's packages", soft_wrap=True)
 
 
 @app.command("add")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -199,7 +200,7 @@ def check_hours(plan: Plan, most: float | None, grid: str) -> None:
     if most is not None and plan.process_s > 3600 * most:
         raise BadValue(
             f"The rest of {grid} takes about {hours(plan.process_s)} device-hours, more than --max-hours {most:g}.",
-            f"raise --max-hours or reduce the grid; `rd3 plan {grid} --all` shows the time of every recipe",
+            f"raise --max-hours or reduce the grid; `rd3 plan {shlex.quote(grid)} --all` shows the times of recipes",
         )
 
 
@@ -247,7 +248,7 @@ def run(
     if outcome.interrupted:
         console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
     finish(outcome)
-    console.print(f"Next: rd3 report {grid}")
+    console.print(f"Next: rd3 report {shlex.quote(grid)}", soft_wrap=True)
 
 
 def status(grid: GridArgument) -> None:
@@ -401,5 +402,5 @@ def ui_line(here: Session, page: str = "") -> str:
     uri = here.tracking_uri
     if uri.startswith(("http://", "https://")):
         return f"MLflow UI: {uri.rstrip('/')}{page}"
-    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+    command = shlex.join([str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", uri])
     return f"MLflow UI: {command}" + (f"\nthen open http://127.0.0.1:5000{page}" if page else "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands._show import JsonOption, show_table
+from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.settings import session
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ def diff(
             {"student": label, "value": name, first: own, second: others}
             for name, (own, others) in differences(one, other).items()
         ]
-    show_table(rows, as_json=as_json, empty=f"{first} and {second} are equal on {dataset}")
+    if rows or as_json:
+        show_table(rows, as_json=as_json)
+    else:
+        console.print(f"{first} and {second} are equal on {dataset}", soft_wrap=True)
 
 
 def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, str]]:

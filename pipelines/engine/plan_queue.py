@@ -34,7 +34,7 @@ def plan_queue(
     running = [
         expansion.recipes[key]
         for key, item in items.items()
-        if item.status == "run" and key not in expansion.larger_sets
+        if item.status == "run" and key not in finished and key not in expansion.larger_sets
     ]
     shared = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
     recipes |= {share.key: share for each in shared.values() for share in each}

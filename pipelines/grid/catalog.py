@@ -86,6 +86,8 @@ class Catalog:
         self.roots, self.presets, self.ledger = roots, presets, ledger
         self.protocols = dict(protocols or {})
         self._preset_of = preset if presets is None else preset_reader(presets)
+        self.used_protocols: set[str] = set()
+        """Names of the protocols that were looked up."""
         self._found: dict[Hashable, Any] = {}
 
     @classmethod
@@ -132,6 +134,7 @@ class Catalog:
 
     def protocol(self, name: str) -> Preset:
         """The preset of a protocol, whose rules name known students and datasets."""
+        self.used_protocols.add(name)
         return self.protocols.get(name) or self._once(("protocol", name), partial(self._checked_preset, name))
 
     def _checked_preset(self, name: str) -> Preset:

@@ -5,6 +5,7 @@ All keys are known afterwards.  Reads no ledger and does not import torch; ten t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -294,9 +295,11 @@ class _Expander:
         """The protocol at one point, with the batch size capped at the set's size."""
         fixed = part.protocol | chosen.values
         at = partial(self.catalog.evaluation, chosen.name, frame)
-        protocol, base, plain = at(fixed | varied), at(fixed), at({})
+        protocol, base, plain = at(fixed | varied), at(fixed), None
+        with contextlib.suppress(RD3Error):  # the preset alone may set no epochs for this student
+            plain = at({})
         # Of the base point, so that a varied setting of a changed loss is compared with it.
-        changed = {name: base.value(name) for name in fixed if base.value(name) != plain.value(name)}
+        changed = {name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)}
         return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol, frame.case))
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:

@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.check import check_document
-from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_located
+from pipelines.grid.located_yaml import EXPONENTS, GridErrors, Located, Problem, read_located
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.foreign_files import read_text
@@ -71,6 +71,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_Dumper.add_implicit_resolver(*EXPONENTS)  # text that would be read as a number is put in quotes
+
+
 def _as_text(source: Mapping[str, Any]) -> str:
     """The content of a grid file as YAML; raises :class:`BadValue` for values that YAML does not have."""
     try:
@@ -90,6 +93,12 @@ def _full(source: str) -> str | None:
         return None
     full = str(path.with_name(path.stem.removesuffix(SMALL) + path.suffix))
     return full if full in file_names(_folder()) or _is_file(Path(full)) else None
+
+
+def grid_file(source: str) -> Path | None:
+    """The file at a path, or the one of whose demonstration size ``source`` is the path; None for a built-in grid."""
+    path = Path(_full(source) or source)
+    return path if str(path) not in file_names(_folder()) and _is_file(path) else None
 
 
 def _is_file(path: Path) -> bool:

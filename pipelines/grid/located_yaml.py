@@ -99,7 +99,7 @@ def written_at(overrides: Mapping[str, Any], overrides_at: Path, path: Path) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML loader, except that ``1e-3`` is a number and a date is text."""
+    """Safe YAML loader, except that ``1e-3`` and ``1.5e3`` are numbers and a date is text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -114,9 +114,13 @@ _FIXES = {
 """Parts of the loader's messages and what to do."""
 _OCTAL, _BASE_60 = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
 """Numbers as YAML 1.1 has them: ``010`` is 8, and ``1:30`` is 90."""
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+EXPONENTS: tuple[str, re.Pattern[str], list[str]] = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
+"""Numbers that YAML 1.1 takes for text, as an implicit resolver: tag, pattern and first characters."""
+_Loader.add_implicit_resolver(*EXPONENTS)
 
 
 def read_located(text: str) -> Located:
@@ -175,7 +179,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         found.unreadable.add(path)
         return None
     if isinstance(value, float) and not math.isfinite(value):
-        found.problem(path, f"{node.value} is not a finite number.", "write a number")
+        found.problem(path, f"{node.value} is not a finite number.", "write a number, or put it in quotes")
         found.unreadable.add(path)
         return None
     plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
@@ -183,7 +187,9 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         base = 60 if ":" in node.value else 8
         decimal = f"{node.value.replace('_', '').replace('0', '', 1)} or " if base == 8 else ""
         found.problem(
-            path, f"{node.value} is {value} in YAML, which reads it in base {base}.", f"write {decimal}{value}"
+            path,
+            f"{node.value} is {value} in YAML, which reads it in base {base}.",
+            f"write {decimal}{value}, or put it in quotes",
         )
         found.unreadable.add(path)
         return None

@@ -27,8 +27,8 @@ class Pricing(NamedTuple):
 def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
     """Rates of the device that recipes will run on: by default this machine's GPUs if it has any, else its CPU.
 
-    ``device``: ``cpu``, ``cuda``, or the name (or a prefix) of another calibrated device.  Raises :class:`UnknownName`
-    for a name without a calibration.
+    ``device``: ``cpu``, ``cuda``, or the name (or a prefix of one name) of another calibrated device.  Raises
+    :class:`UnknownName` for a name without a calibration.
     """
     if device is not None and device not in _DEVICES:
         return _named(objects, device)
@@ -48,13 +48,14 @@ def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
 
 def _named(objects: ObjectStore, name: str) -> Pricing:
     known = calibrations.known(objects)
-    found = [one for one in known if one.device.lower().startswith(name.lower())]
+    whole = [one for one in known if one.device.lower() == name.lower()]  # it may also begin the name of another
+    found = whole or [one for one in known if one.device.lower().startswith(name.lower())]
     if len({one.device for one in found}) != 1:
         what = f"{len(found)} calibrations of devices that start" if found else "no calibration of a device that starts"
         there = f"it has {_several(found or known)}" if known else "it has none"
         raise UnknownName(
             f"The ledger {objects.root} has {what} with {name!r}; {there}.",
-            "choose one of these, or run `rd3 calibrate` on that machine with this ledger",
+            f"{'choose one of these, or ' if known else ''}run `rd3 calibrate` on that machine with this ledger",
         )
     torch = torch_version()
     chosen = next((one for one in found if one.torch == torch), found[0])

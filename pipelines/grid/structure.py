@@ -109,14 +109,18 @@ _TEXT = Sentence("Expected text, got {what}.", "put it in quotes")
 _VARIED = Sentence("Expected a list of values, got {what}.", "write `{key}: [...]`")
 _CHANGES = Sentence("Expected keys that change the grid, got {what}.", "e.g. `methods: [random]`")
 
-_PAPER = Sentence("Expected a table with the beginning of a configuration, got {what}.", "e.g. `paper: {'6': loss=KL}`")
+_PAPER = Sentence(
+    "Expected a table with the beginning of a configuration, got {what}.", "e.g. `paper: {{'6': loss=KL}}`"
+)
 
 SENTENCES: Mapping[str, Sentence] = {
     "missing": Sentence("The key {key!r} is missing.", "add `{key}:`"),
     "extra_forbidden": Sentence("{owner} has no key {key!r} here.", "{nearest}"),
     "literal_error": Sentence("Expected {choices}, got {what}.", "{nearest}"),
     "string_type": Sentence("Expected a name, got {what}."),
-    "string_pattern_mismatch": Sentence("Invalid name {input!r}.", "use letters, digits, '.', '_' and '-'"),
+    "string_pattern_mismatch": Sentence(
+        "Invalid name {input!r}.", "write `name:` with letters, digits, '.', '_' and '-' alone"
+    ),
     "int_type": Sentence("Expected an integer, got {what}."),
     "greater_than_equal": Sentence("Expected an integer of at least {ge}, got {input}."),
     "less_than_equal": Sentence("Expected an integer below 2^63, got {input}."),

@@ -36,6 +36,7 @@ def draw(tuning: Tuning, kind: str = "svg") -> dict[str, bytes]:
 
 
 def _axes(tuning: Tuning) -> dict[str, Axes]:
+    from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.visualization import matplotlib as drawn
 
     study = tuning.study
@@ -44,7 +45,8 @@ def _axes(tuning: Tuning) -> dict[str, Axes]:
     if scores:
         found["history"] = drawn.plot_optimization_history(study, target_name=SCORE)
     if len(scores) >= FEWEST and len(set(scores)) > 1:
-        found["importance"] = drawn.plot_param_importances(study, target_name=SCORE)
+        evaluator = PedAnovaImportanceEvaluator()  # Optuna 4 has another by default
+        found["importance"] = drawn.plot_param_importances(study, evaluator=evaluator, target_name=SCORE)
         found["parallel"] = drawn.plot_parallel_coordinate(study, target_name=SCORE)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,10 @@ MOST_POINTS = 100_000
 """Maximum number of points of sampler ``grid``, which Optuna keeps in memory."""
 MOST_STEPS = 2**31
 """Maximum number of steps of a range."""
+_JOINT = (
+    "labels", "loss", "soft_labels", "label_top_k", "label_epochs", "label_reuse", "teacher_mode", "epochs"
+)  # fmt: skip
+"""Fields whose values, each valid, may contradict each other (:meth:`rd3.protocol.EvalProtocol.contradictions`)."""
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
 """Values by name to the sweep's protocol with these overrides."""
 
@@ -74,6 +79,8 @@ class SpaceCheck:
                 self._matters(dimension, good)
             if sampler == "grid":
                 self._countable(good, trials)
+            if not self.document.problems:
+                self._consistent(good)
         return good
 
     def _problem(self, path: Path, message: str, fix: str = "") -> None:
@@ -161,6 +168,31 @@ class SpaceCheck:
             self._problem(
                 (field, "step"), f"Steps of {step} from {low} do not reach {high}.", "choose another step or end"
             )
+
+    def _consistent(self, space: tuple[Dimension, ...]) -> None:
+        """Report the first point that contradicts itself, by the values that do so: its trial could not run.
+
+        The ends of a range stand for all of it, as contradictions between numbers are comparisons of two.
+        """
+        moved = [one for one in space if one.field in _JOINT]
+        for values in itertools.product(*(one.choices or (one.low, one.high) for one in moved)):
+            point = {one.field: value for one, value in zip(moved, values, strict=True)}
+            if self._contradiction(point):
+                for field in list(point):
+                    rest = {name: value for name, value in point.items() if name != field}
+                    point = rest if self._contradiction(rest) else point
+                named = " and ".join(f"{name} {value!r}" for name, value in point.items())
+                message = f"A trial cannot have {named}. {self._contradiction(point)}"
+                self._problem((next(iter(point)),), message, "remove one of these values, or fix another field")
+                return
+
+    def _contradiction(self, moved: dict[str, Any]) -> str:
+        """Why a point is not possible; empty if it is."""
+        try:
+            self.resolve(moved)
+        except RD3Error as error:
+            return error.message
+        return ""
 
     def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:
         """Values that a field may have in a trial; for a range, its ends."""

@@ -53,11 +53,18 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
 def _tuned(subject: Subject, params: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a trial as a preset can state them.
 
-    With epochs in place of ``image_steps``; hard labels reset the fields of soft ones that the base preset states.
+    With epochs in place of ``image_steps``; hard labels reset the fields of soft ones that the base preset states.  A
+    tuned loss that is the base's own has the settings that it keeps, as it takes the place of the base's in ``all``.
     """
     base, values = subject.rule, subject.values(params)
+    resolved = subject.protocol(params)
     if values.pop("image_steps", None) is not None:
-        values["epochs"] = subject.protocol(params).epochs
+        values["epochs"] = resolved.epochs
+    if "loss" in values:
+        defaults = LOSSES.get(resolved.loss.name).Settings.model_fields
+        settings = resolved.loss.settings.items()
+        kept = {name: value for name, value in settings if name not in values and value != defaults[name].default}
+        values["loss"] = {resolved.loss.name: kept} if kept else resolved.loss.name
     stated = {*base.all, *base.same_network, *base.other_network, *(name for rule in base.rules for name in rule.then)}
     return {name: value for name, value in implied_by(values).items() if name in stated} | values
 

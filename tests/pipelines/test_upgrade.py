@@ -283,6 +283,12 @@ def test_a_preset_that_cannot_be_read_stays_as_it_is(tmp_path, text):
     assert upgrade_presets(tmp_path) == [] and (tmp_path / "own.yaml").read_text() == text
 
 
+def test_a_preset_in_another_encoding_does_not_end_an_upgrade(tmp_path):
+    (tmp_path / "own.yaml").write_bytes("name: own\nsource: für mich\n".encode("latin-1"))
+    (tmp_path / "folder.yaml").mkdir()
+    assert upgrade_presets(tmp_path) == []
+
+
 def test_a_preset_of_today_is_left_alone(tmp_path):
     text = "name: own\nsource: me\nall: {epochs: 2, augmentation: [flip], precision: bf16}\n"
     (tmp_path / "own.yaml").write_text(text)

@@ -59,6 +59,9 @@ def test_counts_below_one_are_refused(work: Workspace):
         grid.plan(devices=-1)
     with pytest.raises(BadValue, match="max_concurrent is 0"):
         grid.run(max_concurrent=0)
+    for share in (0, 2):
+        with pytest.raises(BadValue, match=f"gpu_share is {share}"):
+            grid.run(gpu_share=share)
 
 
 def test_addresses_can_be_given(tmp_path: Path):

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from pipelines import cli, run_grid
 from pipelines.cluster import launcher, submit
+from pipelines.grid.files import load_grid
 from pipelines.settings import ADDRESSES, Session, addresses, driver_secrets
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
 
@@ -248,6 +249,25 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
     assert Path(words[1]) == tmp_path / "home" / "grids" / "a grid.yaml"
 
 
+def test_a_demonstration_size_travels_with_the_file_that_states_it(monkeypatch, session, grid, tmp_path):
+    grid.write_text(GRID + "also: [{ipc: [2]}]\nsmall: {datasets: [digits], teacher: resnet18_w16}\n")
+    submitted = submit.submission(str(grid.with_name("a grid-small.yaml")), session, {}, {}, [])
+    assert submitted.pull == []
+    (tmp_path / "sent").mkdir()
+    submit.working_directory(tmp_path / "sent", submitted)
+    monkeypatch.chdir(tmp_path / "sent")
+    assert load_grid(submitted.words[0]).small and load_grid(submitted.words[0]).name == "mine-small"
+    ran: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda words: ran.append(words[1]))
+    for name in ADDRESSES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("RD3_HOME", str(tmp_path / "there"))
+    for words in (submitted.words, launcher.words(submitted)):
+        assert CliRunner().invoke(run_grid.app, words).exit_code == 0
+        assert load_grid(ran[-1]).small
+    assert Path(ran[1]) == tmp_path / "there" / "grids" / "a grid-small.yaml"
+
+
 def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     """What a sweep has found is tried on a cluster; what lies there under its name already is not replaced."""
     monkeypatch.setattr(cli, "main", lambda words: None)
@@ -262,6 +282,8 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     own = Session(f"sqlite:///{here}/m.db", str(here / "artifacts"), here)
     submitted = submit.submission(str(tmp_path / "mine.yaml"), own, {}, {}, [])
     assert list(submitted.presets) == ["found"]
+    (tmp_path / "two.yaml").write_text(GRID + "small: {protocols: [found]}\n")
+    assert list(submit.submission(str(tmp_path / "two.yaml"), own, {}, {}, []).presets) == ["found"]
     monkeypatch.setenv("RD3_HOME", str(there))
     for _again in range(2):
         done = CliRunner().invoke(run_grid.app, launcher.words(submitted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from safetensors.torch import save_file
 from small_recipes import a_set
 
 from pipelines.commands._show import parse_fields, show_table
+from pipelines.commands.grid import ui_line
 from pipelines.engine.execute import Failure, Outcome
+from pipelines.settings import Session
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.methods import METHODS, method_names
@@ -589,6 +592,18 @@ def test_tables_are_for_people_and_json_is_exact(capsys):
     assert json.loads(capsys.readouterr().out) == rows
 
 
+def test_the_command_of_the_ui_can_be_copied_into_a_shell():
+    uri = "sqlite:////home/me/my study (2)/mlflow.db"
+    said = ui_line(Session(uri, "artifacts", Path("home")), "/#/experiments")
+    words = shlex.split(said.removeprefix("MLflow UI: ").splitlines()[0])
+    assert words == [str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", uri]
+
+
+def test_a_dataset_of_the_packages_is_in_no_folder(rd3):
+    code, out, _err = rd3("data", "fetch", "digits")
+    assert (code, out) == (0, "digits comes with RD3's packages\n")
+
+
 def test_fields_are_read_as_yaml():
     assert parse_fields(["a=1", "b=0.5", "c=x", "d=[1, 2]", "e=true"]) == {
         "a": 1,
@@ -597,10 +612,17 @@ def test_fields_are_read_as_yaml():
         "d": [1, 2],
         "e": True,
     }
+    assert parse_fields(["lr=1e-3", "weight_decay=5.0E1", "start=2024-13-45", "drop="]) == {
+        "lr": 0.001,
+        "weight_decay": 50,
+        "start": "2024-13-45",
+        "drop": None,
+    }
     with pytest.raises(BadValue, match="NAME=VALUE"):
         parse_fields(["a"])
-    with pytest.raises(BadValue, match="Cannot read the value in 'a=2024-13-45'"):
-        parse_fields(["a=2024-13-45"])
+    for value, why in (("[1, 2", "Invalid YAML"), ("010", "base 8"), (".nan", "finite"), ("&b [*b]", "Aliases")):
+        with pytest.raises(BadValue, match=re.escape(f"Cannot read the value in 'a={value}': ") + f".*{why}"):
+            parse_fields([f"a={value}"])
 
 
 def test_a_path_that_cannot_be_written_is_said_in_a_sentence(rd3, tmp_path):

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.engine.plan_queue import plan_queue
 from pipelines.engine.shards import Share, collect, deliver, discard, share_out
+from pipelines.grid.expand import Expansion
+from pipelines.grid.plan import Item, Plan
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.methods import METHODS
 from rd3.recipe import SetRecipe
@@ -34,6 +37,14 @@ def test_shares_hold_every_block_once():
 )
 def test_what_cannot_be_shared_out_is_not(recipe: SetRecipe):
     assert share_out([recipe], 4, lambda name: TOY.info) == {}
+
+
+def test_a_set_that_was_finished_since_the_plan_is_not_shared_out():
+    expansion = Expansion(recipes={RECIPE.key: RECIPE}, infos={TOY.info.name: TOY.info})
+    plan = Plan("", [Item(RECIPE.key, "set", "toy", "run")])
+    sides = dict.fromkeys(("set", "share"), Demand(1.0))
+    assert plan_queue(expansion, plan, (), sides, 4).counts()["share"]["waiting"] == 4
+    assert plan_queue(expansion, plan, {RECIPE.key}, sides, 4).counts().keys() == {"set"}
 
 
 def test_a_set_in_shares_is_the_set_made_in_one_go(tmp_path: Path):

@@ -15,7 +15,7 @@ from rd3.methods import register_method
 from rd3.methods._base import METHODS
 from rd3.methods.random import Random
 from rd3.models._base import NETWORKS, Network, NetworkInfo, network_names
-from rd3.protocol import resolve_protocol
+from rd3.protocol import read_preset, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, topological
 from rd3.store import Entry
 from tests.pipelines.fingerprints import Fingerprints
@@ -434,3 +434,16 @@ def test_the_dd_ranking_grid_has_every_cell_of_its_table():
     table = dd_ranking(Results.of(grid.cells, lambda kind, key: find.get(key)))
     assert [row[3] for row in table.texts] == ["random", "rded", "herding", "k_center"]
     assert "missing" not in table.columns and all("missing" not in row for row in table.texts)
+
+
+def test_a_protocol_without_epochs_for_a_student_is_completed_by_the_grid(tmp_path):
+    rule = "rules: [{when: {students: [resnet18_w16]}, then: {epochs: 3}}]"
+    (tmp_path / "mine.yaml").write_text(
+        f"name: mine\nsource: me\nall: {{augmentation: [flip], zeta: 1, batch_size: 9}}\n{rule}\n"
+    )
+    catalog = Fingerprints(opened)
+    catalog.protocols["mine"] = read_preset(tmp_path / "mine.yaml")
+    text = SMALL + "students: [convnet_d1, resnet18_w16]\nprotocols: [{mine: {epochs: 2}}]\n"
+    expansion = expand(parse_grid(text, "test", catalog), catalog)
+    assert {cell.overrides["epochs"] for cell in expansion.cells} == {2}
+    assert [dict(cell.reduced) for cell in expansion.cells] == [{}, {"epochs": (2, 3)}]

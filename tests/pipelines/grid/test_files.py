@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.grid.files import GridErrors, load_grid, parse_grid, shipped_grids
+from pipelines.grid.located_yaml import read_located
+from pipelines.grid.structure import SENTENCES
+from pipelines.sweep import check as sweep_check
+from pipelines.sweep.space import RANGE_SENTENCES
 from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
 
 BASE = """\
@@ -60,6 +64,28 @@ def test_the_key_of_a_grid_ignores_names_and_layout():
 def test_a_number_may_be_written_as_1e_3():
     grid = parse_grid(BASE + "protocol: {lr: 1e-3, test_epochs: [1, 2]}\n", "test")
     assert grid.parts[0].protocol == {"lr": 0.001, "test_epochs": [1, 2]}
+    for text in ("1.5e3", "-2.E2", ".5e1", "+1.0e-3", "3E+2"):
+        assert read_located(f"a: {text}").data == {"a": float(text)}
+    assert read_located("a: [1e, .e5, e5, 1.2.3e4]").data == {"a": ["1e", ".e5", "e5", "1.2.3e4"]}
+
+
+def test_text_in_python_stays_text():
+    grid = load_grid({"methods": ["random"], "datasets": ["digits"], "ipc": [1], "teacher": "resnet18_w16",
+                      "setting": "1e3", "description": "010", "protocol": {"lr": 1e-05}})  # fmt: skip
+    assert (grid.parts[0].setting, grid.description, grid.parts[0].protocol) == ("1e3", "010", {"lr": 1e-05})
+
+
+@pytest.mark.parametrize("sentences", [SENTENCES, sweep_check.SENTENCES, RANGE_SENTENCES])
+def test_sentences_have_no_braces_but_for_what_is_found_out(sentences):
+    facts = dict.fromkeys(("what", "key", "choices", "nearest", "instead", "owner", "input", "ge"), "x")
+    for message, fix in sentences.values():
+        message.format(**facts), fix.format(**facts)
+
+
+def test_a_table_of_the_paper_has_a_configuration():
+    for given in ("'6'", "[6]", "{'6': 5}"):
+        [(place, said)] = problems(BASE + f"paper: {given}\n").items()
+        assert place.startswith("paper") and "e.g. `paper: {'6': loss=KL}`" in said
 
 
 def test_every_mistake_is_reported_at_once_with_its_place():
@@ -443,9 +469,9 @@ def test_mistakes_in_the_keys_of_students():
 @pytest.mark.parametrize(
     ("new", "said"),
     [
-        ("ipc: [010]", "010 is 8 in YAML, which reads it in base 8. Fix: write 10 or 8"),
-        ("ipc: [1:30]", "1:30 is 90 in YAML, which reads it in base 60. Fix: write 90"),
-        ("ipc: [.nan]", ".nan is not a finite number. Fix: write a number"),
+        ("ipc: [010]", "010 is 8 in YAML, which reads it in base 8. Fix: write 10 or 8, or put it in quotes"),
+        ("ipc: [1:30]", "1:30 is 90 in YAML, which reads it in base 60. Fix: write 90, or put it in quotes"),
+        ("ipc: [.nan]", ".nan is not a finite number. Fix: write a number, or put it in quotes"),
         ("ipc:[1]", "could not find expected ':'. Fix: write `key: value`, with a space after the colon"),
         ("ipc:\n\t- 1", "Fix: indent with spaces"),
         ("<<: {ipc: [1]}", "Key '<<' is not a string. Fix: write the values in full, or use 'also'"),

@@ -83,6 +83,13 @@ def test_a_device_that_nobody_has_calibrated_is_refused(objects):
         pricing(objects, "Chip")
 
 
+def test_a_name_that_begins_another_is_that_of_its_own_device(objects):
+    for name, speed in (("NVIDIA GeForce RTX 3090", 3e13), ("NVIDIA GeForce RTX 3090 Ti", 4e13)):
+        keep(objects, calibration(name, kind="cuda", fp32=speed))
+    assert pricing(objects, "nvidia geforce rtx 3090").rates.fp32 == 3e13
+    assert pricing(objects, "nvidia geforce rtx 3090 t").rates.fp32 == 4e13
+
+
 def test_a_gpu_is_priced_as_a_gpu_and_a_cpu_without_bf16_as_such():
     assert shipped_rates("cuda", True).fp32 == GPU.fp32
     assert shipped_rates("cuda", False).auto == "fp32"

@@ -165,6 +165,23 @@ def test_the_protocol_to_start_from_decides_what_matters(field, protocol, said):
     assert said in found
 
 
+@pytest.mark.parametrize(
+    ("fields", "protocol", "said"),
+    [
+        ("loss: [kl, mse_gt]\n  soft_labels: [online, once]", "rd3", "loss 'mse_gt' and soft_labels 'once'. Protocol"),
+        ("lr: [0.1, 0.2]\n  label_epochs: {low: 1, high: 60}", "{rd3: {soft_labels: stored, epochs: 60}}",
+         "A trial cannot have label_epochs 60. Protocol rd3: label_epochs is not below the 60 epochs of training."),
+        ("epochs: {low: 9, high: 60}", "{rd3: {soft_labels: stored, label_epochs: 9}}", "cannot have epochs 9."),
+    ],
+)  # fmt: skip
+def test_no_point_contradicts_itself(fields, protocol, said):
+    """A driver that comes to such a point could not go on, as it proposes the same point again."""
+    [found] = mistakes(space(fields, protocol=protocol))
+    assert said in found
+    possible = fields.replace("high: 60", "high: 59").replace("low: 9", "low: 10").replace("mse_gt", "dkd")
+    assert parse_sweep(space(possible, protocol=protocol), "x").space
+
+
 def test_lists_and_steps_that_are_not_there():
     found = mistakes(space("mixup.alpha: [1, 2]\n  augmentation: [[flip], []]"))
     assert [text.partition(":")[0] for text in found] == [

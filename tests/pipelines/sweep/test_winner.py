@@ -340,3 +340,13 @@ def test_a_winner_keeps_tuned_settings_of_an_augmentation_or_loss_that_a_rule_re
     for ipc, area, temperature in ((5, 0.3, 7.0), (6, 0.3, 7.0), (8, 0.3, 7.0)):
         found = resolve_protocol(made, factor=1, same_network=True, set_size=50, ipc=ipc)
         assert (found.value("resized_crop.min_area"), found.value("temperature")) == (area, temperature)
+
+
+@pytest.mark.parametrize("base", ["sre2l-tiny", "sre2l-cifar", "gvbsm", "rd3-reduced"])
+@pytest.mark.parametrize("loss", ["kl", "mse_gt", "dkd"])
+def test_a_tuned_loss_that_is_the_bases_own_keeps_its_settings(here, base, loss):
+    params = {"loss": loss, "lr": 0.01}
+    space = {"loss": ["kl", "mse_gt", "dkd"], "lr": [0.01, 0.1]}
+    subject, made = winner_of(Catalog.of(here), params, protocol=base, space=space)
+    again = resolve_protocol(made, **subject.frame._asdict())
+    assert again == subject.protocol(params).model_copy(update={"test_epochs": ()})
