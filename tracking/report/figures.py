@@ -86,7 +86,7 @@ def rendered(figure: Figure, name: str, kind: str = "svg") -> bytes:
     text = re.sub(rf'<g id="{TIP}([0-9a-f]+)">', _with_title, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = text.replace("<svg ", '<svg role="img" ', 1)
+    text = re.sub(r'<svg (?=.*?\bwidth="([^"]+)")', r'<svg role="img" style="--width: \1" ', text, count=1)
     return text.encode()
 
 

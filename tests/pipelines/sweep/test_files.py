@@ -158,6 +158,7 @@ def test_each_field_of_the_space_is_checked(field, said):
         ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels use the loss 'ce' only."),
         ("lr: [0.1, 0.2]", "{rd3: {soft_labels: own}}", "The sets of a sweep have no soft labels of their own."),
         ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
+        ("loss: [kl, dkd]", "{rd3: {temperature: 4}}", "temperature of 'protocol' would not be used"),
     ],
 )
 def test_the_protocol_to_start_from_decides_what_matters(field, protocol, said):
