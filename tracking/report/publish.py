@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rd3.cell import Cell
@@ -25,9 +25,10 @@ _LONGEST = 5000
 """Maximum characters of a description; MLflow allows 8000."""
 
 
-def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: Path) -> None:
-    """Log the folder ``report`` and a table of scores to the grid's run; tag its recipes' runs.
+def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: Mapping[str, Path]) -> None:
+    """Log the report's files (by name) and a table of scores to the grid's run; tag its recipes' runs.
 
+    Their folder is not logged as a whole: it is the user's choice, and may hold anything.
     A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
     """
     described = summary(results.scores)
@@ -36,7 +37,8 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: 
     entries = (results.find("evaluation", key) for key in results.frame["evaluation"] if key is not None)
     keys |= {teacher for entry in entries if entry is not None for teacher in entry.recipe.get("teachers", ())}
     with tracker.errors():
-        tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
+        for file, path in files.items():
+            tracker.client.log_artifact(run_id, str(path), PurePosixPath(FOLDER, file).parent.as_posix())
         tracker.log(run_id, tags={"mlflow.note.content": described})
         _name_runs(tracker, run_id, name, keys, _facts(results), results.find)
 
@@ -50,8 +52,7 @@ def publish_tables(
         raise DataMissing(f"See the run of {kind} {key[:12]}.")
 
     results = Results.of(cells, find)
-    write_report(name, results, not_fetched, out, facts=facts)
-    publish(tracker, run_id, name, results, out)
+    publish(tracker, run_id, name, results, write_report(name, results, not_fetched, out, facts=facts))
 
 
 def _facts(results: Results) -> dict[Key, dict[str, Fact]]:

@@ -63,6 +63,8 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
         ledger.add(Entry(kind="evaluation", key=recipe.key, recipe=recipe.model_dump(mode="json"), result=result))
 
     publish_tables(tracker, grids["first"], "first", cells[:2], ledger.find, tmp_path / "first")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / ".env").write_text("PASSWORD=secret")  # the folder is the user's choice
     for _twice in range(2):
         publish_tables(tracker, grids["study"], "study", cells, ledger.find, tmp_path / "study", description="why")
     said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
@@ -83,6 +85,7 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
         "2-sensitivity-to-temperature.svg",
     }
     assert "why" in (files / "report.html").read_text()
+    assert not (files / ".env").exists()
 
 
 def test_a_long_summary_says_what_it_leaves_out() -> None:
