@@ -137,6 +137,14 @@ def test_lines_are_told_apart_by_what_differs():
     }
 
 
+def test_a_line_without_changes_has_no_trailing_comma():
+    results = Grid()
+    for overrides in ({}, {"rded.num_crop": 2}):
+        results.add("rded", 10, [40.0], overrides=overrides)
+        results.add("rded", 10, [41.0], overrides=overrides, varied={"temperature": 4.0})
+    assert list(figures.sensitivity_lines(results.scores(), "temperature")) == ["rded", "rded, rded.num_crop=2"]
+
+
 def _ticks(svg: bytes) -> list[float]:
     """Horizontal places of the ticks of the x axis."""
     axis = re.search(rb'id="s-matplotlib.axis_1".*?id="s-matplotlib.axis_2"', svg, re.DOTALL).group()
