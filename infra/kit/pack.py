@@ -108,6 +108,7 @@ def pack(chosen: argparse.Namespace) -> None:
             for name in FOLDERS:
                 shutil.rmtree(chosen.out / name, ignore_errors=True)
             (chosen.out / "kit.json").unlink(missing_ok=True)
+            chosen.out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(archive, chosen.out / ARCHIVE)
     else:
         size = _check_size(items, sum(map(len, documents.values())), chosen.out, chosen.limit)
@@ -118,7 +119,7 @@ def pack(chosen: argparse.Namespace) -> None:
     print(f"{len(wanted)} recipes of {len(recipes)} are in {chosen.out}; with the repository {size / 1e6:.1f} MB")
 
 
-def _write(kit: Path, items: Sequence[Item], documents: Mapping[str, bytes]) -> None:
+def _write(kit: Path, items: Sequence[Item], documents: Mapping[str, str]) -> None:
     """Write files and recipes (by path in the kit), and last ``kit.json`` with their hashes."""
     for item in items:
         target = kit / item.target
