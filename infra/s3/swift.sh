@@ -109,10 +109,14 @@ use = egg:swift#dlo
 END
 }
 
+# Whether the process of a server's pid file is that server, and not one that got its number later.
+running() { grep -qs "swift-$1-server" "/proc/$(cat "$RUN/$1.pid" 2>/dev/null || echo none)/cmdline"; }
+
 start() {
   install
   configure
   for server in $SERVERS proxy; do
+    running "$server" && continue
     setsid nohup "$BIN/swift-$server-server" "$CONF/$server-server.conf" >"$LOG/$server.log" 2>&1 </dev/null &
     echo $! >"$RUN/$server.pid"
   done
