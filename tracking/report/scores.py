@@ -241,7 +241,8 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         planned=len(repeats),
         top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
         set_count=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
-        generation_gpus=tuple(sorted({row["generation_gpu"] or "" for row in per_set.values()})) or ("",),
+        generation_gpus=tuple(sorted({gpu for row in per_set.values() if (gpu := row["generation_gpu"]) is not None}))
+        or ("",),  # None: a set that is not there yet
         reduced=reduced,
         paper=_paper_value(first, network),
         apart=tuple(apart),

@@ -234,6 +234,18 @@ def test_generation_time_is_that_of_the_device_that_made_the_set(made, seconds, 
     assert (score.generation_s, score.generation_unit) == (seconds, unit)
 
 
+def test_a_set_that_is_not_made_yet_has_no_device():
+    grid = Grid()
+    for seed, tops in enumerate(([40.0], [None])):
+        grid.add("rded", 10, tops, set_seed=seed)
+    first, second = (("set", cell.set) for cell in grid.cells)
+    made = {"device": "NVIDIA H200", "device_type": "cuda"}
+    grid.entries[first] = grid.entries[first].model_copy(update={"made": made})
+    del grid.entries[second]
+    (score,) = grid.scores()
+    assert (score.generation_s, score.generation_unit) == (10.0, "seconds on NVIDIA H200")
+
+
 def test_cost_within_a_decade_has_labelled_ticks():
     words = _text(figures.cost_chart([_score(generation_process_s=31.0), _score("random", generation_process_s=64.0)]))
     assert {"30", "40", "50", "60"} <= set(words)
