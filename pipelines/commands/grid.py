@@ -296,7 +296,7 @@ def publish(
     out: Annotated[Path, typer.Option(help="Output folder of the static site.")],
 ) -> None:
     """Write the reports of several grids and a leaderboard of their results as a static site."""
-    from pipelines.transfer.results import write_recipes
+    from pipelines.transfer.results import replace_recipes
     from pipelines.workspace import Workspace
     from rd3.store import write_atomically
     from tracking.report.leaderboard import Published, write_leaderboard
@@ -312,7 +312,7 @@ def publish(
         grid = one.expansion.source_grid
         one.report(out / name, found[name])
         write_atomically(out / name / "grid.yaml", grid.text)
-        write_recipes(list(one.expansion.recipes.values()), out / name / "recipes")
+        replace_recipes(list(one.expansion.recipes.values()), out / name / "recipes")
         file = "grid-small.yaml" if grid.small else "grid.yaml"
         published[name] = Published(grid.description, f"rd3 run {file}")
     console.print(f"wrote {write_leaderboard(found, published, out)}", soft_wrap=True)

@@ -13,7 +13,7 @@ SERVERS = ("account", "container", "object", "proxy")
 def test_a_second_start_leaves_running_servers_to_a_later_stop(tmp_path: Path) -> None:
     binaries = tmp_path / "venv" / "bin"
     binaries.mkdir(parents=True)
-    stubs = {f"swift-{server}-server": "exec -a \"$0\" sleep 60" for server in SERVERS}
+    stubs = {f"swift-{server}-server": 'exec -a "$0" sleep 60' for server in SERVERS}
     for name, body in (stubs | {"swift-ring-builder": "true", "curl": "true"}).items():
         (binaries / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (binaries / name).chmod(0o755)

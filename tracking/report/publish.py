@@ -29,7 +29,8 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: M
     """Log the report's files (by name) and a table of scores to the grid's run; tag its recipes' runs.
 
     Their folder is not logged as a whole: it is the user's choice, and may hold anything.
-    A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
+    A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.  Runs
+    that an edited grid no longer uses lose its name.
     """
     described = summary(results.scores)
     named = (results.frame[column] for column in ("evaluation", "robustness", "set", "teacher_key"))
@@ -88,9 +89,12 @@ def _name_runs(
         if "rd3.imported" in run.data.tags and key in facts:
             _name_imported(tracker, run, facts[key], find(kind, key))
         named = run.data.tags.get("rd3.grids", "").split(" ")
+        others = [one for one in named if one and one != name]
         if key in keys and not (name in named and _member(name) in run.data.tags):
-            named = [one for one in named if one != name]
-            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip(), _member(name): "yes"})
+            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*others, name]), _member(name): "yes"})
+        elif key not in keys and _member(name) in run.data.tags:  # of the grid before it was edited
+            tracker.client.delete_tag(run.info.run_id, _member(name))
+            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
 
 
 def _member(grid: str) -> str:

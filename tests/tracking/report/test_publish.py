@@ -87,6 +87,12 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
     assert "why" in (files / "report.html").read_text()
     assert not (files / ".env").exists()
 
+    publish_tables(tracker, grids["study"], "study", cells[1:3], ledger.find, tmp_path / "edited")
+    said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
+    assert list(said.values()) == ["first", "first study", "study", ""]
+    shown = tracker.client.search_runs([experiment_id], view["searchFilter"])
+    assert {run.info.run_id for run in shown} == set(list(run_of.values())[1:3])
+
 
 def test_a_long_summary_says_what_it_leaves_out() -> None:
     cells = [an_evaluation(float(temperature), 0)[1] for temperature in range(1, 101)]
