@@ -26,7 +26,7 @@ from tracking.place import Place
 from tracking.runs import reachable as reach
 from tracking.runs.client import mlflow_errors, open_client, quiet_mlflow
 from tracking.runs.database import create_sqlite
-from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name
+from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name, span_ms
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _EXPERIMENT = {
@@ -320,10 +320,13 @@ class OpenRun:
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
-        started = self._info.start_time  # fixed timestamps make logging idempotent
-        points = [(name, value, started + self.attempt, 0) for name, value in metrics(entry.result).items()]
+        # Fixed timestamps make logging idempotent.  Of equal ones MLflow shows the largest value, maybe that of an
+        # entry that was forgotten and computed again.
+        _begun, ended = span_ms(entry) or (0, 0)
+        logged = max(self._info.start_time + self.attempt, ended)
+        points = [(name, value, logged, 0) for name, value in metrics(entry.result).items()]
         rows = read_curve(folder) if curve is None else curve
-        points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
+        points += [(name, value, logged + step, step) for name, value, step in curve_points(rows)]
         with self.tracker.errors():
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
             own = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})

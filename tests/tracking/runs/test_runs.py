@@ -182,6 +182,22 @@ def test_a_later_attempt_has_the_last_word(tracker: Tracker, experiment_id: str,
     assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
 
 
+def test_a_result_that_was_forgotten_and_computed_again_has_the_last_word(
+    tracker: Tracker, experiment_id: str, tmp_path: Path
+) -> None:
+    recipe = an_evaluation(9)
+    for hour, top1 in ((10, 40.0), (11, 39.0)):
+        run = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+        folder = tmp_path / str(hour)
+        made = {"finished_at": f"2199-11-28T{hour}:00:00+00:00"}
+        entry = result_of(recipe, folder, {"top1_pct": top1}).model_copy(update={"made": made})
+        for _twice in range(2):
+            run.finish(entry, folder, curve=[{"epoch": 1, "loss": top1}])
+    shown = tracker.client.get_run(run.run_id).data.metrics
+    assert (shown["top1_pct"], shown["loss"]) == (39.0, 39.0)
+    assert points(tracker, run.run_id, "top1_pct") == [(0, 39.0), (0, 40.0)]
+
+
 def test_a_run_that_was_imported_and_is_run_again_here_is_no_longer_imported(
     tracker: Tracker, experiment_id: str, tmp_path: Path
 ) -> None:
