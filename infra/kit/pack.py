@@ -177,8 +177,9 @@ def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
         if folder is not None and registration(name, roots) is not None:
             raise BadValue(f"Dataset {name} is registered here only.", "pack recipes of datasets that RD3 knows")
         for path in sorted(folder.rglob("*")) if folder is not None else ():
-            if path.is_file():
-                yield Item(path, f"data/{name}/{path.relative_to(folder).as_posix()}", f"dataset {name}")
+            inside = path.relative_to(folder)
+            if path.is_file() and not any(part.startswith(".") for part in inside.parts):  # state of a download
+                yield Item(path, f"data/{name}/{inside.as_posix()}", f"dataset {name}")
 
 
 def _pinned(recipes: Sequence[Recipe]) -> list[str]:

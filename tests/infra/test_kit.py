@@ -47,6 +47,18 @@ def test_a_compressed_kit_without_wheels_makes_its_folder(tmp_path: Path, monkey
         assert stored is not None and stored.read().decode() == to_json(RECIPE)
 
 
+def test_the_state_of_a_download_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = script("pack")
+    survey = SimpleNamespace(survey=lambda _roots: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(pack, "dataset_fingerprint", lambda *_names, **_options: "f" * 64)
+    monkeypatch.setattr(pack, "dataset_source", lambda *_names: survey)
+    for name in ("plain_text/train.parquet", ".cache/huggingface/download/train.incomplete"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"images")
+    [item] = pack._datasets([RECIPE], pack.Roots(None, tmp_path / "home"))
+    assert item.target == "data/digits/plain_text/train.parquet"
+
+
 @pytest.fixture
 def bench(tmp_path: Path):
     """The machine, with a kit that has one parent's file."""
