@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from rd3.comparisons import NO_SPREAD
+from rd3.comparisons import single_difference
 from rd3.component import changes_text
-from rd3.stats import PairedDifference, mean, paired_difference
+from rd3.stats import PairedDifference, mean
 from tracking.report.query import split_overrides
 
 _EVALUATION = ("teacher", "student", "protocol", "labels")
@@ -40,7 +40,7 @@ class Pair:
     """Unit of the test: ``set seeds``, with means over their students, if these vary, else ``student seeds``."""
     difference: PairedDifference | None
     """Variant minus plain, with a 95 % interval and the p-value of a paired t-test; None without a standard deviation:
-    for a single unit, or the same difference for all (:data:`rd3.comparisons.NO_SPREAD`)."""
+    for a single unit, or the same difference for all."""
     precisions: tuple[str, ...] = ()
     """Precisions at which both sides ran; more than one if their machines differ."""
 
@@ -79,16 +79,9 @@ def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[s
         variant=mean([row["top1_pct"] for row in variant]),
         seeds=len(plain),
         unit="set seeds" if several else "student seeds",
-        difference=_difference(after, before),
+        difference=single_difference(after, before),
         precisions=tuple(sorted({row["ran_precision"] for row in (*plain, *variant) if row["ran_precision"]})),
     )
-
-
-def _difference(after: list[float], before: list[float]) -> PairedDifference | None:
-    found = paired_difference(after, before) if len(after) > 1 else None
-    if found is not None and found.high - found.low < NO_SPREAD and abs(found.mean) > NO_SPREAD:
-        return None
-    return found
 
 
 def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
