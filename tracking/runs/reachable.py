@@ -165,9 +165,9 @@ def _tls(url: str) -> ssl.SSLContext | None:
     context = ssl.create_default_context()
     names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
     if variable := next((name for name in names if os.environ.get(name)), ""):
-        trusted = Path(os.environ[variable])
-        where = "capath" if trusted.is_dir() else "cafile"
-        context = _certificates(variable, lambda: ssl.create_default_context(**{where: str(trusted)}))
+        trusted = os.environ[variable]
+        file, folder = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
+        context = _certificates(variable, lambda: ssl.create_default_context(cafile=file, capath=folder))
     if own := os.environ.get(_CLIENT):
         _certificates(_CLIENT, lambda: context.load_cert_chain(own))
     return context
