@@ -156,7 +156,7 @@ case ${1:-} in
   wipe) stop && rm -rf "$CONF" "$LOG" "$RUN" "$S3_HOME/cache" "$S3_HOME/disks" ;;
   status) status ;;
   env)
-    echo "export AWS_ACCESS_KEY_ID=$KEY AWS_SECRET_ACCESS_KEY=$SECRET AWS_DEFAULT_REGION=us-east-1"
+    printf 'export AWS_ACCESS_KEY_ID=%q AWS_SECRET_ACCESS_KEY=%q AWS_DEFAULT_REGION=us-east-1\n' "$KEY" "$SECRET"
     echo "export AWS_ENDPOINT_URL=http://127.0.0.1:$S3_PORT"
     ;;
   *) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit 2 ;;

@@ -39,3 +39,10 @@ def test_a_second_start_leaves_running_servers_to_a_later_stop(tmp_path: Path) -
     finally:
         run("stop")
     assert run("status") == ""
+
+
+def test_a_secret_comes_out_of_the_shell_as_it_went_in() -> None:
+    env = os.environ | {"AWS_SECRET_ACCESS_KEY": "a $HOME 'b' \"c\"; d"}
+    words = f'eval "$({SCRIPT} env)"; printf %s "$AWS_SECRET_ACCESS_KEY"'
+    done = subprocess.run(["bash", "-c", words], env=env, check=True, capture_output=True, text=True)
+    assert done.stdout == env["AWS_SECRET_ACCESS_KEY"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -127,7 +127,8 @@ class Tracker:
     def experiment_ids(self) -> list[str]:
         """The ids of all experiments on the server."""
         with self.errors():
-            return [experiment.experiment_id for experiment in self.client.search_experiments()]
+            found = _on_all_pages(lambda token: self.client.search_experiments(page_token=token))
+            return [experiment.experiment_id for experiment in found]
 
     def own_runs(self, extra: str = "") -> list[Any]:
         """All runs of this ledger, in any experiment; ``extra`` as in :meth:`search`."""
@@ -144,16 +145,12 @@ class Tracker:
         terms = [f"tags.`{name}` = {quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
         if not experiment_ids:
             return []
-        found: list[Any] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
+        found = _on_all_pages(
+            lambda token: self.client.search_runs(
                 experiment_ids, " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=token
             )
-            found.extend(page if of_any_ledger else filter(self._is_ours, page))
-            token = page.token
-            if not token:
-                return found
+        )
+        return list(found if of_any_ledger else filter(self._is_ours, found))
 
     def share_view(self, experiment_id: str, key: str, view: Mapping[str, Any]) -> str:
         """Store a view of the experiment's runs (filter, order, columns) under ``key``; returns its path in the UI.
@@ -277,6 +274,15 @@ class Tracker:
         pairs = zip_longest(metrics, params, fillvalue=list[Any]())
         for number, (some, others) in enumerate(pairs, 1):
             self.client.log_batch(run_id, metrics=some, params=others, tags=own if number == requests else [])
+
+
+def _on_all_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """What MLflow lists, page by page; ``ask`` is given the token of a page, None for the first."""
+    page = ask(None)
+    yield from page
+    while page.token:
+        page = ask(page.token)
+        yield from page
 
 
 def _batches(items: list[Any], size: int) -> list[list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,21 @@ def test_more_than_one_request_takes_is_logged_whole(tracker: Tracker, experimen
     assert points(tracker, run_id, "top1_pct") == [(step, value) for _name, value, _when, step in rows]
     data = tracker.client.get_run(run_id).data
     assert data.params == parameters and data.tags["note"] == "last"
+
+
+def test_experiments_on_later_pages_count_too(place: Place) -> None:
+    class Page(list):
+        token: str | None = None
+
+    def search_experiments(page_token: str | None = None) -> Page:
+        number = int(page_token or 0)
+        page = Page(SimpleNamespace(experiment_id=f"{number}.{place}") for place in range(2))
+        page.token = str(number + 1) if number < 2 else None
+        return page
+
+    tracker = Tracker(place)
+    tracker.__dict__["client"] = SimpleNamespace(search_experiments=search_experiments)
+    assert tracker.experiment_ids() == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1"]
 
 
 def test_only_finite_figures_become_metrics() -> None:
