@@ -30,7 +30,8 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: M
 
     Their folder is not logged as a whole: it is the user's choice, and may hold anything.
     A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.  Runs
-    that an edited grid no longer uses lose its name.
+    that an edited grid no longer uses lose its name, once all its cells have results: where a dataset is missing, their
+    keys are not known.
     """
     described = summary(results.scores)
     named = (results.frame[column] for column in ("evaluation", "robustness", "set", "teacher_key"))
@@ -42,6 +43,8 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: M
             tracker.client.log_artifact(run_id, str(path), PurePosixPath(FOLDER, file).parent.as_posix())
         tracker.log(run_id, tags={"mlflow.note.content": described})
         _name_runs(tracker, run_id, name, keys, _facts(results), results.find)
+        if bool((results.frame["status"] != "missing").all()):
+            _forget_others(tracker, run_id, name, keys)
 
 
 def publish_tables(
@@ -92,7 +95,14 @@ def _name_runs(
         others = [one for one in named if one and one != name]
         if key in keys and not (name in named and _member(name) in run.data.tags):
             tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*others, name]), _member(name): "yes"})
-        elif key not in keys and _member(name) in run.data.tags:  # of the grid before it was edited
+
+
+def _forget_others(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) -> None:
+    """Remove a grid's name from the runs that it used before it was edited."""
+    experiment_id = tracker.client.get_run(run_id).info.experiment_id
+    for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts, _member(name): "yes"}):
+        if run.data.tags.get("rd3.key") not in keys:
+            others = [one for one in run.data.tags.get("rd3.grids", "").split(" ") if one and one != name]
             tracker.client.delete_tag(run.info.run_id, _member(name))
             tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
 

@@ -87,6 +87,9 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
     assert "why" in (files / "report.html").read_text()
     assert not (files / ".env").exists()
 
+    unknown = cells[0].model_copy(update={"evaluation": "0" * 64})  # as without the dataset
+    publish_tables(tracker, grids["study"], "study", [unknown, cells[1]], ledger.find, tmp_path / "elsewhere")
+    assert [tracker.client.get_run(run).data.tags["rd3.grids"] for run in run_of.values()] == list(said.values())
     publish_tables(tracker, grids["study"], "study", cells[1:3], ledger.find, tmp_path / "edited")
     said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
     assert list(said.values()) == ["first", "first study", "study", ""]
