@@ -22,6 +22,7 @@ from benchmarks.machine import facts
 from benchmarks.registry import CASES, run
 from benchmarks.rows import table, write_csv
 from rd3.device import usable_device
+from rd3.errors import RD3Error
 
 ROUNDS, QUICK_ROUNDS = 5, 3
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
     torch.set_flush_denormal(True)
     rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
-    bench = Bench(usable_device(chosen.device), rounds, chosen.quick, chosen.network, chosen.out)
+    bench = Bench(chosen.device, rounds, chosen.quick, chosen.network, chosen.out)
     names = chosen.cases or [name for name, case in CASES.items() if case.runs(bench.device.type, bench.quick)]
     _print_machine(bench)
     return max([_run(name, bench) for name in names], default=0)
@@ -45,12 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("cases", nargs="*", type=_case, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--quick", action="store_true", help="few rounds, and not the longest cases")
-    parser.add_argument("--device", default=here, help=f"default here: {here}")
+    parser.add_argument("--device", type=_device, default=here, help=f"default here: {here}")
     parser.add_argument("--rounds", type=_positive, help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--network", default="resnet18", help="teacher and student; default resnet18")
     parser.add_argument("--out", type=Path, default=Path(".bench"), help="folder of the CSV files; default .bench")
     parser.add_argument("--list", action="store_true", help="list the cases")
     return parser
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return usable_device(name)
+    except RD3Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

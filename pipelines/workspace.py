@@ -212,12 +212,11 @@ class LoadedGrid:
         here, grid = self.workspace.session, self.expansion.source_grid
         results = results or self.summarised()
         digests = {"digests": self._not_compared} if self._not_compared else {}
-        failures = {one["key"]: f"{one['status']}: {one['reason']}" for one in self.status().failed}
         return write_report(
             self.name,
             results,
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
-            facts={"description": grid.description, "claim": grid.claim, "failures": failures, **digests},
+            facts={"description": grid.description, "claim": grid.claim, "failures": self.status().why, **digests},
             charts=charts,
         )

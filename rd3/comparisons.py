@@ -89,6 +89,17 @@ def _compared(values: Values, first: str, second: str, bound: float | None, conf
     return Comparison(first, second, len(shared), difference, difference.p_value, equal)
 
 
+def single_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference | None:
+    """The paired difference of two methods by themselves, from two shared seeds on.
+
+    None without a standard deviation: for one seed, or if all differences are the same and not zero
+    (:data:`NO_SPREAD`).
+    """
+    found = paired_difference(first, second) if len(first) > 1 else None
+    constant = found is not None and found.high - found.low < NO_SPREAD and abs(found.mean) > NO_SPREAD
+    return None if constant else found
+
+
 def corrected(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's correction of a family of tests; None stands for a test that could not be done and does not count."""
     adjusted = iter(holm([p for p in p_values if p is not None]).tolist())

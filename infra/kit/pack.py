@@ -108,6 +108,7 @@ def pack(chosen: argparse.Namespace) -> None:
             for name in FOLDERS:
                 shutil.rmtree(chosen.out / name, ignore_errors=True)
             (chosen.out / "kit.json").unlink(missing_ok=True)
+            chosen.out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(archive, chosen.out / ARCHIVE)
     else:
         size = _check_size(items, sum(map(len, documents.values())), chosen.out, chosen.limit)
@@ -118,7 +119,7 @@ def pack(chosen: argparse.Namespace) -> None:
     print(f"{len(wanted)} recipes of {len(recipes)} are in {chosen.out}; with the repository {size / 1e6:.1f} MB")
 
 
-def _write(kit: Path, items: Sequence[Item], documents: Mapping[str, bytes]) -> None:
+def _write(kit: Path, items: Sequence[Item], documents: Mapping[str, str]) -> None:
     """Write files and recipes (by path in the kit), and last ``kit.json`` with their hashes."""
     for item in items:
         target = kit / item.target
@@ -176,8 +177,9 @@ def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
         if folder is not None and registration(name, roots) is not None:
             raise BadValue(f"Dataset {name} is registered here only.", "pack recipes of datasets that RD3 knows")
         for path in sorted(folder.rglob("*")) if folder is not None else ():
-            if path.is_file():
-                yield Item(path, f"data/{name}/{path.relative_to(folder).as_posix()}", f"dataset {name}")
+            inside = path.relative_to(folder)
+            if path.is_file() and not any(part.startswith(".") for part in inside.parts):  # state of a download
+                yield Item(path, f"data/{name}/{inside.as_posix()}", f"dataset {name}")
 
 
 def _pinned(recipes: Sequence[Recipe]) -> list[str]:

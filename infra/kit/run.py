@@ -211,7 +211,9 @@ def _open_kit(bench: Bench) -> None:
         target = bench.work / "store" / path.relative_to(bench.kit / "store")
         if path.is_file() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            staged = target.with_name(f".{target.name}")  # a copy that is cut short is not taken for a whole one
+            shutil.copyfile(path, staged)
+            os.replace(staged, target)
     (bench.work / "notes").mkdir(exist_ok=True)
 
 
@@ -251,7 +253,8 @@ def _version(name: str) -> str:
 
 
 def _benchmarks(bench: Bench) -> None:
-    words = shlex.split(bench.chosen.benchmarks.replace("{notes}", str(bench.work / "notes")))
+    notes = str(bench.work / "notes")
+    words = [word.replace("{notes}", notes) for word in shlex.split(bench.chosen.benchmarks)]
     if words[:1] == ["-m"] and not (ROOT / words[1].replace(".", "/")).exists():
         bench.log.write(f"== benchmarks: skipped, there is no {words[1]} in this repository")
     elif words:

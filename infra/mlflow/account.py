@@ -1,4 +1,4 @@
-"""Creates the MLflow user that driver and trials log in as; idempotent.
+"""Creates the MLflow user that driver and trials log in as, or gives it a new password; idempotent.
 
 Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, and the user's MLFLOW_TRACKING_USERNAME and
 MLFLOW_TRACKING_PASSWORD.
@@ -12,13 +12,16 @@ import urllib.error
 import urllib.request
 
 
-def ask(path: str, user: str, password: str, body: dict[str, str] | None = None) -> tuple[int, str]:
+def ask(
+    path: str, user: str, password: str, body: dict[str, str] | None = None, method: str | None = None
+) -> tuple[int, str]:
     """(status, answer) of MLflow's REST interface."""
     login = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/api/2.0/mlflow/{path}",
         headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
         data=json.dumps(body).encode() if body else None,
+        method=method,
     )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -29,7 +32,9 @@ def ask(path: str, user: str, password: str, body: dict[str, str] | None = None)
 
 user, password = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
 if ask("experiments/search?max_results=1", user, password)[0] != 200:
-    new = {"username": user, "password": password}
-    status, said = ask("users/create", "admin", os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"], new)
+    admin, login = os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"], {"username": user, "password": password}
+    status, said = ask("users/create", "admin", admin, login)
+    if status != 200:  # it is there, with a former password
+        status, said = ask("users/update-password", "admin", admin, login, "PATCH")
     if status != 200:
-        sys.exit(f"MLflow does not create its user {user} ({status}): {said[:300]}")
+        sys.exit(f"MLflow does not let its user {user} in ({status}): {said[:300]}")

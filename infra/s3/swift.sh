@@ -109,10 +109,14 @@ use = egg:swift#dlo
 END
 }
 
+# Whether the process of a server's pid file is that server, and not one that got its number later.
+running() { grep -qs "swift-$1-server" "/proc/$(cat "$RUN/$1.pid" 2>/dev/null || echo none)/cmdline"; }
+
 start() {
   install
   configure
   for server in $SERVERS proxy; do
+    running "$server" && continue
     setsid nohup "$BIN/swift-$server-server" "$CONF/$server-server.conf" >"$LOG/$server.log" 2>&1 </dev/null &
     echo $! >"$RUN/$server.pid"
   done
@@ -152,7 +156,7 @@ case ${1:-} in
   wipe) stop && rm -rf "$CONF" "$LOG" "$RUN" "$S3_HOME/cache" "$S3_HOME/disks" ;;
   status) status ;;
   env)
-    echo "export AWS_ACCESS_KEY_ID=$KEY AWS_SECRET_ACCESS_KEY=$SECRET AWS_DEFAULT_REGION=us-east-1"
+    printf 'export AWS_ACCESS_KEY_ID=%q AWS_SECRET_ACCESS_KEY=%q AWS_DEFAULT_REGION=us-east-1\n' "$KEY" "$SECRET"
     echo "export AWS_ENDPOINT_URL=http://127.0.0.1:$S3_PORT"
     ;;
   *) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit 2 ;;

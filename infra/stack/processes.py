@@ -78,7 +78,8 @@ class Processes:
         left = self.members()
         for pid, _at in self._leaders():
             if pid in left:
-                os.kill(pid, how)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, how)
         deadline = time.monotonic() + give_up_after_s
         while left and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -287,7 +288,7 @@ def report(
         console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
-    page = show_in_mlflow(loaded.name, results, here, folder, loaded.expansion.source_grid.text)
+    page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text)
     console.print(ui_line(here, page), soft_wrap=True)
 
 
@@ -296,7 +297,7 @@ def publish(
     out: Annotated[Path, typer.Option(help="Output folder of the static site.")],
 ) -> None:
     """Write the reports of several grids and a leaderboard of their results as a static site."""
-    from pipelines.transfer.results import write_recipes
+    from pipelines.transfer.results import replace_recipes
     from pipelines.workspace import Workspace
     from rd3.store import write_atomically
     from tracking.report.leaderboard import Published, write_leaderboard
@@ -312,14 +313,14 @@ def publish(
         grid = one.expansion.source_grid
         one.report(out / name, found[name])
         write_atomically(out / name / "grid.yaml", grid.text)
-        write_recipes(list(one.expansion.recipes.values()), out / name / "recipes")
+        replace_recipes(list(one.expansion.recipes.values()), out / name / "recipes")
         file = "grid-small.yaml" if grid.small else "grid.yaml"
         published[name] = Published(grid.description, f"rd3 run {file}")
     console.print(f"wrote {write_leaderboard(found, published, out)}", soft_wrap=True)
 
 
-def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, grid_yaml: str = "") -> str:
-    """Attach the report to the grid's MLflow run; returns the path of its evaluations in the UI.
+def show_in_mlflow(name: str, results: Results, here: Session, files: Mapping[str, Path], grid_yaml: str = "") -> str:
+    """Attach the report's files to the grid's MLflow run; returns the path of its evaluations in the UI.
 
     A grid with results but without a run, as other grids had computed them all, gets one, with the file ``grid_yaml``.
     An unreachable server is only reported.
@@ -338,7 +339,7 @@ def show_in_mlflow(name: str, results: Results, here: Session, folder: Path, gri
             run_id = tracker.grid_run(tracker.experiment(EXPERIMENT), name, grid_yaml=grid_yaml)
             tracker.close_grid(run_id, ok=bool((results.frame["status"] != "missing").all()))
         if run_id is not None:
-            publish(tracker, run_id, name, results, folder)
+            publish(tracker, run_id, name, results, files)
             return shared_view(tracker, run_id, name)
     except (TrackingError, StoreError) as error:
         console.print(f"report not uploaded to MLflow: {error}", soft_wrap=True)

@@ -50,20 +50,25 @@ class GridRuns:
         self._books.retry(close_dead)
         if self.grid_run_id is not None:
             with contextlib.suppress(RD3Error):  # `rd3 report` publishes them again
-                self._books.retry(self._publish)
+                self._books.retry(partial(self._publish, unsuccessful))
 
-    def _publish(self) -> None:
+    def _publish(self, unsuccessful: Mapping[Key, Unsuccessful]) -> None:
         """Attach tables and charts of the grid to its run."""
         from tracking.report.entries import GridEntries
         from tracking.report.publish import publish_tables
 
         run_id, cells = self.grid_run_id, self._expansion.cells
         if run_id is not None and cells:
-            name = self._expansion.source_grid.name
+            grid = self._expansion.source_grid
+            facts: dict[str, object] = {
+                "description": grid.description,
+                "claim": grid.claim,
+                "failures": {key: f"{status}: {reason}" for key, (status, reason) in unsuccessful.items()},
+            }
             with tempfile.TemporaryDirectory() as folder:
                 entries = GridEntries.of(cells, self._books.ledger)
                 entries.compare(self._tracker)
-                publish_tables(self._tracker, run_id, name, cells, entries.find, Path(folder))
+                publish_tables(self._tracker, run_id, grid.name, cells, entries.find, Path(folder), **facts)
 
     def abandon(self, reason: str) -> None:
         """Close all runs of a driver that ends early."""

@@ -23,6 +23,8 @@ class GridStatus:
     """Recipes that a live process on this machine runs: ``label``, ``key``, ``attempt``, ``since``, ``pid``."""
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Recipes whose last attempt failed: ``label``, ``key``, ``status``, ``reason``."""
+    why: dict[Key, str] = field(default_factory=dict)
+    """Why recipes have no result, where it is known: their own failure, what must be imported, or that of a parent."""
 
 
 def grid_status(expansion: Expansion, ledger: Ledger, home: Path) -> GridStatus:
@@ -44,6 +46,21 @@ def grid_status(expansion: Expansion, ledger: Ledger, home: Path) -> GridStatus:
         elif event.get("event") == "fail":
             row["failed"] += 1
             status.failed.append({**named, "status": event["status"], "reason": event["reason"]})
+            status.why[key] = f"{event['status']}: {event['reason']}"
         else:
             row["missing"] += 1
+            if reason := _blocked(expansion, key, status):
+                status.why[key] = reason
     return status
+
+
+def _blocked(expansion: Expansion, key: Key, status: GridStatus) -> str:
+    """Why a recipe cannot have been run; empty if nothing is known to have prevented it."""
+    if key in expansion.blocked or key in expansion.imports:
+        return expansion.blocked.get(key) or expansion.imports[key]
+    parent = next((parent for _kind, parent in expansion.recipes[key].parents() if parent in status.why), None)
+    if parent is None:
+        return ""
+    inherited = all(one["key"] != parent for one in status.failed)
+    own = f"its {expansion.label(parent)} ({parent[:12]}) ended as {status.why[parent]}"
+    return status.why[parent] if inherited else own

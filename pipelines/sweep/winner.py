@@ -11,13 +11,14 @@ import yaml
 
 from pipelines.grid.expand import Expansion
 from pipelines.sweep.subject import Subject
+from rd3.comparisons import single_difference
 from rd3.component import Component
 from rd3.errors import BadValue
 from rd3.losses import LOSSES
 from rd3.preset_rules import Rule
 from rd3.protocol import EvalProtocol, Preset, implied_by, left_of, merged, presets, read_preset
 from rd3.recipe import EvaluationRecipe, Key
-from rd3.stats import PairedDifference, mean, paired_difference, std
+from rd3.stats import PairedDifference, mean, std
 from rd3.store import Entry, now, write_atomically
 from rd3.values import digest
 from tracking.runs.sweeps import SweepRecords
@@ -140,8 +141,8 @@ class Tested:
 
     @property
     def difference(self) -> PairedDifference | None:
-        """Winner minus base; None for a single seed, or before the test is complete."""
-        return paired_difference(self.winner, self.base) if len(self.winner) > 1 else None
+        """Winner minus base; None for a single seed or the same difference on all, or before the test is complete."""
+        return single_difference(self.winner, self.base)
 
     def text(self) -> dict[str, str]:
         """Cells for tables."""
@@ -166,7 +167,8 @@ def _difference(
         return ""
     across = f"; across {' and '.join(precisions)}" if len(precisions) > 1 else ""
     if got is None:
-        return f"{mean(winner) - mean(base):+.2f} (1 seed, no interval{across})".replace("-", "−")
+        count = "1 seed" if len(winner) == 1 else f"the same for all {len(winner)} student seeds"
+        return f"{mean(winner) - mean(base):+.2f} ({count}, no interval{across})".replace("-", "−")
     text = f"{got.mean:+.2f} [{got.low:.2f}, {got.high:.2f}], p {got.p_value:.2g} ({got.n} student seeds{across})"
     return text.replace("-", "−")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,18 @@ class Imported(NamedTuple):
     """False: the result is known but its files are not available; a run that needs them regenerates them."""
     lacking: str = ""
     """Why it was not imported; empty if it was."""
+
+
+_RECIPE_FILE = re.compile(rf"\d+-(?:{'|'.join(KINDS)})-[0-9a-f]{{12}}\.json")
+"""Name of a file of :func:`write_recipes`."""
+
+
+def replace_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
+    """:func:`write_recipes`, without those that an earlier call has left in the folder."""
+    for path in folder.glob("*.json"):
+        if _RECIPE_FILE.fullmatch(path.name):
+            path.unlink()
+    write_recipes(recipes, folder)
 
 
 def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:

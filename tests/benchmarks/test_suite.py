@@ -116,6 +116,12 @@ def test_an_unknown_case_is_named(capsys):
     assert "there is no case 'post_evaluatoin'; there are post_evaluation, " in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_here_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--device", "tpu"])
+    assert ended.value.code == 2 and "Device 'tpu' is not available" in capsys.readouterr().err
+
+
 def test_the_cell_is_skipped_without_data(tmp_path, monkeypatch):
     monkeypatch.delenv("RD3_DATA", raising=False)
     with pytest.raises(Skipped, match="CIFAR-10 cannot be opened"):

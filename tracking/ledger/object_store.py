@@ -7,6 +7,7 @@ Both implementations give the same guarantees: objects appear atomically, exactl
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -182,7 +183,7 @@ class FolderObjects:
             neighbour = stage(target, data)  # a temporary file in the same folder
             try:
                 if only_if_absent:
-                    os.link(neighbour, target)  # atomic, and fails if the name is taken
+                    self._link(neighbour, target)
                 else:
                     os.replace(neighbour, target)
             except FileExistsError:
@@ -190,6 +191,18 @@ class FolderObjects:
             finally:
                 neighbour.unlink(missing_ok=True)
         return True
+
+    def _link(self, source: Path, target: Path) -> None:
+        """Give a file a second name, which is atomic, and fails if the name is taken."""
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            raise StoreError(
+                f"The file system of the folder {self.root} has no hard links, which RD3 needs to write a file once.",
+                "set RD3_ARTIFACTS to a folder on another file system (FAT and exFAT have none)",
+            ) from None
 
     def names(self, prefix: str = "") -> Iterator[str]:
         start = self.folder / prefix.rpartition("/")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -45,8 +46,8 @@ def values_of(scores: Mapping[str, Score]) -> dict[str, dict[Hashable, float]]:
 class Column:
     """The methods of one column, compared pairwise with Holm's correction over the column."""
 
-    best: str | None
-    """Label of the highest mean; None with fewer than two results."""
+    best: tuple[str, ...]
+    """Labels of the highest mean, several if it is shared; empty with fewer than two results."""
     unit: str
     """``set seeds`` or ``student seeds``."""
     comparisons: tuple[Comparison, ...]
@@ -55,14 +56,15 @@ class Column:
     def of(cls, scores: Mapping[str, Score]) -> Self:
         """``scores``: by the label of the row."""
         means = {label: score.top1.mean for label, score in scores.items() if score.top1 is not None}
-        best = max(means, key=lambda label: means[label]) if len(means) > 1 else None
-        return cls(
-            best, unit_of(list(scores.values())), tuple(compare_all(values_of(scores), bound=EQUIVALENCE_MARGIN))
-        )
+        highest = max(means.values(), default=0.0)
+        best = tuple(label for label, value in means.items() if math.isclose(value, highest, rel_tol=1e-12))
+        compared = tuple(compare_all(values_of(scores), bound=EQUIVALENCE_MARGIN))
+        return cls(best if len(means) > 1 else (), unit_of(list(scores.values())), compared)
 
     def standing(self, label: str) -> str:
         """``best``, ``equal`` (not separated from the best by a test) or empty."""
-        if label == self.best:
+        if label in self.best:
             return "best"
-        against = (one for one in self.comparisons if {one.first, one.second} == {label, self.best})
+        pairs = [{label, best} for best in self.best]
+        against = (one for one in self.comparisons if {one.first, one.second} in pairs)
         return "equal" if any(one.adjusted is not None and not one.separated() for one in against) else ""

@@ -213,7 +213,7 @@ def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tup
     distinct = [i for i in range(8) if len({_line(score, field)[i] for score in shown}) > 1 or i == 0]
     lines: dict[str, dict[Any, Score]] = {}
     for score in sorted(shown, key=lambda score: bool(score.varied)):
-        label = ", ".join(_line(score, field)[i] for i in distinct)
+        label = ", ".join(filter(None, (_line(score, field)[i] for i in distinct)))
         lines.setdefault(label, {}).setdefault(_value(score, field), score)
     return {
         label: sorted(points.items(), key=lambda point: (isinstance(point[0], str), point[0]))

@@ -12,7 +12,7 @@ from rd3.component import changes_text
 from tracking.report.page import fill, write_files
 from tracking.report.paper import names, place_of
 from tracking.report.results import Results
-from tracking.report.scores import Score
+from tracking.report.scores import VALIDATED, Score
 from tracking.report.tables import paper_text, reduced_text, top1_text
 
 VERIFIED, REPORTED = "verified", "reported"
@@ -31,7 +31,7 @@ class Standing:
     status: str
     """``verified``: evaluated here; ``reported``: printed in the paper."""
     protocol: str
-    """With the fields that the grid changed."""
+    """With the fields that the grid changed, and that the images tested on are others than the test split."""
     labels: str
     student: str
     teacher: str
@@ -77,13 +77,14 @@ def standings(found: Mapping[str, Results]) -> list[Standing]:
 def _rows(score: Score, grid: str) -> Iterator[Standing]:
     """What was evaluated here, if it is finished, and what the paper prints."""
     cell: dict[str, Any] = {name: getattr(score, name) for name in ("dataset", "ipc", "method", "labels", "student")}
+    tested = [VALIDATED] if VALIDATED in score.apart else []
     if score.top1 is not None:
         yield Standing(
             **cell,
             top1=score.top1.mean,
             shown=top1_text(score),
             status=VERIFIED,
-            protocol=", ".join(filter(None, (score.protocol, score.setting, changes_text(score.overrides)))),
+            protocol=", ".join(filter(None, (score.protocol, score.setting, changes_text(score.overrides), *tested))),
             teacher=score.teacher,
             reduced=reduced_text(score),
             source=grid,

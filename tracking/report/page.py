@@ -135,10 +135,16 @@ def _fields_in_use(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
+    """The teachers of the labels, with hard labels those of the sets, in order of appearance."""
+    named: dict[tuple[str, str, str], None] = {}
+    for row in frame[frame["teacher_key"].notna()].to_dict("records"):
+        entry = find("evaluation", row["evaluation"])
+        keys = entry.recipe.get("teachers") if entry is not None else None
+        roles = row["overrides"].get("label_teachers") if keys else None
+        pairs = zip(roles or [row["teacher_role"]], keys or [row["teacher_key"]], strict=False)
+        named |= dict.fromkeys((row["dataset"], role, key) for role, key in pairs)
     found = []
-    for (dataset, role, key), _ in frame.dropna(subset=["teacher_key"]).groupby(
-        ["dataset", "teacher_role", "teacher_key"], sort=False
-    ):
+    for dataset, role, key in named:
         entry = find("teacher", key)
         if entry is None:
             continue

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from rd3.comparisons import single_difference
 from rd3.component import changes_text
-from rd3.stats import PairedDifference, mean, paired_difference
+from rd3.stats import PairedDifference, mean
 from tracking.report.query import split_overrides
 
 _EVALUATION = ("teacher", "student", "protocol", "labels")
@@ -38,8 +39,8 @@ class Pair:
     unit: str
     """Unit of the test: ``set seeds``, with means over their students, if these vary, else ``student seeds``."""
     difference: PairedDifference | None
-    """Variant minus plain, with a 95 % interval and the p-value of a paired t-test; None for a single unit, which has
-    no standard deviation."""
+    """Variant minus plain, with a 95 % interval and the p-value of a paired t-test; None without a standard deviation:
+    for a single unit, or the same difference for all."""
     precisions: tuple[str, ...] = ()
     """Precisions at which both sides ran; more than one if their machines differ."""
 
@@ -78,7 +79,7 @@ def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[s
         variant=mean([row["top1_pct"] for row in variant]),
         seeds=len(plain),
         unit="set seeds" if several else "student seeds",
-        difference=paired_difference(after, before) if len(after) > 1 else None,
+        difference=single_difference(after, before),
         precisions=tuple(sorted({row["ran_precision"] for row in (*plain, *variant) if row["ran_precision"]})),
     )
 
@@ -107,7 +108,8 @@ def interval_text(pair: Pair) -> str:
     """Difference, interval and p-value, such as ``+1.2 [−0.3, 2.7], p 0.09 (3 set seeds)``."""
     across = f"; across {' and '.join(pair.precisions)}" if len(pair.precisions) > 1 else ""
     if pair.difference is None:
-        return f"{pair.variant - pair.plain:+.1f} (1 pair, no interval{across})".replace("-", "−")
+        count = "1 pair" if pair.seeds == 1 else f"the same for all {pair.unit}"
+        return f"{pair.variant - pair.plain:+.1f} ({count}, no interval{across})".replace("-", "−")
     got = pair.difference
     text = f"{got.mean:+.1f} [{got.low:.1f}, {got.high:.1f}], p {got.p_value:.2g} ({got.n} {pair.unit}{across})"
     return text.replace("-", "−")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rd3.cell import Cell
@@ -25,10 +25,13 @@ _LONGEST = 5000
 """Maximum characters of a description; MLflow allows 8000."""
 
 
-def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: Path) -> None:
-    """Log the folder ``report`` and a table of scores to the grid's run; tag its recipes' runs.
+def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: Mapping[str, Path]) -> None:
+    """Log the report's files (by name) and a table of scores to the grid's run; tag its recipes' runs.
 
-    A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.
+    Their folder is not logged as a whole: it is the user's choice, and may hold anything.
+    A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.  Runs
+    that an edited grid no longer uses lose its name, once all its cells have results: where a dataset is missing, their
+    keys are not known.
     """
     described = summary(results.scores)
     named = (results.frame[column] for column in ("evaluation", "robustness", "set", "teacher_key"))
@@ -36,9 +39,12 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, report: 
     entries = (results.find("evaluation", key) for key in results.frame["evaluation"] if key is not None)
     keys |= {teacher for entry in entries if entry is not None for teacher in entry.recipe.get("teachers", ())}
     with tracker.errors():
-        tracker.client.log_artifacts(run_id, str(report), artifact_path=FOLDER)
+        for file, path in files.items():
+            tracker.client.log_artifact(run_id, str(path), PurePosixPath(FOLDER, file).parent.as_posix())
         tracker.log(run_id, tags={"mlflow.note.content": described})
         _name_runs(tracker, run_id, name, keys, _facts(results), results.find)
+        if bool((results.frame["status"] != "missing").all()):
+            _forget_others(tracker, run_id, name, keys)
 
 
 def publish_tables(
@@ -50,8 +56,7 @@ def publish_tables(
         raise DataMissing(f"See the run of {kind} {key[:12]}.")
 
     results = Results.of(cells, find)
-    write_report(name, results, not_fetched, out, facts=facts)
-    publish(tracker, run_id, name, results, out)
+    publish(tracker, run_id, name, results, write_report(name, results, not_fetched, out, facts=facts))
 
 
 def _facts(results: Results) -> dict[Key, dict[str, Fact]]:
@@ -87,9 +92,19 @@ def _name_runs(
         if "rd3.imported" in run.data.tags and key in facts:
             _name_imported(tracker, run, facts[key], find(kind, key))
         named = run.data.tags.get("rd3.grids", "").split(" ")
+        others = [one for one in named if one and one != name]
         if key in keys and not (name in named and _member(name) in run.data.tags):
-            named = [one for one in named if one != name]
-            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*named, name]).strip(), _member(name): "yes"})
+            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*others, name]), _member(name): "yes"})
+
+
+def _forget_others(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) -> None:
+    """Remove a grid's name from the runs that it used before it was edited."""
+    experiment_id = tracker.client.get_run(run_id).info.experiment_id
+    for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts, _member(name): "yes"}):
+        if run.data.tags.get("rd3.key") not in keys:
+            others = [one for one in run.data.tags.get("rd3.grids", "").split(" ") if one and one != name]
+            tracker.client.delete_tag(run.info.run_id, _member(name))
+            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
 
 
 def _member(grid: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rd3.component import changes_text
 from tracking.report.results import Results
 from tracking.report.scores import POINT, Score, Summary, summarise
 from tracking.report.tables import count_text
@@ -64,13 +65,20 @@ def measured(results: Results) -> list[Measured]:
     return found
 
 
+def field_text(score: Score, name: str) -> str:
+    """A field of a score as tables show it."""
+    value = getattr(score, name)
+    return changes_text(value) if isinstance(value, Mapping) else str(value)
+
+
 def labels_of(found: Sequence[Measured]) -> list[str]:
     """A short name of each score: the fields that tell the scores apart."""
-    fields = [name for name in fields_of(found) if len({str(getattr(each.score, name)) for each in found}) > 1]
-    return [", ".join(str(getattr(each.score, name)) for name in fields) for each in found]
+    fields = [name for name in fields_of(found) if len({field_text(each.score, name) for each in found}) > 1]
+    texts = ([field_text(each.score, name) for name in fields] for each in found)
+    return [", ".join(filter(None, words)) or ("base point" if fields else "") for words in texts]
 
 
 def fields_of(found: Sequence[Measured]) -> list[str]:
     """:data:`SHOWN`, and the other fields in which the scores differ."""
-    differ = [name for name in POINT if len({str(getattr(each.score, name)) for each in found}) > 1]
+    differ = [name for name in POINT if len({field_text(each.score, name) for each in found}) > 1]
     return [*SHOWN, *(name for name in differ if name not in (*SHOWN, "printed"))]

@@ -35,6 +35,10 @@ POINT = (
 """Fields that repeats share: all fields of a cell but its seeds."""
 
 
+VALIDATED = "tested on validation images"
+"""What sets the scores of a grid with ``test_on: validation`` apart."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean and standard deviation of repeats in per cent; standard deviations have ddof 1 (None for a single value)."""
@@ -227,7 +231,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     reduced = {name: tuple(pair) for row in repeats for name, pair in row["reduced"].items()}
     apart = incomparable(*(first[name] for name in ("method", "protocol", "overrides", "labels", "printed")))
     apart += [changes_text({name: value}) for name, value in first["varied"].items()]
-    apart += ["tested on validation images"] if any(row["tested_on"] == "validation" for row in done) else []
+    apart += [VALIDATED] if any(row["tested_on"] == "validation" for row in done) else []
     per_set = {row["set"]: row for row in repeats if row["set"]}
     same: dict[str, Any] = {name: first[name] for name in POINT}
     same |= {name: _mean(row[name] for row in per_set.values()) for name in GENERATION}
@@ -237,7 +241,8 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         planned=len(repeats),
         top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
         set_count=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
-        generation_gpus=tuple(sorted({row["generation_gpu"] or "" for row in per_set.values()})) or ("",),
+        generation_gpus=tuple(sorted({gpu for row in per_set.values() if (gpu := row["generation_gpu"]) is not None}))
+        or ("",),  # None: a set that is not there yet
         reduced=reduced,
         paper=_paper_value(first, network),
         apart=tuple(apart),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rd3.errors import RD3Error
+from tracking.report.blocks import split
 from tracking.report.query import Find
 from tracking.report.scores import Score
 from tracking.report.tables import seconds_text
@@ -40,9 +41,10 @@ def contact_sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[She
 
 
 def _sheet(score: Score, key: str, fetch: Fetch) -> Sheet:
-    title = f"{score.method}, {score.dataset}, IPC {score.ipc}"
+    title = f"{split(score)[1]}, {score.dataset}, IPC {score.ipc}"
     spent = seconds_text(score.generation_s)
-    caption = f"set {key[:12]}" + (f", generated in {spent} {score.generation_unit}" if spent else "")
+    mean = ", a mean over the sets" if len(score.sets) > 1 else ""
+    caption = f"set {key[:12]}" + (f", generated in {spent} {score.generation_unit}{mean}" if spent else "")
     try:
         path = fetch("set", key) / "contact_sheet.png"
         if not path.is_file():

@@ -8,6 +8,7 @@ that MLflow supports, such as ``mlflow-artifacts:/`` of a tracking server (read 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -117,8 +118,9 @@ def _cached(entry: Entry, uri: str, target: Path, tracking_uri: str) -> Path:
         except (DataMissing, DataCorrupt):
             _remove(target)
     with folder_errors(target.parent.parent, "RD3_HOME"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{entry.key[:12]}."))
+        # Not by tempfile, whose folders only their owner may enter: a home may belong to a group.
+        staging = target.with_name(f".{entry.key[:12]}.{secrets.token_hex(8)}")
+        staging.mkdir(parents=True)
     try:
         _download(entry, uri, staging, tracking_uri)
         check_files(staging, entry.files, what(entry))

@@ -50,6 +50,7 @@ def create_sqlite(path: Path) -> None:
                 left.unlink(missing_ok=True)
         aside = path.with_name(f".{path.name}.new-{uuid.uuid4().hex}")
         try:
+            aside.touch()  # with the permissions that the umask allows; SQLite's own never let a group write
             _create_tables(aside)
             if path.exists():  # an empty file
                 os.replace(aside, path)

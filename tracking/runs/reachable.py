@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rd3.errors import TrackingError, TrackingUnavailable
@@ -24,6 +24,7 @@ from tracking.ledger.faults import Fault, connection_fault, fault_in, proxy_faul
 from tracking.runs.database import check_sqlite_schema
 from tracking.runs.faults import SQLITE, STATUSES, tracking_server
 
+T = TypeVar("T")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _START = "start it, or correct MLFLOW_TRACKING_URI"
 _LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
@@ -161,18 +162,28 @@ def _tls(url: str) -> ssl.SSLContext | None:
         return None
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         return ssl._create_unverified_context()
+    context = ssl.create_default_context()
     names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    variable = next((name for name in names if os.environ.get(name)), "")
-    trusted = Path(os.environ[variable]) if variable else None
-    if trusted is not None and not trusted.exists():
-        raise TrackingError(f"{variable} names {trusted}, which does not exist.", "correct or unset that variable")
-    context = ssl.create_default_context(
-        cafile=trusted if trusted is not None and trusted.is_file() else None,
-        capath=trusted if trusted is not None and trusted.is_dir() else None,
-    )
-    if own := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
-        context.load_cert_chain(own)
+    if variable := next((name for name in names if os.environ.get(name)), ""):
+        trusted = os.environ[variable]
+        file, folder = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
+        context = _certificates(variable, lambda: ssl.create_default_context(cafile=file, capath=folder))
+    if own := os.environ.get(_CLIENT):
+        _certificates(_CLIENT, lambda: context.load_cert_chain(own))
     return context
+
+
+_CLIENT = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+
+
+def _certificates(variable: str, load: Callable[[], T]) -> T:
+    """What ``load`` reads from the file or folder that an environment variable names."""
+    try:
+        return load()
+    except OSError as error:
+        path = os.environ[variable]
+        wrong = f"which cannot be used: {error.strerror or error}" if Path(path).exists() else "which does not exist"
+        raise TrackingError(f"{variable} names {path}, {wrong}.", "correct or unset that variable") from None
 
 
 _SEARCH = "/api/2.0/mlflow/experiments/search"

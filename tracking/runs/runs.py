@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +26,7 @@ from tracking.place import Place
 from tracking.runs import reachable as reach
 from tracking.runs.client import mlflow_errors, open_client, quiet_mlflow
 from tracking.runs.database import create_sqlite
-from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name
+from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name, span_ms
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _EXPERIMENT = {
@@ -127,7 +127,8 @@ class Tracker:
     def experiment_ids(self) -> list[str]:
         """The ids of all experiments on the server."""
         with self.errors():
-            return [experiment.experiment_id for experiment in self.client.search_experiments()]
+            found = _on_all_pages(lambda token: self.client.search_experiments(page_token=token))
+            return [experiment.experiment_id for experiment in found]
 
     def own_runs(self, extra: str = "") -> list[Any]:
         """All runs of this ledger, in any experiment; ``extra`` as in :meth:`search`."""
@@ -144,16 +145,12 @@ class Tracker:
         terms = [f"tags.`{name}` = {quoted(value)}" for name, value in wanted.items()] + ([extra] if extra else [])
         if not experiment_ids:
             return []
-        found: list[Any] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
+        found = _on_all_pages(
+            lambda token: self.client.search_runs(
                 experiment_ids, " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=token
             )
-            found.extend(page if of_any_ledger else filter(self._is_ours, page))
-            token = page.token
-            if not token:
-                return found
+        )
+        return list(found if of_any_ledger else filter(self._is_ours, found))
 
     def share_view(self, experiment_id: str, key: str, view: Mapping[str, Any]) -> str:
         """Store a view of the experiment's runs (filter, order, columns) under ``key``; returns its path in the UI.
@@ -279,6 +276,15 @@ class Tracker:
             self.client.log_batch(run_id, metrics=some, params=others, tags=own if number == requests else [])
 
 
+def _on_all_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """What MLflow lists, page by page; ``ask`` is given the token of a page, None for the first."""
+    page = ask(None)
+    yield from page
+    while page.token:
+        page = ask(page.token)
+        yield from page
+
+
 def _batches(items: list[Any], size: int) -> list[list[Any]]:
     """At least one."""
     return [items[at : at + size] for at in range(0, len(items), size)] or [[]]
@@ -320,10 +326,13 @@ class OpenRun:
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
-        started = self._info.start_time  # fixed timestamps make logging idempotent
-        points = [(name, value, started + self.attempt, 0) for name, value in metrics(entry.result).items()]
+        # Fixed timestamps make logging idempotent.  Of equal ones MLflow shows the largest value, maybe that of an
+        # entry that was forgotten and computed again.
+        _begun, ended = span_ms(entry) or (0, 0)
+        logged = max(self._info.start_time + self.attempt, ended)
+        points = [(name, value, logged, 0) for name, value in metrics(entry.result).items()]
         rows = read_curve(folder) if curve is None else curve
-        points += [(name, value, started + step, step) for name, value, step in curve_points(rows)]
+        points += [(name, value, logged + step, step) for name, value, step in curve_points(rows)]
         with self.tracker.errors():
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
             own = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})

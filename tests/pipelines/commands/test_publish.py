@@ -54,6 +54,9 @@ def test_a_grid_that_reuses_everything_has_its_pages_as_well(
     assert {one.data.tags["mlflow.source.name"] for one in shown} == {"grid first"}
 
     site = tmp_path / "site"
+    before = site / "first" / "recipes" / f"01-set-{'0' * 12}.json"  # of the grid before it was edited
+    before.parent.mkdir(parents=True)
+    before.write_text("{}")
     assert rd3("publish", *files.values(), "--out", site)[0] == 0
     page = (site / "index.html").read_text()
     assert page.count("<td>verified</td>") == 2 and "<b>," not in page and "&lt;b&gt;" in page

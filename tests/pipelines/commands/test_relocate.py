@@ -136,7 +136,7 @@ from tracking.report.results import Results
 
 home = Path(sys.argv[1])
 here = session_in(home)
-show_in_mlflow("tiny", Results.of([], here.ledger.find), here, home / "reports")
+show_in_mlflow("tiny", Results.of([], here.ledger.find), here, {"report.md": home / "reports" / "report.md"})
 """
 
 
@@ -156,7 +156,7 @@ def test_a_process_that_has_written_to_the_original_writes_to_the_copy(filled: P
 
     def publish(place: Path) -> None:
         here = session_in(place)
-        show_in_mlflow("tiny", Results.of([], here.ledger.find), here, reports)
+        show_in_mlflow("tiny", Results.of([], here.ledger.find), here, {"report.md": reports / "report.md"})
 
     reports = home.parent / "reports"
     reports.mkdir()

@@ -176,6 +176,21 @@ def test_status_from_another_terminal(session: Session):
     assert status.counts == {"set": {"done": 1, "running": 1, "failed": 1, "missing": 0}}
     assert [item["key"] for item in status.running] == [KEYS[1]]
     assert status.failed == [{"label": "the third", "key": KEYS[2], "status": "oom", "reason": "too large"}]
+    assert status.why == {KEYS[2]: "oom: too large"}
+
+
+def test_status_names_the_failure_behind_what_could_not_be_run(session: Session):
+    first = set_recipe(10)
+    second = set_recipe(11).model_copy(update={"init": first.key})
+    third = set_recipe(12).model_copy(update={"init": second.key})
+    other = set_recipe(13)
+    expansion = Expansion({one.key: one for one in (first, second, third, other)}, labels={first.key: "set of noise"})
+    trial_log.append(session.home, "fail", "set", first.key, status="oom", reason="too large")
+    why = grid_status(expansion, Ledger(session.artifacts), session.home).why
+    cause = f"its set of noise ({first.key[:12]}) ended as oom: too large"
+    assert why == {first.key: "oom: too large", second.key: cause, third.key: cause}
+    expansion = Expansion({other.key: other}, imports={other.key: "set must be imported"})
+    assert grid_status(expansion, Ledger(session.artifacts), session.home).why == {other.key: "set must be imported"}
 
 
 def test_a_trial_is_given_the_entries_of_all_that_its_recipe_is_made_from(session: Session):

@@ -248,6 +248,9 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
     assert (tested.winner, tested.base) == ([70.0, 72.0, 74.0], [69.0, 70.0, 71.0])
     assert tested.difference.mean == pytest.approx(2.0)
     assert tested.text()["difference"].startswith("+2.00 [−0.48, 4.48], p 0.07")
+    constant = replace(tested, winner=[40.3, 41.3], base=[40.1, 41.1])
+    assert constant.difference is None
+    assert constant.text()["difference"] == "+0.20 (the same for all 2 student seeds, no interval)"
 
     renamed = found(here, name="other")[0]
     elsewhere, same_base = both_sides(renamed, here, winner_preset(renamed, trials[1], 4))

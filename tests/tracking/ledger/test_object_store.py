@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,16 @@ def test_of_many_writers_exactly_one_wins(tmp_path: Path) -> None:
     assert sum(won) == 1
     assert objects.get("x/y.json") == b"%d" % won.index(True)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["y.json"]
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(_source: Path, _target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # what Linux says of FAT
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match=r"has no hard links.* Fix: set RD3_ARTIFACTS to a folder on another"):
+        open_objects(tmp_path).put("x/y.json", b"", only_if_absent=True)
+    assert list((tmp_path / "x").iterdir()) == []
 
 
 def test_roots_are_folders_or_buckets(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_every_table_is_in_the_report_and_a_failing_one_says_why(
     assert rows[1:] == extra_tables(results)["student-by-ipc"].texts
     assert "ValueError: no such &lt;column&gt;" in written["report.html"].read_text()
     assert "| convnet |" in written["report.md"].read_text()
+    [means] = re.findall(r'<td class="whole">convnet</td>(.*?)</tr>', written["report.html"].read_text())
+    assert re.findall(r'data-sort="(.*?)"', means) == [str(score.top1.mean) for score in results.scores[:2]]
 
 
 BUDGETS = {

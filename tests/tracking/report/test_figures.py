@@ -137,6 +137,14 @@ def test_lines_are_told_apart_by_what_differs():
     }
 
 
+def test_a_line_without_changes_has_no_trailing_comma():
+    results = Grid()
+    for overrides in ({}, {"rded.num_crop": 2}):
+        results.add("rded", 10, [40.0], overrides=overrides)
+        results.add("rded", 10, [41.0], overrides=overrides, varied={"temperature": 4.0})
+    assert list(figures.sensitivity_lines(results.scores(), "temperature")) == ["rded", "rded, rded.num_crop=2"]
+
+
 def _ticks(svg: bytes) -> list[float]:
     """Horizontal places of the ticks of the x axis."""
     axis = re.search(rb'id="s-matplotlib.axis_1".*?id="s-matplotlib.axis_2"', svg, re.DOTALL).group()
@@ -224,6 +232,18 @@ def test_generation_time_is_that_of_the_device_that_made_the_set(made, seconds, 
 
     [score] = Results.of(grid.cells, find).scores
     assert (score.generation_s, score.generation_unit) == (seconds, unit)
+
+
+def test_a_set_that_is_not_made_yet_has_no_device():
+    grid = Grid()
+    for seed, tops in enumerate(([40.0], [None])):
+        grid.add("rded", 10, tops, set_seed=seed)
+    first, second = (("set", cell.set) for cell in grid.cells)
+    made = {"device": "NVIDIA H200", "device_type": "cuda"}
+    grid.entries[first] = grid.entries[first].model_copy(update={"made": made})
+    del grid.entries[second]
+    (score,) = grid.scores()
+    assert (score.generation_s, score.generation_unit) == (10.0, "seconds on NVIDIA H200")
 
 
 def test_cost_within_a_decade_has_labelled_ticks():

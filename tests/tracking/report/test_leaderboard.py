@@ -40,6 +40,15 @@ def test_verified_and_reported_numbers_stand_together_best_first() -> None:
     assert [t for *_rest, t in shown] == sorted((t for *_rest, t in shown), reverse=True)
 
 
+def test_accuracy_on_validation_images_is_said_to_be() -> None:
+    found = {"tuned": results(("rded", 10, [30.0]), tested_on="validation"), "mine": results(("rded", 10, [30.0]))}
+    verified = [row for row in standings(found) if row.status == "verified"]
+    assert [(row.source, row.protocol) for row in verified] == [
+        ("tuned", "rd3, tested on validation images"),
+        ("mine", "rd3"),
+    ]
+
+
 def test_the_page_links_every_verified_number_to_its_grid_and_escapes_foreign_text(tmp_path: Path) -> None:
     found = {"a <b>": results(("rded", 10, [30.0, 31.0, 32.0]))}
     path = write_leaderboard(found, {"a <b>": Published("Why & how.", "rd3 run grid.yaml")}, tmp_path)

@@ -16,6 +16,8 @@ from rd3.cell import Cell
 from rd3.datasets import dataset_info
 from rd3.protocol import resolve_protocol
 from rd3.store import Entry, FolderStore, sha256_files
+from tests.tracking.report.test_tables import TEACHER
+from tests.tracking.report.test_tables import Results as Grid
 from tracking.report.page import write_report
 from tracking.report.results import Results
 
@@ -285,6 +287,21 @@ def test_every_cell_links_to_its_evaluations(report, page):
     assert ">0 / 0<" in groups[cells["rded"]] and ">0 / 1<" in groups[cells["rded"]]
     varied = re.findall(r'temperature=4.0</td><td data-sort="38.5"><a class="cell" href="#(point-\d+)"', text)
     assert "temperature=4.0" in groups[varied[0]]
+
+
+def test_every_teacher_of_a_pool_is_listed(tmp_path):
+    grid, other = Grid(), "bb" * 32
+    grid.add("rded", 10, [40.0, None], overrides={"label_teachers": ["r18", "narrow"]})
+    grid.entries["teacher", other] = grid.entries["teacher", TEACHER].model_copy(
+        update={"recipe": {"network": "resnet18_w16"}, "result": {"top1_pct": 80.25}}
+    )
+    key = ("evaluation", grid.cells[0].evaluation)
+    entry = grid.entries[key]
+    grid.entries[key] = entry.model_copy(update={"recipe": entry.recipe | {"teachers": [TEACHER, other]}})
+    paths = write_report("pool", Results.of(grid.cells, grid.find), FolderStore(tmp_path).fetch, tmp_path, facts={})
+    text = paths["report.md"].read_text()
+    found = re.findall(r"^\| (\w+) \| cifar10 \| (\w+) \| ([\d.]+) % \|", text, re.M)
+    assert found == [("r18", "resnet18", "89.50"), ("narrow", "resnet18_w16", "80.25")]
 
 
 def test_contact_sheets_name_their_classes(tmp_path, report):

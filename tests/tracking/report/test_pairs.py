@@ -38,6 +38,18 @@ def test_several_sets_count_one_each():
     assert pair.difference.mean == pytest.approx(2.0)  # the mean of 3 and 1
 
 
+def test_the_same_difference_on_every_seed_is_chance_and_not_certain():
+    results = Results()
+    results.add("edc", 1, [40.1, 41.2])
+    results.add("edc", 1, [40.4, 41.5], overrides={"edc.init": "noise"})
+    results.add("dwa", 1, [40.1, 41.2])
+    results.add("dwa", 1, [40.1, 41.2], overrides={"dwa.steps": 0})
+    changed, same = of(results)
+    assert changed.difference is None
+    assert interval_text(changed) == "+0.3 (the same for all student seeds, no interval)"
+    assert interval_text(same) == "+0.0 [0.0, 0.0], p 1 (2 student seeds)"
+
+
 def test_a_single_pair_has_no_interval():
     results = Results()
     results.add("edc", 1, [30.0])

@@ -63,6 +63,8 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
         ledger.add(Entry(kind="evaluation", key=recipe.key, recipe=recipe.model_dump(mode="json"), result=result))
 
     publish_tables(tracker, grids["first"], "first", cells[:2], ledger.find, tmp_path / "first")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / ".env").write_text("PASSWORD=secret")  # the folder is the user's choice
     for _twice in range(2):
         publish_tables(tracker, grids["study"], "study", cells, ledger.find, tmp_path / "study", description="why")
     said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
@@ -83,6 +85,16 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
         "2-sensitivity-to-temperature.svg",
     }
     assert "why" in (files / "report.html").read_text()
+    assert not (files / ".env").exists()
+
+    unknown = cells[0].model_copy(update={"evaluation": "0" * 64})  # as without the dataset
+    publish_tables(tracker, grids["study"], "study", [unknown, cells[1]], ledger.find, tmp_path / "elsewhere")
+    assert [tracker.client.get_run(run).data.tags["rd3.grids"] for run in run_of.values()] == list(said.values())
+    publish_tables(tracker, grids["study"], "study", cells[1:3], ledger.find, tmp_path / "edited")
+    said = {key: tracker.client.get_run(run).data.tags["rd3.grids"] for key, run in run_of.items()}
+    assert list(said.values()) == ["first", "first study", "study", ""]
+    shown = tracker.client.search_runs([experiment_id], view["searchFilter"])
+    assert {run.info.run_id for run in shown} == set(list(run_of.values())[1:3])
 
 
 def test_a_long_summary_says_what_it_leaves_out() -> None:

@@ -11,12 +11,13 @@ import pytest
 from rd3.cell import Cell
 from rd3.robustness.calibration import reliability
 from rd3.store import Entry, FolderStore
+from tests.tracking.report.test_tables import Results as Grid
 from tracking.report.charts import CHARTS
 from tracking.report.charts.reliability import pooled
 from tracking.report.extra import TABLES
 from tracking.report.extra._base import extra_tables
 from tracking.report.results import Results
-from tracking.report.robustness import Measured
+from tracking.report.robustness import Measured, labels_of, measured
 
 ECE = {("random", 1): (2.0, 3.0, 4.0), ("rded", 1): (5.0, None, None), ("herding", 1): (None, None, None)}
 
@@ -61,6 +62,21 @@ def test_a_measurement_without_a_temperature_is_not_missing():
     found = Measured(score=None, planned=3, by_set_seed=[(0, figures[0]), (0, figures[1])])
     assert found.text("scaled_ece_pct", 1) == "2.0 (n=1, 1 missing, 1 without)"
     assert Measured(None, 2, found.by_set_seed).text("scaled_ece_pct", 1) == "2.0 (n=1, 1 without)"
+
+
+def test_changed_and_varied_fields_are_named_as_everywhere_else():
+    grid, figures = Grid(), {}
+    for varied in ({}, {"temperature": 4.0}):
+        grid.add("random", 1, [50.0], varied=varied)
+    cells = [cell.model_copy(update={"robustness": cell.evaluation}) for cell in grid.cells]
+    for cell in cells:
+        figures["robustness", cell.robustness] = Entry(
+            kind="robustness", key=cell.robustness, recipe={}, result={"top1_pct": 50.0, "ece_pct": 2.0}
+        )
+    results = Results.of(cells, lambda kind, key: figures.get((kind, key)) or grid.find(kind, key))
+    [plain, changed] = TABLES.get("robustness")(results).texts
+    assert (plain[:4], changed[:4]) == (["cifar10", "1", "random", ""], ["cifar10", "1", "random", "temperature=4.0"])
+    assert labels_of(measured(results)) == ["base point", "temperature=4.0"]
 
 
 def test_accuracy_by_corruption(tmp_path: Path):

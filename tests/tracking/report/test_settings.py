@@ -120,3 +120,18 @@ def test_the_demonstration_size_replaces_keys_and_is_headed(tmp_path):
         bare = tmp_path / "bare.yaml"
         bare.write_text(BASE)
         load_grid(tmp_path / "bare-small.yaml")
+
+
+def test_a_setting_with_two_variants_of_a_protocol_has_a_row_for_each():
+    grid = parse_grid(
+        "methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nstudent_seeds: [0]\nsetting: short\n"
+        "protocols: [{rd3-reduced: {epochs: 10}}, {rd3-reduced: {epochs: 20}}]",
+        "two",
+    )
+    expansion = expand(grid, Unread())
+    values = {cell.evaluation: 10.0 * place for place, cell in enumerate(expansion.cells, 1) if cell.evaluation}
+    table = settings(Results.of(expansion.cells, find_in(expansion, values)))
+    assert table is not None
+    column, accuracy = list(table.columns).index("changed"), list(table.columns).index("random")
+    found = {str(row[column]): str(row[accuracy]).split(" ")[0] for row in table.rows}
+    assert found == {"epochs=10": "10.0", "epochs=20": "20.0"}

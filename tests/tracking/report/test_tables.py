@@ -371,6 +371,16 @@ def test_the_best_and_what_is_equal_to_it_within_noise_are_marked():
     assert "Bold and ≈: equal to it within noise" in text
 
 
+def test_a_shared_highest_mean_is_marked_wherever_it_stands():
+    results = Results()
+    seeds = [40.0, 41.0, 42.0]
+    for method, tops in {"rded": seeds, "edc": [41.0], "cda": seeds[::-1], "random": [39.0]}.items():
+        results.add(method, 10, tops)
+    (table,) = result_tables(results.scores())
+    found = {row.label: table.standing(row, 10) for row in table.rows}
+    assert found == {"rded": "best", "edc": "best", "cda": "best", "random": ""}
+
+
 def test_a_column_with_one_result_marks_nothing():
     results = Results()
     results.add("rded", 10, APART["rded"])

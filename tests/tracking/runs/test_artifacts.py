@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,17 @@ def test_remote_files_are_downloaded_once(away: Entry, remote: RemoteFolder, tmp
     for _use in range(2):
         assert sha256_files(artifacts.fetch(away, tmp_path / "cache")) == away.files
     assert remote.downloads == 2, "one for each of two files"
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o027, 0o077])
+def test_permissions_of_a_copy_obey_the_umask(away: Entry, remote: RemoteFolder, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        copy = artifacts.fetch(away, tmp_path / "cache")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (copy.parent, copy, copy / "blocks")] == [0o777 & ~mask] * 3
+    assert stat.S_IMODE((copy / "manifest.json").stat().st_mode) == 0o666 & ~mask
 
 
 def test_a_damaged_download_is_tried_again(away: Entry, remote: RemoteFolder, tmp_path: Path) -> None:

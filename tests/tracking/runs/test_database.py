@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -131,6 +132,17 @@ def test_two_first_commands_at_once(tmp_path: Path) -> None:
         list(pool.map(lambda _number: create(), range(2)))
     assert len(set(made)) == 1
     assert [left.name for left in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_permissions_obey_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
+    monkeypatch.setattr(database, "_create_tables", lambda path: change(path, "CREATE TABLE runs (run_uuid TEXT)"))
+    before = os.umask(mask)
+    try:
+        database.create_sqlite(tmp_path / "mlflow.db")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "mlflow.db").stat().st_mode) == 0o666 & ~mask
 
 
 def test_an_empty_file_is_filled(tmp_path: Path) -> None:

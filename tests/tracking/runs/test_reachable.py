@@ -183,6 +183,13 @@ def test_a_certificate_that_is_not_trusted_and_the_fix(
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
         with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_SERVER_CERT_PATH names .*none\.pem, which does not"):
             check(uri)
+        (tmp_path / "none.pem").write_text("no certificate")
+        with pytest.raises(TrackingError, match=r"none\.pem, which cannot be used: .*\. Fix: correct or unset that"):
+            check(uri)
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(tmp_path / "own.pem"))
+        with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_CLIENT_CERT_PATH names .*own\.pem, which does not"):
+            check(uri)
 
 
 def test_http_to_a_port_of_https(no_proxies: None, serve) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,21 @@ def test_more_than_one_request_takes_is_logged_whole(tracker: Tracker, experimen
     assert data.params == parameters and data.tags["note"] == "last"
 
 
+def test_experiments_on_later_pages_count_too(place: Place) -> None:
+    class Page(list):
+        token: str | None = None
+
+    def search_experiments(page_token: str | None = None) -> Page:
+        number = int(page_token or 0)
+        page = Page(SimpleNamespace(experiment_id=f"{number}.{place}") for place in range(2))
+        page.token = str(number + 1) if number < 2 else None
+        return page
+
+    tracker = Tracker(place)
+    tracker.__dict__["client"] = SimpleNamespace(search_experiments=search_experiments)
+    assert tracker.experiment_ids() == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1"]
+
+
 def test_only_finite_figures_become_metrics() -> None:
     assert metrics({"a": 1, "b": math.nan, "c": math.inf, "d": "x", "e": {"f": 0.5}, "g": [1]}) == {
         "a": 1.0,
@@ -180,6 +196,22 @@ def test_a_later_attempt_has_the_last_word(tracker: Tracker, experiment_id: str,
     shown = tracker.client.get_run(run.run_id)
     assert shown.data.metrics["wall_s"] == 10.0
     assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
+
+
+def test_a_result_that_was_forgotten_and_computed_again_has_the_last_word(
+    tracker: Tracker, experiment_id: str, tmp_path: Path
+) -> None:
+    recipe = an_evaluation(9)
+    for hour, top1 in ((10, 40.0), (11, 39.0)):
+        run = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+        folder = tmp_path / str(hour)
+        made = {"finished_at": f"2199-11-28T{hour}:00:00+00:00"}
+        entry = result_of(recipe, folder, {"top1_pct": top1}).model_copy(update={"made": made})
+        for _twice in range(2):
+            run.finish(entry, folder, curve=[{"epoch": 1, "loss": top1}])
+    shown = tracker.client.get_run(run.run_id).data.metrics
+    assert (shown["top1_pct"], shown["loss"]) == (39.0, 39.0)
+    assert points(tracker, run.run_id, "top1_pct") == [(0, 39.0), (0, 40.0)]
 
 
 def test_a_run_that_was_imported_and_is_run_again_here_is_no_longer_imported(

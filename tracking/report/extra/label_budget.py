@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tracking.report.blocks import split
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -33,7 +34,7 @@ def _order(score: Score) -> tuple[object, ...]:
 def _row(score: Score) -> list[Score | str | float | None]:
     resolved = score.resolved or {}
     budget = (score.label_bytes, score.image_steps)
-    return [score.dataset, score.ipc, score.method, score.student, labels_text(resolved), *budget, score]
+    return [score.dataset, score.ipc, split(score)[1], score.student, labels_text(resolved), *budget, score]
 
 
 def labels_text(resolved: Mapping[str, Any]) -> str:

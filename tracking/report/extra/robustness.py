@@ -5,7 +5,7 @@ from __future__ import annotations
 from tracking.report.extra import Table, register_table
 from tracking.report.extra._base import Cell
 from tracking.report.results import Results
-from tracking.report.robustness import Measured, fields_of, measured
+from tracking.report.robustness import Measured, field_text, fields_of, measured
 
 FIGURES = {
     "corrupted_top1_pct": ("corrupted top-1 %", 1),
@@ -51,7 +51,7 @@ def corruptions(results: Results) -> Table | None:
 
 
 def _place(each: Measured, found: list[Measured]) -> list[Cell]:
-    return [str(getattr(each.score, name)) for name in fields_of(found)]
+    return [field_text(each.score, name) for name in fields_of(found)]
 
 
 def _corrupts(found: list[Measured]) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from rd3.component import changes_text
 from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.paper import place_of
-from tracking.report.query import own_settings
+from tracking.report.query import own_settings, split_overrides
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import paper_text, reduced_text, top1_text
@@ -25,6 +26,8 @@ class Row(NamedTuple):
     teacher: str
     labels: str
     setting: str
+    changed: str = ""
+    """Changed fields of the evaluation, in a setting that has several of them."""
 
 
 @register_table("settings")
@@ -35,9 +38,16 @@ def settings(results: Results) -> Table | None:
         return None
     order = {name: place for place, name in enumerate(dict.fromkeys(results.frame["setting"]))}
     methods = list(dict.fromkeys(_method(score) for score in named))
-    rows: dict[Row, dict[str, Score]] = {}
+    found: dict[Row, dict[str, dict[str, Score]]] = {}
     for score in sorted(named, key=lambda score: order[score.setting]):
-        rows.setdefault(Row(*(getattr(score, name) for name in Row._fields)), {})[_method(score)] = score
+        place = Row(*(getattr(score, name) for name in Row._fields if name != "changed"))
+        changed = changes_text(split_overrides(score.method, score.overrides)[1])
+        found.setdefault(place, {}).setdefault(changed, {})[_method(score)] = score
+    rows = {
+        place._replace(changed=changed if len(variants) > 1 else ""): scores
+        for place, variants in found.items()
+        for changed, scores in variants.items()
+    }
     fields = [name for name in Row._fields if name in _ALWAYS or len({getattr(row, name) for row in rows}) > 1]
     lines: list[list[Cell]] = [
         [*(str(getattr(row, name)) for name in fields), *(_cell(scores.get(method)) for method in methods)]
