@@ -451,10 +451,10 @@ def resolve_protocol(
         values = _changed(values, some, where)
     for name in {*_unread_by_schedule(values)} - changed.keys():
         values.pop(name, None)  # for the schedule of other students, datasets or IPC
-    unset = [name for name in ("epochs", "augmentation") if name not in values]
+    unset = [name for name in ("epochs", "batch_size", "zeta", "augmentation") if name not in values]
     if unset:
         raise BadValue(f"{where} sets no {unset[0]} for this student, dataset and IPC.", "add it to `all`")
-    batch_size = values.get("batch_size", 1)
+    batch_size = values["batch_size"]
     values["batch_size"] = min(batch_size, set_size) if isinstance(batch_size, int) else batch_size  # refused below
     values["loss"] = _resolved_loss(values["loss"], where)
     steps = (_resolved_step(step, factor, where) for step in values["augmentation"])

@@ -238,6 +238,14 @@ def test_a_bad_preset_file_is_named(tmp_path, text, message):
         preset_reader(tmp_path)("mine")
 
 
+@pytest.mark.parametrize("left_out", ["batch_size", "zeta"])
+def test_a_preset_without_a_value_that_has_no_default_is_told_which(left_out):
+    values = {"epochs": 30, "zeta": 1.5, "batch_size": 4, "augmentation": ["flip"]}
+    del values[left_out]
+    with pytest.raises(BadValue, match=f"^Protocol mine sets no {left_out} for this student.*Fix: add it to `all`"):
+        resolve_protocol(Preset(name="mine", source="me", all=values), factor=1, same_network=True, set_size=10)
+
+
 def test_a_preset_in_another_encoding_is_said(tmp_path):
     (tmp_path / "mine.yaml").write_bytes("name: mine\nsource: réglage\n".encode("cp1252"))
     with pytest.raises(BadValue, match=r"not UTF-8 text: byte 0xe9 in line 2.*iconv -f WINDOWS-1252"):
