@@ -96,6 +96,12 @@ def torch_defaults() -> Iterator[None]:
         for place, value in ((backends, "none"), (backends.mkldnn, "none"), *((each, "ieee") for each in products)):
             modes.callback(setattr, place, "fp32_precision", place.fp32_precision)
             place.fp32_precision = value
+        try:
+            _ = backends.cudnn.allow_tf32
+        except RuntimeError:  # set for convolutions or recurrent layers alone, with which `repeatable_kernels` fails
+            for place in (backends.cudnn.conv, backends.cudnn.rnn):
+                modes.callback(setattr, place, "fp32_precision", place.fp32_precision)
+            backends.cudnn.allow_tf32 = True
         yield
 
 
