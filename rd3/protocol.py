@@ -352,8 +352,8 @@ PresetOf = Callable[[str], Preset]
 
 
 def user_presets(folder: Path) -> dict[str, Preset]:
-    """A user's own presets by name: ``<name>.yaml`` in ``folder``; empty if there is no such folder."""
-    return {path.stem: read_preset(path) for path in sorted(folder.glob("*.yaml"))}
+    """A user's own presets by name: ``<name>.yaml`` in ``folder``; hidden files, as editors write, are none."""
+    return {path.stem: read_preset(path) for path in sorted(folder.glob("[!.]*.yaml"))}
 
 
 def preset_reader(folder: Path) -> PresetOf:

@@ -238,6 +238,13 @@ def test_a_bad_preset_file_is_named(tmp_path, text, message):
         preset_reader(tmp_path)("mine")
 
 
+def test_hidden_files_beside_presets_are_none(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\nsource: me\nall: {epochs: 30, augmentation: [flip]}\n")
+    (tmp_path / ".#mine.yaml").symlink_to("user@host.1")  # Emacs, while changes are not saved
+    (tmp_path / "._mine.yaml").write_bytes(b"\0\5\x16\7")  # macOS, on a disk of another system
+    assert preset_reader(tmp_path)("mine").all["epochs"] == 30
+
+
 @pytest.mark.parametrize("left_out", ["batch_size", "zeta"])
 def test_a_preset_without_a_value_that_has_no_default_is_told_which(left_out):
     values = {"epochs": 30, "zeta": 1.5, "batch_size": 4, "augmentation": ["flip"]}
