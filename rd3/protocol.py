@@ -281,6 +281,24 @@ def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[s
     return found
 
 
+def _plain(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``changes`` as JSON has them; numbers and arrays of NumPy or torch, and ranges, become Python's own."""
+
+    def python(value: Any) -> Any:
+        if isinstance(value, Component):
+            return value.model_dump()
+        return list(value) if isinstance(value, range) else value.tolist()
+
+    found = {}
+    for name, value in changes.items():
+        try:
+            found[name] = json.loads(json.dumps(value, default=python))
+        except (TypeError, ValueError, AttributeError):
+            what = f"{name} is of type {type(value).__name__} or holds what JSON cannot"
+            raise BadValue(f"{where}: {what}.", "give text, a number, a list or a mapping") from None
+    return found
+
+
 class Preset(Frozen):
     """A protocol as rules: values by name for all students, and for some students, datasets and IPC."""
 
@@ -444,7 +462,7 @@ def resolve_protocol(
     if chosen.incomplete:
         missing = "; ".join(chosen.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
-    changed = _by_compute(overrides or {}, set_size, where)
+    changed = _by_compute(_plain(overrides or {}, where), set_size, where)
     changed = implied_by(changed) | changed
     values: dict[str, Any] = {"loss": Component(name="kl")}
     for some in (*chosen.applying(Case(same_network, student, dataset, classes, ipc)), changed):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,7 @@ def evaluate(
         print(result.top1_pct)
     """
     _check_names(student=student, teacher_network=teacher_network, protocol=protocol)
-    if isinstance(student_seed, bool) or not isinstance(student_seed, int) or student_seed < 0:
+    if isinstance(student_seed, bool) or not isinstance(student_seed, numbers.Integral) or student_seed < 0:
         raise BadValue(f"student_seed is {student_seed!r}, expected an integer of at least 0.", "call it once per seed")
     if not hasattr(dataset, "info"):
         raise BadValue(
@@ -291,7 +292,7 @@ def evaluate(
         teachers=tuple(_digest(*identity(each, normalisation)) for each in teachers),
         protocol=resolved,
         student=student,
-        student_seed=student_seed,
+        student_seed=int(student_seed),
         data=Data(name=info.name, fingerprint=dataset.fingerprint, split="unknown"),
         classes=info.classes,
         resolution=info.resolution,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
@@ -84,6 +86,28 @@ def test_shuffle_and_crop_are_two_things():
 def test_a_list_of_augmentations_replaces_the_rule(steps):
     """The ladder of the paper's Figure 7."""
     assert [step.name for step in resolved(2, augmentation=steps).augmentation] == steps
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"epochs": np.int64(3)}, {"epochs": 3}),
+        ({"temperature": np.float32(2)}, {"temperature": 2.0}),
+        ({"lr": torch.tensor(0.5)}, {"lr": 0.5}),
+        ({"test_epochs": np.arange(1, 3)}, {"test_epochs": [1, 2]}),
+        ({"test_epochs": range(1, 3)}, {"test_epochs": [1, 2]}),
+        ({"loss": {"kl": {"temperature": np.float32(3)}}}, {"loss": {"kl": {"temperature": 3.0}}}),
+    ],
+)
+def test_numbers_of_numpy_and_torch_are_those_of_python(given, plain):
+    case = {"factor": 1, "same_network": True, "set_size": 10}
+    assert resolve_protocol("rd3", **case, overrides=given) == resolve_protocol("rd3", **case, overrides=plain)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), len])
+def test_what_no_file_could_hold_is_refused(value):
+    with pytest.raises(BadValue, match=f"Protocol rd3: zeta is of type {type(value).__name__}"):
+        resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides={"zeta": value})
 
 
 def test_the_same_loss_keeps_its_settings_and_another_begins_anew():

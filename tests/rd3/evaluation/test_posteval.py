@@ -647,6 +647,8 @@ def test_evaluate_builds_the_recipe():
     one = recipe(seed=3, epochs=2, lr=1e-3)
     soft = posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student_seed=3, **options)
     assert outcome(soft) == outcome(run(one))
+    of_numpy = {"epochs": np.int64(2), "student_seed": np.int64(3)}
+    assert outcome(posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), **options | of_numpy)) == outcome(soft)
     hard = posteval.evaluate(IMAGES, LABELS.int(), Fake(), student_seed=3, **options)
     assert outcome(hard) == outcome(run(recipe(seed=3, epochs=2, lr=1e-3, labels="hard", loss="ce")))
 
