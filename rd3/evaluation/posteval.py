@@ -283,7 +283,9 @@ def evaluate(
         overrides=implied | stated | fields,
     )
     teachers = []
-    if teacher is not None:
+    if teacher is not None and resolved.labels == "hard":
+        _say_to(progress)(Note("the teacher is not used: the protocol's labels are hard", doubtful=True))
+    elif teacher is not None:
         teachers = [
             own_teacher(teacher, dataset, normalisation, allow_chance=allow_chance, device=device, progress=progress)
         ]

@@ -651,6 +651,10 @@ def test_evaluate_builds_the_recipe():
     assert outcome(posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), **options | of_numpy)) == outcome(soft)
     hard = posteval.evaluate(IMAGES, LABELS.int(), Fake(), student_seed=3, **options)
     assert outcome(hard) == outcome(run(recipe(seed=3, epochs=2, lr=1e-3, labels="hard", loss="ce")))
+    options |= {"protocol": "pca-hard", "student_seed": 3}
+    hard = posteval.evaluate(IMAGES, LABELS, Fake(), **options)
+    with pytest.warns(UserWarning, match="the teacher is not used: the protocol's labels are hard"):
+        assert outcome(posteval.evaluate(IMAGES, LABELS, Fake(), nn.Identity(), **options)) == outcome(hard)
 
 
 def test_evaluate_resolves_the_protocol_by_student():
