@@ -479,6 +479,9 @@ def resolve_protocol(
     values["augmentation"] = [step for step in steps if step is not None]
     text = json.dumps(values, default=Component.model_dump)
     resolved = _valid(lambda: EvalProtocol.model_validate_json(text, strict=True), where)
+    if resolved.batch_size < 2 <= set_size:
+        fix = "set batch_size to at least 2"
+        raise BadValue(f"{where}: batches have one image; batch normalisation needs two.", fix)
     wrong = resolved.contradictions()
     if wrong:
         raise BadValue(f"{where}: {'; '.join(wrong)}.", "change one of them")

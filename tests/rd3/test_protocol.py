@@ -148,6 +148,7 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
         ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "hybrid 'softmax' needs a temperature"),
         ({"drop_at": [0.5, 0.3]}, BadValue, r"drop_at \[0.5, 0.3\] are not increasing shares between 0 and 1"),
         ({"drop_at": [1.0]}, BadValue, "not increasing shares between 0 and 1"),
+        ({"batch_size": 1}, BadValue, "batches have one image; batch normalisation needs two"),
         ({"batch_size": "32"}, BadValue, "batch_size: Input should be a valid integer"),
         ({"lr": float("inf")}, BadValue, "lr: Input should be a finite number"),
         ({"temperature": float("inf")}, BadValue, "temperature: Input should be a finite number"),
