@@ -264,6 +264,9 @@ def evaluate(
     if given is not None and teacher is not None:
         raise BadValue("Both a teacher and soft_labels are given.", "leave out one: both label the images")
     regime = soft_labels if given is None else "own"
+    if teacher is None and regime in ("online", "once", "stored"):
+        message = f"soft_labels {regime!r} are those of a teacher, and none was given."
+        raise BadValue(message, "pass a teacher, or soft labels of the images")
     images, labels, own = check_images_and_labels(
         images, labels, info, space, soft_labels=given, soft_label_kind=soft_label_kind, say=_say_to(progress)
     )

@@ -611,6 +611,11 @@ BAD = {
     "range": (lambda: run(recipe(), images=IMAGES.float()), BadValue, r"pixels in \[0, 1\]"),
     "nan": (lambda: run(recipe(), images=IMAGES.float() * float("nan")), BadValue, r"pixels in \[0, 1\]"),
     "label": (lambda: run(recipe(), labels=LABELS + 1), BadValue, "labels range from 1 to 3"),
+    "soft labels of nobody": (
+        lambda: posteval.evaluate(IMAGES, LABELS, Fake(), soft_labels="once"),
+        BadValue,
+        "soft_labels 'once' are those of a teacher, and none was given",
+    ),
     "one image": (lambda: run(recipe(), images=IMAGES[:1], labels=LABELS[:1]), BadValue, "needs two"),
     "batch of one": (lambda: run(recipe(batch_size=1)), BadValue, "needs two"),
     "no teacher": (lambda: run(recipe(), []), BadValue, "need a teacher"),
