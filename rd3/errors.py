@@ -105,7 +105,8 @@ def why(error: BaseException) -> tuple[str, str]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or the device ran out of memory."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or "can't allocate memory" in str(error)
+    text = str(error)  # torch "can't allocate memory", the system "Cannot ..."; CUDA where others hold all of it
+    return known or "allocate memory" in text or "CUDA error: out of memory" in text
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -6,12 +6,14 @@ Reads only the structure of a file and executes nothing in it.  Does not load to
 from __future__ import annotations
 
 import contextlib
+import errno
 import html
 import io
 import json
 import math
 import re
 import shlex
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -186,12 +188,26 @@ def _zip_damage(path: Path, size: int) -> str | None:
             failed = [error for member in members if (error := _member_error(archive, member))]
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return f"it has {size:,} bytes and ends before the directory of its archive"
+    except OSError as error:
+        return f"the directory of its archive cannot be read ({_of_content(error)})"
     # torch.save can be set to write no checksums; then every member fails by its checksum, and nothing is wrong.
     has_checksums = len(failed) < len(members) or not all(_CHECKSUM in error for error in failed)
     return f"its archive cannot be read ({failed[0]})" if failed and has_checksums else None
 
 
 _CHECKSUM = "Bad CRC-32"
+_LZMA = getattr(zipfile, "lzma", None)  # Python may be built without it
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
+    *([_LZMA.LZMAError] if _LZMA else []),
+)
+
+
+def _of_content(error: OSError) -> str:
+    """The reason if a damaged archive is the cause (a place that no file has, a broken stream); else raises again."""
+    if error.errno not in (errno.EINVAL, None):
+        raise error
+    return error.strerror or _line(str(error))
 
 
 def _member_error(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
@@ -200,8 +216,10 @@ def _member_error(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
         with archive.open(member) as stream:
             while stream.read(_CHUNK):
                 pass
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _UNREADABLE as error:
         return _line(str(error)) or type(error).__name__
+    except OSError as error:
+        return _of_content(error)
     return ""
 
 
@@ -228,7 +246,7 @@ def _npy_damage(size: int, file: BinaryIO) -> str | None:
     try:
         version = npy.read_magic(file)
         shape, _order, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         return f"its header cannot be read ({_line(str(error))})"
     expected = file.tell() + dtype.itemsize * math.prod(shape)
     return f"it has {size:,} bytes of {expected:,}" if not dtype.hasobject and size < expected else None

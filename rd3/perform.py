@@ -453,7 +453,7 @@ def _entry(context: Context, output: Output, **provenance: Any) -> Entry:
         result,
         content,
         code_version=__version__,
-        device=torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu",
         device_type=torch.device(device).type,
         threads=torch.get_num_threads(),
         torch=torch.__version__,

@@ -281,6 +281,24 @@ def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[s
     return found
 
 
+def _plain(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``changes`` as JSON has them; numbers and arrays of NumPy or torch, and ranges, become Python's own."""
+
+    def python(value: Any) -> Any:
+        if isinstance(value, Component):
+            return value.model_dump()
+        return list(value) if isinstance(value, range) else value.tolist()
+
+    found = {}
+    for name, value in changes.items():
+        try:
+            found[name] = json.loads(json.dumps(value, default=python))
+        except (TypeError, ValueError, AttributeError):
+            what = f"{name} is of type {type(value).__name__} or holds what JSON cannot"
+            raise BadValue(f"{where}: {what}.", "give text, a number, a list or a mapping") from None
+    return found
+
+
 class Preset(Frozen):
     """A protocol as rules: values by name for all students, and for some students, datasets and IPC."""
 
@@ -352,8 +370,8 @@ PresetOf = Callable[[str], Preset]
 
 
 def user_presets(folder: Path) -> dict[str, Preset]:
-    """A user's own presets by name: ``<name>.yaml`` in ``folder``; empty if there is no such folder."""
-    return {path.stem: read_preset(path) for path in sorted(folder.glob("*.yaml"))}
+    """A user's own presets by name: ``<name>.yaml`` in ``folder``; hidden files, as editors write, are none."""
+    return {path.stem: read_preset(path) for path in sorted(folder.glob("[!.]*.yaml"))}
 
 
 def preset_reader(folder: Path) -> PresetOf:
@@ -444,23 +462,26 @@ def resolve_protocol(
     if chosen.incomplete:
         missing = "; ".join(chosen.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
-    changed = _by_compute(overrides or {}, set_size, where)
+    changed = _by_compute(_plain(overrides or {}, where), set_size, where)
     changed = implied_by(changed) | changed
     values: dict[str, Any] = {"loss": Component(name="kl")}
     for some in (*chosen.applying(Case(same_network, student, dataset, classes, ipc)), changed):
         values = _changed(values, some, where)
     for name in {*_unread_by_schedule(values)} - changed.keys():
         values.pop(name, None)  # for the schedule of other students, datasets or IPC
-    unset = [name for name in ("epochs", "augmentation") if name not in values]
+    unset = [name for name in ("epochs", "batch_size", "zeta", "augmentation") if name not in values]
     if unset:
         raise BadValue(f"{where} sets no {unset[0]} for this student, dataset and IPC.", "add it to `all`")
-    batch_size = values.get("batch_size", 1)
+    batch_size = values["batch_size"]
     values["batch_size"] = min(batch_size, set_size) if isinstance(batch_size, int) else batch_size  # refused below
     values["loss"] = _resolved_loss(values["loss"], where)
     steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
     values["augmentation"] = [step for step in steps if step is not None]
     text = json.dumps(values, default=Component.model_dump)
     resolved = _valid(lambda: EvalProtocol.model_validate_json(text, strict=True), where)
+    if resolved.batch_size < 2 <= set_size:
+        fix = "set batch_size to at least 2"
+        raise BadValue(f"{where}: batches have one image; batch normalisation needs two.", fix)
     wrong = resolved.contradictions()
     if wrong:
         raise BadValue(f"{where}: {'; '.join(wrong)}.", "change one of them")

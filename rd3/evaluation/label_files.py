@@ -17,7 +17,7 @@ from rd3.evaluation.stored import StoredLabels, stored
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.protocol import Precision
 from rd3.soft_labels import SoftLabels, raw
-from rd3.store import new_folder
+from rd3.store import new_folder, write_errors
 
 if TYPE_CHECKING:
     from rd3.evaluation.student import Evaluation
@@ -46,7 +46,8 @@ def write_labels(
     type that they have.  All are little-endian and without a header, with types and shapes in ``manifest.json``.  NAME
     is ``images``, or an epoch.  The files in ``labels`` have exactly the ``label_bytes`` of the result.  Crops, flips
     and mixes are those of :func:`rd3.evaluation.views.views`.  ``precision`` is that of the training, by default what
-    the protocol's means on this device.  Raises :class:`BadValue` for labels that are not stored, or a folder in use.
+    the protocol's means on this device.  Raises :class:`BadValue` for labels that are not stored, or a folder in use,
+    and :class:`StoreError` for one that cannot be written.
     """
     protocol, device, out = evaluation.recipe.protocol, usable_device(device), Path(out)
     own = evaluation.soft_labels if protocol.own_labels else None
@@ -56,7 +57,7 @@ def write_labels(
         raise BadValue(f"This evaluation has {kind} labels, which are not stored.", "export one with stored labels")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadValue(f"{out} is not an empty folder.", "name a new folder")
-    with new_folder(out) as folder:
+    with write_errors(out), new_folder(out) as folder:
         for name in (LABELS, ROWS):
             (folder / name).mkdir()
         if own is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,7 @@ def evaluate(
         print(result.top1_pct)
     """
     _check_names(student=student, teacher_network=teacher_network, protocol=protocol)
-    if isinstance(student_seed, bool) or not isinstance(student_seed, int) or student_seed < 0:
+    if isinstance(student_seed, bool) or not isinstance(student_seed, numbers.Integral) or student_seed < 0:
         raise BadValue(f"student_seed is {student_seed!r}, expected an integer of at least 0.", "call it once per seed")
     if not hasattr(dataset, "info"):
         raise BadValue(
@@ -263,6 +264,9 @@ def evaluate(
     if given is not None and teacher is not None:
         raise BadValue("Both a teacher and soft_labels are given.", "leave out one: both label the images")
     regime = soft_labels if given is None else "own"
+    if teacher is None and regime in ("online", "once", "stored"):
+        message = f"soft_labels {regime!r} are those of a teacher, and none was given."
+        raise BadValue(message, "pass a teacher, or soft labels of the images")
     images, labels, own = check_images_and_labels(
         images, labels, info, space, soft_labels=given, soft_label_kind=soft_label_kind, say=_say_to(progress)
     )
@@ -282,7 +286,9 @@ def evaluate(
         overrides=implied | stated | fields,
     )
     teachers = []
-    if teacher is not None:
+    if teacher is not None and resolved.labels == "hard":
+        _say_to(progress)(Note("the teacher is not used: the protocol's labels are hard", doubtful=True))
+    elif teacher is not None:
         teachers = [
             own_teacher(teacher, dataset, normalisation, allow_chance=allow_chance, device=device, progress=progress)
         ]
@@ -291,7 +297,7 @@ def evaluate(
         teachers=tuple(_digest(*identity(each, normalisation)) for each in teachers),
         protocol=resolved,
         student=student,
-        student_seed=student_seed,
+        student_seed=int(student_seed),
         data=Data(name=info.name, fingerprint=dataset.fingerprint, split="unknown"),
         classes=info.classes,
         resolution=info.resolution,

@@ -40,7 +40,8 @@ def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
     """The network without its normalisation, on the meta device, which needs no memory."""
     network = find(name, resolution)
     with scoped(generator(0, "init")), torch.device("meta"):
-        return network.build(num_classes, resolution).eval()
+        # Without gradients: torch's counter of operations fails on parameters that are the input of a layer.
+        return network.build(num_classes, resolution).eval().requires_grad_(False)
 
 
 def parameter_count(name: str, num_classes: int, resolution: int) -> int:
@@ -80,7 +81,7 @@ def forward_cost(name: str, num_classes: int, resolution: int) -> Cost:
             try:
                 network(pixels)
             except (AssertionError, RuntimeError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200].rstrip(".")
+                reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
                 message = f"Network {name} fails on images of {resolution} pixels: {reason}."
                 raise Unsupported(message, "use another network") from None
         return Cost(counter.get_total_flops(), traffic.bytes)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.parts._format import INDEX, PATTERN, Member, is_result_path
-from rd3.store import FolderStore, read_entry, sha256_file, write_atomically
+from rd3.store import FolderStore, read_entry, sha256_file, write_atomically, write_errors
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,25 @@ def unpack(folder: Path, store: Path) -> Unpacked:
     """Unpack the parts in ``folder`` into a store in the folder ``store``.
 
     The hash of every member and every file is checked.  Entries with missing files are left out and reported.  Raises
-    :class:`DataMissing` if there are no parts, and :class:`DataCorrupt` for a part that does not match its index.
+    :class:`DataMissing` if there are no parts, :class:`DataCorrupt` for a part that does not match its index, and
+    :class:`StoreError` for files that cannot be written.
     """
     folder, store = Path(folder), Path(store)
     paths = sorted(folder.glob(PATTERN))
     if not paths:
         raise DataMissing(f"{folder} holds no parts ({PATTERN}).", "give the folder that the machine returned")
+    with write_errors(store, "free space there, or set TMPDIR to a folder on another disk"):
+        entries = _place_files(paths, store)
+    lacking = {}
+    for name, content in sorted(entries.items()):
+        reason = _take_entry(store, name, content)
+        if reason:
+            lacking[" ".join(name.removesuffix(".json").split("/")[1:])] = reason
+    return Unpacked(store, len(entries) - len(lacking), lacking)
+
+
+def _place_files(paths: Sequence[Path], store: Path) -> dict[str, bytes]:
+    """Write the files of all parts to their places in the store; returns the entries, by path."""
     scratch = store / ".shards"
     shards: dict[str, dict[int, Path | None]] = {}
     entries: dict[str, bytes] = {}
@@ -61,12 +74,7 @@ def unpack(folder: Path, store: Path) -> Unpacked:
                 _join(store / name, whole)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    lacking = {}
-    for name, content in sorted(entries.items()):
-        reason = _take_entry(store, name, content)
-        if reason:
-            lacking[" ".join(name.removesuffix(".json").split("/")[1:])] = reason
-    return Unpacked(store, len(entries) - len(lacking), lacking)
+    return entries
 
 
 def _join(path: Path, shards: Sequence[Path]) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from rd3.errors import RD3Error
 from rd3.methods import METHODS, Method, method_names
+from rd3.seeding import scoped
 from rd3.testing import check_method, template
+
+USES_GLOBAL = "torch's, NumPy's or Python's global generator was drawn from or seeded"
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -52,7 +58,26 @@ def test_a_bad_method_is_told_what_is_wrong(registry, tmp_path, monkeypatch):
     assert "nothing ran inside `with ctx.phase(...)`" in wrong
     assert "the docstring has no 'Source:'" in wrong
     assert "two runs of one recipe differ: draw random numbers only from ctx.rng" in wrong
-    assert "torch's or NumPy's global generator was drawn from or seeded" in wrong
+    assert USES_GLOBAL in wrong
+
+
+@pytest.mark.parametrize(
+    "line", ["np.random.seed(0); np.random.permutation(9)", "torch.manual_seed(0); torch.rand(3)", "random.seed(0)"]
+)
+def test_a_method_that_seeds_a_global_generator_with_a_constant_is_told_so(registry, tmp_path, monkeypatch, line):
+    # as released code does: the second run of such a method leaves the state that the first one left
+    text = template("released").replace(
+        'with ctx.phase("select"):',
+        f'with ctx.phase("select"):\n            import random, torch, numpy as np; {line}',
+        1,
+    )
+    _load(text, tmp_path / "released.py", monkeypatch)
+    arrays, own = np.random.get_state(), random.getstate()
+    with scoped(torch.Generator()):
+        wrong = [result.detail for result in check_method("released", tmp=tmp_path / "trial") if not result.ok]
+    np.random.set_state(arrays)
+    random.setstate(own)
+    assert wrong == [USES_GLOBAL]
 
 
 def test_one_mistake_is_reported_once(registry, tmp_path, monkeypatch):

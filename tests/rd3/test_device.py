@@ -10,7 +10,7 @@ import torch
 import rd3
 from rd3 import layer_statistics, run, teacher
 from rd3.datasets import Roots, open_dataset
-from rd3.device import repeatable_kernels, set_memory_format, usable_device
+from rd3.device import repeatable_kernels, set_memory_format, torch_defaults, usable_device
 from rd3.errors import BadValue
 from rd3.methods import METHODS
 from rd3.models import build_network
@@ -129,3 +129,18 @@ def test_the_format_of_the_pixels_changes_no_bit(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain, last = network(pixels), network(pixels.contiguous(memory_format=torch.channels_last))
     assert torch.equal(plain, last)
+
+
+@pytest.mark.parametrize("settings", [{"conv": "ieee"}, {"rnn": "ieee"}, {"conv": "tf32", "rnn": "ieee"}, {}])
+def test_precisions_that_a_caller_has_set_for_single_operations_of_cudnn(settings):
+    cudnn = torch.backends.cudnn
+    try:
+        for name, value in settings.items():
+            getattr(cudnn, name).fp32_precision = value
+        before = [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+        with torch_defaults(), repeatable_kernels():
+            inside = [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+        assert "tf32" not in inside
+        assert [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision] == before
+    finally:
+        cudnn.allow_tf32 = True  # torch's default, for both

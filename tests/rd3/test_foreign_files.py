@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,31 @@ def test_every_cut_of_an_npy_is_found(tmp_path):
     for length in (*range(1, 140), len(raw) - 1):
         (tmp_path / "x.npy").write_bytes(raw[:length])
         assert isinstance(broken_file(tmp_path / "x.npy"), DataCorrupt), length
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_changed_bytes_of_an_archive_are_damage_and_no_matter_of_permissions(tmp_path, compression):
+    path, rng = tmp_path / "set.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a", rng.integers(9, size=2000, dtype=np.uint8).tobytes())
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        first, last = archive.getinfo("a").header_offset + 31, archive.start_dir
+    assert broken_file(path) is None
+    places = [*rng.integers(first, last, 30), *range(len(whole) - 22, len(whole) - 6)]  # content; end of the directory
+    found = set()
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        found.add(type(broken_file(path)))
+    assert DataCorrupt in found and found <= {DataCorrupt, type(None)}  # None: fields that nothing reads
+
+
+def test_an_npy_whose_header_is_no_python_is_damaged(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(300))
+    whole = (tmp_path / "a.npy").read_bytes()
+    for place in range(10, 70):
+        (tmp_path / "a.npy").write_bytes(whole[:place] + b"(" + whole[place + 1 :])
+        assert isinstance(broken_file(tmp_path / "a.npy"), DataCorrupt | None)
 
 
 def test_binary_files_that_begin_as_utf_16_does_are_not_text(tmp_path):

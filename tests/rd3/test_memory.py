@@ -30,3 +30,12 @@ def test_what_was_held_before_the_reset_does_not_count():
     assert peak_mib(CPU) > before + 200
     reset_peak(CPU)
     assert peak_mib(CPU) < before + 56
+
+
+def test_a_kernel_that_does_not_state_the_peak(tmp_path, monkeypatch):
+    status = tmp_path / "status"
+    monkeypatch.setattr("rd3.device._STATUS", status)
+    status.write_bytes(b"Name:\tcaf\xe9\nVmHWM:\t    2048 kB\nVmRSS:\t 1024 kB\n")
+    assert peak_mib(CPU) == 2
+    status.write_text("Name:\tpython\nFDSize:\t64\nVmSize:\t9 kB\nVmRSS:\t8 kB\nVmData:\t7 kB\n")  # gVisor's
+    assert peak_mib(CPU) > 50  # that of getrusage: torch alone takes more

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_recipes import a_set
 
-from rd3.errors import BadValue, DataCorrupt, DataMissing
+from rd3.errors import BadValue, DataCorrupt, DataMissing, StoreError
 from rd3.kept_students import without_student
 from rd3.parts import PART_BYTES, PARTS, SHARD_BYTES, Collector, holds_parts, unpack
 from rd3.store import STUDENT, Entry, FolderStore, sha256_files
@@ -195,6 +195,18 @@ def test_an_entry_that_is_not_what_its_name_says_is_refused(tmp_path):
     outside = entry.model_copy(update={"files": {"../../x": "0" * 64}}).model_dump_json().encode()
     with pytest.raises(DataCorrupt, match=r"by-key.* cannot be read"):
         unpack(part(tmp_path / "in2", {f"by-key/set/{recipe.key}.json": outside}), tmp_path / "back2")
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(_file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = part(tmp_path / "in", {"notes/a": b"x"})
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(
+        StoreError, match=r"^Cannot write to .*back: No space left on device\. Fix: free space .* TMPDIR"
+    ):
+        unpack(folder, tmp_path / "back")
 
 
 def test_no_parts_and_parts_of_a_later_version_are_said(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
@@ -86,6 +88,28 @@ def test_a_list_of_augmentations_replaces_the_rule(steps):
     assert [step.name for step in resolved(2, augmentation=steps).augmentation] == steps
 
 
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"epochs": np.int64(3)}, {"epochs": 3}),
+        ({"temperature": np.float32(2)}, {"temperature": 2.0}),
+        ({"lr": torch.tensor(0.5)}, {"lr": 0.5}),
+        ({"test_epochs": np.arange(1, 3)}, {"test_epochs": [1, 2]}),
+        ({"test_epochs": range(1, 3)}, {"test_epochs": [1, 2]}),
+        ({"loss": {"kl": {"temperature": np.float32(3)}}}, {"loss": {"kl": {"temperature": 3.0}}}),
+    ],
+)
+def test_numbers_of_numpy_and_torch_are_those_of_python(given, plain):
+    case = {"factor": 1, "same_network": True, "set_size": 10}
+    assert resolve_protocol("rd3", **case, overrides=given) == resolve_protocol("rd3", **case, overrides=plain)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), len])
+def test_what_no_file_could_hold_is_refused(value):
+    with pytest.raises(BadValue, match=f"Protocol rd3: zeta is of type {type(value).__name__}"):
+        resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides={"zeta": value})
+
+
 def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
     rule = presets()["rd3"].model_copy(update={"all": presets()["rd3"].all | {"temperature": 4}})
     frame = {"factor": 1, "same_network": True, "set_size": 10}
@@ -124,6 +148,7 @@ def test_the_same_loss_keeps_its_settings_and_another_begins_anew():
         ({"loss": "mse_gt", "hybrid": "softmax"}, BadValue, "hybrid 'softmax' needs a temperature"),
         ({"drop_at": [0.5, 0.3]}, BadValue, r"drop_at \[0.5, 0.3\] are not increasing shares between 0 and 1"),
         ({"drop_at": [1.0]}, BadValue, "not increasing shares between 0 and 1"),
+        ({"batch_size": 1}, BadValue, "batches have one image; batch normalisation needs two"),
         ({"batch_size": "32"}, BadValue, "batch_size: Input should be a valid integer"),
         ({"lr": float("inf")}, BadValue, "lr: Input should be a finite number"),
         ({"temperature": float("inf")}, BadValue, "temperature: Input should be a finite number"),
@@ -236,6 +261,21 @@ def test_a_bad_preset_file_is_named(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(BadValue, match=message):
         preset_reader(tmp_path)("mine")
+
+
+def test_hidden_files_beside_presets_are_none(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\nsource: me\nall: {epochs: 30, augmentation: [flip]}\n")
+    (tmp_path / ".#mine.yaml").symlink_to("user@host.1")  # Emacs, while changes are not saved
+    (tmp_path / "._mine.yaml").write_bytes(b"\0\5\x16\7")  # macOS, on a disk of another system
+    assert preset_reader(tmp_path)("mine").all["epochs"] == 30
+
+
+@pytest.mark.parametrize("left_out", ["batch_size", "zeta"])
+def test_a_preset_without_a_value_that_has_no_default_is_told_which(left_out):
+    values = {"epochs": 30, "zeta": 1.5, "batch_size": 4, "augmentation": ["flip"]}
+    del values[left_out]
+    with pytest.raises(BadValue, match=f"^Protocol mine sets no {left_out} for this student.*Fix: add it to `all`"):
+        resolve_protocol(Preset(name="mine", source="me", all=values), factor=1, same_network=True, set_size=10)
 
 
 def test_a_preset_in_another_encoding_is_said(tmp_path):

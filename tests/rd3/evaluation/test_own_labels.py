@@ -326,7 +326,7 @@ def test_evaluate_gives_other_soft_labels_another_key(monkeypatch):
         ({"soft_labels": LOGITS, "teacher": tiny()}, "Both a teacher and soft_labels are given"),
         ({"soft_labels": LOGITS.roll(1, 1)}, "The columns of soft_labels look permuted"),
         ({"soft_labels": "own"}, "the set has no soft labels of its own"),
-        ({"soft_labels": "once"}, "soft_labels 'once' needs soft labels"),
+        ({"soft_labels": "once"}, "soft_labels 'once' are those of a teacher, and none was given"),
         ({"soft_label_kind": "logits"}, "there are no soft labels"),
     ],
 )  # fmt: skip

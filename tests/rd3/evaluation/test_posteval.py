@@ -611,6 +611,11 @@ BAD = {
     "range": (lambda: run(recipe(), images=IMAGES.float()), BadValue, r"pixels in \[0, 1\]"),
     "nan": (lambda: run(recipe(), images=IMAGES.float() * float("nan")), BadValue, r"pixels in \[0, 1\]"),
     "label": (lambda: run(recipe(), labels=LABELS + 1), BadValue, "labels range from 1 to 3"),
+    "soft labels of nobody": (
+        lambda: posteval.evaluate(IMAGES, LABELS, Fake(), soft_labels="once"),
+        BadValue,
+        "soft_labels 'once' are those of a teacher, and none was given",
+    ),
     "one image": (lambda: run(recipe(), images=IMAGES[:1], labels=LABELS[:1]), BadValue, "needs two"),
     "batch of one": (lambda: run(recipe(batch_size=1)), BadValue, "needs two"),
     "no teacher": (lambda: run(recipe(), []), BadValue, "need a teacher"),
@@ -647,8 +652,14 @@ def test_evaluate_builds_the_recipe():
     one = recipe(seed=3, epochs=2, lr=1e-3)
     soft = posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student_seed=3, **options)
     assert outcome(soft) == outcome(run(one))
+    of_numpy = {"epochs": np.int64(2), "student_seed": np.int64(3)}
+    assert outcome(posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), **options | of_numpy)) == outcome(soft)
     hard = posteval.evaluate(IMAGES, LABELS.int(), Fake(), student_seed=3, **options)
     assert outcome(hard) == outcome(run(recipe(seed=3, epochs=2, lr=1e-3, labels="hard", loss="ce")))
+    options |= {"protocol": "pca-hard", "student_seed": 3}
+    hard = posteval.evaluate(IMAGES, LABELS, Fake(), **options)
+    with pytest.warns(UserWarning, match="the teacher is not used: the protocol's labels are hard"):
+        assert outcome(posteval.evaluate(IMAGES, LABELS, Fake(), nn.Identity(), **options)) == outcome(hard)
 
 
 def test_evaluate_resolves_the_protocol_by_student():

@@ -230,6 +230,13 @@ def test_names_and_notes_need_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_cost_of_a_network_whose_embedding_is_the_input_of_a_layer():
+    """PiT-S has 2.9 GFLOPs, in multiply-adds (Heo et al., ICCV 2021, Table 4)."""
+    assert forward_cost("timm:pit_s_224", 1000, 224).flops == pytest.approx(2 * 2.9e9, rel=0.02)
+
+
 def test_a_network_that_shrinks_images_too_often_is_unsupported():
     with pytest.raises(Unsupported, match="timm:inception_v3 fails on images of 32 pixels: "):
         forward_cost("timm:inception_v3", 10, 32)
+    with pytest.raises(Unsupported, match="timm:halonet26t fails on images of 224 pixels: AssertionError"):
+        forward_cost("timm:halonet26t", 10, 224)
