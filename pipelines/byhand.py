@@ -128,6 +128,7 @@ def evaluations_of(
         raise BadValue("Neither a student nor a teacher is given.", "give --student NETWORK or --teacher ROLE")
     frame = Frame.of(info, set_recipe.ipc, network, label_teacher.network if label_teacher is not None else None)
     resolved = catalog.evaluation(protocol, frame, fields)
+    resolved.require_fit(info.name, info.resolution, info.num_classes)
     if resolved.taught and label_teacher is None:
         own = ", or --field soft_labels=own for the set's own" if set_recipe.soft_label_kind else ""
         raise BadValue("Soft labels need a teacher.", f"give --teacher ROLE, or --field labels=hard{own}")

@@ -130,6 +130,17 @@ class EvalProtocol(Frozen):
         if self.own_labels and soft_label_kind is None:
             raise BadValue(WITHOUT_OWN, "use soft_labels 'once' with a teacher, or import the set with its soft labels")
 
+    def require_fit(self, dataset: str, resolution: int, classes: int) -> None:
+        """Raise :class:`BadValue` if a value does not fit the resolution of a dataset or its number of classes."""
+        if 0 < self.test_resize < resolution:
+            message = f"test_resize is {self.test_resize}, but test images are cropped to {resolution} pixels."
+            raise BadValue(message, f"use at least {resolution}, or 0")
+        if self.label_top_k is not None and self.label_top_k >= classes:
+            raise BadValue(
+                f"label_top_k is {self.label_top_k}, {dataset} has {classes} classes.",
+                "leave it out to store the logits of all classes",
+            )
+
     def value(self, name: str) -> Any:
         """The plain value of a field or setting by its name; None if this protocol has no such setting."""
         return value_by_name(self.model_dump(mode="json"), name)

@@ -442,7 +442,10 @@ class PartCheck:
             for where, moved in [(at, {}), *points]:
                 for frame in frames:
                     with self.noting(where):
-                        self.catalog.evaluation(chosen.name, frame, own | moved)
+                        resolved = self.catalog.evaluation(chosen.name, frame, own | moved)
+                        info = self.infos.get(str(frame.dataset))
+                        if info is not None:
+                            resolved.require_fit(info.name, info.resolution, info.num_classes)
 
     def _check_paper(self) -> None:
         """Check that the paper prints these configurations."""

@@ -16,6 +16,7 @@ from pipelines.grid.structure import Choice, Choices, Count, Fields, Name, Seed,
 from pipelines.grid.values import Chosen
 from pipelines.sweep.space import SpaceCheck
 from pipelines.sweep.values import Dimension, PrunerName, SamplerName, Sweep, labelled
+from rd3.datasets import DatasetInfo
 from rd3.protocol import EvalProtocol, fitting, merged, presets
 
 SINGLE = {"datasets": "dataset", "ipc": "ipc", "students": "student", "protocols": "protocol"}
@@ -124,7 +125,7 @@ def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
     frame, chosen = next(iter(check.frames), None), next(iter(check.protocols.values()), None)
     resolve = _any_protocol
     if frame is not None and chosen is not None and not check.document.problems:
-        resolve = partial(_resolved, check.catalog, chosen, frame)
+        resolve = partial(_fitting, check.catalog, chosen, frame, check.infos[str(frame.dataset)])
     size = frame.set_size if frame is not None else None
     fixed = chosen.values if chosen is not None else {}
     space = SpaceCheck(check, resolve, size, fixed)
@@ -134,6 +135,13 @@ def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
 def _resolved(catalog: Catalog, chosen: Chosen, frame: Frame, moved: dict[str, Any]) -> EvalProtocol:
     values = fitting(catalog.protocol(chosen.name), frame.case, merged(chosen.values, moved))
     return catalog.evaluation(chosen.name, frame, values)
+
+
+def _fitting(catalog: Catalog, chosen: Chosen, frame: Frame, info: DatasetInfo, moved: dict[str, Any]) -> EvalProtocol:
+    """The protocol of a trial; raises also if it does not fit the dataset."""
+    found = _resolved(catalog, chosen, frame, moved)
+    found.require_fit(info.name, info.resolution, info.num_classes)
+    return found
 
 
 def _any_protocol(moved: dict[str, Any]) -> EvalProtocol:

@@ -27,9 +27,11 @@ MOST_POINTS = 100_000
 MOST_STEPS = 2**31
 """Maximum number of steps of a range."""
 _JOINT = (
-    "labels", "loss", "soft_labels", "label_top_k", "label_epochs", "label_reuse", "teacher_mode", "epochs"
+    "labels", "loss", "soft_labels", "label_top_k", "label_epochs", "label_reuse", "teacher_mode", "epochs",
+    "test_resize",
 )  # fmt: skip
-"""Fields whose values, each valid, may contradict each other (:meth:`rd3.protocol.EvalProtocol.contradictions`)."""
+"""Fields whose values, each valid, may contradict each other (:meth:`rd3.protocol.EvalProtocol.contradictions`) or not
+fit the dataset (:meth:`rd3.protocol.EvalProtocol.require_fit`)."""
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
 """Values by name to the sweep's protocol with these overrides."""
 

@@ -368,9 +368,6 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
             f"The set has {len(images)} images in batches of {protocol.batch_size}; batch normalisation needs two.",
             "give at least two images and a batch_size of at least two",
         )
-    if 0 < protocol.test_resize < side:
-        message = f"test_resize is {protocol.test_resize}, but test images are cropped to {side} pixels."
-        raise BadValue(message, f"use at least {side}, or 0")
     if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
         raise BadValue(
             f"The images range from {images.min():.3g} to {images.max():.3g}, expected pixels in [0, 1].",
@@ -385,11 +382,7 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
     wrong = protocol.contradictions()
     if wrong:
         raise BadValue(f"The protocol is inconsistent: {'; '.join(wrong)}.", "plan the evaluation again")
-    if protocol.label_top_k is not None and protocol.label_top_k >= info.num_classes:
-        raise BadValue(
-            f"label_top_k is {protocol.label_top_k}, {info.name} has {info.num_classes} classes.",
-            "leave it out to store the logits of all classes",
-        )
+    protocol.require_fit(info.name, side, info.num_classes)
     own = evaluation.soft_labels
     protocol.require_labels_of(None if own is None else own.kind)
     if own is not None and tuple(own.values.shape) != (len(images), info.num_classes):

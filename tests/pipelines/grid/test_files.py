@@ -261,6 +261,16 @@ def test_contradictory_pairs():
     assert "no loss 'kk'" in problems(BASE + "vary: {loss: [kl, kk]}\n")["vary.loss[1]"]
 
 
+def test_values_that_do_not_fit_a_dataset():
+    text = BASE.replace("[digits]", "[cifar100, digits]") + "protocols: [{rd3: {soft_labels: stored}}]\n"
+    found = problems(text + "vary: {label_top_k: [9, 10], test_resize: [0, 31, 32]}\n")
+    assert set(found) == {"vary.label_top_k[1]", "vary.test_resize[1]"}
+    assert "label_top_k is 10, digits has 10 classes. leave it out" in found["vary.label_top_k[1]"]
+    assert "cropped to 32 pixels. use at least 32, or 0" in found["vary.test_resize[1]"]
+    assert lines(BASE + "student_seeds: [0]\nprotocol: {test_resize: 16}\n") == {"protocol": 6}
+    assert parse_grid(BASE.replace("digits", "cifar100") + "protocol: {soft_labels: once, label_top_k: 10}\n", "test")
+
+
 def test_contradictions_are_looked_for_among_the_fields_that_are_right():
     fields = "temperatur: 4, labels: hard, loss: kl, epochs: 0, test_epochs: [900]"
     found = problems(BASE + f"protocols: [{{rd3: {{{fields}}}}}]\n")

@@ -17,6 +17,7 @@ from pipelines.byhand import evaluations_of
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.files import GridErrors
 from pipelines.sweep.files import parse_sweep
+from rd3.errors import BadValue
 from rd3.recipe import SetRecipe, TeacherRecipe
 from rd3.store import Entry
 from rd3.synthetic_set import import_tensors
@@ -91,6 +92,12 @@ def test_its_evaluations_are_those_of_rd3_evaluate(work: Workspace, labels: str)
     by_hand = evaluations_of(made.key, "resnet18_w16", "convnet_w32", "rd3", [0, 1], fields, Catalog.of(work.session))
     assert set(planned.expansion.recipes) == {recipe.key for recipe in by_hand}
     assert any(isinstance(recipe, TeacherRecipe) for recipe in by_hand) is (labels == "soft")
+
+
+def test_rd3_evaluate_refuses_what_does_not_fit_the_dataset(work: Workspace) -> None:
+    key, catalog = imported(work, 2, 0).key, Catalog.of(work.session)
+    with pytest.raises(BadValue, match="test_resize is 16, but test images are cropped to 32 pixels"):
+        evaluations_of(key, "resnet18_w16", None, "rd3", [0], {"test_resize": 16}, catalog)
 
 
 def test_own_soft_labels_are_for_the_sets_that_have_some(work: Workspace) -> None:

@@ -249,6 +249,13 @@ def test_fields_of_labels_that_no_trial_uses_are_named(fields, reason):
     assert reason in found
 
 
+def test_values_that_do_not_fit_the_dataset():
+    [many] = mistakes(space("label_top_k: {low: 2, high: 50}\n  soft_labels: [once, stored]"))
+    assert "A trial cannot have label_top_k 50" in many and "digits has 10 classes" in many
+    [small] = mistakes(space("test_resize: [0, 16, 36]"))
+    assert "A trial cannot have test_resize 16" in small and "cropped to 32 pixels" in small
+
+
 def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
     class Settings(Frozen):
         smoothing: float = 0.1
