@@ -19,7 +19,7 @@ from rd3.data_checks import check_data
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.device import torch_defaults
 from rd3.diffusion.derivation import derivation_of
-from rd3.errors import DataCorrupt, DataMissing, RD3Error
+from rd3.errors import DataCorrupt, DataMissing, RD3Error, ends_the_process
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
@@ -424,8 +424,9 @@ def perform_pack(
 ) -> list[Entry | Exception]:
     """Run several evaluations of one dataset together, each with the same result as :func:`perform`.
 
-    The exception that ended an evaluation (:class:`Diverged`, or one of its ``tested``) is returned in place of its
-    entry.  Entries record the size of the pack.  Raises errors that affect all, such as out of memory on the device.
+    The exception that ended an evaluation (:class:`Diverged`, one of its ``tested``, or one of writing its files) is
+    returned in place of its entry.  Entries record the size of the pack.  Raises errors that affect all, such as out of
+    memory on the device.
     """
     from rd3.evaluation.posteval import train_pack
 
@@ -437,9 +438,19 @@ def perform_pack(
     for evaluation in evaluations:
         _discard_unwanted(evaluation)
     return [
-        outcome if isinstance(outcome, Exception) else _entry(context, _written(outcome, out), pack=len(pack))
+        _entry_or_error(context, outcome, out, pack=len(pack))
         for context, out, outcome in zip(contexts, outs, outcomes, strict=True)
     ]
+
+
+def _entry_or_error(context: Context, outcome: EvalResult | Exception, out: Path, pack: int) -> Entry | Exception:
+    """The entry of an evaluation of a pack, or why it has none."""
+    try:
+        return _entry(context, _written(outcome, out), pack=pack)
+    except Exception as error:
+        if ends_the_process(error):
+            raise
+        return error
 
 
 def _entry(context: Context, output: Output, **provenance: Any) -> Entry:

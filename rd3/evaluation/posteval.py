@@ -42,9 +42,9 @@ def train_pack(
     """Train several students side by side, each exactly as it would be trained alone, and test each once.
 
     Evaluations with equal :class:`Views` share pixels and teacher logits, which may be kept on disk.  Returns each
-    result, or the exception that ended that evaluation (:class:`Diverged`, or one of its ``tested`` callback) while the
-    others continue.  Out of memory and device errors end them all.  The times of a student are those of the pack while
-    it was part of it; peak memory is that of the pack.
+    result, or the exception that ended that evaluation (:class:`Diverged`, one of its ``tested`` callback, or one of
+    saving its student) while the others continue.  Out of memory and device errors end them all.  The times of a
+    student are those of the pack while it was part of it; peak memory is that of the pack.
     """
     device = usable_device(device)
     for one in evaluations:
@@ -106,7 +106,9 @@ class _Group:
         self._finish_step()
         batch = next(self._batches, None) if self._students else None
         if batch is None:
-            self._outcomes |= {number: student.result() for number, student in self._students.items()}
+            for number, student in list(self._students.items()):
+                with self._ending_alone(number):
+                    self._outcomes[number] = student.result()
             return False
         self._last = batch.last
         self._queued = [batch.under(student.recipe.protocol) for student in self._students.values()]
@@ -122,12 +124,14 @@ class _Group:
         if self._last:
             self._last = False
             for number, student in list(self._students.items()):
-                self._end_epoch(number, student)
+                with self._ending_alone(number):
+                    student.end_epoch()
 
-    def _end_epoch(self, number: int, student: StudentTraining) -> None:
-        """End the epoch of the student with this ``id``; if that fails, its outcome is the error and it leaves."""
+    @contextlib.contextmanager
+    def _ending_alone(self, number: int) -> Iterator[None]:
+        """An error inside ``with`` is the outcome of the student with this ``id``, which leaves."""
         try:
-            student.end_epoch()
+            yield
         except Exception as error:
             if ends_the_process(error):
                 raise

@@ -144,6 +144,18 @@ def test_a_result_that_cannot_be_stored_ends_its_own_recipe_alone(made, roots, s
     assert "No space left" in scheduler.queue.states[recipes[0].key].reason
 
 
+@pytest.mark.parametrize("file", ["student.safetensors", "result.json"])
+def test_a_file_that_cannot_be_written_ends_its_own_evaluation_alone(made, roots, store, tmp_path, file):
+    recipes = [evaluation(made), evaluation(made, lr=0.01), evaluation(made, lr=0.1)]
+    (tmp_path / recipes[1].key / "result" / file).mkdir(parents=True)
+    parts = [perform.Part(one, tmp_path / one.key, keep_student=True) for one in recipes]
+    first, error, last = perform.perform_pack(parts, store, roots)
+    assert (first.key, last.key) == (recipes[0].key, recipes[2].key) and isinstance(error, OSError)
+    for entry in (first, last):
+        store.put(entry, tmp_path / entry.key / "result")
+        assert (store.fetch("evaluation", entry.key) / "student.safetensors").is_file()
+
+
 def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp_path, monkeypatch):
     recipes = [evaluation(made), evaluation(made, lr=0.01)]
     calls = []
