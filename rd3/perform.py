@@ -193,7 +193,7 @@ class Context:
 
     def larger_set(self) -> Path | None:
         """The folder of the larger set that contains this one, if it is complete."""
-        if self.larger is None or self.store.find("set", self.larger) is None:
+        if self.larger is None:
             return None
         try:
             return self.store.fetch("set", self.larger)

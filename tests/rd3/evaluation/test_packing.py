@@ -156,6 +156,16 @@ def test_a_file_that_cannot_be_written_ends_its_own_evaluation_alone(made, roots
         assert (store.fetch("evaluation", entry.key) / "student.safetensors").is_file()
 
 
+def test_a_damaged_entry_of_the_larger_set_is_no_larger_set(made, roots, store, tmp_path):
+    larger = made.model_copy(update={"ipc": 2})
+    store.put(perform.perform(larger, store, roots, tmp_path / "larger"), tmp_path / "larger" / "result")
+    expected = perform.perform(made, store, roots, tmp_path / "alone")
+    (entry,) = (store.root / "by-key" / "set").glob(f"{larger.key}.json")
+    entry.write_text("{")
+    found = perform.perform(made, store, roots, tmp_path / "again", larger=larger.key)
+    assert found.content == expected.content
+
+
 def test_what_concerns_all_of_a_pack_is_tried_one_by_one(made, roots, store, tmp_path, monkeypatch):
     recipes = [evaluation(made), evaluation(made, lr=0.01)]
     calls = []
