@@ -108,10 +108,10 @@ def upgrade_presets(folder: Path) -> list[str]:
     """Rewrite the user's own protocols with current field names; returns the files that changed.
 
     Old files are kept as ``NAME.yaml.former``.  A file with an ``augmentation`` or ``rules`` is in the current
-    format.  Unreadable files are left unchanged: their next use reports the error.
+    format.  Hidden files are none; unreadable ones are left unchanged: their next use reports the error.
     """
     changed = []
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.glob("[!.]*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")
             old = Preset.model_validate(yaml.safe_load(text))

@@ -123,10 +123,13 @@ def _budget(text: str) -> int:
 
 
 def read_recipes(places: Sequence[Path]) -> list[Recipe]:
-    """Recipes of files and folders (sorted by file name), in this order, each once; raises :class:`RD3Error`."""
+    """Recipes of files and folders (sorted by file name, without hidden ones), in this order, each once.
+
+    Raises :class:`RD3Error`.
+    """
     found: dict[Key, Recipe] = {}
     for place in places:
-        paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        paths = sorted(place.glob("[!.]*.json")) if place.is_dir() else [place]
         if not paths or not paths[0].is_file():
             what = f"There is no recipe in {place}." if place.is_dir() else f"There is no file {place}."
             raise RD3Error(what, PLAN)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rd3 import perform, run
+from rd3.campaign.command import read_recipes
 from rd3.datasets import Roots, open_dataset
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, TeacherTraining, to_json
@@ -54,6 +55,13 @@ def chain(tmp_path_factory) -> tuple[Path, list]:
     for recipe in recipes:
         (folder / f"{recipe.kind}.json").write_text(to_json(recipe))
     return folder, recipes
+
+
+def test_hidden_files_beside_recipes_are_none(chain, tmp_path):
+    (tmp_path / "set.json").write_text(to_json(chain[1][1]))
+    (tmp_path / ".#set.json").symlink_to("user@host.1")  # Emacs, while changes are not saved
+    (tmp_path / "._set.json").write_bytes(b"\0\5\x16\7")  # macOS, on a disk of another system
+    assert read_recipes([tmp_path]) == [chain[1][1]]
 
 
 def do(folder: Path, kind: str) -> int:
