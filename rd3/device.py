@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: torch.device | str) -> torch.device:
-    """The torch device called ``cpu``, ``cuda``, ``cuda:1`` ...; raises :class:`BadValue` if it is not available."""
+    """The torch device called ``cpu``, ``cuda``, ``cuda:1`` ...; raises :class:`BadValue` if it is not available.
+
+    ``mps`` is refused: it lacks float64, in which crops, layer statistics and noise schedules are computed.
+    """
     available = {"cpu"}
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None:
+    if str(name).partition(":")[0] == "mps":
+        raise BadValue(f"Device {str(name)!r} cannot be used, as it lacks float64.", "use cpu")
+    if accelerator is not None and accelerator.type != "mps":
         kind = accelerator.type
         available |= {kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))}
     if str(name) not in available:

@@ -43,6 +43,17 @@ def test_the_devices_that_are_there_are_named(monkeypatch):
         usable_device("cuda:2")
 
 
+def test_mps_is_refused_as_it_lacks_float64(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    for name in ("mps", "mps:0", torch.device("mps")):
+        with pytest.raises(BadValue, match=r"^Device 'mps.*' cannot be used, as it lacks float64\. Fix: use cpu$"):
+            usable_device(name)
+    with pytest.raises(BadValue, match=r"Device 'cuda' is not available\. Fix: use cpu$"):
+        usable_device("cuda")
+
+
 def test_everything_that_takes_a_device_says_so(no_gpu, tmp_path, capsys):
     digits = open_dataset("digits", Roots(None, tmp_path / "home"))
     images, labels = torch.zeros((10, 3, 32, 32), dtype=torch.uint8), torch.arange(10)
