@@ -17,6 +17,7 @@ from rd3.protocol import Preset
 from rd3.recipe import KINDS, EvaluationRecipe, Key, SetRecipe, StatisticsRecipe, read_recipe, recipe_of_kind
 from rd3.store import Entry, write_atomically
 from rd3.upgrade import FORMAT, former_key, upgraded_sections
+from rd3.yaml_numbers import load_with_numbers
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs.runs import DIGEST, Tracker
@@ -114,7 +115,7 @@ def upgrade_presets(folder: Path) -> list[str]:
     for path in sorted(folder.glob("[!.]*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")
-            old = Preset.model_validate(yaml.safe_load(text))
+            old = Preset.model_validate(load_with_numbers(text))
             sections = {name: dict(getattr(old, name)) for name in ("all", "same_network", "other_network")}
             if old.rules or any("augmentation" in section for section in sections.values()):
                 continue

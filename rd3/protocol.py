@@ -31,6 +31,7 @@ from rd3.preset_rules import Case, Condition, Rule
 from rd3.registry import did_you_mean
 from rd3.upgrade import RENAMED
 from rd3.values import Frozen, canonical, first_mistake, mistakes_in_field, neutral, without_neutral
+from rd3.yaml_numbers import load_with_numbers
 
 Precision = Literal["auto", "bf16", "fp32"]
 T = TypeVar("T")
@@ -393,7 +394,7 @@ def preset_reader(folder: Path) -> PresetOf:
 def read_preset(path: Path) -> Preset:
     """Read and check one preset file; raises :class:`BadValue` with the first mistake."""
     try:
-        plain = yaml.safe_load(read_text(path))
+        plain = load_with_numbers(read_text(path))
         json.dumps(plain)
         found = Preset.model_validate(plain)
     except OSError as error:

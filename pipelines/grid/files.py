@@ -17,11 +17,12 @@ import yaml
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.check import check_document
-from pipelines.grid.located_yaml import EXPONENTS, GridErrors, Located, Problem, read_located
+from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_located
 from pipelines.grid.values import Chosen, Grid, Part
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.foreign_files import read_text
 from rd3.registry import did_you_mean
+from rd3.yaml_numbers import EXPONENTS
 
 T = TypeVar("T")
 Check = Callable[[Located, str, str, Catalog], T | None]

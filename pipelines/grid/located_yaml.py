@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rd3.errors import RD3Error
+from rd3.yaml_numbers import NumbersLoader
 
 Path = tuple[str | int, ...]
 """Keys and indices that lead to a value: ``("methods", 1, "sre2l", "iterations")``."""
@@ -98,13 +99,13 @@ def written_at(overrides: Mapping[str, Any], overrides_at: Path, path: Path) -> 
     return (*overrides_at, *path) if path and path[0] in overrides else path
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(NumbersLoader):
     """Safe YAML loader, except that ``1e-3`` and ``1.5e3`` are numbers and a date is text."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    for first, resolvers in NumbersLoader.yaml_implicit_resolvers.items()
 }
 _FIXES = {
     "could not find expected ':'": "write `key: value`, with a space after the colon",
@@ -114,13 +115,6 @@ _FIXES = {
 """Parts of the loader's messages and what to do."""
 _OCTAL, _BASE_60 = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
 """Numbers as YAML 1.1 has them: ``010`` is 8, and ``1:30`` is 90."""
-EXPONENTS: tuple[str, re.Pattern[str], list[str]] = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-"""Numbers that YAML 1.1 takes for text, as an implicit resolver: tag, pattern and first characters."""
-_Loader.add_implicit_resolver(*EXPONENTS)
 
 
 def read_located(text: str) -> Located:

@@ -290,11 +290,12 @@ def test_a_preset_in_another_encoding_does_not_end_an_upgrade(tmp_path):
 
 
 def test_hidden_files_beside_presets_stay_as_they_are(tmp_path):
-    text = "name: own\nsource: me\nall: {epochs: 2, zeta: 1, batch_size: 5, mix: none}\n"
+    text = "name: own\nsource: me\nall: {epochs: 2, zeta: 1, batch_size: 5, mix: none, lr: 1e-3}\n"
     for name in (".own.yaml", "own.yaml"):
         (tmp_path / name).write_text(text)
     assert upgrade_presets(tmp_path) == ["own.yaml"]
     assert (tmp_path / ".own.yaml").read_text() == text
+    assert yaml.safe_load((tmp_path / "own.yaml").read_text())["all"]["lr"] == 0.001
 
 
 def test_a_preset_of_today_is_left_alone(tmp_path):

@@ -263,6 +263,15 @@ def test_a_bad_preset_file_is_named(tmp_path, text, message):
         preset_reader(tmp_path)("mine")
 
 
+def test_a_number_of_a_preset_may_be_written_as_1e_3(tmp_path):
+    values = "epochs: 30, zeta: 1, batch_size: 4, augmentation: [flip], weight_decay: 5e-4, lr: 1e-3"
+    rules = "rules: [{when: {ipc: [1]}, then: {lr: 2E-2}}]"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nsource: me\nall: {{{values}}}\n{rules}\n")
+    of = preset_reader(tmp_path)("mine")
+    one, two = (resolve_protocol(of, factor=1, same_network=True, set_size=10, ipc=ipc) for ipc in (1, 2))
+    assert (one.lr, two.lr, two.weight_decay) == (0.02, 0.001, 0.0005)
+
+
 def test_hidden_files_beside_presets_are_none(tmp_path):
     (tmp_path / "mine.yaml").write_text("name: mine\nsource: me\nall: {epochs: 30, augmentation: [flip]}\n")
     (tmp_path / ".#mine.yaml").symlink_to("user@host.1")  # Emacs, while changes are not saved
