@@ -106,7 +106,7 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_rol
     try:
         network_info(network)
     except UnknownName:
-        known = [*(name for name in rows if not name.endswith("any")), *network_names()]
+        known = list(dict.fromkeys([*(name for name in rows if not name.endswith("any")), *network_names()]))
         raise UnknownName(f"Dataset {info.name} has no teacher {role!r}.", did_you_mean(role, known)) from None
     row = rows[family]
     return Role.model_validate(

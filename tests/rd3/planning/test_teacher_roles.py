@@ -109,6 +109,10 @@ def test_unknown_roles_are_answered_with_the_nearest():
         teacher_role(dataset_info("cifar10"), "resnet18-859")
     with pytest.raises(UnknownName, match="Dataset digits has no teacher 'any'"):
         teacher_role(dataset_info("digits"), "any")
+    with pytest.raises(UnknownName) as caught:
+        teacher_role(dataset_info("digits"), "zzzz")
+    listed = caught.value.fix.removeprefix("use one of: ").removesuffix(".").split(", ")
+    assert listed == sorted(set(listed)) and "resnet18_w16" in listed
     with pytest.raises(UnknownName, match="no teacher 'resnet18', as RD3 has none for 96 pixels"):
         teacher_role(dataset_info("digits").model_copy(update={"name": "mine", "resolution": 96}), "resnet18")
 
