@@ -10,16 +10,19 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import peak_mib, repeatable_kernels, reset_peak, usable_device
 from rd3.errors import BadValue, ClassOrderError, Unsupported
 from rd3.lazy import torch
-from rd3.methods import METHODS, Context, Method
+from rd3.methods import METHODS, Context, Method, Settings
 from rd3.recipe import SetRecipe
 from rd3.synthetic_set.manifest import MANIFEST, Manifest, read_manifest
 from rd3.synthetic_set.opened import SetOnDisk
 from rd3.synthetic_set.writer import SetWriter
+from rd3.values import first_mistake
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
@@ -64,6 +67,7 @@ def synthesize(
     """
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
+    settings = _settings(recipe, method)
     _check_statistics(recipe, statistics)
     _check_init(recipe, init)
     _check_counts(recipe, dynamics, backbones, derived)
@@ -79,7 +83,7 @@ def synthesize(
         done = writer.copy_blocks(larger, its_blocks)  # the copied ones and those that were there
     context = Context(
         recipe=recipe,
-        settings=method.Settings.model_validate(recipe.settings),
+        settings=settings,
         info=info,
         dataset=dataset,
         teachers=teachers,
@@ -150,6 +154,17 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
             f"Method {recipe.method} cannot generate this set: {support.reason}.", "choose another IPC or method"
         )
     return method
+
+
+def _settings(recipe: SetRecipe, method: Method) -> Settings:
+    """The settings of the recipe; raises :class:`BadValue` for those of another release with this method's version."""
+    try:
+        return method.Settings.model_validate(recipe.settings)
+    except ValidationError as error:
+        raise BadValue(
+            f"The recipe has other settings than method {recipe.method} takes: {first_mistake(error)}.",
+            "make the recipe anew: plan its grid again",
+        ) from None
 
 
 def _check_statistics(recipe: SetRecipe, statistics: Sequence[LayerStatistics]) -> None:

@@ -181,6 +181,9 @@ def test_what_does_not_fit_together(tmp_path):
     recipe = trial_recipe("sre2l", TOY, 1)
     with pytest.raises(BadValue, match="needs version 9 of method sre2l, this is version 1"):
         _make(recipe.model_copy(update={"version": 9}), tmp_path)
+    for settings in (recipe.settings | {"of_tomorrow": 1}, recipe.settings | {"iterations": "many"}):
+        with pytest.raises(BadValue, match=r"^The recipe has other settings than method sre2l takes: \w+: .*\. Fix: m"):
+            _make(recipe.model_copy(update={"settings": settings}), tmp_path)
     with pytest.raises(ClassOrderError, match="has class list"):
         _make(recipe, tmp_path, ToyDataset(classes=4))
     with pytest.raises(DataCorrupt, match=r"Dataset toy has fingerprint .*, the recipe expects"):
