@@ -43,7 +43,7 @@ class Collector:
     known: set[Path] = field(default_factory=set)
     """Entries that existed before and are not collected."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """``kind key`` to the reason, for entries that did not fit, or not with their student."""
+    """``kind key`` to the reason, for entries that did not fit, or not with their student, or whose file names fail."""
 
     def __post_init__(self) -> None:
         self._closed = 0
@@ -74,6 +74,10 @@ class Collector:
         name, raw = f"{path.parent.name} {path.stem}", path.read_bytes()
         entry = Entry.model_validate_json(raw)
         pieces = [*self._pieces(entry), self._document(path, raw)]
+        wrong = next((piece.member.path for piece in pieces if not is_safe_path(piece.member.name)), None)
+        if wrong is not None:
+            self.left_out[name] = f"the file name {wrong!r} has characters that parts do not take, or is too long"
+            return False
         if STUDENT in entry.files and not self._fits(pieces, self._parts_with_students):
             size = (self.store / "artifacts" / entry.kind / entry.key / STUDENT).stat().st_size
             self.left_out[name] = f"its student of {size / 1e6:.1f} MB does not fit, the result does"

@@ -94,6 +94,18 @@ def test_a_student_that_does_not_fit_stays_and_its_result_comes(tmp_path):
         back.fetch("set", one.key)
 
 
+@pytest.mark.parametrize("name", ["weights (1).bin", "größe.bin", "blocks/a b", "x" * 210])
+def test_a_file_name_that_parts_do_not_take_is_named_and_leaves_the_others(tmp_path, name):
+    store, out = tmp_path / "store", tmp_path / "out"
+    collector = Collector(store, out, **SMALL)
+    odd, plain = add(store, 0, {name: 10}), add(store, 1, {"a": 10})
+    assert collector.collect() == 1
+    [(refused, reason)] = collector.left_out.items()
+    assert refused == f"set {odd.key}" and repr(f"artifacts/set/{odd.key}/{name}") in reason
+    back = FolderStore(unpack(out, tmp_path / "back").store)
+    assert back.find("set", odd.key) is None and back.find("set", plain.key) == plain
+
+
 def test_notes_come_along_in_their_last_state(tmp_path):
     store, out, notes = tmp_path / "store", tmp_path / "out", tmp_path / "notes"
     notes.mkdir()
