@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
@@ -74,6 +75,24 @@ def test_archives_without_checksums_pass(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     assert broken_file(tmp_path / "weights.pt") is None
+
+
+@pytest.mark.parametrize("name", ["set.npz", "set.zip", "weights.pt"])
+def test_a_changed_byte_in_every_member_of_an_archive_is_found(name, tmp_path):
+    path = tmp_path / name
+    if name == "weights.pt":
+        _torch(path)
+    else:
+        with path.open("wb") as file:
+            np.savez(file, images=np.arange(300.0), labels=np.arange(500))
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            begin = member.header_offset
+            lengths = struct.unpack("<HH", raw[begin + 26 : begin + 30])  # of its name and its extra field
+            raw[begin + 30 + sum(lengths) + member.file_size - 1] ^= 1
+    path.write_bytes(raw)
+    assert "Bad CRC-32" in str(broken_file(path))
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 44700000\n"

@@ -368,7 +368,7 @@ def test_what_else_an_npz_file_states(tmp_path):
     for name in zipfile.ZipFile(tmp_path / "b.npz").infolist():  # every file in it, as by a transfer as text
         content[name.header_offset + 200] ^= 1
     (tmp_path / "damaged.npz").write_bytes(content)
-    with pytest.raises(DataCorrupt, match=r"damaged\.npz is damaged \(Bad CRC-32 for file"):
+    with pytest.raises(DataCorrupt, match=r"damaged\.npz is damaged: its archive cannot be read \(Bad CRC-32 for file"):
         _import(tmp_path / "damaged.npz", tmp_path / "no", say=notes.append)
     np.save(tmp_path / "one.npy", IMAGES)
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
