@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rd3.errors import DataMissing
+from rd3.errors import DataMissing, StoreError
 from rd3.recipe import KINDS, Key
 from rd3.store import STUDENT, Entry, ReadableStore, write_atomically, write_errors
 from rd3.study.opened import RESULTS, SHEET, part_of, sheet_of
@@ -39,22 +40,23 @@ def write_study(
     results, left_out = Path(folder) / RESULTS, 0
     rows = _rows(results)
     known = len(rows)
-    with write_errors(folder):
-        for kind, key in names:
+    for kind, key in names:
+        with _read_errors(kind, key):
             entry = source.find(kind, key)
-            if entry is None:
-                continue
-            part = part_of(entry)
-            row = rows.get((kind, key), Row(entry, {}))
-            if part is None and not _is_whole(row) and row.entry.files == entry.files:
-                row = Row(row.entry, _contents(source, entry))
-            rows[kind, key] = row
-            if part is None:
-                left_out += not _is_whole(row)
-            elif not _in_place(source, entry, Path(folder), part, networks):
-                left_out += 1
-        packed = pack(rows.values())
-        require_readable(packed, results)
+        if entry is None:
+            continue
+        part = part_of(entry)
+        row = rows.get((kind, key), Row(entry, {}))
+        if part is None and not _is_whole(row) and row.entry.files == entry.files:
+            row = Row(row.entry, _contents(source, entry))
+        rows[kind, key] = row
+        if part is None:
+            left_out += not _is_whole(row)
+        elif not _in_place(source, entry, Path(folder), part, networks):
+            left_out += 1
+    packed = pack(rows.values())
+    require_readable(packed, results)
+    with write_errors(folder):
         write_atomically(results, packed)
     return Written(len(rows) - known, left_out)
 
@@ -82,9 +84,10 @@ def _in_place(source: ReadableStore, entry: Entry, folder: Path, name: Path, net
     packed = pack([Row(entry, contents)])
     if not set(entry.files) <= {SHEET, *contents} or len(packed) > LARGEST_PART:
         return False
-    if sheet is not None:
-        write_atomically(folder / sheet_of(entry), sheet)
-    write_atomically(part, packed)
+    with write_errors(folder):
+        if sheet is not None:
+            write_atomically(folder / sheet_of(entry), sheet)
+        write_atomically(part, packed)
     return True
 
 
@@ -98,7 +101,21 @@ def _is_wanted(entry: Entry, networks: bool) -> bool:
 def _contents(source: ReadableStore, entry: Entry) -> dict[str, bytes]:
     """The entry's files by name, without the weights of a student; empty if they are missing."""
     try:
-        folder = source.fetch(entry.kind, entry.key)
+        with _read_errors(entry.kind, entry.key):
+            folder = source.fetch(entry.kind, entry.key)
+            return {name: (folder / name).read_bytes() for name in entry.files if name != STUDENT}
     except DataMissing:
         return {}
-    return {name: (folder / name).read_bytes() for name in entry.files if name != STUDENT}
+
+
+@contextlib.contextmanager
+def _read_errors(kind: str, key: Key) -> Iterator[None]:
+    """Convert an ``OSError`` to a :class:`StoreError` that names the entry whose files cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise StoreError(
+            f"The files of {kind} {key[:12]} cannot be read{place}: {error.strerror or error}.",
+            "check their permissions and their disk",
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_a_file_that_is_gone_leaves_its_figures_and_a_damaged_one_is_refused(sto
     (folder / an_evaluation(1).key / "result.json").write_text("altered")
     with pytest.raises(DataCorrupt, match=r"result\.json has sha256"):
         write_study(store, store.names(), tmp_path / "other")
+
+
+def test_a_source_that_cannot_be_read_is_not_said_to_be_a_study_that_cannot_be_written(store, tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("rd3.store.sha256_file", refused)
+    with pytest.raises(StoreError, match=r"^The files of \w+ \w{12} cannot be read \(.*/store/.*\): Perm") as caught:
+        write_study(store, store.names(), tmp_path / "study")
+    assert str(tmp_path / "study") not in str(caught.value)
 
 
 def test_files_that_are_back_complete_the_study(store, opened, tmp_path):
