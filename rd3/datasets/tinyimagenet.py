@@ -23,6 +23,8 @@ def _annotated(folder: Path, info: DatasetInfo) -> FolderRecords:
     label_of = {class_id: label for label, class_id in enumerate(info.class_ids)}
     ordered = []
     for number, line in enumerate(listing.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
         name, _tab, rest = line.partition("\t")
         class_id = rest.partition("\t")[0]
         if class_id not in label_of:

@@ -483,7 +483,7 @@ def test_tiny_imagenet_archive(tmp_path):
     (base / "val/images").mkdir(parents=True)
     for label in range(200):
         (base / f"val/images/val_{label}.JPEG").write_bytes(picture(300 + label, (64, 64), kind="JPEG"))
-    (base / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
+    (base / "val/val_annotations.txt").write_text("\n".join(lines) + "\n\n")  # an editor's last line
 
     class Small(TinyImageNet):
         info = TinyImageNet.info.model_copy(update={"train_count": 400, "test_count": 200})
