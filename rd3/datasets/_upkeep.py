@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import secrets
 import shutil
-import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from rd3.datasets._base import Roots
 from rd3.datasets._registry import dataset_names, dataset_source
 from rd3.datasets._source import Copy
 from rd3.errors import DataMissing, RD3Error, StoreError, Unsupported
+from rd3.store import write_errors
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,28 @@ def fetch(name: str, roots: Roots) -> Copy:
     target = base / name
     if target.exists():
         raise StoreError(f"{target} exists, but does not hold {name}.", "remove or rename it, then fetch again")
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=base))
-    except OSError as error:
-        raise StoreError(f"Cannot write to {base}: {error.strerror}.", "choose another home folder") from error
+    staging = base / f".{name}-{secrets.token_hex(4)}"
+    with write_errors(base, "choose another home folder"):
+        staging.mkdir(parents=True)  # not tempfile's, which only its owner could read
     try:
         source.fetch(staging)
-        staging.chmod(0o755)
-        os.rename(staging, target)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataMissing(
             f"Download of dataset {name} failed ({type(error).__name__}: {error}).",
             f"{_network_fix(str(error))}, or obtain {name} manually: {source.obtain.format(folder=target)}",
         ) from error
+    else:
+        _put_in_place(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return source.survey(roots)
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    """Rename a whole download to ``target``, unless another process has put its own there in the meantime."""
+    with write_errors(target.parent, "choose another home folder"):
+        try:
+            os.rename(staging, target)
+        except OSError:
+            if not target.is_dir():
+                raise

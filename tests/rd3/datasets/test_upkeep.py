@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,7 +35,7 @@ def image_folder(base, classes=("b", "a", "c"), count=10, size=(40, 50)):
     for label, name in enumerate(classes):
         (base / name).mkdir(parents=True)
         for index in range(count):
-            pixels = np.full((size[1], size[0], 3), 80 * label + index, np.uint8)
+            pixels = np.full((size[1], size[0], 3), (80 * label + index) % 256, np.uint8)
             Image.fromarray(pixels).save(base / name / f"{index}.png")
     return base
 
@@ -185,6 +188,46 @@ def test_fetch_puts_a_whole_download_in_place(roots, monkeypatch):
     with pytest.raises(Unsupported, match="cannot download"):
         fetch("imagenet1k", roots)
     assert fetch("digits", roots).layout == "scikit-learn"
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+    """CIFAR-10 with 20 training and 10 test images, and a download of it from this machine."""
+
+    def download(self, folder):
+        for part, count in (("train", 2), ("test", 1)):
+            image_folder(folder / part, self.info.class_ids, count, (32, 32))
+
+    monkeypatch.setattr(
+        "rd3.datasets.cifar.Cifar10.info",
+        dataset_info("cifar10").model_copy(update={"train_count": 20, "test_count": 10}),
+    )
+    monkeypatch.setattr("rd3.datasets.cifar.Cifar10.fetch", download)
+    return download
+
+
+def test_two_fetches_at_once_both_give_the_dataset(roots, monkeypatch, small_cifar):
+    together = threading.Barrier(2, timeout=60)
+
+    def download(self, folder):
+        small_cifar(self, folder)
+        together.wait()
+
+    monkeypatch.setattr("rd3.datasets.cifar.Cifar10.fetch", download)
+    with ThreadPoolExecutor(2) as pool:
+        copies = list(pool.map(lambda _one: fetch("cifar10", roots), range(2)))
+    assert copies[0] == copies[1] and copies[0].folder == roots.home / "data/cifar10"
+    assert [path.name for path in (roots.home / "data").iterdir()] == ["cifar10"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o775), (0o022, 0o755), (0o077, 0o700)])
+def test_a_fetched_folder_obeys_the_umask(roots, small_cifar, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = fetch("cifar10", roots).folder
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "train", folder.parent)] == [mode] * 3
 
 
 def test_fetch_names_a_proxy_that_is_no_address(roots, monkeypatch):
