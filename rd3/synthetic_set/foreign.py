@@ -52,7 +52,11 @@ _READERS = {".parquet": read_parquet_file, ".npz": read_array_file}
 _BLOCK_ROWS = 1000
 _NUMBERS = ("{:05d}", "new{:03d}", "new{:05d}")
 """Names of folders by label: those of RDED, and of SRe2L and what builds on it (CDA, G-VBSM, EDC, CV-DD)."""
-_SOFT_FILES = re.compile(r"soft|logit|prob|relabel|fkd")
+_SOFT_FILES = re.compile(
+    r".*(logit|relabel|fkd|soft[-_]?(max|label|target)|(?<![a-z])(soft|prob(s|abilit(y|ies))?)(?![a-z]))"
+    r"([^.]*|.*\.(pth?|tar|bin|ckpt|safetensors|np[yz]|pkl|pickle|h5|hdf5|mat|parquet|csv|json)(\.(gz|xz|zip))?)"
+)
+"""Names of files of soft labels, in lower case: a word for them, and the suffix of a file of numbers or none."""
 _LISTS = re.compile(r"(class|wnid|synset|label_?names|categor).*\.(txt|json)|label2id\.json|names\.(txt|json)")
 """Names of files beside numbered class folders that state which class a number is."""
 
@@ -171,7 +175,7 @@ def _refuse_files(source: Path) -> None:
 def _refuse_soft(source: Path) -> None:
     """Raise for files of soft labels beside the class folders, other than RD3's own."""
     files = (path.name for path in sorted(source.iterdir()) if path.is_file() and not is_litter(path.name))
-    soft = [name for name in files if _SOFT_FILES.search(name.lower()) and name != SOFT_LABELS]
+    soft = [name for name in files if _SOFT_FILES.fullmatch(name.lower()) and name != SOFT_LABELS]
     if soft:
         raise BadValue(
             f"{source} holds {soft[0]} beside its class folders, which looks like soft labels, but does not say which "

@@ -33,6 +33,27 @@ def _import(source, out, **options):
     return import_tensors(source, TOY, out, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "soft"),
+    [
+        *((name, True) for name in ("soft_labels.pt", "SoftLabels.npy", "soft.npz", "train-logits.pth", "fkd_0.tar")),
+        *((name, True) for name in ("probs.npy", "soft_targets", "probabilities.csv", "relabel.pkl", "x_soft.npy.gz")),
+        *((name, False) for name in ("microsoft.txt", "problems.txt", "problems.csv", "software.json", "probe.pt")),
+        *((name, False) for name in ("soft-labels.md", "microsoft.pt", "LICENSE")),
+    ],
+)
+def test_files_of_soft_labels_beside_class_folders_are_refused_and_no_others(tmp_path, name, soft):
+    for label, class_id in enumerate(INFO.class_ids):
+        (tmp_path / "set" / class_id).mkdir(parents=True)
+        Image.fromarray(IMAGES[label].permute(1, 2, 0).numpy()).save(tmp_path / "set" / class_id / "0.png")
+    (tmp_path / "set" / name).write_text("any")
+    if soft:
+        with pytest.raises(BadValue, match=f"holds {name} beside its class folders"):
+            import_folder(tmp_path / "set", TOY, tmp_path / "out")
+    else:
+        assert import_folder(tmp_path / "set", TOY, tmp_path / "out", say=lambda _note: None).ipc == 1
+
+
 def test_rows_are_sorted_k_major_and_the_key_follows_content(tmp_path):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     recipe = _import((IMAGES[order], LABELS[order]), tmp_path / "a")
