@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,7 +162,12 @@ def _opened(row: Mapping[str, Any], where: str) -> Any:
 
     from PIL import Image, UnidentifiedImageError
 
-    source = io.BytesIO(row["bytes"]) if row.get("bytes") else row.get("path")
+    content, path = row.get("bytes") or None, row.get("path")
+    if not isinstance(content, (bytes, bytearray, memoryview, type(None))):
+        raise BadValue(f"{where} has {kind_of(content)} under 'bytes', expected the bytes of a file.", _FIX)
+    if content is None and not isinstance(path, (str, os.PathLike, type(None))):
+        raise BadValue(f"{where} has {kind_of(path)} under 'path', expected the path of a file.", _FIX)
+    source = path if content is None else io.BytesIO(content)
     try:
         if source is None:
             raise OSError("it has neither bytes nor a path")
@@ -179,6 +185,13 @@ def _alike(images: list[torch.Tensor], what: str) -> list[torch.Tensor]:
     return images
 
 
+_PIXEL_TYPES = (
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+"""Types of torch that pixels may have: not floats of 8 or 4 bits, whose values torch does not even compare."""
+
+
 def _channels_first(
     images: torch.Tensor, side: int, name: str, written: str = "images", axis: int = 1
 ) -> tuple[torch.Tensor, list[Note]]:
@@ -189,6 +202,12 @@ def _channels_first(
     shape = tuple(images.shape)
     if not shape or not len(images):
         raise BadValue("There are no images.", _FIX)
+    dtype = str(images.dtype).removeprefix("torch.")
+    if dtype not in _PIXEL_TYPES:
+        raise BadValue(
+            f"images are {dtype}, expected uint8 or floats of at least 16 bits.",
+            f"give them as they were before the conversion to {dtype}",
+        )
     _refuse_latents(images, side)
     if images.ndim == 4 and shape[1:] == (3, side, side):
         return images, []

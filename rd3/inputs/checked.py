@@ -32,6 +32,8 @@ def _axes(value: Any) -> int:
         return 1 + _axes(value[0])
     if hasattr(value, "getbands"):  # a picture of PIL's
         return 3
+    if getattr(value, "is_nested", False):  # a tensor without sizes, which is refused where it is read
+        return 0
     shape = getattr(value, "shape", None)
     return len(shape) if isinstance(shape, tuple) else 0
 

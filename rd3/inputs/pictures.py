@@ -18,6 +18,7 @@ _BITS_PER_SAMPLE = 258
 _ORIENTATION = 0x112
 """Tag of EXIF; 1 is upright."""
 SIXTEEN_BITS = "16 bits per channel; the upper 8 are kept"
+ROUNDED = "more than 8 bits per channel; they are rounded to 8"
 OPAQUE_ALPHA = "an alpha channel that is opaque everywhere; it is dropped"
 TRANSPARENT = "an alpha channel with transparent pixels; it is dropped"
 FRAMES = "several frames or pages, of which one is read: the first of a file, as torchvision's ImageFolder reads it"
@@ -43,16 +44,16 @@ def check_depth(image: Image, where: str) -> None:
 
 def peculiarity(image: Image) -> str | None:
     """What is read of a picture otherwise than stored, in the words of this module; None for nothing."""
-    was_deep, frames = _was_deep(image), _has_frames(image)
+    reduced, frames = _reduction(image), _has_frames(image)
     alpha = image.mode in _ALPHA or "transparency" in image.info
-    if alpha and not was_deep:
+    if alpha and not reduced:
         lowest, _highest = _rgba(image).getchannel("A").getextrema()
         if lowest != 255:
             return TRANSPARENT
     if frames:
         return FRAMES
-    if was_deep:
-        return SIXTEEN_BITS
+    if reduced:
+        return reduced
     if alpha:
         return OPAQUE_ALPHA
     return TURNED if _is_turned(image) else None
@@ -79,13 +80,19 @@ def _rgba(image: Image) -> Image:
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
-def _was_deep(image: Image) -> bool:
-    """Whether PIL has reduced 16 bits to 8 on opening, which it does for PNG and TIFF in colour."""
+def _reduction(image: Image) -> str | None:
+    """How PIL has reduced more than 8 bits to 8 on opening, which it does for PNG, TIFF and PPM in colour."""
     if image.format == "TIFF":
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
-        return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
-    # The decoder's own mode; only known until the pixels are loaded.
-    return any(";16" in str(part) for tile in getattr(image, "tile", ()) for part in tile)
+        return SIXTEEN_BITS if max(bits if isinstance(bits, tuple) else (bits,)) > 8 else None
+    # The decoder's arguments; only known until the pixels are loaded.
+    tiles = getattr(image, "tile", ())
+    if image.format == "PPM":  # (mode, largest value)
+        deep_colours = any(isinstance(tile[3], tuple) and tile[3][-1] > 255 for tile in tiles)
+        return ROUNDED if deep_colours and not deep(image) else None
+    # BGR;16 is a pixel of 16 bits, as in BMP: 5, 6 and 5 of them per channel.
+    deep_modes = any(";16" in str(part) and "BGR;16" not in str(part) for tile in tiles for part in tile)
+    return SIXTEEN_BITS if deep_modes else None
 
 
 def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -301,8 +303,6 @@ def test_evaluate_gives_equal_numbers_for_equal_pixels_and_says_what_it_found():
 
 def test_a_picture_of_16_bits_in_colour_is_said(tmp_path):
     """PIL keeps the upper bytes of a PNG of 16 bits per channel; the file is written by hand, as PIL cannot."""
-    import struct
-    import zlib
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -314,6 +314,47 @@ def test_a_picture_of_16_bits_in_colour_is_said(tmp_path):
     found, notes = taken([{"bytes": png, "path": None}] * 6)
     assert torch.equal(found.images[3], BYTES[0])
     assert "6 images have 16 bits per channel; the upper 8 are kept" in notes
+
+
+def test_a_ppm_of_16_bits_is_said_and_a_bmp_of_16_bits_per_pixel_is_not_one_of_16_per_channel():
+    """Both written by hand; the maximum of a PPM may be any number up to 65535."""
+    deep = (257 * HWC[0].astype(np.uint16)).astype(">u2").tobytes()
+    found, notes = taken([{"bytes": b"P6 32 32 65535\n" + deep, "path": None}] * 6)
+    assert torch.equal(found.images[3], BYTES[0])
+    assert "6 images have more than 8 bits per channel; they are rounded to 8" in notes
+    _found, notes = taken([{"bytes": b"P6 32 32 255\n" + HWC[0].tobytes(), "path": None}] * 6)
+    assert "bits per channel" not in notes
+
+    colours = np.arange(1024, dtype="<u2") * 63
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 16, 3, 2048, 0, 0, 0, 0) + masks
+    bmp = b"BM" + struct.pack("<IHHI", 14 + len(header) + 2048, 0, 0, 14 + len(header)) + header + colours.tobytes()
+    found, notes = taken([{"bytes": bmp, "path": None}] * 6)
+    assert int(found.images[0, 0, 31, 7]) == round((int(colours[7]) >> 11) * 255 / 31)  # the lowest row is first
+    assert "bits per channel" not in notes
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (UNIT.to(torch.float8_e4m3fn), "images are float8_e4m3fn, expected uint8 or floats of at least 16 bits"),
+        (list(UNIT.to(torch.float8_e5m2)), "images are float8_e5m2, expected uint8"),
+        (BYTES.view(torch.bits8), "images are bits8, expected uint8"),
+        ([{"bytes": 5}] * 6, "Image 0 has an int under 'bytes', expected the bytes of a file"),
+        ([{"bytes": "abc", "path": None}] * 6, "Image 0 has text .* under 'bytes'"),
+        ([{"bytes": None, "path": 5}] * 6, "Image 0 has an int under 'path', expected the path of a file"),
+    ],
+)
+def test_tensors_and_rows_that_are_no_pixels_are_one_sentence(images, said):
+    with pytest.raises(BadValue, match=said):
+        taken(images)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_nested_tensors_are_one_sentence():
+    for images in (torch.nested.nested_tensor(list(UNIT)), [torch.nested.nested_tensor(list(UNIT[0]))] * 6):
+        with pytest.raises(BadValue, match="a tensor that is not dense"):
+            taken(images)
 
 
 def test_a_damaged_picture_is_a_data_error():
