@@ -238,4 +238,7 @@ def rebuild_ledger() -> None:
 
     place = writing_session()
     Tracker(place).check()
-    console.print(f"{rebuild(Ledger(place.artifacts), place)} entries restored")
+    rebuilt = rebuild(Ledger(place.artifacts), place)
+    console.print(f"{rebuilt.added} entries restored")
+    for run in rebuilt.without_entry:
+        console.print(f"skipped: finished run {run} in MLflow has no entry.json", soft_wrap=True)

@@ -115,7 +115,7 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
     assert sha256_files(TrackedStore(another).fetch("set", recipe.key)) == entry.files
 
     store.ledger.forget("set", recipe.key)
-    assert rebuild(store.ledger, place) == 1
+    assert rebuild(store.ledger, place).added == 1
     assert store.find("set", recipe.key) == kept
 
     source = S3Objects(kept.artifact)

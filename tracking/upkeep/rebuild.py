@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rd3.recipe import KINDS, key_of
 from rd3.store import Entry, read_entry
@@ -14,23 +14,37 @@ from tracking.place import Place
 from tracking.runs import artifacts
 from tracking.runs.runs import Tracker
 
+_ENTRY = "entry.json"
 
-def rebuild(ledger: Ledger, place: Place) -> int:
-    """Add an entry for every finished run whose files still exist; returns the number of entries added.
+
+class Rebuilt(NamedTuple):
+    """Result of rebuilding a ledger."""
+
+    added: int
+    """Number of entries added."""
+    without_entry: list[str]
+    """MLflow's ids of finished runs that have no ``entry.json``, which were skipped."""
+
+
+def rebuild(ledger: Ledger, place: Place) -> Rebuilt:
+    """Add an entry for every finished run whose files still exist.
 
     Runs of an older format give entries of that format, which ``rd3 ledger upgrade`` converts.
     Raises :class:`DataCorrupt` for the first ``entry.json`` that cannot be read, with what to do.
     """
     tracker = Tracker(place)
     known = {kind: ledger.keys(kind) for kind in KINDS}
-    added = 0
+    added, without_entry = 0, list[str]()
     for run in _done_runs(tracker):
         tags = run.data.tags
         if tags["rd3.key"] in known.get(tags["rd3.kind"], {tags["rd3.key"]}):
             continue  # it is in the ledger, or of a kind that this version does not have
         with tracker.errors(), tempfile.TemporaryDirectory() as scratch:
-            copy = tracker.client.download_artifacts(run.info.run_id, "entry.json", scratch)
-            name = f"entry.json of run {run.info.run_id}"
+            if not any(file.path == _ENTRY for file in tracker.client.list_artifacts(run.info.run_id)):
+                without_entry.append(run.info.run_id)
+                continue
+            copy = tracker.client.download_artifacts(run.info.run_id, _ENTRY, scratch)
+            name = f"{_ENTRY} of run {run.info.run_id}"
             entry = _with_current_address(
                 read_entry(Path(copy).read_bytes(), name, "delete that run in MLflow"), run, ledger
             )
@@ -39,7 +53,7 @@ def rebuild(ledger: Ledger, place: Place) -> int:
             ledger.add(entry)
             known[entry.kind].add(entry.key)
             added += 1
-    return added
+    return Rebuilt(added, without_entry)
 
 
 def _with_current_address(entry: Entry, run: Any, ledger: Ledger) -> Entry:

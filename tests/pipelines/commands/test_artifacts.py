@@ -245,7 +245,7 @@ def test_gc_takes_what_nothing_refers_to(rd3: Run, home: Path) -> None:
     }
     assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
     assert rd3("gc")[1].startswith("0.0 MiB in 0 items")
-    assert rebuild(Ledger(str(home / "artifacts")), session_in(home)) == 0
+    assert rebuild(Ledger(str(home / "artifacts")), session_in(home)).added == 0
     age(home / "work", 8 * DAY_S)
     assert [one["bytes"] for one in json.loads(rd3("gc", "--json")[1])] == [7000]
 
@@ -256,7 +256,13 @@ def test_gc_does_not_empty_a_store_whose_ledger_is_lost(rd3: Run, home: Path) ->
         database.execute("UPDATE runs SET end_time = end_time - ?", (2 * 3600 * 1000,))
     code, _out, err = rd3("gc", "--yes")
     assert (code, "is empty, but MLflow has finished runs of it." in err) == (2, True)
-    assert rd3("rebuild")[:2] == (0, "2 entries restored\n")
+    entry = next(path for path in home.rglob("entry.json") if path.parent.name == "artifacts")
+    entry.rename(home / "aside.json")
+    code, out, _err = rd3("rebuild")
+    run = entry.parent.parent.name
+    assert (code, out) == (0, f"1 entries restored\nskipped: finished run {run} in MLflow has no entry.json\n")
+    (home / "aside.json").rename(entry)
+    assert rd3("rebuild")[:2] == (0, "1 entries restored\n")
     assert rd3("gc")[1].startswith("0.0 MiB in 0 items")
     assert rd3("verify")[:2] == (0, "2 intact, 0 damaged\n")
 

@@ -89,7 +89,7 @@ def test_result_provenance_and_files_stay(home: Home):
     assert without_student(found) == home.recorded and found.result["wall_s"] == 5.0
     assert sha256_files(TrackedStore(home.place).fetch("evaluation", found.key)) == found.files
     home.ledger.forget("evaluation", found.key)
-    assert rebuild(home.ledger, home.place) == 1 and home.found() == found
+    assert rebuild(home.ledger, home.place).added == 1 and home.found() == found
 
 
 def test_another_result_uploads_nothing(home: Home):
