@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rd3.component import changes_text
-from tracking.report.page import fill, write_files
+from rd3.store import write_atomically, write_errors
+from tracking.report.page import fill
 from tracking.report.paper import names, place_of
 from tracking.report.results import Results
 from tracking.report.scores import VALIDATED, Score
@@ -121,4 +122,6 @@ def write_leaderboard(found: Mapping[str, Results], grids: Mapping[str, Publishe
     ``found``: the results of ``grids``, by name.
     """
     page = fill("leaderboard.html.j2", Page(boards(standings(found)), dict(grids)))
-    return write_files(out, {"index.html": page}, "leaderboard")["index.html"]
+    with write_errors(out, "choose another folder (--out)", "the leaderboard"):
+        write_atomically(out / "index.html", page)
+    return out / "index.html"

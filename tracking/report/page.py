@@ -14,11 +14,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rd3.component import changes_text, flat_protocol, plain_text
-from rd3.store import now, write_atomically, write_errors
+from rd3.store import now
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
 from tracking.report.claims import Judged, judged
 from tracking.report.extra._base import Table, extra_tables
+from tracking.report.files import write_files
 from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, evaluation_texts, interval_text, pairs
 from tracking.report.provenance import Provenance
@@ -274,7 +275,8 @@ def write_report(
 ) -> dict[str, Path]:
     """Write ``report.md``, ``report.html``, ``results.csv``, ``evaluations.csv``, ``charts/*.svg`` and ``tables/*``.
 
-    Returns file names with their paths.  ``fetch`` is a method of a store.  ``facts`` are more lines about
+    Returns file names with their paths.  Charts and tables of an earlier report in this folder that this one does not
+    have are removed, unless they were changed.  ``fetch`` is a method of a store.  ``facts`` are more lines about
     the run, by name; three names are special: ``description``, ``claim``, an :class:`rd3.claims.Claim` or None, and
     ``failures``, a map of recipe keys to reasons.
     ``charts`` are more charts than those of :mod:`tracking.report.charts`.
@@ -307,11 +309,3 @@ def write_report(
         **_tables(page),
     }
     return write_files(out, written, "report")
-
-
-def write_files(out: Path, files: Mapping[str, str | bytes], what: str) -> dict[str, Path]:
-    """Write files by name into a folder and return their paths; ``what`` they are, for the message of an error."""
-    with write_errors(out, "choose another folder (--out)", f"the {what}"):
-        for name, content in files.items():
-            write_atomically(out / name, content)
-    return {name: out / name for name in files}

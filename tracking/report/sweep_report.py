@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracking.report.page import fill, write_files
+from tracking.report.files import write_files
+from tracking.report.page import fill
 
 Row = Mapping[str, str]
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -15,7 +16,7 @@ from PIL import Image
 from rd3.cell import Cell
 from rd3.datasets import dataset_info
 from rd3.protocol import resolve_protocol
-from rd3.store import Entry, FolderStore, sha256_files
+from rd3.store import Entry, FolderStore, sha256_file, sha256_files
 from tests.tracking.report.test_tables import TEACHER
 from tests.tracking.report.test_tables import Results as Grid
 from tracking.report.page import write_report
@@ -158,6 +159,37 @@ def test_page_tables_and_charts_are_written(report):
     page = report[0]["report.html"].read_text(encoding="utf-8")
     assert all(report[0][name].read_text(encoding="utf-8") in page for name in charts)
     assert all(path.as_posix().endswith(name) and path.is_file() for name, path in report[0].items())
+
+
+def test_a_report_in_the_folder_of_another_leaves_its_own_files_and_those_of_the_user(report, tmp_path):
+    _paths, _keys, store, cells = report
+    out = tmp_path / "out"
+
+    def written(some, **facts):
+        return write_report("g", Results.of(some, store.find), store.fetch, out, facts=facts)
+
+    def found():
+        return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {".report.json"}
+
+    first = written(cells)
+    assert found() == set(first)
+    fewer = [cell for cell in cells if not cell.varied and cell.method == "rded"]
+    assert {"charts/2-sensitivity-to-temperature.svg", "tables/comparisons.tex"} <= set(first) - set(written(fewer))
+    second = written(fewer)
+    assert found() == set(second)
+
+    written(cells)
+    users = {"charts/2-mine.svg", "charts/9-copy.svg", "tables/results-1-mine.tex", "notes.txt"}
+    for name in users:
+        (out / name).write_bytes((out / "charts/2-sensitivity-to-temperature.svg").read_bytes())
+    (out / "tables/comparisons.tex").write_text("edited")
+    written(fewer)
+    assert found() == set(second) | users | {"tables/comparisons.tex"}
+    for listing in ("cut {", "[]", json.dumps({"../notes.txt": sha256_file(out / "notes.txt")})):
+        (out / ".report.json").write_text(listing)
+        (tmp_path / "notes.txt").write_bytes((out / "notes.txt").read_bytes())
+        written(fewer)
+        assert (tmp_path / "notes.txt").is_file()
 
 
 def test_the_page_is_well_formed(page):
