@@ -95,13 +95,16 @@ def submission(
     """
     from pipelines.grid.catalog import Catalog
     from pipelines.grid.files import grid_file, load_grid
-    from rd3.datasets import dataset_source
+    from rd3.datasets import dataset_names, dataset_source
     from rd3.protocol import presets
 
     catalog = Catalog.of(session)
     loaded = load_grid(grid, catalog)
-    users = catalog.used_protocols - set(presets())  # of both sizes, as the cluster checks the whole file
-    names = sorted({name for part in loaded.parts for name in part.datasets})
+    # What is the user's own in both sizes, as the cluster checks the whole file.
+    users = catalog.used_protocols - set(presets())
+    names = sorted(
+        catalog.used_datasets - set(dataset_names()) | {name for part in loaded.parts for name in part.datasets}
+    )
     file = grid_file(grid)
     return Submission(
         name=loaded.name,

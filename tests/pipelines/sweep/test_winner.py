@@ -272,8 +272,7 @@ def test_tests_with_labels_of_another_teacher_are_not_listed(here, tmp_path):
     for subject, *test in made:
         record(subject, tuned(subject).best(), *test, records)
     [mine], [its] = (
-        recorded_tests(*test, records, lambda _kind, _key: None)
-        for test in ((winner, base), (elsewhere, other_base))
+        recorded_tests(*test, records, lambda _kind, _key: None) for test in ((winner, base), (elsewhere, other_base))
     )
     assert mine.current and its.current
     hard = [made.model_copy(update={"teachers": ()}) for made in base]
