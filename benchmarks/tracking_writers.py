@@ -74,6 +74,14 @@ def write(place: Place, experiment_id: str, number: int, asked: Any, barrier: An
     answers.put((batches, ends))
 
 
+def check_alive(writers: list[Any]) -> None:
+    """End all writers, and the benchmark, if one has failed."""
+    if any(writer.exitcode for writer in writers):
+        for writer in writers:
+            writer.kill()
+        raise SystemExit("a writer failed")
+
+
 def check(tracker: Tracker, experiment_id: str, asked: Any) -> int:
     """Check that every run exists once and is finished, with every point; returns the number of points."""
     runs = tracker.search([experiment_id], {"rd3.kind": "evaluation"})
@@ -111,16 +119,16 @@ def main() -> None:
         ]
         for writer in writers:
             writer.start()
+        while barrier.n_waiting < len(writers):
+            check_alive(writers)
+            time.sleep(0.05)
         barrier.wait()
         start = time.perf_counter()
         said: list[Any] = []
         while len(said) < len(writers):
             with contextlib.suppress(queue.Empty):
                 said.append(answers.get(timeout=1.0))
-            if any(writer.exitcode for writer in writers):
-                for writer in writers:
-                    writer.kill()
-                raise SystemExit("a writer failed")
+            check_alive(writers)
         wall = time.perf_counter() - start
         for writer in writers:
             writer.join()

@@ -158,25 +158,26 @@ def reduced_set(set_recipe: SetRecipe, catalog: Catalog) -> dict[str, tuple[floa
     return settings_reductions(set_recipe.method, catalog.dataset(set_recipe.data.name), settings, set_recipe.ipc)
 
 
-def reduced(recipes: Sequence[Recipe], protocol: str, catalog: Catalog) -> dict[str, tuple[float, float]]:
-    """As :func:`reduced_set`, for evaluations under a protocol and their sets."""
+def reduced(
+    recipes: Sequence[Recipe], protocol: str, teacher: str | None, catalog: Catalog
+) -> dict[str, tuple[float, float]]:
+    """As :func:`reduced_set`, for evaluations with a teacher role under a protocol and their sets."""
     cut: dict[str, tuple[float, float]] = {}
     by_key = {recipe.key: recipe for recipe in recipes}
     for recipe in recipes:
         if isinstance(recipe, SetRecipe):
             cut |= reduced_set(recipe, catalog)
         elif isinstance(recipe, EvaluationRecipe):
-            cut |= reductions(catalog.protocol(protocol), recipe.protocol, _case(recipe, by_key, catalog))
+            cut |= reductions(catalog.protocol(protocol), recipe.protocol, _case(recipe, teacher, by_key, catalog))
     return cut
 
 
-def _case(recipe: EvaluationRecipe, by_key: Mapping[Key, Recipe], catalog: Catalog) -> Case:
-    """What the protocol of an evaluation was resolved for."""
+def _case(recipe: EvaluationRecipe, teacher: str | None, by_key: Mapping[Key, Recipe], catalog: Catalog) -> Case:
+    """What the protocol of an evaluation was resolved for, with the teacher that hard labels do not record."""
     info, evaluated = catalog.dataset(recipe.data.name), by_key[recipe.set]
     assert isinstance(evaluated, SetRecipe)
-    teachers = [by_key[key] for key in recipe.teachers]
-    same = any(isinstance(teacher, TeacherRecipe) and teacher.network == recipe.student for teacher in teachers)
-    return Case(same, recipe.student, info.name, info.num_classes, evaluated.ipc)
+    network = catalog.role(info.name, teacher).network if teacher else None
+    return Frame.of(info, evaluated.ipc, recipe.student, network).case
 
 
 def run_recipes(

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.sweep.winner import protocol_of, target_of
+from pipelines.sweep.winner import protocol_of, target_of, teachers_of
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
@@ -102,7 +102,8 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
             [recipe_of_kind(entry.recipe, EvaluationRecipe) for entry in sides[side]]
             for side in ("evaluations", "base")
         )
-        records.record_test(target_of(base), test | moved | {"protocol": protocol_of(winner)})
+        now = {"protocol": protocol_of(winner), "teachers": teachers_of(winner, base)}
+        records.record_test(target_of(base), test | moved | now)
 
 
 def upgrade_presets(folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from pipelines.cluster import local
 from pipelines.grid.queue import Demand, demands
 from rd3.errors import RD3Error
 from rd3.hardware import cores
+from rd3.locks import exclusive, is_locked
 from rd3.processes import is_running
 
 _QUIET = {
@@ -130,7 +131,7 @@ def ray_folder() -> Iterator[Path]:
     """A temporary folder for Ray that only this user can enter, although Ray opens its own to everybody.
 
     In ``$TMPDIR``, or in ``/tmp`` if that path is too long, full or not writable.  Folders of killed processes are
-    deleted.
+    deleted; the lock in a folder is that of its process, whose ID another container does not have.
     """
     roots = dict.fromkeys((Path(tempfile.gettempdir()), Path("/tmp")))
     reasons = {root: _unsuitable(root) for root in roots}
@@ -140,11 +141,13 @@ def ray_folder() -> Iterator[Path]:
         raise RD3Error(f"Ray cannot use any temporary folder: {why}.", "free space, or set TMPDIR to a short path")
     for left in root.glob("rd3-[0-9]*"):
         named = re.fullmatch(r"rd3-(\d+)-\d+", left.name)  # other folders may begin alike
-        if named and not is_running(int(named[1])):
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is another user's
+            if named and not is_running(int(named[1])) and not is_locked(left / "lock"):
+                shutil.rmtree(left, ignore_errors=True)
     folder = _private_folder(root)
     try:
-        yield folder / "r"
+        with exclusive(folder / "lock"):
+            yield folder / "r"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

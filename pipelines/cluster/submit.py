@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ipaddress
 import logging
 import os
 import platform
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit
 
 from pipelines.settings import Session
 from rd3.errors import BadValue, RD3Error, StoreError
-from tracking.ledger.faults import has_password
+from tracking.ledger.faults import has_password, is_loopback
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -95,13 +94,16 @@ def submission(
     """
     from pipelines.grid.catalog import Catalog
     from pipelines.grid.files import grid_file, load_grid
-    from rd3.datasets import dataset_source
+    from rd3.datasets import dataset_names, dataset_source
     from rd3.protocol import presets
 
     catalog = Catalog.of(session)
     loaded = load_grid(grid, catalog)
-    users = catalog.used_protocols - set(presets())  # of both sizes, as the cluster checks the whole file
-    names = sorted({name for part in loaded.parts for name in part.datasets})
+    # What is the user's own in both sizes, as the cluster checks the whole file.
+    users = catalog.used_protocols - set(presets())
+    names = sorted(
+        catalog.used_datasets - set(dataset_names()) | {name for part in loaded.parts for name in part.datasets}
+    )
     file = grid_file(grid)
     return Submission(
         name=loaded.name,
@@ -128,7 +130,7 @@ def shared_address(name: str, value: str, local: bool = False) -> str:
             f"all nodes share: --env {name}=...",
         )
     checked = free_of_passwords(name, value)
-    if _is_loopback(value) and not local:
+    if _is_here(value) and not local:
         raise BadValue(
             f"{name} is {value}, which on every node of the cluster means that node itself.",
             f"give the address by which nodes reach that server: --env {name}=...",
@@ -143,18 +145,14 @@ def may_be_local(address: str | None) -> bool:
     """
     variables = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     found = address or next((os.environ[name] for name in variables if os.environ.get(name)), "auto")
-    return found == "auto" or _is_loopback(found)
+    return found == "auto" or _is_here(found)
 
 
-def _is_loopback(address: str) -> bool:
+def _is_here(address: str) -> bool:
     """Whether the host of a URL, or of HOST:PORT, is a name of the machine that asks."""
-    host = ""
-    try:
-        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
-        named = ipaddress.ip_address(host)
-    except ValueError:  # a name
-        return host == "localhost" or host.endswith(".localhost")
-    return named.is_loopback or named.is_unspecified
+    with contextlib.suppress(ValueError):
+        return is_loopback(urlsplit(address if "://" in address else f"//{address}").hostname or "")
+    return False
 
 
 def free_of_passwords(name: str, value: str) -> str:

@@ -222,7 +222,13 @@ def relocate_files(
     if len(roots) > 1:
         raise BadValue(f"The MLflow database has files at {', '.join(roots)}.", "give one of them: --from ADDRESS")
     for root in roots:
-        console.print(relocate(here, root).line(), soft_wrap=True)
+        moved = relocate(here, root)
+        if not moved.changed and source is not None and not (":/" in source or Path(source).expanduser().is_absolute()):
+            raise BadValue(
+                f"No address in the ledger or in the MLflow database is below {root}, as --from {source} is read.",
+                "give the former artifact root in full, such as /data/rd3/artifacts or s3://bucket/prefix",
+            )
+        console.print(moved.line(), soft_wrap=True)
     if not roots:
         console.print("no addresses of another artifact root in the MLflow database", soft_wrap=True)
     for line in server_advice(here, roots):

@@ -81,7 +81,7 @@ def evaluate(
     )
     accuracies = [entry.result["top1_pct"] for entry in entries]
     deviation = f" ± {std(accuracies):.2f}" if len(seeds) > 1 else ""
-    reductions = reductions_text(reduced(recipes, protocol, catalog))
+    reductions = reductions_text(reduced(recipes, protocol, teacher, catalog))
     console.print(f"top-1 {mean(accuracies):.2f}{deviation} % (n={len(seeds)}){reductions}")
 
 

@@ -20,20 +20,26 @@ from rd3.processes import is_running
 
 
 def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
-    """Append one line in a single write, so that lines of several processes do not mix (``O_APPEND``)."""
+    """Append one line in a single write, so that lines of several processes do not mix (``O_APPEND``).
+
+    After a line cut off by a full disk it starts on a new one; a line that is being written may look cut off as well,
+    and is then followed by an empty one.
+    """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     where = {"pid": os.getpid(), "host": platform.node(), "time": time}
     line = {"event": event, "kind": kind, "key": key, **where, **more}
     home.mkdir(parents=True, exist_ok=True)
-    handle = os.open(trial_log_path(home), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = os.open(trial_log_path(home), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        os.write(handle, (json.dumps(line) + "\n").encode())
+        size = os.fstat(handle).st_size
+        cut_off = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, (cut_off * "\n" + json.dumps(line) + "\n").encode())
     finally:
         os.close(handle)
 
 
 def events(home: Path, key: str | None = None) -> Iterator[dict[str, Any]]:
-    """All lines in order, or those of one key.  Skips lines truncated by a crash."""
+    """All lines in order, or those of one key.  Skips lines that were cut off, and empty ones."""
     path = trial_log_path(home)
     if not path.is_file():
         return

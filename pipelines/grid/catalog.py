@@ -88,6 +88,8 @@ class Catalog:
         self._preset_of = preset if presets is None else preset_reader(presets)
         self.used_protocols: set[str] = set()
         """Names of the protocols that were looked up."""
+        self.used_datasets: set[str] = set()
+        """Names of the datasets that were looked up."""
         self._found: dict[Hashable, Any] = {}
 
     @classmethod
@@ -109,6 +111,7 @@ class Catalog:
 
     def dataset(self, name: str, split: SourceSplit = "train") -> DatasetInfo:
         """Description of a dataset, which need not be on disk; ``fit``: without its validation images."""
+        self.used_datasets.add(name)
         if split == "fit":
             return self._once(("dataset", name, split), lambda: without_validation(self.dataset(name)))
         return self._once(("dataset", name), partial(dataset_info, name, self.roots))

@@ -196,9 +196,17 @@ def winners_of(tests: Iterable[Tested]) -> int:
 
 
 def target_of(base: Iterable[EvaluationRecipe]) -> str:
-    """Digest of what a sweep is tested on (set, data, student), so that tests by other sweeps are counted too."""
+    """Digest of what a sweep is tested on (set, data, student), so that tests by other sweeps are counted too.
+
+    The teacher, which hard labels do not have, is compared as :func:`recorded_tests` reads the tests.
+    """
     first = next(iter(base))
     return digest([first.set, first.student, first.data.model_dump(mode="json"), first.normalisation.model_dump()])[:32]
+
+
+def teachers_of(winner: Iterable[EvaluationRecipe], base: Iterable[EvaluationRecipe]) -> list[Key]:
+    """Keys of the teachers of a test's labels; empty if both sides have hard labels, or a set's own."""
+    return sorted({key for recipe in (*winner, *base) for key in recipe.teachers})
 
 
 def record(
@@ -218,6 +226,7 @@ def record(
             "params": best.params,
             "validation_top1_pct": best.value,
             "protocol": protocol_of(winner),
+            "teachers": teachers_of(winner, base),
             "evaluations": [recipe.key for recipe in winner],
             "base": [recipe.key for recipe in base],
             "seeds": [recipe.student_seed for recipe in winner],
@@ -237,10 +246,13 @@ def recorded_tests(
     records: SweepRecords,
     find: Callable[[str, Key], Entry | None],
 ) -> list[Tested]:
-    """Every recorded test for this target, with its result."""
-    current = protocol_of(winner)
+    """Every recorded test for this target, with its result, but those with labels of other teachers."""
+    current, teachers = protocol_of(winner), teachers_of(winner, base)
     found = []
     for test in records.tests(target_of(base)):
+        named = test.get("teachers")  # early records lack them: each is listed under every teacher
+        if named and teachers and named != teachers:
+            continue
         protocol = test.get(
             "protocol", test["evaluations"][0]
         )  # early records lack it: each counts as a winner of its own

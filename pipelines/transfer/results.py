@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pipelines.settings import Session, artifact_root, tracking_address
 from rd3 import parts
-from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
+from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported, TrackingError
 from rd3.kept_students import OtherResult, add_student, differing_figure, without_student
 from rd3.recipe import KINDS, Key, Recipe, RobustnessRecipe, read_recipe, to_json
 from rd3.store import STUDENT, Entry, FolderStore, ReadableStore, existing, write_atomically
@@ -170,7 +170,10 @@ def push_results(
         raise BadValue(f"{artifacts} is the ledger that already contains the results.", "give another one")
     if tracking_uri == session.tracking_uri and not tracking_uri.startswith("http"):
         raise BadValue("The other ledger needs its own tracking server or database.", "give it: --tracking http://...")
-    check_place(place)
+    try:
+        check_place(place)
+    except TrackingError as error:  # its fix is for the variable
+        raise type(error)(error.message, error.fix.replace("MLFLOW_TRACKING_URI", "--tracking")) from None
     copied = list(_bring(_with_parents(own, wanted), own, other, own.ledger.root))
     there = other.ledger.roles()
     for (dataset, role), recipe in own.ledger.roles().items():

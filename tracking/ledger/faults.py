@@ -147,7 +147,7 @@ def proxy_fault(server: Server) -> Fault | None:
     proxy, host = proxy_of(server.url), urlsplit(server.url).hostname or ""
     if not proxy:
         return None
-    fault = _PROXY_LOOPBACK if _is_loopback(host) else _PROXY_PRIVATE if _is_private(host) else _PROXY_PUBLIC
+    fault = _PROXY_LOOPBACK if is_loopback(host) else _PROXY_PRIVATE if _is_private(host) else _PROXY_PUBLIC
     return fault.about(name=server.name, proxy=proxy, host=host)
 
 
@@ -168,9 +168,12 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is a name of the machine that asks."""
     address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _is_private(host: str) -> bool:

@@ -55,10 +55,25 @@ def create_sqlite(path: Path) -> None:
             if path.exists():  # an empty file
                 os.replace(aside, path)
             else:
-                with contextlib.suppress(FileExistsError):  # another machine was faster
-                    os.link(aside, path)
+                _move(aside, path, locked)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def _move(aside: Path, path: Path, locked: bool) -> None:
+    """Give a file its name unless another machine was faster; under the lock also where there are no hard links."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    except OSError as error:  # of FAT, for example
+        if not locked:
+            raise TrackingError(
+                f"Cannot create the MLflow database {path}: its file system has neither hard links nor locks "
+                f"({error.strerror}).",
+                "set RD3_HOME to a folder on another file system",
+            ) from None
+        os.replace(aside, path)
 
 
 def _is_made(path: Path) -> bool:

@@ -210,10 +210,12 @@ class Tracker:
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)
+        earlier: Mapping[str, float] = {}
         with self.errors():
             found = self.search([experiment_id], {"rd3.key": recipe.key, **self._ours})
             if found:
                 run = found[0]
+                earlier = run.data.metrics
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
                 # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
                 shown = {name: value for name, value in shown.items() if name not in run.data.params}
@@ -224,7 +226,7 @@ class Tracker:
                 name = run_name(recipe, facts)
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
-        return OpenRun(self, run.info, recipe, attempt)
+        return OpenRun(self, run.info, recipe, attempt, earlier)
 
     def close_dead_runs(
         self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None
@@ -298,13 +300,17 @@ def quoted(text: str) -> str:
 class OpenRun:
     """A run with status RUNNING, ended by :meth:`finish` or :meth:`fail`."""
 
-    def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int):
+    def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int, earlier: Mapping[str, float]):
         self.tracker = tracker
         self.run_id: str = info.run_id
         self.artifact_uri: str = info.artifact_uri.rstrip("/")
         self.recipe = recipe
         self.attempt = attempt
         self._info = info
+        self._earlier = earlier
+        """Metrics that the run had before."""
+        self._after = -1
+        """Timestamp after those of the metrics of another result; -1 until it is known."""
 
     def finish(
         self,
@@ -326,14 +332,11 @@ class OpenRun:
         """
         client = self.tracker.client
         entry = entry.model_copy(update={"run_id": self.run_id})
-        # Fixed timestamps make logging idempotent.  Of equal ones MLflow shows the largest value, maybe that of an
-        # entry that was forgotten and computed again.
-        _begun, ended = span_ms(entry) or (0, 0)
-        logged = max(self._info.start_time + self.attempt, ended)
-        points = [(name, value, logged, 0) for name, value in metrics(entry.result).items()]
-        rows = read_curve(folder) if curve is None else curve
-        points += [(name, value, logged + step, step) for name, value, step in curve_points(rows)]
+        figures, rows = metrics(entry.result), read_curve(folder) if curve is None else curve
         with self.tracker.errors():
+            logged = self._logged_at(entry, figures)
+            points = [(name, value, logged, 0) for name, value in figures.items()]
+            points += [(name, value, logged + step, step) for name, value, step in curve_points(rows)]
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
             own = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})
             ran = {name: str(entry.result[name]) for name in ("ran_precision",) if name in entry.result}
@@ -344,6 +347,19 @@ class OpenRun:
             client.log_text(self.run_id, self.tracker.entry_text(entry), "entry.json")
             client.set_terminated(self.run_id, "FINISHED", end_time=end_ms)
         return entry
+
+    def _logged_at(self, entry: Entry, figures: Mapping[str, float]) -> int:
+        """Timestamp of the metrics in ms since 1970, fixed so that logging is idempotent.
+
+        MLflow shows the latest value, and of equally late ones the largest, so that it is later than what the run has
+        of another result, which was forgotten.
+        """
+        if self._after < 0:
+            other = next((name for name, value in figures.items() if self._earlier.get(name, value) != value), None)
+            known = self.tracker.client.get_metric_history(self.run_id, other) if other else []
+            self._after = max((metric.timestamp + 1 for metric in known), default=0)
+        _begun, ended = span_ms(entry) or (0, 0)
+        return max(int(self._info.start_time) + self.attempt, ended, self._after)
 
     def _keep_files(self, entry: Entry, folder: Path) -> str:
         """Upload the files; returns their address."""

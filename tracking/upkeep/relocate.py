@@ -52,6 +52,11 @@ class Relocated(NamedTuple):
     runs: int
     backup: Path | None
 
+    @property
+    def changed(self) -> int:
+        """Number of addresses that were rewritten."""
+        return self.entries + self.experiments + self.runs
+
     def line(self) -> str:
         """One sentence for the user."""
         parts = (

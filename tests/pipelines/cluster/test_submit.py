@@ -22,6 +22,7 @@ from pipelines import cli, run_grid
 from pipelines.cluster import launcher, submit
 from pipelines.grid.files import load_grid
 from pipelines.settings import ADDRESSES, Session, addresses, driver_secrets
+from rd3.datasets import dataset_source, register
 from rd3.errors import BadValue, DataMissing, RD3Error, StoreError
 
 GRID = "name: mine\nmethods: [random]\ndatasets: [digits, cifar10]\nipc: [1]\nteacher: resnet18\n"
@@ -292,6 +293,18 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     (there / "presets" / "found.yaml").write_text(text + "# mine\n")
     refused = CliRunner().invoke(run_grid.app, launcher.words(submitted))
     assert refused.exit_code == 2 and (there / "presets" / "found.yaml").read_text().endswith("# mine\n")
+
+
+def test_a_dataset_of_ones_own_of_the_other_size_is_pulled(session, grid):
+    """The head checks both sizes; of the built-in ones it pulls what runs."""
+    info = (
+        dataset_source("digits").info.model_copy(update={"name": "mine"}).model_dump(mode="json", exclude={"classes"})
+    )
+    register("mine", {"test": None, "info": info}, session.home / "data" / "mine", session.roots)
+    grid.write_text(GRID + "small: {datasets: [mine], teacher: resnet18_w16}\n")
+    assert submit.submission(str(grid), session, {}, {}, []).pull == ["cifar10", "mine"]
+    small = submit.submission(str(grid.with_name("a grid-small.yaml")), session, {}, {}, [])
+    assert small.pull == ["mine"]
 
 
 def test_a_node_that_names_no_home_has_one_in_the_users(monkeypatch):

@@ -315,6 +315,8 @@ def test_push_says_where_it_cannot_go(rd3: Run, home: Path, tmp_path: Path) -> N
             "its own tracking server or database",
         ),
         ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "http://127.0.0.1:9 does not respond"),
+        ((str(tmp_path / "o"), "--tracking", "http://127.0.0.1:9"), "or correct --tracking"),
+        ((str(tmp_path / "o"), "--tracking", "foo"), "set --tracking to http://..., "),
     ]:
         code, _out, err = rd3("push", *words)
         assert (code, said in err) == (2, True), err

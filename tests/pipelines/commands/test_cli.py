@@ -561,6 +561,13 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
     assert out.endswith("top-1 12.35 % (n=1); run/published: iterations 20/1000, epochs 4/400\n")
     _code, out, _err = rd3(*whole, "--protocol", "minimax-hard", "--field", "epochs=4")
     assert out.endswith("run/published: iterations 20/1000, epochs 4/3000\n"), "its epochs at IPC 1"
+    rule = "all: {loss: ce, labels: hard, batch_size: 9, zeta: 1, augmentation: [flip]}\n"
+    rule += "same_network: {epochs: 70}\nother_network: {epochs: 90}\n"
+    (home / "presets").mkdir()
+    (home / "presets" / "mine.yaml").write_text(f"name: mine\nsource: me\n{rule}")
+    for student, epochs in (("resnet18", 70), ("convnet", 90)):
+        _code, out, err = rd3(*whole, "--student", student, "--protocol", "mine", "--field", "epochs=4")
+        assert out.endswith(f", epochs 4/{epochs}\n"), f"hard labels have the teacher's network as well {err}"
 
 
 def test_a_folder_of_ones_own_is_told_its_resolution(rd3, tmp_path):

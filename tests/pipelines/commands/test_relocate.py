@@ -271,6 +271,20 @@ def test_todays_root_is_refused(rd3: Run, filled: Path, home: Path) -> None:
     assert (code, "is the current artifact root" in err) == (2, True)
 
 
+def test_what_is_no_former_root_is_refused(rd3: Run, filled: Path, home: Path) -> None:
+    at(filled, home)
+    for word, status in (("foo", 2), (home.parent / "foo", 0), ("s3://bucket/foo", 0)):
+        code, out, err = rd3("artifacts", "relocate", "--from", word)
+        refused = (
+            f"below {Path.cwd()}/foo, as --from foo is read. Fix: give the former artifact root in full, such as /"
+        )
+        assert (code, refused in err.replace("\n", " "), "addresses of nothing" in out) == (
+            status,
+            status == 2,
+            status == 0,
+        )
+
+
 def test_a_tracking_server_is_only_advised(
     rd3: Run, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

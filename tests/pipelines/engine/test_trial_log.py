@@ -24,7 +24,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path):
     for writer in writers:
         writer.join()
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
-    assert len([json.loads(line) for line in lines]) == 150
+    assert len([json.loads(line) for line in lines if line]) == 150
     assert [trial_log.attempts(tmp_path, f"key{who}") for who in range(3)] == [50, 50, 50]
 
 
@@ -41,6 +41,11 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path):
     with open(trial_log_path(tmp_path), "a") as log:
         log.write('{"event": "sta')
     assert [event["key"] for event in trial_log.events(tmp_path)] == ["a"]
+    trial_log.append(tmp_path, "start", "set", "b")
+    trial_log.append(tmp_path, "done", "set", "b")
+    assert [(event["event"], event["key"]) for event in trial_log.events(tmp_path)] == [
+        ("start", "a"), ("start", "b"), ("done", "b")
+    ]  # fmt: skip
 
 
 def test_alive_means_this_machine_and_a_process_that_runs(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,23 @@ def test_folders_of_killed_drivers_are_deleted_and_those_of_live_ones_kept(monke
         with cluster.ray_folder() as one, cluster.ray_folder() as second:
             assert one != second
             assert not dead.exists() and live.exists() and other.exists()
+
+
+def test_the_folder_of_a_process_in_another_container_is_kept(monkeypatch: pytest.MonkeyPatch):
+    """Containers that share /tmp do not see each other's processes."""
+    if os.geteuid():
+        pytest.skip("namespaces can be made by root alone")
+    script = "from pipelines.cluster import ray\nwith ray.ray_folder() as folder: print(folder.parent)"
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short, subprocess.Popen(["true"]) as ended:
+        monkeypatch.setenv("TMPDIR", short)
+        monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: short)
+        Path(short, f"rd3-{ended.pid}-0").mkdir()
+        with cluster.ray_folder() as folder:
+            command = ["unshare", "--pid", "--fork", sys.executable, "-c", script]
+            other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            assert list(Path(short).iterdir()) == [folder.parent]
+            assert re.fullmatch(rf"{short}/rd3-\d-0", other)
+        assert list(Path(short).iterdir()) == []
 
 
 def test_the_quota_of_a_container_counts(tmp_path: Path):

@@ -262,6 +262,28 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
     ]  # fmt: skip
 
 
+def test_tests_with_labels_of_another_teacher_are_not_listed(here, tmp_path):
+    """Random sets are the same under every teacher."""
+    records = SweepRecords(open_objects(tmp_path / "artifacts"))
+    both = [found(here, teacher=name, student="convnet_w32")[0] for name in ("resnet18_w16", "convnet_w32")]
+    made = [(each, *both_sides(each, here, winner_preset(each, tuned(each).best(), 4))) for each in both]
+    (_one, winner, base), (_other, elsewhere, other_base) = made
+    assert winner[0].set == elsewhere[0].set and winner[0].student == elsewhere[0].student
+    for subject, *test in made:
+        record(subject, tuned(subject).best(), *test, records)
+    [mine], [its] = (
+        recorded_tests(*test, records, lambda _kind, _key: None) for test in ((winner, base), (elsewhere, other_base))
+    )
+    assert mine.current and its.current
+    hard = [made.model_copy(update={"teachers": ()}) for made in base]
+    assert len(recorded_tests(hard, hard, records, lambda _kind, _key: None)) == 2
+    early = {"evaluations": ["a", "b", "c"], "base": ["d"]}
+    [test] = [test for test in records.tests(target_of(base)) if test["teachers"] == list(base[0].teachers)]
+    records.record_test(target_of(base), {name: test[name] for name in test if name != "teachers"} | early)
+    for test in ((winner, base), (elsewhere, other_base)):
+        assert len(recorded_tests(*test, records, lambda _kind, _key: None)) == 2
+
+
 def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
     records = SweepRecords(open_objects(tmp_path / "artifacts"))
     subject, longer = found(here)[0], found(here, test_seeds=(0, 1, 2, 3))[0]

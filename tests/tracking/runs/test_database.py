@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import random
 import shlex
@@ -143,6 +145,25 @@ def test_permissions_obey_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "mlflow.db").stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+    """As FAT on a USB stick."""
+
+    def refuse(*_words: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "home" / "mlflow.db"
+    if locks:
+        assert tracker_of(path).experiment("rd3") == "1"
+    else:
+        with pytest.raises(TrackingError, match=rf"database {path}: its file system has neither hard.*set RD3_HOME"):
+            tracker_of(path).experiment("rd3")
+    assert [left.name for left in path.parent.iterdir()] == ["mlflow.db"] * locks
 
 
 def test_an_empty_file_is_filled(tmp_path: Path) -> None:

@@ -198,11 +198,16 @@ def test_a_later_attempt_has_the_last_word(tracker: Tracker, experiment_id: str,
     assert shown.inputs.dataset_inputs[0].dataset.digest == recipe.set[:32]
 
 
-def test_a_result_that_was_forgotten_and_computed_again_has_the_last_word(
-    tracker: Tracker, experiment_id: str, tmp_path: Path
+@pytest.mark.parametrize(
+    "hours",
+    [(10, 11), (11, 10), (10, 12, 11)],
+    ids=["computed again", "imported from an earlier hour", "imported later"],
+)
+def test_a_result_that_follows_a_forgotten_one_has_the_last_word(
+    tracker: Tracker, experiment_id: str, tmp_path: Path, hours: tuple[int, ...]
 ) -> None:
-    recipe = an_evaluation(9)
-    for hour, top1 in ((10, 40.0), (11, 39.0)):
+    recipe = an_evaluation(int("".join(map(str, hours))))
+    for top1, hour in zip((40.0, 39.0, 38.0), hours, strict=False):
         run = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
         folder = tmp_path / str(hour)
         made = {"finished_at": f"2199-11-28T{hour}:00:00+00:00"}
@@ -210,8 +215,8 @@ def test_a_result_that_was_forgotten_and_computed_again_has_the_last_word(
         for _twice in range(2):
             run.finish(entry, folder, curve=[{"epoch": 1, "loss": top1}])
     shown = tracker.client.get_run(run.run_id).data.metrics
-    assert (shown["top1_pct"], shown["loss"]) == (39.0, 39.0)
-    assert points(tracker, run.run_id, "top1_pct") == [(0, 39.0), (0, 40.0)]
+    assert (shown["top1_pct"], shown["loss"]) == (top1, top1)
+    assert len(points(tracker, run.run_id, "top1_pct")) == len(hours)
 
 
 def test_a_run_that_was_imported_and_is_run_again_here_is_no_longer_imported(
