@@ -17,7 +17,7 @@ app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_h
 
 @app.command("doctor")
 def doctor(as_json: JsonOption = False) -> None:
-    """List available, missing and damaged datasets, with a fix for each problem."""
+    """List available, missing and damaged datasets, with a fix for each problem; images are not decoded."""
     from rd3 import datasets
 
     findings = datasets.doctor(session().roots)
@@ -26,6 +26,9 @@ def doctor(as_json: JsonOption = False) -> None:
         if finding.state != "ok":
             problem = f"{finding.dataset}: {finding.message} Fix: {finding.fix}"
             console.print(problem, soft_wrap=True)
+    if not as_json:
+        checked = "ok: files, labels, class lists and counts; images are decoded when a dataset is used"
+        console.print(checked, soft_wrap=True)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(3)
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from rd3.errors import DataCorrupt
 from rd3.foreign_files import broken_file
-from rd3.inputs import check_depth, peculiarity
+from rd3.inputs import check_depth, peculiarity, whole_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+@whole_pictures()
 def decode(encoded: bytes, where: str) -> Image:
     """Decode an RGB image; raises :class:`DataCorrupt`, with ``where`` (file and row) in the message.
 
@@ -35,6 +36,7 @@ def decode(encoded: bytes, where: str) -> Image:
         raise (broken_file(where) if Path(where).is_file() else None) or fact from error
 
 
+@whole_pictures()
 def lost_in_rgb(encoded: bytes) -> list[str]:
     """What :func:`decode` drops or ignores of an image that it can decode, in the words of :func:`peculiarity`."""
     from PIL import Image

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
+from rd3.datasets._class_counts import check_classes
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
 from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files
 from rd3.datasets._parquet import find_parquet, shards
@@ -25,7 +26,7 @@ from rd3.datasets._source import Counts, FileSource, register_again
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
 from rd3.datasets._user_parquet import stated_classes
-from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, RD3Error
 from rd3.inputs import (
     DOUBTFUL,
     IMAGE_SUFFIXES,
@@ -60,6 +61,8 @@ MEASURED_IMAGES = 2_000
 """Number of training images, balanced over the classes, from which the normalisation is computed."""
 COMPARED_FILES = 2_000
 """Number of files read to see whether test images are also among the training images."""
+CHECKED_IMAGES = 20_000
+"""Number of images of each part that are decoded to see whether they are whole."""
 SIZED_IMAGES = 200
 """Number of images whose sizes are read."""
 Resolution = Literal[32, 64, 224]
@@ -168,9 +171,9 @@ def add_folder(
     The folder holds either ``train/<class>`` and ``test/<class>`` (or training; testing, validation, val, valid; in any
     case), or class folders only, from which a balanced test split is then drawn.  Class order: alphabetical, or by
     number where all folders are numbered alike.  Or it holds Parquet files in the Hugging Face image layout, with the
-    class order that they state, named ``train-*.parquet`` and ``test-*.parquet``.  ``say`` receives what was
-    found: class order, files that are not read, pixel range.  Raises BadValue, ClassOrderError, DataMissing or
-    DataCorrupt.
+    class order that they state, named ``train-*.parquet`` and ``test-*.parquet``.  Images are decoded to see whether
+    they are whole, at most :data:`CHECKED_IMAGES` of each part.  ``say`` receives what was found: class order, files
+    that are not read, pixel range.  Raises BadValue, ClassOrderError, DataMissing or DataCorrupt.
     """
     folder = folder.resolve()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
@@ -202,28 +205,18 @@ def add_folder(
     found = UserSource(Registration(folder=folder, info=info, **layout.entry)).look(folder)
     assert found is not None
     found.train.check()
-    try:
+    check_classes(found, class_ids, "train", carved=layout.carved)
+    with _or_another(layout.tests):
         found.test.check()
-    except DataCorrupt as error:
-        if len(layout.tests) < 2:
-            raise
-        test, other, *_more = layout.tests
-        fix = f"{error.fix}, or remove the files of {test}: then {other} is the test split"
-        raise DataCorrupt(error.message, fix) from None
-    per_class = np.bincount(found.train.labels, minlength=len(class_ids))
-    if per_class.min() < 2:
-        label = int(per_class.argmin())
-        raise BadValue(
-            f"{folder}: class {class_ids[label]} has {per_class[label]} training images"
-            f"{' after the test split' if layout.carved else ''}, expected 2 or more.",
-            "add images of that class, or remove the class",
-        )
-    if not len(found.test):
-        raise BadValue(f"{folder} has no row in its files of test images.", "add test images to them")
+        if not len(found.test):
+            raise BadValue(f"{folder} has no test images.", "add test images of every class")
+        check_classes(found, class_ids, "test", carved=layout.carved)
+    for part, records in found.parts().items():
+        _check_pictures(records, part, say)
     counts = {
         "train_count": len(found.train),
         "test_count": len(found.test),
-        "train_per_class": int(per_class.min()),
+        "train_per_class": int(np.bincount(found.train.labels).min()),
         "normalisation": _measured(found.train, info, say),
     }
     for note in layout.notes:
@@ -246,7 +239,19 @@ class _Layout(NamedTuple):
     """Whether the test split is drawn from the training images."""
     notes: Iterable[Note] = ()
     tests: Sequence[str] = ()
-    """Splits of Parquet files that could be the test split; the first one is it."""
+    """Splits with labels that could be the test split; the first one is it."""
+
+
+@contextlib.contextmanager
+def _or_another(tests: Sequence[str]) -> Iterator[None]:
+    """Name, in an error on the test split, another split that could take its place."""
+    try:
+        yield
+    except RD3Error as error:
+        if len(tests) < 2:
+            raise
+        fix = f"{error.fix}, or rename or remove the split {tests[0]}: then {tests[1]} is the test split"
+        raise type(error)(error.message, fix) from None
 
 
 def _parquet_layout(folder: Path, say: Say) -> _Layout | None:
@@ -266,11 +271,13 @@ def _folder_layout(folder: Path, add: Callable[[Path], str]) -> _Layout:
     """``add`` gives the command that would register another folder."""
     train, test = _split_folders(folder, add)
     class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
+    tests = [test, *(one for one in _unused_splits(folder, test) if len(subfolders(folder / one)) > 1)] if test else []
     if test:
-        _check_same(_test_classes(folder, test), class_ids, folder / test)
+        with _or_another(tests):
+            _check_same(_class_folders(folder / test, None)[0], class_ids, folder / train, folder / test)
     entry = {"test": test} if train == "train" else {"train": train, "test": test}
     notes = _notes(folder, (train, test) if test else (".",), class_ids, by_numbers)
-    return _Layout(class_ids, entry, carved=test is None, notes=notes)
+    return _Layout(class_ids, entry, carved=test is None, notes=notes, tests=tests)
 
 
 class Sides(NamedTuple):
@@ -364,20 +371,21 @@ def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple
             "move their images into one folder, or rename one",
         )
     for one in found:
-        if not any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir()):
+        has_images = any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir())
+        if add and not has_images:  # of a split, both parts are counted together
             raise _no_images(root, one, found, add)
     return tuple(classes), by_numbers
 
 
-def _no_images(root: Path, empty: str, found: Sequence[str], add: Callable[[Path], str] | None) -> BadValue:
+def _no_images(root: Path, empty: str, found: Sequence[str], add: Callable[[Path], str]) -> BadValue:
     """The error for a class folder without images, which may be a split or hold the classes."""
-    if add and _are_splits(found):
+    if _are_splits(found):
         return BadValue(
             f"{root} has the folders {', '.join(found[:4])}, which look like splits and not like classes.",
             f"name them train and test, each with one folder per class, or register one: {add(root / found[0])}",
         )
     below = subfolders(root / empty)
-    if add and len(below) > 1:
+    if len(below) > 1:
         return BadValue(
             f"{root / empty} holds no image, but the folders {', '.join(below[:3])}{', ...' if below[3:] else ''}.",
             f"if these are the classes, register it: {add(root / empty)}",
@@ -415,24 +423,12 @@ def _are_splits(names: Sequence[str]) -> bool:
     return all(_SPLIT.fullmatch(name.lower()) for name in names)
 
 
-def _test_classes(folder: Path, test: str) -> Sequence[str]:
-    """The class folders of the test split; without any, another split beside it is named that has some."""
-    try:
-        return _class_folders(folder / test, None)[0]
-    except BadValue as error:
-        for other in _unused_splits(folder, test):
-            if len(subfolders(folder / other)) > 1:
-                fix = f"rename or remove {folder / test}, then {other} is the test split"
-                raise BadValue(error.message, fix) from None
-        raise
-
-
 def _unused_splits(folder: Path, test: str) -> list[str]:
     """Other folders that could be the test split."""
     return [one for one in subfolders(folder) if one != test and one.lower() in TEST_NAMES]
 
 
-def _check_same(found: Sequence[str], class_ids: Sequence[str], test: Path) -> None:
+def _check_same(found: Sequence[str], class_ids: Sequence[str], train: Path, test: Path) -> None:
     """Raise :class:`ClassOrderError` unless these are the class folders of the training images, in any order."""
     same = matched(found, class_ids)
     more = [one for one in found if one not in same]
@@ -440,7 +436,13 @@ def _check_same(found: Sequence[str], class_ids: Sequence[str], test: Path) -> N
     if more or missing:
         facts = [f"has the class folder {more[0]!r}, which train does not have"] if more else []
         facts += [f"has no class folder {missing[0]!r}, which train has"] if missing else []
-        raise ClassOrderError(f"{test} {' and '.join(facts)}.", "use the same class folders as in train")
+        if more and missing:
+            fix = f"rename {test / more[0]} to {missing[0]}, if they are one class; otherwise remove both folders"
+        elif more:
+            fix = f"move some images of {test / more[0]} to {train / more[0]}, or remove {test / more[0]}"
+        else:
+            fix = f"move some images of {train / missing[0]} to {test / missing[0]}, or remove {train / missing[0]}"
+        raise ClassOrderError(f"{test} {' and '.join(facts)}.", fix)
 
 
 def _split_folders(folder: Path, add: Callable[[Path], str]) -> tuple[str, str | None]:
@@ -463,6 +465,15 @@ def _named(folder: Path, names: Sequence[str]) -> str | None:
     there = subfolders(folder)
     written = (one for name in names for one in sorted(there, key=name.__ne__) if one.lower() == name)
     return next(written, None)
+
+
+def _check_pictures(records: Records, part: str, say: Say) -> None:
+    """Raise for an image that cannot be decoded, of at most :data:`CHECKED_IMAGES` that are evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(len(records), CHECKED_IMAGES)).astype(int))
+    for index, encoded in records.some(chosen):
+        decode(encoded, records.where(index))
+    if len(chosen) < len(records):
+        say(Note(f"{part}: {len(chosen)} of {len(records)} images were decoded, the others will be when they are used"))
 
 
 def _measured(records: Records, info: DatasetInfo, say: Say) -> Normalisation:

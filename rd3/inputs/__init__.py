@@ -23,7 +23,7 @@ from rd3.inputs.files import (
 from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
-from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, rgb_of
+from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, rgb_of, whole_pictures
 from rd3.inputs.pixels import eight_bit_notes, stated_space
 from rd3.inputs.soft_labels import columns_in_order
 
@@ -59,5 +59,6 @@ __all__ = [
     "subfolders",
     "unread",
     "warn_of_doubts",
+    "whole_pictures",
     "windows_path",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs.notes import Note
-from rd3.inputs.pictures import DOUBTFUL, rgb_of
+from rd3.inputs.pictures import DOUBTFUL, rgb_of, whole_pictures
 from rd3.lazy import torch
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
@@ -108,10 +108,11 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
         raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
     if not is_column(images):
         return _channels_first(tensor_of(images, "images"), side, name)
-    rows = rows_of(images, "images")
-    if not rows:
-        raise BadValue("There are no images.", _FIX)
-    found = [_image_of(row, f"Image {place}") for place, row in enumerate(rows)]
+    with whole_pictures():  # a column may decode its pictures itself
+        rows = rows_of(images, "images")
+        if not rows:
+            raise BadValue("There are no images.", _FIX)
+        found = [_image_of(row, f"Image {place}") for place, row in enumerate(rows)]
     together = torch.stack(_alike([image for image, _note in found], "images"))
     stack = f"{'torch' if isinstance(rows[0], torch.Tensor) else 'numpy'}.stack(images)"
     stacked, notes = _channels_first(together, side, name, stack)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +29,37 @@ TURNED = "an EXIF orientation; they are read as stored, not turned, as torchvisi
 
 DOUBTFUL = (TRANSPARENT, FRAMES, TURNED)
 """Peculiarities that are warnings."""
+
+
+class _Strict:
+    """How many contexts of :func:`whole_pictures` are open in this process, and what PIL's flag was before."""
+
+    lock = threading.Lock()
+    depth = 0
+    before = False
+
+
+@contextlib.contextmanager
+def whole_pictures() -> Iterator[None]:
+    """A context, or decorator, in which a picture that is cut off is an error of PIL's and never becomes half grey.
+
+    It switches ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` off, which notebooks set.  That flag is the process's, so the
+    first of several threads switches it off and the last one restores it.
+    """
+    from PIL import ImageFile
+
+    with _Strict.lock:
+        if not _Strict.depth:
+            _Strict.before = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _Strict.depth += 1
+    try:
+        yield
+    finally:
+        with _Strict.lock:
+            _Strict.depth -= 1
+            if not _Strict.depth:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _Strict.before
 
 
 def deep(image: Image) -> bool:
@@ -95,6 +129,7 @@ def _reduction(image: Image) -> str | None:
     return SIXTEEN_BITS if deep_modes else None
 
 
+@whole_pictures()
 def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
     """(H, W, 3) uint8 pixels of a picture of any 8-bit mode, and its :func:`peculiarity`.
 

@@ -33,6 +33,7 @@ from rd3.inputs import (
     subfolders,
     unread,
     warn_of_doubts,
+    whole_pictures,
 )
 from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
@@ -197,6 +198,7 @@ def _meaning(label_of: dict[str, int], info: DatasetInfo) -> str:
     return ", ".join([*pairs[:2], "...", pairs[-1]] if len(pairs) > 3 else pairs)
 
 
+@whole_pictures()
 def _decode(path: Path, side: int) -> tuple[torch.Tensor, str | None]:
     """(3, side, side) uint8 pixels of a file, and what was dropped of it."""
     from PIL import Image, UnidentifiedImageError

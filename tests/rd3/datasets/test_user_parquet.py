@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_of_two_test_splits_one_is_used_and_the_other_is_named(roots, tmp_path):
     _unlabelled(tmp_path / "hub")  # as ImageNet-1K on the hub
     with pytest.raises(DataCorrupt, match="label -1") as caught:
         add_folder("c", tmp_path / "hub", roots, 32, say=lambda note: None)
-    assert caught.value.fix.endswith("c, or remove the files of test: then validation is the test split")
+    assert caught.value.fix.endswith("c, or rename or remove the split test: then validation is the test split")
     (tmp_path / "hub/data/test-00000-of-00001.parquet").unlink()
     assert add_folder("c", tmp_path / "hub", roots, 32, say=lambda note: None).test_count == 3
 
@@ -114,6 +115,17 @@ def _strings(folder: Path) -> None:
         pq.write_table(table.set_column(1, "label", pa.array(["cat"] * len(table))), file)
 
 
+def _without(label: int, split: str):
+    """Without the images of a class in one split."""
+
+    def change(folder: Path) -> None:
+        for file in (folder / "data").glob(f"{split}*"):
+            table = pq.read_table(file)
+            pq.write_table(table.filter(pc.not_equal(table["label"], label)), file)
+
+    return change
+
+
 def _unlabelled(folder: Path) -> None:
     parquet(folder / "data/test-00000-of-00001.parquet", TEST, [-1] * 6)
 
@@ -134,8 +146,14 @@ def _renamed(folder: Path) -> None:
         (_labels(), BadValue, "its 0 numbers are not those of classes"),
         (_labels(0, 1, 2**40), BadValue, "the largest is 1099511627776"),
         (_labels(0, 0, 1), BadValue, r"class 1 has 1 training images, expected 2 or more\. .*remove the class"),
+        (
+            _without(2, "test"),
+            BadValue,
+            r" has 0 test images, .*move some of its \d+ training images to",
+        ),
+        (_without(2, "train"), BadValue, r" has 0 training images, .* and number the others from 0 again"),
         (_unlabelled, DataCorrupt, "label -1, expected 0 to 2"),
-        (lambda folder: parquet(folder / "data/test-00000-of-00001.parquet", [], []), BadValue, "no row in its files"),
+        (lambda folder: parquet(folder / "data/test-00000-of-00001.parquet", [], []), BadValue, "has no test images"),
         (lambda folder: hub(folder, names=["x", "x", "y"]), BadValue, "names the classes x, x, y"),
         (lambda folder: hub(folder, names=["x"]), BadValue, "names the classes x"),
     ],

@@ -300,7 +300,40 @@ def test_another_dataset_in_parquet_files_is_registered_as_the_doctor_says(tmp_p
 def test_unlike_class_folders_of_train_and_test(tmp_path, roots):
     data_folder(tmp_path / "x/train", ["a", "b"])
     data_folder(tmp_path / "x/test", ["a", "c"])
-    with pytest.raises(ClassOrderError, match="Fix: use the same class folders as in train"):
+    with pytest.raises(ClassOrderError, match=r"Fix: rename .*/x/test/c to b, if they are one class"):
+        registered("mine", tmp_path / "x", roots)
+    (tmp_path / "x/test/c").rename(tmp_path / "x/test/b")
+    assert registered("mine", tmp_path / "x", roots)[0].class_ids == ("a", "b")
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("way", ["move", "remove"])
+def test_a_class_without_images_in_one_split_has_a_way_out_that_works(empty, part, way, tmp_path, roots):
+    base, other = tmp_path / "x", {"train": "test", "test": "train"}[part]
+    for split in ("train", "test"):
+        data_folder(base / split, ["0", "90", "180"])
+    shutil.rmtree(base / part / "180")
+    if empty:
+        (base / part / "180").mkdir()
+    with pytest.raises((BadValue, ClassOrderError), match="180") as caught:
+        registered("mine", base, roots)
+    assert caught.value.fix.startswith("move some ") and "or remove" in caught.value.fix
+    (base / part / "180").mkdir(exist_ok=True)
+    if way == "move":
+        for number in range(2):
+            shutil.move(base / other / "180" / f"{number}.png", base / part / "180")
+    else:
+        shutil.rmtree(base / other / "180")
+        shutil.rmtree(base / part / "180")
+    assert registered("mine", base, roots)[0].class_ids == (("0", "90", "180") if way == "move" else ("0", "90"))
+
+
+def test_a_class_with_too_few_images_to_move_any(tmp_path, roots):
+    for part, count in (("train", 2), ("test", 1)):
+        data_folder(tmp_path / "x" / part, ["a", "b"], count)
+    (tmp_path / "x/test/b/0.png").rename(tmp_path / "x/test/b/0.heic")
+    with pytest.raises(BadValue, match=r"b has 0 test images, .*; 1 file .* 1 \.heic\. .*add test images"):
         registered("mine", tmp_path / "x", roots)
 
 
@@ -662,6 +695,6 @@ def test_a_test_folder_without_labels_beside_a_labelled_one(tmp_path, roots):
     Image.fromarray(BYTES[0]).save(tmp_path / "d" / "test" / "1.png")
     with pytest.raises(BadValue, match=r"test has 0 class folders") as caught:
         registered("mine", tmp_path / "d", roots)
-    assert caught.value.fix == f"rename or remove {tmp_path / 'd' / 'test'}, then val is the test split"
+    assert caught.value.fix.endswith("or rename or remove the split test: then val is the test split")
     (tmp_path / "d" / "test").rename(tmp_path / "unlabelled")
     assert registered("mine", tmp_path / "d", roots)[0].test_count == 6
