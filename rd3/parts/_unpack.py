@@ -43,7 +43,13 @@ def unpack(folder: Path, store: Path) -> Unpacked:
     if not paths:
         raise DataMissing(f"{folder} holds no parts ({PATTERN}).", "give the folder that the machine returned")
     with write_errors(store, "free space there, or set TMPDIR to a folder on another disk"):
-        entries = _place_files(paths, store)
+        try:
+            entries = _place_files(paths, store)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            name = Path(error.filename2 or error.filename).name
+            raise DataCorrupt(
+                f"The parts in {folder} hold {name!r} both as a file and as a folder.", "collect the results again"
+            ) from None
     lacking = {}
     for name, content in sorted(entries.items()):
         reason = _take_entry(store, name, content)

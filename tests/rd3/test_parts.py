@@ -175,6 +175,13 @@ def test_a_place_outside_a_store_is_refused(tmp_path, name):
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_member_that_is_a_file_and_a_folder_is_refused(tmp_path, order):
+    folder = part(tmp_path / "in", dict([("notes/a", b"/tmp"), ("notes/a/b", b"x")][::order]))
+    with pytest.raises(DataCorrupt, match="hold 'a' both as a file and as a folder"):
+        unpack(folder, tmp_path / "back")
+
+
 def test_compressed_members_and_members_that_are_not_listed_are_refused(tmp_path):
     with pytest.raises(DataCorrupt, match=r"parts.json is compressed or has another size than declared"):
         unpack(part(tmp_path / "bomb", {"notes/a": bytes(10**6)}, compress=True), tmp_path / "back")
