@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.datasets import Roots, dataset_fingerprint, dataset_source, fingerprint_in, register, registration
-from rd3.errors import BadValue, DataCorrupt, DataMissing, UnknownName
+from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, UnknownName
 from rd3.locks import exclusive
 from rd3.recipe import Data
 from tracking.ledger.faults import without_password
@@ -92,10 +92,11 @@ def _install(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Pr
         copy = Path(scratch) / bundle.name
         copy.mkdir()
         bundles.unpack(tracker, bundle, copy, progress)
-        found = fingerprint_in(copy, roots, entry)
+        found = _fingerprint(copy, roots, bundle)
         if found != bundle.fingerprint:
             raise DataCorrupt(
-                f"Dataset {bundle.name} was pushed with fingerprint {bundle.fingerprint[:12]}, got {found[:12]}.",
+                f"Dataset {bundle.name} was pushed with fingerprint {bundle.fingerprint[:12]}, got {found[:12]} "
+                f"(MLflow run {bundle.run_id}).",
                 f"push it again with the version of RD3 that runs here: rd3 data push {bundle.name}",
             )
         with folder_errors(base, "RD3_HOME"):
@@ -105,6 +106,15 @@ def _install(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Pr
     if entry is not None:
         register(bundle.name, entry, target, roots)
     return target
+
+
+def _fingerprint(copy: Path, roots: Roots, bundle: DatasetBundle) -> str:
+    """The fingerprint of an unpacked bundle; what is wrong with it is said of the bundle, as the copy is deleted."""
+    try:
+        return fingerprint_in(copy, roots, bundle.registration)
+    except (BadValue, ClassOrderError, DataCorrupt, DataMissing) as error:
+        what = error.message.rstrip(".").replace(f"{copy}/", "").replace(str(copy), "it")
+        raise bundles.damaged(bundle.name, bundle.run_id, what) from None
 
 
 def ensure_data(place: Place, data: Data, progress: Progress = _silent) -> None:

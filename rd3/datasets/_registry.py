@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._source import Source
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._user import Registration, UserSource, user_sources
-from rd3.errors import UnknownName
+from rd3.errors import DataCorrupt, UnknownName
 from rd3.registry import did_you_mean
+from rd3.values import first_mistake
 
 
 def dataset_names(roots: Roots | None = None) -> list[str]:
@@ -51,7 +54,22 @@ def dataset_fingerprint(name: str, roots: Roots, *, training_only: bool = False)
 def fingerprint_in(folder: Path, roots: Roots, entry: dict[str, Any] | None = None) -> str:
     """The fingerprint of a copy of a dataset in a folder named after it; raises like :func:`open_dataset`.
 
-    ``entry``: the registration, for a dataset that the user registered.
+    ``entry``: the registration, for a dataset that the user registered; it may come from others, and raises
+    :class:`DataCorrupt` if it is of another dataset or leads out of the folder.
     """
-    source = UserSource(Registration(folder=folder, **entry)) if entry else SOURCES.get(folder.name)()
+    source = UserSource(_registration(folder, entry)) if entry else SOURCES.get(folder.name)()
     return source.fingerprint(replace(roots, data=folder.parent))
+
+
+def _registration(folder: Path, entry: dict[str, Any]) -> Registration:
+    again = f"register {folder.name} again where it comes from"
+    try:
+        found = Registration.model_validate({**entry, "folder": folder})
+    except ValidationError as error:
+        raise DataCorrupt(f"The registration of {folder.name} cannot be read: {first_mistake(error)}.", again) from None
+    if found.info.name != folder.name:
+        raise DataCorrupt(f"The registration of {folder.name} is one of {found.info.name!r}.", again)
+    for part in (found.train, found.test or "."):
+        if not (folder / part).resolve().is_relative_to(folder.resolve()):
+            raise DataCorrupt(f"The registration of {folder.name} leads out of its folder, to {part!r}.", again)
+    return found

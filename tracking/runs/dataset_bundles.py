@@ -10,13 +10,14 @@ import contextlib
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from rd3.errors import DataCorrupt, RD3Error
 from rd3.store import sha256_file
+from rd3.values import first_mistake
 from tracking.ledger.object_store import folder_errors
 from tracking.runs.runs import Tracker
 
@@ -37,7 +38,7 @@ class DatasetBundle(BaseModel):
     fingerprint: str
     files: int
     bytes: int
-    parts: dict[str, str]
+    parts: dict[Annotated[str, StringConstraints(pattern=r"^\d{5,}\.tar$")], str]
     """Map of tar file names to their sha256."""
     registration: dict[str, Any] | None = None
     """For a dataset registered by a user: its registration entry."""
@@ -53,8 +54,24 @@ def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> Dataset
         runs = tracker.search(ids, wanted, "attributes.status = 'FINISHED'") if ids else []
         if not runs:
             return None
-        manifest = tracker.client.download_artifacts(runs[-1].info.run_id, _MANIFEST, folder)
-        return DatasetBundle.model_validate_json(Path(manifest).read_bytes())
+        run_id = runs[-1].info.run_id
+        manifest = Path(tracker.client.download_artifacts(run_id, _MANIFEST, folder)).read_bytes()
+    try:
+        bundle = DatasetBundle.model_validate_json(manifest)
+    except ValidationError as error:
+        raise damaged(name, run_id, f"{_MANIFEST}, {first_mistake(error)}") from None
+    for field, expected in (("name", name), ("run_id", run_id)):
+        if getattr(bundle, field) != expected:
+            raise damaged(name, run_id, f"{_MANIFEST} has {field} {getattr(bundle, field)!r}, expected {expected!r}")
+    return bundle
+
+
+def damaged(name: str, run_id: str, what: str) -> DataCorrupt:
+    """The error for a pushed dataset that is not as ``rd3 data push`` made it."""
+    return DataCorrupt(
+        f"The pushed dataset {name} is damaged: {what} (MLflow run {run_id}).",
+        f"delete MLflow run {run_id} and push it again: rd3 data push {name}",
+    )
 
 
 def put(
@@ -135,14 +152,39 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def unpack(tracker: Tracker, bundle: DatasetBundle, folder: Path, progress: Progress) -> None:
     """Download every part, verify its sha256 and unpack it into the empty ``folder``.
 
-    Raises :class:`DataCorrupt` if a part has another sha256 than the manifest.
+    Raises :class:`DataCorrupt` if a part has another sha256 than the manifest, or holds anything but files of the
+    dataset.
     """
     for number, (name, sha256) in enumerate(bundle.parts.items()):
         progress(number / len(bundle.parts), name)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
             part = _part(tracker, bundle, name, sha256, scratch)
-            with folder_errors(folder, "RD3_HOME"), tarfile.open(part) as tar:
-                tar.extractall(folder, filter="data")
+            with folder_errors(folder, "RD3_HOME"):
+                _extract(part, folder, bundle)
+    count = sum(path.is_file() for path in folder.rglob("*"))
+    if count != bundle.files:
+        raise damaged(bundle.name, bundle.run_id, f"it holds {count} files, its {_MANIFEST} counts {bundle.files}")
+
+
+def _extract(part: Path, folder: Path, bundle: DatasetBundle) -> None:
+    try:
+        with tarfile.open(part, "r:") as tar:
+            tar.extractall(folder, filter=_plain_file)
+    except tarfile.FilterError as error:
+        what = f"{part.name} holds {error.tarinfo.name!r}, which is not a file below the dataset's folder"
+        raise damaged(bundle.name, bundle.run_id, what) from None
+    except (tarfile.TarError, EOFError, ValueError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise damaged(bundle.name, bundle.run_id, f"{part.name} cannot be unpacked ({reason})") from None
+
+
+def _plain_file(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """As the filter ``data`` of tarfile, which refuses what leaves the folder; links and absolute paths are, too."""
+    if not (member.isreg() or member.isdir()):
+        raise tarfile.SpecialFileError(member)
+    if PurePath(member.name).is_absolute():
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, folder)
 
 
 def _part(tracker: Tracker, bundle: DatasetBundle, name: str, sha256: str, scratch: str) -> Path:
@@ -153,7 +195,4 @@ def _part(tracker: Tracker, bundle: DatasetBundle, name: str, sha256: str, scrat
         got = sha256_file(part)
         if got == sha256:
             return part
-    raise DataCorrupt(
-        f"The pushed dataset {bundle.name} is damaged: {name} has sha256 {got[:12]}, expected {sha256[:12]}.",
-        f"delete MLflow run {bundle.run_id} and push it again: rd3 data push {bundle.name}",
-    )
+    raise damaged(bundle.name, bundle.run_id, f"{name} has sha256 {got[:12]}, expected {sha256[:12]}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import shutil
 import tarfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +17,9 @@ from PIL import Image
 
 from pipelines.transfer.datasets import absent, ensure_data, pull, push
 from rd3.datasets import Roots, add_folder, dataset_fingerprint, dataset_info, open_dataset
-from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error, TrackingError
+from rd3.errors import BadValue, DataCorrupt, DataMissing, TrackingError
 from rd3.recipe import Data
+from rd3.store import sha256_file
 from tracking.place import Place
 from tracking.runs import dataset_bundles
 from tracking.runs.runs import Tracker
@@ -30,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture
 def here(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, Roots]:
     """A machine with a dataset of the user's own."""
-    name = request.node.name.replace("test_", "")[:40].replace("_", "-")
+    name = f"{request.node.originalname[5:35].replace('_', '-')}-{zlib.crc32(request.node.name.encode())}"
     roots = Roots(None, tmp_path / "here")
     for part in ("train", "test"):
         for label, class_id in enumerate(("cat", "dog")):
@@ -177,14 +182,90 @@ def test_one_process_of_a_node_fetches(here, place, tmp_path, monkeypatch):
     assert sorted(came, key=str) == [there.home / "data" / name, None, None, None]
 
 
-def test_a_tar_that_leaves_its_folder_is_refused(here, place, tmp_path, monkeypatch):
+def _member(name: str, kind: bytes = tarfile.REGTYPE, to: str = "", content: bytes = b"evil") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, to
+    member.size = len(content) if kind == tarfile.REGTYPE else 0
+    return member
+
+
+@pytest.fixture
+def pushed(here, place):
+    """A pushed dataset; the function changes its part, its manifest or both, with the right hash."""
     name, roots = here
-    add = tarfile.TarFile.add
-    monkeypatch.setattr(
-        tarfile.TarFile, "add", lambda tar, path, arcname, **more: add(tar, path, f"../../{arcname}", **more)
-    )
-    push(name, at(place, roots))
+    bundle, _new = push(name, at(place, roots))
+    artifacts = Path(Tracker(place).client.get_run(bundle.run_id).info.artifact_uri.removeprefix("file://"))
+
+    def change(*members: tarfile.TarInfo, part: bytes | None = None, **fields: object) -> None:
+        [file], manifest = (artifacts / "parts").glob("*.tar"), artifacts / "parcel.json"
+        if part is not None:
+            file.write_bytes(part)
+        with contextlib.ExitStack() as stack:
+            tar = stack.enter_context(tarfile.open(file, "a")) if members else None
+            for member in members:
+                tar.addfile(member, io.BytesIO(b"evil"))
+        plain = json.loads(manifest.read_text()) | {"parts": {file.name: sha256_file(file)}} | fields
+        manifest.write_text(json.dumps(plain))
+
+    return name, bundle, change
+
+
+HOSTILE = {
+    "above": [_member("../../evil")],
+    "absolute": [_member("/tmp/evil-rd3")],
+    "link": [_member("train/lk", tarfile.SYMTYPE, "/tmp"), _member("train/lk/evil")],
+    "relative link": [_member("train/lk", tarfile.SYMTYPE, "cat"), _member("train/lk/evil")],
+    "hard link": [_member("train/cat/9.png", tarfile.LNKTYPE, "/etc/hostname")],
+    "device": [_member("train/cat/null.png", tarfile.CHRTYPE)],
+    "pipe": [_member("train/cat/pipe.png", tarfile.FIFOTYPE)],
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_member_that_is_no_file_of_the_dataset_is_named_with_the_run(kind, pushed, place, tmp_path):
+    name, bundle, change = pushed
+    change(*HOSTILE[kind])
     there = Roots(None, tmp_path / "there")
-    with pytest.raises((tarfile.FilterError, RD3Error)):
+    with pytest.raises(DataCorrupt, match=r"00000\.tar holds '(.*)', which is not a file below") as caught:
         pull(name, at(place, there))
-    assert left(there) == []
+    assert repr(HOSTILE[kind][0].name) in caught.value.message
+    assert bundle.run_id in caught.value.message and f"rd3 data push {name}" in caught.value.fix
+    assert left(there) == [] and not list(tmp_path.rglob("evil*")) and not Path("/tmp/evil-rd3").exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "fields", "message"),
+    [
+        ([_member("train/cat/more.png")], {}, "it holds 13 files, its parcel.json counts 12"),
+        ([_member("train/cat/more.png")], {"files": 13}, "it holds 7 training and 6 test images; .* registered with 6"),
+        ([_member("train")], {}, r"00000\.tar cannot be unpacked \("),
+        ([], {"part": b"PK\3\4" * 999}, r"00000\.tar cannot be unpacked \("),
+        ([], {"parts": {"../../parcel.json": "0"}}, "parcel.json, parts.*String should match"),
+        ([], {"name": "../evil"}, r"parcel.json has name '\.\./evil', expected"),
+        ([], {"run_id": "f" * 32}, "parcel.json has run_id 'ffff"),
+        ([], {"files": None}, "parcel.json, files: "),
+        ([], {"registration": {"test": "test", "info": {}}}, "registration of .* cannot be read: info"),
+    ],
+)
+def test_what_is_not_as_it_was_pushed_is_said_of_the_run(members, fields, message, pushed, place, tmp_path):
+    name, bundle, change = pushed
+    change(*members, **fields)
+    there = Roots(None, tmp_path / "there")
+    with pytest.raises(DataCorrupt, match=f"The pushed dataset {name} is damaged: .*{message}") as caught:
+        pull(name, at(place, there))
+    assert bundle.run_id in caught.value.message and ".pull-" not in str(caught.value)
+    assert left(there) == [] and absent(name, there)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("info", "is one of '../../evil'"), ("test", "leads out of its folder")]
+)
+def test_a_registration_that_leads_elsewhere_is_refused(field, message, pushed, place, tmp_path):
+    name, bundle, change = pushed
+    entry = dict(bundle.registration)
+    entry[field] = entry["info"] | {"name": "../../evil"} if field == "info" else "../.."
+    change(registration=entry)
+    there = Roots(None, tmp_path / "there")
+    with pytest.raises(DataCorrupt, match=message):
+        pull(name, at(place, there))
+    assert left(there) == [] and not list(tmp_path.rglob("evil*"))
