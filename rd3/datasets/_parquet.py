@@ -14,7 +14,7 @@ import numpy as np
 from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.inputs import open_parquet, parquet_class_names
+from rd3.inputs import WIDER, largest_exact, open_parquet, parquet_class_names, require_exact
 from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:
@@ -130,12 +130,17 @@ class ParquetRecords(Records):
     @cached_property
     def labels(self) -> np.ndarray:
         parts: list[np.ndarray] = []
+        column, least = self._layout.label_column, set[int]()
         for array in self._batches(self._layout.label_column):
             if not pa.types.is_integer(array.type):
                 raise DataCorrupt(
-                    f"{self.files[0]}: column {self._layout.label_column} is {array.type}, expected int64.",
+                    f"{self.files[0]}: column {column} is {array.type}, expected int64.",
                     "convert it to the Hugging Face image layout",
                 )
+            require_exact(
+                array, f"labels in column {column!r} of {self.files[0]}", self.info.num_classes, self.info.name
+            )
+            least.add(-(largest_exact(str(array.type)) or 0) - 1)
             if array.null_count:
                 row = sum(map(len, parts)) + array.is_valid().to_pylist().index(False)
                 raise DataCorrupt(f"{self.where(row)} has no label.", "download that file again from its source")
@@ -147,10 +152,12 @@ class ParquetRecords(Records):
         wrong = np.flatnonzero((labels < 0) | (labels >= self.info.num_classes))
         if len(wrong):
             row = int(wrong[0])
+            wrapped = int(labels.min()) in least  # the number that follows the largest of a signed type
             raise DataCorrupt(
                 f"{self.where(row)}: label {labels[row]}, expected 0 to {self.info.num_classes - 1} "
-                f"({len(wrong)} such rows).",
-                f"download the labelled files of {self.info.name}",
+                f"({len(wrong)} such rows)"
+                f"{f': column {column!r} has a type that ends at {-int(labels.min()) - 1:,}' if wrapped else ''}.",
+                WIDER if wrapped else f"download the labelled files of {self.info.name}",
             )
         return labels
 

@@ -9,6 +9,7 @@ import numpy as np
 from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import short_hash
 from rd3.errors import BadValue
+from rd3.inputs import require_exact
 from rd3.lazy import torch
 from rd3.seeding import derive
 
@@ -63,6 +64,8 @@ class SplitDataset(Dataset):
     """
 
     def __init__(self, info: DatasetInfo, fingerprint: str, train_labels: np.ndarray, test_labels: np.ndarray | None):
+        for part, labels in (("train", train_labels), ("test", test_labels)):
+            require_exact(labels, f"{part} labels", info.num_classes, info.name)
         self.info = info
         self._fingerprint = fingerprint
         self._labels: dict[str, np.ndarray] = {"train": _frozen(np.array(train_labels, dtype=np.int64))}

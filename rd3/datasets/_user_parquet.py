@@ -9,7 +9,7 @@ import numpy as np
 
 from rd3.datasets._parquet import LABEL_COLUMNS, column_of
 from rd3.errors import BadValue
-from rd3.inputs import Note, Say, open_parquet, parquet_class_names, read_columns, shortened
+from rd3.inputs import Note, Say, largest_exact, open_parquet, parquet_class_names, read_columns, shortened
 from rd3.lazy import pa
 
 
@@ -36,7 +36,7 @@ def stated_classes(folder: Path, splits: Mapping[str, Sequence[Path]], say: Say)
         )
     if not names:
         parts = [read_columns(path, [column]).column(0) for path in splits["train"]]
-        labels = np.concatenate([part.drop_null().to_numpy() for part in parts])
+        labels = np.concatenate([part.drop_null().to_numpy() for part in parts]).astype(np.int64)
         most = int(labels.max(initial=-1))
         if not 0 < most < len(labels) or any(part.null_count for part in parts):
             raise BadValue(
@@ -45,7 +45,10 @@ def stated_classes(folder: Path, splits: Mapping[str, Sequence[Path]], say: Say)
                 "number the classes from 0, or cast it to a ClassLabel with the datasets library",
             )
         names = [str(label) for label in range(most + 1)]
-        say(Note(f"{column!r} has no class names: classes are called 0 to {len(names) - 1}", doubtful=True))
+        say(Note(f"{column!r} has no class names: classes are called 0 to {most}", doubtful=True))
+        if most == largest_exact(str(kind)):
+            end = f"{column!r} is {kind}, whose largest number is {most}: more classes would be wrapped"
+            say(Note(end, doubtful=True))
     if len(names) < 2 or len(set(names)) < len(names):
         raise BadValue(
             f"Column {column!r} of {folder} names the classes {', '.join(names)}.", "name at least two apart"

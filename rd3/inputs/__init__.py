@@ -20,6 +20,7 @@ from rd3.inputs.files import (
     unread,
     windows_path,
 )
+from rd3.inputs.label_type import WIDER, largest_exact, require_exact
 from rd3.inputs.names import file_name, matched, plain_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
@@ -30,6 +31,7 @@ from rd3.inputs.soft_labels import columns_in_order
 __all__ = [
     "DOUBTFUL",
     "IMAGE_SUFFIXES",
+    "WIDER",
     "ImagesAndLabels",
     "Note",
     "Say",
@@ -43,6 +45,7 @@ __all__ = [
     "how_to_unpack",
     "is_image_file",
     "is_litter",
+    "largest_exact",
     "matched",
     "named_labels",
     "open_parquet",
@@ -51,6 +54,7 @@ __all__ = [
     "peculiarity",
     "plain_name",
     "read_columns",
+    "require_exact",
     "require_links",
     "require_regular",
     "rgb_of",

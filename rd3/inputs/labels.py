@@ -10,6 +10,7 @@ import numpy as np
 from rd3.errors import BadValue
 from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder
+from rd3.inputs.label_type import require_exact
 from rd3.inputs.names import matched
 from rd3.inputs.notes import Note
 from rd3.lazy import torch
@@ -30,6 +31,8 @@ def class_labels(
         raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
     plain = tensor_of(labels, "labels") if isinstance(labels, torch.Tensor) else _from_rows(labels, info)
     given, classes = _shaped(plain, count), len(order.names) if order else info.num_classes
+    if given.ndim == 1:  # one-hot rows are exact in any type
+        require_exact(labels, "labels", classes, info.name)
     found, notes = _integers(given, classes)
     if order is None:
         _require_inside(found, info)

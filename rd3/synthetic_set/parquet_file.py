@@ -36,7 +36,7 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
     beside = {name: _values(table.column(name)) for name in soft} | _own_notes(schema.metadata or {})
     beside |= {"class_names": names} if names else {}
     pictures = _pictures(table.column(image), f"Column {image!r} of {path.name}")
-    return described(path.name, pictures, table.column(label).to_pylist(), beside, classes, say)
+    return described(path.name, pictures, table.column(label), beside, classes, say)
 
 
 def _first(columns: Sequence[str], names: Sequence[str], path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -56,6 +57,30 @@ def test_labels_without_names_are_numbers(roots, tmp_path):
     info = add_folder("b", hub(tmp_path / "hub", names=None), roots, 32, say=lambda note: notes.append(note.text))
     assert info.class_ids == ("0", "1", "2")
     assert any("'label' has no class names: classes are called 0 to 2" in note for note in notes)
+
+
+def test_labels_of_a_type_that_is_too_small(roots, tmp_path):
+    """300 names for labels of uint8; wrapped int8 without names; numbers that end where their type ends."""
+
+    def typed(names, kind, labels):
+        for split in ("train", "test"):
+            path = tmp_path / f"many/{split}.parquet"
+            parquet(path, [TRAIN[0]] * len(labels), labels, names)
+            table = pq.read_table(path)
+            wrapped = pa.array(np.array(labels).astype(kind.to_pandas_dtype()), kind)
+            pq.write_table(table.set_column(1, pa.field("label", kind), wrapped), path)
+        return tmp_path / "many"
+
+    names, labels, notes = [f"c{label}" for label in range(300)], list(range(300)), []
+    with pytest.raises(BadValue, match=r"labels in column 'label' of .* are uint8, .* up to 255; .* of b is 299"):
+        add_folder("b", typed(names, pa.uint8(), labels), roots, 32, say=lambda note: None)
+    with pytest.raises(DataCorrupt, match=r"label -128, expected 0 to 127 .* has a type that ends at 127") as caught:
+        add_folder("b", typed(None, pa.int8(), labels[:200]), roots, 32, say=lambda note: None)
+    assert "int64 from where they were made" in caught.value.fix
+    folder = typed(None, pa.uint8(), labels[:256] * 2)
+    info = add_folder("b", folder, roots, 32, say=lambda note: notes.append(note.text))
+    assert info.num_classes == 256
+    assert "'label' is uint8, whose largest number is 255: more classes would be wrapped" in notes
 
 
 def test_test_images_among_the_training_images_are_counted(roots, tmp_path):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
+from pyarrow import parquet as pq
 from safetensors.torch import save_file
 
 from rd3.errors import BadValue, ClassOrderError
 from rd3.inputs import check_images_and_labels
+from rd3.inputs.labels import class_labels
 from rd3.synthetic_set import SyntheticSet, import_tensors
 from rd3.testing import ToyDataset
 
@@ -53,6 +60,72 @@ def test_forms_of_the_same_labels(labels):
 def test_one_hot_rows_are_converted(dtype):
     labels, [note] = taken(torch.nn.functional.one_hot(torch.tensor(NUMBERS), 3).to(dtype))
     assert labels == NUMBERS and "one-hot" in note.text
+
+
+BITS = {"int8": 7, "uint8": 8, "int16": 15, "uint16": 16, "float16": 11, "bfloat16": 8}
+"""Of the whole numbers that a type holds without a gap: those of an integer but its sign, of a float's significand."""
+
+
+class Many(NamedTuple):
+    """A class list of a length."""
+
+    num_classes: int
+    name: str = "many"
+
+    @property
+    def class_ids(self):
+        return tuple(f"c{label}" for label in range(self.num_classes))
+
+    class_names = class_ids
+
+
+def forms(labels):
+    """The same labels of one type in every form that keeps the type."""
+    yield labels
+    yield list(labels)
+    yield labels[:, None]
+    if labels.dtype != torch.bfloat16:
+        plain = labels.numpy()
+        yield from (plain, plain.astype(plain.dtype.newbyteorder(">")), list(plain), pa.array(plain))
+        yield pd.Series(plain)
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_a_type_must_hold_the_largest_label_exactly(name):
+    """Up to 2^bits, where a float still rounds to itself, an integer no more."""
+    dtype = getattr(torch, name)
+    most = 2 ** BITS[name] - (not dtype.is_floating_point)
+    numbers = torch.tensor([0, 1, most])
+    for labels in forms(numbers.to(dtype)):
+        assert class_labels(labels, 3, Many(most + 1))[0].tolist() == numbers.tolist()
+        with pytest.raises(BadValue) as caught:
+            class_labels(labels, 3, Many(most + 2))
+        assert f"labels are {name}, which holds class numbers exactly only up to {most:,}" in str(caught.value)
+        assert f"the largest label of many is {most + 1:,}." in str(caught.value)
+        assert "int64 from where they were made" in caught.value.fix
+
+
+def test_wrapped_labels_are_refused_by_their_type():
+    labels = np.arange(300)
+    for wrapped in (labels.astype(np.uint8), labels.astype(np.int8), torch.arange(300).bfloat16()):
+        with pytest.raises(BadValue, match="the largest label of many is 299"):
+            class_labels(wrapped, 300, Many(300))
+    one_hot = torch.eye(300, dtype=torch.uint8)  # whose numbers are 0 and 1
+    assert class_labels(one_hot, 300, Many(300))[0].tolist() == labels.tolist()
+    assert class_labels(list(one_hot.numpy()), 300, Many(300))[0].tolist() == labels.tolist()
+
+
+def test_the_type_of_a_parquet_column_counts(tmp_path):
+    """A class order of 300 in a file whose labels are uint8."""
+    encoded = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(encoded, "png")
+    pictures = pa.array([{"bytes": encoded.getvalue()}] * 3)
+    names = {"names": [f"toy{label}" for label in range(300)], "_type": "ClassLabel"}
+    notes = {"huggingface": json.dumps({"info": {"features": {"label": names}}})}
+    table = pa.table({"image": pictures, "label": pa.array([0, 1, 2], pa.uint8())})
+    pq.write_table(table.replace_schema_metadata(notes), tmp_path / "a.parquet")
+    with pytest.raises(BadValue, match=r"labels are uint8, .* up to 255; the largest label of toy is 299"):
+        import_tensors(tmp_path / "a.parquet", TOY, tmp_path / "set", say=lambda note: None)
 
 
 def test_whole_floats_are_taken_and_said():
