@@ -17,6 +17,7 @@ from rd3.evaluation.student import Progress
 from rd3.known_constants import KNOWN, Constants, option, spelled, stated_constants
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
+from rd3.seeding import ForkedRNG
 from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
 from rd3.teacher.plausibility import (
     BetterConstants,
@@ -27,6 +28,7 @@ from rd3.teacher.plausibility import (
     check_outputs,
     sentence,
 )
+from rd3.teacher.steadiness import check_steady, observed
 
 NAME = "The teacher"
 _SHAPE_IMAGES = 32
@@ -49,13 +51,16 @@ def own_teacher(
     allow_chance: bool,
     device: torch.device | str,
     progress: Progress,
+    batch_statistics: bool = False,
 ) -> nn.Module:
     """A copy of ``teacher`` that takes pixels (B, 3, H, W) in [0, 1], in fp32 and eval mode on ``device``.
 
     It is tested on the first validation images, at most a thousand; ``progress`` gets the accuracy.  Without
-    ``normalisation`` it is taken to accept pixels in [0, 1].
+    ``normalisation`` it is taken to accept pixels in [0, 1].  ``batch_statistics``: its batch norms are used with the
+    statistics of the batch.
 
-    Raises :class:`BadValue` for what is not a network or does not return logits (B, C), for values that are not finite,
+    Raises :class:`BadValue` for what is not a network or does not return logits (B, C), for logits that depend on
+    random numbers or, unless ``batch_statistics``, on the other images of the batch, for values that are not finite,
     for a network that is not better than chance unless ``allow_chance``, and, where no normalisation is stated, for one
     that is better with known constants; :class:`ClassOrderError` for classes that are permuted.
     """
@@ -65,7 +70,11 @@ def own_teacher(
     )
     network = _copied(teacher).to(device)
     fed = network if given == _UNIT else NormalisedNetwork(network, given).eval().to(device)
-    _check_logits(fed, dataset, device)
+    pixels = to_unit(dataset.images("validation", range(min(_SHAPE_IMAGES, len(dataset.labels("validation"))))))
+    pixels = pixels.to(device)
+    with observed() as called:
+        _check_logits(fed, pixels, dataset)
+        check_steady(NAME, lambda some: _logits(fed, some), pixels, called, batch_statistics=batch_statistics)
     tested = predict(
         fed, dataset, "validation", range(min(VERIFIED_IMAGES, len(dataset.labels("validation")))), device=device
     )
@@ -142,13 +151,12 @@ def _copied(teacher: Any) -> nn.Module:
     return own.float().eval().requires_grad_(False)
 
 
-def _check_logits(network: nn.Module, dataset: Dataset, device: torch.device) -> None:
-    """Raise for a network that fails on pixels of the dataset, or returns something else than (B, C)."""
-    count = min(_SHAPE_IMAGES, len(dataset.labels("validation")))
-    pixels = to_unit(dataset.images("validation", range(count)).to(device))
+def _logits(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """What a network returns; raises for one that fails."""
     try:
         with torch.inference_mode():
-            logits = network(pixels)
+            returned: torch.Tensor = network(pixels)
+            return returned
     except Exception as error:
         if ends_the_process(error) or isinstance(error, RD3Error):
             raise
@@ -157,6 +165,13 @@ def _check_logits(network: nn.Module, dataset: Dataset, device: torch.device) ->
             f"{NAME} fails on pixels of shape {tuple(pixels.shape)}: {type(error).__name__}: {reason}.",
             f"use a network for {pixels.shape[-1]} pixels that takes one tensor",
         ) from None
+
+
+def _check_logits(network: nn.Module, pixels: torch.Tensor, dataset: Dataset) -> None:
+    """Raise for a network that fails on pixels of the dataset, or returns something else than (B, C)."""
+    count = len(pixels)
+    with ForkedRNG(pixels.device, 0, "logits"):
+        logits = _logits(network, pixels)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != count:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"type {type(logits).__name__}"
         expected = f"expected logits ({count}, C) for {count} images"

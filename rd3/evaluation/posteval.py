@@ -294,7 +294,15 @@ def evaluate(
         _say_to(progress)(Note("the teacher is not used: the protocol's labels are hard", doubtful=True))
     elif teacher is not None:
         teachers = [
-            own_teacher(teacher, dataset, normalisation, allow_chance=allow_chance, device=device, progress=progress)
+            own_teacher(
+                teacher,
+                dataset,
+                normalisation,
+                allow_chance=allow_chance,
+                device=device,
+                progress=progress,
+                batch_statistics=resolved.teacher_mode == "batch",
+            )
         ]
     recipe = EvaluationRecipe(
         set=_digest(images, labels) if own is None else digest([_digest(images, labels), own.digest()]),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import usable_device
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
@@ -35,8 +36,11 @@ from rd3.teacher.plausibility import (
     sentence,
 )
 from rd3.teacher.state_dicts import COUNTER, Checkpoint, Weights
+from rd3.teacher.steadiness import check_steady, observed
 
 TORCHVISION = "torchvision:"
+_ASKED_IMAGES = 8
+"""Images on which it is seen whether logits depend on anything else."""
 Notice = Callable[[str], None]
 """Gets a sentence about what was found and does not prevent the import."""
 _ORDER_FIX = (
@@ -99,6 +103,7 @@ def import_weights(
     for sentence_on_file in found.said:
         notice(sentence_on_file)
     built = built.eval().to(device)
+    _check_steady(str(source), network, built, dataset, device)
     if class_order == FOUND:
         order = [int(row) for row in found_order(built, dataset, device)]
         _keep_rows(built.head, order)
@@ -125,6 +130,13 @@ def import_weights(
         "tested_on": manifest.tested_on,
         **stopwatch.spent(),
     }
+
+
+def _check_steady(source: str, network: str, built: NormalisedNetwork, dataset: Dataset, device: torch.device) -> None:
+    """Raise for a network whose logits are drawn or depend on the batch, as one that a user registered may be."""
+    images = dataset.images("validation", range(min(_ASKED_IMAGES, len(dataset.labels("validation")))))
+    with observed() as called, torch.inference_mode():
+        check_steady(f"Network {network} with the weights of {source}", built, to_unit(images.to(device)), called)
 
 
 @dataclass(frozen=True)

@@ -186,3 +186,110 @@ def test_constants_are_part_of_the_identity_where_they_are_stated(colours):
     assert len(identity(plain, None)) == 2
     assert len(identity(NormalisedNetwork(plain, other), "0.1/1")) == 4
     assert len(identity(NormalisedNetwork(plain, other), None)) == 2  # keys of RD3's own teachers stay
+
+
+class Trained(nn.Module):
+    """The nearest colour behind a batch norm of batch statistics in train mode, a dropout, or both."""
+
+    def __init__(self, network, norm=True, rate=0.3):
+        super().__init__()
+        self.network, self.drop = network, nn.Dropout(rate)
+        self.norm = nn.BatchNorm2d(3, affine=False) if norm else nn.Identity()
+
+    def forward(self, pixels):
+        return self.drop(self.network(self.norm(pixels) if self.training else pixels))
+
+
+class InAList(nn.Module):
+    """Holds a network where ``.eval()`` does not reach it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.held = [network]
+
+    def forward(self, pixels):
+        return self.held[0](pixels)
+
+
+class InAFunction(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.call = lambda pixels: network(pixels)
+
+    def forward(self, pixels):
+        return self.call(pixels)
+
+
+class AlwaysTrains(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def train(self, mode=True):
+        self.network.train()
+        return self
+
+    def forward(self, pixels):
+        return self.network(pixels)
+
+
+@pytest.mark.parametrize("holds", [InAList, InAFunction, AlwaysTrains])
+@pytest.mark.parametrize(
+    ("norm", "rate", "cause"), [(True, 0.0, "batch norms"), (False, 0.3, "dropout"), (True, 0.3, "dropout")]
+)
+def test_a_part_that_eval_does_not_reach_is_refused(holds, norm, rate, cause, colours):
+    data = colours()
+    inner = Trained(data.network(UNIT), norm, rate).train()
+    before, state = {name: value.clone() for name, value in inner.state_dict().items()}, torch.get_rng_state()
+    message = rf"the likely cause is {cause} in train mode, which .eval\(\) does not reach"
+    for _again in range(2):
+        with pytest.raises(BadValue, match=message) as caught:
+            checked(holds(inner), data, "none", allow_chance=True)
+        assert ".eval() on every network" in caught.value.fix
+    assert inner.training and inner.drop.training
+    assert all(torch.equal(before[name], value) for name, value in inner.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    pixels = torch.rand(5, 3, 32, 32)
+    fed = checked(inner if holds is AlwaysTrains else holds(inner.eval()), data, "none")  # as the fix says
+    assert torch.equal(fed(pixels), data.network(UNIT)(pixels))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda logits: nn.functional.dropout(logits, 0.1, training=True),
+        lambda logits: logits * (1 + (torch.rand(()) < 0.5)),  # of a whole batch
+        lambda logits: logits * (1 + 0.03 * torch.randn_like(logits)),
+    ],
+)
+def test_logits_that_are_drawn_are_refused_with_any_seed(noise, colours):
+    data = colours()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with pytest.raises(BadValue, match=r"each time, by up to .* the likely cause is dropout that is always on"):
+            checked(Wraps(data.network(UNIT).eval(), noise), data, "none")
+
+
+def test_batch_statistics_are_refused_unless_the_protocol_wants_them(colours):
+    data = colours()
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    network = nn.Sequential(data.network(UNIT), norm)
+    with pytest.raises(BadValue, match=r"others are in the batch.* batch norms without running statistics") as caught:
+        checked(network, data, "none", allow_chance=True)
+    assert "teacher_mode 'batch'" in caught.value.fix
+    images, labels = data.images("train", range(8)), torch.from_numpy(data.labels("train")[:8])
+    options = {"student": "convnet_d1", "epochs": 1, "precision": "fp32", "batch_size": 4, "allow_chance": True}
+    with pytest.raises(BadValue, match="others are in the batch"):
+        posteval.evaluate(images, labels, data, network, normalisation="none", **options)
+    taken = posteval.evaluate(
+        images, labels, data, network, normalisation="none", **options, teacher_mode="batch", soft_labels="online"
+    )
+    assert taken.final_loss >= 0
+
+
+def test_rounding_is_not_taken_for_dropout(colours):
+    """Half precision inside, and an error of one unit in the last place of it that differs each time."""
+    data = colours()
+    network = data.network(UNIT)
+    checked(Wraps(network, lambda logits: logits.bfloat16().float()), data, "none")
+    checked(Wraps(network, lambda logits: logits + logits.abs().max() * 2**-9 * torch.rand(logits.shape)), data, "none")

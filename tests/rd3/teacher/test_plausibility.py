@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch import nn
 
 from rd3 import teacher
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.known_constants import KNOWN, constants, spelled
-from rd3.models import build_network
+from rd3.models import NETWORKS, Network, build_network
 from rd3.recipe import Normalisation
 from rd3.teacher import fit, plausibility
 from rd3.teacher.artifact import NOT_FINITE, Predictions
@@ -306,3 +307,22 @@ def test_class_orders_that_leave_a_class_open_are_refused(colours, tmp_path):
             bring(path, data, tmp_path / "out", **options)
     with pytest.raises(ClassOrderError, match=r"5 entries, fc.weight in .* has 4 rows"):
         bring(path, data, tmp_path / "out", class_order=[*data.info.class_ids, "more"])
+
+
+def test_a_registered_network_whose_logits_are_drawn_is_refused(colours, monkeypatch, tmp_path):
+    """Dropout that is always on, in a network that a user registered; the import leaves the generators alone."""
+    data = colours()
+    build = NETWORKS.get("nearest").build
+
+    def noisy(classes, side):
+        network = build(classes, side)
+        network.register_forward_hook(lambda _one, _inputs, logits: nn.functional.dropout(logits, 0.2, training=True))
+        return network
+
+    monkeypatch.setitem(NETWORKS._things, "nearest", Network(NETWORKS.get("nearest").info, noisy))
+    state = torch.get_rng_state()
+    with pytest.raises(BadValue, match=r"Network nearest with the weights of .* returns other logits .* always on"):
+        teacher.import_weights(
+            data.saved(tmp_path / "w.safetensors"), dataset=data, network="nearest", out=tmp_path / "out"
+        )
+    assert torch.equal(torch.get_rng_state(), state) and not (tmp_path / "out/manifest.json").exists()
