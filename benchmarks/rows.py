@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from rd3.csv_file import csv_text
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,9 @@ def columns(facts: Mapping[str, Any]) -> list[str]:
 def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
     """Every row with the facts of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns(facts))
-        writer.writeheader()
-        writer.writerows(asdict(row) | dict(facts) for row in rows)
+    names = columns(facts)
+    cells = [asdict(row) | dict(facts) for row in rows]
+    path.write_text(csv_text([names, *([each[name] for name in names] for each in cells)]), encoding="utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -13,7 +13,6 @@ compares orders of the queue.  ``workers`` is a real Ray with this many workers,
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import itertools
 import json
@@ -47,6 +46,7 @@ from pipelines.grid.plan import Plan, make_plan
 from pipelines.grid.queue import Demand, RecipeQueue
 from pipelines.grid.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
+from rd3.csv_file import csv_text
 from rd3.planning.cost import Rates
 from rd3.recipe import from_json
 from rd3.store import Entry
@@ -381,9 +381,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
 
 def show(rows: list[Row]) -> None:
     """Print rows as CSV."""
-    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    sys.stdout.write(csv_text([list(rows[0]), *(list(row.values()) for row in rows)]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import Plan, plan_session
 from pipelines.settings import Session, session, settle_home
 from rd3.errors import BadValue, TrackingError
+from rd3.plugins import other_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +133,14 @@ class LoadedGrid:
         ``device``: device for cost estimates: ``cpu``, ``cuda`` or a calibrated device's name; ``devices``: how many.
         """
         _at_least_one(devices=devices)
-        return plan_session(self.expansion, self.workspace.session, device=device, slots=devices)
+        return self._plan(device=device, slots=devices)
+
+    def _plan(self, **options: Any) -> Plan:
+        """The plan, with a warning of results that other code computed, for the caller's caller."""
+        plan = plan_session(self.expansion, self.workspace.session, **options)
+        for sentence in plan.other_code:
+            warnings.warn(f"results of grid {self.name} are reused, {sentence}", stacklevel=3)
+        return plan
 
     def run(
         self,
@@ -155,7 +164,7 @@ class LoadedGrid:
         settle_home(self.workspace.session)
         return execute(
             self.expansion,
-            self.plan(),
+            self._plan(),
             self.workspace.session,
             workers=ThisProcess() if local else RayWorkers(address),
             max_concurrent=max_concurrent,
@@ -195,6 +204,12 @@ class LoadedGrid:
             sys.stderr.write(f"Digests of results: {self._not_compared}\n")
         return entries
 
+    def other_code(self, results: Results) -> list[str]:
+        """A sentence for each plugin whose code is another one now than when sets or evaluations were computed."""
+        keys = [(kind, key) for kind in ("set", "evaluation") for key in results.frame[kind].dropna().unique()]
+        entries = (results.find(kind, key) for kind, key in keys)
+        return list(dict.fromkeys(other_code(entry for entry in entries if entry is not None).values()))
+
     def report(
         self,
         folder: str | Path | None = None,
@@ -211,12 +226,12 @@ class LoadedGrid:
 
         here, grid = self.workspace.session, self.expansion.source_grid
         results = results or self.summarised()
-        digests = {"digests": self._not_compared} if self._not_compared else {}
+        notes = {"digests": self._not_compared, "other code": "; ".join(self.other_code(results))}
         return write_report(
             self.name,
             results,
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
-            facts={"description": grid.description, "claim": grid.claim, "failures": self.status().why, **digests},
+            facts={"description": grid.description, "claim": grid.claim, "failures": self.status().why, **notes},
             charts=charts,
         )

@@ -26,6 +26,7 @@ from rd3.evaluation.result import EvalResult
 from rd3.evaluation.sharing import LogitsCache, asks_teachers
 from rd3.lazy import torch
 from rd3.methods import METHODS
+from rd3.plugins import own_code
 from rd3.protocol import Precision
 from rd3.recipe import (
     KINDS,
@@ -470,6 +471,7 @@ def _entry(context: Context, output: Output, **provenance: Any) -> Entry:
         torch=torch.__version__,
         host=platform.node(),
         finished_at=now(),
+        **own_code(context.part.recipe),
         **provenance,
     )
 

@@ -105,6 +105,10 @@ class Recipe(Frozen):
         several = ((kind, keys if isinstance(keys, tuple) else (keys,)) for kind, keys in held)
         return tuple((kind, key) for kind, keys in several for key in keys if key is not None)
 
+    def plugins(self) -> tuple[tuple[str, str], ...]:
+        """(kind, name) of the methods, losses, augmentations and networks whose code computes it."""
+        return ()
+
     def label(self) -> str:
         """A short readable description, which is not unique."""
         raise NotImplementedError
@@ -217,6 +221,9 @@ class TeacherRecipe(NetworkRecipe):
     weights: str | None = None
     """sha256 of the decoded tensors of imported weights."""
 
+    def plugins(self) -> tuple[tuple[str, str], ...]:
+        return () if self.imported else (("network", self.network),)
+
     def label(self) -> str:
         return f"teacher {self.network} {self.data.name}"
 
@@ -241,6 +248,9 @@ class TrainingDynamicsRecipe(Recipe):
     """Precision of the training, as in protocols."""
     seed: int
     version: int = 1
+
+    def plugins(self) -> tuple[tuple[str, str], ...]:
+        return (("network", self.network),)
 
     def label(self) -> str:
         return f"training dynamics {self.network} {self.data.name} seed{self.seed}"
@@ -341,6 +351,9 @@ class DerivedRecipe(Recipe):
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
+    def plugins(self) -> tuple[tuple[str, str], ...]:
+        return (("derivation", self.step),)
+
     def label(self) -> str:
         return f"{self.step} {self.data.name} of {self.backbone[:8]}"
 
@@ -382,6 +395,9 @@ class SetRecipe(Recipe):
     set_seed: int | None = None
     content: str | None = None
     """Content digest of an imported set; None for a generated set."""
+
+    def plugins(self) -> tuple[tuple[str, str], ...]:
+        return () if self.imported else (("method", self.method),)
 
     def label(self) -> str:
         return f"set {self.method} {self.data.name} ipc{self.ipc}"
@@ -457,6 +473,10 @@ class EvaluationRecipe(_Tested):
             normalisation=normalisation,
             **synthetic_set.about_data | changed,
         )
+
+    def plugins(self) -> tuple[tuple[str, str], ...]:
+        steps = (("augmentation", step.name) for step in self.protocol.augmentation)
+        return ("loss", self.protocol.loss.name), *steps, ("network", self.student)
 
     def label(self) -> str:
         return f"evaluation {self.student} {self.data.name} seed{self.student_seed}"

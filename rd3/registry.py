@@ -13,6 +13,7 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName
+from rd3.own_code import code_hash
 
 T = TypeVar("T")
 
@@ -51,6 +53,11 @@ def _origin(thing: object) -> tuple[object, object]:
     return Path(file).resolve() if file else module, getattr(thing, "__qualname__", None)
 
 
+def renew(thing: object) -> str:
+    """What gives results of a plugin whose code was changed keys of their own."""
+    return "raise its version" if hasattr(thing, "version") else "give it another name"
+
+
 class Registry(Generic[T]):
     """Objects of one kind by name, found in ``package`` and in the entry-point group of the same name."""
 
@@ -64,7 +71,8 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: register an object under ``name``; raises :class:`RD3Error` if that is the name of another one.
 
-        The same object may be registered again, as by a file that is also an installed plugin.
+        The same object may be registered again, as by a file that is also an installed plugin, or a cell of a notebook.
+        Other code under the same name and version is registered with a warning, as results of both have the same key.
         """
 
         def add(thing: T) -> T:
@@ -74,10 +82,24 @@ class Registry(Generic[T]):
                     f"{self.kind} {name!r} is registered twice, by {known!r} and {thing!r}.",
                     "give one of them another name",
                 )
+            if known is not None and known is not thing:
+                self._compare(name, known, thing)
             self._things[name] = thing
             return thing
 
         return add
+
+    def _compare(self, name: str, known: T, thing: T) -> None:
+        """Warn if ``thing`` replaces ``known`` under the same version with other code."""
+        version, code = getattr(thing, "version", None), code_hash(thing, helpers=False)
+        if version != getattr(known, "version", None) or code == code_hash(known, helpers=False):
+            return
+        under = "" if version is None else f" under the same version {version}"
+        warnings.warn(
+            f"{self.kind} {name!r} now has other code{under} ({str(code).partition(':')[2]}): stored results of the "
+            f"earlier code are reused; {renew(thing)} to compute them again",
+            stacklevel=4,
+        )
 
     def _load(self) -> None:
         if self._loaded:

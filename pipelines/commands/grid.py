@@ -286,6 +286,8 @@ def report(
     show_table(result_rows(results))
     for reason in dict.fromkeys(loaded.expansion.blocked.values()):
         console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
+    for sentence in loaded.other_code(results):
+        console.print(f"results shown: {sentence}", soft_wrap=True)
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
     page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text)

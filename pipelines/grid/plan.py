@@ -21,6 +21,7 @@ from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
 from rd3.planning.cached_logits import LogitsForecast, forecast_logits
 from rd3.planning.cost import CPU_THREAD, Rates, Work, extent
 from rd3.planning.forecast import FORECASTS, artifact_bytes, work
+from rd3.plugins import other_code
 from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, topological
 from rd3.store import STUDENT, Entry
 from tracking.ledger.ledger import Ledger
@@ -94,6 +95,11 @@ class Plan:
             sum(item.cost_s / item.spread for item in self.items),
             sum(item.cost_s * item.spread for item in self.items),
         )
+
+    @property
+    def other_code(self) -> list[str]:
+        """A sentence for each plugin with which results that are reused would be other ones now."""
+        return list(dict.fromkeys(item.reason for item in self.items if item.status == "reuse" and item.reason))
 
     def by_kind(self) -> dict[str, dict[str, float]]:
         """Kind to device time and artifact bytes of the recipes that run."""
@@ -215,7 +221,7 @@ def make_plan(
     statistics, initial sets) are planned only if a recipe that runs needs them.  ``verify`` (raises DataMissing or
     DataCorrupt) reads the parents of recipes that run; all other results only have to exist.
     """
-    there, stale, studentless = _what_is_there(expansion, ledger, exists)
+    there, stale, studentless, others = _what_is_there(expansion, ledger, exists)
     wanted = _wanted(expansion, ledger, there, stale, studentless, verify)
     blocked = _blocked(expansion, wanted)
     items: list[Item] = []
@@ -234,7 +240,7 @@ def make_plan(
             disk, reason = costs.disk_bytes(recipe), KEEP if key in studentless else ""
             items.append(Item(key, recipe.kind, label, "run", reason, seconds, spread, disk))
         elif key in there:
-            items.append(Item(key, recipe.kind, label, "reuse"))
+            items.append(Item(key, recipe.kind, label, "reuse", others.get(key, "")))
     items += _unsupported(expansion)
     queue = _queue_of(expansion, items)
     cached_logits = None
@@ -276,11 +282,15 @@ def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
 
 def _what_is_there(
     expansion: Expansion, ledger: Ledger, exists: Callable[[Entry], bool]
-) -> tuple[set[Key], list[tuple[str, Key]], set[Key]]:
-    """Keys whose entry and files exist, entries whose files do not, and evaluations that lack only their student."""
+) -> tuple[set[Key], list[tuple[str, Key]], set[Key], dict[Key, str]]:
+    """Keys whose entry and files exist, entries whose files do not, and evaluations that lack only their student.
+
+    The last are results that other code computed than is installed, with a sentence.
+    """
     there: set[Key] = set()
     studentless: set[Key] = set()
     stale: list[tuple[str, Key]] = []
+    others: dict[Key, str] = {}
     for kind in KINDS:
         listed = ledger.keys(kind)
         keys = [key for key, recipe in expansion.recipes.items() if recipe.kind == kind and key in listed]
@@ -289,9 +299,10 @@ def _what_is_there(
             present = list(pool.map(exists, entries))
         there |= {entry.key for entry, found in zip(entries, present, strict=True) if found}
         stale += [(kind, entry.key) for entry, found in zip(entries, present, strict=True) if not found]
+        others |= other_code(entries)
         if kind == "evaluation":
             studentless = {entry.key for entry in entries if entry.key in there and STUDENT not in entry.files}
-    return there, stale, studentless
+    return there, stale, studentless, others
 
 
 def _wanted(

@@ -15,7 +15,9 @@ import rd3
 from pipelines import Workspace
 from pipelines.cli import app
 from pipelines.grid.files import GridErrors
+from pipelines.workspace import LoadedGrid
 from rd3.errors import BadValue, DataMissing, UnknownName
+from rd3.methods import METHODS
 
 GRID = {
     "name": "tiny",
@@ -101,3 +103,47 @@ def test_run_results_report_and_back_to_tensors(work: Workspace, tmp_path: Path)
     options = {"student": "convnet", "epochs": 1, "test_epochs": [], "allow_chance": True}
     found = rd3.evaluate(made.images, made.labels, data, teacher, **options)
     assert found.tested == len(data.labels("test"))
+
+
+METHOD = """
+from rd3.methods import Cost, Method, register_method
+@register_method("dimmed", version={version})
+class Dimmed(Method):
+    def make(self, block, ctx):
+        with ctx.phase("select"):
+            rows = [int(ctx.class_indices(label)[k]) for label, k in block.members]
+            return ctx.dataset.images(ctx.split, rows).float() / 255 * {factor}
+    def cost(self, recipe, info, forward):
+        return Cost()
+"""
+
+
+def test_results_of_other_code_are_named_in_plan_and_report(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(METHODS, "_things", dict(METHODS._things))
+    said = "computed by other code of method dimmed than is installed now; raise its version to compute it again"
+
+    def installed(version: int, factor: float) -> LoadedGrid:
+        """The grid in a new process, in which no other code was registered before."""
+        METHODS._things.pop("dimmed", None)
+        exec(METHOD.format(version=version, factor=factor), {"__name__": "__main__"})
+        return work.grid({**GRID, "methods": ["dimmed", "random"], "student_seeds": [0]})
+
+    first = installed(1, 1.0)
+    first.run(local=True)
+    entries = [first.workspace.session.ledger.find("set", key) for key in first.results()["set"]]
+    assert [sorted(entry.made.get("own_code", {}).get("method", {})) for entry in entries] == [["dimmed"], []]
+    again = installed(1, 1.0)
+    assert again.plan().totals()["reuse"] == 4  # without a warning, which is an error in tests
+    assert "other code" not in again.report(tmp_path / "again")["report.md"].read_text()
+
+    edited = installed(1, 0.5)
+    assert edited.results()["set"].tolist() == first.results()["set"].tolist(), "the hash is in no key"
+    with pytest.warns(UserWarning, match=f"results of grid tiny are reused, {said}"):
+        plan = edited.plan()
+    assert [(item.kind, item.status) for item in plan.items if item.reason] == [("set", "reuse")]
+    assert said in edited.report(tmp_path / "edited")["report.md"].read_text()
+
+    raised = installed(2, 0.5)
+    assert raised.plan().totals() == {"reuse": 2, "run": 2, "blocked": 0, "unsupported": 0}

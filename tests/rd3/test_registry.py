@@ -9,8 +9,11 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import rd3.registry
+from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName
+from rd3.losses import LOSSES
 from rd3.methods import METHODS, method_names
+from rd3.models import NETWORKS
 from rd3.registry import Registry
 
 
@@ -112,3 +115,57 @@ def test_a_network_does_not_take_the_place_of_another():
             raise AssertionError
 
     assert NETWORKS.get("resnet18") is before
+
+
+METHOD = """
+from rd3.methods import Method, register_method
+@register_method("of-a-cell", version={version})
+class OfACell(Method):
+    "One."
+    def make(self, block, ctx): return {value}
+    def cost(self, recipe, info, forward): return None
+"""
+LOSS = """
+from rd3.losses import register_loss
+@register_loss("of-a-cell", labels="hard")
+def of_a_cell(student_logits, targets, settings): return {value} * student_logits.sum()
+"""
+AUGMENTATION = """
+from rd3.augmentations import Augmentation, register_augmentation
+@register_augmentation("of-a-cell")
+class OfACell(Augmentation):
+    def draw(self, batch, side, stream): return ()
+    def apply(self, images, *draws): return {value} * images
+"""
+NETWORK = """
+from rd3.models import register_network
+@register_network("of-a-cell", summary="mine", resolutions={{32: "mine"}})
+def of_a_cell(num_classes, resolution): return {value}
+"""
+
+
+@pytest.mark.parametrize(
+    ("registry", "text", "said"),
+    [
+        (METHODS, METHOD, r"method 'of-a-cell' now has other code under the same version 1 .* raise its version to"),
+        (LOSSES, LOSS, r"loss 'of-a-cell' now has other code \(.* give it another name to compute them again"),
+        (AUGMENTATIONS, AUGMENTATION, "augmentation 'of-a-cell' now has other code .* give it another name"),
+        (NETWORKS, NETWORK, "network 'of-a-cell' now has other code .* give it another name"),
+    ],
+)
+def test_a_cell_that_is_run_again_with_other_code_says_that_results_are_reused(registry, text, said, monkeypatch):
+    monkeypatch.setattr(registry, "_things", dict(registry._things))
+    namespace = {"__name__": "__main__"}
+
+    def cell(value: int, version: int = 1, more: str = "") -> object:
+        exec(compile(text.format(value=value, version=version) + more, "<cell>", "exec"), namespace)
+        return registry.get("of-a-cell")
+
+    first = cell(1)
+    again = cell(1, more="# a comment\n")  # warnings are errors in tests
+    assert again is not first
+    with pytest.warns(UserWarning, match=said):
+        edited = cell(2)
+    assert registry.get("of-a-cell") is edited is not again
+    if text is METHOD:
+        assert cell(3, version=2).version == 2

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rd3.component import changes_text, flat_protocol, plain_text
+from rd3.csv_file import csv_text
 from rd3.store import now
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
@@ -223,7 +224,7 @@ def _evaluations_csv(frame: pd.DataFrame) -> str:
     """One line per evaluation with all columns; nested fields as JSON."""
     rows = frame.itertuples(index=False, name=None)
     plain = ([json.dumps(value) if isinstance(value, dict) else value for value in row] for row in rows)
-    return tables.csv_text([frame.columns, *plain])
+    return csv_text([frame.columns, *plain])
 
 
 def _environment(html: bool) -> Environment:
@@ -259,7 +260,7 @@ def _tables(page: Page) -> dict[str, str]:
     }
     claim = {"claim": page.claim.table} if page.claim else {}
     for name, table in (claim | page.extra).items():
-        written[f"tables/{name}.csv"] = tables.csv_text([table.columns, *table.texts])
+        written[f"tables/{name}.csv"] = csv_text([table.columns, *table.texts])
         written[f"tables/{name}.tex"] = latex_of_texts(table.title, table.columns, table.texts, table.note)
     return written
 

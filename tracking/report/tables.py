@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from rd3.component import changes_text
+from rd3.csv_file import csv_text
 from rd3.errors import BadValue
 from tracking.report.columns import Column
 from tracking.report.query import split_overrides
@@ -337,10 +336,3 @@ def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
         ]
         lines.append([round(value, 6) if isinstance(value, float) else value for value in values])
     return csv_text(lines)
-
-
-def csv_text(lines: Iterable[Iterable[object]]) -> str:
-    """Lines of cells as CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()
