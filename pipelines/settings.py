@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from rd3.errors import BadValue
+from rd3.one_level import one_level_down
 from rd3.registry import did_you_mean
 from rd3.values import is_utf8
 from tracking.place import Place
@@ -165,12 +167,36 @@ def session(env: Mapping[str, str] | None = None) -> Session:
     env = os.environ if env is None else env
     home = _folder(given(env, "RD3_HOME") or ".rd3", "RD3_HOME")
     data, tracking_uri = given(env, "RD3_DATA"), given(env, "MLFLOW_TRACKING_URI")
+    named = given(env, "RD3_ARTIFACTS")
+    artifacts = artifact_root(named or str(home / "artifacts"))
+    _say_if_deeper("RD3_ARTIFACTS" if named else "RD3_HOME", artifacts if named else str(home))
     return Session(
         tracking_uri=tracking_address(tracking_uri) if tracking_uri else _database_in(home),
-        artifacts=artifact_root(given(env, "RD3_ARTIFACTS") or str(home / "artifacts")),
+        artifacts=artifacts,
         home=home,
         data=_folder(data, "RD3_DATA") if data else None,
     )
+
+
+@functools.cache
+def _say_if_deeper(name: str, folder: str) -> None:
+    """Say once on stderr that a folder of results, set by the variable ``name``, has none, but one below it has."""
+    if "://" in folder:
+        return
+    root, inside = Path(folder), Path("by-key" if name == "RD3_ARTIFACTS" else "artifacts/by-key")
+    with contextlib.suppress(OSError):
+        if (root / inside).is_dir():
+            return
+        deeper = one_level_down(root, lambda one: (one / inside).is_dir())
+        if not deeper and not root.exists():  # the folder that it is in may be the one too many
+            beside = one_level_down(root.parent, lambda one: (one / root.name / inside).is_dir())
+            deeper = [one / root.name for one in beside if len(beside) == 1]  # several are other projects
+        if deeper:
+            found = ", ".join(map(str, deeper[:3])) + (", ..." if len(deeper) > 3 else "")
+            sys.stderr.write(
+                f"There are no results in {root}, but one level below, in {found}; to use them: "
+                f"export {name}={shlex.quote(str(deeper[0]))}\n"
+            )
 
 
 def trial_log_path(home: Path) -> Path:

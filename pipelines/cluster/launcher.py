@@ -12,6 +12,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from pipelines.cluster.ray import last_words
 from pipelines.cluster.submit import PROBE, Submission, check_versions
 from rd3.errors import DataMissing, RD3Error
 
@@ -27,9 +28,9 @@ def probe(cluster_file: Path) -> None:
         raise DataMissing(f"There is no cluster file {cluster_file}.", "see infra/ray/ for examples")
     asked = subprocess.run(_ray("exec", str(cluster_file), PROBE), capture_output=True, text=True, check=False)
     if asked.returncode and "rd3-probe" not in asked.stdout:
-        output = [line for line in (asked.stdout + asked.stderr).splitlines() if line.strip()]
+        said = last_words(asked.stdout + asked.stderr, "no output")
         raise RD3Error(
-            f"The head of {cluster_file} does not respond: {(output or ['no output'])[-1].strip()[:200]}",
+            f"The head of {cluster_file} does not respond: {said[:200]}.",
             f"start the cluster: ray up {cluster_file}",
         )
     check_versions(asked.stdout, f"The cluster of {cluster_file}")

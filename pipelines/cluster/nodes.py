@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.cluster.ray import ray_cluster
+from pipelines.cluster.ray import last_words, ray_cluster
 from pipelines.settings import Session
 from pipelines.transfer.datasets import absent
 from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
@@ -104,7 +104,7 @@ def is_visible(path: Path) -> bool:
 
 def last_line(error: Exception) -> str:
     """The last line of a Ray error, which may be a traceback."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+    return last_words(str(error), type(error).__name__)
 
 
 @contextlib.contextmanager

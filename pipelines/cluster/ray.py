@@ -87,14 +87,19 @@ def _is_client(address: str) -> RD3Error:
     )
 
 
+def mismatch(text: str) -> tuple[str, str] | None:
+    """The versions that the cluster and the process that joins it run, if Ray says in this text that they differ."""
+    versions = [f"Ray {ray} and Python {python}" for ray, python in re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)]
+    return (versions[0], versions[1]) if len(versions) == 2 else None
+
+
 def not_joined(address: str, error: Exception) -> RD3Error:
     """Translate Ray's exception on joining the cluster at ``address``."""
     from ray.exceptions import AuthenticationError
 
     text = str(error)
-    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
-    if len(versions) == 2:
-        theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in versions)
+    if versions := mismatch(text):
+        theirs, ours = versions
         return RD3Error(
             f"The Ray cluster at {address} runs {theirs}, this machine {ours}.",
             "install the same versions on both; Ray requires them to be equal",
@@ -114,6 +119,12 @@ _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cl
 def first_line(error: Exception) -> str:
     """The first line of an error message, which may be a page long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def last_words(text: str, otherwise: str) -> str:
+    """The last line with a word in it, without a full stop: of a traceback, the error itself."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    return lines[-1].rstrip(".") if lines else otherwise
 
 
 def _sentence(text: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipelines.cluster.ray import last_words, mismatch
 from pipelines.settings import Session
 from rd3.errors import BadValue, RD3Error, StoreError
 from tracking.ledger.faults import has_password, is_loopback
@@ -213,10 +214,24 @@ def job_errors(address: str) -> Iterator[None]:
             "give the URL of the head's dashboard, for example --address http://127.0.0.1:8265",
         ) from None
     except RuntimeError as error:  # Ray's client raises it for every error response
-        response = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
-        said = response.group(2).strip().splitlines()[-1:] if response else str(error).splitlines()[:1]
-        reason = said[0] if said else "no reason given"
-        raise RD3Error(f"The Ray cluster at {address} refused the request: {reason}", "see `rd3 jobs list`") from None
+        raise _refused(address, str(error)) from None
+
+
+def _refused(address: str, text: str) -> RD3Error:
+    """The error for Ray's text on an error response, which may end with a traceback and a full stop."""
+    if versions := mismatch(text):
+        theirs, ours = versions
+        return RD3Error(
+            f"The Ray cluster at {address} was started with {theirs}, and the process there that starts jobs with "
+            f"{ours}.",
+            "start the cluster again with one version of both",
+        )
+    response = re.search(r"status code (\d+): (.*)", text, re.DOTALL)
+    reason = last_words(response.group(2) if response else text.partition("\n")[0], "no reason given")
+    return RD3Error(
+        f"The Ray cluster at {address} refused the request: {reason}.",
+        "see `rd3 jobs list`, and Ray's logs on its head (by default /tmp/ray/session_latest/logs)",
+    )
 
 
 def connect(address: str | None) -> JobSubmissionClient:
@@ -236,24 +251,28 @@ def connect(address: str | None) -> JobSubmissionClient:
         return JobSubmissionClient(address)
 
 
-def check_versions(printed: str, where: str) -> None:
-    """Compare what :data:`PROBE` printed with this process; raise :class:`RD3Error` if the versions differ."""
+def _check_ray(theirs: str, where: str) -> None:
+    """Raise :class:`RD3Error` for another version of Ray than that of this process."""
     import ray
 
-    found = re.search(r"rd3-probe (\S+) (\S+)", printed)
-    if found is None:
-        last = (printed.strip().splitlines() or ["no output"])[-1]
-        raise RD3Error(
-            f"{where} cannot start Python with Ray: {last[:200]!r}.",
-            "install RD3's packages there, and start Ray with their Python first in PATH",
-        )
-    python, theirs = found.groups()
-    ours = platform.python_version()
     if theirs != ray.__version__:
         raise RD3Error(
             f"{where} runs Ray {theirs}, this machine has Ray {ray.__version__}.",
             f"install ray=={ray.__version__} on its nodes, or ray=={theirs} here",
         )
+
+
+def check_versions(printed: str, where: str) -> None:
+    """Compare what :data:`PROBE` printed with this process; raise :class:`RD3Error` if the versions differ."""
+    found = re.search(r"rd3-probe (\S+) (\S+)", printed)
+    if found is None:
+        raise RD3Error(
+            f"{where} cannot start Python with Ray: {last_words(printed, 'no output')[:200]!r}.",
+            "install RD3's packages there, and start Ray with their Python first in PATH",
+        )
+    python, theirs = found.groups()
+    ours = platform.python_version()
+    _check_ray(theirs, where)
     if python.split(".")[:2] != ours.split(".")[:2]:
         raise RD3Error(
             f"{where} runs Python {python}, this machine has Python {ours}.",
@@ -262,7 +281,10 @@ def check_versions(printed: str, where: str) -> None:
 
 
 def probe(client: JobSubmissionClient, address: str) -> None:
-    """Check the versions on the head with a small job."""
+    """Check the version of Ray that the head gave on connecting, then all versions with a small job there."""
+    told = getattr(client, "_server_ray_version", None)  # not public; the job says it as well
+    if told:
+        _check_ray(told, f"The cluster at {address}")
     with job_errors(address):
         job = client.submit_job(entrypoint=PROBE, submission_id=f"rd3-probe-{secrets.token_hex(4)}")
         deadline = time.monotonic() + _PROBE_WITHIN_S

@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.grid.located_yaml import read_located
+from pipelines.grid.located_yaml import point_for_comma, read_located
 from pipelines.terminal import PlainColumn, PlainConsole
 from rd3.errors import BadValue, RD3Error, StoreError
 
@@ -137,6 +137,8 @@ def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
         for problem in document.problems:
             fix = problem.fix or "use a number or a word, or put it in quotes"
             raise BadValue(f"Cannot read the value in {pair!r}: {problem.message.rstrip('.')}.", fix)
+        if fix := point_for_comma(document.data):
+            raise BadValue(f"Expected a number in {pair!r}, got one with a comma.", fix)
         fields[name] = document.data
     return fields
 

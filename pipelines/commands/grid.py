@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -362,7 +363,7 @@ def export_outcomes(
     from pipelines.grid.expand import expanded
     from pipelines.transfer import results as imports
 
-    if imports.holds_results(Path(source)):
+    if imports.holds_results(Path(source)) or (os.sep in source and Path(source).is_dir()):  # no grid is a folder
         convert = imports.convert_to_study if study else imports.convert_to_store
         outcome = convert(Path(source), folder, teachers=teachers)
     else:

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from pipelines.grid.catalog import ANY_FRAME, Catalog, Frame
-from pipelines.grid.located_yaml import Located, Path, written_at
+from pipelines.grid.located_yaml import Located, Path, point_for_comma, written_at
 from pipelines.grid.structure import (
     At,
     ClaimStructure,
@@ -400,7 +400,7 @@ class PartCheck:
         with self.noting(path):
             found = mistakes()
         if found:
-            self.problem(path, f"{' / '.join(found)}, got {what(value)}.")
+            self.problem(path, f"{' / '.join(found)}, got {what(value)}.", point_for_comma(value))
         return found == []
 
     def _right(self, values: dict[str, Any], path: Path, mistakes: Mistakes = mistakes_in) -> dict[str, Any]:

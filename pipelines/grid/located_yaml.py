@@ -115,6 +115,9 @@ _FIXES = {
 """Parts of the loader's messages and what to do."""
 _OCTAL, _BASE_60 = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
 """Numbers as YAML 1.1 has them: ``010`` is 8, and ``1:30`` is 90."""
+_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+"""A number with a decimal comma, and one whose comma may be for thousands."""
 
 
 def read_located(text: str) -> Located:
@@ -142,6 +145,24 @@ def read_located(text: str) -> Located:
     return found
 
 
+def _decimal_comma(before: yaml.Node, key: yaml.Node, value: yaml.Node) -> str:
+    """The number with a decimal comma that YAML reads as a value and a key without one, as in ``{lr: 1,5e-3}``.
+
+    Empty for any other two entries.
+    """
+    adjoining = key.start_mark.index == before.end_mark.index + 1
+    text = f"{before.value},{key.value}"
+    return text if adjoining and not value.value and _COMMA.fullmatch(text) else ""
+
+
+def point_for_comma(value: Any) -> str:
+    """The fix for a number with a comma, where three digits after it may be thousands; empty for another value."""
+    if not isinstance(value, str) or not _COMMA.fullmatch(value):
+        return ""
+    thousands = f", or {value.replace(',', '')} if it is that" if _THOUSANDS.fullmatch(value) else ""
+    return f"write {value.replace(',', '.')}{thousands}"
+
+
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:
     """The node as plain data; records lines, and problems with keys and numbers that are not what they seem."""
     found.lines.setdefault(path, node.start_mark.line + 1)
@@ -154,8 +175,14 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         return [_plain(loader, item, (*path, place), found, seen) for place, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for before, (key_node, value_node) in zip((None, *node.value), node.value, strict=False):
             key = key_node.value
+            if before and (number := _decimal_comma(before[1], key_node, value_node)):
+                where = (*path, before[0].value)
+                message = f"{number} is not one number in YAML, where a comma ends the entry."
+                found.problem(where, message, point_for_comma(number))
+                found.unreadable.add(where)
+                continue
             if key_node.tag != "tag:yaml.org,2002:str":
                 merge = key_node.tag == "tag:yaml.org,2002:merge"
                 fix = "write the values in full, or use 'also'" if merge else "put it in quotes"

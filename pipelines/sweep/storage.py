@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from rd3.errors import BadValue, StoreError
+from pipelines.terminal import printable
+from rd3.errors import BadValue, DataCorrupt, StoreError
+from rd3.store import write_atomically
 from tracking.ledger.faults import has_password, without_password
+from tracking.ledger.object_store import folder_errors
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -24,7 +30,8 @@ SCHEMA = "rd3_optuna"
 def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
     """The storage at ``place``: ``journal``, ``tracking`` (the tracking database, if it is PostgreSQL) or a URL.
 
-    The caller holds the sweep's lease, so a lock that a killed driver left on the journal is removed.
+    The caller holds the sweep's lease, so a lock that a killed driver left on the journal is removed, and a record that
+    it left unfinished at the end is cut off.  Raises :class:`DataCorrupt` for damage before the end.
     """
     if place == JOURNAL:
         from optuna.storages import JournalStorage
@@ -32,6 +39,7 @@ def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
 
         journal.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{journal}.lock").unlink(missing_ok=True)
+        _cut_back(journal)
         return JournalStorage(JournalFileBackend(str(journal)))
     if place == TRACKING:
         if not tracking_uri.startswith("postgresql"):
@@ -53,6 +61,42 @@ def open_storage(place: str, tracking_uri: str, journal: Path) -> BaseStorage:
     if place.startswith("postgres:"):  # an old name, which hosting services still give out
         raise BadValue(f"Invalid --storage {without_password(place)}.", "write postgresql+psycopg2:// at its beginning")
     return _database(place)
+
+
+def _cut_back(journal: Path) -> None:
+    """Cut a journal after its last whole record, and say so; the damaged file is kept beside it.
+
+    A machine that stops, or a full disk, leaves a part of a record, or zeros, at the end.  Optuna would write the next
+    record behind it, on the same line, and then read neither.
+    """
+    if not journal.exists():
+        return
+    with open(journal, "rb") as stream:
+        lines = stream.readlines()
+    whole = [_is_whole(line) for line in lines]
+    if all(whole):
+        return
+    first = whole.index(False)
+    if any(whole[first:]):
+        raise DataCorrupt(
+            f"{journal}, the journal of the sweep, is damaged in line {first + 1}, and whole records follow.",
+            f"remove it, as the scores of all trials are in the ledger: rm {shlex.quote(str(journal))}; the same "
+            "command then writes it again from these, and repeats no training",
+        )
+    kept = journal.with_name(f"{journal.name}.damaged")
+    with folder_errors(journal.parent, "RD3_HOME"):
+        write_atomically(kept, b"".join(lines))
+        os.truncate(journal, sum(map(len, lines[:first])))
+    text = f"{journal} ended in a damaged record, which was cut off after {first} whole ones; the file before: {kept}"
+    sys.stderr.write(f"{printable(text)}\n")
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line of a journal is a whole record."""
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _other_version(url: str, text: str) -> StoreError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipelines.settings import Session, artifact_root, tracking_address
 from rd3 import parts
 from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported, TrackingError
 from rd3.kept_students import OtherResult, add_student, differing_figure, without_student
+from rd3.one_level import one_level_down
 from rd3.recipe import KINDS, Key, Recipe, RobustnessRecipe, read_recipe, to_json
 from rd3.store import STUDENT, Entry, FolderStore, ReadableStore, existing, write_atomically
 from rd3.study import RESULTS, Study, Written, write_study
@@ -125,6 +127,8 @@ def open_results(path: Path) -> Iterator[FolderStore | Study]:
         is_study = holds_results(path) and not (path / "by-key").is_dir()
         found = Study(path, Path(scratch)) if is_study else FolderStore(path)
         if not found.names():
+            for deeper in one_level_down(path, lambda one: holds_results(one) or parts.holds_parts(one)):
+                raise DataMissing(f"{path} contains no results, but {deeper} does.", f"give {shlex.quote(str(deeper))}")
             raise DataMissing(
                 f"{path} contains no results: neither {RESULTS} nor by-key/<kind>/<key>.json.",
                 "give a folder written by `rd3 export-results`, or the --store folder of `python -m rd3.run`",

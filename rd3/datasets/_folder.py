@@ -17,6 +17,7 @@ from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
 from rd3.inputs import how_to_unpack, is_image_file, matched, require_regular, subfolders
+from rd3.one_level import one_level_down
 
 _SMALL = 200
 """Files of fewer bytes are checked: pointers of Git LFS have fewer, images hardly ever."""
@@ -153,11 +154,18 @@ def check_folders(root: Path, info: DatasetInfo) -> None:
     there = class_folders(root, info.class_ids)
     missing = [class_id for label, class_id in enumerate(info.class_ids) if label not in there]
     if missing:
+        for deeper in [] if there else one_level_down(root, lambda one: (one / info.class_ids[0]).is_dir()):
+            raise DataCorrupt(f"The class folders of {root} are a level deeper, in {deeper}.", move_up(deeper))
         raise DataCorrupt(
             f"{root} has {info.num_classes - len(missing)} of the {info.num_classes} class folders of {info.name}; "
             f"the first missing one is {missing[0]}.",
             (None if there else _how_to_sort(root, missing[0])) or f"unpack {info.name} completely",
         )
+
+
+def move_up(deeper: Path) -> str:
+    """What to do with a folder whose content belongs into the folder above it."""
+    return f"move its content up: mv {shlex.quote(str(deeper))}/* {shlex.quote(str(deeper.parent))}/"
 
 
 def _how_to_sort(root: Path, first: str) -> str | None:

@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._cache import replacing, short_hash
-from rd3.datasets._folder import find_folder
+from rd3.datasets._folder import find_folder, move_up
 from rd3.datasets._memory import open_in_memory
-from rd3.datasets._parquet import find_parquet
+from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, counts_text, with_counts
 from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
+from rd3.one_level import one_level_down
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 MEMORY_SIDE = 64
@@ -166,12 +167,35 @@ class FileSource(Source):
             folder, file = shlex.quote(str(archive.parent)), shlex.quote(str(archive))
             command = f"unzip {file} -d {folder}" if archive.suffix.lower() == ".zip" else f"tar -xf {file} -C {folder}"
             return DataMissing(f"{searched}; {archive} is not unpacked.", f"unpack it: {command}")
+        if deeper := self._one_level_down(roots, places):
+            return DataMissing(f"{searched}; {deeper[0]} has it.", deeper[1])
         place = next(filter(Path.is_dir, places), None)
         if place is not None:
             names = sorted(path.name for path in place.glob("*"))
             holds = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "nothing"
             searched += f"; {place} holds {holds}, which is not a known layout of it"
         return DataMissing(f"{searched}.", self.how_to_get(roots))
+
+    def _one_level_down(self, roots: Roots, places: Sequence[Path]) -> tuple[Path, str] | None:
+        """A folder with this dataset that is one level deeper than those searched, and what to do; None without one."""
+        for place in filter(Path.is_dir, places):
+            for deeper in one_level_down(place, self._seems_to_be):
+                return deeper, move_up(deeper)
+        if roots.data is not None:
+            for root in one_level_down(roots.data, lambda one: any(map(Path.is_dir, self._only_below(one, roots)))):
+                deeper = next(filter(Path.is_dir, self._only_below(root, roots)))
+                return deeper, f"export RD3_DATA={shlex.quote(str(root))}"
+        return None
+
+    def _only_below(self, data: Path, roots: Roots) -> list[Path]:
+        """The places searched with another folder of datasets, and not with the present one."""
+        present = self.places(roots)
+        return [place for place in self.places(replace(roots, data=data)) if place not in present]
+
+    def _seems_to_be(self, folder: Path) -> bool:
+        """Whether a folder has the first class's folder, Parquet files or an archive's folder; opens no file."""
+        named = [*self.folders, f"train/{self.info.class_ids[0]}"]
+        return any((folder / name).is_dir() for name in named) or bool(shards(folder))
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
         """Raise for a subset in place of the complete dataset, the reverse, or an incomplete copy."""

@@ -19,7 +19,7 @@ from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import write_json
 from rd3.datasets._class_counts import check_classes
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
-from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files
+from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files, move_up
 from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, Records, counts_text
 from rd3.datasets._source import Counts, FileSource, register_again
@@ -47,6 +47,7 @@ from rd3.inputs import (
     windows_path,
 )
 from rd3.locks import exclusive
+from rd3.one_level import one_level_down
 from rd3.recipe import Normalisation
 from rd3.values import Frozen, first_mistake
 
@@ -122,6 +123,8 @@ def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -
         roots = (folder / train, folder / test)
         for root in roots:
             if not root.is_dir():
+                for deeper in one_level_down(folder, lambda one: (one / train).is_dir() and (one / test).is_dir()):
+                    raise DataMissing(f"There is no folder {root}; {deeper} has it.", move_up(deeper))
                 raise DataMissing(f"There is no folder {root}.", _restore(info))
             check_folders(root, info)
         train_part, test_part = (FolderRecords.scan(root, info.class_ids) for root in roots)

@@ -196,3 +196,44 @@ def test_the_address_of_a_page_of_mlflow_is_refused(page: str):
     with pytest.raises(BadValue, match=r", the address of a page of MLflow") as refused:
         tracking_address(f"http://127.0.0.1:5000{page}")
     assert refused.value.fix == f"write that of its server: {server}"
+
+
+def test_results_one_level_below_the_home_are_named_once(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "outer/rd3 home/artifacts/by-key").mkdir(parents=True)
+    (here / "outer/__MACOSX/rd3 home").mkdir(parents=True)
+    (here / "outer/artifacts/leases").mkdir(parents=True)  # of a command that found nothing
+    for _time in range(2):
+        session({"RD3_HOME": "outer"})
+    found = here / "outer/rd3 home"
+    assert capsys.readouterr().err == (
+        f"There are no results in {here / 'outer'}, but one level below, in {found}; to use them: "
+        f"export RD3_HOME='{found}'\n"
+    )
+    session({"RD3_ARTIFACTS": "outer/rd3 home"})
+    assert capsys.readouterr().err.endswith(f"export RD3_ARTIFACTS='{found}/artifacts'\n")
+
+
+def test_results_of_a_project_one_level_below_are_named(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "project/.rd3/artifacts/by-key").mkdir(parents=True)
+    session({})
+    assert capsys.readouterr().err.endswith(f"export RD3_HOME={here}/project/.rd3\n")
+
+
+@pytest.mark.parametrize(
+    ("folders", "env"),
+    [
+        ([], {}),
+        ([".rd3"], {}),
+        (["outer/data"], {"RD3_HOME": "outer"}),
+        (["outer/artifacts/by-key", "outer/copy/artifacts/by-key"], {"RD3_HOME": "outer"}),
+        (["one/.rd3/artifacts/by-key", "two/.rd3/artifacts/by-key"], {}),
+        (["outer/a/b/artifacts/by-key"], {"RD3_HOME": "outer"}),
+        (["outer/home/artifacts/by-key"], {"RD3_HOME": "outer", "RD3_ARTIFACTS": "s3://bucket/rd3"}),
+    ],
+    ids=["nothing", "empty", "new", "results", "projects", "two levels", "ledger elsewhere"],
+)
+def test_other_homes_stay_silent(here: Path, capsys: pytest.CaptureFixture[str], folders: list[str], env: dict):
+    for folder in folders:
+        (here / folder).mkdir(parents=True)
+    session(env)
+    assert capsys.readouterr().err == ""

@@ -129,6 +129,37 @@ def test_other_versions_are_named(printed, message):
     assert message in str(caught.value)
 
 
+def test_a_head_that_tells_another_version_of_ray_gets_no_job(monkeypatch):
+    client = Client([], [])
+    monkeypatch.setattr(client, "_server_ray_version", "2.40.0", raising=False)
+    with pytest.raises(RD3Error, match=rf"at http://x runs Ray 2\.40\.0, this machine has Ray {ray.__version__}"):
+        submit.probe(client, "http://x")
+
+
+TRACEBACK = "Request failed with status code 500: Traceback (most recent call last):\n  File x\n    raise"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{TRACEBACK}\nKeyError: 'token'\n.", "at x refused the request: KeyError: 'token'. Fix: see `rd3 jobs list`"),
+        ("Request failed with status code 400: \n.", "at x refused the request: no reason given."),
+        ("No such job.\nmore", "at x refused the request: No such job."),
+        (
+            f"{TRACEBACK}\nRuntimeError: Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n"
+            "    Python: 3.11.7\nThis process on node 127.0.0.1 was started with:\n    Ray: 2.60.0\n"
+            "    Python: 3.11.8\n.",
+            "at x was started with Ray 2.40.0 and Python 3.11.7, and the process there that starts jobs with Ray "
+            "2.60.0 and Python 3.11.8. Fix: start the cluster again with one version of both",
+        ),
+    ],
+)
+def test_what_the_head_says_is_passed_on(text, said):
+    with pytest.raises(RD3Error) as caught, submit.job_errors("x"):
+        raise RuntimeError(text)
+    assert f"The Ray cluster {said}" in " ".join(str(caught.value).split())
+
+
 def test_the_probe_is_true_of_this_machine():
     said = subprocess.run([sys.executable, *shlex.split(submit.PROBE)[1:]], capture_output=True, text=True)
     submit.check_versions(said.stdout, "This machine")

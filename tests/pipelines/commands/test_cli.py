@@ -627,6 +627,8 @@ def test_fields_are_read_as_yaml():
     }
     with pytest.raises(BadValue, match="NAME=VALUE"):
         parse_fields(["a"])
+    with pytest.raises(BadValue, match=r"Expected a number in 'lr=1,5e-3', got one with a comma\. Fix: write 1\.5e-3"):
+        parse_fields(["lr=1,5e-3"])
     for value, why in (("[1, 2", "Invalid YAML"), ("010", "base 8"), (".nan", "finite"), ("&b [*b]", "Aliases")):
         with pytest.raises(BadValue, match=re.escape(f"Cannot read the value in 'a={value}': ") + f".*{why}"):
             parse_fields([f"a={value}"])

@@ -482,6 +482,12 @@ def test_mistakes_in_the_keys_of_students():
         ("ipc: [010]", "010 is 8 in YAML, which reads it in base 8. Fix: write 10 or 8, or put it in quotes"),
         ("ipc: [1:30]", "1:30 is 90 in YAML, which reads it in base 60. Fix: write 90, or put it in quotes"),
         ("ipc: [.nan]", ".nan is not a finite number. Fix: write a number, or put it in quotes"),
+        (
+            "ipc: [1]\nprotocol: {lr: 1,5e-3}",
+            "1,5e-3 is not one number in YAML, where a comma ends the entry. Fix: write 1.5e-3",
+        ),
+        ("ipc: [1]\nprotocol: {epochs: 2, zeta: 0,5, lr: 1}", "a comma ends the entry. Fix: write 0.5"),
+        ("ipc: [1]\nprotocol: {epochs: 1,000}", "a comma ends the entry. Fix: write 1.000, or 1000 if it is that"),
         ("ipc:[1]", "could not find expected ':'. Fix: write `key: value`, with a space after the colon"),
         ("ipc:\n\t- 1", "Fix: indent with spaces"),
         ("<<: {ipc: [1]}", "Key '<<' is not a string. Fix: write the values in full, or use 'also'"),
@@ -494,5 +500,10 @@ def test_traps_of_yaml(new: str, said: str):
         parse_grid(text.replace("ipc: [1]", new), "x")
     first = caught.value.problems[0]
     assert str(first).endswith(said)
-    assert first.line == (5 if "\t" in new else 1 if "<<" in new else 4)
+    assert first.line == (5 if "\n" in new else 1 if "<<" in new else 4)
     assert len(caught.value.problems) == (2 if "<<" in new else 1), "ipc is missing then"
+
+
+def test_a_decimal_comma_in_a_value_of_its_own():
+    found = problems(BASE + "protocol:\n  lr: 1,5e-3\n")["protocol.lr"]
+    assert found.endswith('got the text "1,5e-3". write 1.5e-3')

@@ -119,6 +119,7 @@ def test_each_key_is_checked(key, value, said):
         ("lr: {low: 0.1}", "space.lr (line 9): The range has no 'high'."),
         ("lr: {low: 0.1, high: 1, lag: true}", "space.lr.lag (line 9): A range has no key 'lag' here."),
         ("lr: {low: 0.1, high: x}", "space.lr.high (line 9): Input should be a valid number"),
+        ("lr: {low: 0.1, high: 1,5}", "space.lr.high (line 9): 1,5 is not one number in YAML"),
         ("lr: {low: 0.1, high: 1, log: 1}", "space.lr.log (line 9): Expected true or false"),
         ("lr: {low: 0.1, high: 1, log: true, step: 0.1}", "space.lr.step (line 9): A logarithmic range has no steps."),
         ("lr: {low: 0.1, high: 1, step: 0}", "space.lr.step (line 9): Expected a number above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.study import STARTUP_TRIALS, Contest, Ended, Pruning, Tuning
 from pipelines.sweep.values import Sweep
+from rd3.errors import DataCorrupt
 
 EPOCHS = 20
 
@@ -149,3 +151,46 @@ def test_a_journal_goes_on_where_a_killed_driver_left_its_lock(journal, tmp_path
     again.tell(*second, Ended("PRUNED", None, {5: 0.5}), datetime.now())
     assert [one.state.name for one in again.trials()] == ["COMPLETE", "PRUNED"]
     assert again.trials()[0].user_attrs == {"evaluations": ["k"]}
+
+
+DAMAGE: dict[str, Callable[[list[bytes]], bytes]] = {
+    "half of the last record": lambda lines: b"".join(lines)[: -len(lines[-1]) // 2],
+    "no end of line": lambda lines: b"".join(lines)[:-1],
+    "two thirds gone": lambda lines: b"".join(lines)[: len(b"".join(lines)) // 3],
+    "zeros behind": lambda lines: b"".join(lines) + bytes(300),
+    "zeros for the last record": lambda lines: b"".join(lines[:-1]) + bytes(len(lines[-1])),
+    "a record written behind a half": lambda lines: b"".join(lines[:-2]) + lines[-2][:40] + lines[-1],
+    "zeros alone": lambda lines: bytes(sum(map(len, lines))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_journal_with_a_damaged_end_goes_on_from_its_whole_records(journal, tmp_path, damage, capsys):
+    path, asked = tmp_path / "sweeps" / "one.journal", sweep(trials=9)
+    expected = plain(play(asked, storage=journal()))
+    with open(path, "rb") as stream:
+        lines = stream.readlines()
+    damaged = DAMAGE[damage](lines)
+    path.write_bytes(damaged)
+    storage = journal()
+    kept = path.read_bytes()
+    assert kept in [b"".join(lines[:whole]) for whole in range(len(lines) + 1)]
+    assert (tmp_path / "sweeps" / "one.journal.damaged").read_bytes() == damaged
+    said = f"{path} ended in a damaged record, which was cut off after {kept.count(bytes([10]))} whole ones; the file"
+    assert capsys.readouterr().err.startswith(said)
+    assert plain(play(asked, storage=storage)) == expected
+    assert plain(play(asked, storage=journal())) == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_damage_before_the_end_of_a_journal_is_named_and_the_journal_may_be_removed(journal, tmp_path):
+    path, asked = tmp_path / "sweeps" / "one.journal", sweep(trials=9)
+    expected = plain(play(asked, storage=journal()))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], lines[3][:50] + lines[4], *lines[5:]]))
+    before = path.read_bytes()
+    with pytest.raises(DataCorrupt, match=r"is damaged in line 4, and whole records follow.*remove it") as caught:
+        journal()
+    assert path.read_bytes() == before and [one.name for one in path.parent.iterdir()] == [path.name]
+    subprocess.run(str(caught.value.fix).partition("ledger: ")[2].partition(";")[0], shell=True, check=True)
+    assert plain(play(asked, storage=journal())) == expected

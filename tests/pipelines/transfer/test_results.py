@@ -123,6 +123,19 @@ def test_what_holds_no_results_is_said(rd3: Run, home: Path, tmp_path: Path) -> 
         assert "contains no results: neither results.parquet nor by-key" in refused(rd3, home, path)
 
 
+def test_results_one_level_deeper_are_named(rd3: Run, home: Path, study: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "my outer"
+    shutil.copytree(study, outer / study.name)
+    (outer / "__MACOSX").mkdir()
+    said = f"{outer} contains no results, but {outer / study.name} does.\nFix: give '{outer / study.name}'\n"
+    assert said in refused(rd3, home, outer)
+    code, _out, err = rd3("export-results", outer, tmp_path / "again")
+    assert code == 2 and said in err
+    assert rd3("export-results", study, outer / "a store")[0] == 0
+    shutil.rmtree(outer / study.name)
+    assert f"contains no results, but {outer / 'a store'} does." in refused(rd3, home, outer)
+
+
 def test_a_study_that_means_harm_is_refused(rd3: Run, home: Path, study: Path) -> None:
     path = study / "results.parquet"
     table = pq.read_table(path)

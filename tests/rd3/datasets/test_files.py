@@ -261,6 +261,40 @@ def test_a_folder_in_another_layout_is_said_to_hold_something_else(tmp_path):
         open_dataset("cifar10", Roots(tmp_path / "data", tmp_path / "home"))
 
 
+def test_a_folder_of_datasets_one_level_deeper_is_named(tmp_path):
+    for folder in ("cifar-10-batches-py", "imagenet1k", "mine"):
+        (tmp_path / "data/my data" / folder).mkdir(parents=True)
+    roots = Roots(tmp_path / "data", tmp_path / "home")
+    for name, folder in (("cifar10", "cifar-10-batches-py"), ("imagewoof", "imagenet1k")):
+        with pytest.raises(DataMissing) as caught:
+            open_dataset(name, roots)
+        assert caught.value.message.endswith(f"; {tmp_path / 'data/my data' / folder} has it.")
+        assert caught.value.fix == f"export RD3_DATA='{tmp_path / 'data/my data'}'"
+    with pytest.raises(DataMissing, match="rd3 data fetch cifar100"):
+        open_dataset("cifar100", roots)
+
+
+def test_a_dataset_one_level_deeper_in_its_folder_is_moved_up(tmp_path):
+    """The command is run as it is printed."""
+    place, roots = tmp_path / "data/imagenette-224", Roots(tmp_path / "data", tmp_path / "home")
+    deeper = place / "a folder"
+    for class_id in dataset_info("imagenette-224").class_ids:
+        for split in ("train", "val"):
+            (deeper / split / class_id).mkdir(parents=True)
+    (place / "closed").mkdir(mode=0)
+    with pytest.raises(DataMissing) as caught:
+        open_dataset("imagenette-224", roots)
+    assert caught.value.message.endswith(f"; {deeper} has it.")
+    subprocess.run(caught.value.fix.removeprefix("move its content up: "), shell=True, check=True)
+    with pytest.raises(DataCorrupt, match=rf"{place} holds 0"):
+        open_dataset("imagenette-224", roots)
+    (place / "again").mkdir()
+    (place / "train").rename(place / "again/train")
+    (place / "again").rename(place / "train")
+    with pytest.raises(DataCorrupt, match=f"The class folders of {place}/train are a level deeper, in {place}/train/t"):
+        open_dataset("imagenette-224", roots)
+
+
 def test_parquet_in_the_folder_of_a_configuration(roots):
     """As the hub has CIFAR-10: ``plain_text/train-00000-of-00001.parquet``."""
     before = Toy().open(roots)

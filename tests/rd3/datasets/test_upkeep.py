@@ -131,6 +131,19 @@ def test_a_registered_folder_that_changed(tmp_path, roots):
     assert open_dataset("mine", roots).info.train_per_class == 8
 
 
+def test_a_registered_folder_whose_content_is_a_level_deeper(tmp_path, roots):
+    base = tmp_path / "mine"
+    image_folder(base / "train")
+    image_folder(base / "test")
+    add_folder("mine", base, roots, 32, say=lambda _note: None)
+    base.rename(tmp_path / "copy")
+    base.mkdir()
+    (tmp_path / "copy").rename(base / "mine")
+    with pytest.raises(DataMissing, match=f"There is no folder {base / 'train'}; {base / 'mine'} has it") as caught:
+        open_dataset("mine", roots)
+    assert caught.value.fix == f"move its content up: mv {base / 'mine'}/* {base}/"
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_registered_folder_that_lost_a_split(tmp_path, roots, part):
     base = tmp_path / "mine"
