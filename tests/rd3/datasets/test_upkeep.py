@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -246,6 +247,7 @@ def test_a_fetched_folder_obeys_the_umask(roots, small_cifar, umask, mode):
 def test_fetch_names_a_proxy_that_is_no_address(roots, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:PORT")
     monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first use
     with pytest.raises(DataMissing, match=r"InvalidURL.*correct or unset HTTPS_PROXY") as caught:
         fetch("cifar10", roots)
     assert "proxy:PORT" in caught.value.fix and "secret" not in str(caught.value)

@@ -179,6 +179,7 @@ def test_torchvision_weights_that_cannot_be_had(dataset, tmp_path, monkeypatch):
 def test_a_proxy_that_is_no_address_is_said(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:PORT")
     monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first use
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(DataMissing, match=r"cannot be downloaded \(nonnumeric port: 'PORT'\)"):
         bring("torchvision:resnet18", dataset, tmp_path / "out")
