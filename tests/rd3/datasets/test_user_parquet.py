@@ -34,7 +34,7 @@ def test_it_is_the_dataset_that_its_folders_are(test, roots, tmp_path):
     folders(tmp_path / "folders", test="test")
     notes: list[str] = []
     of_folders = add_folder("a", tmp_path / "folders", roots, 32, say=lambda note: None)
-    info = add_folder("b", hub(tmp_path / "hub", test), roots, 32, say=lambda note: notes.append(note.text))
+    info = add_folder("b", hub(tmp_path / "b", test), roots, 32, say=lambda note: notes.append(note.text))
     counts = ("train_count", "test_count", "train_per_class", "normalisation", "resolution", "class_ids")
     assert sorted(CLASSES) == list(CLASSES), "the folders have the same class order"
     assert [getattr(info, name) for name in counts] == [getattr(of_folders, name) for name in counts]
@@ -44,7 +44,7 @@ def test_it_is_the_dataset_that_its_folders_are(test, roots, tmp_path):
         rows = [torch.tensor(data.labels(split)).argsort(stable=True) for data in (one, other)]
         assert torch.equal(one.images(split, rows[0].numpy()), other.images(split, rows[1].numpy()))
     assert shorter_sides("b", roots).median == 32
-    assert fingerprint_in(tmp_path / "hub", roots, registration("b", roots)) == other.fingerprint
+    assert fingerprint_in(tmp_path / "b", roots, registration("b", roots)) == other.fingerprint
 
 
 def test_the_class_order_is_the_one_that_is_stated(roots, tmp_path):
