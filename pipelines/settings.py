@@ -194,7 +194,7 @@ def _say_if_deeper(name: str, folder: str) -> None:
         if deeper:
             found = ", ".join(map(str, deeper[:3])) + (", ..." if len(deeper) > 3 else "")
             sys.stderr.write(
-                f"There are no results in {root}, but one level below, in {found}; to use them: "
+                f"{root} contains no results, but there are some one level deeper, in {found}. To use them: "
                 f"export {name}={shlex.quote(str(deeper[0]))}\n"
             )
 

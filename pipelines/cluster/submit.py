@@ -282,9 +282,9 @@ def check_versions(printed: str, where: str) -> None:
 
 def probe(client: JobSubmissionClient, address: str) -> None:
     """Check the version of Ray that the head gave on connecting, then all versions with a small job there."""
-    told = getattr(client, "_server_ray_version", None)  # not public; the job says it as well
-    if told:
-        _check_ray(told, f"The cluster at {address}")
+    reported = getattr(client, "_server_ray_version", None)  # private in Ray; the probe job reports it as well
+    if reported:
+        _check_ray(reported, f"The cluster at {address}")
     with job_errors(address):
         job = client.submit_job(entrypoint=PROBE, submission_id=f"rd3-probe-{secrets.token_hex(4)}")
         deadline = time.monotonic() + _PROBE_WITHIN_S

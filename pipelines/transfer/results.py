@@ -127,8 +127,9 @@ def open_results(path: Path) -> Iterator[FolderStore | Study]:
         is_study = holds_results(path) and not (path / "by-key").is_dir()
         found = Study(path, Path(scratch)) if is_study else FolderStore(path)
         if not found.names():
-            for deeper in one_level_down(path, lambda one: holds_results(one) or parts.holds_parts(one)):
-                raise DataMissing(f"{path} contains no results, but {deeper} does.", f"give {shlex.quote(str(deeper))}")
+            if deeper := one_level_down(path, lambda one: holds_results(one) or parts.holds_parts(one)):
+                message = f"{path} contains no results, but {deeper[0]} does."
+                raise DataMissing(message, f"give {shlex.quote(str(deeper[0]))}")
             raise DataMissing(
                 f"{path} contains no results: neither {RESULTS} nor by-key/<kind>/<key>.json.",
                 "give a folder written by `rd3 export-results`, or the --store folder of `python -m rd3.run`",

@@ -150,16 +150,17 @@ def class_folders(root: Path, class_ids: Sequence[str]) -> dict[int, str]:
 def check_folders(root: Path, info: DatasetInfo) -> None:
     """Raise if the folder or a class folder in it is missing."""
     if not root.is_dir():
-        raise DataMissing(f"There is no folder {root}.", f"unpack {info.name} completely")
+        raise DataMissing(f"{root} does not exist.", f"extract the complete archive of {info.name}")
     there = class_folders(root, info.class_ids)
     missing = [class_id for label, class_id in enumerate(info.class_ids) if label not in there]
     if missing:
-        for deeper in [] if there else one_level_down(root, lambda one: (one / info.class_ids[0]).is_dir()):
-            raise DataCorrupt(f"The class folders of {root} are a level deeper, in {deeper}.", move_up(deeper))
+        if not there and (deeper := one_level_down(root, lambda one: (one / info.class_ids[0]).is_dir())):
+            message = f"The class folders of {root} are a level deeper, in {deeper[0]}."
+            raise DataCorrupt(message, move_up(deeper[0]))
         raise DataCorrupt(
             f"{root} has {info.num_classes - len(missing)} of the {info.num_classes} class folders of {info.name}; "
             f"the first missing one is {missing[0]}.",
-            (None if there else _how_to_sort(root, missing[0])) or f"unpack {info.name} completely",
+            (None if there else _how_to_sort(root, missing[0])) or f"extract the complete archive of {info.name}",
         )
 
 

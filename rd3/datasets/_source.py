@@ -168,7 +168,7 @@ class FileSource(Source):
             command = f"unzip {file} -d {folder}" if archive.suffix.lower() == ".zip" else f"tar -xf {file} -C {folder}"
             return DataMissing(f"{searched}; {archive} is not unpacked.", f"unpack it: {command}")
         if deeper := self._one_level_down(roots, places):
-            return DataMissing(f"{searched}; {deeper[0]} has it.", deeper[1])
+            return DataMissing(f"{searched}, but it is one level deeper, in {deeper[0]}.", deeper[1])
         place = next(filter(Path.is_dir, places), None)
         if place is not None:
             names = sorted(path.name for path in place.glob("*"))
@@ -179,12 +179,13 @@ class FileSource(Source):
     def _one_level_down(self, roots: Roots, places: Sequence[Path]) -> tuple[Path, str] | None:
         """A folder with this dataset that is one level deeper than those searched, and what to do; None without one."""
         for place in filter(Path.is_dir, places):
-            for deeper in one_level_down(place, self._seems_to_be):
-                return deeper, move_up(deeper)
+            if found := one_level_down(place, self._seems_to_be):
+                return found[0], move_up(found[0])
         if roots.data is not None:
-            for root in one_level_down(roots.data, lambda one: any(map(Path.is_dir, self._only_below(one, roots)))):
-                deeper = next(filter(Path.is_dir, self._only_below(root, roots)))
-                return deeper, f"export RD3_DATA={shlex.quote(str(root))}"
+            found = one_level_down(roots.data, lambda one: any(map(Path.is_dir, self._only_below(one, roots))))
+            if found:
+                deeper = next(filter(Path.is_dir, self._only_below(found[0], roots)))
+                return deeper, f"export RD3_DATA={shlex.quote(str(found[0]))}"
         return None
 
     def _only_below(self, data: Path, roots: Roots) -> list[Path]:

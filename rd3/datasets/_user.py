@@ -123,9 +123,10 @@ def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -
         roots = (folder / train, folder / test)
         for root in roots:
             if not root.is_dir():
-                for deeper in one_level_down(folder, lambda one: (one / train).is_dir() and (one / test).is_dir()):
-                    raise DataMissing(f"There is no folder {root}; {deeper} has it.", move_up(deeper))
-                raise DataMissing(f"There is no folder {root}.", _restore(info))
+                if deeper := one_level_down(folder, lambda one: (one / train).is_dir() and (one / test).is_dir()):
+                    message = f"{root} does not exist, but {deeper[0]} contains such a folder."
+                    raise DataMissing(message, move_up(deeper[0]))
+                raise DataMissing(f"{root} does not exist.", _restore(info))
             check_folders(root, info)
         train_part, test_part = (FolderRecords.scan(root, info.class_ids) for root in roots)
         return Found(folder, "folders", train_part, test_part)
@@ -373,9 +374,10 @@ def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple
             f"{root} has class folders whose names differ in spaces or in how characters are composed: {spelled}.",
             "move their images into one folder, or rename one",
         )
+    if add is None:  # images of a split are counted later, for both parts together
+        return tuple(classes), by_numbers
     for one in found:
-        has_images = any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir())
-        if add and not has_images:  # of a split, both parts are counted together
+        if not any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir()):
             raise _no_images(root, one, found, add)
     return tuple(classes), by_numbers
 

@@ -206,7 +206,7 @@ def test_results_one_level_below_the_home_are_named_once(here: Path, capsys: pyt
         session({"RD3_HOME": "outer"})
     found = here / "outer/rd3 home"
     assert capsys.readouterr().err == (
-        f"There are no results in {here / 'outer'}, but one level below, in {found}; to use them: "
+        f"{here / 'outer'} contains no results, but there are some one level deeper, in {found}. To use them: "
         f"export RD3_HOME='{found}'\n"
     )
     session({"RD3_ARTIFACTS": "outer/rd3 home"})

@@ -268,7 +268,7 @@ def test_a_folder_of_datasets_one_level_deeper_is_named(tmp_path):
     for name, folder in (("cifar10", "cifar-10-batches-py"), ("imagewoof", "imagenet1k")):
         with pytest.raises(DataMissing) as caught:
             open_dataset(name, roots)
-        assert caught.value.message.endswith(f"; {tmp_path / 'data/my data' / folder} has it.")
+        assert caught.value.message.endswith(f", but it is one level deeper, in {tmp_path / 'data/my data' / folder}.")
         assert caught.value.fix == f"export RD3_DATA='{tmp_path / 'data/my data'}'"
     with pytest.raises(DataMissing, match="rd3 data fetch cifar100"):
         open_dataset("cifar100", roots)
@@ -284,7 +284,7 @@ def test_a_dataset_one_level_deeper_in_its_folder_is_moved_up(tmp_path):
     (place / "closed").mkdir(mode=0)
     with pytest.raises(DataMissing) as caught:
         open_dataset("imagenette-224", roots)
-    assert caught.value.message.endswith(f"; {deeper} has it.")
+    assert caught.value.message.endswith(f", but it is one level deeper, in {deeper}.")
     subprocess.run(caught.value.fix.removeprefix("move its content up: "), shell=True, check=True)
     with pytest.raises(DataCorrupt, match=rf"{place} holds 0"):
         open_dataset("imagenette-224", roots)
@@ -527,7 +527,7 @@ def test_tiny_imagenet_archive(tmp_path):
     assert opened.labels("test").tolist() == list(range(199, -1, -1))
     assert torch.equal(opened.images("test", [7])[0], plain(picture(307, (64, 64), kind="JPEG")))
     (base / "train").rename(base / "elsewhere")
-    with pytest.raises(DataMissing, match=r"There is no folder .*train\. Fix: unpack tinyimagenet completely"):
+    with pytest.raises(DataMissing, match=r"/train does not exist\. Fix: extract the complete archive of tinyimagenet"):
         Small().look(base)
     (base / "elsewhere").rename(base / "train")
     (base / "val/val_annotations.txt").write_text(lines[0].replace(ids[199], "n00000000"))

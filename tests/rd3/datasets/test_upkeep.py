@@ -140,7 +140,8 @@ def test_a_registered_folder_whose_content_is_a_level_deeper(tmp_path, roots):
     base.rename(tmp_path / "copy")
     base.mkdir()
     (tmp_path / "copy").rename(base / "mine")
-    with pytest.raises(DataMissing, match=f"There is no folder {base / 'train'}; {base / 'mine'} has it") as caught:
+    said = f"{base / 'train'} does not exist, but {base / 'mine'} contains such a folder"
+    with pytest.raises(DataMissing, match=said) as caught:
         open_dataset("mine", roots)
     assert caught.value.fix == f"move its content up: mv {base / 'mine'}/* {base}/"
 
@@ -152,7 +153,7 @@ def test_a_registered_folder_that_lost_a_split(tmp_path, roots, part):
     image_folder(base / "test")
     add_folder("mine", base, roots, 32, say=lambda _note: None)
     (base / part).rename(base / "other")
-    with pytest.raises(DataMissing, match=f"There is no folder {base / part}"):
+    with pytest.raises(DataMissing, match=f"{base / part} does not exist"):
         open_dataset("mine", roots)
     [finding] = doctor(roots, ["mine"])
     assert finding.state == "wrong"
