@@ -143,11 +143,14 @@ def trial_set(
     teachers: Sequence[NormalisedNetwork],
     tmp: Path,
     folder: Path,
+    *,
+    device: str = "cpu",
     **options: Any,
 ) -> Manifest | None:
     """Generate the set of the last of ``recipes`` in ``folder``, and its parents once in ``tmp``.
 
-    ``teachers`` are those of the last recipe; an initial set uses the first of them.  Backbones are untrained.
+    ``teachers`` are those of the last recipe, on ``device``; an initial set uses the first of them.  Backbones are
+    untrained.
     """
     from rd3 import layer_statistics
     from rd3.teacher import dynamics as recordings
@@ -161,22 +164,24 @@ def trial_set(
         place = tmp / "parents" / parent.key
         if isinstance(parent, StatisticsRecipe) and parent.key in recipe.statistics:
             if not place.is_dir():
-                layer_statistics.collect(parent, by_key[parent.teacher], dataset, place, device="cpu")
-            statistics.append(layer_statistics.load(place, parent))
+                layer_statistics.collect(parent, by_key[parent.teacher], dataset, place, device=device)
+            statistics.append(layer_statistics.load(place, parent, device=device))
         elif isinstance(parent, TrainingDynamicsRecipe):
             if not place.is_dir():
-                recordings.record(parent, dataset, place)
+                recordings.record(parent, dataset, place, device=device)
             dynamics.append(recordings.load(place, parent.key))
         elif isinstance(parent, DerivedRecipe):
             if not place.is_dir():
-                _derive(parent, trial_backbone(backbones[parent.backbone], dataset), dataset, place)
+                _derive(parent, trial_backbone(backbones[parent.backbone], dataset).to(device), dataset, place)
             derived.append(place)
         elif isinstance(parent, SetRecipe):
-            synthesize(parent, dataset, [by_key.get(key, teachers[0]) for key in parent.teachers], place)
+            initial = [by_key.get(key, teachers[0]) for key in parent.teachers]
+            synthesize(parent, dataset, initial, place, device=device)
             init = SetOnDisk.open(place)
     return synthesize(
         recipe, dataset, teachers, folder, statistics=statistics, dynamics=dynamics, init=init, derived=derived,
-        backbones=[trial_backbone(backbones[key], dataset) for key in recipe.backbones], **options,
+        backbones=[trial_backbone(backbones[key], dataset).to(device) for key in recipe.backbones], device=device,
+        **options,
     )  # fmt: skip
 
 

@@ -10,15 +10,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What needs a CUDA device says so where there is none."""
-    if item.get_closest_marker("cuda") is not None:
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device here")
-
-
 @pytest.fixture
 def closed_port() -> Iterator[int]:
     """A port on which nothing answers, held so that no other process takes it meanwhile."""
